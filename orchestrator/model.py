@@ -1,0 +1,199 @@
+"""The nouns all rooms share: plain immutable values, no behaviour that needs a database, Optuna or Hydra."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Direction: TypeAlias = Literal["minimize", "maximize"]
+JSONValue: TypeAlias = Any  # None, bool, int, float, str, and lists and string-keyed dicts of them
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One grid axis: a dotted path into ``params`` and the values it takes, in the order the user wrote them."""
+
+    path: str
+    values: tuple[JSONValue, ...]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """One parameter left to the sampler.
+
+    ``float`` and ``int`` use `low`, `high` (both inclusive), `step` (None: continuous, 1 for int) and `log`;
+    ``categorical`` uses `choices` (JSON values).
+    """
+
+    path: str
+    kind: Literal["float", "int", "categorical"]
+    low: float | int | None = None
+    high: float | int | None = None
+    step: float | int | None = None
+    log: bool = False
+    choices: tuple[JSONValue, ...] = ()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell; `hours` of wall time a launch."""
+
+    trials: int
+    per_cell: int = 1
+    hours: float | None = None
+    max_failures_per_cell: int = 3
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """All that a launch says about a study, as it is stored with it: nothing of the host, no resolved secret.
+
+    `objective`, `params`, `sampler`, `pruner` and `runner` are unresolved plain containers (interpolations are kept as
+    strings); the child resolves `params` after it merged the trial's values in.
+    """
+
+    name: str
+    directions: tuple[Direction, ...]
+    metrics: tuple[str, ...]
+    objective: Mapping[str, JSONValue]
+    params: Mapping[str, JSONValue]
+    grid: tuple[Axis, ...]
+    search: tuple[Searched, ...]
+    budget: Budget
+    allocation: str = "uniform"
+    sampler: Mapping[str, JSONValue] = field(default_factory=lambda: {"name": "tpe"})
+    pruner: Mapping[str, JSONValue] = field(default_factory=lambda: {"name": "none"})
+    runner: Mapping[str, JSONValue] = field(default_factory=dict)
+    seed: int = 0
+    priority: int = 0
+    config: str = ""
+    """The composed, unresolved Hydra config (YAML), for people and for `best out=…`."""
+
+    def cells(self) -> Iterator[dict[str, JSONValue]]:
+        """Every combination of the grid's values, the last axis fastest; one empty cell when there is no grid."""
+        for combination in itertools.product(*(axis.values for axis in self.grid)):
+            yield dict(zip((axis.path for axis in self.grid), combination, strict=True))
+
+    @property
+    def n_cells(self) -> int:
+        count = 1
+        for axis in self.grid:
+            count *= len(axis.values)
+        return count
+
+    def identity(self) -> dict[str, JSONValue]:
+        """What may not change under one name: grid, search, direction and metric, objective, defaults of params."""
+        data = self.to_json()
+        return {key: data[key] for key in ("directions", "metrics", "objective", "params", "grid", "search")}
+
+    def spec_hash(self) -> str:
+        """SHA-256 (hex) of `identity`, independent of the order in which keys were written."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, JSONValue]:
+        data: dict[str, JSONValue] = json.loads(json.dumps(asdict(self)))
+        # Axes and parameters are sets of names: their order is no part of a study's identity.
+        data["search"].sort(key=lambda s: s["path"])
+        return data
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> StudySpec:
+        fields = dict(data)
+        fields["directions"] = tuple(data["directions"])
+        fields["metrics"] = tuple(data["metrics"])
+        fields["grid"] = tuple(Axis(a["path"], tuple(a["values"])) for a in data["grid"])
+        fields["search"] = tuple(Searched(**{**s, "choices": tuple(s["choices"])}) for s in data["search"])
+        fields["budget"] = Budget(**data["budget"])
+        return StudySpec(**fields)
+
+
+def cell_label(cell: Mapping[str, JSONValue]) -> str:
+    """A cell for people: ``data.batch_size=32 model.hidden_units=64``; ``(no grid)`` for the empty one."""
+    return " ".join(f"{path}={value_label(value)}" for path, value in cell.items()) or "(no grid)"
+
+
+def value_label(value: JSONValue) -> str:
+    """Short text for one value; lists and dicts as compact JSON, strings bare."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+# ---------------------------------------------------------------------------------------------- what search and store exchange
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter of a trial as Optuna stores it: the value in internal representation and the distribution as JSON."""
+
+    name: str
+    internal: float
+    distribution: str
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What `ask` answers for a cell.
+
+    `params` holds every parameter of the trial, grid and search, ready for Optuna's tables; `values` the true value of each
+    (what the user's code receives); `system_attrs` what sampler and replay need, to be stored with the trial.
+    """
+
+    params: tuple[Param, ...]
+    values: Mapping[str, JSONValue]
+    system_attrs: Mapping[str, JSONValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrialNews:
+    """A trial of the study as `store` reads it and `search` learns it; a later one of the same number replaces an earlier.
+
+    `state` is the name of Optuna's ``TrialState``; `cell` the ordinal of its cell, None for a trial that is not ours.
+    """
+
+    number: int
+    state: Literal["RUNNING", "WAITING", "COMPLETE", "PRUNED", "FAIL"]
+    params: tuple[Param, ...] = ()
+    values: tuple[float, ...] | None = None
+    intermediate: Mapping[int, float] = field(default_factory=dict)
+    user_attrs: Mapping[str, JSONValue] = field(default_factory=dict)
+    system_attrs: Mapping[str, JSONValue] = field(default_factory=dict)
+    cell: int | None = None
+
+
+# ------------------------------------------------------------------------------------------------------- how an attempt ends
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The objective returned: one value an objective of the study, and the other entries of its mapping as `attrs`."""
+
+    values: tuple[float, ...]
+    attrs: Mapping[str, JSONValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The objective stopped early on purpose, after reporting `step` (None: it had reported nothing)."""
+
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The trial failed. `kind` is one word (exception, exit, signal, oom, timeout, value, import); `message` says where the log is."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """Nobody's fault: the attempt was given back unfinished and the same trial may go on elsewhere."""
+
+    reason: str
+
+
+Outcome: TypeAlias = Completed | Pruned | Failed | Interrupted

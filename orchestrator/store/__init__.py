@@ -1,0 +1,64 @@
+"""The database: who may do what, decided in one place. The only importer of SQLAlchemy.
+
+`Store` joins the four sides: `studies` (launch), `fleet` (workers and devices), `ledger` (trials) and `reads`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from orchestrator.store.database import Database, storage_url
+from orchestrator.store.fleet import Fleet, SlotOffer, WorkerLease
+from orchestrator.store.ledger import Claim, Ledger, Place
+from orchestrator.store.migrations import migrate
+from orchestrator.store.reads import AttemptRow, CellRow, Progress, Reads, StudyRow, TrialRow, WorkerRow
+from orchestrator.store.studies import Launched, Studies
+
+__all__ = [
+    "AttemptRow",
+    "CellRow",
+    "Claim",
+    "Launched",
+    "Place",
+    "Progress",
+    "SlotOffer",
+    "Store",
+    "StudyRow",
+    "TrialRow",
+    "WorkerLease",
+    "WorkerRow",
+]
+
+
+class Store:
+    """One database, ready for use.
+
+    Args:
+        url: a PostgreSQL URL; see `database.storage_url`.
+        password_file: a file with the password, or None.
+    """
+
+    def __init__(self, url: str, password_file: str | None = None) -> None:
+        self._database = Database(storage_url(url, password_file))
+        self.studies = Studies(self._database)
+        self.fleet = Fleet(self._database)
+        self.ledger = Ledger(self._database)
+        self.reads = Reads(self._database)
+
+    def migrate(self, create_optuna_tables: Callable[[str], None]) -> None:
+        """Creates or upgrades the schemas; see `migrations.migrate`."""
+        migrate(self._database, create_optuna_tables)
+
+    def rest(self) -> None:
+        """Gives up idle connections before a long wait."""
+        self._database.rest()
+
+    @property
+    def url(self) -> str:
+        """The full URL, password included: for plain Optuna tools, never for a log."""
+        return self._database.url.render_as_string(hide_password=False)
+
+    @property
+    def shown_url(self) -> str:
+        """The URL with its password masked."""
+        return self._database.shown_url

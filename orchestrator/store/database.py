@@ -1,0 +1,136 @@
+"""One engine, one way to open a transaction, and the place where SQLAlchemy's errors become ours."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.engine import URL, Connection, make_url
+
+from orchestrator.errors import ConfigError, OrchestratorError, SchemaOutdatedError, StoreUnavailableError
+
+# Sent together with BEGIN in one round trip. SET LOCAL ends with the transaction, so that a pooler in transaction mode
+# (PgBouncer) may hand the server connection to anyone afterwards; a session-wide SET could not be trusted there.
+_BEGIN = (
+    "BEGIN; SET LOCAL statement_timeout = '{statement_s}s'; SET LOCAL lock_timeout = '{lock_s}s'; "
+    "SET LOCAL idle_in_transaction_session_timeout = '{idle_s}s'"
+)
+STATEMENT_TIMEOUT_S = 30
+LOCK_TIMEOUT_S = 15
+IDLE_TIMEOUT_S = 5
+
+_CONNECT_ARGS = {
+    "connect_timeout": 5,
+    "application_name": "orchestrator",
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+
+def storage_url(url: str, password_file: str | None = None) -> URL:
+    """Returns `url` for psycopg2, with the password of `password_file` put in.
+
+    A bare ``postgresql://`` (or ``postgres://``) means psycopg2 here; SQLAlchemy 2.1 alone would take it for psycopg 3.
+
+    Raises:
+        ConfigError: it is no URL of a PostgreSQL database, or the password file cannot be read. Never shows the password.
+    """
+    try:
+        parsed = make_url(url)
+    except (exc.ArgumentError, ValueError):
+        raise ConfigError(
+            "storage.url is not a database URL; the form is postgresql+psycopg2://user@host:5432/database"
+        ) from None
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg2")
+    if parsed.drivername != "postgresql+psycopg2":
+        raise ConfigError(
+            f"storage.url is of {parsed.drivername!r}; it must be postgresql+psycopg2://… (PostgreSQL 14 or newer)"
+        )
+    if password_file:
+        try:
+            parsed = parsed.set(password=Path(password_file).read_text(encoding="utf-8").strip())
+        except OSError as error:
+            raise ConfigError(f"storage.password_file={password_file}: {error.strerror}") from None
+    return parsed
+
+
+class Database:
+    """Opens short transactions on one PostgreSQL database; thread-safe, holds at most one idle connection.
+
+    Args:
+        url: as `storage_url` returns it.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        # Driver-level autocommit: `transaction` sends BEGIN (with its timeouts) and COMMIT itself, so a transaction costs two
+        # round trips and not three.
+        self._engine = sa.create_engine(
+            url, connect_args=_CONNECT_ARGS, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=8, pool_use_lifo=True
+        )
+
+    @property
+    def shown_url(self) -> str:
+        """The URL with its password masked."""
+        return self.url.render_as_string(hide_password=True)
+
+    def rest(self) -> None:
+        """Closes idle connections: none is held while a trial trains or a worker waits."""
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def transaction(
+        self, *, statement_s: int = STATEMENT_TIMEOUT_S, lock_s: int = LOCK_TIMEOUT_S, idle_s: int = IDLE_TIMEOUT_S
+    ) -> Iterator[Connection]:
+        """One transaction: committed when the block ends, rolled back when it raises.
+
+        Raises:
+            StoreUnavailableError: the server cannot be reached, went away, or a timeout passed; nothing of the block can be
+                relied on, and whether a lost COMMIT took effect is unknown.
+            SchemaOutdatedError: a table or column is missing.
+        """
+        try:
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql(_BEGIN.format(statement_s=statement_s, lock_s=lock_s, idle_s=idle_s))
+                try:
+                    yield connection
+                except BaseException:
+                    with contextlib.suppress(exc.SQLAlchemyError):
+                        connection.exec_driver_sql("ROLLBACK")
+                    raise
+                connection.exec_driver_sql("COMMIT")
+        except exc.SQLAlchemyError as error:
+            self._engine.dispose()  # what the pool holds is of the same age and likely as dead
+            raise self._translate(error) from error
+
+    def _translate(self, error: exc.SQLAlchemyError) -> OrchestratorError:
+        cause = getattr(error, "orig", None) or error
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        text = hide_password(lines[0] if lines else type(cause).__name__, self.url)
+        sqlstate = getattr(cause, "pgcode", None)
+        if sqlstate in ("42P01", "3F000", "42703"):  # undefined table, schema, column
+            return SchemaOutdatedError(
+                f"the database lacks our schema or has an old one ({text}); run: orchestrator db upgrade"
+            )
+        if sqlstate == "3D000" or ("does not exist" in text and "database" in text):
+            return StoreUnavailableError(f"{self.shown_url}: {text}")
+        if isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError):
+            return StoreUnavailableError(f"database {self.shown_url} does not answer: {text}")
+        return StoreUnavailableError(f"database {self.shown_url} refused: {text}")
+
+
+def hide_password(text: str, url: URL) -> str:
+    """Replaces the URL's password, plain or percent-encoded, by ``***`` wherever it stands in `text`."""
+    if url.password:
+        encoded = re.search(r"://[^:]*:(.*)@", url.render_as_string(hide_password=False))
+        for secret in {str(url.password), encoded.group(1) if encoded else ""} - {""}:
+            text = text.replace(secret, "***")
+    return text

@@ -1,0 +1,175 @@
+"""Workers and the device slots they hold. A worker's lease covers its slot and its trials."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+import psutil
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from orchestrator.errors import LeaseLostError
+from orchestrator.store.database import Database
+from orchestrator.store.schema import slot, token_seq, worker
+
+
+@dataclass(frozen=True)
+class WorkerLease:
+    """The right of one worker process to its row, its slot and its trials; proved by `token`."""
+
+    worker_id: int
+    token: int
+    ttl_s: float
+
+
+@dataclass(frozen=True)
+class SlotOffer:
+    """A slot a worker could take: `scope` is who shares the device (the host), `device` its UUID or ``cpu``."""
+
+    scope: str
+    device: str
+    slot: int
+    device_name: str
+
+
+class Fleet:
+    """Registers workers, renews their leases, hands out device slots."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def register(self, ttl_s: float) -> WorkerLease:
+        """A row for this process under a new lease of `ttl_s` seconds by the database's clock."""
+        with self._database.transaction() as c:
+            row = c.execute(
+                sa.insert(worker)
+                .values(
+                    token=token_seq.next_value(),
+                    host=socket.gethostname(),
+                    process_scope=process_scope(),
+                    pid=os.getpid(),
+                    pid_started=_start_of(os.getpid()),
+                    ttl_s=ttl_s,
+                    lease_until=_until(ttl_s),
+                )
+                .returning(worker.c.worker_id, worker.c.token)
+            ).one()
+        return WorkerLease(row.worker_id, row.token, ttl_s)
+
+    def renew(self, lease: WorkerLease, doing: str) -> None:
+        """Lengthens the lease by its TTL from now and says what the worker does.
+
+        Raises:
+            LeaseLostError: the worker was evicted; its slot and trials may be another's.
+        """
+        with self._database.transaction() as c:
+            done = c.execute(
+                sa.update(worker)
+                .where(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
+                .values(lease_until=_until(lease.ttl_s), doing=doing)
+            )
+            if not done.rowcount:
+                raise LeaseLostError(f"worker {lease.worker_id} was evicted: its lease had run out")
+
+    def claim_slot(self, lease: WorkerLease, offers: Sequence[SlotOffer]) -> SlotOffer | None:
+        """Takes the first offered slot that nobody holds, or returns None. A worker holds one slot at most."""
+        with self._database.transaction() as c:
+            for offer in offers:
+                taken = c.execute(
+                    insert(slot)
+                    .values(
+                        scope=offer.scope,
+                        device=offer.device,
+                        slot=offer.slot,
+                        device_name=offer.device_name,
+                        worker_id=sa.select(worker.c.worker_id)
+                        .where(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
+                        .scalar_subquery(),
+                    )
+                    .on_conflict_do_nothing(index_elements=["scope", "device", "slot"])
+                )
+                if taken.rowcount:
+                    return offer
+        return None
+
+    def holders(self, scope: str) -> list[str]:
+        """For people: who holds the slots of `scope`, a line each."""
+        with self._database.transaction() as c:
+            rows = c.execute(
+                sa.select(slot.c.device, slot.c.device_name, slot.c.slot, worker.c.worker_id, worker.c.host, worker.c.pid)
+                .join(worker, worker.c.worker_id == slot.c.worker_id)
+                .where(slot.c.scope == scope)
+                .order_by(slot.c.device, slot.c.slot)
+            ).all()
+        return [f"{r.device_name} slot {r.slot}: worker {r.worker_id} (pid {r.pid} on {r.host})" for r in rows]
+
+    def deregister(self, lease: WorkerLease, reason: str) -> None:
+        """The worker leaves in order: its row ends and its slot is free. Its trials were finished or released before."""
+        with self._database.transaction() as c:
+            c.execute(
+                sa.update(worker)
+                .where(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
+                .values(state="GONE", reason=reason, ended_at=sa.func.clock_timestamp(), doing="gone")
+            )
+            c.execute(sa.delete(slot).where(slot.c.worker_id == lease.worker_id))
+
+    def silent(self, contact_s: float) -> list[int]:
+        """Workers whose lease has run out, and workers of this host whose process is dead.
+
+        An expired lease counts only once the server has been up, and the caller in contact with it, for the lease's TTL:
+        after an outage the living renew first.
+
+        Args:
+            contact_s: how long the caller has been in unbroken contact with the database, seconds.
+        """
+        now = sa.func.clock_timestamp()
+        with self._database.transaction() as c:
+            expired = c.execute(
+                sa.select(worker.c.worker_id).where(
+                    worker.c.state == "ACTIVE",
+                    worker.c.lease_until < now,
+                    sa.func.pg_postmaster_start_time() < now - sa.func.make_interval(0, 0, 0, 0, 0, 0, worker.c.ttl_s),
+                    worker.c.ttl_s <= contact_s,
+                )
+            ).scalars()
+            silent = set(expired)
+            here = c.execute(
+                sa.select(worker.c.worker_id, worker.c.pid, worker.c.pid_started).where(
+                    worker.c.state == "ACTIVE", worker.c.process_scope == process_scope()
+                )
+            ).all()
+        return sorted(silent | {r.worker_id for r in here if _start_of(r.pid) != r.pid_started})
+
+
+def _until(ttl_s: float) -> sa.ColumnElement[datetime]:
+    return sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, ttl_s)
+
+
+def _start_of(pid: int) -> int | None:
+    """When `pid` started, in clock ticks since boot (a step of the host's clock does not move it); None when it is dead."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists() or not psutil.pid_exists(pid):
+            return None
+        return int(psutil.Process(pid).create_time())
+    except ProcessLookupError:
+        return None
+    fields = status[status.rindex(")") + 2 :].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+@cache
+def process_scope() -> str:
+    """Where a PID means this process: the kernel's boot and the PID namespace, so containers do not judge each other."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return f"{socket.gethostname()} {psutil.boot_time():.0f}"

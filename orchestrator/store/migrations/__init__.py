@@ -1,0 +1,72 @@
+"""Creates and upgrades both schemas: ours by Alembic under a version table of its own, Optuna's by Optuna."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Connection
+
+from orchestrator.errors import SchemaOutdatedError
+from orchestrator.store.database import Database
+from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS, SCHEMA
+
+VERSION_TABLE = "version"
+_LOCK = 0x6F72636865737472  # "orchestr": one migration at a time in a database
+
+
+def migrate(database: Database, create_optuna_tables: Callable[[str], None]) -> None:
+    """Brings both schemas up to date; when ten start at once, one does the work and the others wait for it.
+
+    Args:
+        create_optuna_tables: creates Optuna's tables at a URL unless they are there.
+
+    Raises:
+        SchemaOutdatedError: Optuna's tables, or ours, are of a revision that this version does not know.
+    """
+    script = ScriptDirectory.from_config(_config())
+    with database.transaction() as connection:
+        if _is_current(connection, script):
+            return
+    with database.transaction(statement_s=600, lock_s=600, idle_s=0) as connection:
+        # A transaction-level lock: a session-level one would leak through a pooler in transaction mode.
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        if _is_current(connection, script):
+            return
+        create_optuna_tables(database.url.render_as_string(hide_password=False))
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        if not _is_current(connection, script):
+            raise SchemaOutdatedError("the schemas could not be brought up to date")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    return config
+
+
+def _is_current(connection: Connection, script: ScriptDirectory) -> bool:
+    ours = MigrationContext.configure(
+        connection, opts={"version_table": VERSION_TABLE, "version_table_schema": SCHEMA}
+    ).get_current_revision()
+    if ours is not None and ours not in {revision.revision for revision in script.walk_revisions()}:
+        raise SchemaOutdatedError(
+            f"the database has our schema in revision {ours}, made by a newer orchestrator: install that one"
+        )
+    has_optuna = connection.execute(sa.text("SELECT to_regclass('alembic_version')")).scalar_one() is not None
+    if not has_optuna:
+        return False
+    revision = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    if revision is not None and revision not in KNOWN_OPTUNA_REVISIONS:
+        raise SchemaOutdatedError(
+            f"Optuna's tables in this database are of revision {revision}; this version writes only "
+            f"{', '.join(KNOWN_OPTUNA_REVISIONS)}. For an older one run: optuna storage upgrade --storage URL"
+        )
+    return revision is not None and ours == script.get_current_head()

@@ -1,0 +1,343 @@
+"""What others learn from the database: the news for samplers, the state of studies for people. Nothing here writes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+
+from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.model import JSONValue, Param, StudySpec, TrialNews
+from orchestrator.store.database import Database
+from orchestrator.store.schema import attempt, optuna_studies, slot, study, ticket, trial, worker
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A study as stored; `active` is false once its budget, its time or its open cells are used up."""
+
+    study_id: int
+    name: str
+    revision: int
+    state: str
+    reason: str | None
+    active: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """One cell's tally; `best` and `best_trial` of its complete trials by the first objective."""
+
+    ordinal: int
+    values: dict[str, JSONValue]
+    state: str
+    reason: str | None
+    bound: int
+    completed: int
+    pruned: int
+    failed: int
+    running: int
+    best: float | None
+    best_trial: int | None
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial with its true parameter values and, when complete, its objective values."""
+
+    number: int
+    state: str
+    cell: int
+    params: dict[str, JSONValue]
+    values: tuple[float, ...] | None
+    attempts: int
+    failure: str | None
+    worker_id: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a study stands. `total` counts tickets that are or will be run; `seconds` since the launch by the database."""
+
+    study: StudyRow
+    total: int
+    spent: int
+    running: int
+    waiting: int
+    failed: int
+    seconds: float
+    seconds_left: float | None
+    cells: tuple[CellRow, ...]
+
+
+@dataclass(frozen=True)
+class WorkerRow:
+    """A worker of the fleet and what it holds."""
+
+    worker_id: int
+    host: str
+    pid: int
+    doing: str
+    device: str | None
+    slot: int | None
+    silent_s: float
+
+
+@dataclass(frozen=True)
+class AttemptRow:
+    """Where one attempt of a trial ran, and how it ended (None: it runs)."""
+
+    attempt: int
+    host: str
+    runs_dir: str
+    outcome: str | None
+
+
+class Reads:
+    """Queries, each in one short transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # ---------------------------------------------------------------------------------------------------------- for workers
+
+    def studies(self, names: Collection[str] | None = None, *, active_only: bool = False) -> list[StudyRow]:
+        """All studies (or those named), in the order workers serve them: by priority, then age."""
+        active = sa.and_(
+            study.c.state == "ACTIVE", sa.or_(study.c.deadline_at.is_(None), study.c.deadline_at > sa.func.clock_timestamp())
+        )
+        query = (
+            sa.select(study, optuna_studies.c.study_name, active.label("active"))
+            .join(optuna_studies, optuna_studies.c.study_id == study.c.study_id)
+            .order_by(study.c.priority.desc(), study.c.created_at, study.c.study_id)
+        )
+        if names is not None:
+            query = query.where(optuna_studies.c.study_name.in_(list(names)))
+        if active_only:
+            query = query.where(active)
+        with self._database.transaction() as c:
+            return [_study_row(r) for r in c.execute(query)]
+
+    def spec(self, study_id: int) -> StudySpec:
+        """The study as it was last launched."""
+        with self._database.transaction() as c:
+            return StudySpec.from_json(c.execute(sa.select(study.c.spec).where(study.c.study_id == study_id)).scalar_one())
+
+    def news(self, study_id: int, cursor: int) -> tuple[list[TrialNews], int]:
+        """Our trials of the study created or ended after `cursor`, and the cursor for the next call.
+
+        Positions are handed out in commit order under the study's lock, so that no late commit is ever behind the cursor.
+        """
+        with self._database.transaction() as c:
+            rows = c.execute(_NEWS, {"study_id": study_id, "cursor": cursor}).all()
+        return [_news(r) for r in rows], max((r.seq for r in rows), default=cursor)
+
+    def running(self, study_id: int) -> list[TrialNews]:
+        """Our unfinished trials of the study with what they have reported so far."""
+        with self._database.transaction() as c:
+            return [_news(r) for r in c.execute(_RUNNING, {"study_id": study_id})]
+
+    def foreign(self, study_id: int, known: Iterable[int]) -> list[TrialNews]:
+        """Finished trials that others (plain Optuna, a dashboard) added to the study, but for the numbers already `known`."""
+        with self._database.transaction() as c:
+            return [_news(r) for r in c.execute(_FOREIGN, {"study_id": study_id, "known": list(known)})]
+
+    # ----------------------------------------------------------------------------------------------------------- for people
+
+    def find(self, name: str | None) -> StudyRow:
+        """The study of that name, or the newest one.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        rows = self.studies()
+        if name is None:
+            if not rows:
+                raise ConfigError("there is no study in this database yet; start one with: orchestrator launch experiment=…")
+            return max(rows, key=lambda r: (r.created_at, r.study_id))
+        for row in rows:
+            if row.name == name:
+                return row
+        raise ConfigError(f"study.name={name}: there is no such study{did_you_mean(name, [r.name for r in rows])}")
+
+    def progress(self, row: StudyRow, *, maximize: bool) -> Progress:
+        """Counts and cells of a study; the best of a cell is its largest value if `maximize`."""
+        with self._database.transaction() as c:
+            counts = c.execute(
+                sa.select(
+                    sa.func.count().filter(ticket.c.state != "VOID").label("total"),
+                    sa.func.count().filter(ticket.c.state == "SPENT").label("spent"),
+                ).where(ticket.c.study_id == row.study_id)
+            ).one()
+            live = c.execute(
+                sa.select(
+                    sa.func.count()
+                    .filter(trial.c.state.in_(("CLAIMED", "RUNNING")), trial.c.worker_id.is_not(None))
+                    .label("running"),
+                    sa.func.count().filter(trial.c.state == "RUNNING", trial.c.worker_id.is_(None)).label("waiting"),
+                    sa.func.count().filter(trial.c.state == "FAIL").label("failed"),
+                ).where(trial.c.study_id == row.study_id)
+            ).one()
+            now = c.execute(
+                sa.select(
+                    study.c.state,
+                    study.c.reason,
+                    sa.extract("epoch", sa.func.clock_timestamp() - study.c.launched_at).label("seconds"),
+                    sa.extract("epoch", study.c.deadline_at - sa.func.clock_timestamp()).label("left"),
+                ).where(study.c.study_id == row.study_id)
+            ).one()
+            order = "DESC" if maximize else "ASC"
+            cells = c.execute(sa.text(_CELLS.format(order=order)), {"study_id": row.study_id}).all()
+        return Progress(
+            study=StudyRow(**{**row.__dict__, "state": now.state, "reason": now.reason}),
+            total=counts.total,
+            spent=counts.spent,
+            running=live.running,
+            waiting=live.waiting,
+            failed=live.failed,
+            seconds=float(now.seconds),
+            seconds_left=None if now.left is None else float(now.left),
+            cells=tuple(CellRow(**r._mapping) for r in cells),
+        )
+
+    def trials(self, study_id: int, *, live_only: bool = False) -> list[TrialRow]:
+        """Our trials of the study by number."""
+        with self._database.transaction() as c:
+            return [_trial_row(r) for r in c.execute(_TRIALS, {"study_id": study_id, "live_only": live_only})]
+
+    def attempts(self, study_id: int, number: int) -> list[AttemptRow]:
+        """The attempts of trial `number`, the first one first.
+
+        Raises:
+            ConfigError: the study has no such trial of ours.
+        """
+        with self._database.transaction() as c:
+            trial_id = c.execute(
+                sa.select(trial.c.trial_id).where(trial.c.study_id == study_id, trial.c.number == number)
+            ).scalar_one_or_none()
+            rows = c.execute(sa.select(attempt).where(attempt.c.trial_id == trial_id).order_by(attempt.c.attempt)).all()
+        if trial_id is None:
+            raise ConfigError(f"trial={number}: the study has no trial of that number that this program ran")
+        return [AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome) for r in rows]
+
+    def workers(self) -> list[WorkerRow]:
+        """The workers that are registered now."""
+        with self._database.transaction() as c:
+            rows = c.execute(
+                sa.select(
+                    worker.c.worker_id,
+                    worker.c.host,
+                    worker.c.pid,
+                    worker.c.doing,
+                    slot.c.device_name,
+                    slot.c.slot,
+                    sa.extract("epoch", sa.func.clock_timestamp() - worker.c.lease_until).label("late"),
+                )
+                .outerjoin(slot, slot.c.worker_id == worker.c.worker_id)
+                .where(worker.c.state == "ACTIVE")
+                .order_by(worker.c.worker_id)
+            ).all()
+        return [WorkerRow(r.worker_id, r.host, r.pid, r.doing, r.device_name, r.slot, max(0.0, float(r.late))) for r in rows]
+
+
+def _study_row(r: Row[Any]) -> StudyRow:
+    return StudyRow(r.study_id, r.study_name, r.revision, r.state, r.reason, r.active, r.created_at)
+
+
+def _news(r: Row[Any]) -> TrialNews:
+    return TrialNews(
+        number=r.number,
+        state=r.state,
+        params=tuple(Param(name, float(internal), distribution) for name, internal, distribution in r.params or ()),
+        values=_values(r.values),
+        intermediate={step: _float(value, kind) for step, value, kind in r.intermediate or ()},
+        user_attrs={key: json.loads(value) for key, value in r.user_attrs or ()},
+        system_attrs={key: json.loads(value) for key, value in r.system_attrs or ()},
+        cell=r.cell,
+    )
+
+
+def _trial_row(r: Row[Any]) -> TrialRow:
+    return TrialRow(
+        r.number, r.state, r.cell, r.params or {}, _values(r.values), r.attempts, r.failure, r.worker_id,
+        None if r.seconds is None else float(r.seconds),
+    )  # fmt: skip
+
+
+def _values(stored: Sequence[Sequence[Any]] | None) -> tuple[float, ...] | None:
+    return tuple(_float(value, kind) for value, kind in stored) if stored else None
+
+
+def _float(value: float | None, kind: str) -> float:
+    if kind == "FINITE" and value is not None:
+        return float(value)
+    return {"INF_POS": math.inf, "INF_NEG": -math.inf}.get(kind, math.nan)
+
+
+# A trial as one row: its children as JSON arrays, so that news costs one round trip however many trials it holds.
+_TRIAL_COLUMNS = """
+    t.number, t.state::text AS state, c.ordinal AS cell,
+    (SELECT json_agg(json_build_array(p.param_name, p.param_value, p.distribution_json) ORDER BY p.param_id)
+       FROM trial_params p WHERE p.trial_id = t.trial_id) AS params,
+    (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
+       FROM trial_values v WHERE v.trial_id = t.trial_id) AS values,
+    (SELECT json_agg(json_build_array(i.step, i.intermediate_value, i.intermediate_value_type))
+       FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS intermediate,
+    (SELECT json_agg(json_build_array(a.key, a.value_json))
+       FROM trial_user_attributes a WHERE a.trial_id = t.trial_id) AS user_attrs,
+    (SELECT json_agg(json_build_array(a.key, a.value_json))
+       FROM trial_system_attributes a WHERE a.trial_id = t.trial_id) AS system_attrs
+"""
+_OURS = """
+    FROM orchestrator.trial o
+    JOIN orchestrator.cell c ON c.cell_id = o.cell_id
+    JOIN trials t ON t.trial_id = o.optuna_trial_id
+    WHERE o.study_id = :study_id
+"""
+_NEWS = sa.text(f"SELECT o.seq, {_TRIAL_COLUMNS} {_OURS} AND o.seq > :cursor ORDER BY o.seq")
+_RUNNING = sa.text(f"SELECT {_TRIAL_COLUMNS} {_OURS} AND o.state = 'RUNNING' ORDER BY t.number")
+_FOREIGN = sa.text(
+    f"""
+    SELECT {_TRIAL_COLUMNS}
+    FROM trials t LEFT JOIN orchestrator.cell c ON false
+    WHERE t.study_id = :study_id AND t.state IN ('COMPLETE', 'PRUNED', 'FAIL') AND t.number <> ALL(CAST(:known AS int[]))
+      AND NOT EXISTS (SELECT FROM orchestrator.trial o WHERE o.optuna_trial_id = t.trial_id)
+    ORDER BY t.number
+    """
+)
+_TRIALS = sa.text(
+    """
+    SELECT o.number, o.state, c.ordinal AS cell, o.values AS params, o.attempts, o.failure, o.worker_id,
+        extract(epoch FROM coalesce(o.ended_at, clock_timestamp()) - o.claimed_at) AS seconds,
+        (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
+           FROM trial_values v WHERE v.trial_id = o.optuna_trial_id) AS values
+    FROM orchestrator.trial o JOIN orchestrator.cell c ON c.cell_id = o.cell_id
+    WHERE o.study_id = :study_id AND o.number IS NOT NULL AND (NOT :live_only OR o.state IN ('CLAIMED', 'RUNNING'))
+    ORDER BY o.number
+    """
+)
+_CELLS = """
+    SELECT c.ordinal, c.values, c.state, c.reason, c.bound, c.completed, c.pruned, c.failed,
+        coalesce(s.running, 0) AS running, s.bests[1] AS best, s.best_trials[1] AS best_trial
+    FROM orchestrator.cell c
+    LEFT JOIN (
+        SELECT o.cell_id,
+            count(*) FILTER (WHERE o.state IN ('CLAIMED', 'RUNNING') AND o.worker_id IS NOT NULL) AS running,
+            array_agg(v.value ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL) AS bests,
+            array_agg(o.number ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL) AS best_trials
+        FROM orchestrator.trial o
+        LEFT JOIN trial_values v ON v.trial_id = o.optuna_trial_id AND v.objective = 0 AND o.state = 'COMPLETE'
+        WHERE o.study_id = :study_id
+        GROUP BY o.cell_id
+    ) s ON s.cell_id = c.cell_id
+    WHERE c.study_id = :study_id
+    ORDER BY c.ordinal
+"""

@@ -1,0 +1,249 @@
+"""Our tables, and the part of Optuna's that we write.
+
+The unique indexes are the promises: one row a (cell, share), at most one trial that holds a ticket, numbers distinct.
+No foreign key leads from ours into Optuna's tables, so that a dashboard may delete a study without asking us.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ENUM
+
+SCHEMA = "orchestrator"
+KNOWN_OPTUNA_REVISIONS = frozenset({"v3.2.0.a"})
+"""Revisions of Optuna's own schema whose tables look as written below; any other is refused."""
+
+metadata = sa.MetaData(schema=SCHEMA)
+_now = sa.text("clock_timestamp()")
+
+token_seq = sa.Sequence("token_seq", schema=SCHEMA, metadata=metadata, data_type=sa.BigInteger)
+"""Every lease gets a larger token than any before it."""
+
+study = sa.Table(
+    "study",
+    metadata,
+    sa.Column("study_id", sa.Integer, primary_key=True, autoincrement=False, comment="Optuna's studies.study_id"),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("spec", sa.JSON, nullable=False, comment="StudySpec.to_json()"),
+    sa.Column("spec_hash", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, server_default="ACTIVE", comment="ACTIVE | FINISHED"),
+    sa.Column("reason", sa.Text, comment="why it is FINISHED"),
+    sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("news", sa.BigInteger, nullable=False, server_default="0", comment="last trial.seq handed out"),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column("launched_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column("deadline_at", sa.DateTime(timezone=True)),
+    sa.CheckConstraint("state IN ('ACTIVE', 'FINISHED')", name="study_state"),
+)
+
+cell = sa.Table(
+    "cell",
+    metadata,
+    sa.Column("cell_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("study_id", sa.ForeignKey(study.c.study_id, ondelete="CASCADE"), nullable=False),
+    sa.Column("ordinal", sa.Integer, nullable=False),
+    sa.Column("values", sa.JSON, nullable=False, comment="true value by axis path"),
+    sa.Column("state", sa.Text, nullable=False, server_default="OPEN", comment="OPEN | CLOSED"),
+    sa.Column("reason", sa.Text, comment="why it is CLOSED"),
+    sa.Column("bound", sa.Integer, nullable=False, server_default="0", comment="tickets that name this cell"),
+    sa.Column("completed", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("pruned", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("failed", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("failures_in_a_row", sa.Integer, nullable=False, server_default="0"),
+    sa.CheckConstraint("state IN ('OPEN', 'CLOSED')", name="cell_state"),
+    sa.UniqueConstraint("study_id", "ordinal", name="cell_ordinal"),
+    sa.Index("cell_by_bound", "study_id", "bound", "ordinal", postgresql_where=sa.text("state = 'OPEN'")),
+)
+
+ticket = sa.Table(
+    "ticket",
+    metadata,
+    sa.Column("ticket_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("study_id", sa.ForeignKey(study.c.study_id, ondelete="CASCADE"), nullable=False),
+    sa.Column("ordinal", sa.Integer, nullable=False, comment="place in the claim order; part of the trial's seed"),
+    sa.Column("cell_id", sa.ForeignKey(cell.c.cell_id, ondelete="CASCADE"), comment="null: allocation binds it when claimed"),
+    sa.Column("share", sa.Integer, comment="k-th guaranteed trial of its cell; null: not part of a guarantee"),
+    sa.Column("state", sa.Text, nullable=False, server_default="OPEN", comment="OPEN | LIVE | SPENT | VOID"),
+    sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
+    sa.CheckConstraint("state IN ('OPEN', 'LIVE', 'SPENT', 'VOID')", name="ticket_state"),
+    sa.CheckConstraint("share IS NULL OR cell_id IS NOT NULL", name="ticket_share_has_cell"),
+    sa.UniqueConstraint("study_id", "ordinal", name="ticket_ordinal"),
+    sa.UniqueConstraint("cell_id", "share", name="ticket_share"),
+    sa.Index("ticket_to_claim", "study_id", sa.text("(share IS NULL)"), "ordinal", postgresql_where=sa.text("state = 'OPEN'")),
+    sa.Index(
+        "ticket_share_unspent",
+        "study_id",
+        postgresql_where=sa.text("share IS NOT NULL AND state IN ('OPEN', 'LIVE')"),
+    ),
+    sa.Index("ticket_unspent", "study_id", "state", postgresql_where=sa.text("state IN ('OPEN', 'LIVE')")),
+)
+
+worker = sa.Table(
+    "worker",
+    metadata,
+    sa.Column("worker_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("token", sa.BigInteger, nullable=False),
+    sa.Column("host", sa.Text, nullable=False, comment="host name, for people"),
+    sa.Column("process_scope", sa.Text, nullable=False, comment="boot and PID namespace in which pid is meant"),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("pid_started", sa.BigInteger, nullable=False, comment="ticks since boot, so that a reused pid is told apart"),
+    sa.Column("ttl_s", sa.Double, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, server_default="ACTIVE", comment="ACTIVE | GONE"),
+    sa.Column("reason", sa.Text, comment="why it is GONE"),
+    sa.Column("doing", sa.Text, nullable=False, server_default="starting", comment="what it does, for people"),
+    sa.Column("lease_until", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column("ended_at", sa.DateTime(timezone=True)),
+    sa.CheckConstraint("state IN ('ACTIVE', 'GONE')", name="worker_state"),
+    sa.Index("worker_by_lease", "lease_until", postgresql_where=sa.text("state = 'ACTIVE'")),
+)
+
+slot = sa.Table(
+    "slot",
+    metadata,
+    sa.Column("scope", sa.Text, primary_key=True, comment="who shares the device: the host"),
+    sa.Column("device", sa.Text, primary_key=True, comment="GPU UUID, or cpu"),
+    sa.Column("slot", sa.Integer, primary_key=True),
+    sa.Column("worker_id", sa.ForeignKey(worker.c.worker_id, ondelete="CASCADE"), nullable=False),
+    sa.Column("device_name", sa.Text, nullable=False),
+    sa.UniqueConstraint("worker_id", name="slot_one_a_worker"),
+)
+"""A held device slot. Its lease is its worker's: renewed with it, freed when the worker deregisters or is evicted."""
+
+trial = sa.Table(
+    "trial",
+    metadata,
+    sa.Column("trial_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("study_id", sa.ForeignKey(study.c.study_id, ondelete="CASCADE"), nullable=False),
+    sa.Column("ticket_id", sa.ForeignKey(ticket.c.ticket_id, ondelete="CASCADE"), nullable=False),
+    sa.Column("cell_id", sa.ForeignKey(cell.c.cell_id, ondelete="CASCADE"), nullable=False),
+    sa.Column(
+        "state", sa.Text, nullable=False, server_default="CLAIMED", comment="CLAIMED | RUNNING | COMPLETE | PRUNED | FAIL"
+    ),
+    sa.Column(
+        "holds_ticket", sa.Boolean, nullable=False, server_default=sa.true(), comment="false once the ticket was reopened"
+    ),
+    sa.Column("number", sa.Integer, comment="Optuna's trial number"),
+    sa.Column("optuna_trial_id", sa.Integer),
+    sa.Column("seq", sa.BigInteger, comment="position in the study's news, grows with each change readers must see"),
+    sa.Column("values", sa.JSON, comment="true value by parameter path"),
+    sa.Column("worker_id", sa.ForeignKey(worker.c.worker_id), comment="null: nobody runs it"),
+    sa.Column(
+        "token", sa.BigInteger, nullable=False, comment="of the last lease; kept when it lapses, replaced by the next claim"
+    ),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0", comment="times a child was started"),
+    sa.Column("lost", sa.Integer, nullable=False, server_default="0", comment="attempts whose worker fell silent"),
+    sa.Column("failure", sa.Text, comment="why it is FAIL"),
+    sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column("ended_at", sa.DateTime(timezone=True)),
+    sa.CheckConstraint("state IN ('CLAIMED', 'RUNNING', 'COMPLETE', 'PRUNED', 'FAIL')", name="trial_state"),
+    sa.CheckConstraint("state = 'CLAIMED' OR (number IS NOT NULL AND optuna_trial_id IS NOT NULL)", name="trial_has_number"),
+    sa.UniqueConstraint("study_id", "number", name="trial_number"),
+    sa.UniqueConstraint("optuna_trial_id", name="trial_optuna"),
+    sa.Index("trial_one_a_ticket", "ticket_id", unique=True, postgresql_where=sa.text("holds_ticket")),
+    sa.Index("trial_news", "study_id", "seq"),
+    sa.Index("trial_live", "study_id", "trial_id", postgresql_where=sa.text("state IN ('CLAIMED', 'RUNNING')")),
+    sa.Index("trial_by_worker", "worker_id", postgresql_where=sa.text("state IN ('CLAIMED', 'RUNNING')")),
+)
+
+attempt = sa.Table(
+    "attempt",
+    metadata,
+    sa.Column("trial_id", sa.ForeignKey(trial.c.trial_id, ondelete="CASCADE"), primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("worker_id", sa.ForeignKey(worker.c.worker_id), nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("runs_dir", sa.Text, nullable=False, comment="root of the run directories on that host"),
+    sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column("ended_at", sa.DateTime(timezone=True)),
+    sa.Column("outcome", sa.Text, comment="completed | pruned | failed | interrupted | lost"),
+)
+
+event = sa.Table(
+    "event",
+    metadata,
+    sa.Column("event_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("study_id", sa.ForeignKey(study.c.study_id, ondelete="CASCADE")),
+    sa.Column("trial_id", sa.BigInteger),
+    sa.Column("cell_id", sa.BigInteger),
+    sa.Column("worker_id", sa.BigInteger),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Index("event_by_study", "study_id", "event_id"),
+)
+
+# ------------------------------------------------------------------------------------------------------------ Optuna's tables
+
+optuna_metadata = sa.MetaData()
+trial_state = ENUM("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING", name="trialstate", create_type=False)
+study_direction = ENUM("NOT_SET", "MINIMIZE", "MAXIMIZE", name="studydirection", create_type=False)
+value_type = ENUM("FINITE", "INF_POS", "INF_NEG", name="trialvaluetype", create_type=False)
+intermediate_type = ENUM("FINITE", "INF_POS", "INF_NEG", "NAN", name="trialintermediatevaluetype", create_type=False)
+
+optuna_studies = sa.Table(
+    "studies",
+    optuna_metadata,
+    sa.Column("study_id", sa.Integer, primary_key=True),
+    sa.Column("study_name", sa.String(512)),
+)
+optuna_directions = sa.Table(
+    "study_directions",
+    optuna_metadata,
+    sa.Column("study_direction_id", sa.Integer, primary_key=True),
+    sa.Column("direction", study_direction),
+    sa.Column("study_id", sa.Integer),
+    sa.Column("objective", sa.Integer),
+)
+
+
+def _optuna_attributes(table: str, owner: str) -> sa.Table:
+    return sa.Table(
+        table,
+        optuna_metadata,
+        sa.Column(owner, sa.Integer),
+        sa.Column("key", sa.String(512)),
+        sa.Column("value_json", sa.Text),
+    )
+
+
+optuna_study_user_attributes = _optuna_attributes("study_user_attributes", "study_id")
+optuna_study_system_attributes = _optuna_attributes("study_system_attributes", "study_id")
+optuna_trial_user_attributes = _optuna_attributes("trial_user_attributes", "trial_id")
+optuna_trial_system_attributes = _optuna_attributes("trial_system_attributes", "trial_id")
+optuna_trials = sa.Table(
+    "trials",
+    optuna_metadata,
+    sa.Column("trial_id", sa.Integer, primary_key=True),
+    sa.Column("number", sa.Integer),
+    sa.Column("study_id", sa.Integer),
+    sa.Column("state", trial_state),
+    sa.Column("datetime_start", sa.DateTime),
+    sa.Column("datetime_complete", sa.DateTime),
+)
+optuna_trial_params = sa.Table(
+    "trial_params",
+    optuna_metadata,
+    sa.Column("param_id", sa.Integer, primary_key=True),
+    sa.Column("trial_id", sa.Integer),
+    sa.Column("param_name", sa.String(512)),
+    sa.Column("param_value", sa.Double),
+    sa.Column("distribution_json", sa.Text),
+)
+optuna_trial_values = sa.Table(
+    "trial_values",
+    optuna_metadata,
+    sa.Column("trial_id", sa.Integer),
+    sa.Column("objective", sa.Integer),
+    sa.Column("value", sa.Double),
+    sa.Column("value_type", value_type),
+)
+optuna_intermediate_values = sa.Table(
+    "trial_intermediate_values",
+    optuna_metadata,
+    sa.Column("trial_id", sa.Integer),
+    sa.Column("step", sa.Integer),
+    sa.Column("intermediate_value", sa.Double),
+    sa.Column("intermediate_value_type", intermediate_type),
+)

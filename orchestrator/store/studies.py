@@ -1,0 +1,284 @@
+"""Registers studies: Optuna's row, ours, the cells and the tickets, in one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import Connection
+
+from orchestrator.errors import ConfigError
+from orchestrator.model import StudySpec, value_label
+from orchestrator.store.database import Database
+from orchestrator.store.schema import (
+    cell,
+    event,
+    optuna_directions,
+    optuna_studies,
+    optuna_study_user_attributes,
+    study,
+    ticket,
+    trial,
+)
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a launch did: `created` or continued, how many tickets it added, and in words what else it changed."""
+
+    study_id: int
+    created: bool
+    added: int
+    open_tickets: int
+    changes: tuple[str, ...]
+
+
+class Studies:
+    """The transitions of a study as a whole."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def launch(self, spec: StudySpec) -> Launched:
+        """Creates the study or continues the one of that name; tickets are added up to ``spec.budget``, never beyond.
+
+        Raises:
+            ConfigError: a study of that name has another identity (says what differs), was not made by us, or its
+                guaranteed shares no longer fit into ``budget.trials``.
+        """
+        with self._database.transaction(statement_s=300, lock_s=60) as c:
+            study_id, new = self._optuna_study(c, spec)
+            row = c.execute(sa.select(study).where(study.c.study_id == study_id).with_for_update()).one_or_none()
+            if row is None and not new:
+                raise ConfigError(
+                    f"study.name={spec.name}: a study of that name exists in the database, made by other means; "
+                    "choose another name: study.name=…"
+                )
+            if row is None:
+                self._create(c, study_id, spec)
+                changes: tuple[str, ...] = ()
+            else:
+                changes = self._continue(c, study_id, StudySpec.from_json(row.spec), spec)
+            added = self._write_tickets(c, study_id, spec)
+            open_tickets = c.execute(
+                sa.select(sa.func.count()).where(ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "LIVE")))
+            ).scalar_one()
+            if not open_tickets:
+                c.execute(sa.update(study).where(study.c.study_id == study_id).values(state="FINISHED", reason="budget spent"))
+            c.execute(
+                sa.insert(event).values(
+                    study_id=study_id, kind="launched", reason=f"{added} tickets added; {'; '.join(changes) or 'no change'}"
+                )
+            )
+            return Launched(study_id, new, added, open_tickets, changes)
+
+    def _optuna_study(self, c: Connection, spec: StudySpec) -> tuple[int, bool]:
+        """Returns the id of Optuna's study, made now if it was not there, with Optuna's own lock on its row."""
+        made = c.execute(
+            insert(optuna_studies)
+            .values(study_name=spec.name)
+            .on_conflict_do_nothing(index_elements=["study_name"])
+            .returning(optuna_studies.c.study_id)
+        ).scalar_one_or_none()
+        if made is not None:
+            c.execute(
+                sa.insert(optuna_directions),
+                [{"study_id": made, "objective": i, "direction": d.upper()} for i, d in enumerate(spec.directions)],
+            )
+            attrs = {"grid": [a.path for a in spec.grid], "metrics": list(spec.metrics), "sampler": spec.sampler.get("name")}
+            c.execute(
+                sa.insert(optuna_study_user_attributes),
+                [{"study_id": made, "key": f"orchestrator:{k}", "value_json": json.dumps(v)} for k, v in attrs.items()],
+            )
+            # A study deleted in a dashboard leaves our rows behind; ids are never reused, so they only ever wait for this.
+            c.execute(sa.delete(study).where(study.c.study_id.not_in(sa.select(optuna_studies.c.study_id))))
+            return int(made), True
+        found = c.execute(
+            sa.select(optuna_studies.c.study_id).where(optuna_studies.c.study_name == spec.name).with_for_update()
+        ).scalar_one()
+        return int(found), False
+
+    def _create(self, c: Connection, study_id: int, spec: StudySpec) -> None:
+        c.execute(
+            sa.insert(study).values(
+                study_id=study_id,
+                name=spec.name,
+                spec=spec.to_json(),
+                spec_hash=spec.spec_hash(),
+                priority=spec.priority,
+                deadline_at=_deadline(spec),
+            )
+        )
+        # One array parameter instead of a row each: 100,000 cells are one statement.
+        c.execute(
+            sa.text(
+                "INSERT INTO orchestrator.cell (study_id, ordinal, values) "
+                "SELECT :study_id, v.ordinality - 1, CAST(v.text AS json) "
+                "FROM unnest(CAST(:cells AS text[])) WITH ORDINALITY AS v(text, ordinality)"
+            ),
+            {"study_id": study_id, "cells": [json.dumps(values) for values in spec.cells()]},
+        )
+
+    def _continue(self, c: Connection, study_id: int, old: StudySpec, new: StudySpec) -> tuple[str, ...]:
+        if differences := _differences(old, new):
+            raise ConfigError(
+                f"study.name={new.name}: a study of that name exists with another {'; another '.join(differences)}. "
+                "Launch it under another name (study.name=…) or with the settings it has"
+            )
+        c.execute(
+            sa.update(study)
+            .where(study.c.study_id == study_id)
+            .values(
+                name=new.name,
+                spec=new.to_json(),
+                spec_hash=new.spec_hash(),
+                revision=study.c.revision + 1,
+                state="ACTIVE",
+                reason=None,
+                priority=new.priority,
+                launched_at=sa.func.clock_timestamp(),
+                deadline_at=_deadline(new),
+            )
+        )
+        before, after = _settings(old), _settings(new)
+        return tuple(
+            f"{key}: {before.get(key)} -> {after.get(key)}"
+            for key in sorted(before | after)
+            if before.get(key) != after.get(key)
+        )
+
+    def _write_tickets(self, c: Connection, study_id: int, spec: StudySpec) -> int:
+        """Makes the tickets what the budget says: those never used are laid anew, those used stay. Returns how many came.
+
+        Only tickets that no trial ever held are taken back, so a smaller budget stops a study early and a larger one goes on.
+        """
+        untouched = ~sa.exists().where(trial.c.ticket_id == ticket.c.ticket_id)
+        gone = c.execute(
+            sa.delete(ticket).where(ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "VOID")), untouched)
+        ).rowcount
+        c.execute(
+            sa.text(
+                "UPDATE orchestrator.cell c SET bound = "
+                "(SELECT count(*) FROM orchestrator.ticket t WHERE t.cell_id = c.cell_id AND t.state <> 'VOID') "
+                "WHERE study_id = :study_id"
+            ),
+            {"study_id": study_id},
+        )
+        kept, next_ordinal = c.execute(
+            sa.select(
+                sa.func.count().filter(ticket.c.state != "VOID"), sa.func.coalesce(sa.func.max(ticket.c.ordinal) + 1, 0)
+            ).where(ticket.c.study_id == study_id)
+        ).one()
+        shares = c.execute(
+            _INSERT_SHARES, {"study_id": study_id, "per_cell": spec.budget.per_cell, "first": next_ordinal}
+        ).rowcount
+        if shares and kept + shares > spec.budget.trials:
+            raise ConfigError(
+                f"budget.trials={spec.budget.trials} is too small: {kept} trials are spent or under way and budget.per_cell="
+                f"{spec.budget.per_cell} promises {shares} more; set budget.trials to at least {kept + shares}"
+            )
+        rest = max(0, spec.budget.trials - kept - shares)
+        if not c.execute(sa.select(sa.func.count()).where(cell.c.study_id == study_id, cell.c.state == "OPEN")).scalar_one():
+            rest = 0
+        c.execute(
+            sa.text(
+                "INSERT INTO orchestrator.ticket (study_id, ordinal) SELECT :study_id, :first + i "
+                "FROM generate_series(0, CAST(:rest AS int) - 1) AS i"
+            ),
+            {"study_id": study_id, "first": next_ordinal + shares, "rest": rest},
+        )
+        return max(0, int(shares + rest - gone))
+
+
+# The shares a cell still lacks, share-major: every cell's k-th trial comes before any cell's (k+1)-th.
+_INSERT_SHARES = sa.text(
+    """
+    WITH missing AS (
+        SELECT c.cell_id, c.ordinal AS cell, s.share
+        FROM orchestrator.cell c
+        CROSS JOIN LATERAL (
+            SELECT coalesce(max(t.share), 0) AS highest FROM orchestrator.ticket t WHERE t.cell_id = c.cell_id
+        ) AS had
+        CROSS JOIN LATERAL generate_series(had.highest + 1, had.highest + CAST(:per_cell AS int) - c.bound) AS s(share)
+        WHERE c.study_id = :study_id AND c.state = 'OPEN'
+    ), inserted AS (
+        INSERT INTO orchestrator.ticket (study_id, ordinal, cell_id, share)
+        SELECT :study_id, :first + row_number() OVER (ORDER BY share, cell) - 1, cell_id, share FROM missing
+        RETURNING cell_id
+    ), counted AS (
+        UPDATE orchestrator.cell c SET bound = bound + n.n
+        FROM (SELECT cell_id, count(*) AS n FROM inserted GROUP BY cell_id) AS n WHERE n.cell_id = c.cell_id
+    )
+    SELECT cell_id FROM inserted
+    """
+)
+
+
+def _deadline(spec: StudySpec) -> sa.ColumnElement[Any] | None:
+    """`budget.hours` from now by the database's clock; each launch starts it anew."""
+    if spec.budget.hours is None:
+        return None
+    return sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, spec.budget.hours * 3600)
+
+
+def _settings(spec: StudySpec) -> dict[str, Any]:
+    """What may change between launches, flattened for the announcement."""
+    data = spec.to_json()
+    settings = {f"budget.{key}": value for key, value in data["budget"].items()}
+    settings |= {"allocation": data["allocation"], "study.seed": data["seed"], "study.priority": data["priority"]}
+    for section in ("sampler", "pruner", "runner"):
+        settings |= {f"{section}.{key}": value for key, value in data[section].items()}
+    return settings
+
+
+def _differences(old: StudySpec, new: StudySpec) -> list[str]:
+    """In words, what of the identity differs: ``grid data.batch_size ([32,64] there, [32,128] here)``."""
+    found = []
+    for word, a, b in (
+        ("study.direction", old.directions, new.directions),
+        ("study.metric", old.metrics, new.metrics),
+    ):
+        if a != b:
+            found.append(f"{word} ({', '.join(a)} there, {', '.join(b)} here)")
+    sections: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
+        ("grid", _by_path(old, "grid"), _by_path(new, "grid")),
+        ("search", _by_path(old, "search"), _by_path(new, "search")),
+        ("objective", _flat(old.objective), _flat(new.objective)),
+        ("params", _flat(old.params), _flat(new.params)),
+    )
+    for section, there, here in sections:
+        for key in sorted(there.keys() | here.keys()):
+            if there.get(key, _ABSENT) != here.get(key, _ABSENT):
+                found.append(f"{section} {key} ({_shown(there, key)} there, {_shown(here, key)} here)")
+    return found
+
+
+_ABSENT = object()
+
+
+def _shown(section: Mapping[str, Any], key: str) -> str:
+    if key not in section:
+        return "none"
+    text = value_label(section[key])
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _by_path(spec: StudySpec, section: str) -> dict[str, Any]:
+    data = spec.to_json()[section]
+    if section == "grid":
+        return {axis["path"]: axis["values"] for axis in data}
+    return {p["path"]: {k: v for k, v in p.items() if k != "path" and v not in (None, [], False)} for p in data}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat

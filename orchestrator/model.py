@@ -183,7 +183,11 @@ class Pruned:
 
 @dataclass(frozen=True)
 class Failed:
-    """The trial failed. `kind` is one word (exception, exit, signal, oom, timeout, value, import); `message` says where the log is."""
+    """The trial failed.
+
+    `kind` is one word (exception, exit, signal, oom, timeout, value, import); `message` says where the log is.
+    """
+
 
     kind: str
     message: str
@@ -197,3 +201,9 @@ class Interrupted:
 
 
 Outcome: TypeAlias = Completed | Pruned | Failed | Interrupted
+
+
+def trial_seed(study_seed: int, ticket: int, failures: int) -> int:
+    """A trial's seed in [0, 2**31): the same for every attempt of it, another one for any other trial of the study."""
+    digest = hashlib.sha256(f"{study_seed} {ticket} {failures}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

@@ -158,7 +158,7 @@ class Ledger:
             .limit(1)
             .with_for_update(of=ticket, skip_locked=True, key_share=True)
         )
-        row = c.execute(next_open.where(sa.text("(share IS NULL) = false"))).one_or_none()
+        row = c.execute(next_open.where(ticket.c.share.is_not(None))).one_or_none()
         if row is None:
             unspent = sa.exists().where(
                 ticket.c.study_id == study_id, ticket.c.share.is_not(None), ticket.c.state.in_(("OPEN", "LIVE"))
@@ -167,7 +167,7 @@ class Ledger:
                 return None
             # One binding at a time: two that read the same counts would give one cell both tickets.
             c.execute(sa.select(study.c.study_id).where(study.c.study_id == study_id).with_for_update(key_share=True))
-            row = c.execute(next_open.where(sa.text("(share IS NULL) = true"))).one_or_none()
+            row = c.execute(next_open.where(ticket.c.share.is_(None))).one_or_none()
             if row is None:
                 return None
         cell_id: int | None = row.cell_id or self._allocate_uniform(c, study_id)
@@ -337,8 +337,10 @@ class Ledger:
             if row is not None:
                 self._give_back(c, row, "interrupted", reason)
 
-    def evict(self, worker_id: int, reason: str, max_lost: int) -> bool:
-        """Removes a silent worker: its slot is free, its trials are given back, or failed when `max_lost` attempts were lost.
+    def evict(self, worker_id: int, reason: str) -> bool:
+        """Removes a silent worker: its slot is free, its trials are given back.
+
+        A trial that lost `runner.max_attempts` attempts this way fails: one that kills its host every time must end.
 
         Returns False when somebody else did it, or it renewed its lease in time.
         """
@@ -363,7 +365,7 @@ class Ledger:
                 .with_for_update(key_share=True)
             ).all()
             for row in rows:
-                if row.state == "RUNNING" and row.lost + 1 >= max_lost:
+                if row.state == "RUNNING" and row.lost + 1 >= self._max_attempts(c, row.study_id):
                     cell_row = c.execute(
                         sa.select(cell).where(cell.c.cell_id == row.cell_id).with_for_update(key_share=True)
                     ).one()
@@ -452,6 +454,10 @@ class Ledger:
             .where(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
             .values(ended_at=sa.func.clock_timestamp(), outcome=outcome)
         )
+
+    def _max_attempts(self, c: Connection, study_id: int) -> int:
+        setting = study.c.spec["runner"]["max_attempts"].as_integer()
+        return int(c.execute(sa.select(sa.func.coalesce(setting, 5)).where(study.c.study_id == study_id)).scalar_one())
 
     def _give_back(self, c: Connection, row: Row[Any], outcome: str, reason: str) -> None:
         if row.state == "CLAIMED":  # no Optuna trial yet: the ticket is as if never touched

@@ -70,7 +70,8 @@ ticket = sa.Table(
     sa.CheckConstraint("share IS NULL OR cell_id IS NOT NULL", name="ticket_share_has_cell"),
     sa.UniqueConstraint("study_id", "ordinal", name="ticket_ordinal"),
     sa.UniqueConstraint("cell_id", "share", name="ticket_share"),
-    sa.Index("ticket_to_claim", "study_id", sa.text("(share IS NULL)"), "ordinal", postgresql_where=sa.text("state = 'OPEN'")),
+    sa.Index("ticket_share_open", "study_id", "ordinal", postgresql_where=sa.text("state = 'OPEN' AND share IS NOT NULL")),
+    sa.Index("ticket_rest_open", "study_id", "ordinal", postgresql_where=sa.text("state = 'OPEN' AND share IS NULL")),
     sa.Index(
         "ticket_share_unspent",
         "study_id",

@@ -133,20 +133,28 @@ def upgrade() -> None:
         schema="orchestrator",
     )
     op.create_index(
+        "ticket_rest_open",
+        "ticket",
+        ["study_id", "ordinal"],
+        unique=False,
+        schema="orchestrator",
+        postgresql_where=sa.text("state = 'OPEN' AND share IS NULL"),
+    )
+    op.create_index(
+        "ticket_share_open",
+        "ticket",
+        ["study_id", "ordinal"],
+        unique=False,
+        schema="orchestrator",
+        postgresql_where=sa.text("state = 'OPEN' AND share IS NOT NULL"),
+    )
+    op.create_index(
         "ticket_share_unspent",
         "ticket",
         ["study_id"],
         unique=False,
         schema="orchestrator",
         postgresql_where=sa.text("share IS NOT NULL AND state IN ('OPEN', 'LIVE')"),
-    )
-    op.create_index(
-        "ticket_to_claim",
-        "ticket",
-        ["study_id", sa.literal_column("(share IS NULL)"), "ordinal"],
-        unique=False,
-        schema="orchestrator",
-        postgresql_where=sa.text("state = 'OPEN'"),
     )
     op.create_index(
         "ticket_unspent",

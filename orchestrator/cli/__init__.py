@@ -1,0 +1,78 @@
+"""The commands: takes the subcommand, composes the Hydra config, builds the objects, maps errors to exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import orchestrator
+from orchestrator import config, logs
+from orchestrator.cli import launch, reports, server
+from orchestrator.cli.call import Call
+from orchestrator.errors import ConfigError, OrchestratorError, did_you_mean
+
+COMMANDS: dict[str, tuple[Callable[[Call], int], str]] = {
+    "launch": (
+        launch.run,
+        "create or continue a study, run workers on this machine, follow it to its end (--dry-run: only show)",
+    ),
+    "worker": (server.worker, "one worker: claims a device and pulls trials of all active studies"),
+    "dashboard": (server.dashboard, "optuna-dashboard on the same storage"),
+    "status": (reports.status, "studies, cells, running trials, workers, devices"),
+    "best": (
+        reports.best,
+        "the best trial as YAML and as overrides (trial=N: another one; out=file.yaml: the config to train with)",
+    ),
+    "logs": (reports.logs, "a trial's log: trial=N (attempt=K: of an earlier attempt)"),
+    "db": (server.database, "start | stop | url | upgrade: the embedded server and the schema"),
+}
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code. A user's mistake is one line on standard error, never a traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logs.configure("orchestrator")
+    try:
+        return _dispatch(arguments)
+    except OrchestratorError as error:
+        print(f"orchestrator: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader of our output left, as head does
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    if name in ("--version", "-V"):
+        print(f"orchestrator {orchestrator.__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise ConfigError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; the commands are {', '.join(COMMANDS)}")
+    call = Call.parse(name, rest)
+    if call.flags.asks_to_show:
+        print(config.show(call.flags, call.composed, name))
+        return 0
+    return COMMANDS[name][0](call)
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+    return f"""usage: orchestrator COMMAND [--json] [HYDRA OVERRIDE ...]
+
+{commands}
+
+Every command takes Hydra overrides (storage.path=/data, study.name=digits …) and Hydra's flags (--cfg job, --config-dir DIR,
+--help). In launch, data.batch_size=32,64 makes a grid axis and optim.lr='tag(log, interval(1e-4, 1e-1))' a searched parameter.
+
+  orchestrator launch experiment=digits
+  orchestrator best study.name=digits"""

@@ -1,0 +1,104 @@
+"""One call of the program: the subcommand's own words, Hydra's flags, the composed config, and the way to the database."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from orchestrator import config, search
+from orchestrator.config import Composed, Flags
+from orchestrator.errors import ConfigError
+from orchestrator.store import Store
+from orchestrator.store.embedded import EmbeddedServer
+
+# Words that belong to a command and are taken before Hydra parses the rest.
+_SWITCHES = {"launch": ("--json", "--dry-run"), "status": ("--json",), "best": ("--json",), "logs": ("--json",), "db": ()}
+_WORDS = {"best": ("trial", "out"), "logs": ("trial", "attempt")}
+_ACTIONS = {"db": ("start", "stop", "url", "upgrade")}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A parsed command line; nothing has been opened or written yet.
+
+    `words` are the command's own settings (`trial=3`), `action` the word after `db`.
+    """
+
+    command: str
+    flags: Flags
+    switches: frozenset[str] = frozenset()
+    words: dict[str, str] = field(default_factory=dict)
+    action: str | None = None
+
+    @staticmethod
+    def parse(command: str, arguments: Sequence[str]) -> Call:
+        """Splits the words of `command` from Hydra's.
+
+        Raises:
+            ConfigError: a word is missing or unknown.
+        """
+        rest = list(arguments)
+        action = None
+        if actions := _ACTIONS.get(command):
+            action = rest.pop(0) if rest and not rest[0].startswith("-") and "=" not in rest[0] else None
+            if action not in actions and "--help" not in rest and "-h" not in rest:
+                raise ConfigError(f"{command} needs one of {', '.join(actions)}: orchestrator {command} {actions[0]}")
+        switches = frozenset(word for word in rest if word in _SWITCHES.get(command, ()))
+        rest = [word for word in rest if word not in switches]
+        words = {}
+        for key in _WORDS.get(command, ()):
+            for word in [w for w in rest if w.startswith(f"{key}=")]:
+                words[key] = word.partition("=")[2]
+                rest.remove(word)
+        return Call(command, config.parse_flags(rest), switches, words, action)
+
+    @cached_property
+    def composed(self) -> Composed:
+        return config.compose(
+            self.command, self.flags.overrides, config_dir=self.flags.config_dir, config_name=self.flags.config_name
+        )
+
+    @property
+    def json(self) -> bool:
+        return "--json" in self.switches
+
+    @property
+    def study_name(self) -> str | None:
+        name = self.composed.config.study.name
+        return None if name is None else str(name)
+
+    def number(self, key: str) -> int | None:
+        """The command's word `key` as a whole number.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        text = self.words.get(key)
+        if text is None:
+            return None
+        if not re.fullmatch(r"\d+", text):
+            raise ConfigError(f"{key}={text}: must be a whole number")
+        return int(text)
+
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        """The database as `storage` says, migrated; an embedded server is shared while the block lasts.
+
+        Raises:
+            StoreUnavailableError: it cannot be reached or started.
+        """
+        storage = self.composed.host.storage
+        if storage.kind == "embedded":
+            assert storage.path is not None
+            with EmbeddedServer.open(storage.path) as embedded:
+                yield self._migrated(Store(embedded.url))
+        else:
+            assert storage.url is not None
+            yield self._migrated(Store(storage.url, storage.password_file))
+
+    def _migrated(self, store: Store) -> Store:
+        store.migrate(search.create_optuna_tables)
+        return store

@@ -1,0 +1,273 @@
+"""`launch`: create or continue a study, run this machine's workers, follow the study to its end. Read `run` from the top."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from orchestrator import config, search
+from orchestrator.cli import screen
+from orchestrator.cli.call import Call
+from orchestrator.cli.server import LAUNCHER_PID
+from orchestrator.devices import discover
+from orchestrator.errors import OrchestratorError, StoreUnavailableError, StudyFailedError
+from orchestrator.maintenance import Maintenance
+from orchestrator.model import StudySpec
+from orchestrator.runner import Runner
+from orchestrator.store import Store, StudyRow, TrialRow
+
+CPU_WORKERS = 2
+"""Workers that `launch` starts on a machine without a GPU."""
+_FOLLOW_S = 0.5
+_RESTARTS = 5  # of a worker that dies within its first seconds; one that worked for a while is always replaced
+_SHORT_LIFE_S = 10.0
+
+
+def run(call: Call) -> int:
+    """Returns 0 when the study has a complete trial in the end; 130 when the user interrupted."""
+    spec = config.study_spec(call.composed)
+    if "--dry-run" in call.switches:
+        print(screen.plan(spec, search.describe(spec)))
+        return 0
+    count = _worker_count(call)
+    _check_objective(spec)
+    output = _output_directory(call)
+    with call.store() as store:
+        launched = store.studies.launch(spec)
+        row = store.reads.find(spec.name)
+        view = screen.View(spec, as_json=call.json)
+        view.say(_announcement(spec, launched.created, launched.added, launched.changes))
+        interrupted = False
+        if launched.open_tickets:
+            with _Workers(call, spec, count, output, view) as workers:
+                interrupted = _follow(store, row, spec, workers, view)
+        return _conclude(call, store, row, spec, view, interrupted)
+
+
+def _announcement(spec: StudySpec, created: bool, added: int, changes: tuple[str, ...]) -> str:
+    changed = "".join(f"\n  changed {change}" for change in changes)
+    if created:
+        cells = f"{spec.n_cells} cells x {spec.budget.per_cell} guaranteed" if spec.grid else "no grid"
+        return f"study {spec.name}: {spec.budget.trials} trials, {cells}, sampler {spec.sampler['name']}"
+    if added:
+        return f"study {spec.name} goes on: {added} trials more{changed}"
+    return f"study {spec.name} exists; nothing to add: budget.trials={spec.budget.trials} is spent or under way{changed}"
+
+
+def _worker_count(call: Call) -> int:
+    settings = call.composed.host.worker
+    if settings.count is not None:
+        return settings.count
+    devices = discover(settings.devices)
+    gpus = [device for device in devices if device.kind == "gpu"]
+    return len(gpus) * (settings.slots_per_device or 1) if gpus else CPU_WORKERS
+
+
+def _check_objective(spec: StudySpec) -> None:
+    """Imports the objective in a process of its own, before anything is written."""
+    runner = Runner(spec.objective, start=spec.runner.get("start", "forkserver"))
+    try:
+        runner.check()
+    finally:
+        runner.close()
+
+
+def _output_directory(call: Call) -> Path:
+    """Hydra's run directory of this launch, with the composed config as Hydra leaves it."""
+    directory = Path(OmegaConf.select(call.composed.hydra, "run.dir")).absolute()
+    try:
+        (directory / ".hydra").mkdir(parents=True, exist_ok=True)
+        visible = OmegaConf.masked_copy(call.composed.config, [k for k in call.composed.config if k != "storage"])
+        (directory / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(visible), encoding="utf-8")
+        overrides = [o for o in call.composed.overrides if not o.lstrip("+").startswith("storage.url")]
+        (directory / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(overrides)), encoding="utf-8")
+    except OSError as error:
+        raise OrchestratorError(f"hydra.run.dir={directory}: {error.strerror}") from error
+    return directory
+
+
+class _Workers:
+    """The worker processes of this launch: started, replaced when they die, ended with the block."""
+
+    def __init__(self, call: Call, spec: StudySpec, count: int, output: Path, view: screen.View) -> None:
+        self._command = [sys.executable, "-m", "orchestrator", "worker", *_host_overrides(call, spec, count)]
+        self._environment = {**os.environ, LAUNCHER_PID: str(os.getpid()), **_storage_environment(call)}
+        self._output = output
+        self._view = view
+        self._running: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+        self._short_lives = 0
+        self._count = count
+        self.ending = False
+
+    def __enter__(self) -> _Workers:
+        for k in range(self._count):
+            self._start(k)
+        if self._count:
+            self._view.say(f"{self._count} workers started; their logs: {self._output}/worker-*.log")
+        else:
+            self._view.say("worker.count=0: following; trials run where 'orchestrator worker' does")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.signal(signal.SIGTERM)
+        for process, _started in self._running.values():
+            process.wait()
+
+    def _start(self, k: int) -> None:
+        with (self._output / f"worker-{k + 1}.log").open("ab") as log:
+            process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment, start_new_session=True
+            )
+        self._running[k] = (process, time.monotonic())
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends `number` to all of them; from then on none is replaced."""
+        self.ending = True
+        for process, _started in self._running.values():
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def replace_dead(self) -> None:
+        """Starts another worker for each that died.
+
+        Raises:
+            OrchestratorError: workers die as soon as they start; the last lines of a log say why.
+        """
+        for k, (process, started) in list(self._running.items()):
+            if process.poll() is None or self.ending:
+                continue
+            log = self._output / f"worker-{k + 1}.log"
+            self._short_lives = self._short_lives + 1 if time.monotonic() - started < _SHORT_LIFE_S else 0
+            if self._short_lives > _RESTARTS:
+                tail = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
+                raise OrchestratorError(f"the workers die as soon as they start; {log} ends with\n  {tail}")
+            self._view.say(f"worker {k + 1} ended with {_ending(process.returncode)}; starting another")
+            self._start(k)
+
+    @property
+    def all_gone(self) -> bool:
+        """Whether every worker has ended."""
+        return all(process.poll() is not None for process, _ in self._running.values())
+
+
+def _ending(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _host_overrides(call: Call, spec: StudySpec, count: int) -> list[str]:
+    """What the workers are told of this host, as overrides; never the database's URL."""
+    host = call.composed.host
+    worker = {key: value for key, value in asdict(host.worker).items() if key != "count"}
+    worker["studies"] = worker["studies"] or [spec.name]
+    worker["threads"] = worker["threads"] or max(1, (os.cpu_count() or 1) // max(1, count))
+    overrides = [f"worker.{key}={_hydra_value(value)}" for key, value in worker.items()]
+    overrides += [f"paths.data={_hydra_value(str(host.paths.data))}", f"paths.runs={_hydra_value(str(host.paths.runs))}"]
+    overrides.append(f"storage={host.storage.kind}")
+    if host.storage.kind == "embedded":
+        overrides.append(f"storage.path={_hydra_value(str(host.storage.path))}")
+    return overrides
+
+
+def _storage_environment(call: Call) -> dict[str, str]:
+    storage = call.composed.host.storage
+    if storage.kind == "embedded" or storage.url is None:
+        return {}
+    environment = {"ORCHESTRATOR_STORAGE_URL": storage.url}
+    if storage.password_file:
+        environment["ORCHESTRATOR_STORAGE_PASSWORD_FILE"] = storage.password_file
+    return environment
+
+
+def _hydra_value(value: Any) -> str:
+    """`value` in Hydra's override grammar; strings quoted."""
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, list):
+        return "[" + ",".join(_hydra_value(item) for item in value) + "]"
+    return json.dumps(value)
+
+
+@contextmanager
+def _interrupts(workers: _Workers, view: screen.View) -> Iterator[list[int]]:
+    """Ctrl-C lets this launch's workers finish their trials, a second gives them back; the list holds the signals got."""
+    got: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        got.append(number)
+        if number == signal.SIGINT and len(got) == 1:
+            view.say("ending: running trials are finished first; Ctrl-C again gives them back at once. The study stays.")
+        workers.signal(signal.Signals(number))
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield got
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, view: screen.View) -> bool:
+    """Shows the study until it is finished; returns True when the user ended it before."""
+    maintenance = Maintenance(store, every_s=2.0)
+    failed: set[int] = set()
+    with _interrupts(workers, view) as got, view:
+        while True:
+            try:
+                maintenance.sweep()
+                progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
+                if progress.failed > len(failed):
+                    failed |= _show_failures(store, row, failed, view)
+                store.rest()
+            except StoreUnavailableError as error:
+                maintenance.lost_contact()
+                view.say(f"{error}; trying again")
+            else:
+                view.update(progress)
+                if progress.study.state == "FINISHED":
+                    return False
+            if got and workers.all_gone:
+                return True
+            workers.replace_dead()
+            time.sleep(_FOLLOW_S)
+
+
+def _show_failures(store: Store, row: StudyRow, shown: set[int], view: screen.View) -> set[int]:
+    new = {t.number: t for t in store.reads.trials(row.study_id) if t.state == "FAIL" and t.number not in shown}
+    for trial in new.values():
+        view.say(f"trial {trial.number} failed: {trial.failure}")
+    return set(new)
+
+
+def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, view: screen.View, interrupted: bool) -> int:
+    """Prints how the study stands: best trial, best of every cell, and how to browse it."""
+    progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
+    trials = store.reads.trials(row.study_id)
+    best = screen.best_trials(spec, trials)
+    if call.json:
+        print(json.dumps(screen.as_data(spec, progress, best), indent=2))
+    else:
+        print(screen.results(spec, progress, best))
+        where = "".join(f" {o}" for o in call.composed.overrides if o.startswith(("storage", "paths")) and "url" not in o)
+        print(f"browse it: orchestrator dashboard{where}")
+    if interrupted:
+        return 130
+    if not best and progress.study.state == "FINISHED":
+        raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){_first_failure(trials)}")
+    return 0
+
+
+def _first_failure(trials: list[TrialRow]) -> str:
+    failures = [t for t in trials if t.failure]
+    return f"; trial {failures[0].number}: {failures[0].failure}" if failures else ""

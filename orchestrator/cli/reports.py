@@ -1,0 +1,192 @@
+"""The commands that read: status, best, logs."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.cli import screen
+from orchestrator.cli.call import Call
+from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
+from orchestrator.model import StudySpec
+from orchestrator.runner import rundir
+from orchestrator.store import Store, StudyRow, TrialRow, WorkerRow
+
+
+def status(call: Call) -> int:
+    """All studies, then one of them (the named or newest) with its cells and running trials, then workers and devices."""
+    with call.store() as store:
+        rows = store.reads.studies()
+        workers = store.reads.workers()
+        if not rows and call.study_name is None:
+            data: dict[str, Any] = {"studies": [], "workers": [_worker_data(w, {}) for w in workers]}
+            print(json.dumps(data, indent=2) if call.json else "no study yet; start one with: orchestrator launch experiment=…")
+            return 0
+        row = store.reads.find(call.study_name)
+        spec = store.reads.spec(row.study_id)
+        progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
+        live = [t for t in store.reads.trials(row.study_id, live_only=True)]
+        held = _held(store, rows)
+        best = screen.best_trials(spec, store.reads.trials(row.study_id))
+    if call.json:
+        data = {
+            "studies": [{"name": r.name, "state": r.state, "reason": r.reason} for r in rows],
+            "study": screen.as_data(spec, progress, best),
+            "running": [{**screen.trial_data(spec, t), "worker": t.worker_id, "attempts": t.attempts} for t in live],
+            "workers": [_worker_data(w, held) for w in workers],
+        }
+        print(json.dumps(data, indent=2))
+        return 0
+    console = Console(highlight=False, width=max(120, Console().width))
+    for r in rows:
+        mark = ">" if r.study_id == row.study_id else " "
+        console.print(Text(f"{mark} {r.name}: {r.state.lower()}{f' ({r.reason})' if r.reason else ''}"), soft_wrap=True)
+    console.print()
+    console.print(Text(f"{spec.name}: {screen.headline(spec, progress)}"), soft_wrap=True)
+    console.print(screen.cell_table(spec, progress.cells))
+    for t in live:
+        who = f"worker {t.worker_id}" if t.worker_id else "waiting for a worker"
+        console.print(Text(f"trial {t.number} runs for {t.seconds or 0:.0f} s, attempt {t.attempts}, {who}"), soft_wrap=True)
+    console.print()
+    console.print(_worker_table(workers, held))
+    return 0
+
+
+def _held(store: Store, rows: list[StudyRow]) -> dict[int, str]:
+    """What each worker runs: ``trial 7 of digits``."""
+    return {
+        t.worker_id: f"trial {t.number} of {r.name}"
+        for r in rows
+        if r.state == "ACTIVE"
+        for t in store.reads.trials(r.study_id, live_only=True)
+        if t.worker_id is not None
+    }
+
+
+def _worker_data(worker: WorkerRow, held: dict[int, str]) -> dict[str, Any]:
+    return {
+        "worker": worker.worker_id,
+        "host": worker.host,
+        "pid": worker.pid,
+        "device": worker.device,
+        "slot": worker.slot,
+        "doing": held.get(worker.worker_id, worker.doing),
+        "lease_overdue_s": worker.silent_s,
+    }
+
+
+def _worker_table(workers: list[WorkerRow], held: dict[int, str]) -> Table | Text:
+    if not workers:
+        return Text("no workers; start one with: orchestrator worker")
+    table = Table(box=None, pad_edge=False)
+    for name in ("worker", "host", "pid", "device", "slot", "doing"):
+        table.add_column(name)
+    for w in workers:
+        doing = held.get(w.worker_id, w.doing) + (f" (silent for {w.silent_s:.0f} s)" if w.silent_s > 0 else "")
+        slot = "" if w.slot is None else str(w.slot)
+        table.add_row(*map(Text, (str(w.worker_id), w.host, str(w.pid), w.device or "none yet", slot, doing)))
+    return table
+
+
+def best(call: Call) -> int:
+    """The best trial (or `trial=N`) as YAML and as overrides; `out=` writes the params to train with."""
+    wanted = call.number("trial")
+    with call.store() as store:
+        row = store.reads.find(call.study_name)
+        spec = store.reads.spec(row.study_id)
+        trials = store.reads.trials(row.study_id)
+        progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
+    chosen = screen.best_trials(spec, trials) if wanted is None else [t for t in trials if t.number == wanted]
+    if not chosen and wanted is not None:
+        raise ConfigError(f"trial={wanted}: study {row.name} has no trial of that number that this program ran")
+    if not chosen:
+        raise StudyFailedError(f"study {row.name} has no complete trial yet")
+    if "out" in call.words:
+        _write_config(call.words["out"], spec, chosen)
+    if call.json:
+        data = screen.as_data(spec, progress, chosen)
+        data["best"] = [{**trial, "overrides": _overrides(trial["params"])} for trial in data["best"]]
+        print(json.dumps(data, indent=2))
+        return 0
+    for trial in chosen:
+        print(
+            yaml.safe_dump({"study": spec.name, **screen.trial_data(spec, trial)}, sort_keys=False, allow_unicode=True), end=""
+        )
+        print(f"# as overrides\n# {' '.join(_overrides(trial.params))}")
+    return 0
+
+
+def _overrides(params: dict[str, Any]) -> list[str]:
+    """The trial's parameters as Hydra overrides, quoted for a shell."""
+    words = []
+    for path, value in params.items():
+        text = _hydra_word(value)
+        words.append(f"{path}={text}" if not set(text) & set("[]{}\"'$ ") else f"'{path}={text}'")
+    return words
+
+
+def _hydra_word(value: Any) -> str:
+    if isinstance(value, str):
+        plain = value.replace("_", "").replace("-", "").isalnum() and value.lower() not in (
+            "null",
+            "true",
+            "false",
+            "nan",
+            "inf",
+        )
+        return value if plain and not value[0].isdigit() else json.dumps(value)
+    if isinstance(value, list):
+        return "[" + ",".join(_hydra_word(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_hydra_word(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value)
+
+
+def _write_config(path: str, spec: StudySpec, chosen: list[TrialRow]) -> None:
+    if len(chosen) != 1:
+        numbers = ", ".join(str(t.number) for t in chosen)
+        raise ConfigError(f"out={path}: several trials are best (trials {numbers}); choose one with trial=N")
+    try:
+        config = OmegaConf.create(dict(spec.params))
+        for name, value in chosen[0].params.items():
+            OmegaConf.update(config, name, value, merge=False, force_add=True)
+        Path(path).write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise OrchestratorError(f"out={path}: {error.strerror}") from error
+    print(f"wrote the params of trial {chosen[0].number} to {path}", file=sys.stderr)
+
+
+def logs(call: Call) -> int:
+    """Prints a trial's log as it is; of the last attempt unless `attempt=K` says another."""
+    number, attempt = call.number("trial"), call.number("attempt")
+    if number is None:
+        raise ConfigError("logs needs the trial's number: orchestrator logs trial=N")
+    with call.store() as store:
+        row = store.reads.find(call.study_name)
+        attempts = store.reads.attempts(row.study_id, number)
+    matching = [a for a in attempts if attempt in (None, a.attempt)]
+    if not matching:
+        raise ConfigError(f"attempt={attempt}: trial {number} had {len(attempts)} attempts")
+    chosen = matching[-1]
+    path = rundir.log_path(rundir.attempt_dir(Path(chosen.runs_dir), row.name, number, chosen.attempt))
+    if call.json:
+        print(json.dumps({"trial": number, "attempt": chosen.attempt, "host": chosen.host, "log": str(path)}))
+        return 0
+    try:
+        with path.open("rb") as log:
+            while block := log.read(1 << 16):
+                sys.stdout.buffer.write(block)
+        sys.stdout.buffer.flush()
+    except FileNotFoundError:
+        elsewhere = "" if chosen.host == socket.gethostname() else f"; it ran on {chosen.host}"
+        raise OrchestratorError(f"trial {number}: no log at {path} here{elsewhere}") from None
+    return 0

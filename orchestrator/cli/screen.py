@@ -1,0 +1,219 @@
+"""How studies look: the plan before a launch, live progress, the results. Text in, text out; no database here."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.model import StudySpec, cell_label, value_label
+from orchestrator.store import CellRow, Progress, TrialRow
+
+_LINE_EVERY_S = 10.0
+_MOST_CELLS = 30
+
+
+class View:
+    """Progress on standard output: a live table on a terminal, plain lines elsewhere; on standard error with ``--json``."""
+
+    def __init__(self, spec: StudySpec, *, as_json: bool) -> None:
+        self._spec = spec
+        self._console = Console(file=sys.stderr if as_json else sys.stdout, highlight=False, soft_wrap=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        self._last: tuple[int, int] | None = None
+        self._next_line = 0.0
+
+    def __enter__(self) -> View:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Prints `text` as it is, above the live table if there is one."""
+        self._console.print(Text(text))
+
+    def update(self, progress: Progress) -> None:
+        """Shows where the study stands; without a terminal a line when trials ended, at most one in ten seconds."""
+        if self._live is not None:
+            self._live.update(self._table(progress), refresh=True)
+            return
+        now = (progress.spent, progress.failed)
+        done = progress.study.state == "FINISHED"
+        if now != self._last and (done or time.monotonic() >= self._next_line):
+            self._last, self._next_line = now, time.monotonic() + _LINE_EVERY_S
+            self.say(headline(self._spec, progress))
+
+    def _table(self, progress: Progress) -> RenderableType:
+        return Group(
+            Text(headline(self._spec, progress)), cell_table(self._spec, progress.cells, room=self._console.height - 6)
+        )
+
+
+def headline(spec: StudySpec, progress: Progress) -> str:
+    """``12/48 trials, 2 running, best 0.9722 (trial 8), about 1 min left``."""
+    parts = [f"{progress.spent}/{progress.total} trials", f"{progress.running} running"]
+    if progress.waiting:
+        parts.append(f"{progress.waiting} waiting for a worker")
+    if progress.failed:
+        parts.append(f"{progress.failed} failed")
+    best = _best_cell(spec, progress)
+    if best is not None:
+        parts.append(f"best {spec.metrics[0]} {best.best:.6g} (trial {best.best_trial})")
+    left = _seconds_left(progress)
+    if left is not None:
+        parts.append(f"about {_duration(left)} left")
+    return ", ".join(parts)
+
+
+def _best_cell(spec: StudySpec, progress: Progress) -> CellRow | None:
+    known = [c for c in progress.cells if c.best is not None]
+    sign = -1.0 if spec.directions[0] == "maximize" else 1.0
+    return min(known, key=lambda c: sign * (c.best or 0.0), default=None)
+
+
+def _seconds_left(progress: Progress) -> float | None:
+    """By the pace since the launch; None before anything ended or when nothing is left."""
+    if progress.spent == 0 or progress.spent >= progress.total:
+        return None
+    left = progress.seconds / progress.spent * (progress.total - progress.spent)
+    return left if progress.seconds_left is None else min(left, max(0.0, progress.seconds_left))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def cell_table(spec: StudySpec, cells: tuple[CellRow, ...], room: int = _MOST_CELLS) -> Table:
+    """A row a cell: its values, counts, best value; of more cells than there is room for, those that need a look first."""
+    table = Table(box=None, pad_edge=False)
+    for axis in spec.grid:
+        table.add_column(axis.path)
+    if not spec.grid:
+        table.add_column("cell")
+    for name in ("done", "pruned", "failed", "running", f"best {spec.metrics[0]}", "trial", ""):
+        table.add_column(name, justify="right" if name else "left")
+    shown = cells
+    if len(cells) > max(3, room):
+        sign = -1.0 if spec.directions[0] == "maximize" else 1.0
+        ranked = sorted(cells, key=lambda c: (c.state == "OPEN", -c.running, c.best is None, sign * (c.best or 0.0)))
+        shown = tuple(ranked[: max(3, room)])
+    for cell in shown:
+        names = [value_label(cell.values[axis.path]) for axis in spec.grid] or [cell_label(cell.values)]
+        best = "" if cell.best is None else f"{cell.best:.6g}"
+        number = "" if cell.best_trial is None else str(cell.best_trial)
+        closed = f"closed: {cell.reason}" if cell.state == "CLOSED" else ""
+        counts = (f"{cell.completed + cell.pruned}/{cell.bound}", str(cell.pruned), str(cell.failed), str(cell.running))
+        table.add_row(*map(Text, (*names, *counts, best, number, closed)))
+    if len(shown) < len(cells):
+        table.add_row(Text(f"… and {len(cells) - len(shown)} cells more"))
+    return table
+
+
+def plan(spec: StudySpec, distributions: list[tuple[str, str]]) -> str:
+    """What `launch` would do: cells, distributions, shares."""
+    lines = [f"study {spec.name}: {', '.join(f'{d} {m}' for d, m in zip(spec.directions, spec.metrics, strict=True))}"]
+    lines.append(f"objective {spec.objective['_target_']}")
+    lines.append(f"sampler {spec.sampler['name']}, pruner {spec.pruner['name']}, seed {spec.seed}")
+    lines += ["", "parameters as Optuna stores them"]
+    width = max((len(name) for name, _ in distributions), default=0)
+    in_grid = {axis.path for axis in spec.grid}
+    lines += [f"  {'grid  ' if name in in_grid else 'search'} {name:<{width}}  {text}" for name, text in distributions]
+    shares = spec.n_cells * spec.budget.per_cell
+    rest = spec.budget.trials - shares
+    lines += ["", f"{spec.n_cells} cells x budget.per_cell={spec.budget.per_cell} = {shares} guaranteed trials"]
+    lines.append(f"{rest} more by allocation={spec.allocation}, {spec.budget.trials} in all")
+    if spec.budget.hours is not None:
+        lines.append(f"no trial is started after {spec.budget.hours:g} h")
+    for index, cell in enumerate(spec.cells()):
+        if index == _MOST_CELLS:
+            lines.append(f"  … and {spec.n_cells - index} cells more")
+            break
+        lines.append(f"  {cell_label(cell)}")
+    return "\n".join([*lines, "", "dry run: nothing was created"])
+
+
+def best_trials(spec: StudySpec, trials: list[TrialRow]) -> list[TrialRow]:
+    """The best complete trial, or with several objectives those that no other one beats (the Pareto front)."""
+    signs = [-1.0 if d == "maximize" else 1.0 for d in spec.directions]
+    done = [
+        (tuple(s * v for s, v in zip(signs, t.values, strict=True)), t) for t in trials if t.state == "COMPLETE" and t.values
+    ]
+    if len(signs) == 1:
+        return [min(done, key=lambda d: (d[0], d[1].number))[1]] if done else []
+    return [t for loss, t in done if not any(o != loss and all(a <= b for a, b in zip(o, loss, strict=True)) for o, _ in done)]
+
+
+def results(spec: StudySpec, progress: Progress, best: list[TrialRow]) -> str:
+    """The end of a launch: what was spent, the best trial with its parameters, the best of every cell."""
+    console = Console(width=max(120, Console().width), highlight=False)
+    with console.capture() as captured:
+        console.print(Text(headline(spec, progress)), soft_wrap=True)
+        if progress.study.state == "FINISHED":
+            console.print(Text(f"finished: {progress.study.reason}"))
+        console.print()
+        for trial in best:
+            console.print(Text(describe_trial(spec, trial)), soft_wrap=True)
+        console.print()
+        console.print(Text("best of every cell" if spec.grid else "the study's one cell"))
+        console.print(cell_table(spec, progress.cells, room=200))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def describe_trial(spec: StudySpec, trial: TrialRow) -> str:
+    """``best trial 31: val_accuracy=0.9861`` and its parameters, a line each."""
+    values = ", ".join(f"{m}={v:.6g}" for m, v in zip(spec.metrics, trial.values or (), strict=False))
+    width = max((len(path) for path in trial.params), default=0)
+    lines = [f"  {path:<{width}}  {value_label(value)}" for path, value in trial.params.items()]
+    return "\n".join([f"best trial {trial.number}: {values}", *lines])
+
+
+def as_data(spec: StudySpec, progress: Progress, best: list[TrialRow]) -> dict[str, Any]:
+    """The same for programs: plain data for JSON."""
+    return {
+        "study": spec.name,
+        "state": progress.study.state,
+        "reason": progress.study.reason,
+        "trials": {
+            "total": progress.total,
+            "spent": progress.spent,
+            "running": progress.running,
+            "waiting": progress.waiting,
+            "failed": progress.failed,
+        },
+        "best": [trial_data(spec, trial) for trial in best],
+        "cells": [
+            {
+                "values": c.values,
+                "state": c.state,
+                "reason": c.reason,
+                "completed": c.completed,
+                "pruned": c.pruned,
+                "failed": c.failed,
+                "running": c.running,
+                "best": c.best,
+                "best_trial": c.best_trial,
+            }
+            for c in progress.cells
+        ],
+    }
+
+
+def trial_data(spec: StudySpec, trial: TrialRow) -> dict[str, Any]:
+    """One trial for JSON and YAML."""
+    return {
+        "trial": trial.number,
+        "state": trial.state,
+        "values": dict(zip(spec.metrics, trial.values or (), strict=False)),
+        "params": trial.params,
+    }

@@ -1,0 +1,93 @@
+"""The commands that stay: worker, dashboard; and the ones about the database itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+from types import FrameType
+
+from orchestrator import dashboard as web
+from orchestrator import logs
+from orchestrator.cli.call import Call
+from orchestrator.errors import ConfigError, StoreUnavailableError
+from orchestrator.logs import logger
+from orchestrator.runner import linux
+from orchestrator.store import Store, embedded
+from orchestrator.worker import Worker
+
+LAUNCHER_PID = "ORCHESTRATOR_LAUNCHER_PID"
+"""Set by `launch` for the workers it starts: they end, in order, when it dies."""
+_RETRY_S = 2.0
+
+
+def worker(call: Call) -> int:
+    """Serves all active studies until told to end; waits for a database that is not up yet."""
+    logs.configure("worker")
+    host = call.composed.host
+    if launcher := os.environ.pop(LAUNCHER_PID, None):
+        linux.die_with_parent(signal.SIGTERM, int(launcher))
+    with _ended_by_signal(), ExitStack() as stack:
+        store = _patiently(call, stack)
+        served = Worker(store, host.worker, host.paths.runs)
+        with served.signals():
+            served.run()
+    return 0
+
+
+def dashboard(call: Call) -> int:
+    """Serves optuna-dashboard until interrupted."""
+    logs.configure("dashboard")
+    host = call.composed.host.dashboard
+    with _ended_by_signal(), ExitStack() as stack:
+        store = _patiently(call, stack)
+        web.serve(store.url, host.host, host.port)
+    return 0
+
+
+def database(call: Call) -> int:
+    """`db start|stop|url|upgrade`."""
+    storage = call.composed.host.storage
+    if call.action in ("start", "stop") and storage.kind != "embedded":
+        raise ConfigError(f"db {call.action} is for the embedded server; storage.url names a server that is run by others")
+    if call.action == "stop":
+        assert storage.path is not None
+        print("stopped" if embedded.stop(storage.path) else "no embedded server was running")
+        return 0
+    if storage.kind == "embedded":
+        assert storage.path is not None
+        embedded.keep_up(storage.path)
+    with call.store() as store:
+        if call.action == "url":
+            print(store.url)
+        elif call.action == "start":
+            print(f"the embedded server is up until 'orchestrator db stop': {store.shown_url}")
+        else:
+            print(f"the schemas of {store.shown_url} are up to date")
+    return 0
+
+
+def _patiently(call: Call, stack: ExitStack) -> Store:
+    """Opens the database, waiting as long as it takes for it to answer; what was opened is closed with `stack`."""
+    said = ""
+    while True:
+        try:
+            return stack.enter_context(call.store())
+        except StoreUnavailableError as error:
+            if str(error) != said:
+                logger.warning("%s; waiting for it", error)
+                said = str(error)
+        time.sleep(_RETRY_S)
+
+
+class _ended_by_signal(ExitStack):  # noqa: N801 - reads as a phrase
+    """Within this block SIGTERM ends the program in order with exit code 0, as a container's stop expects."""
+
+    def __enter__(self) -> _ended_by_signal:
+        def end(_signal: int, _frame: FrameType | None) -> None:
+            raise SystemExit(0)
+
+        before = signal.signal(signal.SIGTERM, end)
+        self.callback(signal.signal, signal.SIGTERM, before)
+        return self

@@ -1,0 +1,473 @@
+"""A worker: one process that holds one device slot and runs trials in turn. Read `Worker.run` and `Worker._run_trial`."""
+
+from __future__ import annotations
+
+import enum
+import math
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from orchestrator.config import WorkerConfig
+from orchestrator.devices import Device, DeviceLock, child_environment, cpu_scope, discover, host_identity, torch_device
+from orchestrator.errors import ConfigError, DeviceError, LeaseLostError, StoreUnavailableError
+from orchestrator.logs import logger
+from orchestrator.maintenance import Maintenance
+from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned, StudySpec, cell_label, trial_seed
+from orchestrator.runner import AttrSet, Job, PruneAsked, Reported, Runner, Running, rundir
+from orchestrator.search import Search
+from orchestrator.store import Claim, Place, SlotOffer, Store, StudyRow, WorkerLease
+
+T = TypeVar("T")
+
+FOREIGN_EVERY_S = 10.0
+REPORTS_EVERY_S = 1.0
+UNLIMITED_CPU_SLOTS = 1024
+
+
+class Drain(enum.IntEnum):
+    """How urgently the worker is to end; it only grows."""
+
+    NO = 0
+    FINISH = 1  # finish the running trial, start no other
+    STOP = 2  # tell the child, give the trial back after `worker.drain_s`
+    NOW = 3  # give the trial back at once
+
+
+@dataclass
+class _Served:
+    """A study this worker serves: its spec as last launched, the sampler fed with its news, the runner of its objective."""
+
+    row: StudyRow
+    spec: StudySpec
+    search: Search
+    runner: Runner
+    cursor: int = 0
+    foreign: set[int] = field(default_factory=set)
+    foreign_at: float = 0.0
+
+
+class Worker:
+    """Pulls trials of all active studies until there is nothing left to wait for; survives whatever user code does.
+
+    Args:
+        store: the database, migrated.
+        settings: `worker.*` of this host.
+        runs_dir: root of the run directories.
+    """
+
+    def __init__(self, store: Store, settings: WorkerConfig, runs_dir: Path) -> None:
+        self._store = store
+        self._settings = settings
+        self._place = Place(socket.gethostname(), str(runs_dir))
+        self._maintenance = Maintenance(store, settings.heartbeat_s)
+        self._drain = Drain.NO
+        self._drain_at = 0.0
+        self._wake = threading.Event()
+        self._next_beat = math.inf  # nothing to renew yet
+        self._doing = "starting"
+        self._served: dict[int, _Served] = {}
+        self._unservable: dict[tuple[int, int], str] = {}
+        self._lease: WorkerLease
+        self._device: Device
+        self._slots = 1
+        self._lock: DeviceLock | None = None
+
+    # ------------------------------------------------------------------------------------------------------------- its life
+
+    def run(self) -> int:
+        """Serves until drained, idle for too long, or done with `worker.max_trials`; returns how many trials it ended.
+
+        Raises:
+            DeviceError: no device is free and ``worker.on_no_device=exit``, or the one named does not exist.
+        """
+        devices = discover(self._settings.devices)
+        done = 0
+        while self._drain == Drain.NO:
+            try:
+                with self._registered(), self._device_slot(devices):
+                    done += self._serve(done)
+                    break
+            except LeaseLostError as lost:
+                logger.warning("%s; registering anew", lost)
+        logger.info("ended after %d trials", done)
+        return done
+
+    def drain(self, how: Drain) -> None:
+        """Asks the worker to end; safe to call from a signal handler."""
+        if how > self._drain:
+            self._drain = how
+            self._drain_at = time.monotonic()
+        self._wake.set()
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Within this block SIGINT finishes the running trial (a second gives it back) and SIGTERM gives it back in order."""
+
+        def interrupt(_signal: int, _frame: FrameType | None) -> None:
+            self.drain(Drain.FINISH if self._drain == Drain.NO else Drain.NOW)
+
+        def terminate(_signal: int, _frame: FrameType | None) -> None:
+            self.drain(Drain.STOP if self._drain < Drain.STOP else Drain.NOW)
+
+        before = {
+            signal.SIGINT: signal.signal(signal.SIGINT, interrupt),
+            signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _serve(self, done_before: int) -> int:
+        """Runs trials one after the other; returns how many ended."""
+        done = 0
+        idle_since = time.monotonic()
+        while self._drain == Drain.NO:
+            if self._settings.max_trials is not None and done_before + done >= self._settings.max_trials:
+                logger.info("worker.max_trials=%d reached", self._settings.max_trials)
+                break
+            claim = self._insist(self._claim)
+            if claim is not None:
+                done += self._run_trial(claim)
+                idle_since = time.monotonic()
+            elif self._settings.idle_timeout_s is not None and time.monotonic() - idle_since >= self._settings.idle_timeout_s:
+                logger.info("idle for worker.idle_timeout_s=%g", self._settings.idle_timeout_s)
+                break
+            else:
+                self._say("idle")
+                self._wait(self._settings.poll_s)
+        return done
+
+    # ---------------------------------------------------------------------------------------------------- one trial, in order
+
+    def _claim(self) -> Claim | None:
+        """The next trial of the first active study that has one and whose objective runs here."""
+        self._maintenance.sweep()
+        rows = self._store.reads.studies(self._settings.studies, active_only=True)
+        for study_id in self._served.keys() - {row.study_id for row in rows}:
+            self._served.pop(study_id).runner.close()
+        for row in rows:
+            if self._drain == Drain.NO and self._serve_study(row) is not None:
+                claim = self._store.ledger.claim(self._lease, [row.study_id], self._place)
+                if claim is not None:
+                    return claim
+        return None
+
+    def _run_trial(self, claim: Claim) -> int:
+        """Takes one claimed trial from its parameters to its end in the database; returns 1 if it ended, 0 if given back."""
+        served = self._served[claim.study_id]
+        try:
+            if claim.number is None:
+                claim = self._create(served, claim)
+            job = self._job(served, claim)
+            self._say(f"trial {claim.number} of {served.row.name}")
+            logger.info(
+                "trial %d of %s starts%s: %s",
+                claim.number,
+                served.row.name,
+                f" (attempt {claim.attempt})" if claim.resumed else "",
+                cell_label(claim.values or {}),
+            )
+            outcome, reports, attrs = self._earlier_result(served, claim) or self._attempt(served, claim, job)
+            return self._deliver(served, claim, outcome, reports, attrs)
+        except LeaseLostError as lost:
+            logger.warning("%s", lost)
+            self._renew()  # raises if the worker itself is gone
+            return 0
+
+    def _create(self, served: _Served, claim: Claim) -> Claim:
+        """Asks the sampler for this cell, knowing all that is in the database now, and creates the Optuna trial."""
+
+        def ask() -> Claim:
+            self._learn(served)
+            suggestion = served.search.ask(claim.cell_values, ticket=claim.ticket, retry=claim.failures)
+            return self._store.ledger.create(claim, suggestion, self._lease, self._place)
+
+        return self._insist(ask, until=Drain.NOW)
+
+    def _learn(self, served: _Served) -> None:
+        news, served.cursor = self._store.reads.news(served.row.study_id, served.cursor)
+        if time.monotonic() - served.foreign_at >= FOREIGN_EVERY_S:
+            foreign = self._store.reads.foreign(served.row.study_id, served.foreign)
+            served.foreign |= {t.number for t in foreign}
+            served.foreign_at = time.monotonic()
+            news += foreign
+        served.search.feed(news)
+
+    def _job(self, served: _Served, claim: Claim) -> Job:
+        assert claim.number is not None
+        runs = Path(self._place.runs_dir)
+        return Job(
+            study=served.row.name,
+            number=claim.number,
+            attempt=claim.attempt,
+            seed=trial_seed(served.spec.seed, claim.ticket, claim.failures),
+            device=torch_device(self._device),
+            params=served.spec.params,
+            values=claim.values or {},
+            objective=served.spec.objective,
+            metrics=served.spec.metrics,
+            run_dir=rundir.attempt_dir(runs, served.row.name, claim.number, claim.attempt),
+            checkpoint_dir=rundir.checkpoint_dir(runs, served.row.name, claim.number),
+            resumed=claim.resumed,
+        )
+
+    def _earlier_result(self, served: _Served, claim: Claim) -> tuple[Outcome, dict[int, float], dict[str, Any]] | None:
+        """A result that an earlier attempt left in a run directory this host sees: delivered, not run again."""
+        for attempt in range(claim.attempt - 1, 0, -1):
+            assert claim.number is not None
+            outcome = rundir.read_result(
+                rundir.attempt_dir(Path(self._place.runs_dir), served.row.name, claim.number, attempt)
+            )
+            if isinstance(outcome, Completed | Pruned | Failed):
+                logger.info("trial %d: attempt %d had left its result; delivering it", claim.number, attempt)
+                return outcome, {}, {}
+        return None
+
+    def _attempt(self, served: _Served, claim: Claim, job: Job) -> tuple[Outcome, dict[int, float], dict[str, Any]]:
+        """Runs the child to its end; returns its outcome with the reports and attributes not written yet."""
+        reports: dict[int, float] = {}
+        attrs: dict[str, Any] = {}
+        sent: dict[int, float] = {}
+        next_flush = 0.0
+        running = served.runner.start(job)
+        self._store.rest()
+        try:
+            while running.outcome is None:
+                for message in running.poll(min(1.0, max(0.0, self._next_beat - time.monotonic()))):
+                    if isinstance(message, Reported):
+                        reports.setdefault(message.step, message.value)
+                    elif isinstance(message, AttrSet):
+                        attrs[message.key] = message.value
+                    elif isinstance(message, PruneAsked):
+                        running.answer_prune(self._should_prune(served, claim, {**sent, **reports}))
+                if (reports or attrs) and time.monotonic() >= next_flush and running.outcome is None:
+                    if self._flush(claim, reports, attrs):
+                        sent |= reports
+                        reports, attrs = {}, {}
+                    next_flush = time.monotonic() + REPORTS_EVERY_S
+                self._beat()
+                self._obey(running)
+        except BaseException:
+            running.terminate()
+            raise
+        for message in running.poll(0):
+            if isinstance(message, Reported):
+                reports.setdefault(message.step, message.value)
+            elif isinstance(message, AttrSet):
+                attrs[message.key] = message.value
+        return running.outcome, reports, attrs
+
+    def _flush(self, claim: Claim, reports: dict[int, float], attrs: dict[str, Any]) -> bool:
+        """Writes what the trial reported; False if the database does not answer now (it is tried again later)."""
+        try:
+            self._store.ledger.report(claim, reports, attrs)
+        except StoreUnavailableError as error:
+            self._lost_contact(error)
+            return False
+        finally:
+            self._store.rest()
+        return True
+
+    def _should_prune(self, served: _Served, claim: Claim, reports: dict[int, float]) -> bool:
+        """The pruner's verdict, knowing what the others have reported by now; never before the cell has a complete trial."""
+        if served.spec.pruner.get("name") == "none" or len(served.spec.directions) > 1:
+            return False
+        assert claim.number is not None
+        try:
+            if not self._store.ledger.may_prune(claim):
+                return False
+            self._learn(served)
+            served.search.feed(self._store.reads.running(served.row.study_id))
+        except StoreUnavailableError as error:
+            self._lost_contact(error)
+            return False
+        finally:
+            self._store.rest()
+        return served.search.should_prune(claim.number, reports=reports)
+
+    def _obey(self, running: Running) -> None:
+        """Passes a request to end on to the child, and ends it when its time is up."""
+        if self._drain in (Drain.STOP, Drain.NOW):
+            running.ask_to_stop()
+            if self._drain == Drain.NOW or time.monotonic() - self._drain_at >= self._settings.drain_s:
+                running.terminate()
+
+    def _deliver(
+        self, served: _Served, claim: Claim, outcome: Outcome, reports: dict[int, float], attrs: dict[str, Any]
+    ) -> int:
+        """Writes the end of the attempt; an interrupted trial is given back."""
+        what = f"trial {claim.number} of {served.row.name}"
+        if isinstance(outcome, Interrupted):
+            self._insist(lambda: self._store.ledger.release(claim, outcome.reason), until=Drain.NOW)
+            logger.info("%s given back: %s", what, outcome.reason)
+            return 0
+        self._insist(lambda: self._store.ledger.finish(claim, outcome, reports=reports, attrs=attrs), until=Drain.NOW)
+        if isinstance(outcome, Failed):
+            logger.warning("%s failed: %s", what, outcome.message)
+        elif isinstance(outcome, Pruned):
+            logger.info("%s pruned%s", what, "" if outcome.step is None else f" at step {outcome.step}")
+        else:
+            logger.info(
+                "%s: %s", what, ", ".join(f"{m}={v:.6g}" for m, v in zip(served.spec.metrics, outcome.values, strict=True))
+            )
+        return 1
+
+    # --------------------------------------------------------------------------------------------------- studies it can serve
+
+    def _serve_study(self, row: StudyRow) -> _Served | None:
+        """The study ready to run here, or None when its objective does not import on this host (said once a revision)."""
+        served = self._served.get(row.study_id)
+        if served is not None and served.row.revision == row.revision:
+            return served
+        if (row.study_id, row.revision) in self._unservable:
+            return None
+        if served is not None:
+            self._served.pop(row.study_id).runner.close()
+        spec = self._store.reads.spec(row.study_id)
+        runner = self._runner(spec)
+        self._say(f"importing the objective of {row.name}")
+        try:
+            runner.check()
+            search = Search(spec)
+        except ConfigError as error:
+            runner.close()
+            self._unservable[row.study_id, row.revision] = str(error)
+            logger.error("not claiming from study %s: %s", row.name, error)
+            return None
+        self._served[row.study_id] = _Served(row, spec, search, runner)
+        return self._served[row.study_id]
+
+    def _runner(self, spec: StudySpec) -> Runner:
+        minutes = spec.runner.get("max_runtime_min")
+        return Runner(
+            spec.objective,
+            start=spec.runner.get("start", "forkserver"),
+            env=child_environment(self._device),
+            threads=self._settings.threads,
+            grace_s=spec.runner.get("grace_s", 5.0),
+            max_runtime_s=None if minutes is None else minutes * 60,
+            silence_s=self._settings.lease_ttl_s,
+        )
+
+    # ------------------------------------------------------------------------------------------------ its row and its device
+
+    @contextmanager
+    def _registered(self) -> Iterator[None]:
+        self._lease = self._insist(lambda: self._store.fleet.register(self._settings.lease_ttl_s))
+        self._next_beat = time.monotonic() + self._settings.heartbeat_s
+        try:
+            yield
+        finally:
+            for served in self._served.values():
+                served.runner.close()
+            self._served.clear()
+            try:
+                self._store.fleet.deregister(self._lease, "ended in order")
+            except StoreUnavailableError as error:
+                logger.warning("could not deregister, the lease will run out: %s", error)
+            self._store.rest()
+
+    @contextmanager
+    def _device_slot(self, devices: list[Device]) -> Iterator[None]:
+        """Holds one slot of one device for the block; waits for one as `worker.on_no_device` says."""
+        offers = {}
+        for device in devices:
+            scope = cpu_scope() if device.kind == "cpu" else host_identity()
+            default = UNLIMITED_CPU_SLOTS if device.kind == "cpu" else 1
+            for k in range(self._settings.slots_per_device or default):
+                offers[device.key, k] = (device, SlotOffer(scope, device.key, k, device.name))
+        by_slot = sorted(offers.values(), key=lambda o: o[1].slot)  # fill every device once before any is shared
+        said = False
+        while self._drain == Drain.NO:
+            held = self._insist(lambda: self._store.fleet.claim_slot(self._lease, [offer for _, offer in by_slot]))
+            if held is not None:
+                self._device = offers[held.device, held.slot][0]
+                self._lock = DeviceLock.acquire(held.device, held.slot)
+                break
+            if not said:
+                holders = self._insist(lambda: self._store.fleet.holders(by_slot[0][1].scope))
+                text = f"no device is free: {'; '.join(holders)}"
+                if self._settings.on_no_device == "exit":
+                    raise DeviceError(text)
+                logger.warning("%s; waiting for one (worker.on_no_device=exit ends instead)", text)
+                said = True
+            self._say("waiting for a device")
+            self._maintain()
+            self._wait(self._settings.poll_s)
+        else:
+            return
+        logger.info("holds %s, slot %d", self._device.name, held.slot)
+        try:
+            yield
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    # ----------------------------------------------------------------------------------------------- time and the database
+
+    def _insist(self, step: Callable[[], T], until: Drain = Drain.STOP) -> T:
+        """Does `step`, again and again with growing, jittered pauses while the database does not answer.
+
+        Raises:
+            StoreUnavailableError: the worker is to end as urgently as `until`.
+        """
+        pause_s = 0.2
+        while True:
+            try:
+                return step()
+            except StoreUnavailableError as error:
+                if self._drain >= until:
+                    raise
+                self._lost_contact(error)
+                self._wait(pause_s * random.uniform(0.5, 1.5))
+                pause_s = min(pause_s * 2, 5.0)
+
+    def _lost_contact(self, error: StoreUnavailableError) -> None:
+        self._maintenance.lost_contact()
+        logger.warning("%s; trying again", error)
+
+    def _maintain(self) -> None:
+        try:
+            self._maintenance.sweep()
+        except StoreUnavailableError as error:
+            self._lost_contact(error)
+
+    def _wait(self, seconds: float) -> None:
+        """Waits without a connection, renewing the lease when due; a request to end cuts it short."""
+        self._store.rest()
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self._wake.is_set():
+            self._wake.wait(max(0.0, min(left, self._next_beat - time.monotonic())))
+            self._beat()
+        self._wake.clear()
+
+    def _beat(self) -> None:
+        """Renews the lease if it is time to; an unreachable database is met by another try soon."""
+        if time.monotonic() < self._next_beat:
+            return
+        try:
+            self._renew()
+        except StoreUnavailableError as error:
+            self._lost_contact(error)
+            self._next_beat = time.monotonic() + self._settings.heartbeat_s / 2
+        finally:
+            self._store.rest()
+
+    def _renew(self) -> None:
+        self._store.fleet.renew(self._lease, self._doing)
+        self._next_beat = time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)
+
+    def _say(self, doing: str) -> None:
+        """What `status` shows of this worker from the next renewal on."""
+        self._doing = doing

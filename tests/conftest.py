@@ -1,0 +1,58 @@
+"""Fixtures of all tests: a real PostgreSQL, one server a run and one database a test."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.support.postgres import TestServer
+
+_SERVER_PATH = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        # Not under pytest's own directory: that is private, and a server started by root runs as another user.
+        config.stash[_SERVER_PATH] = Path(tempfile.mkdtemp(prefix="orchestrator-tests-", dir="/tmp"))
+    else:
+        config.stash[_SERVER_PATH] = Path(config.workerinput["server_path"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["server_path"] = str(node.config.stash[_SERVER_PATH])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(config.stash[_SERVER_PATH], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def database_server(pytestconfig: pytest.Config) -> Iterator[TestServer]:
+    """The PostgreSQL server that all workers of this run share."""
+    from tests.support.postgres import TestServer  # not for tests without a database: it imports Optuna
+
+    server = TestServer(pytestconfig.stash[_SERVER_PATH] / "server")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def database_url(database_server: TestServer) -> Iterator[str]:
+    """A database of the test's own with the current schema; dropped afterwards, whoever is still connected."""
+    with database_server.prepared() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(database_server: TestServer) -> Iterator[str]:
+    """A database of the test's own without any tables."""
+    with database_server.empty() as url:
+        yield url

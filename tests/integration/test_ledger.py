@@ -1,0 +1,460 @@
+"""The promises of the ledger, each named as the sentence it proves, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import optuna
+import psycopg2
+import pytest
+
+from orchestrator.errors import ConfigError, LeaseLostError
+from orchestrator.model import Budget, Completed, Failed, Pruned, Searched
+from orchestrator.store import Claim, Store, WorkerLease
+from tests.support.studies import PLACE, end, spec, start, suggestion, work
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    opened = Store(database_url)
+    yield opened
+    opened.rest()
+
+
+@pytest.fixture
+def lease(store: Store) -> WorkerLease:
+    return store.fleet.register(60)
+
+
+def run_all(store: Store, lease: WorkerLease, study_id: int) -> list[Claim]:
+    done = []
+    while (claim := start(store, lease, study_id)) is not None:
+        end(store, claim)
+        done.append(claim)
+    return done
+
+
+def sql(url: str, statement: str) -> list[tuple[object, ...]]:
+    connection = psycopg2.connect(url.replace("+psycopg2", ""))
+    with connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        rows = cursor.fetchall() if cursor.description else []
+    connection.close()
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------ shares and budget
+
+
+def test_every_cell_gets_its_share_before_any_gets_more(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=3, per_cell=2, trials=11)).study_id
+    cells = [claim.cell for claim in run_all(store, lease, study)]
+    assert cells[:6] == [0, 1, 2, 0, 1, 2]
+    assert sorted(Counter(cells).values()) == [3, 4, 4]
+
+
+def test_no_open_ticket_is_handed_out_while_a_share_is_still_running(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2, trials=5)).study_id
+    first, second = start(store, lease, study), start(store, lease, study)
+    assert first is not None
+    assert second is not None
+    end(store, first)
+    assert store.ledger.claim(lease, [study], PLACE) is None
+    end(store, second)
+    assert store.ledger.claim(lease, [study], PLACE) is not None
+
+
+def test_the_total_never_exceeds_the_budget_and_a_spent_study_is_finished(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2, trials=5)).study_id
+    assert len(run_all(store, lease, study)) == 5
+    row = store.reads.find("study")
+    assert (row.state, row.reason, row.active) == ("FINISHED", "budget spent", False)
+
+
+def test_launching_again_adds_nothing_and_a_larger_budget_goes_on(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2, trials=5)).study_id
+    run_all(store, lease, study)
+    again = store.studies.launch(spec(cells=2, trials=5))
+    assert (again.created, again.added, again.open_tickets) == (False, 0, 0)
+    assert store.reads.find("study").state == "FINISHED"
+    more = store.studies.launch(spec(cells=2, trials=9))
+    assert (more.added, more.changes) == (4, ("budget.trials: 5 -> 9",))
+    assert len(run_all(store, lease, study)) == 4
+
+
+def test_a_smaller_budget_takes_back_only_what_nobody_started(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2, trials=10)).study_id
+    for _ in range(3):
+        claim = start(store, lease, study)
+        assert claim is not None
+        end(store, claim)
+    store.studies.launch(spec(cells=2, trials=4))
+    assert len(run_all(store, lease, study)) == 1
+
+
+def test_a_larger_share_is_laid_for_every_cell_counting_what_it_has(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=3, trials=5)).study_id  # 3 shares and 2 by allocation
+    run_all(store, lease, study)
+    launched = store.studies.launch(spec(cells=3, trials=9, per_cell=3))
+    assert launched.added == 4
+    assert Counter(c.cell for c in run_all(store, lease, study)) == {0: 1, 1: 1, 2: 2}
+    assert {c.completed for c in store.reads.progress(store.reads.find("study"), maximize=True).cells} == {3}
+
+
+def test_shares_that_no_longer_fit_into_the_budget_are_refused(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2, trials=8)).study_id
+    run_all(store, lease, study)
+    with pytest.raises(ConfigError, match=r"budget.trials=9 is too small: 8 trials are spent .* promises 2 more"):
+        store.studies.launch(replace(spec(cells=2), budget=Budget(9, 5)))
+    assert store.reads.find("study").state == "FINISHED", "a refused launch changes nothing"
+
+
+def test_another_space_under_the_same_name_is_refused_and_named(store: Store) -> None:
+    store.studies.launch(spec())
+    other = replace(spec(), search=(Searched("x", "float", 0.0, 2.0),), directions=("minimize",))
+    with pytest.raises(ConfigError, match=r"study.direction \(maximize there, minimize here\).*search x .*study.name"):
+        store.studies.launch(other)
+
+
+def test_a_study_of_plain_optuna_is_not_taken_over(store: Store) -> None:
+    optuna.create_study(study_name="study", storage=store.url)
+    with pytest.raises(ConfigError, match="made by other means"):
+        store.studies.launch(spec())
+
+
+def test_of_two_launches_with_different_spaces_one_wins(database_url: str) -> None:
+    answers: list[object] = []
+
+    def launch(high: float) -> None:
+        store = Store(database_url)
+        try:
+            answers.append(store.studies.launch(replace(spec(), search=(Searched("x", "float", 0.0, high),))).created)
+        except ConfigError as error:
+            answers.append(str(error))
+        store.rest()
+
+    threads = [threading.Thread(target=launch, args=(high,)) for high in (1.0, 2.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert True in answers
+    assert any("another search x" in str(a) for a in answers)
+
+
+def test_a_claim_late_in_a_large_grid_walks_an_index(store: Store, lease: WorkerLease) -> None:
+    launched = store.studies.launch(spec(cells=20_000))
+    assert launched.added == 20_000
+    sql(store.url, "UPDATE orchestrator.ticket SET state = 'SPENT' WHERE ordinal < 19990")
+    sql(store.url, "ANALYZE orchestrator.ticket")
+    plan = "\n".join(
+        str(r[0])
+        for r in sql(
+            store.url,
+            f"EXPLAIN SELECT * FROM orchestrator.ticket WHERE study_id = {launched.study_id} AND state = 'OPEN' "
+            "AND share IS NOT NULL ORDER BY ordinal LIMIT 1 FOR UPDATE SKIP LOCKED",
+        )
+    )
+    assert "ticket_share_open" in plan
+    assert "Sort" not in plan
+
+
+# ---------------------------------------------------------------------------------------------------------------------- failures
+
+
+def test_a_failed_ticket_is_tried_three_times_more_then_its_cell_is_closed(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2, per_cell=2, trials=4)).study_id
+    tried: Counter[int] = Counter()
+    while (claim := start(store, lease, study)) is not None:
+        tried[claim.cell] += 1
+        end(store, claim, Failed("exception", "ValueError: no\nlog: x") if claim.cell == 0 else None)
+    progress = store.reads.progress(store.reads.find("study"), maximize=True)
+    closed, healthy = progress.cells
+    assert tried[0] == 4
+    assert (closed.state, closed.reason) == ("CLOSED", "4 trials failed in a row; the last: ValueError: no")
+    assert healthy.completed == 4, "what the closed cell left goes to the others"
+    assert progress.study.state == "FINISHED"
+
+
+def test_when_every_cell_is_closed_the_study_ends_and_says_so(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2, trials=20)).study_id
+    while (claim := start(store, lease, study)) is not None:
+        end(store, claim, Failed("exception", "no"))
+    assert store.reads.find("study").reason == "every cell is closed"
+
+
+def test_a_cell_that_prunes_itself_without_a_complete_trial_is_not_served_by_that(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1, trials=2)).study_id
+    first = start(store, lease, study)
+    assert first is not None
+    assert not store.ledger.may_prune(first)
+    end(store, first, Pruned(3))
+    second = start(store, lease, study)
+    assert second is not None
+    assert (second.ticket, second.failures) == (first.ticket, 1)
+    end(store, second)
+    third = start(store, lease, study)
+    assert third is not None
+    assert store.ledger.may_prune(third)
+    end(store, third, Pruned(3))
+    cell = store.reads.progress(store.reads.find("study"), maximize=True).cells[0]
+    assert (cell.completed, cell.pruned, cell.failed) == (1, 1, 1)
+
+
+def test_failures_in_a_row_are_counted_not_failures_in_all(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1, trials=10)).study_id
+    turns = 0
+    while (claim := start(store, lease, study)) is not None:
+        turns += 1
+        end(store, claim, Failed("exception", "now and then") if turns % 2 else None)
+    cell = store.reads.progress(store.reads.find("study"), maximize=True).cells[0]
+    assert (cell.state, cell.completed, cell.failed) == ("OPEN", 10, 10)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ leases
+
+
+def test_a_released_trial_goes_on_as_the_same_trial(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    first = start(store, lease, study)
+    assert first is not None
+    store.ledger.release(first, "drained")
+    again = start(store, lease, study)
+    assert again is not None
+    assert (again.number, again.values, again.attempt, again.resumed) == (first.number, first.values, 2, True)
+    assert again.token > first.token
+    end(store, again)
+    trials = optuna.load_study(study_name="study", storage=store.url).trials
+    assert [t.state.name for t in trials] == ["COMPLETE"]
+    assert trials[0].user_attrs["attempts"] == 2
+
+
+def test_a_claim_given_back_before_its_trial_exists_leaves_no_trace(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    claim = store.ledger.claim(lease, [study], PLACE)
+    assert claim is not None
+    store.ledger.release(claim, "drained")
+    assert store.ledger.claim(lease, [study], PLACE) is not None
+    with pytest.raises(LeaseLostError):
+        store.ledger.create(claim, suggestion(claim), lease, PLACE)
+    assert optuna.load_study(study_name="study", storage=store.url).trials == []
+
+
+def test_the_result_of_an_old_lease_is_refused_once_another_holds_the_trial(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    old = start(store, lease, study)
+    assert old is not None
+    store.ledger.release(old, "thought dead")
+    new = start(store, store.fleet.register(60), study)
+    assert new is not None
+    with pytest.raises(LeaseLostError):
+        end(store, old, Completed((1.0,)))
+    with pytest.raises(LeaseLostError):
+        store.ledger.report(old, {1: 0.5}, {})
+    end(store, new, Completed((2.0,)))
+    assert optuna.load_study(study_name="study", storage=store.url).best_value == 2.0
+
+
+def test_a_late_result_is_welcome_while_nobody_took_the_trial_up(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    claim = start(store, lease, study)
+    assert claim is not None
+    store.ledger.evict(lease.worker_id, "silent")
+    end(store, claim, Completed((3.0,)))
+    assert start(store, store.fleet.register(60), study) is None
+    assert optuna.load_study(study_name="study", storage=store.url).best_value == 3.0
+
+
+def test_finishing_twice_is_accepted_once(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    claim = start(store, lease, study)
+    assert claim is not None
+    end(store, claim, Completed((1.0,)))
+    end(store, claim, Completed((9.0,)))
+    assert optuna.load_study(study_name="study", storage=store.url).best_value == 1.0
+
+
+def test_an_evicted_worker_can_neither_renew_nor_claim(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    assert store.ledger.evict(lease.worker_id, "silent")
+    assert not store.ledger.evict(lease.worker_id, "silent"), "done once"
+    with pytest.raises(LeaseLostError):
+        store.fleet.renew(lease, "idle")
+    with pytest.raises(LeaseLostError):
+        store.ledger.claim(lease, [study], PLACE)
+
+
+def test_a_trial_that_loses_every_worker_fails_in_the_end(store: Store) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    for attempt in range(1, 4):  # runner.max_attempts is 3
+        lease = store.fleet.register(60)
+        claim = start(store, lease, study)
+        assert claim is not None
+        assert (claim.number, claim.attempt) == (0, attempt)
+        store.ledger.evict(lease.worker_id, "its process died")
+    trial = optuna.load_study(study_name="study", storage=store.url).trials[0]
+    assert trial.state.name == "FAIL"
+    assert "3 attempts were lost" in trial.user_attrs["failure"]["message"]
+    retry = start(store, store.fleet.register(60), study)
+    assert retry is not None
+    assert (retry.number, retry.failures) == (1, 1)
+
+
+def test_only_a_lease_that_ran_out_by_the_databases_clock_is_silent(store: Store) -> None:
+    short, long = store.fleet.register(0.2), store.fleet.register(60)
+    sql(store.url, "UPDATE orchestrator.worker SET process_scope = 'another host'")
+    wait_until(lambda: store.fleet.silent(60) == [short.worker_id], timeout=5)
+    assert store.fleet.silent(0.1) == [], "the caller must have been in contact for the lease's TTL"
+    store.fleet.renew(short, "idle")
+    store.fleet.renew(long, "idle")
+
+
+def test_a_dead_process_of_this_host_is_silent_at_once(store: Store) -> None:
+    child = multiprocessing.get_context("spawn").Process(target=_register_and_die, args=(store.url,))
+    child.start()
+    child.join()
+    assert len(store.fleet.silent(0)) == 1
+
+
+def _register_and_die(url: str) -> None:
+    Store(url).fleet.register(600)
+
+
+def test_a_slot_is_held_by_one_worker_until_it_leaves(store: Store) -> None:
+    from orchestrator.store import SlotOffer
+
+    offers = [SlotOffer("host", f"GPU-{k}", 0, "H100") for k in range(2)]
+    workers = [store.fleet.register(60) for _ in range(3)]
+    held = [store.fleet.claim_slot(worker, offers) for worker in workers]
+    assert held == [offers[0], offers[1], None]
+    assert len(store.fleet.holders("host")) == 2
+    store.fleet.deregister(workers[0], "done")
+    store.ledger.evict(workers[1].worker_id, "silent")
+    assert store.fleet.claim_slot(workers[2], offers) == offers[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ time and deadlines
+
+
+def test_after_its_hours_a_study_hands_out_nothing_and_ends(store: Store, lease: WorkerLease) -> None:
+    limited = replace(spec(cells=2, trials=9), budget=Budget(9, 1, hours=1.0))
+    study = store.studies.launch(limited).study_id
+    claim, other = start(store, lease, study), start(store, lease, study)
+    assert claim is not None
+    assert other is not None
+    sql(store.url, "UPDATE orchestrator.study SET deadline_at = clock_timestamp()")
+    assert start(store, lease, study) is None
+    assert store.ledger.end_studies() == [], "what runs may end"
+    end(store, claim)
+    store.ledger.release(other, "drained")
+    assert store.ledger.end_studies() == [study]
+    assert store.reads.find("study").reason == "budget.hours is over"
+    states = [t.state.name for t in optuna.load_study(study_name="study", storage=store.url).trials]
+    assert states == ["COMPLETE", "FAIL"], "none stays RUNNING for ever"
+
+
+# ----------------------------------------------------------------------------------------------------------------- real races
+
+
+@pytest.mark.parametrize(("fail", "release"), [(0.0, 0.0), (0.1, 0.15)])
+def test_many_processes_race_for_one_grid_and_every_cell_is_done_exactly_once(
+    database_url: str, fail: float, release: float
+) -> None:
+    store = Store(database_url)
+    study = store.studies.launch(spec(cells=60)).study_id
+    reader = optuna.load_study(study_name="study", storage=database_url)
+    seen_while_running = len(reader.get_trials(deepcopy=False))
+    store.rest()
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(6) as pool:
+        jobs = [pool.apply_async(work, (database_url, study), {"fail": fail, "release": release, "seed": k}) for k in range(6)]
+        while not all(job.ready() for job in jobs):
+            seen_while_running = max(seen_while_running, len(reader.get_trials(deepcopy=False)))
+        ended = sum(job.get() for job in jobs)
+    trials = reader.get_trials()
+    assert len(trials) == ended
+    assert [t.number for t in trials] == list(range(ended))
+    complete = Counter(t.params["a"] for t in trials if t.state.name == "COMPLETE")
+    assert complete == dict.fromkeys(range(60), 1)
+    assert all(t.state.is_finished() for t in trials)
+    assert seen_while_running > 0, "a reader that watched all along sees the trials come"
+    store.rest()
+
+
+def test_numbers_stay_distinct_beside_trials_of_plain_optuna(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=20)).study_id
+    foreign = optuna.load_study(study_name="study", storage=store.url)
+
+    def add() -> None:
+        for _ in range(10):
+            foreign.tell(foreign.ask(), 0.5)
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    done = run_all(store, lease, study)
+    thread.join()
+    numbers = [t.number for t in optuna.load_study(study_name="study", storage=store.url).trials]
+    assert numbers == list(range(30))
+    assert len(done) == 20, "foreign trials are observed, never counted"
+    assert {n.number for n in store.reads.foreign(study, [])} == set(numbers) - {c.number for c in done}
+
+
+def test_news_never_skips_a_trial_whose_transaction_commits_late(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2)).study_id
+    slow, quick = store.ledger.claim(lease, [study], PLACE), store.ledger.claim(lease, [study], PLACE)
+    assert slow is not None
+    assert quick is not None
+    holder = psycopg2.connect(store.url.replace("+psycopg2", ""))
+    holder.cursor().execute("SELECT FROM studies WHERE study_id = %s FOR UPDATE", (study,))
+    created: list[Claim] = []
+    thread = threading.Thread(target=lambda: created.append(store.ledger.create(slow, suggestion(slow), lease, PLACE)))
+    thread.start()
+    wait_until(_waits_for_lock(store.url), timeout=10)
+    assert store.reads.news(study, 0) == ([], 0)
+    holder.rollback()
+    thread.join()
+    store.ledger.create(quick, suggestion(quick), lease, PLACE)
+    news, cursor = store.reads.news(study, 0)
+    assert [n.number for n in news] == [0, 1]
+    end(store, created[0])
+    assert [(n.number, n.state) for n in store.reads.news(study, cursor)[0]] == [(0, "COMPLETE")]
+    holder.close()
+
+
+def _waits_for_lock(url: str) -> Callable[[], object]:
+    return lambda: sql(url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%studies%'")
+
+
+def test_a_trial_as_plain_optuna_reads_it_is_whole(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    claim = start(store, lease, study)
+    assert claim is not None
+    running = optuna.load_study(study_name="study", storage=store.url).trials[0]
+    assert running.state.name == "RUNNING"
+    assert running.params == {"a": 0, "x": 0.5}
+    store.ledger.report(claim, {0: 0.1, 2: float("nan")}, {"note": "ü \u0000"})
+    store.ledger.report(claim, {0: 9.9, 3: float("-inf")}, {"note": "second"})
+    store.ledger.finish(claim, Completed((float("inf"),), {"loss": 0.25}), reports={4: 1.0}, attrs={"last": [1, None]})
+    done = optuna.load_study(study_name="study", storage=store.url).trials[0]
+    assert done.value == float("inf")
+    assert {k: str(v) for k, v in done.intermediate_values.items()} == {0: "0.1", 2: "nan", 3: "-inf", 4: "1.0"}
+    assert done.user_attrs == {"note": "second", "loss": 0.25, "last": [1, None]}
+    assert done.duration is not None
+    assert 0 <= done.duration.total_seconds() < 60
+    assert done.system_attrs == {"k": 1}
+
+
+def test_deleting_the_study_elsewhere_ends_its_trials_as_lost_and_frees_the_name(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    claim = start(store, lease, study)
+    assert claim is not None
+    optuna.delete_study(study_name="study", storage=store.url)
+    with pytest.raises(LeaseLostError, match="deleted"):
+        end(store, claim)
+    assert store.reads.studies() == []
+    assert store.studies.launch(spec(cells=3)).created

@@ -1,0 +1,96 @@
+"""A real PostgreSQL for the tests: one server for all workers of a run, one prepared template, one database a test."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import psycopg2.extensions
+
+from orchestrator.search import create_optuna_tables
+from orchestrator.store import Store
+from orchestrator.store.embedded import EmbeddedServer
+
+_TEMPLATE = "prepared"
+_LOCK = 0x7465737473  # "tests": one worker makes the template, the others wait for it
+_numbers = itertools.count()
+
+
+def prepare(url: str) -> None:
+    """Brings a new database to the state in which every test finds its own; leaves no connection open."""
+    store = Store(url)
+    store.migrate(create_optuna_tables)
+    store.rest()
+
+
+class TestServer:
+    """The server of this test run, shared by its workers; holds a share in it until `close`.
+
+    Args:
+        path: Directory of the server, the same for all workers of the run and for no other run.
+    """
+
+    __test__ = False
+
+    def __init__(self, path: Path) -> None:
+        self._server = EmbeddedServer.open(path)
+        with self._connect() as connection, connection.cursor() as cursor:
+            # What the tests write is thrown away with the machine's next crash; the server's own default is to be safe.
+            cursor.execute("ALTER SYSTEM SET fsync = off")
+            cursor.execute("SELECT pg_reload_conf()")
+
+    def url(self, database: str) -> str:
+        """The URL of a database of this server."""
+        return re.sub(r"@/\w+", f"@/{database}", self._server.url)
+
+    @contextlib.contextmanager
+    def empty(self) -> Iterator[str]:
+        """A database without any tables, for as long as the block lasts."""
+        with self._database("template0") as url:
+            yield url
+
+    @contextlib.contextmanager
+    def prepared(self) -> Iterator[str]:
+        """A database that `prepare` has prepared, for as long as the block lasts."""
+        self._ensure_template()
+        with self._database(_TEMPLATE) as url:
+            yield url
+
+    def close(self) -> None:
+        """Gives up the share; the last worker's stops the server."""
+        self._server.close()
+
+    def _ensure_template(self) -> None:
+        with self._connect() as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
+            cursor.execute("SELECT FROM pg_database WHERE datname = %s", (_TEMPLATE,))
+            if cursor.fetchone() is None:
+                cursor.execute(f"DROP DATABASE IF EXISTS {_TEMPLATE}_new WITH (FORCE)")  # of a worker whose `prepare` failed
+                cursor.execute(f"CREATE DATABASE {_TEMPLATE}_new")
+                prepare(self.url(f"{_TEMPLATE}_new"))
+                cursor.execute(f"ALTER DATABASE {_TEMPLATE}_new RENAME TO {_TEMPLATE}")
+
+    @contextlib.contextmanager
+    def _database(self, template: str) -> Iterator[str]:
+        name = f"test_{os.getpid()}_{next(_numbers)}"
+        with self._connect() as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield self.url(name)
+        finally:
+            with self._connect() as connection, connection.cursor() as cursor:
+                cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[psycopg2.extensions.connection]:
+        connection = psycopg2.connect(self._server.url.replace("+psycopg2", ""))
+        connection.autocommit = True
+        try:
+            yield connection
+        finally:
+            connection.close()

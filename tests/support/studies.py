@@ -1,0 +1,76 @@
+"""Small studies and workers that speak the real ledger protocol without training anything."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from dataclasses import replace
+from typing import Any
+
+from orchestrator.model import Axis, Budget, Completed, Failed, Param, Pruned, Searched, StudySpec, Suggestion
+from orchestrator.store import Claim, Place, Store, WorkerLease
+
+PLACE = Place("test-host", "/nowhere")
+RUNNER = {"max_runtime_min": None, "grace_s": 1.0, "start": "forkserver", "max_attempts": 3}
+
+
+def spec(name: str = "study", cells: int = 4, trials: int | None = None, per_cell: int = 1, **changes: Any) -> StudySpec:
+    """A study with one grid axis `a` of `cells` values and one searched parameter `x` in [0, 1]."""
+    budget = Budget(trials=cells * per_cell if trials is None else trials, per_cell=per_cell)
+    made = StudySpec(
+        name=name,
+        directions=("maximize",),
+        metrics=("value",),
+        objective={"_target_": "tests.support.objectives.returns"},
+        params={"a": 0, "x": 0.5},
+        grid=(Axis("a", tuple(range(cells))),),
+        search=(Searched("x", "float", 0.0, 1.0),),
+        budget=budget,
+        sampler={"name": "random"},
+        runner=RUNNER,
+    )
+    return replace(made, **changes)
+
+
+def suggestion(claim: Claim, x: float = 0.5) -> Suggestion:
+    """Parameters for `claim` as a sampler would give them."""
+    a = json.dumps({"name": "IntDistribution", "attributes": {"log": False, "step": 1, "low": 0, "high": 1000}})
+    b = json.dumps({"name": "FloatDistribution", "attributes": {"step": None, "low": 0.0, "high": 1.0, "log": False}})
+    value = claim.cell_values.get("a", 0)
+    return Suggestion((Param("a", float(value), a), Param("x", x, b)), {"a": value, "x": x}, {"k": 1})
+
+
+def start(store: Store, lease: WorkerLease, study_id: int) -> Claim | None:
+    """Claims what is next and creates its trial, unless it is one taken up again."""
+    claim = store.ledger.claim(lease, [study_id], PLACE)
+    if claim is None or claim.number is not None:
+        return claim
+    return store.ledger.create(claim, suggestion(claim), lease, PLACE)
+
+
+def end(store: Store, claim: Claim, outcome: Completed | Pruned | Failed | None = None) -> None:
+    store.ledger.finish(claim, outcome or Completed((float(claim.number or 0),)), reports={}, attrs={})
+
+
+def work(url: str, study_id: int, *, fail: float = 0.0, release: float = 0.0, seed: int = 0) -> int:
+    """A whole worker: runs trials until the study is finished, failing and giving back at random; returns how many it ended."""
+    store = Store(url)
+    lease = store.fleet.register(60)
+    dice = random.Random(seed)
+    ended = 0
+    while True:
+        claim = start(store, lease, study_id)
+        if claim is None:
+            if next(r for r in store.reads.studies() if r.study_id == study_id).state == "FINISHED":
+                break
+            time.sleep(0.005)
+            continue
+        if dice.random() < release:
+            store.ledger.release(claim, "test")
+            continue
+        end(store, claim, Failed("exception", "dice") if dice.random() < fail else None)
+        ended += 1
+    store.fleet.deregister(lease, "done")
+    store.rest()
+    return ended

@@ -1,0 +1,26 @@
+"""Waiting for what other processes do, without bare sleeps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T], timeout: float = 30) -> T:
+    """Returns the first true value of `condition`, asked every 20 ms.
+
+    Raises:
+        AssertionError: It was still false after `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            name = getattr(condition, "__name__", repr(condition))
+            raise AssertionError(f"{name} gave {value!r} for {timeout:g} s")
+        time.sleep(0.02)

@@ -1,3 +1,23 @@
-"""Hybrid hyperparameter tuning: an exact grid on the parameters that matter, a search over the rest, one shared Optuna study."""
+"""Hybrid hyperparameter tuning: an exact grid on the parameters that matter, a search over the rest, one Optuna study.
+
+For the objective's module: ``from orchestrator import Trial, TrialPruned``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.runner import Trial, TrialPruned
 
 __version__ = "0.1.0"
+__all__ = ["Trial", "TrialPruned", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the runner only for who asks: every process of ours imports this package."""
+    if name in ("Trial", "TrialPruned"):
+        from orchestrator import runner
+
+        return getattr(runner, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

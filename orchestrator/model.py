@@ -188,7 +188,6 @@ class Failed:
     `kind` is one word (exception, exit, signal, oom, timeout, value, import); `message` says where the log is.
     """
 
-
     kind: str
     message: str
 

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 from orchestrator.config import WorkerConfig
 from orchestrator.devices import Device, DeviceLock, child_environment, cpu_scope, discover, host_identity, torch_device
-from orchestrator.errors import ConfigError, DeviceError, LeaseLostError, StoreUnavailableError
+from orchestrator.errors import ConfigError, DeviceError, LeaseLostError, OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.maintenance import Maintenance
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned, StudySpec, cell_label, trial_seed
@@ -29,6 +30,7 @@ from orchestrator.store import Claim, Place, SlotOffer, Store, StudyRow, WorkerL
 T = TypeVar("T")
 
 FOREIGN_EVERY_S = 10.0
+IMPORT_AGAIN_S = 30.0
 REPORTS_EVERY_S = 1.0
 UNLIMITED_CPU_SLOTS = 1024
 
@@ -75,10 +77,9 @@ class Worker:
         self._next_beat = math.inf  # nothing to renew yet
         self._doing = "starting"
         self._served: dict[int, _Served] = {}
-        self._unservable: dict[tuple[int, int], str] = {}
+        self._unservable: dict[tuple[int, int], float] = {}
         self._lease: WorkerLease
         self._device: Device
-        self._slots = 1
         self._lock: DeviceLock | None = None
 
     # ------------------------------------------------------------------------------------------------------------- its life
@@ -226,9 +227,7 @@ class Worker:
         """A result that an earlier attempt left in a run directory this host sees: delivered, not run again."""
         for attempt in range(claim.attempt - 1, 0, -1):
             assert claim.number is not None
-            outcome = rundir.read_result(
-                rundir.attempt_dir(Path(self._place.runs_dir), served.row.name, claim.number, attempt)
-            )
+            outcome = rundir.read_result(rundir.attempt_dir(Path(self._place.runs_dir), served.row.name, claim.number, attempt))
             if isinstance(outcome, Completed | Pruned | Failed):
                 logger.info("trial %d: attempt %d had left its result; delivering it", claim.number, attempt)
                 return outcome, {}, {}
@@ -240,7 +239,11 @@ class Worker:
         attrs: dict[str, Any] = {}
         sent: dict[int, float] = {}
         next_flush = 0.0
-        running = served.runner.start(job)
+        try:
+            running = served.runner.start(job)
+        except OSError as error:
+            self._insist(lambda: self._store.ledger.release(claim, f"{self._place.host} cannot write its run directory"))
+            raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error.strerror} ({error.filename})") from error
         self._store.rest()
         try:
             while running.outcome is None:
@@ -301,7 +304,7 @@ class Worker:
         if self._drain in (Drain.STOP, Drain.NOW):
             running.ask_to_stop()
             if self._drain == Drain.NOW or time.monotonic() - self._drain_at >= self._settings.drain_s:
-                running.terminate()
+                running.terminate("the worker was told to end")
 
     def _deliver(
         self, served: _Served, claim: Claim, outcome: Outcome, reports: dict[int, float], attrs: dict[str, Any]
@@ -326,27 +329,27 @@ class Worker:
     # --------------------------------------------------------------------------------------------------- studies it can serve
 
     def _serve_study(self, row: StudyRow) -> _Served | None:
-        """The study ready to run here, or None when its objective does not import on this host (said once a revision)."""
+        """The study ready to run here, or None while its objective does not import on this host: said once, tried again."""
+        if time.monotonic() < self._unservable.get((row.study_id, row.revision), 0.0):
+            return None
         served = self._served.get(row.study_id)
-        if served is not None and served.row.revision == row.revision:
-            return served
-        if (row.study_id, row.revision) in self._unservable:
-            return None
-        if served is not None:
-            self._served.pop(row.study_id).runner.close()
-        spec = self._store.reads.spec(row.study_id)
-        runner = self._runner(spec)
-        self._say(f"importing the objective of {row.name}")
         try:
-            runner.check()
-            search = Search(spec)
+            if served is None or served.row.revision != row.revision:
+                if served is not None:
+                    self._served.pop(row.study_id).runner.close()
+                self._say(f"importing the objective of {row.name}")
+                spec = self._store.reads.spec(row.study_id)
+                served = self._served[row.study_id] = _Served(row, spec, Search(spec), self._runner(spec))
+            served.runner.check()
         except ConfigError as error:
-            runner.close()
-            self._unservable[row.study_id, row.revision] = str(error)
-            logger.error("not claiming from study %s: %s", row.name, error)
+            if row.study_id in self._served:
+                self._served.pop(row.study_id).runner.close()
+            if (row.study_id, row.revision) not in self._unservable:
+                logger.error("not claiming from study %s: %s", row.name, error)
+            self._unservable[row.study_id, row.revision] = time.monotonic() + IMPORT_AGAIN_S
             return None
-        self._served[row.study_id] = _Served(row, spec, search, runner)
-        return self._served[row.study_id]
+        self._unservable.pop((row.study_id, row.revision), None)
+        return served
 
     def _runner(self, spec: StudySpec) -> Runner:
         minutes = spec.runner.get("max_runtime_min")
@@ -358,6 +361,7 @@ class Worker:
             grace_s=spec.runner.get("grace_s", 5.0),
             max_runtime_s=None if minutes is None else minutes * 60,
             silence_s=self._settings.lease_ttl_s,
+            held=[] if self._lock is None else [self._lock.fileno()],
         )
 
     # ------------------------------------------------------------------------------------------------ its row and its device
@@ -381,23 +385,13 @@ class Worker:
     @contextmanager
     def _device_slot(self, devices: list[Device]) -> Iterator[None]:
         """Holds one slot of one device for the block; waits for one as `worker.on_no_device` says."""
-        offers = {}
-        for device in devices:
-            scope = cpu_scope() if device.kind == "cpu" else host_identity()
-            default = UNLIMITED_CPU_SLOTS if device.kind == "cpu" else 1
-            for k in range(self._settings.slots_per_device or default):
-                offers[device.key, k] = (device, SlotOffer(scope, device.key, k, device.name))
-        by_slot = sorted(offers.values(), key=lambda o: o[1].slot)  # fill every device once before any is shared
+        offers = self._offers(devices)
         said = False
-        while self._drain == Drain.NO:
-            held = self._insist(lambda: self._store.fleet.claim_slot(self._lease, [offer for _, offer in by_slot]))
-            if held is not None:
-                self._device = offers[held.device, held.slot][0]
-                self._lock = DeviceLock.acquire(held.device, held.slot)
-                break
+        while self._drain == Drain.NO and not self._take_slot(dict(offers)):
             if not said:
-                holders = self._insist(lambda: self._store.fleet.holders(by_slot[0][1].scope))
-                text = f"no device is free: {'; '.join(holders)}"
+                scope = next(iter(offers)).scope
+                holders = self._insist(partial(self._store.fleet.holders, scope))
+                text = f"no device is free: {'; '.join(holders) or 'workers of another database hold them'}"
                 if self._settings.on_no_device == "exit":
                     raise DeviceError(text)
                 logger.warning("%s; waiting for one (worker.on_no_device=exit ends instead)", text)
@@ -405,14 +399,35 @@ class Worker:
             self._say("waiting for a device")
             self._maintain()
             self._wait(self._settings.poll_s)
-        else:
-            return
-        logger.info("holds %s, slot %d", self._device.name, held.slot)
         try:
             yield
         finally:
             if self._lock is not None:
                 self._lock.release()
+                self._lock = None
+
+    def _offers(self, devices: list[Device]) -> dict[SlotOffer, Device]:
+        """Every slot this worker may hold; each device once before any is shared."""
+        offers: dict[SlotOffer, Device] = {}
+        for device in devices:
+            scope = cpu_scope() if device.kind == "cpu" else host_identity()
+            slots = self._settings.slots_per_device or (UNLIMITED_CPU_SLOTS if device.kind == "cpu" else 1)
+            offers |= {SlotOffer(scope, device.key, k, device.name): device for k in range(slots)}
+        return dict(sorted(offers.items(), key=lambda item: item[0].slot))
+
+    def _take_slot(self, offers: dict[SlotOffer, Device]) -> bool:
+        """Claims a slot in the database and, for a GPU, its lock on this host: the fence between several databases."""
+        while offers:
+            held = self._insist(lambda: self._store.fleet.claim_slot(self._lease, list(offers)))
+            if held is None:
+                return False
+            self._device = offers.pop(held)
+            self._lock = None if self._device.kind == "cpu" else DeviceLock.acquire(held.device, held.slot)
+            if self._device.kind == "cpu" or self._lock is not None:
+                logger.info("holds %s, slot %d", self._device.name, held.slot)
+                return True
+            self._insist(lambda: self._store.fleet.release_slot(self._lease))
+        return False
 
     # ----------------------------------------------------------------------------------------------- time and the database
 

@@ -59,8 +59,11 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; the commands are {', '.join(COMMANDS)}")
     call = Call.parse(name, rest)
-    if call.flags.asks_to_show:
-        print(config.show(call.flags, call.composed, name))
+    if call.flags.version:
+        print(f"orchestrator {orchestrator.__version__}")
+        return 0
+    if call.flags.shows:
+        print(config.show(call.flags, call.composed, name), end="")
         return 0
     return COMMANDS[name][0](call)
 

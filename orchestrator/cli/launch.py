@@ -89,7 +89,7 @@ def _output_directory(call: Call) -> Path:
     directory = Path(OmegaConf.select(call.composed.hydra, "run.dir")).absolute()
     try:
         (directory / ".hydra").mkdir(parents=True, exist_ok=True)
-        visible = OmegaConf.masked_copy(call.composed.config, [k for k in call.composed.config if k != "storage"])
+        visible = OmegaConf.masked_copy(call.composed.config, [str(k) for k in call.composed.config if k != "storage"])
         (directory / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(visible), encoding="utf-8")
         overrides = [o for o in call.composed.overrides if not o.lstrip("+").startswith("storage.url")]
         (directory / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(overrides)), encoding="utf-8")

@@ -34,7 +34,7 @@ def status(call: Call) -> int:
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
         progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
-        live = [t for t in store.reads.trials(row.study_id, live_only=True)]
+        live = store.reads.trials(row.study_id, live_only=True)
         held = _held(store, rows)
         best = screen.best_trials(spec, store.reads.trials(row.study_id))
     if call.json:

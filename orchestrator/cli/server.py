@@ -8,7 +8,6 @@ import time
 from contextlib import ExitStack
 from types import FrameType
 
-from orchestrator import dashboard as web
 from orchestrator import logs
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError, StoreUnavailableError
@@ -38,11 +37,13 @@ def worker(call: Call) -> int:
 
 def dashboard(call: Call) -> int:
     """Serves optuna-dashboard until interrupted."""
+    from orchestrator.dashboard import serve  # slow to import, and no other command needs it
+
     logs.configure("dashboard")
     host = call.composed.host.dashboard
     with _ended_by_signal(), ExitStack() as stack:
         store = _patiently(call, stack)
-        web.serve(store.url, host.host, host.port)
+        serve(store.url, host.host, host.port)
     return 0
 
 

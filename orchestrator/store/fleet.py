@@ -98,6 +98,11 @@ class Fleet:
                     return offer
         return None
 
+    def release_slot(self, lease: WorkerLease) -> None:
+        """Gives up the worker's slot, if it holds one."""
+        with self._database.transaction() as c:
+            c.execute(sa.delete(slot).where(slot.c.worker_id == lease.worker_id))
+
     def holders(self, scope: str) -> list[str]:
         """For people: who holds the slots of `scope`, a line each."""
         with self._database.transaction() as c:

@@ -1,4 +1,4 @@
-"""Objectives for the runner's tests, most of them misbehaving. They run in child processes and tell what they saw by attributes."""
+"""Objectives for the runner's tests, most of them misbehaving. They run in child processes and return what they saw."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ IMPORTED_BY = os.getpid()
 not_callable = 3
 
 
-class NamedLikeOptunas(Exception):
-    pass
-
-
-class TrialPruned(NamedLikeOptunas):
+class TrialPruned(Exception):  # noqa: N818
     """As ``optuna.TrialPruned``: recognised by its name."""
 
 
@@ -85,7 +81,7 @@ def see(cfg: Any, trial: Any, factor: int = 1, extra: Any = None) -> dict[str, A
         "path0": sys.path[0],
         "environment": dict(os.environ),
         "threads": threading.active_count(),
-        "descriptors": sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if int(fd) > 2)[:20],
+        "descriptors": _descriptors(),
     }
 
 
@@ -272,7 +268,7 @@ def garbles_the_socket(cfg: Any, trial: Any) -> float:
     """Writes nonsense into every socket it has."""
     for fd in range(3, 64):
         try:
-            if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+            if str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("socket:"):
                 os.write(fd, b'nonsense\n[1]\n{"report": 3}\n{"prune": {}}\n' + b"x" * 100 + b"\n")
         except OSError:
             continue
@@ -289,6 +285,16 @@ def counts_attempts(cfg: Any, trial: Any) -> dict[str, Any]:
 
 def wants_epochs(cfg: Any, trial: Any, epochs: int) -> float:
     return float(epochs)
+
+
+def _descriptors() -> list[str]:
+    targets = []
+    for fd in range(3, 256):
+        try:
+            targets.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
+        except OSError:
+            continue
+    return targets
 
 
 def _write_pids(trial: Any, pids: list[int]) -> None:

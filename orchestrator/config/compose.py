@@ -1,0 +1,397 @@
+"""From a command line to a composed config, by Hydra's own loader."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import platformdirs
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from orchestrator.config import grammar
+from orchestrator.config.overrides import (
+    Word,
+    apply_to_params,
+    check_setting,
+    read_words,
+    refuse_study_settings,
+    refuse_sweeps_of_groups,
+    take_url,
+)
+from orchestrator.config.schema import HOST, SECTIONS, STUDY_SECTIONS, HostConfig, checked, settings
+from orchestrator.config.space import Space
+from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.model import Axis
+
+T = TypeVar("T")
+URL_VARIABLE = "ORCHESTRATOR_STORAGE_URL"
+DATA_VARIABLE = "ORCHESTRATOR_DATA_DIR"
+_NOISE = re.compile(r"\n\s*((object|reference)_type=.*|full_key: *$)", re.MULTILINE)  # what OmegaConf adds to its messages
+_PASSWORD = re.compile(r"(://[^:/?#\s]*):\S*@|(password=)[^&\s'\"]*")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A command line, composed. No password is in `config`, `hydra` or `overrides`: only `host` has it.
+
+    Attributes:
+        config: the whole config, unresolved, without Hydra's own; grid and search as the command line left them.
+        hydra: Hydra's own node (run directory, help …).
+        overrides: the words as typed.
+        host: the settings of this host, resolved and checked.
+    """
+
+    config: DictConfig
+    hydra: DictConfig
+    overrides: tuple[str, ...]
+    host: HostConfig
+
+
+def compose(command: str, overrides: Sequence[str], *, config_dir: str | None = None, config_name: str = "config") -> Composed:
+    """Returns the config of one command; composes it as Hydra does, and keeps sweeps apart as grid and search.
+
+    Args:
+        command: ``launch`` takes every setting; other commands those of this host, so their config holds nothing else.
+        config_dir: a directory of the user's, searched before the shipped one.
+
+    Raises:
+        ConfigError: anything the user did wrong, in one line that holds no password.
+    """
+    try:
+        return _compose(command, overrides, config_dir, config_name)
+    except ConfigError as error:
+        raise ConfigError(mask(str(error))) from error
+
+
+def _compose(command: str, overrides: Sequence[str], config_dir: str | None, config_name: str) -> Composed:
+    texts, url = take_url(overrides)
+    loader = Loader(config_dir, config_name, [text for text in texts if text.startswith(("hydra.", "+hydra.", "++hydra."))])
+    words = read_words(texts, loader.groups)
+    if command != "launch":
+        refuse_study_settings(command, words)
+        refuse_sweeps_of_groups(words)
+    axes = _group_axes(loader, words)
+    chosen = [word.text for word in words if word.role == "hydra"]
+    chosen += [loader.checked_choice(word) for word in words if word.role == "group"]
+    if url is not None and not _chooses(words, "storage"):
+        chosen.append("storage=postgres")
+    base = loader.load(chosen)
+    if (
+        os.environ.get(URL_VARIABLE)
+        and not _chooses(words, "storage")
+        and base.hydra.runtime.choices.get("storage") == "embedded"
+    ):
+        chosen.append("storage=postgres")
+        base = loader.load(chosen)
+
+    before: Any = OmegaConf.to_container(base, resolve=False)
+    _check_host_sections(before, loader.config_name)
+    forwarded = [check_setting(word, before) for word in words if word.role == "setting"]
+    space = Space()
+    if command == "launch":
+        _check_sections(before)
+        params = _section(before, "params")
+        HydraConfig.instance().set_config(base)  # for ${hydra:…}
+        space = Space.from_yaml(resolved(base, "grid"), resolved(base, "search"))
+        space.check_spelling(params)
+        for axis in axes:
+            space.put(axis)
+        forwarded += apply_to_params(words, params, space)
+        space.check(params)
+    full = loader.load([*chosen, *forwarded]) if forwarded else base
+    HydraConfig.instance().set_config(full)
+    if str(full.hydra.get("mode")).endswith("MULTIRUN"):
+        raise ConfigError("hydra.mode=MULTIRUN: launch runs a sweep as one study by itself; leave it out")
+    host = _host(full, url, typed_embedded="storage=embedded" in chosen)
+    sections = SECTIONS if command == "launch" else HOST
+    with open_dict(full):
+        if _literal_url(full):
+            full.storage.url = mask(str(full.storage.url))
+        if url is not None:
+            full.storage.url = mask(url)
+        full.storage.kind = host.storage.kind
+        full = _with_space(full, space) if command == "launch" else full
+        config = OmegaConf.create({section: full._get_node(section) for section in sections if section in full})
+        if command != "launch":
+            config.study = {"name": OmegaConf.select(full, "study.name")}
+    OmegaConf.set_struct(config, None)
+    return Composed(config, full.hydra, tuple(mask(text) for text in overrides), host)
+
+
+class Loader:
+    """Hydra's loader over the user's directory and the shipped one; touches none of Hydra's process-wide state it can avoid.
+
+    Raises:
+        ConfigError: the directory does not exist.
+    """
+
+    def __init__(self, config_dir: str | None, config_name: str, hydra_overrides: Sequence[str] = ()) -> None:
+        version.setbase("1.3")
+        path = create_config_search_path(str(shipped_directory()))
+        if config_dir is not None:
+            directory = Path(config_dir).expanduser().absolute()
+            if not directory.is_dir():
+                raise ConfigError(f"--config-dir {config_dir}: there is no such directory")
+            # Before the shipped one, not behind it as in Hydra: a user's experiment/digits.yaml must not be passed over in silence.
+            path.prepend(provider="command-line", path=f"file://{directory}", anchor=SearchPathQuery(provider="main"))
+        self.config_name = config_name.removesuffix(".yaml")
+        self.hydra = Hydra("orchestrator", ConfigLoaderImpl(config_search_path=path))
+        self._hydra_overrides = list(hydra_overrides)  # hydra.searchpath may add directories, and groups with them
+        self.groups: frozenset[str] = translated(lambda: frozenset(self._groups_below("")))
+
+    def _groups_below(self, parent: str) -> Iterator[str]:
+        for name in self.options(parent, ObjectType.GROUP):
+            group = f"{parent}/{name}" if parent else name
+            if group != "hydra":
+                yield group
+                yield from self._groups_below(group)
+
+    def load(self, overrides: Sequence[str]) -> DictConfig:
+        """Returns the composed config, `hydra` included.
+
+        Raises:
+            ConfigError: whatever Hydra, OmegaConf or the YAML parser says, in one line.
+        """
+        return translated(
+            lambda: self.hydra.compose_config(self.config_name, list(overrides), run_mode=RunMode.RUN, from_shell=False)
+        )
+
+    def options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
+        return list(self.hydra.config_loader.get_group_options(group, kind, self.config_name, self._hydra_overrides))
+
+    def checked_choice(self, word: Word) -> str:
+        """Returns the choice of a group as an override for Hydra.
+
+        Raises:
+            ConfigError: the group has no such option.
+        """
+        chosen = word.value
+        options = self.options(word.path)
+        for option in chosen if isinstance(chosen, list) else [chosen]:
+            if isinstance(option, str) and option not in options and not word.override.is_delete():
+                raise ConfigError(
+                    f"{word.path}={option}: there is no such option{did_you_mean(option, options)};"
+                    f" {word.path} has {', '.join(sorted(options))}"
+                )
+            if option is not None and not isinstance(option, str):
+                raise ConfigError(f"{word.text}: {word.path} is a config group; it has {', '.join(sorted(options))}")
+        return word.text
+
+    def package(self, overrides: Sequence[str], group: str) -> str | None:
+        """Returns where the chosen option of a group lands in the config, or None when none is chosen."""
+        defaults = translated(
+            lambda: self.hydra.config_loader.compute_defaults_list(self.config_name, list(overrides), RunMode.RUN)
+        )
+        return next((d.package for d in defaults.defaults if d.override_key and d.override_key.split("@")[0] == group), None)
+
+
+def shipped_directory() -> Path:
+    """The config that comes with the package: inside it when installed, beside it in a checkout."""
+    inside = Path(__file__).parent.parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent.parent / "conf"
+
+
+def translated(action: Callable[[], T]) -> T:
+    """Returns what `action` returns; what Hydra and OmegaConf raise becomes a ConfigError of one line."""
+    try:
+        return action()
+    except MissingConfigException as error:
+        text = re.split(r"\n\s*(?:Available options|Config search path|Search path)", str(error))[0]
+        missing = (error.missing_cfg_file or "").rsplit("/", 1)[-1]
+        known = f"; there are {', '.join(error.options)}" if error.options else ""
+        raise ConfigError(f"{_one_line(text)}{did_you_mean(missing, error.options or ())}{known}") from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, LookupError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, (OmegaConfBaseException, yaml.YAMLError)) else None
+        parts = [str(error).split("\nSee https:")[0], *([str(cause)] if cause is not None else [])]
+        text = _NOISE.sub("", ": ".join(part for part in parts if part.strip()))
+        raise ConfigError(_one_line(text) or type(error).__name__) from error
+
+
+def mask(text: str) -> str:
+    """Returns `text` with the password of every URL in it replaced."""
+    return _PASSWORD.sub(lambda match: f"{match[1]}:***@" if match[1] is not None else f"{match[2]}***", text)
+
+
+def resolved(config: DictConfig, section: str) -> Any:
+    """Returns a section as plain containers, its interpolations resolved.
+
+    Raises:
+        ConfigError: one of them cannot be; names the section and the reason.
+    """
+    if section not in config:
+        return None
+    try:
+        node = config[section]
+        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{section}{_where(section, error)}: {_one_line(str(error).splitlines()[0])}") from error
+
+
+def _where(section: str, error: OmegaConfBaseException) -> str:
+    key = str(getattr(error, "full_key", None) or "")
+    return key.removeprefix(section) if key.startswith(f"{section}.") else ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _chooses(words: Sequence[Word], group: str) -> bool:
+    return any(word.role == "group" and word.path == group for word in words)
+
+
+def _section(config: Mapping[str, Any], section: str) -> dict[str, Any]:
+    node = config.get(section) or {}
+    if not isinstance(node, dict):
+        raise ConfigError(f"{section}={node!r}: {section} is a section; give it a mapping")
+    return node
+
+
+def _check_sections(config: Mapping[str, Any]) -> None:
+    for name in config:
+        if name not in (*SECTIONS, "hydra"):
+            guess = did_you_mean(str(name), [*SECTIONS, *settings()])
+            raise ConfigError(
+                f"unknown section {name!r}{guess}; what the objective reads goes under params: params: {{{name}: …}}"
+            )
+
+
+def _check_host_sections(config: Mapping[str, Any], name: str) -> None:
+    missing = [section for section in HOST if section not in config]
+    if missing:
+        if name == "config":
+            raise ConfigError(
+                f"the config.yaml of --config-dir hides the shipped one and has no {', '.join(missing)}: give it another name,"
+                " let it begin with 'defaults: [config, _self_]', and choose it with --config-name"
+            )
+        raise ConfigError(f"{name}.yaml has no {', '.join(missing)}: let it begin with 'defaults: [config, _self_]'")
+
+
+def _group_axes(loader: Loader, words: list[Word]) -> list[Axis]:
+    """Takes the sweeps over config groups that are mounted in params out of `words`: each is an axis of their options.
+
+    Raises:
+        ConfigError: the group is mounted elsewhere, or the sweep is no list.
+    """
+    swept = [word for word in words if word.role == "group" and word.sweep is not None]
+    if not swept:
+        return []
+    axes = []
+    others = [word for word in words if word not in swept]
+    chosen = [loader.checked_choice(word) for word in others if word.role == "group"]
+    for word in swept:
+        sweep = word.sweep
+        options = [Override._convert_value(item) for item in sweep.list] if isinstance(sweep, ChoiceSweep) else []
+        choices = [f"{word.override.get_key_element()}={option}" for option in options]
+        for word_of_one in read_words(choices, loader.groups):
+            loader.checked_choice(word_of_one)
+        packages = {loader.package([*chosen, choice], word.path) for choice in choices}
+        package = packages.pop() if len(packages) == 1 else None
+        if package is None or not package.startswith("params."):
+            refuse_sweeps_of_groups([word])
+        path = str(package).removeprefix("params.")
+        values = [OmegaConf.to_container(OmegaConf.select(loader.load([*chosen, choice]), str(package))) for choice in choices]
+        axes.append(grammar.axis(path, values, shown=word.text))
+        words[words.index(word)] = read_words(choices[:1], loader.groups)[0]
+    return axes
+
+
+def _with_space(full: DictConfig, space: Space) -> DictConfig:
+    for section, content in space.to_yaml().items():
+        full[section] = content
+    return full
+
+
+# -------------------------------------------------------------------------------------------------------------- this host
+
+
+def _host(full: DictConfig, url: str | None, *, typed_embedded: bool) -> HostConfig:
+    values = {section: resolved(full, section) or {} for section in HOST}
+    storage, worker, paths = values["storage"], values["worker"], values["paths"]
+    for section in HOST:
+        if not isinstance(values[section], dict):
+            checked(section, HOST[section], values[section])
+    if url is not None:
+        typed = _typed_url(url)
+        storage["url"] = typed
+        if typed and typed != mask(typed):
+            storage["password_file"] = None if _from_environment(full) else storage.get("password_file")
+    for key in ("devices", "studies"):  # worker.devices=0 says the same as worker.devices=[0]
+        if worker.get(key) is not None and not isinstance(worker[key], list):
+            worker[key] = [worker[key]]
+    for holder, key in ((storage, "path"), (paths, "data"), (paths, "runs")):
+        if isinstance(holder.get(key), (str, Path)):
+            holder[key] = str(Path(holder[key]).expanduser().absolute())
+    host = HostConfig(**{section: checked(section, schema, values[section]) for section, schema in HOST.items()})
+    _check_storage(host, typed_embedded)
+    if host.worker.heartbeat_s >= host.worker.lease_ttl_s / 2:
+        raise ConfigError(
+            f"worker.heartbeat_s={host.worker.heartbeat_s:g}: must be less than half of"
+            f" worker.lease_ttl_s={host.worker.lease_ttl_s:g}"
+        )
+    return host
+
+
+def _check_storage(host: HostConfig, typed_embedded: bool) -> None:
+    storage = host.storage
+    if storage.url and storage.kind == "embedded":
+        if typed_embedded:
+            raise ConfigError("storage=embedded and storage.url exclude each other; leave out one of them")
+        storage.kind = "postgres"
+    if storage.kind == "postgres" and not storage.url:
+        raise ConfigError(
+            "storage=postgres needs storage.url=postgresql+psycopg2://user@host:5432/database,"
+            f" or the environment variable {URL_VARIABLE}"
+        )
+    if storage.url and not re.match(r"postgres(ql)?(\+\w+)?://", storage.url):
+        raise ConfigError("storage.url must start with postgresql+psycopg2:// (its value is not shown here)")
+    if storage.kind == "embedded" and storage.path is None:
+        storage.path = host.paths.data / "postgres"
+
+
+def _typed_url(url: str) -> str | None:
+    if url in ("null", ""):
+        return None
+    if "${" not in url:
+        return url
+    try:
+        return str(OmegaConf.create({"url": url}).url)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"storage.url: {_one_line(str(error).splitlines()[0])}") from error
+
+
+def _literal_url(full: DictConfig) -> bool:
+    storage: Any = OmegaConf.to_container(full, resolve=False)
+    url = (storage.get("storage") or {}).get("url")
+    return isinstance(url, str) and "${" not in url
+
+
+def _from_environment(full: DictConfig) -> bool:
+    """Whether the password file is the environment's: it belongs to the environment's URL, not to one that was typed."""
+    raw: Any = OmegaConf.to_container(full, resolve=False)
+    return "${oc.env" in str(raw["storage"].get("password_file"))
+
+
+def _data_directory() -> str:
+    return os.environ.get(DATA_VARIABLE) or platformdirs.user_data_dir("orchestrator", appauthor=False)
+
+
+OmegaConf.register_new_resolver("orchestrator.data_dir", _data_directory, replace=True)
+
+__all__ = ["STUDY_SECTIONS", "Composed", "Loader", "compose", "mask", "resolved", "shipped_directory", "translated"]

@@ -1,0 +1,276 @@
+"""The words of a command line: which are Hydra's, which are settings, which are parameters; and what the latter do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hydra.core.override_parser.types import Override, OverrideType, Sweep
+
+from orchestrator.config import grammar
+from orchestrator.config.schema import HOST, SECTIONS, settings
+from orchestrator.config.space import Space, at, check_path, flatten, has, leaf_paths, suggestion
+from orchestrator.errors import ConfigError, did_you_mean
+
+_URL = re.compile(r"\+{0,2}storage\.url=(.*)", re.DOTALL)
+_PREFIX = {OverrideType.CHANGE: "", OverrideType.ADD: "+", OverrideType.FORCE_ADD: "++", OverrideType.DEL: "~"}
+_CHOSEN = ("sampler.name", "pruner.name", "storage.kind")
+_LISTS = ("worker.devices", "worker.studies", "study.direction", "study.metric")
+READERS = ("status", "best", "logs", "pause", "resume", "stop", "retry", "enqueue")
+"""The commands that take ``study.name`` besides the settings of this host."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """One override. For the roles param, grid and search `path` is what is below that section, else the whole key."""
+
+    text: str
+    role: Literal["hydra", "group", "setting", "param", "grid", "search"]
+    path: str
+    override: Override
+
+    @property
+    def value(self) -> Any:
+        return self.override.value()
+
+    @property
+    def sweep(self) -> Sweep | None:
+        value = self.override._value
+        return value if isinstance(value, Sweep) else None
+
+    def under(self, path: str, *, force: bool = False) -> str:
+        """The same override of another key; `force` adds the key where there is none."""
+        prefix = "++" if force else _PREFIX[self.override.type]
+        value = f"={self.override.get_value_string()}" if "=" in self.text else ""
+        return f"{prefix}{path}{value}"
+
+
+def take_url(texts: Sequence[str]) -> tuple[list[str], str | None]:
+    """Returns the words without those that set ``storage.url``, and the last URL set.
+
+    A URL is taken as it was typed and never given to Hydra: a password may hold any character of the override grammar, and
+    Hydra keeps its overrides in its config and shows them in messages.
+    """
+    rest, url = [], None
+    for text in texts:
+        match = _URL.fullmatch(text)
+        if match is None:
+            rest.append(text)
+            continue
+        url = match[1]
+        if len(url) > 1 and url[0] == url[-1] and url[0] in "'\"":
+            url = url[1:-1]
+    return rest, url
+
+
+def read_words(texts: Sequence[str], groups: Collection[str]) -> list[Word]:
+    """Returns each override with its role; the first part of its key decides.
+
+    Raises:
+        ConfigError: no override, an unknown group, or a sweep over what is no parameter.
+    """
+    return [_read(text, groups) for text in texts]
+
+
+def _read(text: str, groups: Collection[str]) -> Word:
+    override = grammar.parse_override(text)
+    key = override.key_or_group
+    first, _, rest = key.partition(".")
+    word: Word
+    if first == "hydra" or key.startswith("hydra/"):
+        word = Word(text, "hydra", key, override)
+    elif override.package is not None or "/" in key or (key in groups and not isinstance(override.value(), dict)):
+        if key not in groups:
+            raise ConfigError(f"{text}: there is no config group {key!r}{did_you_mean(key, groups)}")
+        return Word(text, "group", key, override)
+    elif first == "params":
+        word = Word(text, "param", rest, override)
+    elif first == "grid" or first == "search":
+        word = Word(text, "grid" if first == "grid" else "search", rest, override)
+    elif first == "experiment":
+        raise ConfigError(f"{text}: experiment is a config group; choose one with experiment=name")
+    elif first in SECTIONS:
+        word = Word(text, "setting", key, override)
+    else:
+        word = Word(text, "param", key, override)
+    if word.role == "setting" and first == "storage" and isinstance(override.value(), dict):
+        raise ConfigError("storage={…}: set its keys one by one: storage.url=…, storage.password_file=…")
+    if word.sweep is not None and word.role in ("hydra", "setting"):
+        raise ConfigError(f"{text}: {_no_sweep(key)}")
+    return word
+
+
+def _no_sweep(key: str) -> str:
+    if key in _LISTS:
+        return f"a sweep over a setting is not possible; write a list: {key}=[a,b]"
+    return f"a sweep over a setting is not possible; give {key} one value, and launch once for each"
+
+
+def refuse_sweeps_of_groups(words: Sequence[Word]) -> None:
+    """Raises ConfigError for a sweep over a config group, with the right form."""
+    for word in words:
+        if word.role == "group" and word.sweep is not None:
+            first = getattr(word.sweep, "list", ["…"])[0]
+            raise ConfigError(
+                f"{word.text}: a sweep over a config group is not possible; choose one, {word.path}={first},"
+                " and launch once for each (under a study.name of its own)"
+            )
+
+
+def refuse_study_settings(command: str, words: Sequence[Word]) -> None:
+    """Raises ConfigError where a command that only works on stored studies is given a setting of the study."""
+    for word in words:
+        root = re.split(r"[./]", word.path)[0]
+        if word.role == "hydra" or (word.role in ("setting", "group") and root in HOST):
+            continue
+        if command in READERS and word.path == "study.name" and word.role == "setting":
+            continue
+        taken = [*(["study.name"] if command in READERS else []), *(f"{section}.*" for section in HOST)]
+        known = [name for name in settings() if name.split(".")[0] in HOST]
+        guess = did_you_mean(word.path, [*known, *(["study.name"] if command in READERS else [])])
+        raise ConfigError(
+            f"{word.text}: {command} takes {', '.join(taken)} only; what a study runs is stored with it by launch{guess}"
+        )
+
+
+def check_setting(word: Word, base: Mapping[str, Any]) -> str:
+    """Returns the override of a setting for Hydra, which knows the setting now.
+
+    Raises:
+        ConfigError: there is no such setting, or not for the sampler, pruner … chosen.
+    """
+    section = word.path.split(".")[0]
+    if word.path in _CHOSEN:
+        raise ConfigError(f"{word.text}: choose the whole group: {section}={word.value}")
+    if has(base, word.path) and word.override.type != OverrideType.ADD:
+        return word.text
+    if word.override.type == OverrideType.DEL:
+        raise ConfigError(f"{word.text}: there is no setting {word.path} to delete{did_you_mean(word.path, leaf_paths(base))}")
+    if section == "objective":
+        if word.override.type == OverrideType.CHANGE:
+            raise ConfigError(f"{word.text}: objective has no {word.path}; to add an argument write +{word.text}")
+        return word.text
+    if word.path in (*settings(), *SECTIONS):
+        name = at(base, f"{section}.name") if section in ("sampler", "pruner") and has(base, f"{section}.name") else None
+        if name is not None:
+            options = ", ".join(f"{section}.{key}" for key in base[section] if key != "name") or "no options"
+            raise ConfigError(f"{word.text}: {section}={name} has no such option; it has {options}")
+        return word.under(word.path, force=True)
+    raise ConfigError(f"unknown setting {word.path}{did_you_mean(word.path, settings())}, in {word.text}")
+
+
+def apply_to_params(words: Sequence[Word], params: dict[str, Any], space: Space) -> list[str]:
+    """Changes `space` word by word, so that the last word wins, and returns the plain values as overrides for Hydra.
+
+    Args:
+        params: the defaults before these words; changed in place as far as needed to know which paths exist.
+
+    Raises:
+        ConfigError: a path that does not exist and is not added with ``+``, or a declaration without meaning.
+    """
+    forwarded = []
+    for word in words:
+        if word.role == "param":
+            if word.path:
+                check_path(word.path, shown=word.text)
+            if word.sweep is not None:
+                _sweep(word, word.sweep, params, space)
+            elif word.override.is_delete():
+                forwarded += _delete(word, params, space)
+            else:
+                forwarded += _set(word, params, space)
+        elif word.role in ("grid", "search"):
+            _declare(word, params, space)
+    return forwarded
+
+
+def _sweep(word: Word, sweep: Sweep, params: Mapping[str, Any], space: Space) -> None:
+    if word.override.is_delete() or not word.path:
+        raise ConfigError(f"{word.text}: a sweep belongs to one parameter: optim.lr=interval(0, 1)")
+    if word.override.type == OverrideType.CHANGE and not has(params, word.path) and word.path not in space.paths():
+        raise _unknown(word, params, space)
+    space.put(grammar.declaration(word.path, sweep, section=None, shown=word.text))
+
+
+def _delete(word: Word, params: dict[str, Any], space: Space) -> list[str]:
+    dropped = space.drop(word.path) if word.path else False
+    if not has(params, word.path):
+        if dropped:
+            return []
+        raise _unknown(word, params, space)
+    above, _, last = word.path.rpartition(".")
+    holder = at(params, above) if above else params
+    if isinstance(holder, dict):
+        del holder[last]
+    return [word.under(f"params.{word.path}")]
+
+
+def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
+    value = word.value
+    if not word.path:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{word.text}: params is a section; set its parameters: optim.lr=…")
+        below = flatten("params", value)
+    else:
+        below = (
+            {f"{word.path}.{leaf}": item for leaf, item in flatten(word.path, value).items()} if isinstance(value, dict) else {}
+        )
+    new = bool(word.path) and not has(params, word.path)
+    is_section = bool(word.path) and not new and isinstance(at(params, word.path), Mapping) and at(params, word.path) != {}
+    if is_section and value is not None and not isinstance(value, dict) and word.override.type != OverrideType.FORCE_ADD:
+        inside = f"{word.path}.{leaf_paths(at(params, word.path))[0]}"
+        raise ConfigError(
+            f"{word.text}: {word.path} is a section of params; set {inside}=…, or replace it whole with ++{word.text}"
+        )
+    fixes = any(path == word.path or path.startswith(f"{word.path}.") for path in space.paths())
+    if new and word.override.type == OverrideType.CHANGE and not fixes:
+        raise _unknown(word, params, space)
+    above = space.parent_of(word.path)
+    if above is not None:
+        raise ConfigError(f"{word.text}: {word.path} lies below {above}, whose values replace it; fix {above} or drop it first")
+    for path in below or {word.path: value}:
+        space.drop(path)
+        _put(params, path, value)
+    return [word.under(f"params.{word.path}" if word.path else "params", force=new and fixes)]
+
+
+def _put(params: dict[str, Any], path: str, value: Any) -> None:
+    *above, last = path.split(".")
+    node: Any = params
+    for part in above:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+        node[last] = value
+
+
+def _declare(word: Word, params: Mapping[str, Any], space: Space) -> None:
+    """``grid.x=[1,2]``, ``search.x=…``, ``~grid.x``: as YAML says it."""
+    section = word.role
+    paths = space.grid if section == "grid" else space.search
+    if word.override.is_delete() or (word.path and word.value is None):
+        gone = [path for path in paths if not word.path or path == word.path or path.startswith(f"{word.path}.")]
+        if not gone and word.path:
+            raise ConfigError(f"{word.text}: {section} has no {word.path}{did_you_mean(word.path, paths)}")
+        for path in gone:
+            space.drop(path)
+        return
+    values = {word.path: word.value} if word.path and not isinstance(word.value, dict) else _nested(word)
+    for path, value in values.items():
+        check_path(path, shown=word.text)
+        if word.override.type == OverrideType.CHANGE and not has(params, path) and path not in space.paths():
+            raise _unknown(word, params, space)
+        # A declaration of one section may not hide in the other: put() moves it.
+        space.declare(section, path, value)
+
+
+def _nested(word: Word) -> dict[str, Any]:
+    leaves = flatten(word.role, word.value)
+    return {f"{word.path}.{leaf}" if word.path else leaf: value for leaf, value in leaves.items()}
+
+
+def _unknown(word: Word, params: Mapping[str, Any], space: Space) -> ConfigError:
+    guess = suggestion(word.path, params, space, settings())
+    add = "" if word.override.is_delete() else f"; to add it to params write +{word.text.lstrip('+~')}"
+    return ConfigError(f"{word.text}: {word.path} is no setting and not in params{guess}{add}")

@@ -1,0 +1,233 @@
+"""From a composed config to the `StudySpec` that is stored: every rule of a study is checked here, before any work starts."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from orchestrator.config.compose import Composed, resolved
+from orchestrator.config.grammar import check_finite
+from orchestrator.config.schema import (
+    PRUNERS,
+    SAMPLERS,
+    STUDY_SECTIONS,
+    BudgetConfig,
+    RunnerConfig,
+    StudyConfig,
+    checked,
+)
+from orchestrator.config.space import Space, leaf_paths
+from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.model import Budget, Direction, JSONValue, StudySpec
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
+_LAUNCH_ONLY = re.compile(r"\$\{(hydra|now|python_version):")  # resolvers that Hydra registers where it runs
+_INSTANTIATE_KEYS = ("_args_", "_partial_", "_recursive_", "_convert_")
+
+
+def study_spec(composed: Composed) -> StudySpec:
+    """Returns everything a launch says about a study, checked and free of what belongs to this host.
+
+    Raises:
+        ConfigError: the first rule that is broken, in one line.
+    """
+    config = composed.config
+    study = checked("study", StudyConfig, resolved(config, "study") or {})
+    name = _name(study.name)
+    directions, metrics = _goals(study)
+    params = _params(config)
+    space = Space.from_yaml(resolved(config, "grid"), resolved(config, "search"))
+    space.check(params)
+    _check_resolution(params, space)
+    objective = _objective(config)
+    allocation = resolved(config, "allocation") or "uniform"
+    if allocation != "uniform":
+        raise ConfigError(f"allocation={allocation}: must be uniform{did_you_mean(str(allocation), ['uniform'])}")
+    grid, search = tuple(space.grid.values()), tuple(space.search.values())
+    spec = StudySpec(
+        name=name,
+        directions=directions,
+        metrics=metrics,
+        objective=objective,
+        params=params,
+        grid=grid,
+        search=search,
+        budget=_budget(config, space),
+        allocation=allocation,
+        sampler=_option("sampler", SAMPLERS, resolved(config, "sampler"), "tpe"),
+        pruner=_option("pruner", PRUNERS, resolved(config, "pruner"), "none"),
+        runner=vars(checked("runner", RunnerConfig, resolved(config, "runner") or {})),
+        seed=_seed_of(name) if study.seed is None else study.seed,
+        priority=study.priority,
+        config=_stored(config),
+    )
+    return spec
+
+
+def _name(name: str | None) -> str:
+    if name is None:
+        raise ConfigError("study.name must be given: study.name=my-study, or an experiment that sets it (experiment=digits)")
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"study.name={name!r}: must be letters, digits, '.', '_' and '-', 100 at most, and begin with a letter or digit"
+        )
+    return name
+
+
+def _seed_of(name: str) -> int:
+    """The seed of a study that was given none: the same wherever and whenever the study is launched."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+
+
+def _goals(study: StudyConfig) -> tuple[tuple[Direction, ...], tuple[str, ...]]:
+    directions = study.direction if isinstance(study.direction, list) else [study.direction]
+    metrics = study.metric if isinstance(study.metric, list) else [study.metric]
+    for direction in directions:
+        if direction not in _DIRECTIONS:
+            guess = did_you_mean(str(direction), _DIRECTIONS)
+            raise ConfigError(f"study.direction={direction}: must be minimize or maximize, or a list of them{guess}")
+    for metric in metrics:
+        if not isinstance(metric, str) or not metric:
+            raise ConfigError(f"study.metric={metric!r}: must be a word, or a list of words")
+    if not directions or len(directions) != len(metrics):
+        raise ConfigError(
+            f"study.direction has {len(directions)} and study.metric {len(metrics)}: name one metric for each direction,"
+            " such as study.direction=[maximize,minimize] study.metric=[accuracy,latency]"
+        )
+    if len(set(metrics)) < len(metrics):
+        raise ConfigError(f"study.metric={metrics}: the names must differ")
+    return tuple(directions), tuple(metrics)
+
+
+def _mapping(config: DictConfig, section: str) -> dict[str, JSONValue]:
+    container: Any = OmegaConf.to_container(config, resolve=False)
+    node = container.get(section) or {}
+    if not isinstance(node, dict):
+        raise ConfigError(f"{section}={node!r}: must be a mapping")
+    return node
+
+
+def _params(config: DictConfig) -> dict[str, JSONValue]:
+    params = _mapping(config, "params")
+    _check_keys(params, "params")
+    for path in leaf_paths(params):
+        value = _at_leaf(params, path)
+        check_finite(value, f"params.{path}")
+        if _LAUNCH_ONLY.search(str(value)):
+            raise ConfigError(f"params.{path}={value}: this is resolved on the worker, where Hydra is not; write the value")
+    return params
+
+
+def _check_keys(node: Mapping[Any, Any], above: str) -> None:
+    for key, value in node.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{above}: the key {key!r} must be a string: quote it")
+        if "." in key:
+            raise ConfigError(
+                f"{above}: the key {key!r} holds a dot; nest it: {': {'.join(key.split('.'))}: …{'}' * key.count('.')}"
+            )
+        if isinstance(value, Mapping):
+            _check_keys(value, f"{above}.{key}")
+
+
+def _at_leaf(node: Any, path: str) -> Any:
+    for part in path.split("."):
+        node = node[part]
+    return node
+
+
+def _check_resolution(params: Mapping[str, JSONValue], space: Space) -> None:
+    """Checks that every interpolation in params finds what it names, with params as root and a trial's values in place.
+
+    What only a worker can answer (its environment, resolvers that the user's code registers) is left to the worker.
+    """
+    root = OmegaConf.create(dict(params))
+    for path, value in space.example().items():
+        OmegaConf.update(root, path, value, merge=False, force_add=True)
+    container: Any = OmegaConf.to_container(root, resolve=False)
+    for path in leaf_paths(container):
+        try:
+            node = OmegaConf.select(root, path, throw_on_missing=True)
+            if OmegaConf.is_config(node):
+                OmegaConf.to_container(node, resolve=True)
+        except InterpolationKeyError as error:
+            guess = ""
+            match = re.search(r"Interpolation key '(.+?)' not found", str(error))
+            if match:
+                guess = did_you_mean(match[1], [leaf for leaf in leaf_paths(container) if leaf != path])
+            raise ConfigError(f"params.{path}: {_first_line(error)}{guess}; interpolations see params as their root") from error
+        except MissingMandatoryValue as error:
+            raise ConfigError(f"params.{path} must be given: {path}=… (it is ???)") from error
+        except InterpolationResolutionError as error:
+            if "Recursive" in str(error):
+                raise ConfigError(f"params.{path}: its interpolation leads back to itself") from error
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"params.{path}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].strip()
+
+
+def _objective(config: DictConfig) -> dict[str, JSONValue]:
+    objective = _mapping(config, "objective")
+    target = objective.get("_target_")
+    if "command" in objective:
+        raise ConfigError("objective.command is not supported; give a function: objective._target_=package.module.function")
+    if target is None or target == "???":
+        raise ConfigError(
+            "objective._target_ must be given: objective._target_=package.module.function, or an experiment that sets it"
+        )
+    if not isinstance(target, str) or not _TARGET.fullmatch(target):
+        raise ConfigError(f"objective._target_={target!r}: must be a dotted name such as package.module.function")
+    for key, value in objective.items():
+        if key in _INSTANTIATE_KEYS or not isinstance(key, str) or not key.isidentifier():
+            raise ConfigError(
+                f"objective.{key}: every key but _target_ is passed to the function by name, and this is no name for it"
+            )
+        check_finite(value, f"objective.{key}")
+    return objective
+
+
+def _budget(config: DictConfig, space: Space) -> Budget:
+    budget = checked("budget", BudgetConfig, resolved(config, "budget") or {})
+    cells = 1
+    for axis in space.grid.values():
+        cells *= len(axis.values)
+    shares = cells * budget.per_cell
+    if budget.trials is None and not space.grid:
+        raise ConfigError("budget.trials must be given: there is no grid to derive it from")
+    trials = shares if budget.trials is None else budget.trials
+    if shares > trials:
+        raise ConfigError(
+            f"budget.per_cell={budget.per_cell} for {cells} cells makes {shares} trials, more than budget.trials={trials};"
+            f" raise budget.trials to {shares}, or lower budget.per_cell or the grid"
+        )
+    return Budget(trials, budget.per_cell, budget.hours, budget.max_failures_per_cell)
+
+
+def _option(section: str, schemas: Mapping[str, type[Any]], values: Any, default: str) -> dict[str, JSONValue]:
+    values = {"name": default} if values is None else values
+    name = values.get("name") if isinstance(values, dict) else values
+    if not isinstance(values, dict) or name not in schemas:
+        guess = did_you_mean(str(name), schemas)
+        raise ConfigError(f"{section}={name}: there is no such {section}{guess}; there are {', '.join(schemas)}")
+    return dict(vars(checked(section, schemas[str(name)], values)))
+
+
+def _stored(config: DictConfig) -> str:
+    sections = [section for section in STUDY_SECTIONS if section in config]
+    ordered = OmegaConf.create({section: config._get_node(section) for section in sections})
+    return OmegaConf.to_yaml(ordered, resolve=False)

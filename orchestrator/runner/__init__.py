@@ -1,0 +1,26 @@
+"""Runs one attempt of one trial in one child process; knows no database and no Optuna.
+
+The worker holds a `Runner`. Behind it stands one *keeper* process, and behind that one *child* per attempt, which runs the
+user's function with the `Trial` it is given. The three talk in JSON lines over sockets and share a run directory.
+"""
+
+from orchestrator.runner.contract import Job
+from orchestrator.runner.parent import AttrSet, Message, PruneAsked, Reported, Runner, Running
+from orchestrator.runner.rundir import attempt_dir, checkpoint_dir, log_path, read_result
+from orchestrator.runner.trial import Trial, TrialPruned
+
+__all__ = [
+    "AttrSet",
+    "Job",
+    "Message",
+    "PruneAsked",
+    "Reported",
+    "Runner",
+    "Running",
+    "Trial",
+    "TrialPruned",
+    "attempt_dir",
+    "checkpoint_dir",
+    "log_path",
+    "read_result",
+]

@@ -1,0 +1,69 @@
+"""What the three processes of an attempt hand each other when they start: plain data, JSON on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.model import JSONValue
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a child needs to run one attempt of one trial.
+
+    `params` are the study's defaults and `objective` its ``_target_`` with keyword arguments, both unresolved; `values` maps a
+    dotted path into `params` to the true value this trial uses there; `device` is a torch device as the child sees it.
+    """
+
+    study: str
+    number: int
+    attempt: int
+    seed: int
+    device: str
+    params: Mapping[str, JSONValue]
+    values: Mapping[str, JSONValue]
+    objective: Mapping[str, JSONValue]
+    metrics: tuple[str, ...]
+    run_dir: Path
+    checkpoint_dir: Path
+    resumed: bool
+
+    def to_json(self) -> dict[str, JSONValue]:
+        return {**asdict(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Job:
+        paths = {"run_dir": Path(data["run_dir"]), "checkpoint_dir": Path(data["checkpoint_dir"])}
+        return Job(**{**data, **paths, "metrics": tuple(data["metrics"])})
+
+
+@dataclass(frozen=True)
+class KeeperOptions:
+    """What a keeper is started with; it travels on the command line, so it holds no secret.
+
+    `held` are file descriptors (device locks) that keeper and child keep open; `checked` says that the objective was
+    imported and found good by this process before it replaced itself (see `keeper.main`).
+    """
+
+    control: int
+    worker_pid: int
+    target: str
+    kwargs: tuple[str, ...]
+    start: str
+    threads: int | None
+    grace_s: float
+    silence_s: float
+    held: tuple[int, ...] = ()
+    checked: bool = False
+
+    def to_argument(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_argument(text: str) -> KeeperOptions:
+        data = json.loads(text)
+        return KeeperOptions(**{**data, "kwargs": tuple(data["kwargs"]), "held": tuple(data["held"])})

@@ -1,0 +1,23 @@
+"""Resolvers that tie one parameter to others, for use in ``params``: ``lr: ${linear_scaling:0.1,256,${data.batch_size}}``."""
+
+from __future__ import annotations
+
+import math
+
+from omegaconf import OmegaConf
+
+
+def linear_scaling(base_lr: float, base_batch: float, batch: float) -> float:
+    """The learning rate scaled in proportion to the batch size (Goyal et al. 2017, arXiv:1706.02677)."""
+    return float(base_lr) * float(batch) / float(base_batch)
+
+
+def sqrt_scaling(base_lr: float, base_batch: float, batch: float) -> float:
+    """The learning rate scaled with the square root of the batch size (Krizhevsky 2014, arXiv:1404.5997)."""
+    return float(base_lr) * math.sqrt(float(batch) / float(base_batch))
+
+
+def register() -> None:
+    """Makes the resolvers known to OmegaConf in this process; calling it again changes nothing."""
+    OmegaConf.register_new_resolver("linear_scaling", linear_scaling, replace=True)
+    OmegaConf.register_new_resolver("sqrt_scaling", sqrt_scaling, replace=True)

@@ -1,0 +1,411 @@
+"""The worker's side: starts the keeper, hands it attempts, and turns what comes back into messages and one outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from orchestrator.errors import ConfigError
+from orchestrator.model import Failed, Interrupted, JSONValue, Outcome
+from orchestrator.runner import rundir
+from orchestrator.runner.channel import Channel, wait_readable
+from orchestrator.runner.channel import Message as Line
+from orchestrator.runner.contract import Job, KeeperOptions
+from orchestrator.runner.target import target_of
+
+logger = logging.getLogger(__name__)
+
+SECRETS: Final = ("ORCHESTRATOR_STORAGE_URL", "ORCHESTRATOR_STORAGE_PASSWORD_FILE", "PGPASSWORD", "PGPASSFILE")
+"""Environment variables that no process with user code in it gets to see."""
+
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_SLICE_S: Final = 0.25
+_MARGIN_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The objective called ``trial.report(value, step)``; `value` may be NaN or infinite."""
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class PruneAsked:
+    """The objective waits in ``trial.should_prune()`` for `Running.answer_prune`; `step` is the highest it reported."""
+
+    step: int | None
+
+
+@dataclass(frozen=True)
+class AttrSet:
+    """The objective called ``trial.set_user_attr(key, value)``; `value` is plain JSON data."""
+
+    key: str
+    value: JSONValue
+
+
+Message: TypeAlias = Reported | PruneAsked | AttrSet
+
+
+class Runner:
+    """Runs attempts of one objective, one at a time, each in a child process of its own session. For one thread.
+
+    Args:
+        objective: ``_target_`` and keyword arguments, unresolved.
+        start: ``forkserver`` forks each child from a process that imported the objective once; ``spawn`` starts an interpreter
+            for each. The first falls back to the second when the import did what a fork does not survive.
+        env: Set in the children's environment (devices, above all), over this process's own without `SECRETS`.
+        threads: Limit for the numerical libraries' thread pools of a child; None leaves them alone.
+        grace_s: Time from SIGTERM to SIGKILL.
+        max_runtime_s: Time limit of an attempt, None for no limit.
+        silence_s: How long this process may neither `poll` nor `ping` before the child is ended.
+        cwd: Working directory of the children, first on their module path; default: this process's.
+        held: File descriptors that stay open in keeper and child, such as a device's lock.
+
+    Raises:
+        ConfigError: A setting is out of range, or the objective has no usable ``_target_``.
+    """
+
+    def __init__(
+        self,
+        objective: Mapping[str, JSONValue],
+        *,
+        start: str = "forkserver",
+        env: Mapping[str, str] | None = None,
+        threads: int | None = None,
+        grace_s: float = 5.0,
+        max_runtime_s: float | None = None,
+        silence_s: float = 60.0,
+        cwd: Path | None = None,
+        held: Sequence[int] = (),
+    ) -> None:
+        if start not in ("forkserver", "spawn"):
+            raise ConfigError(f"runner.start: {start!r} is neither 'forkserver' nor 'spawn'")
+        _require("threads", threads, threads is None or threads >= 1, "at least 1")
+        _require("grace_s", grace_s, grace_s >= 0, "at least 0")
+        _require("max_runtime_s", max_runtime_s, max_runtime_s is None or max_runtime_s > 0, "more than 0")
+        _require("silence_s", silence_s, silence_s > 0, "more than 0")
+        self._target, kwargs = target_of(objective)
+        self._kwargs = tuple(kwargs)
+        self._start = start
+        self._env = dict(env or {})
+        self._threads = threads
+        self._grace_s = grace_s
+        self._max_runtime_s = max_runtime_s
+        self._silence_s = silence_s
+        self._cwd = cwd
+        self._held = tuple(held)
+        self._keeper: _Keeper | None = None
+        self._running: Running | None = None
+
+    def check(self) -> None:
+        """Returns once a keeper is ready that has imported the objective; costs nothing when one is. Call it before each claim.
+
+        Raises:
+            ConfigError: The objective does not import, does not exist, or cannot be called as ``(cfg, trial, **kwargs)``.
+        """
+        keeper = self._living_keeper()
+        while not keeper.ready:
+            wait_readable([keeper.channel], _SLICE_S)
+            keeper.read()
+            if keeper.problem is not None or keeper.channel.closed:
+                problem = keeper.problem or keeper.last_words(self._target)
+                self._keeper = None
+                keeper.end(0.0)
+                raise ConfigError(problem)
+
+    def start(self, job: Job) -> Running:
+        """Starts an attempt; it does not wait for the child. A keeper that died is replaced.
+
+        Raises:
+            OSError: The run directory cannot be made or written.
+            RuntimeError: The attempt before has not ended yet.
+        """
+        if self._running is not None and self._running.outcome is None:
+            raise RuntimeError("an attempt is running: a runner runs one at a time")
+        path = rundir.prepare(job)
+        keeper = self._living_keeper()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # Not sent when the keeper died this moment: the first `poll` finds that out.
+            keeper.channel.send({"do": "start", "job": str(path), "max_runtime_s": self._max_runtime_s}, [theirs.fileno()])
+        self._running = Running(job, keeper, Channel(ours), self._grace_s, self._max_runtime_s, self._silence_s)
+        return self._running
+
+    def close(self) -> None:
+        """Ends the running attempt and the keeper; nothing of either is left when it returns. Calling it again is allowed."""
+        if self._running is not None and self._running.outcome is None:
+            self._running.terminate("the worker ended")
+        if self._keeper is not None:
+            self._keeper.end(self._grace_s)
+            self._keeper = None
+
+    def _living_keeper(self) -> _Keeper:
+        if self._keeper is not None:
+            self._keeper.read()
+            if self._keeper.channel.closed:
+                self._keeper.end(0.0)
+                self._keeper = None
+        if self._keeper is None:
+            self._keeper = _Keeper(self._options(), self._environment(), self._cwd)
+        return self._keeper
+
+    def _options(self) -> KeeperOptions:
+        return KeeperOptions(
+            control=-1,
+            worker_pid=os.getpid(),
+            target=self._target,
+            kwargs=self._kwargs,
+            start=self._start,
+            threads=self._threads,
+            grace_s=self._grace_s,
+            silence_s=self._silence_s,
+            held=self._held,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        env = {key: value for key, value in os.environ.items() if key not in SECRETS}
+        # Without it torch.cuda.is_available(), which modules like to call when imported, initialises CUDA: no fork after that.
+        env["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+        if self._threads is not None:
+            env |= dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
+        return env | self._env
+
+
+class Running:
+    """One attempt under way. `outcome` is None until a `poll` (or `terminate`) finds that it ended."""
+
+    def __init__(
+        self, job: Job, keeper: _Keeper, channel: Channel, grace_s: float, max_runtime_s: float | None, silence_s: float
+    ) -> None:
+        self.job = job
+        self.log_path = rundir.log_path(job.run_dir)
+        self._keeper = keeper
+        self._channel = channel
+        self._grace_s = grace_s
+        self._max_runtime_s = max_runtime_s
+        self._silence_s = silence_s
+        self._pinged_at = time.monotonic()
+        self._inbox: list[Message] = []
+        self._pid: int | None = None
+        self._done: Outcome | None = None
+        self._ending: str | None = None
+        self._stop_asked = False
+        self._outcome: Outcome | None = None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the attempt ended, once it has: its processes are gone by then. Messages of the same `poll` come before it."""
+        return self._outcome
+
+    def poll(self, timeout: float) -> list[Message]:
+        """What the child said since the last call; waits for something to come at most `timeout` s, and never over 0.25 s.
+
+        The cap lets the caller look at what its signal handlers did. It also tells the keeper that this process is alive.
+        """
+        deadline = time.monotonic() + min(timeout, _SLICE_S)
+        while True:
+            self._collect()
+            left = deadline - time.monotonic()
+            if self._inbox or self._outcome is not None or left <= 0:
+                break
+            wait_readable([c for c in (self._channel, self._keeper.channel) if not c.closed], left)
+        messages, self._inbox = self._inbox, []
+        return messages
+
+    def ping(self) -> None:
+        """Tells the keeper that this process is alive; for stretches without `poll`. At most one message in a few seconds."""
+        now = time.monotonic()
+        if now - self._pinged_at >= min(5.0, self._silence_s / 8):
+            self._pinged_at = now
+            self._keeper.channel.send({"do": "ping"}, wait=False)
+
+    def answer_prune(self, prune: bool) -> None:
+        """Answers the last `PruneAsked`; the child waits for it."""
+        self._channel.send({"prune": prune}, wait=False)
+
+    def ask_to_stop(self) -> None:
+        """Makes ``trial.should_stop()`` true; what the child does about it is its own affair. Asking again changes nothing."""
+        if not self._stop_asked:
+            self._stop_asked = self._channel.send({"stop": True}, wait=False)
+
+    def terminate(self, reason: str = "ended by the worker") -> None:
+        """Ends the attempt: SIGTERM to its process group, `grace_s`, SIGKILL. Returns when none of it is left.
+
+        The outcome becomes ``Interrupted(reason)``, unless the child's result was there before it died. Messages that arrive
+        meanwhile are kept for the next `poll`.
+        """
+        self._ending = self._ending or reason
+        self._keeper.channel.send({"do": "terminate"}, wait=False)
+        give_up_at = time.monotonic() + self._grace_s + _MARGIN_S
+        while self._outcome is None and time.monotonic() < give_up_at:
+            wait_readable([c for c in (self._channel, self._keeper.channel) if not c.closed], _SLICE_S)
+            self._collect()
+        if self._outcome is None:  # the keeper itself hangs: do its work
+            self._keeper.kill()
+            self._end_orphaned_group()
+
+    def _collect(self) -> None:
+        """Takes in what has arrived on both sockets, without waiting."""
+        if self._outcome is not None:
+            return
+        self.ping()
+        self._read_child()
+        for line in self._keeper.read():
+            if line.get("is") == "started":
+                self._pid = int(line["pid"])
+            elif line.get("is") == "ended":
+                self._finish(self._judge(line["code"], line["cause"], line["oom"]))
+                return
+        if self._keeper.problem is not None:
+            self._finish(Interrupted(self._keeper.problem))
+        elif self._keeper.channel.closed:
+            self._end_orphaned_group()
+
+    def _end_orphaned_group(self) -> None:
+        """The keeper is dead. The kernel killed the child with it (parent-death signal), but not what the child had started."""
+        if self._pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._pid, signal.SIGKILL)
+        reason = self._ending or "the keeper, the process between worker and child, died"
+        self._finish(Interrupted(reason))
+
+    def _read_child(self) -> None:
+        while lines := self._channel.receive():
+            for line in lines:
+                try:
+                    self._take(line)
+                except (KeyError, TypeError, ValueError):
+                    logger.warning("%s: a message that makes no sense was dropped: %.200s", self.job.run_dir, line)
+
+    def _take(self, line: Line) -> None:
+        if "report" in line:
+            step, value = line["report"]
+            self._inbox.append(Reported(int(step), float(value)))
+        elif "prune" in line:
+            step = line["prune"]
+            self._inbox.append(PruneAsked(None if step is None else int(step)))
+        elif "attr" in line:
+            key, value = line["attr"]
+            self._inbox.append(AttrSet(str(key), value))
+        elif "done" in line:
+            self._keeper.channel.send({"do": "linger"}, wait=False)
+            if line["done"] is not None:
+                self._done = rundir.result_from_json(line["done"], self.job.run_dir)
+
+    def _finish(self, verdict: Outcome) -> None:
+        """Ends the attempt: with the child's own result if it left one, else with `verdict`."""
+        self._read_child()  # the child is dead: all that it sent is here
+        self._channel.close()
+        try:
+            result = rundir.read_result(self.job.run_dir)
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("%s: the result cannot be read: %s", self.job.run_dir, error)
+            result = None
+        self._outcome = result or self._done or verdict
+
+    def _judge(self, code: int, cause: str | None, out_of_memory: bool) -> Outcome:
+        """The outcome of a child without a result; `code` is negative for a signal, `cause` says why the keeper ended it."""
+        if cause == "timeout":
+            return self._failed("timeout", f"the time limit of {self._max_runtime_s:g} s (runner.max_runtime_s) was reached")
+        if cause == "silence":
+            return Interrupted(f"the worker gave no sign of life for {self._silence_s:g} s")
+        if cause is not None:
+            return Interrupted(self._ending or cause)
+        if code >= 0:
+            return self._failed("exit", f"the process exited with code {code} without returning a result")
+        if -code == signal.SIGTERM and self._stop_asked:  # a service manager sends it to the worker and to the child alike
+            return Interrupted("ended by SIGTERM while it was asked to stop")
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        if -code != signal.SIGKILL:
+            return self._failed("signal", f"the process was killed by {name}")
+        if out_of_memory:
+            return self._failed("oom", "the kernel's out-of-memory killer killed the process: it used too much memory (RAM)")
+        return self._failed("signal", "the process was killed by SIGKILL (the kernel's out-of-memory killer does this)")
+
+    def _failed(self, kind: str, cause: str) -> Failed:
+        return rundir.failure(kind, cause, self.job.run_dir)
+
+
+class _Keeper:
+    """The keeper process as the worker sees it."""
+
+    def __init__(self, options: KeeperOptions, env: Mapping[str, str], cwd: Path | None) -> None:
+        self.ready = False
+        self.problem: str | None = None
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the keeper
+        ours, theirs = socket.socketpair()
+        self.channel = Channel(ours)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.runner.keeper", replace(options, control=theirs.fileno()).to_argument()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                pass_fds=(theirs.fileno(), *options.held),
+                start_new_session=True,  # Ctrl-C in the worker's terminal is the worker's affair
+                env=dict(env),
+                cwd=cwd,
+            )
+
+    def read(self) -> list[Line]:
+        """The lines that have arrived and concern an attempt; takes in those that concern the keeper itself."""
+        lines = []
+        for line in self.channel.receive():
+            match line.get("is"):
+                case "ready":
+                    self.ready = True
+                    logger.debug("keeper %d is ready (%s)", self._process.pid, line["start"])
+                case "broken":
+                    self.problem = line["message"]
+                    logger.debug("the keeper's output:\n%s", self._read_output())
+                case "note":
+                    logger.warning("%s", line["message"])
+                case _:
+                    lines.append(line)
+        return lines
+
+    def last_words(self, target: str) -> str:
+        """What to tell the user about a keeper that ended before it was ready."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_MARGIN_S)
+        code = self._process.returncode
+        how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
+        last = next((line for line in reversed(self._read_output().splitlines()) if line.strip()), "")
+        return f"objective._target_: importing {target!r} ended the process ({how}){': ' + last.strip() if last else ''}"
+
+    def kill(self) -> None:
+        self._process.kill()
+        self.channel.close()
+
+    def end(self, grace_s: float) -> None:
+        """Ends the process, its child first; returns when it is gone."""
+        self.channel.close()
+        try:
+            self._process.wait(grace_s + _MARGIN_S if self.ready else 0.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
+
+    def _read_output(self) -> str:
+        self._output.seek(0)
+        return self._output.read().decode("utf-8", "replace")
+
+
+def _require(name: str, value: object, holds: bool, rule: str) -> None:
+    if not holds:
+        raise ConfigError(f"runner.{name}: {value!r} must be {rule}")

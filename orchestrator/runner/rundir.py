@@ -1,0 +1,172 @@
+"""The run directory: the folder through which a worker and the child of one attempt share files.
+
+```
+<runs>/<study>/trial-<number>/checkpoints/          the same for every attempt of the trial
+<runs>/<study>/trial-<number>/attempt-<k>/job.json      what the child is to do
+                                          output.log    all that it printed
+                                          result.json   how it ended, written by the child, complete or absent
+```
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from orchestrator.model import Completed, Failed, Interrupted, JSONValue, Outcome, Pruned
+from orchestrator.runner.contract import Job
+
+_TAIL_LINES: Final = 15
+_TAIL_BYTES: Final = 4096
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def attempt_dir(runs: Path, study: str, number: int, attempt: int) -> Path:
+    """Where attempt `attempt` (1-based) of trial `number` has its run directory."""
+    return _trial_dir(runs, study, number) / f"attempt-{attempt}"
+
+
+def checkpoint_dir(runs: Path, study: str, number: int) -> Path:
+    """Where every attempt of trial `number` keeps its checkpoints."""
+    return _trial_dir(runs, study, number) / "checkpoints"
+
+
+def log_path(run_dir: Path) -> Path:
+    return run_dir / "output.log"
+
+
+def prepare(job: Job) -> Path:
+    """Makes the directories of an attempt and writes its job; returns the path of the job.
+
+    What an earlier study of the same name left there cannot leak into this one: an old result is moved aside, and so are old
+    checkpoints unless the job says that it resumes from them. Nothing is deleted.
+
+    Raises:
+        OSError: The directory cannot be made or written.
+    """
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    _move_aside(job.run_dir / "result.json")
+    if not job.resumed and job.checkpoint_dir.is_dir() and any(job.checkpoint_dir.iterdir()):
+        _move_aside(job.checkpoint_dir)
+    job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    log_path(job.run_dir).touch()
+    path = job.run_dir / "job.json"
+    _write(path, job.to_json())
+    return path
+
+
+def read_job(path: Path) -> Job:
+    """The job that `prepare` wrote at `path`."""
+    return Job.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def write_result(run_dir: Path, outcome: Outcome) -> None:
+    """Writes the outcome so that after this returns it survives a crash of the machine, and half of it is never seen.
+
+    Raises:
+        OSError: The disk is full or gone.
+    """
+    _write(run_dir / "result.json", result_to_json(outcome))
+
+
+def read_result(run_dir: Path) -> Outcome | None:
+    """The outcome that the child wrote, or None when it did not get that far; a failure comes with its log's last lines.
+
+    It works at any time after the attempt, for any process that sees the directory.
+    """
+    try:
+        data = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return result_from_json(data, run_dir)
+
+
+def result_to_json(outcome: Outcome) -> dict[str, JSONValue]:
+    """An outcome as plain data, for the file and for the socket."""
+    match outcome:
+        case Completed(values, attrs):
+            return {"outcome": "completed", "values": list(values), "attrs": dict(attrs)}
+        case Pruned(step):
+            return {"outcome": "pruned", "step": step}
+        case Failed(kind, message):
+            return {"outcome": "failed", "kind": kind, "message": message}
+        case Interrupted(reason):
+            return {"outcome": "interrupted", "reason": reason}
+
+
+def result_from_json(data: dict[str, Any], run_dir: Path) -> Outcome:
+    """The outcome that `result_to_json` made `data` of; a failure is completed as by `failure`."""
+    match data["outcome"]:
+        case "completed":
+            return Completed(tuple(float(value) for value in data["values"]), data["attrs"])
+        case "pruned":
+            return Pruned(data["step"])
+        case "failed":
+            return failure(data["kind"], data["message"], run_dir)
+        case "interrupted":
+            return Interrupted(data["reason"])
+        case other:
+            raise ValueError(f"{run_dir / 'result.json'}: unknown outcome {other!r}")
+
+
+def failure(kind: str, cause: str, run_dir: Path) -> Failed:
+    """A failure whose message has the cause in its first line, then the path of the log and the log's last lines."""
+    log = log_path(run_dir)
+    lines = [_ESCAPES.sub("", cause).encode("utf-8", "replace").decode(), f"log: {log}", *_tail(log)]
+    return Failed(kind, "\n".join(lines))
+
+
+def _tail(log: Path) -> list[str]:
+    """The last lines that say something, without what a terminal or a database cannot take."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    lines = text.split("\n")
+    if size > _TAIL_BYTES:
+        lines = lines[1:] or lines  # the first is a fragment, unless it is all there is
+    # A progress bar rewrites its line with carriage returns: its last state is the one to show.
+    shown = [_ESCAPES.sub("", line.rstrip("\r").rsplit("\r", 1)[-1]).rstrip() for line in lines]
+    return [line for line in shown if line][-_TAIL_LINES:]
+
+
+def _trial_dir(runs: Path, study: str, number: int) -> Path:
+    name = quote(study, safe=" =+,@")
+    if name.startswith("."):  # '.', '..' and hidden folders
+        name = "%2E" + name[1:]
+    return runs / name / f"trial-{number}"
+
+
+def _move_aside(path: Path) -> None:
+    if not path.exists():
+        return
+    count = 1
+    while (target := path.with_name(f"{path.name}.old-{count}")).exists():
+        count += 1
+    path.rename(target)
+
+
+def _write(path: Path, data: JSONValue) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 - both are in one directory, so this is atomic
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,91 @@
+"""From the dotted path in ``objective._target_`` to the function it names."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.model import JSONValue
+
+_FIELD = "objective._target_"
+
+
+def target_of(objective: Mapping[str, JSONValue]) -> tuple[str, dict[str, JSONValue]]:
+    """Splits an objective into its dotted path and its keyword arguments.
+
+    Raises:
+        ConfigError: There is no usable ``_target_``, or a key of Hydra's instantiate that has no meaning here.
+    """
+    target = objective.get("_target_")
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
+        raise ConfigError(f"{_FIELD}: {target!r} is not a dotted path to a function, as in 'package.module.train'")
+    kwargs = {key: value for key, value in objective.items() if key != "_target_"}
+    reserved = sorted(key for key in kwargs if key.startswith("_") and key.endswith("_"))
+    if reserved:
+        raise ConfigError(
+            f"objective.{reserved[0]}: not supported; the function is called as it is, without Hydra's instantiate"
+        )
+    return target, kwargs
+
+
+def locate(target: str) -> Callable[..., Any]:
+    """Returns the callable that `target` names, importing what must be imported.
+
+    Raises:
+        ConfigError: An attribute is missing on the way, or what is there cannot be called.
+        BaseException: Whatever the imported module itself raises.
+    """
+    parts = target.split(".")
+    found: Any = importlib.import_module(parts[0])
+    for count, part in enumerate(parts[1:], 2):
+        if not hasattr(found, part) and isinstance(found, ModuleType):
+            _import_submodule(".".join(parts[:count]))
+        if not hasattr(found, part):
+            known = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name, None))]
+            owner = ".".join(parts[: count - 1])
+            raise ConfigError(f"{_FIELD}: {target!r}: {owner!r} has no attribute {part!r}{did_you_mean(part, known)}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ConfigError(f"{_FIELD}: {target!r} is not callable, it is {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+def check_call(target: str, function: Callable[..., Any], kwargs: Iterable[str]) -> None:
+    """Raises ConfigError when `function` cannot be called as ``function(cfg, trial, **kwargs)``."""
+    names = sorted(kwargs)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in callables have none
+        return
+    try:
+        signature.bind(None, None, **dict.fromkeys(names))
+    except TypeError as error:
+        call = ", ".join(["cfg", "trial", *(f"{name}=…" for name in names)])
+        raise ConfigError(f"{_FIELD}: {target!r} cannot be called as ({call}): {error}") from None
+
+
+def describe_import_error(target: str, error: BaseException) -> str:
+    """One line that says why `target` could not be imported: the exception's own words, no traceback."""
+    return f"{_FIELD}: {target!r} cannot be imported: {describe_exception(error)}"
+
+
+def describe_exception(error: BaseException, limit: int = 500) -> str:
+    """An exception in one line of at most `limit` characters: ``ValueError: text``."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ may do anything
+        text = f"(its text cannot be shown: {type(broken).__name__})"
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _import_submodule(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # it exists and misses something that it imports itself
+            raise

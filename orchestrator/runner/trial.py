@@ -1,0 +1,188 @@
+"""The `trial` that a user's function is called with: Optuna's words, and what a training job needs besides."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.model import JSONValue
+from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
+from orchestrator.runner.contract import Job
+from orchestrator.runner.values import as_json, as_key, as_number, as_step
+
+_T = TypeVar("_T")
+
+
+class TrialPruned(Exception):  # noqa: N818 - Optuna's name
+    """Raise it to end the trial early on purpose, after `Trial.should_prune` said so. ``optuna.TrialPruned`` does as well."""
+
+
+class Trial:
+    """One attempt of one trial, as the user's function sees it. Usable from any thread of the process it was given to."""
+
+    def __init__(self, job: Job, channel: Channel) -> None:
+        self._job = job
+        self._channel = channel
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._steps: set[int] = set()
+        self._user_attrs: dict[str, JSONValue] = {}
+        self._stop = False
+        self._answers: list[bool] = []
+
+    # ------------------------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def number(self) -> int:
+        """The trial's number in its study, from 0."""
+        return self._job.number
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters chosen for this trial, grid and search: dotted path to value."""
+        return dict(self._job.values)
+
+    @property
+    def user_attrs(self) -> dict[str, Any]:
+        """The attributes set in this attempt, as they are stored."""
+        return dict(self._user_attrs)
+
+    @property
+    def device(self) -> str:
+        """The torch device to train on: ``cuda:0`` or ``cpu``. No other GPU is visible to this process."""
+        return self._job.device
+
+    @property
+    def seed(self) -> int:
+        """The trial's seed, the same in every attempt. ``random`` is seeded with it before the function is called.
+
+        So are numpy and torch when the objective's module had imported them by then, and only then.
+        """
+        return self._job.seed
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the trial this is, from 1."""
+        return self._job.attempt
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an earlier attempt ran, so that there may be a checkpoint to go on from."""
+        return self._job.resumed
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """An existing directory that every attempt of this trial shares, and no other trial."""
+        return self._job.checkpoint_dir
+
+    # ------------------------------------------------------------------------------------------------------------ what it does
+
+    def report(self, value: float, step: int) -> None:
+        """Hands the study an intermediate value of the metric at `step`; it returns at once.
+
+        A step reported before is ignored with a warning. NaN is allowed: a pruner counts it as worse than anything.
+
+        Args:
+            value: Any real number, a 0-d numpy or torch value included.
+            step: An integer in 0 … 2**31 - 1, in the unit that the study's pruner counts in.
+
+        Raises:
+            TypeError: `value` is no real number, or `step` no integer.
+            ValueError: `step` is out of range.
+            NotImplementedError: The study has several objectives.
+        """
+        self._refuse_several("report")
+        number = as_number(value)
+        step = as_step(step)
+        with self._lock:
+            self._refuse_fork()
+            if step in self._steps:
+                warnings.warn(f"step {step} was reported before; this report is ignored", stacklevel=2)
+                return
+            self._steps.add(step)
+            self._channel.send({"report": [step, number]})
+
+    def should_prune(self) -> bool:
+        """Whether the study's pruner says to end this trial, judged on all that was reported so far; waits for the answer.
+
+        False when the worker is gone: nobody is left to judge, and the process is about to be ended.
+
+        Raises:
+            NotImplementedError: The study has several objectives.
+        """
+        self._refuse_several("should_prune")
+        with self._lock:
+            self._refuse_fork()
+            self._answers.clear()
+            self._channel.send({"prune": self.last_step})
+            while not self._answers and not self._channel.closed:
+                wait_readable([self._channel], None)
+                self._listen()
+            return self._answers[-1] if self._answers else False
+
+    def should_stop(self) -> bool:
+        """Whether the worker asked for an early end: write a checkpoint and return None, and the trial goes on elsewhere.
+
+        It costs a microsecond: ask as often as you like.
+        """
+        with self._lock:
+            self._refuse_fork()
+            self._listen()
+            return self._stop
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Stores an attribute of the trial, shown by dashboards; a later value of the same key replaces an earlier one.
+
+        NaN and infinities are stored as the strings ``nan``, ``inf`` and ``-inf``, for JSON has no such numbers.
+
+        Args:
+            key: At most 512 characters.
+            value: Anything with a JSON form: numbers, strings, lists, mappings, numpy and torch values; at most 1 MB.
+
+        Raises:
+            TypeError: `key` is no string, or `value` has no JSON form.
+            ValueError: It holds NUL or a lone surrogate, contains itself, or is too long.
+        """
+        key = _explain(key, lambda: as_key(key))
+        stored = _explain(key, lambda: as_json(value))
+        with self._lock:
+            self._refuse_fork()
+            try:
+                self._channel.send({"attr": [key, stored]})
+            except MessageTooLongError as error:
+                raise ValueError(f"user attribute {key!r}: {error}") from None
+            self._user_attrs[key] = stored
+
+    @property
+    def last_step(self) -> int | None:
+        """The highest step reported in this attempt, None before the first."""
+        return max(self._steps, default=None)
+
+    # ---------------------------------------------------------------------------------------------------------------- inside
+
+    def _listen(self) -> None:
+        for message in self._channel.receive():
+            if message.get("stop"):
+                self._stop = True
+            if isinstance(message.get("prune"), bool):
+                self._answers.append(message["prune"])
+
+    def _refuse_several(self, method: str) -> None:
+        if len(self._job.metrics) > 1:
+            raise NotImplementedError(f"trial.{method} is not supported for a study with several objectives")
+
+    def _refuse_fork(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError("this trial belongs to another process: call it in the process that the objective was called in")
+
+
+def _explain(key: object, convert: Callable[[], _T]) -> _T:
+    try:
+        return convert()
+    except (TypeError, ValueError) as error:
+        shown = repr(key) if isinstance(key, str) and len(key) <= 80 else type(key).__name__
+        raise type(error)(f"user attribute {shown}: {error}") from None

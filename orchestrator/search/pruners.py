@@ -1,0 +1,123 @@
+"""The pruners a study may name, and whom they compare a trial with: its own cell where that is fairer, or everyone.
+
+The median and Wilcoxon pruners ask "is this worse than its peers at the same step?". Cells of a grid differ on purpose (a
+small network is worse than a large one at every step), so they compare inside the cell by default. ASHA and Hyperband share
+out one budget by rank and need many competitors to a rung, more than one cell has; they compare with the whole study.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner, WilcoxonPruner
+from optuna.trial import FrozenTrial, TrialState
+
+from orchestrator.model import JSONValue
+from orchestrator.search.mirror import Mirror
+from orchestrator.search.options import Option, either, flag, read_options, share, whole
+
+_PRUNERS: dict[str, dict[str, Option]] = {
+    "none": {},
+    "median": {
+        "n_startup_trials": whole(5, 0),
+        "n_warmup_steps": whole(0, 0),
+        "interval_steps": whole(1, 1),
+        "within_cell": flag(True),
+    },
+    "asha": {
+        "min_resource": whole(1, 1),
+        "reduction_factor": whole(4, 2),
+        "min_early_stopping_rate": whole(0, 0),
+        "within_cell": flag(False),
+    },
+    "hyperband": {
+        "min_resource": whole(1, 1),
+        "max_resource": either(whole(1, 1), "auto"),
+        "reduction_factor": whole(3, 2),
+        "within_cell": flag(False),
+    },
+    "wilcoxon": {"p_threshold": share(0.1), "n_startup_steps": whole(2, 0), "within_cell": flag(True)},
+}
+_CLASSES: dict[str, Callable[..., BasePruner]] = {
+    "none": NopPruner,
+    "median": MedianPruner,
+    "asha": SuccessiveHalvingPruner,
+    "hyperband": HyperbandPruner,
+    "wilcoxon": WilcoxonPruner,
+}
+
+
+class Judge:
+    """Says whether a running trial should stop; a function of the reports it is shown, for every pruner.
+
+    Optuna's successive halving leaves a mark on a trial for each rung it reached. Here the marks are worked out from the
+    reports instead, so nothing has to be stored and a trial taken up by another worker is judged alike.
+    """
+
+    def __init__(self, settings: Mapping[str, JSONValue]) -> None:
+        """Reads the study's settings.
+
+        Raises:
+            ConfigError: no such pruner, no such option, or a value an option cannot take.
+        """
+        self._name, options = read_options("pruner", settings, _PRUNERS)
+        self._within_cell = bool(options.pop("within_cell", False))
+        self._options = options
+        self._pruner = _CLASSES[self._name](**options)
+        self._judged: dict[int, int] = {}  # trial number: last step it was judged at
+
+    def should_prune(self, mirror: Mirror, trial: FrozenTrial, cells: Mapping[int, int | None]) -> bool:
+        """The verdict for `trial` (with its reports so far) among the trials of `mirror`.
+
+        A trial of a cell without a COMPLETE trial is never pruned, nor is one of a study with several objectives.
+        """
+        step = trial.last_step
+        if self._name == "none" or step is None or len(mirror.get_study_directions(0)) > 1:
+            return False
+        cell = cells.get(trial.number)
+        everyone = mirror.get_all_trials(0, deepcopy=False)
+        mates = [t for t in everyone if cells.get(t.number) == cell]
+        if cell is not None and not any(t.state == TrialState.COMPLETE for t in mates):
+            return False
+        peers = [t for t in (mates if self._within_cell else everyone) if t.number != trial.number]
+        if isinstance(self._pruner, SuccessiveHalvingPruner | HyperbandPruner):
+            before = self._judged.get(trial.number, step - 1)
+            peers = [self._marked(mirror, peer, math.inf) for peer in peers]
+            trial = self._marked(mirror, trial, before)
+            self._judged[trial.number] = step
+        view = mirror.restricted([*peers, trial])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Wilcoxon's about steps that not all trials have, once a report
+            return bool(self._pruner.prune(view.study(pruner=self._pruner), trial))
+
+    def _marked(self, mirror: Mirror, trial: FrozenTrial, until: float) -> FrozenTrial:
+        """A copy of the trial with successive halving's mark for each rung that a report up to step `until` completed."""
+        first = self._first_rung_step(mirror, trial)
+        if first is None or not trial.intermediate_values:
+            return trial
+        marks: dict[str, Any] = {}
+        rung_step, rung = float(first), 0
+        for step in sorted(trial.intermediate_values):
+            while rung_step <= step <= until:
+                marks[f"completed_rung_{rung}"] = trial.intermediate_values[step]
+                rung_step, rung = rung_step * int(self._options["reduction_factor"]), rung + 1
+        marked = copy.copy(trial)
+        others = {k: v for k, v in trial.system_attrs.items() if not k.startswith("completed_rung_")}
+        marked.system_attrs = {**others, **marks}
+        return marked
+
+    def _first_rung_step(self, mirror: Mirror, trial: FrozenTrial) -> int | None:
+        """The step at which the trial's first rung is complete; None while Hyperband does not know its brackets."""
+        least, factor = int(self._options["min_resource"]), int(self._options["reduction_factor"])
+        if isinstance(self._pruner, HyperbandPruner):
+            study = mirror.study(pruner=self._pruner)
+            if not self._pruner._pruners:
+                self._pruner._try_initialization(study)
+            if not self._pruner._pruners:
+                return None
+            return least * factor ** self._pruner._get_bracket_id(study, trial)
+        return least * factor ** int(self._options["min_early_stopping_rate"])

@@ -1,0 +1,204 @@
+"""From what a user declared to Optuna's distributions: one for each parameter, the same in the whole study. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+
+from orchestrator.errors import ConfigError
+from orchestrator.model import Axis, JSONValue, Param, Searched, StudySpec, value_label
+
+MAX_LABEL = 60
+MAX_EXACT_INT = 2**53
+LOG_RATIO = 4
+"""A positive numeric axis whose largest value is this many times its smallest, or more, is ordered by its logarithm."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the study: its distribution, and the true value behind each choice when it is categorical."""
+
+    path: str
+    distribution: BaseDistribution
+    grid: bool
+    choices: tuple[JSONValue, ...] = ()
+
+    def internal(self, value: JSONValue) -> float:
+        """Optuna's internal number of a true value.
+
+        Raises:
+            ConfigError: the value is not one this parameter takes.
+        """
+        if isinstance(self.distribution, CategoricalDistribution):
+            for index, choice in enumerate(self.choices):
+                if _identical(choice, value):
+                    return float(index)
+        elif _is_number(value) and self.distribution._contains(float(value)):
+            return float(value)
+        raise ConfigError(f"{self.path}={value_label(value)}: not a value of this study's {describe_one(self)}")
+
+    def true_value(self, internal: float) -> JSONValue:
+        """The value that user code receives for Optuna's internal number."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            return self.choices[int(internal)]
+        return self.distribution.to_external_repr(internal)
+
+    def param(self, internal: float) -> Param:
+        """The parameter as Optuna's tables hold it."""
+        return Param(self.path, float(internal), distribution_to_json(self.distribution))
+
+
+def parameters(spec: StudySpec) -> dict[str, Parameter]:
+    """Every parameter of the study, grid axes first, in the order the user wrote them.
+
+    Raises:
+        ConfigError: an axis is empty, repeats a value or holds one that no storage keeps; limits that make no range;
+            a path that is both in grid and in search.
+    """
+    result: dict[str, Parameter] = {}
+    for made in [*(_from_axis(axis) for axis in spec.grid), *(_from_searched(item) for item in spec.search)]:
+        if made.path in result:
+            raise ConfigError(f"{made.path}: declared twice; a parameter is in grid or in search, once")
+        result[made.path] = made
+    return result
+
+
+def distributions(spec: StudySpec) -> dict[str, BaseDistribution]:
+    """The one study-wide distribution of every parameter, grid and search.
+
+    Raises:
+        ConfigError: as `parameters`.
+    """
+    return {path: parameter.distribution for path, parameter in parameters(spec).items()}
+
+
+def distribution_json(spec: StudySpec) -> dict[str, str]:
+    """The distributions as Optuna's storages write them.
+
+    Raises:
+        ConfigError: as `parameters`.
+    """
+    return {path: distribution_to_json(distribution) for path, distribution in distributions(spec).items()}
+
+
+def describe(spec: StudySpec) -> list[tuple[str, str]]:
+    """Path and plain words for every parameter, for people.
+
+    Raises:
+        ConfigError: as `parameters`.
+    """
+    rows = []
+    for parameter in parameters(spec).values():
+        kind = "grid" if parameter.grid else "search"
+        rows.append((parameter.path, f"{kind}: {describe_one(parameter)}"))
+    return rows
+
+
+def describe_one(parameter: Parameter) -> str:
+    """One distribution in words: ``float from 0.0001 to 0.1 (log)``."""
+    d = parameter.distribution
+    if isinstance(d, CategoricalDistribution):
+        return "one of " + ", ".join(str(choice) for choice in d.choices)
+    assert isinstance(d, FloatDistribution | IntDistribution)
+    word = "int" if isinstance(d, IntDistribution) else "float"
+    step = f", step {d.step:g}" if d.step not in (None, 1) else ""
+    return f"{word} from {d.low:g} to {d.high:g}{' (log)' if d.log else ''}{step}"
+
+
+def _from_axis(axis: Axis) -> Parameter:
+    where = f"grid.{axis.path}"
+    _check_values(where, axis.values)
+    if all(_is_number(value) for value in axis.values):
+        low, high = min(axis.values), max(axis.values)
+        log = low > 0 and high / low >= LOG_RATIO
+        distribution: BaseDistribution
+        if all(isinstance(value, int) for value in axis.values):
+            distribution = IntDistribution(low, high, log=log)
+        else:
+            distribution = FloatDistribution(float(low), float(high), log=log)
+        return Parameter(axis.path, distribution, grid=True)
+    return Parameter(axis.path, CategoricalDistribution(_labels(axis.values)), grid=True, choices=axis.values)
+
+
+def _from_searched(item: Searched) -> Parameter:
+    where = f"search.{item.path}"
+    if item.kind == "categorical":
+        _check_values(where, item.choices)
+        return Parameter(item.path, CategoricalDistribution(_labels(item.choices)), grid=False, choices=item.choices)
+    if item.kind not in ("int", "float"):
+        raise ConfigError(f"{where}: kind must be float, int or categorical, not {item.kind!r}")
+    for name, limit in (("low", item.low), ("high", item.high)):
+        if not _is_number(limit):
+            raise ConfigError(f"{where}: {name} must be a number, not {value_label(limit)}")
+        _check_scalar(where, limit)
+    assert item.low is not None
+    assert item.high is not None
+    distribution: BaseDistribution
+    try:
+        if item.kind == "float":
+            distribution = FloatDistribution(float(item.low), float(item.high), log=item.log, step=item.step)
+        else:
+            if any(float(limit) != int(limit) for limit in (item.low, item.high, item.step or 1)):
+                raise ConfigError(f"{where}: an int parameter needs whole numbers as low, high and step")
+            distribution = IntDistribution(int(item.low), int(item.high), log=item.log, step=int(item.step or 1))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {str(error).replace('`', '')}") from error
+    return Parameter(item.path, distribution, grid=False)
+
+
+def _check_values(where: str, values: Sequence[JSONValue]) -> None:
+    if not values:
+        raise ConfigError(f"{where}: needs at least one value")
+    for position, value in enumerate(values):
+        _check_scalar(where, value)
+        both_numbers = _is_number(value)
+        for earlier in values[:position]:
+            if _identical(earlier, value) or (both_numbers and _is_number(earlier) and earlier == value):
+                raise ConfigError(f"{where}: {value_label(value)} is given twice")
+
+
+def _check_scalar(where: str, value: JSONValue) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: {value} is not a finite number")
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_EXACT_INT:
+        raise ConfigError(f"{where}: {value} is beyond 2**53 and would be rounded; quote it to use it as text")
+
+
+def _labels(values: Sequence[JSONValue]) -> tuple[bool | int | float | str | None, ...]:
+    """What Optuna's tables call each choice: scalars themselves, lists and dicts a short text; all different for ``==``."""
+    # Optuna finds a choice by ==, so True would be taken for 1: such lists are labelled as text throughout.
+    scalars = [v for v in values if not isinstance(v, list | tuple | dict)]
+    ambiguous = any(a == b for i, a in enumerate(scalars) for b in scalars[:i])
+    labels: list[bool | int | float | str | None] = []
+    for value in values:
+        label = value
+        if isinstance(value, list | tuple | dict) or (ambiguous and not isinstance(value, str)):
+            label = value_label(value)
+        if isinstance(label, str) and len(label) > MAX_LABEL:
+            label = label[: MAX_LABEL - 1] + "…"
+        unique, again = label, 2
+        while unique in labels:
+            unique, again = f"{label} #{again}", again + 1
+        labels.append(unique)
+    return tuple(labels)
+
+
+def _is_number(value: JSONValue) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _identical(a: JSONValue, b: JSONValue) -> bool:
+    """Equality that tells True from 1 and 1 from 1.0, also inside lists and dicts."""
+    if isinstance(a, Mapping) or isinstance(b, Mapping) or isinstance(a, list | tuple) or isinstance(b, list | tuple):
+        return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+    return type(a) is type(b) and bool(a == b)

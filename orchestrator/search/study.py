@@ -1,0 +1,160 @@
+"""The door of this room: a study in memory that is fed with news, suggests parameters for a cell and judges running trials."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+
+from orchestrator import __version__
+from orchestrator.errors import ConfigError
+from orchestrator.model import JSONValue, StudySpec, Suggestion, TrialNews
+from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY
+from orchestrator.search.mirror import Mirror, asked, frozen
+from orchestrator.search.pruners import Judge
+from orchestrator.search.quasirandom import POSITION_KEY, strided
+from orchestrator.search.samplers import GeneticSampler, make_sampler
+from orchestrator.search.space import Parameter, parameters
+
+ASK_KEY = "orchestrator:ask"
+_OWN_KEYS = (FIXED_KEY, BOUNDS_KEY, POSITION_KEY)
+
+
+class Search:
+    """Suggestions and pruning verdicts of one study, for one worker; knows no more than the news it was fed.
+
+    Not safe for threads that share one object.
+    """
+
+    def __init__(self, spec: StudySpec) -> None:
+        """Reads the study's space, sampler and pruner.
+
+        Raises:
+            ConfigError: the space, the sampler's or the pruner's settings make no sense.
+        """
+        self._spec = spec
+        self._parameters = parameters(spec)
+        self._space = {path: parameter.distribution for path, parameter in self._parameters.items()}
+        self._sampler: Any = make_sampler(spec.sampler)
+        self._judge = Judge(spec.pruner)
+        self._mirror = Mirror(spec.name, spec.directions)
+        self._cells: dict[int, int | None] = {}
+        self._finished = 0
+        self._running: set[int] = set()
+
+    def feed(self, news: Iterable[TrialNews]) -> None:
+        """Learns of trials; idempotent, in any order, with gaps. What has ended does not run again."""
+        for item in news:
+            known = self._mirror.known(item.number)
+            trial = frozen(item)
+            if known is not None and known.state.is_finished():
+                if not trial.state.is_finished():
+                    continue
+                self._finished -= 1
+            self._mirror.put(trial)
+            self._cells[item.number] = item.cell
+            self._finished += trial.state.is_finished()
+            (self._running.add if item.state == "RUNNING" else self._running.discard)(item.number)
+
+    def ask(
+        self,
+        cell: Mapping[str, JSONValue],
+        *,
+        ticket: int,
+        retry: int,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+    ) -> Suggestion:
+        """Every parameter of a new trial in `cell`; a function of the news, the study's seed, `ticket` and `retry` alone.
+
+        Args:
+            cell: a value for each axis of the grid.
+            ticket: ordinal of the ticket in the study, from 0.
+            retry: how often this ticket has failed before.
+            bounds: narrower limits (both included, in the parameter's units) of searched numbers, for this trial.
+
+        Raises:
+            ConfigError: the cell is not one of the grid; bounds of a parameter that has none, or that leave nothing.
+        """
+        fixed = self._internal_cell(cell)
+        limits = self._checked_bounds(bounds or {})
+        entropy = [abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        sequence_seed = int(np.random.SeedSequence([*entropy[:2], retry, 1]).generate_state(1)[0])
+        self._sampler.reseed(seed)
+        searched = [p for p in self._parameters.values() if not p.grid]
+        attrs = {
+            FIXED_KEY: {path: self._space[path].to_external_repr(internal) for path, internal in fixed.items()},
+            BOUNDS_KEY: limits,
+            POSITION_KEY: (strided(ticket, self._spec.n_cells, len(searched)), sequence_seed),
+        }
+        drawn, written = self._sample(attrs, searched)
+        written[ASK_KEY] = {
+            "seed": seed,
+            "news": self._finished,
+            "pending": len(self._running),
+            "sampler": self._spec.sampler.get("name"),
+            "version": __version__,
+        }
+        internal = fixed | {path: float(self._space[path].to_internal_repr(value)) for path, value in drawn.items()}
+        params = tuple(self._parameters[path].param(internal[path]) for path in self._parameters)
+        values = {path: cell[path] if path in cell else p.true_value(internal[path]) for path, p in self._parameters.items()}
+        return Suggestion(params, values, written)
+
+    def should_prune(self, number: int, *, reports: Mapping[int, float]) -> bool:
+        """The pruner's verdict for the running trial `number` whose reports so far are `reports` (step to value).
+
+        Never true for a trial this object has not heard of, of a cell that has no COMPLETE trial yet, or in a study of
+        several objectives. The order in which `reports` are given does not matter.
+        """
+        known = self._mirror.known(number)
+        if known is None or not reports:
+            return False
+        trial = copy.copy(known)
+        trial.state = TrialState.RUNNING
+        trial.intermediate_values = dict(reports)
+        return self._judge.should_prune(self._mirror, trial, self._cells)
+
+    def _sample(self, attrs: dict[str, Any], searched: list[Parameter]) -> tuple[dict[str, Any], dict[str, JSONValue]]:
+        """External values of the searched parameters, and the attributes the sampler left on the trial."""
+        mirror = self._mirror
+        if isinstance(self._sampler, GeneticSampler):  # it breeds only from trials that have every parameter
+            mine = {p.path: p.distribution for p in searched}
+            mirror = mirror.restricted(
+                t for t in mirror.get_all_trials(0, deepcopy=False) if mine.items() <= t.distributions.items()
+            )
+        trial = asked(self._mirror.next_number(), attrs)
+        mirror.put(trial)
+        try:
+            study = mirror.study(sampler=self._sampler)
+            drawn = self._sampler.sample_relative(study, trial, dict(self._space))
+            for parameter in searched:
+                if parameter.path not in drawn:
+                    path, d = parameter.path, parameter.distribution
+                    drawn[path] = self._sampler.sample_independent(study, trial, path, d)
+            latest = mirror.get_trial(trial.number).system_attrs
+        finally:
+            mirror.remove(trial.number)
+        written = {key: value for key, value in latest.items() if key not in _OWN_KEYS}
+        return {p.path: drawn[p.path] for p in searched}, written
+
+    def _internal_cell(self, cell: Mapping[str, JSONValue]) -> dict[str, float]:
+        axes = {path for path, parameter in self._parameters.items() if parameter.grid}
+        if axes != set(cell):
+            raise ConfigError(f"cell: needs a value for each of {sorted(axes)}, has {sorted(cell)}")
+        return {path: self._parameters[path].internal(value) for path, value in cell.items()}
+
+    def _checked_bounds(self, bounds: Mapping[str, tuple[float, float]]) -> dict[str, list[float]]:
+        checked = {}
+        for path, (low, high) in bounds.items():
+            parameter = self._parameters.get(path)
+            if parameter is None or parameter.grid or isinstance(parameter.distribution, CategoricalDistribution):
+                raise ConfigError(f"bounds of {path}: only a searched number has bounds")
+            d: Any = parameter.distribution
+            if not (low <= high and low <= d.high and high >= d.low):
+                raise ConfigError(f"bounds of {path}: [{low}, {high}] leaves nothing of [{d.low}, {d.high}]")
+            checked[path] = [float(low), float(high)]
+        return checked

@@ -1,0 +1,356 @@
+"""Whole command lines, composed by Hydra: what becomes of them, and what is said to the user."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from orchestrator.config import compose, parse_flags, show, study_spec
+from orchestrator.config.compose import Composed
+from orchestrator.config.schema import PRUNERS, SAMPLERS
+from orchestrator.errors import ConfigError
+from orchestrator.model import Axis, Searched, StudySpec
+
+URL = "postgresql+psycopg2://ann:s3cret@db/o"
+OWN = ("study.name=own", "objective._target_=my.train", "budget.trials=9")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ORCHESTRATOR_STORAGE_URL", "ORCHESTRATOR_STORAGE_PASSWORD_FILE", "ORCHESTRATOR_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def launch(*argv: str) -> Composed:
+    flags = parse_flags(argv)
+    return compose("launch", flags.overrides, config_dir=flags.config_dir, config_name=flags.config_name)
+
+
+def spec(*argv: str) -> StudySpec:
+    return study_spec(launch(*argv))
+
+
+def refusal(*argv: str, command: str = "launch") -> str:
+    with pytest.raises(ConfigError) as caught:
+        flags = parse_flags(argv)
+        composed = compose(command, flags.overrides, config_dir=flags.config_dir, config_name=flags.config_name)
+        study_spec(composed)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Any:
+    """Writes files of a config directory of the user's and returns its flag."""
+
+    def write(**files: str) -> str:
+        for name, text in files.items():
+            path = tmp_path / f"{name.replace('__', '/')}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return f"--config-dir={tmp_path}"
+
+    return write
+
+
+def test_the_digits_experiment() -> None:
+    digits = spec("experiment=digits")
+    assert (digits.name, digits.directions, digits.metrics) == ("digits", ("maximize",), ("val_accuracy",))
+    assert digits.grid == (Axis("data.batch_size", (32, 64, 128)), Axis("model.hidden_units", (64, 256)))
+    assert digits.search == (
+        Searched("optim.lr", "float", 1e-4, 1e-1, log=True),
+        Searched("optim.weight_decay", "float", 1e-6, 1e-2, log=True),
+        Searched("model.dropout", "float", 0.0, 0.5),
+        Searched("model.activation", "categorical", choices=("relu", "gelu", "tanh")),
+        Searched("model.depth", "int", 1, 3),
+    )
+    assert (digits.budget.trials, digits.budget.per_cell, digits.n_cells) == (48, 4, 6)
+    assert digits.sampler == {"name": "tpe", "n_startup_trials": 10, "n_ei_candidates": 24}
+    assert digits.pruner == {"name": "none"}
+    assert digits.runner == {"max_runtime_min": None, "grace_s": 5.0, "start": "forkserver", "max_attempts": 5}
+    assert StudySpec.from_json(digits.to_json()).identity() == digits.identity()
+
+
+def test_the_last_word_wins_through_hydra() -> None:
+    changed = spec(
+        "experiment=digits", "data.batch_size=16", "optim.lr=0.1,0.2", "+train.warmup=interval(0, 1)", "budget.hours=1.5"
+    )
+    assert changed.params["data"] == {"batch_size": 16}
+    assert [axis.path for axis in changed.grid] == ["model.hidden_units", "optim.lr"]
+    assert "train.warmup" in [searched.path for searched in changed.search]
+    assert changed.budget.hours == 1.5
+
+
+def test_the_stored_config_is_the_study_alone_and_composes_to_the_same_study(mine: Any) -> None:
+    first = spec("experiment=digits", "sampler=gp", "optim.lr=range(0, 1, 0.25)", f"storage.url={URL}", "worker.count=3")
+    stored = yaml.safe_load(first.config)
+    assert list(stored) == ["study", "objective", "params", "grid", "search", "budget", "allocation", "sampler", "pruner", "runner"]
+    assert "s3cret" not in first.config
+    again = spec(mine(again="defaults: [config, _self_]\n" + first.config), "--config-name=again")
+    assert again.spec_hash() == first.spec_hash()
+    assert again.grid == first.grid
+    assert (again.budget, again.sampler, again.seed) == (first.budget, first.sampler, first.seed)
+
+
+def test_interpolations_of_params_stay_and_see_params_as_root(mine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    text = (
+        "# @package _global_\nstudy: {name: 'n-${hydra:runtime.choices.sampler}'}\nobjective: {_target_: my.train}\n"
+        "params: {optim: {lr: 0.1, wd: '${.lr}'}, width: '${optim.lr}', token: '${oc.env:SECRET_TOKEN}',"
+        " other: '${oc.env:ONLY_ON_WORKERS}', scaled: '${linear_scaling:${optim.lr},32,64}'}\n"
+        "grid: {optim.lr: [1, 2]}\nbudget: {per_cell: 2}\n"
+    )
+    coupled = spec(mine(experiment__mine=text), "experiment=mine")
+    assert coupled.name == "n-tpe"
+    assert coupled.params["optim"] == {"lr": 0.1, "wd": "${.lr}"}
+    assert coupled.params["width"] == "${optim.lr}"
+    assert "hunter2" not in coupled.config + str(coupled.to_json())
+    assert coupled.budget.trials == 4  # two cells of two
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["+a=${optm.lr}"], ["params.a", "optm.lr", "did you mean 'optim.lr'", "params as their root"]),
+        (["+a=${b}", "+b=${a}"], ["params.a", "back to itself"]),
+        (["+a=???"], ["params.a must be given"]),
+        (["+a=${hydra:job.name}"], ["params.a", "resolved on the worker"]),
+        (["+a=nan"], ["params.a", "cannot be stored"]),
+        (["+a={b: [inf]}"], ["params.a.b", "cannot be stored"]),
+    ],
+)
+def test_params_that_no_worker_could_resolve_are_refused(words: list[str], expected: list[str]) -> None:
+    message = refusal("experiment=digits", *words)
+    for word in expected:
+        assert word in message
+
+
+def test_a_mandatory_value_that_is_searched_is_given() -> None:
+    assert spec(*OWN, "+lr=???", "lr=interval(0, 1)").search[0].path == "lr"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["study.name must be given", "study.name="]),
+        (["study.name=x"], ["objective._target_ must be given"]),
+        (["study.name=x", "objective._target_=a.b"], ["budget.trials must be given"]),
+        ([*OWN, "study.name='a b'"], ["study.name='a b'"]),
+        ([*OWN, f"study.name={'x' * 101}"], ["100 at most"]),
+        ([*OWN, "objective._target_=train"], ["dotted name"]),
+        ([*OWN, "objective=foo"], ["objective='foo'"]),
+        ([*OWN, "+objective.command=x"], ["objective.command is not supported"]),
+        ([*OWN, "+objective._partial_=true"], ["objective._partial_"]),
+        ([*OWN, "objective.x=1"], ["+objective.x=1"]),
+        ([*OWN, "study.direction=maximise"], ["study.direction=maximise", "did you mean 'maximize'"]),
+        ([*OWN, "study.direction=[maximize,minimize]"], ["has 2 and study.metric 1"]),
+        ([*OWN, "study.direction=[maximize,minimize]", "study.metric=[a,a]"], ["must differ"]),
+        ([*OWN, "study.metric=3"], ["study.metric=3"]),
+        ([*OWN, "study.seed=-1"], ["study.seed=-1"]),
+        ([*OWN, "study=foo"], ["study is a section"]),
+        ([*OWN, "allocation=adaptive"], ["allocation=adaptive", "uniform"]),
+        ([*OWN, "budget.trials=abc"], ["budget.trials='abc'", "whole number"]),
+        ([*OWN, "budget.trials=3.5"], ["budget.trials=3.5", "whole number"]),
+        ([*OWN, "budget.trials=0"], ["at least 1"]),
+        ([*OWN, "budget.hours=0"], ["greater than 0"]),
+        ([*OWN, "budget.hours=nan"], ["finite"]),
+        ([*OWN, "budget.trails=3"], ["budget.trails", "did you mean 'budget.trials'"]),
+        ([*OWN, "+budget.trails=3"], ["did you mean 'budget.trials'"]),
+        ([*OWN, "runner.start=fork"], ["runner.start='fork'", "forkserver, spawn"]),
+        ([*OWN, "sampler=tpee"], ["sampler=tpee", "did you mean 'tpe'", "gp, nsga2, qmc, random, tpe"]),
+        ([*OWN, "sampler=cmaes"], ["sampler=cmaes"]),
+        ([*OWN, "sampler=gp,tpe"], ["sampler=gp,tpe", "choose one, sampler=gp"]),
+        ([*OWN, "experiment=digits,x"], ["experiment=x"]),
+        ([*OWN, "sampler=gp", "sampler.n_ei_candidates=3"], ["sampler=gp has no such option", "sampler.n_startup_trials"]),
+        ([*OWN, "sampler.name=gp"], ["sampler=gp"]),
+        ([*OWN, "sampler=nsga2", "sampler.crossover_prob=2"], ["sampler.crossover_prob=2", "between 0 and 1"]),
+        ([*OWN, "sampler=qmc", "sampler.qmc_type=sobl"], ["did you mean 'sobol'"]),
+        ([*OWN, "pruner=hyperband", "pruner.max_resource=1.5"], ["pruner.max_resource=1.5", "'auto'"]),
+        ([*OWN, "experiment=digit"], ["did you mean 'digits'"]),
+        ([*OWN, "worker.heartbeat_s=30"], ["worker.heartbeat_s=30", "half of worker.lease_ttl_s=60"]),
+        ([*OWN, "worker.cuont=3"], ["did you mean 'worker.count'"]),
+        ([*OWN, "worker.on_no_device=stay"], ["wait, exit"]),
+        ([*OWN, "dashboard.port=0"], ["dashboard.port=0"]),
+        ([*OWN, "hydra.mode=MULTIRUN"], ["hydra.mode"]),
+        (["experiment=digits", "budget.trials=10"], ["24 trials", "budget.trials=10"]),
+        (["experiment=digits", "lr=0.1"], ["did you mean 'optim.lr'"]),
+        (["--config-name=nope"], ["nope"]),
+        (["--config-dir=/no/such"], ["/no/such", "no such directory"]),
+    ],
+)
+def test_what_the_user_did_wrong_is_said_in_one_line(words: list[str], expected: list[str]) -> None:
+    message = refusal(*words)
+    for word in expected:
+        assert word in message
+
+
+def test_every_option_of_sampler_and_pruner_composes_to_its_schema() -> None:
+    for section, schemas in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
+        for name, schema in schemas.items():
+            chosen = spec(*OWN, f"{section}={name}")
+            assert getattr(chosen, section) == vars(schema())
+
+
+def test_a_seed_is_derived_from_the_name_unless_given() -> None:
+    assert spec(*OWN).seed == spec(*OWN).seed
+    assert spec(*OWN).seed != spec(*OWN, "study.name=other").seed
+    assert spec(*OWN, "study.seed=7").seed == 7
+
+
+def test_several_objectives() -> None:
+    several = spec(*OWN, "study.direction=[maximize,minimize]", "study.metric=[acc,ms]")
+    assert (several.directions, several.metrics) == (("maximize", "minimize"), ("acc", "ms"))
+
+
+# ------------------------------------------------------------------------------------------------- directories of the user's
+
+
+def test_an_experiment_of_the_users_may_build_on_a_shipped_one(mine: Any) -> None:
+    text = (
+        "# @package _global_\ndefaults: [digits, {override /sampler: gp}]\nstudy: {name: derived}\n"
+        "search: {optim.lr: null}\ngrid: {optim.lr: [1, 2], data.batch_size: 'range(8, 17, 8)'}\n"
+    )
+    derived = spec(mine(experiment__derived=text), "experiment=derived", "budget.trials=40")
+    assert [axis.path for axis in derived.grid] == ["data.batch_size", "model.hidden_units", "optim.lr"]
+    assert derived.grid[0].values == (8, 16)
+    assert derived.sampler["name"] == "gp"
+
+
+def test_a_users_option_goes_before_the_shipped_one_of_its_name(mine: Any) -> None:
+    flag = mine(experiment__digits="# @package _global_\nstudy: {name: not-yours}\nobjective: {_target_: a.b}\n")
+    assert spec(flag, "experiment=digits", "budget.trials=1").name == "not-yours"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lr: 1", ["unknown section 'lr'", "params: {lr: …}"]),
+        ("budgt: {trials: 3}", ["did you mean 'budget'"]),
+        ("budget: {trails: 3}", ["did you mean 'budget.trials'"]),
+        ("grid: {data: {batch_size: [1]}}", ["two spellings"]),
+        ("grid: {optim.lr: [1]}", ["in grid and in search"]),
+        ("search: {train.epoch: 'range(1, 9)'}", ["did you mean 'train.epochs'"]),
+        ("params: {a.b: 1}", ["'a.b' holds a dot", "a: {b: …}"]),
+        ("params: {1: 1}", ["must be a string"]),
+        ("params: [1]", ["c.yaml" if False else "experiment/mine"]),
+        ("study: {name: '${foo}'}", ["study.name", "foo"]),
+        ("study: {name: [", ["experiment/mine.yaml"]),
+        ("storage: {url: 'postgresql://u:s3cret@h/d', kind: 3}", ["storage.kind"]),
+    ],
+)
+def test_mistakes_in_a_file_of_the_users_are_said_in_one_line(mine: Any, text: str, expected: list[str]) -> None:
+    flag = mine(experiment__mine=f"# @package _global_\ndefaults: [digits]\n{text}\n")
+    message = refusal(flag, "experiment=mine")
+    assert "s3cret" not in message
+    for word in expected:
+        assert word in message
+
+
+def test_a_config_that_hides_the_shipped_one_is_told_how_not_to(mine: Any) -> None:
+    assert "let it begin with 'defaults: [config, _self_]'" in refusal(mine(config="lr: 1"), "experiment=digits")
+    assert "other.yaml" in refusal(mine(other="lr: 1"), "--config-name=other")
+
+
+NETS = {"net__cnn": "kind: cnn\nwidth: 3\n", "net__mlp": "kind: mlp\nwidth: 4\ndepth: 2\n"}
+
+
+def test_a_sweep_over_a_users_config_group_is_a_grid_axis_of_its_options(mine: Any) -> None:
+    text = "# @package _global_\ndefaults: [{/net@params.net: cnn}]\nstudy: {name: nets}\nobjective: {_target_: a.b}\n"
+    flag = mine(experiment__nets=text, **NETS)
+    assert spec(flag, "experiment=nets", "net@params.net=mlp", "budget.trials=1").params["net"]["kind"] == "mlp"
+    swept = spec(flag, "experiment=nets", "net@params.net=cnn,mlp")
+    assert swept.grid == (Axis("net", ({"kind": "cnn", "width": 3}, {"kind": "mlp", "width": 4, "depth": 2})),)
+    assert "did you mean 'cnn'" in refusal(flag, "experiment=nets", "net@params.net=mlp,cn")
+    assert "net.width lies below net" in refusal(flag, "experiment=nets", "net@params.net=cnn,mlp", "net.width=8")
+    assert "a sweep over a config group is not possible" in refusal(flag, *OWN, "+net=cnn,mlp")
+
+
+# ---------------------------------------------------------------------------------------------------------------- this host
+
+
+def test_the_data_directory_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_DATA_DIR", str(tmp_path / "d"))
+    host = compose("worker", ["paths.runs=r"]).host
+    assert (host.paths.data, host.paths.runs) == (tmp_path / "d", Path.cwd() / "r")
+    assert (host.storage.kind, host.storage.path) == ("embedded", tmp_path / "d" / "postgres")
+
+
+def test_a_url_means_a_server_and_its_password_is_in_host_alone() -> None:
+    for command in ("launch", "worker"):
+        composed = compose(command, [f"storage.url={URL}", "worker.count=2"])
+        assert (composed.host.storage.kind, composed.host.storage.url) == ("postgres", URL)
+        shown = [composed.config, composed.hydra, composed.overrides, composed.host, composed]
+        assert "s3cret" not in str([str(part) for part in shown]) + repr(shown) + OmegaConf.to_yaml(composed.config)
+        assert composed.overrides == ("storage.url=postgresql+psycopg2://ann:***@db/o", "worker.count=2")
+
+
+def test_the_url_of_the_environment_is_used_unless_storage_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", URL)
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE_PASSWORD_FILE", "/run/secrets/p")
+    host = compose("worker", []).host
+    assert (host.storage.kind, host.storage.url, host.storage.password_file) == ("postgres", URL, "/run/secrets/p")
+    assert compose("worker", ["storage=embedded"]).host.storage.kind == "embedded"
+    typed = compose("worker", ["storage.url=postgresql://u:p@h/d"]).host.storage
+    assert (typed.url, typed.password_file) == ("postgresql://u:p@h/d", None)  # the environment's file is of another URL
+    composed = compose("worker", [])
+    for argv in (["--cfg=job", "--resolve"], ["--cfg=all", "--resolve", "--package=storage.url"], ["--help", "--resolve"]):
+        assert "s3cret" not in show(parse_flags(argv), composed, "worker")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["storage=postgres"],
+        ["storage.url=mysql://u:s3cret@h/d"],
+        ["storage.url=s3cret"],
+        ["storage=embedded", f"storage.url={URL}"],
+        [f"storage={{url: '{URL}'}}"],
+        [f"storage.urll={URL}"],
+        [f"optim.lr={URL}"],
+        [f"storage.url={URL},s3cret", "foo=1"],
+        ["storage.url=${oc.env:NO_SUCH_VARIABLE}"],
+    ],
+)
+def test_no_message_about_storage_holds_the_password(words: list[str]) -> None:
+    message = refusal(*words, command="worker")
+    assert "s3cret" not in message
+    assert "stor" in message
+
+
+def test_devices_and_studies_may_be_one_word() -> None:
+    host = compose("worker", ["worker.devices=0", "worker.studies=a"]).host
+    assert (host.worker.devices, host.worker.studies) == ([0], ["a"])
+    assert compose("worker", ["worker.devices=[cpu,1,GPU-ab]"]).host.worker.devices == ["cpu", 1, "GPU-ab"]
+    assert "a list like" in refusal("worker.devices={a: 1}", command="worker")
+
+
+@pytest.mark.parametrize(
+    "word", ["experiment=digits", "optim.lr=1", "budget.trials=3", "sampler=gp", "grid.x=[1]", "params.x=1"]
+)
+def test_a_study_setting_is_refused_by_commands_on_stored_studies(word: str) -> None:
+    for command in ("worker", "status"):
+        message = refusal(word, command=command)
+        assert word in message
+        assert f"{command} takes" in message
+
+
+def test_readers_take_the_name_of_a_study() -> None:
+    assert compose("status", ["study.name=x", "storage=embedded"]).config.study.name == "x"
+    assert compose("status", []).config.study.name is None
+    assert "worker takes" in refusal("study.name=x", command="worker")
+    assert "did you mean 'study.name'" in refusal("study.nam=x", command="status")
+
+
+def test_the_config_of_a_worker_holds_its_host_only() -> None:
+    assert list(compose("worker", []).config) == ["storage", "worker", "paths", "dashboard", "study"]
+
+
+def test_the_run_directory_is_hydras() -> None:
+    assert str(launch("experiment=digits").hydra.run.dir).startswith("outputs/")
+    assert launch("experiment=digits", "hydra.run.dir=/tmp/here").hydra.run.dir == "/tmp/here"
+    assert math.isfinite(launch("experiment=digits").config.budget.trials)

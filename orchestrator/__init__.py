@@ -5,6 +5,7 @@ For the objective's module: ``from orchestrator import Trial, TrialPruned``.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,7 +18,5 @@ __all__ = ["Trial", "TrialPruned", "__version__"]
 def __getattr__(name: str) -> Any:
     """Loads the runner only for who asks: every process of ours imports this package."""
     if name in ("Trial", "TrialPruned"):
-        from orchestrator import runner
-
-        return getattr(runner, name)
+        return getattr(importlib.import_module("orchestrator.runner"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

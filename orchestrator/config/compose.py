@@ -91,7 +91,12 @@ def _compose(command: str, overrides: Sequence[str], config_dir: str | None, con
     chosen += [loader.checked_choice(word) for word in words if word.role == "group"]
     if url is not None and not _chooses(words, "storage"):
         chosen.append("storage=postgres")
-    base = loader.load(chosen)
+    try:
+        base = loader.load(chosen)
+    except ConfigError:
+        if chosen:  # a config of the user's that lacks ours fails at the first choice, with a message that misleads
+            _check_host_sections(loader.load([]), loader.config_name)
+        raise
     if (
         os.environ.get(URL_VARIABLE)
         and not _chooses(words, "storage")
@@ -119,19 +124,26 @@ def _compose(command: str, overrides: Sequence[str], config_dir: str | None, con
     if str(full.hydra.get("mode")).endswith("MULTIRUN"):
         raise ConfigError("hydra.mode=MULTIRUN: launch runs a sweep as one study by itself; leave it out")
     host = _host(full, url, typed_embedded="storage=embedded" in chosen)
-    sections = SECTIONS if command == "launch" else HOST
-    with open_dict(full):
-        if _literal_url(full):
-            full.storage.url = mask(str(full.storage.url))
-        if url is not None:
-            full.storage.url = mask(url)
-        full.storage.kind = host.storage.kind
-        full = _with_space(full, space) if command == "launch" else full
-        config = OmegaConf.create({section: full._get_node(section) for section in sections if section in full})
-        if command != "launch":
-            config.study = {"name": OmegaConf.select(full, "study.name")}
-    OmegaConf.set_struct(config, None)
+    config = _shown_config(command, full, space, host)
     return Composed(config, full.hydra, tuple(mask(text) for text in overrides), host)
+
+
+def _shown_config(command: str, full: DictConfig, space: Space, host: HostConfig) -> DictConfig:
+    """The sections that concern `command`, unresolved; takes passwords out of `full` itself, which `hydra` is a part of."""
+    with open_dict(full):
+        full.storage.kind = host.storage.kind
+        url = host.storage.url
+        if url and (url != full.storage.get("url") or not _interpolated(full.storage, "url")):
+            full.storage.url = mask(url)
+        if command == "launch":
+            for section, content in space.to_yaml().items():
+                full[section] = content
+    sections = SECTIONS if command == "launch" else HOST
+    config = OmegaConf.create({section: full._get_node(section) for section in sections if section in full})
+    if command != "launch":
+        config.study = {"name": OmegaConf.select(full, "study.name")}
+    OmegaConf.set_struct(config, None)
+    return config
 
 
 class Loader:
@@ -148,12 +160,15 @@ class Loader:
             directory = Path(config_dir).expanduser().absolute()
             if not directory.is_dir():
                 raise ConfigError(f"--config-dir {config_dir}: there is no such directory")
-            # Before the shipped one, not behind it as in Hydra: a user's experiment/digits.yaml must not be passed over in silence.
+            # Before the shipped one, not behind it as in Hydra: a user's experiment/digits.yaml must not be passed over.
             path.prepend(provider="command-line", path=f"file://{directory}", anchor=SearchPathQuery(provider="main"))
         self.config_name = config_name.removesuffix(".yaml")
-        self.hydra = Hydra("orchestrator", ConfigLoaderImpl(config_search_path=path))
-        self._hydra_overrides = list(hydra_overrides)  # hydra.searchpath may add directories, and groups with them
-        self.groups: frozenset[str] = translated(lambda: frozenset(self._groups_below("")))
+        loader = ConfigLoaderImpl(config_search_path=path)
+        self.hydra = Hydra("orchestrator", loader)
+        # hydra.searchpath, in the config or among the overrides, may add directories, and groups with them.
+        found = translated(lambda: loader._parse_overrides_and_create_caching_repo(self.config_name, list(hydra_overrides)))
+        self._repository = found[1]
+        self.groups = frozenset(self._groups_below(""))
 
     def _groups_below(self, parent: str) -> Iterator[str]:
         for name in self.options(parent, ObjectType.GROUP):
@@ -173,7 +188,7 @@ class Loader:
         )
 
     def options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
-        return list(self.hydra.config_loader.get_group_options(group, kind, self.config_name, self._hydra_overrides))
+        return list(self._repository.get_group_options(group, kind))
 
     def checked_choice(self, word: Word) -> str:
         """Returns the choice of a group as an override for Hydra.
@@ -272,7 +287,7 @@ def _check_sections(config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_host_sections(config: Mapping[str, Any], name: str) -> None:
+def _check_host_sections(config: Mapping[str, Any] | DictConfig, name: str) -> None:
     missing = [section for section in HOST if section not in config]
     if missing:
         if name == "config":
@@ -312,12 +327,6 @@ def _group_axes(loader: Loader, words: list[Word]) -> list[Axis]:
     return axes
 
 
-def _with_space(full: DictConfig, space: Space) -> DictConfig:
-    for section, content in space.to_yaml().items():
-        full[section] = content
-    return full
-
-
 # -------------------------------------------------------------------------------------------------------------- this host
 
 
@@ -330,8 +339,8 @@ def _host(full: DictConfig, url: str | None, *, typed_embedded: bool) -> HostCon
     if url is not None:
         typed = _typed_url(url)
         storage["url"] = typed
-        if typed and typed != mask(typed):
-            storage["password_file"] = None if _from_environment(full) else storage.get("password_file")
+        if typed and typed != mask(typed) and _interpolated(full.storage, "password_file"):
+            storage["password_file"] = None  # the environment's, of the environment's URL
     for key in ("devices", "studies"):  # worker.devices=0 says the same as worker.devices=[0]
         if worker.get(key) is not None and not isinstance(worker[key], list):
             worker[key] = [worker[key]]
@@ -376,16 +385,8 @@ def _typed_url(url: str) -> str | None:
         raise ConfigError(f"storage.url: {_one_line(str(error).splitlines()[0])}") from error
 
 
-def _literal_url(full: DictConfig) -> bool:
-    storage: Any = OmegaConf.to_container(full, resolve=False)
-    url = (storage.get("storage") or {}).get("url")
-    return isinstance(url, str) and "${" not in url
-
-
-def _from_environment(full: DictConfig) -> bool:
-    """Whether the password file is the environment's: it belongs to the environment's URL, not to one that was typed."""
-    raw: Any = OmegaConf.to_container(full, resolve=False)
-    return "${oc.env" in str(raw["storage"].get("password_file"))
+def _interpolated(node: DictConfig, key: str) -> bool:
+    return key in node and OmegaConf.is_interpolation(node, key)
 
 
 def _data_directory() -> str:

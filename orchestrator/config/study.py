@@ -224,6 +224,12 @@ def _option(section: str, schemas: Mapping[str, type[Any]], values: Any, default
     if not isinstance(values, dict) or name not in schemas:
         guess = did_you_mean(str(name), schemas)
         raise ConfigError(f"{section}={name}: there is no such {section}{guess}; there are {', '.join(schemas)}")
+    foreign = [key for key in values if not hasattr(schemas[str(name)](), str(key))]
+    if any(hasattr(schema(), key) for schema in schemas.values() for key in foreign):  # left over from another option
+        raise ConfigError(
+            f"{section}.{foreign[0]}: {section}={name} has no such option; choose the group, {section}={name} or"
+            f" 'override /{section}: {name}' in a defaults list, instead of setting {section}.name"
+        )
     return dict(vars(checked(section, schemas[str(name)], values)))
 
 

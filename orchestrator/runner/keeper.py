@@ -7,9 +7,11 @@ or when the trial's time is up. It works while user code holds the interpreter l
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
+import logging
 import os
 import signal
 import socket
@@ -19,6 +21,7 @@ import threading
 import time
 import traceback
 import warnings
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -175,6 +178,7 @@ class Keeper:
         self._channel.close()
         self._wake.close()
         self._wake_writer.close()
+        _forget_exit_functions()
         return _Fork(sock, job_path, self._pid)
 
     def _spawn(self, sock: socket.socket, job_path: Path) -> subprocess.Popen[bytes]:
@@ -248,6 +252,8 @@ def main() -> None:
         if reason is not None or options.start == "spawn":
             _start_over(replace(options, start="spawn", checked=True))
     linux.adopt_orphans()
+    if "numpy" in sys.modules:
+        importlib.import_module("numpy.random")  # numpy loads it at first use: every child would, to seed it
     gc.collect()
     gc.freeze()  # forked children then share these pages instead of copying them at their first collection
     channel.send({"is": "ready", "start": options.start})
@@ -294,6 +300,18 @@ def _fork_safe_threads() -> int:
     except ImportError:
         return 0
     return sum(pool["num_threads"] - 1 for pool in pools if pool["internal_api"] == "openblas")
+
+
+def _forget_exit_functions() -> None:
+    """Leaves to the keeper what its import wants done at exit: the first child would remove the temporary files of them all."""
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]  # so that the next one registers it again
+    atexit._clear()
+    # These two act for the process that runs them, and a child that spawned would have them.
+    atexit.register(logging.shutdown)
+    if "multiprocessing.util" in sys.modules:
+        atexit.register(sys.modules["multiprocessing.util"]._exit_function)
 
 
 def _start_over(options: KeeperOptions) -> None:

@@ -7,12 +7,9 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -22,6 +19,7 @@ from orchestrator.runner import rundir
 from orchestrator.runner.channel import Channel, wait_readable
 from orchestrator.runner.channel import Message as Line
 from orchestrator.runner.contract import Job, KeeperOptions
+from orchestrator.runner.handle import MARGIN_S, KeeperHandle
 from orchestrator.runner.target import target_of
 
 logger = logging.getLogger(__name__)
@@ -31,7 +29,6 @@ SECRETS: Final = ("ORCHESTRATOR_STORAGE_URL", "ORCHESTRATOR_STORAGE_PASSWORD_FIL
 
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _SLICE_S: Final = 0.25
-_MARGIN_S: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ class Runner:
         self._silence_s = silence_s
         self._cwd = cwd
         self._held = tuple(held)
-        self._keeper: _Keeper | None = None
+        self._keeper: KeeperHandle | None = None
         self._running: Running | None = None
 
     def check(self) -> None:
@@ -153,14 +150,14 @@ class Runner:
             self._keeper.end(self._grace_s)
             self._keeper = None
 
-    def _living_keeper(self) -> _Keeper:
+    def _living_keeper(self) -> KeeperHandle:
         if self._keeper is not None:
             self._keeper.read()
             if self._keeper.channel.closed:
                 self._keeper.end(0.0)
                 self._keeper = None
         if self._keeper is None:
-            self._keeper = _Keeper(self._options(), self._environment(), self._cwd)
+            self._keeper = KeeperHandle(self._options(), self._environment(), self._cwd)
         return self._keeper
 
     def _options(self) -> KeeperOptions:
@@ -189,7 +186,7 @@ class Running:
     """One attempt under way. `outcome` is None until a `poll` (or `terminate`) finds that it ended."""
 
     def __init__(
-        self, job: Job, keeper: _Keeper, channel: Channel, grace_s: float, max_runtime_s: float | None, silence_s: float
+        self, job: Job, keeper: KeeperHandle, channel: Channel, grace_s: float, max_runtime_s: float | None, silence_s: float
     ) -> None:
         self.job = job
         self.log_path = rundir.log_path(job.run_dir)
@@ -250,7 +247,7 @@ class Running:
         """
         self._ending = self._ending or reason
         self._keeper.channel.send({"do": "terminate"}, wait=False)
-        give_up_at = time.monotonic() + self._grace_s + _MARGIN_S
+        give_up_at = time.monotonic() + self._grace_s + MARGIN_S
         while self._outcome is None and time.monotonic() < give_up_at:
             wait_readable([c for c in (self._channel, self._keeper.channel) if not c.closed], _SLICE_S)
             self._collect()
@@ -338,72 +335,6 @@ class Running:
 
     def _failed(self, kind: str, cause: str) -> Failed:
         return rundir.failure(kind, cause, self.job.run_dir)
-
-
-class _Keeper:
-    """The keeper process as the worker sees it."""
-
-    def __init__(self, options: KeeperOptions, env: Mapping[str, str], cwd: Path | None) -> None:
-        self.ready = False
-        self.problem: str | None = None
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the keeper
-        ours, theirs = socket.socketpair()
-        self.channel = Channel(ours)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.runner.keeper", replace(options, control=theirs.fileno()).to_argument()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=self._output,
-                pass_fds=(theirs.fileno(), *options.held),
-                start_new_session=True,  # Ctrl-C in the worker's terminal is the worker's affair
-                env=dict(env),
-                cwd=cwd,
-            )
-
-    def read(self) -> list[Line]:
-        """The lines that have arrived and concern an attempt; takes in those that concern the keeper itself."""
-        lines = []
-        for line in self.channel.receive():
-            match line.get("is"):
-                case "ready":
-                    self.ready = True
-                    logger.debug("keeper %d is ready (%s)", self._process.pid, line["start"])
-                case "broken":
-                    self.problem = line["message"]
-                    logger.debug("the keeper's output:\n%s", self._read_output())
-                case "note":
-                    logger.warning("%s", line["message"])
-                case _:
-                    lines.append(line)
-        return lines
-
-    def last_words(self, target: str) -> str:
-        """What to tell the user about a keeper that ended before it was ready."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_MARGIN_S)
-        code = self._process.returncode
-        how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
-        last = next((line for line in reversed(self._read_output().splitlines()) if line.strip()), "")
-        return f"objective._target_: importing {target!r} ended the process ({how}){': ' + last.strip() if last else ''}"
-
-    def kill(self) -> None:
-        self._process.kill()
-        self.channel.close()
-
-    def end(self, grace_s: float) -> None:
-        """Ends the process, its child first; returns when it is gone."""
-        self.channel.close()
-        try:
-            self._process.wait(grace_s + _MARGIN_S if self.ready else 0.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._output.close()
-
-    def _read_output(self) -> str:
-        self._output.seek(0)
-        return self._output.read().decode("utf-8", "replace")
 
 
 def _require(name: str, value: object, holds: bool, rule: str) -> None:

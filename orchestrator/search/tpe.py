@@ -14,7 +14,6 @@ from optuna.samplers._tpe.sampler import _split_trials, default_weights
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from scipy import special
 
 from orchestrator.search.history import Array, Column, Context, History, columns, single_values
 from orchestrator.search.quasirandom import point_of
@@ -22,24 +21,24 @@ from orchestrator.search.quasirandom import point_of
 MAX_GOOD = 25
 CELL_SHRINKAGE = 2.0
 """So many trials at the study's median are added to a cell's own before its typical loss is taken off."""
-SHARING = ((0.1, 0.03), (0.25, 0.15), (0.6, 0.5), (math.inf, 1.0))
-"""Degrees of sharing between cells: width over an ordered axis, weight of another category; from own cell alone to all alike."""
+SHARING = ((math.inf, 1.0), (0.35, 0.3), (0.15, 0.1))
+"""Degrees of sharing, widest first: width over an ordered axis (of length 1), weight of another category."""
+GAIN_TO_NARROW = 0.93
+"""Cells share less only where that foretells trials better: the error must shrink to this part."""
 MAX_COMPARED = 300
-SPLIT_SHRINKAGE = 1e6
 LEAST_WEIGHT = 0.02
-SCOTT = 0.6
-NARROW = 4.0
-GAMMA = 0.1
+_RULES = _ParzenEstimatorParameters(1.0, True, False, default_weights, True)
 
 
 class HybridTPESampler(BaseSampler):
     """Suggests, for the parameters a trial has not fixed, a point that is likelier among good trials given the fixed ones.
 
-    The fixed parameters (the cell) are what `study.enqueue_trial` gave the trial. Good and bad are told apart after the
-    typical loss of each cell is taken off, so poor cells teach as well as good ones; each trial's kernel is weighted by the
-    closeness of its cell to the asked one: ordered parameters by distance on their scale, categories by equality. Running
-    trials count as bad (a constant liar), failed and infeasible ones are worse than all others, pruned ones are compared as
-    Optuna does, by last step and report. Several objectives are split by non-domination, as Optuna's TPE does.
+    The fixed parameters (the cell) are what `study.enqueue_trial` gave the trial. The good tenth of the whole study and the
+    rest are two mixtures of Optuna's Parzen kernels, in which each trial is weighted by the closeness of its cell to the
+    asked one: ordered parameters by distance on their scale, categories by equality. How much cells share is learnt: all
+    alike, unless nearer cells foretell a trial clearly better. Running trials count as bad (a constant liar), failed and
+    infeasible ones are worse than all others, pruned ones are compared as Optuna does, by last step and report. Several
+    objectives are split by non-domination, as Optuna's TPE does.
 
     Args:
         n_startup_trials: so many trials of the study (in any cell) must have ended before the estimator is asked; until
@@ -86,10 +85,13 @@ class HybridTPESampler(BaseSampler):
 
     def _likeliest(self, study: Study, searched: Sequence[Column], context: Context, history: History) -> Array:
         n = len(searched)
-        badness = _badness(study, history, n, SPLIT_SHRINKAGE)
+        badness = _badness(study, history)
+        by_cell = _within_cells(badness, history.x[:, n:])
+        sharing = _sharing(searched, context.columns, history.x, by_cell)
+        if sharing != SHARING[0] and len(study.directions) == 1:
+            badness = by_cell  # else a cell that differs might have no good trial of its own
         good = np.zeros(len(badness), dtype=bool)
         good[np.argsort(badness, kind="stable")[: _n_good(study, history)]] = True
-        sharing = _sharing(searched, context.columns, history.x, _badness(study, history, n, CELL_SHRINKAGE))
         closeness = _closeness(history.x[:, n:], context.point, context.columns, sharing)
         pending = _closeness(history.pending[:, n:], context.point, context.columns, sharing)
         below = Mixture(searched, history.x[good, :n], closeness[good])
@@ -111,8 +113,7 @@ class Mixture:
             for column in searched
         }
         observed = {column.name: np.clip(points[:, j], 0.0, None) for j, column in enumerate(searched)}
-        rules = _ParzenEstimatorParameters(1.0, True, False, default_weights, True)
-        self._estimator = _ParzenEstimator(observed, space, rules, weights)
+        self._estimator = _ParzenEstimator(observed, space, _RULES, weights)
 
     def sample(self, rng: np.random.Generator, size: int) -> Array:
         """Draws of shape (size, columns), each a value the column allows."""
@@ -140,59 +141,57 @@ def _closeness(cells: Array, cell: Array, context: Sequence[Column], sharing: tu
 
 
 def _sharing(searched: Sequence[Column], context: Sequence[Column], x: Array, badness: Array) -> tuple[float, float]:
-    """The degree of sharing under which trials best foretell each other: leave-one-out kernel regression of the ranks."""
+    """The degree of sharing under which trials foretell each other's places best: leave-one-out kernel regression."""
     if not context:
-        return SHARING[-1]
-    x, rank = x[-MAX_COMPARED:], np.argsort(np.argsort(badness[-MAX_COMPARED:])) / max(1, min(len(badness), MAX_COMPARED) - 1)
-    n = len(searched)
+        return SHARING[0]
+    n, x, badness = len(searched), x[-MAX_COMPARED:], badness[-MAX_COMPARED:]
+    place = np.argsort(np.argsort(badness, kind="stable")) / max(1, len(x) - 1)
     near = np.ones((len(x), len(x)))
     for j, column in enumerate(searched):
         difference = x[:, None, j] - x[None, :, j]
         width = 1.06 * float(x[:, j].std()) * len(x) ** (-1.0 / (n + 4.0)) + 1e-3
         near *= np.where(difference == 0, 1.0, 0.4) if column.n_choices else np.exp(-0.5 * (difference / width) ** 2)
     near[np.diag_indices(len(x))] = 0.0
-    cells = x[:, n:]
-    errors = []
+    cells, chosen, least = x[:, n:], SHARING[0], math.inf
     for sharing in SHARING:
         weight = near * _closeness(cells[:, None, :], cells[None, :, :], context, sharing)
         # A little of the mean, so that a trial without neighbours is foretold as middling.
-        foretold = (weight @ rank + 0.05 * rank.mean()) / (weight.sum(axis=1) + 0.05)
-        errors.append(float(((foretold - rank) ** 2).sum()))
-    return SHARING[int(np.argmin(errors))]
+        foretold = (weight @ place + 0.05 * place.mean()) / (weight.sum(axis=1) + 0.05)
+        error = float(((foretold - place) ** 2).sum())
+        if error < GAIN_TO_NARROW * least:
+            chosen, least = sharing, error
+    return chosen
 
 
 def _n_good(study: Study, history: History) -> int:
-    n_good = math.ceil(GAMMA * history.n_useful)
+    n_good = math.ceil(0.1 * history.n_useful)
     return n_good if len(study.directions) > 1 else min(n_good, MAX_GOOD)
 
 
-def _badness(study: Study, history: History, n_searched: int, shrinkage: float) -> Array:
-    """The trials' places from best to worst: complete ones by loss beyond what is typical of their cell, pruned, failed."""
-    loss = history.loss.copy()
+def _badness(study: Study, history: History) -> Array:
+    """The trials' places from best (0) to worst: complete ones by loss, pruned by last step and report, failed last."""
+    loss = history.loss
     if len(study.directions) > 1:
         useful = [t for t in history.trials if t.state != TrialState.FAIL]
         below, _ = _split_trials(study, useful, _n_good(study, history))
         numbers = {t.number for t in below}
         return np.array([0.0 if t.number in numbers else 1.0 for t in history.trials])
-    complete = np.isfinite(loss) & ~history.pruned
-    if complete.any():
-        loss[complete] -= _typical_by_cell(history.x[complete, n_searched:], loss[complete], shrinkage)
-    group = np.where(complete, 0, np.where(np.isfinite(loss), 1, 2))
+    group = np.where(np.isfinite(loss), np.where(history.pruned, 1, 0), 2)
     order = np.lexsort((np.where(np.isfinite(loss), loss, 0.0), np.where(group == 1, -history.step, 0.0), group))
     place = np.empty(len(loss))
     place[order] = np.arange(len(loss))
     return place
 
 
-def _typical_by_cell(cells: Array, loss: Array, shrinkage: float) -> Array:
-    """For each trial the median loss of its cell, drawn towards the study's where the cell has few trials."""
-    middle = float(np.median(loss))
-    typical = np.full(len(loss), middle)
+def _within_cells(badness: Array, cells: Array) -> Array:
+    """Each trial's place less the median place of its cell, which is drawn towards the study's where trials are few."""
+    middle = float(np.median(badness))
+    result = badness - middle
     if cells.shape[1] == 0:
-        return typical
+        return result
     _, which = np.unique(cells, axis=0, return_inverse=True)
     for cell in range(int(which.max()) + 1):
         mine = which.ravel() == cell
         n = int(mine.sum())
-        typical[mine] = (n * float(np.median(loss[mine])) + shrinkage * middle) / (n + shrinkage)
-    return typical
+        result[mine] = badness[mine] - (n * float(np.median(badness[mine])) + CELL_SHRINKAGE * middle) / (n + CELL_SHRINKAGE)
+    return result

@@ -67,7 +67,7 @@ def test_cfg_can_be_narrowed_and_resolved() -> None:
     assert resolved["paths"]["runs"].endswith("/runs")
     assert "outputs/" in shown("--cfg=hydra", "--resolve", "--package=hydra.run.dir")
     assert set(yaml.safe_load(shown("--cfg=all"))) > {"hydra", "study"}
-    with pytest.raises(ConfigError, match="--package budgett: .*did you mean 'budget'"):
+    with pytest.raises(ConfigError, match=r"--package budgett: .*did you mean 'budget'"):
         shown("--cfg=job", "--package=budgett")
 
 

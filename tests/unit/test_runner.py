@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import orchestrator
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
-from orchestrator.runner import AttrSet, Job, Message, PruneAsked, Reported, Runner, attempt_dir, read_result
+from orchestrator.runner import AttrSet, Job, Message, PruneAsked, Reported, Runner, TrialPruned, attempt_dir, read_result
 from tests.support.running import (
     ROOT,
-    all_gone,
     alive,
+    all_gone,
     finish,
     make_job,
     objective,
@@ -139,8 +141,9 @@ def test_a_file_of_the_worker_does_not_reach_the_child_but_a_held_one_does(tmp_p
 
 
 def test_reports_arrive_in_order_and_the_answer_prunes(tmp_path: Path) -> None:
-    with running_with(objective("report_and_ask")) as runner:
-        running = runner.start(make_job(tmp_path, objective("report_and_ask", steps=10)))
+    target = objective("report_and_ask", steps=10)
+    with running_with(target) as runner:
+        running = runner.start(make_job(tmp_path, target))
         outcome, messages = finish(running, lambda asked: asked.step == 3)
     assert outcome == Pruned(3)
     expected: list[Message] = []
@@ -175,7 +178,7 @@ def test_what_cannot_be_stored_is_refused_where_it_was_said(tmp_path: Path) -> N
         "set": "TypeError: user attribute 'a': set has no JSON form",
         "bytes": "TypeError: user attribute 'a': bytes has no JSON form",
         "loop": "ValueError: user attribute 'a': it is nested too deeply or contains itself",
-        "long": "ValueError: user attribute 'a': 1048593 bytes of JSON, at most 1048576 are allowed",
+        "long": "ValueError: user attribute 'a': 1048594 bytes of JSON, at most 1048576 are allowed",
     }
     kept = {"a": [1, [1.5]], "3": "inf", "none": None}
     assert messages == [AttrSet("kept", kept)]
@@ -183,10 +186,10 @@ def test_what_cannot_be_stored_is_refused_where_it_was_said(tmp_path: Path) -> N
 
 
 def test_no_message_is_lost_however_many_there_are(tmp_path: Path) -> None:
-    outcome, messages = run(tmp_path, "chatty", count=20_000)
+    outcome, messages = run(tmp_path, "chatty", count=10_000)
     assert outcome == Completed((1.0,))
-    assert [m.step for m in messages if isinstance(m, Reported)] == list(range(20_000))
-    assert len(messages) == 40_000
+    assert [m.step for m in messages if isinstance(m, Reported)] == list(range(10_000))
+    assert len(messages) == 20_000
 
 
 def test_nonsense_on_the_socket_is_dropped(tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ def test_the_time_limit_ends_the_whole_group(tmp_path: Path) -> None:
     assert all_gone(pids_of(tmp_path)[:2])
 
 
-# --------------------------------------------------------------------------------------------------------- what it leaves behind
+# -------------------------------------------------------------------------------------------------------- what it leaves behind
 
 
 def test_a_copy_that_the_objective_forked_has_no_result(tmp_path: Path) -> None:
@@ -266,6 +269,29 @@ def test_processes_left_running_are_killed_also_in_sessions_of_their_own(tmp_pat
 def test_a_thread_left_running_does_not_hold_up_the_result_for_longer_than_the_grace(tmp_path: Path) -> None:
     outcome, _ = run(tmp_path, "leaves_thread", options={"grace_s": 0.3})
     assert outcome == Completed((1.0,))
+
+
+def test_exit_functions_of_the_trial_run_and_those_of_the_import_are_not_run_by_each_child(tmp_path: Path) -> None:
+    (tmp_path / "my_exits.py").write_text(
+        "import atexit, os, pathlib, tempfile\n"
+        "shared = tempfile.TemporaryDirectory()\n"
+        "atexit.register(print, 'exit function of the import')\n"
+        "def train(cfg, trial):\n"
+        "    own = tempfile.TemporaryDirectory()\n"
+        "    atexit.register(print, 'exit function of the trial')\n"
+        "    train.keep = own\n"
+        "    return {'score': 1.0, 'shared': os.path.isdir(shared.name), 'own': own.name}\n"
+    )
+    target = {"_target_": "my_exits.train"}
+    with running_with(target, cwd=tmp_path) as runner:
+        outcomes = [finish(runner.start(make_job(tmp_path, target, number=n)))[0] for n in range(2)]
+    for number, outcome in enumerate(outcomes):
+        assert isinstance(outcome, Completed)
+        assert outcome.attrs["shared"]
+        assert not Path(outcome.attrs["own"]).exists()
+        log = (attempt_dir(tmp_path, "study", number, 1) / "output.log").read_text()
+        assert log.count("exit function of the trial") == 1
+        assert "exit function of the import" not in log
 
 
 def test_close_leaves_no_process(tmp_path: Path) -> None:
@@ -356,8 +382,6 @@ def test_sigterm_to_the_keeper_is_left_to_the_worker_to_decide(tmp_path: Path) -
 
 
 def test_poll_does_not_wait_longer_than_asked_nor_a_quarter_of_a_second(tmp_path: Path) -> None:
-    import time
-
     with running_with(objective("stops_when_asked", value=1.0)) as runner:
         running = runner.start(make_job(tmp_path, objective("stops_when_asked", value=1.0)))
         pids_of(tmp_path)
@@ -475,3 +499,7 @@ def test_a_result_is_read_later_by_anybody(tmp_path: Path) -> None:
 def test_study_names_cannot_leave_the_runs_directory(tmp_path: Path) -> None:
     for name in ("..", ".", "a/b", "../x", "/etc", "ümläut"):
         assert attempt_dir(tmp_path, name, 0, 1).resolve().parents[2] == tmp_path.resolve()
+
+
+def test_trial_pruned_is_at_the_top_of_the_package() -> None:
+    assert orchestrator.TrialPruned is TrialPruned

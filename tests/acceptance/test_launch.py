@@ -1,0 +1,236 @@
+"""The main job as a user runs it: whole commands, real processes, a real database."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+import yaml
+
+from orchestrator.store import Store
+from tests.support.commands import CONFIG, Commands, descendants, kill
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.acceptance
+TINY = (f"--config-dir={CONFIG}", "experiment=tiny")
+
+
+@pytest.fixture
+def commands(database_url: str, tmp_path: Path) -> Commands:
+    return Commands(database_url, tmp_path)
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    opened = Store(database_url)
+    yield opened
+    opened.rest()
+
+
+def test_a_study_runs_to_its_end_and_is_continued_by_the_same_command(commands: Commands) -> None:
+    said = commands.check("launch", *TINY)
+    assert "study tiny: 6 trials, 3 cells x 2 guaranteed, sampler tpe" in said
+    assert "finished: budget spent" in said
+    assert "best of every cell" in said
+    assert "browse it: orchestrator dashboard" in said
+    study = optuna.load_study(study_name="tiny", storage=str(commands.url))
+    assert Counter(t.params["a"] for t in study.trials) == {0: 2, 1: 2, 2: 2}
+    assert all(t.state.name == "COMPLETE" and set(t.params) == {"a", "x"} for t in study.trials)
+    again = commands.check("launch", *TINY)
+    assert "nothing to add: budget.trials=6 is spent" in again
+    assert len(study.get_trials()) == 6
+    more = commands.check("launch", *TINY, "budget.trials=8")
+    assert "study tiny goes on: 2 trials more" in more
+    assert "changed budget.trials: 6 -> 8" in more
+    assert len(study.get_trials()) == 8
+
+
+def test_the_commands_that_read_show_the_study(commands: Commands, tmp_path: Path) -> None:
+    commands.check("launch", *TINY, "x=0.25", "a=0,1", "budget.per_cell=1", "budget.trials=2", "worker.count=1")
+    status = commands.check("status")
+    assert "tiny: finished (budget spent)" in status
+    report = json.loads(commands.check("status", "--json"))
+    assert report["study"]["trials"] == {"total": 2, "spent": 2, "running": 0, "waiting": 0, "failed": 0}
+    assert report["workers"] == [], "launch's workers left in order"
+    best = yaml.safe_load(commands.check("best", "study.name=tiny", f"out={tmp_path}/best.yaml"))
+    assert (best["trial"], best["params"]) == (1, {"a": 1})
+    assert yaml.safe_load((tmp_path / "best.yaml").read_text()) == {"a": 1, "x": 0.25, "kind": "plain"}
+    as_json = json.loads(commands.check("best", "--json", "trial=0"))
+    assert as_json["best"][0]["overrides"] == ["a=0"]
+    assert commands.run("logs", "trial=0").returncode == 0
+    missing = commands.run("logs", "trial=7")
+    assert (missing.returncode, "no trial of that number" in missing.stderr) == (2, True)
+
+
+def test_eight_workers_cover_a_grid_exactly(commands: Commands, store: Store) -> None:
+    cells = ",".join(map(str, range(40)))
+    commands.check(
+        "launch", *TINY, f"a={cells}", "sampler=random", "budget.trials=40", "budget.per_cell=1", "worker.count=8", timeout=180
+    )
+    trials = optuna.load_study(study_name="tiny", storage=store.url).trials
+    assert [t.number for t in trials] == list(range(40))
+    assert Counter(t.params["a"] for t in trials) == dict.fromkeys(range(40), 1)
+
+
+def test_ten_kills_of_workers_lose_and_double_nothing(commands: Commands, store: Store) -> None:
+    cells = ",".join(map(str, range(60)))
+    dice = random.Random(1)
+    with commands.started(
+        "launch", *TINY, f"a={cells}", "budget.trials=60", "budget.per_cell=1", "worker.count=4", "worker.poll_s=0.1"
+    ) as launch:
+        study = wait_until(lambda: next((r for r in store.reads.studies() if r.name == "tiny"), None), 60)
+        killed: set[int] = set()
+        while len(killed) < 10:
+            busy = wait_until(lambda: _held_by(store, study.study_id, killed), 60)
+            pid = dice.choice(busy)
+            kill(pid)
+            killed.add(pid)
+        code = launch.wait(timeout=150)
+        assert code == 0, launch.communicate()[0]
+    trials = optuna.load_study(study_name="tiny", storage=store.url).trials
+    assert Counter(t.params["a"] for t in trials if t.state.name == "COMPLETE") == dict.fromkeys(range(60), 1)
+    assert all(t.state.is_finished() for t in trials)
+    assert [t.number for t in trials] == list(range(len(trials)))
+
+
+def _held_by(store: Store, study_id: int, but: set[int]) -> list[int]:
+    holding = {t.worker_id for t in store.reads.trials(study_id, live_only=True)}
+    return [w.pid for w in store.reads.workers() if w.worker_id in holding and w.pid not in but and psutil.pid_exists(w.pid)]
+
+
+def test_a_worker_in_another_terminal_joins_and_reads_what_to_run_from_the_database(commands: Commands, store: Store) -> None:
+    with (
+        commands.started("launch", *TINY, "budget.trials=9", "budget.per_cell=3", "worker.count=0") as launch,
+        commands.started("worker", "worker.idle_timeout_s=30", "worker.max_trials=9") as worker,
+    ):
+        assert launch.wait(timeout=90) == 0
+        assert worker.wait(timeout=30) == 0
+    assert len(optuna.load_study(study_name="tiny", storage=store.url).trials) == 9
+
+
+def test_a_terminated_worker_gives_its_trial_back_and_another_resumes_it(commands: Commands, store: Store) -> None:
+    slow = ("objective._target_=tests.support.training.slow", "a=1", "budget.per_cell=1", "budget.trials=1", "worker.count=0")
+    with commands.started("launch", *TINY, *slow, "+objective.seconds=60"):
+        with commands.started("worker", "worker.drain_s=0") as worker:
+            study = wait_until(lambda: next((r for r in store.reads.studies()), None), 60)
+            wait_until(lambda: list(commands.directory.glob("runs/tiny/trial-0/checkpoints/seen")), 60)
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(timeout=30) == 0, worker.communicate()[0]
+        assert store.reads.attempts(study.study_id, 0)[0].outcome == "interrupted"
+        assert [w.worker_id for w in store.reads.workers()] == []
+        commands.check("worker", "worker.max_trials=1", timeout=60)
+    trial = optuna.load_study(study_name="tiny", storage=store.url).trials[0]
+    assert (trial.value, trial.user_attrs["attempts"]) == (2.0, 2)
+
+
+def test_ctrl_c_on_launch_ends_its_workers_after_their_trials_and_leaves_the_study(commands: Commands, store: Store) -> None:
+    slow = ("objective._target_=tests.support.training.slow", "+objective.seconds=3", "worker.count=1")
+    with commands.started("launch", *TINY, *slow) as launch:
+        study = wait_until(lambda: next((r for r in store.reads.studies()), None), 60)
+        wait_until(lambda: store.reads.trials(study.study_id, live_only=True), 60)
+        os.kill(launch.pid, signal.SIGINT)
+        assert launch.wait(timeout=60) == 130, launch.communicate()[0]
+        assert descendants(launch.pid) == []
+    assert [t.state for t in store.reads.trials(study.study_id)] == ["COMPLETE"]
+    assert store.reads.find("tiny").active
+
+
+def test_a_killed_launch_takes_its_workers_with_it(commands: Commands, store: Store) -> None:
+    slow = ("objective._target_=tests.support.training.slow", "worker.count=2", "worker.drain_s=0")
+    with commands.started("launch", *TINY, *slow) as launch:
+        wait_until(lambda: len(store.reads.workers()) == 2, 60)
+        pids = [w.pid for w in store.reads.workers()]
+        wait_until(lambda: len(store.reads.trials(store.reads.find("tiny").study_id, live_only=True)) == 2, 60)
+        family = [*pids, *(d for pid in pids for d in descendants(pid))]
+        kill(launch.pid)
+        wait_until(lambda: not any(_runs(pid) for pid in family), 30)
+
+
+def _runs(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_failing_trials_say_why_and_close_their_cell(commands: Commands, store: Store) -> None:
+    done = commands.run("launch", *TINY, "objective._target_=tests.support.training.breaks", "budget.max_failures_per_cell=1")
+    assert done.returncode == 0
+    assert "ValueError: a may not be 0" in done.stdout
+    assert "SIGSEGV" in done.stdout
+    assert "about to break" in done.stdout
+    assert "closed: 2 trials failed in a row" in done.stdout
+    cells = store.reads.progress(store.reads.find("tiny"), maximize=True).cells
+    assert [(c.state, c.completed) for c in cells] == [("CLOSED", 0), ("CLOSED", 0), ("OPEN", 6)]
+    log = commands.check("logs", "trial=0")
+    assert "Traceback" in log or "about to break" in log
+    failed = next(t for t in store.reads.trials(store.reads.find("tiny").study_id) if t.failure and "ValueError" in t.failure)
+    assert "output.log" in str(failed.failure)
+
+
+def test_pruned_trials_count_once_their_cell_has_a_complete_one(commands: Commands, store: Store) -> None:
+    commands.check(
+        "launch",
+        *TINY,
+        "objective._target_=tests.support.training.curve",
+        "a=0,1",
+        "pruner=median",
+        "pruner.n_startup_trials=1",
+        "budget.trials=16",
+        "budget.per_cell=8",
+        "sampler=random",
+    )
+    cells = store.reads.progress(store.reads.find("tiny"), maximize=True).cells
+    assert all(c.completed >= 1 and c.completed + c.pruned == 8 for c in cells)
+    assert sum(c.pruned for c in cells) > 0
+    complete = next(t for t in optuna.load_study(study_name="tiny", storage=store.url).trials if t.state.name == "COMPLETE")
+    assert list(complete.intermediate_values) == list(range(10))
+    assert complete.user_attrs["steps"] == 10
+
+
+def test_several_objectives_end_with_a_pareto_front(commands: Commands) -> None:
+    words = (
+        "objective._target_=tests.support.training.two",
+        "study.metric=[error,cost]",
+        "study.direction=[minimize,minimize]",
+    )
+    said = commands.check("launch", *TINY, *words, "sampler=nsga2")
+    assert "best trial" in said
+    front = json.loads(commands.check("best", "--json"))["best"]
+    values = [tuple(t["values"].values()) for t in front]
+    assert all(not (a != b and all(x <= y for x, y in zip(a, b, strict=True))) for a in values for b in values)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
+def test_every_sampler_runs(commands: Commands, sampler: str) -> None:
+    said = commands.check("launch", *TINY, f"sampler={sampler}", "worker.count=1")
+    assert "finished: budget spent" in said
+
+
+def test_couplings_stay_alive_and_secrets_stay_out(commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", "s3cret-root")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "coupled.yaml").write_text(
+        """# @package _global_
+study: {name: coupled}
+objective: {_target_: tests.support.training.coupled, root: "${oc.env:DATA_ROOT}"}
+params:
+  data: {batch_size: 32}
+  optim: {lr: "${linear_scaling:0.1,256,${data.batch_size}}"}
+grid: {data.batch_size: [64, 512]}
+"""
+    )
+    commands.check("launch", f"--config-dir={tmp_path}", "experiment=coupled")
+    store = Store(str(commands.url))
+    trials = optuna.load_study(study_name="coupled", storage=store.url).trials
+    assert {t.user_attrs["batch"]: t.value for t in trials} == {64: 0.025, 512: 0.2}
+    assert {t.user_attrs["root"] for t in trials} == {"s3cret-root"}, "resolved where the trial runs"
+    stored = store.reads.spec(store.reads.find("coupled").study_id)
+    store.rest()
+    assert "s3cret-root" not in json.dumps(stored.to_json())
+    assert "${oc.env:DATA_ROOT}" in stored.config

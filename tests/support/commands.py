@@ -1,0 +1,80 @@
+"""Runs `orchestrator` as a user does: in processes of its own, on a database of the test's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "tests" / "support" / "config"
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Calls of the program that share a database, a directory for runs and a working directory."""
+
+    url: str | None
+    directory: Path
+    cwd: Path = ROOT
+
+    def environment(self) -> dict[str, str]:
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("ORCHESTRATOR_", "PYTEST_"))}
+        env |= {"ORCHESTRATOR_DATA_DIR": str(self.directory), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        return env if self.url is None else env | {"ORCHESTRATOR_STORAGE_URL": self.url}
+
+    def line(self, command: str, *words: str) -> list[str]:
+        output = [f"hydra.run.dir={self.directory}/output"] if command == "launch" else []
+        return [sys.executable, "-m", "orchestrator", command, *words, *output]
+
+    def run(self, command: str, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end and returns its code and both outputs."""
+        return subprocess.run(
+            self.line(command, *words), cwd=self.cwd, env=self.environment(), capture_output=True, text=True, timeout=timeout
+        )
+
+    def check(self, command: str, *words: str, timeout: float = 120) -> str:
+        """Runs a command that must succeed; returns its standard output."""
+        done = self.run(command, *words, timeout=timeout)
+        assert done.returncode == 0, f"{command} {words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    @contextmanager
+    def started(self, command: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """A command in the background; whatever is left of it is killed with the block."""
+        process = subprocess.Popen(
+            self.line(command, *words),
+            cwd=self.cwd,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            for left in [*descendants(process.pid), process.pid]:
+                kill(left)
+            process.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

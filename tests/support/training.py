@@ -1,0 +1,56 @@
+"""Objectives of the acceptance tests: small stand-ins for a training run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+
+def quick(cfg: Any, trial: Any) -> float:
+    """Takes 20 ms; the value names the cell."""
+    time.sleep(0.02)
+    return float(cfg.a) - (float(cfg.x) - 0.5) ** 2
+
+
+def slow(cfg: Any, trial: Any, seconds: float = 30.0) -> float:
+    """Runs for `seconds`, stops early when asked to, and leaves a checkpoint when it does."""
+    mark = trial.checkpoint_dir / "seen"
+    if trial.resumed and mark.exists():
+        return 2.0
+    mark.write_text("here")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not trial.should_stop():
+        time.sleep(0.02)
+    return 1.0
+
+
+def curve(cfg: Any, trial: Any) -> dict[str, float]:
+    """Reports a curve of ten steps, the better the smaller `x`; pruned ones stop."""
+    from orchestrator import TrialPruned
+
+    for step in range(10):
+        trial.report(step * (1.0 - cfg.x), step)
+        if trial.should_prune():
+            raise TrialPruned
+    return {"value": 10 * (1.0 - cfg.x), "steps": 10}
+
+
+def breaks(cfg: Any, trial: Any) -> float:
+    if cfg.a == 0:
+        print("about to break")
+        raise ValueError("a may not be 0")
+    if cfg.a == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return 1.0
+
+
+def two(cfg: Any, trial: Any) -> dict[str, float]:
+    return {"error": (cfg.x - 0.2) ** 2, "cost": (cfg.x - 0.8) ** 2, "note": cfg.a}
+
+
+def coupled(cfg: Any, trial: Any, root: str = "") -> dict[str, Any]:
+    """Tells what it was given."""
+    return {"value": float(cfg.optim.lr), "batch": cfg.data.batch_size, "root": root, "cwd": str(Path.cwd())}

@@ -218,8 +218,8 @@ class Worker:
             values=claim.values or {},
             objective=served.spec.objective,
             metrics=served.spec.metrics,
-            run_dir=rundir.attempt_dir(runs, served.row.name, claim.number, claim.attempt),
-            checkpoint_dir=rundir.checkpoint_dir(runs, served.row.name, claim.number),
+            run_dir=rundir.attempt_dir(runs, served.row.folder, claim.number, claim.attempt),
+            checkpoint_dir=rundir.checkpoint_dir(runs, served.row.folder, claim.number),
             resumed=claim.resumed,
         )
 
@@ -227,7 +227,9 @@ class Worker:
         """A result that an earlier attempt left in a run directory this host sees: delivered, not run again."""
         for attempt in range(claim.attempt - 1, 0, -1):
             assert claim.number is not None
-            outcome = rundir.read_result(rundir.attempt_dir(Path(self._place.runs_dir), served.row.name, claim.number, attempt))
+            outcome = rundir.read_result(
+                rundir.attempt_dir(Path(self._place.runs_dir), served.row.folder, claim.number, attempt)
+            )
             if isinstance(outcome, Completed | Pruned | Failed):
                 logger.info("trial %d: attempt %d had left its result; delivering it", claim.number, attempt)
                 return outcome, {}, {}

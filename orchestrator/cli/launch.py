@@ -31,8 +31,8 @@ from orchestrator.store import Store, StudyRow, TrialRow
 CPU_WORKERS = 2
 """Workers that `launch` starts on a machine without a GPU."""
 _FOLLOW_S = 0.5
-_RESTARTS = 5  # of a worker that dies within its first seconds; one that worked for a while is always replaced
-_SHORT_LIFE_S = 10.0
+_RESTARTS = 5  # of workers that end by an error of their own, one after the other, while no trial is spent
+_PAUSE_S = (0.2, 10.0)  # before a dead worker is replaced; doubled from one to the next while no trial is spent
 
 
 def run(call: Call) -> int:
@@ -106,8 +106,11 @@ class _Workers:
         self._environment = {**os.environ, LAUNCHER_PID: str(os.getpid()), **_storage_environment(call)}
         self._output = output
         self._view = view
-        self._running: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
-        self._short_lives = 0
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._errors = 0
+        self._pause_s = _PAUSE_S[0]
+        self._restart_at: dict[int, float] = {}
+        self._spent = 0
         self._count = count
         self.ending = False
 
@@ -122,7 +125,7 @@ class _Workers:
 
     def __exit__(self, *_: object) -> None:
         self.signal(signal.SIGTERM)
-        for process, _started in self._running.values():
+        for process in self._running.values():
             process.wait()
 
     def _start(self, k: int) -> None:
@@ -130,36 +133,48 @@ class _Workers:
             process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment, start_new_session=True
             )
-        self._running[k] = (process, time.monotonic())
+        self._running[k] = process
 
     def signal(self, number: signal.Signals) -> None:
         """Sends `number` to all of them; from then on none is replaced."""
         self.ending = True
-        for process, _started in self._running.values():
+        for process in self._running.values():
             if process.poll() is None:
                 process.send_signal(number)
 
-    def replace_dead(self) -> None:
-        """Starts another worker for each that died.
+    def replace_dead(self, spent: int) -> None:
+        """Starts another worker for each that died, after a pause that grows while no more trials of the study are `spent`.
 
         Raises:
-            OrchestratorError: workers die as soon as they start; the last lines of a log say why.
+            OrchestratorError: workers end by an error of their own, again and again; the last lines of a log say why.
         """
-        for k, (process, started) in list(self._running.items()):
-            if process.poll() is None or self.ending:
+        if spent != self._spent:
+            self._spent, self._errors, self._pause_s = spent, 0, _PAUSE_S[0]
+        for k, process in list(self._running.items()):
+            if process.poll() in (None, 0) or self.ending:  # 0: it ended by itself, as worker.max_trials says
                 continue
-            log = self._output / f"worker-{k + 1}.log"
-            self._short_lives = self._short_lives + 1 if time.monotonic() - started < _SHORT_LIFE_S else 0
-            if self._short_lives > _RESTARTS:
-                tail = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
-                raise OrchestratorError(f"the workers die as soon as they start; {log} ends with\n  {tail}")
-            self._view.say(f"worker {k + 1} ended with {_ending(process.returncode)}; starting another")
-            self._start(k)
+            if k not in self._restart_at:
+                self._errors += process.returncode > 0
+                if self._errors > _RESTARTS:
+                    log = self._output / f"worker-{k + 1}.log"
+                    tail = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
+                    raise OrchestratorError(f"the workers end as soon as they start; {log} ends with\n  {tail}")
+                self._view.say(f"worker {k + 1} ended with {_ending(process.returncode)}; starting another")
+                self._restart_at[k] = time.monotonic() + self._pause_s
+                self._pause_s = min(2 * self._pause_s, _PAUSE_S[1])
+            elif time.monotonic() >= self._restart_at[k]:
+                del self._restart_at[k]
+                self._start(k)
+
+    @property
+    def done(self) -> bool:
+        """Whether there were workers and all ended by themselves, in order."""
+        return bool(self._running) and all(process.poll() == 0 for process in self._running.values())
 
     @property
     def all_gone(self) -> bool:
         """Whether every worker has ended."""
-        return all(process.poll() is not None for process, _ in self._running.values())
+        return all(process.poll() is not None for process in self._running.values())
 
 
 def _ending(code: int) -> str:
@@ -222,6 +237,7 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
     """Shows the study until it is finished; returns True when the user ended it before."""
     maintenance = Maintenance(store, every_s=2.0)
     failed: set[int] = set()
+    spent = 0
     with _interrupts(workers, view) as got, view:
         while True:
             try:
@@ -237,9 +253,10 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
                 view.update(progress)
                 if progress.study.state == "FINISHED":
                     return False
-            if got and workers.all_gone:
-                return True
-            workers.replace_dead()
+                spent = progress.spent
+            if workers.all_gone and (got or workers.done):
+                return bool(got)
+            workers.replace_dead(spent)
             time.sleep(_FOLLOW_S)
 
 

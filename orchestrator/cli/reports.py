@@ -177,7 +177,7 @@ def logs(call: Call) -> int:
     if not matching:
         raise ConfigError(f"attempt={attempt}: trial {number} had {len(attempts)} attempts")
     chosen = matching[-1]
-    path = rundir.log_path(rundir.attempt_dir(Path(chosen.runs_dir), row.name, number, chosen.attempt))
+    path = rundir.log_path(rundir.attempt_dir(Path(chosen.runs_dir), row.folder, number, chosen.attempt))
     if call.json:
         print(json.dumps({"trial": number, "attempt": chosen.attempt, "host": chosen.host, "log": str(path)}))
         return 0

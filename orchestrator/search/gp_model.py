@@ -38,7 +38,9 @@ class Layout:
     def squared_distances(self, a: Array, b: Array) -> Array:
         """Per column, shape (columns, len(a), len(b))."""
         difference = a.T[:, :, None] - b.T[:, None, :]
-        result: Array = np.where(self.category[:, None, None], difference != 0, difference**2)
+        result: Array = difference * difference
+        if self.category.any():
+            result[self.category] = difference[self.category] != 0
         return result
 
 
@@ -131,7 +133,7 @@ def fit(x: Array, y: Array, layout: Layout) -> Hyperparameters:
         jac=True,
         method="L-BFGS-B",
         bounds=[(m - 5 * s, m + 5 * s) for m, s in zip(mean, std, strict=True)],
-        options={"maxiter": 60, "ftol": 1e-6},
+        options={"maxiter": 40, "ftol": 1e-5},
     )
     return Hyperparameters.from_vector(found.x)
 

@@ -112,12 +112,13 @@ class Judge:
 
     def _first_rung_step(self, mirror: Mirror, trial: FrozenTrial) -> int | None:
         """The step at which the trial's first rung is complete; None while Hyperband does not know its brackets."""
-        least, factor = int(self._options["min_resource"]), int(self._options["reduction_factor"])
+        least: int = int(self._options["min_resource"])
+        factor: int = int(self._options["reduction_factor"])
         if isinstance(self._pruner, HyperbandPruner):
             study = mirror.study(pruner=self._pruner)
             if not self._pruner._pruners:
                 self._pruner._try_initialization(study)
             if not self._pruner._pruners:
                 return None
-            return least * factor ** self._pruner._get_bracket_id(study, trial)
-        return least * factor ** int(self._options["min_early_stopping_rate"])
+            return int(least * factor ** self._pruner._get_bracket_id(study, trial))
+        return int(least * factor ** int(self._options["min_early_stopping_rate"]))

@@ -30,6 +30,11 @@ class StudyRow:
     active: bool
     created_at: datetime
 
+    @property
+    def folder(self) -> str:
+        """Name of the study's folder among the run directories; another one for a later study of the same name."""
+        return f"{self.name}-{self.study_id}"
+
 
 @dataclass(frozen=True)
 class CellRow:

@@ -81,10 +81,11 @@ def test_eight_workers_cover_a_grid_exactly(commands: Commands, store: Store) ->
 
 
 def test_ten_kills_of_workers_lose_and_double_nothing(commands: Commands, store: Store) -> None:
-    cells = ",".join(map(str, range(60)))
+    cells = ",".join(map(str, range(24)))
+    slow = ("objective._target_=tests.support.training.slow", "+objective.seconds=1", "sampler=random")
     dice = random.Random(1)
     with commands.started(
-        "launch", *TINY, f"a={cells}", "budget.trials=60", "budget.per_cell=1", "worker.count=4", "worker.poll_s=0.1"
+        "launch", *TINY, f"a={cells}", *slow, "budget.trials=24", "budget.per_cell=1", "worker.count=4"
     ) as launch:
         study = wait_until(lambda: next((r for r in store.reads.studies() if r.name == "tiny"), None), 60)
         killed: set[int] = set()
@@ -96,7 +97,7 @@ def test_ten_kills_of_workers_lose_and_double_nothing(commands: Commands, store:
         code = launch.wait(timeout=150)
         assert code == 0, launch.communicate()[0]
     trials = optuna.load_study(study_name="tiny", storage=store.url).trials
-    assert Counter(t.params["a"] for t in trials if t.state.name == "COMPLETE") == dict.fromkeys(range(60), 1)
+    assert Counter(t.params["a"] for t in trials if t.state.name == "COMPLETE") == dict.fromkeys(range(24), 1)
     assert all(t.state.is_finished() for t in trials)
     assert [t.number for t in trials] == list(range(len(trials)))
 
@@ -121,7 +122,7 @@ def test_a_terminated_worker_gives_its_trial_back_and_another_resumes_it(command
     with commands.started("launch", *TINY, *slow, "+objective.seconds=60"):
         with commands.started("worker", "worker.drain_s=0") as worker:
             study = wait_until(lambda: next((r for r in store.reads.studies()), None), 60)
-            wait_until(lambda: list(commands.directory.glob("runs/tiny/trial-0/checkpoints/seen")), 60)
+            wait_until(lambda: list(commands.directory.glob("runs/tiny-*/trial-0/checkpoints/seen")), 60)
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(timeout=30) == 0, worker.communicate()[0]
         assert store.reads.attempts(study.study_id, 0)[0].outcome == "interrupted"

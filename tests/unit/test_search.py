@@ -113,22 +113,25 @@ def test_an_ask_is_a_function_of_news_seed_ticket_and_retry(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tpe", "gp"])
 def test_cells_of_opposite_optima_get_separate_suggestions(name: str) -> None:
-    rows = drive(with_sampler(ONE, name), lambda v: (v["x"] - 0.7 * v["side"]) ** 2, 60)
-    late = {cell: statistics.median(v["x"] for c, v, _ in rows[36:] if c == cell) for cell in range(3)}
-    assert late[0] < -0.4
-    assert abs(late[1]) < 0.3
-    assert late[2] > 0.4
+    late: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    for seed in range(3):
+        rows = drive(with_sampler(replace(ONE, seed=seed), name), lambda v: (v["x"] - 0.7 * v["side"]) ** 2, 60)
+        for cell, values, _ in rows[36:]:
+            late[cell].append(values["x"])
+    assert statistics.median(late[0]) < -0.3
+    assert abs(statistics.median(late[1])) < 0.2
+    assert statistics.median(late[2]) > 0.3
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp"])
 def test_what_one_cell_has_learnt_moves_the_others_at_a_shared_optimum(name: str) -> None:
     near, by_chance = [], []
-    for seed in range(8):
+    for seed in range(15):
         spec = with_sampler(replace(ONE, seed=seed), name)
         rows = drive(spec, lambda v: (v["x"] - 0.7) ** 2 + 0.3 * v["side"], 25, cells=[0, 1] * 12 + [2])
         near.append(abs(rows[-1][1]["x"] - 0.7))
         by_chance.append(abs(drive(with_sampler(spec, "random"), lambda v: 0.0, 25)[-1][1]["x"] - 0.7))
-    assert statistics.median(near) < 0.2
+    assert statistics.median(near) < 0.25
     assert statistics.median(near) < 0.5 * statistics.median(by_chance)
 
 
@@ -252,13 +255,14 @@ def test_foreign_failed_pruned_and_broken_trials_never_stop_an_ask(name: str) ->
 @pytest.mark.parametrize("name", ["tpe", "gp"])
 def test_where_trials_fail_the_sampler_does_not_go(name: str) -> None:
     search, cells, late = Search(with_sampler(ONE, name)), list(ONE.cells()), []
-    for number in range(60):
+    for number in range(90):
         asked = search.ask(cells[number % 3], ticket=number, retry=0)
         x = asked.values["x"]
-        news = TrialNews(number, "FAIL", asked.params) if x > 0.2 else complete(number, asked, -x)
+        news = TrialNews(number, "FAIL", asked.params) if x > 0.2 else complete(number, asked, math.sin(40 * x))
         search.feed([news])
         late.append(x > 0.2)
-    assert sum(late[40:]) <= 5
+    assert sum(late[:10]) >= 3
+    assert sum(late[50:]) <= 10  # of 40, where chance gives 16
 
 
 def test_what_has_ended_does_not_run_again() -> None:

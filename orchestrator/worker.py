@@ -453,6 +453,7 @@ class Worker:
     def _lost_contact(self, error: StoreUnavailableError) -> None:
         self._maintenance.lost_contact()
         logger.warning("%s; trying again", error)
+        self._store.revive()
 
     def _maintain(self) -> None:
         try:

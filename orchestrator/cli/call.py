@@ -93,8 +93,9 @@ class Call:
         storage = self.composed.host.storage
         if storage.kind == "embedded":
             assert storage.path is not None
-            with EmbeddedServer.open(storage.path) as embedded:
-                yield self._migrated(Store(embedded.url))
+            path = storage.path
+            with EmbeddedServer.open(path) as embedded:
+                yield self._migrated(Store(embedded.url, start_again=lambda: EmbeddedServer.open(path).close()))
         else:
             assert storage.url is not None
             yield self._migrated(Store(storage.url, storage.password_file))

@@ -249,6 +249,7 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
             except StoreUnavailableError as error:
                 maintenance.lost_contact()
                 view.say(f"{error}; trying again")
+                store.revive()
             else:
                 view.update(progress)
                 if progress.study.state == "FINISHED":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.search_space import IntersectionSearchSpace
@@ -20,6 +21,7 @@ from orchestrator.search.quasirandom import point_of
 from orchestrator.search.tpe import HybridTPESampler
 
 MAX_TRIALS = 500
+MAX_FITTED = 250
 N_FANTASIES = 8
 N_SPREAD = 512
 LOCAL_RADII = (0.15, 0.05, 0.015, 0.004)
@@ -81,8 +83,8 @@ class HybridGPSampler(BaseSampler):
 
     def _maximise(self, searched: Sequence[Column], context: Context, history: History) -> Array:
         layout = Layout.of(searched, context.columns)
-        y = standardised(history)
-        h = self._hyperparameters(history, y, layout)
+        y = standardised(history.loss, history.pruned)
+        h = self._hyperparameters(history, layout)
         keep = _subset(history, y, layout, context.point)
         x, losses = history.x[keep], y[keep]
         posterior = Posterior(x, losses, layout, h)
@@ -131,14 +133,16 @@ class HybridGPSampler(BaseSampler):
                 points[:, j] += np.where(moving[:, j], radius * rng.standard_normal(len(points)), 0.0)
         return _snap(searched, points)
 
-    def _hyperparameters(self, history: History, y: Array, layout: Layout) -> Hyperparameters:
+    def _hyperparameters(self, history: History, layout: Layout) -> Hyperparameters:
         """Fitted to the first n trials, where n grows in steps of a tenth: a function of the history, yet seldom computed."""
-        n = max(checkpoint(len(y)), min(len(y), self._n_startup_trials))
-        first = slice(max(0, n - MAX_TRIALS), n)
-        key = (layout.context.tobytes(), layout.category.tobytes(), history.x[first].tobytes(), y[first].tobytes())
+        n = max(checkpoint(len(history.loss)), min(len(history.loss), self._n_startup_trials))
+        chosen = np.unique(np.linspace(0, n - 1, min(n, MAX_FITTED)).astype(int))
+        x, loss, pruned = history.x[chosen], history.loss[chosen], history.pruned[chosen]
+        parts = (layout.context, layout.category, x, loss, pruned)
+        key = tuple(part.tobytes() for part in parts)
         if key not in self._fits:
             self._fits.clear()
-            self._fits[key] = fit(history.x[first], y[first], layout)
+            self._fits[key] = fit(x, standardised(loss, pruned), layout)
         return self._fits[key]
 
 
@@ -150,21 +154,19 @@ def checkpoint(n: int) -> int:
     return last
 
 
-def standardised(history: History) -> Array:
+def standardised(loss: Array, pruned: npt.NDArray[np.bool_]) -> Array:
     """Losses with the bad tail cut at median + 1.5·(median − best), zero mean and unit variance; failures as the worst.
 
     A pruned trial counts by its last report, but never as better than the median: its pruner judged it so.
     """
-    known = np.isfinite(history.loss)
+    known = np.isfinite(loss)
     if not known.any():
-        return np.zeros(len(history.loss))
-    loss = history.loss.copy()
-    complete = known & ~history.pruned
+        return np.zeros(len(loss))
+    complete = known & ~pruned
     median = float(np.median(loss[complete if complete.any() else known]))
-    loss[history.pruned] = np.maximum(loss[history.pruned], median)
-    cut = median + 1.5 * (median - float(loss[known].min()))
-    worst = min(cut, float(loss[known].max())) if cut > median else float(loss[known].max())
-    loss = np.minimum(loss, worst)
+    loss = np.where(pruned, np.maximum(loss, median), loss)
+    worst, cut = float(loss[known].max()), median + 1.5 * (median - float(loss[known].min()))
+    loss = np.minimum(loss, min(cut, worst) if cut > median else worst)
     std = float(loss.std())
     result: Array = (loss - loss.mean()) / (std if std > 1e-12 else 1.0)
     return result

@@ -25,7 +25,7 @@ SHARING = ((math.inf, 1.0), (0.35, 0.3), (0.15, 0.1))
 """Degrees of sharing, widest first: width over an ordered axis (of length 1), weight of another category."""
 GAIN_TO_NARROW = 0.93
 """Cells share less only where that foretells trials better: the error must shrink to this part."""
-MAX_COMPARED = 300
+MAX_COMPARED = 150
 LEAST_WEIGHT = 0.02
 _RULES = _ParzenEstimatorParameters(1.0, True, False, default_weights, True)
 

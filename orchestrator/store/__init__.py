@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
+from orchestrator.errors import StoreUnavailableError
 from orchestrator.store.database import Database, storage_url
 from orchestrator.store.fleet import Fleet, SlotOffer, WorkerLease
 from orchestrator.store.ledger import Claim, Ledger, Place
@@ -36,10 +38,12 @@ class Store:
     Args:
         url: a PostgreSQL URL; see `database.storage_url`.
         password_file: a file with the password, or None.
+        start_again: starts the server again if it should have died; for one that is ours to start.
     """
 
-    def __init__(self, url: str, password_file: str | None = None) -> None:
+    def __init__(self, url: str, password_file: str | None = None, start_again: Callable[[], None] | None = None) -> None:
         self._database = Database(storage_url(url, password_file))
+        self._start_again = start_again
         self.studies = Studies(self._database)
         self.fleet = Fleet(self._database)
         self.ledger = Ledger(self._database)
@@ -48,6 +52,12 @@ class Store:
     def migrate(self, create_optuna_tables: Callable[[str], None]) -> None:
         """Creates or upgrades the schemas; see `migrations.migrate`."""
         migrate(self._database, create_optuna_tables)
+
+    def revive(self) -> None:
+        """After the database did not answer: starts it again if it is ours to start; says nothing if that fails."""
+        if self._start_again is not None:
+            with contextlib.suppress(StoreUnavailableError):
+                self._start_again()
 
     def rest(self) -> None:
         """Gives up idle connections before a long wait."""

@@ -335,8 +335,9 @@ def try_lock(fd: int) -> bool:
 def last_complaint(output: str) -> str:
     """The line of PostgreSQL's messages that says what went wrong."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    told = [line for line in lines if re.search(r"FATAL|PANIC|error:|could not|No space", line)]
-    return (told or lines or ["it said nothing"])[-1]
+    causes = [line for line in lines if re.search(r"No space left|quota exceeded|too large|Permission denied|Read-only", line)]
+    told = [line for line in lines if re.search(r"FATAL|PANIC|error:|could not", line)]
+    return (causes or told or lines or ["it said nothing"])[-1]
 
 
 def _eventually(condition: Callable[[], bool], seconds: float) -> bool:

@@ -335,6 +335,7 @@ except StoreUnavailableError as error:
 """
     told = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True).stdout
     assert "initdb failed" in told
+    assert "too large" in told
     assert len(told.splitlines()) == 1
     assert not (path / "pgdata").exists()
     with EmbeddedServer.open(path):

@@ -48,7 +48,7 @@ def sql(url: str, statement: str) -> list[tuple[object, ...]]:
     return rows
 
 
-# ------------------------------------------------------------------------------------------------------------ shares and budget
+# ------------------------------------------------------------------------------------------------------- shares and budget
 
 
 def test_every_cell_gets_its_share_before_any_gets_more(store: Store, lease: WorkerLease) -> None:
@@ -164,7 +164,7 @@ def test_a_claim_late_in_a_large_grid_walks_an_index(store: Store, lease: Worker
     assert "Sort" not in plan
 
 
-# ---------------------------------------------------------------------------------------------------------------------- failures
+# ---------------------------------------------------------------------------------------------------------------- failures
 
 
 def test_a_failed_ticket_is_tried_three_times_more_then_its_cell_is_closed(store: Store, lease: WorkerLease) -> None:
@@ -216,7 +216,7 @@ def test_failures_in_a_row_are_counted_not_failures_in_all(store: Store, lease: 
     assert (cell.state, cell.completed, cell.failed) == ("OPEN", 10, 10)
 
 
-# ------------------------------------------------------------------------------------------------------------------------ leases
+# ------------------------------------------------------------------------------------------------------------------ leases
 
 
 def test_a_released_trial_goes_on_as_the_same_trial(store: Store, lease: WorkerLease) -> None:
@@ -338,7 +338,7 @@ def test_a_slot_is_held_by_one_worker_until_it_leaves(store: Store) -> None:
     assert store.fleet.claim_slot(workers[2], offers) == offers[0]
 
 
-# ------------------------------------------------------------------------------------------------------------ time and deadlines
+# ------------------------------------------------------------------------------------------------------ time and deadlines
 
 
 def test_after_its_hours_a_study_hands_out_nothing_and_ends(store: Store, lease: WorkerLease) -> None:
@@ -358,7 +358,7 @@ def test_after_its_hours_a_study_hands_out_nothing_and_ends(store: Store, lease:
     assert states == ["COMPLETE", "FAIL"], "none stays RUNNING for ever"
 
 
-# ----------------------------------------------------------------------------------------------------------------- real races
+# -------------------------------------------------------------------------------------------------------------- real races
 
 
 @pytest.mark.parametrize(("fail", "release"), [(0.0, 0.0), (0.1, 0.15)])

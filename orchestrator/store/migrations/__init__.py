@@ -17,6 +17,7 @@ from orchestrator.store.database import Database
 from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS, SCHEMA
 
 VERSION_TABLE = "version"
+OLDEST_SERVER = 140000
 _LOCK = 0x6F72636865737472  # "orchestr": one migration at a time in a database
 
 
@@ -31,6 +32,11 @@ def migrate(database: Database, create_optuna_tables: Callable[[str], None]) -> 
     """
     script = ScriptDirectory.from_config(_config())
     with database.transaction() as connection:
+        version = int(connection.execute(sa.text("SHOW server_version_num")).scalar_one())
+        if version < OLDEST_SERVER:
+            raise SchemaOutdatedError(
+                f"the database server is PostgreSQL {version // 10000}; PostgreSQL {OLDEST_SERVER // 10000} or newer is needed"
+            )
         if _is_current(connection, script):
             return
     with database.transaction(statement_s=600, lock_s=600, idle_s=0) as connection:

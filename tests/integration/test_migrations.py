@@ -1,0 +1,107 @@
+"""The schemas: made once however many ask, what the migrations make is what the code says, foreign revisions are refused."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import psycopg2
+import pytest
+from alembic import command
+from alembic.config import Config
+
+from orchestrator.errors import ConfigError, SchemaOutdatedError, StoreUnavailableError
+from orchestrator.search import create_optuna_tables, optuna_schema_head
+from orchestrator.store import Store
+from orchestrator.store.database import Database, hide_password, storage_url
+from orchestrator.store.migrations import _config
+from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS
+
+
+def migrate(url: str) -> None:
+    store = Store(url)
+    store.migrate(create_optuna_tables)
+    store.rest()
+
+
+def execute(url: str, statement: str) -> None:
+    connection = psycopg2.connect(url.replace("+psycopg2", ""))
+    connection.autocommit = True
+    connection.cursor().execute(statement)
+    connection.close()
+
+
+def test_ten_that_start_at_once_on_an_empty_database_all_find_it_ready(empty_database_url: str) -> None:
+    with multiprocessing.get_context("spawn").Pool(10) as pool:
+        pool.map(migrate, [empty_database_url] * 10, chunksize=1)
+    store = Store(empty_database_url)
+    assert store.reads.studies() == []
+    store.rest()
+
+
+def test_the_migrations_make_what_the_schema_says(database_url: str) -> None:
+    database = Database(storage_url(database_url))
+    with database.transaction(idle_s=60) as connection:
+        config: Config = _config()
+        config.attributes["connection"] = connection
+        command.check(config)
+    database.rest()
+
+
+def test_the_installed_optuna_writes_a_revision_we_know() -> None:
+    assert optuna_schema_head() in KNOWN_OPTUNA_REVISIONS
+
+
+def test_an_unknown_revision_of_optunas_tables_is_refused(database_url: str) -> None:
+    execute(database_url, "UPDATE alembic_version SET version_num = 'v9.0.0.a'")
+    with pytest.raises(SchemaOutdatedError, match=r"v9\.0\.0\.a"):
+        migrate(database_url)
+
+
+def test_a_schema_of_a_newer_version_is_refused(database_url: str) -> None:
+    execute(database_url, "UPDATE orchestrator.version SET version_num = '9999'")
+    with pytest.raises(SchemaOutdatedError, match="newer orchestrator"):
+        migrate(database_url)
+
+
+def test_a_database_without_our_schema_says_which_command_makes_it(empty_database_url: str) -> None:
+    store = Store(empty_database_url)
+    with pytest.raises(SchemaOutdatedError, match="orchestrator db upgrade"):
+        store.reads.studies()
+    store.rest()
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
+def test_a_bare_scheme_means_psycopg2(scheme: str) -> None:
+    assert storage_url(f"{scheme}://me@host/db").drivername == "postgresql+psycopg2"
+
+
+@pytest.mark.parametrize("url", ["mysql://me:s3cret@host/db", "me:s3cret@host", "postgresql+psycopg://me:s3cret@host/db", ""])
+def test_another_database_is_refused_without_showing_the_password(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        storage_url(url)
+    assert "storage.url" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_password_never_reaches_an_error_however_it_is_written() -> None:
+    url = storage_url("postgresql://me:p%40ss%2Fword@127.0.0.1:9/db")
+    with pytest.raises(StoreUnavailableError) as caught, Database(url).transaction():
+        pass
+    assert "p@ss/word" not in str(caught.value)
+    assert "p%40ss" not in str(caught.value)
+    assert hide_password("x p@ss/word y p%40ss%2Fword", url) == "x *** y ***"
+
+
+def test_a_missing_password_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"storage.password_file=/no/such: No such file"):
+        storage_url("postgresql://me@host/db", "/no/such")
+
+
+def test_a_lock_that_is_never_released_gives_up_with_an_error(database_url: str) -> None:
+    holder = psycopg2.connect(database_url.replace("+psycopg2", ""))
+    holder.cursor().execute("LOCK TABLE orchestrator.study")
+    database = Database(storage_url(database_url))
+    with pytest.raises(StoreUnavailableError, match="lock timeout"), database.transaction(lock_s=1) as connection:
+        connection.exec_driver_sql("SELECT * FROM orchestrator.study")
+    holder.close()
+    database.rest()

@@ -68,7 +68,8 @@ class Judge:
         self._within_cell = bool(options.pop("within_cell", False))
         self._options = options
         self._pruner = _CLASSES[self._name](**options)
-        self._judged: dict[int, int] = {}  # trial number: last step it was judged at
+        # Trial number to the last step judged: a rung first complete between two questions is judged at the second.
+        self._judged: dict[int, int] = {}
 
     def should_prune(self, mirror: Mirror, trial: FrozenTrial, cells: Mapping[int, int | None]) -> bool:
         """The verdict for `trial` (with its reports so far) among the trials of `mirror`.
@@ -85,7 +86,7 @@ class Judge:
             return False
         peers = [t for t in (mates if self._within_cell else everyone) if t.number != trial.number]
         if isinstance(self._pruner, SuccessiveHalvingPruner | HyperbandPruner):
-            before = self._judged.get(trial.number, step - 1)
+            before = min(self._judged.get(trial.number, step - 1), step - 1)  # asked twice, it answers twice the same
             peers = [self._marked(mirror, peer, math.inf) for peer in peers]
             trial = self._marked(mirror, trial, before)
             self._judged[trial.number] = step

@@ -189,7 +189,7 @@ class Cluster:
             (fresh / "pg_ident.conf").write_text("".join(f'owner "{name}" postgres\n' for name in users))
             fresh.rename(self.data)
         except subprocess.CalledProcessError as error:
-            raise self._error(f"initdb failed: {last_complaint(str(error.output))}") from error
+            raise self._error(f"initdb failed: {complaint(str(error.output))}") from error
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
@@ -317,7 +317,7 @@ class Cluster:
     def _complaint(self, log_start: int) -> str:
         with self._log.open(errors="replace") as file:
             file.seek(log_start)
-            return last_complaint(file.read())
+            return complaint(file.read())
 
     def _error(self, what: str) -> StoreUnavailableError:
         return StoreUnavailableError(f"embedded database in {self.path}: {what}")
@@ -332,12 +332,13 @@ def try_lock(fd: int) -> bool:
     return True
 
 
-def last_complaint(output: str) -> str:
-    """The line of PostgreSQL's messages that says what went wrong."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    causes = [line for line in lines if re.search(r"No space left|quota exceeded|too large|Permission denied|Read-only", line)]
-    told = [line for line in lines if re.search(r"FATAL|PANIC|error:|could not", line)]
-    return (causes or told or lines or ["it said nothing"])[-1]
+def complaint(output: str) -> str:
+    """The line of PostgreSQL's messages that says what went wrong, with its hint: the first, as later ones follow from it."""
+    lines = [re.sub(r"^.*? \[\d+\] ", "", line).strip() for line in output.splitlines() if line.strip()]
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if re.search(r"FATAL|PANIC|error:|could not", line):
+            return f"{line} {following}" if following.startswith("HINT") else line
+    return lines[-1] if lines else "it said nothing"
 
 
 def _eventually(condition: Callable[[], bool], seconds: float) -> bool:

@@ -25,7 +25,7 @@ from types import TracebackType
 import psycopg2
 
 from orchestrator.errors import StoreUnavailableError
-from orchestrator.store.cluster import Cluster, last_complaint, try_lock
+from orchestrator.store.cluster import Cluster, complaint, try_lock
 
 
 class EmbeddedServer:
@@ -186,4 +186,4 @@ def _translated(path: Path) -> Iterator[None]:
         where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
         raise StoreUnavailableError(f"embedded database in {path}: {error.strerror or error}{where}") from error
     except (psycopg2.Error, subprocess.SubprocessError) as error:
-        raise StoreUnavailableError(f"embedded database in {path}: {last_complaint(str(error))}") from error
+        raise StoreUnavailableError(f"embedded database in {path}: {complaint(str(error))}") from error

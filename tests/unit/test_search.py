@@ -275,8 +275,8 @@ def test_what_has_ended_does_not_run_again() -> None:
     assert (attrs["news"], attrs["pending"]) == (1, 0)
 
 
-@pytest.mark.parametrize(("name", "limit_s"), [("tpe", 0.6), ("gp", 3.0)])
-def test_ten_thousand_trials_are_taken_in_and_asked_about_quickly(name: str, limit_s: float) -> None:
+@pytest.mark.parametrize("name", ["tpe", "gp"])
+def test_ten_thousand_trials_are_taken_in_and_asked_about_quickly(name: str) -> None:
     search, rng = Search(with_sampler(SPEC, name)), np.random.default_rng(0)
     points = [Search(with_sampler(SPEC, "random")).ask(c, ticket=t, retry=0) for t, c in enumerate(list(SPEC.cells()) * 5)]
     news = [complete(n, points[n % len(points)], float(rng.random()), n % 6) for n in range(10_000)]
@@ -284,8 +284,9 @@ def test_ten_thousand_trials_are_taken_in_and_asked_about_quickly(name: str, lim
     search.feed(news)
     fed = time.perf_counter()
     search.ask({"batch": 32, "net": "small"}, ticket=10_000, retry=0)
+    # A quarter of these on an idle core; the tests share theirs.
     assert fed - before < 2.0
-    assert time.perf_counter() - fed < 5 * limit_s
+    assert time.perf_counter() - fed < 5.0
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -120,6 +120,7 @@ def test_a_trial_taken_up_by_another_worker_is_judged_alike() -> None:
     first, second = searching(pruner, news), searching(pruner, news)
     good_then_bad = {1: 0.5, 2: 0.5, 3: 0.5, 4: 9.0}
     assert pruned_at(first, 20, good_then_bad) == 4
+    assert first.should_prune(20, reports=good_then_bad)
     assert second.should_prune(20, reports=good_then_bad)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import os
 import random
 import signal
 import socket
@@ -76,6 +77,8 @@ class Worker:
         self._wake = threading.Event()
         self._next_beat = math.inf  # nothing to renew yet
         self._doing = "starting"
+        self._out_of_contact = False
+        self._threads = settings.threads
         self._served: dict[int, _Served] = {}
         self._unservable: dict[tuple[int, int], float] = {}
         self._lease: WorkerLease
@@ -359,7 +362,7 @@ class Worker:
             spec.objective,
             start=spec.runner.get("start", "forkserver"),
             env=child_environment(self._device),
-            threads=self._settings.threads,
+            threads=self._threads,
             grace_s=spec.runner.get("grace_s", 5.0),
             max_runtime_s=None if minutes is None else minutes * 60,
             silence_s=self._settings.lease_ttl_s,
@@ -426,10 +429,17 @@ class Worker:
             self._device = offers.pop(held)
             self._lock = None if self._device.kind == "cpu" else DeviceLock.acquire(held.device, held.slot)
             if self._device.kind == "cpu" or self._lock is not None:
+                if self._device.kind == "cpu" and self._settings.threads is None:
+                    self._threads = self._share_of_cores(held.scope)
                 logger.info("holds %s, slot %d", self._device.name, held.slot)
                 return True
             self._insist(lambda: self._store.fleet.release_slot(self._lease))
         return False
+
+    def _share_of_cores(self, scope: str) -> int:
+        """CPU threads for a trial: workers that each take all cores slow each other down tenfold."""
+        sharers = max(self._settings.slots_per_device or 2, len(self._insist(lambda: self._store.fleet.holders(scope))))
+        return max(1, len(os.sched_getaffinity(0)) // sharers) if hasattr(os, "sched_getaffinity") else 1
 
     # ----------------------------------------------------------------------------------------------- time and the database
 
@@ -442,7 +452,9 @@ class Worker:
         pause_s = 0.2
         while True:
             try:
-                return step()
+                answer = step()
+                self._in_contact()
+                return answer
             except StoreUnavailableError as error:
                 if self._drain >= until:
                     raise
@@ -452,8 +464,15 @@ class Worker:
 
     def _lost_contact(self, error: StoreUnavailableError) -> None:
         self._maintenance.lost_contact()
-        logger.warning("%s; trying again", error)
+        if not self._out_of_contact:
+            logger.warning("%s; trying again", error)
+            self._out_of_contact = True
         self._store.revive()
+
+    def _in_contact(self) -> None:
+        if self._out_of_contact:
+            logger.info("the database answers again")
+            self._out_of_contact = False
 
     def _maintain(self) -> None:
         try:
@@ -484,6 +503,7 @@ class Worker:
 
     def _renew(self) -> None:
         self._store.fleet.renew(self._lease, self._doing)
+        self._in_contact()
         self._next_beat = time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)
 
     def _say(self, doing: str) -> None:

@@ -101,5 +101,5 @@ class Call:
             yield self._migrated(Store(storage.url, storage.password_file))
 
     def _migrated(self, store: Store) -> Store:
-        store.migrate(search.create_optuna_tables)
+        store.migrate(lambda url: search.create_optuna_tables(url))
         return store

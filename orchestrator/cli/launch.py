@@ -237,7 +237,7 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
     """Shows the study until it is finished; returns True when the user ended it before."""
     maintenance = Maintenance(store, every_s=2.0)
     failed: set[int] = set()
-    spent = 0
+    spent, silent = 0, False
     with _interrupts(workers, view) as got, view:
         while True:
             try:
@@ -248,9 +248,12 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
                 store.rest()
             except StoreUnavailableError as error:
                 maintenance.lost_contact()
-                view.say(f"{error}; trying again")
+                if not silent:
+                    view.say(f"{error}; trying again")
+                silent = True
                 store.revive()
             else:
+                silent = False
                 view.update(progress)
                 if progress.study.state == "FINISHED":
                     return False

@@ -14,7 +14,6 @@ from orchestrator.errors import ConfigError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.runner import linux
 from orchestrator.store import Store, embedded
-from orchestrator.worker import Worker
 
 LAUNCHER_PID = "ORCHESTRATOR_LAUNCHER_PID"
 """Set by `launch` for the workers it starts: they end, in order, when it dies."""
@@ -23,6 +22,8 @@ _RETRY_S = 2.0
 
 def worker(call: Call) -> int:
     """Serves all active studies until told to end; waits for a database that is not up yet."""
+    from orchestrator.worker import Worker  # brings Optuna, which no other command needs
+
     logs.configure("worker")
     host = call.composed.host
     if launcher := os.environ.pop(LAUNCHER_PID, None):

@@ -1,10 +1,19 @@
-"""The sampler's room, sole importer of Optuna: what to try next in a cell, what to stop, and how Optuna's tables look."""
+"""The sampler's room, sole importer of Optuna: what to try next in a cell, what to stop, and how Optuna's tables look.
 
-from orchestrator.search.gp import HybridGPSampler
-from orchestrator.search.space import describe, distribution_json, distributions
-from orchestrator.search.study import ASK_KEY, Search
-from orchestrator.search.tables import create_optuna_tables, load_study, open_storage, optuna_schema_head
-from orchestrator.search.tpe import HybridTPESampler
+Its names are loaded when they are first used: the commands that only read need neither Optuna nor SciPy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.search.gp import HybridGPSampler
+    from orchestrator.search.space import describe, distribution_json, distributions
+    from orchestrator.search.study import ASK_KEY, Search
+    from orchestrator.search.tables import create_optuna_tables, load_study, open_storage, optuna_schema_head
+    from orchestrator.search.tpe import HybridTPESampler
 
 __all__ = [
     "ASK_KEY",
@@ -19,3 +28,17 @@ __all__ = [
     "open_storage",
     "optuna_schema_head",
 ]
+_HOME = {
+    "gp": ("HybridGPSampler",),
+    "space": ("describe", "distribution_json", "distributions"),
+    "study": ("ASK_KEY", "Search"),
+    "tables": ("create_optuna_tables", "load_study", "open_storage", "optuna_schema_head"),
+    "tpe": ("HybridTPESampler",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

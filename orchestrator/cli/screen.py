@@ -47,8 +47,7 @@ class View:
             self._live.update(self._table(progress), refresh=True)
             return
         now = (progress.spent, progress.failed)
-        done = progress.study.state == "FINISHED"
-        if now != self._last and (done or time.monotonic() >= self._next_line):
+        if now != self._last and progress.study.state != "FINISHED" and time.monotonic() >= self._next_line:
             self._last, self._next_line = now, time.monotonic() + _LINE_EVERY_S
             self.say(headline(self._spec, progress))
 

@@ -80,6 +80,9 @@ class Fleet:
     def claim_slot(self, lease: WorkerLease, offers: Sequence[SlotOffer]) -> SlotOffer | None:
         """Takes the first offered slot that nobody holds, or returns None. A worker holds one slot at most."""
         with self._database.transaction() as c:
+            has = c.execute(sa.select(slot).where(slot.c.worker_id == lease.worker_id)).one_or_none()
+            if has is not None:  # taken before, by a COMMIT whose answer was lost
+                return SlotOffer(has.scope, has.device, has.slot, has.device_name)
             for offer in offers:
                 taken = c.execute(
                     insert(slot)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -89,7 +89,7 @@ class Ledger:
     def claim(self, lease: WorkerLease, studies: Sequence[int], place: Place) -> Claim | None:
         """Takes what is next in `studies` (in that order): a trial given back, else the next ticket; None when nothing is open.
 
-        A cell's guaranteed shares come first: no other ticket is handed out before every share of every open cell is spent.
+        The worker must be done with what it claimed before. A cell's guaranteed shares come first: no other ticket is handed out before every share of every open cell is spent.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile.
@@ -97,6 +97,7 @@ class Ledger:
         for study_id in studies:
             with self._database.transaction() as c:
                 self._hold_worker(c, lease)
+                self._give_back_forgotten(c, lease)
                 claimed = self._resume(c, lease, study_id, place) or self._next_ticket(c, lease, study_id)
             if claimed is not None:
                 return claimed
@@ -111,6 +112,16 @@ class Ledger:
         ).one_or_none()
         if held is None:
             raise LeaseLostError(f"worker {lease.worker_id} was evicted: its lease had run out")
+
+    def _give_back_forgotten(self, c: Connection, lease: WorkerLease) -> None:
+        """A worker runs one trial at a time, so what it holds now came by a claim whose answer was lost."""
+        rows = c.execute(
+            sa.select(trial)
+            .where(trial.c.worker_id == lease.worker_id, trial.c.state.in_(_LIVE))
+            .with_for_update(key_share=True)
+        ).all()
+        for row in rows:
+            self._give_back(c, row, "interrupted", "its claim was lost on the way to the worker")
 
     def _resume(self, c: Connection, lease: WorkerLease, study_id: int, place: Place) -> Claim | None:
         row = c.execute(
@@ -217,12 +228,14 @@ class Ledger:
         with self._database.transaction() as c:
             self._lock_study(c, claim.study_id)
             ours = c.execute(
-                sa.select(trial.c.trial_id)
-                .where(trial.c.trial_id == claim.trial_id, trial.c.token == claim.token, trial.c.state == "CLAIMED")
+                sa.select(trial)
+                .where(trial.c.trial_id == claim.trial_id, trial.c.token == claim.token, trial.c.state.in_(_LIVE))
                 .with_for_update(key_share=True)
             ).one_or_none()
             if ours is None:
                 raise LeaseLostError(f"the ticket {claim.ticket} of study {claim.study_id} was given to another worker")
+            if ours.state == "RUNNING":  # done before, by a COMMIT whose answer was lost
+                return replace(claim, number=ours.number, optuna_trial_id=ours.optuna_trial_id, values=ours.values)
             # The highest id has the highest number: ids are drawn under the lock of the study's row, here as in Optuna.
             last = (
                 sa.select(optuna_trials.c.number)
@@ -265,9 +278,7 @@ class Ledger:
                 )
             )
             self._begin_attempt(c, claim.trial_id, 1, lease, place)
-        return Claim(
-            **{**claim.__dict__, "number": made.number, "optuna_trial_id": made.trial_id, "values": dict(suggestion.values)}
-        )
+        return replace(claim, number=made.number, optuna_trial_id=made.trial_id, values=dict(suggestion.values))
 
     def report(self, claim: Claim, reports: Mapping[int, float], attrs: Mapping[str, JSONValue]) -> None:
         """Writes intermediate values and user attributes of a running trial; a step already reported keeps its first value.

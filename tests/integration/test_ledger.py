@@ -60,7 +60,7 @@ def test_every_cell_gets_its_share_before_any_gets_more(store: Store, lease: Wor
 
 def test_no_open_ticket_is_handed_out_while_a_share_is_still_running(store: Store, lease: WorkerLease) -> None:
     study = store.studies.launch(spec(cells=2, trials=5)).study_id
-    first, second = start(store, lease, study), start(store, lease, study)
+    first, second = start(store, lease, study), start(store, store.fleet.register(60), study)
     assert first is not None
     assert second is not None
     end(store, first)
@@ -279,6 +279,20 @@ def test_finishing_twice_is_accepted_once(store: Store, lease: WorkerLease) -> N
     assert optuna.load_study(study_name="study", storage=store.url).best_value == 1.0
 
 
+def test_a_step_whose_answer_was_lost_can_be_done_again(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2)).study_id
+    store.ledger.claim(lease, [study], PLACE)  # the worker never learns of this one
+    claim = store.ledger.claim(lease, [study], PLACE)
+    assert claim is not None
+    assert claim.ticket == 0
+    first = store.ledger.create(claim, suggestion(claim), lease, PLACE)
+    again = store.ledger.create(claim, suggestion(claim, x=0.9), lease, PLACE)
+    assert again == first
+    assert len(optuna.load_study(study_name="study", storage=store.url).trials) == 1
+    end(store, first)
+    assert len(run_all(store, lease, study)) == 1
+
+
 def test_an_evicted_worker_can_neither_renew_nor_claim(store: Store, lease: WorkerLease) -> None:
     study = store.studies.launch(spec()).study_id
     assert store.ledger.evict(lease.worker_id, "silent")
@@ -332,6 +346,7 @@ def test_a_slot_is_held_by_one_worker_until_it_leaves(store: Store) -> None:
     workers = [store.fleet.register(60) for _ in range(3)]
     held = [store.fleet.claim_slot(worker, offers) for worker in workers]
     assert held == [offers[0], offers[1], None]
+    assert store.fleet.claim_slot(workers[0], offers) == offers[0], "asked again, after an answer that was lost"
     assert len(store.fleet.holders("host")) == 2
     store.fleet.deregister(workers[0], "done")
     store.ledger.evict(workers[1].worker_id, "silent")
@@ -344,11 +359,11 @@ def test_a_slot_is_held_by_one_worker_until_it_leaves(store: Store) -> None:
 def test_after_its_hours_a_study_hands_out_nothing_and_ends(store: Store, lease: WorkerLease) -> None:
     limited = replace(spec(cells=2, trials=9), budget=Budget(9, 1, hours=1.0))
     study = store.studies.launch(limited).study_id
-    claim, other = start(store, lease, study), start(store, lease, study)
+    claim, other = start(store, lease, study), start(store, store.fleet.register(60), study)
     assert claim is not None
     assert other is not None
     sql(store.url, "UPDATE orchestrator.study SET deadline_at = clock_timestamp()")
-    assert start(store, lease, study) is None
+    assert start(store, store.fleet.register(60), study) is None
     assert store.ledger.end_studies() == [], "what runs may end"
     end(store, claim)
     store.ledger.release(other, "drained")
@@ -406,7 +421,8 @@ def test_numbers_stay_distinct_beside_trials_of_plain_optuna(store: Store, lease
 
 def test_news_never_skips_a_trial_whose_transaction_commits_late(store: Store, lease: WorkerLease) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
-    slow, quick = store.ledger.claim(lease, [study], PLACE), store.ledger.claim(lease, [study], PLACE)
+    other = store.fleet.register(60)
+    slow, quick = store.ledger.claim(lease, [study], PLACE), store.ledger.claim(other, [study], PLACE)
     assert slow is not None
     assert quick is not None
     holder = psycopg2.connect(store.url.replace("+psycopg2", ""))
@@ -418,7 +434,7 @@ def test_news_never_skips_a_trial_whose_transaction_commits_late(store: Store, l
     assert store.reads.news(study, 0) == ([], 0)
     holder.rollback()
     thread.join()
-    store.ledger.create(quick, suggestion(quick), lease, PLACE)
+    store.ledger.create(quick, suggestion(quick), other, PLACE)
     news, cursor = store.reads.news(study, 0)
     assert [n.number for n in news] == [0, 1]
     end(store, created[0])

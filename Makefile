@@ -1,0 +1,25 @@
+# The tools of the virtual environment here, if there is one, else those on the path.
+BIN ?= $(if $(wildcard .venv/bin/python),.venv/bin/,)
+
+.PHONY: check check-static test secrets
+.DELETE_ON_ERROR:
+
+check: check-static test
+
+check-static:
+	$(BIN)ruff format --check .
+	$(BIN)ruff check .
+	$(BIN)lint-imports
+	$(BIN)mypy
+
+test:
+	$(BIN)python -m pytest -n 2
+
+# The password of docker-compose.yml's database; an existing one is kept. The containers' user, who is neither you nor root, must
+# be able to read the file; the folder keeps others of this host out.
+secrets: secrets/db_password
+
+secrets/db_password:
+	install -d -m 700 secrets
+	head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' > $@
+	chmod 644 $@

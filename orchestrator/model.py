@@ -25,7 +25,7 @@ class Axis:
 class Searched:
     """One parameter left to the sampler.
 
-    ``float`` and ``int`` use `low`, `high` (both inclusive), `step` (None: continuous, 1 for int) and `log`;
+    ``float`` and ``int`` use `low`, `high` (both inclusive), `step` (None: continuous, for int every whole number) and `log`;
     ``categorical`` uses `choices` (JSON values).
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
+from orchestrator import config
+from tests.support.grammar import LINES, write_grammar_experiment
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +67,19 @@ class Project:
         command = ["docker", "compose", *arguments]
         done = subprocess.run(
             command, cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def shell(self, command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -153,6 +171,18 @@ def test_workers_survive_a_restart_of_the_database_and_the_study_goes_on(project
 def test_mounted_code_and_config_of_the_user_run(project: Project) -> None:
     said = project.launch("--config-dir", "conf", "experiment=mine")
     assert trials_done(said) == "4/4"
+
+
+def test_the_override_grammar_reaches_the_program_as_it_is_typed_in_a_shell(project: Project) -> None:
+    write_grammar_experiment(project.folder / "code" / "conf")
+    words = " ".join(line.bash for line in LINES.values())
+    here = config.compose(
+        "launch", ["experiment=grammar", *shlex.split(words)], config_dir=str(project.folder / "code" / "conf")
+    )
+    typed = f"docker compose run --rm -T launch --config-dir conf experiment=grammar {words} --cfg job"
+    said = yaml.safe_load(project.shell(typed))
+    for section in ("grid", "search", "params"):
+        assert said[section] == OmegaConf.to_container(here.config[section])
 
 
 def test_code_baked_into_an_image_of_the_user_s_own_imports(project: Project) -> None:

@@ -13,7 +13,7 @@ check-static:
 	$(BIN)mypy
 
 test:
-	$(BIN)python -m pytest -n 2
+	$(BIN)python -m pytest -n 2 --dist loadgroup
 
 # The password of docker-compose.yml's database; an existing one is kept. The containers' user, who is neither you nor root, must
 # be able to read the file; the folder keeps others of this host out.

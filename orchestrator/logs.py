@@ -8,11 +8,11 @@ import sys
 logger = logging.getLogger("orchestrator")
 
 
-def configure(speaker: str, *, verbose: bool = False) -> None:
+def configure(speaker: str) -> None:
     """Sends our log lines to standard error as ``12:03:59 worker 3: text``; other libraries speak from WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"%(asctime)s {speaker}: %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logger.setLevel(logging.INFO)

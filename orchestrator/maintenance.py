@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from orchestrator.errors import OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.store import Store
 
@@ -20,6 +21,7 @@ class Maintenance:
         self._every_s = every_s
         self._next = 0.0
         self._in_contact_since: float | None = None
+        self._asleep_s = _slept()
 
     def lost_contact(self) -> None:
         """Tells that the database did not answer: nobody is judged silent until contact has lasted for a TTL again."""
@@ -32,12 +34,27 @@ class Maintenance:
             StoreUnavailableError: the database does not answer.
         """
         now = time.monotonic()
-        if self._in_contact_since is None:
+        asleep_s = _slept()
+        if self._in_contact_since is None or asleep_s - self._asleep_s > 1.0:  # the host slept: leases ran on, renewals did not
             self._in_contact_since = now
+        self._asleep_s = asleep_s
         if now < self._next:
             return
         self._next = now + self._every_s
-        for worker_id in self._store.fleet.silent(now - self._in_contact_since):
-            if self._store.ledger.evict(worker_id, "its process died or fell silent"):
-                logger.warning("worker %d died or fell silent; its trial is open to others", worker_id)
+        for silent in self._store.fleet.silent(now - self._in_contact_since):
+            try:
+                evicted = self._store.ledger.evict(silent)
+            except StoreUnavailableError:
+                raise
+            except OrchestratorError as error:  # one that cannot be removed must not keep the others in
+                logger.error("worker %d cannot be evicted: %s", silent.worker_id, error)
+                continue
+            if evicted:
+                logger.warning("worker %d is gone: %s; its trial is open to others", silent.worker_id, silent.reason)
         self._store.ledger.end_studies()
+
+
+def _slept() -> float:
+    """How long this host has been suspended since it booted, seconds: what the monotonic clock leaves out."""
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return 0.0 if boot is None else time.clock_gettime(boot) - time.monotonic()

@@ -194,9 +194,13 @@ class Failed:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """Nobody's fault: the attempt was given back unfinished and the same trial may go on elsewhere."""
+    """Nobody's fault: the attempt was given back unfinished and the same trial may go on elsewhere.
+
+    `lost`: the attempt counts as lost, as those do whose worker dies; a trial may lose `runner.max_attempts` of them.
+    """
 
     reason: str
+    lost: bool = False
 
 
 Outcome: TypeAlias = Completed | Pruned | Failed | Interrupted

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import math
-import os
 import random
 import signal
 import socket
@@ -13,27 +12,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 from orchestrator.config import WorkerConfig
-from orchestrator.devices import Device, DeviceLock, child_environment, cpu_scope, discover, host_identity, torch_device
+from orchestrator.devices import child_environment, torch_device
 from orchestrator.errors import ConfigError, DeviceError, LeaseLostError, OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.maintenance import Maintenance
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned, StudySpec, cell_label, trial_seed
 from orchestrator.runner import AttrSet, Job, PruneAsked, Reported, Runner, Running, rundir
 from orchestrator.search import Search
-from orchestrator.store import Claim, Place, SlotOffer, Store, StudyRow, WorkerLease
+from orchestrator.slots import HeldSlot, Slots
+from orchestrator.store import Claim, Place, Store, StudyRow, WorkerLease
 
 T = TypeVar("T")
 
 FOREIGN_EVERY_S = 10.0
 IMPORT_AGAIN_S = 30.0
 REPORTS_EVERY_S = 1.0
-UNLIMITED_CPU_SLOTS = 1024
 
 
 class Drain(enum.IntEnum):
@@ -78,12 +76,12 @@ class Worker:
         self._next_beat = math.inf  # nothing to renew yet
         self._doing = "starting"
         self._out_of_contact = False
-        self._threads = settings.threads
+        self._ended = 0
         self._served: dict[int, _Served] = {}
         self._unservable: dict[tuple[int, int], float] = {}
         self._lease: WorkerLease
-        self._device: Device
-        self._lock: DeviceLock | None = None
+        self._slots = Slots(store, settings)
+        self._held: HeldSlot
 
     # ------------------------------------------------------------------------------------------------------------- its life
 
@@ -93,17 +91,15 @@ class Worker:
         Raises:
             DeviceError: no device is free and ``worker.on_no_device=exit``, or the one named does not exist.
         """
-        devices = discover(self._settings.devices)
-        done = 0
         while self._drain == Drain.NO:
             try:
-                with self._registered(), self._device_slot(devices):
-                    done += self._serve(done)
+                with self._registered(), self._device_slot():
+                    self._serve()
                     break
             except LeaseLostError as lost:
                 logger.warning("%s; registering anew", lost)
-        logger.info("ended after %d trials", done)
-        return done
+        logger.info("ended after %d trials", self._ended)
+        return self._ended
 
     def drain(self, how: Drain) -> None:
         """Asks the worker to end; safe to call from a signal handler."""
@@ -132,17 +128,16 @@ class Worker:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _serve(self, done_before: int) -> int:
-        """Runs trials one after the other; returns how many ended."""
-        done = 0
+    def _serve(self) -> None:
+        """Runs trials one after the other."""
         idle_since = time.monotonic()
         while self._drain == Drain.NO:
-            if self._settings.max_trials is not None and done_before + done >= self._settings.max_trials:
+            if self._settings.max_trials is not None and self._ended >= self._settings.max_trials:
                 logger.info("worker.max_trials=%d reached", self._settings.max_trials)
                 break
             claim = self._insist(self._claim)
             if claim is not None:
-                done += self._run_trial(claim)
+                self._run_trial(claim)
                 idle_since = time.monotonic()
             elif self._settings.idle_timeout_s is not None and time.monotonic() - idle_since >= self._settings.idle_timeout_s:
                 logger.info("idle for worker.idle_timeout_s=%g", self._settings.idle_timeout_s)
@@ -150,7 +145,6 @@ class Worker:
             else:
                 self._say("idle")
                 self._wait(self._settings.poll_s)
-        return done
 
     # ---------------------------------------------------------------------------------------------------- one trial, in order
 
@@ -167,8 +161,8 @@ class Worker:
                     return claim
         return None
 
-    def _run_trial(self, claim: Claim) -> int:
-        """Takes one claimed trial from its parameters to its end in the database; returns 1 if it ended, 0 if given back."""
+    def _run_trial(self, claim: Claim) -> None:
+        """Takes one claimed trial from its parameters to its end in the database, or gives it back."""
         served = self._served[claim.study_id]
         try:
             if claim.number is None:
@@ -183,11 +177,10 @@ class Worker:
                 cell_label(claim.values or {}),
             )
             outcome, reports, attrs = self._earlier_result(served, claim) or self._attempt(served, claim, job)
-            return self._deliver(served, claim, outcome, reports, attrs)
+            self._deliver(served, claim, outcome, reports, attrs)
         except LeaseLostError as lost:
             logger.warning("%s", lost)
-            self._renew()  # raises if the worker itself is gone
-            return 0
+            self._insist(self._renew)  # raises if the worker itself is gone
 
     def _create(self, served: _Served, claim: Claim) -> Claim:
         """Asks the sampler for this cell, knowing all that is in the database now, and creates the Optuna trial."""
@@ -216,7 +209,7 @@ class Worker:
             number=claim.number,
             attempt=claim.attempt,
             seed=trial_seed(served.spec.seed, claim.ticket, claim.failures),
-            device=torch_device(self._device),
+            device=torch_device(self._held.device),
             params=served.spec.params,
             values=claim.values or {},
             objective=served.spec.objective,
@@ -230,9 +223,12 @@ class Worker:
         """A result that an earlier attempt left in a run directory this host sees: delivered, not run again."""
         for attempt in range(claim.attempt - 1, 0, -1):
             assert claim.number is not None
-            outcome = rundir.read_result(
-                rundir.attempt_dir(Path(self._place.runs_dir), served.row.folder, claim.number, attempt)
-            )
+            run_dir = rundir.attempt_dir(Path(self._place.runs_dir), served.row.folder, claim.number, attempt)
+            try:
+                outcome = rundir.read_result(run_dir)
+            except (OSError, ValueError, KeyError) as error:
+                logger.warning("%s: the result cannot be read: %s", run_dir, error)
+                continue
             if isinstance(outcome, Completed | Pruned | Failed):
                 logger.info("trial %d: attempt %d had left its result; delivering it", claim.number, attempt)
                 return outcome, {}, {}
@@ -248,7 +244,7 @@ class Worker:
             running = served.runner.start(job)
         except OSError as error:
             self._insist(lambda: self._store.ledger.release(claim, f"{self._place.host} cannot write its run directory"))
-            raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error.strerror} ({error.filename})") from error
+            raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
         self._store.rest()
         try:
             while running.outcome is None:
@@ -313,23 +309,38 @@ class Worker:
 
     def _deliver(
         self, served: _Served, claim: Claim, outcome: Outcome, reports: dict[int, float], attrs: dict[str, Any]
-    ) -> int:
+    ) -> None:
         """Writes the end of the attempt; an interrupted trial is given back."""
-        what = f"trial {claim.number} of {served.row.name}"
         if isinstance(outcome, Interrupted):
-            self._insist(lambda: self._store.ledger.release(claim, outcome.reason), until=Drain.NOW)
-            logger.info("%s given back: %s", what, outcome.reason)
-            return 0
-        self._insist(lambda: self._store.ledger.finish(claim, outcome, reports=reports, attrs=attrs), until=Drain.NOW)
+            self._give_back(claim, outcome)
+            return
+        try:
+            self._finish(claim, outcome, reports, attrs)
+        except (StoreUnavailableError, LeaseLostError):
+            raise
+        except OrchestratorError as error:  # what it reported cannot be stored; the trial must end all the same
+            outcome = Failed("value", f"the database took neither the result nor the attributes: {error}")
+            self._finish(claim, outcome, {}, {})
+        self._ended += 1
+        what = f"trial {claim.number} of {served.row.name}"
         if isinstance(outcome, Failed):
             logger.warning("%s failed: %s", what, outcome.message)
         elif isinstance(outcome, Pruned):
             logger.info("%s pruned%s", what, "" if outcome.step is None else f" at step {outcome.step}")
         else:
-            logger.info(
-                "%s: %s", what, ", ".join(f"{m}={v:.6g}" for m, v in zip(served.spec.metrics, outcome.values, strict=True))
-            )
-        return 1
+            values = zip(served.spec.metrics, outcome.values, strict=True)
+            logger.info("%s: %s", what, ", ".join(f"{metric}={value:.6g}" for metric, value in values))
+
+    def _give_back(self, claim: Claim, outcome: Interrupted) -> None:
+        self._insist(lambda: self._store.ledger.release(claim, outcome.reason, lost=outcome.lost), until=Drain.NOW)
+        logger.info("trial %d given back: %s", claim.number, outcome.reason)
+        if outcome.lost:
+            self._wait(self._settings.poll_s)  # whatever ended it may be at it still
+
+    def _finish(
+        self, claim: Claim, outcome: Completed | Pruned | Failed, reports: dict[int, float], attrs: dict[str, Any]
+    ) -> None:
+        self._insist(lambda: self._store.ledger.finish(claim, outcome, reports=reports, attrs=attrs), until=Drain.NOW)
 
     # --------------------------------------------------------------------------------------------------- studies it can serve
 
@@ -361,12 +372,12 @@ class Worker:
         return Runner(
             spec.objective,
             start=spec.runner.get("start", "forkserver"),
-            env=child_environment(self._device),
-            threads=self._threads,
+            env=child_environment(self._held.device),
+            threads=self._held.threads,
             grace_s=spec.runner.get("grace_s", 5.0),
             max_runtime_s=None if minutes is None else minutes * 60,
             silence_s=self._settings.lease_ttl_s,
-            held=[] if self._lock is None else [self._lock.fileno()],
+            held=self._held.descriptors,
         )
 
     # ------------------------------------------------------------------------------------------------ its row and its device
@@ -382,64 +393,32 @@ class Worker:
                 served.runner.close()
             self._served.clear()
             try:
-                self._store.fleet.deregister(self._lease, "ended in order")
-            except StoreUnavailableError as error:
+                self._store.ledger.deregister(self._lease, "ended in order")
+            except OrchestratorError as error:
                 logger.warning("could not deregister, the lease will run out: %s", error)
             self._store.rest()
 
     @contextmanager
-    def _device_slot(self, devices: list[Device]) -> Iterator[None]:
+    def _device_slot(self) -> Iterator[None]:
         """Holds one slot of one device for the block; waits for one as `worker.on_no_device` says."""
-        offers = self._offers(devices)
-        said = False
-        while self._drain == Drain.NO and not self._take_slot(dict(offers)):
+        held, said = self._insist(lambda: self._slots.claim(self._lease)), False
+        while held is None and self._drain == Drain.NO:
+            text = f"no device is free: {self._insist(self._slots.holders)}"
+            if self._settings.on_no_device == "exit":
+                raise DeviceError(text)
             if not said:
-                scope = next(iter(offers)).scope
-                holders = self._insist(partial(self._store.fleet.holders, scope))
-                text = f"no device is free: {'; '.join(holders) or 'workers of another database hold them'}"
-                if self._settings.on_no_device == "exit":
-                    raise DeviceError(text)
                 logger.warning("%s; waiting for one (worker.on_no_device=exit ends instead)", text)
                 said = True
             self._say("waiting for a device")
             self._maintain()
             self._wait(self._settings.poll_s)
-        try:
+            held = self._insist(lambda: self._slots.claim(self._lease))
+        if held is None:
             yield
-        finally:
-            if self._lock is not None:
-                self._lock.release()
-                self._lock = None
-
-    def _offers(self, devices: list[Device]) -> dict[SlotOffer, Device]:
-        """Every slot this worker may hold; each device once before any is shared."""
-        offers: dict[SlotOffer, Device] = {}
-        for device in devices:
-            scope = cpu_scope() if device.kind == "cpu" else host_identity()
-            slots = self._settings.slots_per_device or (UNLIMITED_CPU_SLOTS if device.kind == "cpu" else 1)
-            offers |= {SlotOffer(scope, device.key, k, device.name): device for k in range(slots)}
-        return dict(sorted(offers.items(), key=lambda item: item[0].slot))
-
-    def _take_slot(self, offers: dict[SlotOffer, Device]) -> bool:
-        """Claims a slot in the database and, for a GPU, its lock on this host: the fence between several databases."""
-        while offers:
-            held = self._insist(lambda: self._store.fleet.claim_slot(self._lease, list(offers)))
-            if held is None:
-                return False
-            self._device = offers.pop(held)
-            self._lock = None if self._device.kind == "cpu" else DeviceLock.acquire(held.device, held.slot)
-            if self._device.kind == "cpu" or self._lock is not None:
-                if self._device.kind == "cpu" and self._settings.threads is None:
-                    self._threads = self._share_of_cores(held.scope)
-                logger.info("holds %s, slot %d", self._device.name, held.slot)
-                return True
-            self._insist(lambda: self._store.fleet.release_slot(self._lease))
-        return False
-
-    def _share_of_cores(self, scope: str) -> int:
-        """CPU threads for a trial: workers that each take all cores slow each other down tenfold."""
-        sharers = max(self._settings.slots_per_device or 2, len(self._insist(lambda: self._store.fleet.holders(scope))))
-        return max(1, len(os.sched_getaffinity(0)) // sharers) if hasattr(os, "sched_getaffinity") else 1
+            return
+        logger.info("holds %s, slot %d", held.device.name, held.slot)
+        with held as self._held:
+            yield
 
     # ----------------------------------------------------------------------------------------------- time and the database
 

@@ -17,6 +17,7 @@ from orchestrator.store.embedded import EmbeddedServer
 # Words that belong to a command and are taken before Hydra parses the rest.
 _SWITCHES = {"launch": ("--json", "--dry-run"), "status": ("--json",), "best": ("--json",), "logs": ("--json",), "db": ()}
 _WORDS = {"best": ("trial", "out"), "logs": ("trial", "attempt")}
+_REVIVE_S = 2.0  # a worker that tries has a trial to look after
 _ACTIONS = {"db": ("start", "stop", "url", "upgrade")}
 
 
@@ -95,7 +96,7 @@ class Call:
             assert storage.path is not None
             path = storage.path
             with EmbeddedServer.open(path) as embedded:
-                yield self._migrated(Store(embedded.url, start_again=lambda: EmbeddedServer.open(path).close()))
+                yield self._migrated(Store(embedded.url, start_again=lambda: EmbeddedServer.open(path, patience_s=_REVIVE_S).close()))
         else:
             assert storage.url is not None
             yield self._migrated(Store(storage.url, storage.password_file))

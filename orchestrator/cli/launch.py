@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,11 @@ from orchestrator.cli import screen
 from orchestrator.cli.call import Call
 from orchestrator.cli.server import LAUNCHER_PID
 from orchestrator.devices import discover
-from orchestrator.errors import OrchestratorError, StoreUnavailableError, StudyFailedError
+from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, StudyFailedError
 from orchestrator.maintenance import Maintenance
 from orchestrator.model import StudySpec
 from orchestrator.runner import Runner
-from orchestrator.store import Store, StudyRow, TrialRow
+from orchestrator.store import Launched, Store, StudyRow, TrialRow
 
 CPU_WORKERS = 2
 """Workers that `launch` starts on a machine without a GPU."""
@@ -42,37 +43,57 @@ def run(call: Call) -> int:
         print(screen.plan(spec, search.describe(spec)))
         return 0
     count = _worker_count(call)
+    _check_runs_directory(call, count)
     _check_objective(spec)
     output = _output_directory(call)
     with call.store() as store:
         launched = store.studies.launch(spec)
         row = store.reads.find(spec.name)
         view = screen.View(spec, as_json=call.json)
-        view.say(_announcement(spec, launched.created, launched.added, launched.changes))
+        view.say(_announcement(spec, launched))
         interrupted = False
         if launched.open_tickets:
             with _Workers(call, spec, count, output, view) as workers:
                 interrupted = _follow(store, row, spec, workers, view)
-        return _conclude(call, store, row, spec, view, interrupted)
+        return _conclude(call, store, row, spec, interrupted)
 
 
-def _announcement(spec: StudySpec, created: bool, added: int, changes: tuple[str, ...]) -> str:
-    changed = "".join(f"\n  changed {change}" for change in changes)
-    if created:
+def _announcement(spec: StudySpec, launched: Launched) -> str:
+    changed = "".join(f"\n  changed {change}" for change in launched.changes)
+    if launched.created:
         cells = f"{spec.n_cells} cells x {spec.budget.per_cell} guaranteed" if spec.grid else "no grid"
         return f"study {spec.name}: {spec.budget.trials} trials, {cells}, sampler {spec.sampler['name']}"
-    if added:
-        return f"study {spec.name} goes on: {added} trials more{changed}"
-    return f"study {spec.name} exists; nothing to add: budget.trials={spec.budget.trials} is spent or under way{changed}"
+    if launched.open_tickets:
+        more = f"{launched.added} trials more, " if launched.added > 0 else ""
+        return f"study {spec.name} goes on: {more}{launched.open_tickets} to be done{changed}"
+    why = f"budget.trials={spec.budget.trials} is spent" if launched.reason == "budget spent" else launched.reason
+    return f"study {spec.name} exists; nothing to add: {why}{changed}"
 
 
 def _worker_count(call: Call) -> int:
+    """How many workers to start; with devices that are not there nothing is.
+
+    Raises:
+        DeviceError: `worker.devices` names one that this host does not have.
+    """
     settings = call.composed.host.worker
+    if settings.count == 0:
+        return 0
+    gpus = [device for device in discover(settings.devices) if device.kind == "gpu"]
     if settings.count is not None:
         return settings.count
-    devices = discover(settings.devices)
-    gpus = [device for device in devices if device.kind == "gpu"]
     return len(gpus) * (settings.slots_per_device or 1) if gpus else CPU_WORKERS
+
+
+def _check_runs_directory(call: Call, count: int) -> None:
+    runs = call.composed.host.paths.runs
+    if count:
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=runs):
+                pass
+        except OSError as error:
+            raise ConfigError(f"paths.runs={runs}: workers could not write there: {error.strerror}") from error
 
 
 def _check_objective(spec: StudySpec) -> None:
@@ -271,7 +292,7 @@ def _show_failures(store: Store, row: StudyRow, shown: set[int], view: screen.Vi
     return set(new)
 
 
-def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, view: screen.View, interrupted: bool) -> int:
+def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrupted: bool) -> int:
     """Prints how the study stands: best trial, best of every cell, and how to browse it."""
     progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
     trials = store.reads.trials(row.study_id)
@@ -284,7 +305,13 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, view: sc
         print(f"browse it: orchestrator dashboard{where}")
     if interrupted:
         return 130
-    if not best and progress.study.state == "FINISHED":
+    if progress.study.state != "FINISHED":
+        left = progress.total - progress.spent
+        raise OrchestratorError(
+            f"study {spec.name} is not finished, {left} trials are left: the workers of this launch ended by themselves "
+            "(worker.max_trials, worker.idle_timeout_s); the same command goes on"
+        )
+    if not best:
         raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){_first_failure(trials)}")
     return 0
 

@@ -22,13 +22,13 @@ _RETRY_S = 2.0
 
 def worker(call: Call) -> int:
     """Serves all active studies until told to end; waits for a database that is not up yet."""
-    from orchestrator.worker import Worker  # brings Optuna, which no other command needs
-
     logs.configure("worker")
     host = call.composed.host
     if launcher := os.environ.pop(LAUNCHER_PID, None):
         linux.die_with_parent(signal.SIGTERM, int(launcher))
     with _ended_by_signal(), ExitStack() as stack:
+        from orchestrator.worker import Worker  # brings Optuna, which no other command needs
+
         store = _patiently(call, stack)
         served = Worker(store, host.worker, host.paths.runs)
         with served.signals():
@@ -84,12 +84,12 @@ def _patiently(call: Call, stack: ExitStack) -> Store:
 
 
 class _ended_by_signal(ExitStack):  # noqa: N801 - reads as a phrase
-    """Within this block SIGTERM ends the program in order with exit code 0, as a container's stop expects."""
+    """Within this block SIGTERM and Ctrl-C end the program in order with exit code 0, as a container's stop expects."""
 
     def __enter__(self) -> _ended_by_signal:
         def end(_signal: int, _frame: FrameType | None) -> None:
             raise SystemExit(0)
 
-        before = signal.signal(signal.SIGTERM, end)
-        self.callback(signal.signal, signal.SIGTERM, before)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.callback(signal.signal, number, signal.signal(number, end))
         return self

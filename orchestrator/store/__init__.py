@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from orchestrator.errors import StoreUnavailableError
 from orchestrator.store.database import Database, storage_url
-from orchestrator.store.fleet import Fleet, SlotOffer, WorkerLease
+from orchestrator.store.fleet import Fleet, Silent, SlotOffer, WorkerLease
 from orchestrator.store.ledger import Claim, Ledger, Place
 from orchestrator.store.migrations import migrate
 from orchestrator.store.reads import AttemptRow, CellRow, Progress, Reads, StudyRow, TrialRow, WorkerRow
@@ -23,6 +23,7 @@ __all__ = [
     "Launched",
     "Place",
     "Progress",
+    "Silent",
     "SlotOffer",
     "Store",
     "StudyRow",

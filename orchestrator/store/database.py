@@ -16,12 +16,16 @@ from orchestrator.errors import ConfigError, OrchestratorError, SchemaOutdatedEr
 # Sent together with BEGIN in one round trip. SET LOCAL ends with the transaction, so that a pooler in transaction mode
 # (PgBouncer) may hand the server connection to anyone afterwards; a session-wide SET could not be trusted there.
 _BEGIN = (
-    "BEGIN; SET LOCAL statement_timeout = '{statement_s}s'; SET LOCAL lock_timeout = '{lock_s}s'; "
-    "SET LOCAL idle_in_transaction_session_timeout = '{idle_s}s'"
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '{statement_s}s'; "
+    "SET LOCAL lock_timeout = '{lock_s}s'; SET LOCAL idle_in_transaction_session_timeout = '{idle_s}s'"
 )
 STATEMENT_TIMEOUT_S = 30
 LOCK_TIMEOUT_S = 15
 IDLE_TIMEOUT_S = 5
+
+# SQLSTATE classes and codes of troubles that pass: connection, rollback (deadlock), resources, locks, intervention, system;
+# and, while a server is still being set up, a role (28) or database (3D000) that is not there yet.
+_PASSING = ("08", "28", "3D000", "40", "53", "55P03", "57", "58")
 
 _CONNECT_ARGS = {
     "connect_timeout": 5,
@@ -54,6 +58,10 @@ def storage_url(url: str, password_file: str | None = None) -> URL:
         raise ConfigError(
             f"storage.url is of {parsed.drivername!r}; it must be postgresql+psycopg2://… (PostgreSQL 14 or newer)"
         )
+    if "sslpassword" in parsed.query:
+        raise ConfigError("storage.url: sslpassword in the URL would show; use an unencrypted key file with its permissions")
+    if isinstance(password := parsed.query.get("password"), str):  # libpq's other spelling; here it would be shown
+        parsed = parsed.difference_update_query(["password"]).set(password=password)
     if password_file:
         try:
             parsed = parsed.set(password=Path(password_file).read_text(encoding="utf-8").strip())
@@ -94,8 +102,9 @@ class Database:
 
         Raises:
             StoreUnavailableError: the server cannot be reached, went away, or a timeout passed; nothing of the block can be
-                relied on, and whether a lost COMMIT took effect is unknown.
+                relied on, and whether a lost COMMIT took effect is unknown. Trying again may help.
             SchemaOutdatedError: a table or column is missing.
+            OrchestratorError: the server refused the work itself; trying again will not help.
         """
         try:
             with self._engine.connect() as connection:
@@ -120,11 +129,11 @@ class Database:
             return SchemaOutdatedError(
                 f"the database lacks our schema or has an old one ({text}); run: orchestrator db upgrade"
             )
-        if sqlstate == "3D000" or ("does not exist" in text and "database" in text):
-            return StoreUnavailableError(f"{self.shown_url}: {text}")
-        if isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError):
+        lost = isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)
+        lost = lost or getattr(error, "connection_invalidated", False)
+        if sqlstate.startswith(_PASSING) if sqlstate else lost:
             return StoreUnavailableError(f"database {self.shown_url} does not answer: {text}")
-        return StoreUnavailableError(f"database {self.shown_url} refused: {text}")
+        return OrchestratorError(f"database {self.shown_url} refused: {text}")
 
 
 def hide_password(text: str, url: URL) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.store.database import Database
@@ -26,6 +27,15 @@ class WorkerLease:
     worker_id: int
     token: int
     ttl_s: float
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A worker to be evicted, and why. `dead`: its process was seen to be gone, whatever its lease says."""
+
+    worker_id: int
+    dead: bool
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -78,8 +88,13 @@ class Fleet:
                 raise LeaseLostError(f"worker {lease.worker_id} was evicted: its lease had run out")
 
     def claim_slot(self, lease: WorkerLease, offers: Sequence[SlotOffer]) -> SlotOffer | None:
-        """Takes the first offered slot that nobody holds, or returns None. A worker holds one slot at most."""
+        """Takes the first offered slot that nobody holds, or returns None. A worker holds one slot at most.
+
+        Raises:
+            LeaseLostError: the worker was evicted meanwhile.
+        """
         with self._database.transaction() as c:
+            hold_worker(c, lease)
             has = c.execute(sa.select(slot).where(slot.c.worker_id == lease.worker_id)).one_or_none()
             if has is not None:  # taken before, by a COMMIT whose answer was lost
                 return SlotOffer(has.scope, has.device, has.slot, has.device_name)
@@ -91,9 +106,7 @@ class Fleet:
                         device=offer.device,
                         slot=offer.slot,
                         device_name=offer.device_name,
-                        worker_id=sa.select(worker.c.worker_id)
-                        .where(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
-                        .scalar_subquery(),
+                        worker_id=lease.worker_id,
                     )
                     .on_conflict_do_nothing(index_elements=["scope", "device", "slot"])
                 )
@@ -117,17 +130,7 @@ class Fleet:
             ).all()
         return [f"{r.device_name} slot {r.slot}: worker {r.worker_id} (pid {r.pid} on {r.host})" for r in rows]
 
-    def deregister(self, lease: WorkerLease, reason: str) -> None:
-        """The worker leaves in order: its row ends and its slot is free. Its trials were finished or released before."""
-        with self._database.transaction() as c:
-            c.execute(
-                sa.update(worker)
-                .where(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
-                .values(state="GONE", reason=reason, ended_at=sa.func.clock_timestamp(), doing="gone")
-            )
-            c.execute(sa.delete(slot).where(slot.c.worker_id == lease.worker_id))
-
-    def silent(self, contact_s: float) -> list[int]:
+    def silent(self, contact_s: float) -> list[Silent]:
         """Workers whose lease has run out, and workers of this host whose process is dead.
 
         An expired lease counts only once the server has been up, and the caller in contact with it, for the lease's TTL:
@@ -137,38 +140,57 @@ class Fleet:
             contact_s: how long the caller has been in unbroken contact with the database, seconds.
         """
         now = sa.func.clock_timestamp()
+        expired = sa.and_(
+            worker.c.lease_until < now,
+            sa.func.pg_postmaster_start_time() < now - sa.func.make_interval(0, 0, 0, 0, 0, 0, worker.c.ttl_s),
+            worker.c.ttl_s <= contact_s,
+        )
+        here = worker.c.process_scope == process_scope()
+        query = sa.select(worker, expired.label("expired"), here.label("here")).where(worker.c.state == "ACTIVE")
         with self._database.transaction() as c:
-            expired = c.execute(
-                sa.select(worker.c.worker_id).where(
-                    worker.c.state == "ACTIVE",
-                    worker.c.lease_until < now,
-                    sa.func.pg_postmaster_start_time() < now - sa.func.make_interval(0, 0, 0, 0, 0, 0, worker.c.ttl_s),
-                    worker.c.ttl_s <= contact_s,
-                )
-            ).scalars()
-            silent = set(expired)
-            here = c.execute(
-                sa.select(worker.c.worker_id, worker.c.pid, worker.c.pid_started).where(
-                    worker.c.state == "ACTIVE", worker.c.process_scope == process_scope()
-                )
-            ).all()
-        return sorted(silent | {r.worker_id for r in here if _start_of(r.pid) != r.pid_started})
+            rows = c.execute(query.where(sa.or_(expired, here)).order_by(worker.c.worker_id)).all()
+        found = []
+        for row in rows:
+            if row.here and _is_dead(row.pid, row.pid_started):
+                found.append(Silent(row.worker_id, dead=True, reason=f"its process {row.pid} on {row.host} died"))
+            elif row.expired:
+                found.append(Silent(row.worker_id, dead=False, reason=f"it fell silent: no renewal for {row.ttl_s:g} s"))
+        return found
+
+
+def hold_worker(c: Connection, lease: WorkerLease) -> None:
+    """Makes an eviction wait for this transaction, so nothing is ever given to a worker that is already gone.
+
+    Raises:
+        LeaseLostError: it is gone.
+    """
+    mine = sa.and_(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
+    if c.execute(sa.select(worker.c.worker_id).where(mine).with_for_update(read=True)).one_or_none() is None:
+        raise LeaseLostError(f"worker {lease.worker_id} was evicted: its lease had run out")
 
 
 def _until(ttl_s: float) -> sa.ColumnElement[datetime]:
     return sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, ttl_s)
 
 
-def _start_of(pid: int) -> int | None:
-    """When `pid` started, in clock ticks since boot (a step of the host's clock does not move it); None when it is dead."""
+def _is_dead(pid: int, started: int) -> bool:
     try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists() or not psutil.pid_exists(pid):
-            return None
-        return int(psutil.Process(pid).create_time())
+        os.kill(pid, 0)
     except ProcessLookupError:
-        return None
+        return True
+    except PermissionError:
+        pass  # another user's: alive
+    try:
+        return _start_of(pid) != started
+    except OSError:  # /proc may hide other users' processes
+        return False
+
+
+def _start_of(pid: int) -> int | None:
+    """When `pid` started, in clock ticks since boot (a step of the host's clock does not move it); None for a zombie."""
+    if not Path("/proc/self/stat").exists():
+        return int(psutil.Process(pid).create_time())
+    status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     fields = status[status.rindex(")") + 2 :].split()
     return None if fields[0] in "ZX" else int(fields[19])
 

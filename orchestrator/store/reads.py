@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,7 +15,7 @@ from sqlalchemy.engine import Row
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import JSONValue, Param, StudySpec, TrialNews
 from orchestrator.store.database import Database
-from orchestrator.store.schema import attempt, optuna_studies, slot, study, ticket, trial, worker
+from orchestrator.store.schema import attempt, is_active, optuna_studies, slot, study, ticket, trial, worker
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class StudyRow:
     @property
     def folder(self) -> str:
         """Name of the study's folder among the run directories; another one for a later study of the same name."""
-        return f"{self.name}-{self.study_id}"
+        return f"{self.name}-{self.created_at.astimezone(UTC):%Y%m%d-%H%M%S}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,10 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a study stands. `total` counts tickets that are or will be run; `seconds` since the launch by the database."""
+    """Where a study stands; `total` counts tickets that are or will be run.
+
+    `seconds` passed since the last launch by the database's clock, and `spent_since` tickets were spent in them.
+    """
 
     study: StudyRow
     total: int
@@ -78,6 +81,7 @@ class Progress:
     running: int
     waiting: int
     failed: int
+    spent_since: int
     seconds: float
     seconds_left: float | None
     cells: tuple[CellRow, ...]
@@ -116,18 +120,16 @@ class Reads:
 
     def studies(self, names: Collection[str] | None = None, *, active_only: bool = False) -> list[StudyRow]:
         """All studies (or those named), in the order workers serve them: by priority, then age."""
-        active = sa.and_(
-            study.c.state == "ACTIVE", sa.or_(study.c.deadline_at.is_(None), study.c.deadline_at > sa.func.clock_timestamp())
-        )
         query = (
-            sa.select(study, optuna_studies.c.study_name, active.label("active"))
+            sa.select(study, optuna_studies.c.study_name, is_active().label("active"))
             .join(optuna_studies, optuna_studies.c.study_id == study.c.study_id)
             .order_by(study.c.priority.desc(), study.c.created_at, study.c.study_id)
         )
         if names is not None:
-            query = query.where(optuna_studies.c.study_name.in_(list(names)))
+            # By the name it was launched under too: a dashboard may have renamed it meanwhile.
+            query = query.where(sa.or_(optuna_studies.c.study_name.in_(list(names)), study.c.name.in_(list(names))))
         if active_only:
-            query = query.where(active)
+            query = query.where(is_active())
         with self._database.transaction() as c:
             return [_study_row(r) for r in c.execute(query)]
 
@@ -174,7 +176,11 @@ class Reads:
         raise ConfigError(f"study.name={name}: there is no such study{did_you_mean(name, [r.name for r in rows])}")
 
     def progress(self, row: StudyRow, *, maximize: bool) -> Progress:
-        """Counts and cells of a study; the best of a cell is its largest value if `maximize`."""
+        """Counts and cells of a study; the best of a cell is its largest value if `maximize`.
+
+        Raises:
+            ConfigError: the study was deleted.
+        """
         with self._database.transaction() as c:
             counts = c.execute(
                 sa.select(
@@ -189,7 +195,10 @@ class Reads:
                     .label("running"),
                     sa.func.count().filter(trial.c.state == "RUNNING", trial.c.worker_id.is_(None)).label("waiting"),
                     sa.func.count().filter(trial.c.state == "FAIL").label("failed"),
-                ).where(trial.c.study_id == row.study_id)
+                    sa.func.count().filter(trial.c.holds_ticket, trial.c.ended_at >= study.c.launched_at).label("spent_since"),
+                )
+                .join(study, study.c.study_id == trial.c.study_id)
+                .where(trial.c.study_id == row.study_id)
             ).one()
             now = c.execute(
                 sa.select(
@@ -197,8 +206,12 @@ class Reads:
                     study.c.reason,
                     sa.extract("epoch", sa.func.clock_timestamp() - study.c.launched_at).label("seconds"),
                     sa.extract("epoch", study.c.deadline_at - sa.func.clock_timestamp()).label("left"),
-                ).where(study.c.study_id == row.study_id)
-            ).one()
+                )
+                .join(optuna_studies, optuna_studies.c.study_id == study.c.study_id)
+                .where(study.c.study_id == row.study_id)
+            ).one_or_none()
+            if now is None:
+                raise ConfigError(f"study {row.name} was deleted from the database")
             order = "DESC" if maximize else "ASC"
             cells = c.execute(sa.text(_CELLS.format(order=order)), {"study_id": row.study_id}).all()
         return Progress(
@@ -208,6 +221,7 @@ class Reads:
             running=live.running,
             waiting=live.waiting,
             failed=live.failed,
+            spent_since=live.spent_since,
             seconds=float(now.seconds),
             seconds_left=None if now.left is None else float(now.left),
             cells=tuple(CellRow(**r._mapping) for r in cells),

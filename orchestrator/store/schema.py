@@ -175,6 +175,13 @@ event = sa.Table(
     sa.Index("event_by_study", "study_id", "event_id"),
 )
 
+
+def is_active() -> sa.ColumnElement[bool]:
+    """Whether a study hands out trials: it is not finished and its time is not over."""
+    in_time = sa.or_(study.c.deadline_at.is_(None), study.c.deadline_at > sa.func.clock_timestamp())
+    return sa.and_(study.c.state == "ACTIVE", in_time)
+
+
 # ------------------------------------------------------------------------------------------------------------ Optuna's tables
 
 optuna_metadata = sa.MetaData()
@@ -210,7 +217,6 @@ def _optuna_attributes(table: str, owner: str) -> sa.Table:
 
 
 optuna_study_user_attributes = _optuna_attributes("study_user_attributes", "study_id")
-optuna_study_system_attributes = _optuna_attributes("study_system_attributes", "study_id")
 optuna_trial_user_attributes = _optuna_attributes("trial_user_attributes", "trial_id")
 optuna_trial_system_attributes = _optuna_attributes("trial_system_attributes", "trial_id")
 optuna_trials = sa.Table(

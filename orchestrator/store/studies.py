@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import StudySpec, value_label
+from orchestrator.store import tickets
 from orchestrator.store.database import Database
 from orchestrator.store.schema import (
     cell,
@@ -35,6 +36,8 @@ class Launched:
     added: int
     open_tickets: int
     changes: tuple[str, ...]
+    reason: str | None
+    """Why the study is finished already, if it is."""
 
 
 class Studies:
@@ -52,7 +55,7 @@ class Studies:
         """
         with self._database.transaction(statement_s=300, lock_s=60) as c:
             study_id, new = self._optuna_study(c, spec)
-            row = c.execute(sa.select(study).where(study.c.study_id == study_id).with_for_update()).one_or_none()
+            row = c.execute(sa.select(study).where(study.c.study_id == study_id).with_for_update(key_share=True)).one_or_none()
             if row is None and not new:
                 raise ConfigError(
                     f"study.name={spec.name}: a study of that name exists in the database, made by other means; "
@@ -64,17 +67,15 @@ class Studies:
             else:
                 changes = self._continue(c, study_id, StudySpec.from_json(row.spec), spec)
             added = self._write_tickets(c, study_id, spec)
-            open_tickets = c.execute(
-                sa.select(sa.func.count()).where(ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "LIVE")))
-            ).scalar_one()
-            if not open_tickets:
-                c.execute(sa.update(study).where(study.c.study_id == study_id).values(state="FINISHED", reason="budget spent"))
+            tickets.end_study_if_spent(c, study_id)
+            open_tickets = tickets.unspent(c, study_id)
+            reason = c.execute(sa.select(study.c.reason).where(study.c.study_id == study_id)).scalar_one()
             c.execute(
                 sa.insert(event).values(
                     study_id=study_id, kind="launched", reason=f"{added} tickets added; {'; '.join(changes) or 'no change'}"
                 )
             )
-            return Launched(study_id, new, added, open_tickets, changes)
+            return Launched(study_id, new, added, open_tickets, changes, reason)
 
     def _optuna_study(self, c: Connection, spec: StudySpec) -> tuple[int, bool]:
         """Returns the id of Optuna's study, made now if it was not there, with Optuna's own lock on its row."""
@@ -237,7 +238,9 @@ def _settings(spec: StudySpec) -> dict[str, Any]:
 
 def _differences(old: StudySpec, new: StudySpec) -> list[str]:
     """In words, what of the identity differs: ``grid data.batch_size ([32,64] there, [32,128] here)``."""
-    found = []
+    found: list[str] = []
+    if old.spec_hash() == new.spec_hash():
+        return found
     for word, a, b in (
         ("study.direction", old.directions, new.directions),
         ("study.metric", old.metrics, new.metrics),
@@ -252,12 +255,12 @@ def _differences(old: StudySpec, new: StudySpec) -> list[str]:
     )
     for section, there, here in sections:
         for key in sorted(there.keys() | here.keys()):
-            if there.get(key, _ABSENT) != here.get(key, _ABSENT):
+            if json.dumps(there.get(key, _ABSENT)) != json.dumps(here.get(key, _ABSENT)):  # 1 is not True here
                 found.append(f"{section} {key} ({_shown(there, key)} there, {_shown(here, key)} here)")
     return found
 
 
-_ABSENT = object()
+_ABSENT = {"absent": True}
 
 
 def _shown(section: Mapping[str, Any], key: str) -> str:

@@ -129,7 +129,7 @@ def test_a_terminated_worker_gives_its_trial_back_and_another_resumes_it(command
         assert [w.worker_id for w in store.reads.workers()] == []
         commands.check("worker", "worker.max_trials=1", timeout=60)
     trial = optuna.load_study(study_name="tiny", storage=store.url).trials[0]
-    assert (trial.value, trial.user_attrs["attempts"]) == (2.0, 2)
+    assert (trial.value, trial.user_attrs["orchestrator:attempts"]) == (2.0, 2)
 
 
 def test_ctrl_c_on_launch_ends_its_workers_after_their_trials_and_leaves_the_study(commands: Commands, store: Store) -> None:

@@ -13,8 +13,8 @@ import psycopg2
 import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
-from orchestrator.model import Budget, Completed, Failed, Pruned, Searched
-from orchestrator.store import Claim, Store, WorkerLease
+from orchestrator.model import Axis, Budget, Completed, Failed, Pruned, Searched
+from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease
 from tests.support.studies import PLACE, end, spec, start, suggestion, work
 from tests.support.waiting import wait_until
 
@@ -29,6 +29,10 @@ def store(database_url: str) -> Iterator[Store]:
 @pytest.fixture
 def lease(store: Store) -> WorkerLease:
     return store.fleet.register(60)
+
+
+def gone(lease: WorkerLease) -> Silent:
+    return Silent(lease.worker_id, dead=True, reason="its process died")
 
 
 def run_all(store: Store, lease: WorkerLease, study_id: int) -> list[Claim]:
@@ -121,6 +125,12 @@ def test_another_space_under_the_same_name_is_refused_and_named(store: Store) ->
         store.studies.launch(other)
 
 
+def test_values_that_python_holds_equal_make_another_grid(store: Store) -> None:
+    store.studies.launch(replace(spec(), grid=(Axis("a", (0, 1)),), budget=Budget(2)))
+    with pytest.raises(ConfigError, match=r"another grid a \(\[0,1\] there, \[false,true\] here\)"):
+        store.studies.launch(replace(spec(), grid=(Axis("a", (False, True)),), budget=Budget(2)))
+
+
 def test_a_study_of_plain_optuna_is_not_taken_over(store: Store) -> None:
     optuna.create_study(study_name="study", storage=store.url)
     with pytest.raises(ConfigError, match="made by other means"):
@@ -186,6 +196,8 @@ def test_when_every_cell_is_closed_the_study_ends_and_says_so(store: Store, leas
     while (claim := start(store, lease, study)) is not None:
         end(store, claim, Failed("exception", "no"))
     assert store.reads.find("study").reason == "every cell is closed"
+    again = store.studies.launch(spec(cells=2, trials=30))
+    assert (again.added, again.open_tickets, again.reason) == (0, 0, "every cell is closed")
 
 
 def test_a_cell_that_prunes_itself_without_a_complete_trial_is_not_served_by_that(store: Store, lease: WorkerLease) -> None:
@@ -231,7 +243,7 @@ def test_a_released_trial_goes_on_as_the_same_trial(store: Store, lease: WorkerL
     end(store, again)
     trials = optuna.load_study(study_name="study", storage=store.url).trials
     assert [t.state.name for t in trials] == ["COMPLETE"]
-    assert trials[0].user_attrs["attempts"] == 2
+    assert trials[0].user_attrs["orchestrator:attempts"] == 2
 
 
 def test_a_claim_given_back_before_its_trial_exists_leaves_no_trace(store: Store, lease: WorkerLease) -> None:
@@ -264,7 +276,7 @@ def test_a_late_result_is_welcome_while_nobody_took_the_trial_up(store: Store, l
     study = store.studies.launch(spec(cells=1)).study_id
     claim = start(store, lease, study)
     assert claim is not None
-    store.ledger.evict(lease.worker_id, "silent")
+    store.ledger.evict(gone(lease))
     end(store, claim, Completed((3.0,)))
     assert start(store, store.fleet.register(60), study) is None
     assert optuna.load_study(study_name="study", storage=store.url).best_value == 3.0
@@ -293,10 +305,79 @@ def test_a_step_whose_answer_was_lost_can_be_done_again(store: Store, lease: Wor
     assert len(run_all(store, lease, study)) == 1
 
 
+def test_a_worker_that_leaves_gives_back_what_it_holds(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2)).study_id
+    running = start(store, lease, study)
+    other = store.fleet.register(60)
+    store.ledger.claim(other, [study], PLACE)
+    store.ledger.deregister(lease, "an error")
+    store.ledger.deregister(other, "an error")
+    assert running is not None
+    assert [c.number for c in run_all(store, store.fleet.register(60), study)] == [0, 1]
+    assert store.reads.find("study").state == "FINISHED"
+
+
+def test_a_worker_that_renewed_in_time_is_not_evicted(store: Store, lease: WorkerLease) -> None:
+    assert not store.ledger.evict(Silent(lease.worker_id, dead=False, reason="looked silent a moment ago"))
+    store.fleet.renew(lease, "idle")
+
+
+def test_no_slot_is_given_to_a_worker_that_is_gone(store: Store, lease: WorkerLease) -> None:
+    store.ledger.evict(gone(lease))
+    with pytest.raises(LeaseLostError):
+        store.fleet.claim_slot(lease, [SlotOffer("host", "GPU-0", 0, "H100")])
+
+
+def test_attempts_that_are_lost_with_their_keeper_are_counted(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    for _ in range(3):
+        claim = start(store, lease, study)
+        assert claim is not None
+        store.ledger.release(claim, "the keeper died", lost=True)
+    assert store.reads.trials(study)[0].state == "FAIL"
+
+
+def test_a_deleted_study_does_not_stop_the_eviction_of_its_worker(store: Store, lease: WorkerLease) -> None:
+    once = replace(spec(cells=1), runner={**spec().runner, "max_attempts": 1})
+    study = store.studies.launch(once).study_id
+    start(store, lease, study)
+    optuna.delete_study(study_name="study", storage=store.url)
+    assert store.ledger.evict(gone(lease))
+
+
+def test_a_launch_beside_a_claim_does_not_deadlock(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2, trials=30)).study_id
+    stop = threading.Event()
+    errors: list[Exception] = []
+
+    def claims() -> None:
+        mine = Store(store.url)
+        own = mine.fleet.register(60)
+        while not stop.is_set():
+            try:
+                claim = start(mine, own, study)
+                if claim is not None:
+                    mine.ledger.release(claim, "test")
+            except Exception as error:  # noqa: BLE001 - whatever it is fails the test
+                errors.append(error)
+                return
+        mine.rest()
+
+    threads = [threading.Thread(target=claims) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for turn in range(15):
+        store.studies.launch(spec(cells=2, trials=30 + turn % 2))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
 def test_an_evicted_worker_can_neither_renew_nor_claim(store: Store, lease: WorkerLease) -> None:
     study = store.studies.launch(spec()).study_id
-    assert store.ledger.evict(lease.worker_id, "silent")
-    assert not store.ledger.evict(lease.worker_id, "silent"), "done once"
+    assert store.ledger.evict(gone(lease))
+    assert not store.ledger.evict(gone(lease)), "done once"
     with pytest.raises(LeaseLostError):
         store.fleet.renew(lease, "idle")
     with pytest.raises(LeaseLostError):
@@ -310,10 +391,10 @@ def test_a_trial_that_loses_every_worker_fails_in_the_end(store: Store) -> None:
         claim = start(store, lease, study)
         assert claim is not None
         assert (claim.number, claim.attempt) == (0, attempt)
-        store.ledger.evict(lease.worker_id, "its process died")
+        store.ledger.evict(gone(lease))
     trial = optuna.load_study(study_name="study", storage=store.url).trials[0]
     assert trial.state.name == "FAIL"
-    assert "3 attempts were lost" in trial.user_attrs["failure"]["message"]
+    assert "3 attempts were lost" in trial.user_attrs["orchestrator:failure"]["message"]
     retry = start(store, store.fleet.register(60), study)
     assert retry is not None
     assert (retry.number, retry.failures) == (1, 1)
@@ -322,7 +403,7 @@ def test_a_trial_that_loses_every_worker_fails_in_the_end(store: Store) -> None:
 def test_only_a_lease_that_ran_out_by_the_databases_clock_is_silent(store: Store) -> None:
     short, long = store.fleet.register(0.2), store.fleet.register(60)
     sql(store.url, "UPDATE orchestrator.worker SET process_scope = 'another host'")
-    wait_until(lambda: store.fleet.silent(60) == [short.worker_id], timeout=5)
+    wait_until(lambda: [s.worker_id for s in store.fleet.silent(60)] == [short.worker_id], timeout=5)
     assert store.fleet.silent(0.1) == [], "the caller must have been in contact for the lease's TTL"
     store.fleet.renew(short, "idle")
     store.fleet.renew(long, "idle")
@@ -340,16 +421,14 @@ def _register_and_die(url: str) -> None:
 
 
 def test_a_slot_is_held_by_one_worker_until_it_leaves(store: Store) -> None:
-    from orchestrator.store import SlotOffer
-
     offers = [SlotOffer("host", f"GPU-{k}", 0, "H100") for k in range(2)]
     workers = [store.fleet.register(60) for _ in range(3)]
     held = [store.fleet.claim_slot(worker, offers) for worker in workers]
     assert held == [offers[0], offers[1], None]
     assert store.fleet.claim_slot(workers[0], offers) == offers[0], "asked again, after an answer that was lost"
     assert len(store.fleet.holders("host")) == 2
-    store.fleet.deregister(workers[0], "done")
-    store.ledger.evict(workers[1].worker_id, "silent")
+    store.ledger.deregister(workers[0], "done")
+    store.ledger.evict(gone(workers[1]))
     assert store.fleet.claim_slot(workers[2], offers) == offers[0]
 
 
@@ -371,6 +450,9 @@ def test_after_its_hours_a_study_hands_out_nothing_and_ends(store: Store, lease:
     assert store.reads.find("study").reason == "budget.hours is over"
     states = [t.state.name for t in optuna.load_study(study_name="study", storage=store.url).trials]
     assert states == ["COMPLETE", "FAIL"], "none stays RUNNING for ever"
+    more = replace(limited, budget=Budget(9, 1))
+    assert store.studies.launch(more).open_tickets == 8
+    assert len(run_all(store, store.fleet.register(60), study)) == 8, "running out of time closed no cell"
 
 
 # -------------------------------------------------------------------------------------------------------------- real races

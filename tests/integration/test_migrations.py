@@ -70,6 +70,12 @@ def test_a_database_without_our_schema_says_which_command_makes_it(empty_databas
     store.rest()
 
 
+def test_a_password_in_the_query_is_moved_to_where_it_is_masked() -> None:
+    url = storage_url("postgresql://me@host/db?password=s3cret&sslmode=disable")
+    assert (url.password, dict(url.query)) == ("s3cret", {"sslmode": "disable"})
+    assert "s3cret" not in Database(url).shown_url
+
+
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])
 def test_a_bare_scheme_means_psycopg2(scheme: str) -> None:
     assert storage_url(f"{scheme}://me@host/db").drivername == "postgresql+psycopg2"

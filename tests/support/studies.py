@@ -71,6 +71,6 @@ def work(url: str, study_id: int, *, fail: float = 0.0, release: float = 0.0, se
             continue
         end(store, claim, Failed("exception", "dice") if dice.random() < fail else None)
         ended += 1
-    store.fleet.deregister(lease, "done")
+    store.ledger.deregister(lease, "done")
     store.rest()
     return ended

@@ -39,9 +39,14 @@ def run(sock: socket.socket, job_path: Path, keeper_pid: int, threads: int | Non
     linux.die_with_parent(signal.SIGKILL, keeper_pid)
     linux.prefer_for_oom()
     termination = _Termination()
-    _redirect_output(rundir.log_path(job_path.parent))
     channel = Channel(sock)
-    job = rundir.read_job(job_path)
+    try:
+        _redirect_output(rundir.log_path(job_path.parent))
+        job = rundir.read_job(job_path)
+    except OSError as error:  # removed since the worker made it, which says nothing about the trial
+        reason = f"its run directory went away before it began: {error.strerror} ({error.filename})"
+        channel.send({"done": rundir.result_to_json(Interrupted(reason, lost=True))})
+        _leave(termination)
     outcome: Outcome | None = None
     try:
         outcome = _execute(job, Trial(job, channel), threads)
@@ -118,10 +123,10 @@ def _execute(job: Job, trial: Trial, threads: int | None) -> Outcome:
     except Terminated:
         raise
     except ConfigError as error:
-        return Failed("import", str(error))
+        return _no_import(str(error))
     except BaseException as error:  # noqa: BLE001 - a module may raise anything when it is imported
         _print_traceback(error)
-        return Failed("import", describe_import_error(target, error))
+        return _no_import(describe_import_error(target, error))
     _seed(job.seed, threads)
     try:
         cfg, kwargs = build_config(job)
@@ -139,6 +144,11 @@ def _execute(job: Job, trial: Trial, threads: int | None) -> Outcome:
     for line in left_out:
         print(line, file=sys.stderr)  # noqa: T201 - stderr is the trial's log
     return completed
+
+
+def _no_import(problem: str) -> Interrupted:
+    # The keeper had imported it, so its code was broken or removed since: no verdict on a trial of the study.
+    return Interrupted(f"the objective does not import any more: {problem}", lost=True)
 
 
 def _call(function: Callable[..., object], cfg: DictConfig, trial: Trial, kwargs: Mapping[str, Any]) -> object:

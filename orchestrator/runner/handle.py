@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,7 @@ class KeeperHandle:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the keeper
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
+        self._sending = threading.Lock()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator.runner.keeper", replace(options, control=theirs.fileno()).to_argument()],
@@ -43,6 +45,11 @@ class KeeperHandle:
                 env=dict(env),
                 cwd=cwd,
             )
+
+    def send(self, message: Message, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
+        """As `Channel.send`, from any thread; False once `kill` or `end` was called."""
+        with self._sending:
+            return not self.channel.closed and self.channel.send(message, fds, wait=wait)
 
     def read(self) -> list[Message]:
         """The lines that have arrived and concern an attempt; takes in those that concern the keeper itself."""
@@ -72,17 +79,21 @@ class KeeperHandle:
 
     def kill(self) -> None:
         self._process.kill()
-        self.channel.close()
+        self._hang_up()
 
     def end(self, grace_s: float) -> None:
         """Ends the process, its child first; returns when it is gone."""
-        self.channel.close()
+        self._hang_up()
         try:
             self._process.wait(grace_s + MARGIN_S if self.ready else 0.0)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._output.close()
+
+    def _hang_up(self) -> None:
+        with self._sending:  # else a thread in the middle of sending could meet the descriptor's next owner
+            self.channel.close()
 
     def _read_output(self) -> str:
         self._output.seek(0)

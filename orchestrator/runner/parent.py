@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ class Runner:
         threads: Limit for the numerical libraries' thread pools of a child; None leaves them alone.
         grace_s: Time from SIGTERM to SIGKILL.
         max_runtime_s: Time limit of an attempt, None for no limit.
-        silence_s: How long this process may neither `poll` nor `ping` before the child is ended.
+        silence_s: How long this process may be stopped or gone without a trace before the child is ended. A thread gives the
+            sign of life, so this process may well wait for something else than `poll`.
         cwd: Working directory of the children, first on their module path; default: this process's.
         held: File descriptors that stay open in keeper and child, such as a device's lock.
 
@@ -138,7 +140,7 @@ class Runner:
         ours, theirs = socket.socketpair()
         with theirs:
             # Not sent when the keeper died this moment: the first `poll` finds that out.
-            keeper.channel.send({"do": "start", "job": str(path), "max_runtime_s": self._max_runtime_s}, [theirs.fileno()])
+            keeper.send({"do": "start", "job": str(path), "max_runtime_s": self._max_runtime_s}, [theirs.fileno()])
         self._running = Running(job, keeper, Channel(ours), self._grace_s, self._max_runtime_s, self._silence_s)
         return self._running
 
@@ -151,11 +153,16 @@ class Runner:
             self._keeper = None
 
     def _living_keeper(self) -> KeeperHandle:
+        last = self._running.outcome if self._running is not None else None
+        # After a loss it has to show anew that the objective imports: one that was imported long ago says nothing of today's.
+        lost = isinstance(last, Interrupted) and last.lost
         if self._keeper is not None:
             self._keeper.read()
-            if self._keeper.channel.closed:
+            if self._keeper.channel.closed or lost:
                 self._keeper.end(0.0)
                 self._keeper = None
+        if lost:
+            self._running = None
         if self._keeper is None:
             self._keeper = KeeperHandle(self._options(), self._environment(), self._cwd)
         return self._keeper
@@ -183,7 +190,11 @@ class Runner:
 
 
 class Running:
-    """One attempt under way. `outcome` is None until a `poll` (or `terminate`) finds that it ended."""
+    """One attempt under way. `outcome` is None until a `poll` (or `terminate`) finds that it ended.
+
+    Until then a daemon thread tells the keeper that this process is alive, whatever its other threads wait for. A process that
+    is stopped or dead stops all its threads, and only that is to end the child.
+    """
 
     def __init__(
         self, job: Job, keeper: KeeperHandle, channel: Channel, grace_s: float, max_runtime_s: float | None, silence_s: float
@@ -195,13 +206,14 @@ class Running:
         self._grace_s = grace_s
         self._max_runtime_s = max_runtime_s
         self._silence_s = silence_s
-        self._pinged_at = time.monotonic()
         self._inbox: list[Message] = []
         self._pid: int | None = None
         self._done: Outcome | None = None
         self._ending: str | None = None
         self._stop_asked = False
         self._outcome: Outcome | None = None
+        self._over = threading.Event()
+        threading.Thread(target=self._show_life, name="sign-of-life", daemon=True).start()
 
     @property
     def outcome(self) -> Outcome | None:
@@ -211,7 +223,7 @@ class Running:
     def poll(self, timeout: float) -> list[Message]:
         """What the child said since the last call; waits for something to come at most `timeout` s, and never over 0.25 s.
 
-        The cap lets the caller look at what its signal handlers did. It also tells the keeper that this process is alive.
+        The cap lets the caller look at what its signal handlers did.
         """
         deadline = time.monotonic() + min(timeout, _SLICE_S)
         while True:
@@ -222,13 +234,6 @@ class Running:
             wait_readable([c for c in (self._channel, self._keeper.channel) if not c.closed], left)
         messages, self._inbox = self._inbox, []
         return messages
-
-    def ping(self) -> None:
-        """Tells the keeper that this process is alive; for stretches without `poll`. At most one message in a few seconds."""
-        now = time.monotonic()
-        if now - self._pinged_at >= min(5.0, self._silence_s / 8):
-            self._pinged_at = now
-            self._keeper.channel.send({"do": "ping"}, wait=False)
 
     def answer_prune(self, prune: bool) -> None:
         """Answers the last `PruneAsked`; the child waits for it."""
@@ -246,7 +251,7 @@ class Running:
         meanwhile are kept for the next `poll`.
         """
         self._ending = self._ending or reason
-        self._keeper.channel.send({"do": "terminate"}, wait=False)
+        self._keeper.send({"do": "terminate"}, wait=False)
         give_up_at = time.monotonic() + self._grace_s + MARGIN_S
         while self._outcome is None and time.monotonic() < give_up_at:
             wait_readable([c for c in (self._channel, self._keeper.channel) if not c.closed], _SLICE_S)
@@ -255,11 +260,14 @@ class Running:
             self._keeper.kill()
             self._end_orphaned_group()
 
+    def _show_life(self) -> None:
+        while not self._over.wait(min(5.0, self._silence_s / 8)):
+            self._keeper.send({"do": "ping"}, wait=False)
+
     def _collect(self) -> None:
         """Takes in what has arrived on both sockets, without waiting."""
         if self._outcome is not None:
             return
-        self.ping()
         self._read_child()
         for line in self._keeper.read():
             if line.get("is") == "started":
@@ -268,7 +276,7 @@ class Running:
                 self._finish(self._judge(line["code"], line["cause"], line["oom"]))
                 return
         if self._keeper.problem is not None:
-            self._finish(Interrupted(self._keeper.problem))
+            self._finish(Interrupted(f"the objective does not import any more: {self._keeper.problem}", lost=True))
         elif self._keeper.channel.closed:
             self._end_orphaned_group()
 
@@ -277,8 +285,10 @@ class Running:
         if self._pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, signal.SIGKILL)
-        reason = self._ending or "the keeper, the process between worker and child, died"
-        self._finish(Interrupted(reason))
+        if self._ending is not None:
+            self._finish(Interrupted(self._ending))
+        else:
+            self._finish(Interrupted("the keeper, the process between worker and child, died", lost=True))
 
     def _read_child(self) -> None:
         while lines := self._channel.receive():
@@ -299,12 +309,13 @@ class Running:
             key, value = line["attr"]
             self._inbox.append(AttrSet(str(key), value))
         elif "done" in line:
-            self._keeper.channel.send({"do": "linger"}, wait=False)
+            self._keeper.send({"do": "linger"}, wait=False)
             if line["done"] is not None:
                 self._done = rundir.result_from_json(line["done"], self.job.run_dir)
 
     def _finish(self, verdict: Outcome) -> None:
         """Ends the attempt: with the child's own result if it left one, else with `verdict`."""
+        self._over.set()
         self._read_child()  # the child is dead: all that it sent is here
         self._channel.close()
         try:
@@ -317,7 +328,7 @@ class Running:
     def _judge(self, code: int, cause: str | None, out_of_memory: bool) -> Outcome:
         """The outcome of a child without a result; `code` is negative for a signal, `cause` says why the keeper ended it."""
         if cause == "timeout":
-            return self._failed("timeout", f"the time limit of {self._max_runtime_s:g} s (runner.max_runtime_s) was reached")
+            return self._failed("timeout", _time_limit_reached(self._max_runtime_s or 0.0))
         if cause == "silence":
             return Interrupted(f"the worker gave no sign of life for {self._silence_s:g} s")
         if cause is not None:
@@ -335,6 +346,11 @@ class Running:
 
     def _failed(self, kind: str, cause: str) -> Failed:
         return rundir.failure(kind, cause, self.job.run_dir)
+
+
+def _time_limit_reached(limit_s: float) -> str:
+    span = f"{limit_s:g} s" if limit_s < 60 else f"{limit_s / 60:g} min"
+    return f"the time limit of {span} (runner.max_runtime_min={limit_s / 60:g}) was reached"
 
 
 def _require(name: str, value: object, holds: bool, rule: str) -> None:

@@ -26,6 +26,13 @@ _TAIL_BYTES: Final = 4096
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]")
 
 
+class RunDirectoryError(OSError):
+    """A run directory cannot be made or written; as text, what the system said and the path in one line."""
+
+    def __str__(self) -> str:
+        return f"{self.strerror} ({self.filename})"
+
+
 def attempt_dir(runs: Path, study: str, number: int, attempt: int) -> Path:
     """Where attempt `attempt` (1-based) of trial `number` has its run directory."""
     return _trial_dir(runs, study, number) / f"attempt-{attempt}"
@@ -47,8 +54,15 @@ def prepare(job: Job) -> Path:
     checkpoints unless the job says that it resumes from them. Nothing is deleted.
 
     Raises:
-        OSError: The directory cannot be made or written.
+        RunDirectoryError: The directory cannot be made or written.
     """
+    try:
+        return _prepare(job)
+    except OSError as error:  # a full disk names no file
+        raise RunDirectoryError(error.errno, error.strerror or str(error), error.filename or str(job.run_dir)) from error
+
+
+def _prepare(job: Job) -> Path:
     job.run_dir.mkdir(parents=True, exist_ok=True)
     _move_aside(job.run_dir / "result.json")
     if not job.resumed and job.checkpoint_dir.is_dir() and any(job.checkpoint_dir.iterdir()):
@@ -95,8 +109,8 @@ def result_to_json(outcome: Outcome) -> dict[str, JSONValue]:
             return {"outcome": "pruned", "step": step}
         case Failed(kind, message):
             return {"outcome": "failed", "kind": kind, "message": message}
-        case Interrupted(reason):
-            return {"outcome": "interrupted", "reason": reason}
+        case Interrupted(reason, lost):
+            return {"outcome": "interrupted", "reason": reason, "lost": lost}
 
 
 def result_from_json(data: dict[str, Any], run_dir: Path) -> Outcome:
@@ -109,7 +123,7 @@ def result_from_json(data: dict[str, Any], run_dir: Path) -> Outcome:
         case "failed":
             return failure(data["kind"], data["message"], run_dir)
         case "interrupted":
-            return Interrupted(data["reason"])
+            return Interrupted(data["reason"], data.get("lost", False))
         case other:
             raise ValueError(f"{run_dir / 'result.json'}: unknown outcome {other!r}")
 

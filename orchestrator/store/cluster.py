@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import pwd
 import re
@@ -77,12 +78,13 @@ class Cluster:
         self.path.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, patience_s: float | None = None) -> Iterator[None]:
         """One command at a time, on this host and on others that share the directory."""
+        patience_s = LOCK_WAIT_S if patience_s is None else patience_s
         fd = self.open_file("lock")
         try:
-            if not _eventually(lambda: try_lock(fd), LOCK_WAIT_S):
-                raise self._error(f"another command has held {self.path / 'lock'} for {LOCK_WAIT_S:g} s; is one suspended?")
+            if not _eventually(lambda: try_lock(fd), patience_s):
+                raise self._error(f"another command has held {self.path / 'lock'} for {patience_s:g} s; is one suspended?")
             yield
         finally:
             with suppress(OSError):
@@ -115,10 +117,10 @@ class Cluster:
             return False
         return bool(command) and Path(command[0]).name == "postgres" and str(self.data) in command
 
-    def ensure_running(self) -> str:
+    def ensure_running(self, patience_s: float | None = None) -> str:
         """Adopts the server or starts one, waits until it is ready, and returns the URL of its database."""
         self._check_data()
-        deadline = time.monotonic() + START_WAIT_S
+        deadline = time.monotonic() + (START_WAIT_S if patience_s is None else patience_s)
         log_start: int | None = None
         while True:
             postmaster = self.postmaster()
@@ -228,12 +230,15 @@ class Cluster:
     def _ensure_database(self, sockets: Path, deadline: float) -> str:
         while True:
             try:
+                seconds = min(10, max(1, math.ceil(deadline - time.monotonic())))
                 connection = psycopg2.connect(
-                    host=str(sockets), port=PORT, user="postgres", dbname="postgres", connect_timeout=10
+                    host=str(sockets), port=PORT, user="postgres", dbname="postgres", connect_timeout=seconds
                 )
                 break
-            except psycopg2.OperationalError as error:  # it restarts by itself after one of its processes was killed
-                if "the database system is" not in str(error) or time.monotonic() > deadline:
+            except psycopg2.OperationalError as error:
+                if time.monotonic() > deadline:
+                    raise self._error(f"PostgreSQL does not answer: {complaint(str(error))}") from error
+                if "the database system is" not in str(error):  # it restarts by itself after one of its processes was killed
                     raise
             time.sleep(0.05)
         try:
@@ -310,7 +315,7 @@ class Cluster:
 
     def _not_ready(self, postmaster: Postmaster | None) -> StoreUnavailableError:
         if postmaster is not None:
-            return self._error(f"PostgreSQL is still recovering after {START_WAIT_S:g} s; try again (log: {self._log})")
+            return self._error(f"PostgreSQL is still recovering; try again (log: {self._log})")
         host = (self.path / "server.lock").read_text()
         return self._error(f"its data is in use by a server that host {host!r} started; run there, or choose another path")
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,25 +47,28 @@ class EmbeddedServer:
         _OPEN.add(self)
 
     @classmethod
-    def open(cls, path: Path, *, keep: bool = False) -> EmbeddedServer:
+    def open(cls, path: Path, *, keep: bool = False, patience_s: float | None = None) -> EmbeddedServer:
         """Returns a share in the server of `path`: the running one, else started, on new data if there is none yet.
 
         Args:
             path: Directory of the server, made if missing; its parent directories too.
             keep: Mark the server to stay up without users until `stop`.
+            patience_s: How long to wait for the other commands that open or close it, and for the server to be ready. None:
+                minutes, for a start on new data or a recovery that takes its time.
 
         Raises:
             StoreUnavailableError: The path cannot be used, belongs to somebody else, holds data of another major version, or
-                the server did not start.
+                the server did not start. After `patience_s` too; what was begun goes on, and a later call finds it done.
         """
         cluster = Cluster(path)
+        until = None if patience_s is None else time.monotonic() + patience_s
         with _translated(cluster.path):
             cluster.make_directory()
-            with cluster.locked():
+            with cluster.locked(patience_s):
                 users_fd = cluster.open_file("users.lock")
                 try:
                     fcntl.flock(users_fd, fcntl.LOCK_SH)
-                    url = cluster.ensure_running()
+                    url = cluster.ensure_running(None if until is None else max(0.0, until - time.monotonic()))
                     if keep:
                         os.close(cluster.open_file("keep"))
                 except StoreUnavailableError:

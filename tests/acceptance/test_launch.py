@@ -7,7 +7,6 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -21,18 +20,6 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.acceptance
 TINY = (f"--config-dir={CONFIG}", "experiment=tiny")
-
-
-@pytest.fixture
-def commands(database_url: str, tmp_path: Path) -> Commands:
-    return Commands(database_url, tmp_path)
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = Store(database_url)
-    yield opened
-    opened.rest()
 
 
 def test_a_study_runs_to_its_end_and_is_continued_by_the_same_command(commands: Commands) -> None:

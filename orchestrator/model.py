@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
+_UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, and what ends a line or a paragraph
 JSONValue: TypeAlias = Any  # None, bool, int, float, str, and lists and string-keyed dicts of them
 
 
@@ -117,8 +119,9 @@ def cell_label(cell: Mapping[str, JSONValue]) -> str:
 
 
 def value_label(value: JSONValue) -> str:
-    """Short text for one value; lists and dicts as compact JSON, strings bare."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    """Short text of one line for one value: lists and dicts as compact JSON, strings bare, control characters escaped."""
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNSEEN else c for c in text)
 
 
 # ---------------------------------------------------------------------------------------------- what search and store exchange

@@ -25,7 +25,10 @@ class MessageTooLongError(ValueError):
 
 
 class Channel:
-    """One end of a connected stream socket; a peer that is gone is a state (`closed`), never an exception."""
+    """One end of a connected stream socket; a peer that is gone is a state (`closed`), never an exception.
+
+    The state is found by `receive`, once it has everything that the peer said before. One thread receives; another may send.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -57,7 +60,6 @@ class Channel:
         except BlockingIOError:
             return False
         except OSError:
-            self.closed = True
             return False
         return True
 

@@ -23,7 +23,7 @@ from orchestrator.model import Failed, Interrupted, JSONValue, Outcome, Pruned
 from orchestrator.runner import couplings, linux, rundir
 from orchestrator.runner.channel import Channel, MessageTooLongError
 from orchestrator.runner.contract import Job
-from orchestrator.runner.target import describe_exception, describe_import_error, locate, target_of
+from orchestrator.runner.target import describe_exception, describe_import_error, imports_no_more, locate, target_of
 from orchestrator.runner.trial import Trial
 from orchestrator.runner.values import ResultError, as_result
 
@@ -123,10 +123,10 @@ def _execute(job: Job, trial: Trial, threads: int | None) -> Outcome:
     except Terminated:
         raise
     except ConfigError as error:
-        return _no_import(str(error))
+        return imports_no_more(str(error))
     except BaseException as error:  # noqa: BLE001 - a module may raise anything when it is imported
         _print_traceback(error)
-        return _no_import(describe_import_error(target, error))
+        return imports_no_more(describe_import_error(target, error))
     _seed(job.seed, threads)
     try:
         cfg, kwargs = build_config(job)
@@ -144,11 +144,6 @@ def _execute(job: Job, trial: Trial, threads: int | None) -> Outcome:
     for line in left_out:
         print(line, file=sys.stderr)  # noqa: T201 - stderr is the trial's log
     return completed
-
-
-def _no_import(problem: str) -> Interrupted:
-    # The keeper had imported it, so its code was broken or removed since: no verdict on a trial of the study.
-    return Interrupted(f"the objective does not import any more: {problem}", lost=True)
 
 
 def _call(function: Callable[..., object], cfg: DictConfig, trial: Trial, kwargs: Mapping[str, Any]) -> object:

@@ -21,7 +21,7 @@ from orchestrator.runner.channel import Channel, wait_readable
 from orchestrator.runner.channel import Message as Line
 from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.handle import MARGIN_S, KeeperHandle
-from orchestrator.runner.target import target_of
+from orchestrator.runner.target import imports_no_more, target_of
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +276,7 @@ class Running:
                 self._finish(self._judge(line["code"], line["cause"], line["oom"]))
                 return
         if self._keeper.problem is not None:
-            self._finish(Interrupted(f"the objective does not import any more: {self._keeper.problem}", lost=True))
+            self._finish(imports_no_more(self._keeper.problem))
         elif self._keeper.channel.closed:
             self._end_orphaned_group()
 
@@ -328,7 +328,8 @@ class Running:
     def _judge(self, code: int, cause: str | None, out_of_memory: bool) -> Outcome:
         """The outcome of a child without a result; `code` is negative for a signal, `cause` says why the keeper ended it."""
         if cause == "timeout":
-            return self._failed("timeout", _time_limit_reached(self._max_runtime_s or 0.0))
+            limit = _span(self._max_runtime_s or 0.0)
+            return self._failed("timeout", f"the time limit of {limit} (runner.max_runtime_min) was reached")
         if cause == "silence":
             return Interrupted(f"the worker gave no sign of life for {self._silence_s:g} s")
         if cause is not None:
@@ -348,9 +349,8 @@ class Running:
         return rundir.failure(kind, cause, self.job.run_dir)
 
 
-def _time_limit_reached(limit_s: float) -> str:
-    span = f"{limit_s:g} s" if limit_s < 60 else f"{limit_s / 60:g} min"
-    return f"the time limit of {span} (runner.max_runtime_min={limit_s / 60:g}) was reached"
+def _span(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds < 60 else f"{seconds / 60:g} min"
 
 
 def _require(name: str, value: object, holds: bool, rule: str) -> None:

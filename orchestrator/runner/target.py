@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import JSONValue
+from orchestrator.model import Interrupted, JSONValue
 
 _FIELD = "objective._target_"
 
@@ -71,6 +71,11 @@ def check_call(target: str, function: Callable[..., Any], kwargs: Iterable[str])
 def describe_import_error(target: str, error: BaseException) -> str:
     """One line that says why `target` could not be imported: the exception's own words, no traceback."""
     return f"{_FIELD}: {target!r} cannot be imported: {describe_exception(error)}"
+
+
+def imports_no_more(problem: str) -> Interrupted:
+    """The end of an attempt whose objective had been imported, and cannot be now: no verdict on the trial."""
+    return Interrupted(f"the objective does not import any more: {problem.removeprefix(f'{_FIELD}: ')}", lost=True)
 
 
 def describe_exception(error: BaseException, limit: int = 500) -> str:

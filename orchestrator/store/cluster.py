@@ -317,6 +317,8 @@ class Cluster:
         if postmaster is not None:
             return self._error(f"PostgreSQL is still recovering; try again (log: {self._log})")
         host = (self.path / "server.lock").read_text()
+        if host == os.uname().nodename:
+            return self._error(f"processes of the server before have not ended yet; try again (log: {self._log})")
         return self._error(f"its data is in use by a server that host {host!r} started; run there, or choose another path")
 
     def _complaint(self, log_start: int) -> str:

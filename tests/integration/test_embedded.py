@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -151,6 +152,42 @@ def test_after_kill_9_of_postgres_the_next_open_recovers_what_was_committed(path
             assert execute(server.url, "SELECT answer FROM kept") == [(42,)]
         assert running(path), "the survivor still has its share"
     assert not running(path)
+
+
+def test_an_impatient_open_gives_up_soon_on_a_lock_that_is_held_and_on_a_server_that_hangs(path: Path) -> None:
+    with EmbeddedServer.open(path, patience_s=60) as survivor:
+        with (path / "lock").open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            began = time.monotonic()
+            with pytest.raises(StoreUnavailableError, match=r"has held .* for 0\.3 s"):
+                EmbeddedServer.open(path, patience_s=0.3)
+            assert time.monotonic() - began < 5
+
+        frozen = postmaster(path)
+        os.kill(frozen, signal.SIGSTOP)
+        began = time.monotonic()
+        try:
+            with pytest.raises(StoreUnavailableError, match="does not answer"):
+                EmbeddedServer.open(path, patience_s=1)
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        assert time.monotonic() - began < 10
+        assert execute(survivor.url, "SELECT 1") == [(1,)], "it was left alone"
+
+
+def test_impatient_opens_bring_a_dead_server_back_between_them(path: Path) -> None:
+    def opened() -> bool:
+        try:
+            EmbeddedServer.open(path, patience_s=0).close()
+        except StoreUnavailableError:
+            return False
+        return True
+
+    with EmbeddedServer.open(path) as survivor:
+        os.kill(postmaster(path), signal.SIGKILL)
+        wait_until(lambda: not running(path))
+        wait_until(opened)
+        assert execute(survivor.url, "SELECT 1") == [(1,)]
 
 
 def test_ten_first_opens_at_once_start_one_server(path: Path, command: Callable[..., Command]) -> None:

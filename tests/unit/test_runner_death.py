@@ -71,7 +71,7 @@ def test_a_stopped_workers_child_is_ended_and_the_worker_learns_it_when_it_goes_
     assert alive(keeper)
     os.kill(worker.pid, signal.SIGCONT)
     output, _ = worker.communicate(timeout=30)
-    assert "Interrupted(reason='the worker gave no sign of life for 0.8 s')" in output
+    assert "Interrupted(reason='the worker gave no sign of life for 0.8 s', lost=False)" in output
     assert worker.returncode == 0
 
 

@@ -96,7 +96,9 @@ class Call:
             assert storage.path is not None
             path = storage.path
             with EmbeddedServer.open(path) as embedded:
-                yield self._migrated(Store(embedded.url, start_again=lambda: EmbeddedServer.open(path, patience_s=_REVIVE_S).close()))
+                yield self._migrated(
+                    Store(embedded.url, start_again=lambda: EmbeddedServer.open(path, patience_s=_REVIVE_S).close())
+                )
         else:
             assert storage.url is not None
             yield self._migrated(Store(storage.url, storage.password_file))

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -40,7 +39,8 @@ def run(call: Call) -> int:
     """Returns 0 when the study has a complete trial in the end; 130 when the user interrupted."""
     spec = config.study_spec(call.composed)
     if "--dry-run" in call.switches:
-        print(screen.plan(spec, search.describe(spec)))
+        distributions = search.describe(spec)
+        print(json.dumps(screen.plan_data(spec, distributions), indent=2) if call.json else screen.plan(spec, distributions))
         return 0
     count = _worker_count(call)
     _check_runs_directory(call, count)
@@ -208,11 +208,14 @@ def _host_overrides(call: Call, spec: StudySpec, count: int) -> list[str]:
     worker = {key: value for key, value in asdict(host.worker).items() if key != "count"}
     worker["studies"] = worker["studies"] or [spec.name]
     worker["threads"] = worker["threads"] or max(1, (os.cpu_count() or 1) // max(1, count))
-    overrides = [f"worker.{key}={_hydra_value(value)}" for key, value in worker.items()]
-    overrides += [f"paths.data={_hydra_value(str(host.paths.data))}", f"paths.runs={_hydra_value(str(host.paths.runs))}"]
+    overrides = [f"worker.{key}={config.hydra_word(value)}" for key, value in worker.items()]
+    overrides += [
+        f"paths.data={config.hydra_word(str(host.paths.data))}",
+        f"paths.runs={config.hydra_word(str(host.paths.runs))}",
+    ]
     overrides.append(f"storage={host.storage.kind}")
     if host.storage.kind == "embedded":
-        overrides.append(f"storage.path={_hydra_value(str(host.storage.path))}")
+        overrides.append(f"storage.path={config.hydra_word(str(host.storage.path))}")
     return overrides
 
 
@@ -224,15 +227,6 @@ def _storage_environment(call: Call) -> dict[str, str]:
     if storage.password_file:
         environment["ORCHESTRATOR_STORAGE_PASSWORD_FILE"] = storage.password_file
     return environment
-
-
-def _hydra_value(value: Any) -> str:
-    """`value` in Hydra's override grammar; strings quoted."""
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if isinstance(value, list):
-        return "[" + ",".join(_hydra_value(item) for item in value) + "]"
-    return json.dumps(value)
 
 
 @contextmanager

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import socket
 import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli import screen
 from orchestrator.cli.call import Call
+from orchestrator.config import rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
-from orchestrator.model import StudySpec
-from orchestrator.runner import rundir
+from orchestrator.model import StudySpec, value_label
+from orchestrator.runner import couplings, rundir
 from orchestrator.store import Store, StudyRow, TrialRow, WorkerRow
+
+_COUPLING = re.compile(r"\b(linear|sqrt)_scaling:")
 
 
 def status(call: Call) -> int:
@@ -100,6 +109,9 @@ def _worker_table(workers: list[WorkerRow], held: dict[int, str]) -> Table | Tex
 def best(call: Call) -> int:
     """The best trial (or `trial=N`) as YAML and as overrides; `out=` writes the params to train with."""
     wanted = call.number("trial")
+    if call.words.get("out") == "":
+        raise ConfigError("out=: needs a file name, such as out=best.yaml")
+    groups = call.composed.groups
     with call.store() as store:
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
@@ -114,41 +126,33 @@ def best(call: Call) -> int:
         _write_config(call.words["out"], spec, chosen)
     if call.json:
         data = screen.as_data(spec, progress, chosen)
-        data["best"] = [{**trial, "overrides": _overrides(trial["params"])} for trial in data["best"]]
+        for entry, trial in zip(data["best"], chosen, strict=True):
+            entry["overrides"] = _overrides(spec, trial, groups)
         print(json.dumps(data, indent=2))
         return 0
     for trial in chosen:
         print(
             yaml.safe_dump({"study": spec.name, **screen.trial_data(spec, trial)}, sort_keys=False, allow_unicode=True), end=""
         )
-        print(f"# as overrides\n# {' '.join(_overrides(trial.params))}")
+        print(_overrides_comment(_overrides(spec, trial, groups)))
     return 0
 
 
-def _overrides(params: dict[str, Any]) -> list[str]:
-    """The trial's parameters as Hydra overrides, quoted for a shell."""
-    words = []
-    for path, value in params.items():
-        text = _hydra_word(value)
-        words.append(f"{path}={text}" if not set(text) & set("[]{}\"'$ ") else f"'{path}={text}'")
-    return words
+def _overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> list[str] | None:
+    """The words that make a launch of the same study take this trial's values, quoted for a shell; None where no word can."""
+    try:
+        return [shlex.quote(word) for word in rerun_words(trial.params, spec.params, groups)]
+    except ConfigError:
+        return None
 
 
-def _hydra_word(value: Any) -> str:
-    if isinstance(value, str):
-        plain = value.replace("_", "").replace("-", "").isalnum() and value.lower() not in (
-            "null",
-            "true",
-            "false",
-            "nan",
-            "inf",
-        )
-        return value if plain and not value[0].isdigit() else json.dumps(value)
-    if isinstance(value, list):
-        return "[" + ",".join(_hydra_word(v) for v in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{_hydra_word(v)}" for k, v in value.items()) + "}"
-    return json.dumps(value)
+def _overrides_comment(overrides: list[str] | None) -> str:
+    if overrides is None:
+        return "# no override can say one of these values; out=FILE writes the config to train with"
+    line = " ".join(overrides)
+    if line != value_label(line):  # a line break would end the comment
+        return "# as overrides: one of them holds a line break or the like; --json shows them"
+    return f"# as overrides\n# {line}"
 
 
 def _write_config(path: str, spec: StudySpec, chosen: list[TrialRow]) -> None:
@@ -156,13 +160,46 @@ def _write_config(path: str, spec: StudySpec, chosen: list[TrialRow]) -> None:
         numbers = ", ".join(str(t.number) for t in chosen)
         raise ConfigError(f"out={path}: several trials are best (trials {numbers}); choose one with trial=N")
     try:
-        config = OmegaConf.create(dict(spec.params))
-        for name, value in chosen[0].params.items():
-            OmegaConf.update(config, name, value, merge=False, force_add=True)
-        Path(path).write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+        Path(path).write_text(OmegaConf.to_yaml(_trained_with(spec, chosen[0])), encoding="utf-8")
     except OSError as error:
         raise OrchestratorError(f"out={path}: {error.strerror}") from error
     print(f"wrote the params of trial {chosen[0].number} to {path}", file=sys.stderr)
+
+
+def _trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
+    """The params with the trial's values in place, for plain OmegaConf: our own resolvers are answered, if they can be.
+
+    Other interpolations stay as they are, and nothing is read from this process's environment: no secret may get in.
+    """
+    couplings.register()
+    config = OmegaConf.create(dict(spec.params))
+    for name, value in trial.params.items():
+        OmegaConf.update(config, name, value, merge=False, force_add=True)
+    with _no_environment():
+        raw: dict[str, Any] = _uncoupled(config, OmegaConf.to_container(config, resolve=False))
+    return OmegaConf.create(raw)
+
+
+def _uncoupled(node: Any, raw: Any) -> Any:
+    for key, value in list(raw.items() if isinstance(raw, dict) else enumerate(raw)):
+        if isinstance(value, (dict, list)):
+            _uncoupled(node[key], value)
+        elif isinstance(value, str) and _COUPLING.search(value):
+            with suppress(OmegaConfBaseException):
+                raw[key] = node[key]
+    return raw
+
+
+@contextmanager
+def _no_environment() -> Iterator[None]:
+    def refuse(*_: Any) -> NoReturn:
+        raise ValueError("the environment is not read here")
+
+    OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
 def logs(call: Call) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -11,11 +15,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.model import StudySpec, cell_label, value_label
+from orchestrator.config import normal_form
+from orchestrator.model import Axis, Searched, StudySpec, cell_label, value_label
 from orchestrator.store import CellRow, Progress, TrialRow
 
 _LINE_EVERY_S = 10.0
 _MOST_CELLS = 30
+_MOST_TEXT = 60  # characters of one declaration in a plan
 
 
 class View:
@@ -39,17 +45,27 @@ class View:
 
     def say(self, text: str) -> None:
         """Prints `text` as it is, above the live table if there is one."""
-        self._console.print(Text(text))
+        with self._unless_gone():
+            self._console.print(Text(text))
 
     def update(self, progress: Progress) -> None:
         """Shows where the study stands; without a terminal a line when trials ended, at most one in ten seconds."""
         if self._live is not None:
-            self._live.update(self._table(progress), refresh=True)
+            with self._unless_gone():
+                self._live.update(self._table(progress), refresh=True)
             return
         now = (progress.spent, progress.failed)
         if now != self._last and progress.study.state != "FINISHED" and time.monotonic() >= self._next_line:
             self._last, self._next_line = now, time.monotonic() + _LINE_EVERY_S
             self.say(headline(self._spec, progress))
+
+    @contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        """A study does not end because its reader left (rich makes SystemExit of that) or the disk under its output is full."""
+        try:
+            yield
+        except (OSError, SystemExit):
+            self._console, self._live = Console(file=io.StringIO()), None
 
     def _table(self, progress: Progress) -> RenderableType:
         return Group(
@@ -81,9 +97,9 @@ def _best_cell(spec: StudySpec, progress: Progress) -> CellRow | None:
 
 def _seconds_left(progress: Progress) -> float | None:
     """By the pace since the launch; None before anything ended or when nothing is left."""
-    if progress.spent == 0 or progress.spent >= progress.total:
+    if progress.spent_since == 0 or progress.spent >= progress.total:
         return None
-    left = progress.seconds / progress.spent * (progress.total - progress.spent)
+    left = progress.seconds / progress.spent_since * (progress.total - progress.spent)
     return left if progress.seconds_left is None else min(left, max(0.0, progress.seconds_left))
 
 
@@ -93,15 +109,15 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def cell_table(spec: StudySpec, cells: tuple[CellRow, ...], room: int = _MOST_CELLS) -> Table:
+def cell_table(spec: StudySpec, cells: tuple[CellRow, ...], room: int = _MOST_CELLS) -> RenderableType:
     """A row a cell: its values, counts, best value; of more cells than there is room for, those that need a look first."""
     table = Table(box=None, pad_edge=False)
     for axis in spec.grid:
-        table.add_column(axis.path)
+        table.add_column(Text(axis.path))
     if not spec.grid:
         table.add_column("cell")
     for name in ("done", "pruned", "failed", "running", f"best {spec.metrics[0]}", "trial", ""):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(Text(value_label(name)), justify="right" if name else "left")
     shown = cells
     if len(cells) > max(3, room):
         sign = -1.0 if spec.directions[0] == "maximize" else 1.0
@@ -114,20 +130,30 @@ def cell_table(spec: StudySpec, cells: tuple[CellRow, ...], room: int = _MOST_CE
         closed = f"closed: {cell.reason}" if cell.state == "CLOSED" else ""
         counts = (f"{cell.completed + cell.pruned}/{cell.bound}", str(cell.pruned), str(cell.failed), str(cell.running))
         table.add_row(*map(Text, (*names, *counts, best, number, closed)))
-    if len(shown) < len(cells):
-        table.add_row(Text(f"… and {len(cells) - len(shown)} cells more"))
-    return table
+    more = len(cells) - len(shown)
+    return Group(table, Text(f"… and {_cells(more)} more")) if more else table
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
 
 
 def plan(spec: StudySpec, distributions: list[tuple[str, str]]) -> str:
-    """What `launch` would do: cells, distributions, shares."""
+    """What `launch` would do: cells, parameters as they are declared and as Optuna stores them, shares."""
     lines = [f"study {spec.name}: {', '.join(f'{d} {m}' for d, m in zip(spec.directions, spec.metrics, strict=True))}"]
     lines.append(f"objective {spec.objective['_target_']}")
     lines.append(f"sampler {spec.sampler['name']}, pruner {spec.pruner['name']}, seed {spec.seed}")
-    lines += ["", "parameters as Optuna stores them"]
-    width = max((len(name) for name, _ in distributions), default=0)
-    in_grid = {axis.path for axis in spec.grid}
-    lines += [f"  {'grid  ' if name in in_grid else 'search'} {name:<{width}}  {text}" for name, text in distributions]
+    rows = [
+        (section, path, form if len(form) <= _MOST_TEXT else f"{form[: _MOST_TEXT - 1]}…", text)
+        for section, path, form, text in _parameters(spec, distributions)
+    ]
+    if rows:
+        lines += ["", "parameters, and as Optuna stores them"]
+        path_width, form_width = (max(len(row[k]) for row in rows) for k in (1, 2))
+        lines += [
+            f"  {section:<6}  {path:<{path_width}}  {form:<{form_width}}  {value_label(text)}"
+            for section, path, form, text in rows
+        ]
     shares = spec.n_cells * spec.budget.per_cell
     rest = spec.budget.trials - shares
     lines += ["", f"{spec.n_cells} cells x budget.per_cell={spec.budget.per_cell} = {shares} guaranteed trials"]
@@ -136,10 +162,43 @@ def plan(spec: StudySpec, distributions: list[tuple[str, str]]) -> str:
         lines.append(f"no trial is started after {spec.budget.hours:g} h")
     for index, cell in enumerate(spec.cells()):
         if index == _MOST_CELLS:
-            lines.append(f"  … and {spec.n_cells - index} cells more")
+            lines.append(f"  … and {_cells(spec.n_cells - index)} more")
             break
         lines.append(f"  {cell_label(cell)}")
     return "\n".join([*lines, "", "dry run: nothing was created"])
+
+
+def plan_data(spec: StudySpec, distributions: list[tuple[str, str]]) -> dict[str, Any]:
+    """What `plan` says, for programs: plain data for JSON, with every cell."""
+    return {
+        "study": spec.name,
+        "directions": list(spec.directions),
+        "metrics": list(spec.metrics),
+        "objective": dict(spec.objective),
+        "sampler": dict(spec.sampler),
+        "pruner": dict(spec.pruner),
+        "seed": spec.seed,
+        "priority": spec.priority,
+        "parameters": [
+            {"path": path, "section": section, "declared": form, "stored": text}
+            for section, path, form, text in _parameters(spec, distributions)
+        ],
+        "budget": asdict(spec.budget),
+        "allocation": spec.allocation,
+        "guaranteed": spec.n_cells * spec.budget.per_cell,
+        "cells": list(spec.cells()),
+    }
+
+
+def _parameters(spec: StudySpec, distributions: list[tuple[str, str]]) -> list[tuple[str, str, str, str]]:
+    """Section, path, declaration and distribution of every parameter."""
+    declared: list[Axis | Searched] = [*spec.grid, *spec.search]
+    forms = {d.path: ("grid" if isinstance(d, Axis) else "search", normal_form(d)) for d in declared}
+    rows = []
+    for path, text in distributions:
+        section, form = forms[path]
+        rows.append((section, path, value_label(form), text.removeprefix(f"{section}: ")))
+    return rows
 
 
 def best_trials(spec: StudySpec, trials: list[TrialRow]) -> list[TrialRow]:

@@ -4,6 +4,7 @@ from orchestrator.config.compose import Composed, compose
 from orchestrator.config.flags import Flags, parse_flags, show
 from orchestrator.config.schema import DashboardConfig, HostConfig, PathsConfig, StorageConfig, WorkerConfig
 from orchestrator.config.study import study_spec
+from orchestrator.config.words import hydra_word, normal_form, rerun_words
 
 __all__ = [
     "Composed",
@@ -14,7 +15,10 @@ __all__ = [
     "StorageConfig",
     "WorkerConfig",
     "compose",
+    "hydra_word",
+    "normal_form",
     "parse_flags",
+    "rerun_words",
     "show",
     "study_spec",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,12 +55,14 @@ class Composed:
         hydra: Hydra's own node (run directory, help …).
         overrides: the words as typed.
         host: the settings of this host, resolved and checked.
+        groups: the names of all config groups there are.
     """
 
     config: DictConfig
     hydra: DictConfig
     overrides: tuple[str, ...]
     host: HostConfig
+    groups: frozenset[str] = frozenset()
 
 
 def compose(command: str, overrides: Sequence[str], *, config_dir: str | None = None, config_name: str = "config") -> Composed:
@@ -110,7 +112,7 @@ def _compose(command: str, overrides: Sequence[str], config_dir: str | None, con
     forwarded = [check_setting(word, before) for word in words if word.role == "setting"]
     space = Space()
     if command == "launch":
-        _check_sections(before)
+        _check_sections(before, loader.groups)
         params = _section(before, "params")
         HydraConfig.instance().set_config(base)  # for ${hydra:…}
         space = Space.from_yaml(resolved(base, "grid"), resolved(base, "search"))
@@ -125,7 +127,7 @@ def _compose(command: str, overrides: Sequence[str], config_dir: str | None, con
         raise ConfigError("hydra.mode=MULTIRUN: launch runs a sweep as one study by itself; leave it out")
     host = _host(full, url, typed_embedded="storage=embedded" in chosen)
     config = _shown_config(command, full, space, host)
-    return Composed(config, full.hydra, tuple(mask(text) for text in overrides), host)
+    return Composed(config, full.hydra, tuple(mask(text) for text in overrides), host, loader.groups)
 
 
 def _shown_config(command: str, full: DictConfig, space: Space, host: HostConfig) -> DictConfig:
@@ -198,14 +200,19 @@ class Loader:
         """
         chosen = word.value
         options = self.options(word.path)
+        if word.override.is_delete() and word.path in HOST:
+            raise ConfigError(f"{word.text}: {word.path} cannot be left out; choose one of {', '.join(sorted(options))}")
+        drop = "" if word.path in SECTIONS else f", or none with ~{word.path}"
         for option in chosen if isinstance(chosen, list) else [chosen]:
             if isinstance(option, str) and option not in options and not word.override.is_delete():
                 raise ConfigError(
                     f"{word.path}={option}: there is no such option{did_you_mean(option, options)};"
                     f" {word.path} has {', '.join(sorted(options))}"
                 )
-            if option is not None and not isinstance(option, str):
-                raise ConfigError(f"{word.text}: {word.path} is a config group; it has {', '.join(sorted(options))}")
+            if not isinstance(option, str) and not word.override.is_delete():
+                raise ConfigError(
+                    f"{word.text}: {word.path} is a config group; choose one of {', '.join(sorted(options))}{drop}"
+                )
         return word.text
 
     def package(self, overrides: Sequence[str], group: str) -> str | None:
@@ -278,8 +285,16 @@ def _section(config: Mapping[str, Any], section: str) -> dict[str, Any]:
     return node
 
 
-def _check_sections(config: Mapping[str, Any]) -> None:
+def _check_sections(config: Mapping[str, Any], groups: Collection[str]) -> None:
     for name in config:
+        if name == "experiment":
+            chosen = config["hydra"]["runtime"]["choices"].get("experiment")
+            raise ConfigError(f"experiment/{chosen}.yaml: its first line must be '# @package _global_'")
+        if name in groups and name not in SECTIONS:
+            raise ConfigError(
+                f"unknown section {name!r}: for parameters the first line of {name}/*.yaml must be '# @package params.{name}',"
+                " for settings '# @package _global_'"
+            )
         if name not in (*SECTIONS, "hydra"):
             guess = did_you_mean(str(name), [*SECTIONS, *settings()])
             raise ConfigError(

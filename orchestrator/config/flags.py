@@ -175,6 +175,7 @@ def _info(flags: Flags, composed: Composed) -> str:
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     text = io.StringIO()
+    root.handlers[:] = []  # our own would say it a second time
     try:
         with contextlib.redirect_stdout(text):
             hydra.show_info(str(flags.info), config_name=flags.config_name, overrides=overrides)

@@ -11,14 +11,14 @@ from hydra.core.override_parser.types import Override, OverrideType, Sweep
 
 from orchestrator.config import grammar
 from orchestrator.config.schema import HOST, SECTIONS, settings
-from orchestrator.config.space import Space, at, check_path, flatten, has, leaf_paths, suggestion
+from orchestrator.config.space import Space, at, check_ancestors, check_path, flatten, has, leaf_paths, suggestion
 from orchestrator.errors import ConfigError, did_you_mean
 
 _URL = re.compile(r"\+{0,2}storage\.url=(.*)", re.DOTALL)
 _PREFIX = {OverrideType.CHANGE: "", OverrideType.ADD: "+", OverrideType.FORCE_ADD: "++", OverrideType.DEL: "~"}
 _CHOSEN = ("sampler.name", "pruner.name", "storage.kind")
 _LISTS = ("worker.devices", "worker.studies", "study.direction", "study.metric")
-READERS = ("status", "best", "logs", "pause", "resume", "stop", "retry", "enqueue")
+READERS = ("status", "best", "logs")
 """The commands that take ``study.name`` besides the settings of this host."""
 
 
@@ -95,11 +95,22 @@ def _read(text: str, groups: Collection[str]) -> Word:
         word = Word(text, "setting", key, override)
     else:
         word = Word(text, "param", key, override)
+    _refuse_empty_key(word)
     if word.role == "setting" and first == "storage" and isinstance(override.value(), dict):
         raise ConfigError("storage={…}: set its keys one by one: storage.url=…, storage.password_file=…")
     if word.sweep is not None and word.role in ("hydra", "setting"):
         raise ConfigError(f"{text}: {_no_sweep(key)}")
     return word
+
+
+def _refuse_empty_key(word: Word) -> None:
+    deleted = word.override.is_delete()
+    if not word.override.key_or_group:
+        raise ConfigError(f"{word.text}: there is no name before '='; settings are written key=value")
+    if word.role == "param" and not word.path and deleted:
+        raise ConfigError(f"{word.text}: params itself cannot be deleted; delete a parameter: ~optim.lr")
+    if word.role == "setting" and deleted and word.path in (*HOST, "objective", "study"):
+        raise ConfigError(f"{word.text}: the section {word.path} cannot be deleted; change the settings in it")
 
 
 def _no_sweep(key: str) -> str:
@@ -150,7 +161,9 @@ def check_setting(word: Word, base: Mapping[str, Any]) -> str:
         raise ConfigError(f"{word.text}: there is no setting {word.path} to delete{did_you_mean(word.path, leaf_paths(base))}")
     if section == "objective":
         if word.override.type == OverrideType.CHANGE:
-            raise ConfigError(f"{word.text}: objective has no {word.path}; to add an argument write +{word.text}")
+            raise ConfigError(
+                f"{word.text}: objective has no argument {word.path.partition('.')[2]}; to add one write +{word.text}"
+            )
         return word.text
     if word.path in (*settings(), *SECTIONS):
         name = at(base, f"{section}.name") if section in ("sampler", "pruner") and has(base, f"{section}.name") else None
@@ -230,6 +243,8 @@ def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
     above = space.parent_of(word.path)
     if above is not None:
         raise ConfigError(f"{word.text}: {word.path} lies below {above}, whose values replace it; fix {above} or drop it first")
+    if word.path:
+        check_ancestors(word.path, params, shown=word.text)
     for path in below or {word.path: value}:
         space.drop(path)
         _put(params, path, value)
@@ -240,7 +255,9 @@ def _put(params: dict[str, Any], path: str, value: Any) -> None:
     *above, last = path.split(".")
     node: Any = params
     for part in above:
-        node = node.setdefault(part, {}) if isinstance(node, dict) else None
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        node = node[part] if isinstance(node, dict) else None
     if isinstance(node, dict):
         node[last] = value
 

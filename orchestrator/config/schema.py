@@ -20,14 +20,30 @@ from orchestrator.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 Rule = Callable[[Any], str | None]
 """Returns what a value must be, or None if it is."""
+MAX_TRIALS = 10_000_000  # a ticket each in the database
+_MAX_S = 10_000_000  # some four months: no timer or interval of the database overflows
 
 
 def _at_least(low: int) -> Rule:
     return lambda value: None if value >= low else f"must be at least {low}"
 
 
-def _above(low: float) -> Rule:
-    return lambda value: None if value > low else f"must be greater than {low:g}"
+def _within(low: int, high: int) -> Rule:
+    def rule(value: Any) -> str | None:
+        if not value >= low:
+            return f"must be at least {low:,}"
+        return None if value <= high else f"must be at most {high:,}"
+
+    return rule
+
+
+def _above(low: float, high: float = math.inf) -> Rule:
+    def rule(value: Any) -> str | None:
+        if not value > low:
+            return f"must be greater than {low:g}"
+        return None if value <= high else f"must be at most {high:,}"
+
+    return rule
 
 
 def _one_of(*words: str) -> Rule:
@@ -36,6 +52,10 @@ def _one_of(*words: str) -> Rule:
 
 def _share(value: Any) -> str | None:
     return None if 0 <= value <= 1 else "must lie between 0 and 1"
+
+
+def _some(value: Any) -> str | None:
+    return None if len(value) else "must name at least one; null means all there are"
 
 
 def _port(value: Any) -> str | None:
@@ -73,16 +93,16 @@ class WorkerConfig:
     """How this host works: seconds where a name ends in ``_s``; None means "the default of the place that uses it"."""
 
     count: int | None = _ruled(None, _at_least(0))
-    devices: list[int | str] | None = None
+    devices: list[int | str] | None = field(default=None, metadata={"rule": _some})
     slots_per_device: int | None = _ruled(None, _at_least(1))
     studies: list[str] | None = None
-    idle_timeout_s: float | None = _ruled(None, _at_least(0))
+    idle_timeout_s: float | None = _ruled(None, _within(0, _MAX_S))
     max_trials: int | None = _ruled(None, _at_least(1))
-    drain_s: float = _ruled(5.0, _at_least(0))
-    lease_ttl_s: float = _ruled(60.0, _above(0))
-    heartbeat_s: float = _ruled(10.0, _above(0))
+    drain_s: float = _ruled(5.0, _within(0, _MAX_S))
+    lease_ttl_s: float = _ruled(60.0, _above(0, _MAX_S))
+    heartbeat_s: float = _ruled(10.0, _above(0, _MAX_S))
     on_no_device: str = _ruled("wait", _one_of("wait", "exit"))
-    poll_s: float = _ruled(1.0, _above(0))
+    poll_s: float = _ruled(1.0, _above(0, _MAX_S))
     threads: int | None = _ruled(None, _at_least(1))
 
 
@@ -123,17 +143,17 @@ class StudyConfig:
     direction: Any = "minimize"
     metric: Any = "value"
     seed: int | None = _ruled(None, _seed)
-    priority: int = 0
+    priority: int = _ruled(0, _within(-(2**31), 2**31 - 1))
 
 
 @dataclass
 class BudgetConfig:
     """What may be spent; `hours` of wall time a launch."""
 
-    trials: int | None = _ruled(None, _at_least(1))
-    per_cell: int = _ruled(1, _at_least(1))
-    hours: float | None = _ruled(None, _above(0))
-    max_failures_per_cell: int = _ruled(3, _at_least(0))
+    trials: int | None = _ruled(None, _within(1, MAX_TRIALS))
+    per_cell: int = _ruled(1, _within(1, MAX_TRIALS))
+    hours: float | None = _ruled(None, _above(0, 100_000))
+    max_failures_per_cell: int = _ruled(3, _within(0, 1_000_000))
 
 
 @dataclass

@@ -95,7 +95,7 @@ class Space:
                 above = self.parent_of(path)
                 if above is not None:
                     raise ConfigError(f"{section}.{path} lies below {above}, which is declared too; declare one of them")
-                self._check_ancestors(section, path, params)
+                check_ancestors(path, params, shown=f"{section}.{path}")
 
     def check_spelling(self, params: Mapping[str, Any]) -> None:
         """Refuses a path that params does not have and that is so close to one of its parameters that it must be a slip.
@@ -112,14 +112,6 @@ class Space:
                         f"{section}.{path}: params has no {path} (did you mean {close[0]!r}?); if it is new, give it a"
                         " default in params"
                     )
-
-    @staticmethod
-    def _check_ancestors(section: str, path: str, params: Mapping[str, Any]) -> None:
-        parts = path.split(".")
-        for length in range(1, len(parts)):
-            above = ".".join(parts[:length])
-            if has(params, above) and not isinstance(at(params, above), (Mapping, list)):
-                raise ConfigError(f"{section}.{path}: params.{above}={at(params, above)!r} is a plain value and holds nothing")
 
     def to_yaml(self) -> dict[str, dict[str, Any]]:
         """Returns the sections ``grid`` and ``search`` in normal form: dotted keys, lists, and sweeps as strings."""
@@ -168,6 +160,16 @@ def check_path(path: str, *, shown: str) -> None:
     """Raises ConfigError unless `path` is a dotted path."""
     if not _PATH.fullmatch(path):
         raise ConfigError(f"{shown}: {path!r} is no dotted path such as optim.lr")
+
+
+def check_ancestors(path: str, params: Mapping[str, Any], *, shown: str) -> None:
+    """Raises ConfigError where `path` lies below a plain value of params; below null there may be something."""
+    parts = path.split(".")
+    for length in range(1, len(parts)):
+        above = ".".join(parts[:length])
+        value = at(params, above) if has(params, above) else None
+        if value is not None and not isinstance(value, (Mapping, list)):
+            raise ConfigError(f"{shown}: params.{above}={value!r} is a plain value and holds nothing")
 
 
 def at(node: Any, path: str) -> Any:

@@ -18,6 +18,7 @@ from omegaconf.errors import (
 from orchestrator.config.compose import Composed, resolved
 from orchestrator.config.grammar import check_finite
 from orchestrator.config.schema import (
+    MAX_TRIALS,
     PRUNERS,
     SAMPLERS,
     STUDY_SECTIONS,
@@ -209,6 +210,10 @@ def _budget(config: DictConfig, space: Space) -> Budget:
     shares = cells * budget.per_cell
     if budget.trials is None and not space.grid:
         raise ConfigError("budget.trials must be given: there is no grid to derive it from")
+    if budget.trials is None and shares > MAX_TRIALS:
+        raise ConfigError(
+            f"budget.per_cell={budget.per_cell} for {cells} cells makes {shares:,} trials; must be at most {MAX_TRIALS:,}"
+        )
     trials = shares if budget.trials is None else budget.trials
     if shares > trials:
         raise ConfigError(
@@ -230,7 +235,11 @@ def _option(section: str, schemas: Mapping[str, type[Any]], values: Any, default
             f"{section}.{foreign[0]}: {section}={name} has no such option; choose the group, {section}={name} or"
             f" 'override /{section}: {name}' in a defaults list, instead of setting {section}.name"
         )
-    return dict(vars(checked(section, schemas[str(name)], values)))
+    options = vars(checked(section, schemas[str(name)], values))
+    low, high = options.get("min_resource"), options.get("max_resource")
+    if isinstance(high, int) and high < low:
+        raise ConfigError(f"{section}.max_resource={high}: must be at least {section}.min_resource={low}")
+    return dict(options)
 
 
 def _stored(config: DictConfig) -> str:

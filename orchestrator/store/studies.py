@@ -274,7 +274,9 @@ def _by_path(spec: StudySpec, section: str) -> dict[str, Any]:
     data = spec.to_json()[section]
     if section == "grid":
         return {axis["path"]: axis["values"] for axis in data}
-    return {p["path"]: {k: v for k, v in p.items() if k != "path" and v not in (None, [], False)} for p in data}
+    return {
+        p["path"]: {k: v for k, v in p.items() if k != "path" and v is not None and v is not False and v != []} for p in data
+    }
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

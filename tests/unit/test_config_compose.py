@@ -352,3 +352,91 @@ def test_the_config_of_a_worker_holds_its_host_only() -> None:
 def test_the_run_directory_is_hydras() -> None:
     assert str(launch("experiment=digits").hydra.run.dir).startswith("outputs/")
     assert launch("experiment=digits", "hydra.run.dir=/tmp/here").hydra.run.dir == "/tmp/here"
+
+
+@pytest.mark.parametrize(
+    ("setting", "legal", "words"),
+    [
+        ("study.priority", "-2147483648", ["2147483648", "at most 2,147,483,647"]),
+        ("study.priority", "2147483647", ["-2147483649", "at least -2,147,483,648"]),
+        ("budget.trials", "10000000", ["10000001", "at most 10,000,000"]),
+        ("budget.per_cell", "8", ["10000001", "at most 10,000,000"]),
+        ("budget.hours", "100000", ["100000.5", "at most 100,000"]),
+        ("budget.max_failures_per_cell", "1000000", ["1000001", "at most 1,000,000"]),
+        *(
+            (f"worker.{name}", "20", ["1e8", "at most 10,000,000"])
+            for name in ("drain_s", "poll_s", "lease_ttl_s", "idle_timeout_s")
+        ),
+        ("worker.heartbeat_s", "29", ["inf", "finite"]),
+        ("worker.poll_s", "0.1", ["nan", "finite"]),
+        ("worker.devices", "[cpu]", ["[]", "at least one"]),
+    ],
+)
+def test_numbers_no_database_or_timer_can_hold_are_refused(setting: str, legal: str, words: list[str]) -> None:
+    beat = ["worker.heartbeat_s=5"] if setting == "worker.lease_ttl_s" else []
+    spec("experiment=digits", *beat, f"{setting}={legal}")
+    value, rule = words
+    message = refusal("experiment=digits", f"{setting}={value}")
+    assert message.startswith(f"{setting}=")
+    assert rule in message
+
+
+def test_a_budget_derived_from_a_grid_is_bounded_too() -> None:
+    message = refusal("experiment=digits", "budget.trials=null", "budget.per_cell=2000000")
+    assert message.startswith("budget.per_cell=2000000 for 6 cells makes 12,000,000 trials")
+
+
+def test_hyperband_needs_resources_in_order() -> None:
+    assert (
+        spec("experiment=digits", "pruner=hyperband", "pruner.min_resource=3", "pruner.max_resource=3").pruner["max_resource"]
+        == 3
+    )
+    message = refusal("experiment=digits", "pruner=hyperband", "pruner.min_resource=4", "pruner.max_resource=3")
+    assert message == "pruner.max_resource=3: must be at least pruner.min_resource=4"
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("sampler=null", ["sampler=null: ", "choose one of gp, nsga2"]),
+        ("experiment=null", ["experiment=null: ", "~experiment"]),
+        ("~storage", ["~storage: ", "embedded, postgres"]),
+        ("~worker=default", ["~worker=default: ", "default"]),
+        ("~paths", ["~paths: the section paths cannot be deleted"]),
+        ("~params", ["~params: params itself cannot be deleted", "~optim.lr"]),
+        ("=5", ["no name before '='", "key=value"]),
+        ("++=5", ["no name before '='"]),
+        ("objective.foo=3", ["objective has no argument foo", "write +objective.foo=3"]),
+        ("+train.epochs.foo=5", ["+train.epochs.foo=5: params.train.epochs=12 is a plain value and holds nothing"]),
+        ("++train.epochs.foo={a: 1}", ["params.train.epochs=12 is a plain value"]),
+        ("+train.epochs.foo=5,6", ["params.train.epochs=12 is a plain value"]),
+    ],
+)
+def test_slips_of_one_word_are_named(word: str, expected: list[str]) -> None:
+    message = refusal("experiment=digits", word)
+    for text in expected:
+        assert text in message
+
+
+def test_null_may_be_filled_with_parameters(mine: Any) -> None:
+    text = (
+        "# @package _global_\nstudy: {name: n}\nobjective: {_target_: my.train}\nparams: {sched: null}\nbudget: {trials: 1}\n"
+    )
+    folder = mine(experiment__mine=text)
+    filled = spec(folder, "experiment=mine", "+sched.gamma=0.5", "sched.gamma=0.7", "+sched.step=interval(0, 1)")
+    assert filled.params == {"sched": {"gamma": 0.7}}
+    assert [searched.path for searched in filled.search] == ["sched.step"]
+
+
+def test_an_argument_of_the_objective_is_added_with_a_plus() -> None:
+    assert spec("experiment=digits", "+objective.foo=3").objective["foo"] == 3
+
+
+def test_a_missing_package_line_is_named(mine: Any) -> None:
+    folder = mine(experiment__mine="study: {name: x}\n", model__cnn="width: 3\n")
+    assert refusal(folder, "experiment=mine") == "experiment/mine.yaml: its first line must be '# @package _global_'"
+    assert "# @package params.model" in refusal(folder, "experiment=digits", "+model=cnn")
+
+
+def test_the_groups_known_are_the_users_and_ours(mine: Any) -> None:
+    assert launch(mine(model__cnn="width: 3\n")).groups > {"model", "sampler", "experiment"}

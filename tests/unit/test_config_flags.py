@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 import yaml
 
+from orchestrator.cli import COMMANDS
 from orchestrator.config import Flags, compose, parse_flags, show
 from orchestrator.errors import ConfigError
 
@@ -87,3 +89,19 @@ def test_info_leaves_logging_as_it_was(capsys: pytest.CaptureFixture[str]) -> No
     assert "sampler: tpe" in shown("--info=defaults-tree", command="worker")
     assert logging.getLogger().handlers == before
     assert capsys.readouterr().out == ""
+
+
+def test_info_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    ours = logging.StreamHandler()
+    logging.getLogger().addHandler(ours)
+    try:
+        text = shown("experiment=digits", "--info=defaults")
+    finally:
+        logging.getLogger().removeHandler(ours)
+    assert text.count("Defaults List") == 1
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_lists_the_commands_there_are() -> None:
+    listed = re.findall(r"^(\w+) {3,}\w", shown("--help").split("== Config groups")[0], flags=re.MULTILINE)
+    assert listed == list(COMMANDS)

@@ -1,0 +1,91 @@
+"""Values written as words of a command line: the way back from what the grammar reads."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from hydra._internal.grammar.utils import escape_special_characters
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from orchestrator.config import grammar
+from orchestrator.config.schema import SECTIONS
+from orchestrator.config.space import at, has
+from orchestrator.errors import ConfigError
+from orchestrator.model import Axis, JSONValue, Searched, value_label
+
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_RESERVED = ("null", "true", "false", "nan", "inf")
+
+
+def hydra_word(value: JSONValue) -> str:
+    """Returns `value` in Hydra's override grammar: parsed again it is the same value, of the same type.
+
+    Interpolations stay what they are. The word may need a shell's quotes.
+
+    Raises:
+        ConfigError: the grammar has no way to write it (a mapping with a key such as ``1`` or ``ü``).
+    """
+    word = _written(value)
+    try:
+        same = repr(grammar.parse_value(word, shown=word)) == repr(value)  # == takes 1 for true
+    except ConfigError:
+        same = False
+    if not same:
+        raise ConfigError(f"{value_label(value)}: Hydra's override grammar has no way to write this")
+    return word
+
+
+def rerun_words(values: Mapping[str, JSONValue], params: Mapping[str, Any], groups: Collection[str]) -> list[str]:
+    """Returns the overrides that give the parameters of a study these values, one word each, not quoted for a shell.
+
+    Args:
+        values: by dotted path; each takes the place of all that is there, as it does in a trial.
+        params: the defaults that the overrides are laid over.
+        groups: the config groups known.
+
+    Raises:
+        ConfigError: as `hydra_word`, or the grammar has no way to write a path.
+    """
+    words = []
+    for path, value in values.items():
+        first = path.partition(".")[0]
+        key = f"params.{path}" if first in (*SECTIONS, "hydra", *groups) else path
+        old = at(params, path) if has(params, path) else None
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            words.append(f"~{key}")  # Hydra merges a mapping into the one that is there
+        add = "" if has(params, path) and not isinstance(old, Mapping) else "++"
+        word = f"{add}{key}={hydra_word(value)}"
+        if grammar.parse_override(word).key_or_group != key:
+            raise ConfigError(f"{path}: Hydra's override grammar has no way to write this parameter")
+        words.append(word)
+    return words
+
+
+def normal_form(declared: Axis | Searched) -> str:
+    """Returns a declaration as the command line takes it: ``tag(log, interval(0.0001, 0.1))``, ``choice(a,b)``, ``[1,2]``."""
+    form = grammar.normal_form(declared)
+    if isinstance(form, str):
+        return form
+    try:
+        text = ",".join(map(hydra_word, form))
+    except ConfigError:  # only YAML can say it
+        text = ",".join(map(value_label, form))
+    return f"[{text}]" if isinstance(declared, Axis) else f"choice({text})"
+
+
+def _written(value: JSONValue) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower() if value is not None else "null"
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        plain = _PLAIN.fullmatch(value) and value.lower() not in _RESERVED
+        return value if plain else str(QuotedString(value, Quote.double).with_quotes())
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{escape_special_characters(str(key))}:{_written(item)}" for key, item in value.items()) + "}"
+    return "[" + ",".join(map(_written, value)) + "]"

@@ -1,0 +1,152 @@
+"""`best`: overrides that rerun the trial, and a config to train with that holds no secret."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from orchestrator.cli import reports
+from orchestrator.cli.call import Call
+from orchestrator.config import compose
+from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.model import Axis, Budget, StudySpec
+from orchestrator.store import Progress, StudyRow, TrialRow
+
+PARAMS: dict[str, Any] = {
+    "lr": "${linear_scaling:0.1,256,${data.batch}}",
+    "decays": [{"wd": "${sqrt_scaling:1,4,${data.batch}}"}, "${lr}"],
+    "secret": "${oc.env:TOKEN}",
+    "from_secret": "${linear_scaling:1,1,${oc.env:TOKEN}}",
+    "behind": "${linear_scaling:1,1,${secret}}",
+    "hidden": "${linear_scaling:1,1,${oc.${kind}:TOKEN}}",
+    "kind": "env",
+    "unknown": "${linear_scaling:1,1,${my.resolver:3}}",
+    "data": {"batch": 64},
+    "name": "sgd",
+}
+
+
+class Reads:
+    """A study with the trials given, as `store.reads` tells it."""
+
+    def __init__(self, spec: StudySpec, trials: list[TrialRow]) -> None:
+        self._spec, self._trials = spec, trials
+
+    def find(self, _name: str | None) -> Any:
+        return SimpleNamespace(study_id=1, name=self._spec.name)
+
+    def spec(self, _study_id: int) -> StudySpec:
+        return self._spec
+
+    def trials(self, _study_id: int) -> list[TrialRow]:
+        return self._trials
+
+    def progress(self, row: StudyRow, *, maximize: bool) -> Progress:
+        study: Any = SimpleNamespace(state="FINISHED", reason="budget spent")
+        return cast(
+            Progress,
+            SimpleNamespace(study=study, total=1, spent=1, running=0, waiting=0, failed=0, cells=(), maximize=maximize),
+        )
+
+
+def best(params: dict[str, Any], *words: str, as_json: bool = False, count: int = 1) -> int:
+    """Runs the command over a study whose best trials took `params`."""
+    spec = StudySpec(
+        name="s",
+        directions=("maximize", "minimize") if count > 1 else ("maximize",),
+        metrics=("acc", "cost") if count > 1 else ("acc",),
+        objective={"_target_": "my.train"},
+        params=PARAMS,
+        grid=(Axis("data.batch", (64, 128)),),
+        search=(),
+        budget=Budget(2),
+    )
+    values = [(float(k), float(k)) if count > 1 else (1.0,) for k in range(count)]
+    trials = [TrialRow(k, "COMPLETE", 0, params, values[k], 1, None, None, None) for k in range(count)]
+    call = Call.parse("best", [*words, *(["--json"] if as_json else [])])
+
+    @contextmanager
+    def store(_self: Call) -> Iterator[Any]:
+        yield SimpleNamespace(reads=Reads(spec, trials))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Call, "store", store)
+        return reports.best(call)
+
+
+AWKWARD = {"data.batch": 128, "name": 'it\'s "odd" \\', "worker.count": "-5", "new": ["日本", {"a": None}]}
+
+
+def check_rerun(words: list[str], values: dict[str, Any]) -> None:
+    base = ["study.name=s", "objective._target_=my.train", "+data.batch=64", "+name=sgd"]
+    params = compose("launch", [*base, *words]).config.params
+    for path, value in values.items():
+        found = OmegaConf.select(params, path)
+        assert (OmegaConf.to_container(found) if OmegaConf.is_config(found) else found) == value
+
+
+def test_the_printed_overrides_rerun_the_trial(capsys: pytest.CaptureFixture[str]) -> None:
+    assert best(AWKWARD) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["params"] == AWKWARD
+    line = text.splitlines()[-1]
+    assert line.startswith("# ")
+    check_rerun(shlex.split(line[2:]), AWKWARD)
+
+
+def test_the_overrides_in_json_are_quoted_for_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    values = {**AWKWARD, "name": "two\nlines; $(rm x)"}
+    best(values, as_json=True)
+    (entry,) = json.loads(capsys.readouterr().out)["best"]
+    assert entry["overrides"][0] == "data.batch=128"
+    assert entry["overrides"][2].startswith("'++params.worker.count=")
+    check_rerun(shlex.split(" ".join(entry["overrides"])), values)
+
+
+def test_a_line_break_does_not_end_the_comment(capsys: pytest.CaptureFixture[str]) -> None:
+    best({"name": "two\nlines"})
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["params"] == {"name": "two\nlines"}
+    assert "--json" in text
+
+
+def test_what_no_override_can_say_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    best({"model": {"ü": 1}})
+    assert "out=FILE" in capsys.readouterr().out
+    best({"model": {"ü": 1}}, as_json=True)
+    assert json.loads(capsys.readouterr().out)["best"][0]["overrides"] is None
+
+
+def test_the_config_written_needs_no_resolver_of_ours_and_holds_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "7777")
+    best({"data.batch": 128, "new.depth": 3}, f"out={tmp_path}/best.yaml")
+    text = (tmp_path / "best.yaml").read_text()
+    assert "7777" not in text
+    written = yaml.safe_load(text)
+    assert written["lr"] == 0.05
+    assert written["decays"] == [{"wd": pytest.approx(32**0.5)}, "${lr}"]
+    assert (written["data"], written["new"]) == ({"batch": 128}, {"depth": 3})
+    for name in ("secret", "from_secret", "behind", "hidden", "unknown"):
+        assert written[name] == PARAMS[name]
+    assert OmegaConf.create({"x": "${oc.env:TOKEN}"}).x == "7777"  # the resolver is as it was
+
+
+def test_out_needs_one_file_and_one_trial(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^out=: needs a file name, such as out=best\.yaml$"):
+        best({}, "out=")
+    with pytest.raises(ConfigError, match=r"trials 0, 1\); choose one with trial=N"):
+        best({}, f"out={tmp_path}/x.yaml", count=2)
+    best({}, f"out={tmp_path}/x.yaml", "trial=1", count=2)
+    with pytest.raises(OrchestratorError, match="No such file or directory"):
+        best({}, f"out={tmp_path}/no/x.yaml")

@@ -1,0 +1,94 @@
+"""What people see: labels, tables, the plan."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+from rich.console import Console
+
+from orchestrator import search
+from orchestrator.cli import screen
+from orchestrator.model import Axis, Budget, Searched, StudySpec, cell_label, value_label
+from orchestrator.store import CellRow
+
+SPEC = StudySpec(
+    name="s",
+    directions=("maximize",),
+    metrics=("acc[bold]",),
+    objective={"_target_": "my.train"},
+    params={},
+    grid=(Axis("batch", (32, 64)), Axis("optim.name", ("a\nb", "c"))),
+    search=(
+        Searched("lr", "float", 1e-4, 0.1, log=True),
+        Searched("drop", "float", 0.0, 4.0, step=1.0),
+        Searched("depth", "int", 1, 8),
+    ),
+    budget=Budget(trials=12, per_cell=2, hours=1.5),
+)
+
+
+def cells(spec: StudySpec) -> tuple[CellRow, ...]:
+    zeros = {"bound": 3, "completed": 0, "pruned": 0, "failed": 0, "running": 0}
+    return tuple(
+        CellRow(ordinal=k, values=values, state="OPEN", reason=None, best=None, best_trial=None, **zeros)
+        for k, values in enumerate(spec.cells())
+    )
+
+
+def rendered(table: object) -> list[str]:
+    console = Console(file=io.StringIO(), width=120, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def test_labels_are_one_line_and_cannot_steer_a_terminal() -> None:
+    assert value_label("a\nb\tc\x1b[31m\u2028\ud800") == "a\\nb\\tc\\x1b[31m\\u2028\\ud800"
+    assert value_label("日本 ü\\n") == "日本 ü\\n"
+    assert value_label({"a": ["\n"]}) == '{"a":["\\n"]}'
+    assert cell_label({"x": "a\rb", "y": 1}) == "x=a\\rb y=1"
+
+
+def test_cells_beyond_the_room_are_told_under_the_table() -> None:
+    lines = rendered(screen.cell_table(SPEC, cells(SPEC), room=1))
+    assert lines[0].split() == ["batch", "optim.name", "done", "pruned", "failed", "running", "best", "acc[bold]", "trial"]
+    assert lines[0].startswith("batch  optim.name")  # the last line did not widen the first column
+    assert lines[-1] == "… and 1 cell more"
+    assert "a\\nb" in lines[1]
+    assert len(lines) == 1 + 3 + 1
+    assert not any("more" in line for line in rendered(screen.cell_table(SPEC, cells(SPEC))))
+
+
+def test_the_plan_says_every_parameter_once_with_its_step() -> None:
+    lines = screen.plan(SPEC, search.describe(SPEC)).splitlines()
+    (batch,) = [line for line in lines if " batch " in line]
+    assert batch.split(maxsplit=2) == ["grid", "batch", batch.split(maxsplit=2)[2]]
+    assert batch.count("grid") == 1
+    assert "[32,64]" in batch
+    (drop,) = [line for line in lines if " drop " in line]
+    assert "range(0.0, 5.0, 1.0)" in drop
+    assert "float from 0 to 4" in drop
+    assert "no trial is started after 1.5 h" in lines
+    assert "  batch=32 optim.name=a\\nb" in lines
+
+
+def test_the_plan_of_a_study_without_parameters() -> None:
+    bare = replace(SPEC, grid=(), search=())
+    text = screen.plan(bare, search.describe(bare))
+    assert "parameters" not in text
+    assert "(no grid)" in text
+
+
+def test_the_plan_as_data_is_json_with_every_cell() -> None:
+    data = json.loads(json.dumps(screen.plan_data(SPEC, search.describe(SPEC))))
+    assert data["study"] == "s"
+    assert data["budget"] == {"trials": 12, "per_cell": 2, "hours": 1.5, "max_failures_per_cell": 3}
+    assert data["guaranteed"] == 8
+    assert data["cells"][0] == {"batch": 32, "optim.name": "a\nb"}
+    assert len(data["cells"]) == 4
+    sections = {p["path"]: (p["section"], p["declared"]) for p in data["parameters"]}
+    assert sections["lr"] == ("search", "tag(log, interval(0.0001, 0.1))")
+    assert sections["batch"] == ("grid", "[32,64]")
+    assert all(not p["stored"].startswith(("grid", "search")) for p in data["parameters"])

@@ -214,7 +214,7 @@ def best_trials(spec: StudySpec, trials: list[TrialRow]) -> list[TrialRow]:
 
 def results(spec: StudySpec, progress: Progress, best: list[TrialRow]) -> str:
     """The end of a launch: what was spent, the best trial with its parameters, the best of every cell."""
-    console = Console(width=max(120, Console().width), highlight=False)
+    console = Console(file=io.StringIO(), width=max(120, Console().width), highlight=False)
     with console.capture() as captured:
         console.print(Text(headline(spec, progress)), soft_wrap=True)
         if progress.study.state == "FINISHED":

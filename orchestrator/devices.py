@@ -52,6 +52,13 @@ def cpu_scope() -> str:
         return host_identity()
 
 
+def usable_cores() -> int:
+    """How many CPU cores this process may use: those of the machine, less what affinity and container limits take away."""
+    import joblib  # slow to import, and only workers ask
+
+    return int(joblib.cpu_count())
+
+
 def discover(selection: Sequence[str | int] | None) -> list[Device]:
     """The devices of this host that this process may use and `selection` names; without GPUs, the CPU.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from orchestrator.config import WorkerConfig
-from orchestrator.devices import Device, DeviceLock, cpu_scope, discover, host_identity
+from orchestrator.devices import Device, DeviceLock, cpu_scope, discover, host_identity, usable_cores
 from orchestrator.store import SlotOffer, Store, WorkerLease
 
 UNLIMITED_CPU_SLOTS = 1024
@@ -81,5 +80,4 @@ class Slots:
         if self._settings.threads is not None or self._offers[taken].kind != "cpu":
             return self._settings.threads
         sharers = max(self._settings.slots_per_device or _CPU_SHARERS, len(self._store.fleet.holders(taken.scope)))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, cores // sharers)
+        return max(1, usable_cores() // sharers)

@@ -21,7 +21,7 @@ from orchestrator import config, search
 from orchestrator.cli import screen
 from orchestrator.cli.call import Call
 from orchestrator.cli.server import LAUNCHER_PID
-from orchestrator.devices import discover
+from orchestrator.devices import discover, usable_cores
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, StudyFailedError
 from orchestrator.maintenance import Maintenance
 from orchestrator.model import StudySpec
@@ -207,7 +207,7 @@ def _host_overrides(call: Call, spec: StudySpec, count: int) -> list[str]:
     host = call.composed.host
     worker = {key: value for key, value in asdict(host.worker).items() if key != "count"}
     worker["studies"] = worker["studies"] or [spec.name]
-    worker["threads"] = worker["threads"] or max(1, (os.cpu_count() or 1) // max(1, count))
+    worker["threads"] = worker["threads"] or max(1, usable_cores() // max(1, count))
     overrides = [f"worker.{key}={config.hydra_word(value)}" for key, value in worker.items()]
     overrides += [
         f"paths.data={config.hydra_word(str(host.paths.data))}",

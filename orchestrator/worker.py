@@ -98,6 +98,10 @@ class Worker:
                     break
             except LeaseLostError as lost:
                 logger.warning("%s; registering anew", lost)
+            except StoreUnavailableError as error:
+                if self._drain == Drain.NO:
+                    raise
+                logger.warning("%s; ending all the same, the lease will run out", error)
         logger.info("ended after %d trials", self._ended)
         return self._ended
 
@@ -136,7 +140,9 @@ class Worker:
                 logger.info("worker.max_trials=%d reached", self._settings.max_trials)
                 break
             claim = self._insist(self._claim)
-            if claim is not None:
+            if claim is not None and self._drain != Drain.NO:  # told to end while it claimed
+                self._give_back(claim, Interrupted("the worker was told to end"))
+            elif claim is not None:
                 self._run_trial(claim)
                 idle_since = time.monotonic()
             elif self._settings.idle_timeout_s is not None and time.monotonic() - idle_since >= self._settings.idle_timeout_s:
@@ -273,11 +279,15 @@ class Worker:
         return running.outcome, reports, attrs
 
     def _flush(self, claim: Claim, reports: dict[int, float], attrs: dict[str, Any]) -> bool:
-        """Writes what the trial reported; False if the database does not answer now (it is tried again later)."""
+        """Writes what the trial reported; False if that did not work now: it is tried again later, at last with the result."""
         try:
             self._store.ledger.report(claim, reports, attrs)
+        except LeaseLostError:
+            raise
         except StoreUnavailableError as error:
             self._lost_contact(error)
+            return False
+        except OrchestratorError:  # refused for good: the end of the trial will say so
             return False
         finally:
             self._store.rest()
@@ -333,7 +343,7 @@ class Worker:
 
     def _give_back(self, claim: Claim, outcome: Interrupted) -> None:
         self._insist(lambda: self._store.ledger.release(claim, outcome.reason, lost=outcome.lost), until=Drain.NOW)
-        logger.info("trial %d given back: %s", claim.number, outcome.reason)
+        logger.info("trial %s given back: %s", "not begun" if claim.number is None else claim.number, outcome.reason)
         if outcome.lost:
             self._wait(self._settings.poll_s)  # whatever ended it may be at it still
 

@@ -24,8 +24,8 @@ LOCK_TIMEOUT_S = 15
 IDLE_TIMEOUT_S = 5
 
 # SQLSTATE classes and codes of troubles that pass: connection, rollback (deadlock), resources, locks, intervention, system;
-# and, while a server is still being set up, a role (28) or database (3D000) that is not there yet.
-_PASSING = ("08", "28", "3D000", "40", "53", "55P03", "57", "58")
+# and, while a server is being set up or kept closed, a role (28) or database (3D000, 55000) that is not there for us.
+_PASSING = ("08", "28", "3D000", "40", "53", "55000", "55P03", "57", "58")
 
 _CONNECT_ARGS = {
     "connect_timeout": 5,

@@ -91,12 +91,30 @@ def test_a_worker_waits_for_a_database_that_is_not_there_yet(commands: Commands,
 
 
 def _rename(store: Store, old: str, new: str) -> None:
+    _administrate(store, f"ALTER DATABASE {old} RENAME TO {new}")
+
+
+def _administrate(store: Store, statement: str) -> None:
     store.rest()
     admin = make_url(store.url).set(drivername="postgresql", database="postgres")
     connection = psycopg2.connect(admin.render_as_string(hide_password=False))
     connection.autocommit = True
-    connection.cursor().execute(f"ALTER DATABASE {old} RENAME TO {new}")
+    connection.cursor().execute(statement)
     connection.close()
+
+
+def test_told_to_end_while_the_database_is_away_a_worker_ends_in_order(commands: Commands, store: Store) -> None:
+    name = str(make_url(store.url).database)
+    with commands.started("worker", "worker.poll_s=0.1") as worker:
+        wait_until(lambda: [w.device for w in store.reads.workers()] not in ([], [None]), 60)
+        _administrate(store, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            assert worker.stdout is not None
+            wait_until(lambda: "does not answer" in worker.stdout.readline(), 30)
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(timeout=30) == 0, worker.stdout.read()
+        finally:
+            _administrate(store, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
 def test_a_silent_worker_is_evicted_and_its_trial_goes_on_elsewhere(commands: Commands, store: Store) -> None:

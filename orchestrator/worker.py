@@ -22,7 +22,7 @@ from orchestrator.errors import ConfigError, DeviceError, LeaseLostError, Orches
 from orchestrator.logs import logger
 from orchestrator.maintenance import Maintenance
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned, StudySpec, cell_label, trial_seed
-from orchestrator.runner import AttrSet, Job, PruneAsked, Reported, Runner, Running, rundir
+from orchestrator.runner import AttrSet, Job, Message, PruneAsked, Reported, Runner, Running, rundir
 from orchestrator.search import Search
 from orchestrator.slots import HeldSlot, Slots
 from orchestrator.store import Claim, Place, Store, StudyRow, WorkerLease
@@ -255,11 +255,8 @@ class Worker:
         try:
             while running.outcome is None:
                 for message in running.poll(min(1.0, max(0.0, self._next_beat - time.monotonic()))):
-                    if isinstance(message, Reported):
-                        reports.setdefault(message.step, message.value)
-                    elif isinstance(message, AttrSet):
-                        attrs[message.key] = message.value
-                    elif isinstance(message, PruneAsked):
+                    _note(message, reports, attrs)
+                    if isinstance(message, PruneAsked):
                         running.answer_prune(self._should_prune(served, claim, {**sent, **reports}))
                 if (reports or attrs) and time.monotonic() >= next_flush and running.outcome is None:
                     if self._flush(claim, reports, attrs):
@@ -272,10 +269,7 @@ class Worker:
             running.terminate()
             raise
         for message in running.poll(0):
-            if isinstance(message, Reported):
-                reports.setdefault(message.step, message.value)
-            elif isinstance(message, AttrSet):
-                attrs[message.key] = message.value
+            _note(message, reports, attrs)
         return running.outcome, reports, attrs
 
     def _flush(self, claim: Claim, reports: dict[int, float], attrs: dict[str, Any]) -> bool:
@@ -498,3 +492,11 @@ class Worker:
     def _say(self, doing: str) -> None:
         """What `status` shows of this worker from the next renewal on."""
         self._doing = doing
+
+
+def _note(message: Message, reports: dict[int, float], attrs: dict[str, Any]) -> None:
+    """Keeps what the child reported until it is written; a step's first value counts, an attribute's last."""
+    if isinstance(message, Reported):
+        reports.setdefault(message.step, message.value)
+    elif isinstance(message, AttrSet):
+        attrs[message.key] = message.value

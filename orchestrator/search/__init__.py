@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.search.gp import HybridGPSampler
-    from orchestrator.search.space import describe, distribution_json, distributions
+    from orchestrator.search.space import describe, distributions
     from orchestrator.search.study import ASK_KEY, Search
-    from orchestrator.search.tables import create_optuna_tables, load_study, open_storage, optuna_schema_head
+    from orchestrator.search.tables import create_optuna_tables, open_storage, optuna_schema_head
     from orchestrator.search.tpe import HybridTPESampler
 
 __all__ = [
@@ -22,17 +22,15 @@ __all__ = [
     "Search",
     "create_optuna_tables",
     "describe",
-    "distribution_json",
     "distributions",
-    "load_study",
     "open_storage",
     "optuna_schema_head",
 ]
 _HOME = {
     "gp": ("HybridGPSampler",),
-    "space": ("describe", "distribution_json", "distributions"),
+    "space": ("describe", "distributions"),
     "study": ("ASK_KEY", "Search"),
-    "tables": ("create_optuna_tables", "load_study", "open_storage", "optuna_schema_head"),
+    "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),
     "tpe": ("HybridTPESampler",),
 }
 

@@ -82,15 +82,6 @@ def distributions(spec: StudySpec) -> dict[str, BaseDistribution]:
     return {path: parameter.distribution for path, parameter in parameters(spec).items()}
 
 
-def distribution_json(spec: StudySpec) -> dict[str, str]:
-    """The distributions as Optuna's storages write them.
-
-    Raises:
-        ConfigError: as `parameters`.
-    """
-    return {path: distribution_to_json(distribution) for path, distribution in distributions(spec).items()}
-
-
 def describe(spec: StudySpec) -> list[tuple[str, str]]:
     """Path and plain words for every parameter, for people.
 

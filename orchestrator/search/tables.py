@@ -1,4 +1,4 @@
-"""Optuna's own tables: their schema revision, their creation, and a plain reader of a study in them."""
+"""Optuna's own tables: their schema revision, their creation, and Optuna's storage on them for the dashboard."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 import optuna
 from optuna.storages import RDBStorage
 
-from orchestrator.errors import ConfigError, SchemaOutdatedError, StoreUnavailableError
+from orchestrator.errors import SchemaOutdatedError, StoreUnavailableError
 
 
 @cache
@@ -40,21 +40,6 @@ def open_storage(url: str) -> RDBStorage:
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=True)
 
 
-def load_study(url: str, name: str) -> optuna.Study:
-    """The study as plain Optuna reads it, for whatever Optuna computes from whole studies.
-
-    Raises:
-        ConfigError: there is no study of that name.
-        SchemaOutdatedError: the tables are of another Optuna's schema.
-        StoreUnavailableError: the database cannot be reached or refused.
-    """
-    with _translated():
-        try:
-            return optuna.load_study(study_name=name, storage=RDBStorage(url))
-        except KeyError as error:
-            raise ConfigError(f"study.name={name}: no such study in this storage") from error
-
-
 @contextmanager
 def _translated() -> Iterator[None]:
     # Neither SQLAlchemy's messages nor Optuna's are repeated where they could hold the URL and its password.
@@ -67,8 +52,6 @@ def _translated() -> Iterator[None]:
             f"Optuna's tables have a schema that the installed Optuna {optuna.__version__} does not know; "
             "run 'orchestrator db upgrade', or install the Optuna that wrote them"
         ) from error
-    except (ConfigError, KeyError):
-        raise
     except Exception as error:
         if not type(error).__module__.startswith(("sqlalchemy", "optuna", "psycopg2")):
             raise

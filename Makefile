@@ -15,11 +15,11 @@ check-static:
 test:
 	$(BIN)python -m pytest -n 2 --dist loadgroup
 
-# The password of docker-compose.yml's database; an existing one is kept. The containers' user, who is neither you nor root, must
-# be able to read the file; the folder keeps others of this host out.
-secrets: secrets/db_password
+# The passwords of docker-compose.yml's database and dashboard; existing ones are kept. The containers' user, who is neither you
+# nor root, must be able to read the files; the folder keeps others of this host out.
+secrets: secrets/db_password secrets/dashboard_password
 
-secrets/db_password:
+secrets/%_password:
 	install -d -m 700 secrets
 	head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' > $@
 	chmod 644 $@

@@ -104,22 +104,27 @@ class WorkerConfig:
     on_no_device: str = _ruled("wait", _one_of("wait", "exit"))
     poll_s: float = _ruled(1.0, _above(0, _MAX_S))
     threads: int | None = _ruled(None, _at_least(1))
+    allow_targets: list[str] | None = field(default=None, metadata={"rule": _some})
 
 
 @dataclass
 class PathsConfig:
-    """Absolute directories: `data` of this user, `runs` where run directories go."""
+    """Absolute directories: `data` of this user, `runs` where run directories go; `checkpoints` may be an fsspec URL."""
 
     data: Path = Path()
     runs: Path = Path()
+    checkpoints: str | None = None
 
 
 @dataclass
 class DashboardConfig:
-    """Where the dashboard listens."""
+    """Where the dashboard listens, for whom, and what they may do."""
 
     host: str = "127.0.0.1"
     port: int = _ruled(8080, _port)
+    hosts: list[str] | None = field(default=None, metadata={"rule": _some})
+    read_only: bool = False
+    password_file: str | None = None
 
 
 @dataclass
@@ -158,12 +163,16 @@ class BudgetConfig:
 
 @dataclass
 class RunnerConfig:
-    """How one attempt runs: `max_runtime_min` in minutes, `grace_s` between TERM and KILL."""
+    """How one attempt runs, and how often a trial is: `max_runtime_min` in minutes, `grace_s` between TERM and KILL."""
 
     max_runtime_min: float | None = _ruled(None, _above(0))
     grace_s: float = _ruled(5.0, _at_least(0))
     start: str = _ruled("forkserver", _one_of("forkserver", "spawn"))
     max_attempts: int = _ruled(5, _at_least(1))
+    retries: int = _ruled(0, _within(0, 1_000_000))
+    retry_on: list[str] | None = field(default=None, metadata={"rule": _some})
+    resume: bool = True
+    log_limit_mb: float = _ruled(10.0, _above(0.001, 1_000_000))
 
 
 @dataclass

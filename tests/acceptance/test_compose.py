@@ -9,6 +9,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -202,25 +203,30 @@ def test_code_baked_into_an_image_of_the_user_s_own_imports(project: Project) ->
 
 def test_the_dashboard_shows_the_study_on_this_host_only(project: Project) -> None:
     project.launch("experiment=digits", "study.name=shown", *SMALL)
-    with urllib.request.urlopen(f"http://127.0.0.1:{project.port}/api/studies", timeout=30) as answer:
+    token = (project.folder / "secrets" / "dashboard_password").read_text()
+    url = f"http://127.0.0.1:{project.port}/api/studies"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(url, timeout=30)
+    with urllib.request.urlopen(request, timeout=30) as answer:
         names = {study["study_name"] for study in json.load(answer)["study_summaries"]}
     assert "shown" in names
     assert project.compose("port", "dashboard", "8080").strip() == f"127.0.0.1:{project.port}"
 
 
 def test_containers_run_without_privileges_and_the_password_is_in_a_file_only(project: Project) -> None:
-    password = (project.folder / "secrets" / "db_password").read_text().strip()
-    assert len(password) == 48
+    passwords = [(project.folder / "secrets" / f"{name}_password").read_text().strip() for name in ("db", "dashboard")]
+    assert [len(password) for password in passwords] == [48, 48]
     for service in ("db", "worker", "dashboard"):
         (container, *_) = project.containers(service)
         told = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
-        assert password not in told
+        assert not any(password in told for password in passwords)
         host = json.loads(told)[0]["HostConfig"]
         assert host["CapDrop"] == ["ALL"]
         assert host["ReadonlyRootfs"]
         assert "no-new-privileges:true" in host["SecurityOpt"]
-    assert password not in project.compose("config")
-    assert password not in project.compose("logs", "--no-color")
+    shown = project.compose("config") + project.compose("logs", "--no-color")
+    assert not any(password in shown for password in passwords)
     assert project.compose("exec", "-T", "worker", "id", "-u").strip() != "0"
 
 

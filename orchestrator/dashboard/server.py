@@ -1,0 +1,59 @@
+"""The web server: optuna-dashboard, its plugins and the guard, behind one listening socket."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import optuna_dashboard
+import waitress
+
+from orchestrator.dashboard.access import Access
+from orchestrator.dashboard.guard import BODY_BYTES, Guard
+from orchestrator.dashboard.live import Downloads, LiveStudies
+from orchestrator.errors import ConfigError
+from orchestrator.logs import logger
+from orchestrator.search import open_storage
+from orchestrator.store import Store
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+_SERVER = {
+    "threads": 8,
+    "channel_timeout": 30,  # seconds a client may be silent within a request
+    "cleanup_interval": 5,
+    "max_request_header_size": 1 << 16,
+    "max_request_body_size": 16 * BODY_BYTES,  # the guard answers what is a little too long; beyond this nothing is read
+    "ident": None,
+    "asyncore_use_poll": True,
+}
+
+
+def serve(store: Store, access: Access) -> None:
+    """Serves optuna-dashboard over the studies of `store` until the program is told to end.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    try:
+        listening = socket.create_server((access.address, access.port), family=access.family)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        shown = f"dashboard.host={access.address} dashboard.port={access.port}"
+        raise ConfigError(f"{shown}: {why}; choose another: dashboard.port=…") from None
+    with listening:
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page asks for more at once than there are threads
+        server = waitress.create_server(Guard(pages(store, open_storage(store.url)), access), sockets=[listening], **_SERVER)
+        logger.info("optuna-dashboard at %s (%s; Ctrl-C ends it)", access.url, access.terms)
+        server.run()
+
+
+def pages(store: Store, storage: Any, artifact_store: Any = None) -> WSGIApplication:
+    """optuna-dashboard over `storage`, which keeps its hands off the live studies of `store`."""
+    app = optuna_dashboard.wsgi(storage, artifact_store)
+    app.install(LiveStudies(store.reads, storage))
+    app.install(Downloads())
+    return app  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -188,11 +188,18 @@ class Pruned:
 class Failed:
     """The trial failed.
 
-    `kind` is one word (exception, exit, signal, oom, timeout, value, import); `message` says where the log is.
+    `kind` is one word (exception, exit, signal, oom, timeout, value, import); `message` says where the log is. `causes` are
+    the words under which `runner.retry_on` may name it: the kind, ``exit:1``, ``signal:SIGKILL``, and of an exception its
+    class and base classes, bare and with their module.
     """
 
     kind: str
     message: str
+    causes: tuple[str, ...] = field(default=(), compare=False)
+
+    def passes(self, retry_on: Collection[str] | None) -> bool:
+        """Whether `runner.retry_on` names it as what passes; None names exceptions, exit codes and signals of any kind."""
+        return any(word in self.causes for word in (("exception", "exit", "signal") if retry_on is None else retry_on))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ user's function with the `Trial` it is given. The three talk in JSON lines over 
 from orchestrator.runner.contract import Job
 from orchestrator.runner.parent import AttrSet, Message, PruneAsked, Reported, Runner, Running
 from orchestrator.runner.rundir import attempt_dir, checkpoint_dir, log_path, read_result
+from orchestrator.runner.target import check_allowed
 from orchestrator.runner.trial import Trial, TrialPruned
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Trial",
     "TrialPruned",
     "attempt_dir",
+    "check_allowed",
     "checkpoint_dir",
     "log_path",
     "read_result",

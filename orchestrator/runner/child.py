@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import faulthandler
 import os
 import random
@@ -23,9 +24,17 @@ from orchestrator.model import Failed, Interrupted, JSONValue, Outcome, Pruned
 from orchestrator.runner import couplings, linux, rundir
 from orchestrator.runner.channel import Channel, MessageTooLongError
 from orchestrator.runner.contract import Job
-from orchestrator.runner.target import describe_exception, describe_import_error, imports_no_more, locate, target_of
+from orchestrator.runner.output import flush_streams
+from orchestrator.runner.target import (
+    causes_of,
+    describe_exception,
+    describe_import_error,
+    imports_no_more,
+    locate,
+    target_of,
+)
 from orchestrator.runner.trial import Trial
-from orchestrator.runner.values import ResultError, as_result
+from orchestrator.runner.values import ResultError, as_result, shown
 
 _OBJECTIVE = "__objective__"
 
@@ -40,8 +49,8 @@ def run(sock: socket.socket, job_path: Path, keeper_pid: int, threads: int | Non
     linux.prefer_for_oom()
     termination = _Termination()
     channel = Channel(sock)
+    _open_streams()
     try:
-        _redirect_output(rundir.log_path(job_path.parent))
         job = rundir.read_job(job_path)
     except OSError as error:  # removed since the worker made it, which says nothing about the trial
         reason = f"its run directory went away before it began: {error.strerror} ({error.filename})"
@@ -53,7 +62,7 @@ def run(sock: socket.socket, job_path: Path, keeper_pid: int, threads: int | Non
         termination.ignore()
     except Terminated:
         termination.ignore()
-        print("ended by SIGTERM", file=sys.stderr)  # noqa: T201 - stderr is the trial's log
+        _say("ended by SIGTERM")
     # A failure after SIGTERM is most often its consequence, so it is no verdict on the trial; a result is one.
     if outcome is not None and not (termination.seen and isinstance(outcome, Failed)):
         _deliver(job, channel, outcome)
@@ -131,19 +140,22 @@ def _execute(job: Job, trial: Trial, threads: int | None) -> Outcome:
     try:
         cfg, kwargs = build_config(job)
         returned = _call(function, cfg, trial, kwargs)
+        if returned is None and trial.should_stop():
+            return Interrupted("stopped when asked")
+        completed, left_out = as_result(returned, job.metrics)
     except Terminated:
         raise
+    except ResultError as error:
+        return _failed("value", str(error))
     except BaseException as error:  # noqa: BLE001 - the user's code may raise anything, and that is a result
         return _judge_exception(error, trial)
-    if returned is None and trial.should_stop():
-        return Interrupted("stopped when asked")
-    try:
-        completed, left_out = as_result(returned, job.metrics)
-    except ResultError as error:
-        return Failed("value", str(error))
     for line in left_out:
-        print(line, file=sys.stderr)  # noqa: T201 - stderr is the trial's log
+        _say(line)
     return completed
+
+
+def _failed(kind: str, message: str, *causes: str) -> Failed:
+    return Failed(kind, message, (kind, *causes))
 
 
 def _call(function: Callable[..., object], cfg: DictConfig, trial: Trial, kwargs: Mapping[str, Any]) -> object:
@@ -152,7 +164,7 @@ def _call(function: Callable[..., object], cfg: DictConfig, trial: Trial, kwargs
         return function(cfg, trial, **kwargs)
     finally:
         if os.getpid() != pid:  # the objective forked, and this is the copy: only the original has a result
-            _flush()
+            flush_streams()
             os._exit(0)
 
 
@@ -162,10 +174,12 @@ def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
     if isinstance(error, SystemExit):
         if trial.should_stop():
             return Interrupted("stopped when asked")
-        return Failed("exit", f"the objective called sys.exit({error.code!r}) instead of returning a result")
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)  # as the interpreter does
+        text = f"the objective called sys.exit({shown(error.code)}) instead of returning a result"
+        return _failed("exit", text, f"exit:{code & 0xFF}")
     _print_traceback(error)
     out_of_memory = isinstance(error, MemoryError) or any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__)
-    return Failed("oom" if out_of_memory else "exception", describe_exception(error))
+    return _failed("oom" if out_of_memory else "exception", describe_exception(error), *causes_of(error))
 
 
 def _print_traceback(error: BaseException) -> None:
@@ -173,16 +187,23 @@ def _print_traceback(error: BaseException) -> None:
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next  # begin where the user's code begins
     try:
-        traceback.print_exception(type(error), error, frames)
+        lines = traceback.format_exception(type(error), error, frames)
     except Exception:  # noqa: BLE001 - a user's __str__ may do anything
-        traceback.print_tb(frames)
+        lines = traceback.format_tb(frames)
+    _say("".join(lines).rstrip("\n"))
+
+
+def _say(text: str) -> None:
+    """Adds to the trial's log, which is our stderr unless the objective closed it."""
+    with contextlib.suppress(Exception):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _deliver(job: Job, channel: Channel, outcome: Outcome) -> None:
     try:
         rundir.write_result(job.run_dir, outcome)
     except OSError as error:
-        print(f"the result could not be written: {error}", file=sys.stderr)  # noqa: T201 - stderr is the trial's log
+        _say(f"the result could not be written: {error}")
     try:
         # With the outcome in it: on a full disk this is the only copy.
         channel.send({"done": rundir.result_to_json(outcome)})
@@ -197,25 +218,18 @@ def _leave(termination: _Termination) -> NoReturn:
         atexit._run_exitfuncs()
     except BaseException as error:  # noqa: BLE001 - the result is safe; nothing that comes later may change it
         _print_traceback(error)
-    _flush()
+    flush_streams()
     if termination.seen:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)  # so that the status says what ended it
     os._exit(0)
 
 
-def _redirect_output(log: Path) -> None:
-    _flush()
-    output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(nothing)
-    os.close(output)
+def _open_streams() -> None:
+    """Makes what is printed appear at once in the pipe to the log, which the keeper has put in place of stdout and stderr."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        with contextlib.suppress(Exception):  # the import may have closed it, or put an object of its own there
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     faulthandler.enable(file=2)
 
 
@@ -229,14 +243,6 @@ def _seed(seed: int, threads: int | None) -> None:
         modules["torch"].manual_seed(seed % 2**63)
         if threads is not None:
             modules["torch"].set_num_threads(threads)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            continue
 
 
 def main() -> NoReturn:

@@ -17,6 +17,7 @@ class Job:
 
     `params` are the study's defaults and `objective` its ``_target_`` with keyword arguments, both unresolved; `values` maps a
     dotted path into `params` to the true value this trial uses there; `device` is a torch device as the child sees it.
+    `resumed` says that an earlier attempt ran, `resumed_from` which one's files are in `checkpoint_dir`.
     """
 
     study: str
@@ -31,6 +32,7 @@ class Job:
     run_dir: Path
     checkpoint_dir: Path
     resumed: bool
+    resumed_from: int | None = None
 
     def to_json(self) -> dict[str, JSONValue]:
         return {**asdict(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}

@@ -27,13 +27,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.errors import ConfigError
-from orchestrator.runner import child, linux
+from orchestrator.runner import child, linux, rundir
 from orchestrator.runner.channel import Channel, Message, wait_readable
 from orchestrator.runner.contract import KeeperOptions
+from orchestrator.runner.output import Output, flush_streams, open_streams
 from orchestrator.runner.target import check_call, describe_import_error, locate
 
 _TICK_S: Final = 1.0
-_CLEANUP_S: Final = 5.0
+_CLEANUP_S: Final = 3.0
+_DRAIN_S: Final = 1.5
 
 
 @dataclass
@@ -44,6 +46,7 @@ class _Attempt:
     ends_at: float | None
     grace_s: float
     oom_kills: int
+    output: Output
     process: subprocess.Popen[bytes] | None = None
     cause: str | None = None
     asked: bool = False
@@ -152,26 +155,32 @@ class Keeper:
         job_path = Path(message["job"])
         limit = message["max_runtime_s"]
         oom_kills = linux.oom_kills()
+        printed, output = os.pipe()
         process = None
         if self._options.start == "spawn":
-            process = self._spawn(sock, job_path)
+            process = self._spawn(sock, job_path, output)
             pid = process.pid
         else:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush_streams()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of native threads, which `_reason_to_spawn` judged
                 pid = os.fork()
             if pid == 0:
-                return self._become_child(sock, job_path)
+                os.close(printed)
+                return self._become_child(sock, job_path, output)
         sock.close()
+        os.close(output)
         ends_at = None if limit is None else time.monotonic() + limit
-        self._attempt = _Attempt(pid, ends_at, self._options.grace_s, oom_kills, process)
+        log = Output(printed, rundir.log_path(job_path.parent), message["log_limit_bytes"])
+        self._attempt = _Attempt(pid, ends_at, self._options.grace_s, oom_kills, log, process)
         self._channel.send({"is": "started", "pid": pid})
         return None
 
-    def _become_child(self, sock: socket.socket, job_path: Path) -> _Fork:
+    def _become_child(self, sock: socket.socket, job_path: Path, output: int) -> _Fork:
         os.setsid()
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        os.close(output)
         signal.set_wakeup_fd(-1)
         for signum in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(signum, signal.SIG_DFL)
@@ -181,11 +190,14 @@ class Keeper:
         _forget_exit_functions()
         return _Fork(sock, job_path, self._pid)
 
-    def _spawn(self, sock: socket.socket, job_path: Path) -> subprocess.Popen[bytes]:
+    def _spawn(self, sock: socket.socket, job_path: Path, output: int) -> subprocess.Popen[bytes]:
         arguments = [str(sock.fileno()), str(job_path), str(self._pid), str(self._options.threads or 0)]
         command = [sys.executable, "-m", "orchestrator.runner.child", *arguments]
         descriptors = (sock.fileno(), *self._options.held)
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors, start_new_session=True)
+        nothing = subprocess.DEVNULL
+        return subprocess.Popen(
+            command, stdin=nothing, stdout=output, stderr=output, pass_fds=descriptors, start_new_session=True
+        )
 
     def _enforce(self) -> None:
         attempt, now = self._attempt, time.monotonic()
@@ -212,6 +224,8 @@ class Keeper:
         if attempt.process is not None:
             attempt.process.returncode = code
         self._end_adopted()
+        if (problem := attempt.output.finish(_DRAIN_S)) is not None:
+            self._channel.send({"is": "note", "message": problem})
         out_of_memory = linux.oom_kills() > attempt.oom_kills
         self._channel.send({"is": "ended", "code": code, "cause": attempt.cause, "oom": out_of_memory})
 
@@ -241,6 +255,7 @@ def main() -> None:
     for descriptor in (options.control, *options.held):
         os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=options.control))
+    open_streams()
     del sys.argv[1:]  # a module that reads them when it is imported must not meet ours
     if not options.checked:
         if (problem := _import_objective(options)) is not None:
@@ -318,8 +333,7 @@ def _start_over(options: KeeperOptions) -> None:
     """Replaces this process by a keeper that has not imported the objective: frees a CUDA context, threads and memory."""
     for descriptor in (options.control, *options.held):
         os.set_inheritable(descriptor, True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     os.execv(sys.executable, [sys.executable, "-m", "orchestrator.runner.keeper", options.to_argument()])
 
 

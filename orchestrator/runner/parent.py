@@ -9,8 +9,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -21,7 +22,9 @@ from orchestrator.runner.channel import Channel, wait_readable
 from orchestrator.runner.channel import Message as Line
 from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.handle import MARGIN_S, KeeperHandle
+from orchestrator.runner.output import MIN_LIMIT
 from orchestrator.runner.target import imports_no_more, target_of
+from orchestrator.runner.values import as_json, as_key, as_number, as_step
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,8 @@ class Runner:
             sign of life, so this process may well wait for something else than `poll`.
         cwd: Working directory of the children, first on their module path; default: this process's.
         held: File descriptors that stay open in keeper and child, such as a device's lock.
+        log_limit_bytes: Size that a log never exceeds on disk: of a longer one, head and most recent part are kept. None for
+            no limit.
 
     Raises:
         ConfigError: A setting is out of range, or the objective has no usable ``_target_``.
@@ -90,6 +95,7 @@ class Runner:
         silence_s: float = 60.0,
         cwd: Path | None = None,
         held: Sequence[int] = (),
+        log_limit_bytes: int | None = None,
     ) -> None:
         if start not in ("forkserver", "spawn"):
             raise ConfigError(f"runner.start: {start!r} is neither 'forkserver' nor 'spawn'")
@@ -97,6 +103,8 @@ class Runner:
         _require("grace_s", grace_s, grace_s >= 0, "at least 0")
         _require("max_runtime_s", max_runtime_s, max_runtime_s is None or max_runtime_s > 0, "more than 0")
         _require("silence_s", silence_s, silence_s > 0, "more than 0")
+        enough = log_limit_bytes is None or log_limit_bytes >= MIN_LIMIT
+        _require("log_limit_bytes", log_limit_bytes, enough, f"at least {MIN_LIMIT}")
         self._target, kwargs = target_of(objective)
         self._kwargs = tuple(kwargs)
         self._start = start
@@ -107,6 +115,7 @@ class Runner:
         self._silence_s = silence_s
         self._cwd = cwd
         self._held = tuple(held)
+        self._log_limit_bytes = log_limit_bytes
         self._keeper: KeeperHandle | None = None
         self._running: Running | None = None
 
@@ -140,7 +149,8 @@ class Runner:
         ours, theirs = socket.socketpair()
         with theirs:
             # Not sent when the keeper died this moment: the first `poll` finds that out.
-            keeper.send({"do": "start", "job": str(path), "max_runtime_s": self._max_runtime_s}, [theirs.fileno()])
+            order = {"job": str(path), "max_runtime_s": self._max_runtime_s, "log_limit_bytes": self._log_limit_bytes}
+            keeper.send({"do": "start", **order}, [theirs.fileno()])
         self._running = Running(job, keeper, Channel(ours), self._grace_s, self._max_runtime_s, self._silence_s)
         return self._running
 
@@ -273,10 +283,10 @@ class Running:
             if line.get("is") == "started":
                 self._pid = int(line["pid"])
             elif line.get("is") == "ended":
-                self._finish(self._judge(line["code"], line["cause"], line["oom"]))
+                self._finish(partial(self._judge, line["code"], line["cause"], line["oom"]))
                 return
         if self._keeper.problem is not None:
-            self._finish(imports_no_more(self._keeper.problem))
+            self._finish(partial(imports_no_more, self._keeper.problem))
         elif self._keeper.channel.closed:
             self._end_orphaned_group()
 
@@ -286,9 +296,9 @@ class Running:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, signal.SIGKILL)
         if self._ending is not None:
-            self._finish(Interrupted(self._ending))
+            self._finish(partial(Interrupted, self._ending))
         else:
-            self._finish(Interrupted("the keeper, the process between worker and child, died", lost=True))
+            self._finish(partial(Interrupted, "the keeper, the process between worker and child, died", lost=True))
 
     def _read_child(self) -> None:
         while lines := self._channel.receive():
@@ -301,29 +311,29 @@ class Running:
     def _take(self, line: Line) -> None:
         if "report" in line:
             step, value = line["report"]
-            self._inbox.append(Reported(int(step), float(value)))
+            self._inbox.append(Reported(as_step(step), as_number(value)))
         elif "prune" in line:
             step = line["prune"]
-            self._inbox.append(PruneAsked(None if step is None else int(step)))
+            self._inbox.append(PruneAsked(None if step is None else as_step(step)))
         elif "attr" in line:
             key, value = line["attr"]
-            self._inbox.append(AttrSet(str(key), value))
+            self._inbox.append(AttrSet(as_key(key), as_json(value)))
         elif "done" in line:
             self._keeper.send({"do": "linger"}, wait=False)
             if line["done"] is not None:
                 self._done = rundir.result_from_json(line["done"], self.job.run_dir)
 
-    def _finish(self, verdict: Outcome) -> None:
-        """Ends the attempt: with the child's own result if it left one, else with `verdict`."""
+    def _finish(self, verdict: Callable[[], Outcome]) -> None:
+        """Ends the attempt: with the child's own result if it left one, else with `verdict`, which may look at the log."""
         self._over.set()
         self._read_child()  # the child is dead: all that it sent is here
         self._channel.close()
         try:
             result = rundir.read_result(self.job.run_dir)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s: the result cannot be read: %s", self.job.run_dir, error)
             result = None
-        self._outcome = result or self._done or verdict
+        self._outcome = result or self._done or verdict()
 
     def _judge(self, code: int, cause: str | None, out_of_memory: bool) -> Outcome:
         """The outcome of a child without a result; `code` is negative for a signal, `cause` says why the keeper ended it."""
@@ -335,18 +345,19 @@ class Running:
         if cause is not None:
             return Interrupted(self._ending or cause)
         if code >= 0:
-            return self._failed("exit", f"the process exited with code {code} without returning a result")
+            return self._failed("exit", f"the process exited with code {code} without returning a result", f"exit:{code}")
         if -code == signal.SIGTERM and self._stop_asked:  # a service manager sends it to the worker and to the child alike
             return Interrupted("ended by SIGTERM while it was asked to stop")
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"SIG{-code}"
         if -code != signal.SIGKILL:
-            return self._failed("signal", f"the process was killed by {name}")
+            return self._failed("signal", f"the process was killed by {name}", f"signal:{name}")
         if out_of_memory:
             return self._failed("oom", "the kernel's out-of-memory killer killed the process: it used too much memory (RAM)")
-        return self._failed("signal", "the process was killed by SIGKILL (the kernel's out-of-memory killer does this)")
+        killed = "the process was killed by SIGKILL (the kernel's out-of-memory killer does this)"
+        return self._failed("signal", killed, f"signal:{name}")
 
-    def _failed(self, kind: str, cause: str) -> Failed:
-        return rundir.failure(kind, cause, self.job.run_dir)
+    def _failed(self, kind: str, cause: str, *causes: str) -> Failed:
+        return rundir.failure(kind, cause, self.job.run_dir, (kind, *causes))
 
 
 def _span(seconds: float) -> str:

@@ -1,9 +1,10 @@
 """The run directory: the folder through which a worker and the child of one attempt share files.
 
 ```
-<runs>/<study>/trial-<number>/checkpoints/          the same for every attempt of the trial
-<runs>/<study>/trial-<number>/attempt-<k>/job.json      what the child is to do
-                                          output.log    all that it printed
+<runs>/<study>/trial-<number>/attempt-<k>/checkpoints/  its checkpoints, unless `paths.checkpoints` is another directory
+                                          job.json      what the child is to do
+                                          journal.jsonl what it reported, while it ran
+                                          output.log    all that it printed, or head and tail of it
                                           result.json   how it ended, written by the child, complete or absent
 ```
 """
@@ -35,12 +36,20 @@ class RunDirectoryError(OSError):
 
 def attempt_dir(runs: Path, study: str, number: int, attempt: int) -> Path:
     """Where attempt `attempt` (1-based) of trial `number` has its run directory."""
-    return _trial_dir(runs, study, number) / f"attempt-{attempt}"
+    return trial_dir(runs, study, number) / f"attempt-{attempt}"
 
 
-def checkpoint_dir(runs: Path, study: str, number: int) -> Path:
-    """Where every attempt of trial `number` keeps its checkpoints."""
-    return _trial_dir(runs, study, number) / "checkpoints"
+def checkpoint_dir(runs: Path, study: str, number: int, attempt: int = 1) -> Path:
+    """Where attempt `attempt` (1-based) of trial `number` keeps its checkpoints, if it does so in its run directory."""
+    return attempt_dir(runs, study, number, attempt) / "checkpoints"
+
+
+def trial_dir(root: Path, study: str, number: int) -> Path:
+    """The directory of trial `number` below `root`; whatever the study's name, it is one folder deep."""
+    name = quote(study, safe=" =+,@")
+    if name.startswith("."):  # '.', '..' and hidden folders
+        name = "%2E" + name[1:]
+    return root / name / f"trial-{number}"
 
 
 def log_path(run_dir: Path) -> Path:
@@ -50,8 +59,8 @@ def log_path(run_dir: Path) -> Path:
 def prepare(job: Job) -> Path:
     """Makes the directories of an attempt and writes its job; returns the path of the job.
 
-    What an earlier study of the same name left there cannot leak into this one: an old result is moved aside, and so are old
-    checkpoints unless the job says that it resumes from them. Nothing is deleted.
+    What an earlier study of the same name left there cannot leak into this one: an old result is moved aside. Nothing is
+    deleted.
 
     Raises:
         RunDirectoryError: The directory cannot be made or written.
@@ -64,9 +73,7 @@ def prepare(job: Job) -> Path:
 
 def _prepare(job: Job) -> Path:
     job.run_dir.mkdir(parents=True, exist_ok=True)
-    _move_aside(job.run_dir / "result.json")
-    if not job.resumed and job.checkpoint_dir.is_dir() and any(job.checkpoint_dir.iterdir()):
-        _move_aside(job.checkpoint_dir)
+    move_aside(job.run_dir / "result.json")
     job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
     log_path(job.run_dir).touch()
     path = job.run_dir / "job.json"
@@ -107,8 +114,8 @@ def result_to_json(outcome: Outcome) -> dict[str, JSONValue]:
             return {"outcome": "completed", "values": list(values), "attrs": dict(attrs)}
         case Pruned(step):
             return {"outcome": "pruned", "step": step}
-        case Failed(kind, message):
-            return {"outcome": "failed", "kind": kind, "message": message}
+        case Failed(kind, message, causes):
+            return {"outcome": "failed", "kind": kind, "message": message, "causes": list(causes)}
         case Interrupted(reason, lost):
             return {"outcome": "interrupted", "reason": reason, "lost": lost}
 
@@ -121,18 +128,18 @@ def result_from_json(data: dict[str, Any], run_dir: Path) -> Outcome:
         case "pruned":
             return Pruned(data["step"])
         case "failed":
-            return failure(data["kind"], data["message"], run_dir)
+            return failure(data["kind"], data["message"], run_dir, tuple(data.get("causes", ())))
         case "interrupted":
             return Interrupted(data["reason"], data.get("lost", False))
         case other:
             raise ValueError(f"{run_dir / 'result.json'}: unknown outcome {other!r}")
 
 
-def failure(kind: str, cause: str, run_dir: Path) -> Failed:
+def failure(kind: str, cause: str, run_dir: Path, causes: tuple[str, ...]) -> Failed:
     """A failure whose message has the cause in its first line, then the path of the log and the log's last lines."""
     log = log_path(run_dir)
     lines = [_ESCAPES.sub("", cause).encode("utf-8", "replace").decode(), f"log: {log}", *_tail(log)]
-    return Failed(kind, "\n".join(lines))
+    return Failed(kind, "\n".join(lines), causes)
 
 
 def _tail(log: Path) -> list[str]:
@@ -141,7 +148,7 @@ def _tail(log: Path) -> list[str]:
         with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
+            text = file.read(_TAIL_BYTES).decode("utf-8", "replace")
     except OSError:
         return []
     lines = text.split("\n")
@@ -152,14 +159,8 @@ def _tail(log: Path) -> list[str]:
     return [line for line in shown if line][-_TAIL_LINES:]
 
 
-def _trial_dir(runs: Path, study: str, number: int) -> Path:
-    name = quote(study, safe=" =+,@")
-    if name.startswith("."):  # '.', '..' and hidden folders
-        name = "%2E" + name[1:]
-    return runs / name / f"trial-{number}"
-
-
-def _move_aside(path: Path) -> None:
+def move_aside(path: Path) -> None:
+    """Gives what another study left at `path` another name; nothing there is no error."""
     if not path.exists():
         return
     count = 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any
 
@@ -32,11 +33,25 @@ def target_of(objective: Mapping[str, JSONValue]) -> tuple[str, dict[str, JSONVa
     return target, kwargs
 
 
+def check_allowed(objective: Mapping[str, JSONValue], patterns: Sequence[str] | None) -> None:
+    """Returns when this host may run the objective: `patterns` is None, or one of them matches its ``_target_``.
+
+    Patterns are those of a shell, with upper and lower case told apart; ``*`` also stands for dots. Nothing is imported.
+
+    Raises:
+        ConfigError: None matches, or there is no usable ``_target_``.
+    """
+    target, _ = target_of(objective)
+    if patterns is not None and not any(fnmatchcase(target, pattern) for pattern in patterns):
+        allowed = ", ".join(patterns) or "none"
+        raise ConfigError(f"{_FIELD}: {target!r} may not run on this host; worker.allow_targets has {allowed}")
+
+
 def locate(target: str) -> Callable[..., Any]:
     """Returns the callable that `target` names, importing what must be imported.
 
     Raises:
-        ConfigError: An attribute is missing on the way, or what is there cannot be called.
+        ConfigError: An attribute is missing on the way or is another package's module, or what is there cannot be called.
         BaseException: Whatever the imported module itself raises.
     """
     parts = target.split(".")
@@ -49,6 +64,10 @@ def locate(target: str) -> Callable[..., Any]:
             owner = ".".join(parts[: count - 1])
             raise ConfigError(f"{_FIELD}: {target!r}: {owner!r} has no attribute {part!r}{did_you_mean(part, known)}")
         found = getattr(found, part)
+        if isinstance(found, ModuleType) and found.__name__.partition(".")[0] != parts[0]:
+            # Else `my_project.os.system` would pass for a target of `my_project` under `worker.allow_targets`.
+            alias = ".".join(parts[:count])
+            raise ConfigError(f"{_FIELD}: {target!r}: {alias!r} is the module {found.__name__!r}; begin with that name")
     if not callable(found):
         raise ConfigError(f"{_FIELD}: {target!r} is not callable, it is {type(found).__name__}")
     return found  # type: ignore[no-any-return]
@@ -86,6 +105,16 @@ def describe_exception(error: BaseException, limit: int = 500) -> str:
         text = f"(its text cannot be shown: {type(broken).__name__})"
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def causes_of(error: BaseException) -> tuple[str, ...]:
+    """The names that the class of `error` and its bases go by, bare and with their module, from the class upwards.
+
+    ``OSError`` gives OSError, builtins.OSError, Exception, builtins.Exception.
+    """
+    classes = [cls for cls in type(error).__mro__ if cls not in (BaseException, object)]
+    names = [name for cls in classes for name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")]
+    return tuple(dict.fromkeys(names))
 
 
 def _import_submodule(name: str) -> None:

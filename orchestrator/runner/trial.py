@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from orchestrator.model import JSONValue
 from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
 from orchestrator.runner.contract import Job
+from orchestrator.runner.journal import Journal
 from orchestrator.runner.values import as_json, as_key, as_number, as_step
 
 _T = TypeVar("_T")
@@ -27,6 +28,7 @@ class Trial:
     def __init__(self, job: Job, channel: Channel) -> None:
         self._job = job
         self._channel = channel
+        self._journal = Journal(job.run_dir)
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._steps: set[int] = set()
@@ -75,8 +77,17 @@ class Trial:
         return self._job.resumed
 
     @property
+    def resumed_from(self) -> int | None:
+        """The earlier attempt whose files `checkpoint_dir` held at the start; None if it was empty."""
+        return self._job.resumed_from
+
+    @property
     def checkpoint_dir(self) -> Path:
-        """An existing directory that every attempt of this trial shares, and no other trial."""
+        """An existing directory for this attempt alone; at its start it holds what the attempt before left in its own.
+
+        Write a checkpoint under another name and rename it when it is whole: the process may be killed at any time, and the
+        next attempt takes what it finds. Links that lead out of the directory are handed on as they are.
+        """
         return self._job.checkpoint_dir
 
     # ------------------------------------------------------------------------------------------------------------ what it does
@@ -104,7 +115,9 @@ class Trial:
                 warnings.warn(f"step {step} was reported before; this report is ignored", stacklevel=2)
                 return
             self._steps.add(step)
-            self._channel.send({"report": [step, number]})
+            message = {"report": [step, number]}
+            self._channel.send(message)
+            self._journal.append(message)
 
     def should_prune(self) -> bool:
         """Whether the study's pruner says to end this trial, judged on all that was reported so far; waits for the answer.
@@ -151,10 +164,12 @@ class Trial:
         stored = _explain(key, lambda: as_json(value))
         with self._lock:
             self._refuse_fork()
+            message = {"attr": [key, stored]}
             try:
-                self._channel.send({"attr": [key, stored]})
+                self._channel.send(message)
             except MessageTooLongError as error:
                 raise ValueError(f"user attribute {key!r}: {error}") from None
+            self._journal.append(message)
             self._user_attrs[key] = stored
 
     @property

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.errors import did_you_mean
@@ -13,7 +14,14 @@ from orchestrator.model import Completed, JSONValue
 MAX_STEP = 2**31 - 1
 """Optuna stores steps in a 32-bit column."""
 
+MAX_JSON = 1_000_000
+"""Bytes of JSON that one user attribute may take."""
+
 _MAX_KEY = 512  # Optuna's column for attribute names
+_OWN_KEYS = "orchestrator:"  # what the program itself tells in a trial's attributes
+_MAX_DEPTH = 100  # readers recurse, Optuna and its dashboard among them: one value too deep for them hides the whole study
+_BYTES = (bytes, bytearray, memoryview)
+_MAX_INT = 10**4300  # Python refuses to parse more digits, so nobody could read the trial
 
 
 class ResultError(ValueError):
@@ -21,23 +29,22 @@ class ResultError(ValueError):
 
 
 def as_number(value: object) -> float:
-    """`value` as a float: any real number, a 0-d numpy or torch value included; NaN and infinities pass.
+    """`value` as the nearest float: any real number, a 0-d numpy or torch value included; NaN and infinities pass.
 
     Raises:
         TypeError: It is no real number (bool, str, None, an array with dimensions, complex …).
         ValueError: It is an integer too large for a float.
     """
-    shape = getattr(value, "shape", ())
-    if isinstance(value, (bool, str, bytes, bytearray)) or "bool" in str(getattr(value, "dtype", "")):
-        raise TypeError(f"{_shown(value)} is a {type(value).__name__}, not a number")
-    if len(shape) != 0:
-        raise TypeError(f"a {type(value).__name__} of shape {tuple(shape)} is not a number")
+    if shape := _shape(value):
+        raise TypeError(f"a {type(value).__name__} of shape {shape} is not a number")
     try:
-        return float(value)  # type: ignore[arg-type]
+        if _may_be_real(value):
+            return float(value)  # type: ignore[arg-type]
     except OverflowError:
         raise ValueError(f"{type(value).__name__} is too large for a float") from None
     except (TypeError, ValueError):
-        raise TypeError(f"{_shown(value)} is a {type(value).__name__}, not a number") from None
+        pass
+    raise TypeError(f"{shown(value)} is a {type(value).__name__}, not a number")
 
 
 def as_step(step: object) -> int:
@@ -48,13 +55,13 @@ def as_step(step: object) -> int:
         ValueError: It is out of range.
     """
     try:
-        if isinstance(step, bool):
+        if not _may_be_real(step):
             raise TypeError
         number = operator.index(step)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"step must be an integer, got {_shown(step)} ({type(step).__name__})") from None
+        raise TypeError(f"step must be an integer, got {shown(step)} ({type(step).__name__})") from None
     if not 0 <= number <= MAX_STEP:
-        raise ValueError(f"step must be in 0 … {MAX_STEP}, got {_shown(step)}")
+        raise ValueError(f"step must be in 0 … {MAX_STEP}, got {shown(step)}")
     return number
 
 
@@ -63,12 +70,14 @@ def as_key(key: object) -> str:
 
     Raises:
         TypeError: It is no string.
-        ValueError: It is longer than 512 characters, or holds text that a database refuses.
+        ValueError: It is longer than 512 characters, holds text that a database refuses, or begins with ``orchestrator:``.
     """
     if not isinstance(key, str):
-        raise TypeError(f"the name of a user attribute must be a string, got {_shown(key)} ({type(key).__name__})")
+        raise TypeError(f"the name of a user attribute must be a string, got {shown(key)} ({type(key).__name__})")
     if len(key) > _MAX_KEY:
         raise ValueError(f"the name of a user attribute has at most {_MAX_KEY} characters, got {len(key)}")
+    if key.startswith(_OWN_KEYS):
+        raise ValueError(f"names that begin with {_OWN_KEYS} are the program's own")
     return _text(key)
 
 
@@ -76,16 +85,18 @@ def as_json(value: object) -> JSONValue:
     """`value` as plain JSON data: numpy and torch values become numbers and lists, tuples lists, mappings dicts.
 
     NaN and infinities become the strings ``nan``, ``inf`` and ``-inf``: JSON has no such numbers, and a browser that meets
-    one refuses the whole study.
+    one refuses the whole study. A key that is an integer becomes its digits. A value that is too large is refused before it
+    was copied.
 
     Raises:
         TypeError: A part of it has no JSON form.
-        ValueError: It holds NUL or a lone surrogate (no database takes these), or contains itself.
+        ValueError: It holds NUL or a lone surrogate (no database takes these), is nested more than 100 deep or contains
+            itself, holds an integer of more than 4300 digits or two keys that read the same, or takes more than `MAX_JSON`.
     """
-    try:
-        return _as_json(value)
-    except RecursionError:
-        raise ValueError("it is nested too deeply or contains itself") from None
+    plain = _Walk().plain(value)
+    if len(json.dumps(plain)) > MAX_JSON:
+        raise ValueError(_TOO_LARGE)
+    return plain
 
 
 def as_result(returned: object, metrics: Sequence[str]) -> tuple[Completed, list[str]]:
@@ -108,12 +119,13 @@ def as_result(returned: object, metrics: Sequence[str]) -> tuple[Completed, list
         attrs, left_out = _attributes({key: value for key, value in returned.items() if key not in metrics})
         return Completed(values, attrs), left_out
     if _is_sequence(returned):
-        items = list(returned)  # type: ignore[call-overload]
-        if len(items) != len(metrics):
-            raise ResultError(f"the objective returned {len(items)} values for {_count(metrics)}")
+        count = len(returned)  # type: ignore[arg-type]
+        if count != len(metrics):
+            raise ResultError(f"the objective returned {count} values for {_count(metrics)}")
+        items: Iterable[object] = returned  # type: ignore[assignment]
         return Completed(tuple(_metric(item, metric) for item, metric in zip(items, metrics, strict=True))), []
     if len(metrics) > 1:
-        raise ResultError(f"the objective returned {_shown(returned)} for {_count(metrics)}")
+        raise ResultError(f"the objective returned {shown(returned)} for {_count(metrics)}")
     return Completed((_metric(returned, metrics[0]),)), []
 
 
@@ -133,40 +145,82 @@ def _attributes(entries: Mapping[object, object]) -> tuple[dict[str, JSONValue],
     for key, value in entries.items():
         try:
             attrs[as_key(key)] = as_json(value)
-        except (TypeError, ValueError) as error:
-            left_out.append(f"the entry {_shown(key)} of the returned mapping was not stored: {error}")
+        except Exception as error:  # noqa: BLE001 - a user's object may raise anything, and the metrics are there
+            why = error if isinstance(error, (TypeError, ValueError)) else shown(error)
+            left_out.append(f"the entry {shown(key)} of the returned mapping was not stored: {why}")
     return attrs, left_out
 
 
-def _as_json(value: object) -> JSONValue:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return _text(str(value))
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else str(float(value))
-    if isinstance(value, Mapping):
-        return {_json_key(key): _as_json(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
-        return [_as_json(item) for item in value]
-    if hasattr(value, "dtype") and hasattr(value, "tolist"):
-        plain = value.tolist()
-        if not hasattr(plain, "dtype"):
-            return _as_json(plain)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+_TOO_LARGE = f"it takes more than {MAX_JSON:,} bytes as JSON"
+
+
+class _Walk:
+    """One walk through a value to its plain form; it gives up as soon as more was met than may be stored."""
+
+    def __init__(self) -> None:
+        self._left = MAX_JSON
+
+    def plain(self, value: object, depth: int = 0) -> JSONValue:
+        self._spend(1)
+        if depth > _MAX_DEPTH:
+            raise ValueError("it is nested too deeply or contains itself")
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            self._spend(len(value))
+            return _text(value)
+        if isinstance(value, int):
+            return _digits(value)
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else str(float(value))
+        if isinstance(value, Mapping):
+            return self._mapping(value, depth)
+        if isinstance(value, Sequence) and not isinstance(value, _BYTES):
+            self._spend(len(value))  # the commas
+            return [self.plain(item, depth + 1) for item in value]
+        if hasattr(value, "dtype") and hasattr(value, "tolist"):
+            self._afford(2 * math.prod(_shape(value)))
+            plain = value.tolist()
+            if not hasattr(plain, "dtype"):
+                return self.plain(plain, depth)
+        raise TypeError(f"{type(value).__name__} has no JSON form")
+
+    def _mapping(self, value: Mapping[object, object], depth: int) -> dict[str, JSONValue]:
+        plain: dict[str, JSONValue] = {}
+        for key, item in value.items():
+            name = _json_key(key)
+            self._spend(len(name))
+            if name in plain:
+                raise ValueError(f"two of its keys read {shown(name)}")
+            plain[name] = self.plain(item, depth + 1)
+        return plain
+
+    def _spend(self, size: int) -> None:
+        self._afford(size)
+        self._left -= size
+
+    def _afford(self, size: int) -> None:
+        if size > self._left:
+            raise ValueError(_TOO_LARGE)
 
 
 def _json_key(key: object) -> str:
     if isinstance(key, str):
         return _text(key)
     if isinstance(key, int) and not isinstance(key, bool):  # class labels are often ints; json.dumps does the same
-        return str(key)
+        return str(_digits(key))
     raise TypeError(f"a key of type {type(key).__name__} has no JSON form")
 
 
+def _digits(value: int) -> int:
+    number = operator.index(value)  # of a subclass the number itself, whatever its __int__ says
+    if abs(number) >= _MAX_INT:
+        raise ValueError("an integer of more than 4300 digits cannot be stored")
+    return number
+
+
 def _text(text: str) -> str:
+    text = str.__str__(text)  # of a subclass, such as an Enum, the text itself
     if "\0" in text:
         raise ValueError("text with a NUL character cannot be stored")
     try:
@@ -176,19 +230,37 @@ def _text(text: str) -> str:
     return text
 
 
+def _may_be_real(value: object) -> bool:
+    """False for what `float` and `operator.index` take though it is no real number: truth values, text, complex arrays."""
+    dtype = getattr(value, "dtype", None)
+    kinds = "bcOSUMm"  # of numpy: bool, complex, object, bytes, str, datetime, timedelta
+    named = str(dtype)  # as torch has it
+    return not (
+        isinstance(value, (bool, str, *_BYTES)) or getattr(dtype, "kind", " ") in kinds or "bool" in named or "complex" in named
+    )
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(getattr(value, "shape", ()))
+    except TypeError:  # an attribute of that name which is none
+        return ()
+
+
 def _is_sequence(value: Any) -> bool:
-    if isinstance(value, (str, bytes, bytearray)):
+    if isinstance(value, (str, *_BYTES)):
         return False
-    return isinstance(value, Sequence) or (len(getattr(value, "shape", ())) == 1 and hasattr(value, "__iter__"))
+    return isinstance(value, Sequence) or (len(_shape(value)) == 1 and hasattr(value, "__iter__"))
 
 
 def _count(metrics: Sequence[str]) -> str:
     return f"{len(metrics)} metric{'s' if len(metrics) != 1 else ''} ({', '.join(metrics)})"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """`value` in at most 80 characters, whatever it is."""
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())  # a message has one line, the repr of a tensor several
     except Exception:  # noqa: BLE001 - a user's __repr__ may do anything, an integer of 10**5000 raises ValueError
         text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:79] + "…"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +170,30 @@ def exits(cfg: Any, trial: Any, code: int) -> float:
     sys.exit(code)
 
 
+class OwnInterrupt(BaseException):
+    pass
+
+
+def raises_outside_exception(cfg: Any, trial: Any) -> float:
+    raise OwnInterrupt("not an Exception")
+
+
+def raises_connection_reset(cfg: Any, trial: Any) -> float:
+    raise ConnectionResetError("by peer")
+
+
+def recurses(cfg: Any, trial: Any) -> float:
+    return recurses(cfg, trial)
+
+
+def returns_what_raises(cfg: Any, trial: Any) -> Any:
+    class Lazy:
+        def __float__(self) -> float:
+            raise RuntimeError("computed only now")
+
+    return Lazy()
+
+
 def vanishes(cfg: Any, trial: Any, code: int) -> float:
     print("nearly there", end="", flush=True)
     os._exit(code)
@@ -197,6 +224,17 @@ def leaves_processes(cfg: Any, trial: Any) -> dict[str, Any]:
     return {"score": 1.0, "left": [group.pid, daemon.pid]}
 
 
+def starts_many(cfg: Any, trial: Any, count: int) -> dict[str, Any]:
+    """Returns while `count` processes still run, every other one in a session of its own."""
+    left = [subprocess.Popen(["sleep", "300"], start_new_session=i % 2 == 0).pid for i in range(count)]
+    return {"score": 1.0, "left": left}
+
+
+def leaves_one_that_prints(cfg: Any, trial: Any) -> dict[str, Any]:
+    """Returns while a process in a session of its own prints as fast as it can."""
+    return {"score": 1.0, "left": [subprocess.Popen(["yes"], start_new_session=True).pid]}
+
+
 def leaves_thread(cfg: Any, trial: Any) -> float:
     threading.Thread(target=time.sleep, args=(300,)).start()
     return 1.0
@@ -216,8 +254,23 @@ def hangs_with_grandchild(cfg: Any, trial: Any, stubborn: bool = True) -> float:
         time.sleep(60)
 
 
+def holds_the_interpreter(cfg: Any, trial: Any, seconds: int) -> float:
+    """Native code that never lets go of the interpreter's lock."""
+    ctypes.PyDLL(None).sleep(seconds)
+    return 1.0
+
+
+def kills_its_parent(cfg: Any, trial: Any) -> float:
+    _write_pids(trial, [os.getpid()])
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+    return 1.0
+
+
 def result_then_hangs(cfg: Any, trial: Any) -> float:
     """Its result is there, but the process does not end (a thread is left)."""
+    trial.report(0.5, 1)
+    trial.set_user_attr("note", "as sent")
     _write_pids(trial, [os.getpid(), os.getppid()])
     threading.Thread(target=time.sleep, args=(300,)).start()
     return 0.75
@@ -264,14 +317,12 @@ def noisy(cfg: Any, trial: Any) -> float:
     raise RuntimeError("after much noise")
 
 
-def garbles_the_socket(cfg: Any, trial: Any) -> float:
-    """Writes nonsense into every socket it has."""
-    for fd in range(3, 64):
-        try:
-            if str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("socket:"):
-                os.write(fd, b'nonsense\n[1]\n{"report": 3}\n{"prune": {}}\n' + b"x" * 100 + b"\n")
-        except OSError:
-            continue
+def garbles_every_descriptor(cfg: Any, trial: Any) -> float:
+    """Writes nonsense into everything it has open."""
+    nonsense = b'nonsense\n[1]\n{"report": 3}\n{"report": [1, "x"]}\n{"attr": [1, 2]}\n{"prune": {}}\n' + b"x" * 100 + b"\n"
+    for fd in range(256):
+        with contextlib.suppress(OSError):
+            os.write(fd, nonsense)
     return 1.0
 
 
@@ -281,6 +332,92 @@ def counts_attempts(cfg: Any, trial: Any) -> dict[str, Any]:
     attempts.append(trial.attempt)
     file.write_text(json.dumps(attempts))
     return {"score": 1.0, "attempts": attempts}
+
+
+def prints_much(cfg: Any, trial: Any, megabytes: int) -> float:
+    """Prints numbered lines of 100 bytes."""
+    for number in range(megabytes * 10_000):
+        print(f"{number:<99}")
+    return 1.0
+
+
+def prints_then_waits(cfg: Any, trial: Any) -> float:
+    print("epoch 1")
+    while not trial.should_stop():
+        time.sleep(0.005)
+    return 1.0
+
+
+def closes_its_output(cfg: Any, trial: Any) -> float:
+    """Closes stdout and stderr with all that is under them, and then fails."""
+    sys.stdout.close()
+    sys.stderr.close()
+    os.close(1)
+    os.close(2)
+    raise LookupError("nobody hears me")
+
+
+def replaces_its_output(cfg: Any, trial: Any) -> float:
+    """Has no stdout, and a stderr that fails."""
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(name)
+
+    sys.stdout = None  # type: ignore[assignment]
+    sys.stderr = Broken()  # type: ignore[assignment]
+    raise LookupError("nobody hears me")
+
+
+def loses_its_directory(cfg: Any, trial: Any) -> float:
+    gone = Path(trial.checkpoint_dir) / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    return 1.0
+
+
+def deletes_its_run_directory(cfg: Any, trial: Any, value: float | None) -> float | None:
+    shutil.rmtree(trial.checkpoint_dir.parent)
+    trial.report(1.0, 1)
+    print("still here")
+    return value
+
+
+def opens_all_it_can(cfg: Any, trial: Any, fail: bool) -> float:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    try:
+        while True:
+            opened.append(open(os.devnull))  # noqa: SIM115 - never closed, as in a leak
+    except OSError:
+        if fail:
+            raise
+    trial.report(1.0, 1)
+    return 1.0
+
+
+opened: list[Any] = []
+
+
+def closes_every_descriptor(cfg: Any, trial: Any) -> dict[str, Any]:
+    """Closes all that it inherited, as daemons do, then reports while files of its own have the same numbers."""
+    os.closerange(3, 256)
+    with contextlib.ExitStack() as stack:
+        paths = [Path(trial.checkpoint_dir) / str(n) for n in range(64)]
+        for path in paths:
+            stack.enter_context(path.open("wb"))
+        trial.report(1.0, 1)
+        trial.set_user_attr("a", 1)
+    return {"score": 1.0, "written_to": [path.name for path in paths if path.stat().st_size]}
+
+
+def returns_much(cfg: Any, trial: Any, what: str) -> Any:
+    """50 MB in one value."""
+    return {
+        "text": lambda: {"score": 1.0, "text": "x" * 50_000_000},
+        "curve": lambda: {"score": 1.0, "curve": np.zeros(6_000_000)},
+        "list": lambda: [0.5] * 6_000_000,
+    }[what]()
 
 
 def wants_epochs(cfg: Any, trial: Any, epochs: int) -> float:

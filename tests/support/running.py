@@ -34,7 +34,7 @@ def make_job(runs: Path, target: dict[str, Any], **changes: Any) -> Job:
         "objective": target,
         "metrics": ("score",),
         "run_dir": attempt_dir(runs, "study", number, attempt),
-        "checkpoint_dir": checkpoint_dir(runs, "study", number),
+        "checkpoint_dir": checkpoint_dir(runs, "study", number, attempt),
         "resumed": False,
     }
     return Job(**{**fields, **changes})

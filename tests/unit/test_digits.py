@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.examples import digits
 from orchestrator.runner import TrialPruned
+from orchestrator.runner.checkpoints import Checkpoints
 
 
 class FakeTrial:
@@ -70,12 +71,13 @@ def test_every_model_of_the_search_space_trains(tmp_path: Path, activation: str,
 
 @pytest.mark.parametrize("stop_after", [2, 5, 10])
 def test_a_trial_told_to_stop_goes_on_from_its_checkpoint_as_if_it_had_not_been(tmp_path: Path, stop_after: int) -> None:
-    whole = digits.train(config(model__dropout=0.4), FakeTrial(tmp_path / "whole"))  # type: ignore[arg-type]
-    first = FakeTrial(tmp_path / "cut", stop_after=stop_after)
+    whole = digits.train(config(model__dropout=0.4), FakeTrial(tmp_path))  # type: ignore[arg-type]
+    checkpoints = Checkpoints(None, tmp_path)
+    first = FakeTrial(checkpoints.begin("digits", 0, 1, resume=True).directory, stop_after=stop_after)
     assert digits.train(config(model__dropout=0.4), first) is None  # type: ignore[arg-type]
     assert max(first.reports) == stop_after
 
-    second = FakeTrial(tmp_path / "cut")
+    second = FakeTrial(checkpoints.begin("digits", 0, 2, resume=True).directory)
     assert digits.train(config(model__dropout=0.4), second) == whole  # type: ignore[arg-type]
     assert min(second.reports) == stop_after + 1
 
@@ -116,9 +118,3 @@ def test_the_split_is_fixed_and_holds_out_a_fifth_of_every_class() -> None:
     assert torch.allclose(images.mean(0), torch.zeros(64), atol=1e-5), "standardised by the training images"
     assert not torch.allclose(val_images.mean(0), torch.zeros(64), atol=1e-2)
     assert torch.equal(digits.load_split()[0], images)
-
-
-@pytest.fixture(autouse=True)
-def _directories(tmp_path: Path) -> None:
-    for name in ("whole", "cut"):
-        (tmp_path / name).mkdir()

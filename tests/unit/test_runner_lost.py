@@ -79,8 +79,8 @@ def test_a_run_directory_removed_before_the_child_begins_is_a_lost_attempt_and_t
         with monkeypatch.context() as patch:
             patch.setattr(rundir, "prepare", prepare_and_lose)
             outcome, _ = finish(runner.start(make_job(runs, target)))
-        log = attempt_dir(runs, "study", 0, 1) / "output.log"
-        reason = f"its run directory went away before it began: No such file or directory ({log})"
+        job_path = attempt_dir(runs, "study", 0, 1) / "job.json"
+        reason = f"its run directory went away before it began: No such file or directory ({job_path})"
         assert outcome == Interrupted(reason, lost=True)
         assert finish(runner.start(make_job(runs, target)))[0] == Completed((0.5,))
 

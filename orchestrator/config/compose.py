@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ from orchestrator.config.overrides import (
     refuse_study_settings,
     refuse_sweeps_of_groups,
     take_url,
+    values_by_hand,
 )
 from orchestrator.config.schema import HOST, SECTIONS, STUDY_SECTIONS, HostConfig, checked, settings
 from orchestrator.config.space import Space
@@ -56,6 +57,7 @@ class Composed:
         overrides: the words as typed.
         host: the settings of this host, resolved and checked.
         groups: the names of all config groups there are.
+        values: of ``enqueue``: the parameters that the words give a value, by path.
     """
 
     config: DictConfig
@@ -63,6 +65,7 @@ class Composed:
     overrides: tuple[str, ...]
     host: HostConfig
     groups: frozenset[str] = frozenset()
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def compose(command: str, overrides: Sequence[str], *, config_dir: str | None = None, config_name: str = "config") -> Composed:
@@ -79,6 +82,8 @@ def compose(command: str, overrides: Sequence[str], *, config_dir: str | None = 
         return _compose(command, overrides, config_dir, config_name)
     except ConfigError as error:
         raise ConfigError(mask(str(error))) from error
+    except RecursionError:
+        raise ConfigError("a value is nested too deeply, or contains itself") from None
 
 
 def _compose(command: str, overrides: Sequence[str], config_dir: str | None, config_name: str) -> Composed:
@@ -127,7 +132,8 @@ def _compose(command: str, overrides: Sequence[str], config_dir: str | None, con
         raise ConfigError("hydra.mode=MULTIRUN: launch runs a sweep as one study by itself; leave it out")
     host = _host(full, url, typed_embedded="storage=embedded" in chosen)
     config = _shown_config(command, full, space, host)
-    return Composed(config, full.hydra, tuple(mask(text) for text in overrides), host, loader.groups)
+    values = values_by_hand(words) if command == "enqueue" else {}
+    return Composed(config, full.hydra, tuple(mask(text) for text in overrides), host, loader.groups, values)
 
 
 def _shown_config(command: str, full: DictConfig, space: Space, host: HostConfig) -> DictConfig:
@@ -356,9 +362,10 @@ def _host(full: DictConfig, url: str | None, *, typed_embedded: bool) -> HostCon
         storage["url"] = typed
         if typed and typed != mask(typed) and _interpolated(full.storage, "password_file"):
             storage["password_file"] = None  # the environment's, of the environment's URL
-    for key in ("devices", "studies"):  # worker.devices=0 says the same as worker.devices=[0]
-        if worker.get(key) is not None and not isinstance(worker[key], list):
-            worker[key] = [worker[key]]
+    lists = ((worker, "devices"), (worker, "studies"), (worker, "allow_targets"), (values["dashboard"], "hosts"))
+    for holder, key in lists:  # worker.devices=0 says the same as worker.devices=[0]
+        if holder.get(key) is not None and not isinstance(holder[key], list):
+            holder[key] = [holder[key]]
     for holder, key in ((storage, "path"), (paths, "data"), (paths, "runs")):
         if isinstance(holder.get(key), (str, Path)):
             holder[key] = str(Path(holder[key]).expanduser().absolute())

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import Axis, JSONValue, Searched
+from orchestrator.model import Axis, JSONValue, Searched, value_label
 
 TAGS = ("log", "grid")
 MAX_VALUES = 10_000  # of one axis: more is a slip such as range(0, 1, 1e-6), and would be written out cell by cell
@@ -125,22 +125,38 @@ def check_finite(value: JSONValue, shown: str) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ConfigError(f"{shown}: the key {key!r} must be a string: quote it")
+            check_finite(key, shown)
             check_finite(item, shown)
     elif isinstance(value, (list, tuple)):
         for item in value:
             check_finite(item, shown)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{shown}: {value} cannot be stored; use a finite number, null, or a quoted word")
-    elif value is not None and not isinstance(value, (str, int, float, bool)):
+    elif isinstance(value, str):
+        _check_text(value, shown)
+    elif value is not None and not isinstance(value, (int, float)):
         raise ConfigError(f"{shown}: {value!r} is a {type(value).__name__}; use numbers, words, lists and mappings")
+
+
+def _check_text(text: str, shown: str) -> None:
+    # Written as JSON both look harmless, until PostgreSQL takes a study's JSON apart.
+    if "\0" in text:
+        raise ConfigError(f"{shown}: text with a NUL character cannot be stored")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{shown}: text with a lone surrogate cannot be stored; is it UTF-8?") from None
 
 
 # --------------------------------------------------------------------------------------------------------------- the parser
 
 
 def _parse(text: str, rule: str, shown: str) -> Any:
+    shown = value_label(shown)  # one line, whatever was typed
     try:
         return _parser().parse_rule(text, rule)
+    except ValueError as error:  # an integer of more digits than Python takes
+        raise ConfigError(f"{shown}: {error}") from error
     except HydraException as error:
         cause: BaseException | None = error
         while cause is not None:  # our own refusals come out wrapped by the function call that met them

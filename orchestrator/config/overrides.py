@@ -17,8 +17,16 @@ from orchestrator.errors import ConfigError, did_you_mean
 _URL = re.compile(r"\+{0,2}storage\.url=(.*)", re.DOTALL)
 _PREFIX = {OverrideType.CHANGE: "", OverrideType.ADD: "+", OverrideType.FORCE_ADD: "++", OverrideType.DEL: "~"}
 _CHOSEN = ("sampler.name", "pruner.name", "storage.kind")
-_LISTS = ("worker.devices", "worker.studies", "study.direction", "study.metric")
-READERS = ("status", "best", "logs")
+_LISTS = (
+    "worker.devices",
+    "worker.studies",
+    "worker.allow_targets",
+    "dashboard.hosts",
+    "runner.retry_on",
+    "study.direction",
+    "study.metric",
+)
+NAMING = ("status", "best", "logs", "pause", "resume", "stop", "retry", "enqueue", "doctor")
 """The commands that take ``study.name`` besides the settings of this host."""
 
 
@@ -136,14 +144,34 @@ def refuse_study_settings(command: str, words: Sequence[Word]) -> None:
         root = re.split(r"[./]", word.path)[0]
         if word.role == "hydra" or (word.role in ("setting", "group") and root in HOST):
             continue
-        if command in READERS and word.path == "study.name" and word.role == "setting":
+        if command in NAMING and word.path == "study.name" and word.role == "setting":
             continue
-        taken = [*(["study.name"] if command in READERS else []), *(f"{section}.*" for section in HOST)]
+        if command == "enqueue" and word.role == "param":
+            continue
+        taken = [*(["study.name"] if command in NAMING else []), *(f"{section}.*" for section in HOST)]
         known = [name for name in settings() if name.split(".")[0] in HOST]
-        guess = did_you_mean(word.path, [*known, *(["study.name"] if command in READERS else [])])
+        guess = did_you_mean(word.path, [*known, *(["study.name"] if command in NAMING else [])])
         raise ConfigError(
             f"{word.text}: {command} takes {', '.join(taken)} only; what a study runs is stored with it by launch{guess}"
         )
+
+
+def values_by_hand(words: Sequence[Word]) -> dict[str, Any]:
+    """The parameters that the words give one value each.
+
+    Raises:
+        ConfigError: a sweep, a deletion, a parameter without a name, or one given twice.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        if word.role != "param":
+            continue
+        if word.sweep is not None or word.override.is_delete() or not word.path:
+            raise ConfigError(f"{word.text}: a trial by hand takes one value for a parameter, such as optim.lr=0.01")
+        if word.path in values:
+            raise ConfigError(f"{word.text}: {word.path} is given twice")
+        values[word.path] = word.value
+    return values
 
 
 def check_setting(word: Word, base: Mapping[str, Any]) -> str:

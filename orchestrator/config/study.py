@@ -32,6 +32,8 @@ from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Budget, Direction, JSONValue, StudySpec
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MAX_METRIC = 100
+_MAX_PARAM = 512  # Optuna's column for parameter names
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
 _LAUNCH_ONLY = re.compile(r"\$\{(hydra|now|python_version):")  # resolvers that Hydra registers where it runs
@@ -51,6 +53,7 @@ def study_spec(composed: Composed) -> StudySpec:
     params = _params(config)
     space = Space.from_yaml(resolved(config, "grid"), resolved(config, "search"))
     space.check(params)
+    _check_lengths(space)
     _check_resolution(params, space)
     objective = _objective(config)
     allocation = resolved(config, "allocation") or "uniform"
@@ -69,7 +72,7 @@ def study_spec(composed: Composed) -> StudySpec:
         allocation=allocation,
         sampler=_option("sampler", SAMPLERS, resolved(config, "sampler"), "tpe"),
         pruner=_option("pruner", PRUNERS, resolved(config, "pruner"), "none"),
-        runner=vars(checked("runner", RunnerConfig, resolved(config, "runner") or {})),
+        runner=_runner(config),
         seed=_seed_of(name) if study.seed is None else study.seed,
         priority=study.priority,
         config=_stored(config),
@@ -102,6 +105,11 @@ def _goals(study: StudyConfig) -> tuple[tuple[Direction, ...], tuple[str, ...]]:
     for metric in metrics:
         if not isinstance(metric, str) or not metric:
             raise ConfigError(f"study.metric={metric!r}: must be a word, or a list of words")
+        if not metric.isprintable() or metric != metric.strip() or len(metric) > _MAX_METRIC:
+            raise ConfigError(
+                f"study.metric={metric[:_MAX_METRIC]!r}: must be printable, {_MAX_METRIC} characters at most, without blanks"
+                " at either end"
+            )
     if not directions or len(directions) != len(metrics):
         raise ConfigError(
             f"study.direction has {len(directions)} and study.metric {len(metrics)}: name one metric for each direction,"
@@ -135,12 +143,23 @@ def _check_keys(node: Mapping[Any, Any], above: str) -> None:
     for key, value in node.items():
         if not isinstance(key, str):
             raise ConfigError(f"{above}: the key {key!r} must be a string: quote it")
+        if not key or not key.isprintable():
+            raise ConfigError(f"{above}: the key {key!r} must be printable characters, at least one")
         if "." in key:
             raise ConfigError(
                 f"{above}: the key {key!r} holds a dot; nest it: {': {'.join(key.split('.'))}: …{'}' * key.count('.')}"
             )
         if isinstance(value, Mapping):
             _check_keys(value, f"{above}.{key}")
+
+
+def _check_lengths(space: Space) -> None:
+    for section, paths in (("grid", space.grid), ("search", space.search)):
+        for path in paths:
+            if len(path) > _MAX_PARAM:
+                raise ConfigError(
+                    f"{section}.{path[:40]}…: the name of a parameter has at most {_MAX_PARAM} characters, this one {len(path)}"
+                )
 
 
 def _at_leaf(node: Any, path: str) -> Any:
@@ -221,6 +240,14 @@ def _budget(config: DictConfig, space: Space) -> Budget:
             f" raise budget.trials to {shares}, or lower budget.per_cell or the grid"
         )
     return Budget(trials, budget.per_cell, budget.hours, budget.max_failures_per_cell)
+
+
+def _runner(config: DictConfig) -> dict[str, JSONValue]:
+    values = resolved(config, "runner") or {}
+    if isinstance(values, dict) and isinstance(values.get("retry_on"), str):  # one word says the same as a list of it
+        values["retry_on"] = [values["retry_on"]]
+    check_finite(values, "runner")
+    return vars(checked("runner", RunnerConfig, values))
 
 
 def _option(section: str, schemas: Mapping[str, type[Any]], values: Any, default: str) -> dict[str, JSONValue]:

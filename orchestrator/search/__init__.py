@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.search.gp import HybridGPSampler
-    from orchestrator.search.space import describe, distributions
+    from orchestrator.search.space import by_hand, describe, distributions
     from orchestrator.search.study import ASK_KEY, Search
     from orchestrator.search.tables import create_optuna_tables, open_storage, optuna_schema_head
     from orchestrator.search.tpe import HybridTPESampler
@@ -20,6 +20,7 @@ __all__ = [
     "HybridGPSampler",
     "HybridTPESampler",
     "Search",
+    "by_hand",
     "create_optuna_tables",
     "describe",
     "distributions",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 _HOME = {
     "gp": ("HybridGPSampler",),
-    "space": ("describe", "distributions"),
+    "space": ("by_hand", "describe", "distributions"),
     "study": ("ASK_KEY", "Search"),
     "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),
     "tpe": ("HybridTPESampler",),

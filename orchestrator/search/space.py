@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Axis, JSONValue, Param, Searched, StudySpec, value_label
 
 MAX_LABEL = 60
@@ -43,7 +44,7 @@ class Parameter:
             for index, choice in enumerate(self.choices):
                 if _identical(choice, value):
                     return float(index)
-        elif _is_number(value) and self.distribution._contains(float(value)):
+        elif _is_number(value) and abs(value) <= sys.float_info.max and self.distribution._contains(float(value)):
             return float(value)
         raise ConfigError(f"{self.path}={value_label(value)}: not a value of this study's {describe_one(self)}")
 
@@ -71,6 +72,43 @@ def parameters(spec: StudySpec) -> dict[str, Parameter]:
             raise ConfigError(f"{made.path}: declared twice; a parameter is in grid or in search, once")
         result[made.path] = made
     return result
+
+
+def by_hand(spec: StudySpec, values: Mapping[str, JSONValue]) -> tuple[dict[str, JSONValue], dict[str, JSONValue]]:
+    """Splits values that a person typed into a cell and the values of searched parameters; each is as the study has it.
+
+    An axis that is given no value takes the default in `params`.
+
+    Raises:
+        ConfigError: a parameter that the study neither has in its grid nor searches, a value outside, or an axis without one.
+    """
+    known = parameters(spec)
+    for path in values:
+        if path not in known:
+            raise ConfigError(
+                f"{path}={value_label(values[path])}: not in this study's grid or search{did_you_mean(path, known)}"
+            )
+    cell, given = {}, {}
+    for parameter in known.values():
+        if not parameter.grid and parameter.path in values:
+            given[parameter.path] = parameter.true_value(parameter.internal(values[parameter.path]))
+    for axis in spec.grid:
+        wanted = values[axis.path] if axis.path in values else _default(spec.params, axis.path)
+        found = [v for v in axis.values if _identical(v, wanted) or (_is_number(v) and _is_number(wanted) and v == wanted)]
+        if not found:
+            there = ", ".join(map(value_label, axis.values))
+            typed = axis.path in values
+            what = f"{axis.path}={value_label(wanted)}: not on the grid" if typed else f"{axis.path} must be given"
+            raise ConfigError(f"{what}; the grid has {there}")
+        cell[axis.path] = found[0]
+    return cell, given
+
+
+def _default(params: Mapping[str, JSONValue], path: str) -> JSONValue:
+    node: JSONValue = params
+    for part in path.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 def distributions(spec: StudySpec) -> dict[str, BaseDistribution]:
@@ -111,6 +149,7 @@ def _from_axis(axis: Axis) -> Parameter:
     _check_values(where, axis.values)
     if all(_is_number(value) for value in axis.values):
         low, high = min(axis.values), max(axis.values)
+        _check_width(where, low, high)
         log = low > 0 and high / low >= LOG_RATIO
         distribution: BaseDistribution
         if all(isinstance(value, int) for value in axis.values):
@@ -134,6 +173,7 @@ def _from_searched(item: Searched) -> Parameter:
         _check_scalar(where, limit)
     assert item.low is not None
     assert item.high is not None
+    _check_width(where, item.low, item.high)
     distribution: BaseDistribution
     try:
         if item.kind == "float":
@@ -142,6 +182,8 @@ def _from_searched(item: Searched) -> Parameter:
             if any(float(limit) != int(limit) for limit in (item.low, item.high, item.step or 1)):
                 raise ConfigError(f"{where}: an int parameter needs whole numbers as low, high and step")
             distribution = IntDistribution(int(item.low), int(item.high), log=item.log, step=int(item.step or 1))
+    except ArithmeticError as error:  # of the decimals in which Optuna counts steps
+        raise ConfigError(f"{where}: the step {item.step} is too small for a range that wide") from error
     except ValueError as error:
         raise ConfigError(f"{where}: {str(error).replace('`', '')}") from error
     return Parameter(item.path, distribution, grid=False)
@@ -163,6 +205,11 @@ def _check_scalar(where: str, value: JSONValue) -> None:
         raise ConfigError(f"{where}: {value} is not a finite number")
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_EXACT_INT:
         raise ConfigError(f"{where}: {value} is beyond 2**53 and would be rounded; quote it to use it as text")
+
+
+def _check_width(where: str, low: float, high: float) -> None:
+    if not math.isfinite(float(high) - float(low)):
+        raise ConfigError(f"{where}: from {low:g} to {high:g} is wider than a float can say, about 1.8e308")
 
 
 def _labels(values: Sequence[JSONValue]) -> tuple[bool | int | float | str | None, ...]:

@@ -67,6 +67,7 @@ class Search:
         ticket: int,
         retry: int,
         bounds: Mapping[str, tuple[float, float]] | None = None,
+        given: Mapping[str, JSONValue] | None = None,
     ) -> Suggestion:
         """Every parameter of a new trial in `cell`; a function of the news, the study's seed, `ticket` and `retry` alone.
 
@@ -75,17 +76,20 @@ class Search:
             ticket: ordinal of the ticket in the study, from 0.
             retry: how often this ticket has failed before.
             bounds: narrower limits (both included, in the parameter's units) of searched numbers, for this trial.
+            given: values of searched parameters that are not asked for; the others are suggested with them in view.
 
         Raises:
-            ConfigError: the cell is not one of the grid; bounds of a parameter that has none, or that leave nothing.
+            ConfigError: the cell is not one of the grid; a given value is not in its parameter's space; bounds of a parameter
+                that has none, or that leave nothing.
         """
-        fixed = self._internal_cell(cell)
+        given = given or {}
+        fixed = self._internal_cell(cell) | self._internal_given(given)
         limits = self._checked_bounds(bounds or {})
         entropy = [abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         sequence_seed = int(np.random.SeedSequence([*entropy[:2], retry, 1]).generate_state(1)[0])
         self._sampler.reseed(seed)
-        searched = [p for p in self._parameters.values() if not p.grid]
+        searched = [p for p in self._parameters.values() if p.path not in fixed]
         attrs = {
             FIXED_KEY: {path: self._space[path].to_external_repr(internal) for path, internal in fixed.items()},
             BOUNDS_KEY: limits,
@@ -101,7 +105,8 @@ class Search:
         }
         internal = fixed | {path: float(self._space[path].to_internal_repr(value)) for path, value in drawn.items()}
         params = tuple(self._parameters[path].param(internal[path]) for path in self._parameters)
-        values = {path: cell[path] if path in cell else p.true_value(internal[path]) for path, p in self._parameters.items()}
+        known = {**cell, **given}
+        values = {path: known[path] if path in known else p.true_value(internal[path]) for path, p in self._parameters.items()}
         return Suggestion(params, values, written)
 
     def should_prune(self, number: int, *, reports: Mapping[int, float]) -> bool:
@@ -146,6 +151,12 @@ class Search:
         if axes != set(cell):
             raise ConfigError(f"cell: needs a value for each of {sorted(axes)}, has {sorted(cell)}")
         return {path: self._parameters[path].internal(value) for path, value in cell.items()}
+
+    def _internal_given(self, given: Mapping[str, JSONValue]) -> dict[str, float]:
+        searched = {path for path, parameter in self._parameters.items() if not parameter.grid}
+        if unknown := set(given) - searched:
+            raise ConfigError(f"{', '.join(sorted(unknown))}: not searched in this study")
+        return {path: self._parameters[path].internal(value) for path, value in given.items()}
 
     def _checked_bounds(self, bounds: Mapping[str, tuple[float, float]]) -> dict[str, list[float]]:
         checked = {}

@@ -70,7 +70,16 @@ def test_the_digits_experiment() -> None:
     assert (digits.budget.trials, digits.budget.per_cell, digits.n_cells) == (48, 4, 6)
     assert digits.sampler == {"name": "tpe", "n_startup_trials": 10, "n_ei_candidates": 24}
     assert digits.pruner == {"name": "none"}
-    assert digits.runner == {"max_runtime_min": None, "grace_s": 5.0, "start": "forkserver", "max_attempts": 5}
+    assert digits.runner == {
+        "max_runtime_min": None,
+        "grace_s": 5.0,
+        "start": "forkserver",
+        "max_attempts": 5,
+        "retries": 0,
+        "retry_on": None,
+        "resume": True,
+        "log_limit_mb": 10.0,
+    }
     assert StudySpec.from_json(digits.to_json()).identity() == digits.identity()
 
 

@@ -27,8 +27,8 @@ class Maintenance:
         """Tells that the database did not answer: nobody is judged silent until contact has lasted for a TTL again."""
         self._in_contact_since = None
 
-    def sweep(self) -> None:
-        """Evicts workers that fell silent and finishes studies past their deadline, if it is time to look again.
+    def sweep(self) -> bool:
+        """Evicts workers that fell silent and finishes studies that are over, if it is time to look again; True if it was.
 
         Raises:
             StoreUnavailableError: the database does not answer.
@@ -39,7 +39,7 @@ class Maintenance:
             self._in_contact_since = now
         self._asleep_s = asleep_s
         if now < self._next:
-            return
+            return False
         self._next = now + self._every_s
         for silent in self._store.fleet.silent(now - self._in_contact_since):
             try:
@@ -52,6 +52,7 @@ class Maintenance:
             if evicted:
                 logger.warning("worker %d is gone: %s; its trial is open to others", silent.worker_id, silent.reason)
         self._store.ledger.end_studies()
+        return True
 
 
 def _slept() -> float:

@@ -2,58 +2,59 @@
 
 from __future__ import annotations
 
-import enum
-import math
-import random
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 from orchestrator.config import WorkerConfig
-from orchestrator.devices import child_environment, torch_device
-from orchestrator.errors import ConfigError, DeviceError, LeaseLostError, OrchestratorError, StoreUnavailableError
+from orchestrator.contact import Contact
+from orchestrator.devices import torch_device
+from orchestrator.draining import Drain, Draining
+from orchestrator.errors import DeviceError, LeaseLostError, OrchestratorError, StoreUnavailableError
+from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
-from orchestrator.maintenance import Maintenance
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned, StudySpec, cell_label, trial_seed
-from orchestrator.runner import AttrSet, Job, Message, PruneAsked, Reported, Runner, Running, rundir
-from orchestrator.search import Search
+from orchestrator.runner import (
+    AttrSet,
+    Job,
+    Message,
+    PruneAsked,
+    Reported,
+    Running,
+    journal,
+    rundir,
+)
+from orchestrator.runner.checkpoints import Checkpoints, Kept
+from orchestrator.serving import Served, Serving
 from orchestrator.slots import HeldSlot, Slots
 from orchestrator.store import Claim, Place, Store, StudyRow, WorkerLease
 
-T = TypeVar("T")
-
 FOREIGN_EVERY_S = 10.0
-IMPORT_AGAIN_S = 30.0
 REPORTS_EVERY_S = 1.0
 
 
-class Drain(enum.IntEnum):
-    """How urgently the worker is to end; it only grows."""
-
-    NO = 0
-    FINISH = 1  # finish the running trial, start no other
-    STOP = 2  # tell the child, give the trial back after `worker.drain_s`
-    NOW = 3  # give the trial back at once
-
-
 @dataclass
-class _Served:
-    """A study this worker serves: its spec as last launched, the sampler fed with its news, the runner of its objective."""
+class _Said:
+    """What an attempt reported and set, and nobody has written to the database yet; `sent` are the reports that are there."""
 
-    row: StudyRow
-    spec: StudySpec
-    search: Search
-    runner: Runner
-    cursor: int = 0
-    foreign: set[int] = field(default_factory=set)
-    foreign_at: float = 0.0
+    reports: dict[int, float] = field(default_factory=dict)
+    attrs: dict[str, Any] = field(default_factory=dict)
+    sent: dict[int, float] = field(default_factory=dict)
+
+    def note(self, message: Message) -> None:
+        """A step's first value counts, an attribute's last."""
+        if isinstance(message, Reported):
+            self.reports.setdefault(message.step, message.value)
+        elif isinstance(message, AttrSet):
+            self.attrs[message.key] = message.value
+
+    @property
+    def curve(self) -> dict[int, float]:
+        return {**self.reports, **self.sent}
 
 
 class Worker:
@@ -63,25 +64,24 @@ class Worker:
         store: the database, migrated.
         settings: `worker.*` of this host.
         runs_dir: root of the run directories.
+        checkpoints: where checkpoints are kept, `paths.checkpoints`.
+
+    Raises:
+        ConfigError: checkpoints cannot be kept there.
     """
 
-    def __init__(self, store: Store, settings: WorkerConfig, runs_dir: Path) -> None:
+    def __init__(self, store: Store, settings: WorkerConfig, runs_dir: Path, checkpoints: str | None = None) -> None:
         self._store = store
         self._settings = settings
         self._place = Place(socket.gethostname(), str(runs_dir))
-        self._maintenance = Maintenance(store, settings.heartbeat_s)
-        self._drain = Drain.NO
-        self._drain_at = 0.0
-        self._wake = threading.Event()
-        self._next_beat = math.inf  # nothing to renew yet
-        self._doing = "starting"
-        self._out_of_contact = False
+        self._checkpoints = Checkpoints(checkpoints, runs_dir)
+        self._draining = Draining()
+        self._contact = Contact(store, settings, self._draining)
         self._ended = 0
-        self._served: dict[int, _Served] = {}
-        self._unservable: dict[tuple[int, int], float] = {}
+        self._serving = Serving(store, settings, self._contact)
         self._lease: WorkerLease
         self._slots = Slots(store, settings)
-        self._held: HeldSlot
+        self._device: HeldSlot
 
     # ------------------------------------------------------------------------------------------------------------- its life
 
@@ -91,7 +91,7 @@ class Worker:
         Raises:
             DeviceError: no device is free and ``worker.on_no_device=exit``, or the one named does not exist.
         """
-        while self._drain == Drain.NO:
+        while self._draining.how == Drain.NO:
             try:
                 with self._registered(), self._device_slot():
                     self._serve()
@@ -99,7 +99,7 @@ class Worker:
             except LeaseLostError as lost:
                 logger.warning("%s; registering anew", lost)
             except StoreUnavailableError as error:
-                if self._drain == Drain.NO:
+                if self._draining.how == Drain.NO:
                     raise
                 logger.warning("%s; ending all the same, the lease will run out", error)
         logger.info("ended after %d trials", self._ended)
@@ -107,40 +107,22 @@ class Worker:
 
     def drain(self, how: Drain) -> None:
         """Asks the worker to end; safe to call from a signal handler."""
-        if how > self._drain:
-            self._drain = how
-            self._drain_at = time.monotonic()
-        self._wake.set()
+        self._draining.ask(how)
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Within this block SIGINT finishes the running trial (a second gives it back) and SIGTERM gives it back in order."""
-
-        def interrupt(_signal: int, _frame: FrameType | None) -> None:
-            self.drain(Drain.FINISH if self._drain == Drain.NO else Drain.NOW)
-
-        def terminate(_signal: int, _frame: FrameType | None) -> None:
-            self.drain(Drain.STOP if self._drain < Drain.STOP else Drain.NOW)
-
-        before = {
-            signal.SIGINT: signal.signal(signal.SIGINT, interrupt),
-            signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def signals(self) -> AbstractContextManager[None]:
+        """Within this block SIGINT and SIGTERM ask the worker to end, see `Draining.signals`."""
+        return self._draining.signals()
 
     def _serve(self) -> None:
         """Runs trials one after the other."""
         idle_since = time.monotonic()
-        while self._drain == Drain.NO:
+        self._contact.insist(self._deliver_left)
+        while self._draining.how == Drain.NO:
             if self._settings.max_trials is not None and self._ended >= self._settings.max_trials:
                 logger.info("worker.max_trials=%d reached", self._settings.max_trials)
                 break
-            claim = self._insist(self._claim)
-            if claim is not None and self._drain != Drain.NO:  # told to end while it claimed
+            claim = self._contact.insist(self._claim)
+            if claim is not None and self._draining.how != Drain.NO:  # told to end while it claimed
                 self._give_back(claim, Interrupted("the worker was told to end"))
             elif claim is not None:
                 self._run_trial(claim)
@@ -149,56 +131,70 @@ class Worker:
                 logger.info("idle for worker.idle_timeout_s=%g", self._settings.idle_timeout_s)
                 break
             else:
-                self._say("idle")
-                self._wait(self._settings.poll_s)
+                self._contact.say("idle")
+                self._contact.wait(self._settings.poll_s)
 
     # ---------------------------------------------------------------------------------------------------- one trial, in order
 
     def _claim(self) -> Claim | None:
         """The next trial of the first active study that has one and whose objective runs here."""
-        self._maintenance.sweep()
+        if self._contact.sweep():
+            self._deliver_left()
         rows = self._store.reads.studies(self._settings.studies, active_only=True)
-        for study_id in self._served.keys() - {row.study_id for row in rows}:
-            self._served.pop(study_id).runner.close()
+        self._serving.keep_only(rows)
         for row in rows:
-            if self._drain == Drain.NO and self._serve_study(row) is not None:
+            if self._draining.how == Drain.NO and self._serving.ready(row):
                 claim = self._store.ledger.claim(self._lease, [row.study_id], self._place)
                 if claim is not None:
+                    crash_step("after-claim")
                     return claim
         return None
 
     def _run_trial(self, claim: Claim) -> None:
         """Takes one claimed trial from its parameters to its end in the database, or gives it back."""
-        served = self._served[claim.study_id]
+        served = self._serving.study(claim.study_id)
         try:
             if claim.number is None:
                 claim = self._create(served, claim)
-            job = self._job(served, claim)
-            self._say(f"trial {claim.number} of {served.row.name}")
-            logger.info(
-                "trial %d of %s starts%s: %s",
-                claim.number,
-                served.row.name,
-                f" (attempt {claim.attempt})" if claim.resumed else "",
-                cell_label(claim.values or {}),
-            )
-            outcome, reports, attrs = self._earlier_result(served, claim) or self._attempt(served, claim, job)
-            self._deliver(served, claim, outcome, reports, attrs)
+            earlier = self._earlier_result(served.row, claim)
+            if earlier is not None:
+                self._deliver(served.row, served.spec, claim, *earlier)
+                return
+            self._contact.say(f"trial {claim.number} of {served.row.name}")
+            with self._kept(served, claim) as kept:
+                job = self._job(served, claim, kept)
+                logger.info(
+                    "trial %d of %s starts%s: %s",
+                    claim.number,
+                    served.row.name,
+                    f" (attempt {claim.attempt})" if claim.resumed else "",
+                    cell_label(claim.values or {}),
+                )
+                outcome, said = self._attempt(served, claim, job)
+                crash_step("after-result")
+                if not isinstance(outcome, Pruned):  # another attempt may want them, or the user the trained model
+                    self._contact.meanwhile(lambda: kept.close(final=True))
+                if self._deliver(served.row, served.spec, claim, outcome, said):
+                    kept.discard_older()
+            crash_step("after-finish")
         except LeaseLostError as lost:
             logger.warning("%s", lost)
-            self._insist(self._renew)  # raises if the worker itself is gone
+            self._contact.insist(self._contact.renew)  # raises if the worker itself is gone
 
-    def _create(self, served: _Served, claim: Claim) -> Claim:
+    def _create(self, served: Served, claim: Claim) -> Claim:
         """Asks the sampler for this cell, knowing all that is in the database now, and creates the Optuna trial."""
 
         def ask() -> Claim:
             self._learn(served)
-            suggestion = served.search.ask(claim.cell_values, ticket=claim.ticket, retry=claim.failures)
+            suggestion = served.search.ask(claim.cell_values, ticket=claim.ticket, retry=claim.failures, given=claim.fixed)
+            crash_step("after-ask")
             return self._store.ledger.create(claim, suggestion, self._lease, self._place)
 
-        return self._insist(ask, until=Drain.NOW)
+        created = self._contact.insist(ask, until=Drain.NOW)
+        crash_step("after-create")
+        return created
 
-    def _learn(self, served: _Served) -> None:
+    def _learn(self, served: Served) -> None:
         news, served.cursor = self._store.reads.news(served.row.study_id, served.cursor)
         if time.monotonic() - served.foreign_at >= FOREIGN_EVERY_S:
             foreign = self._store.reads.foreign(served.row.study_id, served.foreign)
@@ -207,87 +203,100 @@ class Worker:
             news += foreign
         served.search.feed(news)
 
-    def _job(self, served: _Served, claim: Claim) -> Job:
+    @contextmanager
+    def _kept(self, served: Served, claim: Claim) -> Iterator[Kept]:
+        """This attempt's checkpoint directory, filled from the one before; the trial is given back if it cannot be made."""
+        folder, resume = served.row.folder, bool(served.spec.runner.get("resume", True))
+        number = claim.number
+        assert number is not None
+        try:
+            kept = self._contact.meanwhile(lambda: self._checkpoints.begin(folder, number, claim.attempt, resume=resume))
+        except OrchestratorError:
+            self._release(claim, "cannot keep its checkpoints")
+            raise
+        with kept:
+            yield kept
+
+    def _release(self, claim: Claim, what: str) -> None:
+        """Gives the trial back: this host cannot run it."""
+        self._contact.insist(lambda: self._store.ledger.release(claim, f"{self._place.host} {what}"))
+
+    def _job(self, served: Served, claim: Claim, kept: Kept) -> Job:
         assert claim.number is not None
-        runs = Path(self._place.runs_dir)
         return Job(
             study=served.row.name,
             number=claim.number,
             attempt=claim.attempt,
             seed=trial_seed(served.spec.seed, claim.ticket, claim.failures),
-            device=torch_device(self._held.device),
+            device=torch_device(self._device.device),
             params=served.spec.params,
             values=claim.values or {},
             objective=served.spec.objective,
             metrics=served.spec.metrics,
-            run_dir=rundir.attempt_dir(runs, served.row.folder, claim.number, claim.attempt),
-            checkpoint_dir=rundir.checkpoint_dir(runs, served.row.folder, claim.number),
+            run_dir=self._run_dir(served.row, claim, claim.attempt),
+            checkpoint_dir=kept.directory,
             resumed=claim.resumed,
+            resumed_from=kept.resumed_from,
         )
 
-    def _earlier_result(self, served: _Served, claim: Claim) -> tuple[Outcome, dict[int, float], dict[str, Any]] | None:
-        """A result that an earlier attempt left in a run directory this host sees: delivered, not run again."""
-        for attempt in range(claim.attempt - 1, 0, -1):
-            assert claim.number is not None
-            run_dir = rundir.attempt_dir(Path(self._place.runs_dir), served.row.folder, claim.number, attempt)
-            try:
-                outcome = rundir.read_result(run_dir)
-            except (OSError, ValueError, KeyError) as error:
-                logger.warning("%s: the result cannot be read: %s", run_dir, error)
-                continue
-            if isinstance(outcome, Completed | Pruned | Failed):
-                logger.info("trial %d: attempt %d had left its result; delivering it", claim.number, attempt)
-                return outcome, {}, {}
-        return None
+    def _run_dir(self, row: StudyRow, claim: Claim, attempt: int) -> Path:
+        assert claim.number is not None
+        return rundir.attempt_dir(Path(self._place.runs_dir), row.folder, claim.number, attempt)
 
-    def _attempt(self, served: _Served, claim: Claim, job: Job) -> tuple[Outcome, dict[int, float], dict[str, Any]]:
-        """Runs the child to its end; returns its outcome with the reports and attributes not written yet."""
-        reports: dict[int, float] = {}
-        attrs: dict[str, Any] = {}
-        sent: dict[int, float] = {}
+    def _attempt(self, served: Served, claim: Claim, job: Job) -> tuple[Outcome, _Said]:
+        """Runs the child to its end; returns its outcome with what it said that is not written yet."""
+        said = _Said(sent=self._reported(served.row, claim))
         next_flush = 0.0
         try:
             running = served.runner.start(job)
         except OSError as error:
-            self._insist(lambda: self._store.ledger.release(claim, f"{self._place.host} cannot write its run directory"))
+            self._release(claim, "cannot write its run directory")
             raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
+        crash_step("after-start")
         self._store.rest()
         try:
             while running.outcome is None:
-                for message in running.poll(min(1.0, max(0.0, self._next_beat - time.monotonic()))):
-                    _note(message, reports, attrs)
+                for message in running.poll(self._contact.until_beat(1.0)):
+                    crash_step("mid-run")
+                    said.note(message)
                     if isinstance(message, PruneAsked):
-                        running.answer_prune(self._should_prune(served, claim, {**sent, **reports}))
-                if (reports or attrs) and time.monotonic() >= next_flush and running.outcome is None:
-                    if self._flush(claim, reports, attrs):
-                        sent |= reports
-                        reports, attrs = {}, {}
+                        running.answer_prune(self._should_prune(served, claim, said.curve))
+                if (said.reports or said.attrs) and time.monotonic() >= next_flush and running.outcome is None:
+                    self._flush(claim, said)
                     next_flush = time.monotonic() + REPORTS_EVERY_S
-                self._beat()
+                self._contact.beat()
                 self._obey(running)
         except BaseException:
             running.terminate()
             raise
         for message in running.poll(0):
-            _note(message, reports, attrs)
-        return running.outcome, reports, attrs
+            said.note(message)
+        return running.outcome, said
 
-    def _flush(self, claim: Claim, reports: dict[int, float], attrs: dict[str, Any]) -> bool:
-        """Writes what the trial reported; False if that did not work now: it is tried again later, at last with the result."""
+    def _reported(self, row: StudyRow, claim: Claim) -> dict[int, float]:
+        """What earlier attempts of the trial reported: its curve goes on."""
+        if not claim.resumed:
+            return {}
+        running = self._contact.insist(lambda: self._store.reads.running(row.study_id))
+        return next((dict(news.intermediate) for news in running if news.number == claim.number), {})
+
+    def _flush(self, claim: Claim, said: _Said) -> None:
+        """Writes what the trial reported; if that does not work now it is tried again later, at last with the result."""
         try:
-            self._store.ledger.report(claim, reports, attrs)
+            self._store.ledger.report(claim, said.reports, said.attrs)
+        except StoreUnavailableError as error:
+            self._contact.lost(error)
         except LeaseLostError:
             raise
-        except StoreUnavailableError as error:
-            self._lost_contact(error)
-            return False
-        except OrchestratorError:  # refused for good: the end of the trial will say so
-            return False
+        except OrchestratorError as error:  # refused for good: the end of the trial will say so
+            logger.debug("reports of trial %s were refused: %s", claim.number, error)
+        else:
+            said.sent |= said.reports
+            said.reports, said.attrs = {}, {}
         finally:
             self._store.rest()
-        return True
 
-    def _should_prune(self, served: _Served, claim: Claim, reports: dict[int, float]) -> bool:
+    def _should_prune(self, served: Served, claim: Claim, curve: dict[int, float]) -> bool:
         """The pruner's verdict, knowing what the others have reported by now; never before the cell has a complete trial."""
         if served.spec.pruner.get("name") == "none" or len(served.spec.directions) > 1:
             return False
@@ -298,205 +307,153 @@ class Worker:
             self._learn(served)
             served.search.feed(self._store.reads.running(served.row.study_id))
         except StoreUnavailableError as error:
-            self._lost_contact(error)
+            self._contact.lost(error)
             return False
         finally:
             self._store.rest()
-        return served.search.should_prune(claim.number, reports=reports)
+        return served.search.should_prune(claim.number, reports=curve)
 
     def _obey(self, running: Running) -> None:
         """Passes a request to end on to the child, and ends it when its time is up."""
-        if self._drain in (Drain.STOP, Drain.NOW):
-            running.ask_to_stop()
-            if self._drain == Drain.NOW or time.monotonic() - self._drain_at >= self._settings.drain_s:
-                running.terminate("the worker was told to end")
+        draining = self._draining
+        asked = [(draining.since, "the worker was told to end")] if draining.how >= Drain.STOP else []
+        asked += [(self._contact.halted_at, "the study was paused or stopped")] if self._contact.halted_at is not None else []
+        if not asked:
+            return
+        since, reason = min(asked)
+        running.ask_to_stop()
+        if draining.how == Drain.NOW or time.monotonic() - since >= self._settings.drain_s:
+            running.terminate(reason)
 
-    def _deliver(
-        self, served: _Served, claim: Claim, outcome: Outcome, reports: dict[int, float], attrs: dict[str, Any]
-    ) -> None:
-        """Writes the end of the attempt; an interrupted trial is given back."""
+    # ------------------------------------------------------------------------------------------------------ its end, written
+
+    def _earlier_result(self, row: StudyRow, claim: Claim) -> tuple[Outcome, _Said] | None:
+        """A result that an earlier attempt left in a run directory this host sees: delivered, not run again."""
+        number = claim.number
+        if number is None or not claim.resumed:
+            return None
+        for earlier in reversed(self._contact.insist(lambda: self._store.reads.attempts(row.study_id, number))):
+            if earlier.outcome in ("lost", "interrupted"):  # of others the result is known: it made the trial run again
+                left = self._left_in(self._run_dir(row, claim, earlier.attempt))
+                if left is not None:
+                    return left
+        return None
+
+    def _left_in(self, run_dir: Path) -> tuple[Outcome, _Said] | None:
+        try:
+            outcome = rundir.read_result(run_dir)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s: the result cannot be read: %s", run_dir, error)
+            return None
+        if outcome is None or isinstance(outcome, Interrupted):
+            return None
+        logger.info("%s holds a result that was not delivered; delivering it", run_dir)
+        return outcome, _Said(*journal.read(run_dir))
+
+    def _deliver_left(self) -> None:
+        """Delivers results that workers of this host left when they died, also of studies that hand out no trials any more."""
+        left = self._store.ledger.left_at(self._place)
+        rows = {row.study_id: row for row in self._store.reads.studies()} if left else {}
+        for claim in left:
+            row = rows.get(claim.study_id)
+            found = self._left_in(self._run_dir(row, claim, claim.attempt)) if row is not None else None
+            if row is not None and found is not None:
+                try:
+                    self._deliver(row, self._store.reads.spec(row.study_id), claim, *found)
+                except LeaseLostError as lost:
+                    logger.info("%s", lost)
+
+    def _deliver(self, row: StudyRow, spec: StudySpec, claim: Claim, outcome: Outcome, said: _Said) -> bool:
+        """Writes the end of the attempt; False if the trial goes on: it was interrupted, or failed for what passes."""
         if isinstance(outcome, Interrupted):
             self._give_back(claim, outcome)
-            return
+            return False
         try:
-            self._finish(claim, outcome, reports, attrs)
+            if isinstance(outcome, Failed) and self._runs_again(spec, claim, outcome, said):
+                logger.warning("trial %s of %s failed and runs again: %s", claim.number, row.name, outcome.message)
+                return False
+            self._finish(claim, outcome, said)
         except (StoreUnavailableError, LeaseLostError):
             raise
         except OrchestratorError as error:  # what it reported cannot be stored; the trial must end all the same
             outcome = Failed("value", f"the database took neither the result nor the attributes: {error}")
-            self._finish(claim, outcome, {}, {})
+            self._finish(claim, outcome, _Said())
         self._ended += 1
-        what = f"trial {claim.number} of {served.row.name}"
+        what = f"trial {claim.number} of {row.name}"
         if isinstance(outcome, Failed):
             logger.warning("%s failed: %s", what, outcome.message)
         elif isinstance(outcome, Pruned):
             logger.info("%s pruned%s", what, "" if outcome.step is None else f" at step {outcome.step}")
         else:
-            values = zip(served.spec.metrics, outcome.values, strict=True)
+            values = zip(spec.metrics, outcome.values, strict=True)
             logger.info("%s: %s", what, ", ".join(f"{metric}={value:.6g}" for metric, value in values))
+        return True
 
     def _give_back(self, claim: Claim, outcome: Interrupted) -> None:
-        self._insist(lambda: self._store.ledger.release(claim, outcome.reason, lost=outcome.lost), until=Drain.NOW)
+        self._contact.insist(lambda: self._store.ledger.release(claim, outcome.reason, lost=outcome.lost), until=Drain.NOW)
         logger.info("trial %s given back: %s", "not begun" if claim.number is None else claim.number, outcome.reason)
         if outcome.lost:
-            self._wait(self._settings.poll_s)  # whatever ended it may be at it still
+            self._contact.wait(self._settings.poll_s)  # whatever ended it may be at it still
 
-    def _finish(
-        self, claim: Claim, outcome: Completed | Pruned | Failed, reports: dict[int, float], attrs: dict[str, Any]
-    ) -> None:
-        self._insist(lambda: self._store.ledger.finish(claim, outcome, reports=reports, attrs=attrs), until=Drain.NOW)
-
-    # --------------------------------------------------------------------------------------------------- studies it can serve
-
-    def _serve_study(self, row: StudyRow) -> _Served | None:
-        """The study ready to run here, or None while its objective does not import on this host: said once, tried again."""
-        if time.monotonic() < self._unservable.get((row.study_id, row.revision), 0.0):
-            return None
-        served = self._served.get(row.study_id)
-        try:
-            if served is None or served.row.revision != row.revision:
-                if served is not None:
-                    self._served.pop(row.study_id).runner.close()
-                self._say(f"importing the objective of {row.name}")
-                spec = self._store.reads.spec(row.study_id)
-                served = self._served[row.study_id] = _Served(row, spec, Search(spec), self._runner(spec))
-            served.runner.check()
-        except ConfigError as error:
-            if row.study_id in self._served:
-                self._served.pop(row.study_id).runner.close()
-            if (row.study_id, row.revision) not in self._unservable:
-                logger.error("not claiming from study %s: %s", row.name, error)
-            self._unservable[row.study_id, row.revision] = time.monotonic() + IMPORT_AGAIN_S
-            return None
-        self._unservable.pop((row.study_id, row.revision), None)
-        return served
-
-    def _runner(self, spec: StudySpec) -> Runner:
-        minutes = spec.runner.get("max_runtime_min")
-        return Runner(
-            spec.objective,
-            start=spec.runner.get("start", "forkserver"),
-            env=child_environment(self._held.device),
-            threads=self._held.threads,
-            grace_s=spec.runner.get("grace_s", 5.0),
-            max_runtime_s=None if minutes is None else minutes * 60,
-            silence_s=self._settings.lease_ttl_s,
-            held=self._held.descriptors,
+    def _runs_again(self, spec: StudySpec, claim: Claim, failed: Failed, said: _Said) -> bool:
+        if not spec.runner.get("retries", 0) or not failed.passes(spec.runner.get("retry_on")):
+            return False
+        ledger = self._store.ledger
+        return self._contact.insist(
+            lambda: ledger.retry(claim, failed, reports=said.reports, attrs=said.attrs), until=Drain.NOW
         )
+
+    def _finish(self, claim: Claim, outcome: Completed | Pruned | Failed, said: _Said) -> None:
+        ledger = self._store.ledger
+        self._contact.insist(lambda: ledger.finish(claim, outcome, reports=said.reports, attrs=said.attrs), until=Drain.NOW)
 
     # ------------------------------------------------------------------------------------------------ its row and its device
 
     @contextmanager
     def _registered(self) -> Iterator[None]:
-        self._lease = self._insist(lambda: self._store.fleet.register(self._settings.lease_ttl_s))
-        self._next_beat = time.monotonic() + self._settings.heartbeat_s
+        place = self._checkpoints.identity()
+        self._lease = self._contact.insist(lambda: self._store.fleet.register(self._settings.lease_ttl_s, place))
+        self._contact.hold(self._lease)
+        self._warn_of_places(place)
         try:
             yield
         finally:
-            for served in self._served.values():
-                served.runner.close()
-            self._served.clear()
+            self._serving.keep_only([])
             try:
                 self._store.ledger.deregister(self._lease, "ended in order")
             except OrchestratorError as error:
                 logger.warning("could not deregister, the lease will run out: %s", error)
             self._store.rest()
 
+    def _warn_of_places(self, place: str) -> None:
+        others = self._contact.insist(self._store.reads.checkpoint_places)
+        hosts = sorted({host for other, hosts in others.items() if other != place for host in hosts})
+        if hosts:
+            logger.warning(
+                "the workers on %s keep checkpoints elsewhere: a trial that moves between them and this one starts anew"
+                " (paths.checkpoints may name a place that all share)",
+                ", ".join(hosts),
+            )
+
     @contextmanager
     def _device_slot(self) -> Iterator[None]:
         """Holds one slot of one device for the block; waits for one as `worker.on_no_device` says."""
-        held, said = self._insist(lambda: self._slots.claim(self._lease)), False
-        while held is None and self._drain == Drain.NO:
-            text = f"no device is free: {self._insist(self._slots.holders)}"
+        held, said = self._contact.insist(lambda: self._slots.claim(self._lease)), False
+        while held is None and self._draining.how == Drain.NO:
+            text = f"no device is free: {self._contact.insist(self._slots.holders)}"
             if self._settings.on_no_device == "exit":
                 raise DeviceError(text)
             if not said:
                 logger.warning("%s; waiting for one (worker.on_no_device=exit ends instead)", text)
                 said = True
-            self._say("waiting for a device")
-            self._maintain()
-            self._wait(self._settings.poll_s)
-            held = self._insist(lambda: self._slots.claim(self._lease))
+            self._contact.say("waiting for a device")
+            self._contact.insist(self._contact.sweep)
+            self._contact.wait(self._settings.poll_s)
+            held = self._contact.insist(lambda: self._slots.claim(self._lease))
         if held is None:
             yield
             return
         logger.info("holds %s, slot %d", held.device.name, held.slot)
-        with held as self._held:
+        with held:
+            self._serving.device = self._device = held
             yield
-
-    # ----------------------------------------------------------------------------------------------- time and the database
-
-    def _insist(self, step: Callable[[], T], until: Drain = Drain.STOP) -> T:
-        """Does `step`, again and again with growing, jittered pauses while the database does not answer.
-
-        Raises:
-            StoreUnavailableError: the worker is to end as urgently as `until`.
-        """
-        pause_s = 0.2
-        while True:
-            try:
-                answer = step()
-                self._in_contact()
-                return answer
-            except StoreUnavailableError as error:
-                if self._drain >= until:
-                    raise
-                self._lost_contact(error)
-                self._wait(pause_s * random.uniform(0.5, 1.5))
-                pause_s = min(pause_s * 2, 5.0)
-
-    def _lost_contact(self, error: StoreUnavailableError) -> None:
-        self._maintenance.lost_contact()
-        if not self._out_of_contact:
-            logger.warning("%s; trying again", error)
-            self._out_of_contact = True
-        self._store.revive()
-
-    def _in_contact(self) -> None:
-        if self._out_of_contact:
-            logger.info("the database answers again")
-            self._out_of_contact = False
-
-    def _maintain(self) -> None:
-        try:
-            self._maintenance.sweep()
-        except StoreUnavailableError as error:
-            self._lost_contact(error)
-
-    def _wait(self, seconds: float) -> None:
-        """Waits without a connection, renewing the lease when due; a request to end cuts it short."""
-        self._store.rest()
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self._wake.is_set():
-            self._wake.wait(max(0.0, min(left, self._next_beat - time.monotonic())))
-            self._beat()
-        self._wake.clear()
-
-    def _beat(self) -> None:
-        """Renews the lease if it is time to; an unreachable database is met by another try soon."""
-        if time.monotonic() < self._next_beat:
-            return
-        try:
-            self._renew()
-        except StoreUnavailableError as error:
-            self._lost_contact(error)
-            self._next_beat = time.monotonic() + self._settings.heartbeat_s / 2
-        finally:
-            self._store.rest()
-
-    def _renew(self) -> None:
-        self._store.fleet.renew(self._lease, self._doing)
-        self._in_contact()
-        self._next_beat = time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)
-
-    def _say(self, doing: str) -> None:
-        """What `status` shows of this worker from the next renewal on."""
-        self._doing = doing
-
-
-def _note(message: Message, reports: dict[int, float], attrs: dict[str, Any]) -> None:
-    """Keeps what the child reported until it is written; a step's first value counts, an attribute's last."""
-    if isinstance(message, Reported):
-        reports.setdefault(message.step, message.value)
-    elif isinstance(message, AttrSet):
-        attrs[message.key] = message.value

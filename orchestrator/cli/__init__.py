@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import orchestrator
 from orchestrator import config, logs
-from orchestrator.cli import launch, reports, server
+from orchestrator.cli import controls, launch, reports, server
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError, OrchestratorError, did_you_mean
 
@@ -27,6 +27,11 @@ COMMANDS: dict[str, tuple[Callable[[Call], int], str]] = {
         "the best trial as YAML and as overrides (trial=N: another one; out=file.yaml: the config to train with)",
     ),
     "logs": (reports.logs, "a trial's log: trial=N (attempt=K: of an earlier attempt)"),
+    "pause": (controls.pause, "begin no trial of a study (--now: give its running trials back)"),
+    "resume": (controls.resume, "go on with a paused study"),
+    "stop": (controls.stop, "end a study once its running trials have ended (--now: give them back)"),
+    "retry": (controls.retry, "run a failed trial again: trial=N, or trial=failed for all of them"),
+    "enqueue": (controls.enqueue, "a trial by hand, on top of the budget: key=value …"),
     "db": (server.database, "start | stop | url | upgrade: the embedded server and the schema"),
 }
 _INTERRUPTED = 130

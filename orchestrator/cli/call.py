@@ -15,8 +15,13 @@ from orchestrator.store import Store
 from orchestrator.store.embedded import EmbeddedServer
 
 # Words that belong to a command and are taken before Hydra parses the rest.
-_SWITCHES = {"launch": ("--json", "--dry-run"), "status": ("--json",), "best": ("--json",), "logs": ("--json",), "db": ()}
-_WORDS = {"best": ("trial", "out"), "logs": ("trial", "attempt")}
+_SWITCHES = {
+    "launch": ("--json", "--dry-run"),
+    "pause": ("--json", "--now"),
+    "stop": ("--json", "--now"),
+    **dict.fromkeys(("status", "best", "logs", "resume", "retry", "enqueue", "doctor"), ("--json",)),
+}
+_WORDS = {"best": ("trial", "out"), "logs": ("trial", "attempt"), "retry": ("trial",)}
 _REVIVE_S = 2.0  # a worker that tries has a trial to look after
 _ACTIONS = {"db": ("start", "stop", "url", "upgrade")}
 
@@ -71,8 +76,8 @@ class Call:
         name = self.composed.config.study.name
         return None if name is None else str(name)
 
-    def number(self, key: str) -> int | None:
-        """The command's word `key` as a whole number.
+    def number(self, key: str, *, or_word: str | None = None) -> int | None:
+        """The command's word `key` as a whole number; `or_word` is what the message says it may be besides.
 
         Raises:
             ConfigError: it is none.
@@ -81,7 +86,7 @@ class Call:
         if text is None:
             return None
         if not re.fullmatch(r"\d+", text):
-            raise ConfigError(f"{key}={text}: must be a whole number")
+            raise ConfigError(f"{key}={text}: must be a whole number{f' or {or_word}' if or_word else ''}")
         return int(text)
 
     @contextmanager
@@ -96,9 +101,11 @@ class Call:
             assert storage.path is not None
             path = storage.path
             with EmbeddedServer.open(path) as embedded:
-                yield self._migrated(
-                    Store(embedded.url, start_again=lambda: EmbeddedServer.open(path, patience_s=_REVIVE_S).close())
-                )
+
+                def start_again() -> None:
+                    EmbeddedServer.open(path, patience_s=_REVIVE_S, new_data=False).close()
+
+                yield self._migrated(Store(embedded.url, start_again=start_again))
         else:
             assert storage.url is not None
             yield self._migrated(Store(storage.url, storage.password_file))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,8 @@ from orchestrator.devices import discover, usable_cores
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, StudyFailedError
 from orchestrator.maintenance import Maintenance
 from orchestrator.model import StudySpec
-from orchestrator.runner import Runner
+from orchestrator.runner import Runner, check_allowed
+from orchestrator.runner.checkpoints import Checkpoints
 from orchestrator.store import Launched, Store, StudyRow, TrialRow
 
 CPU_WORKERS = 2
@@ -44,9 +46,10 @@ def run(call: Call) -> int:
         return 0
     count = _worker_count(call)
     _check_runs_directory(call, count)
-    _check_objective(spec)
+    _check_objective(call, spec)
     output = _output_directory(call)
     with call.store() as store:
+        _check_places(call, store, spec, count)
         launched = store.studies.launch(spec)
         row = store.reads.find(spec.name)
         view = screen.View(spec, as_json=call.json)
@@ -96,13 +99,34 @@ def _check_runs_directory(call: Call, count: int) -> None:
             raise ConfigError(f"paths.runs={runs}: workers could not write there: {error.strerror}") from error
 
 
-def _check_objective(spec: StudySpec) -> None:
+def _check_objective(call: Call, spec: StudySpec) -> None:
     """Imports the objective in a process of its own, before anything is written."""
+    check_allowed(spec.objective, call.composed.host.worker.allow_targets)
     runner = Runner(spec.objective, start=spec.runner.get("start", "forkserver"))
     try:
         runner.check()
     finally:
         runner.close()
+
+
+def _check_places(call: Call, store: Store, spec: StudySpec, count: int) -> None:
+    """Sees to it that a trial finds its checkpoints wherever it goes on.
+
+    Raises:
+        ConfigError: workers of several hosts would serve the study and keep checkpoints in different places.
+    """
+    if not spec.runner.get("resume", True):
+        return
+    places = store.reads.checkpoint_places()
+    if count:
+        paths = call.composed.host.paths
+        places.setdefault(Checkpoints(paths.checkpoints, paths.runs).identity(), set()).add(socket.gethostname())
+    hosts = sorted(set().union(*places.values()))
+    if len(places) > 1 and len(hosts) > 1:
+        raise ConfigError(
+            f"paths.checkpoints: the workers on {', '.join(hosts)} keep checkpoints in different places, so a trial could not"
+            " go on elsewhere; set it to a directory or URL that all share, on each of them, or launch with runner.resume=false"
+        )
 
 
 def _output_directory(call: Call) -> Path:
@@ -212,6 +236,7 @@ def _host_overrides(call: Call, spec: StudySpec, count: int) -> list[str]:
     overrides += [
         f"paths.data={config.hydra_word(str(host.paths.data))}",
         f"paths.runs={config.hydra_word(str(host.paths.runs))}",
+        f"paths.checkpoints={config.hydra_word(host.paths.checkpoints)}",
     ]
     overrides.append(f"storage={host.storage.kind}")
     if host.storage.kind == "embedded":
@@ -250,7 +275,7 @@ def _interrupts(workers: _Workers, view: screen.View) -> Iterator[list[int]]:
 
 def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, view: screen.View) -> bool:
     """Shows the study until it is finished; returns True when the user ended it before."""
-    maintenance = Maintenance(store, every_s=2.0)
+    maintenance = Maintenance(store, every_s=1.0)
     failed: set[int] = set()
     spent, silent = 0, False
     with _interrupts(workers, view) as got, view:

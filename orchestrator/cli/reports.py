@@ -46,11 +46,20 @@ def status(call: Call) -> int:
         live = store.reads.trials(row.study_id, live_only=True)
         held = _held(store, rows)
         best = screen.best_trials(spec, store.reads.trials(row.study_id))
+        earlier = {t.number: store.reads.attempts(row.study_id, t.number)[:-1] for t in live if t.attempts > 1}
     if call.json:
         data = {
             "studies": [{"name": r.name, "state": r.state, "reason": r.reason} for r in rows],
             "study": screen.as_data(spec, progress, best),
-            "running": [{**screen.trial_data(spec, t), "worker": t.worker_id, "attempts": t.attempts} for t in live],
+            "running": [
+                {
+                    **screen.trial_data(spec, t),
+                    "worker": t.worker_id,
+                    "attempts": t.attempts,
+                    "earlier": [{"attempt": a.attempt, "ended": a.outcome, "why": a.reason} for a in earlier.get(t.number, ())],
+                }
+                for t in live
+            ],
             "workers": [_worker_data(w, held) for w in workers],
         }
         print(json.dumps(data, indent=2))
@@ -65,6 +74,8 @@ def status(call: Call) -> int:
     for t in live:
         who = f"worker {t.worker_id}" if t.worker_id else "waiting for a worker"
         console.print(Text(f"trial {t.number} runs for {t.seconds or 0:.0f} s, attempt {t.attempts}, {who}"), soft_wrap=True)
+        for a in earlier.get(t.number, ()):
+            console.print(Text(f"  attempt {a.attempt} {a.outcome}: {a.reason}"), soft_wrap=True)
     console.print()
     console.print(_worker_table(workers, held))
     return 0
@@ -75,7 +86,7 @@ def _held(store: Store, rows: list[StudyRow]) -> dict[int, str]:
     return {
         t.worker_id: f"trial {t.number} of {r.name}"
         for r in rows
-        if r.state == "ACTIVE"
+        if r.state != "FINISHED"
         for t in store.reads.trials(r.study_id, live_only=True)
         if t.worker_id is not None
     }

@@ -80,6 +80,8 @@ def headline(spec: StudySpec, progress: Progress) -> str:
         parts.append(f"{progress.waiting} waiting for a worker")
     if progress.failed:
         parts.append(f"{progress.failed} failed")
+    if progress.study.state in ("PAUSED", "STOPPING"):
+        parts.append(f"{progress.study.state.lower()} ({progress.study.reason})")
     best = _best_cell(spec, progress)
     if best is not None:
         parts.append(f"best {spec.metrics[0]} {best.best:.6g} (trial {best.best_trial})")

@@ -30,7 +30,7 @@ def worker(call: Call) -> int:
         from orchestrator.worker import Worker  # brings Optuna, which no other command needs
 
         store = _patiently(call, stack)
-        served = Worker(store, host.worker, host.paths.runs)
+        served = Worker(store, host.worker, host.paths.runs, host.paths.checkpoints)
         with served.signals():
             served.run()
     return 0
@@ -38,13 +38,12 @@ def worker(call: Call) -> int:
 
 def dashboard(call: Call) -> int:
     """Serves optuna-dashboard until interrupted."""
-    from orchestrator.dashboard import serve  # slow to import, and no other command needs it
+    from orchestrator.dashboard import Access, serve  # slow to import, and no other command needs it
 
     logs.configure("dashboard")
-    host = call.composed.host.dashboard
+    access = Access.checked(call.composed.host.dashboard)
     with _ended_by_signal(), ExitStack() as stack:
-        store = _patiently(call, stack)
-        serve(store.url, host.host, host.port)
+        serve(_patiently(call, stack), access)
     return 0
 
 

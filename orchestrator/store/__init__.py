@@ -1,6 +1,7 @@
 """The database: who may do what, decided in one place. The only importer of SQLAlchemy.
 
-`Store` joins the four sides: `studies` (launch), `fleet` (workers and devices), `ledger` (trials) and `reads`.
+`Store` joins the sides: `studies` (launch), `fleet` (workers and devices), `ledger` (trials), `interventions` (what people do
+to a study under way) and `reads`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from orchestrator.errors import StoreUnavailableError
 from orchestrator.store.database import Database, storage_url
 from orchestrator.store.fleet import Fleet, Silent, SlotOffer, WorkerLease
+from orchestrator.store.interventions import Interventions, Retried
 from orchestrator.store.ledger import Claim, Ledger, Place
 from orchestrator.store.migrations import migrate
 from orchestrator.store.reads import AttemptRow, CellRow, Progress, Reads, StudyRow, TrialRow, WorkerRow
@@ -23,6 +25,7 @@ __all__ = [
     "Launched",
     "Place",
     "Progress",
+    "Retried",
     "Silent",
     "SlotOffer",
     "Store",
@@ -48,6 +51,7 @@ class Store:
         self.studies = Studies(self._database)
         self.fleet = Fleet(self._database)
         self.ledger = Ledger(self._database)
+        self.interventions = Interventions(self._database)
         self.reads = Reads(self._database)
 
     def migrate(self, create_optuna_tables: Callable[[str], None]) -> None:
@@ -55,7 +59,11 @@ class Store:
         migrate(self._database, create_optuna_tables)
 
     def revive(self) -> None:
-        """After the database did not answer: starts it again if it is ours to start; says nothing if that fails."""
+        """After the database did not answer: starts it again if it is ours to start; says nothing if that fails for now.
+
+        Raises:
+            OrchestratorError: its data is gone.
+        """
         if self._start_again is not None:
             with contextlib.suppress(StoreUnavailableError):
                 self._start_again()

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg2
+import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.engine import URL, Connection, make_url
 
+from orchestrator import faults
 from orchestrator.errors import ConfigError, OrchestratorError, SchemaOutdatedError, StoreUnavailableError
 
 # Sent together with BEGIN in one round trip. SET LOCAL ends with the transaction, so that a pooler in transaction mode
@@ -22,13 +28,15 @@ _BEGIN = (
 STATEMENT_TIMEOUT_S = 30
 LOCK_TIMEOUT_S = 15
 IDLE_TIMEOUT_S = 5
+CONNECT_TIMEOUT_S = 5
+ANSWER_MARGIN_S = 5
 
 # SQLSTATE classes and codes of troubles that pass: connection, rollback (deadlock), resources, locks, intervention, system;
 # and, while a server is being set up or kept closed, a role (28) or database (3D000, 55000) that is not there for us.
 _PASSING = ("08", "28", "3D000", "40", "53", "55000", "55P03", "57", "58")
 
 _CONNECT_ARGS = {
-    "connect_timeout": 5,
+    "connect_timeout": CONNECT_TIMEOUT_S,
     "application_name": "orchestrator",
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -70,6 +78,26 @@ def storage_url(url: str, password_file: str | None = None) -> URL:
     return parsed
 
 
+def _wait(connection: psycopg2.extensions.connection) -> None:
+    """Waits for the server as libpq does, but not for ever, and lets Python's signal handlers run meanwhile.
+
+    The server's own timeouts and TCP's see nothing wrong with one whose kernel still acknowledges: a stopped pooler.
+    """
+    connecting = connection.status == psycopg2.extensions.STATUS_SETUP
+    deadline = time.monotonic() + (CONNECT_TIMEOUT_S if connecting else getattr(_patience, "seconds", STATEMENT_TIMEOUT_S))
+    while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise psycopg2.OperationalError("no answer from the server")  # psycopg2 closes the connection then
+        poller = select.poll()
+        poller.register(connection.fileno(), select.POLLIN if state == psycopg2.extensions.POLL_READ else select.POLLOUT)
+        poller.poll(left * 1000)
+
+
+_patience = threading.local()
+psycopg2.extensions.set_wait_callback(_wait)
+
+
 class Database:
     """Opens short transactions on one PostgreSQL database; thread-safe, holds at most one idle connection.
 
@@ -107,7 +135,7 @@ class Database:
             OrchestratorError: the server refused the work itself; trying again will not help.
         """
         try:
-            with self._engine.connect() as connection:
+            with _patient(statement_s), self._engine.connect() as connection:
                 connection.exec_driver_sql(_BEGIN.format(statement_s=statement_s, lock_s=lock_s, idle_s=idle_s))
                 try:
                     yield connection
@@ -115,7 +143,9 @@ class Database:
                     with contextlib.suppress(exc.SQLAlchemyError):
                         connection.exec_driver_sql("ROLLBACK")
                     raise
+                faults.step("before-commit")
                 connection.exec_driver_sql("COMMIT")
+                faults.step("after-commit")
         except exc.SQLAlchemyError as error:
             self._engine.dispose()  # what the pool holds is of the same age and likely as dead
             raise self._translate(error) from error
@@ -134,6 +164,16 @@ class Database:
         if sqlstate.startswith(_PASSING) if sqlstate else lost:
             return StoreUnavailableError(f"database {self.shown_url} does not answer: {text}")
         return OrchestratorError(f"database {self.shown_url} refused: {text}")
+
+
+@contextlib.contextmanager
+def _patient(statement_s: float) -> Iterator[None]:
+    """Within this block the server has as long for an answer as for the statement, and a little for the way."""
+    _patience.seconds = statement_s + ANSWER_MARGIN_S
+    try:
+        yield
+    finally:
+        del _patience.seconds
 
 
 def hide_password(text: str, url: URL) -> str:

@@ -25,7 +25,7 @@ from types import TracebackType
 
 import psycopg2
 
-from orchestrator.errors import StoreUnavailableError
+from orchestrator.errors import OrchestratorError, StoreUnavailableError
 from orchestrator.store.cluster import Cluster, complaint, try_lock
 
 
@@ -47,7 +47,7 @@ class EmbeddedServer:
         _OPEN.add(self)
 
     @classmethod
-    def open(cls, path: Path, *, keep: bool = False, patience_s: float | None = None) -> EmbeddedServer:
+    def open(cls, path: Path, *, keep: bool = False, patience_s: float | None = None, new_data: bool = True) -> EmbeddedServer:
         """Returns a share in the server of `path`: the running one, else started, on new data if there is none yet.
 
         Args:
@@ -55,8 +55,10 @@ class EmbeddedServer:
             keep: Mark the server to stay up without users until `stop`.
             patience_s: How long to wait for the other commands that open or close it, and for the server to be ready. None:
                 minutes, for a start on new data or a recovery that takes its time.
+            new_data: False where data must be there: it is not made anew then.
 
         Raises:
+            OrchestratorError: The data that must be there is gone.
             StoreUnavailableError: The path cannot be used, belongs to somebody else, holds data of another major version, or
                 the server did not start. After `patience_s` too; what was begun goes on, and a later call finds it done.
         """
@@ -65,6 +67,10 @@ class EmbeddedServer:
         with _translated(cluster.path):
             cluster.make_directory()
             with cluster.locked(patience_s):
+                if not new_data and not cluster.data.exists():
+                    raise OrchestratorError(
+                        f"embedded database in {cluster.path}: its data is gone; it was removed while in use"
+                    )
                 users_fd = cluster.open_file("users.lock")
                 try:
                     fcntl.flock(users_fd, fcntl.LOCK_SH)

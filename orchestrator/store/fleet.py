@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.store.database import Database
-from orchestrator.store.schema import slot, token_seq, worker
+from orchestrator.store.schema import slot, study, token_seq, trial, worker
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,12 @@ class Fleet:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def register(self, ttl_s: float) -> WorkerLease:
-        """A row for this process under a new lease of `ttl_s` seconds by the database's clock."""
+    def register(self, ttl_s: float, checkpoints: str | None = None) -> WorkerLease:
+        """A row for this process under a new lease of `ttl_s` seconds by the database's clock.
+
+        Args:
+            checkpoints: the place where this worker keeps checkpoints; the same words for all that share it.
+        """
         with self._database.transaction() as c:
             row = c.execute(
                 sa.insert(worker)
@@ -67,25 +71,32 @@ class Fleet:
                     pid_started=_start_of(os.getpid()),
                     ttl_s=ttl_s,
                     lease_until=_until(ttl_s),
+                    checkpoints=checkpoints,
                 )
                 .returning(worker.c.worker_id, worker.c.token)
             ).one()
         return WorkerLease(row.worker_id, row.token, ttl_s)
 
-    def renew(self, lease: WorkerLease, doing: str) -> None:
+    def renew(self, lease: WorkerLease, doing: str) -> bool:
         """Lengthens the lease by its TTL from now and says what the worker does.
+
+        Returns whether a person wants what it runs to be given back at once.
 
         Raises:
             LeaseLostError: the worker was evicted; its slot and trials may be another's.
         """
+        running = sa.and_(trial.c.worker_id == lease.worker_id, trial.c.state == "RUNNING")
+        halted = sa.exists().where(running, study.c.study_id == trial.c.study_id, study.c.halt)
         with self._database.transaction() as c:
-            done = c.execute(
+            wanted = c.execute(
                 sa.update(worker)
                 .where(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
                 .values(lease_until=_until(lease.ttl_s), doing=doing)
-            )
-            if not done.rowcount:
-                raise LeaseLostError(f"worker {lease.worker_id} was evicted: its lease had run out")
+                .returning(halted)
+            ).scalar_one_or_none()
+        if wanted is None:
+            raise LeaseLostError(f"worker {lease.worker_id} was evicted: its lease had run out")
+        return bool(wanted)
 
     def claim_slot(self, lease: WorkerLease, offers: Sequence[SlotOffer]) -> SlotOffer | None:
         """Takes the first offered slot that nobody holds, or returns None. A worker holds one slot at most.

@@ -24,8 +24,14 @@ from orchestrator.store.fleet import Silent, WorkerLease, hold_worker
 from orchestrator.store.schema import attempt, cell, event, is_active, slot, study, ticket, token_seq, trial, worker
 
 _LIVE = ("CLAIMED", "RUNNING")
+LEFT_RESULT_S = 10.0
+"""How long a study that ends waits for the result that a worker may have left on its host when it died, seconds."""
+# User attributes of a trial, for people who look at it in Optuna's tools.
 FAILURE_ATTR = "orchestrator:failure"
 ATTEMPTS_ATTR = "orchestrator:attempts"
+ATTEMPT_ATTR = "orchestrator:attempt_{}"
+BY_HAND_ATTR = "orchestrator:by_hand"
+RETRIED_FROM_ATTR = "orchestrator:retried_from"
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Claim:
     optuna_trial_id: int | None = None
     values: Mapping[str, JSONValue] | None = None
     attempt: int = 1
+    fixed: Mapping[str, JSONValue] | None = None
+    """What a trial by hand is given for searched parameters; the sampler is asked for the others."""
 
     @property
     def resumed(self) -> bool:
@@ -90,14 +98,10 @@ class Ledger:
 
     def _resume(self, c: Connection, lease: WorkerLease, study_id: int, place: Place) -> Claim | None:
         row = c.execute(
-            sa.select(
-                trial, ticket.c.ordinal, ticket.c.failures, cell.c.ordinal.label("cell"), cell.c["values"].label("cell_values")
-            )
-            .join(ticket, ticket.c.ticket_id == trial.c.ticket_id)
-            .join(cell, cell.c.cell_id == trial.c.cell_id)
+            _with_ticket()
             .join(study, study.c.study_id == trial.c.study_id)
             .where(trial.c.study_id == study_id, trial.c.state == "RUNNING", trial.c.worker_id.is_(None), is_active())
-            .order_by(trial.c.trial_id)
+            .order_by(_ran_at(place).desc(), trial.c.trial_id)  # where its checkpoints and perhaps its result are
             .limit(1)
             .with_for_update(of=trial, skip_locked=True, key_share=True)
         ).one_or_none()
@@ -110,19 +114,7 @@ class Ledger:
             .returning(trial.c.token)
         ).scalar_one()
         self._begin_attempt(c, row.trial_id, row.attempts + 1, lease, place)
-        return Claim(
-            study_id=study_id,
-            trial_id=row.trial_id,
-            token=token,
-            ticket=row.ordinal,
-            failures=row.failures,
-            cell=row.cell,
-            cell_values=row.cell_values,
-            number=row.number,
-            optuna_trial_id=row.optuna_trial_id,
-            values=row.values,
-            attempt=row.attempts + 1,
-        )
+        return replace(_claim(row), token=token, attempt=row.attempts + 1)
 
     def _begin(self, c: Connection, lease: WorkerLease, study_id: int) -> Claim | None:
         next_ticket = tickets.take_next(c, study_id)
@@ -136,6 +128,7 @@ class Ledger:
                 cell_id=next_ticket.cell_id,
                 worker_id=lease.worker_id,
                 token=token_seq.next_value(),
+                retried_from=next_ticket.retried_from,
             )
             .returning(trial.c.trial_id, trial.c.token)
         ).one()
@@ -143,7 +136,14 @@ class Ledger:
             sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(cell.c.cell_id == next_ticket.cell_id)
         ).one()
         return Claim(
-            study_id, made.trial_id, made.token, next_ticket.ordinal, next_ticket.failures, place.ordinal, place.cell_values
+            study_id,
+            made.trial_id,
+            made.token,
+            next_ticket.ordinal,
+            next_ticket.failures,
+            place.ordinal,
+            place.cell_values,
+            fixed=next_ticket.fixed,
         )
 
     # ------------------------------------------------------------------------------------------------------- while it runs
@@ -165,6 +165,9 @@ class Ledger:
             changed = {"state": "RUNNING", "number": number, "optuna_trial_id": optuna_trial_id, "attempts": 1}
             values = {**changed, "values": dict(suggestion.values), "seq": self._next_seq(c, claim.study_id)}
             c.execute(sa.update(trial).where(trial.c.trial_id == claim.trial_id).values(values))
+            if claim.fixed is not None:
+                origin = {BY_HAND_ATTR: True} if ours.retried_from is None else {RETRIED_FROM_ATTR: ours.retried_from}
+                optuna_rows.write_user_attrs(c, optuna_trial_id, origin)
             self._begin_attempt(c, claim.trial_id, 1, lease, place)
         return replace(claim, number=number, optuna_trial_id=optuna_trial_id, values=dict(suggestion.values))
 
@@ -212,6 +215,28 @@ class Ledger:
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             self._end(c, row, outcome, attrs)
 
+    def retry(self, claim: Claim, failure: Failed, *, reports: Mapping[int, float], attrs: Mapping[str, JSONValue]) -> bool:
+        """Gives a trial back whose attempt failed for a reason that passes: the same trial runs again, as its next attempt.
+
+        False, and nothing is written, when it has had `runner.retries` of them: then `finish` it.
+
+        Raises:
+            LeaseLostError: another attempt holds the trial or has ended it; nothing was written.
+        """
+        with self._database.transaction() as c:
+            self._lock_study(c, claim.study_id)
+            row = self._lock_trial(c, claim)
+            if row.state != "RUNNING":
+                raise LeaseLostError(_refused(claim))
+            if row.worker_id is None:  # given back before, by a COMMIT whose answer was lost
+                return True
+            if row.retries >= self._runner_setting(c, claim.study_id, "retries", 0):
+                return False
+            optuna_rows.write_reports(c, row.optuna_trial_id, reports)
+            optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
+            self._give_back(c, row, "retried", f"{failure.kind}: {failure.message.splitlines()[0]}", known=True)
+        return True
+
     def release(self, claim: Claim, reason: str, *, lost: bool = False) -> None:
         """Gives an unfinished trial back: another worker takes up the same trial.
 
@@ -250,27 +275,46 @@ class Ledger:
             c.execute(sa.insert(event).values(worker_id=silent.worker_id, kind="evicted", reason=silent.reason))
         return True
 
+    def left_at(self, place: Place) -> list[Claim]:
+        """Trials that nobody runs and whose last attempt ran at `place`, where its result may lie, as that attempt's claims.
+
+        Such a claim may still `finish` its trial, until another attempt takes it up; also in a study that hands out no trials.
+        """
+        query = _with_ticket().where(trial.c.state == "RUNNING", trial.c.worker_id.is_(None), _ran_at(place))
+        with self._database.transaction() as c:
+            return [_claim(row) for row in c.execute(query.order_by(trial.c.trial_id))]
+
     def end_studies(self) -> list[int]:
-        """Finishes active studies that are past their deadline and run nothing any more; returns their ids.
+        """Finishes studies that were stopped, or are past their deadline, and run nothing any more; returns their ids.
 
         Trials given back and not taken up again by then end as failed, so that none stays RUNNING for ever; their tickets
-        stay for a launch with more time.
+        stay for a launch with more time. One whose worker died a moment ago is left to that host, where its result may be.
         """
         live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(_LIVE))
         held = sa.exists().where(live, trial.c.worker_id.is_not(None))
         stranded = sa.exists().where(live, trial.c.worker_id.is_(None))
-        late = sa.and_(study.c.state == "ACTIVE", study.c.deadline_at <= sa.func.clock_timestamp(), ~held)
-        over = sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded))
+        just_lost = sa.exists().where(
+            live,
+            attempt.c.trial_id == trial.c.trial_id,
+            attempt.c.outcome == "lost",
+            attempt.c.ended_at > sa.func.clock_timestamp() - sa.func.make_interval(0, 0, 0, 0, 0, 0, LEFT_RESULT_S),
+        )
+        past = sa.and_(study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp())
+        late = sa.and_(sa.or_(past, study.c.state == "STOPPING"), ~held)
+        over = sa.and_(sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~just_lost)
         ended = []
         with self._database.transaction() as c:
             for study_id in c.execute(sa.select(study.c.study_id).where(over).order_by(study.c.study_id)).scalars().all():
                 known = self._lock_study(c, study_id, missing_ok=True)
-                row = c.execute(sa.select(study.c.state).where(study.c.study_id == study_id, over)).one_or_none()
+                row = c.execute(
+                    sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id, over)
+                ).one_or_none()
                 if row is None or not known:
                     continue
-                self._abandon_all(c, study_id, "budget.hours was over before the trial was taken up again")
-                if row.state == "ACTIVE":
-                    changed = {"state": "FINISHED", "reason": "budget.hours is over"}
+                why = "budget.hours is over" if row.state in ("ACTIVE", "PAUSED") else row.reason
+                self._abandon_all(c, study_id, f"{why}, and nobody had taken the trial up again")
+                if row.state != "FINISHED":
+                    changed = {"state": "FINISHED", "reason": why, "halt": False}
                     c.execute(sa.update(study).where(study.c.study_id == study_id).values(changed))
                     ended.append(study_id)
         return ended
@@ -299,15 +343,15 @@ class Ledger:
         where = {"worker_id": lease.worker_id, "host": place.host, "runs_dir": place.runs_dir}
         c.execute(sa.insert(attempt).values(trial_id=trial_id, attempt=number, **where))
 
-    def _end_attempt(self, c: Connection, row: Row[Any], outcome: str) -> None:
+    def _end_attempt(self, c: Connection, row: Row[Any], outcome: str, reason: str | None = None) -> None:
         c.execute(
             sa.update(attempt)
             .where(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
-            .values(ended_at=sa.func.clock_timestamp(), outcome=outcome)
+            .values(ended_at=sa.func.clock_timestamp(), outcome=outcome, reason=reason)
         )
 
-    def _max_attempts(self, c: Connection, study_id: int) -> int:
-        setting = study.c.spec["runner"]["max_attempts"].as_integer()
+    def _runner_setting(self, c: Connection, study_id: int, name: str, default: int) -> int:
+        setting = sa.func.coalesce(study.c.spec["runner"][name].as_integer(), default)
         return int(c.execute(sa.select(setting).where(study.c.study_id == study_id)).scalar_one())
 
     def _remove_worker(self, c: Connection, which: sa.ColumnElement[bool], worker_id: int, reason: str) -> bool:
@@ -320,25 +364,29 @@ class Ledger:
     def _give_back_all(self, c: Connection, worker_id: int, reason: str) -> None:
         held = sa.select(trial).where(trial.c.worker_id == worker_id, trial.c.state.in_(_LIVE)).order_by(trial.c.trial_id)
         for row in c.execute(held.with_for_update(key_share=True)).all():
-            self._give_back(c, row, "interrupted", reason)
+            self._give_back(c, row, "interrupted", reason, known=False)
 
     def _give_back_or_fail(self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool) -> None:
         """Gives a trial back, or fails it when it lost its last attempt; under the study's lock if that is `known`."""
         may_end = outcome == "lost" and row.state == "RUNNING" and known
-        if may_end and row.lost + 1 >= self._max_attempts(c, row.study_id):
+        if may_end and row.lost + 1 >= self._runner_setting(c, row.study_id, "max_attempts", 1):
             self._end(c, row, Failed("lost", f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"), {})
         else:
-            self._give_back(c, row, outcome, reason)
+            self._give_back(c, row, outcome, reason, known=known)
 
-    def _give_back(self, c: Connection, row: Row[Any], outcome: str, reason: str) -> None:
+    def _give_back(self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool) -> None:
+        """The trial is open to others; how its attempt ended is told in Optuna's study, if that is `known` to be there."""
         if row.state == "CLAIMED":  # no Optuna trial yet: the ticket is as if never touched
             c.execute(sa.delete(trial).where(trial.c.trial_id == row.trial_id))
             tickets.give_back(c, row.ticket_id)
             return
         # The token stays: a result of the old attempt is still welcome until somebody takes the trial up.
-        lost = trial.c.lost + (1 if outcome == "lost" else 0)
-        c.execute(sa.update(trial).where(trial.c.trial_id == row.trial_id).values(worker_id=None, lost=lost))
-        self._end_attempt(c, row, outcome)
+        counted = {"lost": trial.c.lost + int(outcome == "lost"), "retries": trial.c.retries + int(outcome == "retried")}
+        c.execute(sa.update(trial).where(trial.c.trial_id == row.trial_id).values(worker_id=None, **counted))
+        self._end_attempt(c, row, outcome, reason)
+        if known and outcome in ("lost", "retried"):
+            ended = {ATTEMPT_ATTR.format(row.attempts): f"{outcome}: {reason}"}
+            optuna_rows.write_user_attrs(c, row.optuna_trial_id, ended)
         c.execute(sa.insert(event).values(study_id=row.study_id, trial_id=row.trial_id, kind="released", reason=reason))
 
     def _end(self, c: Connection, row: Row[Any], outcome: Completed | Pruned | Failed, attrs: Mapping[str, JSONValue]) -> None:
@@ -387,6 +435,36 @@ class Ledger:
         changed = {"state": _state(outcome), "holds_ticket": holds_ticket, "worker_id": None, "failure": failure}
         ended = {"seq": self._next_seq(c, row.study_id), "ended_at": sa.func.clock_timestamp()}
         c.execute(sa.update(trial).where(trial.c.trial_id == row.trial_id).values({**changed, **ended}))
+
+
+def _with_ticket() -> sa.Select[Any]:
+    """Trials with what a `Claim` says of their ticket and cell."""
+    of_cell = (cell.c.ordinal.label("cell"), cell.c["values"].label("cell_values"))
+    query = sa.select(trial, ticket.c.ordinal, ticket.c.failures, *of_cell)
+    return query.join(ticket, ticket.c.ticket_id == trial.c.ticket_id).join(cell, cell.c.cell_id == trial.c.cell_id)
+
+
+def _claim(row: Row[Any]) -> Claim:
+    """The claim of a trial's last attempt."""
+    return Claim(
+        study_id=row.study_id,
+        trial_id=row.trial_id,
+        token=row.token,
+        ticket=row.ordinal,
+        failures=row.failures,
+        cell=row.cell,
+        cell_values=row.cell_values,
+        number=row.number,
+        optuna_trial_id=row.optuna_trial_id,
+        values=row.values,
+        attempt=row.attempts,
+    )
+
+
+def _ran_at(place: Place) -> sa.ColumnElement[bool]:
+    """Whether the trial's last attempt ran at that place."""
+    last = sa.and_(attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts)
+    return sa.exists().where(last, attempt.c.host == place.host, attempt.c.runs_dir == place.runs_dir)
 
 
 def _held(claim: Claim) -> sa.Select[Any]:

@@ -102,12 +102,13 @@ class WorkerRow:
 
 @dataclass(frozen=True)
 class AttemptRow:
-    """Where one attempt of a trial ran, and how it ended (None: it runs)."""
+    """Where one attempt of a trial ran, and how it ended (None: it runs); `reason` if it ended without a result."""
 
     attempt: int
     host: str
     runs_dir: str
     outcome: str | None
+    reason: str | None
 
 
 class Reads:
@@ -156,6 +157,15 @@ class Reads:
         """Finished trials that others (plain Optuna, a dashboard) added to the study, but for the numbers already `known`."""
         with self._database.transaction() as c:
             return [_news(r) for r in c.execute(_FOREIGN, {"study_id": study_id, "known": list(known)})]
+
+    def checkpoint_places(self) -> dict[str, set[str]]:
+        """The hosts of the workers that are registered now, by the place where they keep checkpoints."""
+        places: dict[str, set[str]] = {}
+        known = sa.and_(worker.c.state == "ACTIVE", worker.c.checkpoints.is_not(None))
+        with self._database.transaction() as c:
+            for row in c.execute(sa.select(worker.c.checkpoints, worker.c.host).where(known).distinct()):
+                places.setdefault(row.checkpoints, set()).add(row.host)
+        return places
 
     # ----------------------------------------------------------------------------------------------------------- for people
 
@@ -245,7 +255,7 @@ class Reads:
             rows = c.execute(sa.select(attempt).where(attempt.c.trial_id == trial_id).order_by(attempt.c.attempt)).all()
         if trial_id is None:
             raise ConfigError(f"trial={number}: the study has no trial of that number that this program ran")
-        return [AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome) for r in rows]
+        return [AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome, r.reason) for r in rows]
 
     def workers(self) -> list[WorkerRow]:
         """The workers that are registered now."""
@@ -344,7 +354,7 @@ _TRIALS = sa.text(
     """
 )
 _CELLS = """
-    SELECT c.ordinal, c.values, c.state, c.reason, c.bound, c.completed, c.pruned, c.failed,
+    SELECT c.ordinal, c.values, c.state, c.reason, c.bound + coalesce(e.extra, 0) AS bound, c.completed, c.pruned, c.failed,
         coalesce(s.running, 0) AS running, s.bests[1] AS best, s.best_trials[1] AS best_trial
     FROM orchestrator.cell c
     LEFT JOIN (
@@ -357,6 +367,11 @@ _CELLS = """
         WHERE o.study_id = :study_id
         GROUP BY o.cell_id
     ) s ON s.cell_id = c.cell_id
+    LEFT JOIN (
+        SELECT t.cell_id, count(*) AS extra FROM orchestrator.ticket t
+        WHERE t.study_id = :study_id AND t.extra AND t.state <> 'VOID'
+        GROUP BY t.cell_id
+    ) e ON e.cell_id = c.cell_id
     WHERE c.study_id = :study_id
     ORDER BY c.ordinal
 """

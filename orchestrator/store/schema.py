@@ -27,14 +27,15 @@ study = sa.Table(
     sa.Column("revision", sa.Integer, nullable=False, server_default="1"),
     sa.Column("spec", sa.JSON, nullable=False, comment="StudySpec.to_json()"),
     sa.Column("spec_hash", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False, server_default="ACTIVE", comment="ACTIVE | FINISHED"),
-    sa.Column("reason", sa.Text, comment="why it is FINISHED"),
+    sa.Column("state", sa.Text, nullable=False, server_default="ACTIVE", comment="ACTIVE | PAUSED | STOPPING | FINISHED"),
+    sa.Column("reason", sa.Text, comment="why it is not ACTIVE"),
+    sa.Column("halt", sa.Boolean, nullable=False, server_default=sa.false(), comment="give running trials back at once"),
     sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
     sa.Column("news", sa.BigInteger, nullable=False, server_default="0", comment="last trial.seq handed out"),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("launched_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("deadline_at", sa.DateTime(timezone=True)),
-    sa.CheckConstraint("state IN ('ACTIVE', 'FINISHED')", name="study_state"),
+    sa.CheckConstraint("state IN ('ACTIVE', 'PAUSED', 'STOPPING', 'FINISHED')", name="study_state"),
 )
 
 cell = sa.Table(
@@ -66,12 +67,19 @@ ticket = sa.Table(
     sa.Column("share", sa.Integer, comment="k-th guaranteed trial of its cell; null: not part of a guarantee"),
     sa.Column("state", sa.Text, nullable=False, server_default="OPEN", comment="OPEN | LIVE | SPENT | VOID"),
     sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("extra", sa.Boolean, nullable=False, server_default=sa.false(), comment="by hand, on top of budget.trials"),
+    sa.Column("fixed", sa.JSON(none_as_null=True), comment="true value by path of what its next trial does not ask for"),
+    sa.Column("retried_from", sa.Integer, comment="number of the failed trial that its next one repeats"),
     sa.CheckConstraint("state IN ('OPEN', 'LIVE', 'SPENT', 'VOID')", name="ticket_state"),
     sa.CheckConstraint("share IS NULL OR cell_id IS NOT NULL", name="ticket_share_has_cell"),
+    sa.CheckConstraint("NOT extra OR (share IS NULL AND cell_id IS NOT NULL)", name="ticket_extra_has_cell"),
     sa.UniqueConstraint("study_id", "ordinal", name="ticket_ordinal"),
     sa.UniqueConstraint("cell_id", "share", name="ticket_share"),
     sa.Index("ticket_share_open", "study_id", "ordinal", postgresql_where=sa.text("state = 'OPEN' AND share IS NOT NULL")),
-    sa.Index("ticket_rest_open", "study_id", "ordinal", postgresql_where=sa.text("state = 'OPEN' AND share IS NULL")),
+    sa.Index(
+        "ticket_rest_open", "study_id", "ordinal", postgresql_where=sa.text("state = 'OPEN' AND share IS NULL AND NOT extra")
+    ),
+    sa.Index("ticket_extra_open", "study_id", "ordinal", postgresql_where=sa.text("state = 'OPEN' AND extra")),
     sa.Index(
         "ticket_share_unspent",
         "study_id",
@@ -93,6 +101,7 @@ worker = sa.Table(
     sa.Column("state", sa.Text, nullable=False, server_default="ACTIVE", comment="ACTIVE | GONE"),
     sa.Column("reason", sa.Text, comment="why it is GONE"),
     sa.Column("doing", sa.Text, nullable=False, server_default="starting", comment="what it does, for people"),
+    sa.Column("checkpoints", sa.Text, comment="the place where it keeps checkpoints; the same for all that share it"),
     sa.Column("lease_until", sa.DateTime(timezone=True), nullable=False),
     sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("ended_at", sa.DateTime(timezone=True)),
@@ -135,6 +144,8 @@ trial = sa.Table(
     ),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0", comment="times a child was started"),
     sa.Column("lost", sa.Integer, nullable=False, server_default="0", comment="attempts whose worker fell silent"),
+    sa.Column("retries", sa.Integer, nullable=False, server_default="0", comment="attempts that failed and were run again"),
+    sa.Column("retried_from", sa.Integer, comment="number of the failed trial that this one repeats"),
     sa.Column("failure", sa.Text, comment="why it is FAIL"),
     sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("ended_at", sa.DateTime(timezone=True)),
@@ -158,7 +169,8 @@ attempt = sa.Table(
     sa.Column("runs_dir", sa.Text, nullable=False, comment="root of the run directories on that host"),
     sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("ended_at", sa.DateTime(timezone=True)),
-    sa.Column("outcome", sa.Text, comment="completed | pruned | failed | interrupted | lost"),
+    sa.Column("outcome", sa.Text, comment="completed | pruned | failed | interrupted | lost | retried"),
+    sa.Column("reason", sa.Text, comment="why it was interrupted, lost or retried"),
 )
 
 event = sa.Table(
@@ -188,7 +200,6 @@ optuna_metadata = sa.MetaData()
 trial_state = ENUM("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING", name="trialstate", create_type=False)
 study_direction = ENUM("NOT_SET", "MINIMIZE", "MAXIMIZE", name="studydirection", create_type=False)
 value_type = ENUM("FINITE", "INF_POS", "INF_NEG", name="trialvaluetype", create_type=False)
-intermediate_type = ENUM("FINITE", "INF_POS", "INF_NEG", "NAN", name="trialintermediatevaluetype", create_type=False)
 
 optuna_studies = sa.Table(
     "studies",
@@ -245,12 +256,4 @@ optuna_trial_values = sa.Table(
     sa.Column("objective", sa.Integer),
     sa.Column("value", sa.Double),
     sa.Column("value_type", value_type),
-)
-optuna_intermediate_values = sa.Table(
-    "trial_intermediate_values",
-    optuna_metadata,
-    sa.Column("trial_id", sa.Integer),
-    sa.Column("step", sa.Integer),
-    sa.Column("intermediate_value", sa.Double),
-    sa.Column("intermediate_value_type", intermediate_type),
 )

@@ -125,6 +125,7 @@ class Studies:
         )
 
     def _continue(self, c: Connection, study_id: int, old: StudySpec, new: StudySpec) -> tuple[str, ...]:
+        state, reason = c.execute(sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id)).one()
         if differences := _differences(old, new):
             raise ConfigError(
                 f"study.name={new.name}: a study of that name exists with another {'; another '.join(differences)}. "
@@ -140,13 +141,15 @@ class Studies:
                 revision=study.c.revision + 1,
                 state="ACTIVE",
                 reason=None,
+                halt=False,
                 priority=new.priority,
                 launched_at=sa.func.clock_timestamp(),
                 deadline_at=_deadline(new),
             )
         )
         before, after = _settings(old), _settings(new)
-        return tuple(
+        resumed = (f"study: {reason} -> active",) if state in ("PAUSED", "STOPPING") else ()
+        return resumed + tuple(
             f"{key}: {before.get(key)} -> {after.get(key)}"
             for key in sorted(before | after)
             if before.get(key) != after.get(key)
@@ -159,19 +162,23 @@ class Studies:
         """
         untouched = ~sa.exists().where(trial.c.ticket_id == ticket.c.ticket_id)
         gone = c.execute(
-            sa.delete(ticket).where(ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "VOID")), untouched)
+            sa.delete(ticket).where(
+                ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "VOID")), ~ticket.c.extra, untouched
+            )
         ).rowcount
         c.execute(
             sa.text(
                 "UPDATE orchestrator.cell c SET bound = "
-                "(SELECT count(*) FROM orchestrator.ticket t WHERE t.cell_id = c.cell_id AND t.state <> 'VOID') "
+                "(SELECT count(*) FROM orchestrator.ticket t "
+                "WHERE t.cell_id = c.cell_id AND t.state <> 'VOID' AND NOT t.extra) "
                 "WHERE study_id = :study_id"
             ),
             {"study_id": study_id},
         )
         kept, next_ordinal = c.execute(
             sa.select(
-                sa.func.count().filter(ticket.c.state != "VOID"), sa.func.coalesce(sa.func.max(ticket.c.ordinal) + 1, 0)
+                sa.func.count().filter(ticket.c.state != "VOID", ~ticket.c.extra),
+                sa.func.coalesce(sa.func.max(ticket.c.ordinal) + 1, 0),
             ).where(ticket.c.study_id == study_id)
         ).one()
         shares = c.execute(

@@ -1,34 +1,42 @@
-"""Tickets and cells: which comes next, what spends one, when a cell is closed and a study is over."""
+"""Tickets and cells: which comes next, what spends one, when a cell is closed or opened again and a study is over."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from orchestrator.model import JSONValue
 from orchestrator.store.schema import cell, event, is_active, study, ticket
 
 _UNSPENT = ("OPEN", "LIVE")
+_EXTRA = ticket.c.extra
+_SHARE = ticket.c.share.is_not(None)
+_REST = sa.and_(ticket.c.share.is_(None), ~ticket.c.extra)
 
 
 @dataclass(frozen=True)
 class Next:
-    """The ticket to run and the cell it is bound to."""
+    """The ticket to run, the cell it is bound to, and what its trial is given instead of asking the sampler for it."""
 
     ticket_id: int
     ordinal: int
     failures: int
     cell_id: int
+    fixed: Mapping[str, JSONValue] | None
+    retried_from: int | None
 
 
 def take_next(c: Connection, study_id: int) -> Next | None:
-    """Marks the next ticket LIVE and returns it: shares first, the rest once every share is spent; None if there is none now.
+    """Marks the next ticket LIVE and returns it; None if there is none now.
 
-    Tickets that others are taking are skipped, not waited for.
+    Those by hand come first, then the shares, and the rest once every share is spent. Tickets that others are taking are
+    skipped, not waited for.
     """
-    row = _pick(c, study_id, share=True)
+    row = _pick(c, study_id, _EXTRA) or _pick(c, study_id, _SHARE)
     cell_id = row.cell_id if row else None
     if row is None:
         if _shares_left(c, study_id):
@@ -36,30 +44,29 @@ def take_next(c: Connection, study_id: int) -> Next | None:
         # One binding at a time: two that read the same counts would give one cell both tickets. What was read before the
         # lock may be old by now: a launch that holds it may be laying new shares.
         c.execute(sa.select(study.c.study_id).where(study.c.study_id == study_id).with_for_update(key_share=True))
-        row = _pick(c, study_id, share=True)
+        row = _pick(c, study_id, _SHARE)
         if row is None and _shares_left(c, study_id):
             return None
-        row = row or _pick(c, study_id, share=False)
+        row = row or _pick(c, study_id, _REST)
         if row is None:
             return None
         cell_id = row.cell_id or _allocate_uniform(c, study_id)
     if cell_id is None:
         return None
     c.execute(sa.update(ticket).where(ticket.c.ticket_id == row.ticket_id).values(state="LIVE", cell_id=cell_id))
-    return Next(row.ticket_id, row.ordinal, row.failures, cell_id)
+    return Next(row.ticket_id, row.ordinal, row.failures, cell_id, row.fixed, row.retried_from)
 
 
-def _pick(c: Connection, study_id: int, *, share: bool) -> Row[Any] | None:
+def _pick(c: Connection, study_id: int, kind: sa.ColumnElement[bool]) -> Row[Any] | None:
     query = (
-        sa.select(ticket.c.ticket_id, ticket.c.ordinal, ticket.c.failures, ticket.c.cell_id)
+        sa.select(ticket)
         .join(study, study.c.study_id == ticket.c.study_id)
-        .where(ticket.c.study_id == study_id, ticket.c.state == "OPEN", is_active())
-        .where(ticket.c.share.is_not(None) if share else ticket.c.share.is_(None))
+        .where(ticket.c.study_id == study_id, ticket.c.state == "OPEN", kind, is_active())
         .order_by(ticket.c.ordinal)
         .limit(1)
         .with_for_update(of=ticket, skip_locked=True, key_share=True)
     )
-    row: Row[Any] | None = c.execute(query).one_or_none()  # type: ignore[assignment]
+    row: Row[Any] | None = c.execute(query).one_or_none()
     return row
 
 
@@ -93,10 +100,19 @@ def spend(c: Connection, ticket_id: int, cell_id: int, *, pruned: bool) -> None:
 
 
 def reopen(c: Connection, ticket_id: int, cell_row: Row[Any], failure: str) -> None:
-    """Gives the ticket of a failed trial another try; closes its cell at more than `budget.max_failures_per_cell` in a row."""
-    in_a_row = cell_row.failures_in_a_row + 1
-    c.execute(sa.update(ticket).where(ticket.c.ticket_id == ticket_id).values(state="OPEN", failures=ticket.c.failures + 1))
+    """Gives the ticket of a failed trial another try; closes its cell at more than `budget.max_failures_per_cell` in a row.
+
+    The next try is the sampler's again, even if this one was by hand. A ticket on top of the budget gets no other try, and
+    its failure says nothing against the cell.
+    """
     mine = cell.c.cell_id == cell_row.cell_id
+    again = sa.case((ticket.c.extra, "VOID"), else_="OPEN")
+    changed = {"state": again, "failures": ticket.c.failures + 1, "fixed": sa.null(), "retried_from": None}
+    tried = sa.update(ticket).where(ticket.c.ticket_id == ticket_id).values(changed).returning(ticket.c.extra)
+    if c.execute(tried).scalar_one():
+        c.execute(sa.update(cell).where(mine).values(failed=cell.c.failed + 1))
+        return
+    in_a_row = cell_row.failures_in_a_row + 1
     c.execute(sa.update(cell).where(mine).values(failed=cell.c.failed + 1, failures_in_a_row=in_a_row))
     setting = study.c.spec["budget"]["max_failures_per_cell"].as_integer()
     allowed = c.execute(sa.select(setting).where(study.c.study_id == cell_row.study_id)).scalar_one()
@@ -109,19 +125,73 @@ def reopen(c: Connection, ticket_id: int, cell_row: Row[Any], failure: str) -> N
             sa.insert(event).values(study_id=cell_row.study_id, cell_id=cell_row.cell_id, kind="cell closed", reason=reason)
         )
     # What a closed cell leaves unspent goes to the others.
-    left = sa.update(ticket).where(ticket.c.cell_id == cell_row.cell_id, ticket.c.state == "OPEN")
+    left = sa.update(ticket).where(ticket.c.cell_id == cell_row.cell_id, ticket.c.state == "OPEN", ~ticket.c.extra)
     freed = c.execute(left.values(cell_id=None, share=None))
     c.execute(sa.update(cell).where(mine).values(bound=cell.c.bound - freed.rowcount))
+
+
+def repeat(c: Connection, ticket_id: int, cell_id: int, fixed: Mapping[str, JSONValue], number: int) -> bool | None:
+    """Makes the ticket's next trial one of `fixed` parameters in that cell, if it waits for one; under the study's lock.
+
+    A ticket that was given to an open allocation meanwhile is bound to the cell again. Returns whether the ticket is on top of
+    the budget, None if it waits for no trial.
+    """
+    mine = sa.and_(ticket.c.ticket_id == ticket_id, ticket.c.fixed.is_(None))
+    waits = sa.or_(ticket.c.state == "OPEN", sa.and_(ticket.c.state == "VOID", ticket.c.extra))
+    here = sa.or_(ticket.c.cell_id == cell_id, ticket.c.cell_id.is_(None))
+    row = c.execute(sa.select(ticket).where(mine, waits, here).with_for_update(key_share=True)).one_or_none()
+    if row is None:
+        return None
+    changed = {"state": "OPEN", "cell_id": cell_id, "fixed": dict(fixed), "retried_from": number}
+    c.execute(sa.update(ticket).where(ticket.c.ticket_id == ticket_id).values(changed))
+    if row.cell_id is None:
+        c.execute(sa.update(cell).where(cell.c.cell_id == cell_id).values(bound=cell.c.bound + 1))
+    return bool(row.extra)
+
+
+def open_again(c: Connection, cell_row: Row[Any], reason: str) -> None:
+    """Opens a closed cell: it gets what it still lacks of its shares from tickets that nobody uses; under the study's lock."""
+    mine = cell.c.cell_id == cell_row.cell_id
+    c.execute(sa.update(cell).where(mine).values(state="OPEN", reason=None, failures_in_a_row=0))
+    unused = sa.and_(ticket.c.study_id == cell_row.study_id, _REST, ticket.c.cell_id.is_(None))
+    c.execute(sa.update(ticket).where(unused, ticket.c.state == "VOID").values(state="OPEN"))
+    bound = c.execute(_BIND_SHARES, {"cell_id": cell_row.cell_id, "study_id": cell_row.study_id}).rowcount
+    c.execute(sa.update(cell).where(mine).values(bound=cell.c.bound + bound))
+    c.execute(
+        sa.insert(event).values(study_id=cell_row.study_id, cell_id=cell_row.cell_id, kind="cell opened again", reason=reason)
+    )
+
+
+_BIND_SHARES = sa.text(
+    """
+    WITH lacking AS (
+        SELECT coalesce(max(t.share), 0) AS highest,
+            CAST(s.spec #>> '{budget,per_cell}' AS int) - count(t.share) AS shares
+        FROM orchestrator.study s
+        LEFT JOIN orchestrator.ticket t ON t.cell_id = :cell_id
+        WHERE s.study_id = :study_id
+        GROUP BY s.study_id
+    ), unused AS (
+        SELECT t.ticket_id, row_number() OVER (ORDER BY t.ordinal) AS k
+        FROM orchestrator.ticket t
+        WHERE t.study_id = :study_id AND t.state = 'OPEN' AND t.cell_id IS NULL AND NOT t.extra
+    )
+    UPDATE orchestrator.ticket t SET cell_id = :cell_id, share = l.highest + u.k
+    FROM unused u, lacking l
+    WHERE t.ticket_id = u.ticket_id AND u.k <= l.shares
+    """
+)
 
 
 def end_study_if_spent(c: Connection, study_id: int) -> None:
     """Finishes the study when no ticket is left, or none that an open cell could take; under the study's lock."""
     open_cells = sa.exists().where(cell.c.study_id == study_id, cell.c.state == "OPEN")
     if not c.execute(sa.select(open_cells)).scalar_one():
-        c.execute(sa.update(ticket).where(ticket.c.study_id == study_id, ticket.c.state == "OPEN").values(state="VOID"))
+        open_rest = sa.and_(ticket.c.study_id == study_id, ticket.c.state == "OPEN", ~ticket.c.extra)
+        c.execute(sa.update(ticket).where(open_rest).values(state="VOID"))
     if not unspent(c, study_id):
         reason = sa.case((open_cells, "budget spent"), else_="every cell is closed")
-        c.execute(sa.update(study).where(study.c.study_id == study_id).values(state="FINISHED", reason=reason))
+        c.execute(sa.update(study).where(study.c.study_id == study_id).values(state="FINISHED", reason=reason, halt=False))
 
 
 def unspent(c: Connection, study_id: int) -> int:

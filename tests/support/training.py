@@ -27,6 +27,17 @@ def slow(cfg: Any, trial: Any, seconds: float = 30.0) -> float:
     return 1.0
 
 
+def interruptible(cfg: Any, trial: Any) -> float | None:
+    """Trains until it is told to stop; the attempt after that ends at once."""
+    mark = trial.checkpoint_dir / "seen"
+    if mark.exists():
+        return 2.0
+    mark.write_text("here")
+    while not trial.should_stop():
+        time.sleep(0.02)
+    return None
+
+
 def curve(cfg: Any, trial: Any) -> dict[str, float]:
     """Reports a curve of ten steps, the better the smaller `x`; pruned ones stop."""
     from orchestrator import TrialPruned
@@ -54,3 +65,21 @@ def two(cfg: Any, trial: Any) -> dict[str, float]:
 def coupled(cfg: Any, trial: Any, root: str = "") -> dict[str, Any]:
     """Tells what it was given."""
     return {"value": float(cfg.optim.lr), "batch": cfg.data.batch_size, "root": root, "cwd": str(Path.cwd())}
+
+
+def breaks_until_mended(cfg: Any, trial: Any, file: str = "") -> float:
+    if not Path(file).exists():
+        raise ValueError("not mended yet")
+    return float(cfg.x)
+
+
+def flaky(cfg: Any, trial: Any, failures: int = 1) -> float:
+    """Goes one step further in each attempt, and loses its connection in the first ones."""
+    state = trial.checkpoint_dir / "step"
+    step = int(state.read_text()) + 1 if state.exists() else 0
+    trial.report(float(step), step)
+    trial.set_user_attr("resumed_from", trial.resumed_from)
+    state.write_text(str(step))
+    if trial.attempt <= failures:
+        raise ConnectionResetError("the dataset's server hung up")
+    return float(step + 1)

@@ -1,0 +1,115 @@
+"""The commands that change a study under way: pause, resume, stop, retry, enqueue."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+from collections.abc import Callable, Mapping
+
+from orchestrator import search
+from orchestrator.cli.call import Call
+from orchestrator.errors import ConfigError
+from orchestrator.model import cell_label
+from orchestrator.store import Retried, Store, StudyRow
+
+
+def pause(call: Call) -> int:
+    """No trial of the study begins until `resume`."""
+    return _change(call, lambda store, study_id: store.interventions.pause(study_id, _who(), now="--now" in call.switches))
+
+
+def resume(call: Call) -> int:
+    """Ends a pause."""
+    return _change(call, lambda store, study_id: store.interventions.resume(study_id, _who()))
+
+
+def stop(call: Call) -> int:
+    """Ends the study once its running trials have ended; with ``--now`` they are given back first."""
+
+    def change(store: Store, study_id: int) -> None:
+        store.interventions.stop(study_id, _who(), now="--now" in call.switches)
+        store.ledger.end_studies()
+
+    return _change(call, change)
+
+
+def enqueue(call: Call) -> int:
+    """Adds a trial by hand, on top of the budget."""
+    name = _named(call)
+    if not call.composed.values:
+        raise ConfigError("enqueue needs the parameters of the trial: orchestrator enqueue study.name=… optim.lr=0.01")
+    with call.store() as store:
+        row = store.reads.find(name)
+        cell, given = search.by_hand(store.reads.spec(row.study_id), call.composed.values)
+        store.interventions.enqueue(row.study_id, cell, given)
+        _say(call, store, row, f"enqueued {cell_label({**cell, **given})}", {"enqueued": {**cell, **given}})
+    return 0
+
+
+def retry(call: Call) -> int:
+    """Runs one failed trial again, or all of them."""
+    name = _named(call)
+    wanted = call.words.get("trial")
+    if wanted is None:
+        raise ConfigError(
+            "retry needs the trial's number, or failed for all of them: orchestrator retry study.name=… trial=failed"
+        )
+    number = None if wanted == "failed" else call.number("trial", or_word="failed")
+    with call.store() as store:
+        row = store.reads.find(name)
+        retried = store.interventions.retry(row.study_id, number)
+        data = {"retried": [{"trial": r.number, "on_top_of_budget": r.extra} for r in retried]}
+        _say(call, store, row, _retried(retried), data)
+    return 0
+
+
+def _retried(retried: list[Retried]) -> str:
+    if not retried:
+        return "no failed trial is left to run again"
+    numbers = ", ".join(str(r.number) for r in retried)
+    extra = sum(r.extra for r in retried)
+    return f"runs again as new trials: {numbers}" + (f" ({extra} on top of the budget)" if extra else "")
+
+
+def _change(call: Call, change: Callable[[Store, int], None]) -> int:
+    name = _named(call)
+    with call.store() as store:
+        row = store.reads.find(name)
+        change(store, row.study_id)
+        now = store.reads.find(name)
+        _say(call, store, row, f"{now.state.lower()}{f' ({now.reason})' if now.reason else ''}", {})
+    return 0
+
+
+def _say(call: Call, store: Store, row: StudyRow, text: str, data: Mapping[str, object]) -> None:
+    """What was done, how the study stands, and who will do it."""
+    now = store.reads.find(row.name)
+    workers = len(store.reads.workers())
+    if call.json:
+        print(json.dumps({"study": now.name, "state": now.state, "reason": now.reason, **data, "workers": workers}, indent=2))
+        return
+    print(f"study {row.name}: {text}")
+    if data and now.state == "PAUSED":
+        print(f"it is {now.reason}; go on with: orchestrator resume study.name={row.name}")
+    elif data and not workers:
+        print("no worker runs now; start one with: orchestrator worker")
+
+
+def _named(call: Call) -> str:
+    """The study to be changed, which must be named.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if call.study_name is None:
+        raise ConfigError(f"study.name must be given: orchestrator {call.command} study.name=…")
+    return call.study_name
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = "somebody"
+    return f"{user}@{socket.gethostname()}"

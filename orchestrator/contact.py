@@ -1,0 +1,152 @@
+"""A worker's contact with the database: its lease kept while it waits or trains, and patience while nothing answers."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from orchestrator.config import WorkerConfig
+from orchestrator.draining import Drain, Draining
+from orchestrator.errors import StoreUnavailableError
+from orchestrator.logs import logger
+from orchestrator.maintenance import Maintenance
+from orchestrator.store import Store, WorkerLease
+
+T = TypeVar("T")
+
+_SWEEP_EVERY_S = 1.0  # a trial whose worker died is taken up again within its lease and two of these
+
+
+class Contact:
+    """All that is asked of the database goes through here, so that an outage of any length is only waited out.
+
+    `halted_at` is when a person's wish to have the running trial back became known, by the monotonic clock; None before.
+    """
+
+    def __init__(self, store: Store, settings: WorkerConfig, draining: Draining) -> None:
+        self._store = store
+        self._settings = settings
+        self._draining = draining
+        self._maintenance = Maintenance(store, min(_SWEEP_EVERY_S, settings.heartbeat_s))
+        self._lease: WorkerLease | None = None
+        self._next_beat = math.inf  # nothing to renew yet
+        self._doing = "starting"
+        self._lost = False
+        self.halted_at: float | None = None
+
+    def hold(self, lease: WorkerLease) -> None:
+        """From now on this is the lease to renew."""
+        self._lease = lease
+        self._next_beat = time.monotonic() + self._settings.heartbeat_s
+
+    def say(self, doing: str) -> None:
+        """What `status` shows of this worker from the next renewal on."""
+        self._doing = doing
+
+    def insist(self, step: Callable[[], T], until: Drain = Drain.STOP) -> T:
+        """Does `step`, again and again with growing, jittered pauses while the database does not answer.
+
+        Raises:
+            StoreUnavailableError: the worker is to end as urgently as `until`, or should have ended after `worker.drain_s`.
+        """
+        pause_s = 0.2
+        while True:
+            try:
+                answer = step()
+                self._answered()
+                return answer
+            except StoreUnavailableError as error:
+                overdue = self._draining.how >= Drain.STOP and time.monotonic() - self._draining.since >= self._settings.drain_s
+                if self._draining.how >= until or overdue:
+                    raise
+                self.lost(error)
+                self.wait(pause_s * random.uniform(0.5, 1.5))
+                pause_s = min(pause_s * 2, 1.0)  # a longer one starves those refused at a connection limit
+
+    def meanwhile(self, step: Callable[[], T]) -> T:
+        """Does `step`, which asks nothing of the database, in a thread of its own while the lease is renewed."""
+        answers: list[T] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                answers.append(step())
+            except BaseException as error:  # noqa: BLE001 - raised again by the caller's thread
+                errors.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        self._store.rest()
+        while thread.is_alive():
+            thread.join(self.until_beat(1.0))
+            self.beat()
+        if errors:
+            raise errors[0]
+        return answers[0]
+
+    def sweep(self) -> bool:
+        """Does what any worker does for all of them, if it is time to; True if it was.
+
+        Raises:
+            StoreUnavailableError: the database does not answer.
+        """
+        return self._maintenance.sweep()
+
+    def lost(self, error: StoreUnavailableError) -> None:
+        """The database did not answer; says so once, and starts it again if it is ours to start."""
+        self._maintenance.lost_contact()
+        if not self._lost:
+            logger.warning("%s; trying again", error)
+            self._lost = True
+        self._store.revive()
+
+    def wait(self, seconds: float) -> None:
+        """Waits without a connection, renewing the lease when due; a request to end cuts it short."""
+        self._store.rest()
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self._draining.woken.is_set():
+            self._draining.woken.wait(self.until_beat(left))
+            self.beat()
+        self._draining.woken.clear()
+
+    def until_beat(self, at_most_s: float) -> float:
+        """Seconds until the lease is to be renewed, between 0 and `at_most_s`."""
+        return max(0.0, min(at_most_s, self._next_beat - time.monotonic()))
+
+    def beat(self) -> None:
+        """Renews the lease if it is time to; an unreachable database is met by another try soon.
+
+        Raises:
+            LeaseLostError: the worker was evicted.
+        """
+        if time.monotonic() < self._next_beat:
+            return
+        try:
+            self.renew()
+        except StoreUnavailableError as error:
+            self.lost(error)
+            self._next_beat = time.monotonic() + self._settings.heartbeat_s / 2
+        finally:
+            self._store.rest()
+
+    def renew(self) -> None:
+        """Renews the lease now.
+
+        Raises:
+            LeaseLostError: the worker was evicted.
+            StoreUnavailableError: the database does not answer.
+        """
+        assert self._lease is not None
+        halted = self._store.fleet.renew(self._lease, self._doing)
+        self.halted_at = (self.halted_at or time.monotonic()) if halted else None
+        self._answered()
+        self._next_beat = time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)
+
+    def _answered(self) -> None:
+        if self._lost:
+            logger.info("the database answers again")
+            self._lost = False

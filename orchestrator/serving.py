@@ -1,0 +1,105 @@
+"""The studies a worker can serve: each with its spec, its sampler, and a process that imported its objective."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from orchestrator.config import WorkerConfig
+from orchestrator.contact import Contact
+from orchestrator.devices import child_environment
+from orchestrator.errors import ConfigError
+from orchestrator.logs import logger
+from orchestrator.model import StudySpec
+from orchestrator.runner import Runner, check_allowed
+from orchestrator.search import Search
+from orchestrator.slots import HeldSlot
+from orchestrator.store import Store, StudyRow
+
+IMPORT_AGAIN_S = 30.0
+
+
+@dataclass
+class Served:
+    """A study as it was last launched, the sampler fed with its news, the runner of its objective.
+
+    `cursor` is how far its news were read, `foreign` the trials of others that the sampler knows, `foreign_at` when it looked.
+    """
+
+    row: StudyRow
+    spec: StudySpec
+    search: Search
+    runner: Runner
+    cursor: int = 0
+    foreign: set[int] = field(default_factory=set)
+    foreign_at: float = 0.0
+
+
+class Serving:
+    """The studies of one worker. `device` is what their trials run on; set it before the first `ready`."""
+
+    def __init__(self, store: Store, settings: WorkerConfig, contact: Contact) -> None:
+        self._store = store
+        self._settings = settings
+        self._contact = contact
+        self._served: dict[int, Served] = {}
+        self._unservable: dict[tuple[int, int], float] = {}
+        self.device: HeldSlot
+
+    def study(self, study_id: int) -> Served:
+        """A study that was `ready`."""
+        return self._served[study_id]
+
+    def keep_only(self, rows: Collection[StudyRow]) -> None:
+        """Ends the processes of all other studies."""
+        for study_id in self._served.keys() - {row.study_id for row in rows}:
+            self._served.pop(study_id).runner.close()
+
+    def ready(self, row: StudyRow) -> bool:
+        """Whether the objective of the study runs on this host; if not, that is said once, and tried again now and then."""
+        key = (row.study_id, row.revision)
+        if time.monotonic() < self._unservable.get(key, 0.0):
+            return False
+        try:
+            self._current(row).runner.check()
+        except ConfigError as error:
+            if row.study_id in self._served:
+                self._served.pop(row.study_id).runner.close()
+            if key not in self._unservable:
+                logger.error("not claiming from study %s: %s", row.name, error)
+            self._unservable[key] = time.monotonic() + IMPORT_AGAIN_S
+            return False
+        self._unservable.pop(key, None)
+        return True
+
+    def _current(self, row: StudyRow) -> Served:
+        served = self._served.get(row.study_id)
+        if served is None or served.row.revision != row.revision:
+            if served is not None:
+                self._served.pop(row.study_id).runner.close()
+            self._contact.say(f"importing the objective of {row.name}")
+            spec = self._store.reads.spec(row.study_id)
+            check_allowed(spec.objective, self._settings.allow_targets)
+            served = self._served[row.study_id] = Served(row, spec, Search(spec), self._runner(spec))
+        return served
+
+    def _runner(self, spec: StudySpec) -> Runner:
+        minutes = spec.runner.get("max_runtime_min")
+        grace_s = spec.runner.get("grace_s", 5.0)
+        return Runner(
+            spec.objective,
+            start=spec.runner.get("start", "forkserver"),
+            env=child_environment(self.device.device),
+            threads=self.device.threads,
+            grace_s=grace_s,
+            max_runtime_s=None if minutes is None else minutes * 60,
+            silence_s=self._silence_s(grace_s),
+            held=self.device.descriptors,
+            log_limit_bytes=int(spec.runner.get("log_limit_mb", 10.0) * 1_000_000),
+        )
+
+    def _silence_s(self, grace_s: float) -> float:
+        """A child whose worker is stopped ends before another worker may take its device: the lease runs on from a renewal."""
+        ttl_s = self._settings.lease_ttl_s
+        return max(ttl_s / 3, ttl_s - self._settings.heartbeat_s - grace_s - 1.0)

@@ -1,0 +1,313 @@
+"""What a person does to a study under way, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import optuna
+import pytest
+
+from orchestrator.errors import ConfigError, LeaseLostError
+from orchestrator.model import Budget, Completed, Failed
+from orchestrator.store import Silent, Store, WorkerLease
+from tests.support.studies import PLACE, RUNNER, end, spec, start
+
+BROKEN = Failed("exception", "ValueError: no\nlog: /somewhere", ("exception", "ValueError"))
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    opened = Store(database_url)
+    yield opened
+    opened.rest()
+
+
+@pytest.fixture
+def lease(store: Store) -> WorkerLease:
+    return store.fleet.register(60)
+
+
+def state(store: Store, name: str = "study") -> tuple[str, str | None]:
+    row = store.reads.find(name)
+    return row.state, row.reason
+
+
+def attrs(store: Store, number: int) -> dict[str, object]:
+    study = optuna.load_study(study_name="study", storage=store.url)
+    return study.get_trials(deepcopy=False)[number].user_attrs
+
+
+# --------------------------------------------------------------------------------------------------------- pause, resume, stop
+
+
+def test_a_paused_study_hands_out_nothing_until_it_is_resumed(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    running = start(store, lease, study)
+    assert running is not None
+    store.interventions.pause(study, "ada@lab")
+    assert state(store) == ("PAUSED", "paused by ada@lab")
+    assert store.fleet.renew(lease, "training") is False
+    end(store, running)
+    assert start(store, lease, study) is None
+    store.interventions.resume(study, "ada@lab")
+    assert state(store) == ("ACTIVE", None)
+    assert start(store, lease, study) is not None
+
+
+def test_a_pause_at_once_reaches_the_worker_with_its_next_renewal(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    idle = store.fleet.register(60)
+    running = start(store, lease, study)
+    assert running is not None
+    store.interventions.pause(study, "ada@lab", now=True)
+    assert store.fleet.renew(lease, "training") is True
+    assert store.fleet.renew(idle, "idle") is False
+    store.ledger.release(running, "the study was paused or stopped")
+    assert start(store, idle, study) is None
+    store.interventions.resume(study, "ada@lab")
+    again = start(store, idle, study)
+    assert again is not None
+    assert (again.number, again.attempt) == (running.number, 2)
+    assert store.fleet.renew(idle, "training") is False
+
+
+def test_a_stopped_study_is_finished_once_its_running_trials_are(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    running = start(store, lease, study)
+    assert running is not None
+    store.interventions.stop(study, "ada@lab")
+    assert store.ledger.end_studies() == []
+    assert state(store) == ("STOPPING", "stopped by ada@lab")
+    end(store, running)
+    assert store.ledger.end_studies() == [study]
+    assert state(store) == ("FINISHED", "stopped by ada@lab")
+    assert [t.state for t in store.reads.trials(study)] == ["COMPLETE"]
+    assert store.studies.launch(spec()).open_tickets == 3
+
+
+def test_a_study_stopped_at_once_leaves_no_trial_running_and_counts_no_failure(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    running = start(store, lease, study)
+    assert running is not None
+    store.interventions.stop(study, "ada@lab", now=True)
+    assert store.fleet.renew(lease, "training") is True
+    store.ledger.release(running, "the study was paused or stopped")
+    store.ledger.end_studies()
+    assert state(store)[0] == "FINISHED"
+    (trial,) = store.reads.trials(study)
+    assert (trial.state, "stopped by ada@lab" in (trial.failure or "")) == ("FAIL", True)
+    assert store.studies.launch(spec()).open_tickets == 4
+
+
+def test_a_study_that_ends_waits_a_moment_for_the_result_a_dead_worker_left(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    running = start(store, lease, study)
+    assert running is not None
+    store.interventions.stop(study, "ada@lab")
+    store.ledger.evict(Silent(lease.worker_id, dead=True, reason="its process died"))
+    assert store.ledger.end_studies() == []
+    (left,) = store.ledger.left_at(PLACE)
+    assert (left.trial_id, left.token, left.attempt) == (running.trial_id, running.token, 1)
+    end(store, left)
+    assert [t.state for t in store.reads.trials(study)] == ["COMPLETE"]
+    assert store.ledger.left_at(PLACE) == []
+
+
+def test_what_a_finished_study_cannot_do_is_said(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    running = start(store, lease, study)
+    assert running is not None
+    end(store, running)
+    with pytest.raises(ConfigError, match="cannot be paused: it is finished .budget spent."):
+        store.interventions.pause(study, "ada@lab")
+    with pytest.raises(ConfigError, match="is finished .budget spent.; launch it again"):
+        store.interventions.resume(study, "ada@lab")
+    store.interventions.stop(study, "ada@lab")
+    assert state(store) == ("FINISHED", "budget spent")
+
+
+def test_a_launch_goes_on_with_a_paused_study(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    store.interventions.pause(study, "ada@lab", now=True)
+    assert store.studies.launch(spec()).changes == ("study: paused by ada@lab -> active",)
+    assert start(store, lease, study) is not None
+
+
+# ---------------------------------------------------------------------------------------------------------------- enqueue
+
+
+def test_a_trial_by_hand_is_next_and_on_top_of_the_budget(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=3, trials=4)).study_id
+    store.interventions.enqueue(study, {"a": 2}, {"x": 0.25})
+    first = start(store, lease, study)
+    assert first is not None
+    assert (first.cell, first.fixed) == (2, {"x": 0.25})
+    end(store, first)
+    cells = []
+    while (claim := start(store, lease, study)) is not None:
+        end(store, claim)
+        cells.append(claim.cell)
+    assert cells == [0, 1, 2, 0]
+    assert state(store) == ("FINISHED", "budget spent")
+    assert attrs(store, 0) == {"orchestrator:by_hand": True}
+    assert attrs(store, 1) == {}
+
+
+def test_a_trial_by_hand_wakes_a_study_whose_budget_is_spent(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    for _ in range(2):
+        claim = start(store, lease, study)
+        assert claim is not None
+        end(store, claim)
+        assert state(store)[0] == "FINISHED"
+        store.interventions.enqueue(study, {"a": 0}, {})
+        assert state(store)[0] == "ACTIVE"
+    assert store.studies.launch(spec(cells=1)).added == 0
+    progress = store.reads.progress(store.reads.find("study"), maximize=True)
+    assert (progress.spent, progress.total) == (2, 3)
+
+
+def test_a_trial_by_hand_that_fails_is_not_tried_again_and_says_nothing_against_its_cell(
+    store: Store, lease: WorkerLease
+) -> None:
+    study = store.studies.launch(spec(cells=1, budget=Budget(1, 1, max_failures_per_cell=0))).study_id
+    store.interventions.enqueue(study, {"a": 0}, {"x": 1.0})
+    claim = start(store, lease, study)
+    assert claim is not None
+    end(store, claim, BROKEN)
+    share = start(store, lease, study)
+    assert share is not None
+    assert share.fixed is None
+    end(store, share)
+    assert state(store) == ("FINISHED", "budget spent")
+
+
+def test_a_cell_that_is_not_there_and_a_stopped_study_take_no_trial(store: Store) -> None:
+    study = store.studies.launch(spec(cells=2)).study_id
+    with pytest.raises(ConfigError, match="study study has no cell a=7"):
+        store.interventions.enqueue(study, {"a": 7}, {})
+    store.interventions.stop(study, "ada@lab")
+    with pytest.raises(ConfigError, match="hands out no trials: stopped by ada@lab; launch it again first"):
+        store.interventions.enqueue(study, {"a": 1}, {})
+    store.ledger.end_studies()
+    with pytest.raises(ConfigError, match="hands out no trials: stopped by ada@lab"):
+        store.interventions.enqueue(study, {"a": 1}, {})
+
+
+# ------------------------------------------------------------------------------------------------------------------- retry
+
+
+def test_a_failed_trial_is_run_again_in_its_own_ticket_as_a_new_trial(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2)).study_id
+    failed = start(store, lease, study)
+    assert failed is not None
+    end(store, failed, BROKEN)
+    assert [(r.number, r.extra) for r in store.interventions.retry(study, 0)] == [(0, False)]
+    with pytest.raises(ConfigError, match="trial=0: it is being run again"):
+        store.interventions.retry(study, 0)
+    again = start(store, lease, study)
+    assert again is not None
+    assert (again.ticket, again.cell, again.fixed, again.number) == (failed.ticket, 0, {"x": 0.5}, 1)
+    end(store, again)
+    assert attrs(store, 1) == {"orchestrator:retried_from": 0}
+    assert store.interventions.retry(study, None) == []
+    assert [t.state for t in store.reads.trials(study)] == ["FAIL", "COMPLETE"]
+
+
+def test_a_failed_trial_whose_ticket_is_spent_is_run_again_on_top_of_the_budget(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    for outcome in (BROKEN, None):
+        claim = start(store, lease, study)
+        assert claim is not None
+        end(store, claim, outcome)
+    assert state(store)[0] == "FINISHED"
+    assert [(r.number, r.extra) for r in store.interventions.retry(study, None)] == [(0, True)]
+    again = start(store, lease, study)
+    assert again is not None
+    end(store, again, BROKEN)
+    # It failed once more: it is the new one that may be run again.
+    assert [(r.number, r.extra) for r in store.interventions.retry(study, None)] == [(2, True)]
+    last = start(store, lease, study)
+    assert last is not None
+    end(store, last)
+    assert start(store, lease, study) is None
+
+
+def test_a_closed_cell_is_opened_again_with_its_share(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2, per_cell=2, budget=Budget(4, 2, max_failures_per_cell=0))).study_id
+    claim = start(store, lease, study)
+    assert claim is not None
+    end(store, claim, BROKEN)
+    row = store.reads.find("study")
+    assert [c.state for c in store.reads.progress(row, maximize=True).cells] == ["CLOSED", "OPEN"]
+    store.interventions.retry(study, 0)
+    while (claim := start(store, lease, study)) is not None:
+        end(store, claim)
+    cells = store.reads.progress(row, maximize=True).cells
+    assert [(c.state, c.completed) for c in cells] == [("OPEN", 2), ("OPEN", 2)]
+    assert state(store) == ("FINISHED", "budget spent")
+
+
+def test_a_study_that_ended_with_every_cell_closed_goes_on(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1, per_cell=3, budget=Budget(3, 3, max_failures_per_cell=0))).study_id
+    claim = start(store, lease, study)
+    assert claim is not None
+    end(store, claim, BROKEN)
+    assert state(store) == ("FINISHED", "every cell is closed")
+    store.interventions.retry(study, None)
+    fixed = []
+    while (claim := start(store, lease, study)) is not None:
+        fixed.append(claim.fixed)
+        end(store, claim)
+    assert sorted(fixed, key=str) == [None, None, {"x": 0.5}]
+    assert state(store) == ("FINISHED", "budget spent")
+
+
+def test_only_a_failed_trial_is_run_again(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2)).study_id
+    claim = start(store, lease, study)
+    assert claim is not None
+    end(store, claim)
+    with pytest.raises(ConfigError, match="trial=0: it is COMPLETE; only a failed trial is run again"):
+        store.interventions.retry(study, 0)
+    with pytest.raises(ConfigError, match="trial=9: the study has no trial of that number"):
+        store.interventions.retry(study, 9)
+
+
+# --------------------------------------------------------------------------------------------------- failures that pass
+
+
+def test_what_passes_is_run_again_as_the_same_trial_at_most_so_often(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1, runner={**RUNNER, "retries": 2})).study_id
+    for attempt in (1, 2):
+        claim = start(store, lease, study)
+        assert claim is not None
+        assert (claim.number, claim.attempt) == (0, attempt)
+        assert store.ledger.retry(claim, BROKEN, reports={attempt: 0.5}, attrs={"k": attempt})
+        assert store.ledger.retry(claim, BROKEN, reports={}, attrs={})  # its answer was lost on the way
+    claim = start(store, lease, study)
+    assert claim is not None
+    assert not store.ledger.retry(claim, BROKEN, reports={}, attrs={})
+    end(store, claim, BROKEN)
+    (trial,) = optuna.load_study(study_name="study", storage=store.url).trials
+    assert trial.state == optuna.trial.TrialState.FAIL
+    assert trial.intermediate_values == {1: 0.5, 2: 0.5}
+    assert trial.user_attrs["orchestrator:attempt_1"] == "retried: exception: ValueError: no"
+    assert (trial.user_attrs["k"], trial.user_attrs["orchestrator:attempts"]) == (2, 3)
+    outcomes = [(a.outcome, a.reason) for a in store.reads.attempts(study, 0)]
+    assert outcomes[:2] == [("retried", "exception: ValueError: no")] * 2
+    assert outcomes[2][0] == "failed"
+
+
+def test_a_stale_attempt_cannot_have_its_trial_run_again(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1, runner={**RUNNER, "retries": 5})).study_id
+    stale = start(store, lease, study)
+    assert stale is not None
+    store.ledger.release(stale, "test")
+    current = start(store, lease, study)
+    assert current is not None
+    with pytest.raises(LeaseLostError):
+        store.ledger.retry(stale, BROKEN, reports={3: 1.0}, attrs={})
+    store.ledger.finish(current, Completed((1.0,)), reports={}, attrs={})
+    (trial,) = optuna.load_study(study_name="study", storage=store.url).trials
+    assert trial.intermediate_values == {}

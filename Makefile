@@ -1,7 +1,7 @@
 # The tools of the virtual environment here, if there is one, else those on the path.
 BIN ?= $(if $(wildcard .venv/bin/python),.venv/bin/,)
 
-.PHONY: check check-static test secrets
+.PHONY: check check-static test chaos secrets
 .DELETE_ON_ERROR:
 
 check: check-static test
@@ -14,6 +14,10 @@ check-static:
 
 test:
 	$(BIN)python -m pytest -n 2 --dist loadgroup
+
+# Every fault in full: a quarter of an hour.
+chaos:
+	$(BIN)python -m pytest -m chaos tests/chaos -n 2 --chaos=long
 
 # The passwords of docker-compose.yml's database and dashboard; existing ones are kept. The containers' user, who is neither you
 # nor root, must be able to read the files; the folder keeps others of this host out.

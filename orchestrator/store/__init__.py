@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from orchestrator.errors import StoreUnavailableError
 from orchestrator.store.database import Database, storage_url
+from orchestrator.store.doctor import Doctor, Examination, Finding
 from orchestrator.store.fleet import Fleet, Silent, SlotOffer, WorkerLease
 from orchestrator.store.interventions import Interventions, Retried
 from orchestrator.store.ledger import Claim, Ledger, Place
@@ -22,6 +23,8 @@ __all__ = [
     "AttemptRow",
     "CellRow",
     "Claim",
+    "Examination",
+    "Finding",
     "Launched",
     "Place",
     "Progress",
@@ -53,6 +56,7 @@ class Store:
         self.ledger = Ledger(self._database)
         self.interventions = Interventions(self._database)
         self.reads = Reads(self._database)
+        self.doctor = Doctor(self._database)
 
     def migrate(self, create_optuna_tables: Callable[[str], None]) -> None:
         """Creates or upgrades the schemas; see `migrations.migrate`."""

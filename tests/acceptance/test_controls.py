@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import optuna
+import pytest
 
 from orchestrator.model import Budget
 from orchestrator.store import Store
@@ -13,6 +14,7 @@ from tests.support.commands import Commands
 from tests.support.studies import RUNNER, spec
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.acceptance
 QUICK = {"_target_": "tests.support.training.quick"}
 SLOW = {"_target_": "tests.support.training.interruptible"}
 BREAKS = {"_target_": "tests.support.training.breaks_until_mended"}

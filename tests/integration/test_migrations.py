@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 
 import psycopg2
 import pytest
+import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
@@ -15,6 +17,7 @@ from orchestrator.store import Store
 from orchestrator.store.database import Database, hide_password, storage_url
 from orchestrator.store.migrations import _config
 from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS
+from tests.support.studies import end, spec, start
 
 
 def migrate(url: str) -> None:
@@ -45,6 +48,39 @@ def test_the_migrations_make_what_the_schema_says(database_url: str) -> None:
         config.attributes["connection"] = connection
         command.check(config)
     database.rest()
+
+
+def test_a_study_of_the_first_schema_goes_on_after_the_upgrade(empty_database_url: str) -> None:
+    create_optuna_tables(empty_database_url)
+    database = Database(storage_url(empty_database_url))
+    with database.transaction(idle_s=60) as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        study = spec(cells=1)
+        connection.execute(sa.text("INSERT INTO studies (study_name) VALUES ('study')"))
+        connection.execute(
+            sa.text("INSERT INTO orchestrator.study (study_id, name, spec, spec_hash) VALUES (1, 'study', :spec, :hash)"),
+            {"spec": json.dumps(study.to_json()), "hash": study.spec_hash()},
+        )
+        connection.execute(
+            sa.text("INSERT INTO orchestrator.cell (study_id, ordinal, values, bound) VALUES (1, 0, CAST(:v AS json), 1)"),
+            {"v": json.dumps({"a": 0})},
+        )
+        connection.execute(
+            sa.text(
+                "INSERT INTO orchestrator.ticket (study_id, ordinal, cell_id, share) "
+                "SELECT 1, 0, cell_id, 1 FROM orchestrator.cell"
+            )
+        )
+    database.rest()
+    migrate(empty_database_url)
+    store = Store(empty_database_url)
+    claim = start(store, store.fleet.register(60), 1)
+    assert claim is not None
+    end(store, claim)
+    assert store.reads.find("study").reason == "budget spent"
+    store.rest()
 
 
 def test_the_installed_optuna_writes_a_revision_we_know() -> None:

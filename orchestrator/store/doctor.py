@@ -1,0 +1,322 @@
+"""Whether a database keeps the promises of the ledger: one statement an invariant, each a question that nothing answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from orchestrator.store.database import Database
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A broken invariant, or a note: something to know that is nobody's fault.
+
+    `study` is None for what concerns the whole fleet; `kind` a key of `INVARIANTS` or `NOTES`; `message` names the rows
+    by number.
+    """
+
+    study: str | None
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was looked at, and what was found."""
+
+    studies: int
+    trials: int
+    findings: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
+
+
+class Doctor:
+    """Looks for broken invariants; writes nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def examine(self, study: str | None = None) -> Examination:
+        """Checks one study and the fleet, or all studies. All statements see one moment, so work under way is no finding."""
+        with self._database.transaction(statement_s=300) as c:
+            c.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            return look(c, study)
+
+
+def look(c: Connection, study: str | None) -> Examination:
+    """What `Doctor.examine` finds, as the transaction of `c` sees the database."""
+    studies, trials = c.execute(sa.text(f"{_OURS} {_COUNT}"), {"study": study}).one()
+    findings, notes = (
+        tuple(
+            Finding(row.study, kind, row.message)
+            for kind, query in queries.items()
+            for row in c.execute(
+                sa.text(f"{_OURS} SELECT * FROM ({query}) AS f(study, message) ORDER BY 1, 2"), {"study": study}
+            )
+        )
+        for queries in (INVARIANTS, NOTES)
+    )
+    return Examination(studies, trials, findings, notes)
+
+
+# Trials of others in our studies are observations: none of ours, so none of these. A study deleted elsewhere is a note only.
+_OURS = """
+WITH ours AS (
+    SELECT s.*, s.name AS study,
+        CAST(s.spec #>> '{budget,trials}' AS int) AS budget_trials, CAST(s.spec #>> '{budget,per_cell}' AS int) AS per_cell
+    FROM orchestrator.study s JOIN studies o ON o.study_id = s.study_id
+    WHERE CAST(:study AS text) IS NULL OR s.name = :study
+), cells AS (
+    SELECT c.*, s.study FROM orchestrator.cell c JOIN ours s ON s.study_id = c.study_id
+), tickets AS (
+    SELECT k.*, s.study FROM orchestrator.ticket k JOIN ours s ON s.study_id = k.study_id
+), ledger AS (
+    SELECT t.*, s.study, s.news, s.state AS study_state, s.launched_at,
+        CASE WHEN t.number IS NULL THEN 'claim ' || t.trial_id ELSE 'trial ' || t.number END AS who,
+        t.state IN ('CLAIMED', 'RUNNING') AS live,
+        t.state IN ('COMPLETE', 'PRUNED') AND t.holds_ticket AS accepted
+    FROM orchestrator.trial t JOIN ours s ON s.study_id = t.study_id
+)"""
+
+_COUNT = "SELECT (SELECT count(*) FROM ours), (SELECT count(*) FROM ledger WHERE state <> 'CLAIMED')"
+
+_IN_OPTUNA = {
+    "no Optuna trial": """
+        SELECT t.study, format('%s is %s, but Optuna has no trial of id %s', t.who, t.state, t.optuna_trial_id)
+        FROM ledger t
+        WHERE t.state <> 'CLAIMED' AND NOT EXISTS (SELECT FROM trials o WHERE o.trial_id = t.optuna_trial_id)""",
+    "state differs": """
+        SELECT t.study, format('%s is %s, but %s in Optuna', t.who, t.state, o.state)
+        FROM ledger t JOIN trials o ON o.trial_id = t.optuna_trial_id
+        WHERE CAST(o.state AS text) <> t.state""",
+    "number differs": """
+        SELECT t.study, format('%s has the number %s in study %s of Optuna', t.who, o.number, o.study_id)
+        FROM ledger t JOIN trials o ON o.trial_id = t.optuna_trial_id
+        WHERE (o.number, o.study_id) IS DISTINCT FROM (t.number, t.study_id)""",
+    "values differ": """
+        SELECT t.study, format('%s is %s and has %s values in Optuna, not %s', t.who, t.state, v.n, w.n)
+        FROM ledger t JOIN trials o ON o.trial_id = t.optuna_trial_id
+        CROSS JOIN LATERAL (SELECT count(*) AS n FROM trial_values v WHERE v.trial_id = t.optuna_trial_id) AS v
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS n FROM study_directions d WHERE d.study_id = t.study_id AND t.state = 'COMPLETE'
+        ) AS w
+        WHERE v.n <> w.n""",
+    "parameters differ": """
+        SELECT t.study, format('%s has the parameters %s, but %s in Optuna', t.who,
+            array_to_string(here.names, ', '), coalesce(nullif(array_to_string(there.names, ', '), ''), 'none'))
+        FROM ledger t JOIN trials o ON o.trial_id = t.optuna_trial_id
+        CROSS JOIN LATERAL (SELECT ARRAY(SELECT json_object_keys(t.values) ORDER BY 1) AS names) AS here
+        CROSS JOIN LATERAL (
+            SELECT ARRAY(
+                SELECT CAST(p.param_name AS text) FROM trial_params p WHERE p.trial_id = t.optuna_trial_id ORDER BY 1
+            ) AS names
+        ) AS there
+        WHERE here.names <> there.names""",
+    "times differ": """
+        SELECT t.study, format('%s is %s, but in Optuna started at %s and ended at %s', t.who, t.state,
+            coalesce(CAST(o.datetime_start AS text), 'no time'), coalesce(CAST(o.datetime_complete AS text), 'no time'))
+        FROM ledger t JOIN trials o ON o.trial_id = t.optuna_trial_id
+        WHERE o.datetime_start IS NULL OR (o.datetime_complete IS NULL) <> t.live""",
+    "orphan": """
+        SELECT s.study, format('trial %s of Optuna was made by a worker, but the ledger does not have it', o.number)
+        FROM ours s JOIN trials o ON o.study_id = s.study_id
+        WHERE EXISTS (SELECT FROM trial_system_attributes a WHERE a.trial_id = o.trial_id AND a.key LIKE 'orchestrator:%')
+            AND NOT EXISTS (SELECT FROM orchestrator.trial t WHERE t.optuna_trial_id = o.trial_id)""",
+    "numbers": """
+        SELECT s.study, format('the numbers of its %s trials in Optuna are not 0 to %s, each once', count(*), count(*) - 1)
+        FROM ours s JOIN trials o ON o.study_id = s.study_id
+        GROUP BY s.study_id, s.study
+        HAVING count(DISTINCT o.number) <> count(*) OR min(o.number) <> 0 OR max(o.number) <> count(*) - 1""",
+}
+
+_TRIALS = {
+    "claim": """
+        SELECT t.study, format('%s has no Optuna trial yet, but %s', t.who,
+            CASE WHEN t.worker_id IS NULL THEN 'no worker holds it' ELSE 'has a number, a place in the news or an attempt' END)
+        FROM ledger t
+        WHERE t.state = 'CLAIMED'
+            AND (t.worker_id IS NULL OR t.attempts > 0 OR num_nonnulls(t.number, t.optuna_trial_id, t.seq) > 0)""",
+    "ended": """
+        SELECT t.study, format('%s is %s, but %s', t.who, t.state, concat_ws(', ',
+            CASE WHEN t.ended_at IS NULL THEN 'has not ended' ELSE 'has ended' END,
+            'is held by worker ' || t.worker_id,
+            CASE WHEN t.failure IS NULL THEN 'has no failure' ELSE 'has the failure: ' || t.failure END))
+        FROM ledger t
+        WHERE (t.ended_at IS NULL) <> t.live
+            OR (t.worker_id IS NOT NULL AND NOT t.live)
+            OR (t.failure IS NULL) <> (t.live OR t.accepted)""",
+    "attempts": """
+        SELECT t.study, format('%s counts %s attempts, but those it has are: %s', t.who, t.attempts, coalesce(a.list, 'none'))
+        FROM ledger t
+        LEFT JOIN (
+            SELECT a.trial_id, count(*) AS n, min(a.attempt) AS first, max(a.attempt) AS last,
+                string_agg(CAST(a.attempt AS text), ', ' ORDER BY a.attempt) AS list
+            FROM orchestrator.attempt a GROUP BY a.trial_id
+        ) AS a ON a.trial_id = t.trial_id
+        WHERE (coalesce(a.n, 0), coalesce(a.last, 0)) <> (t.attempts, t.attempts) OR a.first <> 1""",
+    "attempt open": """
+        SELECT t.study, format('attempt %s of %s %s', a.attempt, t.who,
+            CASE WHEN a.ended_at IS NULL THEN 'has not ended, but nobody runs it' ELSE 'has ended, but its worker runs on' END)
+        FROM ledger t JOIN orchestrator.attempt a ON a.trial_id = t.trial_id
+        WHERE num_nonnulls(a.ended_at, a.outcome) = 1
+            OR (a.ended_at IS NULL) <> (t.live AND t.worker_id IS NOT NULL AND a.attempt = t.attempts)""",
+    "news": """
+        SELECT t.study, format('%s is at %s in the news, which ends at %s', t.who, coalesce(CAST(t.seq AS text), 'no place'),
+            t.news)
+        FROM ledger t WHERE t.state <> 'CLAIMED' AND (t.seq IS NULL OR t.seq > t.news)""",
+    "news twice": """
+        SELECT t.study, format('%s are all at %s in the news', string_agg(t.who, ', ' ORDER BY t.number), t.seq)
+        FROM ledger t WHERE t.seq IS NOT NULL GROUP BY t.study_id, t.study, t.seq HAVING count(*) > 1""",
+    "token": """
+        SELECT t.study, format('%s has the token %s, but the last one handed out is %s', t.who, t.token, q.last_value)
+        FROM ledger t CROSS JOIN orchestrator.token_seq q WHERE t.token > q.last_value""",
+    "token twice": """
+        SELECT min(t.study), format('%s have the same token %s', string_agg(t.who, ', ' ORDER BY t.trial_id), t.token)
+        FROM ledger t GROUP BY t.token HAVING count(*) > 1""",
+}
+
+_TICKETS = {
+    "ticket": """
+        SELECT k.study, format('ticket %s is %s, but is held by %s', k.ordinal, k.state,
+            coalesce(t.who || ', which is ' || t.state, 'nobody'))
+        FROM tickets k LEFT JOIN ledger t ON t.ticket_id = k.ticket_id AND t.holds_ticket
+        WHERE CASE k.state
+            WHEN 'LIVE' THEN t.live IS NOT TRUE
+            WHEN 'SPENT' THEN t.accepted IS NOT TRUE
+            ELSE t.trial_id IS NOT NULL END""",
+    "accepted twice": """
+        SELECT k.study, format('ticket %s has several results: %s', k.ordinal, string_agg(t.who, ', ' ORDER BY t.number))
+        FROM tickets k JOIN ledger t ON t.ticket_id = k.ticket_id AND (t.state = 'COMPLETE' OR t.accepted)
+        GROUP BY k.ticket_id, k.study, k.ordinal HAVING count(*) > 1""",
+    "holds": """
+        SELECT t.study, format('%s is %s, but %s its ticket', t.who, t.state,
+            CASE WHEN t.holds_ticket THEN 'holds' ELSE 'does not hold' END)
+        FROM ledger t WHERE t.state <> 'PRUNED' AND t.holds_ticket = (t.state = 'FAIL')""",
+    "cell of ticket": """
+        SELECT t.study, format('%s runs in another cell than its ticket %s is bound to', t.who, k.ordinal)
+        FROM ledger t JOIN tickets k ON k.ticket_id = t.ticket_id
+        WHERE t.study_id <> k.study_id OR (t.holds_ticket AND k.cell_id IS DISTINCT FROM t.cell_id)""",
+    "ahead of shares": """
+        SELECT t.study, format('%s got ticket %s, no share of a cell, before the share %s was spent', t.who,
+            k.ordinal, min(share.ordinal))
+        FROM tickets k
+        JOIN ledger t ON t.ticket_id = k.ticket_id AND t.holds_ticket
+        JOIN tickets share ON share.study_id = k.study_id AND share.share IS NOT NULL
+        LEFT JOIN ledger done ON done.ticket_id = share.ticket_id AND done.accepted
+        WHERE k.share IS NULL AND NOT k.extra AND t.claimed_at > greatest(t.launched_at, (
+                SELECT max(e.at) FROM orchestrator.event e WHERE e.study_id = k.study_id AND e.kind = 'cell opened again'
+            ))
+            AND share.state <> 'VOID' AND coalesce(done.ended_at, 'infinity') > t.claimed_at
+        GROUP BY t.study, t.who, k.ordinal""",
+    "over budget": """
+        SELECT s.study, format('%s tickets count for a budget of %s trials', count(*), s.budget_trials)
+        FROM ours s
+        JOIN tickets k ON k.study_id = s.study_id AND k.state <> 'VOID' AND NOT k.extra
+        CROSS JOIN LATERAL (
+            SELECT EXISTS (
+                SELECT FROM orchestrator.trial t WHERE t.ticket_id = k.ticket_id AND t.claimed_at < s.launched_at
+            ) AS before_launch
+        ) AS used
+        GROUP BY s.study_id, s.study, s.budget_trials
+        HAVING count(*) > greatest(s.budget_trials, count(*) FILTER (WHERE used.before_launch))""",
+}
+
+_CELLS = {
+    "tally": """
+        SELECT c.study, format('cell %s counts %s complete, %s pruned, %s failed, but has %s, %s and %s', c.ordinal,
+            c.completed, c.pruned, c.failed, n.completed, n.pruned, n.failed)
+        FROM cells c
+        CROSS JOIN LATERAL (
+            SELECT count(*) FILTER (WHERE t.state = 'COMPLETE') AS completed,
+                count(*) FILTER (WHERE t.state = 'PRUNED' AND t.holds_ticket) AS pruned,
+                count(*) FILTER (WHERE NOT t.holds_ticket AND a.outcome IN ('failed', 'pruned')) AS failed
+            FROM orchestrator.trial t
+            LEFT JOIN orchestrator.attempt a ON a.trial_id = t.trial_id AND a.attempt = t.attempts
+            WHERE t.cell_id = c.cell_id
+        ) AS n
+        WHERE (c.completed, c.pruned, c.failed) <> (n.completed, n.pruned, n.failed)""",
+    "bound": """
+        SELECT c.study, format('cell %s counts %s tickets, but has %s', c.ordinal, c.bound, count(k.ticket_id))
+        FROM cells c LEFT JOIN tickets k ON k.cell_id = c.cell_id AND k.state <> 'VOID' AND NOT k.extra
+        GROUP BY c.cell_id, c.study, c.ordinal, c.bound HAVING c.bound <> count(k.ticket_id)""",
+    "pruned first": """
+        SELECT c.study, format('cell %s has %s pruned trials and no complete one', c.ordinal, c.pruned)
+        FROM cells c WHERE c.pruned > 0 AND c.completed = 0""",
+    "left in a closed cell": """
+        SELECT c.study, format('ticket %s is open, but its cell %s is closed', k.ordinal, c.ordinal)
+        FROM cells c JOIN tickets k ON k.cell_id = c.cell_id
+        WHERE c.state = 'CLOSED' AND k.state = 'OPEN' AND NOT k.extra""",
+    # A cell that was closed, its tickets given to others, and then opened again may have to wait for a launch with more trials.
+    "short of its share": """
+        SELECT c.study, format('the budget is spent, but cell %s has %s of its %s trials, %s of them complete', c.ordinal,
+            count(k.ticket_id), s.per_cell, c.completed)
+        FROM ours s JOIN cells c ON c.study_id = s.study_id AND c.state = 'OPEN'
+        LEFT JOIN tickets k ON k.cell_id = c.cell_id AND k.state = 'SPENT' AND NOT k.extra
+        WHERE s.state = 'FINISHED' AND s.reason = 'budget spent' AND NOT EXISTS (
+            SELECT FROM orchestrator.event e
+            WHERE e.cell_id = c.cell_id AND e.kind = 'cell opened again' AND e.at > s.launched_at
+        )
+        GROUP BY c.cell_id, c.study, c.ordinal, c.completed, s.per_cell
+        HAVING count(k.ticket_id) < s.per_cell OR c.completed = 0""",
+}
+
+_STUDIES = {
+    "finished early": """
+        SELECT s.study, format('the study is finished (%s), but %s tickets are not spent: %s', s.reason, count(*),
+            string_agg(CAST(k.ordinal AS text), ', ' ORDER BY k.ordinal))
+        FROM ours s JOIN tickets k ON k.study_id = s.study_id AND k.state IN ('OPEN', 'LIVE')
+        WHERE s.state = 'FINISHED' AND s.reason IN ('budget spent', 'every cell is closed')
+        GROUP BY s.study_id, s.study, s.reason""",
+    "never ends": """
+        SELECT s.study, 'the study is active, but no ticket is left to spend'
+        FROM ours s
+        WHERE s.state = 'ACTIVE'
+            AND NOT EXISTS (SELECT FROM tickets k WHERE k.study_id = s.study_id AND k.state IN ('OPEN', 'LIVE'))""",
+    # A claim may meet the end of the study's time; the next sweep of any worker settles what was given back.
+    "runs on": """
+        SELECT t.study, format('the study is finished, but %s is %s', t.who, t.state)
+        FROM ledger t LEFT JOIN orchestrator.attempt a ON a.trial_id = t.trial_id AND a.attempt = t.attempts
+        WHERE t.study_state = 'FINISHED' AND t.live
+            AND coalesce(a.ended_at, a.started_at, t.claimed_at) < now() - interval '1 minute'""",
+}
+
+_FLEET = {
+    # As long as the living have to notice and to evict: a lease, after it the TTL that a rescuer watches, and one heartbeat.
+    "expired": """
+        SELECT NULL, format('worker %s on %s fell silent %s ago and nobody has evicted it; a worker or launch would',
+            w.worker_id, w.host, date_trunc('second', now() - w.lease_until))
+        FROM orchestrator.worker w
+        WHERE w.state = 'ACTIVE'
+            AND now() > greatest(w.lease_until, pg_postmaster_start_time() + make_interval(secs => w.ttl_s))
+                + make_interval(secs => 1.5 * w.ttl_s)""",
+    "trial of the gone": """
+        SELECT t.study, format('%s is held by worker %s, which is gone: %s', t.who, w.worker_id, w.reason)
+        FROM ledger t JOIN orchestrator.worker w ON w.worker_id = t.worker_id WHERE t.live AND w.state = 'GONE'""",
+    "slot of the gone": """
+        SELECT NULL, format('slot %s of %s is held by worker %s, which is gone: %s', d.slot, d.device, w.worker_id, w.reason)
+        FROM orchestrator.slot d JOIN orchestrator.worker w ON w.worker_id = d.worker_id WHERE w.state = 'GONE'""",
+    "two at once": """
+        SELECT min(t.study), format('worker %s runs %s at once', t.worker_id, string_agg(t.who, ', ' ORDER BY t.trial_id))
+        FROM ledger t WHERE t.state = 'RUNNING' AND t.worker_id IS NOT NULL GROUP BY t.worker_id HAVING count(*) > 1""",
+    "token of a worker": """
+        SELECT NULL, format('worker %s has the token %s, but the last one handed out is %s', w.worker_id, w.token, q.last_value)
+        FROM orchestrator.worker w CROSS JOIN orchestrator.token_seq q WHERE w.token > q.last_value""",
+}
+
+INVARIANTS = _IN_OPTUNA | _TRIALS | _TICKETS | _CELLS | _STUDIES | _FLEET
+"""By kind, the question to which a healthy database has no answer: rows of study and message."""
+
+NOTES = {
+    "deleted": """
+        SELECT s.name, 'the study was deleted elsewhere; the next study that is made clears what is left of it'
+        FROM orchestrator.study s
+        WHERE (CAST(:study AS text) IS NULL OR s.name = :study)
+            AND NOT EXISTS (SELECT FROM studies o WHERE o.study_id = s.study_id)""",
+    "renamed": """
+        SELECT s.study, format('the study is called %s in Optuna', o.study_name)
+        FROM ours s JOIN studies o ON o.study_id = s.study_id WHERE o.study_name <> s.name""",
+}
+"""What is nobody's fault and breaks no promise."""

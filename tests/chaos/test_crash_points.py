@@ -1,0 +1,86 @@
+"""SIGKILL of a worker at every step of a trial and around every COMMIT: the next worker makes the study whole."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from orchestrator.store import Store
+from tests.support import invariants
+from tests.support.commands import Commands
+from tests.support.fleet import Fleet
+from tests.support.studies import RUNNER, spec
+
+TRAIN = {"_target_": "tests.support.chaos_objective.train", "seconds": 0.1}
+STEPS = (
+    "checkpoints.begin",
+    "after-claim",
+    "after-ask",
+    "after-create",
+    "after-start",
+    "mid-run",
+    "after-result",
+    "after-finish",
+)
+COMMITS = 30  # more than a worker makes for two trials
+IN_SHORT = (6, 11)
+
+
+def survive(commands: Commands, store: Store, crash_at: str, name: str = "study") -> bool:
+    """A worker that dies at that step, then one that does not; False if the first never came to the step."""
+    study = store.studies.launch(spec(name, cells=3, objective=TRAIN, runner={**RUNNER, "max_attempts": 10})).study_id
+    with Fleet(commands, "worker.idle_timeout_s=0.3", f"worker.studies=[{name}]") as fleet:
+        doomed = fleet.start(crash_at=crash_at)
+        doomed.expected_dead = True
+        code = doomed.ended()
+        assert code in (-signal.SIGKILL, 0), doomed.text()
+        fleet.start().ended()
+        fleet.none_crashed()
+    invariants.check(commands, name, cells=3)
+    again = sum(t.attempts - 1 for t in store.reads.trials(study))
+    assert again <= 1, "at most the one trial that it held is run again"
+    return code != 0
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_worker_killed_at_a_step_leaves_nothing_undone(commands: Commands, store: Store, step: str) -> None:
+    assert survive(commands, store, step), "it came to the step"
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_worker_killed_around_a_commit_leaves_nothing_undone(
+    commands: Commands, store: Store, long: bool, figures: Callable[..., None], side: str
+) -> None:
+    points = [n for n in range(1, COMMITS + 1) if long or n in IN_SHORT]
+    reached = [n for n in points if survive(commands, store, f"{side}-commit:{n}", f"study{n}")]
+    figures(points=len(points), reached=len(reached))
+    assert len(reached) >= min(len(points), 20), "it came to most of them"
+
+
+def test_a_result_that_its_worker_did_not_deliver_is_delivered_and_not_computed_again(commands: Commands, store: Store) -> None:
+    study = store.studies.launch(spec(cells=1, objective=TRAIN)).study_id
+    with Fleet(commands, "worker.idle_timeout_s=0.3") as fleet:
+        doomed = fleet.start(crash_at="after-result")
+        doomed.expected_dead = True
+        assert doomed.ended() == -signal.SIGKILL
+        fleet.start().ended()
+        fleet.none_crashed()
+    (trial,) = invariants.plain_trials(str(commands.url), "study")
+    assert trial.user_attrs["ran_as"] == 1
+    assert set(trial.intermediate_values) == {0, 1, 2, 3}, "the reports that were not written yet come with it"
+    assert [a.outcome for a in store.reads.attempts(study, 0)] == ["completed"]
+
+
+def test_it_is_delivered_even_if_the_study_was_stopped_meanwhile(commands: Commands, store: Store) -> None:
+    study = store.studies.launch(spec(cells=2, objective=TRAIN)).study_id
+    with Fleet(commands, "worker.idle_timeout_s=0.3") as fleet:
+        doomed = fleet.start(crash_at="after-result")
+        doomed.expected_dead = True
+        assert doomed.ended() == -signal.SIGKILL
+        store.interventions.stop(study, "a test")
+        fleet.start().ended()
+        fleet.none_crashed()
+    assert [t.state for t in store.reads.trials(study)] == ["COMPLETE"]
+    assert store.reads.find("study").state == "FINISHED"

@@ -157,6 +157,14 @@ _TRIALS = {
             FROM orchestrator.attempt a GROUP BY a.trial_id
         ) AS a ON a.trial_id = t.trial_id
         WHERE (coalesce(a.n, 0), coalesce(a.last, 0)) <> (t.attempts, t.attempts) OR a.first <> 1""",
+    # Fewer than counted is right: a result that came late is how the attempt ended after all.
+    "counts": """
+        SELECT t.study, format('%s counts %s attempts lost and %s run again, but has %s and %s', t.who, t.lost, t.retries,
+            count(*) FILTER (WHERE a.outcome = 'lost'), count(*) FILTER (WHERE a.outcome = 'retried'))
+        FROM ledger t JOIN orchestrator.attempt a ON a.trial_id = t.trial_id
+        GROUP BY t.study, t.who, t.lost, t.retries, t.trial_id
+        HAVING t.lost < count(*) FILTER (WHERE a.outcome = 'lost')
+            OR t.retries < count(*) FILTER (WHERE a.outcome = 'retried')""",
     "attempt open": """
         SELECT t.study, format('attempt %s of %s %s', a.attempt, t.who,
             CASE WHEN a.ended_at IS NULL THEN 'has not ended, but nobody runs it' ELSE 'has ended, but its worker runs on' END)

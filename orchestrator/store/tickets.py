@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from orchestrator.model import JSONValue
-from orchestrator.store.schema import cell, event, is_active, study, ticket
+from orchestrator.store.schema import cell, event, is_active, study, ticket, trial
 
 _UNSPENT = ("OPEN", "LIVE")
 _EXTRA = ticket.c.extra
@@ -184,7 +184,10 @@ _BIND_SHARES = sa.text(
 
 
 def end_study_if_spent(c: Connection, study_id: int) -> None:
-    """Finishes the study when no ticket is left, or none that an open cell could take; under the study's lock."""
+    """Finishes the study when no ticket is left, or none that an open cell could take; under the study's lock.
+
+    One that is being stopped is finished when its last trial is.
+    """
     open_cells = sa.exists().where(cell.c.study_id == study_id, cell.c.state == "OPEN")
     if not c.execute(sa.select(open_cells)).scalar_one():
         open_rest = sa.and_(ticket.c.study_id == study_id, ticket.c.state == "OPEN", ~ticket.c.extra)
@@ -192,6 +195,10 @@ def end_study_if_spent(c: Connection, study_id: int) -> None:
     if not unspent(c, study_id):
         reason = sa.case((open_cells, "budget spent"), else_="every cell is closed")
         c.execute(sa.update(study).where(study.c.study_id == study_id).values(state="FINISHED", reason=reason, halt=False))
+        return
+    live = sa.exists().where(trial.c.study_id == study_id, trial.c.state.in_(("CLAIMED", "RUNNING")))
+    stopped = sa.and_(study.c.study_id == study_id, study.c.state == "STOPPING", ~live)
+    c.execute(sa.update(study).where(stopped).values(state="FINISHED", halt=False))
 
 
 def unspent(c: Connection, study_id: int) -> int:

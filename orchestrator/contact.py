@@ -25,6 +25,7 @@ class Contact:
     """All that is asked of the database goes through here, so that an outage of any length is only waited out.
 
     `halted_at` is when a person's wish to have the running trial back became known, by the monotonic clock; None before.
+    Whoever runs the next trial clears it.
     """
 
     def __init__(self, store: Store, settings: WorkerConfig, draining: Draining) -> None:
@@ -60,15 +61,18 @@ class Contact:
                 self._answered()
                 return answer
             except StoreUnavailableError as error:
-                overdue = self._draining.how >= Drain.STOP and time.monotonic() - self._draining.since >= self._settings.drain_s
-                if self._draining.how >= until or overdue:
+                if self._draining.how >= until or self._overdue():
                     raise
                 self.lost(error)
                 self.wait(pause_s * random.uniform(0.5, 1.5))
                 pause_s = min(pause_s * 2, 1.0)  # a longer one starves those refused at a connection limit
 
-    def meanwhile(self, step: Callable[[], T]) -> T:
-        """Does `step`, which asks nothing of the database, in a thread of its own while the lease is renewed."""
+    def meanwhile(self, step: Callable[[], T], hurry: Callable[[], None] | None = None) -> T:
+        """Does `step`, which asks nothing of the database, in a thread of its own while the lease is renewed.
+
+        Args:
+            hurry: called once when the worker should have ended by now; it may make `step` end, or raise to leave it behind.
+        """
         answers: list[T] = []
         errors: list[BaseException] = []
 
@@ -82,8 +86,11 @@ class Contact:
         thread.start()
         self._store.rest()
         while thread.is_alive():
-            thread.join(self.until_beat(1.0))
+            thread.join(self.until_beat(0.25))
             self.beat()
+            if hurry is not None and (self._draining.how == Drain.NOW or self._overdue()):
+                urgent, hurry = hurry, None
+                urgent()
         if errors:
             raise errors[0]
         return answers[0]
@@ -127,6 +134,7 @@ class Contact:
             return
         try:
             self.renew()
+            self.sweep()
         except StoreUnavailableError as error:
             self.lost(error)
             self._next_beat = time.monotonic() + self._settings.heartbeat_s / 2
@@ -145,6 +153,10 @@ class Contact:
         self.halted_at = (self.halted_at or time.monotonic()) if halted else None
         self._answered()
         self._next_beat = time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)
+
+    def _overdue(self) -> bool:
+        """Whether the worker was told to end longer ago than it may take."""
+        return self._draining.how >= Drain.STOP and time.monotonic() - self._draining.since >= self._settings.drain_s
 
     def _answered(self) -> None:
         if self._lost:

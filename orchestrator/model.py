@@ -28,7 +28,8 @@ class Searched:
     """One parameter left to the sampler.
 
     ``float`` and ``int`` use `low`, `high` (both inclusive), `step` (None: continuous, for int every whole number) and `log`;
-    ``categorical`` uses `choices` (JSON values).
+    ``categorical`` uses `choices` (JSON values). `when` says in which cells the parameter exists: those that have one of the
+    values given for every axis named; empty: in all.
     """
 
     path: str
@@ -38,6 +39,11 @@ class Searched:
     step: float | int | None = None
     log: bool = False
     choices: tuple[JSONValue, ...] = ()
+    when: Mapping[str, tuple[JSONValue, ...]] = field(default_factory=dict)
+
+    def exists_in(self, cell: Mapping[str, JSONValue]) -> bool:
+        """Whether a trial of that cell has this parameter; `cell` has a value for every axis that `when` names."""
+        return all(any(same_value(cell[axis], value) for value in values) for axis, values in self.when.items())
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,9 @@ class StudySpec:
         data: dict[str, JSONValue] = json.loads(json.dumps(asdict(self)))
         # Axes and parameters are sets of names: their order is no part of a study's identity.
         data["search"].sort(key=lambda s: s["path"])
+        for searched in data["search"]:  # what has no condition is written as before there were any
+            if not searched["when"]:
+                del searched["when"]
         return data
 
     @staticmethod
@@ -108,9 +117,20 @@ class StudySpec:
         fields["directions"] = tuple(data["directions"])
         fields["metrics"] = tuple(data["metrics"])
         fields["grid"] = tuple(Axis(a["path"], tuple(a["values"])) for a in data["grid"])
-        fields["search"] = tuple(Searched(**{**s, "choices": tuple(s["choices"])}) for s in data["search"])
+        fields["search"] = tuple(_searched(s) for s in data["search"])
         fields["budget"] = Budget(**data["budget"])
         return StudySpec(**fields)
+
+
+def _searched(data: Mapping[str, Any]) -> Searched:
+    when = {axis: tuple(values) for axis, values in data.get("when", {}).items()}
+    return Searched(**{**data, "choices": tuple(data["choices"]), "when": when})
+
+
+def same_value(a: JSONValue, b: JSONValue) -> bool:
+    """Whether two values are one: numbers by their size, true and 1 apart, lists and mappings as they are written."""
+    numbers = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in (a, b)]
+    return bool(a == b) if all(numbers) else json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 
 def cell_label(cell: Mapping[str, JSONValue]) -> str:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.config import WorkerConfig
 from orchestrator.contact import Contact
 from orchestrator.devices import child_environment
 from orchestrator.errors import ConfigError
 from orchestrator.logs import logger
-from orchestrator.model import StudySpec
+from orchestrator.model import StudySpec, Suggestion, TrialNews
 from orchestrator.runner import Runner, check_allowed
-from orchestrator.search import Search
+from orchestrator.search import ASK_KEY, Search
 from orchestrator.slots import HeldSlot
-from orchestrator.store import Store, StudyRow
+from orchestrator.store import Claim, Store, StudyRow
 
 IMPORT_AGAIN_S = 30.0
+FOREIGN_EVERY_S = 10.0
+_FOREIGN_TOLD = 200
 
 
 @dataclass
@@ -34,6 +36,35 @@ class Served:
     cursor: int = 0
     foreign: set[int] = field(default_factory=set)
     foreign_at: float = 0.0
+
+    def learn(self, store: Store) -> None:
+        """Feeds the sampler with what became known since the last time.
+
+        Raises:
+            StoreUnavailableError: the database does not answer.
+        """
+        news, position = store.reads.news(self.row.study_id, self.cursor)
+        if time.monotonic() - self.foreign_at >= FOREIGN_EVERY_S:
+            foreign = store.reads.foreign(self.row.study_id, self.foreign)
+            self.foreign |= {t.number for t in foreign}
+            self.foreign_at = time.monotonic()
+            news += foreign
+        self.take_in(news, position)
+
+    def take_in(self, news: list[TrialNews], position: int) -> None:
+        """Feeds the sampler with news up to `position`."""
+        self.search.feed(news)
+        self.cursor = position
+
+    def suggest(self, claim: Claim, asks: int) -> Suggestion:
+        """Parameters for the claim, with what `orchestrator replay` needs to suggest them again; `asks` counts the tries."""
+        suggestion = self.search.ask(claim.cell_values, ticket=claim.ticket, retry=claim.failures, given=claim.fixed)
+        known = {"position": self.cursor, "foreign": sorted(self.foreign)[:_FOREIGN_TOLD]}
+        asked = {"ticket": claim.ticket, "retry": claim.failures, "given": dict(claim.fixed or {}), "asks": asks}
+        study = {"study_seed": self.spec.seed, "sampler": dict(self.spec.sampler)}
+        attrs = dict(suggestion.system_attrs)
+        attrs[ASK_KEY] = {**attrs.get(ASK_KEY, {}), **known, **asked, **study}
+        return replace(suggestion, system_attrs=attrs)
 
 
 class Serving:

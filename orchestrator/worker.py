@@ -6,9 +6,8 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from orchestrator.config import WorkerConfig
 from orchestrator.contact import Contact
@@ -16,45 +15,45 @@ from orchestrator.devices import torch_device
 from orchestrator.draining import Drain, Draining
 from orchestrator.errors import DeviceError, LeaseLostError, OrchestratorError, StoreUnavailableError
 from orchestrator.faults import step as crash_step
+from orchestrator.left_results import LeftResults, Said
 from orchestrator.logs import logger
-from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned, StudySpec, cell_label, trial_seed
+from orchestrator.model import (
+    Completed,
+    Failed,
+    Interrupted,
+    Outcome,
+    Pruned,
+    StudySpec,
+    Suggestion,
+    TrialNews,
+    cell_label,
+    trial_seed,
+)
 from orchestrator.runner import (
-    AttrSet,
     Job,
-    Message,
     PruneAsked,
-    Reported,
     Running,
-    journal,
     rundir,
 )
-from orchestrator.runner.checkpoints import Checkpoints, Kept
+from orchestrator.runner.checkpoints import CheckpointError, Checkpoints, Kept
 from orchestrator.serving import Served, Serving
 from orchestrator.slots import HeldSlot, Slots
-from orchestrator.store import Claim, Place, Store, StudyRow, WorkerLease
+from orchestrator.store import Choice, Claim, Place, Store, StudyRow, Undecided, WorkerLease
 
-FOREIGN_EVERY_S = 10.0
 REPORTS_EVERY_S = 1.0
+ASKS = 3
+"""How often a sampler is asked for one trial, at most; the last time under the study's lock."""
+MODELS = ("tpe", "gp", "nsga2")
+"""The samplers that suggest by what they know of the other trials."""
+LEFT_EVERY_S = 1.0
 
 
-@dataclass
-class _Said:
-    """What an attempt reported and set, and nobody has written to the database yet; `sent` are the reports that are there."""
+class _AbandonedError(Exception):
+    """The worker was told to end before the attempt began."""
 
-    reports: dict[int, float] = field(default_factory=dict)
-    attrs: dict[str, Any] = field(default_factory=dict)
-    sent: dict[int, float] = field(default_factory=dict)
 
-    def note(self, message: Message) -> None:
-        """A step's first value counts, an attribute's last."""
-        if isinstance(message, Reported):
-            self.reports.setdefault(message.step, message.value)
-        elif isinstance(message, AttrSet):
-            self.attrs[message.key] = message.value
-
-    @property
-    def curve(self) -> dict[int, float]:
-        return {**self.reports, **self.sent}
+def _abandon() -> NoReturn:
+    raise _AbandonedError
 
 
 class Worker:
@@ -78,6 +77,9 @@ class Worker:
         self._draining = Draining()
         self._contact = Contact(store, settings, self._draining)
         self._ended = 0
+        self._unsure = False
+        self._next_look = 0.0
+        self._left = LeftResults()
         self._serving = Serving(store, settings, self._contact)
         self._lease: WorkerLease
         self._slots = Slots(store, settings)
@@ -116,12 +118,11 @@ class Worker:
     def _serve(self) -> None:
         """Runs trials one after the other."""
         idle_since = time.monotonic()
-        self._contact.insist(self._deliver_left)
         while self._draining.how == Drain.NO:
             if self._settings.max_trials is not None and self._ended >= self._settings.max_trials:
                 logger.info("worker.max_trials=%d reached", self._settings.max_trials)
                 break
-            claim = self._contact.insist(self._claim)
+            claim = self._contact.insist(self._claim, until=Drain.FINISH)
             if claim is not None and self._draining.how != Drain.NO:  # told to end while it claimed
                 self._give_back(claim, Interrupted("the worker was told to end"))
             elif claim is not None:
@@ -138,17 +139,36 @@ class Worker:
 
     def _claim(self) -> Claim | None:
         """The next trial of the first active study that has one and whose objective runs here."""
-        if self._contact.sweep():
+        if self._unsure:
+            self._store.ledger.give_back_held(self._lease, "its claim was lost on the way to the worker")
+            self._unsure = False
+        self._contact.sweep()
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LEFT_EVERY_S
             self._deliver_left()
         rows = self._store.reads.studies(self._settings.studies, active_only=True)
         self._serving.keep_only(rows)
         for row in rows:
             if self._draining.how == Drain.NO and self._serving.ready(row):
-                claim = self._store.ledger.claim(self._lease, [row.study_id], self._place)
+                self._unsure = True  # until there is an answer
+                claim = self._claim_of(self._serving.study(row.study_id))
+                self._unsure = False
                 if claim is not None:
                     crash_step("after-claim")
                     return claim
         return None
+
+    def _claim_of(self, served: Served) -> Claim | None:
+        """The next trial of one study; where its allocation is adaptive the model chooses the cell of a ticket without one."""
+        ledger, study_id = self._store.ledger, served.row.study_id
+        adaptive = served.spec.allocation == "adaptive"
+        claim = ledger.claim_one(self._lease, study_id, self._place, adaptive=adaptive)
+        if isinstance(claim, Undecided):
+            served.learn(self._store)
+            cell, why = served.search.choose_cell(claim.cells, ticket=claim.ordinal, retry=claim.failures)
+            choice = Choice(cell, {**why, "position": served.cursor})
+            claim = ledger.claim_one(self._lease, study_id, self._place, choice, adaptive=True)
+        return claim if isinstance(claim, Claim) else None
 
     def _run_trial(self, claim: Claim) -> None:
         """Takes one claimed trial from its parameters to its end in the database, or gives it back."""
@@ -173,35 +193,47 @@ class Worker:
                 outcome, said = self._attempt(served, claim, job)
                 crash_step("after-result")
                 if not isinstance(outcome, Pruned):  # another attempt may want them, or the user the trained model
-                    self._contact.meanwhile(lambda: kept.close(final=True))
+                    self._contact.meanwhile(lambda: kept.close(final=True), hurry=lambda: kept.close(final=False))
                 if self._deliver(served.row, served.spec, claim, outcome, said):
                     kept.discard_older()
             crash_step("after-finish")
+        except _AbandonedError:
+            self._give_back(claim, Interrupted("the worker was told to end"))
         except LeaseLostError as lost:
             logger.warning("%s", lost)
             self._contact.insist(self._contact.renew)  # raises if the worker itself is gone
 
     def _create(self, served: Served, claim: Claim) -> Claim:
-        """Asks the sampler for this cell, knowing all that is in the database now, and creates the Optuna trial."""
+        """Asks the sampler for this cell, knowing all that is in the database now, and creates the Optuna trial.
+
+        What others create between the two is learnt and the sampler asked again, so that no two suggest alike; should that
+        happen `ASKS` times, the last ask is under the study's lock, where others wait for it.
+        """
+
+        def suggest(asks: int) -> Suggestion:
+            suggestion = served.suggest(claim, asks)
+            crash_step("after-ask")
+            return suggestion
+
+        def learn_and_suggest(news: list[TrialNews], position: int) -> Suggestion:
+            served.take_in(news, position)
+            return suggest(ASKS)
 
         def ask() -> Claim:
-            self._learn(served)
-            suggestion = served.search.ask(claim.cell_values, ticket=claim.ticket, retry=claim.failures, given=claim.fixed)
-            crash_step("after-ask")
-            return self._store.ledger.create(claim, suggestion, self._lease, self._place)
+            learns = served.spec.sampler.get("name") in MODELS
+            for asks in range(1, ASKS):
+                served.learn(self._store)
+                known = served.cursor if learns else None
+                created = self._store.ledger.create(claim, suggest(asks), self._lease, self._place, known=known)
+                if created is not None:
+                    return created
+            created = self._store.ledger.create(claim, learn_and_suggest, self._lease, self._place, known=served.cursor)
+            assert created is not None
+            return created
 
-        created = self._contact.insist(ask, until=Drain.NOW)
+        made = self._contact.insist(ask, until=Drain.NOW)
         crash_step("after-create")
-        return created
-
-    def _learn(self, served: Served) -> None:
-        news, served.cursor = self._store.reads.news(served.row.study_id, served.cursor)
-        if time.monotonic() - served.foreign_at >= FOREIGN_EVERY_S:
-            foreign = self._store.reads.foreign(served.row.study_id, served.foreign)
-            served.foreign |= {t.number for t in foreign}
-            served.foreign_at = time.monotonic()
-            news += foreign
-        served.search.feed(news)
+        return made
 
     @contextmanager
     def _kept(self, served: Served, claim: Claim) -> Iterator[Kept]:
@@ -210,8 +242,10 @@ class Worker:
         number = claim.number
         assert number is not None
         try:
-            kept = self._contact.meanwhile(lambda: self._checkpoints.begin(folder, number, claim.attempt, resume=resume))
-        except OrchestratorError:
+            kept = self._contact.meanwhile(
+                lambda: self._checkpoints.begin(folder, number, claim.attempt, resume=resume), hurry=_abandon
+            )
+        except CheckpointError:
             self._release(claim, "cannot keep its checkpoints")
             raise
         with kept:
@@ -243,9 +277,10 @@ class Worker:
         assert claim.number is not None
         return rundir.attempt_dir(Path(self._place.runs_dir), row.folder, claim.number, attempt)
 
-    def _attempt(self, served: Served, claim: Claim, job: Job) -> tuple[Outcome, _Said]:
+    def _attempt(self, served: Served, claim: Claim, job: Job) -> tuple[Outcome, Said]:
         """Runs the child to its end; returns its outcome with what it said that is not written yet."""
-        said = _Said(sent=self._reported(served.row, claim))
+        said = Said(sent=self._reported(served.row, claim))
+        self._contact.halted_at = None  # that was the trial before
         next_flush = 0.0
         try:
             running = served.runner.start(job)
@@ -261,7 +296,7 @@ class Worker:
                     said.note(message)
                     if isinstance(message, PruneAsked):
                         running.answer_prune(self._should_prune(served, claim, said.curve))
-                if (said.reports or said.attrs) and time.monotonic() >= next_flush and running.outcome is None:
+                if said.anything and time.monotonic() >= next_flush and running.outcome is None:
                     self._flush(claim, said)
                     next_flush = time.monotonic() + REPORTS_EVERY_S
                 self._contact.beat()
@@ -280,10 +315,10 @@ class Worker:
         running = self._contact.insist(lambda: self._store.reads.running(row.study_id))
         return next((dict(news.intermediate) for news in running if news.number == claim.number), {})
 
-    def _flush(self, claim: Claim, said: _Said) -> None:
+    def _flush(self, claim: Claim, said: Said) -> None:
         """Writes what the trial reported; if that does not work now it is tried again later, at last with the result."""
         try:
-            self._store.ledger.report(claim, said.reports, said.attrs)
+            self._store.ledger.report(claim, said.reports, said.attrs, said.constraints)
         except StoreUnavailableError as error:
             self._contact.lost(error)
         except LeaseLostError:
@@ -292,7 +327,7 @@ class Worker:
             logger.debug("reports of trial %s were refused: %s", claim.number, error)
         else:
             said.sent |= said.reports
-            said.reports, said.attrs = {}, {}
+            said.reports, said.attrs, said.constraints = {}, {}, {}
         finally:
             self._store.rest()
 
@@ -304,7 +339,7 @@ class Worker:
         try:
             if not self._store.ledger.may_prune(claim):
                 return False
-            self._learn(served)
+            served.learn(self._store)
             served.search.feed(self._store.reads.running(served.row.study_id))
         except StoreUnavailableError as error:
             self._contact.lost(error)
@@ -323,32 +358,22 @@ class Worker:
         since, reason = min(asked)
         running.ask_to_stop()
         if draining.how == Drain.NOW or time.monotonic() - since >= self._settings.drain_s:
-            running.terminate(reason)
+            self._contact.meanwhile(lambda: running.terminate(reason))
 
     # ------------------------------------------------------------------------------------------------------ its end, written
 
-    def _earlier_result(self, row: StudyRow, claim: Claim) -> tuple[Outcome, _Said] | None:
+    def _earlier_result(self, row: StudyRow, claim: Claim) -> tuple[Outcome, Said] | None:
         """A result that an earlier attempt left in a run directory this host sees: delivered, not run again."""
         number = claim.number
         if number is None or not claim.resumed:
             return None
-        for earlier in reversed(self._contact.insist(lambda: self._store.reads.attempts(row.study_id, number))):
-            if earlier.outcome in ("lost", "interrupted"):  # of others the result is known: it made the trial run again
-                left = self._left_in(self._run_dir(row, claim, earlier.attempt))
-                if left is not None:
-                    return left
+        for earlier in reversed(self._contact.insist(lambda: self._store.reads.attempts(row.study_id, number))[:-1]):
+            if earlier.outcome not in ("lost", "interrupted"):  # its result is known, and made the trial run again
+                break
+            left = self._left.result_in(self._run_dir(row, claim, earlier.attempt))
+            if left is not None:
+                return left
         return None
-
-    def _left_in(self, run_dir: Path) -> tuple[Outcome, _Said] | None:
-        try:
-            outcome = rundir.read_result(run_dir)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s: the result cannot be read: %s", run_dir, error)
-            return None
-        if outcome is None or isinstance(outcome, Interrupted):
-            return None
-        logger.info("%s holds a result that was not delivered; delivering it", run_dir)
-        return outcome, _Said(*journal.read(run_dir))
 
     def _deliver_left(self) -> None:
         """Delivers results that workers of this host left when they died, also of studies that hand out no trials any more."""
@@ -356,14 +381,14 @@ class Worker:
         rows = {row.study_id: row for row in self._store.reads.studies()} if left else {}
         for claim in left:
             row = rows.get(claim.study_id)
-            found = self._left_in(self._run_dir(row, claim, claim.attempt)) if row is not None else None
+            found = self._left.result_in(self._run_dir(row, claim, claim.attempt)) if row is not None else None
             if row is not None and found is not None:
                 try:
                     self._deliver(row, self._store.reads.spec(row.study_id), claim, *found)
                 except LeaseLostError as lost:
                     logger.info("%s", lost)
 
-    def _deliver(self, row: StudyRow, spec: StudySpec, claim: Claim, outcome: Outcome, said: _Said) -> bool:
+    def _deliver(self, row: StudyRow, spec: StudySpec, claim: Claim, outcome: Outcome, said: Said) -> bool:
         """Writes the end of the attempt; False if the trial goes on: it was interrupted, or failed for what passes."""
         if isinstance(outcome, Interrupted):
             self._give_back(claim, outcome)
@@ -377,7 +402,7 @@ class Worker:
             raise
         except OrchestratorError as error:  # what it reported cannot be stored; the trial must end all the same
             outcome = Failed("value", f"the database took neither the result nor the attributes: {error}")
-            self._finish(claim, outcome, _Said())
+            self._finish(claim, outcome, Said())
         self._ended += 1
         what = f"trial {claim.number} of {row.name}"
         if isinstance(outcome, Failed):
@@ -395,24 +420,30 @@ class Worker:
         if outcome.lost:
             self._contact.wait(self._settings.poll_s)  # whatever ended it may be at it still
 
-    def _runs_again(self, spec: StudySpec, claim: Claim, failed: Failed, said: _Said) -> bool:
+    def _runs_again(self, spec: StudySpec, claim: Claim, failed: Failed, said: Said) -> bool:
         if not spec.runner.get("retries", 0) or not failed.passes(spec.runner.get("retry_on")):
             return False
         ledger = self._store.ledger
         return self._contact.insist(
-            lambda: ledger.retry(claim, failed, reports=said.reports, attrs=said.attrs), until=Drain.NOW
+            lambda: ledger.retry(claim, failed, reports=said.reports, attrs=said.attrs, constraints=said.constraints),
+            until=Drain.NOW,
         )
 
-    def _finish(self, claim: Claim, outcome: Completed | Pruned | Failed, said: _Said) -> None:
+    def _finish(self, claim: Claim, outcome: Completed | Pruned | Failed, said: Said) -> None:
         ledger = self._store.ledger
-        self._contact.insist(lambda: ledger.finish(claim, outcome, reports=said.reports, attrs=said.attrs), until=Drain.NOW)
+        self._contact.insist(
+            lambda: ledger.finish(claim, outcome, reports=said.reports, attrs=said.attrs, constraints=said.constraints),
+            until=Drain.NOW,
+        )
 
     # ------------------------------------------------------------------------------------------------ its row and its device
 
     @contextmanager
     def _registered(self) -> Iterator[None]:
         place = self._checkpoints.identity()
-        self._lease = self._contact.insist(lambda: self._store.fleet.register(self._settings.lease_ttl_s, place))
+        self._lease = self._contact.insist(
+            lambda: self._store.fleet.register(self._settings.lease_ttl_s, place, self._settings.studies)
+        )
         self._contact.hold(self._lease)
         self._warn_of_places(place)
         try:

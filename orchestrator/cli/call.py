@@ -19,9 +19,9 @@ _SWITCHES = {
     "launch": ("--json", "--dry-run"),
     "pause": ("--json", "--now"),
     "stop": ("--json", "--now"),
-    **dict.fromkeys(("status", "best", "logs", "resume", "retry", "enqueue", "doctor"), ("--json",)),
+    **dict.fromkeys(("status", "best", "logs", "resume", "retry", "enqueue", "doctor", "replay"), ("--json",)),
 }
-_WORDS = {"best": ("trial", "out"), "logs": ("trial", "attempt"), "retry": ("trial",)}
+_WORDS = {"best": ("trial", "out"), "logs": ("trial", "attempt"), "retry": ("trial",), "replay": ("trial",)}
 _REVIVE_S = 2.0  # a worker that tries has a trial to look after
 _ACTIONS = {"db": ("start", "stop", "url", "upgrade")}
 
@@ -56,7 +56,10 @@ class Call:
         rest = [word for word in rest if word not in switches]
         words = {}
         for key in _WORDS.get(command, ()):
-            for word in [w for w in rest if w.startswith(f"{key}=")]:
+            found = [w for w in rest if w.startswith(f"{key}=")]
+            if len(found) > 1:
+                raise ConfigError(f"{' '.join(found)}: give {key} once")
+            for word in found:
                 words[key] = word.partition("=")[2]
                 rest.remove(word)
         return Call(command, config.parse_flags(rest), switches, words, action)

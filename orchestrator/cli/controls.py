@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from orchestrator import search
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError
+from orchestrator.maintenance import Maintenance
 from orchestrator.model import cell_label
 from orchestrator.store import Retried, Store, StudyRow
 
@@ -29,7 +30,7 @@ def stop(call: Call) -> int:
 
     def change(store: Store, study_id: int) -> None:
         store.interventions.stop(study_id, _who(), now="--now" in call.switches)
-        store.ledger.end_studies()
+        Maintenance(store, 0.0).sweep()  # also of workers that died on this host
 
     return _change(call, change)
 
@@ -78,7 +79,10 @@ def _change(call: Call, change: Callable[[Store, int], None]) -> int:
         row = store.reads.find(name)
         change(store, row.study_id)
         now = store.reads.find(name)
-        _say(call, store, row, f"{now.state.lower()}{f' ({now.reason})' if now.reason else ''}", {})
+        running = [t for t in store.reads.trials(row.study_id, live_only=True) if t.worker_id is not None]
+        held = "".join(f"\ntrial {t.number} is still held by worker {t.worker_id}" for t in running)
+        said = f"{now.state.lower()}{f' ({now.reason})' if now.reason else ''}{held if now.state != 'ACTIVE' else ''}"
+        _say(call, store, row, said, {})
     return 0
 
 
@@ -90,9 +94,9 @@ def _say(call: Call, store: Store, row: StudyRow, text: str, data: Mapping[str, 
         print(json.dumps({"study": now.name, "state": now.state, "reason": now.reason, **data, "workers": workers}, indent=2))
         return
     print(f"study {row.name}: {text}")
-    if data and now.state == "PAUSED":
+    if any(data.values()) and now.state == "PAUSED":
         print(f"it is {now.reason}; go on with: orchestrator resume study.name={row.name}")
-    elif data and not workers:
+    elif now.state == "ACTIVE" and any(data.values()) and not workers:
         print("no worker runs now; start one with: orchestrator worker")
 
 

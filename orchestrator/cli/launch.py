@@ -19,7 +19,7 @@ from types import FrameType
 from omegaconf import OmegaConf
 
 from orchestrator import config, search
-from orchestrator.cli import screen
+from orchestrator.cli import estimates, screen
 from orchestrator.cli.call import Call
 from orchestrator.cli.server import LAUNCHER_PID
 from orchestrator.devices import discover, usable_cores
@@ -117,7 +117,7 @@ def _check_places(call: Call, store: Store, spec: StudySpec, count: int) -> None
     """
     if not spec.runner.get("resume", True):
         return
-    places = store.reads.checkpoint_places()
+    places = store.reads.checkpoint_places(spec.name)
     if count:
         paths = call.composed.host.paths
         places.setdefault(Checkpoints(paths.checkpoints, paths.runs).identity(), set()).add(socket.gethostname())
@@ -316,10 +316,11 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
     progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
     trials = store.reads.trials(row.study_id)
     best = screen.best_trials(spec, trials)
+    believed = estimates.of_cells(store, spec, progress)
     if call.json:
-        print(json.dumps(screen.as_data(spec, progress, best), indent=2))
+        print(json.dumps(screen.as_data(spec, progress, best, believed), indent=2))
     else:
-        print(screen.results(spec, progress, best))
+        print(screen.results(spec, progress, best, believed))
         where = "".join(f" {o}" for o in call.composed.overrides if o.startswith(("storage", "paths")) and "url" not in o)
         print(f"browse it: orchestrator dashboard{where}")
     if interrupted:

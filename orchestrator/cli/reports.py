@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli import screen
+from orchestrator.cli import estimates, screen
 from orchestrator.cli.call import Call
 from orchestrator.config import rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
@@ -128,6 +128,7 @@ def best(call: Call) -> int:
         spec = store.reads.spec(row.study_id)
         trials = store.reads.trials(row.study_id)
         progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
+        believed = estimates.of_cells(store, spec, progress)
     chosen = screen.best_trials(spec, trials) if wanted is None else [t for t in trials if t.number == wanted]
     if not chosen and wanted is not None:
         raise ConfigError(f"trial={wanted}: study {row.name} has no trial of that number that this program ran")
@@ -136,7 +137,7 @@ def best(call: Call) -> int:
     if "out" in call.words:
         _write_config(call.words["out"], spec, chosen)
     if call.json:
-        data = screen.as_data(spec, progress, chosen)
+        data = screen.as_data(spec, progress, chosen, believed)
         for entry, trial in zip(data["best"], chosen, strict=True):
             entry["overrides"] = _overrides(spec, trial, groups)
         print(json.dumps(data, indent=2))
@@ -146,6 +147,8 @@ def best(call: Call) -> int:
             yaml.safe_dump({"study": spec.name, **screen.trial_data(spec, trial)}, sort_keys=False, allow_unicode=True), end=""
         )
         print(_overrides_comment(_overrides(spec, trial, groups)))
+    if spec.grid and any(believed):
+        print(screen.cell_comments(spec, progress.cells, believed))
     return 0
 
 

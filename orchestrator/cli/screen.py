@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,6 +19,10 @@ from orchestrator.config import normal_form
 from orchestrator.model import Axis, Searched, StudySpec, cell_label, value_label
 from orchestrator.store import CellRow, Progress, TrialRow
 
+if TYPE_CHECKING:
+    from orchestrator.search import CellEstimate
+
+Estimates: TypeAlias = "Sequence[CellEstimate | None]"
 _LINE_EVERY_S = 10.0
 _MOST_CELLS = 30
 _MOST_TEXT = 60  # characters of one declaration in a plan
@@ -111,14 +115,21 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def cell_table(spec: StudySpec, cells: tuple[CellRow, ...], room: int = _MOST_CELLS) -> RenderableType:
-    """A row a cell: its values, counts, best value; of more cells than there is room for, those that need a look first."""
+def cell_table(
+    spec: StudySpec, cells: tuple[CellRow, ...], room: int = _MOST_CELLS, estimates: Estimates = ()
+) -> RenderableType:
+    """A row a cell: its values, counts, best value; of more cells than there is room for, those that need a look first.
+
+    With `estimates` also what the model believes of the best value each cell can reach, and how likely no other reaches more.
+    """
+    believed = dict(zip((c.ordinal for c in cells), estimates, strict=False)) if any(estimates) else {}
     table = Table(box=None, pad_edge=False)
     for axis in spec.grid:
         table.add_column(Text(axis.path))
     if not spec.grid:
         table.add_column("cell")
-    for name in ("done", "pruned", "failed", "running", f"best {spec.metrics[0]}", "trial", ""):
+    told = ("its optimum (90 %)", "P(best)") if believed else ()
+    for name in ("done", "pruned", "failed", "running", f"best {spec.metrics[0]}", "trial", *told, ""):
         table.add_column(Text(value_label(name)), justify="right" if name else "left")
     shown = cells
     if len(cells) > max(3, room):
@@ -131,9 +142,29 @@ def cell_table(spec: StudySpec, cells: tuple[CellRow, ...], room: int = _MOST_CE
         number = "" if cell.best_trial is None else str(cell.best_trial)
         closed = f"closed: {cell.reason}" if cell.state == "CLOSED" else ""
         counts = (f"{cell.completed + cell.pruned}/{cell.bound}", str(cell.pruned), str(cell.failed), str(cell.running))
-        table.add_row(*map(Text, (*names, *counts, best, number, closed)))
+        belief = _belief(believed.get(cell.ordinal)) if believed else ()
+        table.add_row(*map(Text, (*names, *counts, best, number, *belief, closed)))
     more = len(cells) - len(shown)
     return Group(table, Text(f"… and {_cells(more)} more")) if more else table
+
+
+def _belief(estimate: CellEstimate | None) -> tuple[str, str]:
+    if estimate is None:
+        return "", ""
+    e = estimate
+    return f"{e.estimate:.4g} ({e.low:.4g} to {e.high:.4g})", f"{100 * e.probability_best:.0f} %"
+
+
+def cell_comments(spec: StudySpec, cells: Sequence[CellRow], estimates: Estimates) -> str:
+    """The cells as YAML comments, those likeliest to be the best first."""
+    rows = sorted(zip(cells, estimates, strict=True), key=lambda row: -(row[1].probability_best if row[1] else -1.0))
+    lines = ["# cells: complete trials, best value, its optimum (90 %), probability that no other cell reaches more"]
+    for cell, estimate in rows[:_MOST_CELLS]:
+        best = "none" if cell.best is None else f"{cell.best:.6g}"
+        lines.append(f"#   {cell_label(cell.values)}: {cell.completed}, {best}, {', '.join(_belief(estimate))}".rstrip(" ,"))
+    if len(rows) > _MOST_CELLS:
+        lines.append(f"#   … and {_cells(len(rows) - _MOST_CELLS)} more")
+    return "\n".join(lines)
 
 
 def _cells(count: int) -> str:
@@ -204,19 +235,21 @@ def _parameters(spec: StudySpec, distributions: list[tuple[str, str]]) -> list[t
 
 
 def best_trials(spec: StudySpec, trials: list[TrialRow]) -> list[TrialRow]:
-    """The best complete trial, or with several objectives those that no other one beats (the Pareto front)."""
+    """The best feasible complete trial, or with several objectives those that no other one beats (the Pareto front)."""
     signs = [-1.0 if d == "maximize" else 1.0 for d in spec.directions]
     done = [
-        (tuple(s * v for s, v in zip(signs, t.values, strict=True)), t) for t in trials if t.state == "COMPLETE" and t.values
+        (tuple(s * v for s, v in zip(signs, t.values, strict=True)), t)
+        for t in trials
+        if t.state == "COMPLETE" and t.values and t.feasible
     ]
     if len(signs) == 1:
         return [min(done, key=lambda d: (d[0], d[1].number))[1]] if done else []
     return [t for loss, t in done if not any(o != loss and all(a <= b for a, b in zip(o, loss, strict=True)) for o, _ in done)]
 
 
-def results(spec: StudySpec, progress: Progress, best: list[TrialRow]) -> str:
-    """The end of a launch: what was spent, the best trial with its parameters, the best of every cell."""
-    console = Console(file=io.StringIO(), width=max(120, Console().width), highlight=False)
+def results(spec: StudySpec, progress: Progress, best: list[TrialRow], estimates: Estimates = ()) -> str:
+    """The end of a launch: what was spent, the best trial with its parameters, the best of every cell and its estimate."""
+    console = Console(file=io.StringIO(), width=max(150, Console().width), highlight=False)
     with console.capture() as captured:
         console.print(Text(headline(spec, progress)), soft_wrap=True)
         if progress.study.state == "FINISHED":
@@ -226,7 +259,7 @@ def results(spec: StudySpec, progress: Progress, best: list[TrialRow]) -> str:
             console.print(Text(describe_trial(spec, trial)), soft_wrap=True)
         console.print()
         console.print(Text("best of every cell" if spec.grid else "the study's one cell"))
-        console.print(cell_table(spec, progress.cells, room=200))
+        console.print(cell_table(spec, progress.cells, room=200, estimates=estimates))
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
@@ -238,8 +271,9 @@ def describe_trial(spec: StudySpec, trial: TrialRow) -> str:
     return "\n".join([f"best trial {trial.number}: {values}", *lines])
 
 
-def as_data(spec: StudySpec, progress: Progress, best: list[TrialRow]) -> dict[str, Any]:
-    """The same for programs: plain data for JSON."""
+def as_data(spec: StudySpec, progress: Progress, best: list[TrialRow], estimates: Estimates = ()) -> dict[str, Any]:
+    """The same for programs: plain data for JSON; without `estimates` their fields are null."""
+    believed = [*estimates, *[None] * (len(progress.cells) - len(estimates))]
     return {
         "study": spec.name,
         "state": progress.study.state,
@@ -263,8 +297,9 @@ def as_data(spec: StudySpec, progress: Progress, best: list[TrialRow]) -> dict[s
                 "running": c.running,
                 "best": c.best,
                 "best_trial": c.best_trial,
+                "estimate": None if belief is None else asdict(belief),
             }
-            for c in progress.cells
+            for c, belief in zip(progress.cells, believed, strict=True)
         ],
     }
 

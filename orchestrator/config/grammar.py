@@ -103,10 +103,17 @@ def categorical(path: str, values: Iterable[JSONValue], *, shown: str) -> Search
     return Searched(path, "categorical", choices=choices)
 
 
-def normal_form(declared: Axis | Searched) -> str | list[JSONValue]:
+def normal_form(declared: Axis | Searched) -> str | list[JSONValue] | dict[str, JSONValue]:
     """Returns the YAML of a declaration: the inverse of reading it under ``grid`` or ``search``."""
     if isinstance(declared, Axis):
         return list(declared.values)
+    if declared.when:
+        when = {axis: values[0] if len(values) == 1 else list(values) for axis, values in declared.when.items()}
+        return {"space": _sweep_of(declared), "when": when}
+    return _sweep_of(declared)
+
+
+def _sweep_of(declared: Searched) -> str | list[JSONValue]:
     if declared.kind == "categorical":
         return list(declared.choices)
     low, high = declared.low, declared.high

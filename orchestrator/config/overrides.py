@@ -26,7 +26,7 @@ _LISTS = (
     "study.direction",
     "study.metric",
 )
-NAMING = ("status", "best", "logs", "pause", "resume", "stop", "retry", "enqueue", "doctor")
+NAMING = ("status", "best", "logs", "pause", "resume", "stop", "retry", "enqueue", "doctor", "replay")
 """The commands that take ``study.name`` besides the settings of this host."""
 
 
@@ -273,9 +273,9 @@ def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
         raise ConfigError(f"{word.text}: {word.path} lies below {above}, whose values replace it; fix {above} or drop it first")
     if word.path:
         check_ancestors(word.path, params, shown=word.text)
-    for path in below or {word.path: value}:
+    for path, item in (below or {word.path: value}).items():
         space.drop(path)
-        _put(params, path, value)
+        _put(params, path, item)
     return [word.under(f"params.{word.path}" if word.path else "params", force=new and fixes)]
 
 

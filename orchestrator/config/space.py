@@ -1,17 +1,23 @@
-"""Grid and search of a study: what YAML declares, changed word by word by the command line. Pure."""
+"""Grid and search of a study: what YAML declares, changed word by word by the command line. Pure.
+
+A searched parameter is a sweep, or a mapping ``{space: <sweep>, when: {axis: value or list of values}}``: it then exists only
+in the cells that have one of the values of every axis named. In `search` the keys ``space`` and ``when`` of a mapping mean
+this; a parameter that is itself called so is declared by its dotted path (``model.space: [a, b]``).
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from hydra.core.override_parser.types import Sweep
 
 from orchestrator.config import grammar
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import Axis, JSONValue, Searched
+from orchestrator.model import Axis, JSONValue, Searched, same_value, value_label
 
 _PATH = re.compile(r"[\w-]+(\.[\w-]+)*")
 
@@ -22,6 +28,8 @@ class Space:
     def __init__(self) -> None:
         self.grid: dict[str, Axis] = {}
         self.search: dict[str, Searched] = {}
+        self._conditions: dict[str, Mapping[str, Any]] = {}
+        self._fixed: set[str] = set()
 
     @staticmethod
     def from_yaml(grid: Any, search: Any) -> Space:
@@ -35,6 +43,7 @@ class Space:
         for section, node in (("grid", grid), ("search", search)):
             for path, value in flatten(section, node).items():
                 if value is None:
+                    space._fixed.add(path)
                     continue
                 if path in declared:
                     raise ConfigError(f"{path} is in grid and in search; take it out of one (grid.{path}=null)")
@@ -45,9 +54,16 @@ class Space:
     def declare(self, section: str, path: str, value: Any) -> None:
         """Puts what ``grid`` or ``search`` say about `path`: a list, a sweep, or a sweep written as a string.
 
+        In ``search`` it may be a mapping of such a ``space`` and the condition ``when``, which `check` looks into.
+
         Raises:
             ConfigError: it is a plain value, or as `grammar.declaration`.
         """
+        if isinstance(value, Mapping):
+            when = _condition(path, value)
+            self.declare(section, path, value["space"])
+            self._conditions[path] = when
+            return
         shown = f"{section}.{path}={_text(value)}"
         if isinstance(value, str):
             value = grammar.parse_value(value, shown=shown)
@@ -62,6 +78,7 @@ class Space:
 
     def put(self, declared: Axis | Searched) -> None:
         """Puts an axis or a searched parameter in place of what was declared for its path."""
+        self._conditions.pop(declared.path, None)
         if isinstance(declared, Axis):
             self.search.pop(declared.path, None)
             self.grid[declared.path] = declared
@@ -73,8 +90,10 @@ class Space:
         """Takes `path` and everything below it out; whether there was anything."""
         gone = [known for known in self.paths() if known == path or known.startswith(f"{path}.")]
         for known in gone:
-            self.grid.pop(known, None)
+            if self.grid.pop(known, None) is not None:
+                self._fixed.add(known)
             self.search.pop(known, None)
+            self._conditions.pop(known, None)
         return bool(gone)
 
     def paths(self) -> list[str]:
@@ -85,10 +104,12 @@ class Space:
         return next((known for known in self.paths() if path.startswith(f"{known}.")), None)
 
     def check(self, params: Mapping[str, Any]) -> None:
-        """Checks the paths against each other and against the defaults.
+        """Checks the paths against each other and against the defaults, and settles in which cells each parameter exists.
+
+        An axis that was taken out again has the one value of `params`: what exists for another value is not searched at all.
 
         Raises:
-            ConfigError: a path below another, or below a plain value.
+            ConfigError: a path below another, or below a plain value; a condition on what is no axis, or no value of one.
         """
         for section, paths in (("grid", self.grid), ("search", self.search)):
             for path in paths:
@@ -96,6 +117,50 @@ class Space:
                 if above is not None:
                     raise ConfigError(f"{section}.{path} lies below {above}, which is declared too; declare one of them")
                 check_ancestors(path, params, shown=f"{section}.{path}")
+        for path, condition in list(self._conditions.items()):
+            when = self._settled(path, condition, params)
+            if when is None:
+                self.drop(path)
+            else:
+                self.search[path] = replace(self.search[path], when=when)
+
+    def _settled(
+        self, path: str, condition: Mapping[str, Any], params: Mapping[str, Any]
+    ) -> dict[str, tuple[JSONValue, ...]] | None:
+        """The axes and their values that a condition names; None where it can never hold."""
+        when: dict[str, tuple[JSONValue, ...]] = {}
+        for name, wanted in self._named(path, condition, ""):
+            shown = f"search.{path}.when.{name}={value_label(wanted)}"
+            grammar.check_finite(wanted, shown)
+            if name not in self.grid:
+                fixed = at(params, name) if has(params, name) else None
+                if isinstance(fixed, str) and "${" in fixed:
+                    raise ConfigError(f"{shown}: {name} is no axis any more, and its value {fixed} is known in a trial only")
+                if not any(same_value(fixed, value) for value in _any_of(wanted, [fixed])):
+                    return None
+                continue
+            values = self.grid[name].values
+            chosen = _any_of(wanted, values)
+            unknown = [value for value in chosen if not any(same_value(value, known) for known in values)]
+            if unknown or not chosen:
+                there = ", ".join(map(value_label, values))
+                what = f"{value_label(unknown[0])} is not on the axis" if unknown else "there is no value; name at least one"
+                raise ConfigError(f"{shown}: {what}; grid.{name} has {there}")
+            when[name] = tuple(known for known in values if any(same_value(value, known) for value in chosen))
+        return when
+
+    def _named(self, path: str, node: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+        """The axes that a condition names, by dotted or nested keys, with what it says of each."""
+        for key, value in node.items():
+            name = f"{above}{key}"
+            if name in self.grid or name in self._fixed:
+                yield name, value
+            elif isinstance(value, Mapping) and value:
+                yield from self._named(path, value, f"{name}.")
+            else:
+                what = "is searched, and a condition looks at the grid" if name in self.search else "is no axis of the grid"
+                there = f"; the axes are {', '.join(self.grid)}" if self.grid else "; there is no grid"
+                raise ConfigError(f"search.{path}.when: {name} {what}{did_you_mean(name, self.grid) or there}")
 
     def check_spelling(self, params: Mapping[str, Any]) -> None:
         """Refuses a path that params does not have and that is so close to one of its parameters that it must be a slip.
@@ -120,12 +185,13 @@ class Space:
             "search": {path: grammar.normal_form(searched) for path, searched in self.search.items()},
         }
 
-    def example(self) -> dict[str, JSONValue]:
-        """Returns one value for every path: those of the first cell, and the low ends."""
+    def examples(self) -> list[dict[str, JSONValue]]:
+        """Returns one value for every path, first values and low ends; then again without what exists in some cells only."""
         values: dict[str, JSONValue] = {path: axis.values[0] for path, axis in self.grid.items()}
         for path, searched in self.search.items():
             values[path] = searched.choices[0] if searched.kind == "categorical" else searched.low
-        return values
+        always = {path: value for path, value in values.items() if path not in self.search or not self.search[path].when}
+        return [values, always] if len(always) < len(values) else [values]
 
 
 def flatten(section: str, node: Any) -> dict[str, Any]:
@@ -150,10 +216,45 @@ def _leaves(section: str, node: Any, above: str) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         path = f"{above}{key}"
         check_path(path, shown=f"{section}.{path}")
-        if isinstance(value, Mapping):
+        if section == "search" and isinstance(value, Mapping) and _is_conditional(value):
+            yield path, None if value.get("space", "") is None else value
+        elif isinstance(value, Mapping):
             yield from _leaves(section, value, f"{path}.")
         else:
             yield path, value
+
+
+def _is_conditional(node: Mapping[Any, Any]) -> bool:
+    """Whether a mapping under ``search`` is one declaration, and no level of nesting."""
+    says_space = "space" in node and not isinstance(node["space"], Mapping)
+    return says_space or ("when" in node and (node["when"] is None or isinstance(node["when"], Mapping)))
+
+
+def _condition(path: str, declared: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a conditional declaration says under ``when``, which may be missing.
+
+    Raises:
+        ConfigError: a key besides ``space`` and ``when``, no space, or no condition in ``when``.
+    """
+    for key in declared:
+        if key not in ("space", "when"):
+            raise ConfigError(
+                f"search.{path}.{key}: besides space there may be when{did_you_mean(str(key), ['when'])}; parameters below"
+                f" {path} are declared by their dotted paths"
+            )
+    if "space" not in declared or isinstance(declared["space"], Mapping):
+        raise ConfigError(f"search.{path}: there is a condition and no space; write {path}: {{space: interval(0, 1), when: …}}")
+    when = declared.get("when", {})
+    if "when" in declared and not (isinstance(when, Mapping) and when):
+        raise ConfigError(f"search.{path}.when={_text(when)}: names the axes: when: {{model.kind: [a, b]}}; or leave it out")
+    result: Mapping[str, Any] = when
+    return result
+
+
+def _any_of(wanted: Any, values: Collection[JSONValue]) -> list[JSONValue]:
+    """The values that a condition takes: a list is one of `values` as a whole, or any of its elements."""
+    whole = not isinstance(wanted, list) or any(same_value(wanted, value) for value in values)
+    return [wanted] if whole else list(wanted)
 
 
 def check_path(path: str, *, shown: str) -> None:

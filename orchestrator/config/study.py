@@ -35,6 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MAX_METRIC = 100
 _MAX_PARAM = 512  # Optuna's column for parameter names
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+ALLOCATIONS = ("uniform", "adaptive")
 _DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
 _LAUNCH_ONLY = re.compile(r"\$\{(hydra|now|python_version):")  # resolvers that Hydra registers where it runs
 _INSTANTIATE_KEYS = ("_args_", "_partial_", "_recursive_", "_convert_")
@@ -57,8 +58,9 @@ def study_spec(composed: Composed) -> StudySpec:
     _check_resolution(params, space)
     objective = _objective(config)
     allocation = resolved(config, "allocation") or "uniform"
-    if allocation != "uniform":
-        raise ConfigError(f"allocation={allocation}: must be uniform{did_you_mean(str(allocation), ['uniform'])}")
+    if allocation not in ALLOCATIONS:
+        guess = did_you_mean(str(allocation), ALLOCATIONS)
+        raise ConfigError(f"allocation={allocation}: must be one of {', '.join(ALLOCATIONS)}{guess}")
     grid, search = tuple(space.grid.values()), tuple(space.search.values())
     spec = StudySpec(
         name=name,
@@ -173,8 +175,13 @@ def _check_resolution(params: Mapping[str, JSONValue], space: Space) -> None:
 
     What only a worker can answer (its environment, resolvers that the user's code registers) is left to the worker.
     """
+    for values in space.examples():
+        _resolve(params, values)
+
+
+def _resolve(params: Mapping[str, JSONValue], values: Mapping[str, JSONValue]) -> None:
     root = OmegaConf.create(dict(params))
-    for path, value in space.example().items():
+    for path, value in values.items():
         OmegaConf.update(root, path, value, merge=False, force_add=True)
     container: Any = OmegaConf.to_container(root, resolve=False)
     for path in leaf_paths(container):

@@ -65,8 +65,13 @@ def rerun_words(values: Mapping[str, JSONValue], params: Mapping[str, Any], grou
 
 
 def normal_form(declared: Axis | Searched) -> str:
-    """Returns a declaration as the command line takes it: ``tag(log, interval(0.0001, 0.1))``, ``choice(a,b)``, ``[1,2]``."""
+    """Returns a declaration as the command line takes it: ``tag(log, interval(0.0001, 0.1))``, ``choice(a,b)``, ``[1,2]``.
+
+    A condition, which only YAML can say, is left out.
+    """
     form = grammar.normal_form(declared)
+    if isinstance(form, dict):
+        form = form["space"]
     if isinstance(form, str):
         return form
     try:

@@ -5,13 +5,14 @@ user's function with the `Trial` it is given. The three talk in JSON lines over 
 """
 
 from orchestrator.runner.contract import Job
-from orchestrator.runner.parent import AttrSet, Message, PruneAsked, Reported, Runner, Running
+from orchestrator.runner.parent import AttrSet, ConstraintSet, Message, PruneAsked, Reported, Runner, Running
 from orchestrator.runner.rundir import attempt_dir, checkpoint_dir, log_path, read_result
 from orchestrator.runner.target import check_allowed
 from orchestrator.runner.trial import Trial, TrialPruned
 
 __all__ = [
     "AttrSet",
+    "ConstraintSet",
     "Job",
     "Message",
     "PruneAsked",

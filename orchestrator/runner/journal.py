@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from orchestrator.model import JSONValue
 from orchestrator.runner.channel import Message
-from orchestrator.runner.values import as_json, as_key, as_number, as_step
+from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step
 
 _NAME: Final = "journal.jsonl"
 _LIMIT: Final = 64 << 20
@@ -52,16 +52,25 @@ class Journal:
         self._size = 0
 
 
-def read(run_dir: Path) -> tuple[dict[int, float], dict[str, JSONValue]]:
-    """What the attempt in `run_dir` reported: step to value (the first of a step) and user attributes (the last of a key).
+class Entries(NamedTuple):
+    """What an attempt reported: values by step and constraints (the first of each), user attributes (the last of a key)."""
 
-    Both are empty without a journal. A line that makes no sense is left out, as the last one of a killed process may be.
+    reports: dict[int, float]
+    attrs: dict[str, JSONValue]
+    constraints: dict[str, float]
+
+
+def read(run_dir: Path) -> Entries:
+    """What the attempt in `run_dir` reported.
+
+    Nothing without a journal. A line that makes no sense is left out, as the last one of a killed process may be.
 
     Raises:
         OSError: There is a journal, but it cannot be read.
     """
     reports: dict[int, float] = {}
     attrs: dict[str, JSONValue] = {}
+    constraints: dict[str, float] = {}
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), (run_dir / _NAME).open("rb") as lines:
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
@@ -69,10 +78,13 @@ def read(run_dir: Path) -> tuple[dict[int, float], dict[str, JSONValue]]:
                 if "report" in message:
                     step, value = message["report"]
                     reports.setdefault(as_step(step), as_number(value))
+                elif "constraint" in message:
+                    name, number = as_constraint(*message["constraint"])
+                    constraints.setdefault(name, number)
                 else:
                     key, value = message["attr"]
                     attrs[as_key(key)] = as_json(value)
-    return reports, attrs
+    return Entries(reports, attrs, constraints)
 
 
 def _identity(file: int) -> tuple[int, int]:

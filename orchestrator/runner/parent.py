@@ -24,7 +24,7 @@ from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.handle import MARGIN_S, KeeperHandle
 from orchestrator.runner.output import MIN_LIMIT
 from orchestrator.runner.target import imports_no_more, target_of
-from orchestrator.runner.values import as_json, as_key, as_number, as_step
+from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,15 @@ class AttrSet:
     value: JSONValue
 
 
-Message: TypeAlias = Reported | PruneAsked | AttrSet
+@dataclass(frozen=True)
+class ConstraintSet:
+    """The objective called ``trial.set_constraint(key, value)``, once for a key; `value` is finite."""
+
+    key: str
+    value: float
+
+
+Message: TypeAlias = Reported | PruneAsked | AttrSet | ConstraintSet
 
 
 class Runner:
@@ -318,6 +326,8 @@ class Running:
         elif "attr" in line:
             key, value = line["attr"]
             self._inbox.append(AttrSet(as_key(key), as_json(value)))
+        elif "constraint" in line:
+            self._inbox.append(ConstraintSet(*as_constraint(*line["constraint"])))
         elif "done" in line:
             self._keeper.send({"do": "linger"}, wait=False)
             if line["done"] is not None:

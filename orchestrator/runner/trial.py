@@ -13,7 +13,7 @@ from orchestrator.model import JSONValue
 from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
 from orchestrator.runner.contract import Job
 from orchestrator.runner.journal import Journal
-from orchestrator.runner.values import as_json, as_key, as_number, as_step
+from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step
 
 _T = TypeVar("_T")
 
@@ -33,6 +33,7 @@ class Trial:
         self._lock = threading.RLock()
         self._steps: set[int] = set()
         self._user_attrs: dict[str, JSONValue] = {}
+        self._constraints: set[str] = set()
         self._stop = False
         self._answers: list[bool] = []
 
@@ -171,6 +172,31 @@ class Trial:
                 raise ValueError(f"user attribute {key!r}: {error}") from None
             self._journal.append(message)
             self._user_attrs[key] = stored
+
+    def set_constraint(self, key: str, value: float) -> None:
+        """Says how well the trial keeps a constraint: zero or less is feasible, more is by how much it is violated.
+
+        The trial is feasible if it keeps all; the sampler learns to avoid where others do not. A constraint that was set
+        before is ignored with a warning. Call it before the function returns, for failed trials too.
+
+        Args:
+            key: A name for the constraint, 500 characters at most.
+            value: Anything that `float` takes but NaN. Infinities are stored as the largest floats.
+
+        Raises:
+            TypeError: `key` is no string, or `value` no number.
+            ValueError: `value` is NaN, or `key` holds NUL or a lone surrogate, or is too long.
+        """
+        key, number = as_constraint(key, value)
+        with self._lock:
+            self._refuse_fork()
+            if key in self._constraints:
+                warnings.warn(f"constraint {key!r} was set before; this value is ignored", stacklevel=2)
+                return
+            self._constraints.add(key)
+            message = {"constraint": [key, number]}
+            self._channel.send(message)
+            self._journal.append(message)
 
     @property
     def last_step(self) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import operator
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ MAX_JSON = 1_000_000
 """Bytes of JSON that one user attribute may take."""
 
 _MAX_KEY = 512  # Optuna's column for attribute names
+_MAX_CONSTRAINT = 500  # as Optuna stores it, behind "constraints:"
 _OWN_KEYS = "orchestrator:"  # what the program itself tells in a trial's attributes
 _MAX_DEPTH = 100  # readers recurse, Optuna and its dashboard among them: one value too deep for them hides the whole study
 _BYTES = (bytes, bytearray, memoryview)
@@ -79,6 +81,29 @@ def as_key(key: object) -> str:
     if key.startswith(_OWN_KEYS):
         raise ValueError(f"names that begin with {_OWN_KEYS} are the program's own")
     return _text(key)
+
+
+def as_constraint(key: object, value: object) -> tuple[str, float]:
+    """`key` and `value` if they can be a constraint: anything that `float` takes but NaN; infinities become the largest floats.
+
+    Raises:
+        TypeError: The key is no string, or the value no number.
+        ValueError: The key is longer than 500 characters or holds text that a database refuses; the value is NaN, or an
+            integer too large for a float.
+    """
+    if not isinstance(key, str):
+        raise TypeError(f"the name of a constraint must be a string, got {shown(key)} ({type(key).__name__})")
+    if len(key) > _MAX_CONSTRAINT:
+        raise ValueError(f"the name of a constraint has at most {_MAX_CONSTRAINT} characters, got {len(key)}")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        raise ValueError(f"constraint {shown(key)}: {type(value).__name__} is too large for a float") from None
+    except (TypeError, ValueError):
+        raise TypeError(f"constraint {shown(key)}: {shown(value)} is a {type(value).__name__}, not a number") from None
+    if math.isnan(number):
+        raise ValueError(f"constraint {shown(key)}: NaN says neither that it holds nor that it is violated")
+    return _text(key), max(-sys.float_info.max, min(sys.float_info.max, number))
 
 
 def as_json(value: object) -> JSONValue:

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from orchestrator.search.gp import HybridGPSampler
     from orchestrator.search.space import by_hand, describe, distributions
     from orchestrator.search.study import ASK_KEY, Search
+    from orchestrator.search.summary import CellEstimate
     from orchestrator.search.tables import create_optuna_tables, open_storage, optuna_schema_head
     from orchestrator.search.tpe import HybridTPESampler
 
 __all__ = [
     "ASK_KEY",
+    "CellEstimate",
     "HybridGPSampler",
     "HybridTPESampler",
     "Search",
@@ -31,6 +33,7 @@ _HOME = {
     "gp": ("HybridGPSampler",),
     "space": ("by_hand", "describe", "distributions"),
     "study": ("ASK_KEY", "Search"),
+    "summary": ("CellEstimate",),
     "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),
     "tpe": ("HybridTPESampler",),
 }

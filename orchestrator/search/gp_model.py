@@ -3,6 +3,8 @@
 The kernel between two trials with searched parameters x and cells c is ``s0·M(x, x') + s1·C(c, c') + s2·M(x, x')·C(c, c')``:
 a shape that all cells share, an offset for each cell, and what is particular to a cell. M and C are Matérn-5/2 with one
 length scale a column; categories are near by equality (squared distance 0 or 1). BoTorch's `MixedSingleTaskGP` has this form.
+
+Memory is of the order of (trials)² whatever the number of columns: distances and their gradients are matrix products.
 """
 
 from __future__ import annotations
@@ -20,28 +22,39 @@ from orchestrator.search.history import Array, Column
 SQRT5 = math.sqrt(5.0)
 NOISE_FLOOR = 1e-5
 JITTER = 1e-8
+COARSE = 60
+"""A fit to more trials than this starts from a fit to as many of them."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns are searched and which describe the cell, and which of them are categories."""
+    """How many choices each column has (0: ordered); the first `n_searched` columns are searched, the rest tell the cell."""
 
-    context: npt.NDArray[np.bool_]
-    category: npt.NDArray[np.bool_]
+    choices: tuple[int, ...]
+    n_searched: int
 
     @staticmethod
     def of(searched: Sequence[Column], context: Sequence[Column]) -> Layout:
-        is_context = np.array([False] * len(searched) + [True] * len(context), dtype=bool)
-        is_category = np.array([bool(c.n_choices) for c in [*searched, *context]], dtype=bool)
-        return Layout(is_context, is_category)
+        return Layout(tuple(column.n_choices for column in [*searched, *context]), len(searched))
 
-    def squared_distances(self, a: Array, b: Array) -> Array:
-        """Per column, shape (columns, len(a), len(b))."""
-        difference = a.T[:, :, None] - b.T[:, None, :]
-        result: Array = difference * difference
-        if self.category.any():
-            result[self.category] = difference[self.category] != 0
+    @property
+    def n_context(self) -> int:
+        return len(self.choices) - self.n_searched
+
+    def filled(self, x: Array) -> Array:
+        """Puts the middle (or no category) where a trial does not have a parameter, which is NaN: like to all, and its like."""
+        result: Array = np.where(np.isnan(x), self.neutral[: x.shape[-1]], x)
         return result
+
+    @property
+    def neutral(self) -> Array:
+        """What stands for a parameter that does not exist, a number a column."""
+        return np.where(np.array(self.choices, dtype=int) > 0, -1.0, 0.5)
+
+    def split(self, x: Array) -> tuple[Array, Array]:
+        """Features of the searched columns and of the cell's (see `_features`)."""
+        n = self.n_searched
+        return _features(x[:, :n], self.choices[:n]), _features(x[:, n:], self.choices[n:])
 
 
 @dataclass(frozen=True)
@@ -60,20 +73,40 @@ class Hyperparameters:
         return Hyperparameters(float(e[0]), float(e[1]), float(e[2]), float(e[3]) + NOISE_FLOOR, e[4:])
 
 
-def _matern(scaled_squared: Array) -> tuple[Array, Array]:
-    """Matérn-5/2 of a squared scaled distance, and its derivative with respect to it."""
+def _features(x: Array, choices: Sequence[int]) -> Array:
+    """Columns between whose rows the plain squared distance is meant: a category becomes one column a choice, 0 or √½."""
+    parts = []
+    for j, n in enumerate(choices):
+        column = x[:, j : j + 1]
+        parts.append(math.sqrt(0.5) * (column == np.arange(n)) if n else column)
+    return np.hstack(parts) if parts else np.zeros((len(x), 0))
+
+
+def _owners(choices: Sequence[int]) -> npt.NDArray[np.intp]:
+    """The column that each feature comes from."""
+    return np.repeat(np.arange(len(choices)), [max(n, 1) for n in choices])
+
+
+def _squared_distances(a: Array, b: Array) -> Array:
+    result: Array = a @ (-2.0 * b.T)
+    result += (a * a).sum(axis=1)[:, None]
+    result += (b * b).sum(axis=1)
+    return np.maximum(result, 0.0, out=result)
+
+
+def _matern(scaled_squared: Array) -> Array:
+    """Matérn-5/2 of a squared scaled distance."""
+    root = SQRT5 * np.sqrt(scaled_squared)
+    result: Array = (1.0 + root + root**2 / 3.0) * np.exp(-root)
+    return result
+
+
+def _matern_and_slope(scaled_squared: Array) -> tuple[Array, Array]:
+    """The same and its derivative with respect to the squared distance."""
     root = SQRT5 * np.sqrt(scaled_squared)
     decay = np.exp(-root)
-    return (1.0 + root + root**2 / 3.0) * decay, -(5.0 / 6.0) * (1.0 + root) * decay
-
-
-def _kernel(d2: Array, layout: Layout, h: Hyperparameters) -> Array:
-    m, _ = _matern(np.tensordot(h.inverse_squared[~layout.context], d2[~layout.context], axes=1))
-    if not layout.context.any():
-        return h.shared * m
-    c, _ = _matern(np.tensordot(h.inverse_squared[layout.context], d2[layout.context], axes=1))
-    result: Array = h.shared * m + h.offset * c + h.particular * m * c
-    return result
+    slope = (1.0 + root) * decay
+    return slope + (root**2 / 3.0) * decay, (-5.0 / 6.0) * slope
 
 
 # Prior of the logarithms of (shared, offset, particular, noise): means and standard deviations, for data of unit variance.
@@ -83,91 +116,175 @@ _PRIOR_STD = np.array([1.0, 1.0, 1.0, 1.5])
 
 def _prior(layout: Layout) -> tuple[Array, Array]:
     """Log-normal priors; length scales grow with the root of the number of searched columns (Hvarfner et al., 2024)."""
-    n_searched = int((~layout.context).sum())
-    mean = np.where(layout.context, math.log(1.0), -2.0 * math.log(0.4 * math.sqrt(max(n_searched, 1))))
+    searched = np.full(layout.n_searched, -2.0 * math.log(0.4 * math.sqrt(max(layout.n_searched, 1))))
+    mean = np.concatenate([searched, np.zeros(layout.n_context)])
     return np.concatenate([_PRIOR_MEAN, mean]), np.concatenate([_PRIOR_STD, np.full(len(mean), 1.5)])
 
 
-def _objective(theta: Array, y: Array, d2: Array, layout: Layout, mean: Array, std: Array) -> tuple[float, Array]:
-    """Negative log posterior of the hyperparameters and its gradient, both over the number of observations."""
-    h, n = Hyperparameters.from_vector(theta), len(y)
-    searched, context = ~layout.context, layout.context
-    m, dm = _matern(np.tensordot(h.inverse_squared[searched], d2[searched], axes=1))
-    if context.any():
-        c, dc = _matern(np.tensordot(h.inverse_squared[context], d2[context], axes=1))
-    else:
-        c, dc = np.zeros_like(m), np.zeros_like(m)
-    mc = m * c
-    k = h.shared * m + h.offset * c + h.particular * mc
-    k[np.diag_indices(n)] += h.noise + JITTER
-    try:
-        factor = linalg.cho_factor(k, lower=True, check_finite=False)
-    except linalg.LinAlgError:
-        return 1e10, np.zeros_like(theta)
-    alpha = linalg.cho_solve(factor, y, check_finite=False)
-    inverse, _ = linalg.lapack.dpotri(factor[0], lower=1)
-    inverse = np.tril(inverse) + np.tril(inverse, -1).T
-    value = 0.5 * float(y @ alpha) + float(np.log(np.diag(factor[0])).sum())
-    w = 0.5 * (inverse - np.outer(alpha, alpha))  # d value / d K
-    gradient = np.empty_like(theta)
-    gradient[0] = h.shared * np.vdot(w, m)
-    gradient[1] = h.offset * np.vdot(w, c)
-    gradient[2] = h.particular * np.vdot(w, mc)
-    gradient[3] = (h.noise - NOISE_FLOOR) * np.trace(w)
-    by_m = (w * (h.shared + h.particular * c) * dm).ravel()
-    by_c = (w * (h.offset + h.particular * m) * dc).ravel()
-    flat = d2.reshape(len(d2), -1)
-    gradient[4:] = h.inverse_squared * np.where(context, flat @ by_c, flat @ by_m)
-    z = (theta - mean) / std
-    return (value + 0.5 * float(z @ z)) / n, (gradient + z / std) / n
+class _Evidence:
+    """The negative log posterior of the hyperparameters given losses `y` at `x`, over the number of losses."""
+
+    def __init__(self, x: Array, y: Array, layout: Layout) -> None:
+        self._y = y
+        self._searched, self._context = layout.split(x)
+        n = layout.n_searched
+        self._n = n
+        self._searched_owner, self._context_owner = _owners(layout.choices[:n]), _owners(layout.choices[n:])
+        self._mean, self._std = _prior(layout)
+
+    def minimum(self, start: Array, iterations: int) -> Array:
+        """Where a descent from `start` ends."""
+        found = optimize.minimize(
+            self,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(m - 5 * s, m + 5 * s) for m, s in zip(self._mean, self._std, strict=True)],
+            options={"maxiter": iterations, "ftol": 1e-5},
+        )
+        result: Array = found.x
+        return result
+
+    def __call__(self, theta: Array) -> tuple[float, Array]:
+        """Value and gradient."""
+        h, n, y = Hyperparameters.from_vector(theta), len(self._y), self._y
+        of_searched, of_context = h.inverse_squared[: self._n], h.inverse_squared[self._n :]
+        m, dm = self._similarity(self._searched, of_searched[self._searched_owner])
+        if len(of_context):
+            c, dc = self._similarity(self._context, of_context[self._context_owner])
+        else:
+            c, dc = np.zeros_like(m), np.zeros_like(m)
+        mc = m * c
+        k = h.shared * m + h.offset * c + h.particular * mc
+        k[np.diag_indices(n)] += h.noise + JITTER
+        factor, failed = linalg.lapack.dpotrf(k, lower=1, clean=1)
+        if failed:
+            return 1e10, np.zeros_like(theta)
+        alpha = linalg.lapack.dpotrs(factor, y, lower=1)[0]
+        w = linalg.lapack.dpotri(factor, lower=1)[0]
+        w = w + np.tril(w, -1).T
+        value = 0.5 * float(y @ alpha) + float(np.log(np.diag(factor)).sum())
+        w -= np.outer(alpha, alpha)
+        w *= 0.5  # now d value / d K
+        gradient = np.empty_like(theta)
+        gradient[0] = h.shared * np.vdot(w, m)
+        gradient[1] = h.offset * np.vdot(w, c)
+        gradient[2] = h.particular * np.vdot(w, mc)
+        gradient[3] = (h.noise - NOISE_FLOOR) * np.trace(w)
+        by_m = w * (h.shared + h.particular * c) * dm
+        gradient[4 : 4 + self._n] = of_searched * _by_column(self._searched, by_m, self._searched_owner, self._n)
+        if len(of_context):
+            by_c = w * (h.offset + h.particular * m) * dc
+            gradient[4 + self._n :] = of_context * _by_column(self._context, by_c, self._context_owner, len(of_context))
+        z = (theta - self._mean) / self._std
+        return (value + 0.5 * float(z @ z)) / n, (gradient + z / self._std) / n
+
+    @staticmethod
+    def _similarity(features: Array, weight: Array) -> tuple[Array, Array]:
+        scaled = features * np.sqrt(weight)
+        squared = _squared_distances(scaled, scaled)
+        np.fill_diagonal(squared, 0.0)
+        return _matern_and_slope(squared)
+
+
+def _by_column(features: Array, weight: Array, owner: npt.NDArray[np.intp], n_columns: int) -> Array:
+    """For each column the sum over pairs of symmetric `weight` times the pair's squared distance in that column."""
+    each = 2.0 * ((weight.sum(axis=1) @ features**2) - np.einsum("if,if->f", features, weight @ features))
+    return np.bincount(owner, each, n_columns).astype(float)
 
 
 def fit(x: Array, y: Array, layout: Layout) -> Hyperparameters:
     """The most probable hyperparameters given standardised losses `y` at `x`; a function of its arguments alone."""
-    mean, std = _prior(layout)
-    d2 = layout.squared_distances(x, x)
-    found = optimize.minimize(
-        _objective,
-        mean,
-        args=(y, d2, layout, mean, std),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(m - 5 * s, m + 5 * s) for m, s in zip(mean, std, strict=True)],
-        options={"maxiter": 40, "ftol": 1e-5},
-    )
-    return Hyperparameters.from_vector(found.x)
+    start, _ = _prior(layout)
+    n = len(y)
+    if n <= COARSE:
+        return Hyperparameters.from_vector(_Evidence(x, y, layout).minimum(start, 40))
+    some = np.unique(np.linspace(0, n - 1, COARSE).astype(int))
+    start = _Evidence(x[some], y[some], layout).minimum(start, 40)
+    return Hyperparameters.from_vector(_Evidence(x, y, layout).minimum(start, 12))
 
 
 class Posterior:
-    """The process conditioned on losses at points; several columns of losses (fantasies) share one factorisation."""
+    """The process conditioned on losses at points; several columns of losses (fantasies) share one factorisation.
+
+    Where a method takes `points` and `cells`, these are the searched and the cell's coordinates of the same rows; a single
+    row of `cells` stands for all.
+    """
 
     def __init__(self, x: Array, y: Array, layout: Layout, h: Hyperparameters) -> None:
-        self._x, self._layout, self._h = x, layout, h
-        k = _kernel(layout.squared_distances(x, x), layout, h)
+        self._layout, self._h = layout, h
+        n = layout.n_searched
+        weight = np.sqrt(h.inverse_squared)
+        self._searched_scale = weight[:n][_owners(layout.choices[:n])]
+        self._context_scale = weight[n:][_owners(layout.choices[n:])]
+        self._searched, self._context = self._scaled(x[:, :n], x[:, n:])
+        k = self._kernel(self._searched, self._context, self._searched, self._context)
         k[np.diag_indices(len(x))] += h.noise + JITTER
         self._factor: Array = linalg.cholesky(k, lower=True, check_finite=False)
         self._alpha: Array = linalg.cho_solve((self._factor, True), y.reshape(len(x), -1), check_finite=False)
-        self._prior_variance = h.shared + (h.offset + h.particular if layout.context.any() else 0.0)
+        self._prior_variance = h.shared + (h.offset + h.particular if layout.n_context else 0.0)
 
-    def mean(self, at: Array) -> Array:
+    @property
+    def noise(self) -> float:
+        """Variance of what is observed about what is true."""
+        return self._h.noise
+
+    def mean(self, points: Array, cells: Array) -> Array:
         """Posterior mean, shape (points, columns of losses)."""
-        cross = _kernel(self._layout.squared_distances(at, self._x), self._layout, self._h)
-        result: Array = cross @ self._alpha
+        result: Array = self._cross(points, cells) @ self._alpha
         return result
 
-    def mean_and_std(self, at: Array) -> tuple[Array, Array]:
+    def mean_everywhere(self, points: Array, cells: Array) -> Array:
+        """Posterior mean (of the first column of losses) at each of the points in each of the cells, shape (points, cells)."""
+        searched, context = self._scaled(points, cells)
+        alpha = self._alpha[:, 0]
+        m = _matern(_squared_distances(searched, self._searched))
+        if not self._layout.n_context:
+            return np.repeat(self._h.shared * (m @ alpha)[:, None], len(cells), axis=1)
+        c = _matern(_squared_distances(context, self._context))
+        result: Array = self._h.particular * ((m * alpha) @ c.T)
+        result += self._h.shared * (m @ alpha)[:, None]
+        result += self._h.offset * (c @ alpha)
+        return result
+
+    def mean_and_std(self, points: Array, cells: Array) -> tuple[Array, Array]:
         """Posterior mean (points, columns of losses) and standard deviation without noise (points, 1)."""
-        cross = _kernel(self._layout.squared_distances(at, self._x), self._layout, self._h)
+        cross = self._cross(points, cells)
         solved = linalg.solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
-        variance = np.maximum(self._prior_variance - (solved**2).sum(axis=0), 1e-12)
+        variance = np.maximum(self._prior_variance - np.einsum("ij,ij->j", solved, solved), 1e-12)
         return cross @ self._alpha, np.sqrt(variance)[:, None]
 
-    def draws(self, at: Array, normal: Array) -> Array:
-        """Joint noisy draws at a few points from standard normals of shape (points, draws)."""
-        cross = _kernel(self._layout.squared_distances(at, self._x), self._layout, self._h)
+    def joint(self, points: Array, cells: Array) -> tuple[Array, Array]:
+        """Posterior mean (points, columns of losses) and covariance (points, points), both without noise."""
+        cross = self._cross(points, cells)
         solved = linalg.solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
-        covariance = _kernel(self._layout.squared_distances(at, at), self._layout, self._h) - solved.T @ solved
-        covariance[np.diag_indices(len(at))] += self._h.noise + JITTER
+        searched, context = self._scaled(points, cells)
+        return cross @ self._alpha, self._kernel(searched, context, searched, context) - solved.T @ solved
+
+    def draws(self, points: Array, cells: Array, normal: Array) -> Array:
+        """Joint noisy draws at a few points from standard normals of shape (points, draws)."""
+        mean, covariance = self.joint(points, cells)
+        covariance[np.diag_indices(len(points))] += self._h.noise + JITTER
         values, vectors = np.linalg.eigh(covariance)
-        result: Array = cross @ self._alpha[:, :1] + (vectors * np.sqrt(np.maximum(values, 0.0))) @ normal
+        result: Array = mean[:, :1] + (vectors * np.sqrt(np.maximum(values, 0.0))) @ normal
         return result
+
+    def _scaled(self, points: Array, cells: Array) -> tuple[Array, Array]:
+        n, choices = self._layout.n_searched, self._layout.choices
+        return (
+            _features(points, choices[:n]) * self._searched_scale,
+            _features(cells, choices[n:]) * self._context_scale,
+        )
+
+    def _cross(self, points: Array, cells: Array) -> Array:
+        return self._kernel(*self._scaled(points, cells), self._searched, self._context)
+
+    def _kernel(self, searched: Array, context: Array, other_searched: Array, other_context: Array) -> Array:
+        h = self._h
+        m = _matern(_squared_distances(searched, other_searched))
+        if not self._layout.n_context:
+            return h.shared * m
+        c = _matern(_squared_distances(context, other_context))
+        m *= h.shared + h.particular * c
+        m += h.offset * c
+        return m

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-Array = npt.NDArray[np.float64]
+from orchestrator.search.rows import Array as Array
+from orchestrator.search.rows import Reading, Rows
 
+_ALL = slice(None)
 FIXED_KEY = "fixed_params"
 """Where Optuna's `enqueue_trial` leaves the parameters a trial is given, and where we leave the cell."""
 BOUNDS_KEY = "orchestrator:bounds"
@@ -141,89 +144,64 @@ class Context:
 
 @dataclass(frozen=True)
 class History:
-    """Trials that have a value in every column. Losses are to be minimised; inf marks what failed or was infeasible.
+    """Trials as models see them. Losses are to be minimised; inf marks what failed or was infeasible.
 
-    Shapes: x (n, columns), loss (n,), step (n,) last reported step of a pruned trial, pending (q, columns).
+    Shapes: loss (n,), step (n,) last reported step of a pruned trial, violation (n,) sum of the constraints a trial did not
+    keep, pending (q, columns) coordinates, kept (n,) places of the trials in `read`.
     """
 
-    trials: list[FrozenTrial]
-    x: Array
     loss: Array
     pruned: npt.NDArray[np.bool_]
+    failed: npt.NDArray[np.bool_]
     step: Array
+    violation: Array
     pending: Array
+    columns: Sequence[Column]
+    read: Reading
+    kept: npt.NDArray[np.intp]
 
     @staticmethod
-    def of(study: Study, trial: FrozenTrial, cols: Sequence[Column]) -> History:
-        """Reads the study's finished and running trials, without the asked one, ordered by number."""
-        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
-        finished, rows, pending = [], [], []
-        readers = [(column.name, _reader(column.distribution)) for column in cols]
-        for known in study._get_trials(deepcopy=False, states=states):
-            if known.number == trial.number:
-                continue
-            row = _row(known.params, readers)
-            if row is None:
-                continue
-            if known.state == TrialState.RUNNING:
-                pending.append(row)
-            else:
-                finished.append(known)
-                rows.append(row)
+    def of(
+        study: Study, trial: FrozenTrial, cols: Sequence[Column], rows: Rows | None = None, *, required: slice = _ALL
+    ) -> History:
+        """Reads the study's finished and running trials, without the asked one, ordered by number.
+
+        Args:
+            study: whose trials.
+            trial: the asked one.
+            cols: what to read of each.
+            rows: keeps what was read between asks.
+            required: the columns a trial must have a value in to be here; it has NaN in others that it lacks.
+        """
+        read = (rows or Rows()).read(study, trial.number, {column.name: column.distribution for column in cols})
+        kept = np.flatnonzero(~np.isnan(read.internal(names=required)).any(axis=1))
+        running = read.running[~np.isnan(read.running[:, required]).any(axis=1)]
+        value, violation = read.value[kept], read.violation[kept]
         sign = -1.0 if study._directions[0] == StudyDirection.MAXIMIZE else 1.0
-        loss = np.array([_loss(known, sign) for known in finished])
-        pruned = np.array([known.state == TrialState.PRUNED for known in finished], dtype=bool)
-        step = np.array([_last_step(known) for known in finished], dtype=float)
-        return History(finished, _encode(rows, cols), loss, pruned, step, _encode(pending, cols))
+        loss = np.where(np.isnan(value) | (violation > 0), np.inf, sign * value)
+        pending, pruned, failed = _encode(running, cols), read.pruned[kept], read.failed[kept]
+        return History(loss, pruned, failed, read.step[kept], violation, pending, cols, read, kept)
+
+    @cached_property
+    def x(self) -> Array:
+        """Coordinates of all trials in all columns, shape (n, columns)."""
+        return self.coordinates()
+
+    def coordinates(self, which: Any = _ALL, columns: slice = _ALL) -> Array:
+        """Coordinates of some of the trials in some of the columns: where there are thousands, not all need encoding."""
+        return _encode(self.read.internal(self.kept[which], columns), self.columns[columns])
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """Optuna's own trials of the rows."""
+        return [self.read.trials[i] for i in self.read.position[self.kept]]
 
     @property
     def n_useful(self) -> int:
         """How many trials ended COMPLETE or PRUNED."""
-        return sum(known.state != TrialState.FAIL for known in self.trials)
+        return int(np.count_nonzero(~self.failed))
 
 
-def _reader(distribution: BaseDistribution) -> Any:
-    """Internal value of an external one, or None if the distribution has none such."""
-    if isinstance(distribution, CategoricalDistribution):
-        index = {choice: float(position) for position, choice in enumerate(distribution.choices)}
-        return lambda value: index.get(value)
-    log = bool(getattr(distribution, "log", False))
-
-    def read(value: Any) -> float | None:
-        ok = isinstance(value, int | float) and (value > 0 or not log)
-        return float(value) if ok else None
-
-    return read
-
-
-def _row(params: Mapping[str, Any], readers: Iterable[tuple[str, Any]]) -> list[float] | None:
-    row = []
-    for name, read in readers:
-        value = read(params[name]) if name in params else None
-        if value is None:
-            return None
-        row.append(value)
-    return row
-
-
-def _encode(rows: list[list[float]], cols: Sequence[Column]) -> Array:
-    internal = np.array(rows, dtype=float).reshape(len(rows), len(cols))
+def _encode(internal: Array, cols: Sequence[Column]) -> Array:
     encoded = [column.encode(internal[:, j]) for j, column in enumerate(cols)]
     return np.column_stack(encoded) if encoded else internal
-
-
-def _last_step(trial: FrozenTrial) -> float:
-    return max(trial.intermediate_values) if trial.intermediate_values else -1.0
-
-
-def _loss(trial: FrozenTrial, sign: float) -> float:
-    value: float | None = None
-    if any(violation > 0 for violation in trial.constraints.values()):
-        return math.inf
-    if trial.state == TrialState.COMPLETE and trial.values:
-        value = trial.values[0]
-    elif trial.state == TrialState.PRUNED and trial.intermediate_values:
-        value = trial.intermediate_values[max(trial.intermediate_values)]
-    if value is None or not math.isfinite(value):
-        return math.inf
-    return sign * value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from optuna.distributions import (
@@ -17,7 +17,7 @@ from optuna.distributions import (
 )
 
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import Axis, JSONValue, Param, Searched, StudySpec, value_label
+from orchestrator.model import Axis, JSONValue, Param, Searched, StudySpec, same_value, value_label
 
 MAX_LABEL = 60
 MAX_EXACT_INT = 2**53
@@ -33,6 +33,16 @@ class Parameter:
     distribution: BaseDistribution
     grid: bool
     choices: tuple[JSONValue, ...] = ()
+    searched: Searched | None = None
+
+    @property
+    def when(self) -> Mapping[str, tuple[JSONValue, ...]]:
+        """The condition under which it exists: axes and their values; empty for one that always does."""
+        return self.searched.when if self.searched is not None else {}
+
+    def exists_in(self, cell: Mapping[str, JSONValue]) -> bool:
+        """Whether a trial of that cell, which has a value for every axis, has this parameter."""
+        return self.searched is None or self.searched.exists_in(cell)
 
     def internal(self, value: JSONValue) -> float:
         """Optuna's internal number of a true value.
@@ -64,13 +74,20 @@ def parameters(spec: StudySpec) -> dict[str, Parameter]:
 
     Raises:
         ConfigError: an axis is empty, repeats a value or holds one that no storage keeps; limits that make no range;
-            a path that is both in grid and in search.
+            a path that is both in grid and in search; a condition on what is no axis, or no value of one.
     """
     result: dict[str, Parameter] = {}
     for made in [*(_from_axis(axis) for axis in spec.grid), *(_from_searched(item) for item in spec.search)]:
         if made.path in result:
             raise ConfigError(f"{made.path}: declared twice; a parameter is in grid or in search, once")
         result[made.path] = made
+    for made in result.values():
+        for name, values in made.when.items():
+            axis = result.get(name)
+            if axis is None or not axis.grid:
+                raise ConfigError(f"search.{made.path}.when: {name} is no axis of the grid")
+            for value in values:
+                axis.internal(value)
     return result
 
 
@@ -80,7 +97,8 @@ def by_hand(spec: StudySpec, values: Mapping[str, JSONValue]) -> tuple[dict[str,
     An axis that is given no value takes the default in `params`.
 
     Raises:
-        ConfigError: a parameter that the study neither has in its grid nor searches, a value outside, or an axis without one.
+        ConfigError: a parameter that the study neither has in its grid nor searches, or not in that cell; a value outside, or
+            an axis without one.
     """
     known = parameters(spec)
     for path in values:
@@ -94,14 +112,27 @@ def by_hand(spec: StudySpec, values: Mapping[str, JSONValue]) -> tuple[dict[str,
             given[parameter.path] = parameter.true_value(parameter.internal(values[parameter.path]))
     for axis in spec.grid:
         wanted = values[axis.path] if axis.path in values else _default(spec.params, axis.path)
-        found = [v for v in axis.values if _identical(v, wanted) or (_is_number(v) and _is_number(wanted) and v == wanted)]
+        found = [v for v in axis.values if same_value(v, wanted)]
         if not found:
             there = ", ".join(map(value_label, axis.values))
             typed = axis.path in values
             what = f"{axis.path}={value_label(wanted)}: not on the grid" if typed else f"{axis.path} must be given"
             raise ConfigError(f"{what}; the grid has {there}")
         cell[axis.path] = found[0]
+    check_exist([known[path] for path in given], cell)
     return cell, given
+
+
+def check_exist(wanted: Iterable[Parameter], cell: Mapping[str, JSONValue]) -> None:
+    """Raises ConfigError unless all the parameters exist in that cell."""
+    for parameter in wanted:
+        if not parameter.exists_in(cell):
+            there = ", ".join(f"{axis}={value_label(cell[axis])}" for axis in parameter.when)
+            raise ConfigError(f"{parameter.path}: exists only if {_condition(parameter)}, and not where {there}")
+
+
+def _condition(parameter: Parameter) -> str:
+    return " and ".join(f"{axis}={'|'.join(map(value_label, values))}" for axis, values in parameter.when.items())
 
 
 def _default(params: Mapping[str, JSONValue], path: str) -> JSONValue:
@@ -134,14 +165,15 @@ def describe(spec: StudySpec) -> list[tuple[str, str]]:
 
 
 def describe_one(parameter: Parameter) -> str:
-    """One distribution in words: ``float from 0.0001 to 0.1 (log)``."""
+    """One parameter in words: ``float from 0.0001 to 0.1 (log)``, ``one of a, b, if model.kind=sgd``."""
+    condition = f", if {_condition(parameter)}" if parameter.when else ""
     d = parameter.distribution
     if isinstance(d, CategoricalDistribution):
-        return "one of " + ", ".join(str(choice) for choice in d.choices)
+        return "one of " + ", ".join(str(choice) for choice in d.choices) + condition
     assert isinstance(d, FloatDistribution | IntDistribution)
     word = "int" if isinstance(d, IntDistribution) else "float"
     step = f", step {d.step:g}" if d.step not in (None, 1) else ""
-    return f"{word} from {d.low:g} to {d.high:g}{' (log)' if d.log else ''}{step}"
+    return f"{word} from {d.low:g} to {d.high:g}{' (log)' if d.log else ''}{step}{condition}"
 
 
 def _from_axis(axis: Axis) -> Parameter:
@@ -164,7 +196,8 @@ def _from_searched(item: Searched) -> Parameter:
     where = f"search.{item.path}"
     if item.kind == "categorical":
         _check_values(where, item.choices)
-        return Parameter(item.path, CategoricalDistribution(_labels(item.choices)), grid=False, choices=item.choices)
+        labels = CategoricalDistribution(_labels(item.choices))
+        return Parameter(item.path, labels, grid=False, choices=item.choices, searched=item)
     if item.kind not in ("int", "float"):
         raise ConfigError(f"{where}: kind must be float, int or categorical, not {item.kind!r}")
     for name, limit in (("low", item.low), ("high", item.high)):
@@ -186,7 +219,7 @@ def _from_searched(item: Searched) -> Parameter:
         raise ConfigError(f"{where}: the step {item.step} is too small for a range that wide") from error
     except ValueError as error:
         raise ConfigError(f"{where}: {str(error).replace('`', '')}") from error
-    return Parameter(item.path, distribution, grid=False)
+    return Parameter(item.path, distribution, grid=False, searched=item)
 
 
 def _check_values(where: str, values: Sequence[JSONValue]) -> None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState
 
 from orchestrator import __version__
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, StudySpec, Suggestion, TrialNews
+from orchestrator.search.allocation import OpenCells, Question, choose
+from orchestrator.search.cell_model import CellModel
+from orchestrator.search.gp import HybridGPSampler
 from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY
 from orchestrator.search.mirror import Mirror, asked, frozen
 from orchestrator.search.pruners import Judge
 from orchestrator.search.quasirandom import POSITION_KEY, strided
 from orchestrator.search.samplers import GeneticSampler, make_sampler
-from orchestrator.search.space import Parameter, parameters
+from orchestrator.search.space import Parameter, check_exist, parameters
+from orchestrator.search.summary import CellEstimate, summarise
+from orchestrator.search.surrogate import Fits
 
 ASK_KEY = "orchestrator:ask"
 _OWN_KEYS = (FIXED_KEY, BOUNDS_KEY, POSITION_KEY)
@@ -40,6 +45,8 @@ class Search:
         self._parameters = parameters(spec)
         self._space = {path: parameter.distribution for path, parameter in self._parameters.items()}
         self._sampler: Any = make_sampler(spec.sampler)
+        fits = self._sampler.fits if isinstance(self._sampler, HybridGPSampler) else Fits()
+        self._model = CellModel(self._parameters, fits)
         self._judge = Judge(spec.pruner)
         self._mirror = Mirror(spec.name, spec.directions)
         self._cells: dict[int, int | None] = {}
@@ -71,6 +78,8 @@ class Search:
     ) -> Suggestion:
         """Every parameter of a new trial in `cell`; a function of the news, the study's seed, `ticket` and `retry` alone.
 
+        Parameters that do not exist in that cell are neither suggested nor shown to the sampler.
+
         Args:
             cell: a value for each axis of the grid.
             ticket: ordinal of the ticket in the study, from 0.
@@ -80,22 +89,24 @@ class Search:
 
         Raises:
             ConfigError: the cell is not one of the grid; a given value is not in its parameter's space; bounds of a parameter
-                that has none, or that leave nothing.
+                that has none, or that leave nothing; a value or bounds of a parameter that does not exist in the cell.
         """
         given = given or {}
         fixed = self._internal_cell(cell) | self._internal_given(given)
         limits = self._checked_bounds(bounds or {})
+        check_exist([self._parameters[path] for path in [*given, *limits]], cell)
+        present = {path: parameter for path, parameter in self._parameters.items() if parameter.exists_in(cell)}
         entropy = [abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         sequence_seed = int(np.random.SeedSequence([*entropy[:2], retry, 1]).generate_state(1)[0])
         self._sampler.reseed(seed)
-        searched = [p for p in self._parameters.values() if p.path not in fixed]
+        searched = [p for p in present.values() if p.path not in fixed]
         attrs = {
             FIXED_KEY: {path: self._space[path].to_external_repr(internal) for path, internal in fixed.items()},
             BOUNDS_KEY: limits,
             POSITION_KEY: (strided(ticket, self._spec.n_cells, len(searched)), sequence_seed),
         }
-        drawn, written = self._sample(attrs, searched)
+        drawn, written = self._sample(attrs, searched, {path: self._space[path] for path in present})
         written[ASK_KEY] = {
             "seed": seed,
             "news": self._finished,
@@ -104,10 +115,48 @@ class Search:
             "version": __version__,
         }
         internal = fixed | {path: float(self._space[path].to_internal_repr(value)) for path, value in drawn.items()}
-        params = tuple(self._parameters[path].param(internal[path]) for path in self._parameters)
+        params = tuple(parameter.param(internal[path]) for path, parameter in present.items())
         known = {**cell, **given}
-        values = {path: known[path] if path in known else p.true_value(internal[path]) for path, p in self._parameters.items()}
+        values = {path: known[path] if path in known else p.true_value(internal[path]) for path, p in present.items()}
         return Suggestion(params, values, written)
+
+    def choose_cell(self, open_cells: OpenCells, *, ticket: int, retry: int) -> tuple[int, dict[str, JSONValue]]:
+        """The cell for the next trial, where it is expected to pay; a function of the news, the seed, `ticket` and `retry`.
+
+        Running trials count, as if they ended as foretold. With several objectives, or until ten trials of the study have
+        ended with a value, it is the cell that has had the fewest.
+
+        Args:
+            open_cells: ordinal and values of every cell that may get a trial; at least one.
+            ticket: ordinal of the ticket in the study, from 0.
+            retry: how often this ticket has failed before.
+
+        Returns:
+            The ordinal, and the reason as JSON: ``rule``, ``why`` in words, and the figures behind it in the objective's units.
+
+        Raises:
+            ConfigError: a cell is not one of the grid.
+        """
+        for _, values in open_cells:
+            self._internal_cell(values)
+        entropy = (abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry, 2)
+        question = Question(open_cells, self._spec.directions[0] == "maximize", entropy)
+        return choose(self._model, self._mirror, question)
+
+    def summary(self, cells: Sequence[Mapping[str, JSONValue]]) -> list[CellEstimate | None]:
+        """What is believed of the best value that each cell can reach; None for a cell without a trial that has a value.
+
+        None throughout for several objectives. A function of the finished trials and the study's seed.
+
+        Raises:
+            ConfigError: a cell is not one of the grid.
+        """
+        for values in cells:
+            self._internal_cell(values)
+        if len(self._spec.directions) > 1:
+            return [None] * len(cells)
+        maximize = self._spec.directions[0] == "maximize"
+        return summarise(self._model, self._mirror, cells, maximize=maximize, seed=abs(self._spec.seed))
 
     def should_prune(self, number: int, *, reports: Mapping[int, float]) -> bool:
         """The pruner's verdict for the running trial `number` whose reports so far are `reports` (step to value).
@@ -123,7 +172,9 @@ class Search:
         trial.intermediate_values = dict(reports)
         return self._judge.should_prune(self._mirror, trial, self._cells)
 
-    def _sample(self, attrs: dict[str, Any], searched: list[Parameter]) -> tuple[dict[str, Any], dict[str, JSONValue]]:
+    def _sample(
+        self, attrs: dict[str, Any], searched: list[Parameter], space: dict[str, BaseDistribution]
+    ) -> tuple[dict[str, Any], dict[str, JSONValue]]:
         """External values of the searched parameters, and the attributes the sampler left on the trial."""
         mirror = self._mirror
         if isinstance(self._sampler, GeneticSampler):  # it breeds only from trials that have every parameter
@@ -135,7 +186,7 @@ class Search:
         mirror.put(trial)
         try:
             study = mirror.study(sampler=self._sampler)
-            drawn = self._sampler.sample_relative(study, trial, dict(self._space))
+            drawn = self._sampler.sample_relative(study, trial, space)
             for parameter in searched:
                 if parameter.path not in drawn:
                     path, d = parameter.path, parameter.distribution

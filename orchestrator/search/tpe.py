@@ -1,4 +1,4 @@
-"""A tree-structured Parzen estimator that knows the cell: kernels count by how near their cell is to the asked one."""
+"""A tree-structured Parzen estimator that knows the cell: trials are good *for their cell*, and count by what cells share."""
 
 from __future__ import annotations
 
@@ -7,43 +7,61 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+import numpy.typing as npt
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator, _ParzenEstimatorParameters
-from optuna.samplers._tpe.sampler import _split_trials, default_weights
+from optuna.samplers._tpe.sampler import _split_trials
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from orchestrator.search.candidates import spread
 from orchestrator.search.history import Array, Column, Context, History, columns, single_values
+from orchestrator.search.kinship import MAX_COMPARED, SHARING, Drift, closeness, learn_sharing
+from orchestrator.search.losses import Scale
+from orchestrator.search.parzen import Mixture
 from orchestrator.search.quasirandom import point_of
+from orchestrator.search.rows import Rows
 
-MAX_GOOD = 25
-CELL_SHRINKAGE = 2.0
-"""So many trials at the study's median are added to a cell's own before its typical loss is taken off."""
-SHARING = ((math.inf, 1.0), (0.35, 0.3), (0.15, 0.1))
-"""Degrees of sharing, widest first: width over an ordered axis (of length 1), weight of another category."""
-GAIN_TO_NARROW = 0.93
-"""Cells share less only where that foretells trials better: the error must shrink to this part."""
-MAX_COMPARED = 150
-LEAST_WEIGHT = 0.02
-_RULES = _ParzenEstimatorParameters(1.0, True, False, default_weights, True)
+GOOD = 0.2
+"""This part of the trials is good, MAX_GOOD of them at most: the nearest cells' first."""
+MAX_GOOD = 40
+OWN_CELL = 3.0
+"""Weight of a trial of the asked cell itself, where one of a cell that is all alike has 1: not all can be shared."""
+BEYOND = (-0.3, 1.3)
+"""So far out of the space may trials that are not good be moved: their tail still counts."""
+MAX_NUMBERS = 100_000
+MAX_REST = 600
+"""So many of the others are looked at: half of them the next best, the rest spread over what remains and standing for it."""
+BANDWIDTH = 0.6
+"""Width of kernels relative to Scott's rule."""
+SHARPER = 0.8
+"""Width of the kernels of other trials relative to those of good ones, so that one bad trial does not condemn a region."""
+PRIOR_STD = 0.3
+"""Standard deviation of good values that one trial's worth of prior belief adds: about that of all values."""
+LEAST_WIDTH = 0.02
+DRAWS = 4
+"""Points compared for each of `n_ei_candidates`: they are of all columns together, where Optuna draws column by column."""
 
 
 class HybridTPESampler(BaseSampler):
     """Suggests, for the parameters a trial has not fixed, a point that is likelier among good trials given the fixed ones.
 
-    The fixed parameters (the cell) are what `study.enqueue_trial` gave the trial. The good tenth of the whole study and the
-    rest are two mixtures of Optuna's Parzen kernels, in which each trial is weighted by the closeness of its cell to the
-    asked one: ordered parameters by distance on their scale, categories by equality. How much cells share is learnt: all
-    alike, unless nearer cells foretell a trial clearly better. Running trials count as bad (a constant liar), failed and
-    infeasible ones are worse than all others, pruned ones are compared as Optuna does, by last step and report. Several
-    objectives are split by non-domination, as Optuna's TPE does.
+    The fixed parameters (the cell) are what `study.enqueue_trial` gave the trial. The fifth of the trials that did best
+    *for their cell* and the rest are two mixtures of kernels over the parameters to suggest; the point drawn from the first
+    that the first makes likeliest relative to the second is taken. Trials of other cells count by how near their cell is and
+    are moved as good values move from cell to cell; both are learnt, and left out where they do not foretell trials better
+    (see `kinship`). Trials that lack a parameter still tell of the others.
+
+    Running trials count as bad (a constant liar) in their own cell; in other cells they hardly count, for the same point there
+    is no repetition. Complete trials come before pruned ones (by last step, then report),
+    infeasible (by what they miss) and failed ones. Several objectives are split by non-domination over the whole study, as
+    Optuna's TPE does.
 
     Args:
         n_startup_trials: so many trials of the study (in any cell) must have ended before the estimator is asked; until
             then suggestions follow a quasi-random sequence.
-        n_ei_candidates: points drawn from the good trials' density, of which the best is taken.
+        n_ei_candidates: four times as many points are drawn from the good trials' density and compared.
         seed: for everything random; the same seed, history and trial give the same suggestion.
     """
 
@@ -51,6 +69,7 @@ class HybridTPESampler(BaseSampler):
         self._n_startup_trials = n_startup_trials
         self._n_ei_candidates = n_ei_candidates
         self._space = IntersectionSearchSpace(include_pruned=True)
+        self._rows = Rows()
         self.reseed(seed)
 
     def reseed(self, seed: int | None) -> None:
@@ -76,7 +95,8 @@ class HybridTPESampler(BaseSampler):
         if not searched:
             return suggestion
         context = Context.of(trial, search_space)
-        history = History.of(study, trial, [*searched, *context.columns])
+        every = slice(len(searched), None)
+        history = History.of(study, trial, [*searched, *context.columns], self._rows, required=every)
         if history.n_useful < max(self._n_startup_trials, 1):
             point = point_of(searched, trial, self._seed)
         else:
@@ -85,113 +105,122 @@ class HybridTPESampler(BaseSampler):
 
     def _likeliest(self, study: Study, searched: Sequence[Column], context: Context, history: History) -> Array:
         n = len(searched)
-        badness = _badness(study, history)
-        by_cell = _within_cells(badness, history.x[:, n:])
-        sharing = _sharing(searched, context.columns, history.x, by_cell)
-        if sharing != SHARING[0] and len(study.directions) == 1:
-            badness = by_cell  # else a cell that differs might have no good trial of its own
-        good = np.zeros(len(badness), dtype=bool)
-        good[np.argsort(badness, kind="stable")[: _n_good(study, history)]] = True
-        closeness = _closeness(history.x[:, n:], context.point, context.columns, sharing)
-        pending = _closeness(history.pending[:, n:], context.point, context.columns, sharing)
-        below = Mixture(searched, history.x[good, :n], closeness[good])
-        bad = np.vstack([history.x[~good, :n], history.pending[:, :n]])
-        above = Mixture(searched, bad, np.concatenate([closeness[~good], pending]))
-        candidates = below.sample(self._rng, self._n_ei_candidates)
+        cells = history.coordinates(columns=slice(n, None))
+        badness, good = _split(study, history, cells)
+        latest = slice(-MAX_COMPARED, None)
+        sharing = learn_sharing(searched, context.columns, history.coordinates(latest), badness[latest])
+        here = (cells == context.point).all(axis=1)
+        near = np.where(here, OWN_CELL, closeness(cells, context.point, context.columns, sharing))
+        good = good[np.lexsort((badness[good], -near[good]))][:MAX_GOOD]
+        rest, standing = _rest(badness, good)
+        waiting = closeness(history.pending[:, n:], context.point, context.columns, SHARING[-1])
+        weights = np.concatenate([near[rest] * standing, waiting])
+        at_best = history.coordinates(good)
+        others = np.vstack([history.coordinates(rest), history.pending])
+        at_best, others = _moved(searched, context, at_best, others)
+        widths = _widths(searched, at_best, near[good], len(badness))
+        below = Mixture(searched, at_best, near[good], widths)
+        above = Mixture(searched, others, weights, SHARPER * widths)
+        candidates = below.sample(self._rng, DRAWS * self._n_ei_candidates)
+        if all(column.n_choices or column.step for column in searched):
+            had = history.pending[(history.pending[:, n:] == context.point).all(axis=1)]
+            candidates = np.vstack([candidates, spread(searched, len(candidates), self._rng)])
+            candidates = _untried(candidates, np.vstack([history.coordinates(here), had])[:, :n])
         ratio = below.log_density(candidates) - above.log_density(candidates)
         result: Array = candidates[int(np.argmax(ratio))]
         return result
 
 
-class Mixture:
-    """A density over the searched columns: Optuna's product kernel for each trial, weighted, and its flat prior."""
-
-    def __init__(self, searched: Sequence[Column], points: Array, weights: Array) -> None:
-        self._columns = searched
-        space: dict[str, BaseDistribution] = {
-            column.name: CategoricalDistribution(range(column.n_choices)) if column.n_choices else FloatDistribution(0.0, 1.0)
-            for column in searched
-        }
-        observed = {column.name: np.clip(points[:, j], 0.0, None) for j, column in enumerate(searched)}
-        self._estimator = _ParzenEstimator(observed, space, _RULES, weights)
-
-    def sample(self, rng: np.random.Generator, size: int) -> Array:
-        """Draws of shape (size, columns), each a value the column allows."""
-        state = np.random.RandomState(int(rng.integers(2**32)))
-        drawn = self._estimator.sample(state, size)
-        return np.column_stack([c.encode(c.decode(drawn[c.name])) for c in self._columns])
-
-    def log_density(self, at: Array) -> Array:
-        """Logarithm of the density at points of shape (m, columns)."""
-        return self._estimator.log_pdf({column.name: at[:, j] for j, column in enumerate(self._columns)})
+def _untried(candidates: Array, known: Array) -> Array:
+    """The candidates that are not among the known points, if there are any."""
+    tried = set(map(tuple, np.round(known, 9).tolist()))
+    fresh = [point not in tried for point in map(tuple, np.round(candidates, 9).tolist())]
+    return candidates[fresh] if any(fresh) else candidates
 
 
-def _closeness(cells: Array, cell: Array, context: Sequence[Column], sharing: tuple[float, float]) -> Array:
-    """How much trials in `cells` count in `cell` (arrays of coordinates, the last axis over columns), in (0, 1]."""
-    width, other = sharing
-    difference = cells - cell
-    weight = np.ones(difference.shape[:-1])
-    for j, column in enumerate(context):
-        if column.n_choices:
-            weight *= np.where(difference[..., j] == 0, 1.0, other)
-        else:
-            weight *= np.exp(-0.5 * (difference[..., j] / width) ** 2)
-    result: Array = np.maximum(weight, LEAST_WEIGHT)
-    return result
+def _moved(searched: Sequence[Column], context: Context, good: Array, others: Array) -> tuple[Array, Array]:
+    """The searched coordinates of good and other trials, moved as good ones move between cells."""
+    n, ordered = len(searched), [j for j, column in enumerate(searched) if not column.n_choices]
+    drift = Drift(good[:, ordered], good[:, n:], context.columns)
+    moved = []
+    for x, least, most in ((good, 0.0, 1.0), (others, *BEYOND)):
+        placed = x[:, :n].copy()
+        placed[:, ordered] = np.clip(x[:, ordered] + drift.towards(context.point, x[:, n:]), least, most)
+        moved.append(placed)
+    return moved[0], moved[1]
 
 
-def _sharing(searched: Sequence[Column], context: Sequence[Column], x: Array, badness: Array) -> tuple[float, float]:
-    """The degree of sharing under which trials foretell each other's places best: leave-one-out kernel regression."""
-    if not context:
-        return SHARING[0]
-    n, x, badness = len(searched), x[-MAX_COMPARED:], badness[-MAX_COMPARED:]
-    place = np.argsort(np.argsort(badness, kind="stable")) / max(1, len(x) - 1)
-    near = np.ones((len(x), len(x)))
-    for j, column in enumerate(searched):
-        difference = x[:, None, j] - x[None, :, j]
-        width = 1.06 * float(x[:, j].std()) * len(x) ** (-1.0 / (n + 4.0)) + 1e-3
-        near *= np.where(difference == 0, 1.0, 0.4) if column.n_choices else np.exp(-0.5 * (difference / width) ** 2)
-    near[np.diag_indices(len(x))] = 0.0
-    cells, chosen, least = x[:, n:], SHARING[0], math.inf
-    for sharing in SHARING:
-        weight = near * _closeness(cells[:, None, :], cells[None, :, :], context, sharing)
-        # A little of the mean, so that a trial without neighbours is foretold as middling.
-        foretold = (weight @ place + 0.05 * place.mean()) / (weight.sum(axis=1) + 0.05)
-        error = float(((foretold - place) ** 2).sum())
-        if error < GAIN_TO_NARROW * least:
-            chosen, least = sharing, error
-    return chosen
+def _split(study: Study, history: History, cells: Array) -> tuple[Array, npt.NDArray[np.intp]]:
+    """Each trial's badness, and which trials are good.
 
-
-def _n_good(study: Study, history: History) -> int:
-    n_good = math.ceil(0.1 * history.n_useful)
-    return n_good if len(study.directions) > 1 else min(n_good, MAX_GOOD)
-
-
-def _badness(study: Study, history: History) -> Array:
-    """The trials' places from best (0) to worst: complete ones by loss, pruned by last step and report, failed last."""
-    loss = history.loss
+    With one objective a trial is as good as its place among the trials of its cell, for a good trial of a bad cell says
+    where to search in that cell, and in others; complete ones come first, then pruned, infeasible, and failed ones.
+    """
     if len(study.directions) > 1:
+        n_good = math.ceil(0.1 * history.n_useful)
         useful = [t for t in history.trials if t.state != TrialState.FAIL]
-        below, _ = _split_trials(study, useful, _n_good(study, history))
-        numbers = {t.number for t in below}
-        return np.array([0.0 if t.number in numbers else 1.0 for t in history.trials])
-    group = np.where(np.isfinite(loss), np.where(history.pruned, 1, 0), 2)
-    order = np.lexsort((np.where(np.isfinite(loss), loss, 0.0), np.where(group == 1, -history.step, 0.0), group))
-    place = np.empty(len(loss))
-    place[order] = np.arange(len(loss))
+        numbers = {t.number for t in _split_trials(study, useful, n_good)[0]}
+        badness = np.array([0.0 if t.number in numbers else 1.0 for t in history.trials])
+    else:
+        n_good = math.ceil(GOOD * history.n_useful)
+        group = np.where(np.isfinite(history.loss), np.where(history.pruned, 1, 0), np.where(history.violation > 0, 2, 3))
+        value = np.select([group == 0, group == 2], [history.loss, history.violation], 0.0)
+        value, step = np.where(group == 1, history.loss, value), np.where(group == 1, -history.step, 0.0)
+        # Between cells' equally placed trials the lower loss comes first.
+        badness = _places(cells, (value, step, group)) + group
+        badness += 1e-3 * Scale.of(history.loss, history.pruned).standard(history.loss, history.pruned)
+    return badness, np.argsort(badness, kind="stable")[:n_good]
+
+
+def _places(cells: Array, keys: Sequence[Array]) -> Array:
+    """Each trial's place among those of its cell, from 0 to 1, by `keys` (the last counts most)."""
+    number, n_numbers = np.zeros(len(cells), dtype=np.int64), 1
+    for j in range(cells.shape[1]):
+        values, index = np.unique(cells[:, j], return_inverse=True)
+        number, n_numbers = number * len(values) + index, n_numbers * len(values)
+        if n_numbers > MAX_NUMBERS:
+            used, number = np.unique(number, return_inverse=True)
+            n_numbers = len(used)
+    order = np.lexsort((*keys, number))
+    sizes = np.bincount(number)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    place = np.empty(len(cells))
+    place[order] = (np.arange(len(cells)) - starts[number[order]] + 0.5) / (sizes[number[order]] + 1.0)
     return place
 
 
-def _within_cells(badness: Array, cells: Array) -> Array:
-    """Each trial's place less the median place of its cell, which is drawn towards the study's where trials are few."""
-    middle = float(np.median(badness))
-    result = badness - middle
-    if cells.shape[1] == 0:
-        return result
-    _, which = np.unique(cells, axis=0, return_inverse=True)
-    for cell in range(int(which.max()) + 1):
-        mine = which.ravel() == cell
-        n = int(mine.sum())
-        result[mine] = badness[mine] - (n * float(np.median(badness[mine])) + CELL_SHRINKAGE * middle) / (n + CELL_SHRINKAGE)
-    return result
+def _rest(badness: Array, good: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], Array]:
+    """Trials that are not good, MAX_REST of them at most, and for how many trials each stands."""
+    others = np.ones(len(badness), dtype=bool)
+    others[good] = False
+    rest = np.flatnonzero(others)
+    if len(rest) <= MAX_REST:
+        return rest, np.ones(len(rest))
+    rest = rest[np.argsort(badness[rest], kind="stable")]
+    half = MAX_REST // 2
+    spread = np.linspace(half, len(rest) - 1, MAX_REST - half).astype(int)
+    weights = np.concatenate([np.ones(half), np.full(len(spread), (len(rest) - half) / len(spread))])
+    return np.concatenate([rest[:half], rest[spread]]), weights
+
+
+def _widths(searched: Sequence[Column], good: Array, weights: Array, n_trials: int) -> Array:
+    """Scott's rule, narrowed, on the spread of the good trials, which a prior widens where they are few."""
+    effective = float(weights.sum()) ** 2 / float((weights**2).sum())
+    factor = BANDWIDTH * effective ** (-1.0 / (len(searched) + 4.0))
+    widths = np.ones(len(searched))
+    for j, column in enumerate(searched):
+        if column.n_choices:
+            continue
+        known = ~np.isnan(good[:, j])
+        w, x = weights[known], good[known, j]
+        total = float(w.sum())
+        squares = float(w @ (x - float(w @ x) / total) ** 2) if total else 0.0
+        std = math.sqrt((squares + PRIOR_STD**2) / (total + 1.0))
+        low, high = column.limits()
+        least = min(LEAST_WIDTH, 2.4 / n_trials)
+        if column.step:
+            low, high = (float(v) for v in column.encode(np.array([column.low, column.high])))
+            steps = max(1.0, round((column.high - column.low) / column.step))
+            least = max(least, 0.5 * (high - low) / steps)
+        widths[j] = max(factor * std, least)
+    return widths

@@ -10,18 +10,21 @@ import contextlib
 from collections.abc import Callable
 
 from orchestrator.errors import StoreUnavailableError
+from orchestrator.store.claims import Claim, Place
 from orchestrator.store.database import Database, storage_url
 from orchestrator.store.doctor import Doctor, Examination, Finding
 from orchestrator.store.fleet import Fleet, Silent, SlotOffer, WorkerLease
 from orchestrator.store.interventions import Interventions, Retried
-from orchestrator.store.ledger import Claim, Ledger, Place
+from orchestrator.store.ledger import Ledger
 from orchestrator.store.migrations import migrate
 from orchestrator.store.reads import AttemptRow, CellRow, Progress, Reads, StudyRow, TrialRow, WorkerRow
 from orchestrator.store.studies import Launched, Studies
+from orchestrator.store.tickets import Choice, Undecided
 
 __all__ = [
     "AttemptRow",
     "CellRow",
+    "Choice",
     "Claim",
     "Examination",
     "Finding",
@@ -34,6 +37,7 @@ __all__ = [
     "Store",
     "StudyRow",
     "TrialRow",
+    "Undecided",
     "WorkerLease",
     "WorkerRow",
 ]

@@ -30,6 +30,7 @@ LOCK_TIMEOUT_S = 15
 IDLE_TIMEOUT_S = 5
 CONNECT_TIMEOUT_S = 5
 ANSWER_MARGIN_S = 5
+OTHERS_PATIENCE_S = 300  # for statements of others in this process, such as the dashboard's
 
 # SQLSTATE classes and codes of troubles that pass: connection, rollback (deadlock), resources, locks, intervention, system;
 # and, while a server is being set up or kept closed, a role (28) or database (3D000, 55000) that is not there for us.
@@ -84,7 +85,7 @@ def _wait(connection: psycopg2.extensions.connection) -> None:
     The server's own timeouts and TCP's see nothing wrong with one whose kernel still acknowledges: a stopped pooler.
     """
     connecting = connection.status == psycopg2.extensions.STATUS_SETUP
-    deadline = time.monotonic() + (CONNECT_TIMEOUT_S if connecting else getattr(_patience, "seconds", STATEMENT_TIMEOUT_S))
+    deadline = time.monotonic() + (CONNECT_TIMEOUT_S if connecting else getattr(_patience, "seconds", OTHERS_PATIENCE_S))
     while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
         left = deadline - time.monotonic()
         if left <= 0:

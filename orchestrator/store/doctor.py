@@ -68,7 +68,7 @@ WITH ours AS (
     SELECT s.*, s.name AS study,
         CAST(s.spec #>> '{budget,trials}' AS int) AS budget_trials, CAST(s.spec #>> '{budget,per_cell}' AS int) AS per_cell
     FROM orchestrator.study s JOIN studies o ON o.study_id = s.study_id
-    WHERE CAST(:study AS text) IS NULL OR s.name = :study
+    WHERE CAST(:study AS text) IS NULL OR :study IN (s.name, o.study_name)
 ), cells AS (
     SELECT c.*, s.study FROM orchestrator.cell c JOIN ours s ON s.study_id = c.study_id
 ), tickets AS (

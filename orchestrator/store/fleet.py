@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -54,11 +54,12 @@ class Fleet:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def register(self, ttl_s: float, checkpoints: str | None = None) -> WorkerLease:
+    def register(self, ttl_s: float, checkpoints: str | None = None, studies: Collection[str] | None = None) -> WorkerLease:
         """A row for this process under a new lease of `ttl_s` seconds by the database's clock.
 
         Args:
             checkpoints: the place where this worker keeps checkpoints; the same words for all that share it.
+            studies: the names of the only studies it serves.
         """
         with self._database.transaction() as c:
             row = c.execute(
@@ -72,6 +73,7 @@ class Fleet:
                     ttl_s=ttl_s,
                     lease_until=_until(ttl_s),
                     checkpoints=checkpoints,
+                    studies=None if studies is None else list(studies),
                 )
                 .returning(worker.c.worker_id, worker.c.token)
             ).one()

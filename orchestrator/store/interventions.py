@@ -47,19 +47,20 @@ class Interventions:
         with self._study(study_id) as (c, row):
             if row.state in ("FINISHED", "STOPPING"):
                 raise ConfigError(f"study {row.name} cannot be paused: it is {row.state.lower()} ({row.reason})")
-            self._change(c, row, state="PAUSED", reason=f"paused by {who}", halt=now)
+            self._change(c, row, state="PAUSED", reason=f"paused by {who}", halt=now or row.halt)
 
     def resume(self, study_id: int, who: str) -> None:
         """Trials of a paused study, or of one that is being stopped and is not finished yet, begin again.
 
         Raises:
-            ConfigError: the study is finished.
+            ConfigError: the study is finished, or its time is over.
         """
         with self._study(study_id) as (c, row):
             if row.state == "FINISHED":
                 raise ConfigError(
                     f"study {row.name} is finished ({row.reason}); launch it again, with a larger budget.trials if need be"
                 )
+            self._refuse_late(c, row)
             if row.state != "ACTIVE":
                 self._change(c, row, state="ACTIVE", reason=None, halt=False, why=f"resumed by {who}")
 
@@ -70,7 +71,7 @@ class Interventions:
         """
         with self._study(study_id) as (c, row):
             if row.state != "FINISHED":
-                self._change(c, row, state="STOPPING", reason=f"{_STOPPED}{who}", halt=now)
+                self._change(c, row, state="STOPPING", reason=f"{_STOPPED}{who}", halt=now or row.halt)
 
     def enqueue(self, study_id: int, cell_values: Mapping[str, JSONValue], fixed: Mapping[str, JSONValue]) -> None:
         """Adds a trial on top of the budget, which is next: in the cell of `cell_values`, with the parameters `fixed`.
@@ -132,15 +133,18 @@ class Interventions:
 
     def _wake(self, c: Connection, row: Row[Any]) -> None:
         """Makes a study that has spent its budget hand out trials again."""
-        over = c.execute(
-            sa.select(study.c.deadline_at <= sa.func.clock_timestamp()).where(study.c.study_id == row.study_id)
-        ).scalar_one()
-        if over or row.state == "STOPPING" or (row.reason or "").startswith(_STOPPED):
-            raise ConfigError(
-                f"study {row.name} hands out no trials: {'budget.hours is over' if over else row.reason}; launch it again first"
-            )
+        self._refuse_late(c, row)
+        if row.state == "STOPPING":
+            raise ConfigError(f"study {row.name} hands out no trials: {row.reason}; resume it first, or launch it again")
+        if (row.reason or "").startswith(_STOPPED):
+            raise ConfigError(f"study {row.name} hands out no trials: {row.reason}; launch it again first")
         if row.state == "FINISHED":
             c.execute(sa.update(study).where(study.c.study_id == row.study_id).values(state="ACTIVE", reason=None))
+
+    def _refuse_late(self, c: Connection, row: Row[Any]) -> None:
+        late = sa.select(study.c.deadline_at <= sa.func.clock_timestamp()).where(study.c.study_id == row.study_id)
+        if c.execute(late).scalar_one():
+            raise ConfigError(f"study {row.name} hands out no trials: budget.hours is over; launch it again first")
 
     def _failed(self, c: Connection, study_id: int, number: int | None) -> Sequence[Row[Any]]:
         ours = sa.select(trial).where(trial.c.study_id == study_id).order_by(trial.c.number)
@@ -164,7 +168,7 @@ class Interventions:
         axes = set(cell_row.values)
         fixed = {path: value for path, value in row.values.items() if path not in axes}
         if cell_row.state == "CLOSED":
-            tickets.open_again(c, cell_row, f"trial {row.number} is run again")
+            tickets.open_again(c, cell_row, row.ticket_id, f"trial {row.number} is run again")
         extra = tickets.repeat(c, row.ticket_id, row.cell_id, fixed, row.number)
         if extra is None:
             self._add(c, row.study_id, row.cell_id, fixed, row.number)

@@ -9,19 +9,24 @@ Every method may be called again after its answer was lost on the way: it then f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from orchestrator.errors import LeaseLostError
-from orchestrator.model import Completed, Failed, JSONValue, Pruned, Suggestion
+from orchestrator.model import Completed, Failed, JSONValue, Pruned, Suggestion, TrialNews
 from orchestrator.store import optuna_rows, tickets
+from orchestrator.store.claims import Claim, Place, claim_of, held_by, ran_at, with_ticket
 from orchestrator.store.database import Database
 from orchestrator.store.fleet import Silent, WorkerLease, hold_worker
+from orchestrator.store.reads import news_after
 from orchestrator.store.schema import attempt, cell, event, is_active, slot, study, ticket, token_seq, trial, worker
+from orchestrator.store.tickets import Choice, Undecided
 
 _LIVE = ("CLAIMED", "RUNNING")
 LEFT_RESULT_S = 10.0
@@ -30,43 +35,9 @@ LEFT_RESULT_S = 10.0
 FAILURE_ATTR = "orchestrator:failure"
 ATTEMPTS_ATTR = "orchestrator:attempts"
 ATTEMPT_ATTR = "orchestrator:attempt_{}"
+WHY_ATTR = "orchestrator:why"
 BY_HAND_ATTR = "orchestrator:by_hand"
 RETRIED_FROM_ATTR = "orchestrator:retried_from"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A ticket held under a lease: what to run, and the token every later write must show.
-
-    `number` is None until `create`; for a trial taken up again it is the number it always had, with `values` its parameters
-    and `attempt` the attempt that begins now.
-    """
-
-    study_id: int
-    trial_id: int
-    token: int
-    ticket: int
-    failures: int
-    cell: int
-    cell_values: Mapping[str, JSONValue]
-    number: int | None = None
-    optuna_trial_id: int | None = None
-    values: Mapping[str, JSONValue] | None = None
-    attempt: int = 1
-    fixed: Mapping[str, JSONValue] | None = None
-    """What a trial by hand is given for searched parameters; the sampler is asked for the others."""
-
-    @property
-    def resumed(self) -> bool:
-        return self.attempt > 1
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an attempt runs: its host's name and the root of the run directories there."""
-
-    host: str
-    runs_dir: str
 
 
 class Ledger:
@@ -78,30 +49,40 @@ class Ledger:
     # ------------------------------------------------------------------------------------------------------------- claiming
 
     def claim(self, lease: WorkerLease, studies: Sequence[int], place: Place) -> Claim | None:
-        """Takes what is next in `studies` (in that order): a trial given back, else the next ticket; None if nothing is open.
+        """Takes what is next in `studies` (in that order), every cell beyond its share alike; see `claim_one`."""
+        for study_id in studies:
+            claimed = self.claim_one(lease, study_id, place)
+            if isinstance(claimed, Claim):
+                return claimed
+        return None
 
-        The worker must be done with what it claimed before. A cell's guaranteed shares come first: no other ticket is handed
-        out before every share of every open cell is spent.
+    def claim_one(
+        self, lease: WorkerLease, study_id: int, place: Place, choice: Choice | None = None, *, adaptive: bool = False
+    ) -> Claim | Undecided | None:
+        """Takes what is next in a study: a trial given back, else the next ticket; None if nothing is open.
+
+        The worker must be done with what it claimed before; when it got no answer it must `give_back_held` first. Trials by
+        hand come first, then the cells' guaranteed shares: no other ticket is handed out before every share of every open
+        cell is spent.
+
+        Args:
+            adaptive: let the caller choose the cell of a ticket that has none: nothing is taken then, and the answer is what
+                there is to choose from. The next call brings the `choice`.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile.
         """
-        for study_id in studies:
-            with self._database.transaction() as c:
-                hold_worker(c, lease)
-                # A worker runs one trial at a time, so what it holds now came by a claim whose answer was lost.
-                self._give_back_all(c, lease.worker_id, "its claim was lost on the way to the worker")
-                claimed = self._resume(c, lease, study_id, place) or self._begin(c, lease, study_id)
-            if claimed is not None:
-                return claimed
-        return None
+        with self._database.transaction() as c:
+            hold_worker(c, lease)
+            resumed = self._resume(c, lease, study_id, place)
+            return resumed or self._begin(c, lease, study_id, choice, adaptive=adaptive)
 
     def _resume(self, c: Connection, lease: WorkerLease, study_id: int, place: Place) -> Claim | None:
         row = c.execute(
-            _with_ticket()
+            with_ticket()
             .join(study, study.c.study_id == trial.c.study_id)
             .where(trial.c.study_id == study_id, trial.c.state == "RUNNING", trial.c.worker_id.is_(None), is_active())
-            .order_by(_ran_at(place).desc(), trial.c.trial_id)  # where its checkpoints and perhaps its result are
+            .order_by(ran_at(place).desc(), trial.c.trial_id)  # where its checkpoints and perhaps its result are
             .limit(1)
             .with_for_update(of=trial, skip_locked=True, key_share=True)
         ).one_or_none()
@@ -114,12 +95,14 @@ class Ledger:
             .returning(trial.c.token)
         ).scalar_one()
         self._begin_attempt(c, row.trial_id, row.attempts + 1, lease, place)
-        return replace(_claim(row), token=token, attempt=row.attempts + 1)
+        return replace(claim_of(row), token=token, attempt=row.attempts + 1)
 
-    def _begin(self, c: Connection, lease: WorkerLease, study_id: int) -> Claim | None:
-        next_ticket = tickets.take_next(c, study_id)
-        if next_ticket is None:
-            return None
+    def _begin(
+        self, c: Connection, lease: WorkerLease, study_id: int, choice: Choice | None, *, adaptive: bool
+    ) -> Claim | Undecided | None:
+        next_ticket = tickets.take_next(c, study_id, choice, adaptive=adaptive)
+        if next_ticket is None or isinstance(next_ticket, Undecided):
+            return next_ticket
         made = c.execute(
             sa.insert(trial)
             .values(
@@ -135,6 +118,9 @@ class Ledger:
         place = c.execute(
             sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(cell.c.cell_id == next_ticket.cell_id)
         ).one()
+        if next_ticket.why is not None:
+            told = {"study_id": study_id, "trial_id": made.trial_id, "cell_id": next_ticket.cell_id}
+            c.execute(sa.insert(event).values(**told, kind="allocated", reason=json.dumps(next_ticket.why)))
         return Claim(
             study_id,
             made.trial_id,
@@ -144,35 +130,60 @@ class Ledger:
             place.ordinal,
             place.cell_values,
             fixed=next_ticket.fixed,
+            why=next_ticket.why,
         )
 
     # ------------------------------------------------------------------------------------------------------- while it runs
 
-    def create(self, claim: Claim, suggestion: Suggestion, lease: WorkerLease, place: Place) -> Claim:
+    def create(
+        self,
+        claim: Claim,
+        suggestion: Suggestion | Callable[[list[TrialNews], int], Suggestion],
+        lease: WorkerLease,
+        place: Place,
+        *,
+        known: int | None = None,
+    ) -> Claim | None:
         """Creates the Optuna trial of a fresh claim, RUNNING, with all its parameters; returns the claim with its number.
+
+        None, and nothing is created, if others have created trials since the caller knew the study's news up to `known`: it
+        may have suggested what they did. A function instead of a suggestion is called under the study's lock, with the news
+        since `known` and their last position; what it suggests is known to be up to date.
 
         Raises:
             LeaseLostError: the claim is no longer ours, or the study is gone; nothing was created.
         """
         with self._database.transaction() as c:
             self._lock_study(c, claim.study_id)
-            ours = c.execute(_held(claim).where(trial.c.state.in_(_LIVE))).one_or_none()
+            ours = c.execute(held_by(claim).where(trial.c.state.in_(_LIVE))).one_or_none()
             if ours is None:
                 raise LeaseLostError(f"the ticket {claim.ticket} of study {claim.study_id} was given to another worker")
             if ours.state == "RUNNING":
                 return replace(claim, number=ours.number, optuna_trial_id=ours.optuna_trial_id, values=ours.values)
+            if callable(suggestion):
+                suggestion = suggestion(*news_after(c, claim.study_id, known or 0))
+            elif known is not None and self._created_since(c, claim.study_id, known):
+                return None
             optuna_trial_id, number = optuna_rows.create_trial(c, claim.study_id, suggestion)
+            seq = self._next_seq(c, claim.study_id)
             changed = {"state": "RUNNING", "number": number, "optuna_trial_id": optuna_trial_id, "attempts": 1}
-            values = {**changed, "values": dict(suggestion.values), "seq": self._next_seq(c, claim.study_id)}
+            values = {**changed, "values": dict(suggestion.values), "seq": seq, "created_seq": seq}
             c.execute(sa.update(trial).where(trial.c.trial_id == claim.trial_id).values(values))
+            origin: dict[str, JSONValue] = {} if claim.why is None else {WHY_ATTR: dict(claim.why)}
             if claim.fixed is not None:
-                origin = {BY_HAND_ATTR: True} if ours.retried_from is None else {RETRIED_FROM_ATTR: ours.retried_from}
-                optuna_rows.write_user_attrs(c, optuna_trial_id, origin)
+                origin |= {BY_HAND_ATTR: True} if ours.retried_from is None else {RETRIED_FROM_ATTR: ours.retried_from}
+            optuna_rows.write_user_attrs(c, optuna_trial_id, origin)
             self._begin_attempt(c, claim.trial_id, 1, lease, place)
         return replace(claim, number=number, optuna_trial_id=optuna_trial_id, values=dict(suggestion.values))
 
-    def report(self, claim: Claim, reports: Mapping[int, float], attrs: Mapping[str, JSONValue]) -> None:
-        """Writes intermediate values and user attributes of a running trial; a step already reported keeps its first value.
+    def report(
+        self,
+        claim: Claim,
+        reports: Mapping[int, float],
+        attrs: Mapping[str, JSONValue],
+        constraints: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        """Writes what a running trial reported; a step and a constraint keep their first value, an attribute its last.
 
         Raises:
             LeaseLostError: another attempt holds the trial, or it has ended; nothing was written.
@@ -183,6 +194,7 @@ class Ledger:
                 raise LeaseLostError(_refused(claim))
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
+            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints)
 
     def may_prune(self, claim: Claim) -> bool:
         """Whether the trial's cell has a complete trial already; until then nothing in it is pruned."""
@@ -199,6 +211,7 @@ class Ledger:
         *,
         reports: Mapping[int, float],
         attrs: Mapping[str, JSONValue],
+        constraints: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Ends the trial with its last reports and attributes, accepted once; the ticket is spent, or reopened for another try.
 
@@ -213,9 +226,18 @@ class Ledger:
                     raise LeaseLostError(_refused(claim))
                 return
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
+            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints)
             self._end(c, row, outcome, attrs)
 
-    def retry(self, claim: Claim, failure: Failed, *, reports: Mapping[int, float], attrs: Mapping[str, JSONValue]) -> bool:
+    def retry(
+        self,
+        claim: Claim,
+        failure: Failed,
+        *,
+        reports: Mapping[int, float],
+        attrs: Mapping[str, JSONValue],
+        constraints: Mapping[str, float] = MappingProxyType({}),
+    ) -> bool:
         """Gives a trial back whose attempt failed for a reason that passes: the same trial runs again, as its next attempt.
 
         False, and nothing is written, when it has had `runner.retries` of them: then `finish` it.
@@ -228,14 +250,25 @@ class Ledger:
             row = self._lock_trial(c, claim)
             if row.state != "RUNNING":
                 raise LeaseLostError(_refused(claim))
-            if row.worker_id is None:  # given back before, by a COMMIT whose answer was lost
+            if row.worker_id is None and self._outcome_of_last(c, row) == "retried":  # by a COMMIT whose answer was lost
                 return True
             if row.retries >= self._runner_setting(c, claim.study_id, "retries", 0):
                 return False
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
+            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints)
             self._give_back(c, row, "retried", f"{failure.kind}: {failure.message.splitlines()[0]}", known=True)
         return True
+
+    def give_back_held(self, lease: WorkerLease, reason: str) -> None:
+        """Gives back whatever the worker holds: a worker that runs nothing holds what it was given by an answer that was lost.
+
+        Raises:
+            LeaseLostError: the worker was evicted meanwhile; then nothing is its own.
+        """
+        with self._database.transaction() as c:
+            hold_worker(c, lease)
+            self._give_back_all(c, lease.worker_id, reason)
 
     def release(self, claim: Claim, reason: str, *, lost: bool = False) -> None:
         """Gives an unfinished trial back: another worker takes up the same trial.
@@ -245,7 +278,7 @@ class Ledger:
         """
         with self._database.transaction() as c:
             known = self._lock_study(c, claim.study_id, missing_ok=True)
-            row = c.execute(_held(claim).where(trial.c.state.in_(_LIVE), trial.c.worker_id.is_not(None))).one_or_none()
+            row = c.execute(held_by(claim).where(trial.c.state.in_(_LIVE), trial.c.worker_id.is_not(None))).one_or_none()
             if row is not None:
                 self._give_back_or_fail(c, row, "lost" if lost else "interrupted", reason, known=known)
 
@@ -280,9 +313,10 @@ class Ledger:
 
         Such a claim may still `finish` its trial, until another attempt takes it up; also in a study that hands out no trials.
         """
-        query = _with_ticket().where(trial.c.state == "RUNNING", trial.c.worker_id.is_(None), _ran_at(place))
+        unknown = attempt.c.outcome.in_(("lost", "interrupted"))  # the result of others is known
+        query = with_ticket().where(trial.c.state == "RUNNING", trial.c.worker_id.is_(None), ran_at(place, unknown))
         with self._database.transaction() as c:
-            return [_claim(row) for row in c.execute(query.order_by(trial.c.trial_id))]
+            return [claim_of(row) for row in c.execute(query.order_by(trial.c.trial_id))]
 
     def end_studies(self) -> list[int]:
         """Finishes studies that were stopped, or are past their deadline, and run nothing any more; returns their ids.
@@ -302,6 +336,7 @@ class Ledger:
         past = sa.and_(study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp())
         late = sa.and_(sa.or_(past, study.c.state == "STOPPING"), ~held)
         over = sa.and_(sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~just_lost)
+        self._end_closed_studies()
         ended = []
         with self._database.transaction() as c:
             for study_id in c.execute(sa.select(study.c.study_id).where(over).order_by(study.c.study_id)).scalars().all():
@@ -321,6 +356,17 @@ class Ledger:
 
     # -------------------------------------------------------------------------------------------------------------- the parts
 
+    def _end_closed_studies(self) -> None:
+        """Finishes studies that have no open cell left: a ticket given back after its last cell closed ends nothing itself."""
+        open_cell = sa.exists().where(cell.c.study_id == study.c.study_id, cell.c.state == "OPEN")
+        in_use = sa.or_(ticket.c.state == "LIVE", sa.and_(ticket.c.state == "OPEN", ticket.c.extra))
+        used = sa.exists().where(ticket.c.study_id == study.c.study_id, in_use)
+        closed = sa.and_(study.c.state != "FINISHED", ~open_cell, ~used)
+        with self._database.transaction() as c:
+            for study_id in c.execute(sa.select(study.c.study_id).where(closed).order_by(study.c.study_id)).scalars().all():
+                if self._lock_study(c, study_id, missing_ok=True):
+                    tickets.end_study_if_spent(c, study_id)
+
     def _lock_study(self, c: Connection, study_id: int, *, missing_ok: bool = False) -> bool:
         """Takes Optuna's lock, then our row's: ids, numbers and news are handed out in commit order. False if it is gone."""
         found = optuna_rows.lock_study(c, study_id)
@@ -330,10 +376,19 @@ class Ledger:
         return found
 
     def _lock_trial(self, c: Connection, claim: Claim) -> Row[Any]:
-        row = c.execute(_held(claim)).one_or_none()
+        row = c.execute(held_by(claim)).one_or_none()
         if row is None:
             raise LeaseLostError(_refused(claim))
         return row
+
+    def _outcome_of_last(self, c: Connection, row: Row[Any]) -> str | None:
+        last = sa.and_(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
+        outcome: str | None = c.execute(sa.select(attempt.c.outcome).where(last)).scalar_one()
+        return outcome
+
+    def _created_since(self, c: Connection, study_id: int, known: int) -> bool:
+        newer = sa.exists().where(trial.c.study_id == study_id, trial.c.created_seq > known)
+        return bool(c.execute(sa.select(newer)).scalar_one())
 
     def _next_seq(self, c: Connection, study_id: int) -> int:
         bump = sa.update(study).where(study.c.study_id == study_id).values(news=study.c.news + 1).returning(study.c.news)
@@ -378,7 +433,7 @@ class Ledger:
         """The trial is open to others; how its attempt ended is told in Optuna's study, if that is `known` to be there."""
         if row.state == "CLAIMED":  # no Optuna trial yet: the ticket is as if never touched
             c.execute(sa.delete(trial).where(trial.c.trial_id == row.trial_id))
-            tickets.give_back(c, row.ticket_id)
+            tickets.give_back(c, row.ticket_id, row.cell_id)
             return
         # The token stays: a result of the old attempt is still welcome until somebody takes the trial up.
         counted = {"lost": trial.c.lost + int(outcome == "lost"), "retries": trial.c.retries + int(outcome == "retried")}
@@ -408,7 +463,7 @@ class Ledger:
         unheld = sa.and_(trial.c.study_id == study_id, trial.c.state == "RUNNING", trial.c.worker_id.is_(None))
         for row in c.execute(sa.select(trial).where(unheld).order_by(trial.c.trial_id).with_for_update(key_share=True)).all():
             self._terminate(c, row, Failed("budget", reason), {}, holds_ticket=False)
-            tickets.give_back(c, row.ticket_id)
+            tickets.give_back(c, row.ticket_id, row.cell_id)
 
     def _terminate(
         self,
@@ -435,42 +490,6 @@ class Ledger:
         changed = {"state": _state(outcome), "holds_ticket": holds_ticket, "worker_id": None, "failure": failure}
         ended = {"seq": self._next_seq(c, row.study_id), "ended_at": sa.func.clock_timestamp()}
         c.execute(sa.update(trial).where(trial.c.trial_id == row.trial_id).values({**changed, **ended}))
-
-
-def _with_ticket() -> sa.Select[Any]:
-    """Trials with what a `Claim` says of their ticket and cell."""
-    of_cell = (cell.c.ordinal.label("cell"), cell.c["values"].label("cell_values"))
-    query = sa.select(trial, ticket.c.ordinal, ticket.c.failures, *of_cell)
-    return query.join(ticket, ticket.c.ticket_id == trial.c.ticket_id).join(cell, cell.c.cell_id == trial.c.cell_id)
-
-
-def _claim(row: Row[Any]) -> Claim:
-    """The claim of a trial's last attempt."""
-    return Claim(
-        study_id=row.study_id,
-        trial_id=row.trial_id,
-        token=row.token,
-        ticket=row.ordinal,
-        failures=row.failures,
-        cell=row.cell,
-        cell_values=row.cell_values,
-        number=row.number,
-        optuna_trial_id=row.optuna_trial_id,
-        values=row.values,
-        attempt=row.attempts,
-    )
-
-
-def _ran_at(place: Place) -> sa.ColumnElement[bool]:
-    """Whether the trial's last attempt ran at that place."""
-    last = sa.and_(attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts)
-    return sa.exists().where(last, attempt.c.host == place.host, attempt.c.runs_dir == place.runs_dir)
-
-
-def _held(claim: Claim) -> sa.Select[Any]:
-    """The trial's row under lock, if the claim's token is still its last."""
-    mine = sa.and_(trial.c.trial_id == claim.trial_id, trial.c.token == claim.token)
-    return sa.select(trial).where(mine).with_for_update(key_share=True)
 
 
 def _state(outcome: Completed | Pruned | Failed) -> str:

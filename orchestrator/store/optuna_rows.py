@@ -90,6 +90,17 @@ def write_user_attrs(c: Connection, trial_id: int, attrs: Mapping[str, JSONValue
     _write_attrs(c, optuna_trial_user_attributes, trial_id, attrs)
 
 
+def write_constraints(c: Connection, trial_id: int, constraints: Mapping[str, float]) -> None:
+    """Adds constraints as Optuna's `set_constraint` does; one that is there keeps its value."""
+    if constraints:
+        rows = [
+            {"trial_id": trial_id, "key": f"constraints:{key}", "value_json": json.dumps(value)}
+            for key, value in constraints.items()
+        ]
+        keep = insert(optuna_trial_system_attributes).values(rows).on_conflict_do_nothing(index_elements=["trial_id", "key"])
+        c.execute(keep)
+
+
 def end_trial(c: Connection, trial_id: int, state: str, values: Sequence[float]) -> None:
     """Makes the trial terminal, with its objective values if it is COMPLETE. Attributes are written before."""
     if values:

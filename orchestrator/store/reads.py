@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Row
+from sqlalchemy.engine import Connection, Row
 
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import JSONValue, Param, StudySpec, TrialNews
@@ -55,7 +55,10 @@ class CellRow:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial with its true parameter values and, when complete, its objective values."""
+    """One trial with its true parameter values and, when complete, its objective values.
+
+    `feasible` unless it broke a constraint.
+    """
 
     number: int
     state: str
@@ -66,6 +69,7 @@ class TrialRow:
     failure: str | None
     worker_id: int | None
     seconds: float | None
+    feasible: bool = True
 
 
 @dataclass(frozen=True)
@@ -145,8 +149,15 @@ class Reads:
         Positions are handed out in commit order under the study's lock, so that no late commit is ever behind the cursor.
         """
         with self._database.transaction() as c:
-            rows = c.execute(_NEWS, {"study_id": study_id, "cursor": cursor}).all()
-        return [_news(r) for r in rows], max((r.seq for r in rows), default=cursor)
+            return news_after(c, study_id, cursor)
+
+    def news_at(self, study_id: int, position: int) -> list[TrialNews]:
+        """Our trials of the study as the news told of them up to `position`: what ended later was running then."""
+        with self._database.transaction() as c:
+            rows = c.execute(_NEWS_AT, {"study_id": study_id, "position": position}).all()
+        told = [_news(r) for r in rows]
+        later = {news.number for news, row in zip(told, rows, strict=True) if row.seq > position}
+        return [TrialNews(n.number, "RUNNING", n.params, cell=n.cell) if n.number in later else n for n in told]
 
     def running(self, study_id: int) -> list[TrialNews]:
         """Our unfinished trials of the study with what they have reported so far."""
@@ -158,13 +169,19 @@ class Reads:
         with self._database.transaction() as c:
             return [_news(r) for r in c.execute(_FOREIGN, {"study_id": study_id, "known": list(known)})]
 
-    def checkpoint_places(self) -> dict[str, set[str]]:
-        """The hosts of the workers that are registered now, by the place where they keep checkpoints."""
+    def checkpoint_places(self, name: str | None = None) -> dict[str, set[str]]:
+        """The hosts of the living workers by the place where they keep checkpoints.
+
+        Args:
+            name: only of workers that serve the study of that name.
+        """
         places: dict[str, set[str]] = {}
-        known = sa.and_(worker.c.state == "ACTIVE", worker.c.checkpoints.is_not(None))
+        alive = sa.and_(worker.c.state == "ACTIVE", worker.c.lease_until > sa.func.clock_timestamp())
+        query = sa.select(worker.c.checkpoints, worker.c.host, worker.c.studies).where(alive, worker.c.checkpoints.is_not(None))
         with self._database.transaction() as c:
-            for row in c.execute(sa.select(worker.c.checkpoints, worker.c.host).where(known).distinct()):
-                places.setdefault(row.checkpoints, set()).add(row.host)
+            for row in c.execute(query):
+                if name is None or row.studies is None or name in row.studies:
+                    places.setdefault(row.checkpoints, set()).add(row.host)
         return places
 
     # ----------------------------------------------------------------------------------------------------------- for people
@@ -223,7 +240,7 @@ class Reads:
             if now is None:
                 raise ConfigError(f"study {row.name} was deleted from the database")
             order = "DESC" if maximize else "ASC"
-            cells = c.execute(sa.text(_CELLS.format(order=order)), {"study_id": row.study_id}).all()
+            cells = c.execute(sa.text(_CELLS.format(order=order, feasible=_FEASIBLE)), {"study_id": row.study_id}).all()
         return Progress(
             study=StudyRow(**{**row.__dict__, "state": now.state, "reason": now.reason}),
             total=counts.total,
@@ -277,6 +294,12 @@ class Reads:
         return [WorkerRow(r.worker_id, r.host, r.pid, r.doing, r.device_name, r.slot, max(0.0, float(r.late))) for r in rows]
 
 
+def news_after(c: Connection, study_id: int, cursor: int) -> tuple[list[TrialNews], int]:
+    """`Reads.news` within a transaction."""
+    rows = c.execute(_NEWS, {"study_id": study_id, "cursor": cursor}).all()
+    return [_news(r) for r in rows], max((r.seq for r in rows), default=cursor)
+
+
 def _study_row(r: Row[Any]) -> StudyRow:
     return StudyRow(r.study_id, r.study_name, r.revision, r.state, r.reason, r.active, r.created_at)
 
@@ -297,7 +320,7 @@ def _news(r: Row[Any]) -> TrialNews:
 def _trial_row(r: Row[Any]) -> TrialRow:
     return TrialRow(
         r.number, r.state, r.cell, r.params or {}, _values(r.values), r.attempts, r.failure, r.worker_id,
-        None if r.seconds is None else float(r.seconds),
+        None if r.seconds is None else float(r.seconds), r.feasible,
     )  # fmt: skip
 
 
@@ -332,6 +355,7 @@ _OURS = """
     WHERE o.study_id = :study_id
 """
 _NEWS = sa.text(f"SELECT o.seq, {_TRIAL_COLUMNS} {_OURS} AND o.seq > :cursor ORDER BY o.seq")
+_NEWS_AT = sa.text(f"SELECT o.seq, {_TRIAL_COLUMNS} {_OURS} AND o.created_seq <= :position ORDER BY t.number")
 _RUNNING = sa.text(f"SELECT {_TRIAL_COLUMNS} {_OURS} AND o.state = 'RUNNING' ORDER BY t.number")
 _FOREIGN = sa.text(
     f"""
@@ -342,12 +366,17 @@ _FOREIGN = sa.text(
     ORDER BY t.number
     """
 )
+_FEASIBLE = """
+    NOT EXISTS (SELECT FROM trial_system_attributes a WHERE a.trial_id = o.optuna_trial_id
+        AND a.key LIKE 'constraints:%' AND CAST(a.value_json AS float8) > 0)
+"""
 _TRIALS = sa.text(
-    """
+    f"""
     SELECT o.number, o.state, c.ordinal AS cell, o.values AS params, o.attempts, o.failure, o.worker_id,
         extract(epoch FROM coalesce(o.ended_at, clock_timestamp()) - o.claimed_at) AS seconds,
         (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
-           FROM trial_values v WHERE v.trial_id = o.optuna_trial_id) AS values
+           FROM trial_values v WHERE v.trial_id = o.optuna_trial_id) AS values,
+        {_FEASIBLE} AS feasible
     FROM orchestrator.trial o JOIN orchestrator.cell c ON c.cell_id = o.cell_id
     WHERE o.study_id = :study_id AND o.number IS NOT NULL AND (NOT :live_only OR o.state IN ('CLAIMED', 'RUNNING'))
     ORDER BY o.number
@@ -363,7 +392,8 @@ _CELLS = """
             array_agg(v.value ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL) AS bests,
             array_agg(o.number ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL) AS best_trials
         FROM orchestrator.trial o
-        LEFT JOIN trial_values v ON v.trial_id = o.optuna_trial_id AND v.objective = 0 AND o.state = 'COMPLETE'
+        LEFT JOIN trial_values v
+            ON v.trial_id = o.optuna_trial_id AND v.objective = 0 AND o.state = 'COMPLETE' AND {feasible}
         WHERE o.study_id = :study_id
         GROUP BY o.cell_id
     ) s ON s.cell_id = c.cell_id

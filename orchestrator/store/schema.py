@@ -102,6 +102,7 @@ worker = sa.Table(
     sa.Column("reason", sa.Text, comment="why it is GONE"),
     sa.Column("doing", sa.Text, nullable=False, server_default="starting", comment="what it does, for people"),
     sa.Column("checkpoints", sa.Text, comment="the place where it keeps checkpoints; the same for all that share it"),
+    sa.Column("studies", sa.JSON(none_as_null=True), comment="names of the only studies it serves; null: all"),
     sa.Column("lease_until", sa.DateTime(timezone=True), nullable=False),
     sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("ended_at", sa.DateTime(timezone=True)),
@@ -137,6 +138,7 @@ trial = sa.Table(
     sa.Column("number", sa.Integer, comment="Optuna's trial number"),
     sa.Column("optuna_trial_id", sa.Integer),
     sa.Column("seq", sa.BigInteger, comment="position in the study's news, grows with each change readers must see"),
+    sa.Column("created_seq", sa.BigInteger, comment="its first position in the news"),
     sa.Column("values", sa.JSON, comment="true value by parameter path"),
     sa.Column("worker_id", sa.ForeignKey(worker.c.worker_id), comment="null: nobody runs it"),
     sa.Column(
@@ -155,6 +157,7 @@ trial = sa.Table(
     sa.UniqueConstraint("optuna_trial_id", name="trial_optuna"),
     sa.Index("trial_one_a_ticket", "ticket_id", unique=True, postgresql_where=sa.text("holds_ticket")),
     sa.Index("trial_news", "study_id", "seq"),
+    sa.Index("trial_created", "study_id", "created_seq"),
     sa.Index("trial_live", "study_id", "trial_id", postgresql_where=sa.text("state IN ('CLAIMED', 'RUNNING')")),
     sa.Index("trial_by_worker", "worker_id", postgresql_where=sa.text("state IN ('CLAIMED', 'RUNNING')")),
 )

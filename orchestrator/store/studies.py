@@ -262,7 +262,9 @@ def _differences(old: StudySpec, new: StudySpec) -> list[str]:
     )
     for section, there, here in sections:
         for key in sorted(there.keys() | here.keys()):
-            if json.dumps(there.get(key, _ABSENT)) != json.dumps(here.get(key, _ABSENT)):  # 1 is not True here
+            if json.dumps(there.get(key, _ABSENT), sort_keys=True) != json.dumps(
+                here.get(key, _ABSENT), sort_keys=True
+            ):  # 1 is not True here
                 found.append(f"{section} {key} ({_shown(there, key)} there, {_shown(here, key)} here)")
     return found
 
@@ -282,7 +284,8 @@ def _by_path(spec: StudySpec, section: str) -> dict[str, Any]:
     if section == "grid":
         return {axis["path"]: axis["values"] for axis in data}
     return {
-        p["path"]: {k: v for k, v in p.items() if k != "path" and v is not None and v is not False and v != []} for p in data
+        p["path"]: {k: v for k, v in p.items() if k != "path" and v is not None and v is not False and v not in ([], {})}
+        for p in data
     }
 
 

@@ -20,7 +20,10 @@ _REST = sa.and_(ticket.c.share.is_(None), ~ticket.c.extra)
 
 @dataclass(frozen=True)
 class Next:
-    """The ticket to run, the cell it is bound to, and what its trial is given instead of asking the sampler for it."""
+    """The ticket to run, the cell it is bound to, and what its trial is given instead of asking the sampler for it.
+
+    `why` is the reason of an allocation that bound it to its cell just now.
+    """
 
     ticket_id: int
     ordinal: int
@@ -28,16 +31,34 @@ class Next:
     cell_id: int
     fixed: Mapping[str, JSONValue] | None
     retried_from: int | None
+    why: Mapping[str, JSONValue] | None
 
 
-def take_next(c: Connection, study_id: int) -> Next | None:
+@dataclass(frozen=True)
+class Undecided:
+    """The next ticket is bound to no cell, and the study's allocation has to choose one of these: ordinal and values."""
+
+    ordinal: int
+    failures: int
+    cells: tuple[tuple[int, Mapping[str, JSONValue]], ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The cell that an allocation chose, by its ordinal, and why."""
+
+    cell: int
+    why: Mapping[str, JSONValue]
+
+
+def take_next(c: Connection, study_id: int, choice: Choice | None = None, *, adaptive: bool = False) -> Next | Undecided | None:
     """Marks the next ticket LIVE and returns it; None if there is none now.
 
     Those by hand come first, then the shares, and the rest once every share is spent. Tickets that others are taking are
-    skipped, not waited for.
+    skipped, not waited for. With `adaptive` a ticket without a cell is left alone until the call comes with a `choice`.
     """
     row = _pick(c, study_id, _EXTRA) or _pick(c, study_id, _SHARE)
-    cell_id = row.cell_id if row else None
+    cell_id, why = row.cell_id if row else None, None
     if row is None:
         if _shares_left(c, study_id):
             return None
@@ -50,11 +71,13 @@ def take_next(c: Connection, study_id: int) -> Next | None:
         row = row or _pick(c, study_id, _REST)
         if row is None:
             return None
-        cell_id = row.cell_id or _allocate_uniform(c, study_id)
+        if adaptive and choice is None and row.cell_id is None:
+            return Undecided(row.ordinal, row.failures, _open_cells(c, study_id))
+        cell_id, why = (row.cell_id, None) if row.cell_id else _allocate(c, study_id, choice)
     if cell_id is None:
         return None
     c.execute(sa.update(ticket).where(ticket.c.ticket_id == row.ticket_id).values(state="LIVE", cell_id=cell_id))
-    return Next(row.ticket_id, row.ordinal, row.failures, cell_id, row.fixed, row.retried_from)
+    return Next(row.ticket_id, row.ordinal, row.failures, cell_id, row.fixed, row.retried_from, why)
 
 
 def _pick(c: Connection, study_id: int, kind: sa.ColumnElement[bool]) -> Row[Any] | None:
@@ -75,6 +98,25 @@ def _shares_left(c: Connection, study_id: int) -> bool:
     return bool(c.execute(sa.select(shares)).scalar_one())
 
 
+def _allocate(c: Connection, study_id: int, choice: Choice | None) -> tuple[int | None, Mapping[str, JSONValue]]:
+    """Binds one more ticket to the chosen cell, or to the open one that has the fewest; under the study's lock."""
+    why: Mapping[str, JSONValue] = {"rule": "uniform", "why": "of the open cells it had the fewest trials"}
+    if choice is not None:
+        chosen = sa.and_(cell.c.study_id == study_id, cell.c.ordinal == choice.cell, cell.c.state == "OPEN")
+        bind = sa.update(cell).where(chosen).values(bound=cell.c.bound + 1).returning(cell.c.cell_id)
+        cell_id = c.execute(bind).scalar_one_or_none()
+        if cell_id is not None:
+            return cell_id, choice.why
+        why = {**why, "why": f"{why['why']}; the chosen cell was closed meanwhile"}
+    return _allocate_uniform(c, study_id), why
+
+
+def _open_cells(c: Connection, study_id: int) -> tuple[tuple[int, Mapping[str, JSONValue]], ...]:
+    mine = sa.and_(cell.c.study_id == study_id, cell.c.state == "OPEN")
+    rows = c.execute(sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(mine).order_by(cell.c.ordinal))
+    return tuple((row.ordinal, row.cell_values) for row in rows)
+
+
 def _allocate_uniform(c: Connection, study_id: int) -> int | None:
     """Binds one more ticket to the open cell that has the fewest; under the study's lock."""
     fewest = (
@@ -87,9 +129,14 @@ def _allocate_uniform(c: Connection, study_id: int) -> int | None:
     return c.execute(bind.returning(cell.c.cell_id)).scalar_one_or_none()
 
 
-def give_back(c: Connection, ticket_id: int) -> None:
-    """The ticket is as if nobody had taken it; no failure is counted."""
-    c.execute(sa.update(ticket).where(ticket.c.ticket_id == ticket_id).values(state="OPEN"))
+def give_back(c: Connection, ticket_id: int, cell_id: int) -> None:
+    """The ticket is as if nobody had taken it; no failure is counted. One of a cell closed meanwhile goes to the others."""
+    mine = ticket.c.ticket_id == ticket_id
+    cell_row = c.execute(sa.select(cell).where(cell.c.cell_id == cell_id).with_for_update(key_share=True)).one()
+    extra = c.execute(sa.update(ticket).where(mine).values(state="OPEN").returning(ticket.c.extra)).scalar_one()
+    if cell_row.state == "CLOSED" and not extra:
+        c.execute(sa.update(ticket).where(mine).values(cell_id=None, share=None))
+        c.execute(sa.update(cell).where(cell.c.cell_id == cell_id).values(bound=cell.c.bound - 1))
 
 
 def spend(c: Connection, ticket_id: int, cell_id: int, *, pruned: bool) -> None:
@@ -136,7 +183,7 @@ def repeat(c: Connection, ticket_id: int, cell_id: int, fixed: Mapping[str, JSON
     A ticket that was given to an open allocation meanwhile is bound to the cell again. Returns whether the ticket is on top of
     the budget, None if it waits for no trial.
     """
-    mine = sa.and_(ticket.c.ticket_id == ticket_id, ticket.c.fixed.is_(None))
+    mine = sa.and_(ticket.c.ticket_id == ticket_id, ticket.c.retried_from.is_(None))
     waits = sa.or_(ticket.c.state == "OPEN", sa.and_(ticket.c.state == "VOID", ticket.c.extra))
     here = sa.or_(ticket.c.cell_id == cell_id, ticket.c.cell_id.is_(None))
     row = c.execute(sa.select(ticket).where(mine, waits, here).with_for_update(key_share=True)).one_or_none()
@@ -149,35 +196,46 @@ def repeat(c: Connection, ticket_id: int, cell_id: int, fixed: Mapping[str, JSON
     return bool(row.extra)
 
 
-def open_again(c: Connection, cell_row: Row[Any], reason: str) -> None:
-    """Opens a closed cell: it gets what it still lacks of its shares from tickets that nobody uses; under the study's lock."""
+def open_again(c: Connection, cell_row: Row[Any], ticket_id: int, reason: str) -> None:
+    """Opens a closed cell: it gets what it lacks of its shares from tickets that nobody uses, `ticket_id` before others.
+
+    Within the budget: of tickets that were void because every cell was closed no more come back than this cell lacks and
+    `budget.trials` has room for. Under the study's lock.
+    """
     mine = cell.c.cell_id == cell_row.cell_id
     c.execute(sa.update(cell).where(mine).values(state="OPEN", reason=None, failures_in_a_row=0))
-    unused = sa.and_(ticket.c.study_id == cell_row.study_id, _REST, ticket.c.cell_id.is_(None))
-    c.execute(sa.update(ticket).where(unused, ticket.c.state == "VOID").values(state="OPEN"))
-    bound = c.execute(_BIND_SHARES, {"cell_id": cell_row.cell_id, "study_id": cell_row.study_id}).rowcount
+    which = {"cell_id": cell_row.cell_id, "study_id": cell_row.study_id, "first": ticket_id}
+    bound = c.execute(_BIND_SHARES, which).rowcount
     c.execute(sa.update(cell).where(mine).values(bound=cell.c.bound + bound))
-    c.execute(
-        sa.insert(event).values(study_id=cell_row.study_id, cell_id=cell_row.cell_id, kind="cell opened again", reason=reason)
-    )
+    opened = {"study_id": cell_row.study_id, "cell_id": cell_row.cell_id, "kind": "cell opened again"}
+    c.execute(sa.insert(event).values(**opened, reason=reason))
 
 
 _BIND_SHARES = sa.text(
     """
     WITH lacking AS (
-        SELECT coalesce(max(t.share), 0) AS highest,
-            CAST(s.spec #>> '{budget,per_cell}' AS int) - count(t.share) AS shares
+        SELECT coalesce(max(t.share) FILTER (WHERE t.cell_id = :cell_id), 0) AS highest,
+            CAST(s.spec #>> '{budget,per_cell}' AS int) - count(t.share) FILTER (WHERE t.cell_id = :cell_id) AS shares,
+            CAST(s.spec #>> '{budget,trials}' AS int) - count(*) FILTER (WHERE t.state <> 'VOID' AND NOT t.extra) AS room
         FROM orchestrator.study s
-        LEFT JOIN orchestrator.ticket t ON t.cell_id = :cell_id
+        LEFT JOIN orchestrator.ticket t ON t.study_id = s.study_id
         WHERE s.study_id = :study_id
         GROUP BY s.study_id
     ), unused AS (
-        SELECT t.ticket_id, row_number() OVER (ORDER BY t.ordinal) AS k
+        SELECT t.ticket_id, t.state, p.place, row_number() OVER (PARTITION BY t.state ORDER BY p.place, t.ordinal) AS of_state
         FROM orchestrator.ticket t
-        WHERE t.study_id = :study_id AND t.state = 'OPEN' AND t.cell_id IS NULL AND NOT t.extra
+        CROSS JOIN LATERAL (  -- its own ticket, then those that nobody tried, then what other cells left
+            SELECT CASE WHEN t.ticket_id = :first THEN 0
+                WHEN NOT EXISTS (SELECT FROM orchestrator.trial o WHERE o.ticket_id = t.ticket_id) THEN 1 ELSE 2 END AS place
+        ) AS p
+        WHERE t.study_id = :study_id AND t.state IN ('OPEN', 'VOID') AND t.cell_id IS NULL AND NOT t.extra
+    ), usable AS (
+        SELECT u.ticket_id, row_number() OVER (ORDER BY u.place, u.state, u.of_state) AS k
+        FROM unused u, lacking l
+        WHERE u.state = 'OPEN' OR u.of_state <= l.room
     )
-    UPDATE orchestrator.ticket t SET cell_id = :cell_id, share = l.highest + u.k
-    FROM unused u, lacking l
+    UPDATE orchestrator.ticket t SET state = 'OPEN', cell_id = :cell_id, share = l.highest + u.k
+    FROM usable u, lacking l
     WHERE t.ticket_id = u.ticket_id AND u.k <= l.shares
     """
 )

@@ -1,256 +1,230 @@
-"""How well each way of joining a grid with a search spends its trials: prints JSON lines, one a method, then nothing else.
+"""How well each way of joining a grid with a search spends its trials, every method in the same run.
 
-Six synthetic problems with structure met in practice (an optimum that moves with the batch size, a diverging region, a
-backbone that wants its own learning rate, unrelated cells, a flat grid, Hartmann-6), noisy. For each method: the geometric
-mean over problems of the median simple regret (noise-free value of the trial that looked best, minus the optimum) relative
-to Optuna's TPESampler over the whole space, the same for the mean over cells of each cell's regret, and milliseconds a
-suggestion. Run as ``OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --trials 120 --seeds 12``.
+For each method and number of trials: the regret (true value of the trial that looked best, minus the optimum), as the
+geometric mean over problems of medians over seeds, relative to Optuna's TPESampler over the whole space; the same of the
+trial that truly was the best, which says what was found where noise hides it (in the tables of real runs it does); the mean
+over cells of each cell's regret, relative to one TPE study a cell; what several workers at once lose against one; milliseconds
+of processor time a suggestion, asking and telling. In brackets: the 90 % interval under resampled seeds. The two yardsticks
+are always run. Same arguments, same figures (but for times). Run as
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --trials 120 --seeds 20 --jobs 4
+    OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --parallel 8 --methods hybrid-gp,plain-gp-ordered --problems moving,flat
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import time
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import optuna
-from scipy import optimize
+from rich.console import Console
+from rich.progress import track
 
-from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
-from orchestrator.search import Search, distributions
+from tests.benchmarks.methods import APART, METHODS, YARDSTICK, Row, play
+from tests.benchmarks.problems import PROBLEMS, Problem, problem
 
-Values = Mapping[str, Any]
+LEAST = 1e-5
+"""Regrets below count as this, so that their ratios stay finite."""
+RESAMPLED = 400
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A loss over a grid and searched parameters; `optimum(cell)` is the least true loss in a cell."""
+class Job:
+    """One method on one problem with one seed; measured after each number of trials of `at`."""
 
-    name: str
-    grid: tuple[Axis, ...]
-    search: tuple[Searched, ...]
-    loss: Callable[[Values], float]
-    optimum: Callable[[Values], float]
-    noise: float
-
-    def spec(self, trials: int, seed: int, sampler: str) -> StudySpec:
-        """The problem as a study of ours."""
-        budget = Budget(trials)
-        settings = {"name": sampler}
-        return StudySpec(
-            self.name, ("minimize",), ("loss",), {}, {}, self.grid, self.search, budget, sampler=settings, seed=seed
-        )
+    method: str
+    problem: str
+    variant: int
+    seed: int
+    at: tuple[int, ...]
+    workers: int
 
 
-BATCH = Axis("batch", (32, 64, 128, 256))
-WIDTH = Axis("width", (64, 128, 256))
-NETS = ("small", "large", "wide", "deep")
-TRAINING = (
-    Searched("lr", "float", 1e-5, 1.0, log=True),
-    Searched("wd", "float", 1e-6, 1e-1, log=True),
-    Searched("dropout", "float", 0.0, 0.6),
-    Searched("act", "categorical", choices=("relu", "gelu", "tanh")),
-)
+@dataclass(frozen=True)
+class Result:
+    """Regret over the grid after so many trials: of the trial that looked best, of the truly best; and the mean over cells."""
+
+    method: str
+    problem: str
+    seed: int
+    at: int
+    workers: int
+    regret: float
+    of_best: float
+    by_cell: float
+    ms: float
 
 
-def _bowl(v: Values, lr: float, wd: float, dropout: float) -> float:
-    bad = {"relu": 0.1, "gelu": 0.0, "tanh": 0.25}[v["act"]]
-    ripple = 0.35 * (math.log10(v["lr"]) - lr) ** 2
-    return ripple + 0.06 * (math.log10(v["wd"]) - wd) ** 2 + 2.0 * (v["dropout"] - dropout) ** 2 + bad
+def regrets(task: Problem, rows: Sequence[Row]) -> tuple[float, float, float]:
+    """Regret of the trial that looked best, of the truly best, and the mean over cells of the regret of what looked best there.
+
+    Where nothing was tried the worst true value of all trials stands.
+    """
+    judged = [(task.loss(values), value, values) for values, value in rows]
+    worst, each = max(true for true, _, _ in judged), []
+    for cell, least in zip(task.cells, task.optima, strict=True):
+        mine = [row for row in judged if all(row[2][path] == value for path, value in cell.items())]
+        each.append((min(mine, key=_looks)[0] if mine else worst) - least)
+    least = min(task.optima)
+    found = (min(judged, key=_looks)[0] - least, min(true for true, _, _ in judged) - least, float(np.mean(each)))
+    return max(found[0], LEAST), max(found[1], LEAST), max(found[2], LEAST)
 
 
-def _offset(v: Values) -> float:
-    return 0.05 * abs(math.log2(v["batch"] / 64)) + 0.06 * abs(math.log2(v["width"] / 256))
+def _looks(row: tuple[float, float, Any]) -> float:
+    return row[1]
 
 
-def _moving(v: Values) -> float:
-    octaves = math.log2(v["batch"] / 32)
-    return _offset(v) + _bowl(v, -3.2 + 0.45 * octaves, -4.0, 0.1 + 0.1 * math.log2(v["width"] / 64))
-
-
-def _diverging(v: Values) -> float:
-    steep = math.log10(v["lr"]) > -2.6 + 0.45 * math.log2(v["batch"] / 32)
-    return 10.0 if steep else _moving(v)
-
-
-def _backbone(v: Values) -> float:
-    place = NETS.index(v["net"])
-    return (0.3, 0.0, 0.15, 0.1)[place] + 0.05 * (v["depth"] != 4) + _bowl(v, (-2.0, -4.0, -3.0, -3.5)[place], -3.0, 0.2)
-
-
-def _unrelated(v: Values) -> float:
-    rng = np.random.default_rng([NETS.index(v["net"]), v["depth"]])
-    lr, wd, dropout, offset = rng.uniform([-4, -5, 0.05, 0], [-1, -2, 0.5, 0.5])
-    return float(offset) + _bowl(v, float(lr), float(wd), float(dropout))
-
-
-_H_A = np.array([[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]])
-_H_P = 1e-4 * np.array(
-    [
-        [1312, 1696, 5569, 124, 8283, 5886],
-        [2329, 4135, 8307, 3736, 1004, 9991],
-        [2348, 1451, 3522, 2883, 3047, 6650],
-        [4047, 8828, 8732, 5743, 1091, 381],
-    ]
-)
-
-
-def _hartmann(v: Values) -> float:
-    x = np.array([v[f"x{i}"] for i in range(6)])
-    return float(-np.exp(-(_H_A * (x - _H_P) ** 2).sum(axis=1)) @ np.array([1.0, 1.2, 3.0, 3.2]))
-
-
-def _hartmann_optimum(cell: Values) -> float:
-    rng = np.random.default_rng(0)
-
-    def at(x: Any) -> float:
-        return _hartmann({**cell, **{f"x{i}": x[i - 2] for i in range(2, 6)}})
-
-    found = [optimize.minimize(at, rng.random(4), bounds=[(0, 1)] * 4).fun for _ in range(8)]
-    return float(min(found))
-
-
-def _unrelated_optimum(cell: Values) -> float:
-    rng = np.random.default_rng([NETS.index(cell["net"]), cell["depth"]])
-    return float(rng.uniform([-4, -5, 0.05, 0], [-1, -2, 0.5, 0.5])[3])
-
-
-def problems() -> list[Problem]:
-    """The suite."""
-    nets = (Axis("net", NETS), Axis("depth", (2, 4)))
-    cube = (Axis("x0", (0.05, 0.2, 0.45, 0.8)), Axis("x1", (0.15, 0.4, 0.7)))
-    rest = tuple(Searched(f"x{i}", "float", 0.0, 1.0) for i in range(2, 6))
-    return [
-        Problem("moving", (BATCH, WIDTH), TRAINING, _moving, _offset, 0.01),
-        Problem("diverging", (BATCH, WIDTH), TRAINING, _diverging, _offset, 0.01),
-        Problem("backbone", nets, TRAINING, _backbone, lambda c: _backbone({**c, **_BEST_BACKBONE[c["net"]]}), 0.01),
-        Problem("unrelated", nets, TRAINING, _unrelated, _unrelated_optimum, 0.01),
-        Problem("flat", (BATCH, WIDTH), TRAINING, lambda v: _bowl(v, -2.7, -3.5, 0.25), lambda c: 0.0, 0.01),
-        Problem("hartmann", cube, rest, _hartmann, _hartmann_optimum, 0.02),
-    ]
-
-
-_BEST_BACKBONE = {
-    net: {"lr": 10**lr, "wd": 1e-3, "dropout": 0.2, "act": "gelu"}
-    for net, lr in zip(NETS, (-2.0, -4.0, -3.0, -3.5), strict=True)
-}
-
-Rows = list[tuple[Values, float]]
-
-
-def ours(problem: Problem, trials: int, seed: int, sampler: str) -> tuple[Rows, float]:
-    """Uniform shares through our own door."""
-    search, rows, spent = Search(problem.spec(trials, seed, sampler)), [], 0.0
-    noise = np.random.default_rng(seed)
-    cells = list(problem.spec(trials, seed, sampler).cells())
-    for number in range(trials):
-        which = number % len(cells)
-        before = time.perf_counter()
-        asked = search.ask(cells[which], ticket=number, retry=0)
-        spent += time.perf_counter() - before
-        value = problem.loss(asked.values) + problem.noise * noise.standard_normal()
-        search.feed([TrialNews(number, "COMPLETE", asked.params, (value,), system_attrs=asked.system_attrs, cell=which)])
-        rows.append((asked.values, value))
-    return rows, spent
-
-
-def plain(problem: Problem, trials: int, seed: int, sampler: str, *, per_cell: bool = False) -> tuple[Rows, float]:
-    """Plain Optuna with the grid axes as categories: over everything, or one study a cell with equal shares."""
-    make = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler, "random": optuna.samplers.RandomSampler}[
-        sampler
-    ]
-    noise = np.random.default_rng(seed)
-    space = dict(distributions(problem.spec(trials, seed, "tpe")))
-    space |= {axis.path: optuna.distributions.CategoricalDistribution(axis.values) for axis in problem.grid}
-    cells = list(problem.spec(trials, seed, "tpe").cells()) if per_cell else [{}]
-    studies = [optuna.create_study(sampler=make(seed=1000 * seed + i)) for i in range(len(cells))]
-    rows, spent = [], 0.0
-    for number in range(trials):
-        cell, study = cells[number % len(cells)], studies[number % len(cells)]
-        before = time.perf_counter()
-        trial = study.ask({name: d for name, d in space.items() if name not in cell})
-        spent += time.perf_counter() - before
-        values = {**cell, **trial.params}
-        value = problem.loss(values) + problem.noise * noise.standard_normal()
-        study.tell(trial, value)
-        rows.append((values, value))
-    return rows, spent
-
-
-METHODS: dict[str, Callable[[Problem, int, int], tuple[Rows, float]]] = {
-    "plain-tpe": lambda p, n, s: plain(p, n, s, "tpe"),
-    "hybrid-tpe": lambda p, n, s: ours(p, n, s, "tpe"),
-    "hybrid-gp": lambda p, n, s: ours(p, n, s, "gp"),
-    "random": lambda p, n, s: plain(p, n, s, "random"),
-    "qmc": lambda p, n, s: ours(p, n, s, "qmc"),
-    "tpe-per-cell": lambda p, n, s: plain(p, n, s, "tpe", per_cell=True),
-    "plain-gp": lambda p, n, s: plain(p, n, s, "gp"),
-}
-
-
-def regrets(problem: Problem, rows: Sequence[tuple[Values, float]]) -> tuple[float, float]:
-    """Simple regret over the grid, and the mean over cells of the regret in each (its worst value where nothing was tried)."""
-    cells = list(problem.spec(1, 0, "tpe").cells())
-    optimum = [problem.optimum(cell) for cell in cells]
-    best = min(rows, key=lambda row: row[1])
-    simple = problem.loss(best[0]) - min(optimum)
-    worst = max(problem.loss(row[0]) for row in rows)
-    each = []
-    for cell, least in zip(cells, optimum, strict=True):
-        mine = [row for row in rows if all(row[0][k] == v for k, v in cell.items())]
-        each.append((problem.loss(min(mine, key=lambda row: row[1])[0]) if mine else worst) - least)
-    return max(simple, 1e-5), max(float(np.mean(each)), 1e-5)
-
-
-def one(job: tuple[str, int, int, int]) -> dict[str, Any]:
-    """One method on one problem with one seed."""
+def measure(job: Job) -> list[Result]:
+    """Plays one job."""
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    method, index, trials, seed = job
-    problem = problems()[index]
-    rows, spent = METHODS[method](problem, trials, seed)
-    simple, cellwise = regrets(problem, rows)
-    return {"method": method, "problem": problem.name, "simple": simple, "cellwise": cellwise, "ms": 1e3 * spent / trials}
+    task, method, results = problem(job.problem, job.variant), METHODS[job.method], []
+    for trials in job.at if method.foresees else job.at[-1:]:
+        rows, spent = play(task, method.make(task, trials, job.seed), trials, job.seed, job.workers)
+        for at in (trials,) if method.foresees else job.at:
+            found = regrets(task, rows[:at])
+            results.append(Result(job.method, job.problem, job.seed, at, job.workers, *found, ms=1e3 * spent / trials))
+    return results
 
 
-def summaries(results: Sequence[dict[str, Any]], methods: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One line a method, relative to the first."""
-    names = [problem.name for problem in problems()]
+class Figures:
+    """Ratios of medians over seeds, with intervals; the same resampled seeds on both sides of a ratio."""
 
-    def median(method: str, problem: str, key: str) -> float:
-        return float(np.median([r[key] for r in results if r["method"] == method and r["problem"] == problem]))
+    def __init__(self, results: Sequence[Result], problems: Sequence[str], seeds: int) -> None:
+        self._problems = problems
+        self._seeds = seeds
+        self._of: dict[tuple[str, str, int, int], dict[int, Result]] = {}
+        for r in results:
+            self._of.setdefault((r.method, r.problem, r.at, r.workers), {})[r.seed] = r
+        rng = np.random.default_rng(0)
+        self._drawn = np.vstack([np.arange(seeds), rng.integers(seeds, size=(RESAMPLED, seeds))])
 
-    for method in methods:
-        line: dict[str, Any] = {"method": method}
-        for key in ("simple", "cellwise"):
-            ratios = {p: median(method, p, key) / median(methods[0], p, key) for p in names}
-            line[f"{key}_ratio"] = round(float(np.exp(np.mean(np.log(list(ratios.values()))))), 3)
-            if key == "simple":
-                line["problems"] = {p: round(r, 2) for p, r in ratios.items()}
-        line["ms"] = round(float(np.mean([r["ms"] for r in results if r["method"] == method])), 2)
-        yield line
+    def _log_medians(self, method: str, at: int, workers: int, field: str) -> Array:
+        """Shape (problems, 1 + RESAMPLED): of the seeds as they are, then resampled."""
+        values = []
+        for name in self._problems:
+            mine = self._of[method, name, at, workers]
+            values.append([getattr(mine[seed], field) for seed in range(self._seeds)])
+        result: Array = np.log(np.median(np.array(values)[:, self._drawn], axis=2))
+        return result
+
+    def ratio(self, field: str, at: int, of: tuple[str, int], to: tuple[str, int]) -> dict[str, Any]:
+        """Geometric mean of the ratio between two methods (with their numbers of workers), interval, and each problem."""
+        difference = self._log_medians(of[0], at, of[1], field) - self._log_medians(to[0], at, to[1], field)
+        means = np.exp(difference.mean(axis=0))
+        low, high = np.quantile(means[1:], (0.05, 0.95))
+        problems = dict(zip(self._problems, np.exp(difference[:, 0]).round(3).tolist(), strict=True))
+        return {"ratio": float(means[0]), "low": float(low), "high": float(high), "problems": problems}
+
+    def ms(self, method: str, at: int, workers: int) -> float:
+        """Mean over problems and seeds of milliseconds of processor time a suggestion."""
+        return float(np.mean([r.ms for name in self._problems for r in self._of[method, name, at, workers].values()]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=120)
-    parser.add_argument("--seeds", type=int, default=10)
+def summaries(figures: Figures, methods: Sequence[str], at: Sequence[int], workers: int) -> Iterator[dict[str, Any]]:
+    """One a method and number of trials."""
+    for trials in at:
+        for method in methods:
+            line: dict[str, Any] = {
+                "trials": trials,
+                "method": method,
+                "regret": figures.ratio("regret", trials, (method, 1), (YARDSTICK, 1)),
+                "of_best": figures.ratio("of_best", trials, (method, 1), (YARDSTICK, 1)),
+                "by_cell": figures.ratio("by_cell", trials, (method, 1), (APART, 1)),
+                "ms": figures.ms(method, trials, 1),
+            }
+            if workers > 1:
+                line["parallel_loss"] = figures.ratio("regret", trials, (method, workers), (method, 1))
+                line["parallel_loss_by_cell"] = figures.ratio("by_cell", trials, (method, workers), (method, 1))
+            yield line
+
+
+def table(lines: Sequence[dict[str, Any]], problems: Sequence[str], workers: int) -> str:
+    """The summaries for people."""
+
+    def cell(figure: dict[str, Any]) -> str:
+        return f"{figure['ratio']:.3g} [{figure['low']:.2g}, {figure['high']:.2g}]"
+
+    headings = ["trials", "method", f"regret / {YARDSTICK}", "of truly best", f"by cell / {APART}", "ms"]
+    headings += [f"{workers} workers / 1", "the same by cell"] if workers > 1 else []
+    rows = [[*headings, *problems]]
+    for line in lines:
+        row = [str(line["trials"]), line["method"], *(cell(line[key]) for key in ("regret", "of_best", "by_cell"))]
+        row.append(f"{line['ms']:.1f}")
+        row += [cell(line["parallel_loss"]), cell(line["parallel_loss_by_cell"])] if workers > 1 else []
+        rows.append(row + [f"{line['regret']['problems'][name]:.2f}" for name in problems])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def names(choices: Sequence[str]) -> Any:
+    """Reads names separated by commas."""
+
+    def read(text: str) -> list[str]:
+        given = [name for name in text.split(",") if name]
+        if unknown := set(given) - set(choices):
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: must be of {', '.join(choices)}")
+        return given
+
+    return read
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=120, help="trials of a run")
+    parser.add_argument("--at", type=int, nargs="+", help="numbers of trials to measure at; default: half of all, and all")
+    parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=[m for m in METHODS if m != "plain-gp"])
-    options = parser.parse_args()
-    methods = list(dict.fromkeys(["plain-tpe", *options.methods]))
-    jobs = [(m, i, options.trials, s) for m in methods for i in range(len(problems())) for s in range(options.seeds)]
+    quick = [name for name, method in METHODS.items() if not method.slow]
+    parser.add_argument("--methods", type=names(list(METHODS)), nargs="+", default=[quick], help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--slow", action="store_true", help="also Optuna's GPSampler")
+    parser.add_argument("--problems", type=names(PROBLEMS), nargs="+", default=[PROBLEMS], help=f"of {', '.join(PROBLEMS)}")
+    parser.add_argument("--variant", type=int, default=0, help="draws other constants of the synthetic problems")
+    parser.add_argument("--parallel", type=int, default=1, metavar="WORKERS", help="also with so many workers at once")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write summaries and every single result there")
+    options = parser.parse_args(argv)
+    options.at = tuple(sorted(set(options.at or (options.trials // 2, options.trials))))
+    if options.at[0] < 1 or options.seeds < 1 or options.jobs < 1 or options.parallel < 1:
+        parser.error("trials, seeds, jobs and workers must be at least 1")
+    chosen = [YARDSTICK, APART, *(name for part in options.methods for name in part)]
+    chosen += [name for name, method in METHODS.items() if method.slow and options.slow]
+    options.methods = list(dict.fromkeys(chosen))
+    options.problems = list(dict.fromkeys(name for part in options.problems for name in part))
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = arguments(argv)
+    jobs = [
+        Job(method, name, options.variant, seed, options.at, workers)
+        for workers in sorted({1, options.parallel})
+        for method in options.methods
+        for seed in range(options.seeds)
+        for name in options.problems
+    ]
+    for name in options.problems:
+        _ = problem(name, options.variant).optima  # found once, before processes are forked
     with ProcessPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(one, jobs, chunksize=2))
-    for line in summaries(results, methods):
-        print(json.dumps(line), flush=True)
+        played = track(pool.map(measure, jobs), total=len(jobs), console=Console(stderr=True, quiet=not sys.stderr.isatty()))
+        results = [result for part in played for result in part]
+    figures = Figures(results, options.problems, options.seeds)
+    lines = list(summaries(figures, options.methods, options.at, options.parallel))
+    print(table(lines, options.problems, options.parallel))
+    if options.json:
+        written = {"arguments": vars(options), "summaries": lines, "results": [asdict(result) for result in results]}
+        options.json.write_text(json.dumps(written, default=str, indent=1))
 
 
 if __name__ == "__main__":

@@ -230,11 +230,16 @@ PLANTS = {
         Plant(f"UPDATE orchestrator.attempt SET attempt = 0 WHERE {attempt_of(0)}", "those it has are: 0"),
         Plant(f"DELETE FROM orchestrator.attempt WHERE {attempt_of(0)}", "those it has are: none"),
     ],
+    "counts": [
+        Plant(f"UPDATE orchestrator.attempt SET outcome = 'lost' WHERE {attempt_of(6)}", "trial 6 counts 0 attempts lost"),
+        Plant(f"UPDATE orchestrator.attempt SET outcome = 'retried' WHERE {attempt_of(6)}", "but has 0 and 1"),
+    ],
     "attempt open": [
         Plant(f"UPDATE orchestrator.attempt SET ended_at = NULL, outcome = NULL WHERE {attempt_of(0)}", "attempt 1 of trial 0"),
         Plant(f"UPDATE orchestrator.attempt SET ended_at = NULL, outcome = NULL WHERE {attempt_of(6)}", "but nobody runs it"),
         Plant(
-            f"UPDATE orchestrator.attempt SET ended_at = now(), outcome = 'lost' WHERE {attempt_of(5)}", "its worker runs on"
+            f"UPDATE orchestrator.attempt SET ended_at = now(), outcome = 'interrupted' WHERE {attempt_of(5)}",
+            "its worker runs on",
         ),
     ],
     "news": [

@@ -117,9 +117,9 @@ def test_what_a_finished_study_cannot_do_is_said(store: Store, lease: WorkerLeas
     running = start(store, lease, study)
     assert running is not None
     end(store, running)
-    with pytest.raises(ConfigError, match="cannot be paused: it is finished .budget spent."):
+    with pytest.raises(ConfigError, match=r"cannot be paused: it is finished \(budget spent\)"):
         store.interventions.pause(study, "ada@lab")
-    with pytest.raises(ConfigError, match="is finished .budget spent.; launch it again"):
+    with pytest.raises(ConfigError, match=r"is finished \(budget spent\); launch it again"):
         store.interventions.resume(study, "ada@lab")
     store.interventions.stop(study, "ada@lab")
     assert state(store) == ("FINISHED", "budget spent")
@@ -186,7 +186,7 @@ def test_a_cell_that_is_not_there_and_a_stopped_study_take_no_trial(store: Store
     with pytest.raises(ConfigError, match="study study has no cell a=7"):
         store.interventions.enqueue(study, {"a": 7}, {})
     store.interventions.stop(study, "ada@lab")
-    with pytest.raises(ConfigError, match="hands out no trials: stopped by ada@lab; launch it again first"):
+    with pytest.raises(ConfigError, match="hands out no trials: stopped by ada@lab; resume it first, or launch it again"):
         store.interventions.enqueue(study, {"a": 1}, {})
     store.ledger.end_studies()
     with pytest.raises(ConfigError, match="hands out no trials: stopped by ada@lab"):
@@ -310,3 +310,66 @@ def test_a_stale_attempt_cannot_have_its_trial_run_again(store: Store, lease: Wo
     store.ledger.finish(current, Completed((1.0,)), reports={}, attrs={})
     (trial,) = optuna.load_study(study_name="study", storage=store.url).trials
     assert trial.intermediate_values == {}
+
+
+def test_an_attempt_lost_after_a_failure_that_passes_is_counted_once_it_is_known(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1, runner={**RUNNER, "retries": 1})).study_id
+    claim = start(store, lease, study)
+    assert claim is not None
+    store.ledger.evict(Silent(lease.worker_id, dead=True, reason="its process died"))
+    (left,) = store.ledger.left_at(PLACE)
+    assert store.ledger.retry(left, BROKEN, reports={}, attrs={})
+    assert [a.outcome for a in store.reads.attempts(study, 0)] == ["retried"]
+    assert store.ledger.left_at(PLACE) == [], "its result is known now"
+    other = store.fleet.register(60)
+    again = start(store, other, study)
+    assert again is not None
+    assert not store.ledger.retry(again, BROKEN, reports={}, attrs={}), "that was the only one"
+
+
+def test_the_wish_to_have_trials_back_is_not_taken_back_by_a_weaker_one(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    assert start(store, lease, study) is not None
+    store.interventions.pause(study, "ada@lab", now=True)
+    store.interventions.stop(study, "ada@lab")
+    assert store.fleet.renew(lease, "training") is True
+
+
+def test_a_trial_by_hand_that_was_stopped_runs_once_again(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1)).study_id
+    store.interventions.enqueue(study, {"a": 0}, {"x": 0.5})
+    by_hand = start(store, lease, study)
+    assert by_hand is not None
+    store.interventions.stop(study, "ada@lab", now=True)
+    store.ledger.release(by_hand, "the study was paused or stopped")
+    store.ledger.end_studies()
+    store.studies.launch(spec(cells=1))
+    assert [r.number for r in store.interventions.retry(study, None)] == [0]
+    fixed = []
+    while (claim := start(store, lease, study)) is not None:
+        fixed.append(claim.fixed)
+        end(store, claim)
+    assert fixed == [{"x": 0.5}, None]
+
+
+def test_opening_cells_again_keeps_to_the_budget(store: Store, lease: WorkerLease) -> None:
+    closing = spec(cells=3, per_cell=2, budget=Budget(6, 2, max_failures_per_cell=0))
+    study = store.studies.launch(closing).study_id
+    while (claim := start(store, lease, study)) is not None:
+        end(store, claim, BROKEN)
+    for number in (0, 1):
+        store.interventions.retry(study, number)
+        while (claim := start(store, lease, study)) is not None:
+            end(store, claim)
+    row = store.reads.find("study")
+    assert [c.completed for c in store.reads.progress(row, maximize=True).cells] == [2, 2, 0]
+    assert store.doctor.examine().findings == ()
+    assert store.studies.launch(closing).open_tickets == 2
+
+
+def test_workers_of_other_studies_and_dead_ones_keep_checkpoints_where_they_like(store: Store) -> None:
+    store.fleet.register(60, checkpoints="here")
+    store.fleet.register(60, checkpoints="there", studies=["other"])
+    store.fleet.register(-1, checkpoints="nowhere")
+    assert set(store.reads.checkpoint_places("study")) == {"here"}
+    assert set(store.reads.checkpoint_places("other")) == {"here", "there"}

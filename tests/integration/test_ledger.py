@@ -294,6 +294,7 @@ def test_finishing_twice_is_accepted_once(store: Store, lease: WorkerLease) -> N
 def test_a_step_whose_answer_was_lost_can_be_done_again(store: Store, lease: WorkerLease) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
     store.ledger.claim(lease, [study], PLACE)  # the worker never learns of this one
+    store.ledger.give_back_held(lease, "its answer was lost")
     claim = store.ledger.claim(lease, [study], PLACE)
     assert claim is not None
     assert claim.ticket == 0
@@ -556,3 +557,33 @@ def test_deleting_the_study_elsewhere_ends_its_trials_as_lost_and_frees_the_name
         end(store, claim)
     assert store.reads.studies() == []
     assert store.studies.launch(spec(cells=3)).created
+
+
+def test_a_share_given_back_after_its_cell_was_closed_goes_to_the_others(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2, per_cell=2, budget=Budget(4, 2, max_failures_per_cell=0))).study_id
+    others = [store.fleet.register(60) for _ in range(2)]
+    failing, running = start(store, lease, study), start(store, others[0], study)
+    waiting = store.ledger.claim(others[1], [study], PLACE)
+    assert failing is not None
+    assert running is not None
+    assert waiting is not None
+    assert waiting.cell == failing.cell
+    end(store, failing, Failed("exception", "no"))
+    store.ledger.release(waiting, "test")
+    end(store, running)
+    assert {claim.cell for claim in run_all(store, lease, study)} == {running.cell}
+    assert store.reads.find("study").reason == "budget spent"
+    assert store.doctor.examine().findings == ()
+
+
+def test_a_study_ends_when_the_last_claim_is_given_back_into_closed_cells(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1, per_cell=2, budget=Budget(2, 2, max_failures_per_cell=0))).study_id
+    other = store.fleet.register(60)
+    failing, waiting = start(store, lease, study), store.ledger.claim(other, [study], PLACE)
+    assert failing is not None
+    assert waiting is not None
+    end(store, failing, Failed("exception", "no"))
+    store.ledger.deregister(other, "test")
+    store.ledger.end_studies()
+    assert store.reads.find("study").reason == "every cell is closed"
+    assert store.doctor.examine().findings == ()

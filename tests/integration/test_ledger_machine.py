@@ -157,8 +157,9 @@ class LedgerMachine(RuleBasedStateMachine):
         claim = None
         for _ in range(times):
             with self.refused_if(lease.worker_id in self.gone):
-                claim = self.store.ledger.claim(lease, [self.study], PLACE)
+                self.store.ledger.give_back_held(lease, "its answer was lost")
                 self.give_back_all(lease.worker_id)
+                claim = self.store.ledger.claim(lease, [self.study], PLACE)
                 self.idle = claim is None
                 if claim is not None:
                     self.claimed(lease, claim)

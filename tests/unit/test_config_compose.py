@@ -160,7 +160,7 @@ def test_a_mandatory_value_that_is_searched_is_given() -> None:
         ([*OWN, "study.metric=3"], ["study.metric=3"]),
         ([*OWN, "study.seed=-1"], ["study.seed=-1"]),
         ([*OWN, "study=foo"], ["study is a section"]),
-        ([*OWN, "allocation=adaptive"], ["allocation=adaptive", "uniform"]),
+        ([*OWN, "allocation=adaptiv"], ["allocation=adaptiv", "did you mean 'adaptive'"]),
         ([*OWN, "budget.trials=abc"], ["budget.trials='abc'", "whole number"]),
         ([*OWN, "budget.trials=3.5"], ["budget.trials=3.5", "whole number"]),
         ([*OWN, "budget.trials=0"], ["at least 1"]),

@@ -18,6 +18,11 @@ from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS, SCHEMA
 
 VERSION_TABLE = "version"
 OLDEST_SERVER = 140000
+_MAY_CREATE = sa.text(
+    "SELECT has_schema_privilege('public', 'CREATE') AND "
+    "CASE WHEN to_regnamespace('orchestrator') IS NULL THEN has_database_privilege(current_database(), 'CREATE') "
+    "ELSE has_schema_privilege('orchestrator', 'CREATE') END"
+)
 _LOCK = 0x6F72636865737472  # "orchestr": one migration at a time in a database
 
 
@@ -44,6 +49,11 @@ def migrate(database: Database, create_optuna_tables: Callable[[str], None]) -> 
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         if _is_current(connection, script):
             return
+        if not connection.execute(_MAY_CREATE).scalar_one():
+            raise SchemaOutdatedError(
+                "the schemas of this database are missing or old, and its role may not change them; run as their owner:"
+                " orchestrator db upgrade"
+            )
         create_optuna_tables(database.url.render_as_string(hide_password=False))
         config = _config()
         config.attributes["connection"] = connection

@@ -50,6 +50,8 @@ def upgrade() -> None:
     op.create_index("ticket_extra_open", "ticket", ["study_id", "ordinal"], schema=SCHEMA, postgresql_where=extra)
     place = sa.Column("checkpoints", sa.Text(), comment="the place where it keeps checkpoints; the same for all that share it")
     op.add_column("worker", place, schema=SCHEMA)
+    served = sa.Column("studies", sa.JSON(), comment="names of the only studies it serves; null: all")
+    op.add_column("worker", served, schema=SCHEMA)
     retries = sa.Column(
         "retries", sa.Integer(), server_default="0", nullable=False, comment="attempts that failed and were run again"
     )

@@ -1,0 +1,60 @@
+"""What an attempt said and how it ended, as its run directory tells: for results that nobody delivered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.logs import logger
+from orchestrator.model import Interrupted, Outcome
+from orchestrator.runner import AttrSet, ConstraintSet, Message, Reported, journal, rundir
+
+
+@dataclass
+class Said:
+    """What an attempt reported and set, and nobody has written to the database yet; `sent` are the reports that are there."""
+
+    reports: dict[int, float] = field(default_factory=dict)
+    attrs: dict[str, Any] = field(default_factory=dict)
+    constraints: dict[str, float] = field(default_factory=dict)
+    sent: dict[int, float] = field(default_factory=dict)
+
+    def note(self, message: Message) -> None:
+        """The first value of a step and of a constraint counts, an attribute's last."""
+        if isinstance(message, Reported):
+            self.reports.setdefault(message.step, message.value)
+        elif isinstance(message, AttrSet):
+            self.attrs[message.key] = message.value
+        elif isinstance(message, ConstraintSet):
+            self.constraints.setdefault(message.key, message.value)
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self.reports or self.attrs or self.constraints)
+
+    @property
+    def curve(self) -> dict[int, float]:
+        return {**self.reports, **self.sent}
+
+
+class LeftResults:
+    """Reads the results that attempts left; one that cannot be read is warned of once."""
+
+    def __init__(self) -> None:
+        self._unreadable: set[Path] = set()
+
+    def result_in(self, run_dir: Path) -> tuple[Outcome, Said] | None:
+        """How the attempt ended and what it said, None if it left no result or was only interrupted."""
+        try:
+            outcome, said = rundir.read_result(run_dir), journal.read(run_dir)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if run_dir not in self._unreadable:
+                logger.warning("%s: the result cannot be read: %s", run_dir, error)
+                self._unreadable.add(run_dir)
+            return None
+        if outcome is None or isinstance(outcome, Interrupted):
+            return None
+        logger.info("%s holds a result that was not delivered; delivering it", run_dir)
+        return outcome, Said(*said)

@@ -1,0 +1,86 @@
+"""What a worker holds of a trial, and the ways to find a trial's row by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+
+from orchestrator.model import JSONValue
+from orchestrator.store.schema import attempt, cell, ticket, trial
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A ticket held under a lease: what to run, and the token every later write must show.
+
+    `number` is None until `create`; for a trial taken up again it is the number it always had, with `values` its parameters
+    and `attempt` the attempt that begins now.
+    """
+
+    study_id: int
+    trial_id: int
+    token: int
+    ticket: int
+    failures: int
+    cell: int
+    cell_values: Mapping[str, JSONValue]
+    number: int | None = None
+    optuna_trial_id: int | None = None
+    values: Mapping[str, JSONValue] | None = None
+    attempt: int = 1
+    fixed: Mapping[str, JSONValue] | None = None
+    """What a trial by hand is given for searched parameters; the sampler is asked for the others."""
+    why: Mapping[str, JSONValue] | None = None
+    """Why an allocation chose this cell."""
+
+    @property
+    def resumed(self) -> bool:
+        return self.attempt > 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an attempt runs: its host's name and the root of the run directories there."""
+
+    host: str
+    runs_dir: str
+
+
+def with_ticket() -> sa.Select[Any]:
+    """Trials with what a `Claim` says of their ticket and cell."""
+    of_cell = (cell.c.ordinal.label("cell"), cell.c["values"].label("cell_values"))
+    query = sa.select(trial, ticket.c.ordinal, ticket.c.failures, *of_cell)
+    return query.join(ticket, ticket.c.ticket_id == trial.c.ticket_id).join(cell, cell.c.cell_id == trial.c.cell_id)
+
+
+def claim_of(row: Row[Any]) -> Claim:
+    """The claim of a trial's last attempt."""
+    return Claim(
+        study_id=row.study_id,
+        trial_id=row.trial_id,
+        token=row.token,
+        ticket=row.ordinal,
+        failures=row.failures,
+        cell=row.cell,
+        cell_values=row.cell_values,
+        number=row.number,
+        optuna_trial_id=row.optuna_trial_id,
+        values=row.values,
+        attempt=row.attempts,
+    )
+
+
+def ran_at(place: Place, *conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """Whether the trial's last attempt ran at that place, under further conditions on that attempt."""
+    last = sa.and_(attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts)
+    return sa.exists().where(last, attempt.c.host == place.host, attempt.c.runs_dir == place.runs_dir, *conditions)
+
+
+def held_by(claim: Claim) -> sa.Select[Any]:
+    """The trial's row under lock, if the claim's token is still its last."""
+    mine = sa.and_(trial.c.trial_id == claim.trial_id, trial.c.token == claim.token)
+    return sa.select(trial).where(mine).with_for_update(key_share=True)

@@ -1,0 +1,156 @@
+"""The ways of spending a study's trials that the benchmarks compare, each asked and told like the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from orchestrator.model import Suggestion, TrialNews
+from orchestrator.search import Search, distributions
+from tests.benchmarks.problems import Problem, Values
+
+PER_CELL = 2
+"""Trials that adaptive allocation guarantees to every cell."""
+
+Row = tuple[Values, float]
+
+
+class Tuner(Protocol):
+    """Suggests values for trial after trial."""
+
+    def ask(self, number: int) -> Values:
+        """Values of a new trial, counted from 0; it runs until it is told of."""
+
+    def tell(self, number: int, value: float) -> None:
+        """The trial ended with that loss."""
+
+
+class Ours:
+    """`orchestrator.search.Search`: every cell's first share, then every cell's second; adaptive chooses cells afterwards."""
+
+    def __init__(self, problem: Problem, trials: int, seed: int, sampler: str, *, adaptive: bool = False) -> None:
+        allocation = "adaptive" if adaptive else "uniform"
+        self._search = Search(problem.spec(trials, seed, sampler, allocation=allocation, per_cell=PER_CELL))
+        self._cells = problem.cells
+        self._shares = PER_CELL * len(self._cells) if adaptive else trials
+        self._asked: dict[int, tuple[int, Suggestion]] = {}
+
+    def ask(self, number: int) -> Values:
+        cell = number % len(self._cells)
+        if number >= self._shares:
+            cell, _ = self._search.choose_cell(list(enumerate(self._cells)), ticket=number, retry=0)
+        asked = self._search.ask(self._cells[cell], ticket=number, retry=0)
+        self._asked[number] = (cell, asked)
+        self._search.feed([TrialNews(number, "RUNNING", asked.params, system_attrs=asked.system_attrs, cell=cell)])
+        return asked.values
+
+    def tell(self, number: int, value: float) -> None:
+        cell, asked = self._asked.pop(number)
+        news = TrialNews(number, "COMPLETE", asked.params, (value,), system_attrs=asked.system_attrs, cell=cell)
+        self._search.feed([news])
+
+
+class Plain:
+    """One Optuna study over everything; grid axes are categories, or (`ordered`) the numeric ones are integers: their ranks."""
+
+    def __init__(self, problem: Problem, sampler: optuna.samplers.BaseSampler, *, ordered: bool = False) -> None:
+        self.study = optuna.create_study(sampler=sampler)
+        self._axes = {axis.path: axis.values for axis in problem.grid}
+        self._space: dict[str, BaseDistribution] = dict(distributions(problem.spec(1, 0, "tpe")))
+        for path, values in self._axes.items():
+            rank = ordered and not isinstance(values[0], str)
+            self._space[path] = IntDistribution(0, len(values) - 1) if rank else CategoricalDistribution(range(len(values)))
+        self._trials: dict[int, optuna.Trial] = {}
+
+    def ask(self, number: int) -> Values:
+        trial = self._trials[number] = self.study.ask(self._space)
+        return trial.params | {path: values[trial.params[path]] for path, values in self._axes.items()}
+
+    def tell(self, number: int, value: float) -> None:
+        self.study.tell(self._trials.pop(number), value)
+
+
+class Apart:
+    """One Optuna study a cell, each in its turn."""
+
+    def __init__(self, problem: Problem, make: Callable[[int], optuna.samplers.BaseSampler]) -> None:
+        self._cells = problem.cells
+        grid = {axis.path for axis in problem.grid}
+        self._space = {path: d for path, d in distributions(problem.spec(1, 0, "tpe")).items() if path not in grid}
+        self._studies = [optuna.create_study(sampler=make(place)) for place in range(len(self._cells))]
+        self._trials: dict[int, optuna.Trial] = {}
+
+    def ask(self, number: int) -> Values:
+        place = number % len(self._cells)
+        trial = self._trials[number] = self._studies[place].ask(self._space)
+        return self._cells[place] | trial.params
+
+    def tell(self, number: int, value: float) -> None:
+        self._studies[number % len(self._cells)].tell(self._trials.pop(number), value)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to make a tuner for a problem, a number of trials and a seed.
+
+    `foresees`: it may spend trials otherwise where more of them are to come, so each budget is a run of its own.
+    """
+
+    make: Callable[[Problem, int, int], Tuner]
+    foresees: bool = False
+    slow: bool = False
+
+
+def _ours(sampler: str, *, adaptive: bool = False) -> Method:
+    return Method(lambda p, trials, seed: Ours(p, trials, seed, sampler, adaptive=adaptive), foresees=adaptive)
+
+
+_TPE, _GP = optuna.samplers.TPESampler, optuna.samplers.GPSampler
+YARDSTICK, APART = "plain-tpe", "tpe-per-cell"
+METHODS: dict[str, Method] = {
+    YARDSTICK: Method(lambda p, trials, seed: Plain(p, _TPE(seed=seed))),
+    APART: Method(lambda p, trials, seed: Apart(p, lambda place: _TPE(seed=1000 * seed + place))),
+    "plain-tpe-ordered": Method(lambda p, trials, seed: Plain(p, _TPE(seed=seed), ordered=True)),
+    "random": Method(lambda p, trials, seed: Plain(p, optuna.samplers.RandomSampler(seed=seed))),
+    "plain-gp": Method(lambda p, trials, seed: Plain(p, _GP(seed=seed)), slow=True),
+    "plain-gp-ordered": Method(lambda p, trials, seed: Plain(p, _GP(seed=seed), ordered=True), slow=True),
+    **{f"hybrid-{name}": _ours(name) for name in ("gp", "tpe", "random", "qmc")},
+    **{f"hybrid-{name}-adaptive": _ours(name, adaptive=True) for name in ("gp", "tpe", "random", "qmc")},
+}
+
+
+def play(problem: Problem, tuner: Tuner, trials: int, seed: int, workers: int = 1) -> tuple[list[Row], float]:
+    """Spends the trials; the rows in the order in which trials ended, and the seconds of processor time that the tuner took.
+
+    With more than one worker every ask finds the other workers' trials running; any of the running ones may end next.
+    """
+    normal = np.random.default_rng([seed, 0]).standard_normal(trials)
+    speed = np.random.default_rng([seed, 1])
+    running: list[tuple[int, Values]] = []
+    rows: list[Row] = []
+    spent = 0.0
+
+    def end_one() -> float:
+        number, values = running.pop(int(speed.integers(len(running))))
+        value = problem.observed(values, float(normal[number]))
+        rows.append((values, value))
+        before = time.process_time()
+        tuner.tell(number, value)
+        return time.process_time() - before
+
+    for number in range(trials):
+        if len(running) == workers:
+            spent += end_one()
+        before = time.process_time()
+        values = tuner.ask(number)
+        spent += time.process_time() - before
+        running.append((number, values))
+    while running:
+        spent += end_one()
+    return rows, spent

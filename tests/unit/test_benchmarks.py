@@ -1,0 +1,168 @@
+"""The benchmarks measure what they say: true optima, methods that keep to the grid, figures that come out again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from orchestrator.search import Search, distributions
+from tests.benchmarks import methods, regret, suggestion_time
+from tests.benchmarks.problems import PROBLEMS, problem
+from tests.benchmarks.tables import DATA
+
+VARIANTS = [(name, variant) for name in PROBLEMS for variant in (0, 1)]
+
+
+def random_values(task: Any, seed: int, count: int) -> list[dict[str, Any]]:
+    """Points of the whole search, cells in turn, as our own random sampler draws them."""
+    search = Search(task.spec(count, seed, "random"))
+    return [dict(search.ask(task.cells[n % len(task.cells)], ticket=n, retry=0).values) for n in range(count)]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_no_configuration_is_better_than_the_optimum_of_its_cell(name: str, variant: int) -> None:
+    task = problem(name, variant)
+    assert 8 <= len(task.cells) <= 16
+    assert 3 <= len(task.search) <= 5
+    for number, values in enumerate(random_values(task, 0, 500)):
+        assert task.loss(values) >= task.optima[number % len(task.cells)] - 1e-9
+
+
+@pytest.mark.parametrize("name", ["moving", "diverging", "backbone", "unrelated", "flat", "deceptive"])
+@pytest.mark.parametrize("variant", [0, 1])
+def test_the_optimum_of_a_drawn_basin_is_inside_the_search_and_reached(name: str, variant: int) -> None:
+    task = problem(name, variant)
+    space = {item.path: item for item in task.search}
+    for place, cell in enumerate(task.cells):
+        choices = [item.choices or (None,) for item in task.search]
+        found = []
+        for combination in itertools.product(*choices):
+            best = dict(zip(space, combination, strict=True))
+            best |= {
+                path: (item.low * item.high) ** 0.5 if item.log else 0.2 for path, item in space.items() if not item.choices
+            }
+            found.append(descended(task, {**cell, **best}))
+        assert min(found) == pytest.approx(task.optima[place], abs=2e-3)
+
+
+def descended(task: Any, values: dict[str, Any]) -> float:
+    """The least loss that coordinate-wise grids, ever finer, lead to."""
+    ordered = [item for item in task.search if not item.choices]
+    if "warmup" in {item.path for item in ordered}:
+        values["warmup"] = 5
+    for width in 0.5 ** np.arange(0, 9, 0.5):
+        for item in ordered:
+            low, high = (np.log([item.low, item.high])) if item.log else (item.low, item.high)
+            here = np.log(values[item.path]) if item.log else values[item.path]
+            steps = np.clip(here + width * (high - low) * np.linspace(-1, 1, 9), low, high)
+            tried = [float(np.exp(s)) if item.log else float(s) for s in steps]
+            tried = [round(t) if item.kind == "int" else t for t in tried]
+            values[item.path] = min([*tried, values[item.path]], key=lambda t, p=item.path: task.loss({**values, p: t}))
+    return float(task.loss(values))
+
+
+def test_variants_are_different_problems() -> None:
+    values = random_values(problem("moving"), 0, 1)[0]
+    assert problem("moving", 0).loss(values) != problem("moving", 1).loss(values)
+    assert problem("moving", 0) is problem("moving", 0)
+
+
+def test_tables_are_small_and_their_fit_explains_the_runs() -> None:
+    assert sum(path.stat().st_size for path in DATA.iterdir()) < 300_000
+    for name in ("digits", "cancer"):
+        stored = np.load(DATA / f"{name}.npz")
+        assert stored["explained"] > 0.8
+        assert 0.0 < stored["noise"] < 0.5
+
+
+@pytest.mark.parametrize("name", [name for name, method in methods.METHODS.items() if not method.slow])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_every_method_spends_its_trials_on_the_grid_and_comes_out_again(name: str, workers: int) -> None:
+    task, played = problem("backbone"), []
+    for _ in range(2):
+        tuner = methods.METHODS[name].make(task, 20, 3)
+        played.append(methods.play(task, tuner, 20, 3, workers)[0])
+    assert played[0] == played[1]
+    assert len(played[0]) == 20
+    space = distributions(task.spec(1, 0, "tpe"))
+    for values, _ in played[0]:
+        assert set(values) == set(space)
+        assert {axis.path: values[axis.path] for axis in task.grid} in task.cells
+
+
+def test_workers_at_once_are_asked_while_the_others_run() -> None:
+    task, running, seen = problem("flat"), set(), []
+
+    class Watched:
+        def ask(self, number: int) -> Any:
+            seen.append(len(running))
+            running.add(number)
+            return {**task.cells[0], "lr": 1e-3, "wd": 1e-3, "dropout": 0.1, "act": "relu", "warmup": number % 5}
+
+        def tell(self, number: int, value: float) -> None:
+            running.remove(number)
+
+    rows, _ = methods.play(task, Watched(), 20, 0, workers=8)
+    assert seen == [0, 1, 2, 3, 4, 5, 6, *[7] * 13]
+    assert len(rows) == 20
+
+
+def test_our_shares_are_given_cell_after_cell() -> None:
+    task = problem("backbone")
+    rows, _ = methods.play(task, methods.METHODS["hybrid-random"].make(task, 20, 0), 20, 0)
+    cells = [{axis.path: values[axis.path] for axis in task.grid} for values, _ in rows]
+    assert cells == [task.cells[n % len(task.cells)] for n in range(20)]
+
+
+def test_regret_is_the_true_value_of_what_looked_best_less_the_optimum() -> None:
+    task = problem("flat")
+    rows = [(values, 1.0 + n) for n, values in enumerate(random_values(task, 0, 32))]
+    true = [task.loss(values) for values, _ in rows]
+    assert min(true) < true[0]
+    assert regret.regrets(task, rows) == pytest.approx((true[0], min(true), np.mean(true[:16])))
+    assert regret.regrets(task, rows[:1])[2] == pytest.approx(true[0])
+
+
+def test_a_run_prints_every_method_beside_the_yardsticks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "figures.json"
+    argv = ["--trials=12", "--at", "6", "12", "--seeds=2", "--methods=random", "--problems=flat,moving", "--parallel=3"]
+    regret.main([*argv, f"--json={out}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [
+        [at, method] for at in ("6", "12") for method in ("plain-tpe", "tpe-per-cell", "random")
+    ]
+    written = json.loads(out.read_text())
+    assert len(written["results"]) == 3 * 2 * 2 * 2 * 2  # methods, problems, seeds, at, workers
+    first = written["summaries"][0]
+    assert (first["method"], first["regret"]["ratio"]) == ("plain-tpe", 1.0)
+    random = next(s for s in written["summaries"] if s["method"] == "random" and s["trials"] == 12)
+    of = {
+        method: [
+            np.median([r["regret"] for r in written["results"] if (r["method"], r["problem"], r["at"], r["workers"]) == key])
+            for key in ((method, name, 12, 1) for name in ("flat", "moving"))
+        ]
+        for method in ("random", "plain-tpe")
+    }
+    assert random["regret"]["ratio"] == pytest.approx(np.sqrt(np.prod(of["random"]) / np.prod(of["plain-tpe"])))
+
+
+def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        regret.arguments(["--methods", "random,magic"])
+    assert "magic: must be of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["hybrid-tpe", "plain-tpe"])
+def test_the_time_of_a_suggestion_is_measured(method: str) -> None:
+    verbosity = optuna.logging.get_verbosity()
+    try:
+        line = suggestion_time.measure(method, 30, 7, 3)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    assert 0.0 < line["median_ms"] <= line["greatest_ms"] < 60_000

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from orchestrator.model import StudySpec
-from orchestrator.search import CellEstimate, Search
+from typing import TYPE_CHECKING
+
+from orchestrator import search
 from orchestrator.store import Progress, Store
+
+if TYPE_CHECKING:
+    from orchestrator.search import CellEstimate
 
 MOST_CELLS = 500
 """Of more cells nothing is estimated: it would take minutes."""
 
 
-def of_cells(store: Store, spec: StudySpec, progress: Progress) -> list[CellEstimate | None]:
-    """An estimate for each cell of `progress`, None where nothing can be told."""
+def of_cells(store: Store, progress: Progress) -> list[CellEstimate | None]:
+    """An estimate for each cell of `progress`, None where nothing can be told; the same whoever asks."""
     cells = [cell.values for cell in progress.cells]
     if len(cells) > MOST_CELLS or not any(cell.completed for cell in progress.cells):
         return [None] * len(cells)
-    search = Search(spec)
-    search.feed(store.reads.news(progress.study.study_id, 0)[0])
-    return search.summary(cells)
+    model = search.Search(store.reads.spec(progress.study.study_id))  # Optuna is brought in here, for the commands that need it
+    model.feed(store.reads.news(progress.study.study_id, 0)[0])
+    return model.summary(cells)

@@ -316,7 +316,7 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
     progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
     trials = store.reads.trials(row.study_id)
     best = screen.best_trials(spec, trials)
-    believed = estimates.of_cells(store, spec, progress)
+    believed = estimates.of_cells(store, progress)
     if call.json:
         print(json.dumps(screen.as_data(spec, progress, best, believed), indent=2))
     else:

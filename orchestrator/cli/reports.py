@@ -128,7 +128,7 @@ def best(call: Call) -> int:
         spec = store.reads.spec(row.study_id)
         trials = store.reads.trials(row.study_id)
         progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
-        believed = estimates.of_cells(store, spec, progress)
+        believed = estimates.of_cells(store, progress)
     chosen = screen.best_trials(spec, trials) if wanted is None else [t for t in trials if t.number == wanted]
     if not chosen and wanted is not None:
         raise ConfigError(f"trial={wanted}: study {row.name} has no trial of that number that this program ran")

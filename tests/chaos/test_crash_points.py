@@ -24,6 +24,7 @@ STEPS = (
     "after-result",
     "after-finish",
 )
+SHORT = ("after-create", "mid-run", "after-result")
 COMMITS = 30  # more than a worker makes for two trials
 IN_SHORT = (6, 11)
 
@@ -44,7 +45,7 @@ def survive(commands: Commands, store: Store, crash_at: str, name: str = "study"
     return code != 0
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [pytest.param(s, marks=() if s in SHORT else pytest.mark.chaos("long")) for s in STEPS])
 def test_a_worker_killed_at_a_step_leaves_nothing_undone(commands: Commands, store: Store, step: str) -> None:
     assert survive(commands, store, step), "it came to the step"
 

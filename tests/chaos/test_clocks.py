@@ -38,6 +38,7 @@ class Abroad(Commands):
         return {**super().environment(), "PYTHONPATH": f"{SITECUSTOMIZE}{os.pathsep}{ROOT}", **self.extra}
 
 
+@pytest.mark.chaos("long")
 def test_clocks_off_by_an_hour_and_odd_time_zones_change_nothing(
     commands: Commands, store: Store, figures: Callable[..., None]
 ) -> None:

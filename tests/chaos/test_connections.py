@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from orchestrator.store import Store
 from tests.support import invariants
 from tests.support.commands import ROOT, Commands
@@ -30,6 +32,7 @@ with Database(storage_url(sys.argv[1])).transaction() as c:
 """
 
 
+@pytest.mark.chaos("long")
 def test_more_workers_than_connections_wait_their_turn_and_all_run(
     tmp_path: Path, long: bool, figures: Callable[..., None]
 ) -> None:
@@ -70,6 +73,7 @@ def test_a_worker_holds_one_connection_at_most_and_none_while_it_trains(commands
     assert while_training.count(0) / len(while_training) > 0.8, "renewals and reports connect for moments"
 
 
+@pytest.mark.chaos("long")
 def test_a_client_frozen_with_the_study_s_lock_holds_up_the_others_for_seconds_only(
     commands: Commands, store: Store, figures: Callable[..., None]
 ) -> None:

@@ -73,6 +73,7 @@ def test_restarts_and_an_outage_cost_no_worker_and_no_running_trial(
     assert attempts == [1] * cells, "no running trial was given up for the database's sake"
 
 
+@pytest.mark.chaos("long")
 def test_told_to_end_while_the_database_is_away_a_worker_with_a_trial_ends_in_order(
     server: OwnServer, commands: Commands, store: Store
 ) -> None:

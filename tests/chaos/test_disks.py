@@ -64,6 +64,7 @@ def test_a_run_directory_deleted_under_a_trial_costs_that_trial_and_not_the_work
     assert all("FileNotFoundError" in failure and "output.log" in failure for failure in failures), failures
 
 
+@pytest.mark.chaos("long")
 def test_a_disk_that_fills_up_under_a_trial_is_named_and_the_study_goes_on_elsewhere(
     commands: Commands, store: Store, small_disk: Path, tmp_path: Path
 ) -> None:

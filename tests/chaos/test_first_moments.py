@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from orchestrator.store import Store
 from tests.support import invariants
 from tests.support.commands import CONFIG, Commands
@@ -15,6 +17,7 @@ EXPERIMENT = (f"--config-dir={CONFIG}", "experiment=tiny", "objective._target_=t
 FAST = ("+objective.seconds=0.1", "sampler=random", "worker.count=0", "budget.per_cell=1")
 
 
+@pytest.mark.chaos("long")
 def test_launches_and_workers_at_once_on_an_empty_database_all_run(
     empty_database_url: str, tmp_path: Path, long: bool, figures: Callable[..., None]
 ) -> None:
@@ -36,6 +39,7 @@ def test_launches_and_workers_at_once_on_an_empty_database_all_run(
     figures(commands=2 * count, exit_codes=sorted(set(codes)))
 
 
+@pytest.mark.chaos("long")
 def test_of_two_launches_with_different_spaces_one_wins_and_the_other_says_what_differs(
     commands: Commands, store: Store, dice: random.Random, long: bool, tmp_path: Path
 ) -> None:

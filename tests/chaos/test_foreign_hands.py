@@ -44,6 +44,7 @@ def _delete(name: str, storage: optuna.storages.RDBStorage) -> None:
     wait_until(gone, 60)
 
 
+@pytest.mark.chaos("long")
 def test_a_study_deleted_by_plain_optuna_ends_and_the_others_go_on(
     commands: Commands, store: Store, storage: optuna.storages.RDBStorage
 ) -> None:

@@ -22,6 +22,7 @@ FAULTS: dict[str, Callable[[Proxy], None]] = {"freeze": Proxy.freeze, "cut": Pro
 STATEMENT_S = 30.0  # of orchestrator.store.database
 
 
+@pytest.mark.chaos("long")
 def test_workers_behind_a_bad_network_survive_and_those_beside_it_go_on(
     commands: Commands, store: Store, long: bool, figures: Callable[..., None]
 ) -> None:

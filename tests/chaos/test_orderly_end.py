@@ -76,6 +76,7 @@ def test_a_terminated_worker_gives_its_trial_back_uncounted(
     _ended_in_order(commands, store, study_id)
 
 
+@pytest.mark.chaos("long")
 def test_the_first_process_of_a_container_obeys_sigterm_all_the_same(commands: Commands, store: Store) -> None:
     if reason := _no_namespaces():
         pytest.skip(f"no PID namespaces here: {reason}")

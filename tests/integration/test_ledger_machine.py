@@ -27,7 +27,7 @@ from tests.support.studies import PLACE, RUNNER, spec, suggestion
 MAX_ATTEMPTS, MAX_RETRIES = 2, 1
 _EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "0"))
 SETTINGS = settings(
-    max_examples=_EXAMPLES or 20,
+    max_examples=_EXAMPLES or 8,
     stateful_step_count=60 if _EXAMPLES else 30,
     derandomize=not _EXAMPLES,
     phases=tuple(Phase) if _EXAMPLES else (Phase.generate,),  # to make a failure small takes minutes

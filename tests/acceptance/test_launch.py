@@ -105,8 +105,8 @@ def test_a_worker_in_another_terminal_joins_and_reads_what_to_run_from_the_datab
 
 
 def test_a_terminated_worker_gives_its_trial_back_and_another_resumes_it(commands: Commands, store: Store) -> None:
-    slow = ("objective._target_=tests.support.training.slow", "a=1", "budget.per_cell=1", "budget.trials=1", "worker.count=0")
-    with commands.started("launch", *TINY, *slow, "+objective.seconds=60"):
+    patient = "objective._target_=tests.support.training.interruptible"
+    with commands.started("launch", *TINY, patient, "a=1", "budget.per_cell=1", "budget.trials=1", "worker.count=0"):
         with commands.started("worker", "worker.drain_s=0") as worker:
             study = wait_until(lambda: next((r for r in store.reads.studies()), None), 60)
             wait_until(lambda: list(commands.directory.glob("runs/tiny-*/trial-0/attempt-1/checkpoints/seen")), 60)

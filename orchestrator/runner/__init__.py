@@ -6,7 +6,7 @@ user's function with the `Trial` it is given. The three talk in JSON lines over 
 
 from orchestrator.runner.contract import Job
 from orchestrator.runner.parent import AttrSet, ConstraintSet, Message, PruneAsked, Reported, Runner, Running
-from orchestrator.runner.rundir import attempt_dir, checkpoint_dir, log_path, read_result
+from orchestrator.runner.rundir import attempt_dir, log_path, read_result
 from orchestrator.runner.target import check_allowed
 from orchestrator.runner.trial import Trial, TrialPruned
 
@@ -23,7 +23,6 @@ __all__ = [
     "TrialPruned",
     "attempt_dir",
     "check_allowed",
-    "checkpoint_dir",
     "log_path",
     "read_result",
 ]

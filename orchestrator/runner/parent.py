@@ -231,6 +231,7 @@ class Running:
         self._stop_asked = False
         self._outcome: Outcome | None = None
         self._over = threading.Event()
+        self._terminating = threading.Lock()
         threading.Thread(target=self._show_life, name="sign-of-life", daemon=True).start()
 
     @property
@@ -266,17 +267,18 @@ class Running:
         """Ends the attempt: SIGTERM to its process group, `grace_s`, SIGKILL. Returns when none of it is left.
 
         The outcome becomes ``Interrupted(reason)``, unless the child's result was there before it died. Messages that arrive
-        meanwhile are kept for the next `poll`.
+        meanwhile are kept for the next `poll`. From any thread, as long as no other polls; a second call waits for the first.
         """
         self._ending = self._ending or reason
-        self._keeper.send({"do": "terminate"}, wait=False)
-        give_up_at = time.monotonic() + self._grace_s + MARGIN_S
-        while self._outcome is None and time.monotonic() < give_up_at:
-            wait_readable([c for c in (self._channel, self._keeper.channel) if not c.closed], _SLICE_S)
-            self._collect()
-        if self._outcome is None:  # the keeper itself hangs: do its work
-            self._keeper.kill()
-            self._end_orphaned_group()
+        with self._terminating:
+            self._keeper.send({"do": "terminate"}, wait=False)
+            give_up_at = time.monotonic() + self._grace_s + MARGIN_S
+            while self._outcome is None and time.monotonic() < give_up_at:
+                wait_readable([c for c in (self._channel, self._keeper.channel) if not c.closed], _SLICE_S)
+                self._collect()
+            if self._outcome is None:  # the keeper itself hangs: do its work
+                self._keeper.kill()
+                self._end_orphaned_group()
 
     def _show_life(self) -> None:
         while not self._over.wait(min(5.0, self._silence_s / 8)):

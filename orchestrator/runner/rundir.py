@@ -39,11 +39,6 @@ def attempt_dir(runs: Path, study: str, number: int, attempt: int) -> Path:
     return trial_dir(runs, study, number) / f"attempt-{attempt}"
 
 
-def checkpoint_dir(runs: Path, study: str, number: int, attempt: int = 1) -> Path:
-    """Where attempt `attempt` (1-based) of trial `number` keeps its checkpoints, if it does so in its run directory."""
-    return attempt_dir(runs, study, number, attempt) / "checkpoints"
-
-
 def trial_dir(root: Path, study: str, number: int) -> Path:
     """The directory of trial `number` below `root`; whatever the study's name, it is one folder deep."""
     name = quote(study, safe=" =+,@")

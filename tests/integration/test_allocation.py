@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import optuna
-import pytest
 
 from orchestrator.model import Budget, Failed, Suggestion, TrialNews
 from orchestrator.store import Choice, Claim, Store, Undecided, WorkerLease
 from tests.support.studies import PLACE, end, spec, start, suggestion
 
 WHY = {"rule": "test", "words": "it looks good"}
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = Store(database_url)
-    yield opened
-    opened.rest()
-
-
-@pytest.fixture
-def lease(store: Store) -> WorkerLease:
-    return store.fleet.register(60)
 
 
 def next_of(store: Store, lease: WorkerLease, study: int, choice: Choice | None = None) -> Claim | Undecided | None:

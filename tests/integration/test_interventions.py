@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import optuna
 import pytest
 
@@ -13,18 +11,6 @@ from orchestrator.store import Silent, Store, WorkerLease
 from tests.support.studies import PLACE, RUNNER, end, spec, start
 
 BROKEN = Failed("exception", "ValueError: no\nlog: /somewhere", ("exception", "ValueError"))
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = Store(database_url)
-    yield opened
-    opened.rest()
-
-
-@pytest.fixture
-def lease(store: Store) -> WorkerLease:
-    return store.fleet.register(60)
 
 
 def state(store: Store, name: str = "study") -> tuple[str, str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import optuna
@@ -17,18 +17,6 @@ from orchestrator.model import Axis, Budget, Completed, Failed, Pruned, Searched
 from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease
 from tests.support.studies import PLACE, end, spec, start, suggestion, work
 from tests.support.waiting import wait_until
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    opened = Store(database_url)
-    yield opened
-    opened.rest()
-
-
-@pytest.fixture
-def lease(store: Store) -> WorkerLease:
-    return store.fleet.register(60)
 
 
 def gone(lease: WorkerLease) -> Silent:

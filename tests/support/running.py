@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.model import Outcome
-from orchestrator.runner import Job, Message, PruneAsked, Runner, Running, attempt_dir, checkpoint_dir
+from orchestrator.runner import Job, Message, PruneAsked, Runner, Running, attempt_dir
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def make_job(runs: Path, target: dict[str, Any], **changes: Any) -> Job:
         "objective": target,
         "metrics": ("score",),
         "run_dir": attempt_dir(runs, "study", number, attempt),
-        "checkpoint_dir": checkpoint_dir(runs, "study", number, attempt),
+        "checkpoint_dir": attempt_dir(runs, "study", number, attempt) / "checkpoints",
         "resumed": False,
     }
     return Job(**{**fields, **changes})
@@ -68,7 +68,7 @@ def finish(running: Running, judge: Callable[[PruneAsked], bool] = lambda _: Fal
 
 def pids_of(runs: Path, number: int = 0) -> list[int]:
     """The processes that the objective of this trial said it has, once it has said so."""
-    file = checkpoint_dir(runs, "study", number) / "pids.json"
+    file = attempt_dir(runs, "study", number, 1) / "checkpoints" / "pids.json"
     wait_until(file.exists)
     pids: list[int] = json.loads(file.read_text())
     return pids

@@ -9,8 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
-from orchestrator.model import JSONValue
-from orchestrator.store.schema import attempt, cell, ticket, trial
+from orchestrator.model import JSONValue, TrialNews
+from orchestrator.store.schema import attempt, cell, optuna_studies, study, ticket, trial
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Claim:
     """What a trial by hand is given for searched parameters; the sampler is asked for the others."""
     why: Mapping[str, JSONValue] | None = None
     """Why an allocation chose this cell."""
+    news: tuple[list[TrialNews], int] | None = None
+    """What became known in the study by then and its last position, if that was asked for."""
+    begun: bool = False
+    """Whether this attempt is counted; a trial that was prepared ahead has to `start` first."""
 
     @property
     def resumed(self) -> bool:
@@ -78,6 +82,17 @@ def ran_at(place: Place, *conditions: sa.ColumnElement[bool]) -> sa.ColumnElemen
     """Whether the trial's last attempt ran at that place, under further conditions on that attempt."""
     last = sa.and_(attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts)
     return sa.exists().where(last, attempt.c.host == place.host, attempt.c.runs_dir == place.runs_dir, *conditions)
+
+
+def ending(trial_id: int) -> sa.Select[Any]:
+    """The trial's row with what its end depends on: its ticket, its cell, the study's rules."""
+    rules = study.c.spec["budget"]["max_failures_per_cell"].as_integer().label("max_failures")
+    of_cell = (cell.c.state.label("cell_state"), cell.c.completed, cell.c.failures_in_a_row)
+    query = sa.select(trial, ticket.c.extra, *of_cell, rules, optuna_studies.c.study_id.label("optuna_study_id"))
+    query = query.join(ticket, ticket.c.ticket_id == trial.c.ticket_id).join(cell, cell.c.cell_id == trial.c.cell_id)
+    query = query.join(study, study.c.study_id == trial.c.study_id)
+    query = query.outerjoin(optuna_studies, optuna_studies.c.study_id == trial.c.study_id)
+    return query.where(trial.c.trial_id == trial_id)
 
 
 def held_by(claim: Claim) -> sa.Select[Any]:

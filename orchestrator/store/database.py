@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import psycopg2.extensions
@@ -19,11 +21,12 @@ from sqlalchemy.engine import URL, Connection, make_url
 from orchestrator import faults
 from orchestrator.errors import ConfigError, OrchestratorError, SchemaOutdatedError, StoreUnavailableError
 
-# Sent together with BEGIN in one round trip. SET LOCAL ends with the transaction, so that a pooler in transaction mode
-# (PgBouncer) may hand the server connection to anyone afterwards; a session-wide SET could not be trusted there.
-_BEGIN = (
-    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '{statement_s}s'; "
-    "SET LOCAL lock_timeout = '{lock_s}s'; SET LOCAL idle_in_transaction_session_timeout = '{idle_s}s'"
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+# SET LOCAL ends with the transaction, so that a pooler in transaction mode (PgBouncer) may hand the server connection to anyone
+# afterwards; a session-wide SET could not be trusted there.
+_LIMITS = (
+    "SET LOCAL statement_timeout = '{statement_s}s'; SET LOCAL lock_timeout = '{lock_s}s'; "
+    "SET LOCAL idle_in_transaction_session_timeout = '{idle_s}s'"
 )
 STATEMENT_TIMEOUT_S = 30
 LOCK_TIMEOUT_S = 15
@@ -99,6 +102,47 @@ _patience = threading.local()
 psycopg2.extensions.set_wait_callback(_wait)
 
 
+class _Connection(psycopg2.extensions.connection):
+    """Keeps back statements whose answers nobody needs, see `later`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kept_back: list[bytes] = []
+        self.keeps_back = False
+
+
+class _Cursor(psycopg2.extensions.cursor):
+    """Sends what its connection kept back in one message with the next statement, whose answer is the one that is returned.
+
+    The server runs the statements one after the other, each with a snapshot of its own, and none after one that failed.
+    """
+
+    connection: _Connection
+
+    def execute(self, query: str | bytes, parameters: Any = None) -> None:  # type: ignore[override]
+        if self.connection.keeps_back:
+            self.connection.kept_back.append(self.mogrify(query, parameters))
+        elif self.connection.kept_back:
+            statements = [*self.connection.kept_back, self.mogrify(query, parameters)]
+            self.connection.kept_back.clear()
+            super().execute(b";\n".join(statements))
+        else:
+            super().execute(query, parameters)
+
+
+def later(c: Connection, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> None:
+    """Executes a statement in the round trip of the next one of its transaction, at last COMMIT, which also brings its errors.
+
+    For statements whose answer nobody needs; an INSERT into a table with a generated key must be `inline`.
+    """
+    connection: Any = c.connection.dbapi_connection
+    connection.keeps_back = True
+    try:
+        c.execute(statement, parameters)
+    finally:
+        connection.keeps_back = False
+
+
 class Database:
     """Opens short transactions on one PostgreSQL database; thread-safe, holds at most one idle connection.
 
@@ -111,17 +155,36 @@ class Database:
         # Driver-level autocommit: `transaction` sends BEGIN (with its timeouts) and COMMIT itself, so a transaction costs two
         # round trips and not three.
         self._engine = sa.create_engine(
-            url, connect_args=_CONNECT_ARGS, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=8, pool_use_lifo=True
+            url,
+            connect_args={**_CONNECT_ARGS, "connection_factory": _Connection, "cursor_factory": _Cursor},
+            isolation_level="AUTOCOMMIT",
+            pool_size=1,
+            max_overflow=8,
+            pool_use_lifo=True,
+            use_native_hstore=False,  # would ask for its type with each new connection
         )
+        self._used_at = 0.0
 
     @property
     def shown_url(self) -> str:
         """The URL with its password masked."""
         return self.url.render_as_string(hide_password=True)
 
-    def rest(self) -> None:
-        """Closes idle connections: none is held while a trial trains or a worker waits."""
-        self._engine.dispose()
+    def rest(self, unused_s: float = 0.0) -> None:
+        """Closes idle connections that nobody has used for `unused_s` seconds: none is held while a trial trains."""
+        if time.monotonic() - self._used_at >= unused_s:
+            self._engine.dispose()
+
+    def execute(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[sa.Row[Any]]:
+        """The rows that one statement returns, a transaction of its own in one round trip.
+
+        Raises:
+            StoreUnavailableError, SchemaOutdatedError, OrchestratorError: as `transaction` does.
+        """
+        with self._connected(STATEMENT_TIMEOUT_S) as connection:
+            # One message is one transaction, so the limits hold for what comes with them.
+            later(connection, _statement(_LIMITS, STATEMENT_TIMEOUT_S, LOCK_TIMEOUT_S, IDLE_TIMEOUT_S))
+            return connection.execute(statement, parameters).all()
 
     @contextlib.contextmanager
     def transaction(
@@ -135,18 +198,25 @@ class Database:
             SchemaOutdatedError: a table or column is missing.
             OrchestratorError: the server refused the work itself; trying again will not help.
         """
+        with self._connected(statement_s) as connection:
+            later(connection, _statement(f"{_BEGIN}; {_LIMITS}", statement_s, lock_s, idle_s))
+            try:
+                yield connection
+            except BaseException:
+                with contextlib.suppress(exc.SQLAlchemyError):
+                    _forget(connection)
+                    connection.exec_driver_sql("ROLLBACK")
+                raise
+            faults.step("before-commit")
+            connection.exec_driver_sql("COMMIT")
+            faults.step("after-commit")
+
+    @contextlib.contextmanager
+    def _connected(self, statement_s: int) -> Iterator[Connection]:
         try:
             with _patient(statement_s), self._engine.connect() as connection:
-                connection.exec_driver_sql(_BEGIN.format(statement_s=statement_s, lock_s=lock_s, idle_s=idle_s))
-                try:
-                    yield connection
-                except BaseException:
-                    with contextlib.suppress(exc.SQLAlchemyError):
-                        connection.exec_driver_sql("ROLLBACK")
-                    raise
-                faults.step("before-commit")
-                connection.exec_driver_sql("COMMIT")
-                faults.step("after-commit")
+                yield connection
+            self._used_at = time.monotonic()
         except exc.SQLAlchemyError as error:
             self._engine.dispose()  # what the pool holds is of the same age and likely as dead
             raise self._translate(error) from error
@@ -165,6 +235,17 @@ class Database:
         if sqlstate.startswith(_PASSING) if sqlstate else lost:
             return StoreUnavailableError(f"database {self.shown_url} does not answer: {text}")
         return OrchestratorError(f"database {self.shown_url} refused: {text}")
+
+
+@functools.cache
+def _statement(text: str, statement_s: int, lock_s: int, idle_s: int) -> sa.TextClause:
+    return sa.text(text.format(statement_s=statement_s, lock_s=lock_s, idle_s=idle_s))
+
+
+def _forget(c: Connection) -> None:
+    """What was kept back is not sent any more."""
+    connection: Any = c.connection.dbapi_connection
+    connection.kept_back.clear()
 
 
 @contextlib.contextmanager

@@ -28,6 +28,15 @@ class WorkerLease:
     token: int
     ttl_s: float
 
+    @property
+    def shown(self) -> dict[str, int]:
+        """What a statement needs to check the lease."""
+        return {"worker_id": self.worker_id, "token": self.token}
+
+    def lost(self) -> LeaseLostError:
+        """The error to raise when it is not valid any more."""
+        return LeaseLostError(f"worker {self.worker_id} was evicted: its lease had run out")
+
 
 @dataclass(frozen=True)
 class Silent:
@@ -87,18 +96,17 @@ class Fleet:
         Raises:
             LeaseLostError: the worker was evicted; its slot and trials may be another's.
         """
-        running = sa.and_(trial.c.worker_id == lease.worker_id, trial.c.state == "RUNNING")
+        running = sa.and_(trial.c.worker_id == lease.worker_id, trial.c.state == "RUNNING", trial.c.attempts > 0)
         halted = sa.exists().where(running, study.c.study_id == trial.c.study_id, study.c.halt)
-        with self._database.transaction() as c:
-            wanted = c.execute(
-                sa.update(worker)
-                .where(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
-                .values(lease_until=_until(lease.ttl_s), doing=doing)
-                .returning(halted)
-            ).scalar_one_or_none()
-        if wanted is None:
-            raise LeaseLostError(f"worker {lease.worker_id} was evicted: its lease had run out")
-        return bool(wanted)
+        renewed = self._database.execute(
+            sa.update(worker)
+            .where(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
+            .values(lease_until=_until(lease.ttl_s), doing=doing)
+            .returning(halted.label("halted"))
+        )
+        if not renewed:
+            raise lease.lost()
+        return bool(renewed[0].halted)
 
     def claim_slot(self, lease: WorkerLease, offers: Sequence[SlotOffer]) -> SlotOffer | None:
         """Takes the first offered slot that nobody holds, or returns None. A worker holds one slot at most.
@@ -160,8 +168,7 @@ class Fleet:
         )
         here = worker.c.process_scope == process_scope()
         query = sa.select(worker, expired.label("expired"), here.label("here")).where(worker.c.state == "ACTIVE")
-        with self._database.transaction() as c:
-            rows = c.execute(query.where(sa.or_(expired, here)).order_by(worker.c.worker_id)).all()
+        rows = self._database.execute(query.where(sa.or_(expired, here)).order_by(worker.c.worker_id))
         found = []
         for row in rows:
             if row.here and _is_dead(row.pid, row.pid_started):
@@ -179,7 +186,7 @@ def hold_worker(c: Connection, lease: WorkerLease) -> None:
     """
     mine = sa.and_(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
     if c.execute(sa.select(worker.c.worker_id).where(mine).with_for_update(read=True)).one_or_none() is None:
-        raise LeaseLostError(f"worker {lease.worker_id} was evicted: its lease had run out")
+        raise lease.lost()
 
 
 def _until(ttl_s: float) -> sa.ColumnElement[datetime]:

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Row
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, cell_label
 from orchestrator.store import optuna_rows, tickets
-from orchestrator.store.database import Database
+from orchestrator.store.database import Database, later
 from orchestrator.store.schema import cell, event, study, ticket, trial
 
 _STOPPED = "stopped by "
@@ -116,7 +116,8 @@ class Interventions:
     def _study(self, study_id: int) -> Iterator[tuple[Connection, Row[Any]]]:
         """A transaction that holds the locks of the study, and its row."""
         with self._database.transaction() as c:
-            known = optuna_rows.lock_study(c, study_id)
+            later(c, optuna_rows.LOCK_STUDY, {"study_id": study_id})
+            known = optuna_rows.has_study(c, study_id)
             row = c.execute(sa.select(study).where(study.c.study_id == study_id).with_for_update(key_share=True)).one_or_none()
             if row is None or not known:
                 raise ConfigError(f"study {study_id} was deleted from the database")

@@ -21,12 +21,12 @@ from sqlalchemy.engine import Connection, Row
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned, Suggestion, TrialNews
 from orchestrator.store import optuna_rows, tickets
-from orchestrator.store.claims import Claim, Place, claim_of, held_by, ran_at, with_ticket
-from orchestrator.store.database import Database
+from orchestrator.store.claims import Claim, Place, claim_of, ending, held_by, ran_at, with_ticket
+from orchestrator.store.database import Database, later
 from orchestrator.store.fleet import Silent, WorkerLease, hold_worker
 from orchestrator.store.reads import news_after
-from orchestrator.store.schema import attempt, cell, event, is_active, slot, study, ticket, token_seq, trial, worker
-from orchestrator.store.tickets import Choice, Undecided
+from orchestrator.store.schema import attempt, cell, event, slot, study, ticket, token_seq, trial, worker
+from orchestrator.store.tickets import Choice, Found, Undecided
 
 _LIVE = ("CLAIMED", "RUNNING")
 LEFT_RESULT_S = 10.0
@@ -57,80 +57,83 @@ class Ledger:
         return None
 
     def claim_one(
-        self, lease: WorkerLease, study_id: int, place: Place, choice: Choice | None = None, *, adaptive: bool = False
+        self,
+        lease: WorkerLease,
+        study_id: int,
+        place: Place,
+        choice: Choice | None = None,
+        *,
+        adaptive: bool = False,
+        ahead: bool = False,
+        known: int | None = None,
     ) -> Claim | Undecided | None:
-        """Takes what is next in a study: a trial given back, else the next ticket; None if nothing is open.
+        """Takes what is next in a study: a trial given back, else the next ticket, else a trial that another has prepared.
 
-        The worker must be done with what it claimed before; when it got no answer it must `give_back_held` first. Trials by
-        hand come first, then the cells' guaranteed shares: no other ticket is handed out before every share of every open
-        cell is spent.
+        None if there is nothing of all that. The worker must be done with what it claimed before, unless it claims ahead; when
+        it got no answer it must `give_back_held` first. Trials by hand come first, then the cells' guaranteed shares: no other
+        ticket is handed out before every share of every open cell is spent.
 
         Args:
             adaptive: let the caller choose the cell of a ticket that has none: nothing is taken then, and the answer is what
                 there is to choose from. The next call brings the `choice`.
+            ahead: only a ticket, and not while a trial waits that was given back.
+            known: the answer is to tell the study's news since this position.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile.
         """
         with self._database.transaction() as c:
-            hold_worker(c, lease)
-            resumed = self._resume(c, lease, study_id, place)
-            return resumed or self._begin(c, lease, study_id, choice, adaptive=adaptive)
+            found: Found | Undecided | None = tickets.look(c, study_id, place, lease)
+            if found is None:
+                found = tickets.look_further(c, study_id, lease, choice, adaptive=adaptive)
+            if found is None or (ahead and isinstance(found, Found) and found.kind != "ticket"):
+                return None
+            if isinstance(found, Found) and found.kind == "trial":
+                return self._take_up(c, found.row_id, lease, place)
+            if isinstance(found, Found) and found.kind == "ahead":
+                return self._take_over(c, found.row_id, lease)
+            taken = found if isinstance(found, Undecided) else self._begin(c, lease, study_id, found)
+            if known is not None:
+                taken = replace(taken, news=news_after(c, study_id, known))
+        return taken
 
-    def _resume(self, c: Connection, lease: WorkerLease, study_id: int, place: Place) -> Claim | None:
-        row = c.execute(
-            with_ticket()
-            .join(study, study.c.study_id == trial.c.study_id)
-            .where(trial.c.study_id == study_id, trial.c.state == "RUNNING", trial.c.worker_id.is_(None), is_active())
-            .order_by(ran_at(place).desc(), trial.c.trial_id)  # where its checkpoints and perhaps its result are
-            .limit(1)
-            .with_for_update(of=trial, skip_locked=True, key_share=True)
-        ).one_or_none()
-        if row is None:
-            return None
-        token = c.execute(
-            sa.update(trial)
-            .where(trial.c.trial_id == row.trial_id)
-            .values(worker_id=lease.worker_id, token=token_seq.next_value(), attempts=trial.c.attempts + 1)
-            .returning(trial.c.token)
-        ).scalar_one()
-        self._begin_attempt(c, row.trial_id, row.attempts + 1, lease, place)
-        return replace(claim_of(row), token=token, attempt=row.attempts + 1)
+    def _take_up(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> Claim:
+        """A trial that was given back: its next attempt begins."""
+        mine = trial.c.trial_id == trial_id
+        changed = {"worker_id": lease.worker_id, "token": token_seq.next_value(), "attempts": trial.c.attempts + 1}
+        later(c, sa.update(trial).where(mine).values(changed))
+        self._begin_attempt(c, trial_id, lease, place)
+        later(c, _START_OPTUNA_TRIAL, {"trial_id": trial_id})
+        return replace(claim_of(c.execute(with_ticket().where(mine)).one()), begun=True)
 
-    def _begin(
-        self, c: Connection, lease: WorkerLease, study_id: int, choice: Choice | None, *, adaptive: bool
-    ) -> Claim | Undecided | None:
-        next_ticket = tickets.take_next(c, study_id, choice, adaptive=adaptive)
-        if next_ticket is None or isinstance(next_ticket, Undecided):
-            return next_ticket
-        made = c.execute(
-            sa.insert(trial)
-            .values(
-                study_id=study_id,
-                ticket_id=next_ticket.ticket_id,
-                cell_id=next_ticket.cell_id,
-                worker_id=lease.worker_id,
-                token=token_seq.next_value(),
-                retried_from=next_ticket.retried_from,
-            )
-            .returning(trial.c.trial_id, trial.c.token)
-        ).one()
-        place = c.execute(
-            sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(cell.c.cell_id == next_ticket.cell_id)
-        ).one()
-        if next_ticket.why is not None:
-            told = {"study_id": study_id, "trial_id": made.trial_id, "cell_id": next_ticket.cell_id}
-            c.execute(sa.insert(event).values(**told, kind="allocated", reason=json.dumps(next_ticket.why)))
+    def _take_over(self, c: Connection, trial_id: int, lease: WorkerLease) -> Claim:
+        """A trial that another worker has prepared: what that one does with it is refused from now on."""
+        mine = trial.c.trial_id == trial_id
+        later(c, sa.update(trial).where(mine).values(worker_id=lease.worker_id, token=token_seq.next_value()))
+        return replace(claim_of(c.execute(with_ticket().where(mine)).one()), attempt=1)
+
+    def _begin(self, c: Connection, lease: WorkerLease, study_id: int, found: Found) -> Claim:
+        """A trial for the ticket that was found, in the cell that it has or that was chosen for it."""
+        mine = ticket.c.ticket_id == found.row_id
+        if found.cell_id is not None:
+            later(c, sa.update(cell).where(cell.c.cell_id == found.cell_id).values(bound=cell.c.bound + 1))
+        bound = {} if found.cell_id is None else {"cell_id": found.cell_id}
+        later(c, sa.update(ticket).where(mine).values(state="LIVE", **bound))
+        later(c, _INSERT_TRIAL, {"ticket_id": found.row_id, "worker_id": lease.worker_id})
+        if found.why is not None:
+            why = {"ticket_id": found.row_id, "reason": json.dumps(found.why)}
+            later(c, _TELL_ALLOCATED, why)
+        row = c.execute(_NEW_TRIAL, {"ticket_id": found.row_id}).one()
         return Claim(
             study_id,
-            made.trial_id,
-            made.token,
-            next_ticket.ordinal,
-            next_ticket.failures,
-            place.ordinal,
-            place.cell_values,
-            fixed=next_ticket.fixed,
-            why=next_ticket.why,
+            row.trial_id,
+            row.token,
+            row.ordinal,
+            row.failures,
+            row.cell,
+            row.cell_values,
+            fixed=row.fixed,
+            why=found.why,
         )
 
     # ------------------------------------------------------------------------------------------------------- while it runs
@@ -143,38 +146,57 @@ class Ledger:
         place: Place,
         *,
         known: int | None = None,
+        alike: bool = False,
+        start: bool = True,
     ) -> Claim | None:
         """Creates the Optuna trial of a fresh claim, RUNNING, with all its parameters; returns the claim with its number.
 
         None, and nothing is created, if others have created trials since the caller knew the study's news up to `known`: it
-        may have suggested what they did. A function instead of a suggestion is called under the study's lock, with the news
-        since `known` and their last position; what it suggests is known to be up to date.
+        may have suggested what they did. With `alike` only one with the very same parameters counts. A function instead of a
+        suggestion is called under the study's lock, with the news since `known` and their last position; what it suggests is
+        known to be up to date. Without `start` the trial is only prepared: no attempt is counted until `start`.
 
         Raises:
             LeaseLostError: the claim is no longer ours, or the study is gone; nothing was created.
         """
         with self._database.transaction() as c:
             self._lock_study(c, claim.study_id)
-            ours = c.execute(held_by(claim).where(trial.c.state.in_(_LIVE))).one_or_none()
-            if ours is None:
+            later(c, held_by(claim))
+            values = None if callable(suggestion) else json.dumps(dict(suggestion.values))
+            look = {**_shown(claim), "study_id": claim.study_id, "known": known, "values": values if alike else None}
+            ours = c.execute(_LOOK_BEFORE_CREATE, look).one()
+            self._refuse_deleted(claim, ours.optuna_study_id)
+            if ours.state not in _LIVE:
                 raise LeaseLostError(f"the ticket {claim.ticket} of study {claim.study_id} was given to another worker")
             if ours.state == "RUNNING":
-                return replace(claim, number=ours.number, optuna_trial_id=ours.optuna_trial_id, values=ours.values)
+                made = {"number": ours.number, "optuna_trial_id": ours.optuna_trial_id, "values": ours.values}
+                return replace(claim, **made, begun=ours.attempts > 0)
             if callable(suggestion):
                 suggestion = suggestion(*news_after(c, claim.study_id, known or 0))
-            elif known is not None and self._created_since(c, claim.study_id, known):
+            elif ours.newer:
                 return None
-            optuna_trial_id, number = optuna_rows.create_trial(c, claim.study_id, suggestion)
-            seq = self._next_seq(c, claim.study_id)
-            changed = {"state": "RUNNING", "number": number, "optuna_trial_id": optuna_trial_id, "attempts": 1}
-            values = {**changed, "values": dict(suggestion.values), "seq": seq, "created_seq": seq}
-            c.execute(sa.update(trial).where(trial.c.trial_id == claim.trial_id).values(values))
+            optuna_rows.create_trial(c, claim.study_id, ours.next_id, ours.next_number, suggestion)
+            self._tell(c, claim.study_id)
+            made = {"number": ours.next_number, "optuna_trial_id": ours.next_id, "values": dict(suggestion.values)}
+            seq = _last_news(claim.study_id)
+            changed = {"state": "RUNNING", "attempts": int(start), "seq": seq, "created_seq": seq, **made}
+            later(c, sa.update(trial).where(trial.c.trial_id == claim.trial_id).values(changed))
             origin: dict[str, JSONValue] = {} if claim.why is None else {WHY_ATTR: dict(claim.why)}
             if claim.fixed is not None:
                 origin |= {BY_HAND_ATTR: True} if ours.retried_from is None else {RETRIED_FROM_ATTR: ours.retried_from}
-            optuna_rows.write_user_attrs(c, optuna_trial_id, origin)
-            self._begin_attempt(c, claim.trial_id, 1, lease, place)
-        return replace(claim, number=number, optuna_trial_id=optuna_trial_id, values=dict(suggestion.values))
+            optuna_rows.write_user_attrs(c, ours.next_id, origin)
+            if start:
+                self._begin_attempt(c, claim.trial_id, lease, place)
+        return replace(claim, **made, begun=start)
+
+    def start(self, claim: Claim, lease: WorkerLease, place: Place) -> bool:
+        """Begins a prepared trial: its first attempt counts from now. False if it may not: it is to be given back then.
+
+        It may not when another worker took it over, or when its study hands out no trials any more.
+        """
+        where = {"worker_id": lease.worker_id, "host": place.host, "runs_dir": place.runs_dir}
+        (row,) = self._database.execute(_START, {**_shown(claim), **where})
+        return bool(row.begun)
 
     def report(
         self,
@@ -199,8 +221,8 @@ class Ledger:
     def may_prune(self, claim: Claim) -> bool:
         """Whether the trial's cell has a complete trial already; until then nothing in it is pruned."""
         query = sa.select(cell.c.completed > 0).join(trial, trial.c.cell_id == cell.c.cell_id)
-        with self._database.transaction() as c:
-            return bool(c.execute(query.where(trial.c.trial_id == claim.trial_id)).scalar_one_or_none())
+        rows = self._database.execute(query.where(trial.c.trial_id == claim.trial_id))
+        return bool(rows and rows[0][0])
 
     # --------------------------------------------------------------------------------------------------------------- ending
 
@@ -219,8 +241,7 @@ class Ledger:
             LeaseLostError: another attempt holds the trial or has ended it, or it was failed meanwhile; nothing was written.
         """
         with self._database.transaction() as c:
-            self._lock_study(c, claim.study_id)
-            row = self._lock_trial(c, claim)
+            row = self._lock_to_end(c, claim)
             if row.state != "RUNNING":
                 if row.state != _state(outcome):
                     raise LeaseLostError(_refused(claim))
@@ -246,8 +267,7 @@ class Ledger:
             LeaseLostError: another attempt holds the trial or has ended it; nothing was written.
         """
         with self._database.transaction() as c:
-            self._lock_study(c, claim.study_id)
-            row = self._lock_trial(c, claim)
+            row = self._lock_to_end(c, claim)
             if row.state != "RUNNING":
                 raise LeaseLostError(_refused(claim))
             if row.worker_id is None and self._outcome_of_last(c, row) == "retried":  # by a COMMIT whose answer was lost
@@ -277,7 +297,7 @@ class Ledger:
         was lost meanwhile is no error: then there is nothing left to give back.
         """
         with self._database.transaction() as c:
-            known = self._lock_study(c, claim.study_id, missing_ok=True)
+            known = self._has_study(c, claim.study_id)
             row = c.execute(held_by(claim).where(trial.c.state.in_(_LIVE), trial.c.worker_id.is_not(None))).one_or_none()
             if row is not None:
                 self._give_back_or_fail(c, row, "lost" if lost else "interrupted", reason, known=known)
@@ -302,7 +322,7 @@ class Ledger:
                 return False
             live = sa.and_(trial.c.worker_id == silent.worker_id, trial.c.state.in_(_LIVE))
             studies = c.execute(sa.select(trial.c.study_id).distinct().where(live)).scalars()
-            known = {study_id for study_id in sorted(studies) if self._lock_study(c, study_id, missing_ok=True)}
+            known = {study_id for study_id in sorted(studies) if self._has_study(c, study_id)}
             for row in c.execute(sa.select(trial).where(live).order_by(trial.c.trial_id).with_for_update(key_share=True)).all():
                 self._give_back_or_fail(c, row, "lost", silent.reason, known=row.study_id in known)
             c.execute(sa.insert(event).values(worker_id=silent.worker_id, kind="evicted", reason=silent.reason))
@@ -315,8 +335,7 @@ class Ledger:
         """
         unknown = attempt.c.outcome.in_(("lost", "interrupted"))  # the result of others is known
         query = with_ticket().where(trial.c.state == "RUNNING", trial.c.worker_id.is_(None), ran_at(place, unknown))
-        with self._database.transaction() as c:
-            return [claim_of(row) for row in c.execute(query.order_by(trial.c.trial_id))]
+        return [claim_of(row) for row in self._database.execute(query.order_by(trial.c.trial_id))]
 
     def end_studies(self) -> list[int]:
         """Finishes studies that were stopped, or are past their deadline, and run nothing any more; returns their ids.
@@ -338,9 +357,9 @@ class Ledger:
         over = sa.and_(sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~just_lost)
         self._end_closed_studies()
         ended = []
-        with self._database.transaction() as c:
-            for study_id in c.execute(sa.select(study.c.study_id).where(over).order_by(study.c.study_id)).scalars().all():
-                known = self._lock_study(c, study_id, missing_ok=True)
+        for (study_id,) in self._database.execute(sa.select(study.c.study_id).where(over).order_by(study.c.study_id)):
+            with self._database.transaction() as c:
+                known = self._has_study(c, study_id)
                 row = c.execute(
                     sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id, over)
                 ).one_or_none()
@@ -362,18 +381,35 @@ class Ledger:
         in_use = sa.or_(ticket.c.state == "LIVE", sa.and_(ticket.c.state == "OPEN", ticket.c.extra))
         used = sa.exists().where(ticket.c.study_id == study.c.study_id, in_use)
         closed = sa.and_(study.c.state != "FINISHED", ~open_cell, ~used)
-        with self._database.transaction() as c:
-            for study_id in c.execute(sa.select(study.c.study_id).where(closed).order_by(study.c.study_id)).scalars().all():
-                if self._lock_study(c, study_id, missing_ok=True):
+        for (study_id,) in self._database.execute(sa.select(study.c.study_id).where(closed).order_by(study.c.study_id)):
+            with self._database.transaction() as c:
+                if self._has_study(c, study_id):
                     tickets.end_study_if_spent(c, study_id)
 
-    def _lock_study(self, c: Connection, study_id: int, *, missing_ok: bool = False) -> bool:
-        """Takes Optuna's lock, then our row's: ids, numbers and news are handed out in commit order. False if it is gone."""
-        found = optuna_rows.lock_study(c, study_id)
-        if not found and not missing_ok:
-            raise LeaseLostError(f"study {study_id} was deleted from the database")
-        c.execute(sa.select(study.c.study_id).where(study.c.study_id == study_id).with_for_update(key_share=True))
-        return found
+    def _lock_study(self, c: Connection, study_id: int) -> None:
+        """Takes Optuna's lock, then our row's: ids, numbers and news are handed out in commit order."""
+        later(c, optuna_rows.LOCK_STUDY, {"study_id": study_id})
+        later(c, tickets.LOCK_STUDY, {"study_id": study_id})
+
+    def _has_study(self, c: Connection, study_id: int) -> bool:
+        """Takes the study's locks; False if somebody deleted it from Optuna's tables."""
+        self._lock_study(c, study_id)
+        return optuna_rows.has_study(c, study_id)
+
+    def _refuse_deleted(self, claim: Claim, optuna_study_id: int | None) -> None:
+        if optuna_study_id is None:
+            raise LeaseLostError(f"study {claim.study_id} was deleted from the database")
+
+    def _lock_to_end(self, c: Connection, claim: Claim) -> Row[Any]:
+        """Takes every lock that the end of a trial needs, and returns its `ending`; one round trip."""
+        self._lock_study(c, claim.study_id)
+        later(c, held_by(claim))
+        later(c, sa.select(cell.c.cell_id).where(_cell_of(claim.trial_id)).with_for_update(key_share=True))
+        row = c.execute(ending(claim.trial_id).where(trial.c.token == claim.token)).one_or_none()
+        if row is None:
+            raise LeaseLostError(_refused(claim))
+        self._refuse_deleted(claim, row.optuna_study_id)
+        return row
 
     def _lock_trial(self, c: Connection, claim: Claim) -> Row[Any]:
         row = c.execute(held_by(claim)).one_or_none()
@@ -386,24 +422,20 @@ class Ledger:
         outcome: str | None = c.execute(sa.select(attempt.c.outcome).where(last)).scalar_one()
         return outcome
 
-    def _created_since(self, c: Connection, study_id: int, known: int) -> bool:
-        newer = sa.exists().where(trial.c.study_id == study_id, trial.c.created_seq > known)
-        return bool(c.execute(sa.select(newer)).scalar_one())
+    def _tell(self, c: Connection, study_id: int) -> None:
+        """One more position in the study's news, `_last_news` from now on; under its lock."""
+        later(c, sa.update(study).where(study.c.study_id == study_id).values(news=study.c.news + 1))
 
-    def _next_seq(self, c: Connection, study_id: int) -> int:
-        bump = sa.update(study).where(study.c.study_id == study_id).values(news=study.c.news + 1).returning(study.c.news)
-        return int(c.execute(bump).scalar_one())
-
-    def _begin_attempt(self, c: Connection, trial_id: int, number: int, lease: WorkerLease, place: Place) -> None:
+    def _begin_attempt(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> None:
+        """The attempt that the trial's row counts by now."""
         where = {"worker_id": lease.worker_id, "host": place.host, "runs_dir": place.runs_dir}
-        c.execute(sa.insert(attempt).values(trial_id=trial_id, attempt=number, **where))
+        number = sa.select(trial.c.attempts).where(trial.c.trial_id == trial_id).scalar_subquery()
+        later(c, sa.insert(attempt).inline().values(trial_id=trial_id, attempt=number, **where))
 
     def _end_attempt(self, c: Connection, row: Row[Any], outcome: str, reason: str | None = None) -> None:
-        c.execute(
-            sa.update(attempt)
-            .where(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
-            .values(ended_at=sa.func.clock_timestamp(), outcome=outcome, reason=reason)
-        )
+        last = sa.and_(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
+        changed = {"ended_at": sa.func.clock_timestamp(), "outcome": outcome, "reason": reason}
+        later(c, sa.update(attempt).where(last).values(changed))
 
     def _runner_setting(self, c: Connection, study_id: int, name: str, default: int) -> int:
         setting = sa.func.coalesce(study.c.spec["runner"][name].as_integer(), default)
@@ -423,8 +455,13 @@ class Ledger:
 
     def _give_back_or_fail(self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool) -> None:
         """Gives a trial back, or fails it when it lost its last attempt; under the study's lock if that is `known`."""
+        if not row.attempts:  # it was prepared and never begun: nothing is lost
+            outcome = "interrupted"
         may_end = outcome == "lost" and row.state == "RUNNING" and known
         if may_end and row.lost + 1 >= self._runner_setting(c, row.study_id, "max_attempts", 1):
+            cell_of = sa.select(cell.c.cell_id).where(cell.c.cell_id == row.cell_id)
+            later(c, cell_of.with_for_update(key_share=True))
+            row = c.execute(ending(row.trial_id)).one()
             self._end(c, row, Failed("lost", f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"), {})
         else:
             self._give_back(c, row, outcome, reason, known=known)
@@ -446,16 +483,15 @@ class Ledger:
 
     def _end(self, c: Connection, row: Row[Any], outcome: Completed | Pruned | Failed, attrs: Mapping[str, JSONValue]) -> None:
         """Writes the terminal state of trial, ticket and cell; under the locks of study and trial."""
-        cell_row = c.execute(sa.select(cell).where(cell.c.cell_id == row.cell_id).with_for_update(key_share=True)).one()
         # A cell's guaranteed trials hold at least one complete one: a trial that prunes itself before that counts as failed.
-        spends = isinstance(outcome, Completed) or (isinstance(outcome, Pruned) and cell_row.completed > 0)
+        spends = isinstance(outcome, Completed) or (isinstance(outcome, Pruned) and row.completed > 0)
         failure = "pruned itself before its cell had a complete trial" if isinstance(outcome, Pruned) else None
         self._terminate(c, row, outcome, attrs, holds_ticket=spends, failure=None if spends else failure)
         self._end_attempt(c, row, type(outcome).__name__.lower())
         if spends:
             tickets.spend(c, row.ticket_id, row.cell_id, pruned=isinstance(outcome, Pruned))
         else:
-            tickets.reopen(c, row.ticket_id, cell_row, outcome.message if isinstance(outcome, Failed) else str(failure))
+            tickets.reopen(c, row, outcome.message if isinstance(outcome, Failed) else str(failure))
         tickets.end_study_if_spent(c, row.study_id)
 
     def _abandon_all(self, c: Connection, study_id: int, reason: str) -> None:
@@ -488,8 +524,90 @@ class Ledger:
         values = outcome.values if isinstance(outcome, Completed) else ()
         optuna_rows.end_trial(c, row.optuna_trial_id, _state(outcome), values)
         changed = {"state": _state(outcome), "holds_ticket": holds_ticket, "worker_id": None, "failure": failure}
-        ended = {"seq": self._next_seq(c, row.study_id), "ended_at": sa.func.clock_timestamp()}
-        c.execute(sa.update(trial).where(trial.c.trial_id == row.trial_id).values({**changed, **ended}))
+        self._tell(c, row.study_id)
+        ended = {"seq": _last_news(row.study_id), "ended_at": sa.func.clock_timestamp()}
+        later(c, sa.update(trial).where(trial.c.trial_id == row.trial_id).values({**changed, **ended}))
+
+
+_INSERT_TRIAL = sa.text(
+    """
+    INSERT INTO orchestrator.trial (study_id, ticket_id, cell_id, worker_id, token, retried_from)
+    SELECT t.study_id, t.ticket_id, t.cell_id, :worker_id, nextval('orchestrator.token_seq'), t.retried_from
+    FROM orchestrator.ticket t WHERE t.ticket_id = :ticket_id
+    """
+)
+_NEW_TRIAL = sa.text(
+    """
+    SELECT o.trial_id, o.token, t.ordinal, t.failures, t.fixed, l.ordinal AS cell, l.values AS cell_values
+    FROM orchestrator.trial o
+    JOIN orchestrator.ticket t ON t.ticket_id = o.ticket_id
+    JOIN orchestrator.cell l ON l.cell_id = o.cell_id
+    WHERE o.ticket_id = :ticket_id AND o.holds_ticket
+    """
+)
+_TELL_ALLOCATED = sa.text(
+    """
+    INSERT INTO orchestrator.event (study_id, trial_id, cell_id, kind, reason)
+    SELECT o.study_id, o.trial_id, o.cell_id, 'allocated', :reason
+    FROM orchestrator.trial o WHERE o.ticket_id = :ticket_id AND o.holds_ticket
+    """
+)
+# The highest id has the highest number, for both are drawn under the lock, here as in Optuna.
+_LOOK_BEFORE_CREATE = sa.text(
+    """
+    SELECT s.study_id AS optuna_study_id, o.state, o.number, o.optuna_trial_id, o.values, o.attempts, o.retried_from,
+        EXISTS (
+            SELECT FROM orchestrator.trial n WHERE n.study_id = :study_id AND n.created_seq > :known
+                AND (CAST(:values AS text) IS NULL OR CAST(n.values AS jsonb) = CAST(:values AS jsonb))
+        ) AS newer,
+        coalesce((SELECT t.number FROM trials t WHERE t.study_id = :study_id ORDER BY t.trial_id DESC LIMIT 1) + 1, 0)
+            AS next_number,
+        nextval(pg_get_serial_sequence('trials', 'trial_id')) AS next_id
+    FROM (SELECT) AS one
+    LEFT JOIN studies s ON s.study_id = :study_id
+    LEFT JOIN orchestrator.trial o ON o.trial_id = :trial_id AND o.token = :token
+    """
+)
+_START_OPTUNA_TRIAL = sa.text(
+    """
+    UPDATE trials SET datetime_start = timezone('utc', clock_timestamp())
+    FROM orchestrator.trial o WHERE o.trial_id = :trial_id AND o.attempts = 1 AND trials.trial_id = o.optuna_trial_id
+    """
+)
+_START = sa.text(
+    """
+    WITH begun AS (
+        UPDATE orchestrator.trial o SET attempts = 1
+        FROM orchestrator.study s
+        WHERE o.trial_id = :trial_id AND o.token = :token AND o.state = 'RUNNING' AND o.attempts = 0
+            AND o.worker_id = :worker_id AND s.study_id = o.study_id
+            AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())
+        RETURNING o.trial_id, o.optuna_trial_id
+    ), counted AS (
+        INSERT INTO orchestrator.attempt (trial_id, attempt, worker_id, host, runs_dir)
+        SELECT b.trial_id, 1, :worker_id, :host, :runs_dir FROM begun b
+    ), shown AS (
+        UPDATE trials t SET datetime_start = timezone('utc', clock_timestamp())
+        FROM begun b WHERE t.trial_id = b.optuna_trial_id
+    )
+    SELECT EXISTS (SELECT FROM begun) OR EXISTS (  -- the latter: by a call whose answer was lost
+        SELECT FROM orchestrator.trial o
+        WHERE o.trial_id = :trial_id AND o.token = :token AND o.worker_id = :worker_id AND o.attempts = 1
+    ) AS begun
+    """
+)
+
+
+def _shown(claim: Claim) -> dict[str, int]:
+    return {"trial_id": claim.trial_id, "token": claim.token}
+
+
+def _last_news(study_id: int) -> sa.ScalarSelect[int]:
+    return sa.select(study.c.news).where(study.c.study_id == study_id).scalar_subquery()
+
+
+def _cell_of(trial_id: int) -> sa.ColumnElement[bool]:
+    return cell.c.cell_id == sa.select(trial.c.cell_id).where(trial.c.trial_id == trial_id).scalar_subquery()
 
 
 def _state(outcome: Completed | Pruned | Failed) -> str:

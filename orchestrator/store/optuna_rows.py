@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 
 from orchestrator.model import JSONValue, Suggestion
+from orchestrator.store.database import later
 from orchestrator.store.schema import (
     optuna_studies,
     optuna_trial_params,
@@ -25,13 +26,17 @@ from orchestrator.store.schema import (
 _UTC_NOW = sa.func.timezone("utc", sa.func.clock_timestamp())
 
 
-def lock_study(c: Connection, study_id: int) -> bool:
-    """Takes the lock that Optuna takes before it draws a trial's id; False if the study is gone.
+LOCK_STUDY = sa.text("SELECT FROM studies WHERE study_id = :study_id FOR UPDATE")
+"""Takes the lock that Optuna takes before it draws a trial's id.
 
-    Readers that cache (Optuna's do) ask for ids above the last they saw: drawn before the lock, one could commit late and be
-    missed for ever.
-    """
-    query = sa.select(optuna_studies.c.study_id).where(optuna_studies.c.study_id == study_id).with_for_update()
+Readers that cache (Optuna's do) ask for ids above the last they saw: drawn before the lock, one could commit late and be missed
+for ever.
+"""
+
+
+def has_study(c: Connection, study_id: int) -> bool:
+    """Whether the study is still there; a dashboard may have deleted it."""
+    query = sa.select(optuna_studies.c.study_id).where(optuna_studies.c.study_id == study_id)
     return c.execute(query).one_or_none() is not None
 
 
@@ -41,29 +46,17 @@ def has_trial(c: Connection, trial_id: int) -> bool:
     return c.execute(query).one_or_none() is not None
 
 
-def create_trial(c: Connection, study_id: int, suggestion: Suggestion) -> tuple[int, int]:
-    """Inserts a RUNNING trial with all its parameters; returns its id and number. Under the study's lock."""
-    # The highest id has the highest number, for both are drawn under the lock, here as in Optuna.
-    last = (
-        sa.select(optuna_trials.c.number)
-        .where(optuna_trials.c.study_id == study_id)
-        .order_by(optuna_trials.c.trial_id.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
-    made = c.execute(
-        sa.insert(optuna_trials)
-        .values(study_id=study_id, number=sa.func.coalesce(last + 1, 0), state="RUNNING", datetime_start=_UTC_NOW)
-        .returning(optuna_trials.c.trial_id, optuna_trials.c.number)
-    ).one()
+def create_trial(c: Connection, study_id: int, trial_id: int, number: int, suggestion: Suggestion) -> None:
+    """Inserts a RUNNING trial with all its parameters; its id and number were drawn under the study's lock."""
+    made = {"trial_id": trial_id, "study_id": study_id, "number": number, "state": "RUNNING", "datetime_start": _UTC_NOW}
+    later(c, sa.insert(optuna_trials).inline().values(made))
     if suggestion.params:
         rows = [
-            {"trial_id": made.trial_id, "param_name": p.name, "param_value": p.internal, "distribution_json": p.distribution}
+            {"trial_id": trial_id, "param_name": p.name, "param_value": p.internal, "distribution_json": p.distribution}
             for p in suggestion.params
         ]
-        c.execute(sa.insert(optuna_trial_params).values(rows))
-    _write_attrs(c, optuna_trial_system_attributes, made.trial_id, suggestion.system_attrs)
-    return int(made.trial_id), int(made.number)
+        later(c, sa.insert(optuna_trial_params).inline().values(rows))
+    _write_attrs(c, optuna_trial_system_attributes, trial_id, suggestion.system_attrs)
 
 
 def write_reports(c: Connection, trial_id: int, reports: Mapping[int, float]) -> None:
@@ -72,7 +65,7 @@ def write_reports(c: Connection, trial_id: int, reports: Mapping[int, float]) ->
         rows = [(step, *_stored(value, "v").values()) for step, value in reports.items()]
         # Arrays instead of a row each: 60,000 reports are one statement.
         steps, values, types = (list(column) for column in zip(*rows, strict=True))
-        c.execute(_INSERT_REPORTS, {"trial_id": trial_id, "steps": steps, "values": values, "types": types})
+        later(c, _INSERT_REPORTS, {"trial_id": trial_id, "steps": steps, "values": values, "types": types})
 
 
 _INSERT_REPORTS = sa.text(
@@ -98,17 +91,16 @@ def write_constraints(c: Connection, trial_id: int, constraints: Mapping[str, fl
             for key, value in constraints.items()
         ]
         keep = insert(optuna_trial_system_attributes).values(rows).on_conflict_do_nothing(index_elements=["trial_id", "key"])
-        c.execute(keep)
+        later(c, keep)
 
 
 def end_trial(c: Connection, trial_id: int, state: str, values: Sequence[float]) -> None:
     """Makes the trial terminal, with its objective values if it is COMPLETE. Attributes are written before."""
     if values:
         rows = [{"trial_id": trial_id, "objective": i, **_stored(v)} for i, v in enumerate(values)]
-        c.execute(sa.insert(optuna_trial_values).values(rows))
-    c.execute(
-        sa.update(optuna_trials).where(optuna_trials.c.trial_id == trial_id).values(state=state, datetime_complete=_UTC_NOW)
-    )
+        later(c, sa.insert(optuna_trial_values).inline().values(rows))
+    ended = {"state": state, "datetime_complete": _UTC_NOW}
+    later(c, sa.update(optuna_trials).where(optuna_trials.c.trial_id == trial_id).values(ended))
 
 
 def _write_attrs(c: Connection, table: sa.Table, trial_id: int, attrs: Mapping[str, JSONValue]) -> None:
@@ -116,7 +108,7 @@ def _write_attrs(c: Connection, table: sa.Table, trial_id: int, attrs: Mapping[s
         rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
         statement = insert(table).values(rows)
         value = {"value_json": statement.excluded.value_json}
-        c.execute(statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=value))
+        later(c, statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=value))
 
 
 def _stored(value: float, name: str = "value") -> dict[str, Any]:

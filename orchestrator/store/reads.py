@@ -135,39 +135,34 @@ class Reads:
             query = query.where(sa.or_(optuna_studies.c.study_name.in_(list(names)), study.c.name.in_(list(names))))
         if active_only:
             query = query.where(is_active())
-        with self._database.transaction() as c:
-            return [_study_row(r) for r in c.execute(query)]
+        return [_study_row(r) for r in self._database.execute(query)]
 
     def spec(self, study_id: int) -> StudySpec:
         """The study as it was last launched."""
-        with self._database.transaction() as c:
-            return StudySpec.from_json(c.execute(sa.select(study.c.spec).where(study.c.study_id == study_id)).scalar_one())
+        (row,) = self._database.execute(sa.select(study.c.spec).where(study.c.study_id == study_id))
+        return StudySpec.from_json(row.spec)
 
     def news(self, study_id: int, cursor: int) -> tuple[list[TrialNews], int]:
         """Our trials of the study created or ended after `cursor`, and the cursor for the next call.
 
         Positions are handed out in commit order under the study's lock, so that no late commit is ever behind the cursor.
         """
-        with self._database.transaction() as c:
-            return news_after(c, study_id, cursor)
+        return _told(self._database.execute(_NEWS, {"study_id": study_id, "cursor": cursor}), cursor)
 
     def news_at(self, study_id: int, position: int) -> list[TrialNews]:
         """Our trials of the study as the news told of them up to `position`: what ended later was running then."""
-        with self._database.transaction() as c:
-            rows = c.execute(_NEWS_AT, {"study_id": study_id, "position": position}).all()
+        rows = self._database.execute(_NEWS_AT, {"study_id": study_id, "position": position})
         told = [_news(r) for r in rows]
         later = {news.number for news, row in zip(told, rows, strict=True) if row.seq > position}
         return [TrialNews(n.number, "RUNNING", n.params, cell=n.cell) if n.number in later else n for n in told]
 
     def running(self, study_id: int) -> list[TrialNews]:
         """Our unfinished trials of the study with what they have reported so far."""
-        with self._database.transaction() as c:
-            return [_news(r) for r in c.execute(_RUNNING, {"study_id": study_id})]
+        return [_news(r) for r in self._database.execute(_RUNNING, {"study_id": study_id})]
 
     def foreign(self, study_id: int, known: Iterable[int]) -> list[TrialNews]:
         """Finished trials that others (plain Optuna, a dashboard) added to the study, but for the numbers already `known`."""
-        with self._database.transaction() as c:
-            return [_news(r) for r in c.execute(_FOREIGN, {"study_id": study_id, "known": list(known)})]
+        return [_news(r) for r in self._database.execute(_FOREIGN, {"study_id": study_id, "known": list(known)})]
 
     def checkpoint_places(self, name: str | None = None) -> dict[str, set[str]]:
         """The hosts of the living workers by the place where they keep checkpoints.
@@ -178,10 +173,9 @@ class Reads:
         places: dict[str, set[str]] = {}
         alive = sa.and_(worker.c.state == "ACTIVE", worker.c.lease_until > sa.func.clock_timestamp())
         query = sa.select(worker.c.checkpoints, worker.c.host, worker.c.studies).where(alive, worker.c.checkpoints.is_not(None))
-        with self._database.transaction() as c:
-            for row in c.execute(query):
-                if name is None or row.studies is None or name in row.studies:
-                    places.setdefault(row.checkpoints, set()).add(row.host)
+        for row in self._database.execute(query):
+            if name is None or row.studies is None or name in row.studies:
+                places.setdefault(row.checkpoints, set()).add(row.host)
         return places
 
     # ----------------------------------------------------------------------------------------------------------- for people
@@ -256,8 +250,7 @@ class Reads:
 
     def trials(self, study_id: int, *, live_only: bool = False) -> list[TrialRow]:
         """Our trials of the study by number."""
-        with self._database.transaction() as c:
-            return [_trial_row(r) for r in c.execute(_TRIALS, {"study_id": study_id, "live_only": live_only})]
+        return [_trial_row(r) for r in self._database.execute(_TRIALS, {"study_id": study_id, "live_only": live_only})]
 
     def attempts(self, study_id: int, number: int) -> list[AttemptRow]:
         """The attempts of trial `number`, the first one first.
@@ -296,7 +289,10 @@ class Reads:
 
 def news_after(c: Connection, study_id: int, cursor: int) -> tuple[list[TrialNews], int]:
     """`Reads.news` within a transaction."""
-    rows = c.execute(_NEWS, {"study_id": study_id, "cursor": cursor}).all()
+    return _told(c.execute(_NEWS, {"study_id": study_id, "cursor": cursor}).all(), cursor)
+
+
+def _told(rows: Sequence[Row[Any]], cursor: int) -> tuple[list[TrialNews], int]:
     return [_news(r) for r in rows], max((r.seq for r in rows), default=cursor)
 
 

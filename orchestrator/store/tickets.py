@@ -9,29 +9,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
-from orchestrator.model import JSONValue
-from orchestrator.store.schema import cell, event, is_active, study, ticket, trial
+from orchestrator.model import JSONValue, TrialNews
+from orchestrator.store.claims import Place
+from orchestrator.store.database import later
+from orchestrator.store.fleet import WorkerLease
+from orchestrator.store.schema import cell, event, ticket
 
 _UNSPENT = ("OPEN", "LIVE")
-_EXTRA = ticket.c.extra
-_SHARE = ticket.c.share.is_not(None)
-_REST = sa.and_(ticket.c.share.is_(None), ~ticket.c.extra)
-
-
-@dataclass(frozen=True)
-class Next:
-    """The ticket to run, the cell it is bound to, and what its trial is given instead of asking the sampler for it.
-
-    `why` is the reason of an allocation that bound it to its cell just now.
-    """
-
-    ticket_id: int
-    ordinal: int
-    failures: int
-    cell_id: int
-    fixed: Mapping[str, JSONValue] | None
-    retried_from: int | None
-    why: Mapping[str, JSONValue] | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +25,7 @@ class Undecided:
     ordinal: int
     failures: int
     cells: tuple[tuple[int, Mapping[str, JSONValue]], ...]
+    news: tuple[list[TrialNews], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,82 +36,138 @@ class Choice:
     why: Mapping[str, JSONValue]
 
 
-def take_next(c: Connection, study_id: int, choice: Choice | None = None, *, adaptive: bool = False) -> Next | Undecided | None:
-    """Marks the next ticket LIVE and returns it; None if there is none now.
+@dataclass(frozen=True)
+class Found:
+    """What is next in a study, under lock: the trial or the ticket `row_id`.
 
-    Those by hand come first, then the shares, and the rest once every share is spent. Tickets that others are taking are
-    skipped, not waited for. With `adaptive` a ticket without a cell is left alone until the call comes with a `choice`.
+    `kind` says which: ``trial`` (given back), ``ahead`` (a trial that another worker has prepared and not begun), ``ticket``.
+    `cell_id` is the cell that an allocation binds the ticket to, and `why`; both None for one that has its cell.
     """
-    row = _pick(c, study_id, _EXTRA) or _pick(c, study_id, _SHARE)
-    cell_id, why = row.cell_id if row else None, None
+
+    kind: str
+    row_id: int
+    cell_id: int | None = None
+    why: Mapping[str, JSONValue] | None = None
+
+
+def look(c: Connection, study_id: int, place: Place, lease: WorkerLease) -> Found | None:
+    """Locks what has its cell already: a trial given back, else the next ticket by hand, else of the next share.
+
+    What others are taking is skipped, not waited for. A trial that ran at `place` comes first: there is its checkpoint, and
+    perhaps its result.
+
+    Raises:
+        LeaseLostError: the worker was evicted meanwhile.
+    """
+    later(c, _LOCK_WORKER, lease.shown)
+    later(c, _BEFORE_LOOK)
+    here = {"host": place.host, "runs_dir": place.runs_dir}
+    row = c.execute(_LOOK, {**lease.shown, **here, "study_id": study_id}).one()
+    if row.held is None:
+        raise lease.lost()
+    return None if row.kind is None else Found(row.kind, row.row_id)
+
+
+def look_further(
+    c: Connection, study_id: int, lease: WorkerLease, choice: Choice | None = None, *, adaptive: bool = False
+) -> Found | Undecided | None:
+    """Locks the next ticket that has no cell, once every share is spent, and chooses its cell; else takes another's trial.
+
+    With `adaptive` such a ticket is left alone until the call comes with a `choice`.
+    """
+    # A row that changed in the moment it was looked at stays locked though it was not returned; whoever changed it may hold the
+    # study's lock by now and want it.
+    later(c, _UNDO_LOOK)
+    # One binding at a time: two that read the same counts would give one cell both tickets. What was read before the lock may
+    # be old by now: a launch that holds it may be laying new shares.
+    later(c, LOCK_STUDY, {"study_id": study_id})
+    chosen = None if choice is None else choice.cell
+    row = c.execute(_LOOK_FURTHER, {"study_id": study_id, "worker_id": lease.worker_id, "chosen": chosen}).one_or_none()
     if row is None:
-        if _shares_left(c, study_id):
-            return None
-        # One binding at a time: two that read the same counts would give one cell both tickets. What was read before the
-        # lock may be old by now: a launch that holds it may be laying new shares.
-        c.execute(sa.select(study.c.study_id).where(study.c.study_id == study_id).with_for_update(key_share=True))
-        row = _pick(c, study_id, _SHARE)
-        if row is None and _shares_left(c, study_id):
-            return None
-        row = row or _pick(c, study_id, _REST)
-        if row is None:
-            return None
-        if adaptive and choice is None and row.cell_id is None:
-            return Undecided(row.ordinal, row.failures, _open_cells(c, study_id))
-        cell_id, why = (row.cell_id, None) if row.cell_id else _allocate(c, study_id, choice)
-    if cell_id is None:
         return None
-    c.execute(sa.update(ticket).where(ticket.c.ticket_id == row.ticket_id).values(state="LIVE", cell_id=cell_id))
-    return Next(row.ticket_id, row.ordinal, row.failures, cell_id, row.fixed, row.retried_from, why)
-
-
-def _pick(c: Connection, study_id: int, kind: sa.ColumnElement[bool]) -> Row[Any] | None:
-    query = (
-        sa.select(ticket)
-        .join(study, study.c.study_id == ticket.c.study_id)
-        .where(ticket.c.study_id == study_id, ticket.c.state == "OPEN", kind, is_active())
-        .order_by(ticket.c.ordinal)
-        .limit(1)
-        .with_for_update(of=ticket, skip_locked=True, key_share=True)
-    )
-    row: Row[Any] | None = c.execute(query).one_or_none()
-    return row
-
-
-def _shares_left(c: Connection, study_id: int) -> bool:
-    shares = sa.exists().where(ticket.c.study_id == study_id, ticket.c.share.is_not(None), ticket.c.state.in_(_UNSPENT))
-    return bool(c.execute(sa.select(shares)).scalar_one())
-
-
-def _allocate(c: Connection, study_id: int, choice: Choice | None) -> tuple[int | None, Mapping[str, JSONValue]]:
-    """Binds one more ticket to the chosen cell, or to the open one that has the fewest; under the study's lock."""
+    if row.kind != "rest" or row.cell_id is not None:
+        return Found("ahead" if row.kind == "ahead" else "ticket", row.row_id)
+    if adaptive and choice is None:
+        return Undecided(row.ordinal, row.failures, _open_cells(c, study_id))
+    if choice is not None and row.chosen is not None:
+        return Found("ticket", row.row_id, row.chosen, choice.why)
     why: Mapping[str, JSONValue] = {"rule": "uniform", "why": "of the open cells it had the fewest trials"}
     if choice is not None:
-        chosen = sa.and_(cell.c.study_id == study_id, cell.c.ordinal == choice.cell, cell.c.state == "OPEN")
-        bind = sa.update(cell).where(chosen).values(bound=cell.c.bound + 1).returning(cell.c.cell_id)
-        cell_id = c.execute(bind).scalar_one_or_none()
-        if cell_id is not None:
-            return cell_id, choice.why
         why = {**why, "why": f"{why['why']}; the chosen cell was closed meanwhile"}
-    return _allocate_uniform(c, study_id), why
+    return None if row.fewest is None else Found("ticket", row.row_id, row.fewest, why)
+
+
+_LOCK_WORKER = sa.text(
+    "SELECT FROM orchestrator.worker WHERE worker_id = :worker_id AND token = :token AND state = 'ACTIVE' FOR SHARE"
+)
+_BEFORE_LOOK = sa.text("SAVEPOINT before_look")
+_UNDO_LOOK = sa.text("ROLLBACK TO SAVEPOINT before_look")
+LOCK_STUDY = sa.text("SELECT FROM orchestrator.study WHERE study_id = :study_id FOR NO KEY UPDATE")
+_ACTIVE = """EXISTS (
+    SELECT FROM orchestrator.study s WHERE s.study_id = :study_id
+        AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp()))"""
+_OPEN_TICKET = """
+    SELECT '{kind}' AS kind, t.* FROM (
+        SELECT t.ticket_id AS row_id, t.ordinal, t.failures, t.cell_id FROM orchestrator.ticket t
+        WHERE t.study_id = :study_id AND t.state = 'OPEN' AND {which}
+        ORDER BY t.ordinal LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+    ) t
+"""
+_EXTRA = _OPEN_TICKET.format(kind="ticket", which="t.extra")
+_SHARE = _OPEN_TICKET.format(kind="ticket", which="t.share IS NOT NULL")
+_REST = _OPEN_TICKET.format(kind="rest", which="t.share IS NULL AND NOT t.extra")
+# Each part is only run when those before it found nothing, so that nothing is locked in vain.
+_LOOK = sa.text(
+    f"""
+    SELECT held.worker_id AS held, n.kind, n.row_id
+    FROM (SELECT) AS one
+    LEFT JOIN orchestrator.worker held ON held.worker_id = :worker_id AND held.token = :token AND held.state = 'ACTIVE'
+    LEFT JOIN LATERAL (
+        SELECT 'trial' AS kind, o.row_id, NULL::int AS ordinal, NULL::int AS failures, NULL::bigint AS cell_id FROM (
+            SELECT o.trial_id AS row_id FROM orchestrator.trial o
+            WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.worker_id IS NULL
+            ORDER BY EXISTS (
+                SELECT FROM orchestrator.attempt a
+                WHERE a.trial_id = o.trial_id AND a.attempt = o.attempts AND a.host = :host AND a.runs_dir = :runs_dir
+            ) DESC, o.trial_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+        ) o
+        UNION ALL {_EXTRA}
+        UNION ALL {_SHARE}
+        LIMIT 1
+    ) n ON held.worker_id IS NOT NULL AND {_ACTIVE}
+    """
+)
+_LOOK_FURTHER = sa.text(
+    f"""
+    SELECT n.*,
+        (SELECT l.cell_id FROM orchestrator.cell l WHERE l.study_id = :study_id AND l.state = 'OPEN'
+            ORDER BY l.bound, l.ordinal LIMIT 1) AS fewest,
+        (SELECT l.cell_id FROM orchestrator.cell l
+            WHERE l.study_id = :study_id AND l.state = 'OPEN' AND l.ordinal = :chosen) AS chosen
+    FROM (
+        {_SHARE}
+        UNION ALL
+        SELECT rest.* FROM (SELECT WHERE NOT EXISTS (
+            SELECT FROM orchestrator.ticket s
+            WHERE s.study_id = :study_id AND s.share IS NOT NULL AND s.state IN ('OPEN', 'LIVE')
+        )) AS spent CROSS JOIN LATERAL ({_REST}) AS rest
+        UNION ALL
+        SELECT 'ahead', o.row_id, NULL, NULL, NULL FROM (
+            SELECT o.trial_id AS row_id FROM orchestrator.trial o
+            WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.attempts = 0 AND o.worker_id <> :worker_id
+            ORDER BY o.trial_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+        ) o
+        LIMIT 1
+    ) n
+    WHERE {_ACTIVE}
+    """
+)
 
 
 def _open_cells(c: Connection, study_id: int) -> tuple[tuple[int, Mapping[str, JSONValue]], ...]:
     mine = sa.and_(cell.c.study_id == study_id, cell.c.state == "OPEN")
     rows = c.execute(sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(mine).order_by(cell.c.ordinal))
     return tuple((row.ordinal, row.cell_values) for row in rows)
-
-
-def _allocate_uniform(c: Connection, study_id: int) -> int | None:
-    """Binds one more ticket to the open cell that has the fewest; under the study's lock."""
-    fewest = (
-        sa.select(cell.c.cell_id)
-        .where(cell.c.study_id == study_id, cell.c.state == "OPEN")
-        .order_by(cell.c.bound, cell.c.ordinal)
-        .limit(1)
-    )
-    bind = sa.update(cell).where(cell.c.cell_id == fewest.scalar_subquery()).values(bound=cell.c.bound + 1)
-    return c.execute(bind.returning(cell.c.cell_id)).scalar_one_or_none()
 
 
 def give_back(c: Connection, ticket_id: int, cell_id: int) -> None:
@@ -141,38 +182,36 @@ def give_back(c: Connection, ticket_id: int, cell_id: int) -> None:
 
 def spend(c: Connection, ticket_id: int, cell_id: int, *, pruned: bool) -> None:
     """The ticket is spent by a complete or a pruned trial of its cell."""
-    c.execute(sa.update(ticket).where(ticket.c.ticket_id == ticket_id).values(state="SPENT"))
+    later(c, sa.update(ticket).where(ticket.c.ticket_id == ticket_id).values(state="SPENT"))
     counter = cell.c.pruned if pruned else cell.c.completed
-    c.execute(sa.update(cell).where(cell.c.cell_id == cell_id).values({counter: counter + 1, cell.c.failures_in_a_row: 0}))
+    later(c, sa.update(cell).where(cell.c.cell_id == cell_id).values({counter: counter + 1, cell.c.failures_in_a_row: 0}))
 
 
-def reopen(c: Connection, ticket_id: int, cell_row: Row[Any], failure: str) -> None:
+def reopen(c: Connection, row: Row[Any], failure: str) -> None:
     """Gives the ticket of a failed trial another try; closes its cell at more than `budget.max_failures_per_cell` in a row.
 
     The next try is the sampler's again, even if this one was by hand. A ticket on top of the budget gets no other try, and
     its failure says nothing against the cell.
+
+    Args:
+        row: of the trial, as `claims.ending` reads it.
     """
-    mine = cell.c.cell_id == cell_row.cell_id
-    again = sa.case((ticket.c.extra, "VOID"), else_="OPEN")
-    changed = {"state": again, "failures": ticket.c.failures + 1, "fixed": sa.null(), "retried_from": None}
-    tried = sa.update(ticket).where(ticket.c.ticket_id == ticket_id).values(changed).returning(ticket.c.extra)
-    if c.execute(tried).scalar_one():
-        c.execute(sa.update(cell).where(mine).values(failed=cell.c.failed + 1))
+    mine = cell.c.cell_id == row.cell_id
+    changed = {"state": "VOID" if row.extra else "OPEN", "failures": ticket.c.failures + 1, "fixed": sa.null()}
+    later(c, sa.update(ticket).where(ticket.c.ticket_id == row.ticket_id).values({**changed, "retried_from": None}))
+    if row.extra:
+        later(c, sa.update(cell).where(mine).values(failed=cell.c.failed + 1))
         return
-    in_a_row = cell_row.failures_in_a_row + 1
-    c.execute(sa.update(cell).where(mine).values(failed=cell.c.failed + 1, failures_in_a_row=in_a_row))
-    setting = study.c.spec["budget"]["max_failures_per_cell"].as_integer()
-    allowed = c.execute(sa.select(setting).where(study.c.study_id == cell_row.study_id)).scalar_one()
-    if cell_row.state == "OPEN":
-        if in_a_row <= allowed:
+    in_a_row = row.failures_in_a_row + 1
+    later(c, sa.update(cell).where(mine).values(failed=cell.c.failed + 1, failures_in_a_row=in_a_row))
+    if row.cell_state == "OPEN":
+        if in_a_row <= row.max_failures:
             return
         reason = f"{in_a_row} trials failed in a row; the last: {failure.splitlines()[0] if failure else 'unknown'}"
         c.execute(sa.update(cell).where(mine).values(state="CLOSED", reason=reason))
-        c.execute(
-            sa.insert(event).values(study_id=cell_row.study_id, cell_id=cell_row.cell_id, kind="cell closed", reason=reason)
-        )
+        c.execute(sa.insert(event).values(study_id=row.study_id, cell_id=row.cell_id, kind="cell closed", reason=reason))
     # What a closed cell leaves unspent goes to the others.
-    left = sa.update(ticket).where(ticket.c.cell_id == cell_row.cell_id, ticket.c.state == "OPEN", ~ticket.c.extra)
+    left = sa.update(ticket).where(ticket.c.cell_id == row.cell_id, ticket.c.state == "OPEN", ~ticket.c.extra)
     freed = c.execute(left.values(cell_id=None, share=None))
     c.execute(sa.update(cell).where(mine).values(bound=cell.c.bound - freed.rowcount))
 
@@ -246,17 +285,32 @@ def end_study_if_spent(c: Connection, study_id: int) -> None:
 
     One that is being stopped is finished when its last trial is.
     """
-    open_cells = sa.exists().where(cell.c.study_id == study_id, cell.c.state == "OPEN")
-    if not c.execute(sa.select(open_cells)).scalar_one():
-        open_rest = sa.and_(ticket.c.study_id == study_id, ticket.c.state == "OPEN", ~ticket.c.extra)
-        c.execute(sa.update(ticket).where(open_rest).values(state="VOID"))
-    if not unspent(c, study_id):
-        reason = sa.case((open_cells, "budget spent"), else_="every cell is closed")
-        c.execute(sa.update(study).where(study.c.study_id == study_id).values(state="FINISHED", reason=reason, halt=False))
-        return
-    live = sa.exists().where(trial.c.study_id == study_id, trial.c.state.in_(("CLAIMED", "RUNNING")))
-    stopped = sa.and_(study.c.study_id == study_id, study.c.state == "STOPPING", ~live)
-    c.execute(sa.update(study).where(stopped).values(state="FINISHED", halt=False))
+    for statement in (_VOID_IF_CLOSED, _FINISH_IF_SPENT, _FINISH_IF_STOPPED):
+        later(c, statement, {"study_id": study_id})
+
+
+_OPEN_CELL = "EXISTS (SELECT FROM orchestrator.cell l WHERE l.study_id = :study_id AND l.state = 'OPEN')"
+_VOID_IF_CLOSED = sa.text(
+    f"""
+    UPDATE orchestrator.ticket SET state = 'VOID'
+    WHERE study_id = :study_id AND state = 'OPEN' AND NOT extra AND NOT {_OPEN_CELL}
+    """
+)
+_FINISH_IF_SPENT = sa.text(
+    f"""
+    UPDATE orchestrator.study
+    SET state = 'FINISHED', halt = false, reason = CASE WHEN {_OPEN_CELL} THEN 'budget spent' ELSE 'every cell is closed' END
+    WHERE study_id = :study_id
+        AND NOT EXISTS (SELECT FROM orchestrator.ticket t WHERE t.study_id = :study_id AND t.state IN ('OPEN', 'LIVE'))
+    """
+)
+_FINISH_IF_STOPPED = sa.text(
+    """
+    UPDATE orchestrator.study SET state = 'FINISHED', halt = false
+    WHERE study_id = :study_id AND state = 'STOPPING' AND NOT EXISTS (
+        SELECT FROM orchestrator.trial o WHERE o.study_id = :study_id AND o.state IN ('CLAIMED', 'RUNNING'))
+    """
+)
 
 
 def unspent(c: Connection, study_id: int) -> int:

@@ -27,7 +27,7 @@ import os, signal, sys
 from orchestrator.store import optuna_rows
 from orchestrator.store.database import Database, storage_url
 with Database(storage_url(sys.argv[1])).transaction() as c:
-    assert optuna_rows.lock_study(c, int(sys.argv[2]))
+    c.execute(optuna_rows.LOCK_STUDY, {"study_id": int(sys.argv[2])}).one()
     os.kill(os.getpid(), signal.SIGSTOP)
 """
 

@@ -18,6 +18,7 @@ from orchestrator.store import Store, WorkerLease
 
 T = TypeVar("T")
 
+_UNUSED_S = 0.3
 _SWEEP_EVERY_S = 1.0  # a trial whose worker died is taken up again within its lease and two of these
 
 
@@ -84,10 +85,10 @@ class Contact:
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
-        self._store.rest()
         while thread.is_alive():
             thread.join(self.until_beat(0.25))
             self.beat()
+            self.rest()
             if hurry is not None and (self._draining.how == Drain.NOW or self._overdue()):
                 urgent, hurry = hurry, None
                 urgent()
@@ -119,6 +120,10 @@ class Contact:
             self._draining.woken.wait(self.until_beat(left))
             self.beat()
         self._draining.woken.clear()
+
+    def rest(self) -> None:
+        """Gives up the connection unless it was used a moment ago: a new one costs more than a short trial does else."""
+        self._store.rest(_UNUSED_S)
 
     def until_beat(self, at_most_s: float) -> float:
         """Seconds until the lease is to be renewed, between 0 and `at_most_s`."""

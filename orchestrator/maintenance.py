@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 from orchestrator.errors import OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.store import Store
 
+_SWEEPERS = 4  # so many sweep every `every_s`, of many more workers each time others
+_AT_MOST_S = 5.0
+
 
 class Maintenance:
-    """Sweeps the fleet at most every `every_s` seconds.
+    """Sweeps the fleet every `every_s` seconds, with more than four workers less often each: together they sweep often enough.
 
     Args:
         every_s: shortest time between two sweeps, seconds.
+        at_most_s: longest time, however many workers there are.
     """
 
-    def __init__(self, store: Store, every_s: float) -> None:
+    def __init__(self, store: Store, every_s: float, at_most_s: float = _AT_MOST_S) -> None:
         self._store = store
         self._every_s = every_s
+        self._at_most_s = max(every_s, at_most_s)
         self._next = 0.0
         self._in_contact_since: float | None = None
         self._asleep_s = _slept()
@@ -40,8 +46,9 @@ class Maintenance:
         self._asleep_s = asleep_s
         if now < self._next:
             return False
-        self._next = now + self._every_s
-        for silent in self._store.fleet.silent(now - self._in_contact_since):
+        silent_ones, active = self._store.fleet.silent(now - self._in_contact_since)
+        self._next = now + min(self._at_most_s, self._every_s * max(1.0, active / _SWEEPERS * random.uniform(0.75, 1.25)))
+        for silent in silent_ones:
             try:
                 evicted = self._store.ledger.evict(silent)
             except StoreUnavailableError:

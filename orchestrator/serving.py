@@ -43,13 +43,20 @@ class Served:
         Raises:
             StoreUnavailableError: the database does not answer.
         """
-        news, position = store.reads.news(self.row.study_id, self.cursor)
+        self.take_in(*store.reads.news(self.row.study_id, self.cursor))
+        self.look_for_foreign(store)
+
+    def look_for_foreign(self, store: Store) -> None:
+        """Feeds the sampler with trials that others added to the study; now and then, however often it is called.
+
+        Raises:
+            StoreUnavailableError: the database does not answer.
+        """
         if time.monotonic() - self.foreign_at >= FOREIGN_EVERY_S:
             foreign = store.reads.foreign(self.row.study_id, self.foreign)
             self.foreign |= {t.number for t in foreign}
             self.foreign_at = time.monotonic()
-            news += foreign
-        self.take_in(news, position)
+            self.search.feed(foreign)
 
     def take_in(self, news: list[TrialNews], position: int) -> None:
         """Feeds the sampler with news up to `position`."""
@@ -81,6 +88,11 @@ class Serving:
     def study(self, study_id: int) -> Served:
         """A study that was `ready`."""
         return self._served[study_id]
+
+    def is_ready(self, row: StudyRow) -> bool:
+        """Whether it was `ready` as it is now launched; asks and changes nothing."""
+        served = self._served.get(row.study_id)
+        return served is not None and served.row.revision == row.revision
 
     def keep_only(self, rows: Collection[StudyRow]) -> None:
         """Ends the processes of all other studies."""

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from orchestrator.claiming import Claiming
 from orchestrator.config import WorkerConfig
 from orchestrator.contact import Contact
 from orchestrator.devices import torch_device
@@ -24,8 +25,6 @@ from orchestrator.model import (
     Outcome,
     Pruned,
     StudySpec,
-    Suggestion,
-    TrialNews,
     cell_label,
     trial_seed,
 )
@@ -38,14 +37,10 @@ from orchestrator.runner import (
 from orchestrator.runner.checkpoints import CheckpointError, Checkpoints, Kept
 from orchestrator.serving import Served, Serving
 from orchestrator.slots import HeldSlot, Slots
-from orchestrator.store import Choice, Claim, Place, Store, StudyRow, Undecided, WorkerLease
+from orchestrator.store import Claim, Place, Store, StudyRow, WorkerLease
 
 REPORTS_EVERY_S = 1.0
-ASKS = 3
-"""How often a sampler is asked for one trial, at most; the last time under the study's lock."""
-MODELS = ("tpe", "gp", "nsga2")
-"""The samplers that suggest by what they know of the other trials."""
-LEFT_EVERY_S = 1.0
+LEFT_EVERY_S = 2.0
 
 
 class _AbandonedError(Exception):
@@ -77,10 +72,12 @@ class Worker:
         self._draining = Draining()
         self._contact = Contact(store, settings, self._draining)
         self._ended = 0
-        self._unsure = False
         self._next_look = 0.0
         self._left = LeftResults()
         self._serving = Serving(store, settings, self._contact)
+        self._claiming = Claiming(
+            store, settings, self._contact, self._draining, self._serving, self._place, self._deliver_left
+        )
         self._lease: WorkerLease
         self._slots = Slots(store, settings)
         self._device: HeldSlot
@@ -122,7 +119,7 @@ class Worker:
             if self._settings.max_trials is not None and self._ended >= self._settings.max_trials:
                 logger.info("worker.max_trials=%d reached", self._settings.max_trials)
                 break
-            claim = self._contact.insist(self._claim, until=Drain.FINISH)
+            claim = self._claiming.next()
             if claim is not None and self._draining.how != Drain.NO:  # told to end while it claimed
                 self._give_back(claim, Interrupted("the worker was told to end"))
             elif claim is not None:
@@ -137,45 +134,14 @@ class Worker:
 
     # ---------------------------------------------------------------------------------------------------- one trial, in order
 
-    def _claim(self) -> Claim | None:
-        """The next trial of the first active study that has one and whose objective runs here."""
-        if self._unsure:
-            self._store.ledger.give_back_held(self._lease, "its claim was lost on the way to the worker")
-            self._unsure = False
-        self._contact.sweep()
-        if time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + LEFT_EVERY_S
-            self._deliver_left()
-        rows = self._store.reads.studies(self._settings.studies, active_only=True)
-        self._serving.keep_only(rows)
-        for row in rows:
-            if self._draining.how == Drain.NO and self._serving.ready(row):
-                self._unsure = True  # until there is an answer
-                claim = self._claim_of(self._serving.study(row.study_id))
-                self._unsure = False
-                if claim is not None:
-                    crash_step("after-claim")
-                    return claim
-        return None
-
-    def _claim_of(self, served: Served) -> Claim | None:
-        """The next trial of one study; where its allocation is adaptive the model chooses the cell of a ticket without one."""
-        ledger, study_id = self._store.ledger, served.row.study_id
-        adaptive = served.spec.allocation == "adaptive"
-        claim = ledger.claim_one(self._lease, study_id, self._place, adaptive=adaptive)
-        if isinstance(claim, Undecided):
-            served.learn(self._store)
-            cell, why = served.search.choose_cell(claim.cells, ticket=claim.ordinal, retry=claim.failures)
-            choice = Choice(cell, {**why, "position": served.cursor})
-            claim = ledger.claim_one(self._lease, study_id, self._place, choice, adaptive=True)
-        return claim if isinstance(claim, Claim) else None
-
     def _run_trial(self, claim: Claim) -> None:
         """Takes one claimed trial from its parameters to its end in the database, or gives it back."""
         served = self._serving.study(claim.study_id)
         try:
-            if claim.number is None:
-                claim = self._create(served, claim)
+            begun = self._claiming.begun(claim)
+            if begun is None:
+                return
+            claim = begun
             earlier = self._earlier_result(served.row, claim)
             if earlier is not None:
                 self._deliver(served.row, served.spec, claim, *earlier)
@@ -202,38 +168,6 @@ class Worker:
         except LeaseLostError as lost:
             logger.warning("%s", lost)
             self._contact.insist(self._contact.renew)  # raises if the worker itself is gone
-
-    def _create(self, served: Served, claim: Claim) -> Claim:
-        """Asks the sampler for this cell, knowing all that is in the database now, and creates the Optuna trial.
-
-        What others create between the two is learnt and the sampler asked again, so that no two suggest alike; should that
-        happen `ASKS` times, the last ask is under the study's lock, where others wait for it.
-        """
-
-        def suggest(asks: int) -> Suggestion:
-            suggestion = served.suggest(claim, asks)
-            crash_step("after-ask")
-            return suggestion
-
-        def learn_and_suggest(news: list[TrialNews], position: int) -> Suggestion:
-            served.take_in(news, position)
-            return suggest(ASKS)
-
-        def ask() -> Claim:
-            learns = served.spec.sampler.get("name") in MODELS
-            for asks in range(1, ASKS):
-                served.learn(self._store)
-                known = served.cursor if learns else None
-                created = self._store.ledger.create(claim, suggest(asks), self._lease, self._place, known=known)
-                if created is not None:
-                    return created
-            created = self._store.ledger.create(claim, learn_and_suggest, self._lease, self._place, known=served.cursor)
-            assert created is not None
-            return created
-
-        made = self._contact.insist(ask, until=Drain.NOW)
-        crash_step("after-create")
-        return made
 
     @contextmanager
     def _kept(self, served: Served, claim: Claim) -> Iterator[Kept]:
@@ -288,9 +222,11 @@ class Worker:
             self._release(claim, "cannot write its run directory")
             raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
         crash_step("after-start")
-        self._store.rest()
+        since = time.monotonic()
         try:
             while running.outcome is None:
+                last = self._settings.max_trials is not None and self._ended + 1 >= self._settings.max_trials
+                self._claiming.prepare(claim, last=last)
                 for message in running.poll(self._contact.until_beat(1.0)):
                     crash_step("mid-run")
                     said.note(message)
@@ -300,10 +236,12 @@ class Worker:
                     self._flush(claim, said)
                     next_flush = time.monotonic() + REPORTS_EVERY_S
                 self._contact.beat()
+                self._contact.rest()
                 self._obey(running)
         except BaseException:
             running.terminate()
             raise
+        self._claiming.ran(claim, time.monotonic() - since)
         for message in running.poll(0):
             said.note(message)
         return running.outcome, said
@@ -328,8 +266,6 @@ class Worker:
         else:
             said.sent |= said.reports
             said.reports, said.attrs, said.constraints = {}, {}, {}
-        finally:
-            self._store.rest()
 
     def _should_prune(self, served: Served, claim: Claim, curve: dict[int, float]) -> bool:
         """The pruner's verdict, knowing what the others have reported by now; never before the cell has a complete trial."""
@@ -344,8 +280,6 @@ class Worker:
         except StoreUnavailableError as error:
             self._contact.lost(error)
             return False
-        finally:
-            self._store.rest()
         return served.search.should_prune(claim.number, reports=curve)
 
     def _obey(self, running: Running) -> None:
@@ -376,7 +310,13 @@ class Worker:
         return None
 
     def _deliver_left(self) -> None:
-        """Delivers results that workers of this host left when they died, also of studies that hand out no trials any more."""
+        """Delivers results that workers of this host left when they died, also of studies that hand out no trials any more.
+
+        Looks for them every `LEFT_EVERY_S` at most.
+        """
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LEFT_EVERY_S
         left = self._store.ledger.left_at(self._place)
         rows = {row.study_id: row for row in self._store.reads.studies()} if left else {}
         for claim in left:
@@ -445,6 +385,7 @@ class Worker:
             lambda: self._store.fleet.register(self._settings.lease_ttl_s, place, self._settings.studies)
         )
         self._contact.hold(self._lease)
+        self._claiming.hold(self._lease)
         self._warn_of_places(place)
         try:
             yield

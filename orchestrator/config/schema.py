@@ -104,6 +104,7 @@ class WorkerConfig:
     on_no_device: str = _ruled("wait", _one_of("wait", "exit"))
     poll_s: float = _ruled(1.0, _above(0, _MAX_S))
     threads: int | None = _ruled(None, _at_least(1))
+    prefetch: int = _ruled(1, _within(0, 1))
     allow_targets: list[str] | None = field(default=None, metadata={"rule": _some})
 
 

@@ -76,9 +76,9 @@ class Store:
             with contextlib.suppress(StoreUnavailableError):
                 self._start_again()
 
-    def rest(self) -> None:
-        """Gives up idle connections before a long wait."""
-        self._database.rest()
+    def rest(self, unused_s: float = 0.0) -> None:
+        """Gives up idle connections that nobody has used for `unused_s` seconds; at once before a long wait."""
+        self._database.rest(unused_s)
 
     @property
     def url(self) -> str:

@@ -102,7 +102,7 @@ _patience = threading.local()
 psycopg2.extensions.set_wait_callback(_wait)
 
 
-class _Connection(psycopg2.extensions.connection):
+class _Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyped, as the package is
     """Keeps back statements whose answers nobody needs, see `later`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -111,7 +111,7 @@ class _Connection(psycopg2.extensions.connection):
         self.keeps_back = False
 
 
-class _Cursor(psycopg2.extensions.cursor):
+class _Cursor(psycopg2.extensions.cursor):  # type: ignore[misc]
     """Sends what its connection kept back in one message with the next statement, whose answer is the one that is returned.
 
     The server runs the statements one after the other, each with a snapshot of its own, and none after one that failed.
@@ -119,7 +119,7 @@ class _Cursor(psycopg2.extensions.cursor):
 
     connection: _Connection
 
-    def execute(self, query: str | bytes, parameters: Any = None) -> None:  # type: ignore[override]
+    def execute(self, query: str | bytes, parameters: Any = None) -> None:
         if self.connection.keeps_back:
             self.connection.kept_back.append(self.mogrify(query, parameters))
         elif self.connection.kept_back:

@@ -151,8 +151,8 @@ class Fleet:
             ).all()
         return [f"{r.device_name} slot {r.slot}: worker {r.worker_id} (pid {r.pid} on {r.host})" for r in rows]
 
-    def silent(self, contact_s: float) -> list[Silent]:
-        """Workers whose lease has run out, and workers of this host whose process is dead.
+    def silent(self, contact_s: float) -> tuple[list[Silent], int]:
+        """Workers whose lease has run out, and workers of this host whose process is dead; and how many workers there are.
 
         An expired lease counts only once the server has been up, and the caller in contact with it, for the lease's TTL:
         after an outage the living renew first.
@@ -167,7 +167,9 @@ class Fleet:
             worker.c.ttl_s <= contact_s,
         )
         here = worker.c.process_scope == process_scope()
-        query = sa.select(worker, expired.label("expired"), here.label("here")).where(worker.c.state == "ACTIVE")
+        others = worker.alias("others")
+        active = sa.select(sa.func.count()).where(others.c.state == "ACTIVE").scalar_subquery().label("active")
+        query = sa.select(worker, expired.label("expired"), here.label("here"), active).where(worker.c.state == "ACTIVE")
         rows = self._database.execute(query.where(sa.or_(expired, here)).order_by(worker.c.worker_id))
         found = []
         for row in rows:
@@ -175,7 +177,7 @@ class Fleet:
                 found.append(Silent(row.worker_id, dead=True, reason=f"its process {row.pid} on {row.host} died"))
             elif row.expired:
                 found.append(Silent(row.worker_id, dead=False, reason=f"it fell silent: no renewal for {row.ttl_s:g} s"))
-        return found
+        return found, rows[0].active if rows else 0
 
 
 def hold_worker(c: Connection, lease: WorkerLease) -> None:

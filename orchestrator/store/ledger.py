@@ -280,15 +280,18 @@ class Ledger:
             self._give_back(c, row, "retried", f"{failure.kind}: {failure.message.splitlines()[0]}", known=True)
         return True
 
-    def give_back_held(self, lease: WorkerLease, reason: str) -> None:
-        """Gives back whatever the worker holds: a worker that runs nothing holds what it was given by an answer that was lost.
+    def give_back_held(self, lease: WorkerLease, reason: str, *, but: int | None = None) -> None:
+        """Gives back whatever the worker holds but the trial that it runs: what it was given by an answer that was lost.
+
+        Args:
+            but: the `trial_id` of what it runs.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile; then nothing is its own.
         """
         with self._database.transaction() as c:
             hold_worker(c, lease)
-            self._give_back_all(c, lease.worker_id, reason)
+            self._give_back_all(c, lease.worker_id, reason, but=but)
 
     def release(self, claim: Claim, reason: str, *, lost: bool = False) -> None:
         """Gives an unfinished trial back: another worker takes up the same trial.
@@ -448,8 +451,9 @@ class Ledger:
         c.execute(sa.delete(slot).where(slot.c.worker_id == worker_id))
         return True
 
-    def _give_back_all(self, c: Connection, worker_id: int, reason: str) -> None:
-        held = sa.select(trial).where(trial.c.worker_id == worker_id, trial.c.state.in_(_LIVE)).order_by(trial.c.trial_id)
+    def _give_back_all(self, c: Connection, worker_id: int, reason: str, *, but: int | None = None) -> None:
+        mine = sa.and_(trial.c.worker_id == worker_id, trial.c.state.in_(_LIVE), trial.c.trial_id != (but or 0))
+        held = sa.select(trial).where(mine).order_by(trial.c.trial_id)
         for row in c.execute(held.with_for_update(key_share=True)).all():
             self._give_back(c, row, "interrupted", reason, known=False)
 

@@ -438,3 +438,8 @@ def _write_pids(trial: Any, pids: list[int]) -> None:
     file = Path(trial.checkpoint_dir) / "pids.json"
     file.with_suffix(".new").write_text(json.dumps(pids))
     file.with_suffix(".new").rename(file)
+
+
+def sum_of_xyz(cfg: Any, trial: Any) -> float:
+    """Does nothing: what is left is what a trial costs."""
+    return float(cfg.x + cfg.y + cfg.z)

@@ -1,0 +1,231 @@
+"""What one trial costs in the database and on the processor, ours beside plain Optuna in the same run, in JSON lines.
+
+The objective does nothing; five parameters are searched. Each setting runs worker processes of ours and then of plain Optuna
+(``study.optimize`` on ``RDBStorage`` with heartbeats) on one PostgreSQL, with the same finished trials in the study beforehand.
+
+- ``round_trips``: messages from client to server, as the server's log counts them, a trial;
+- ``transactions``: by ``pg_stat_database``, a trial;
+- ``worker_cpu_ms``, ``server_cpu_ms``: processor time of the worker with all its children, and of the server, a trial;
+- ``per_s``: trials a second of all workers together, once all of them work;
+- ``first_s``: from the start of a worker process to the start of its first trial.
+
+Counts and processor times are differences between a run of few trials and one of many, so that what a worker costs once is
+not in them. Run as
+
+    python tests/benchmarks/trial_cost.py --history 0 1000 10000 --workers 1 4 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg2
+from sqlalchemy.engine import make_url
+
+from orchestrator.model import Budget, Searched, StudySpec
+from orchestrator.search import Search
+from orchestrator.store import Store
+from tests.support.invariants import query
+from tests.support.own_server import OwnServer
+from tests.support.studies import PLACE, RUNNER, end
+
+ROOT = Path(__file__).parents[2]
+MARK = "message|"
+PLAIN = """
+import os, sys, time, optuna
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+url, name, sampler, trials = sys.argv[1:]
+storage = optuna.storages.RDBStorage(url, heartbeat_interval=10)
+made = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler]()
+study = optuna.load_study(study_name=name, storage=storage, sampler=made)
+def objective(trial):
+    for name in "ab":
+        trial.suggest_categorical(name, ["p", "q", "r"])
+    return sum(trial.suggest_float(name, 0.0, 1.0) for name in "xyz")
+study.optimize(objective, n_trials=int(trials))
+"""
+
+
+def spec(name: str, sampler: str) -> StudySpec:
+    """No grid, two categorical and three float parameters, and a budget that is never spent."""
+    floats = tuple(Searched(path, "float", 0.0, 1.0) for path in "xyz")
+    words = tuple(Searched(path, "categorical", choices=("p", "q", "r")) for path in "ab")
+    return StudySpec(
+        name=name,
+        directions=("minimize",),
+        metrics=("value",),
+        objective={"_target_": "tests.support.objectives.sum_of_xyz"},
+        params=dict.fromkeys("ab", "p") | dict.fromkeys("xyz", 0.5),
+        grid=(),
+        search=words + floats,
+        budget=Budget(trials=100_000, per_cell=1),
+        sampler={"name": sampler},
+        runner=RUNNER,
+    )
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a group of workers used; `ends` are when its trials ended, seconds."""
+
+    messages: int
+    transactions: int
+    worker_s: float
+    server_s: float
+    first_s: float
+    ends: tuple[float, ...]
+
+
+class Bench:
+    """One server, with one study of ours and one of plain Optuna for each setting."""
+
+    def __init__(self, server: OwnServer) -> None:
+        self._server = server
+        self._store = Store(server.url)
+
+    def compare(self, sampler: str, history: int, workers: int, trials: int, isolation: str) -> None:
+        """Prints one line for ours and one for plain Optuna."""
+        name = f"{sampler}-{history}-{workers}-{isolation}-{time.monotonic_ns()}"
+        self._prepare(name, sampler, history, isolation)
+        for who in ("ours", "plain"):
+            few, many = (self._run(who, name, sampler, workers, n) for n in (4, 4 + trials))
+            more = workers * trials
+            busy = many.ends[workers:-workers] if len(many.ends) > 4 * workers else many.ends
+            line = {
+                "who": who,
+                "isolation": isolation if who == "ours" else "none",
+                "sampler": sampler,
+                "history": history,
+                "workers": workers,
+                "trials": more,
+                "round_trips": round((many.messages - few.messages) / more, 1),
+                "transactions": round((many.transactions - few.transactions) / more, 1),
+                "worker_cpu_ms": round(1e3 * (many.worker_s - few.worker_s) / more, 1),
+                "server_cpu_ms": round(1e3 * (many.server_s - few.server_s) / more, 1),
+                "per_s": round((len(busy) - 1) / (busy[-1] - busy[0]), 1),
+                "first_s": round(many.first_s, 2),
+            }
+            print(json.dumps(line), flush=True)
+
+    def _prepare(self, name: str, sampler: str, history: int, isolation: str) -> None:
+        made = spec(name, "random")
+        study = self._store.studies.launch(made).study_id
+        search, lease = Search(made), self._store.fleet.register(600)
+        for _ in range(history):
+            claim = self._store.ledger.claim(lease, [study], PLACE)
+            assert claim is not None
+            asked = search.ask({}, ticket=claim.ticket, retry=0)
+            claim = self._store.ledger.create(claim, asked, lease, PLACE)
+            assert claim is not None
+            end(self._store, claim)
+        self._store.ledger.deregister(lease, "prepared")
+        launched = spec(name, sampler)
+        self._store.studies.launch(StudySpec(**{**launched.__dict__, "runner": {**RUNNER, "isolation": isolation}}))
+        self._store.rest()
+        plain = make_url(self._server.url).set(drivername="postgresql").render_as_string()
+        with contextlib.closing(psycopg2.connect(plain)) as connection, connection, connection.cursor() as cursor:
+            for statement in (*_COPY, "ANALYZE"):
+                cursor.execute(statement, {"ours": study, "name": f"plain-{name}"})
+
+    def _run(self, who: str, name: str, sampler: str, workers: int, trials: int) -> Spent:
+        study = name if who == "ours" else f"plain-{name}"
+        before = self._counters()
+        started = time.time()
+        with tempfile.TemporaryDirectory() as scratch:
+            if who == "ours":
+                settings = [f"worker.studies=[{name}]", f"worker.max_trials={trials}", "storage=postgres", f"paths.data={scratch}"]
+                command = [sys.executable, "-m", "orchestrator", "worker", *settings]
+                env = {**os.environ, "ORCHESTRATOR_STORAGE_URL": self._server.worker_url}
+            else:
+                command, env = [sys.executable, "-c", PLAIN, self._server.worker_url, study, sampler, str(trials)], dict(os.environ)
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            running = [subprocess.Popen(command, env=env, cwd=ROOT, **quiet) for _ in range(workers)]
+            used = [os.wait4(process.pid, 0) for process in running]
+        if any(status for _, status, _ in used):
+            raise RuntimeError(f"a worker of {study} failed")
+        after = self._counters()
+        shown = "SELECT extract(epoch FROM {}) FROM trials JOIN studies USING (study_id) WHERE study_name = %s AND {} >= %s"
+        utc = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(started))
+        ends, starts = (
+            sorted(float(row[0]) for row in query(self._server.url, shown.format(column, column), study, utc))
+            for column in ("datetime_complete", "datetime_start")
+        )
+        return Spent(
+            messages=after[0] - before[0],
+            transactions=after[1] - before[1],
+            worker_s=sum(usage.ru_utime + usage.ru_stime for _, _, usage in used),
+            server_s=after[2] - before[2],
+            first_s=starts[0] - started,
+            ends=tuple(ends),
+        )
+
+    def _counters(self) -> tuple[int, int, float]:
+        """Messages, transactions and processor seconds of the server so far; what this call adds is the same each time."""
+        while query(self._server.url, "SELECT FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"):
+            time.sleep(0.05)
+        ((transactions,),) = query(
+            self._server.url, "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+        )
+        messages = (self._server.data / "server.log").read_text(errors="replace").count(MARK)
+        postmaster = psutil.Process(int((self._server.data / "postmaster.pid").read_text().split()[0]))
+        times = [postmaster.cpu_times()]
+        seconds = sum(t.user + t.system + t.children_user + t.children_system for t in times)
+        for child in postmaster.children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # this call's own connection, for one
+                own = child.cpu_times()
+                seconds += own.user + own.system
+        return messages, int(transactions), seconds
+
+
+# The plain study is a copy of ours, so that both know the same.
+_COPY = (
+    "INSERT INTO studies (study_name) VALUES (%(name)s)",
+    "INSERT INTO study_directions (study_id, direction, objective) "
+    "SELECT study_id, 'MINIMIZE', 0 FROM studies WHERE study_name = %(name)s",
+    "INSERT INTO trials (study_id, number, state, datetime_start, datetime_complete) "
+    "SELECT s.study_id, t.number, t.state, t.datetime_start, t.datetime_complete FROM trials t, studies s "
+    "WHERE t.study_id = %(ours)s AND s.study_name = %(name)s ORDER BY t.number",
+    "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) "
+    "SELECT n.trial_id, p.param_name, p.param_value, p.distribution_json FROM trials t JOIN trial_params p USING (trial_id) "
+    "JOIN trials n ON n.number = t.number JOIN studies s ON s.study_id = n.study_id "
+    "WHERE t.study_id = %(ours)s AND s.study_name = %(name)s",
+    "INSERT INTO trial_values (trial_id, objective, value, value_type) "
+    "SELECT n.trial_id, v.objective, v.value, v.value_type FROM trials t JOIN trial_values v USING (trial_id) "
+    "JOIN trials n ON n.number = t.number JOIN studies s ON s.study_id = n.study_id "
+    "WHERE t.study_id = %(ours)s AND s.study_name = %(name)s",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs every combination that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--history", type=int, nargs="+", default=[0, 1000, 10_000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--samplers", nargs="+", choices=["tpe", "random"], default=["tpe", "random"])
+    parser.add_argument("--isolation", nargs="+", choices=["trial", "worker"], default=["trial"])
+    parser.add_argument("--trials", type=int, default=30, help="of each worker")
+    chosen: Any = parser.parse_args(arguments)
+    settings = {"log_statement": "all", "log_line_prefix": MARK, "max_connections": 100}
+    with OwnServer(**settings) as server:
+        bench = Bench(server)
+        for sampler in chosen.samplers:
+            for history in chosen.history:
+                for workers in chosen.workers:
+                    for isolation in chosen.isolation:
+                        bench.compare(sampler, history, workers, chosen.trials, isolation)
+
+
+if __name__ == "__main__":
+    main()

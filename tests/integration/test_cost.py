@@ -1,0 +1,85 @@
+"""What a trial costs in the database, counted: messages to the server, each a round trip, and transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from orchestrator.model import Completed, Failed
+from orchestrator.store import Claim, Store, WorkerLease, database
+from tests.support.studies import PLACE, spec, suggestion
+
+
+class Counted:
+    """Messages and transactions since the last `reset`."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    @property
+    def transactions(self) -> int:
+        """Each COMMIT, and each message outside a transaction."""
+        inside, count = False, 0
+        for message in self.messages:
+            inside = inside or "BEGIN" in message
+            if not inside or message.endswith("COMMIT"):
+                inside, count = False, count + 1
+        return count
+
+    def take(self) -> tuple[int, int]:
+        taken = len(self.messages), self.transactions
+        self.messages.clear()
+        return taken
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
+    counted, execute = Counted(), database._Cursor.execute
+
+    def count(cursor: Any, query: Any, parameters: Any = None) -> None:
+        if not cursor.connection.keeps_back:
+            said = b";".join([*cursor.connection.kept_back, cursor.mogrify(query, parameters)])
+            counted.messages.append(said.decode())
+        execute(cursor, query, parameters)
+
+    monkeypatch.setattr(database._Cursor, "execute", count)
+    yield counted
+
+
+def test_a_trial_takes_few_round_trips_and_transactions(store: Store, lease: WorkerLease, counted: Counted) -> None:
+    study = store.studies.launch(spec(cells=2, trials=4)).study_id
+    store.reads.studies()
+    counted.take()
+    for share in (True, True, False, False):
+        claim = store.ledger.claim_one(lease, study, PLACE, known=0)
+        assert isinstance(claim, Claim)
+        assert counted.take() == ((4, 1) if share else (5, 1)), "what is next, what was taken, the news, COMMIT"
+        made = store.ledger.create(claim, suggestion(claim), lease, PLACE, known=10_000, start=False)
+        assert made is not None
+        assert counted.take() == (2, 1), "locks with what is read under them, what is written with COMMIT"
+        assert store.ledger.start(made, lease, PLACE)
+        assert counted.take() == (1, 1)
+        store.ledger.report(made, {0: 0.1}, {"k": 1})
+        assert counted.take() == (2 + 1, 1)
+        outcome = Completed((0.5,)) if share else Failed("exception", "no")
+        store.ledger.finish(made, outcome, reports={1: 0.2}, attrs={"k": 2}, constraints={"c": 0.0})
+        assert counted.take() == (2, 1)
+        store.fleet.renew(lease, "idle")
+        assert counted.take() == (1, 1)
+
+
+def test_what_a_trial_costs_does_not_depend_on_its_parameters_and_reports(
+    store: Store, lease: WorkerLease, counted: Counted
+) -> None:
+    study = store.studies.launch(spec(cells=2)).study_id
+    claim = store.ledger.claim_one(lease, study, PLACE)
+    assert isinstance(claim, Claim)
+    made = store.ledger.create(claim, suggestion(claim), lease, PLACE)
+    assert made is not None
+    counted.take()
+    reports = {step: 0.5 for step in range(1_000)}
+    attrs = {f"k{i}": i for i in range(50)}
+    store.ledger.finish(made, Completed((0.5,)), reports=reports, attrs=attrs)
+    assert counted.take() == (2, 1)

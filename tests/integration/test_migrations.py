@@ -10,12 +10,13 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from orchestrator.errors import ConfigError, SchemaOutdatedError, StoreUnavailableError
 from orchestrator.search import create_optuna_tables, optuna_schema_head
 from orchestrator.store import Store
 from orchestrator.store.database import Database, hide_password, storage_url
-from orchestrator.store.migrations import _config
+from orchestrator.store.migrations import _config, revisions
 from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS
 from tests.support.studies import end, spec, start
 
@@ -147,3 +148,9 @@ def test_a_lock_that_is_never_released_gives_up_with_an_error(database_url: str)
         connection.exec_driver_sql("SELECT * FROM orchestrator.study")
     holder.close()
     database.rest()
+
+
+def test_the_revisions_are_those_of_alembic() -> None:
+    script = ScriptDirectory.from_config(_config())
+    assert revisions() == sorted(revision.revision for revision in script.walk_revisions())
+    assert revisions()[-1] == script.get_current_head()

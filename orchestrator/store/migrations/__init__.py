@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import SchemaOutdatedError
 from orchestrator.store.database import Database
 from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS, SCHEMA
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 VERSION_TABLE = "version"
 OLDEST_SERVER = 140000
@@ -35,19 +35,18 @@ def migrate(database: Database, create_optuna_tables: Callable[[str], None]) -> 
     Raises:
         SchemaOutdatedError: Optuna's tables, or ours, are of a revision that this version does not know.
     """
-    script = ScriptDirectory.from_config(_config())
     with database.transaction() as connection:
         version = int(connection.execute(sa.text("SHOW server_version_num")).scalar_one())
         if version < OLDEST_SERVER:
             raise SchemaOutdatedError(
                 f"the database server is PostgreSQL {version // 10000}; PostgreSQL {OLDEST_SERVER // 10000} or newer is needed"
             )
-        if _is_current(connection, script):
+        if _is_current(connection):
             return
     with database.transaction(statement_s=600, lock_s=600, idle_s=0) as connection:
         # A transaction-level lock: a session-level one would leak through a pooler in transaction mode.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-        if _is_current(connection, script):
+        if _is_current(connection):
             return
         if not connection.execute(_MAY_CREATE).scalar_one():
             raise SchemaOutdatedError(
@@ -55,24 +54,33 @@ def migrate(database: Database, create_optuna_tables: Callable[[str], None]) -> 
                 " orchestrator db upgrade"
             )
         create_optuna_tables(database.url.render_as_string(hide_password=False))
+        from alembic import command  # slow to import, and seldom needed
+
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
-        if not _is_current(connection, script):
+        if not _is_current(connection):
             raise SchemaOutdatedError("the schemas could not be brought up to date")
 
 
 def _config() -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     return config
 
 
-def _is_current(connection: Connection, script: ScriptDirectory) -> bool:
-    ours = MigrationContext.configure(
-        connection, opts={"version_table": VERSION_TABLE, "version_table_schema": SCHEMA}
-    ).get_current_revision()
-    if ours is not None and ours not in {revision.revision for revision in script.walk_revisions()}:
+def revisions() -> list[str]:
+    """Every revision of our schema, the newest last: each begins the name of its file."""
+    return sorted(path.stem[:4] for path in (Path(__file__).parent / "versions").glob("[0-9]*.py"))
+
+
+def _is_current(connection: Connection) -> bool:
+    known, ours = revisions(), None
+    if connection.execute(sa.text("SELECT to_regclass(:table)"), {"table": f"{SCHEMA}.{VERSION_TABLE}"}).scalar_one():
+        ours = connection.execute(sa.text(f"SELECT version_num FROM {SCHEMA}.{VERSION_TABLE}")).scalar_one_or_none()
+    if ours is not None and ours not in known:
         raise SchemaOutdatedError(
             f"the database has our schema in revision {ours}, made by a newer orchestrator: install that one"
         )
@@ -85,4 +93,4 @@ def _is_current(connection: Connection, script: ScriptDirectory) -> bool:
             f"Optuna's tables in this database are of revision {revision}; this version writes only "
             f"{', '.join(KNOWN_OPTUNA_REVISIONS)}. For an older one run: optuna storage upgrade --storage URL"
         )
-    return revision is not None and ours == script.get_current_head()
+    return revision is not None and ours == known[-1]

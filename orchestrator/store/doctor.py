@@ -308,7 +308,14 @@ _FLEET = {
         FROM orchestrator.slot d JOIN orchestrator.worker w ON w.worker_id = d.worker_id WHERE w.state = 'GONE'""",
     "two at once": """
         SELECT min(t.study), format('worker %s runs %s at once', t.worker_id, string_agg(t.who, ', ' ORDER BY t.trial_id))
-        FROM ledger t WHERE t.state = 'RUNNING' AND t.worker_id IS NOT NULL GROUP BY t.worker_id HAVING count(*) > 1""",
+        FROM ledger t WHERE t.state = 'RUNNING' AND t.worker_id IS NOT NULL AND t.attempts > 0
+        GROUP BY t.worker_id HAVING count(*) > 1""",
+    "two ahead": """
+        SELECT min(t.study), format('worker %s holds %s, but prepares one trial ahead at most', t.worker_id,
+            string_agg(t.who, ', ' ORDER BY t.trial_id))
+        FROM ledger t
+        WHERE t.worker_id IS NOT NULL AND (t.state = 'CLAIMED' OR (t.state = 'RUNNING' AND t.attempts = 0))
+        GROUP BY t.worker_id HAVING count(*) > 1""",
     "token of a worker": """
         SELECT NULL, format('worker %s has the token %s, but the last one handed out is %s', w.worker_id, w.token, q.last_value)
         FROM orchestrator.worker w CROSS JOIN orchestrator.token_seq q WHERE w.token > q.last_value""",

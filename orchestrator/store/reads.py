@@ -212,7 +212,7 @@ class Reads:
             live = c.execute(
                 sa.select(
                     sa.func.count()
-                    .filter(trial.c.state.in_(("CLAIMED", "RUNNING")), trial.c.worker_id.is_not(None))
+                    .filter(trial.c.state == "RUNNING", trial.c.worker_id.is_not(None), trial.c.attempts > 0)
                     .label("running"),
                     sa.func.count().filter(trial.c.state == "RUNNING", trial.c.worker_id.is_(None)).label("waiting"),
                     sa.func.count().filter(trial.c.state == "FAIL").label("failed"),
@@ -384,7 +384,7 @@ _CELLS = """
     FROM orchestrator.cell c
     LEFT JOIN (
         SELECT o.cell_id,
-            count(*) FILTER (WHERE o.state IN ('CLAIMED', 'RUNNING') AND o.worker_id IS NOT NULL) AS running,
+            count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL AND o.attempts > 0) AS running,
             array_agg(v.value ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL) AS bests,
             array_agg(o.number ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL) AS best_trials
         FROM orchestrator.trial o

@@ -145,11 +145,12 @@ class Bench:
         started = time.time()
         with tempfile.TemporaryDirectory() as scratch:
             if who == "ours":
-                settings = [f"worker.studies=[{name}]", f"worker.max_trials={trials}", "storage=postgres", f"paths.data={scratch}"]
-                command = [sys.executable, "-m", "orchestrator", "worker", *settings]
+                command = [sys.executable, "-m", "orchestrator", "worker", "storage=postgres", f"paths.data={scratch}"]
+                command += [f"worker.studies=[{name}]", f"worker.max_trials={trials}"]
                 env = {**os.environ, "ORCHESTRATOR_STORAGE_URL": self._server.worker_url}
             else:
-                command, env = [sys.executable, "-c", PLAIN, self._server.worker_url, study, sampler, str(trials)], dict(os.environ)
+                command = [sys.executable, "-c", PLAIN, self._server.worker_url, study, sampler, str(trials)]
+                env = dict(os.environ)
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             running = [subprocess.Popen(command, env=env, cwd=ROOT, **quiet) for _ in range(workers)]
             used = [os.wait4(process.pid, 0) for process in running]
@@ -173,7 +174,7 @@ class Bench:
 
     def _counters(self) -> tuple[int, int, float]:
         """Messages, transactions and processor seconds of the server so far; what this call adds is the same each time."""
-        while query(self._server.url, "SELECT FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"):
+        while query(self._server.url, _OTHERS):
             time.sleep(0.05)
         ((transactions,),) = query(
             self._server.url, "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
@@ -189,6 +190,7 @@ class Bench:
         return messages, int(transactions), seconds
 
 
+_OTHERS = "SELECT FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 # The plain study is a copy of ours, so that both know the same.
 _COPY = (
     "INSERT INTO studies (study_name) VALUES (%(name)s)",

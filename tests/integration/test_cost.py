@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,7 +34,7 @@ class Counted:
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     counted, execute = Counted(), database._Cursor.execute
 
     def count(cursor: Any, query: Any, parameters: Any = None) -> None:
@@ -45,7 +44,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
         execute(cursor, query, parameters)
 
     monkeypatch.setattr(database._Cursor, "execute", count)
-    yield counted
+    return counted
 
 
 def test_a_trial_takes_few_round_trips_and_transactions(store: Store, lease: WorkerLease, counted: Counted) -> None:
@@ -79,7 +78,7 @@ def test_what_a_trial_costs_does_not_depend_on_its_parameters_and_reports(
     made = store.ledger.create(claim, suggestion(claim), lease, PLACE)
     assert made is not None
     counted.take()
-    reports = {step: 0.5 for step in range(1_000)}
+    reports = dict.fromkeys(range(1_000), 0.5)
     attrs = {f"k{i}": i for i in range(50)}
     store.ledger.finish(made, Completed((0.5,)), reports=reports, attrs=attrs)
     assert counted.take() == (2, 1)

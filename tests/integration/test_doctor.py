@@ -375,6 +375,13 @@ PLANTS = {
             "worker 1 runs trial 5, trial 6 at once",
         )
     ],
+    "two ahead": [
+        Plant(
+            f"UPDATE orchestrator.trial SET worker_id = 3, attempts = 0 WHERE {trial(6)}; "
+            f"DELETE FROM orchestrator.attempt WHERE {attempt_of(6)}",
+            "worker 3 holds trial 6, claim",
+        )
+    ],
     "token of a worker": [Plant(f"UPDATE orchestrator.worker SET token = 1000 WHERE {WORKER_1}", "has the token 1000", None)],
 }
 

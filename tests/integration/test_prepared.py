@@ -1,0 +1,128 @@
+"""A trial that is prepared ahead: known to all, not begun, and nobody's loss whatever becomes of its worker."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+
+from orchestrator.errors import LeaseLostError
+from orchestrator.store import Claim, Silent, Store, WorkerLease
+from tests.support.studies import PLACE, end, spec, start, suggestion
+
+
+@pytest.fixture
+def other(store: Store) -> WorkerLease:
+    return store.fleet.register(60)
+
+
+def prepare(store: Store, lease: WorkerLease, study: int) -> Claim:
+    claim = store.ledger.claim_one(lease, study, PLACE, ahead=True)
+    assert isinstance(claim, Claim)
+    made = store.ledger.create(claim, suggestion(claim), lease, PLACE, start=False)
+    assert made is not None
+    assert not made.begun
+    return made
+
+
+def trials(store: Store, name: str = "study") -> list[optuna.trial.FrozenTrial]:
+    storage = optuna.storages.RDBStorage(store.url)
+    try:
+        return optuna.load_study(study_name=name, storage=storage).trials
+    finally:
+        storage.engine.dispose()
+
+
+def healthy(store: Store) -> bool:
+    return not store.doctor.examine().findings
+
+
+def test_no_attempt_of_a_prepared_trial_counts_until_it_begins(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    running = start(store, lease, study)
+    prepared = prepare(store, lease, study)
+    assert running is not None
+    assert store.reads.attempts(study, 1) == []
+    progress = store.reads.progress(store.reads.find("study"), maximize=True)
+    assert (progress.running, progress.waiting) == (1, 0)
+    assert healthy(store)
+    before = trials(store)[1]
+    assert before.state.name == "RUNNING"
+    assert before.params == {"a": 1, "x": 0.5}
+    end(store, running)
+    assert store.ledger.start(prepared, lease, PLACE)
+    assert store.ledger.start(prepared, lease, PLACE), "as when the first answer was lost"
+    assert [a.attempt for a in store.reads.attempts(study, 1)] == [1]
+    after = trials(store)[1].datetime_start
+    assert before.datetime_start is not None
+    assert after is not None
+    assert after > before.datetime_start, "it starts when its child does"
+    end(store, prepared)
+    assert healthy(store)
+
+
+def test_an_idle_worker_takes_over_what_another_has_prepared(store: Store, lease: WorkerLease, other: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2)).study_id
+    assert start(store, lease, study) is not None
+    prepared = prepare(store, lease, study)
+    assert store.ledger.claim_one(other, study, PLACE, ahead=True) is None, "one that is busy leaves it alone"
+    taken = store.ledger.claim_one(other, study, PLACE)
+    assert isinstance(taken, Claim)
+    assert (taken.number, taken.attempt, taken.values) == (prepared.number, 1, prepared.values)
+    assert not store.ledger.start(prepared, lease, PLACE)
+    store.ledger.release(prepared, "too late")
+    with pytest.raises(LeaseLostError):
+        end(store, prepared)
+    assert store.ledger.start(taken, other, PLACE)
+    assert store.ledger.claim_one(lease, study, PLACE) is None, "what has begun is not taken over"
+    end(store, taken)
+    assert healthy(store)
+
+
+def test_what_was_given_back_comes_before_anything_is_prepared(store: Store, lease: WorkerLease, other: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    claim = start(store, other, study)
+    assert claim is not None
+    store.ledger.release(claim, "test")
+    assert store.ledger.claim_one(lease, study, PLACE, ahead=True) is None
+    again = store.ledger.claim_one(lease, study, PLACE)
+    assert isinstance(again, Claim)
+    assert (again.number, again.attempt, again.begun) == (0, 2, True)
+
+
+def test_a_prepared_trial_is_released_and_lost_intact(store: Store, lease: WorkerLease, other: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    prepared = prepare(store, lease, study)
+    store.ledger.release(prepared, "told to end")
+    assert healthy(store)
+    second = store.ledger.claim_one(lease, study, PLACE)
+    assert isinstance(second, Claim)
+    assert (second.number, second.attempt) == (0, 1)
+    third = prepare(store, lease, study)
+    assert store.ledger.evict(Silent(lease.worker_id, dead=True, reason="died"))
+    assert healthy(store)
+    taken = [store.ledger.claim_one(other, study, PLACE), store.ledger.claim_one(other, study, PLACE)]
+    assert {(c.number, c.attempt) for c in taken if isinstance(c, Claim)} == {(0, 2), (third.number, 1)}
+
+
+def test_a_prepared_trial_of_a_paused_study_does_not_begin(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    running, prepared = start(store, lease, study), prepare(store, lease, study)
+    assert running is not None
+    store.interventions.pause(study, "me")
+    assert not store.ledger.start(prepared, lease, PLACE)
+    store.ledger.release(prepared, "paused")
+    end(store, running)
+    store.interventions.resume(study, "me")
+    again = store.ledger.claim_one(lease, study, PLACE)
+    assert isinstance(again, Claim)
+    assert (again.number, again.attempt) == (prepared.number, 1)
+
+
+def test_halting_another_study_does_not_end_the_running_trial(store: Store, lease: WorkerLease) -> None:
+    one, two = (store.studies.launch(spec(name)).study_id for name in ("one", "two"))
+    assert start(store, lease, one) is not None
+    prepare(store, lease, two)
+    store.interventions.pause(two, "me", now=True)
+    assert not store.fleet.renew(lease, "running")
+    store.interventions.pause(one, "me", now=True)
+    assert store.fleet.renew(lease, "running")

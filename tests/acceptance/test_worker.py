@@ -51,6 +51,21 @@ def test_a_worker_ends_by_itself_after_its_trials(commands: Commands, store: Sto
     assert store.reads.workers() == []
 
 
+def test_what_a_worker_has_prepared_is_given_back_intact_when_it_is_told_to_end(commands: Commands, store: Store) -> None:
+    waiting = {"_target_": "tests.support.training.interruptible"}
+    study = store.studies.launch(spec(cells=3, objective=waiting)).study_id
+    with commands.started("worker", "worker.drain_s=20", "worker.slots_per_device=1") as worker:
+        wait_until(lambda: len(store.reads.trials(study)) == 2, 60)
+        assert [len(store.reads.attempts(study, number)) for number in (0, 1)] == [1, 0], "one runs, one is prepared"
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=60) == 0
+    assert [(t.state, t.attempts, t.worker_id) for t in store.reads.trials(study)] == [
+        ("RUNNING", 1, None),
+        ("RUNNING", 0, None),
+    ]
+    assert store.doctor.examine().findings == ()
+
+
 def test_a_worker_serves_only_the_studies_it_is_told_to(commands: Commands, store: Store) -> None:
     for name in ("mine", "theirs"):
         store.studies.launch(spec(name, cells=2, objective=QUICK))

@@ -108,8 +108,8 @@ class Claiming:
         if last or self._draining.how != Drain.NO or self._contact.halted_at is not None:
             self.give_back()
         elif now >= self._prepare_at and (self._prepared is None or self._prepared.number is None):
-            self._prepare_at = now + self._settings.poll_s
             if self._pays(running.study_id):
+                self._prepare_at = now + self._settings.heartbeat_s  # should there be nothing: no connection is held for it
                 try:
                     self._prepare(running)
                 except StoreUnavailableError as error:

@@ -91,7 +91,8 @@ class Worker:
         """Serves until drained, idle for too long, or done with `worker.max_trials`; returns how many trials it ended.
 
         Raises:
-            DeviceError: no device is free and ``worker.on_no_device=exit``, or the one named does not exist.
+            DeviceError: no device is free and ``worker.on_no_device=exit`` or ``worker.require_idle=refuse``, the one named
+                does not exist, or the one held is gone; its trial was given back.
         """
         while self._draining.how == Drain.NO:
             try:
@@ -138,7 +139,12 @@ class Worker:
     # ---------------------------------------------------------------------------------------------------- one trial, in order
 
     def _claim(self) -> Claim | None:
-        """The next trial of the first active study that has one and whose objective runs here."""
+        """The next trial of the first active study that has one and whose objective runs here, if the device is there.
+
+        Raises:
+            DeviceError: the device is gone.
+        """
+        self._device.check()
         if self._unsure:
             self._store.ledger.give_back_held(self._lease, "its claim was lost on the way to the worker")
             self._unsure = False
@@ -306,7 +312,7 @@ class Worker:
             raise
         for message in running.poll(0):
             said.note(message)
-        return running.outcome, said
+        return self._device.verdict(running.outcome), said
 
     def _reported(self, row: StudyRow, claim: Claim) -> dict[int, float]:
         """What earlier attempts of the trial reported: its curve goes on."""
@@ -477,14 +483,14 @@ class Worker:
             if not said:
                 logger.warning("%s; waiting for one (worker.on_no_device=exit ends instead)", text)
                 said = True
-            self._contact.say("waiting for a device")
+            self._contact.say(self._slots.waiting_for())
             self._contact.insist(self._contact.sweep)
             self._contact.wait(self._settings.poll_s)
             held = self._contact.insist(lambda: self._slots.claim(self._lease))
         if held is None:
             yield
             return
-        logger.info("holds %s, slot %d", held.device.name, held.slot)
+        logger.info("holds %s, slot %d", held.device.label, held.slot)
         with held:
             self._serving.device = self._device = held
             yield

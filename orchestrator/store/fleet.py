@@ -132,6 +132,12 @@ class Fleet:
         with self._database.transaction() as c:
             c.execute(sa.delete(slot).where(slot.c.worker_id == lease.worker_id))
 
+    def held(self, lease: WorkerLease, scopes: Collection[str]) -> set[tuple[str, str, int]]:
+        """The slots of `scopes` that other workers hold, as (scope, device, slot)."""
+        with self._database.transaction() as c:
+            theirs = sa.and_(slot.c.scope.in_(scopes), slot.c.worker_id != lease.worker_id)
+            return {(r.scope, r.device, r.slot) for r in c.execute(sa.select(slot).where(theirs))}
+
     def holders(self, scope: str) -> list[str]:
         """For people: who holds the slots of `scope`, a line each."""
         with self._database.transaction() as c:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.config import WorkerConfig
 from orchestrator.devices import (
@@ -24,6 +25,7 @@ from orchestrator.devices import (
 from orchestrator.errors import DeviceError
 from orchestrator.logs import logger
 from orchestrator.model import Failed, Interrupted, Outcome
+from orchestrator.runner import rundir
 from orchestrator.store import SlotOffer, Store, WorkerLease
 
 UNLIMITED_CPU_SLOTS = 1024
@@ -65,13 +67,20 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
         if self.gpu is not None:
             self.gpu.check()
 
-    def verdict(self, outcome: Outcome) -> Outcome:
-        """The outcome of an attempt on this device: a failure while the device is gone says nothing of the trial."""
+    def verdict(self, outcome: Outcome, run_dir: Path) -> Outcome:
+        """The outcome of an attempt on this device: a failure while the device is gone says nothing of the trial.
+
+        Then the result in `run_dir` is replaced as well, for other workers deliver what they find there.
+        """
         if isinstance(outcome, Failed):
             try:
                 self.check()
             except DeviceError as gone:
-                return Interrupted(str(gone), lost=True)
+                outcome = Interrupted(str(gone), lost=True)
+                try:
+                    rundir.write_result(run_dir, outcome)
+                except OSError as error:
+                    logger.warning("%s: the result of a device that is gone stays: %s", run_dir, error)
         return outcome
 
     def wait_until_free(self, timeout_s: float = FREE_WITHIN_S, stop: threading.Event | None = None) -> str | None:
@@ -90,7 +99,7 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
 
 
 class Slots:
-    """The slots of this host that a worker may hold.
+    """The slots of this host that a worker may hold. `why_cpu`: why it is the CPU's, None if nobody need be told.
 
     Raises:
         DeviceError: `worker.devices` names a device this host does not have, or the NVIDIA driver is there and broken.
@@ -108,8 +117,8 @@ class Slots:
         self._nvml = Nvml.open() if gpus else None  # for the life of the process: to open it for each look takes long
         self._in_use: list[str] = []
         self._gone: list[str] = []
-        if settings.devices is None and not gpus:
-            logger.info("%s: trials run on the CPU", why_no_gpu())
+        self.why_cpu = why_no_gpu() if settings.devices is None and not gpus else None
+        self._said = False
 
     def claim(self, lease: WorkerLease) -> HeldSlot | None:
         """Takes a free slot, each device once before any is shared; None when all are held or used by others.
@@ -120,7 +129,7 @@ class Slots:
         Raises:
             DeviceError: Others compute on all GPUs that are free, and ``worker.require_idle=refuse``; or none of them answers.
         """
-        left = self._idle(lease, sorted(self._offers, key=lambda offer: offer.slot))
+        left = self._idle(sorted(self._offers, key=lambda offer: offer.slot), lease)
         while left:
             taken = self._store.fleet.claim_slot(lease, left)
             if taken is None:
@@ -128,6 +137,9 @@ class Slots:
             device = self._offers[taken]
             lock = None if device.kind == "cpu" else DeviceLock.acquire(taken.device, taken.slot)
             if device.kind == "cpu" or lock is not None:
+                if self.why_cpu is not None and not self._said:
+                    logger.info("%s: trials run on the CPU", self.why_cpu)
+                    self._said = True
                 return HeldSlot(device, taken.slot, self._threads(taken), lock, self._occupancy(taken))
             self._store.fleet.release_slot(lease)
             left.remove(taken)
@@ -145,12 +157,21 @@ class Slots:
         """For `status`: what a worker waits for that could claim none."""
         return f"waiting for a device{': ' if self._in_use else ''}{'; '.join(self._in_use)}"
 
-    def _idle(self, lease: WorkerLease, offers: list[SlotOffer]) -> list[SlotOffer]:
-        """Those that no other worker holds, on devices that answer and that nobody else computes on."""
+    def in_use(self) -> list[str]:
+        """For people: the GPUs that no worker holds and others compute on, with who they are.
+
+        Raises:
+            DeviceError: No GPU answers.
+        """
+        self._idle(list(self._offers), None)
+        return self._in_use
+
+    def _idle(self, offers: list[SlotOffer], lease: WorkerLease | None) -> list[SlotOffer]:
+        """Those that no worker but the holder of `lease` holds, on devices that answer and that nobody else computes on."""
         self._in_use, self._gone = [], []
         if self._nvml is None or self._settings.require_idle == "ignore":
             return offers
-        held = self._store.fleet.held(lease, {offer.scope for offer in offers})
+        held = self._store.fleet.held({offer.scope for offer in offers}, but=lease)
         free = [offer for offer in offers if (offer.scope, offer.device, offer.slot) not in held]
         passed_over = set()
         for device in dict.fromkeys(self._offers[offer] for offer in free):

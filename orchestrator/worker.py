@@ -312,7 +312,7 @@ class Worker:
             raise
         for message in running.poll(0):
             said.note(message)
-        return self._device.verdict(running.outcome), said
+        return self._device.verdict(running.outcome, job.run_dir), said
 
     def _reported(self, row: StudyRow, claim: Claim) -> dict[int, float]:
         """What earlier attempts of the trial reported: its curve goes on."""

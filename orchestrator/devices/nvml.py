@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +48,7 @@ class Nvml:
             DeviceError: The driver is there and does not answer.
         """
         try:
-            nvml = importlib.import_module("pynvml")
+            import pynvml as nvml
         except ImportError:
             return None
         try:

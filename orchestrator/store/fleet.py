@@ -132,10 +132,12 @@ class Fleet:
         with self._database.transaction() as c:
             c.execute(sa.delete(slot).where(slot.c.worker_id == lease.worker_id))
 
-    def held(self, lease: WorkerLease, scopes: Collection[str]) -> set[tuple[str, str, int]]:
-        """The slots of `scopes` that other workers hold, as (scope, device, slot)."""
+    def held(self, scopes: Collection[str], *, but: WorkerLease | None = None) -> set[tuple[str, str, int]]:
+        """The slots of `scopes` that workers hold, all `but` one of them, as (scope, device, slot)."""
+        theirs = slot.c.scope.in_(scopes)
+        if but is not None:
+            theirs = sa.and_(theirs, slot.c.worker_id != but.worker_id)
         with self._database.transaction() as c:
-            theirs = sa.and_(slot.c.scope.in_(scopes), slot.c.worker_id != lease.worker_id)
             return {(r.scope, r.device, r.slot) for r in c.execute(sa.select(slot).where(theirs))}
 
     def holders(self, scope: str) -> list[str]:

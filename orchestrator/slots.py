@@ -83,8 +83,18 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
                     logger.warning("%s: the result of a device that is gone stays: %s", run_dir, error)
         return outcome
 
-    def wait_until_free(self, timeout_s: float = FREE_WITHIN_S, stop: threading.Event | None = None) -> str | None:
-        """Waits until no earlier trial of the slot uses the GPU or its memory: call it before an attempt starts.
+    def settle(self) -> None:
+        """As `wait_until_free` before an attempt starts, for `FREE_WITHIN_S` at most; then a warning says what is still there.
+
+        Raises:
+            DeviceError: The GPU does not answer.
+        """
+        left = self.wait_until_free(FREE_WITHIN_S)
+        if left is not None:
+            logger.warning("%s after %g s; the trial starts all the same", left, FREE_WITHIN_S)
+
+    def wait_until_free(self, timeout_s: float, stop: threading.Event | None = None) -> str | None:
+        """Waits until no earlier trial of the slot uses the GPU or its memory.
 
         Returns None then, at once on a CPU; after `timeout_s`, or when `stop` is set, what is still there, in words.
 

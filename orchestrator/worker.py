@@ -139,11 +139,7 @@ class Worker:
     # ---------------------------------------------------------------------------------------------------- one trial, in order
 
     def _claim(self) -> Claim | None:
-        """The next trial of the first active study that has one and whose objective runs here, if the device is there.
-
-        Raises:
-            DeviceError: the device is gone.
-        """
+        """The next trial of the first active study that has one and whose objective runs here."""
         self._device.check()
         if self._unsure:
             self._store.ledger.give_back_held(self._lease, "its claim was lost on the way to the worker")
@@ -288,6 +284,8 @@ class Worker:
         said = Said(sent=self._reported(served.row, claim))
         self._contact.halted_at = None  # that was the trial before
         next_flush = 0.0
+        if self._device.gpu is not None:
+            self._contact.meanwhile(self._device.settle, hurry=_abandon)
         try:
             running = served.runner.start(job)
         except OSError as error:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
+import psutil
 import pynvml
 import pytest
+
+from tests.support.waiting import wait_until
 
 GIB = 1 << 30
 
@@ -39,7 +46,7 @@ class FakeNvml:
             return getattr(pynvml, name)
         raise AttributeError(name)
 
-    def install(self, patch: pytest.MonkeyPatch) -> FakeNvml:
+    def install(self, patch: pytest.MonkeyPatch) -> Self:
         """Puts it in place of the library, with every GPU visible."""
         patch.setitem(sys.modules, "pynvml", self)
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -120,3 +127,19 @@ class FakeNvml:
         if number >= len(there):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return there[number]
+
+
+@contextmanager
+def process(environment: dict[str, str], command: str = "sleep 300") -> Iterator[int]:
+    """A process that is not this one's child; `environment` is that of its parent too."""
+    shell = subprocess.Popen(
+        ["sh", "-c", f"{command} & echo $!; wait"], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
+    )
+    assert shell.stdout is not None
+    pid = int(shell.stdout.readline())
+    wait_until(lambda: psutil.Process(pid).name() not in ("sh", "dash", "bash", "env"))
+    try:
+        yield pid
+    finally:
+        psutil.Process(pid).kill()
+        shell.communicate()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -16,8 +16,7 @@ import pytest
 
 from orchestrator.devices import Device, Nvml, Occupancy, describe, discover, occupancy, slot_environment, strangers
 from orchestrator.errors import DeviceError
-from tests.support.nvml import GIB, FakeNvml
-from tests.support.waiting import wait_until
+from tests.support.nvml import GIB, FakeNvml, process
 
 A, B = "GPU-aaaa1111-0000", "GPU-bbbb2222-0000"
 GPU = Device(A, 0, "NVIDIA H100", 80 * GIB, "gpu")
@@ -36,22 +35,6 @@ def nvml(fake: FakeNvml) -> Iterator[Nvml]:
     with opened:
         yield opened
     assert fake.open == 0
-
-
-@contextmanager
-def process(environment: dict[str, str], command: str = "sleep 300") -> Iterator[int]:
-    """A process that is not this one's child; `environment` is that of its parent too."""
-    shell = subprocess.Popen(
-        ["sh", "-c", f"{command} & echo $!; wait"], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
-    )
-    assert shell.stdout is not None
-    pid = int(shell.stdout.readline())
-    wait_until(lambda: psutil.Process(pid).name() not in ("sh", "dash", "bash", "env"))
-    try:
-        yield pid
-    finally:
-        psutil.Process(pid).kill()
-        shell.communicate()
 
 
 # ------------------------------------------------------------------------------------------------------------------- strangers

@@ -40,6 +40,11 @@ def pids_tell() -> bool:
         return False
 
 
+def memory_tells() -> bool:
+    """Whether memory in use is that of programs on this system: under WSL it is that of Windows too."""
+    return not Path("/dev/dxg").exists()
+
+
 def strangers(nvml: Nvml, device: Device, *, held: bool) -> list[str]:
     """In words, who computes on the GPU and is no trial of any worker; empty if it is idle, or nobody can tell.
 
@@ -56,10 +61,10 @@ def strangers(nvml: Nvml, device: Device, *, held: bool) -> list[str]:
     if processes is not None and pids_tell():
         jobs = [p for p in processes if p.computes and not (p.draws and (p.used_bytes or 0) <= SPARE_BYTES)]
         return [text for p in jobs if _slot_of(p.pid)[:1] != (device.key,) and (text := _who(p)) is not None]
-    used = nvml.memory_in_use(device)
+    used = nvml.memory_in_use(device) if memory_tells() else None
     if held or used is None or used <= SPARE_BYTES:
         return []
-    return [f"processes outside this container ({_mib(used)})"]
+    return [f"processes that are not seen from here ({_mib(used)})"]
 
 
 class Occupancy:
@@ -73,7 +78,7 @@ class Occupancy:
         self._nvml = nvml
         self._device = device
         self._slot = slot
-        self._alone = alone
+        self._alone = alone and memory_tells()
         self._at_first = self._unexplained()
 
     def check(self) -> None:

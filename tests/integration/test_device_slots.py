@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -15,7 +16,8 @@ import psutil
 import pynvml
 import pytest
 
-from orchestrator import slots
+from orchestrator import logs, slots
+from orchestrator.cli import main
 from orchestrator.config import WorkerConfig
 from orchestrator.devices import host_identity, lock, occupancy
 from orchestrator.errors import DeviceError
@@ -81,6 +83,22 @@ def test_each_device_is_taken_once_before_any_is_shared(fake: FakeNvml, store: S
     settings = WorkerConfig(slots_per_device=2)
     held = [Slots(store, settings).claim(store.fleet.register(60)) for _ in range(5)]
     assert [h.slot for h in held if h is not None] == [0, 0, 0, 0, 1]
+
+
+def test_status_tells_gpus_of_one_name_apart(
+    fake: FakeNvml, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Slots(store, WorkerConfig(devices=[2])).claim(store.fleet.register(60)) is not None
+    assert Slots(store, WorkerConfig(devices=["cpu"])).claim(store.fleet.register(60)) is not None
+    store.studies.launch(spec())
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", store.url)
+    monkeypatch.setattr(logs, "configure", lambda speaker: None)  # this process is pytest's
+    assert main(["status"]) == 0
+    table = capsys.readouterr().out
+    assert "NVIDIA H100 GPU-cc " in table
+    assert " CPU  " in table
+    assert main(["status", "--json"]) == 0
+    assert [w["device_key"] for w in json.loads(capsys.readouterr().out)["workers"]] == ["GPU-cc", "cpu"]
 
 
 def test_a_gpu_that_others_compute_on_is_passed_over(fake: FakeNvml, store: Store, lease: WorkerLease, stranger: int) -> None:

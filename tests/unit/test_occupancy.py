@@ -102,8 +102,11 @@ def test_where_pids_do_not_tell_memory_in_use_does(
     assert strangers(nvml, GPU, held=False) == []
     fake.in_use = {A: 3 * GIB}
     said = strangers(nvml, GPU, held=False)
-    assert said == ["processes outside this container (3,072 MiB)"]
+    assert said == ["processes that are not seen from here (3,072 MiB)"]
     assert strangers(nvml, GPU, held=True) == [], "it may be that of another worker's trial"
+    with monkeypatch.context() as windows:
+        windows.setattr(occupancy, "memory_tells", lambda: False)
+        assert strangers(nvml, GPU, held=False) == []
     fake.old_driver = True
     assert strangers(nvml, GPU, held=False) == said
     fake.sizeless = True

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.config import WorkerConfig
 from orchestrator.contact import Contact
-from orchestrator.devices import child_environment
 from orchestrator.errors import ConfigError
 from orchestrator.logs import logger
 from orchestrator.model import StudySpec, Suggestion, TrialNews
@@ -133,7 +132,7 @@ class Serving:
         return Runner(
             spec.objective,
             start=spec.runner.get("start", "forkserver"),
-            env=child_environment(self.device.device),
+            env=self.device.environment,
             threads=self.device.threads,
             grace_s=grace_s,
             max_runtime_s=None if minutes is None else minutes * 60,

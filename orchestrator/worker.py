@@ -88,7 +88,8 @@ class Worker:
         """Serves until drained, idle for too long, or done with `worker.max_trials`; returns how many trials it ended.
 
         Raises:
-            DeviceError: no device is free and ``worker.on_no_device=exit``, or the one named does not exist.
+            DeviceError: no device is free and ``worker.on_no_device=exit`` or ``worker.require_idle=refuse``, the one named
+                does not exist, or the one held is gone; its trial was given back.
         """
         while self._draining.how == Drain.NO:
             try:
@@ -119,6 +120,7 @@ class Worker:
             if self._settings.max_trials is not None and self._ended >= self._settings.max_trials:
                 logger.info("worker.max_trials=%d reached", self._settings.max_trials)
                 break
+            self._device.check()
             claim = self._claiming.next()
             if claim is not None and self._draining.how != Drain.NO:  # told to end while it claimed
                 self._give_back(claim, Interrupted("the worker was told to end"))
@@ -216,6 +218,8 @@ class Worker:
         said = Said(sent=self._reported(served.row, claim))
         self._contact.halted_at = None  # that was the trial before
         next_flush = 0.0
+        if self._device.gpu is not None:
+            self._contact.meanwhile(self._device.settle, hurry=_abandon)
         try:
             running = served.runner.start(job)
         except OSError as error:
@@ -244,7 +248,7 @@ class Worker:
         self._claiming.ran(claim, time.monotonic() - since)
         for message in running.poll(0):
             said.note(message)
-        return running.outcome, said
+        return self._device.verdict(running.outcome, job.run_dir), said
 
     def _reported(self, row: StudyRow, claim: Claim) -> dict[int, float]:
         """What earlier attempts of the trial reported: its curve goes on."""
@@ -418,14 +422,14 @@ class Worker:
             if not said:
                 logger.warning("%s; waiting for one (worker.on_no_device=exit ends instead)", text)
                 said = True
-            self._contact.say("waiting for a device")
+            self._contact.say(self._slots.waiting_for())
             self._contact.insist(self._contact.sweep)
             self._contact.wait(self._settings.poll_s)
             held = self._contact.insist(lambda: self._slots.claim(self._lease))
         if held is None:
             yield
             return
-        logger.info("holds %s, slot %d", held.device.name, held.slot)
+        logger.info("holds %s, slot %d", held.device.label, held.slot)
         with held:
             self._serving.device = self._device = held
             yield

@@ -28,6 +28,7 @@ from orchestrator.maintenance import Maintenance
 from orchestrator.model import StudySpec
 from orchestrator.runner import Runner, check_allowed
 from orchestrator.runner.checkpoints import Checkpoints
+from orchestrator.slots import Slots
 from orchestrator.store import Launched, Store, StudyRow, TrialRow
 
 CPU_WORKERS = 2
@@ -56,6 +57,8 @@ def run(call: Call) -> int:
         view.say(_announcement(spec, launched))
         interrupted = False
         if launched.open_tickets:
+            if count:
+                _announce_devices(call, store, view)
             with _Workers(call, spec, count, output, view) as workers:
                 interrupted = _follow(store, row, spec, workers, view)
         return _conclude(call, store, row, spec, interrupted)
@@ -86,6 +89,16 @@ def _worker_count(call: Call) -> int:
     if settings.count is not None:
         return settings.count
     return len(gpus) * (settings.slots_per_device or 1) if gpus else CPU_WORKERS
+
+
+def _announce_devices(call: Call, store: Store, view: screen.View) -> None:
+    """Says what a user would else have to read in the workers' logs: that there is no GPU, or that others are on it."""
+    settings = call.composed.host.worker
+    here = Slots(store, settings)
+    if here.why_cpu is not None:
+        view.say(f"{here.why_cpu}: trials run on the CPU")
+    for line in here.in_use():
+        view.say(f"{line}; no worker takes it (worker.require_idle={settings.require_idle})")
 
 
 def _check_runs_directory(call: Call, count: int) -> None:

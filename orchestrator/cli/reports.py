@@ -98,6 +98,7 @@ def _worker_data(worker: WorkerRow, held: dict[int, str]) -> dict[str, Any]:
         "host": worker.host,
         "pid": worker.pid,
         "device": worker.device,
+        "device_key": worker.device_key,
         "slot": worker.slot,
         "doing": held.get(worker.worker_id, worker.doing),
         "lease_overdue_s": worker.silent_s,
@@ -113,7 +114,8 @@ def _worker_table(workers: list[WorkerRow], held: dict[int, str]) -> Table | Tex
     for w in workers:
         doing = held.get(w.worker_id, w.doing) + (f" (silent for {w.silent_s:.0f} s)" if w.silent_s > 0 else "")
         slot = "" if w.slot is None else str(w.slot)
-        table.add_row(*map(Text, (str(w.worker_id), w.host, str(w.pid), w.device or "none yet", slot, doing)))
+        gpu = f" {w.device_key[:12]}" if w.device_key not in (None, "cpu") else ""  # one host's GPUs have one name
+        table.add_row(*map(Text, (str(w.worker_id), w.host, str(w.pid), f"{w.device or 'none yet'}{gpu}", slot, doing)))
     return table
 
 

@@ -95,6 +95,7 @@ class WorkerConfig:
     count: int | None = _ruled(None, _at_least(0))
     devices: list[int | str] | None = field(default=None, metadata={"rule": _some})
     slots_per_device: int | None = _ruled(None, _at_least(1))
+    require_idle: str = _ruled("wait", _one_of("wait", "refuse", "ignore"))
     studies: list[str] | None = None
     idle_timeout_s: float | None = _ruled(None, _within(0, _MAX_S))
     max_trials: int | None = _ruled(None, _at_least(1))

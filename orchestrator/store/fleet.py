@@ -140,6 +140,14 @@ class Fleet:
         with self._database.transaction() as c:
             c.execute(sa.delete(slot).where(slot.c.worker_id == lease.worker_id))
 
+    def held(self, scopes: Collection[str], *, but: WorkerLease | None = None) -> set[tuple[str, str, int]]:
+        """The slots of `scopes` that workers hold, all `but` one of them, as (scope, device, slot)."""
+        found = sa.select(slot).where(slot.c.scope.in_(scopes))
+        if but is not None:
+            found = found.where(slot.c.worker_id != but.worker_id)
+        with self._database.transaction() as c:
+            return {(r.scope, r.device, r.slot) for r in c.execute(found)}
+
     def holders(self, scope: str) -> list[str]:
         """For people: who holds the slots of `scope`, a line each."""
         with self._database.transaction() as c:

@@ -102,6 +102,7 @@ class WorkerRow:
     device: str | None
     slot: int | None
     silent_s: float
+    device_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,7 @@ class Reads:
                     worker.c.pid,
                     worker.c.doing,
                     slot.c.device_name,
+                    slot.c.device,
                     slot.c.slot,
                     sa.extract("epoch", sa.func.clock_timestamp() - worker.c.lease_until).label("late"),
                 )
@@ -284,7 +286,10 @@ class Reads:
                 .where(worker.c.state == "ACTIVE")
                 .order_by(worker.c.worker_id)
             ).all()
-        return [WorkerRow(r.worker_id, r.host, r.pid, r.doing, r.device_name, r.slot, max(0.0, float(r.late))) for r in rows]
+        return [
+            WorkerRow(r.worker_id, r.host, r.pid, r.doing, r.device_name, r.slot, max(0.0, float(r.late)), r.device)
+            for r in rows
+        ]
 
 
 def news_after(c: Connection, study_id: int, cursor: int) -> tuple[list[TrialNews], int]:

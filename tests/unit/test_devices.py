@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import pynvml
 import pytest
@@ -18,78 +16,21 @@ from orchestrator.devices import (
     child_environment,
     cpu_scope,
     discover,
+    discovery,
     host_identity,
     torch_device,
+    why_no_gpu,
 )
 from orchestrator.errors import DeviceError
+from tests.support.nvml import FakeNvml
 from tests.support.waiting import wait_until
 
 A, B, C = "GPU-aaaa1111-0000", "GPU-aaaa2222-0000", "GPU-cccc3333-0000"
 
 
-@dataclass
-class FakeNvml:
-    """As much of pynvml as `discover` uses; a handle is ``(index,)`` or ``(index, instance)``."""
-
-    uuids: list[str] = field(default_factory=list)
-    instances: dict[int, list[str]] = field(default_factory=dict)  # GPUs in MIG mode
-    init_error: int | None = None
-    sizeless: bool = False
-    open: int = 0
-
-    NVMLError = pynvml.NVMLError
-    NVML_DEVICE_MIG_ENABLE = pynvml.NVML_DEVICE_MIG_ENABLE
-    NVML_ERROR_LIBRARY_NOT_FOUND = pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
-    NVML_ERROR_DRIVER_NOT_LOADED = pynvml.NVML_ERROR_DRIVER_NOT_LOADED
-    NVML_ERROR_NOT_SUPPORTED = pynvml.NVML_ERROR_NOT_SUPPORTED
-    NVML_ERROR_NOT_FOUND = pynvml.NVML_ERROR_NOT_FOUND
-    NVML_ERROR_INVALID_ARGUMENT = pynvml.NVML_ERROR_INVALID_ARGUMENT
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        if self.init_error is not None:
-            raise pynvml.NVMLError(self.init_error)
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.open -= 1
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return len(self.uuids)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> tuple[int, ...]:  # noqa: N802
-        return (index,)
-
-    def nvmlDeviceGetName(self, handle: tuple[int, ...]) -> bytes:  # noqa: N802
-        return b"NVIDIA H100"
-
-    def nvmlDeviceGetUUID(self, handle: tuple[int, ...]) -> str:  # noqa: N802
-        return self.uuids[handle[0]] if len(handle) == 1 else self.instances[handle[0]][handle[1]]
-
-    def nvmlDeviceGetMemoryInfo(self, handle: tuple[int, ...]) -> SimpleNamespace:  # noqa: N802
-        if self.sizeless:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        return SimpleNamespace(total=80 << 30 if len(handle) == 1 else 10 << 30)
-
-    def nvmlDeviceGetMigMode(self, handle: tuple[int, ...]) -> list[int]:  # noqa: N802
-        if not self.instances:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        return [int(handle[0] in self.instances), 0]
-
-    def nvmlDeviceGetMaxMigDeviceCount(self, handle: tuple[int, ...]) -> int:  # noqa: N802
-        return 7
-
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: tuple[int, ...], number: int) -> tuple[int, ...]:  # noqa: N802
-        if number >= len(self.instances[handle[0]]):
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-        return (handle[0], number)
-
-
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    fake = FakeNvml([A, B, C])
-    monkeypatch.setitem(sys.modules, "pynvml", fake)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return fake
+    return FakeNvml([A, B, C]).install(monkeypatch)
 
 
 def keys(selection: list[str | int] | None = None) -> list[str]:
@@ -117,6 +58,33 @@ def test_a_broken_driver_is_an_error_and_never_a_cpu(nvml: FakeNvml) -> None:
     nvml.init_error = pynvml.NVML_ERROR_UNKNOWN
     with pytest.raises(DeviceError, match="the NVIDIA driver does not answer: Unknown Error"):
         discover(None)
+
+
+def test_a_gpu_that_is_lost_is_left_out_with_a_warning_and_never_replaced_by_the_cpu(
+    nvml: FakeNvml, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "_said", set())
+    nvml.lost = {B}
+    assert (keys(), keys(["GPU*"])) == ([A, C], [A, C])
+    assert [record.message for record in caplog.records] == ["GPU 1 does not answer: GPU is lost; it is left out"]
+    with pytest.raises(DeviceError, match=r"'1' names no device of this host; .* and cpu; GPU 1 does not answer: GPU is lost$"):
+        discover(["1"])
+    nvml.lost = {A, B, C}
+    with pytest.raises(DeviceError, match=r"^no NVIDIA GPU can be used: GPU 0 does not answer: GPU is lost; GPU 1 "):
+        discover(None)
+
+
+def test_why_there_is_no_gpu_is_told(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_no_gpu() is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert why_no_gpu() == "CUDA_VISIBLE_DEVICES='' hides every GPU"
+    nvml.instances = {0: [], 1: [], 2: []}
+    assert (why_no_gpu() or "").startswith("GPU 0 is in MIG mode and has no instances; GPU 1 is")
+    nvml.uuids = []
+    assert why_no_gpu() == "the NVIDIA driver sees no GPU"
+    nvml.init_error = pynvml.NVML_ERROR_DRIVER_NOT_LOADED
+    assert why_no_gpu() == "no NVIDIA driver here"
+    assert nvml.open == 0
 
 
 def test_memory_that_nvml_does_not_know_is_none(nvml: FakeNvml) -> None:

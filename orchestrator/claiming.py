@@ -107,13 +107,14 @@ class Claiming:
         now = time.monotonic()
         if last or self._draining.how != Drain.NO or self._contact.halted_at is not None:
             self.give_back()
-        elif now >= self._prepare_at and (self._prepared is None or self._prepared.number is None):
-            if self._pays(running.study_id):
-                self._prepare_at = now + self._settings.heartbeat_s  # should there be nothing: no connection is held for it
-                try:
-                    self._prepare(running)
-                except StoreUnavailableError as error:
-                    self._contact.lost(error)
+            return
+        wanted = self._prepared is None or self._prepared.number is None
+        if wanted and now >= self._prepare_at and self._pays(running.study_id):
+            self._prepare_at = now + self._settings.heartbeat_s  # should there be nothing: no connection is held for it
+            try:
+                self._prepare(running)
+            except StoreUnavailableError as error:
+                self._contact.lost(error)
 
     def ran(self, claim: Claim, seconds: float) -> None:
         """Tells how long a trial ran: the shorter they are, the more it pays to prepare."""

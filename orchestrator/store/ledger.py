@@ -502,7 +502,8 @@ class Ledger:
         """Fails the trials that nobody holds; nobody's fault, so no failure of their cell is counted."""
         unheld = sa.and_(trial.c.study_id == study_id, trial.c.state == "RUNNING", trial.c.worker_id.is_(None))
         for row in c.execute(sa.select(trial).where(unheld).order_by(trial.c.trial_id).with_for_update(key_share=True)).all():
-            self._terminate(c, row, Failed("budget", reason), {}, holds_ticket=False)
+            why = reason if row.attempts else "it was prepared, and its study ended before it began"
+            self._terminate(c, row, Failed("budget", why), {}, holds_ticket=False)
             tickets.give_back(c, row.ticket_id, row.cell_id)
 
     def _terminate(

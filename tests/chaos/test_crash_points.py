@@ -76,7 +76,7 @@ def test_a_result_that_its_worker_did_not_deliver_is_delivered_and_not_computed_
 
 def test_it_is_delivered_even_if_the_study_was_stopped_meanwhile(commands: Commands, store: Store) -> None:
     study = store.studies.launch(spec(cells=2, objective=TRAIN)).study_id
-    with Fleet(commands, "worker.idle_timeout_s=0.3") as fleet:
+    with Fleet(commands, "worker.idle_timeout_s=0.3", "worker.prefetch=0") as fleet:
         doomed = fleet.start(crash_at="after-result")
         doomed.expected_dead = True
         assert doomed.ended() == -signal.SIGKILL

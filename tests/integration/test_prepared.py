@@ -126,3 +126,16 @@ def test_halting_another_study_does_not_end_the_running_trial(store: Store, leas
     assert not store.fleet.renew(lease, "running")
     store.interventions.pause(one, "me", now=True)
     assert store.fleet.renew(lease, "running")
+
+
+def test_one_that_never_began_when_its_study_was_stopped_ends_and_counts_for_nothing(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    prepared = prepare(store, lease, study)
+    store.interventions.stop(study, "me")
+    store.ledger.release(prepared, "stopped")
+    assert store.ledger.end_studies() == [study]
+    (row,) = store.reads.trials(study)
+    assert (row.state, row.failure) == ("FAIL", "it was prepared, and its study ended before it began")
+    progress = store.reads.progress(store.reads.find("study"), maximize=True)
+    assert (progress.spent, sum(cell.failed for cell in progress.cells)) == (0, 0)
+    assert healthy(store)

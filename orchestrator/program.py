@@ -150,7 +150,10 @@ def is_program(objective: Mapping[str, JSONValue]) -> bool:
 
 def label(objective: Mapping[str, JSONValue]) -> str:
     """The objective in a few words for people: the function's path, or the command as one would type it."""
-    return shlex.join(read(objective).words) if is_program(objective) else str(objective.get("_target_"))
+    if not is_program(objective):
+        return str(objective.get("_target_"))
+    quoted = [(word, shlex.quote(re.sub("[{}]", "", word) or "x")) for word in read(objective).words]
+    return " ".join(shlex.quote(word) if needed.startswith("'") else word for word, needed in quoted)
 
 
 def written(value: JSONValue) -> str:

@@ -24,10 +24,10 @@ from orchestrator.model import Failed, Interrupted, JSONValue, Outcome, Pruned
 from orchestrator.runner import couplings, linux, rundir
 from orchestrator.runner.channel import Channel, MessageTooLongError
 from orchestrator.runner.contract import Job
+from orchestrator.runner.executable import check_program
 from orchestrator.runner.output import flush_streams
 from orchestrator.runner.target import (
     causes_of,
-    check_program,
     describe_exception,
     describe_import_error,
     imports_no_more,

@@ -26,6 +26,7 @@ from orchestrator.program import FACTS, FIELD, Program, read, written
 from orchestrator.runner import linux, rundir
 from orchestrator.runner.channel import wait_readable
 from orchestrator.runner.contract import Job
+from orchestrator.runner.executable import search_path
 from orchestrator.runner.metrics import Metrics, MetricsFile, Pump
 from orchestrator.runner.target import causes_of, describe_exception
 from orchestrator.runner.trial import Trial, TrialPruned
@@ -197,7 +198,8 @@ def _write_params(path: Path, params: Mapping[str, JSONValue], facts: Mapping[st
 
 def _environment(facts: Mapping[str, JSONValue], params: Mapping[str, JSONValue]) -> dict[str, str]:
     """This process's environment, with the facts and the parameters; two parameters of one name are left out."""
-    env = {"PYTHONUNBUFFERED": "1", **os.environ}  # else Python would hold back what it prints into a pipe
+    # Python would hold back what it prints into a pipe.
+    env = {"PYTHONUNBUFFERED": "1", **os.environ, "PATH": search_path()}
     names: dict[str, list[str]] = {}
     for path, value in _leaves(params):
         names.setdefault(_variable(f"param_{path}"), []).append(written(value))

@@ -30,8 +30,9 @@ from orchestrator.errors import ConfigError
 from orchestrator.runner import child, linux, rundir
 from orchestrator.runner.channel import Channel, Message, wait_readable
 from orchestrator.runner.contract import KeeperOptions
+from orchestrator.runner.executable import check_program
 from orchestrator.runner.output import Output, flush_streams, open_streams
-from orchestrator.runner.target import check_call, check_program, describe_import_error, locate
+from orchestrator.runner.target import check_call, describe_import_error, locate
 
 _TICK_S: Final = 1.0
 _CLEANUP_S: Final = 3.0

@@ -106,7 +106,7 @@ class Metrics:
             key = missing[0] or self._metrics[0]
             example = json.dumps({"step": 3, key: 0.91})
             also = " (or 'value' instead)" if not missing[0] and key != "value" else ""
-            rule = f"objective.result={(self._rule.metrics and list(self._rule.metrics)) or 'last'}"
+            rule = "objective.result.metric" if self._rule.metrics else "objective.result=last"
             raise ResultError(f"{rule}: the program ended without a value of {key!r}, as in the line {example}{also}")
         return {metric: self._last[key] for metric, key in zip(self._metrics, wanted, strict=True)}
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -72,16 +70,6 @@ def program_of(objective: Mapping[str, JSONValue]) -> str | None:
         ConfigError: There is a command that is none.
     """
     return program.read(objective).words[0] if program.is_program(objective) else None
-
-
-def check_program(name: str | None) -> None:
-    """Raises ConfigError when this process could not start the program `name`; None is no program and always good."""
-    if name is None or shutil.which(name) is not None:
-        return
-    if "/" not in name:
-        raise ConfigError(f"{program.FIELD}: there is no program {name!r} on the PATH")
-    problem = "cannot be executed (chmod +x?)" if Path(name).is_file() else "does not exist"
-    raise ConfigError(f"{program.FIELD}: {name!r} {problem}, seen from {Path.cwd()}")
 
 
 def locate(target: str) -> Callable[..., Any]:

@@ -80,7 +80,7 @@ class _Attempt:
         self._process = _start(words, _environment(facts, params), pipe_errors=by_regex)
         self._file = MetricsFile(metrics_file, metrics)
         self._pumps = [
-            Pump(stream.fileno(), descriptor, take)
+            Pump(stream.fileno(), descriptor, take, b"" if by_regex else b"{")
             for stream, descriptor, take in (
                 (self._process.stdout, 1, metrics.printed),
                 (self._process.stderr, 2, metrics.searched),

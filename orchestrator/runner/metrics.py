@@ -165,16 +165,20 @@ class Metrics:
 
 
 class Lines:
-    """Cuts what arrives in pieces into lines, and leaves those out that are longer than `MAX_LINE`."""
+    """Cuts what arrives in pieces into lines, and leaves those out that are longer than `MAX_LINE`.
 
-    def __init__(self) -> None:
+    With `holding`, lines without these bytes may be left out: a program that prints much and says little is not held up.
+    """
+
+    def __init__(self, holding: bytes = b"") -> None:
+        self._holding = holding
         self._begun: list[bytes] = []
         self._length = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that `data` completes, without their ends."""
         lines = []
-        *ended, rest = _ENDS.split(data)
+        *ended, rest = _ENDS.split(data) if self._holding in data else self._edges(data)
         for part in ended:
             self._add(part)
             line = self.rest()
@@ -188,6 +192,12 @@ class Lines:
         line = b"".join(self._begun)
         self._begun, self._length = [], 0
         return line
+
+    @staticmethod
+    def _edges(data: bytes) -> list[bytes]:
+        """What comes before the first end of a line and after the last."""
+        first = _ENDS.search(data)
+        return [data] if first is None else [data[: first.start()], data[max(data.rfind(b"\n"), data.rfind(b"\r")) + 1 :]]
 
     def _add(self, part: bytes) -> None:
         self._length += len(part)
@@ -249,15 +259,15 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 class Pump:
-    """Passes what comes out of the pipe `source` on to `sink`, and each line of it to `take`."""
+    """Passes what comes out of the pipe `source` on to `sink`, and to `take` each line of it that has `holding` in it."""
 
-    def __init__(self, source: int, sink: int, take: Callable[[bytes], None]) -> None:
+    def __init__(self, source: int, sink: int, take: Callable[[bytes], None], holding: bytes) -> None:
         os.set_blocking(source, False)
         self.source = source
         self.open = True
         self._sink = sink
         self._take = take
-        self._lines = Lines()
+        self._lines = Lines(holding)
 
     def drain(self) -> None:
         """Takes what is in the pipe, `_PER_CALL` bytes at most: who prints without end is not to be listened to for ever.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
 from orchestrator.runner import AttrSet, Message, PruneAsked, Reported, Runner, attempt_dir, check_allowed
 from orchestrator.runner.executable import search_path
+from orchestrator.runner.metrics import Lines
 from tests.support.running import all_gone, finish, make_job, pids_of, running_with
 from tests.support.waiting import wait_until
 
@@ -207,6 +211,15 @@ def test_binary_output_and_endless_lines_pass_into_the_log_and_disturb_nothing(s
     assert log.startswith(b'\xff\x00{\n{"value": \xff}\n')
     assert log.count(b"[") == 3_000_000
     assert b"err\n" in log
+
+
+@given(st.lists(st.sampled_from([b"{", b"a", b"\n", b"\r", b"{b}\n", b"cc\n"]), max_size=30), st.booleans())
+def test_lines_are_the_same_however_they_arrive(pieces: list[bytes], picked: bool) -> None:
+    lines = Lines(b"{" if picked else b"")
+    taken = [line for piece in pieces for line in lines.feed(piece)]
+    taken.append(lines.rest())
+    wanted = [line for line in re.split(rb"[\r\n]", b"".join(pieces)) if b"{" in line or not picked]
+    assert [line for line in taken if line and (b"{" in line or not picked)] == [line for line in wanted if line]
 
 
 # ----------------------------------------------------------------------------------------------------------------- how it ends

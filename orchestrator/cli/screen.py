@@ -17,6 +17,7 @@ from rich.text import Text
 
 from orchestrator.config import normal_form
 from orchestrator.model import Axis, Searched, StudySpec, cell_label, value_label
+from orchestrator.program import label
 from orchestrator.store import CellRow, Progress, TrialRow
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _cells(count: int) -> str:
 def plan(spec: StudySpec, distributions: list[tuple[str, str]]) -> str:
     """What `launch` would do: cells, parameters as they are declared and as Optuna stores them, shares."""
     lines = [f"study {spec.name}: {', '.join(f'{d} {m}' for d, m in zip(spec.directions, spec.metrics, strict=True))}"]
-    lines.append(f"objective {spec.objective['_target_']}")
+    lines.append(f"objective {value_label(label(spec.objective))}")
     lines.append(f"sampler {spec.sampler['name']}, pruner {spec.pruner['name']}, seed {spec.seed}")
     rows = [
         (section, path, form if len(form) <= _MOST_TEXT else f"{form[: _MOST_TEXT - 1]}…", text)

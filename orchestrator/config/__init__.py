@@ -3,8 +3,9 @@
 from orchestrator.config.compose import Composed, compose
 from orchestrator.config.flags import Flags, parse_flags, show
 from orchestrator.config.schema import DashboardConfig, HostConfig, PathsConfig, StorageConfig, WorkerConfig
+from orchestrator.config.space import at
 from orchestrator.config.study import study_spec
-from orchestrator.config.words import hydra_word, normal_form, rerun_words
+from orchestrator.config.words import hydra_word, normal_form, program_words, rerun_words
 
 __all__ = [
     "Composed",
@@ -14,10 +15,12 @@ __all__ = [
     "PathsConfig",
     "StorageConfig",
     "WorkerConfig",
+    "at",
     "compose",
     "hydra_word",
     "normal_form",
     "parse_flags",
+    "program_words",
     "rerun_words",
     "show",
     "study_spec",

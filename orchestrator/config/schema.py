@@ -292,7 +292,7 @@ def settings() -> list[str]:
     schemas += [("pruner", schema) for schema in PRUNERS.values()]
     schemas += list(HOST.items())
     names = [f"{section}.{f.name}" for section, schema in schemas for f in dataclasses.fields(schema)]
-    return list(dict.fromkeys([*names, "objective._target_", "allocation"]))
+    return list(dict.fromkeys([*names, "objective._target_", "objective.command", "allocation"]))
 
 
 def checked(section: str, schema: type[T], values: Any) -> T:

@@ -15,6 +15,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from orchestrator.config.command import command_objective
 from orchestrator.config.compose import Composed, resolved
 from orchestrator.config.grammar import check_finite
 from orchestrator.config.schema import (
@@ -30,6 +31,7 @@ from orchestrator.config.schema import (
 from orchestrator.config.space import Space, leaf_paths
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Budget, Direction, JSONValue, StudySpec
+from orchestrator.program import is_program
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MAX_METRIC = 100
@@ -56,7 +58,7 @@ def study_spec(composed: Composed) -> StudySpec:
     space.check(params)
     _check_lengths(space)
     _check_resolution(params, space)
-    objective = _objective(config)
+    objective = _objective(config, params, space, metrics)
     allocation = resolved(config, "allocation") or "uniform"
     if allocation not in ALLOCATIONS:
         guess = did_you_mean(str(allocation), ALLOCATIONS)
@@ -208,14 +210,18 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0].strip()
 
 
-def _objective(config: DictConfig) -> dict[str, JSONValue]:
+def _objective(
+    config: DictConfig, params: Mapping[str, JSONValue], space: Space, metrics: tuple[str, ...]
+) -> dict[str, JSONValue]:
     objective = _mapping(config, "objective")
+    if is_program(objective):
+        return command_objective(objective, params, space, metrics)
+    objective.pop("command", None)
     target = objective.get("_target_")
-    if "command" in objective:
-        raise ConfigError("objective.command is not supported; give a function: objective._target_=package.module.function")
     if target is None or target == "???":
         raise ConfigError(
-            "objective._target_ must be given: objective._target_=package.module.function, or an experiment that sets it"
+            "objective._target_ must be given: objective._target_=package.module.function, or an experiment that sets it;"
+            " or objective.command for a program"
         )
     if not isinstance(target, str) or not _TARGET.fullmatch(target):
         raise ConfigError(f"objective._target_={target!r}: must be a dotted name such as package.module.function")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from hydra._internal.grammar.utils import escape_special_characters
@@ -64,6 +64,28 @@ def rerun_words(values: Mapping[str, JSONValue], params: Mapping[str, Any], grou
     return words
 
 
+def program_words(params: Mapping[str, Any]) -> list[str]:
+    """Returns the overrides that give a Hydra program these parameters, one word a leaf; keys may be dotted.
+
+    Raises:
+        ConfigError: as `hydra_word`, or the grammar has no way to write a path.
+    """
+    words = []
+    for path, value in _leaves(params, ""):
+        word = f"{path}={hydra_word(value)}"
+        try:
+            same = grammar.parse_override(word).key_or_group == path
+        except ConfigError:
+            same = False
+        if not same:
+            raise ConfigError(
+                f"params.{path}: Hydra's override grammar has no way to write this parameter; use it as a placeholder of"
+                f" objective.command, {{{path}}}, or set objective.overrides=false"
+            )
+        words.append(word)
+    return words
+
+
 def normal_form(declared: Axis | Searched) -> str:
     """Returns a declaration as the command line takes it: ``tag(log, interval(0.0001, 0.1))``, ``choice(a,b)``, ``[1,2]``.
 
@@ -79,6 +101,14 @@ def normal_form(declared: Axis | Searched) -> str:
     except ConfigError:  # only YAML can say it
         text = ",".join(map(value_label, form))
     return f"[{text}]" if isinstance(declared, Axis) else f"choice({text})"
+
+
+def _leaves(node: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def _written(value: JSONValue) -> str:

@@ -24,6 +24,7 @@ from orchestrator.model import Failed, Interrupted, JSONValue, Outcome, Pruned
 from orchestrator.runner import couplings, linux, rundir
 from orchestrator.runner.channel import Channel, MessageTooLongError
 from orchestrator.runner.contract import Job
+from orchestrator.runner.executable import check_program
 from orchestrator.runner.output import flush_streams
 from orchestrator.runner.target import (
     causes_of,
@@ -31,10 +32,11 @@ from orchestrator.runner.target import (
     describe_import_error,
     imports_no_more,
     locate,
+    program_of,
     target_of,
 )
 from orchestrator.runner.trial import Trial
-from orchestrator.runner.values import ResultError, as_result, shown
+from orchestrator.runner.values import AttemptFailed, ResultError, as_result, shown
 
 _OBJECTIVE = "__objective__"
 
@@ -128,6 +130,7 @@ def _execute(job: Job, trial: Trial, threads: int | None) -> Outcome:
     if sys.path[:1] != [cwd]:
         sys.path.insert(0, cwd)
     try:
+        check_program(program_of(job.objective))
         function = locate(target)
     except Terminated:
         raise
@@ -147,6 +150,8 @@ def _execute(job: Job, trial: Trial, threads: int | None) -> Outcome:
         raise
     except ResultError as error:
         return _failed("value", str(error))
+    except AttemptFailed as error:
+        return error.failed
     except BaseException as error:  # noqa: BLE001 - the user's code may raise anything, and that is a result
         return _judge_exception(error, trial)
     for line in left_out:

@@ -15,9 +15,11 @@ from orchestrator.model import JSONValue
 class Job:
     """Everything a child needs to run one attempt of one trial.
 
-    `params` are the study's defaults and `objective` its ``_target_`` with keyword arguments, both unresolved; `values` maps a
-    dotted path into `params` to the true value this trial uses there; `device` is a torch device as the child sees it.
-    `resumed` says that an earlier attempt ran, `resumed_from` which one's files are in `checkpoint_dir`.
+    `params` are the study's defaults and `objective` its ``_target_`` with keyword arguments, or its command, both unresolved;
+    `values` maps a dotted path into `params` to the true value this trial uses there; `device` is a torch device as the child
+    sees it.
+    `resumed` says that an earlier attempt ran, `resumed_from` which one's files are in `checkpoint_dir`; `grace_s` is the time
+    from SIGTERM to SIGKILL for a program that the child ends itself.
     """
 
     study: str
@@ -33,6 +35,7 @@ class Job:
     checkpoint_dir: Path
     resumed: bool
     resumed_from: int | None = None
+    grace_s: float = 5.0
 
     def to_json(self) -> dict[str, JSONValue]:
         return {**asdict(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}
@@ -47,6 +50,7 @@ class Job:
 class KeeperOptions:
     """What a keeper is started with; it travels on the command line, so it holds no secret.
 
+    `program` is what a command starts, None for a function;
     `held` are file descriptors (device locks) that keeper and child keep open; `checked` says that the objective was
     imported and found good by this process before it replaced itself (see `keeper.main`).
     """
@@ -59,6 +63,7 @@ class KeeperOptions:
     threads: int | None
     grace_s: float
     silence_s: float
+    program: str | None = None
     held: tuple[int, ...] = ()
     checked: bool = False
 

@@ -30,6 +30,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.runner import child, linux, rundir
 from orchestrator.runner.channel import Channel, Message, wait_readable
 from orchestrator.runner.contract import KeeperOptions
+from orchestrator.runner.executable import check_program
 from orchestrator.runner.output import Output, flush_streams, open_streams
 from orchestrator.runner.target import check_call, describe_import_error, locate
 
@@ -283,6 +284,7 @@ def _import_objective(options: KeeperOptions) -> str | None:
     if sys.path[:1] != [cwd]:
         sys.path.insert(0, cwd)
     try:
+        check_program(options.program)
         check_call(options.target, locate(options.target), options.kwargs)
     except ConfigError as error:
         return str(error)

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -23,7 +23,7 @@ from orchestrator.runner.channel import Message as Line
 from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.handle import MARGIN_S, KeeperHandle
 from orchestrator.runner.output import MIN_LIMIT
-from orchestrator.runner.target import imports_no_more, target_of
+from orchestrator.runner.target import imports_no_more, program_of, target_of
 from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Runner:
     """Runs attempts of one objective, one at a time, each in a child process of its own session. For one thread.
 
     Args:
-        objective: ``_target_`` and keyword arguments, unresolved.
+        objective: ``_target_`` and keyword arguments, or a command; unresolved.
         start: ``forkserver`` forks each child from a process that imported the objective once; ``spawn`` starts an interpreter
             for each. The first falls back to the second when the import did what a fork does not survive.
         env: Set in the children's environment (devices, above all), over this process's own without `SECRETS`.
@@ -88,7 +88,7 @@ class Runner:
             no limit.
 
     Raises:
-        ConfigError: A setting is out of range, or the objective has no usable ``_target_``.
+        ConfigError: A setting is out of range, or the objective has no usable ``_target_`` or command.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class Runner:
         enough = log_limit_bytes is None or log_limit_bytes >= MIN_LIMIT
         _require("log_limit_bytes", log_limit_bytes, enough, f"at least {MIN_LIMIT}")
         self._target, kwargs = target_of(objective)
+        self._program = program_of(objective)
         self._kwargs = tuple(kwargs)
         self._start = start
         self._env = dict(env or {})
@@ -131,7 +132,8 @@ class Runner:
         """Returns once a keeper is ready that has imported the objective; costs nothing when one is. Call it before each claim.
 
         Raises:
-            ConfigError: The objective does not import, does not exist, or cannot be called as ``(cfg, trial, **kwargs)``.
+            ConfigError: The objective does not import, does not exist, or cannot be called as ``(cfg, trial, **kwargs)``; or
+                the program of a command is not there.
         """
         keeper = self._living_keeper()
         while not keeper.ready:
@@ -152,6 +154,7 @@ class Runner:
         """
         if self._running is not None and self._running.outcome is None:
             raise RuntimeError("an attempt is running: a runner runs one at a time")
+        job = replace(job, grace_s=self._grace_s)
         path = rundir.prepare(job)
         keeper = self._living_keeper()
         ours, theirs = socket.socketpair()
@@ -195,6 +198,7 @@ class Runner:
             threads=self._threads,
             grace_s=self._grace_s,
             silence_s=self._silence_s,
+            program=self._program,
             held=self._held,
         )
 

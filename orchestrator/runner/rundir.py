@@ -3,6 +3,8 @@
 ```
 <runs>/<study>/trial-<number>/attempt-<k>/checkpoints/  its checkpoints, unless `paths.checkpoints` is another directory
                                           job.json      what the child is to do
+                                          params.json   of a command: what the program may read
+                                          metrics.jsonl of a command: what the program may append to
                                           journal.jsonl what it reported, while it ran
                                           output.log    all that it printed, or head and tail of it
                                           result.json   how it ended, written by the child, complete or absent

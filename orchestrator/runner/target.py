@@ -9,18 +9,23 @@ from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any
 
+from orchestrator import program
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Interrupted, JSONValue
 
 _FIELD = "objective._target_"
+_RUN_PROGRAM = "orchestrator.runner.command.run"
 
 
 def target_of(objective: Mapping[str, JSONValue]) -> tuple[str, dict[str, JSONValue]]:
-    """Splits an objective into its dotted path and its keyword arguments.
+    """Splits an objective into its dotted path and its keyword arguments; of a command that is our function which runs it.
 
     Raises:
-        ConfigError: There is no usable ``_target_``, or a key of Hydra's instantiate that has no meaning here.
+        ConfigError: There is no usable ``_target_`` or command, or a key of Hydra's instantiate that has no meaning here.
     """
+    if program.is_program(objective):
+        command = program.read(objective)
+        return _RUN_PROGRAM, {"command": list(command.words), "result": command.result, "overrides": command.overrides}
     target = objective.get("_target_")
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
         raise ConfigError(f"{_FIELD}: {target!r} is not a dotted path to a function, as in 'package.module.train'")
@@ -34,17 +39,37 @@ def target_of(objective: Mapping[str, JSONValue]) -> tuple[str, dict[str, JSONVa
 
 
 def check_allowed(objective: Mapping[str, JSONValue], patterns: Sequence[str] | None) -> None:
-    """Returns when this host may run the objective: `patterns` is None, or one of them matches its ``_target_``.
+    """Returns when this host may run the objective: `patterns` is None, or one of them matches it.
 
-    Patterns are those of a shell, with upper and lower case told apart; ``*`` also stands for dots. Nothing is imported.
+    A function is matched by its ``_target_``, a command by ``command:`` and its first word as it is written, and only by
+    patterns that begin so. Patterns are those of a shell, with upper and lower case told apart; ``*`` also stands for dots
+    and slashes, but a path that goes up (``..``) matches none. Nothing is imported.
 
     Raises:
-        ConfigError: None matches, or there is no usable ``_target_``.
+        ConfigError: None matches, or there is no usable ``_target_`` or command.
     """
     target, _ = target_of(objective)
-    if patterns is not None and not any(fnmatchcase(target, pattern) for pattern in patterns):
+    field, name = _FIELD, target
+    if (started := program_of(objective)) is not None:
+        field, name = program.FIELD, f"{program.PATTERN}{started}"
+    if patterns is not None and not any(_allows(pattern, name, started) for pattern in patterns):
         allowed = ", ".join(patterns) or "none"
-        raise ConfigError(f"{_FIELD}: {target!r} may not run on this host; worker.allow_targets has {allowed}")
+        raise ConfigError(f"{field}: {name!r} may not run on this host; worker.allow_targets has {allowed}")
+
+
+def _allows(pattern: str, name: str, started: str | None) -> bool:
+    if started is not None and (not pattern.startswith(program.PATTERN) or ".." in started.split("/")):
+        return False
+    return fnmatchcase(name, pattern)
+
+
+def program_of(objective: Mapping[str, JSONValue]) -> str | None:
+    """The program that the objective starts, as it is written; None for a function.
+
+    Raises:
+        ConfigError: There is a command that is none.
+    """
+    return program.read(objective).words[0] if program.is_program(objective) else None
 
 
 def locate(target: str) -> Callable[..., Any]:
@@ -94,7 +119,8 @@ def describe_import_error(target: str, error: BaseException) -> str:
 
 def imports_no_more(problem: str) -> Interrupted:
     """The end of an attempt whose objective had been imported, and cannot be now: no verdict on the trial."""
-    return Interrupted(f"the objective does not import any more: {problem.removeprefix(f'{_FIELD}: ')}", lost=True)
+    lost = "run here" if problem.startswith(program.FIELD) else "import"
+    return Interrupted(f"the objective does not {lost} any more: {problem.removeprefix(f'{_FIELD}: ')}", lost=True)
 
 
 def describe_exception(error: BaseException, limit: int = 500) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.errors import did_you_mean
-from orchestrator.model import Completed, JSONValue
+from orchestrator.model import Completed, Failed, JSONValue
 
 MAX_STEP = 2**31 - 1
 """Optuna stores steps in a 32-bit column."""
@@ -28,6 +28,14 @@ _MAX_INT = 10**4300  # Python refuses to parse more digits, so nobody could read
 
 class ResultError(ValueError):
     """What the objective returned cannot be the result of a trial; the message says what would be."""
+
+
+class AttemptFailed(Exception):  # noqa: N818 - an outcome that unwinds, not an error of ours
+    """Ends an attempt with the failure it carries, which needs no traceback."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
 
 
 def as_number(value: object) -> float:

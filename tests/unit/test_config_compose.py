@@ -151,7 +151,7 @@ def test_a_mandatory_value_that_is_searched_is_given() -> None:
         ([*OWN, f"study.name={'x' * 101}"], ["100 at most"]),
         ([*OWN, "objective._target_=train"], ["dotted name"]),
         ([*OWN, "objective=foo"], ["objective='foo'"]),
-        ([*OWN, "+objective.command=x"], ["objective.command is not supported"]),
+        ([*OWN, "objective.command=x"], ["_target_=my.train and a command", "~objective._target_"]),
         ([*OWN, "+objective._partial_=true"], ["objective._partial_"]),
         ([*OWN, "objective.x=1"], ["+objective.x=1"]),
         ([*OWN, "study.direction=maximise"], ["study.direction=maximise", "did you mean 'maximize'"]),

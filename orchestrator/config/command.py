@@ -1,0 +1,66 @@
+"""The objective that is a command, checked against the study's parameters and metrics before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from orchestrator import program
+from orchestrator.config.grammar import check_finite
+from orchestrator.config.space import Space, has, leaf_paths
+from orchestrator.config.words import program_words
+from orchestrator.model import JSONValue
+
+
+def command_objective(
+    objective: Mapping[str, JSONValue], params: Mapping[str, JSONValue], space: Space, metrics: tuple[str, ...]
+) -> dict[str, JSONValue]:
+    """Returns the objective in its one form: the command as a list of words, defaults left out.
+
+    Raises:
+        ConfigError: The first rule that is broken, in one line.
+    """
+    check_finite({key: value for key, value in objective.items() if value is not None}, "objective")
+    command = program.read(objective)
+    command.result_of(metrics)
+    for values in space.examples():
+        root = OmegaConf.create(dict(params))
+        for path, value in values.items():
+            OmegaConf.update(root, path, value, merge=False, force_add=True)
+        _check_parameters(command, root)
+    if command.appends_overrides:
+        for path, offered in _structured_values(space):
+            program_words({path: offered})
+    form: dict[str, JSONValue] = {"command": list(command.words)}
+    if command.result != "last":
+        form["result"] = command.result
+    if command.overrides != "auto":
+        form["overrides"] = command.overrides
+    return form
+
+
+def _check_parameters(command: program.Program, root: DictConfig) -> None:
+    container: Any = OmegaConf.to_container(root, resolve=False)
+    program.check_placeholders(command, lambda name: has(container, name) or _resolves(root, name), leaf_paths(container))
+    if command.appends_overrides:
+        program_words(container)
+
+
+def _resolves(root: DictConfig, name: str) -> bool:
+    """Whether something is there once interpolations are followed: `optim.lr` of ``optim: ${presets.adam}``."""
+    absent = object()
+    try:
+        return OmegaConf.select(root, name, default=absent) is not absent
+    except OmegaConfBaseException:
+        return False
+
+
+def _structured_values(space: Space) -> Iterator[tuple[str, JSONValue]]:
+    """The lists and mappings that a parameter may become; any other value has a word."""
+    offered = [(path, axis.values) for path, axis in space.grid.items()]
+    offered += [(path, searched.choices) for path, searched in space.search.items()]
+    for path, values in offered:
+        yield from ((path, value) for value in values if isinstance(value, (list, Mapping)))

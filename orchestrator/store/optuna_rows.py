@@ -8,17 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 
 from orchestrator.model import JSONValue, Suggestion
 from orchestrator.store.database import later
 from orchestrator.store.schema import (
     optuna_studies,
-    optuna_trial_params,
-    optuna_trial_system_attributes,
-    optuna_trial_user_attributes,
-    optuna_trial_values,
     optuna_trials,
 )
 
@@ -48,22 +43,52 @@ def has_trial(c: Connection, trial_id: int) -> bool:
 
 def create_trial(c: Connection, study_id: int, trial_id: int, number: int, suggestion: Suggestion) -> None:
     """Inserts a RUNNING trial with all its parameters; its id and number were drawn under the study's lock."""
-    made = {"trial_id": trial_id, "study_id": study_id, "number": number, "state": "RUNNING", "datetime_start": _UTC_NOW}
-    later(c, sa.insert(optuna_trials).inline().values(made))
+    later(c, _INSERT_TRIAL, {"trial_id": trial_id, "study_id": study_id, "number": number})
     if suggestion.params:
-        rows = [
-            {"trial_id": trial_id, "param_name": p.name, "param_value": p.internal, "distribution_json": p.distribution}
-            for p in suggestion.params
-        ]
-        later(c, sa.insert(optuna_trial_params).inline().values(rows))
-    _write_attrs(c, optuna_trial_system_attributes, trial_id, suggestion.system_attrs)
+        columns = zip(*((p.name, float(p.internal), p.distribution) for p in suggestion.params), strict=True)
+        names, values, distributions = (list(column) for column in columns)
+        given = {"names": names, "values": values, "distributions": distributions}
+        later(c, _INSERT_PARAMS, {"trial_id": trial_id, **given})
+    _write_attrs(c, _SET_SYSTEM_ATTRS, trial_id, suggestion.system_attrs)
+
+
+# Arrays instead of a row each: 60,000 reports are one statement, and its text is always the same, compiled once.
+_INSERT_TRIAL = sa.text(
+    """
+    INSERT INTO trials (trial_id, study_id, number, state, datetime_start)
+    VALUES (:trial_id, :study_id, :number, 'RUNNING', timezone('utc', clock_timestamp()))
+    """
+)
+_INSERT_PARAMS = sa.text(
+    """
+    INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
+    SELECT :trial_id, p.name, p.value, p.distribution
+    FROM unnest(CAST(:names AS text[]), CAST(:values AS float8[]), CAST(:distributions AS text[]))
+        AS p(name, value, distribution)
+    """
+)
+_INSERT_VALUES = sa.text(
+    """
+    INSERT INTO trial_values (trial_id, objective, value, value_type)
+    SELECT :trial_id, v.objective - 1, v.value, CAST(v.type AS trialvaluetype)
+    FROM unnest(CAST(:values AS float8[]), CAST(:types AS text[])) WITH ORDINALITY AS v(value, type, objective)
+    """
+)
+_ATTRS = """
+    INSERT INTO {table} (trial_id, key, value_json)
+    SELECT :trial_id, a.key, a.value FROM unnest(CAST(:keys AS text[]), CAST(:values AS text[])) AS a(key, value)
+    ON CONFLICT (trial_id, key) DO {otherwise}
+"""
+_SET = "UPDATE SET value_json = excluded.value_json"
+_SET_USER_ATTRS = sa.text(_ATTRS.format(table="trial_user_attributes", otherwise=_SET))
+_SET_SYSTEM_ATTRS = sa.text(_ATTRS.format(table="trial_system_attributes", otherwise=_SET))
+_KEEP_SYSTEM_ATTRS = sa.text(_ATTRS.format(table="trial_system_attributes", otherwise="NOTHING"))
 
 
 def write_reports(c: Connection, trial_id: int, reports: Mapping[int, float]) -> None:
     """Adds intermediate values; a step that has one keeps it."""
     if reports:
         rows = [(step, *_stored(value, "v").values()) for step, value in reports.items()]
-        # Arrays instead of a row each: 60,000 reports are one statement.
         steps, values, types = (list(column) for column in zip(*rows, strict=True))
         later(c, _INSERT_REPORTS, {"trial_id": trial_id, "steps": steps, "values": values, "types": types})
 
@@ -80,35 +105,30 @@ _INSERT_REPORTS = sa.text(
 
 def write_user_attrs(c: Connection, trial_id: int, attrs: Mapping[str, JSONValue]) -> None:
     """Sets user attributes; a later value of a key replaces an earlier one."""
-    _write_attrs(c, optuna_trial_user_attributes, trial_id, attrs)
+    _write_attrs(c, _SET_USER_ATTRS, trial_id, attrs)
 
 
 def write_constraints(c: Connection, trial_id: int, constraints: Mapping[str, float]) -> None:
     """Adds constraints as Optuna's `set_constraint` does; one that is there keeps its value."""
     if constraints:
-        rows = [
-            {"trial_id": trial_id, "key": f"constraints:{key}", "value_json": json.dumps(value)}
-            for key, value in constraints.items()
-        ]
-        keep = insert(optuna_trial_system_attributes).values(rows).on_conflict_do_nothing(index_elements=["trial_id", "key"])
-        later(c, keep)
+        named = {f"constraints:{key}": value for key, value in constraints.items()}
+        _write_attrs(c, _KEEP_SYSTEM_ATTRS, trial_id, named)
 
 
 def end_trial(c: Connection, trial_id: int, state: str, values: Sequence[float]) -> None:
     """Makes the trial terminal, with its objective values if it is COMPLETE. Attributes are written before."""
     if values:
-        rows = [{"trial_id": trial_id, "objective": i, **_stored(v)} for i, v in enumerate(values)]
-        later(c, sa.insert(optuna_trial_values).inline().values(rows))
+        rows = [tuple(_stored(value).values()) for value in values]
+        stored, types = (list(column) for column in zip(*rows, strict=True))
+        later(c, _INSERT_VALUES, {"trial_id": trial_id, "values": stored, "types": types})
     ended = {"state": state, "datetime_complete": _UTC_NOW}
     later(c, sa.update(optuna_trials).where(optuna_trials.c.trial_id == trial_id).values(ended))
 
 
-def _write_attrs(c: Connection, table: sa.Table, trial_id: int, attrs: Mapping[str, JSONValue]) -> None:
+def _write_attrs(c: Connection, statement: sa.TextClause, trial_id: int, attrs: Mapping[str, JSONValue]) -> None:
     if attrs:
-        rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
-        statement = insert(table).values(rows)
-        value = {"value_json": statement.excluded.value_json}
-        later(c, statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=value))
+        values = [json.dumps(value) for value in attrs.values()]
+        later(c, statement, {"trial_id": trial_id, "keys": list(attrs), "values": values})
 
 
 def _stored(value: float, name: str = "value") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import select
@@ -81,6 +82,11 @@ class Channel:
             taken += len(data)
             self._buffer += data
         return self._take_lines()
+
+    def shut(self) -> None:
+        """Ends the conversation, from any thread; who waits for the peer finds it gone."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self.closed = True

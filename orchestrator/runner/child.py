@@ -1,10 +1,12 @@
-"""The child: runs the user's function once, writes down how it ended, and ends."""
+"""The child: runs the user's function, writes down how it ended, and ends."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import faulthandler
+import gc
+import json
 import os
 import random
 import signal
@@ -20,10 +22,10 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import Failed, Interrupted, JSONValue, Outcome, Pruned
+from orchestrator.model import Completed, Failed, Interrupted, JSONValue, Outcome, Pruned
 from orchestrator.runner import couplings, linux, rundir
-from orchestrator.runner.channel import Channel, MessageTooLongError
-from orchestrator.runner.contract import Job
+from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
+from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.output import flush_streams
 from orchestrator.runner.target import (
     causes_of,
@@ -33,6 +35,7 @@ from orchestrator.runner.target import (
     locate,
     target_of,
 )
+from orchestrator.runner.traces import Traces
 from orchestrator.runner.trial import Trial
 from orchestrator.runner.values import ResultError, as_result, shown
 
@@ -43,22 +46,50 @@ class Terminated(SystemExit):
     """SIGTERM arrived: unwinds the user's function so that its ``finally`` blocks run."""
 
 
-def run(sock: socket.socket, job_path: Path, keeper_pid: int, threads: int | None) -> NoReturn:
-    """Runs the attempt described at `job_path` in this process, which ends here. Call it in a process of its own session."""
+def serve(control: Channel, keeper_pid: int, options: KeeperOptions) -> NoReturn:
+    """Gets ready, takes an attempt from the keeper at the other end of `control`, and runs it in this process, which ends here.
+
+    With ``isolation=worker`` it takes another one as long as what went before leaves it fit for that. It says ``took`` before
+    anything of an attempt happens, and ``free`` when nothing more of it will. Call it in a process of its own session.
+    """
     linux.die_with_parent(signal.SIGKILL, keeper_pid)
     linux.prefer_for_oom()
-    termination = _Termination()
-    channel = Channel(sock)
     _open_streams()
+    termination = _Termination()
+    sources = _get_ready(options)
+    while (order := _next_order(control)) is not None and not _changed(sources):
+        sock, *output = control.fds
+        control.fds.clear()
+        if output:
+            _redirect(*output)
+        termination.arm()
+        control.send({"is": "took"})
+        traces = Traces() if options.isolation == "worker" else None
+        if not _attempt(Channel(socket.socket(fileno=sock)), Path(order["job"]), options.threads, termination, traces):
+            break
+        if traces is None or (unfit := traces.unfit()) is not None:
+            if traces is not None:
+                control.send({"is": "unfit", "why": unfit})
+            break
+        sources = {}  # it has trained with what it imported; one that changes under way changes nothing
+        _redirect(os.open(os.devnull, os.O_WRONLY))
+        termination.disarm()
+        control.send({"is": "free"})
+    _leave(termination)
+
+
+def _attempt(channel: Channel, path: Path, threads: int | None, termination: _Termination, traces: Traces | None) -> bool:
+    """Runs the attempt described at `path`; whether it came to a result that says nothing against this process."""
     try:
-        job = rundir.read_job(job_path)
+        job = rundir.read_job(path)
     except OSError as error:  # removed since the worker made it, which says nothing about the trial
         reason = f"its run directory went away before it began: {error.strerror} ({error.filename})"
         channel.send({"done": rundir.result_to_json(Interrupted(reason, lost=True))})
-        _leave(termination)
+        return False
     outcome: Outcome | None = None
+    trial = Trial(job, channel)
     try:
-        outcome = _execute(job, Trial(job, channel), threads)
+        outcome = _execute(job, trial, threads, traces)
         termination.ignore()
     except Terminated:
         termination.ignore()
@@ -66,7 +97,72 @@ def run(sock: socket.socket, job_path: Path, keeper_pid: int, threads: int | Non
     # A failure after SIGTERM is most often its consequence, so it is no verdict on the trial; a result is one.
     if outcome is not None and not (termination.seen and isinstance(outcome, Failed)):
         _deliver(job, channel, outcome)
-    _leave(termination)
+    if traces is not None:
+        trial._end()
+    return isinstance(outcome, Completed | Pruned) and not termination.seen
+
+
+def _next_order(control: Channel) -> dict[str, Any] | None:
+    """Waits for the keeper's next attempt; None when there will be none."""
+    while not control.closed:
+        wait_readable([control], None)
+        for message in control.receive():
+            if "job" in message:
+                return message
+    return None
+
+
+def _get_ready(options: KeeperOptions) -> dict[str, int]:
+    """Does ahead what attempts have in common; returns the files of the objective's package that were read for it.
+
+    An import that fails is left to the attempt, which says so.
+    """
+    sources: dict[str, int] = {}
+    _lead_path()
+    if options.ahead:
+        with contextlib.suppress(BaseException):
+            locate(options.target)
+    if options.start == "spawn":
+        package = options.target.partition(".")[0]
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if name.partition(".")[0] == package and isinstance(file, str):
+                sources[file] = _modified(file)
+        gc.freeze()  # what is collected after an attempt is then what the attempt made
+    rehearse(options.threads)
+    return sources
+
+
+def _changed(sources: Mapping[str, int]) -> bool:
+    """Whether a fresh interpreter would see other code than this one did."""
+    return any(_modified(file) != modified for file, modified in sources.items())
+
+
+def _modified(file: str) -> int:
+    try:
+        return os.stat(file).st_mtime_ns  # noqa: PTH116
+    except OSError:
+        return -1
+
+
+def rehearse(threads: int | None) -> None:
+    """Goes through what every attempt does before the user's function, so that the first one is as fast as the others."""
+    job = Job(
+        study="rehearsal",
+        number=0,
+        attempt=1,
+        seed=0,
+        device="cpu",
+        params={"optim": {"lr": 0.1, "decay": "${.lr}", "scaled": "${linear_scaling:0.1,256,${data.batch_size}}"}, "data": {}},
+        values={"optim.lr": 0.01, "data.batch_size": 64},
+        objective={"_target_": "rehearsal.train", "epochs": 1},
+        metrics=("value",),
+        run_dir=Path(),
+        checkpoint_dir=Path(),
+        resumed=False,
+    )
+    build_config(Job.from_json(json.loads(json.dumps(job.to_json()))))
+    _seed(0, threads)
 
 
 class _Termination:
@@ -74,7 +170,6 @@ class _Termination:
 
     def __init__(self) -> None:
         self.seen = False
-        signal.signal(signal.SIGTERM, self._handle)
         os.register_at_fork(after_in_child=self._forget)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
@@ -82,13 +177,21 @@ class _Termination:
             self.seen = True
             raise Terminated(128 + signum)
 
+    def arm(self) -> None:
+        """From here on SIGTERM ends the attempt."""
+        signal.signal(signal.SIGTERM, self._handle)
+
     def ignore(self) -> None:
         """From here on the result is being written, and SIGTERM has nothing left to ask for."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
+    def disarm(self) -> None:
+        """From here on, between two attempts, SIGTERM ends the process at once."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def _forget(self) -> None:
         if signal.getsignal(signal.SIGTERM) == self._handle:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self.disarm()
 
 
 def build_config(job: Job) -> tuple[DictConfig, dict[str, Any]]:
@@ -122,11 +225,15 @@ def _set(cfg: DictConfig, path: str, value: JSONValue) -> None:
     OmegaConf.update(cfg, path, value, merge=False, force_add=True)
 
 
-def _execute(job: Job, trial: Trial, threads: int | None) -> Outcome:
-    target, _ = target_of(job.objective)
+def _lead_path() -> None:
     cwd = str(Path.cwd())
     if sys.path[:1] != [cwd]:
         sys.path.insert(0, cwd)
+
+
+def _execute(job: Job, trial: Trial, threads: int | None, traces: Traces | None) -> Outcome:
+    target, _ = target_of(job.objective)
+    _lead_path()
     try:
         function = locate(target)
     except Terminated:
@@ -137,6 +244,8 @@ def _execute(job: Job, trial: Trial, threads: int | None) -> Outcome:
         _print_traceback(error)
         return imports_no_more(describe_import_error(target, error))
     _seed(job.seed, threads)
+    if traces is not None:
+        traces.note()
     try:
         cfg, kwargs = build_config(job)
         returned = _call(function, cfg, trial, kwargs)
@@ -233,6 +342,14 @@ def _open_streams() -> None:
     faulthandler.enable(file=2)
 
 
+def _redirect(descriptor: int) -> None:
+    """Puts `descriptor` in place of stdout and stderr."""
+    flush_streams()
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+
+
 def _seed(seed: int, threads: int | None) -> None:
     """Seeds ``random``, and numpy and torch if they are imported; gives torch its number of threads."""
     modules: Mapping[str, Any] = sys.modules
@@ -246,11 +363,13 @@ def _seed(seed: int, threads: int | None) -> None:
 
 
 def main() -> NoReturn:
-    """``python -m orchestrator.runner.child SOCKET JOB KEEPER_PID THREADS``: a child in an interpreter of its own."""
-    descriptor, job_path, keeper_pid, threads = sys.argv[1:]
+    """``python -m orchestrator.runner.child OPTIONS KEEPER_PID``: a child in an interpreter of its own."""
+    argument, keeper_pid = sys.argv[1:]
     del sys.argv[1:]
-    os.set_inheritable(int(descriptor), False)
-    run(socket.socket(fileno=int(descriptor)), Path(job_path), int(keeper_pid), int(threads) or None)
+    options = KeeperOptions.from_argument(argument)
+    for descriptor in (options.control, *options.held):
+        os.set_inheritable(descriptor, False)
+    serve(Channel(socket.socket(fileno=options.control)), int(keeper_pid), options)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,11 @@ class Job:
 
 @dataclass(frozen=True)
 class KeeperOptions:
-    """What a keeper is started with; it travels on the command line, so it holds no secret.
+    """What a keeper, and a child in an interpreter of its own, is started with; it holds no secret, for it is an argument.
 
     `held` are file descriptors (device locks) that keeper and child keep open; `checked` says that the objective was
-    imported and found good by this process before it replaced itself (see `keeper.main`).
+    imported and found good by this process before it replaced itself (see `keeper.main`); `ahead`, that a child may import it
+    while another still has the device.
     """
 
     control: int
@@ -60,7 +61,9 @@ class KeeperOptions:
     grace_s: float
     silence_s: float
     held: tuple[int, ...] = ()
+    isolation: str = "trial"
     checked: bool = False
+    ahead: bool = True
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self))

@@ -37,6 +37,15 @@ def own_children() -> set[int]:
     return {int(pid) for pid in text.split()}
 
 
+def runs(pid: int) -> bool:
+    """Whether the process exists and has neither ended nor been stopped; True where the kernel does not say."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except OSError:
+        return not Path("/proc/self/stat").exists()
+    return state not in (b"T", b"t", b"Z", b"X")
+
+
 def native_threads() -> int:
     """How many threads this process has, those started by libraries included; 1 where that cannot be read."""
     try:

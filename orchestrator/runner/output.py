@@ -125,9 +125,9 @@ class _Log:
         self._file: int | None = None
 
     def open(self) -> None:
-        """Adds from here on to what the file holds already; without a file all output is let go."""
+        """Adds from here on to what the file holds already; without a file, say because the objective removed it, all is let go."""
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(self.path, os.O_RDWR)
             self._size = os.fstat(self._file).st_size
         except OSError as error:
             self._lost_to = error.strerror or str(error)

@@ -72,7 +72,7 @@ def _prepare(job: Job) -> Path:
     job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
     log_path(job.run_dir).touch()
     path = job.run_dir / "job.json"
-    _write(path, job.to_json())
+    _write(path, job.to_json(), durable=False)  # after a crash of the machine nobody needs it
     return path
 
 
@@ -164,17 +164,20 @@ def move_aside(path: Path) -> None:
     path.rename(target)
 
 
-def _write(path: Path, data: JSONValue) -> None:
+def _write(path: Path, data: JSONValue, *, durable: bool = True) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(data, file)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105 - both are in one directory, so this is atomic
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    if not durable:
+        return
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -65,7 +65,8 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions) -> NoReturn
         termination.arm()
         control.send({"is": "took"})
         traces = Traces() if options.isolation == "worker" else None
-        if not _attempt(Channel(socket.socket(fileno=sock)), Path(order["job"]), options.threads, termination, traces):
+        channel = Channel(socket.socket(fileno=sock))
+        if not _attempt(control, channel, Path(order["job"]), options.threads, termination, traces):
             break
         if traces is None or (unfit := traces.unfit()) is not None:
             if traces is not None:
@@ -78,7 +79,9 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions) -> NoReturn
     _leave(termination)
 
 
-def _attempt(channel: Channel, path: Path, threads: int | None, termination: _Termination, traces: Traces | None) -> bool:
+def _attempt(
+    control: Channel, channel: Channel, path: Path, threads: int | None, termination: _Termination, traces: Traces | None
+) -> bool:
     """Runs the attempt described at `path`; whether it came to a result that says nothing against this process."""
     try:
         job = rundir.read_job(path)
@@ -96,7 +99,7 @@ def _attempt(channel: Channel, path: Path, threads: int | None, termination: _Te
         _say("ended by SIGTERM")
     # A failure after SIGTERM is most often its consequence, so it is no verdict on the trial; a result is one.
     if outcome is not None and not (termination.seen and isinstance(outcome, Failed)):
-        _deliver(job, channel, outcome)
+        _deliver(job, control, channel, outcome)
     if traces is not None:
         trial._end()
     return isinstance(outcome, Completed | Pruned) and not termination.seen
@@ -308,9 +311,10 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _deliver(job: Job, channel: Channel, outcome: Outcome) -> None:
+def _deliver(job: Job, control: Channel, channel: Channel, outcome: Outcome) -> None:
     try:
         rundir.write_result(job.run_dir, outcome)
+        control.send({"is": "written"})  # the keeper syncs it while this process ends
     except OSError as error:
         _say(f"the result could not be written: {error}")
     try:

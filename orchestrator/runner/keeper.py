@@ -166,9 +166,8 @@ class Keeper:
                     attempt.end("terminated")
 
     def _begin(self, child: ChildHandle, order: Message, worker: int, ends_at: float | None, *, replaced: bool = False) -> None:
-        oom_kills = linux.oom_kills()
         printed = child.hand_over(order["job"], worker)
-        self._attempt = attempt = _Attempt(child, order, ends_at, self._options.grace_s, oom_kills, worker, printed)
+        self._attempt = attempt = _Attempt(child, order, ends_at, self._options.grace_s, linux.oom_kills(), worker, printed)
         attempt.replaced = replaced
         self._channel.send({"is": "started", "pid": child.pid})
         self._get_standby()  # before the output gets its thread
@@ -245,6 +244,8 @@ class Keeper:
             match message.get("is"):
                 case "took":
                     attempt.taken()
+                case "written" if attempt.output is not None:
+                    attempt.output.sync_result()
                 case "unfit" if message["why"] not in self._told and len(self._told) < _TOLD:
                     self._told.add(message["why"])
                     why = f"runner.isolation=worker: the process that ran a trial is not used again: {message['why']}"
@@ -308,7 +309,7 @@ class Keeper:
         attempt.taken()
         if (problem := attempt.output.finish(_DRAIN_S)) is not None:
             self._channel.send({"is": "note", "message": problem})
-        out_of_memory = linux.oom_kills() > attempt.oom_kills
+        out_of_memory = code == -signal.SIGKILL and linux.oom_kills() > attempt.oom_kills
         self._channel.send({"is": "ended", "code": code, "cause": attempt.cause, "oom": out_of_memory})
 
     def _reap_adopted(self) -> set[int]:

@@ -12,6 +12,8 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from orchestrator.runner import rundir
+
 MIN_LIMIT: Final = 1000
 """Smallest limit of a log in bytes."""
 
@@ -25,6 +27,7 @@ class Output:
     """Moves everything that comes out of the pipe `source` to the log, from a thread of its own, until `finish`.
 
     A thread, so that a disk that hangs holds up who prints, and not the keeper, which has to end it. Start it after the fork.
+    For the same reason it is this thread that syncs the attempt's result.
     """
 
     def __init__(self, source: int, log: Path, limit: int | None) -> None:
@@ -40,6 +43,10 @@ class Output:
         self._thread = threading.Thread(target=self._pump, name="output", daemon=True)
         self._thread.start()
 
+    def sync_result(self) -> None:
+        """Has the result that lies beside the log synced, at the latest when `finish` returns."""
+        os.write(self._ask, b"s")
+
     def finish(self, timeout: float) -> str | None:
         """Ends once all that was printed up to now is in the log, after `timeout` s at the latest; returns what went wrong.
 
@@ -54,14 +61,18 @@ class Output:
         anything.register(self._source, select.POLLIN)
         for poller in (anything, asked):
             poller.register(self._asked, select.POLLIN)
-        ending = False
+        ending, printing = False, True
         try:
             self._log.open()
             while not ending:
                 anything.poll()
-                ending = bool(asked.poll(_GATHER_MS))
-                if not self._drain():
-                    return
+                if asked.poll(_GATHER_MS):
+                    ending = not os.read(self._asked, 16)
+                    if not ending:
+                        rundir.sync_result(self._log.path.parent)
+                if printing and not self._drain():
+                    printing = False
+                    anything.unregister(self._source)
         finally:
             self._log.close()
             os.close(self._source)
@@ -125,7 +136,7 @@ class _Log:
         self._file: int | None = None
 
     def open(self) -> None:
-        """Adds from here on to what the file holds already; without a file, say because the objective removed it, all is let go."""
+        """Adds from here on to what the file holds already; all is let go where it is gone."""
         try:
             self._file = os.open(self.path, os.O_RDWR)
             self._size = os.fstat(self._file).st_size

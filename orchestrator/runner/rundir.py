@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -72,7 +73,7 @@ def _prepare(job: Job) -> Path:
     job.checkpoint_dir.mkdir(parents=True, exist_ok=True)
     log_path(job.run_dir).touch()
     path = job.run_dir / "job.json"
-    _write(path, job.to_json(), durable=False)  # after a crash of the machine nobody needs it
+    _write(path, job.to_json())
     return path
 
 
@@ -82,12 +83,23 @@ def read_job(path: Path) -> Job:
 
 
 def write_result(run_dir: Path, outcome: Outcome) -> None:
-    """Writes the outcome so that after this returns it survives a crash of the machine, and half of it is never seen.
+    """Writes the outcome so that half of it is never seen; `sync_result` makes it survive a crash of the machine.
 
     Raises:
         OSError: The disk is full or gone.
     """
     _write(run_dir / "result.json", result_to_json(outcome))
+
+
+def sync_result(run_dir: Path) -> None:
+    """Returns when the result in `run_dir`, if there is one, would survive a crash of the machine."""
+    with contextlib.suppress(OSError):  # without a disk there is nothing to survive; the child told the worker as well
+        for path in (run_dir / "result.json", run_dir):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def read_result(run_dir: Path) -> Outcome | None:
@@ -164,22 +176,12 @@ def move_aside(path: Path) -> None:
     path.rename(target)
 
 
-def _write(path: Path, data: JSONValue, *, durable: bool = True) -> None:
+def _write(path: Path, data: JSONValue) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(data, file)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
+            file.write(json.dumps(data))
         os.replace(temporary, path)  # noqa: PTH105 - both are in one directory, so this is atomic
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    if not durable:
-        return
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -19,13 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from omegaconf import DictConfig, OmegaConf
-
 from orchestrator.errors import ConfigError
-from orchestrator.model import Completed, Failed, Interrupted, JSONValue, Outcome, Pruned
-from orchestrator.runner import couplings, linux, rundir
+from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
+from orchestrator.runner import linux, rundir
 from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
 from orchestrator.runner.contract import Job, KeeperOptions
+from orchestrator.runner.merge import Template, build_config
 from orchestrator.runner.output import flush_streams
 from orchestrator.runner.target import (
     causes_of,
@@ -39,24 +38,41 @@ from orchestrator.runner.traces import Traces
 from orchestrator.runner.trial import Trial
 from orchestrator.runner.values import ResultError, as_result, shown
 
-_OBJECTIVE = "__objective__"
+_REHEARSAL = Job(
+    study="rehearsal",
+    number=0,
+    attempt=1,
+    seed=0,
+    device="cpu",
+    params={"lr": 0.1, "decay": "${.lr}", "scaled": "${linear_scaling:0.1,256,${data.batch_size}}", "data": {}},
+    values={"lr": 0.01, "data.batch_size": 64},
+    objective={"_target_": "rehearsal.train", "epochs": 1},
+    metrics=("value",),
+    run_dir=Path(),
+    checkpoint_dir=Path(),
+    resumed=False,
+)
 
 
 class Terminated(SystemExit):
     """SIGTERM arrived: unwinds the user's function so that its ``finally`` blocks run."""
 
 
-def serve(control: Channel, keeper_pid: int, options: KeeperOptions) -> NoReturn:
+def serve(control: Channel, keeper_pid: int, options: KeeperOptions, example: Path | None) -> NoReturn:
     """Gets ready, takes an attempt from the keeper at the other end of `control`, and runs it in this process, which ends here.
 
     With ``isolation=worker`` it takes another one as long as what went before leaves it fit for that. It says ``took`` before
     anything of an attempt happens, and ``free`` when nothing more of it will. Call it in a process of its own session.
+
+    Args:
+        example: The description of another attempt of the study, which most likely has the same ``params``.
     """
     linux.die_with_parent(signal.SIGKILL, keeper_pid)
     linux.prefer_for_oom()
     _open_streams()
     termination = _Termination()
-    sources = _get_ready(options)
+    sources = _import_ahead(options)
+    template = rehearse(options.threads, example)
     while (order := _next_order(control)) is not None and not _changed(sources):
         sock, *output = control.fds
         control.fds.clear()
@@ -65,8 +81,8 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions) -> NoReturn
         termination.arm()
         control.send({"is": "took"})
         traces = Traces() if options.isolation == "worker" else None
-        channel = Channel(socket.socket(fileno=sock))
-        if not _attempt(control, channel, Path(order["job"]), options.threads, termination, traces):
+        channel, job_path = Channel(socket.socket(fileno=sock)), Path(order["job"])
+        if not _attempt(control, channel, job_path, template, options.threads, termination, traces):
             break
         if traces is None or (unfit := traces.unfit()) is not None:
             if traces is not None:
@@ -76,11 +92,18 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions) -> NoReturn
         _redirect(os.open(os.devnull, os.O_WRONLY))
         termination.disarm()
         control.send({"is": "free"})
+        template = rehearse(options.threads, job_path)
     _leave(termination)
 
 
 def _attempt(
-    control: Channel, channel: Channel, path: Path, threads: int | None, termination: _Termination, traces: Traces | None
+    control: Channel,
+    channel: Channel,
+    path: Path,
+    template: Template | None,
+    threads: int | None,
+    termination: _Termination,
+    traces: Traces | None,
 ) -> bool:
     """Runs the attempt described at `path`; whether it came to a result that says nothing against this process."""
     try:
@@ -92,7 +115,7 @@ def _attempt(
     outcome: Outcome | None = None
     trial = Trial(job, channel)
     try:
-        outcome = _execute(job, trial, threads, traces)
+        outcome = _execute(job, trial, template, threads, traces)
         termination.ignore()
     except Terminated:
         termination.ignore()
@@ -115,8 +138,8 @@ def _next_order(control: Channel) -> dict[str, Any] | None:
     return None
 
 
-def _get_ready(options: KeeperOptions) -> dict[str, int]:
-    """Does ahead what attempts have in common; returns the files of the objective's package that were read for it.
+def _import_ahead(options: KeeperOptions) -> dict[str, int]:
+    """Imports the objective; returns the files of its package that were read in this interpreter.
 
     An import that fails is left to the attempt, which says so.
     """
@@ -132,7 +155,6 @@ def _get_ready(options: KeeperOptions) -> dict[str, int]:
             if name.partition(".")[0] == package and isinstance(file, str):
                 sources[file] = _modified(file)
         gc.freeze()  # what is collected after an attempt is then what the attempt made
-    rehearse(options.threads)
     return sources
 
 
@@ -148,24 +170,14 @@ def _modified(file: str) -> int:
         return -1
 
 
-def rehearse(threads: int | None) -> None:
-    """Goes through what every attempt does before the user's function, so that the first one is as fast as the others."""
-    job = Job(
-        study="rehearsal",
-        number=0,
-        attempt=1,
-        seed=0,
-        device="cpu",
-        params={"optim": {"lr": 0.1, "decay": "${.lr}", "scaled": "${linear_scaling:0.1,256,${data.batch_size}}"}, "data": {}},
-        values={"optim.lr": 0.01, "data.batch_size": 64},
-        objective={"_target_": "rehearsal.train", "epochs": 1},
-        metrics=("value",),
-        run_dir=Path(),
-        checkpoint_dir=Path(),
-        resumed=False,
-    )
-    build_config(Job.from_json(json.loads(json.dumps(job.to_json()))))
+def rehearse(threads: int | None, example: Path | None = None) -> Template | None:
+    """Goes through what every attempt does before the user's function; returns what is ready for one like `example`."""
+    template = None
+    with contextlib.suppress(Exception):  # what is wrong there, the attempt says
+        template = None if example is None else Template(rundir.read_job(example))
+        build_config(Job.from_json(json.loads(json.dumps(_REHEARSAL.to_json()))))
     _seed(0, threads)
+    return template
 
 
 class _Termination:
@@ -197,44 +209,13 @@ class _Termination:
             self.disarm()
 
 
-def build_config(job: Job) -> tuple[DictConfig, dict[str, Any]]:
-    """The `cfg` and the keyword arguments for the user's function: the trial's values merged in, then resolved.
-
-    Interpolations in both see `params` as their root. `cfg` is in struct mode: reading or writing an unknown key is an error.
-
-    Raises:
-        omegaconf.errors.OmegaConfBaseException: An interpolation cannot be resolved.
-    """
-    couplings.register()
-    _, kwargs = target_of(job.objective)
-    cfg = OmegaConf.create({**job.params, _OBJECTIVE: kwargs})
-    for path, value in job.values.items():
-        _set(cfg, path, value)
-    OmegaConf.resolve(cfg)
-    resolved: dict[str, Any] = OmegaConf.to_container(cfg.pop(_OBJECTIVE))  # type: ignore[assignment]
-    OmegaConf.set_struct(cfg, True)
-    return cfg, resolved
-
-
-def _set(cfg: DictConfig, path: str, value: JSONValue) -> None:
-    # A parent that is an interpolation (`optim: ${presets.adam}`) becomes a copy: one new value must not hide the rest of it.
-    parts = path.split(".")
-    for count in range(1, len(parts)):
-        parent = ".".join(parts[:count])
-        node = OmegaConf.select(cfg, parent)
-        owner = OmegaConf.select(cfg, ".".join(parts[: count - 1])) if count > 1 else cfg
-        if OmegaConf.is_config(node) and OmegaConf.is_dict(owner) and OmegaConf.is_interpolation(owner, parts[count - 1]):
-            OmegaConf.update(cfg, parent, OmegaConf.to_container(node), merge=False)
-    OmegaConf.update(cfg, path, value, merge=False, force_add=True)
-
-
 def _lead_path() -> None:
     cwd = str(Path.cwd())
     if sys.path[:1] != [cwd]:
         sys.path.insert(0, cwd)
 
 
-def _execute(job: Job, trial: Trial, threads: int | None, traces: Traces | None) -> Outcome:
+def _execute(job: Job, trial: Trial, template: Template | None, threads: int | None, traces: Traces | None) -> Outcome:
     target, _ = target_of(job.objective)
     _lead_path()
     try:
@@ -250,7 +231,7 @@ def _execute(job: Job, trial: Trial, threads: int | None, traces: Traces | None)
     if traces is not None:
         traces.note()
     try:
-        cfg, kwargs = build_config(job)
+        cfg, kwargs = build_config(job, template)
         returned = _call(function, cfg, trial, kwargs)
         if returned is None and trial.should_stop():
             return Interrupted("stopped when asked")
@@ -270,7 +251,7 @@ def _failed(kind: str, message: str, *causes: str) -> Failed:
     return Failed(kind, message, (kind, *causes))
 
 
-def _call(function: Callable[..., object], cfg: DictConfig, trial: Trial, kwargs: Mapping[str, Any]) -> object:
+def _call(function: Callable[..., object], cfg: object, trial: Trial, kwargs: Mapping[str, Any]) -> object:
     pid = os.getpid()
     try:
         return function(cfg, trial, **kwargs)
@@ -367,13 +348,13 @@ def _seed(seed: int, threads: int | None) -> None:
 
 
 def main() -> NoReturn:
-    """``python -m orchestrator.runner.child OPTIONS KEEPER_PID``: a child in an interpreter of its own."""
-    argument, keeper_pid = sys.argv[1:]
+    """``python -m orchestrator.runner.child OPTIONS KEEPER_PID [EXAMPLE]``: a child in an interpreter of its own."""
+    argument, keeper_pid, *example = sys.argv[1:]
     del sys.argv[1:]
     options = KeeperOptions.from_argument(argument)
     for descriptor in (options.control, *options.held):
         os.set_inheritable(descriptor, False)
-    serve(Channel(socket.socket(fileno=options.control)), int(keeper_pid), options)
+    serve(Channel(socket.socket(fileno=options.control)), int(keeper_pid), options, Path(*example) if example else None)
 
 
 if __name__ == "__main__":

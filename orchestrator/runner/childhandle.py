@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from orchestrator.runner import linux
@@ -32,15 +33,16 @@ class ChildHandle:
         self._process = process
 
     @staticmethod
-    def spawn(options: KeeperOptions) -> ChildHandle:
+    def spawn(options: KeeperOptions, example: Path | None) -> ChildHandle:
         """Starts one in an interpreter of its own."""
         ours, theirs = socket.socketpair()
         printed, output = os.pipe()
         try:
             with theirs:
                 argument = replace(options, control=theirs.fileno()).to_argument()
+                arguments = [argument, str(os.getpid()), *([] if example is None else [str(example)])]
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "orchestrator.runner.child", argument, str(os.getpid())],
+                    [sys.executable, "-m", "orchestrator.runner.child", *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

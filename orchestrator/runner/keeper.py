@@ -78,8 +78,9 @@ class _Attempt:
 class _InChildError(BaseException):
     """Raised in a forked child, which leaves the keeper's stack behind."""
 
-    def __init__(self, control: Channel) -> None:
+    def __init__(self, control: Channel, example: Path | None) -> None:
         self.control = control
+        self.example = example
 
 
 class Keeper:
@@ -96,6 +97,7 @@ class Keeper:
         self._attempt: _Attempt | None = None
         self._standby: ChildHandle | None = None
         self._kept: ChildHandle | None = None
+        self._example: Path | None = None
         self._told: set[str] = set()
         self._leaving = False
         self._heard_at = time.monotonic()
@@ -103,8 +105,8 @@ class Keeper:
         for end in (self._wake, self._wake_writer):
             end.setblocking(False)
 
-    def serve(self) -> Channel | None:
-        """Runs attempts until the worker is gone, then returns None; in a forked child, the channel to its keeper."""
+    def serve(self) -> _InChildError | None:
+        """Runs attempts until the worker is gone, then returns None; in a forked child, what it is to begin with."""
         signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
         for signum in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(signum, lambda *_: None)  # only to be woken
@@ -125,7 +127,7 @@ class Keeper:
                 self._enforce()
                 self._reap()
         except _InChildError as here:
-            return here.control
+            return here
         for idle in (self._kept, self._standby):
             if idle is not None:
                 idle.dismiss(self._options.grace_s)
@@ -169,6 +171,7 @@ class Keeper:
         printed = child.hand_over(order["job"], worker)
         self._attempt = attempt = _Attempt(child, order, ends_at, self._options.grace_s, linux.oom_kills(), worker, printed)
         attempt.replaced = replaced
+        self._example = Path(order["job"])
         self._channel.send({"is": "started", "pid": child.pid})
         self._get_standby()  # before the output gets its thread
         attempt.output = Output(printed, rundir.log_path(Path(order["job"]).parent), order["log_limit_bytes"])
@@ -195,7 +198,7 @@ class Keeper:
 
     def _make_child(self) -> ChildHandle:
         if self._options.start == "spawn":
-            return ChildHandle.spawn(self._options)
+            return ChildHandle.spawn(self._options, self._example)
         ours, theirs = socket.socketpair()
         printed, output = os.pipe()
         flush_streams()
@@ -213,7 +216,7 @@ class Keeper:
             ours.close()
             os.close(printed)
             self._become_child(output)
-            raise _InChildError(Channel(theirs))
+            raise _InChildError(Channel(theirs), self._example)
         theirs.close()
         os.close(output)
         return ChildHandle(pid, Channel(ours), printed)
@@ -240,7 +243,9 @@ class Keeper:
 
     def _hear_child(self) -> None:
         attempt = self._attempt
-        for message in attempt.child.channel.receive() if attempt is not None else ():
+        if attempt is None:
+            return
+        for message in attempt.child.channel.receive():
             match message.get("is"):
                 case "took":
                     attempt.taken()
@@ -357,11 +362,13 @@ def main() -> None:
         child.rehearse(None)
     gc.collect()
     gc.freeze()  # forked children then share these pages instead of copying them at their first collection
+    if options.start == "forkserver":
+        linux.gather_pages()
     channel.send({"is": "ready", "start": options.start})
     keeper_pid = os.getpid()
-    control = Keeper(channel, options).serve()
-    if control is not None:
-        child.serve(control, keeper_pid, options)
+    here = Keeper(channel, options).serve()
+    if here is not None:
+        child.serve(here.control, keeper_pid, options, here.example)
 
 
 def _import_objective(options: KeeperOptions) -> str | None:

@@ -115,7 +115,7 @@ def test_a_full_disk_names_the_run_directory(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     job = make_job(tmp_path, objective("give", what="float"))
-    monkeypatch.setattr("json.dump", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left") as caught:
         Runner(job.objective).start(job)
     assert str(caught.value) == f"No space left on device ({job.run_dir})"

@@ -36,7 +36,9 @@ from orchestrator.runner.target import check_call, describe_import_error, locate
 _TICK_S: Final = 1.0
 _CLEANUP_S: Final = 3.0
 _DRAIN_S: Final = 1.5
+_STANDBY_GRACE_S: Final = 0.5
 _TOLD: Final = 5
+_NOT_AGAIN: Final = "runner.isolation=worker: the process of a trial is not used again: "
 
 
 @dataclass
@@ -128,9 +130,10 @@ class Keeper:
                 self._reap()
         except _InChildError as here:
             return here
-        for idle in (self._kept, self._standby):
-            if idle is not None:
-                idle.dismiss(self._options.grace_s)
+        if self._kept is not None:
+            self._kept.dismiss(self._options.grace_s)
+        if self._standby is not None:
+            self._standby.dismiss(min(_STANDBY_GRACE_S, self._options.grace_s))  # it may be deep in an import
         self._end_adopted()
         return None
 
@@ -251,16 +254,22 @@ class Keeper:
                     attempt.taken()
                 case "written" if attempt.output is not None:
                     attempt.output.sync_result()
-                case "unfit" if message["why"] not in self._told and len(self._told) < _TOLD:
-                    self._told.add(message["why"])
-                    why = f"runner.isolation=worker: the process that ran a trial is not used again: {message['why']}"
-                    self._channel.send({"is": "note", "message": why})
+                case "unfit":
+                    self._tell(f"{_NOT_AGAIN}{message.get('why')}")
                 case "free":
                     self._keep(attempt)
 
+    def _tell(self, why: str) -> None:
+        """Sends a note that every trial may give cause for: once, and no more than a few."""
+        if why not in self._told and len(self._told) < _TOLD:
+            self._told.add(why)
+            self._channel.send({"is": "note", "message": why})
+
     def _keep(self, attempt: _Attempt) -> None:
         """Ends the attempt, and keeps its child for the next one if nothing speaks against that."""
-        if attempt.asked or self._leaving or self._reap_adopted():
+        if strays := self._reap_adopted():
+            self._tell(_NOT_AGAIN + "it left processes in sessions of their own")
+        if strays or attempt.asked or self._leaving:
             attempt.child.channel.close()  # so that it ends
             attempt.end_within(self._options.grace_s)
             return
@@ -274,6 +283,10 @@ class Keeper:
         if attempt.ends_at is not None and now >= attempt.ends_at:
             attempt.ends_at = None
             attempt.end("timeout")
+        if attempt.worker is not None and not linux.runs(attempt.child.pid):
+            self._hear_child()  # what it said before it was stopped
+            if attempt.worker is not None:
+                attempt.child.signal_group(signal.SIGKILL)  # `_reap` then gives the attempt to another one
         if now - self._heard_at >= self._options.silence_s:
             attempt.end("silence")
         if attempt.kill_at is not None and now >= attempt.kill_at:

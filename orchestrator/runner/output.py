@@ -39,13 +39,16 @@ class Output:
         self._source = source
         self._log = _Log(log, limit)
         self._block = _BLOCK if limit is None else min(_BLOCK, limit // 16)
+        self._syncs = False
         self._asked, self._ask = os.pipe()
         self._thread = threading.Thread(target=self._pump, name="output", daemon=True)
         self._thread.start()
 
     def sync_result(self) -> None:
         """Has the result that lies beside the log synced, at the latest when `finish` returns."""
-        os.write(self._ask, b"s")
+        if not self._syncs:
+            self._syncs = True
+            os.write(self._ask, b"s")
 
     def finish(self, timeout: float) -> str | None:
         """Ends once all that was printed up to now is in the log, after `timeout` s at the latest; returns what went wrong.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import sys
 import threading
 from typing import Any
@@ -19,6 +20,7 @@ class Traces:
         """Takes what is there now for what was there before."""
         self._cwd = _cwd()
         self._environment = dict(os.environ)
+        self._limits = _limits()
         self._streams = (sys.stdout, sys.stderr)
         self._outputs = _outputs()
 
@@ -39,6 +41,10 @@ class Traces:
         changed = sorted(name for name, _ in self._environment.items() ^ dict(os.environ).items())
         if changed:
             return f"environment variables were changed ({', '.join(dict.fromkeys(changed[:5]))})"
+        if _limits() != self._limits:
+            return "resource limits were changed"
+        if _open_files() > _limits()[resource.RLIMIT_NOFILE][0] / 2:
+            return "it left more files open than may be again"
         if (sys.stdout, sys.stderr) != self._streams or _outputs() != self._outputs:
             return "stdout or stderr was closed or replaced"
         return None
@@ -60,6 +66,18 @@ def _cwd() -> str | None:
         return os.getcwd()  # noqa: PTH109 - Path.cwd would need a directory that exists as well
     except OSError:
         return None
+
+
+def _limits() -> dict[int, tuple[int, int]]:
+    numbers = {getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
+    return {number: resource.getrlimit(number) for number in numbers}
+
+
+def _open_files() -> int:
+    try:
+        return len(os.listdir("/dev/fd"))  # noqa: PTH208
+    except OSError:  # not one more can be opened
+        return sys.maxsize
 
 
 def _outputs() -> list[tuple[int, int] | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import numpy as np
 from orchestrator.runner import TrialPruned
 
 trials_here = 0
+opened: list[int] = []
 
 
 def look(cfg: Any, trial: Any) -> dict[str, Any]:
@@ -53,6 +55,12 @@ def leave(cfg: Any, trial: Any, what: str) -> dict[str, Any]:
             os.chdir(tempfile.gettempdir())
         case "environment":
             os.environ["MY_SETTING"] = "1"
+        case "limit":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+        case "files":
+            opened.extend(
+                os.open(os.devnull, os.O_RDONLY) for _ in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 6 // 10)
+            )
         case "stdout":
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for good
         case "garbage":

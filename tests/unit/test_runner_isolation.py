@@ -79,6 +79,8 @@ def test_a_process_goes_on_after_a_pruned_trial_and_garbage_that_ends_its_proces
         ("daemon", "it left processes in sessions of their own"),
         ("cwd", "the working directory was changed"),
         ("environment", "environment variables were changed (MY_SETTING)"),
+        ("limit", "resource limits were changed"),
+        ("files", "it left more files open than may be again"),
         ("stdout", "stdout or stderr was closed or replaced"),
     ],
 )
@@ -88,7 +90,7 @@ def test_a_process_that_a_trial_left_unfit_is_replaced_and_that_is_said(
     with running_with(LOOK, isolation="worker") as runner:
         outcome = outcome_of(runner, tmp_path, leaving(what), 0)
         assert isinstance(outcome, Completed)
-        assert all_gone([outcome.attrs["pid"], *outcome.attrs["left"]])  # type: ignore[misc, list-item]
+        assert all_gone([outcome.attrs["pid"], *outcome.attrs["left"]])
         assert pid_of(runner, tmp_path, 1) == pid_of(runner, tmp_path, 2) != outcome.attrs["pid"]
     said = "runner.isolation=worker: the process of a trial is not used again: "
     assert [r.getMessage() for r in caplog.records if r.getMessage().startswith(said)] == [said + why]

@@ -72,7 +72,8 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, example: Pa
     _open_streams()
     termination = _Termination()
     sources = _import_ahead(options)
-    template = rehearse(options.threads, example)
+    rehearse(options.threads)
+    template = None if example is None else _template(example)
     while (order := _next_order(control)) is not None and not _changed(sources):
         sock, *output = control.fds
         control.fds.clear()
@@ -92,7 +93,7 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, example: Pa
         _redirect(os.open(os.devnull, os.O_WRONLY))
         termination.disarm()
         control.send({"is": "free"})
-        template = rehearse(options.threads, job_path)
+        template = _template(job_path)
     _leave(termination)
 
 
@@ -154,6 +155,7 @@ def _import_ahead(options: KeeperOptions) -> dict[str, int]:
             file = getattr(module, "__file__", None)
             if name.partition(".")[0] == package and isinstance(file, str):
                 sources[file] = _modified(file)
+        linux.gather_pages()
         gc.freeze()  # what is collected after an attempt is then what the attempt made
     return sources
 
@@ -170,14 +172,16 @@ def _modified(file: str) -> int:
         return -1
 
 
-def rehearse(threads: int | None, example: Path | None = None) -> Template | None:
-    """Goes through what every attempt does before the user's function; returns what is ready for one like `example`."""
-    template = None
-    with contextlib.suppress(Exception):  # what is wrong there, the attempt says
-        template = None if example is None else Template(rundir.read_job(example))
-        build_config(Job.from_json(json.loads(json.dumps(_REHEARSAL.to_json()))))
+def rehearse(threads: int | None) -> None:
+    """Goes through what every attempt does before the user's function, so that the first one takes no longer than others."""
+    build_config(Job.from_json(json.loads(json.dumps(_REHEARSAL.to_json()))))
     _seed(0, threads)
-    return template
+
+
+def _template(example: Path) -> Template | None:
+    with contextlib.suppress(Exception):  # what is wrong there, the attempt says
+        return Template(rundir.read_job(example))
+    return None
 
 
 class _Termination:

@@ -35,7 +35,7 @@ class Job:
     resumed_from: int | None = None
 
     def to_json(self) -> dict[str, JSONValue]:
-        return {**asdict(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}
+        return {**vars(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Job:

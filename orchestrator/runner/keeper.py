@@ -7,26 +7,22 @@ or when the trial's time is up. It works while user code holds the interpreter l
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
 import importlib
-import logging
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 import warnings
-import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from orchestrator.errors import ConfigError
-from orchestrator.runner import child, linux, rundir
+from orchestrator.runner import child, forking, linux, rundir
 from orchestrator.runner.channel import Channel, Message, wait_readable
 from orchestrator.runner.childhandle import ChildHandle
 from orchestrator.runner.contract import KeeperOptions
@@ -207,7 +203,7 @@ class Keeper:
         flush_streams()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of native threads, which `_reason_to_spawn` judged
+                warnings.simplefilter("ignore", DeprecationWarning)  # of native threads, which `forking.reason_to_spawn` judged
                 pid = os.fork()
         except OSError:
             for descriptor in (printed, output):
@@ -242,7 +238,7 @@ class Keeper:
             self._attempt.child.close()
             self._attempt.taken()
             os.close(self._attempt.printed)
-        _forget_exit_functions()
+        forking.forget_exit_functions()
 
     def _hear_child(self) -> None:
         attempt = self._attempt
@@ -363,11 +359,11 @@ def main() -> None:
         if (problem := _import_objective(options)) is not None:
             channel.send({"is": "broken", "message": problem})
             return
-        reason = _reason_to_spawn() if options.start == "forkserver" else None
+        reason = forking.reason_to_spawn() if options.start == "forkserver" else None
         if reason is not None:
             channel.send({"is": "note", "message": f"every trial starts a fresh interpreter: {reason}"})
         if reason is not None or options.start == "spawn":
-            _start_over(replace(options, start="spawn", checked=True, ahead=not _uses_cuda()))
+            _start_over(replace(options, start="spawn", checked=True, ahead=not forking.uses_cuda()))
     linux.adopt_orphans()
     if "numpy" in sys.modules:
         importlib.import_module("numpy.random")  # numpy loads it at first use: every child would, to seed it
@@ -397,47 +393,6 @@ def _import_objective(options: KeeperOptions) -> str | None:
         traceback.print_exc()
         return describe_import_error(options.target, error)
     return None
-
-
-def _reason_to_spawn() -> str | None:
-    """Why this process, after importing the objective, must not be forked; None when it may be."""
-    if _uses_cuda():
-        return "importing the objective initialises CUDA, which does not survive a fork"
-    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    if others:
-        return f"importing the objective starts threads ({', '.join(others)}), which do not survive a fork"
-    if linux.native_threads() - 1 > _fork_safe_threads():
-        # Seen with torch's OpenMP: one parallel operation at import, and the same operation hangs for ever in the fork.
-        return "importing the objective starts native threads (a parallel torch operation?), which do not survive a fork"
-    return None
-
-
-def _uses_cuda() -> bool:
-    torch: Any = sys.modules.get("torch")
-    return (torch is not None and torch.cuda.is_initialized()) or linux.uses_cuda_memory()
-
-
-def _fork_safe_threads() -> int:
-    """Threads of OpenBLAS pools, which numpy and scipy start when imported: OpenBLAS restarts them after a fork by itself."""
-    if "numpy" not in sys.modules:
-        return 0
-    try:
-        pools = importlib.import_module("threadpoolctl").threadpool_info()
-    except ImportError:
-        return 0
-    return sum(pool["num_threads"] - 1 for pool in pools if pool["internal_api"] == "openblas")
-
-
-def _forget_exit_functions() -> None:
-    """Leaves to the keeper what its import wants done at exit: the first child would remove the temporary files of them all."""
-    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-        finalizer.atexit = False
-    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]  # so that the next one registers it again
-    atexit._clear()
-    # These two act for the process that runs them, and a child that spawned would have them.
-    atexit.register(logging.shutdown)
-    if "multiprocessing.util" in sys.modules:
-        atexit.register(sys.modules["multiprocessing.util"]._exit_function)
 
 
 def _start_over(options: KeeperOptions) -> None:

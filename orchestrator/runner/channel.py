@@ -120,9 +120,12 @@ class Channel:
         return messages
 
 
-def wait_readable(channels: Iterable[Channel | int], timeout: float | None) -> None:
-    """Waits until one of the channels or descriptors has something to read or was hung up, `timeout` seconds at most."""
+def wait_readable(channels: Iterable[Channel | int], timeout: float | None) -> bool:
+    """Waits until one of the channels or descriptors has something to read or was hung up, `timeout` seconds at most.
+
+    Returns whether one has or was.
+    """
     poller = select.poll()
     for channel in channels:
         poller.register(channel, select.POLLIN)
-    poller.poll(None if timeout is None else max(0.0, timeout) * 1000)
+    return bool(poller.poll(None if timeout is None else max(0.0, timeout) * 1000))

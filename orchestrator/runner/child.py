@@ -72,6 +72,8 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, example: Pa
     _open_streams()
     termination = _Termination()
     sources = _import_ahead(options)
+    if options.start == "spawn" and not wait_readable([control], 0):  # otherwise an attempt waits for us
+        linux.gather_pages()
     rehearse(options.threads)
     template = None if example is None else _template(example)
     while (order := _next_order(control)) is not None and not _changed(sources):
@@ -85,9 +87,10 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, example: Pa
         channel, job_path = Channel(socket.socket(fileno=sock)), Path(order["job"])
         if not _attempt(control, channel, job_path, template, options.threads, termination, traces):
             break
-        if traces is None or (unfit := traces.unfit()) is not None:
-            if traces is not None:
-                control.send({"is": "unfit", "why": unfit})
+        if traces is None:
+            break
+        if (unfit := _unfit(traces)) is not None:
+            control.send({"is": "unfit", "why": unfit})
             break
         sources = {}  # it has trained with what it imported; one that changes under way changes nothing
         _redirect(os.open(os.devnull, os.O_WRONLY))
@@ -129,6 +132,13 @@ def _attempt(
     return isinstance(outcome, Completed | Pruned) and not termination.seen
 
 
+def _unfit(traces: Traces) -> str | None:
+    try:
+        return traces.unfit()
+    except Exception as error:  # noqa: BLE001 - a broken CUDA context, or what user code put in a module's place
+        return f"it cannot be looked at: {describe_exception(error)}"
+
+
 def _next_order(control: Channel) -> dict[str, Any] | None:
     """Waits for the keeper's next attempt; None when there will be none."""
     while not control.closed:
@@ -155,7 +165,6 @@ def _import_ahead(options: KeeperOptions) -> dict[str, int]:
             file = getattr(module, "__file__", None)
             if name.partition(".")[0] == package and isinstance(file, str):
                 sources[file] = _modified(file)
-        linux.gather_pages()
         gc.freeze()  # what is collected after an attempt is then what the attempt made
     return sources
 

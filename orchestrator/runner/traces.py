@@ -21,6 +21,7 @@ class Traces:
         self._cwd = _cwd()
         self._environment = dict(os.environ)
         self._limits = _limits()
+        self._threads = set(threading.enumerate())
         self._streams = (sys.stdout, sys.stderr)
         self._outputs = _outputs()
 
@@ -31,7 +32,7 @@ class Traces:
         """
         gc.collect()
         _empty_cuda_cache()
-        threads = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+        threads = [thread.name for thread in set(threading.enumerate()) - self._threads if not thread.daemon]
         if threads:
             return f"threads run on ({', '.join(threads[:5])})"
         if has_children():
@@ -45,7 +46,8 @@ class Traces:
             return "resource limits were changed"
         if _open_files() > _limits()[resource.RLIMIT_NOFILE][0] / 2:
             return "it left more files open than may be again"
-        if (sys.stdout, sys.stderr) != self._streams or _outputs() != self._outputs:
+        replaced = any(now is not before for now, before in zip((sys.stdout, sys.stderr), self._streams, strict=True))
+        if replaced or _outputs() != self._outputs:
             return "stdout or stderr was closed or replaced"
         return None
 

@@ -120,6 +120,7 @@ def test_code_that_changed_while_a_child_stood_by_is_the_code_that_runs(tmp_path
         "import os, time\n"
         "with open('imports', 'a') as file: file.write(f'{os.getpid()}\\n')\n"
         "def train(cfg, trial):\n"
+        "    open('begun', 'w').close()\n"
         "    while trial.number == 0 and not trial.should_stop(): time.sleep(0.005)\n"
         "    print('written by', os.getpid())\n"
         "    return 1.0\n"
@@ -130,7 +131,7 @@ def test_code_that_changed_while_a_child_stood_by_is_the_code_that_runs(tmp_path
     with running_with(target, cwd=tmp_path, start="spawn") as runner:
         running = runner.start(make_job(tmp_path / "runs", target))
         standby = wait_until(lambda: children_of(keeper_of(before))[1:])[0]
-        wait_until(lambda: str(standby) in (tmp_path / "imports").read_text().split())
+        wait_until(lambda: (tmp_path / "begun").exists() and str(standby) in (tmp_path / "imports").read_text().split())
         module.write_text(code.replace("return 1.0", "return 2.25"))
         running.ask_to_stop()
         assert finish(running)[0] == Completed((1.0,))

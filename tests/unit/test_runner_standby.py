@@ -59,7 +59,7 @@ def test_a_child_stands_by_before_the_first_trial(tmp_path: Path) -> None:
         assert pid_of(runner, tmp_path) == standby
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_standby_that_was_killed_or_stopped_is_replaced_and_no_trial_fails(
     tmp_path: Path, signum: int, caplog: pytest.LogCaptureFixture
 ) -> None:

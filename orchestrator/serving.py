@@ -131,6 +131,7 @@ class Serving:
         grace_s = spec.runner.get("grace_s", 5.0)
         return Runner(
             spec.objective,
+            isolation=spec.runner.get("isolation", "trial"),
             start=spec.runner.get("start", "forkserver"),
             env=self.device.environment,
             threads=self.device.threads,

@@ -169,6 +169,7 @@ class RunnerConfig:
 
     max_runtime_min: float | None = _ruled(None, _above(0))
     grace_s: float = _ruled(5.0, _at_least(0))
+    isolation: str = _ruled("trial", _one_of("trial", "worker"))
     start: str = _ruled("forkserver", _one_of("forkserver", "spawn"))
     max_attempts: int = _ruled(5, _at_least(1))
     retries: int = _ruled(0, _within(0, 1_000_000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import select
@@ -82,6 +83,11 @@ class Channel:
             self._buffer += data
         return self._take_lines()
 
+    def shut(self) -> None:
+        """Ends the conversation, from any thread; who waits for the peer finds it gone."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self.closed = True
         self._socket.close()
@@ -114,9 +120,12 @@ class Channel:
         return messages
 
 
-def wait_readable(channels: Iterable[Channel | int], timeout: float | None) -> None:
-    """Waits until one of the channels or descriptors has something to read or was hung up, `timeout` seconds at most."""
+def wait_readable(channels: Iterable[Channel | int], timeout: float | None) -> bool:
+    """Waits until one of the channels or descriptors has something to read or was hung up, `timeout` seconds at most.
+
+    Returns whether one has or was.
+    """
     poller = select.poll()
     for channel in channels:
         poller.register(channel, select.POLLIN)
-    poller.poll(None if timeout is None else max(0.0, timeout) * 1000)
+    return bool(poller.poll(None if timeout is None else max(0.0, timeout) * 1000))

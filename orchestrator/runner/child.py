@@ -1,10 +1,12 @@
-"""The child: runs the user's function once, writes down how it ended, and ends."""
+"""The child: runs the user's function, writes down how it ended, and ends."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import faulthandler
+import gc
+import json
 import os
 import random
 import signal
@@ -17,14 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from omegaconf import DictConfig, OmegaConf
-
 from orchestrator.errors import ConfigError
-from orchestrator.model import Failed, Interrupted, JSONValue, Outcome, Pruned
-from orchestrator.runner import couplings, linux, rundir
-from orchestrator.runner.channel import Channel, MessageTooLongError
-from orchestrator.runner.contract import Job
+from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
+from orchestrator.runner import linux, rundir
+from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
+from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.executable import check_program
+from orchestrator.runner.merge import Template, build_config
 from orchestrator.runner.output import flush_streams
 from orchestrator.runner.target import (
     causes_of,
@@ -35,40 +36,163 @@ from orchestrator.runner.target import (
     program_of,
     target_of,
 )
+from orchestrator.runner.traces import Traces
 from orchestrator.runner.trial import Trial
 from orchestrator.runner.values import AttemptFailed, ResultError, as_result, shown
 
-_OBJECTIVE = "__objective__"
+_REHEARSAL = Job(
+    study="rehearsal",
+    number=0,
+    attempt=1,
+    seed=0,
+    device="cpu",
+    params={"lr": 0.1, "decay": "${.lr}", "scaled": "${linear_scaling:0.1,256,${data.batch_size}}", "data": {}},
+    values={"lr": 0.01, "data.batch_size": 64},
+    objective={"_target_": "rehearsal.train", "epochs": 1},
+    metrics=("value",),
+    run_dir=Path(),
+    checkpoint_dir=Path(),
+    resumed=False,
+)
 
 
 class Terminated(SystemExit):
     """SIGTERM arrived: unwinds the user's function so that its ``finally`` blocks run."""
 
 
-def run(sock: socket.socket, job_path: Path, keeper_pid: int, threads: int | None) -> NoReturn:
-    """Runs the attempt described at `job_path` in this process, which ends here. Call it in a process of its own session."""
+def serve(control: Channel, keeper_pid: int, options: KeeperOptions, example: Path | None) -> NoReturn:
+    """Gets ready, takes an attempt from the keeper at the other end of `control`, and runs it in this process, which ends here.
+
+    With ``isolation=worker`` it takes another one as long as what went before leaves it fit for that. It says ``took`` before
+    anything of an attempt happens, and ``free`` when nothing more of it will. Call it in a process of its own session.
+
+    Args:
+        example: The description of another attempt of the study, which most likely has the same ``params``.
+    """
     linux.die_with_parent(signal.SIGKILL, keeper_pid)
     linux.prefer_for_oom()
-    termination = _Termination()
-    channel = Channel(sock)
     _open_streams()
+    termination = _Termination()
+    sources = _import_ahead(options)
+    if options.start == "spawn" and not wait_readable([control], 0):  # otherwise an attempt waits for us
+        linux.gather_pages()
+    rehearse(options.threads)
+    template = None if example is None else _template(example)
+    while (order := _next_order(control)) is not None and not _changed(sources):
+        sock, *output = control.fds
+        control.fds.clear()
+        if output:
+            _redirect(*output)
+        termination.arm()
+        control.send({"is": "took"})
+        traces = Traces() if options.isolation == "worker" else None
+        channel, job_path = Channel(socket.socket(fileno=sock)), Path(order["job"])
+        if not _attempt(control, channel, job_path, template, options.threads, termination, traces):
+            break
+        if traces is None:
+            break
+        if (unfit := _unfit(traces)) is not None:
+            control.send({"is": "unfit", "why": unfit})
+            break
+        sources = {}  # it has trained with what it imported; one that changes under way changes nothing
+        _redirect(os.open(os.devnull, os.O_WRONLY))
+        termination.disarm()
+        control.send({"is": "free"})
+        template = _template(job_path)
+    _leave(termination)
+
+
+def _attempt(
+    control: Channel,
+    channel: Channel,
+    path: Path,
+    template: Template | None,
+    threads: int | None,
+    termination: _Termination,
+    traces: Traces | None,
+) -> bool:
+    """Runs the attempt described at `path`; whether it came to a result that says nothing against this process."""
     try:
-        job = rundir.read_job(job_path)
+        job = rundir.read_job(path)
     except OSError as error:  # removed since the worker made it, which says nothing about the trial
         reason = f"its run directory went away before it began: {error.strerror} ({error.filename})"
         channel.send({"done": rundir.result_to_json(Interrupted(reason, lost=True))})
-        _leave(termination)
+        return False
     outcome: Outcome | None = None
+    trial = Trial(job, channel)
     try:
-        outcome = _execute(job, Trial(job, channel), threads)
+        outcome = _execute(job, trial, template, threads, traces)
         termination.ignore()
     except Terminated:
         termination.ignore()
         _say("ended by SIGTERM")
     # A failure after SIGTERM is most often its consequence, so it is no verdict on the trial; a result is one.
     if outcome is not None and not (termination.seen and isinstance(outcome, Failed)):
-        _deliver(job, channel, outcome)
-    _leave(termination)
+        _deliver(job, control, channel, outcome)
+    if traces is not None:
+        trial._end()
+    return isinstance(outcome, Completed | Pruned) and not termination.seen
+
+
+def _unfit(traces: Traces) -> str | None:
+    try:
+        return traces.unfit()
+    except Exception as error:  # noqa: BLE001 - a broken CUDA context, or what user code put in a module's place
+        return f"it cannot be looked at: {describe_exception(error)}"
+
+
+def _next_order(control: Channel) -> dict[str, Any] | None:
+    """Waits for the keeper's next attempt; None when there will be none."""
+    while not control.closed:
+        wait_readable([control], None)
+        for message in control.receive():
+            if "job" in message:
+                return message
+    return None
+
+
+def _import_ahead(options: KeeperOptions) -> dict[str, int]:
+    """Imports the objective; returns the files of its package that were read in this interpreter.
+
+    An import that fails is left to the attempt, which says so.
+    """
+    sources: dict[str, int] = {}
+    _lead_path()
+    if options.ahead:
+        with contextlib.suppress(BaseException):
+            locate(options.target)
+    if options.start == "spawn":
+        package = options.target.partition(".")[0]
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if name.partition(".")[0] == package and isinstance(file, str):
+                sources[file] = _modified(file)
+        gc.freeze()  # what is collected after an attempt is then what the attempt made
+    return sources
+
+
+def _changed(sources: Mapping[str, int]) -> bool:
+    """Whether a fresh interpreter would see other code than this one did."""
+    return any(_modified(file) != modified for file, modified in sources.items())
+
+
+def _modified(file: str) -> int:
+    try:
+        return os.stat(file).st_mtime_ns  # noqa: PTH116
+    except OSError:
+        return -1
+
+
+def rehearse(threads: int | None) -> None:
+    """Goes through what every attempt does before the user's function, so that the first one takes no longer than others."""
+    build_config(Job.from_json(json.loads(json.dumps(_REHEARSAL.to_json()))))
+    _seed(0, threads)
+
+
+def _template(example: Path) -> Template | None:
+    with contextlib.suppress(Exception):  # what is wrong there, the attempt says
+        return Template(rundir.read_job(example))
+    return None
 
 
 class _Termination:
@@ -76,7 +200,6 @@ class _Termination:
 
     def __init__(self) -> None:
         self.seen = False
-        signal.signal(signal.SIGTERM, self._handle)
         os.register_at_fork(after_in_child=self._forget)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
@@ -84,51 +207,32 @@ class _Termination:
             self.seen = True
             raise Terminated(128 + signum)
 
+    def arm(self) -> None:
+        """From here on SIGTERM ends the attempt."""
+        signal.signal(signal.SIGTERM, self._handle)
+
     def ignore(self) -> None:
         """From here on the result is being written, and SIGTERM has nothing left to ask for."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
+    def disarm(self) -> None:
+        """From here on, between two attempts, SIGTERM ends the process at once."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def _forget(self) -> None:
         if signal.getsignal(signal.SIGTERM) == self._handle:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self.disarm()
 
 
-def build_config(job: Job) -> tuple[DictConfig, dict[str, Any]]:
-    """The `cfg` and the keyword arguments for the user's function: the trial's values merged in, then resolved.
-
-    Interpolations in both see `params` as their root. `cfg` is in struct mode: reading or writing an unknown key is an error.
-
-    Raises:
-        omegaconf.errors.OmegaConfBaseException: An interpolation cannot be resolved.
-    """
-    couplings.register()
-    _, kwargs = target_of(job.objective)
-    cfg = OmegaConf.create({**job.params, _OBJECTIVE: kwargs})
-    for path, value in job.values.items():
-        _set(cfg, path, value)
-    OmegaConf.resolve(cfg)
-    resolved: dict[str, Any] = OmegaConf.to_container(cfg.pop(_OBJECTIVE))  # type: ignore[assignment]
-    OmegaConf.set_struct(cfg, True)
-    return cfg, resolved
-
-
-def _set(cfg: DictConfig, path: str, value: JSONValue) -> None:
-    # A parent that is an interpolation (`optim: ${presets.adam}`) becomes a copy: one new value must not hide the rest of it.
-    parts = path.split(".")
-    for count in range(1, len(parts)):
-        parent = ".".join(parts[:count])
-        node = OmegaConf.select(cfg, parent)
-        owner = OmegaConf.select(cfg, ".".join(parts[: count - 1])) if count > 1 else cfg
-        if OmegaConf.is_config(node) and OmegaConf.is_dict(owner) and OmegaConf.is_interpolation(owner, parts[count - 1]):
-            OmegaConf.update(cfg, parent, OmegaConf.to_container(node), merge=False)
-    OmegaConf.update(cfg, path, value, merge=False, force_add=True)
-
-
-def _execute(job: Job, trial: Trial, threads: int | None) -> Outcome:
-    target, _ = target_of(job.objective)
+def _lead_path() -> None:
     cwd = str(Path.cwd())
     if sys.path[:1] != [cwd]:
         sys.path.insert(0, cwd)
+
+
+def _execute(job: Job, trial: Trial, template: Template | None, threads: int | None, traces: Traces | None) -> Outcome:
+    target, _ = target_of(job.objective)
+    _lead_path()
     try:
         check_program(program_of(job.objective))
         function = locate(target)
@@ -140,8 +244,10 @@ def _execute(job: Job, trial: Trial, threads: int | None) -> Outcome:
         _print_traceback(error)
         return imports_no_more(describe_import_error(target, error))
     _seed(job.seed, threads)
+    if traces is not None:
+        traces.note()
     try:
-        cfg, kwargs = build_config(job)
+        cfg, kwargs = build_config(job, template)
         returned = _call(function, cfg, trial, kwargs)
         if returned is None and trial.should_stop():
             return Interrupted("stopped when asked")
@@ -163,7 +269,7 @@ def _failed(kind: str, message: str, *causes: str) -> Failed:
     return Failed(kind, message, (kind, *causes))
 
 
-def _call(function: Callable[..., object], cfg: DictConfig, trial: Trial, kwargs: Mapping[str, Any]) -> object:
+def _call(function: Callable[..., object], cfg: object, trial: Trial, kwargs: Mapping[str, Any]) -> object:
     pid = os.getpid()
     try:
         return function(cfg, trial, **kwargs)
@@ -204,9 +310,10 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _deliver(job: Job, channel: Channel, outcome: Outcome) -> None:
+def _deliver(job: Job, control: Channel, channel: Channel, outcome: Outcome) -> None:
     try:
         rundir.write_result(job.run_dir, outcome)
+        control.send({"is": "written"})  # the keeper syncs it while this process ends
     except OSError as error:
         _say(f"the result could not be written: {error}")
     try:
@@ -238,6 +345,14 @@ def _open_streams() -> None:
     faulthandler.enable(file=2)
 
 
+def _redirect(descriptor: int) -> None:
+    """Puts `descriptor` in place of stdout and stderr."""
+    flush_streams()
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+
+
 def _seed(seed: int, threads: int | None) -> None:
     """Seeds ``random``, and numpy and torch if they are imported; gives torch its number of threads."""
     modules: Mapping[str, Any] = sys.modules
@@ -251,11 +366,13 @@ def _seed(seed: int, threads: int | None) -> None:
 
 
 def main() -> NoReturn:
-    """``python -m orchestrator.runner.child SOCKET JOB KEEPER_PID THREADS``: a child in an interpreter of its own."""
-    descriptor, job_path, keeper_pid, threads = sys.argv[1:]
+    """``python -m orchestrator.runner.child OPTIONS KEEPER_PID [EXAMPLE]``: a child in an interpreter of its own."""
+    argument, keeper_pid, *example = sys.argv[1:]
     del sys.argv[1:]
-    os.set_inheritable(int(descriptor), False)
-    run(socket.socket(fileno=int(descriptor)), Path(job_path), int(keeper_pid), int(threads) or None)
+    options = KeeperOptions.from_argument(argument)
+    for descriptor in (options.control, *options.held):
+        os.set_inheritable(descriptor, False)
+    serve(Channel(socket.socket(fileno=options.control)), int(keeper_pid), options, Path(*example) if example else None)
 
 
 if __name__ == "__main__":

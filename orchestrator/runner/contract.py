@@ -38,7 +38,7 @@ class Job:
     grace_s: float = 5.0
 
     def to_json(self) -> dict[str, JSONValue]:
-        return {**asdict(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}
+        return {**vars(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Job:
@@ -48,11 +48,12 @@ class Job:
 
 @dataclass(frozen=True)
 class KeeperOptions:
-    """What a keeper is started with; it travels on the command line, so it holds no secret.
+    """What a keeper, and a child in an interpreter of its own, is started with; it holds no secret, for it is an argument.
 
     `program` is what a command starts, None for a function;
     `held` are file descriptors (device locks) that keeper and child keep open; `checked` says that the objective was
-    imported and found good by this process before it replaced itself (see `keeper.main`).
+    imported and found good by this process before it replaced itself (see `keeper.main`); `ahead`, that a child may import it
+    while another still has the device.
     """
 
     control: int
@@ -65,7 +66,9 @@ class KeeperOptions:
     silence_s: float
     program: str | None = None
     held: tuple[int, ...] = ()
+    isolation: str = "trial"
     checked: bool = False
+    ahead: bool = True
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self))

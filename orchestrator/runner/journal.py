@@ -47,6 +47,13 @@ class Journal:
             if not complete:
                 self._start_anew()
 
+    def close(self) -> None:
+        """Ends it; later messages are dropped."""
+        file, self._file = self._file, -1
+        with contextlib.suppress(OSError):
+            if _identity(file) == self._identity:
+                os.close(file)
+
     def _start_anew(self) -> None:
         os.ftruncate(self._file, 0)
         self._size = 0

@@ -7,28 +7,24 @@ or when the trial's time is up. It works while user code holds the interpreter l
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
 import importlib
-import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
 import traceback
 import warnings
-import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from orchestrator.errors import ConfigError
-from orchestrator.runner import child, linux, rundir
+from orchestrator.runner import child, forking, linux, rundir
 from orchestrator.runner.channel import Channel, Message, wait_readable
+from orchestrator.runner.childhandle import ChildHandle
 from orchestrator.runner.contract import KeeperOptions
 from orchestrator.runner.executable import check_program
 from orchestrator.runner.output import Output, flush_streams, open_streams
@@ -37,38 +33,33 @@ from orchestrator.runner.target import check_call, describe_import_error, locate
 _TICK_S: Final = 1.0
 _CLEANUP_S: Final = 3.0
 _DRAIN_S: Final = 1.5
+_STANDBY_GRACE_S: Final = 0.5
+_TOLD: Final = 5
+_NOT_AGAIN: Final = "runner.isolation=worker: the process of a trial is not used again: "
 
 
 @dataclass
 class _Attempt:
-    """The child that runs now."""
+    """The attempt that runs now."""
 
-    pid: int
+    child: ChildHandle
+    order: Message
     ends_at: float | None
     grace_s: float
     oom_kills: int
-    output: Output
-    process: subprocess.Popen[bytes] | None = None
+    worker: int | None  # the worker's socket, until the child has said that it took the attempt
+    printed: int
+    output: Output | None = None
+    replaced: bool = False
     cause: str | None = None
     asked: bool = False
     kill_at: float | None = None
-
-    def signal_group(self, signum: signal.Signals) -> None:
-        try:
-            os.killpg(self.pid, signum)
-        except ProcessLookupError:  # it is younger than its group: the fork has not come to setsid yet
-            try:
-                os.kill(self.pid, signum)
-            except ProcessLookupError:
-                return
-        except PermissionError:  # macOS says so of a group of zombies
-            return
 
     def end(self, cause: str) -> None:
         """Asks the group to end, and sees to it `grace_s` later; the first cause given stays."""
         if not self.asked:
             self.asked = True
-            self.signal_group(signal.SIGTERM)
+            self.child.signal_group(signal.SIGTERM)
         self.cause = self.cause or cause
         self.end_within(self.grace_s)
 
@@ -77,47 +68,70 @@ class _Attempt:
         at = time.monotonic() + seconds
         self.kill_at = at if self.kill_at is None else min(at, self.kill_at)
 
+    def taken(self) -> None:
+        if self.worker is not None:
+            os.close(self.worker)
+            self.worker = None
 
-@dataclass(frozen=True)
-class _Fork:
-    """Returned by `Keeper.serve` in the child, which leaves the keeper's stack behind."""
 
-    sock: socket.socket
-    job_path: Path
-    keeper_pid: int
+class _InChildError(BaseException):
+    """Raised in a forked child, which leaves the keeper's stack behind."""
+
+    def __init__(self, control: Channel, example: Path | None) -> None:
+        self.control = control
+        self.example = example
 
 
 class Keeper:
+    """Runs attempts, one at a time, each in a child that got ready for it while the one before ran.
+
+    Of such children there are at most two: the *standby*, made whenever there is none, and with ``isolation=worker`` the one
+    that ran the attempt before. This process forks only while it has no thread.
+    """
+
     def __init__(self, channel: Channel, options: KeeperOptions) -> None:
         self._channel = channel
         self._options = options
-        self._pid = os.getpid()
         self._own = linux.own_children()  # started by the objective's import: not ours to end
         self._attempt: _Attempt | None = None
+        self._standby: ChildHandle | None = None
+        self._kept: ChildHandle | None = None
+        self._example: Path | None = None
+        self._told: set[str] = set()
         self._leaving = False
         self._heard_at = time.monotonic()
         self._wake, self._wake_writer = socket.socketpair()
         for end in (self._wake, self._wake_writer):
             end.setblocking(False)
 
-    def serve(self) -> _Fork | None:
-        """Runs attempts until the worker is gone, then returns None; in a forked child it returns what to run there."""
+    def serve(self) -> _InChildError | None:
+        """Runs attempts until the worker is gone, then returns None; in a forked child, what it is to begin with."""
         signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
         for signum in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(signum, lambda *_: None)  # only to be woken
-        while self._attempt is not None or not self._leaving:
-            self._wait()
-            for message in self._channel.receive():
-                self._heard_at = time.monotonic()
-                if (fork := self._obey(message)) is not None:
-                    return fork
-            # SIGTERM to a whole service reaches us too: as long as the worker lives, it is the worker that decides.
-            if self._channel.closed or os.getppid() != self._options.worker_pid:
-                self._leaving = True
-                if self._attempt is not None:
-                    self._attempt.end("the worker is gone")
-            self._enforce()
-            self._reap()
+        try:
+            if self._options.start == "forkserver":  # a fresh interpreter takes seconds to get ready: when there is work
+                self._get_standby()
+            while self._attempt is not None or not self._leaving:
+                self._wait()
+                for message in self._channel.receive():
+                    self._heard_at = time.monotonic()
+                    self._obey(message)
+                # SIGTERM to a whole service reaches us too: as long as the worker lives, it is the worker that decides.
+                if self._channel.closed or os.getppid() != self._options.worker_pid:
+                    self._leaving = True
+                    if self._attempt is not None:
+                        self._attempt.end("the worker is gone")
+                self._hear_child()
+                self._enforce()
+                self._reap()
+        except _InChildError as here:
+            return here
+        if self._kept is not None:
+            self._kept.dismiss(self._options.grace_s)
+        if self._standby is not None:
+            self._standby.dismiss(min(_STANDBY_GRACE_S, self._options.grace_s))  # it may be deep in an import
+        self._end_adopted()
         return None
 
     def _wait(self) -> None:
@@ -125,7 +139,8 @@ class Keeper:
         until = now + _TICK_S
         if self._attempt is not None:
             until = min([until, *(at for at in (self._attempt.ends_at, self._attempt.kill_at) if at is not None)])
-        wait_readable([self._wake.fileno(), *([] if self._channel.closed else [self._channel])], until - now)
+        channels = [self._channel, *([] if self._attempt is None else [self._attempt.child.channel])]
+        wait_readable([self._wake.fileno(), *(c for c in channels if not c.closed)], until - now)
         try:
             while self._wake.recv(4096):
                 pass
@@ -136,11 +151,13 @@ class Keeper:
         if overslept > _TICK_S:
             self._heard_at += overslept
 
-    def _obey(self, message: Message) -> _Fork | None:
+    def _obey(self, message: Message) -> None:
         attempt = self._attempt
         match message.get("do"):
             case "start" if attempt is None and not self._leaving:
-                return self._start(message)
+                limit = message["max_runtime_s"]
+                ends_at = None if limit is None else time.monotonic() + limit
+                self._begin(self._take_child(), message, self._channel.fds.pop(0), ends_at)
             case "terminate" if attempt is not None:
                 attempt.end("terminated")
             case "linger" if attempt is not None:  # the result is there; what the process still does is not waited for
@@ -149,35 +166,62 @@ class Keeper:
                 self._leaving = True
                 if attempt is not None:
                     attempt.end("terminated")
-        return None
 
-    def _start(self, message: Message) -> _Fork | None:
-        sock = socket.socket(fileno=self._channel.fds.pop(0))
-        job_path = Path(message["job"])
-        limit = message["max_runtime_s"]
-        oom_kills = linux.oom_kills()
-        printed, output = os.pipe()
-        process = None
+    def _begin(self, child: ChildHandle, order: Message, worker: int, ends_at: float | None, *, replaced: bool = False) -> None:
+        printed = child.hand_over(order["job"], worker)
+        self._attempt = attempt = _Attempt(child, order, ends_at, self._options.grace_s, linux.oom_kills(), worker, printed)
+        attempt.replaced = replaced
+        self._example = Path(order["job"])
+        self._channel.send({"is": "started", "pid": child.pid})
+        self._get_standby()  # before the output gets its thread
+        attempt.output = Output(printed, rundir.log_path(Path(order["job"]).parent), order["log_limit_bytes"])
+
+    def _take_child(self) -> ChildHandle:
+        """A child for the next attempt: the one kept, else the standby, else one that has yet to get ready."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            if kept.fit():
+                return kept
+            kept.dismiss(0.0)
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            if standby.fit():
+                return standby
+            standby.dismiss(0.0)
+        return self._make_child()
+
+    def _get_standby(self) -> None:
+        """Sees to it that there is a child that gets ready for the next attempt; without it the next one only starts later."""
+        if self._standby is None and not self._leaving:
+            with contextlib.suppress(OSError):
+                self._standby = self._make_child()
+
+    def _make_child(self) -> ChildHandle:
         if self._options.start == "spawn":
-            process = self._spawn(sock, job_path, output)
-            pid = process.pid
-        else:
-            flush_streams()
+            return ChildHandle.spawn(self._options, self._example)
+        ours, theirs = socket.socketpair()
+        printed, output = os.pipe()
+        flush_streams()
+        try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of native threads, which `_reason_to_spawn` judged
+                warnings.simplefilter("ignore", DeprecationWarning)  # of native threads, which `forking.reason_to_spawn` judged
                 pid = os.fork()
-            if pid == 0:
-                os.close(printed)
-                return self._become_child(sock, job_path, output)
-        sock.close()
+        except OSError:
+            for descriptor in (printed, output):
+                os.close(descriptor)
+            ours.close()
+            theirs.close()
+            raise
+        if pid == 0:
+            ours.close()
+            os.close(printed)
+            self._become_child(output)
+            raise _InChildError(Channel(theirs), self._example)
+        theirs.close()
         os.close(output)
-        ends_at = None if limit is None else time.monotonic() + limit
-        log = Output(printed, rundir.log_path(job_path.parent), message["log_limit_bytes"])
-        self._attempt = _Attempt(pid, ends_at, self._options.grace_s, oom_kills, log, process)
-        self._channel.send({"is": "started", "pid": pid})
-        return None
+        return ChildHandle(pid, Channel(ours), printed)
 
-    def _become_child(self, sock: socket.socket, job_path: Path, output: int) -> _Fork:
+    def _become_child(self, output: int) -> None:
         os.setsid()
         for stream in (1, 2):
             os.dup2(output, stream)
@@ -188,17 +232,46 @@ class Keeper:
         self._channel.close()
         self._wake.close()
         self._wake_writer.close()
-        _forget_exit_functions()
-        return _Fork(sock, job_path, self._pid)
+        for idle in (self._kept, self._standby):
+            if idle is not None:
+                idle.close()
+        if self._attempt is not None:
+            self._attempt.child.close()
+            self._attempt.taken()
+            os.close(self._attempt.printed)
+        forking.forget_exit_functions()
 
-    def _spawn(self, sock: socket.socket, job_path: Path, output: int) -> subprocess.Popen[bytes]:
-        arguments = [str(sock.fileno()), str(job_path), str(self._pid), str(self._options.threads or 0)]
-        command = [sys.executable, "-m", "orchestrator.runner.child", *arguments]
-        descriptors = (sock.fileno(), *self._options.held)
-        nothing = subprocess.DEVNULL
-        return subprocess.Popen(
-            command, stdin=nothing, stdout=output, stderr=output, pass_fds=descriptors, start_new_session=True
-        )
+    def _hear_child(self) -> None:
+        attempt = self._attempt
+        if attempt is None:
+            return
+        for message in attempt.child.channel.receive():
+            match message.get("is"):
+                case "took":
+                    attempt.taken()
+                case "written" if attempt.output is not None:
+                    attempt.output.sync_result()
+                case "unfit":
+                    self._tell(f"{_NOT_AGAIN}{message.get('why')}")
+                case "free":
+                    self._keep(attempt)
+
+    def _tell(self, why: str) -> None:
+        """Sends a note that every trial may give cause for: once, and no more than a few."""
+        if why not in self._told and len(self._told) < _TOLD:
+            self._told.add(why)
+            self._channel.send({"is": "note", "message": why})
+
+    def _keep(self, attempt: _Attempt) -> None:
+        """Ends the attempt, and keeps its child for the next one if nothing speaks against that."""
+        if strays := self._reap_adopted():
+            self._tell(_NOT_AGAIN + "it left processes in sessions of their own")
+        if strays or attempt.asked or self._leaving:
+            attempt.child.channel.close()  # so that it ends
+            attempt.end_within(self._options.grace_s)
+            return
+        self._kept = attempt.child
+        self._conclude(attempt, 0)
 
     def _enforce(self) -> None:
         attempt, now = self._attempt, time.monotonic()
@@ -207,32 +280,57 @@ class Keeper:
         if attempt.ends_at is not None and now >= attempt.ends_at:
             attempt.ends_at = None
             attempt.end("timeout")
+        if attempt.worker is not None and not linux.runs(attempt.child.pid):
+            self._hear_child()  # what it said before it was stopped
+            if attempt.worker is not None:
+                attempt.child.signal_group(signal.SIGKILL)  # `_reap` then gives the attempt to another one
         if now - self._heard_at >= self._options.silence_s:
             attempt.end("silence")
         if attempt.kill_at is not None and now >= attempt.kill_at:
             attempt.kill_at = now + _TICK_S  # again, should it have forked in this very moment
-            attempt.signal_group(signal.SIGKILL)
+            attempt.child.signal_group(signal.SIGKILL)
 
     def _reap(self) -> None:
+        self._reap_adopted()
+        for idle in (self._kept, self._standby):
+            if idle is not None and idle.collect() is not None:
+                idle.close()
+                self._kept = None if idle is self._kept else self._kept
+                self._standby = None if idle is self._standby else self._standby
         attempt = self._attempt
-        if attempt is None:
+        if attempt is None or (code := attempt.child.collect()) is None:
             return
-        self._reap_adopted(attempt.pid)
-        if (status := _collect(attempt)) is None:
-            return
-        self._attempt = None
-        code = os.waitstatus_to_exitcode(status)
-        if attempt.process is not None:
-            attempt.process.returncode = code
+        self._hear_child()
+        attempt.child.close()
         self._end_adopted()
+        if attempt.worker is not None and not attempt.asked and not attempt.replaced:
+            self._begin_anew(attempt)
+        else:
+            self._conclude(attempt, code)
+            self._get_standby()
+
+    def _begin_anew(self, attempt: _Attempt) -> None:
+        """Gives an attempt whose child ended before it took it to a new one: that says nothing about the trial."""
+        assert attempt.output is not None
+        assert attempt.worker is not None
+        attempt.output.finish(_DRAIN_S)
+        self._attempt = None
+        self._begin(self._make_child(), attempt.order, attempt.worker, attempt.ends_at, replaced=True)
+
+    def _conclude(self, attempt: _Attempt, code: int) -> None:
+        """Tells the worker how the attempt ended: nothing of it is left."""
+        assert attempt.output is not None
+        self._attempt = None
+        attempt.taken()
         if (problem := attempt.output.finish(_DRAIN_S)) is not None:
             self._channel.send({"is": "note", "message": problem})
-        out_of_memory = linux.oom_kills() > attempt.oom_kills
+        out_of_memory = code == -signal.SIGKILL and linux.oom_kills() > attempt.oom_kills
         self._channel.send({"is": "ended", "code": code, "cause": attempt.cause, "oom": out_of_memory})
 
-    def _reap_adopted(self, leader: int | None) -> set[int]:
+    def _reap_adopted(self) -> set[int]:
         """Reaps the ended ones among the orphans we adopted; returns those that live."""
-        orphans = linux.own_children() - self._own - {leader}
+        children = (self._kept, self._standby, None if self._attempt is None else self._attempt.child)
+        orphans = linux.own_children() - self._own - {child.pid for child in children if child is not None}
         for pid in list(orphans):
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG) != (0, 0):
@@ -242,7 +340,7 @@ class Keeper:
     def _end_adopted(self) -> None:
         """Kills and reaps what the child left running, also those that went into sessions of their own: all are ours now."""
         give_up_at = time.monotonic() + _CLEANUP_S
-        while (left := self._reap_adopted(None)) and time.monotonic() < give_up_at:
+        while (left := self._reap_adopted()) and time.monotonic() < give_up_at:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -262,20 +360,25 @@ def main() -> None:
         if (problem := _import_objective(options)) is not None:
             channel.send({"is": "broken", "message": problem})
             return
-        reason = _reason_to_spawn() if options.start == "forkserver" else None
+        reason = forking.reason_to_spawn() if options.start == "forkserver" else None
         if reason is not None:
             channel.send({"is": "note", "message": f"every trial starts a fresh interpreter: {reason}"})
         if reason is not None or options.start == "spawn":
-            _start_over(replace(options, start="spawn", checked=True))
+            _start_over(replace(options, start="spawn", checked=True, ahead=not forking.uses_cuda()))
     linux.adopt_orphans()
     if "numpy" in sys.modules:
         importlib.import_module("numpy.random")  # numpy loads it at first use: every child would, to seed it
+    if options.start == "forkserver":
+        child.rehearse(None)
     gc.collect()
     gc.freeze()  # forked children then share these pages instead of copying them at their first collection
+    if options.start == "forkserver":
+        linux.gather_pages()
     channel.send({"is": "ready", "start": options.start})
-    fork = Keeper(channel, options).serve()
-    if fork is not None:
-        child.run(fork.sock, fork.job_path, fork.keeper_pid, options.threads)
+    keeper_pid = os.getpid()
+    here = Keeper(channel, options).serve()
+    if here is not None:
+        child.serve(here.control, keeper_pid, options, here.example)
 
 
 def _import_objective(options: KeeperOptions) -> str | None:
@@ -294,64 +397,12 @@ def _import_objective(options: KeeperOptions) -> str | None:
     return None
 
 
-def _reason_to_spawn() -> str | None:
-    """Why this process, after importing the objective, must not be forked; None when it may be."""
-    torch: Any = sys.modules.get("torch")
-    if (torch is not None and torch.cuda.is_initialized()) or linux.uses_cuda_memory():
-        return "importing the objective initialises CUDA, which does not survive a fork"
-    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    if others:
-        return f"importing the objective starts threads ({', '.join(others)}), which do not survive a fork"
-    if linux.native_threads() - 1 > _fork_safe_threads():
-        # Seen with torch's OpenMP: one parallel operation at import, and the same operation hangs for ever in the fork.
-        return "importing the objective starts native threads (a parallel torch operation?), which do not survive a fork"
-    return None
-
-
-def _fork_safe_threads() -> int:
-    """Threads of OpenBLAS pools, which numpy and scipy start when imported: OpenBLAS restarts them after a fork by itself."""
-    if "numpy" not in sys.modules:
-        return 0
-    try:
-        pools = importlib.import_module("threadpoolctl").threadpool_info()
-    except ImportError:
-        return 0
-    return sum(pool["num_threads"] - 1 for pool in pools if pool["internal_api"] == "openblas")
-
-
-def _forget_exit_functions() -> None:
-    """Leaves to the keeper what its import wants done at exit: the first child would remove the temporary files of them all."""
-    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-        finalizer.atexit = False
-    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]  # so that the next one registers it again
-    atexit._clear()
-    # These two act for the process that runs them, and a child that spawned would have them.
-    atexit.register(logging.shutdown)
-    if "multiprocessing.util" in sys.modules:
-        atexit.register(sys.modules["multiprocessing.util"]._exit_function)
-
-
 def _start_over(options: KeeperOptions) -> None:
     """Replaces this process by a keeper that has not imported the objective: frees a CUDA context, threads and memory."""
     for descriptor in (options.control, *options.held):
         os.set_inheritable(descriptor, True)
     flush_streams()
     os.execv(sys.executable, [sys.executable, "-m", "orchestrator.runner.keeper", options.to_argument()])
-
-
-def _collect(attempt: _Attempt) -> int | None:
-    """Once the child has ended: kills the rest of its group, reaps it and returns its wait status; None before."""
-    if hasattr(os, "waitid"):  # macOS before Python 3.13 has none
-        if os.waitid(os.P_PID, attempt.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            return None
-        # Before the leader is reaped, for until then the group's number cannot pass to strangers.
-        attempt.signal_group(signal.SIGKILL)
-        return os.waitpid(attempt.pid, 0)[1]
-    pid, status = os.waitpid(attempt.pid, os.WNOHANG)
-    if pid == 0:
-        return None
-    attempt.signal_group(signal.SIGKILL)
-    return status
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from typing import Final
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+# include/uapi/asm-generic/mman-common.h
+_MADV_COLLAPSE: Final = 25
+_HUGE_PAGE: Final = 2 << 20
 _OOM_PREFERENCE: Final = 500
 
 
@@ -28,6 +31,23 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def gather_pages() -> None:
+    """Moves this process's memory into huge pages: to fork it, and for a fork to end, then takes half the time.
+
+    Without effect before Linux 6.1, and for what no huge page can be had.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return
+    madvise = ctypes.CDLL(None).madvise
+    for line in lines:
+        span, rights, _, _, inode, *name = line.split()
+        start, end = (int(address, 16) for address in span.split("-"))
+        if rights == "rw-p" and inode == "0" and name in ([], ["[heap]"]) and end - start >= _HUGE_PAGE:
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_COLLAPSE)
+
+
 def own_children() -> set[int]:
     """The process ids of this process's direct children, zombies included; empty where the kernel does not list them."""
     try:
@@ -35,6 +55,15 @@ def own_children() -> set[int]:
     except OSError:
         return set()
     return {int(pid) for pid in text.split()}
+
+
+def runs(pid: int) -> bool:
+    """Whether the process exists and has neither ended nor been stopped; True where the kernel does not say."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except OSError:
+        return not Path("/proc/self/stat").exists()
+    return state not in (b"T", b"t", b"Z", b"X")
 
 
 def native_threads() -> int:

@@ -12,6 +12,8 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from orchestrator.runner import rundir
+
 MIN_LIMIT: Final = 1000
 """Smallest limit of a log in bytes."""
 
@@ -25,6 +27,7 @@ class Output:
     """Moves everything that comes out of the pipe `source` to the log, from a thread of its own, until `finish`.
 
     A thread, so that a disk that hangs holds up who prints, and not the keeper, which has to end it. Start it after the fork.
+    For the same reason it is this thread that syncs the attempt's result.
     """
 
     def __init__(self, source: int, log: Path, limit: int | None) -> None:
@@ -36,9 +39,16 @@ class Output:
         self._source = source
         self._log = _Log(log, limit)
         self._block = _BLOCK if limit is None else min(_BLOCK, limit // 16)
+        self._syncs = False
         self._asked, self._ask = os.pipe()
         self._thread = threading.Thread(target=self._pump, name="output", daemon=True)
         self._thread.start()
+
+    def sync_result(self) -> None:
+        """Has the result that lies beside the log synced, at the latest when `finish` returns."""
+        if not self._syncs:
+            self._syncs = True
+            os.write(self._ask, b"s")
 
     def finish(self, timeout: float) -> str | None:
         """Ends once all that was printed up to now is in the log, after `timeout` s at the latest; returns what went wrong.
@@ -54,14 +64,18 @@ class Output:
         anything.register(self._source, select.POLLIN)
         for poller in (anything, asked):
             poller.register(self._asked, select.POLLIN)
-        ending = False
+        ending, printing = False, True
         try:
             self._log.open()
             while not ending:
                 anything.poll()
-                ending = bool(asked.poll(_GATHER_MS))
-                if not self._drain():
-                    return
+                if asked.poll(_GATHER_MS):
+                    ending = not os.read(self._asked, 16)
+                    if not ending:
+                        rundir.sync_result(self._log.path.parent)
+                if printing and not self._drain():
+                    printing = False
+                    anything.unregister(self._source)
         finally:
             self._log.close()
             os.close(self._source)
@@ -125,9 +139,9 @@ class _Log:
         self._file: int | None = None
 
     def open(self) -> None:
-        """Adds from here on to what the file holds already; without a file all output is let go."""
+        """Adds from here on to what the file holds already; all is let go where it is gone."""
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(self.path, os.O_RDWR)
             self._size = os.fstat(self._file).st_size
         except OSError as error:
             self._lost_to = error.strerror or str(error)

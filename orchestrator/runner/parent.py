@@ -74,6 +74,8 @@ class Runner:
 
     Args:
         objective: ``_target_`` and keyword arguments, or a command; unresolved.
+        isolation: ``trial`` gives every attempt a process of its own; with ``worker`` one process runs them in turn, until one
+            of them leaves it unfit for another.
         start: ``forkserver`` forks each child from a process that imported the objective once; ``spawn`` starts an interpreter
             for each. The first falls back to the second when the import did what a fork does not survive.
         env: Set in the children's environment (devices, above all), over this process's own without `SECRETS`.
@@ -95,6 +97,7 @@ class Runner:
         self,
         objective: Mapping[str, JSONValue],
         *,
+        isolation: str = "trial",
         start: str = "forkserver",
         env: Mapping[str, str] | None = None,
         threads: int | None = None,
@@ -105,6 +108,8 @@ class Runner:
         held: Sequence[int] = (),
         log_limit_bytes: int | None = None,
     ) -> None:
+        if isolation not in ("trial", "worker"):
+            raise ConfigError(f"runner.isolation: {isolation!r} is neither 'trial' nor 'worker'")
         if start not in ("forkserver", "spawn"):
             raise ConfigError(f"runner.start: {start!r} is neither 'forkserver' nor 'spawn'")
         _require("threads", threads, threads is None or threads >= 1, "at least 1")
@@ -116,6 +121,7 @@ class Runner:
         self._target, kwargs = target_of(objective)
         self._program = program_of(objective)
         self._kwargs = tuple(kwargs)
+        self._isolation = isolation
         self._start = start
         self._env = dict(env or {})
         self._threads = threads
@@ -200,6 +206,7 @@ class Runner:
             silence_s=self._silence_s,
             program=self._program,
             held=self._held,
+            isolation=self._isolation,
         )
 
     def _environment(self) -> dict[str, str]:

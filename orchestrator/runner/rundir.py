@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -84,12 +85,23 @@ def read_job(path: Path) -> Job:
 
 
 def write_result(run_dir: Path, outcome: Outcome) -> None:
-    """Writes the outcome so that after this returns it survives a crash of the machine, and half of it is never seen.
+    """Writes the outcome so that half of it is never seen; `sync_result` makes it survive a crash of the machine.
 
     Raises:
         OSError: The disk is full or gone.
     """
     _write(run_dir / "result.json", result_to_json(outcome))
+
+
+def sync_result(run_dir: Path) -> None:
+    """Returns when the result in `run_dir`, if there is one, would survive a crash of the machine."""
+    with contextlib.suppress(OSError):  # without a disk there is nothing to survive; the child told the worker as well
+        for path in (run_dir / "result.json", run_dir):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def read_result(run_dir: Path) -> Outcome | None:
@@ -170,15 +182,8 @@ def _write(path: Path, data: JSONValue) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(data, file)
-            file.flush()
-            os.fsync(file.fileno())
+            file.write(json.dumps(data))
         os.replace(temporary, path)  # noqa: PTH105 - both are in one directory, so this is atomic
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -205,6 +205,11 @@ class Trial:
 
     # ---------------------------------------------------------------------------------------------------------------- inside
 
+    def _end(self) -> None:
+        """Ends the attempt for whoever still has this object: nothing is reported or written any more."""
+        self._journal.close()
+        self._channel.shut()
+
     def _listen(self) -> None:
         for message in self._channel.receive():
             if message.get("stop"):

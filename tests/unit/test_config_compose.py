@@ -73,6 +73,7 @@ def test_the_digits_experiment() -> None:
     assert digits.runner == {
         "max_runtime_min": None,
         "grace_s": 5.0,
+        "isolation": "trial",
         "start": "forkserver",
         "max_attempts": 5,
         "retries": 0,
@@ -169,6 +170,7 @@ def test_a_mandatory_value_that_is_searched_is_given() -> None:
         ([*OWN, "budget.trails=3"], ["budget.trails", "did you mean 'budget.trials'"]),
         ([*OWN, "+budget.trails=3"], ["did you mean 'budget.trials'"]),
         ([*OWN, "runner.start=fork"], ["runner.start='fork'", "forkserver, spawn"]),
+        ([*OWN, "runner.isolation=trail"], ["runner.isolation='trail'", "did you mean 'trial'?"]),
         ([*OWN, "sampler=tpee"], ["sampler=tpee", "did you mean 'tpe'", "gp, nsga2, qmc, random, tpe"]),
         ([*OWN, "sampler=cmaes"], ["sampler=cmaes"]),
         ([*OWN, "sampler=gp,tpe"], ["sampler=gp,tpe", "choose one, sampler=gp"]),

@@ -396,6 +396,7 @@ def test_an_import_that_does_not_survive_a_fork_makes_every_trial_a_fresh_interp
     ("changes", "message"),
     [
         ({"start": "thread"}, "runner.start: 'thread'"),
+        ({"isolation": "process"}, "runner.isolation: 'process'"),
         ({"threads": 0}, "runner.threads: 0 must be at least 1"),
         ({"grace_s": -1}, "runner.grace_s: -1"),
         ({"max_runtime_s": 0}, "runner.max_runtime_s: 0"),

@@ -111,11 +111,11 @@ def test_a_module_broken_meanwhile_is_a_lost_attempt_and_found_by_the_next_check
 
 
 def test_a_full_disk_names_the_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_descriptor: int) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     job = make_job(tmp_path, objective("give", what="float"))
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left") as caught:
         Runner(job.objective).start(job)
     assert str(caught.value) == f"No space left on device ({job.run_dir})"

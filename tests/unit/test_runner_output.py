@@ -24,6 +24,7 @@ MARKER = re.compile(rb"\[orchestrator: ([\d,]+) bytes cut here\]\n")
 
 def write_through(log: Path, limit: int | None, pieces: list[bytes]) -> str | None:
     """Prints the pieces into a log; returns what went wrong."""
+    log.touch()
     reader, writer = os.pipe()
     output = Output(reader, log, limit)
     for piece in pieces:
@@ -83,6 +84,7 @@ def test_output_that_a_full_disk_refused_is_counted_where_it_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "output.log"
+    log.touch()
     pwrite = os.pwrite
 
     def full(file: int, data: bytes, offset: int) -> int:
@@ -113,6 +115,7 @@ def test_a_disk_that_hangs_does_not_hold_up_the_keeper(tmp_path: Path, monkeypat
         return len(data)
 
     monkeypatch.setattr(os, "pwrite", hang)
+    (tmp_path / "output.log").touch()
     reader, writer = os.pipe()
     output = Output(reader, tmp_path / "output.log", None)
     os.write(writer, b"x")

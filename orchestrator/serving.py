@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from orchestrator.config import WorkerConfig
 from orchestrator.contact import Contact
@@ -128,6 +128,7 @@ class Serving:
             silence_s=self._silence_s(grace_s),
             held=self.device.descriptors,
             log_limit_bytes=int(spec.runner.get("log_limit_mb", 10.0) * 1_000_000),
+            device=asdict(self.device.device),
         )
 
     def _silence_s(self, grace_s: float) -> float:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Failed, Interrupted, JSONValue, Outcome, Pruned
-from orchestrator.runner import couplings, linux, rundir
+from orchestrator.runner import couplings, facts, linux, rundir
 from orchestrator.runner.channel import Channel, MessageTooLongError
 from orchestrator.runner.contract import Job
 from orchestrator.runner.output import flush_streams
@@ -201,7 +201,7 @@ def _say(text: str) -> None:
 
 def _deliver(job: Job, channel: Channel, outcome: Outcome) -> None:
     try:
-        rundir.write_result(job.run_dir, outcome)
+        rundir.write_result(job.run_dir, outcome, facts.used_here())
     except OSError as error:
         _say(f"the result could not be written: {error}")
     try:

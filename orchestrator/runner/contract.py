@@ -17,7 +17,8 @@ class Job:
 
     `params` are the study's defaults and `objective` its ``_target_`` with keyword arguments, both unresolved; `values` maps a
     dotted path into `params` to the true value this trial uses there; `device` is a torch device as the child sees it.
-    `resumed` says that an earlier attempt ran, `resumed_from` which one's files are in `checkpoint_dir`.
+    `resumed` says that an earlier attempt ran, `resumed_from` which one's files are in `checkpoint_dir`. `artifacts` is the
+    place for what the trial stores, an absolute directory or a URL; None where nobody keeps any.
     """
 
     study: str
@@ -33,9 +34,14 @@ class Job:
     checkpoint_dir: Path
     resumed: bool
     resumed_from: int | None = None
+    artifacts: str | None = None
 
     def to_json(self) -> dict[str, JSONValue]:
         return {**asdict(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}
+
+    def known_facts(self) -> dict[str, JSONValue]:
+        """What the facts of the attempt say of the job."""
+        return {"study": self.study, "trial": self.number, "attempt": self.attempt, "seed": self.seed}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Job:
@@ -48,7 +54,7 @@ class KeeperOptions:
     """What a keeper is started with; it travels on the command line, so it holds no secret.
 
     `held` are file descriptors (device locks) that keeper and child keep open; `checked` says that the objective was
-    imported and found good by this process before it replaced itself (see `keeper.main`).
+    imported and found good by this process before it replaced itself (see `keeper.main`), `module_file` from where.
     """
 
     control: int
@@ -61,6 +67,7 @@ class KeeperOptions:
     silence_s: float
     held: tuple[int, ...] = ()
     checked: bool = False
+    module_file: str | None = None
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self))

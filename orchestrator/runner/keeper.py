@@ -13,6 +13,7 @@ import gc
 import importlib
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -27,9 +28,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.errors import ConfigError
-from orchestrator.runner import child, linux, rundir
+from orchestrator.runner import child, facts, linux, rundir
 from orchestrator.runner.channel import Channel, Message, wait_readable
 from orchestrator.runner.contract import KeeperOptions
+from orchestrator.runner.memory import peak_host_bytes
 from orchestrator.runner.output import Output, flush_streams, open_streams
 from orchestrator.runner.target import check_call, describe_import_error, locate
 
@@ -47,10 +49,18 @@ class _Attempt:
     grace_s: float
     oom_kills: int
     output: Output
+    facts: facts.AttemptFacts
     process: subprocess.Popen[bytes] | None = None
     cause: str | None = None
     asked: bool = False
     kill_at: float | None = None
+    peak_host_bytes: int = 0
+    cpu_s: float = 0.0
+
+    def note_usage(self, usage: resource.struct_rusage) -> None:
+        """Takes in what a process of this attempt had used when it was reaped."""
+        self.peak_host_bytes = max(self.peak_host_bytes, peak_host_bytes(usage))
+        self.cpu_s += usage.ru_utime + usage.ru_stime
 
     def signal_group(self, signum: signal.Signals) -> None:
         try:
@@ -94,6 +104,7 @@ class Keeper:
         self._own = linux.own_children()  # started by the objective's import: not ours to end
         self._attempt: _Attempt | None = None
         self._leaving = False
+        self._environment = facts.Environment(options.module_file)
         self._heard_at = time.monotonic()
         self._wake, self._wake_writer = socket.socketpair()
         for end in (self._wake, self._wake_writer):
@@ -104,6 +115,8 @@ class Keeper:
         signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
         for signum in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(signum, lambda *_: None)  # only to be woken
+        if self._options.start != "spawn":
+            self._environment.look_at_code()
         while self._attempt is not None or not self._leaving:
             self._wait()
             for message in self._channel.receive():
@@ -172,8 +185,12 @@ class Keeper:
         os.close(output)
         ends_at = None if limit is None else time.monotonic() + limit
         log = Output(printed, rundir.log_path(job_path.parent), message["log_limit_bytes"])
-        self._attempt = _Attempt(pid, ends_at, self._options.grace_s, oom_kills, log, process)
+        if process is not None:  # the child imports what is there now
+            self._environment = facts.Environment(self._options.module_file)
+        told = facts.AttemptFacts(job_path.parent, self._environment, message["facts"])
+        self._attempt = _Attempt(pid, ends_at, self._options.grace_s, oom_kills, log, told, process)
         self._channel.send({"is": "started", "pid": pid})
+        told.begin()
         return None
 
     def _become_child(self, sock: socket.socket, job_path: Path, output: int) -> _Fork:
@@ -219,23 +236,29 @@ class Keeper:
         self._reap_adopted(attempt.pid)
         if (status := _collect(attempt)) is None:
             return
-        self._attempt = None
         code = os.waitstatus_to_exitcode(status)
         if attempt.process is not None:
             attempt.process.returncode = code
         self._end_adopted()
+        self._attempt = None
         if (problem := attempt.output.finish(_DRAIN_S)) is not None:
             self._channel.send({"is": "note", "message": problem})
         out_of_memory = linux.oom_kills() > attempt.oom_kills
-        self._channel.send({"is": "ended", "code": code, "cause": attempt.cause, "oom": out_of_memory})
+        used = rundir.read_used(attempt.facts.run_dir)
+        known = attempt.facts.end(used, peak_host_bytes=attempt.peak_host_bytes, cpu_s=attempt.cpu_s)
+        self._channel.send({"is": "ended", "code": code, "cause": attempt.cause, "oom": out_of_memory, "facts": known})
+        attempt.facts.write()  # nobody waits for it
 
     def _reap_adopted(self, leader: int | None) -> set[int]:
         """Reaps the ended ones among the orphans we adopted; returns those that live."""
         orphans = linux.own_children() - self._own - {leader}
         for pid in list(orphans):
             with contextlib.suppress(ChildProcessError):
-                if os.waitpid(pid, os.WNOHANG) != (0, 0):
+                reaped, _, usage = os.wait4(pid, os.WNOHANG)
+                if reaped:
                     orphans.discard(pid)
+                    if self._attempt is not None:
+                        self._attempt.note_usage(usage)
         return orphans
 
     def _end_adopted(self) -> None:
@@ -261,6 +284,7 @@ def main() -> None:
         if (problem := _import_objective(options)) is not None:
             channel.send({"is": "broken", "message": problem})
             return
+        options = replace(options, module_file=facts.file_of(options.target))
         reason = _reason_to_spawn() if options.start == "forkserver" else None
         if reason is not None:
             channel.send({"is": "note", "message": f"every trial starts a fresh interpreter: {reason}"})
@@ -344,10 +368,13 @@ def _collect(attempt: _Attempt) -> int | None:
             return None
         # Before the leader is reaped, for until then the group's number cannot pass to strangers.
         attempt.signal_group(signal.SIGKILL)
-        return os.waitpid(attempt.pid, 0)[1]
-    pid, status = os.waitpid(attempt.pid, os.WNOHANG)
+        _, status, usage = os.wait4(attempt.pid, 0)
+        attempt.note_usage(usage)
+        return status
+    pid, status, usage = os.wait4(attempt.pid, os.WNOHANG)
     if pid == 0:
         return None
+    attempt.note_usage(usage)
     attempt.signal_group(signal.SIGKILL)
     return status
 

@@ -24,10 +24,12 @@ from orchestrator.store import optuna_rows, tickets
 from orchestrator.store.claims import Claim, Place, claim_of, held_by, ran_at, with_ticket
 from orchestrator.store.database import Database
 from orchestrator.store.fleet import Silent, WorkerLease, hold_worker
+from orchestrator.store.leavings import fact_attrs
 from orchestrator.store.reads import news_after
 from orchestrator.store.schema import attempt, cell, event, is_active, slot, study, ticket, token_seq, trial, worker
 from orchestrator.store.tickets import Choice, Undecided
 
+_Facts = Mapping[str, JSONValue] | None
 _LIVE = ("CLAIMED", "RUNNING")
 LEFT_RESULT_S = 10.0
 """How long a study that ends waits for the result that a worker may have left on its host when it died, seconds."""
@@ -182,6 +184,7 @@ class Ledger:
         reports: Mapping[int, float],
         attrs: Mapping[str, JSONValue],
         constraints: Mapping[str, float] = MappingProxyType({}),
+        artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
     ) -> None:
         """Writes what a running trial reported; a step and a constraint keep their first value, an attribute its last.
 
@@ -194,7 +197,7 @@ class Ledger:
                 raise LeaseLostError(_refused(claim))
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
-            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints)
+            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
 
     def may_prune(self, claim: Claim) -> bool:
         """Whether the trial's cell has a complete trial already; until then nothing in it is pruned."""
@@ -212,6 +215,8 @@ class Ledger:
         reports: Mapping[int, float],
         attrs: Mapping[str, JSONValue],
         constraints: Mapping[str, float] = MappingProxyType({}),
+        artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
+        facts: _Facts = None,
     ) -> None:
         """Ends the trial with its last reports and attributes, accepted once; the ticket is spent, or reopened for another try.
 
@@ -226,8 +231,8 @@ class Ledger:
                     raise LeaseLostError(_refused(claim))
                 return
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
-            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints)
-            self._end(c, row, outcome, attrs)
+            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
+            self._end(c, row, outcome, attrs, facts)
 
     def retry(
         self,
@@ -237,6 +242,8 @@ class Ledger:
         reports: Mapping[int, float],
         attrs: Mapping[str, JSONValue],
         constraints: Mapping[str, float] = MappingProxyType({}),
+        artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
+        facts: _Facts = None,
     ) -> bool:
         """Gives a trial back whose attempt failed for a reason that passes: the same trial runs again, as its next attempt.
 
@@ -256,8 +263,8 @@ class Ledger:
                 return False
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
-            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints)
-            self._give_back(c, row, "retried", f"{failure.kind}: {failure.message.splitlines()[0]}", known=True)
+            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
+            self._give_back(c, row, "retried", f"{failure.kind}: {failure.message.splitlines()[0]}", known=True, facts=facts)
         return True
 
     def give_back_held(self, lease: WorkerLease, reason: str) -> None:
@@ -270,7 +277,7 @@ class Ledger:
             hold_worker(c, lease)
             self._give_back_all(c, lease.worker_id, reason)
 
-    def release(self, claim: Claim, reason: str, *, lost: bool = False) -> None:
+    def release(self, claim: Claim, reason: str, *, lost: bool = False, facts: _Facts = None) -> None:
         """Gives an unfinished trial back: another worker takes up the same trial.
 
         Nobody's fault and not counted, unless the attempt was `lost` as if with its worker: then as `evict` says. A lease that
@@ -280,7 +287,7 @@ class Ledger:
             known = self._lock_study(c, claim.study_id, missing_ok=True)
             row = c.execute(held_by(claim).where(trial.c.state.in_(_LIVE), trial.c.worker_id.is_not(None))).one_or_none()
             if row is not None:
-                self._give_back_or_fail(c, row, "lost" if lost else "interrupted", reason, known=known)
+                self._give_back_or_fail(c, row, "lost" if lost else "interrupted", reason, known=known, facts=facts)
 
     def deregister(self, lease: WorkerLease, reason: str) -> None:
         """The worker leaves in order: its row ends, its slot is free, and what it should still hold is given back."""
@@ -398,11 +405,11 @@ class Ledger:
         where = {"worker_id": lease.worker_id, "host": place.host, "runs_dir": place.runs_dir}
         c.execute(sa.insert(attempt).values(trial_id=trial_id, attempt=number, **where))
 
-    def _end_attempt(self, c: Connection, row: Row[Any], outcome: str, reason: str | None = None) -> None:
+    def _end_attempt(self, c: Connection, row: Row[Any], outcome: str, reason: str | None = None, facts: _Facts = None) -> None:
         c.execute(
             sa.update(attempt)
             .where(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
-            .values(ended_at=sa.func.clock_timestamp(), outcome=outcome, reason=reason)
+            .values(ended_at=sa.func.clock_timestamp(), outcome=outcome, reason=reason, facts=facts or None)
         )
 
     def _runner_setting(self, c: Connection, study_id: int, name: str, default: int) -> int:
@@ -421,15 +428,18 @@ class Ledger:
         for row in c.execute(held.with_for_update(key_share=True)).all():
             self._give_back(c, row, "interrupted", reason, known=False)
 
-    def _give_back_or_fail(self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool) -> None:
+    def _give_back_or_fail(
+        self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool, facts: _Facts = None
+    ) -> None:
         """Gives a trial back, or fails it when it lost its last attempt; under the study's lock if that is `known`."""
         may_end = outcome == "lost" and row.state == "RUNNING" and known
         if may_end and row.lost + 1 >= self._runner_setting(c, row.study_id, "max_attempts", 1):
-            self._end(c, row, Failed("lost", f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"), {})
+            why = f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"
+            self._end(c, row, Failed("lost", why), {}, facts)
         else:
-            self._give_back(c, row, outcome, reason, known=known)
+            self._give_back(c, row, outcome, reason, known=known, facts=facts)
 
-    def _give_back(self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool) -> None:
+    def _give_back(self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool, facts: _Facts = None) -> None:
         """The trial is open to others; how its attempt ended is told in Optuna's study, if that is `known` to be there."""
         if row.state == "CLAIMED":  # no Optuna trial yet: the ticket is as if never touched
             c.execute(sa.delete(trial).where(trial.c.trial_id == row.trial_id))
@@ -438,20 +448,28 @@ class Ledger:
         # The token stays: a result of the old attempt is still welcome until somebody takes the trial up.
         counted = {"lost": trial.c.lost + int(outcome == "lost"), "retries": trial.c.retries + int(outcome == "retried")}
         c.execute(sa.update(trial).where(trial.c.trial_id == row.trial_id).values(worker_id=None, **counted))
-        self._end_attempt(c, row, outcome, reason)
+        self._end_attempt(c, row, outcome, reason, facts)
         if known and outcome in ("lost", "retried"):
             ended = {ATTEMPT_ATTR.format(row.attempts): f"{outcome}: {reason}"}
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, ended)
         c.execute(sa.insert(event).values(study_id=row.study_id, trial_id=row.trial_id, kind="released", reason=reason))
 
-    def _end(self, c: Connection, row: Row[Any], outcome: Completed | Pruned | Failed, attrs: Mapping[str, JSONValue]) -> None:
+    def _end(
+        self,
+        c: Connection,
+        row: Row[Any],
+        outcome: Completed | Pruned | Failed,
+        attrs: Mapping[str, JSONValue],
+        facts: _Facts = None,
+    ) -> None:
         """Writes the terminal state of trial, ticket and cell; under the locks of study and trial."""
         cell_row = c.execute(sa.select(cell).where(cell.c.cell_id == row.cell_id).with_for_update(key_share=True)).one()
         # A cell's guaranteed trials hold at least one complete one: a trial that prunes itself before that counts as failed.
         spends = isinstance(outcome, Completed) or (isinstance(outcome, Pruned) and cell_row.completed > 0)
         failure = "pruned itself before its cell had a complete trial" if isinstance(outcome, Pruned) else None
+        attrs = {**attrs, **fact_attrs(facts or {})}
         self._terminate(c, row, outcome, attrs, holds_ticket=spends, failure=None if spends else failure)
-        self._end_attempt(c, row, type(outcome).__name__.lower())
+        self._end_attempt(c, row, type(outcome).__name__.lower(), facts=facts)
         if spends:
             tickets.spend(c, row.ticket_id, row.cell_id, pruned=isinstance(outcome, Pruned))
         else:
@@ -484,9 +502,8 @@ class Ledger:
             attrs[FAILURE_ATTR] = {"kind": outcome.kind, "message": outcome.message}
         if row.attempts > 1:
             attrs[ATTEMPTS_ATTR] = row.attempts
-        optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
         values = outcome.values if isinstance(outcome, Completed) else ()
-        optuna_rows.end_trial(c, row.optuna_trial_id, _state(outcome), values)
+        optuna_rows.end_trial(c, row.optuna_trial_id, _state(outcome), values, attrs)
         changed = {"state": _state(outcome), "holds_ticket": holds_ticket, "worker_id": None, "failure": failure}
         ended = {"seq": self._next_seq(c, row.study_id), "ended_at": sa.func.clock_timestamp()}
         c.execute(sa.update(trial).where(trial.c.trial_id == row.trial_id).values({**changed, **ended}))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.engine import Connection
 
 from orchestrator.model import JSONValue, Suggestion
+from orchestrator.store.leavings import artifact_attrs
 from orchestrator.store.schema import (
     optuna_studies,
     optuna_trial_params,
@@ -90,33 +92,39 @@ def write_user_attrs(c: Connection, trial_id: int, attrs: Mapping[str, JSONValue
     _write_attrs(c, optuna_trial_user_attributes, trial_id, attrs)
 
 
-def write_constraints(c: Connection, trial_id: int, constraints: Mapping[str, float]) -> None:
-    """Adds constraints as Optuna's `set_constraint` does; one that is there keeps its value."""
-    if constraints:
-        rows = [
-            {"trial_id": trial_id, "key": f"constraints:{key}", "value_json": json.dumps(value)}
-            for key, value in constraints.items()
-        ]
+def write_constraints(
+    c: Connection, trial_id: int, constraints: Mapping[str, float], artifacts: Mapping[str, JSONValue] = MappingProxyType({})
+) -> None:
+    """Adds constraints as Optuna's `set_constraint` does, and records of artifacts; what is there keeps its value."""
+    attrs = {**{f"constraints:{key}": value for key, value in constraints.items()}, **artifact_attrs(artifacts)}
+    if attrs:
+        rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
         keep = insert(optuna_trial_system_attributes).values(rows).on_conflict_do_nothing(index_elements=["trial_id", "key"])
         c.execute(keep)
 
 
-def end_trial(c: Connection, trial_id: int, state: str, values: Sequence[float]) -> None:
-    """Makes the trial terminal, with its objective values if it is COMPLETE. Attributes are written before."""
+def end_trial(c: Connection, trial_id: int, state: str, values: Sequence[float], attrs: Mapping[str, JSONValue]) -> None:
+    """Makes the trial terminal, with its last user attributes, and its objective values if it is COMPLETE."""
     if values:
         rows = [{"trial_id": trial_id, "objective": i, **_stored(v)} for i, v in enumerate(values)]
         c.execute(sa.insert(optuna_trial_values).values(rows))
-    c.execute(
-        sa.update(optuna_trials).where(optuna_trials.c.trial_id == trial_id).values(state=state, datetime_complete=_UTC_NOW)
-    )
+    end = sa.update(optuna_trials).where(optuna_trials.c.trial_id == trial_id)
+    end = end.values(state=state, datetime_complete=_UTC_NOW)
+    if attrs:  # in the same statement: most trials have no others
+        end = end.add_cte(_upsert(optuna_trial_user_attributes, trial_id, attrs).cte("attrs"))
+    c.execute(end)
 
 
 def _write_attrs(c: Connection, table: sa.Table, trial_id: int, attrs: Mapping[str, JSONValue]) -> None:
     if attrs:
-        rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
-        statement = insert(table).values(rows)
-        value = {"value_json": statement.excluded.value_json}
-        c.execute(statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=value))
+        c.execute(_upsert(table, trial_id, attrs))
+
+
+def _upsert(table: sa.Table, trial_id: int, attrs: Mapping[str, JSONValue]) -> Insert:
+    rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+    statement = insert(table).values(rows)
+    value = {"value_json": statement.excluded.value_json}
+    return statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=value)
 
 
 def _stored(value: float, name: str = "value") -> dict[str, Any]:

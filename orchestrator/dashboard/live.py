@@ -107,7 +107,7 @@ class Downloads:
                 answer = view(**ids)
             except FileNotFoundError:
                 return _refused(404, "its file is not in paths.artifacts here")
-            except Exception as error:  # noqa: BLE001 - each library behind a URL raises its own
+            except OSError as error:
                 logger.warning("an artifact cannot be read: %s", error)
                 return _refused(502, "paths.artifacts cannot be read; the dashboard's log says why")
             if isinstance(answer, HTTPResponse):

@@ -135,9 +135,15 @@ class ArtifactPlace:
 
         Raises:
             FileNotFoundError: there is none here.
+            ArtifactError: what is behind the URL does not answer, or refuses.
         """
         if self._store is not None:
-            return self._store.open(_checked(artifact_id))
+            try:
+                return self._store.open(_checked(artifact_id))
+            except FileNotFoundError:
+                raise
+            except Exception as error:
+                raise ArtifactError(errno.EIO, f"{_first_line(error)}: paths.artifacts={self._place}") from error
         return (self._folder / _checked(artifact_id)).open("rb")
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:

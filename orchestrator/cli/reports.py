@@ -232,11 +232,8 @@ def logs(call: Call) -> int:
     chosen = matching[-1]
     path = rundir.log_path(rundir.attempt_dir(Path(chosen.runs_dir), row.folder, number, chosen.attempt))
     if call.json:
-        print(
-            json.dumps(
-                {"trial": number, "attempt": chosen.attempt, "host": chosen.host, "log": str(path), "facts": chosen.facts}
-            )
-        )
+        data = {"trial": number, "attempt": chosen.attempt, "host": chosen.host, "log": str(path), "facts": chosen.facts}
+        print(json.dumps(data))
         return 0
     try:
         with path.open("rb") as log:

@@ -147,8 +147,8 @@ def best(call: Call) -> int:
         print(
             yaml.safe_dump({"study": spec.name, **screen.trial_data(spec, trial)}, sort_keys=False, allow_unicode=True), end=""
         )
-        print(_overrides_comment(_overrides(spec, trial, groups)))
         print(provenance.comment(origin))
+        print(_overrides_comment(_overrides(spec, trial, groups)))
     if spec.grid and any(believed):
         print(screen.cell_comments(spec, progress.cells, believed))
     return 0

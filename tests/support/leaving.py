@@ -58,3 +58,13 @@ def dies(cfg: Any, trial: Any) -> float:
     trial.log_artifact(Path(trial.checkpoint_dir, "file"))
     os.kill(os.getpid(), signal.SIGKILL)
     return 0.0
+
+
+def digits(cfg: Any, trial: Any) -> Any:
+    """The shipped example, which stores its checkpoint-to-be."""
+    from orchestrator.examples.digits import train
+
+    note = Path(trial.checkpoint_dir, "note.txt")
+    note.write_text("digits")
+    trial.log_artifact(note)
+    return train(cfg, trial)

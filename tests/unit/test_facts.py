@@ -60,9 +60,7 @@ def test_an_installed_objective_is_of_the_repository_one_works_in(module: Path, 
     assert code["directory"] == str(module.parents[1].resolve())
 
 
-def test_without_git_or_a_repository_there_is_no_commit(
-    module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_git_or_a_repository_there_is_no_commit(module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert facts.Environment(None).code is None
     monkeypatch.setenv("PATH", str(tmp_path))

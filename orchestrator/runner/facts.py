@@ -85,8 +85,8 @@ class Environment:
         return {"host": socket.gethostname(), "platform": platform.platform(), "python": platform.python_version()}
 
     def packages(self, modules: list[str]) -> dict[str, JSONValue]:
-        """Version by package of those that have one of these top-level modules."""
-        names = {_normal(_MODULES.get(module, module)) for module in modules}
+        """Version by package of those that have one of these top-level modules, and of Optuna, which chose the parameters."""
+        names = {_normal(_MODULES.get(module, module)) for module in [*modules, "optuna"]}
         return {name: version for name, version in self.installed.items() if name in names}
 
 
@@ -166,7 +166,9 @@ def used_here() -> dict[str, JSONValue]:
 
 def imported() -> list[str]:
     """The top-level modules that this process has imported, without Python's own."""
-    return sorted({name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {"__main__", "__mp_main__"})
+    return sorted(
+        {name for name in list(sys.modules) if "." not in name} - sys.stdlib_module_names - {"__main__", "__mp_main__"}
+    )
 
 
 def file_of(target: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,13 @@ from optuna.artifacts import get_all_artifact_meta
 
 from orchestrator.cli import main
 from orchestrator.config import WorkerConfig
+from orchestrator.draining import Drain
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed
 from orchestrator.store import Store, WorkerLease
 from orchestrator.worker import Worker
 from tests.support.studies import PLACE, RUNNER, spec, start
+from tests.support.waiting import wait_until
 
 FACTS: dict[str, Any] = {
     "host": "far",
@@ -158,6 +161,22 @@ def test_a_worker_writes_what_a_trial_leaves_and_rerun_reproduces_it_bit_for_bit
     said = capsys.readouterr().out
     assert "not reproduced" in said
     assert ", but the trial has 0." in said
+
+
+def test_a_trial_that_is_given_back_keeps_what_it_stored_last(store: Store, tmp_path: Path) -> None:
+    study = store.studies.launch(spec(cells=1, objective={"_target_": "tests.support.leaving.stores_when_stopped"})).study_id
+    worker = Worker(store, WorkerConfig(devices=["cpu"], threads=1), tmp_path / "runs", artifacts=f"{tmp_path}/artifacts")
+    running = threading.Thread(target=worker.run)
+    running.start()
+    wait_until(lambda: list(tmp_path.glob("runs/study-*/trial-0/attempt-1/checkpoints/mark")), 60)
+    worker.drain(Drain.STOP)
+    running.join(60)
+    (kept,) = (tmp_path / "artifacts").iterdir()
+    assert [artifact["artifact_id"] for artifact in store.reads.artifacts(study, [0])[0]] == [kept.name]
+    (attempt,) = store.reads.attempts(study, 0)
+    assert attempt.outcome == "interrupted"
+    assert attempt.facts is not None
+    assert attempt.facts["duration_s"] > 0
 
 
 class _Ran:

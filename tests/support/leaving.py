@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def uses_memory(cfg: Any, trial: Any, megabytes: int) -> float:
     """A process that it starts takes so much, and is waited for."""
     subprocess.run([sys.executable, "-c", f"x = bytearray({megabytes} << 20)"], check=True)
     return random.random()
+
+
+def stores_when_stopped(cfg: Any, trial: Any) -> None:
+    """Its last act before it gives up the trial is to store a file."""
+    mark = Path(trial.checkpoint_dir, "mark")
+    mark.write_text("here")
+    while not trial.should_stop():
+        time.sleep(0.02)
+    trial.log_artifact(mark)
 
 
 def dies(cfg: Any, trial: Any) -> float:

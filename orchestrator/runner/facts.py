@@ -166,9 +166,8 @@ def used_here() -> dict[str, JSONValue]:
 
 def imported() -> list[str]:
     """The top-level modules that this process has imported, without Python's own."""
-    return sorted(
-        {name for name in list(sys.modules) if "." not in name} - sys.stdlib_module_names - {"__main__", "__mp_main__"}
-    )
+    top_level = {name for name in list(sys.modules) if "." not in name}
+    return sorted(top_level - sys.stdlib_module_names - {"__main__", "__mp_main__"})
 
 
 def file_of(target: str) -> str | None:

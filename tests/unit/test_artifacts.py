@@ -31,7 +31,7 @@ def test_an_artifact_is_what_the_file_was_at_the_call_and_a_dead_workers_success
         job = make_job(tmp_path / "runs", objective("stores"), artifacts=str(store))
         outcome, messages = finish(runner.start(job))
     assert isinstance(outcome, Completed)
-    first, second = outcome.attrs["ids"]  # type: ignore[misc]
+    first, second = outcome.attrs["ids"]
     records = [message.record for message in messages if isinstance(message, ArtifactLogged)]
     assert records == [ArtifactRecord(first, "curve.csv", "text/csv"), ArtifactRecord(second, "net.onnx", "model/onnx")]
     assert sorted(path.name for path in store.iterdir()) == sorted([first, second])

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Row
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import JSONValue, Param, StudySpec, TrialNews
 from orchestrator.store.database import Database
-from orchestrator.store.leavings import ARTIFACT_KEY
+from orchestrator.store.leavings import ARTIFACT_KEY, FACT_KEYS
 from orchestrator.store.schema import (
     attempt,
     is_active,
@@ -367,7 +367,8 @@ def _float(value: float | None, kind: str) -> float:
 
 
 # A trial as one row: its children as JSON arrays, so that news costs one round trip however many trials it holds.
-_TRIAL_COLUMNS = """
+_FACT_KEYS = ", ".join(f"'{key}'" for key in FACT_KEYS).replace(":", r"\:")  # for sa.text :name is a parameter
+_TRIAL_COLUMNS = f"""
     t.number, t.state::text AS state, c.ordinal AS cell,
     (SELECT json_agg(json_build_array(p.param_name, p.param_value, p.distribution_json) ORDER BY p.param_id)
        FROM trial_params p WHERE p.trial_id = t.trial_id) AS params,
@@ -376,7 +377,7 @@ _TRIAL_COLUMNS = """
     (SELECT json_agg(json_build_array(i.step, i.intermediate_value, i.intermediate_value_type))
        FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS intermediate,
     (SELECT json_agg(json_build_array(a.key, a.value_json))
-       FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key NOT LIKE 'orchestrator:%') AS user_attrs,
+       FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key NOT IN ({_FACT_KEYS})) AS user_attrs,
     (SELECT json_agg(json_build_array(a.key, a.value_json))
        FROM trial_system_attributes a WHERE a.trial_id = t.trial_id) AS system_attrs
 """

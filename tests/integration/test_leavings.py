@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,7 +158,7 @@ def test_a_worker_writes_what_a_trial_leaves_and_rerun_reproduces_it_bit_for_bit
         connection.execute(sa.text("UPDATE trial_values SET value = value + 1e-15"))
     connection.close()
     monkeypatch.setattr("orchestrator.cli.rerun._run", lambda *_: _Ran(again["values"]["val_accuracy"], tmp_path))
-    assert main(["rerun", "trial=0"]) == 1
+    assert main(shlex.split(best["rerun"])[1:]) == 1
     said = capsys.readouterr().out
     assert "not reproduced" in said
     assert ", but the trial has 0." in said
@@ -194,6 +195,7 @@ class _Ran:
         (["trial=7"], "trial=7: study study has no trial of that number that this program ran"),
         (["trial=x"], "trial=x: must be a whole number or best"),
         (["trial=0"], "trial=0: it has not ended yet"),
+        (["study.name=study", "trial=best"], "study study has no complete trial yet"),
         ([], "study study has no complete trial yet"),
     ],
 )

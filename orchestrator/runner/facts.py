@@ -27,7 +27,7 @@ from orchestrator.runner.memory import peak_device_bytes
 from orchestrator.runner.values import as_json
 
 FILE: Final = "environment.json"
-_GIT_S: Final = 2.0
+_GIT_S: Final = 1.0
 # Of a hook that runs us: they name another repository.
 _GIT_ELSEWHERE: Final = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 _VERSION = re.compile(r"[\w.+-]{1,40}", re.ASCII)

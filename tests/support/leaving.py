@@ -55,10 +55,11 @@ def uses_memory(cfg: Any, trial: Any, megabytes: int) -> float:
 
 
 def stores_when_stopped(cfg: Any, trial: Any) -> None:
-    """Its last act before it gives up the trial is to store a file."""
+    """Its last act before it gives up the trial is to store a file, soon after it said something else."""
     mark = Path(trial.checkpoint_dir, "mark")
-    mark.write_text("here")
     while not trial.should_stop():
+        trial.set_user_attr("now", time.monotonic())
+        mark.write_text("here")
         time.sleep(0.02)
     trial.log_artifact(mark)
 

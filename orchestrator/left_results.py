@@ -8,17 +8,22 @@ from typing import Any
 
 from orchestrator.logs import logger
 from orchestrator.model import Interrupted, Outcome
-from orchestrator.runner import AttrSet, ConstraintSet, Message, Reported, journal, rundir
+from orchestrator.runner import ArtifactLogged, AttrSet, ConstraintSet, Message, Reported, facts, journal, rundir
 
 
 @dataclass
 class Said:
-    """What an attempt reported and set, and nobody has written to the database yet; `sent` are the reports that are there."""
+    """What an attempt reported, set and stored, and nobody has written to the database yet.
+
+    `sent` are the reports that are there; `facts` say of an attempt that ended what it ran on and what it took.
+    """
 
     reports: dict[int, float] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
     constraints: dict[str, float] = field(default_factory=dict)
+    artifacts: dict[str, Any] = field(default_factory=dict)
     sent: dict[int, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def note(self, message: Message) -> None:
         """The first value of a step and of a constraint counts, an attribute's last."""
@@ -28,11 +33,24 @@ class Said:
             self.attrs[message.key] = message.value
         elif isinstance(message, ConstraintSet):
             self.constraints.setdefault(message.key, message.value)
+        elif isinstance(message, ArtifactLogged):
+            self.artifacts[message.record.artifact_id] = message.record.to_json()
 
     @property
     def anything(self) -> bool:
         """Whether there is something to write."""
-        return bool(self.reports or self.attrs or self.constraints)
+        return bool(self.reports or self.attrs or self.constraints or self.artifacts)
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """It, by the names that the ledger's writes give it."""
+        told = {"reports": self.reports, "attrs": self.attrs, "constraints": self.constraints}
+        return {**told, "artifacts": self.artifacts}
+
+    def forget(self) -> None:
+        """It is written."""
+        self.sent |= self.reports
+        self.reports, self.attrs, self.constraints, self.artifacts = {}, {}, {}, {}
 
     @property
     def curve(self) -> dict[int, float]:
@@ -57,4 +75,4 @@ class LeftResults:
         if outcome is None or isinstance(outcome, Interrupted):
             return None
         logger.info("%s holds a result that was not delivered; delivering it", run_dir)
-        return outcome, Said(*said)
+        return outcome, Said(*said, facts=facts.read(run_dir))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.config import WorkerConfig
 from orchestrator.contact import Contact
+from orchestrator.devices import describe
 from orchestrator.errors import ConfigError
 from orchestrator.logs import logger
 from orchestrator.model import StudySpec, Suggestion, TrialNews
@@ -127,22 +128,31 @@ class Serving:
         return served
 
     def _runner(self, spec: StudySpec) -> Runner:
-        minutes = spec.runner.get("max_runtime_min")
-        grace_s = spec.runner.get("grace_s", 5.0)
-        return Runner(
-            spec.objective,
-            isolation=spec.runner.get("isolation", "trial"),
-            start=spec.runner.get("start", "forkserver"),
-            env=self.device.environment,
-            threads=self.device.threads,
-            grace_s=grace_s,
-            max_runtime_s=None if minutes is None else minutes * 60,
-            silence_s=self._silence_s(grace_s),
-            held=self.device.descriptors,
-            log_limit_bytes=int(spec.runner.get("log_limit_mb", 10.0) * 1_000_000),
-        )
+        return runner_for(spec, self.device, self._silence_s(spec.runner.get("grace_s", 5.0)))
 
     def _silence_s(self, grace_s: float) -> float:
         """A child whose worker is stopped ends before another worker may take its device: the lease runs on from a renewal."""
         ttl_s = self._settings.lease_ttl_s
         return max(ttl_s / 3, ttl_s - self._settings.heartbeat_s - grace_s - 1.0)
+
+
+def runner_for(spec: StudySpec, held: HeldSlot, silence_s: float) -> Runner:
+    """A runner of the study's objective as `runner.*` says, on a device that is held.
+
+    Args:
+        silence_s: how long this process may be stopped or gone before a child of it is ended.
+    """
+    minutes = spec.runner.get("max_runtime_min")
+    return Runner(
+        spec.objective,
+        isolation=spec.runner.get("isolation", "trial"),
+        start=spec.runner.get("start", "forkserver"),
+        env=held.environment,
+        threads=held.threads,
+        grace_s=spec.runner.get("grace_s", 5.0),
+        max_runtime_s=None if minutes is None else minutes * 60,
+        silence_s=silence_s,
+        held=held.descriptors,
+        log_limit_bytes=int(spec.runner.get("log_limit_mb", 10.0) * 1_000_000),
+        device=describe(held.device),
+    )

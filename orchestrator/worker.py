@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -22,6 +22,7 @@ from orchestrator.model import (
     Completed,
     Failed,
     Interrupted,
+    JSONValue,
     Outcome,
     Pruned,
     StudySpec,
@@ -59,16 +60,20 @@ class Worker:
         settings: `worker.*` of this host.
         runs_dir: root of the run directories.
         checkpoints: where checkpoints are kept, `paths.checkpoints`.
+        artifacts: where artifacts are kept, as `checked_place` returns it; None: in the run directories.
 
     Raises:
         ConfigError: checkpoints cannot be kept there.
     """
 
-    def __init__(self, store: Store, settings: WorkerConfig, runs_dir: Path, checkpoints: str | None = None) -> None:
+    def __init__(
+        self, store: Store, settings: WorkerConfig, runs_dir: Path, checkpoints: str | None = None, artifacts: str | None = None
+    ) -> None:
         self._store = store
         self._settings = settings
         self._place = Place(socket.gethostname(), str(runs_dir))
         self._checkpoints = Checkpoints(checkpoints, runs_dir)
+        self._artifacts = artifacts
         self._draining = Draining()
         self._contact = Contact(store, settings, self._draining)
         self._ended = 0
@@ -207,6 +212,7 @@ class Worker:
             checkpoint_dir=kept.directory,
             resumed=claim.resumed,
             resumed_from=kept.resumed_from,
+            artifacts=self._artifacts,
         )
 
     def _run_dir(self, row: StudyRow, claim: Claim, attempt: int) -> Path:
@@ -248,6 +254,7 @@ class Worker:
         self._claiming.ran(claim, time.monotonic() - since)
         for message in running.poll(0):
             said.note(message)
+        said.facts = running.facts
         return self._device.verdict(running.outcome, job.run_dir), said
 
     def _reported(self, row: StudyRow, claim: Claim) -> dict[int, float]:
@@ -260,7 +267,7 @@ class Worker:
     def _flush(self, claim: Claim, said: Said) -> None:
         """Writes what the trial reported; if that does not work now it is tried again later, at last with the result."""
         try:
-            self._store.ledger.report(claim, said.reports, said.attrs, said.constraints)
+            self._store.ledger.report(claim, **said.rows)
         except StoreUnavailableError as error:
             self._contact.lost(error)
         except LeaseLostError:
@@ -268,8 +275,7 @@ class Worker:
         except OrchestratorError as error:  # refused for good: the end of the trial will say so
             logger.debug("reports of trial %s were refused: %s", claim.number, error)
         else:
-            said.sent |= said.reports
-            said.reports, said.attrs, said.constraints = {}, {}, {}
+            said.forget()
 
     def _should_prune(self, served: Served, claim: Claim, curve: dict[int, float]) -> bool:
         """The pruner's verdict, knowing what the others have reported by now; never before the cell has a complete trial."""
@@ -335,7 +341,9 @@ class Worker:
     def _deliver(self, row: StudyRow, spec: StudySpec, claim: Claim, outcome: Outcome, said: Said) -> bool:
         """Writes the end of the attempt; False if the trial goes on: it was interrupted, or failed for what passes."""
         if isinstance(outcome, Interrupted):
-            self._give_back(claim, outcome)
+            if said.artifacts:  # their files are there, and nobody would know of them
+                self._flush(claim, said)
+            self._give_back(claim, outcome, said.facts)
             return False
         try:
             if isinstance(outcome, Failed) and self._runs_again(spec, claim, outcome, said):
@@ -358,8 +366,9 @@ class Worker:
             logger.info("%s: %s", what, ", ".join(f"{metric}={value:.6g}" for metric, value in values))
         return True
 
-    def _give_back(self, claim: Claim, outcome: Interrupted) -> None:
-        self._contact.insist(lambda: self._store.ledger.release(claim, outcome.reason, lost=outcome.lost), until=Drain.NOW)
+    def _give_back(self, claim: Claim, outcome: Interrupted, facts: Mapping[str, JSONValue] | None = None) -> None:
+        ledger = self._store.ledger
+        self._contact.insist(lambda: ledger.release(claim, outcome.reason, lost=outcome.lost, facts=facts), until=Drain.NOW)
         logger.info("trial %s given back: %s", "not begun" if claim.number is None else claim.number, outcome.reason)
         if outcome.lost:
             self._contact.wait(self._settings.poll_s)  # whatever ended it may be at it still
@@ -368,17 +377,11 @@ class Worker:
         if not spec.runner.get("retries", 0) or not failed.passes(spec.runner.get("retry_on")):
             return False
         ledger = self._store.ledger
-        return self._contact.insist(
-            lambda: ledger.retry(claim, failed, reports=said.reports, attrs=said.attrs, constraints=said.constraints),
-            until=Drain.NOW,
-        )
+        return self._contact.insist(lambda: ledger.retry(claim, failed, **said.rows, facts=said.facts), until=Drain.NOW)
 
     def _finish(self, claim: Claim, outcome: Completed | Pruned | Failed, said: Said) -> None:
         ledger = self._store.ledger
-        self._contact.insist(
-            lambda: ledger.finish(claim, outcome, reports=said.reports, attrs=said.attrs, constraints=said.constraints),
-            until=Drain.NOW,
-        )
+        self._contact.insist(lambda: ledger.finish(claim, outcome, **said.rows, facts=said.facts), until=Drain.NOW)
 
     # ------------------------------------------------------------------------------------------------ its row and its device
 

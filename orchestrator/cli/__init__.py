@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import orchestrator
 from orchestrator import config, logs
-from orchestrator.cli import controls, doctor, launch, replay, reports, server
+from orchestrator.cli import controls, doctor, launch, replay, reports, rerun, server
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError, OrchestratorError, did_you_mean
 
@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[Callable[[Call], int], str]] = {
     "stop": (controls.stop, "end a study once its running trials have ended (--now: give them back)"),
     "retry": (controls.retry, "run a failed trial again: trial=N, or trial=failed for all of them"),
     "enqueue": (controls.enqueue, "a trial by hand, on top of the budget: key=value …"),
+    "rerun": (rerun.run, "run the best trial, or trial=N, once more with its seed and compare its value"),
     "replay": (replay.run, "make the suggestion of trial=N again, from what was known then"),
     "doctor": (doctor.run, "check the invariants of all studies, or of one: nothing lost, nothing twice, nobody forgotten"),
     "db": (server.database, "start | stop | url | upgrade: the embedded server and the schema"),

@@ -19,9 +19,15 @@ _SWITCHES = {
     "launch": ("--json", "--dry-run"),
     "pause": ("--json", "--now"),
     "stop": ("--json", "--now"),
-    **dict.fromkeys(("status", "best", "logs", "resume", "retry", "enqueue", "doctor", "replay"), ("--json",)),
+    **dict.fromkeys(("status", "best", "logs", "resume", "retry", "enqueue", "doctor", "replay", "rerun"), ("--json",)),
 }
-_WORDS = {"best": ("trial", "out"), "logs": ("trial", "attempt"), "retry": ("trial",), "replay": ("trial",)}
+_WORDS = {
+    "best": ("trial", "out"),
+    "logs": ("trial", "attempt"),
+    "retry": ("trial",),
+    "replay": ("trial",),
+    "rerun": ("trial",),
+}
 _REVIVE_S = 2.0  # a worker that tries has a trial to look after
 _ACTIONS = {"db": ("start", "stop", "url", "upgrade")}
 

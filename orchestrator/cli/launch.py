@@ -27,6 +27,7 @@ from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailable
 from orchestrator.maintenance import Maintenance
 from orchestrator.model import StudySpec
 from orchestrator.runner import Runner, check_allowed
+from orchestrator.runner.artifacts import checked_place
 from orchestrator.runner.checkpoints import Checkpoints
 from orchestrator.slots import Slots
 from orchestrator.store import Launched, Store, StudyRow, TrialRow
@@ -102,8 +103,10 @@ def _announce_devices(call: Call, store: Store, view: screen.View) -> None:
 
 
 def _check_runs_directory(call: Call, count: int) -> None:
-    runs = call.composed.host.paths.runs
+    paths = call.composed.host.paths
+    runs = paths.runs
     if count:
+        checked_place(paths.artifacts, paths.data)
         try:
             runs.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=runs):
@@ -250,6 +253,7 @@ def _host_overrides(call: Call, spec: StudySpec, count: int) -> list[str]:
         f"paths.data={config.hydra_word(str(host.paths.data))}",
         f"paths.runs={config.hydra_word(str(host.paths.runs))}",
         f"paths.checkpoints={config.hydra_word(host.paths.checkpoints)}",
+        f"paths.artifacts={config.hydra_word(host.paths.artifacts)}",
     ]
     overrides.append(f"storage={host.storage.kind}")
     if host.storage.kind == "embedded":

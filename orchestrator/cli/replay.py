@@ -22,10 +22,10 @@ def run(call: Call) -> int:
     with call.store() as store:
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
-        asked = _asked(store, row, number)
-        got = asked.system_attrs[search.ASK_KEY]
-        again = _ask_again(store, row, spec, asked, got)
-    stored = {param.name: param.internal for param in asked.params}
+        told = asked(store, row, number)
+        got = told.system_attrs[search.ASK_KEY]
+        again = _ask_again(store, row, spec, told, got)
+    stored = {param.name: param.internal for param in told.params}
     derived = {param.name: param.internal for param in again.params}
     same = stored == derived
     if call.json:
@@ -39,7 +39,12 @@ def run(call: Call) -> int:
     return 0 if same else _DIFFERS
 
 
-def _asked(store: Store, row: StudyRow, number: int) -> TrialNews:
+def asked(store: Store, row: StudyRow, number: int) -> TrialNews:
+    """Trial `number` with what was written down when it was asked for.
+
+    Raises:
+        ConfigError: the study has no such trial of ours, or it is older than that.
+    """
     found = [news for news in store.reads.news(row.study_id, 0)[0] if news.number == number]
     if not found:
         raise ConfigError(f"trial={number}: the study has no trial of that number that this program ran")

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli import estimates, screen
+from orchestrator.cli import estimates, provenance, screen
 from orchestrator.cli.call import Call
 from orchestrator.config import rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
@@ -131,7 +131,8 @@ def best(call: Call) -> int:
         trials = store.reads.trials(row.study_id)
         progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
         believed = estimates.of_cells(store, progress)
-    chosen = screen.best_trials(spec, trials) if wanted is None else [t for t in trials if t.number == wanted]
+        chosen = screen.best_trials(spec, trials) if wanted is None else [t for t in trials if t.number == wanted]
+        origins = provenance.of_trials(store, row, chosen)
     if not chosen and wanted is not None:
         raise ConfigError(f"trial={wanted}: study {row.name} has no trial of that number that this program ran")
     if not chosen:
@@ -140,14 +141,15 @@ def best(call: Call) -> int:
         _write_config(call.words["out"], spec, chosen)
     if call.json:
         data = screen.as_data(spec, progress, chosen, believed)
-        for entry, trial in zip(data["best"], chosen, strict=True):
-            entry["overrides"] = _overrides(spec, trial, groups)
+        for entry, trial, origin in zip(data["best"], chosen, origins, strict=True):
+            entry |= {"overrides": _overrides(spec, trial, groups), **origin}
         print(json.dumps(data, indent=2))
         return 0
-    for trial in chosen:
+    for trial, origin in zip(chosen, origins, strict=True):
         print(
             yaml.safe_dump({"study": spec.name, **screen.trial_data(spec, trial)}, sort_keys=False, allow_unicode=True), end=""
         )
+        print(provenance.comment(origin))
         print(_overrides_comment(_overrides(spec, trial, groups)))
     if spec.grid and any(believed):
         print(screen.cell_comments(spec, progress.cells, believed))
@@ -232,7 +234,8 @@ def logs(call: Call) -> int:
     chosen = matching[-1]
     path = rundir.log_path(rundir.attempt_dir(Path(chosen.runs_dir), row.folder, number, chosen.attempt))
     if call.json:
-        print(json.dumps({"trial": number, "attempt": chosen.attempt, "host": chosen.host, "log": str(path)}))
+        data = {"trial": number, "attempt": chosen.attempt, "host": chosen.host, "log": str(path), "facts": chosen.facts}
+        print(json.dumps(data))
         return 0
     try:
         with path.open("rb") as log:

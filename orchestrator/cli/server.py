@@ -13,6 +13,7 @@ from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.runner import linux
+from orchestrator.runner.artifacts import ArtifactPlace, checked_place
 from orchestrator.store import Store, embedded
 
 LAUNCHER_PID = "ORCHESTRATOR_LAUNCHER_PID"
@@ -24,13 +25,14 @@ def worker(call: Call) -> int:
     """Serves all active studies until told to end; waits for a database that is not up yet."""
     logs.configure("worker")
     host = call.composed.host
+    artifacts = checked_place(host.paths.artifacts, host.paths.data)
     if launcher := os.environ.pop(LAUNCHER_PID, None):
         linux.die_with_parent(signal.SIGTERM, int(launcher))
     with _ended_by_signal(), ExitStack() as stack:
         from orchestrator.worker import Worker  # brings Optuna, which no other command needs
 
         store = _patiently(call, stack)
-        served = Worker(store, host.worker, host.paths.runs, host.paths.checkpoints)
+        served = Worker(store, host.worker, host.paths.runs, host.paths.checkpoints, artifacts)
         with served.signals():
             served.run()
     return 0
@@ -41,9 +43,11 @@ def dashboard(call: Call) -> int:
     from orchestrator.dashboard import Access, serve  # slow to import, and no other command needs it
 
     logs.configure("dashboard")
-    access = Access.checked(call.composed.host.dashboard)
+    host = call.composed.host
+    access = Access.checked(host.dashboard)
+    artifacts = ArtifactPlace(checked_place(host.paths.artifacts, host.paths.data))
     with _ended_by_signal(), ExitStack() as stack:
-        serve(_patiently(call, stack), access)
+        serve(_patiently(call, stack), access, artifacts)
     return 0
 
 

@@ -26,7 +26,7 @@ _LISTS = (
     "study.direction",
     "study.metric",
 )
-NAMING = ("status", "best", "logs", "pause", "resume", "stop", "retry", "enqueue", "doctor", "replay")
+NAMING = ("status", "best", "logs", "pause", "resume", "stop", "retry", "enqueue", "doctor", "replay", "rerun")
 """The commands that take ``study.name`` besides the settings of this host."""
 
 

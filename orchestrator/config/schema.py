@@ -111,11 +111,15 @@ class WorkerConfig:
 
 @dataclass
 class PathsConfig:
-    """Absolute directories: `data` of this user, `runs` where run directories go; `checkpoints` may be an fsspec URL."""
+    """Absolute directories: `data` of this user, `runs` where run directories go.
+
+    `checkpoints` and `artifacts` may be fsspec URLs; None is the default of the place that uses them.
+    """
 
     data: Path = Path()
     runs: Path = Path()
     checkpoints: str | None = None
+    artifacts: str | None = None
 
 
 @dataclass

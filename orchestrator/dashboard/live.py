@@ -103,7 +103,13 @@ class Downloads:
             return view
 
         def download(**ids: Any) -> Any:
-            answer = view(**ids)
+            try:
+                answer = view(**ids)
+            except FileNotFoundError:
+                return _refused(404, "its file is not in paths.artifacts here")
+            except OSError as error:
+                logger.warning("an artifact cannot be read: %s", error)
+                return _refused(502, "paths.artifacts cannot be read; the dashboard's log says why")
             if isinstance(answer, HTTPResponse):
                 answer.set_header("Content-Disposition", "attachment")
                 answer.set_header("Content-Security-Policy", "sandbox; default-src 'none'; frame-ancestors 'none'")

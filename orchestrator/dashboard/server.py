@@ -15,6 +15,7 @@ from orchestrator.dashboard.guard import BODY_BYTES, Guard
 from orchestrator.dashboard.live import Downloads, LiveStudies
 from orchestrator.errors import ConfigError
 from orchestrator.logs import logger
+from orchestrator.runner.artifacts import ArtifactPlace
 from orchestrator.search import open_storage
 from orchestrator.store import Store
 
@@ -32,8 +33,8 @@ _SERVER = {
 }
 
 
-def serve(store: Store, access: Access) -> None:
-    """Serves optuna-dashboard over the studies of `store` until the program is told to end.
+def serve(store: Store, access: Access, artifacts: ArtifactPlace) -> None:
+    """Serves optuna-dashboard over the studies of `store`, with their artifacts, until the program is told to end.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -46,7 +47,8 @@ def serve(store: Store, access: Access) -> None:
         raise ConfigError(f"{shown}: {why}; choose another: dashboard.port=…") from None
     with listening:
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page asks for more at once than there are threads
-        server = waitress.create_server(Guard(pages(store, open_storage(store.url)), access), sockets=[listening], **_SERVER)
+        app = pages(store, open_storage(store.url), artifacts)
+        server = waitress.create_server(Guard(app, access), sockets=[listening], **_SERVER)
         logger.info("optuna-dashboard at %s (%s; Ctrl-C ends it)", access.url, access.terms)
         server.run()
 

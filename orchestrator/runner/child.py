@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
-from orchestrator.runner import linux, rundir
+from orchestrator.runner import facts, linux, rundir
 from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
 from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.executable import check_program
@@ -312,7 +312,7 @@ def _say(text: str) -> None:
 
 def _deliver(job: Job, control: Channel, channel: Channel, outcome: Outcome) -> None:
     try:
-        rundir.write_result(job.run_dir, outcome)
+        rundir.write_result(job.run_dir, outcome, facts.used_here())
         control.send({"is": "written"})  # the keeper syncs it while this process ends
     except OSError as error:
         _say(f"the result could not be written: {error}")

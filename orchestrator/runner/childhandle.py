@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -23,7 +24,8 @@ _LOOK_S: Final = 0.002
 class ChildHandle:
     """A child, leader of a session of its own, that takes an attempt whenever `hand_over` gives it one.
 
-    `channel` leads to it; `printed` is the reading end of the pipe it prints to, until a log takes it over.
+    `channel` leads to it; `printed` is the reading end of the pipe it prints to, until a log takes it over. `usage` is what it
+    had used, with all that it reaped, once it was reaped itself.
     """
 
     def __init__(self, pid: int, channel: Channel, printed: int, process: subprocess.Popen[bytes] | None = None) -> None:
@@ -31,6 +33,7 @@ class ChildHandle:
         self.channel = channel
         self._printed: int | None = printed
         self._process = process
+        self.usage: resource.struct_rusage | None = None
 
     @staticmethod
     def spawn(options: KeeperOptions, example: Path | None) -> ChildHandle:
@@ -92,16 +95,21 @@ class ChildHandle:
                 return None
             # Before the leader is reaped, for until then the group's number cannot pass to strangers.
             self.signal_group(signal.SIGKILL)
-            _, status = os.waitpid(self.pid, 0)
+            _, status, self.usage = os.wait4(self.pid, 0)
         else:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid == 0:
                 return None
+            self.usage = usage
             self.signal_group(signal.SIGKILL)
         code = os.waitstatus_to_exitcode(status)
         if self._process is not None:
             self._process.returncode = code
         return code
+
+    def used(self) -> tuple[int, float]:
+        """The largest resident size that it had so far, bytes, and its processor time, seconds; 0 where nobody says."""
+        return linux.used(self.pid)
 
     def dismiss(self, grace_s: float) -> None:
         """Ends a child that is at no attempt: in order within `grace_s`, else by force. It is reaped when this returns."""

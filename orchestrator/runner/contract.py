@@ -19,7 +19,8 @@ class Job:
     `values` maps a dotted path into `params` to the true value this trial uses there; `device` is a torch device as the child
     sees it.
     `resumed` says that an earlier attempt ran, `resumed_from` which one's files are in `checkpoint_dir`; `grace_s` is the time
-    from SIGTERM to SIGKILL for a program that the child ends itself.
+    from SIGTERM to SIGKILL for a program that the child ends itself. `artifacts` is the
+    place for what the trial stores, an absolute directory or a URL; None where nobody keeps any.
     """
 
     study: str
@@ -36,9 +37,14 @@ class Job:
     resumed: bool
     resumed_from: int | None = None
     grace_s: float = 5.0
+    artifacts: str | None = None
 
     def to_json(self) -> dict[str, JSONValue]:
         return {**vars(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}
+
+    def known_facts(self) -> dict[str, JSONValue]:
+        """What the facts of the attempt say of the job."""
+        return {"study": self.study, "trial": self.number, "attempt": self.attempt, "seed": self.seed}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Job:
@@ -53,7 +59,7 @@ class KeeperOptions:
     `program` is what a command starts, None for a function;
     `held` are file descriptors (device locks) that keeper and child keep open; `checked` says that the objective was
     imported and found good by this process before it replaced itself (see `keeper.main`); `ahead`, that a child may import it
-    while another still has the device.
+    while another still has the device; `module_file`, from where it was imported.
     """
 
     control: int
@@ -69,6 +75,7 @@ class KeeperOptions:
     isolation: str = "trial"
     checked: bool = False
     ahead: bool = True
+    module_file: str | None = None
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from orchestrator.model import JSONValue
+from orchestrator.runner.artifacts import ArtifactRecord
 from orchestrator.runner.channel import Message
 from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step
 
@@ -60,11 +61,15 @@ class Journal:
 
 
 class Entries(NamedTuple):
-    """What an attempt reported: values by step and constraints (the first of each), user attributes (the last of a key)."""
+    """What an attempt reported: values by step and constraints (the first of each), user attributes (the last of a key).
+
+    `artifacts` are the records of what it stored, by id.
+    """
 
     reports: dict[int, float]
     attrs: dict[str, JSONValue]
     constraints: dict[str, float]
+    artifacts: dict[str, JSONValue]
 
 
 def read(run_dir: Path) -> Entries:
@@ -78,6 +83,7 @@ def read(run_dir: Path) -> Entries:
     reports: dict[int, float] = {}
     attrs: dict[str, JSONValue] = {}
     constraints: dict[str, float] = {}
+    artifacts: dict[str, JSONValue] = {}
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), (run_dir / _NAME).open("rb") as lines:
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
@@ -88,10 +94,13 @@ def read(run_dir: Path) -> Entries:
                 elif "constraint" in message:
                     name, number = as_constraint(*message["constraint"])
                     constraints.setdefault(name, number)
+                elif "artifact" in message:
+                    record = ArtifactRecord.from_json(message["artifact"])
+                    artifacts[record.artifact_id] = record.to_json()
                 else:
                     key, value = message["attr"]
                     attrs[as_key(key)] = as_json(value)
-    return Entries(reports, attrs, constraints)
+    return Entries(reports, attrs, constraints, artifacts)
 
 
 def _identity(file: int) -> tuple[int, int]:

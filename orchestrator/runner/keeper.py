@@ -11,6 +11,7 @@ import contextlib
 import gc
 import importlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -22,11 +23,12 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.errors import ConfigError
-from orchestrator.runner import child, forking, linux, rundir
+from orchestrator.runner import child, facts, forking, linux, rundir
 from orchestrator.runner.channel import Channel, Message, wait_readable
 from orchestrator.runner.childhandle import ChildHandle
 from orchestrator.runner.contract import KeeperOptions
 from orchestrator.runner.executable import check_program
+from orchestrator.runner.memory import peak_host_bytes
 from orchestrator.runner.output import Output, flush_streams, open_streams
 from orchestrator.runner.target import check_call, describe_import_error, locate
 
@@ -49,11 +51,19 @@ class _Attempt:
     oom_kills: int
     worker: int | None  # the worker's socket, until the child has said that it took the attempt
     printed: int
+    facts: facts.AttemptFacts
     output: Output | None = None
     replaced: bool = False
     cause: str | None = None
     asked: bool = False
     kill_at: float | None = None
+    peak_host_bytes: int = 0
+    cpu_s: float = 0.0
+
+    def note_usage(self, usage: resource.struct_rusage) -> None:
+        """Takes in what a process of this attempt had used when it was reaped."""
+        self.peak_host_bytes = max(self.peak_host_bytes, peak_host_bytes(usage))
+        self.cpu_s += usage.ru_utime + usage.ru_stime
 
     def end(self, cause: str) -> None:
         """Asks the group to end, and sees to it `grace_s` later; the first cause given stays."""
@@ -99,6 +109,7 @@ class Keeper:
         self._example: Path | None = None
         self._told: set[str] = set()
         self._leaving = False
+        self._environment = facts.Environment(options.module_file)
         self._heard_at = time.monotonic()
         self._wake, self._wake_writer = socket.socketpair()
         for end in (self._wake, self._wake_writer):
@@ -112,6 +123,7 @@ class Keeper:
         try:
             if self._options.start == "forkserver":  # a fresh interpreter takes seconds to get ready: when there is work
                 self._get_standby()
+                self._environment.look_at_code()
             while self._attempt is not None or not self._leaving:
                 self._wait()
                 for message in self._channel.receive():
@@ -169,12 +181,18 @@ class Keeper:
 
     def _begin(self, child: ChildHandle, order: Message, worker: int, ends_at: float | None, *, replaced: bool = False) -> None:
         printed = child.hand_over(order["job"], worker)
-        self._attempt = attempt = _Attempt(child, order, ends_at, self._options.grace_s, linux.oom_kills(), worker, printed)
+        run_dir = Path(order["job"]).parent
+        if self._options.start == "spawn":  # the child imported what was there when it started
+            self._environment = facts.Environment(self._options.module_file)
+        told = facts.AttemptFacts(run_dir, self._environment, order["facts"])
+        ooms = linux.oom_kills()
+        self._attempt = attempt = _Attempt(child, order, ends_at, self._options.grace_s, ooms, worker, printed, told)
         attempt.replaced = replaced
         self._example = Path(order["job"])
         self._channel.send({"is": "started", "pid": child.pid})
         self._get_standby()  # before the output gets its thread
-        attempt.output = Output(printed, rundir.log_path(Path(order["job"]).parent), order["log_limit_bytes"])
+        attempt.output = Output(printed, rundir.log_path(run_dir), order["log_limit_bytes"])
+        told.begin(child.used())
 
     def _take_child(self) -> ChildHandle:
         """A child for the next attempt: the one kept, else the standby, else one that has yet to get ready."""
@@ -271,6 +289,7 @@ class Keeper:
             attempt.end_within(self._options.grace_s)
             return
         self._kept = attempt.child
+        attempt.peak_host_bytes, attempt.cpu_s = attempt.child.used()
         self._conclude(attempt, 0)
 
     def _enforce(self) -> None:
@@ -301,6 +320,8 @@ class Keeper:
         if attempt is None or (code := attempt.child.collect()) is None:
             return
         self._hear_child()
+        if attempt.child.usage is not None:
+            attempt.note_usage(attempt.child.usage)
         attempt.child.close()
         self._end_adopted()
         if attempt.worker is not None and not attempt.asked and not attempt.replaced:
@@ -325,7 +346,10 @@ class Keeper:
         if (problem := attempt.output.finish(_DRAIN_S)) is not None:
             self._channel.send({"is": "note", "message": problem})
         out_of_memory = code == -signal.SIGKILL and linux.oom_kills() > attempt.oom_kills
-        self._channel.send({"is": "ended", "code": code, "cause": attempt.cause, "oom": out_of_memory})
+        used = rundir.read_used(attempt.facts.run_dir)
+        known = attempt.facts.end(used, peak_host_bytes=attempt.peak_host_bytes, cpu_s=attempt.cpu_s)
+        self._channel.send({"is": "ended", "code": code, "cause": attempt.cause, "oom": out_of_memory, "facts": known})
+        attempt.facts.write()  # nobody waits for it
 
     def _reap_adopted(self) -> set[int]:
         """Reaps the ended ones among the orphans we adopted; returns those that live."""
@@ -333,8 +357,11 @@ class Keeper:
         orphans = linux.own_children() - self._own - {child.pid for child in children if child is not None}
         for pid in list(orphans):
             with contextlib.suppress(ChildProcessError):
-                if os.waitpid(pid, os.WNOHANG) != (0, 0):
+                reaped, _, usage = os.wait4(pid, os.WNOHANG)
+                if reaped:
                     orphans.discard(pid)
+                    if self._attempt is not None:
+                        self._attempt.note_usage(usage)
         return orphans
 
     def _end_adopted(self) -> None:
@@ -360,6 +387,7 @@ def main() -> None:
         if (problem := _import_objective(options)) is not None:
             channel.send({"is": "broken", "message": problem})
             return
+        options = replace(options, module_file=facts.file_of(options.target))
         reason = forking.reason_to_spawn() if options.start == "forkserver" else None
         if reason is not None:
             channel.send({"is": "note", "message": f"every trial starts a fresh interpreter: {reason}"})

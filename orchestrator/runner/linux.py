@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 import threading
@@ -89,6 +91,19 @@ def prefer_for_oom() -> None:
         path.write_text(str(max(int(path.read_text()), _OOM_PREFERENCE)))
     except (OSError, ValueError):
         return
+
+
+def used(pid: int) -> tuple[int, float]:
+    """The largest resident size of a living process so far, bytes, and the processor time of it and what it reaped, seconds."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        status, stat = (
+            Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace") for name in ("status", "stat")
+        )
+        peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+        fields = stat.rpartition(")")[2].split()
+        ticks = sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime
+        return (int(peak[1]) * 1024 if peak else 0), ticks / os.sysconf("SC_CLK_TCK")
+    return 0, 0.0
 
 
 def oom_kills() -> int:

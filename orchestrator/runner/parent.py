@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 from orchestrator.errors import ConfigError
 from orchestrator.model import Failed, Interrupted, JSONValue, Outcome
 from orchestrator.runner import rundir
+from orchestrator.runner.artifacts import ArtifactRecord
 from orchestrator.runner.channel import Channel, wait_readable
 from orchestrator.runner.channel import Message as Line
 from orchestrator.runner.contract import Job, KeeperOptions
@@ -66,7 +67,14 @@ class ConstraintSet:
     value: float
 
 
-Message: TypeAlias = Reported | PruneAsked | AttrSet | ConstraintSet
+@dataclass(frozen=True)
+class ArtifactLogged:
+    """The objective called ``trial.log_artifact(…)``, and the file is stored."""
+
+    record: ArtifactRecord
+
+
+Message: TypeAlias = Reported | PruneAsked | AttrSet | ConstraintSet | ArtifactLogged
 
 
 class Runner:
@@ -88,6 +96,7 @@ class Runner:
         held: File descriptors that stay open in keeper and child, such as a device's lock.
         log_limit_bytes: Size that a log never exceeds on disk: of a longer one, head and most recent part are kept. None for
             no limit.
+        device: What the facts of an attempt say of the device it ran on.
 
     Raises:
         ConfigError: A setting is out of range, or the objective has no usable ``_target_`` or command.
@@ -107,6 +116,7 @@ class Runner:
         cwd: Path | None = None,
         held: Sequence[int] = (),
         log_limit_bytes: int | None = None,
+        device: Mapping[str, JSONValue] | None = None,
     ) -> None:
         if isolation not in ("trial", "worker"):
             raise ConfigError(f"runner.isolation: {isolation!r} is neither 'trial' nor 'worker'")
@@ -131,6 +141,7 @@ class Runner:
         self._cwd = cwd
         self._held = tuple(held)
         self._log_limit_bytes = log_limit_bytes
+        self._device = None if device is None else dict(device)
         self._keeper: KeeperHandle | None = None
         self._running: Running | None = None
 
@@ -167,7 +178,8 @@ class Runner:
         with theirs:
             # Not sent when the keeper died this moment: the first `poll` finds that out.
             order = {"job": str(path), "max_runtime_s": self._max_runtime_s, "log_limit_bytes": self._log_limit_bytes}
-            keeper.send({"do": "start", **order}, [theirs.fileno()])
+            known = {**job.known_facts(), "threads": self._threads, "device": self._device}
+            keeper.send({"do": "start", **order, "facts": known}, [theirs.fileno()])
         self._running = Running(job, keeper, Channel(ours), self._grace_s, self._max_runtime_s, self._silence_s)
         return self._running
 
@@ -219,7 +231,7 @@ class Runner:
 
 
 class Running:
-    """One attempt under way. `outcome` is None until a `poll` (or `terminate`) finds that it ended.
+    """One attempt under way. `outcome` is None until a `poll` (or `terminate`) finds that it ended; `facts` come with it.
 
     Until then a daemon thread tells the keeper that this process is alive, whatever its other threads wait for. A process that
     is stopped or dead stops all its threads, and only that is to end the child.
@@ -230,6 +242,7 @@ class Running:
     ) -> None:
         self.job = job
         self.log_path = rundir.log_path(job.run_dir)
+        self.facts: dict[str, JSONValue] = {}
         self._keeper = keeper
         self._channel = channel
         self._grace_s = grace_s
@@ -304,6 +317,7 @@ class Running:
             if line.get("is") == "started":
                 self._pid = int(line["pid"])
             elif line.get("is") == "ended":
+                self.facts = line["facts"]
                 self._finish(partial(self._judge, line["code"], line["cause"], line["oom"]))
                 return
         if self._keeper.problem is not None:
@@ -341,6 +355,8 @@ class Running:
             self._inbox.append(AttrSet(as_key(key), as_json(value)))
         elif "constraint" in line:
             self._inbox.append(ConstraintSet(*as_constraint(*line["constraint"])))
+        elif "artifact" in line:
+            self._inbox.append(ArtifactLogged(ArtifactRecord.from_json(line["artifact"])))
         elif "done" in line:
             self._keeper.send({"do": "linger"}, wait=False)
             if line["done"] is not None:

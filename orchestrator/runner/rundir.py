@@ -2,6 +2,7 @@
 
 ```
 <runs>/<study>/trial-<number>/attempt-<k>/checkpoints/  its checkpoints, unless `paths.checkpoints` is another directory
+                                          environment.json  the code, machine and device it ran on, and what it took
                                           job.json      what the child is to do
                                           params.json   of a command: what the program may read
                                           metrics.jsonl of a command: what the program may append to
@@ -18,6 +19,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -84,13 +86,16 @@ def read_job(path: Path) -> Job:
     return Job.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
-def write_result(run_dir: Path, outcome: Outcome) -> None:
+def write_result(run_dir: Path, outcome: Outcome, used: Mapping[str, JSONValue] | None = None) -> None:
     """Writes the outcome so that half of it is never seen; `sync_result` makes it survive a crash of the machine.
+
+    Args:
+        used: What the child says of itself besides, see `read_used`.
 
     Raises:
         OSError: The disk is full or gone.
     """
-    _write(run_dir / "result.json", result_to_json(outcome))
+    _write(run_dir / "result.json", {**result_to_json(outcome), "used": {**(used or {})}})
 
 
 def sync_result(run_dir: Path) -> None:
@@ -114,6 +119,13 @@ def read_result(run_dir: Path) -> Outcome | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return result_from_json(data, run_dir)
+
+
+def read_used(run_dir: Path) -> dict[str, Any]:
+    """What the child that wrote the result said of itself; empty if it did not get that far."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return dict(json.loads((run_dir / "result.json").read_text(encoding="utf-8"))["used"])
+    return {}
 
 
 def result_to_json(outcome: Outcome) -> dict[str, JSONValue]:

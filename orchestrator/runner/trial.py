@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.model import JSONValue
+from orchestrator.runner.artifacts import ArtifactPlace, ArtifactRecord
 from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
 from orchestrator.runner.contract import Job
 from orchestrator.runner.journal import Journal
@@ -197,6 +198,35 @@ class Trial:
             message = {"constraint": [key, number]}
             self._channel.send(message)
             self._journal.append(message)
+
+    def log_artifact(self, path: str | os.PathLike[str], *, name: str | None = None, mimetype: str | None = None) -> str:
+        """Stores a copy of the file as an artifact of the trial, shown by optuna-dashboard; returns the artifact's id.
+
+        When it returns the copy is in `paths.artifacts`, and the file may change or go. Every call adds an artifact, under a
+        name used before as well. In a study it is known by once the worker has told the database, a second later or so.
+
+        Args:
+            path: A file; of a directory store an archive.
+            name: What people see, at most 255 characters; the file's own name if None.
+            mimetype: Such as ``image/png``; guessed from the name if None.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            IsADirectoryError: It is a directory.
+            TypeError: `name` or `mimetype` is no string.
+            ValueError: `name` or `mimetype` is malformed, or `path` leads to a pipe or the like.
+            orchestrator.runner.artifacts.ArtifactError: An `OSError`: the file cannot be read or stored, the disk is full.
+        """
+        file = Path(path)
+        record = ArtifactRecord.of(file, name, mimetype)
+        self._refuse_fork()
+        # Outside the lock: a large file must keep no other thread from its reports.
+        ArtifactPlace(self._job.artifacts or str(self._job.run_dir / "artifacts")).add(file, record.artifact_id)
+        with self._lock:
+            message = {"artifact": record.to_json()}
+            self._channel.send(message)
+            self._journal.append(message)
+        return record.artifact_id
 
     @property
     def last_step(self) -> int | None:

@@ -24,10 +24,12 @@ from orchestrator.store import optuna_rows, tickets
 from orchestrator.store.claims import Claim, Place, claim_of, ending, held_by, ran_at, with_ticket
 from orchestrator.store.database import Database, later
 from orchestrator.store.fleet import Silent, WorkerLease, hold_worker
+from orchestrator.store.leavings import fact_attrs
 from orchestrator.store.reads import news_after
 from orchestrator.store.schema import attempt, cell, event, slot, study, ticket, token_seq, trial, worker
 from orchestrator.store.tickets import Choice, Found, Undecided
 
+_Facts = Mapping[str, JSONValue] | None
 _LIVE = ("CLAIMED", "RUNNING")
 LEFT_RESULT_S = 10.0
 """How long a study that ends waits for the result that a worker may have left on its host when it died, seconds."""
@@ -204,6 +206,7 @@ class Ledger:
         reports: Mapping[int, float],
         attrs: Mapping[str, JSONValue],
         constraints: Mapping[str, float] = MappingProxyType({}),
+        artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
     ) -> None:
         """Writes what a running trial reported; a step and a constraint keep their first value, an attribute its last.
 
@@ -216,7 +219,7 @@ class Ledger:
                 raise LeaseLostError(_refused(claim))
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
-            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints)
+            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
 
     def may_prune(self, claim: Claim) -> bool:
         """Whether the trial's cell has a complete trial already; until then nothing in it is pruned."""
@@ -234,6 +237,8 @@ class Ledger:
         reports: Mapping[int, float],
         attrs: Mapping[str, JSONValue],
         constraints: Mapping[str, float] = MappingProxyType({}),
+        artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
+        facts: _Facts = None,
     ) -> None:
         """Ends the trial with its last reports and attributes, accepted once; the ticket is spent, or reopened for another try.
 
@@ -247,8 +252,8 @@ class Ledger:
                     raise LeaseLostError(_refused(claim))
                 return
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
-            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints)
-            self._end(c, row, outcome, attrs)
+            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
+            self._end(c, row, outcome, attrs, facts)
 
     def retry(
         self,
@@ -258,6 +263,8 @@ class Ledger:
         reports: Mapping[int, float],
         attrs: Mapping[str, JSONValue],
         constraints: Mapping[str, float] = MappingProxyType({}),
+        artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
+        facts: _Facts = None,
     ) -> bool:
         """Gives a trial back whose attempt failed for a reason that passes: the same trial runs again, as its next attempt.
 
@@ -276,8 +283,8 @@ class Ledger:
                 return False
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
-            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints)
-            self._give_back(c, row, "retried", f"{failure.kind}: {failure.message.splitlines()[0]}", known=True)
+            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
+            self._give_back(c, row, "retried", f"{failure.kind}: {failure.message.splitlines()[0]}", known=True, facts=facts)
         return True
 
     def give_back_held(self, lease: WorkerLease, reason: str, *, but: int | None = None) -> None:
@@ -293,7 +300,7 @@ class Ledger:
             hold_worker(c, lease)
             self._give_back_all(c, lease.worker_id, reason, but=but)
 
-    def release(self, claim: Claim, reason: str, *, lost: bool = False) -> None:
+    def release(self, claim: Claim, reason: str, *, lost: bool = False, facts: _Facts = None) -> None:
         """Gives an unfinished trial back: another worker takes up the same trial.
 
         Nobody's fault and not counted, unless the attempt was `lost` as if with its worker: then as `evict` says. A lease that
@@ -303,7 +310,7 @@ class Ledger:
             known = self._has_study(c, claim.study_id)
             row = c.execute(held_by(claim).where(trial.c.state.in_(_LIVE), trial.c.worker_id.is_not(None))).one_or_none()
             if row is not None:
-                self._give_back_or_fail(c, row, "lost" if lost else "interrupted", reason, known=known)
+                self._give_back_or_fail(c, row, "lost" if lost else "interrupted", reason, known=known, facts=facts)
 
     def deregister(self, lease: WorkerLease, reason: str) -> None:
         """The worker leaves in order: its row ends, its slot is free, and what it should still hold is given back."""
@@ -435,9 +442,9 @@ class Ledger:
         number = sa.select(trial.c.attempts).where(trial.c.trial_id == trial_id).scalar_subquery()
         later(c, sa.insert(attempt).inline().values(trial_id=trial_id, attempt=number, **where))
 
-    def _end_attempt(self, c: Connection, row: Row[Any], outcome: str, reason: str | None = None) -> None:
+    def _end_attempt(self, c: Connection, row: Row[Any], outcome: str, reason: str | None = None, facts: _Facts = None) -> None:
         last = sa.and_(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
-        changed = {"ended_at": sa.func.clock_timestamp(), "outcome": outcome, "reason": reason}
+        changed = {"ended_at": sa.func.clock_timestamp(), "outcome": outcome, "reason": reason, "facts": facts or None}
         later(c, sa.update(attempt).where(last).values(changed))
 
     def _runner_setting(self, c: Connection, study_id: int, name: str, default: int) -> int:
@@ -457,7 +464,9 @@ class Ledger:
         for row in c.execute(held.with_for_update(key_share=True)).all():
             self._give_back(c, row, "interrupted", reason, known=False)
 
-    def _give_back_or_fail(self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool) -> None:
+    def _give_back_or_fail(
+        self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool, facts: _Facts = None
+    ) -> None:
         """Gives a trial back, or fails it when it lost its last attempt; under the study's lock if that is `known`."""
         if not row.attempts:  # it was prepared and never begun: nothing is lost
             outcome = "interrupted"
@@ -466,11 +475,12 @@ class Ledger:
             cell_of = sa.select(cell.c.cell_id).where(cell.c.cell_id == row.cell_id)
             later(c, cell_of.with_for_update(key_share=True))
             row = c.execute(ending(row.trial_id)).one()
-            self._end(c, row, Failed("lost", f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"), {})
+            why = f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"
+            self._end(c, row, Failed("lost", why), {}, facts)
         else:
-            self._give_back(c, row, outcome, reason, known=known)
+            self._give_back(c, row, outcome, reason, known=known, facts=facts)
 
-    def _give_back(self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool) -> None:
+    def _give_back(self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool, facts: _Facts = None) -> None:
         """The trial is open to others; how its attempt ended is told in Optuna's study, if that is `known` to be there."""
         if row.state == "CLAIMED":  # no Optuna trial yet: the ticket is as if never touched
             c.execute(sa.delete(trial).where(trial.c.trial_id == row.trial_id))
@@ -479,19 +489,27 @@ class Ledger:
         # The token stays: a result of the old attempt is still welcome until somebody takes the trial up.
         counted = {"lost": trial.c.lost + int(outcome == "lost"), "retries": trial.c.retries + int(outcome == "retried")}
         c.execute(sa.update(trial).where(trial.c.trial_id == row.trial_id).values(worker_id=None, **counted))
-        self._end_attempt(c, row, outcome, reason)
+        self._end_attempt(c, row, outcome, reason, facts)
         if known and outcome in ("lost", "retried"):
             ended = {ATTEMPT_ATTR.format(row.attempts): f"{outcome}: {reason}"}
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, ended)
         c.execute(sa.insert(event).values(study_id=row.study_id, trial_id=row.trial_id, kind="released", reason=reason))
 
-    def _end(self, c: Connection, row: Row[Any], outcome: Completed | Pruned | Failed, attrs: Mapping[str, JSONValue]) -> None:
+    def _end(
+        self,
+        c: Connection,
+        row: Row[Any],
+        outcome: Completed | Pruned | Failed,
+        attrs: Mapping[str, JSONValue],
+        facts: _Facts = None,
+    ) -> None:
         """Writes the terminal state of trial, ticket and cell; under the locks of study and trial."""
         # A cell's guaranteed trials hold at least one complete one: a trial that prunes itself before that counts as failed.
         spends = isinstance(outcome, Completed) or (isinstance(outcome, Pruned) and row.completed > 0)
         failure = "pruned itself before its cell had a complete trial" if isinstance(outcome, Pruned) else None
+        attrs = {**attrs, **fact_attrs(facts or {})}
         self._terminate(c, row, outcome, attrs, holds_ticket=spends, failure=None if spends else failure)
-        self._end_attempt(c, row, type(outcome).__name__.lower())
+        self._end_attempt(c, row, type(outcome).__name__.lower(), facts=facts)
         if spends:
             tickets.spend(c, row.ticket_id, row.cell_id, pruned=isinstance(outcome, Pruned))
         else:
@@ -525,9 +543,8 @@ class Ledger:
             attrs[FAILURE_ATTR] = {"kind": outcome.kind, "message": outcome.message}
         if row.attempts > 1:
             attrs[ATTEMPTS_ATTR] = row.attempts
-        optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
         values = outcome.values if isinstance(outcome, Completed) else ()
-        optuna_rows.end_trial(c, row.optuna_trial_id, _state(outcome), values)
+        optuna_rows.end_trial(c, row.optuna_trial_id, _state(outcome), values, attrs)
         changed = {"state": _state(outcome), "holds_ticket": holds_ticket, "worker_id": None, "failure": failure}
         self._tell(c, row.study_id)
         ended = {"seq": _last_news(row.study_id), "ended_at": sa.func.clock_timestamp()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +13,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.model import JSONValue, Suggestion
 from orchestrator.store.database import later
+from orchestrator.store.leavings import artifact_attrs
 from orchestrator.store.schema import (
     optuna_studies,
     optuna_trials,
@@ -108,19 +110,21 @@ def write_user_attrs(c: Connection, trial_id: int, attrs: Mapping[str, JSONValue
     _write_attrs(c, _SET_USER_ATTRS, trial_id, attrs)
 
 
-def write_constraints(c: Connection, trial_id: int, constraints: Mapping[str, float]) -> None:
-    """Adds constraints as Optuna's `set_constraint` does; one that is there keeps its value."""
-    if constraints:
-        named = {f"constraints:{key}": value for key, value in constraints.items()}
-        _write_attrs(c, _KEEP_SYSTEM_ATTRS, trial_id, named)
+def write_constraints(
+    c: Connection, trial_id: int, constraints: Mapping[str, float], artifacts: Mapping[str, JSONValue] = MappingProxyType({})
+) -> None:
+    """Adds constraints as Optuna's `set_constraint` does, and records of artifacts; what is there keeps its value."""
+    attrs = {**{f"constraints:{key}": value for key, value in constraints.items()}, **artifact_attrs(artifacts)}
+    _write_attrs(c, _KEEP_SYSTEM_ATTRS, trial_id, attrs)
 
 
-def end_trial(c: Connection, trial_id: int, state: str, values: Sequence[float]) -> None:
-    """Makes the trial terminal, with its objective values if it is COMPLETE. Attributes are written before."""
+def end_trial(c: Connection, trial_id: int, state: str, values: Sequence[float], attrs: Mapping[str, JSONValue]) -> None:
+    """Makes the trial terminal, with its last user attributes, and its objective values if it is COMPLETE."""
     if values:
         rows = [tuple(_stored(value).values()) for value in values]
         stored, types = (list(column) for column in zip(*rows, strict=True))
         later(c, _INSERT_VALUES, {"trial_id": trial_id, "values": stored, "types": types})
+    _write_attrs(c, _SET_USER_ATTRS, trial_id, attrs)
     ended = {"state": state, "datetime_complete": _UTC_NOW}
     later(c, sa.update(optuna_trials).where(optuna_trials.c.trial_id == trial_id).values(ended))
 

@@ -15,7 +15,18 @@ from sqlalchemy.engine import Connection, Row
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import JSONValue, Param, StudySpec, TrialNews
 from orchestrator.store.database import Database
-from orchestrator.store.schema import attempt, is_active, optuna_studies, slot, study, ticket, trial, worker
+from orchestrator.store.leavings import ARTIFACT_KEY, FACT_KEYS
+from orchestrator.store.schema import (
+    attempt,
+    is_active,
+    optuna_studies,
+    optuna_trial_system_attributes,
+    slot,
+    study,
+    ticket,
+    trial,
+    worker,
+)
 
 
 @dataclass(frozen=True)
@@ -107,13 +118,17 @@ class WorkerRow:
 
 @dataclass(frozen=True)
 class AttemptRow:
-    """Where one attempt of a trial ran, and how it ended (None: it runs); `reason` if it ended without a result."""
+    """Where one attempt of a trial ran, and how it ended (None: it runs); `reason` if it ended without a result.
+
+    `facts`: what it ran on and took; None if it has not ended, or was lost with its worker.
+    """
 
     attempt: int
     host: str
     runs_dir: str
     outcome: str | None
     reason: str | None
+    facts: dict[str, Any] | None = None
 
 
 class Reads:
@@ -266,7 +281,24 @@ class Reads:
             rows = c.execute(sa.select(attempt).where(attempt.c.trial_id == trial_id).order_by(attempt.c.attempt)).all()
         if trial_id is None:
             raise ConfigError(f"trial={number}: the study has no trial of that number that this program ran")
-        return [AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome, r.reason) for r in rows]
+        return [AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome, r.reason, r.facts) for r in rows]
+
+    def artifacts(self, study_id: int, numbers: Collection[int]) -> dict[int, list[dict[str, Any]]]:
+        """The records of the artifacts that these trials of ours have, by number; each as Optuna's `ArtifactMeta`."""
+        attr = optuna_trial_system_attributes.c
+        query = (
+            sa.select(trial.c.number, attr.value_json)
+            .join(trial, trial.c.optuna_trial_id == attr.trial_id)
+            .where(trial.c.study_id == study_id, trial.c.number.in_(list(numbers)), attr.key.like(ARTIFACT_KEY.format("%")))
+            .order_by(trial.c.number, attr.key)
+        )
+        found: dict[int, list[dict[str, Any]]] = {number: [] for number in numbers}
+        with self._database.transaction() as c:
+            for row in c.execute(query):
+                record = json.loads(json.loads(row.value_json))
+                if record is not None:  # a dashboard writes null when it deletes one
+                    found[row.number].append(record)
+        return found
 
     def workers(self) -> list[WorkerRow]:
         """The workers that are registered now."""
@@ -336,7 +368,8 @@ def _float(value: float | None, kind: str) -> float:
 
 
 # A trial as one row: its children as JSON arrays, so that news costs one round trip however many trials it holds.
-_TRIAL_COLUMNS = """
+_FACT_KEYS = ", ".join(f"'{key}'" for key in FACT_KEYS).replace(":", r"\:")  # for sa.text :name is a parameter
+_TRIAL_COLUMNS = f"""
     t.number, t.state::text AS state, c.ordinal AS cell,
     (SELECT json_agg(json_build_array(p.param_name, p.param_value, p.distribution_json) ORDER BY p.param_id)
        FROM trial_params p WHERE p.trial_id = t.trial_id) AS params,
@@ -345,7 +378,7 @@ _TRIAL_COLUMNS = """
     (SELECT json_agg(json_build_array(i.step, i.intermediate_value, i.intermediate_value_type))
        FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS intermediate,
     (SELECT json_agg(json_build_array(a.key, a.value_json))
-       FROM trial_user_attributes a WHERE a.trial_id = t.trial_id) AS user_attrs,
+       FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key NOT IN ({_FACT_KEYS})) AS user_attrs,
     (SELECT json_agg(json_build_array(a.key, a.value_json))
        FROM trial_system_attributes a WHERE a.trial_id = t.trial_id) AS system_attrs
 """

@@ -7,7 +7,7 @@ No foreign key leads from ours into Optuna's tables, so that a dashboard may del
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ENUM
+from sqlalchemy.dialects.postgresql import ENUM, JSONB
 
 SCHEMA = "orchestrator"
 KNOWN_OPTUNA_REVISIONS = frozenset({"v3.2.0.a"})
@@ -174,6 +174,7 @@ attempt = sa.Table(
     sa.Column("ended_at", sa.DateTime(timezone=True)),
     sa.Column("outcome", sa.Text, comment="completed | pruned | failed | interrupted | lost | retried"),
     sa.Column("reason", sa.Text, comment="why it was interrupted, lost or retried"),
+    sa.Column("facts", JSONB(none_as_null=True), comment="the code, machine and device it ran on, and what it took"),
 )
 
 event = sa.Table(

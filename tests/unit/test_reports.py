@@ -19,7 +19,7 @@ from orchestrator.cli.call import Call
 from orchestrator.config import compose
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.model import Axis, Budget, StudySpec
-from orchestrator.store import Progress, StudyRow, TrialRow
+from orchestrator.store import AttemptRow, Progress, StudyRow, TrialRow
 
 PARAMS: dict[str, Any] = {
     "lr": "${linear_scaling:0.1,256,${data.batch}}",
@@ -49,6 +49,12 @@ class Reads:
 
     def trials(self, _study_id: int) -> list[TrialRow]:
         return self._trials
+
+    def attempts(self, _study_id: int, _number: int) -> list[AttemptRow]:
+        return [AttemptRow(1, "here", "/runs", "completed", None)]
+
+    def artifacts(self, _study_id: int, numbers: list[int]) -> dict[int, list[Any]]:
+        return {number: [] for number in numbers}
 
     def progress(self, row: StudyRow, *, maximize: bool) -> Progress:
         study: Any = SimpleNamespace(state="FINISHED", reason="budget spent")

@@ -437,7 +437,7 @@ def test_a_result_is_read_later_by_anybody(tmp_path: Path) -> None:
     assert isinstance(outcome, Failed)
     assert outcome.message.startswith("ValueError: first line")
     assert read_result(tmp_path / "nowhere") is None
-    left = ["checkpoints", "job.json", "journal.jsonl", "output.log", "result.json"]
+    left = ["checkpoints", "environment.json", "job.json", "journal.jsonl", "output.log", "result.json"]
     assert sorted(path.name for path in run_dir.iterdir()) == left
 
 

@@ -44,7 +44,7 @@ def test_the_first_value_of_a_constraint_is_sent_and_journaled(tmp_path: Path) -
     assert outcome == Completed((1.0,))
     said = {"memory": 1.5, "time": -sys.float_info.max}
     assert messages == [ConstraintSet(key, value) for key, value in said.items()]
-    assert journal.read(job.run_dir) == ({}, {}, said)
+    assert journal.read(job.run_dir) == ({}, {}, said, {})
     assert "constraint 'memory' was set before" in running.log_path.read_text()
 
 

@@ -86,5 +86,5 @@ def test_a_result_survives_the_worker_that_was_to_deliver_it(tmp_path: Path, wor
     worker.kill()
     wait_until(lambda: all_gone(pids), timeout=10)
     assert read_result(run_dir) == Completed((0.75,))
-    assert journal.read(run_dir) == ({1: 0.5}, {"note": "as sent"}, {})
+    assert journal.read(run_dir) == ({1: 0.5}, {"note": "as sent"}, {}, {})
     assert json.loads((run_dir / "job.json").read_text())["number"] == 0

@@ -19,13 +19,13 @@ def test_what_a_trial_reported_is_read_by_anybody(tmp_path: Path) -> None:
     job = make_job(tmp_path, objective("pruned_like_optuna"))
     with running_with(job.objective) as runner:
         finish(runner.start(job))
-        reports, attrs, _ = journal.read(job.run_dir)
+        reports, attrs, *_ = journal.read(job.run_dir)
         assert list(reports) == [3, 9, 5]
         assert (reports[3], math.isnan(reports[9]), reports[5]) == (1.0, True, 2.0)
         assert attrs == {}
         refused = make_job(tmp_path, objective("refused"))  # in the same directory: what was there is dropped
         finish(runner.start(refused))
-        assert journal.read(job.run_dir) == ({}, {"kept": {"a": [1, [1.5]], "3": "inf", "none": None}}, {})
+        assert journal.read(job.run_dir) == ({}, {"kept": {"a": [1, [1.5]], "3": "inf", "none": None}}, {}, {})
 
 
 def test_the_first_report_of_a_step_and_the_last_value_of_an_attribute_count(tmp_path: Path) -> None:
@@ -38,12 +38,12 @@ def test_the_first_report_of_a_step_and_the_last_value_of_an_attribute_count(tmp
         {"attr": ["a", 2]},
     ):
         written.append(message)
-    assert journal.read(tmp_path) == ({1: 0.5, 2: math.inf}, {"a": 2}, {})
+    assert journal.read(tmp_path) == ({1: 0.5, 2: math.inf}, {"a": 2}, {}, {})
 
 
 def test_a_torn_line_and_lines_without_sense_are_left_out(tmp_path: Path) -> None:
-    assert journal.read(tmp_path) == ({}, {}, {})
-    assert journal.read(tmp_path / "gone") == ({}, {}, {})
+    assert journal.read(tmp_path) == ({}, {}, {}, {})
+    assert journal.read(tmp_path / "gone") == ({}, {}, {}, {})
     lines = [
         '{"report":[1,0.5]}',
         "[1]",
@@ -60,7 +60,7 @@ def test_a_torn_line_and_lines_without_sense_are_left_out(tmp_path: Path) -> Non
         '{"report":[6,0.2',
     ]
     (tmp_path / "journal.jsonl").write_bytes(b"\xff\n" + "\n".join(lines).encode())
-    reports, attrs, _ = journal.read(tmp_path)
+    reports, attrs, *_ = journal.read(tmp_path)
     assert list(reports) == [1, 5]
     assert attrs == {}
 
@@ -80,7 +80,7 @@ def test_a_journal_that_missed_a_line_starts_anew(tmp_path: Path, monkeypatch: p
         patch.setattr(os, "write", full)
         written.append({"attr": ["a", "missed"]})
     written.append({"attr": ["b", "late"]})
-    assert journal.read(tmp_path) == ({}, {"b": "late"}, {})
+    assert journal.read(tmp_path) == ({}, {"b": "late"}, {}, {})
 
 
 def test_a_journal_stays_within_64_megabytes(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_journal_stays_within_64_megabytes(tmp_path: Path) -> None:
     for number in range(140):
         written.append({"attr": [f"key {number}", "x" * 500_000]})
     assert (tmp_path / "journal.jsonl").stat().st_size <= 64 << 20
-    _, attrs, _ = journal.read(tmp_path)
+    _, attrs, *_ = journal.read(tmp_path)
     assert attrs.keys() >= {"key 138", "key 139"}
 
 

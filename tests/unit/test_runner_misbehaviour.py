@@ -126,7 +126,7 @@ def test_nonsense_in_every_descriptor_is_dropped(bench: Bench, tmp_path: Path) -
     outcome, messages, job = bench.run(tmp_path, objective("garbles_every_descriptor"))
     assert outcome == Completed((1.0,))
     assert messages == []
-    assert journal.read(job.run_dir) == ({}, {}, {})
+    assert journal.read(job.run_dir) == ({}, {}, {}, {})
 
 
 def test_files_of_an_objective_that_closed_every_descriptor_stay_its_own(bench: Bench, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""An object store behind an fsspec URL: the few things that checkpoints need of it. The one place that imports fsspec."""
+"""An object store behind an fsspec URL: what checkpoints and artifacts need of it. The one place that imports fsspec."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -73,6 +74,15 @@ class ObjectStore:
             FileNotFoundError: There is no such object.
         """
         self._fs.get_file(self._full(path), str(file))
+
+    def open(self, path: str) -> BinaryIO:
+        """An object to read from, piece by piece.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+        """
+        opened: BinaryIO = self._fs.open(self._full(path), "rb")
+        return opened
 
     def names(self, path: str) -> list[str]:
         """The names directly under a path, in no order; what others wrote by now is among them."""

@@ -1,0 +1,167 @@
+"""The command that runs a trial again, with its parameters and its seed, and says whether the value comes out the same."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cli import provenance, replay, screen
+from orchestrator.cli.call import Call
+from orchestrator.devices import Device, DeviceLock, discover, torch_device
+from orchestrator.errors import ConfigError, DeviceError, OrchestratorError, StudyFailedError
+from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned, StudySpec, trial_seed
+from orchestrator.runner import Job, PruneAsked, Running, check_allowed, rundir
+from orchestrator.search import ASK_KEY
+from orchestrator.slots import HeldSlot
+from orchestrator.store import Store, StudyRow, TrialRow
+
+_DIFFERS = 1
+_SILENCE_S = 60.0
+_FINAL = ("COMPLETE", "PRUNED", "FAIL")
+
+
+def run(call: Call) -> int:
+    """Runs trial N, or the best one, once more and leaves the study alone; 0 if its value comes out bit for bit, 1 if not."""
+    wanted = None if call.words.get("trial") == "best" else call.number("trial", or_word="best")
+    with call.store() as store:
+        row = store.reads.find(call.study_name)
+        spec = store.reads.spec(row.study_id)
+        trial = _chosen(store, row, spec, wanted)
+        then = store.reads.attempts(row.study_id, trial.number)[-1].facts or {}
+        seed = int(then["seed"]) if "seed" in then else _seed_of_ask(store, row, trial.number)
+    check_allowed(spec.objective, call.composed.host.worker.allow_targets)
+    with _device(call, then) as held:
+        print(
+            f"trial {trial.number} of {row.name} again: seed {seed}, {held.device.name},"
+            f" {'the libraries’ own' if held.threads is None else held.threads} threads",
+            file=sys.stderr,
+        )
+        running = _run(_job(call, row, spec, trial, seed, held.device), spec, held)
+    outcome, differs = running.outcome, provenance.differences(then, running.facts) if then else []
+    values = outcome.values if isinstance(outcome, Completed) else None
+    same = values == trial.values if values is not None and trial.values is not None else None
+    if call.json:
+        data: dict[str, Any] = {"study": row.name, "trial": trial.number, "seed": seed, "same": same}
+        data |= {"values": _named(spec, values), "stored": _named(spec, trial.values), "differs": differs}
+        data |= {"problem": _problem(outcome), "log": str(running.log_path), "facts": running.facts}
+        print(json.dumps(data, indent=2))
+    else:
+        _tell(spec, trial, values, outcome, differs, running.log_path)
+    return 0 if same or (values is not None and trial.values is None) else _DIFFERS
+
+
+def _chosen(store: Store, row: StudyRow, spec: StudySpec, wanted: int | None) -> TrialRow:
+    trials = store.reads.trials(row.study_id)
+    if wanted is None:
+        best = screen.best_trials(spec, trials)
+        if not best:
+            raise StudyFailedError(f"study {row.name} has no complete trial yet")
+        if len(best) > 1:
+            raise ConfigError(f"several trials are best ({', '.join(str(t.number) for t in best)}); choose one with trial=N")
+        return best[0]
+    for trial in trials:
+        if trial.number == wanted and trial.state in _FINAL:
+            return trial
+        if trial.number == wanted:
+            raise ConfigError(f"trial={wanted}: it has not ended yet")
+    raise ConfigError(f"trial={wanted}: study {row.name} has no trial of that number that this program ran")
+
+
+def _seed_of_ask(store: Store, row: StudyRow, number: int) -> int:
+    """The seed of a trial whose facts nobody wrote down: its host died with it, or it is older than they are."""
+    got = replay.asked(store, row, number).system_attrs[ASK_KEY]
+    return trial_seed(got["study_seed"], got["ticket"], got["retry"])
+
+
+def _device(call: Call, then: Mapping[str, Any]) -> HeldSlot:
+    """A device like the one it ran on, unless `worker.devices` names another, and as many threads."""
+    settings = call.composed.host.worker
+    kind = (then.get("device") or {}).get("kind")
+    selection = ["cpu"] if settings.devices is None and kind == "cpu" else settings.devices
+    threads = settings.threads if settings.threads is not None else then.get("threads")
+    for device in discover(selection):
+        if device.kind == "cpu":
+            return HeldSlot(device, 0, threads, None)
+        for slot in range(settings.slots_per_device or 1):
+            if (lock := DeviceLock.acquire(device.key, slot)) is not None:
+                return HeldSlot(device, slot, threads, lock)
+    raise DeviceError("every device is in use by a worker; try again later, or name another: worker.devices=[cpu]")
+
+
+def _job(call: Call, row: StudyRow, spec: StudySpec, trial: TrialRow, seed: int, device: Device) -> Job:
+    runs = call.composed.host.paths.runs
+    place = rundir.trial_dir(runs, row.folder, trial.number)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        run_dir = Path(tempfile.mkdtemp(prefix="rerun-", dir=place))
+    except OSError as error:
+        raise OrchestratorError(f"paths.runs={runs}: {error.strerror} ({error.filename})") from error
+    return Job(
+        study=row.name,
+        number=trial.number,
+        attempt=1,
+        seed=seed,
+        device=torch_device(device),
+        params=spec.params,
+        values=trial.params,
+        objective=spec.objective,
+        metrics=spec.metrics,
+        run_dir=run_dir,
+        checkpoint_dir=run_dir / "checkpoints",
+        resumed=False,
+    )
+
+
+def _run(job: Job, spec: StudySpec, held: HeldSlot) -> Running:
+    """Runs it to its end, whatever a pruner would say."""
+    from orchestrator.serving import runner_for  # brings Optuna
+
+    runner = runner_for(spec, held, _SILENCE_S)
+    try:
+        runner.check()
+        running = runner.start(job)
+        while running.outcome is None:
+            for message in running.poll(1.0):
+                if isinstance(message, PruneAsked):
+                    running.answer_prune(False)
+        return running
+    finally:
+        runner.close()
+
+
+def _tell(
+    spec: StudySpec, trial: TrialRow, values: tuple[float, ...] | None, outcome: Outcome | None, differs: list[str], log: Path
+) -> None:
+    for metric, new, old in zip(spec.metrics, values or (), trial.values or [None] * len(spec.metrics), strict=False):
+        verdict = "" if old is None else ", as before" if new == old else f", but the trial has {old!r}"
+        print(f"{metric} = {new!r}{verdict}")
+    if (problem := _problem(outcome)) is not None:
+        print(problem)
+    if trial.values is None:
+        print(f"trial {trial.number} is {trial.state}: it has no value to compare with")
+    if differs:
+        print(f"not as then: {'; '.join(differs)}")
+    if trial.attempts > 1:
+        print(f"the trial took {trial.attempts} attempts, this one ran through")
+    print(f"log: {log}")
+    if values is not None and trial.values is not None:
+        print("reproduced bit for bit" if values == trial.values else "not reproduced")
+
+
+def _problem(outcome: Outcome | None) -> str | None:
+    match outcome:
+        case Failed(kind, message):
+            return f"failed ({kind}): {message}"
+        case Pruned(step):
+            return f"it pruned itself{'' if step is None else f' at step {step}'}"
+        case Interrupted(reason):
+            return f"interrupted: {reason}"
+    return None
+
+
+def _named(spec: StudySpec, values: tuple[float, ...] | None) -> dict[str, float] | None:
+    return None if values is None else dict(zip(spec.metrics, values, strict=True))

@@ -1,0 +1,81 @@
+"""Objectives that leave something: artifacts, and traces of what they used."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def stores(cfg: Any, trial: Any) -> dict[str, Any]:
+    """Stores a file and changes it afterwards."""
+    file = trial.checkpoint_dir / "curve.csv"
+    file.write_text("as it was")
+    first = trial.log_artifact(file)
+    file.write_text("changed since")
+    second = trial.log_artifact(str(file), name="net.onnx", mimetype="model/onnx")
+    file.unlink()
+    return {"score": 1.0, "ids": [first, second]}
+
+
+def tries_to_store(cfg: Any, trial: Any) -> dict[str, Any]:
+    """Tells what each file that cannot be stored was refused with."""
+    here = trial.checkpoint_dir
+    file, pipe = here / "file", here / "pipe"
+    file.write_text("x")
+    os.mkfifo(pipe)
+    calls: dict[str, tuple[Any, dict[str, Any]]] = {
+        "missing": (here / "gone.png", {}),
+        "directory": (here, {}),
+        "pipe": (pipe, {}),
+        "name": (file, {"name": 3}),
+        "empty": (file, {"name": ""}),
+        "nul": (file, {"name": "a\0b"}),
+        "type": (file, {"mimetype": "text/html\r\nX-Evil: 1"}),
+        "place": (file, {}),
+    }
+    errors = {}
+    for what, (path, words) in calls.items():
+        try:
+            trial.log_artifact(path, **words)
+        except (OSError, TypeError, ValueError) as error:
+            errors[what] = f"{type(error).__name__}: {error}"
+    return {"score": 1.0, "errors": errors}
+
+
+def uses_memory(cfg: Any, trial: Any, megabytes: int) -> float:
+    """A process that it starts takes so much, and is waited for."""
+    subprocess.run([sys.executable, "-c", f"x = bytearray({megabytes} << 20)"], check=True)
+    return random.random()
+
+
+def stores_when_stopped(cfg: Any, trial: Any) -> None:
+    """Its last act before it gives up the trial is to store a file, soon after it said something else."""
+    mark = Path(trial.checkpoint_dir, "mark")
+    while not trial.should_stop():
+        trial.set_user_attr("now", time.monotonic())
+        mark.write_text("here")
+        time.sleep(0.02)
+    trial.log_artifact(mark)
+
+
+def dies(cfg: Any, trial: Any) -> float:
+    Path(trial.checkpoint_dir, "file").write_text("x")
+    trial.log_artifact(Path(trial.checkpoint_dir, "file"))
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0.0
+
+
+def digits(cfg: Any, trial: Any) -> Any:
+    """The shipped example, which stores its checkpoint-to-be."""
+    from orchestrator.examples.digits import train
+
+    note = Path(trial.checkpoint_dir, "note.txt")
+    note.write_text("digits")
+    trial.log_artifact(note)
+    return train(cfg, trial)

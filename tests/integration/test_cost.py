@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from orchestrator.model import Completed, Failed
-from orchestrator.store import Claim, Store, WorkerLease, database
+from orchestrator.store import Claim, Store, WorkerLease
+from tests.support.counting import Counted, count_messages
 from tests.support.studies import PLACE, spec, suggestion
-
-
-class Counted:
-    """Messages and transactions since the last `reset`."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    @property
-    def transactions(self) -> int:
-        """Each COMMIT, and each message outside a transaction."""
-        inside, count = False, 0
-        for message in self.messages:
-            inside = inside or "BEGIN" in message
-            if not inside or message.endswith("COMMIT"):
-                inside, count = False, count + 1
-        return count
-
-    def take(self) -> tuple[int, int]:
-        taken = len(self.messages), self.transactions
-        self.messages.clear()
-        return taken
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    counted, execute = Counted(), database._Cursor.execute
-
-    def count(cursor: Any, query: Any, parameters: Any = None) -> None:
-        if not cursor.connection.keeps_back:
-            said = b";".join([*cursor.connection.kept_back, cursor.mogrify(query, parameters)])
-            counted.messages.append(said.decode())
-        execute(cursor, query, parameters)
-
-    monkeypatch.setattr(database._Cursor, "execute", count)
-    return counted
+    return count_messages(monkeypatch)
 
 
 def test_a_trial_takes_few_round_trips_and_transactions(store: Store, lease: WorkerLease, counted: Counted) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed
 from orchestrator.store import Store, WorkerLease
 from orchestrator.worker import Worker
+from tests.support.counting import count_messages
 from tests.support.studies import PLACE, RUNNER, spec, start
 from tests.support.waiting import wait_until
 
@@ -47,33 +46,22 @@ def record(artifact_id: str, name: str = "curve.csv") -> dict[str, Any]:
     return {"artifact_id": artifact_id, "filename": name, "mimetype": "text/csv", "encoding": None}
 
 
-@contextmanager
-def statements() -> Iterator[list[str]]:
-    seen: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        seen.append(statement)
-
-    sa.event.listen(sa.engine.Engine, "before_cursor_execute", note)
-    try:
-        yield seen
-    finally:
-        sa.event.remove(sa.engine.Engine, "before_cursor_execute", note)
-
-
 def trials_of(store: Store) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="study", storage=store.url).trials
 
 
-def test_facts_of_the_last_attempt_are_shown_and_cost_no_statement(store: Store, lease: WorkerLease) -> None:
+def test_facts_of_the_last_attempt_are_shown_and_cost_no_round_trip(
+    store: Store, lease: WorkerLease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = count_messages(monkeypatch)
     study = store.studies.launch(spec(cells=3)).study_id
     counts = []
     for facts in (None, FACTS):
         claim = start(store, lease, study)
         assert claim is not None
-        with statements() as seen:
-            store.ledger.finish(claim, Completed((1.0,)), reports={}, attrs={}, facts=facts)
-        counts.append(len(seen))
+        counted.take()
+        store.ledger.finish(claim, Completed((1.0,)), reports={}, attrs={}, facts=facts)
+        counts.append(counted.take())
     assert counts[0] == counts[1]
     assert [trial.user_attrs for trial in trials_of(store)] == [{}, SHOWN]
     assert [store.reads.attempts(study, number)[0].facts for number in (0, 1)] == [None, FACTS]

@@ -54,7 +54,7 @@ def test_attempts_share_a_process_and_nothing_else(tmp_path: Path, start: str) -
             run_dir = attempt_dir(tmp_path, "study", number, 1)
             log = (run_dir / "output.log").read_text()
             assert log.splitlines() == [f"this is trial {number}", f"a program of trial {number}"]
-            assert journal.read(run_dir) == ({1: float(number)}, {"number": number}, {})
+            assert journal.read(run_dir) == ({1: float(number)}, {"number": number}, {}, {})
             seen.append(outcome.attrs)
     assert len({each["pid"] for each in seen}) == 1
     assert [each["before"] for each in seen] == [0, 1, 2]

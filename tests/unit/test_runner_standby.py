@@ -24,8 +24,16 @@ def keeper_of(before: set[int]) -> int:
 
 def standby_of(keeper: int, *others: int) -> int:
     """The child that is at no attempt, once there is one."""
-    [standby] = wait_until(lambda: set(children_of(keeper)) - set(others))
+    [standby] = wait_until(lambda: {pid for pid in children_of(keeper) if leads(pid)} - set(others))
     return int(standby)
+
+
+def leads(pid: int) -> bool:
+    """Whether it has a session of its own; what the keeper runs for itself, such as git, has none."""
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 def pid_of(runner: Runner, runs: Path, number: int = 0) -> int:

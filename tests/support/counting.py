@@ -1,0 +1,45 @@
+"""Counts what is sent to the database: messages, each a round trip, and transactions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.store import database
+
+
+class Counted:
+    """Messages and transactions since the last `take`."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    @property
+    def transactions(self) -> int:
+        """Each COMMIT, and each message outside a transaction."""
+        inside, count = False, 0
+        for message in self.messages:
+            inside = inside or "BEGIN" in message
+            if not inside or message.endswith("COMMIT"):
+                inside, count = False, count + 1
+        return count
+
+    def take(self) -> tuple[int, int]:
+        taken = len(self.messages), self.transactions
+        self.messages.clear()
+        return taken
+
+
+def count_messages(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """Counts from now on, in this process."""
+    counted, execute = Counted(), database._Cursor.execute
+
+    def count(cursor: Any, query: Any, parameters: Any = None) -> None:
+        if not cursor.connection.keeps_back:
+            said = b";".join([*cursor.connection.kept_back, cursor.mogrify(query, parameters)])
+            counted.messages.append(said.decode())
+        execute(cursor, query, parameters)
+
+    monkeypatch.setattr(database._Cursor, "execute", count)
+    return counted

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from orchestrator.config import WorkerConfig
-from orchestrator.devices import Device, DeviceLock, cpu_scope, discover, host_identity, usable_cores
+from orchestrator.devices import Device, DeviceLock, cpu_scope, discover, host_identity, usable_cores, usable_memory
 from orchestrator.store import SlotOffer, Store, WorkerLease
 
 UNLIMITED_CPU_SLOTS = 1024
@@ -47,10 +47,14 @@ class Slots:
         self._store = store
         self._settings = settings
         self._offers: dict[SlotOffer, Device] = {}
+        host_bytes = usable_memory()
         for device in discover(settings.devices):
             scope = cpu_scope() if device.kind == "cpu" else host_identity()
             count = settings.slots_per_device or (UNLIMITED_CPU_SLOTS if device.kind == "cpu" else 1)
-            self._offers |= {SlotOffer(scope, device.key, k, device.name): device for k in range(count)}
+            # What a trial may count on: slots of a GPU share its memory.
+            gpu_bytes = None if device.kind == "cpu" else (device.memory_bytes or 0) // count
+            slots = (SlotOffer(scope, device.key, k, device.name, gpu_bytes, host_bytes) for k in range(count))
+            self._offers |= dict.fromkeys(slots, device)
 
     def claim(self, lease: WorkerLease) -> HeldSlot | None:
         """Takes a free slot, each device once before any is shared; None when all are held.

@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Failed, Interrupted, JSONValue, Outcome, Pruned
-from orchestrator.runner import couplings, linux, rundir
+from orchestrator.runner import couplings, linux, memory, rundir
 from orchestrator.runner.channel import Channel, MessageTooLongError
 from orchestrator.runner.contract import Job
 from orchestrator.runner.output import flush_streams
@@ -178,8 +179,9 @@ def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
         text = f"the objective called sys.exit({shown(error.code)}) instead of returning a result"
         return _failed("exit", text, f"exit:{code & 0xFF}")
     _print_traceback(error)
-    out_of_memory = isinstance(error, MemoryError) or any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__)
-    return _failed("oom" if out_of_memory else "exception", describe_exception(error), *causes_of(error))
+    ran_out = memory.ran_out(error)
+    failed = _failed("exception" if ran_out is None else "oom", describe_exception(error), *causes_of(error))
+    return failed if ran_out is None else replace(failed, memory=ran_out, peak_bytes=memory.peak_bytes(ran_out))
 
 
 def _print_traceback(error: BaseException) -> None:

@@ -51,6 +51,7 @@ class _Attempt:
     cause: str | None = None
     asked: bool = False
     kill_at: float | None = None
+    peak_bytes: int = 0
 
     def signal_group(self, signum: signal.Signals) -> None:
         try:
@@ -227,7 +228,8 @@ class Keeper:
         if (problem := attempt.output.finish(_DRAIN_S)) is not None:
             self._channel.send({"is": "note", "message": problem})
         out_of_memory = linux.oom_kills() > attempt.oom_kills
-        self._channel.send({"is": "ended", "code": code, "cause": attempt.cause, "oom": out_of_memory})
+        ended = {"code": code, "cause": attempt.cause, "oom": out_of_memory, "peak_bytes": attempt.peak_bytes}
+        self._channel.send({"is": "ended", **ended})
 
     def _reap_adopted(self, leader: int | None) -> set[int]:
         """Reaps the ended ones among the orphans we adopted; returns those that live."""
@@ -344,11 +346,14 @@ def _collect(attempt: _Attempt) -> int | None:
             return None
         # Before the leader is reaped, for until then the group's number cannot pass to strangers.
         attempt.signal_group(signal.SIGKILL)
-        return os.waitpid(attempt.pid, 0)[1]
-    pid, status = os.waitpid(attempt.pid, os.WNOHANG)
+        _, status, usage = os.wait4(attempt.pid, 0)
+        attempt.peak_bytes = linux.peak_bytes(usage)
+        return status
+    pid, status, usage = os.wait4(attempt.pid, os.WNOHANG)
     if pid == 0:
         return None
     attempt.signal_group(signal.SIGKILL)
+    attempt.peak_bytes = linux.peak_bytes(usage)
     return status
 
 

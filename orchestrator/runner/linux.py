@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
@@ -79,6 +80,11 @@ def oom_kills() -> int:
         elif "memory" in controllers.split(","):
             files.append(_control_file(Path("/sys/fs/cgroup/memory"), group, "memory.oom_control"))
     return sum(_read_counter(file, "oom_kill") for file in files)
+
+
+def peak_bytes(usage: resource.struct_rusage) -> int:
+    """The most memory that was resident at once, in bytes: the kernel counts kilobytes, macOS bytes."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _control_file(mount: Path, group: str, name: str) -> Path:

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -293,7 +293,7 @@ class Running:
             if line.get("is") == "started":
                 self._pid = int(line["pid"])
             elif line.get("is") == "ended":
-                self._finish(partial(self._judge, line["code"], line["cause"], line["oom"]))
+                self._finish(partial(self._judge, line["code"], line["cause"], line["oom"], line["peak_bytes"]))
                 return
         if self._keeper.problem is not None:
             self._finish(partial(imports_no_more, self._keeper.problem))
@@ -347,7 +347,7 @@ class Running:
             result = None
         self._outcome = result or self._done or verdict()
 
-    def _judge(self, code: int, cause: str | None, out_of_memory: bool) -> Outcome:
+    def _judge(self, code: int, cause: str | None, out_of_memory: bool, peak_bytes: int) -> Outcome:
         """The outcome of a child without a result; `code` is negative for a signal, `cause` says why the keeper ended it."""
         if cause == "timeout":
             limit = _span(self._max_runtime_s or 0.0)
@@ -364,7 +364,8 @@ class Running:
         if -code != signal.SIGKILL:
             return self._failed("signal", f"the process was killed by {name}", f"signal:{name}")
         if out_of_memory:
-            return self._failed("oom", "the kernel's out-of-memory killer killed the process: it used too much memory (RAM)")
+            killed = "the kernel's out-of-memory killer killed the process: it used too much memory (RAM)"
+            return replace(self._failed("oom", killed), memory="host", peak_bytes=peak_bytes)
         killed = "the process was killed by SIGKILL (the kernel's out-of-memory killer does this)"
         return self._failed("signal", killed, f"signal:{name}")
 

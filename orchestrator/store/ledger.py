@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection, Row
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned, Suggestion, TrialNews
-from orchestrator.store import optuna_rows, tickets
+from orchestrator.store import infeasible, optuna_rows, tickets
 from orchestrator.store.claims import Claim, Place, claim_of, held_by, ran_at, with_ticket
 from orchestrator.store.database import Database
 from orchestrator.store.fleet import Silent, WorkerLease, hold_worker
@@ -82,6 +82,7 @@ class Ledger:
             with_ticket()
             .join(study, study.c.study_id == trial.c.study_id)
             .where(trial.c.study_id == study_id, trial.c.state == "RUNNING", trial.c.worker_id.is_(None), is_active())
+            .where(sa.or_(ticket.c.extra, ~infeasible.closed_for(lease.worker_id, trial.c.cell_id)))
             .order_by(ran_at(place).desc(), trial.c.trial_id)  # where its checkpoints and perhaps its result are
             .limit(1)
             .with_for_update(of=trial, skip_locked=True, key_share=True)
@@ -100,7 +101,7 @@ class Ledger:
     def _begin(
         self, c: Connection, lease: WorkerLease, study_id: int, choice: Choice | None, *, adaptive: bool
     ) -> Claim | Undecided | None:
-        next_ticket = tickets.take_next(c, study_id, choice, adaptive=adaptive)
+        next_ticket = tickets.take_next(c, study_id, lease.worker_id, choice, adaptive=adaptive)
         if next_ticket is None or isinstance(next_ticket, Undecided):
             return next_ticket
         made = c.execute(
@@ -327,16 +328,12 @@ class Ledger:
         live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(_LIVE))
         held = sa.exists().where(live, trial.c.worker_id.is_not(None))
         stranded = sa.exists().where(live, trial.c.worker_id.is_(None))
-        just_lost = sa.exists().where(
-            live,
-            attempt.c.trial_id == trial.c.trial_id,
-            attempt.c.outcome == "lost",
-            attempt.c.ended_at > sa.func.clock_timestamp() - sa.func.make_interval(0, 0, 0, 0, 0, 0, LEFT_RESULT_S),
-        )
+        just_lost = _just_lost()
         past = sa.and_(study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp())
         late = sa.and_(sa.or_(past, study.c.state == "STOPPING"), ~held)
         over = sa.and_(sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~just_lost)
         self._end_closed_studies()
+        self._close_what_fits_nowhere()
         ended = []
         with self._database.transaction() as c:
             for study_id in c.execute(sa.select(study.c.study_id).where(over).order_by(study.c.study_id)).scalars().all():
@@ -367,6 +364,16 @@ class Ledger:
                 if self._lock_study(c, study_id, missing_ok=True):
                     tickets.end_study_if_spent(c, study_id)
 
+    def _close_what_fits_nowhere(self) -> None:
+        """Closes cells for all where a study waits for a device that no living worker has; their tickets go to the others."""
+        with self._database.transaction() as c:
+            for study_id in infeasible.standing_still(c, _just_lost()):
+                if self._lock_study(c, study_id, missing_ok=True):
+                    reason = infeasible.close_for_all(c, study_id, _just_lost())
+                    if reason is not None:
+                        self._abandon_all(c, study_id, reason, kind="device")
+                        tickets.end_study_if_spent(c, study_id)
+
     def _lock_study(self, c: Connection, study_id: int, *, missing_ok: bool = False) -> bool:
         """Takes Optuna's lock, then our row's: ids, numbers and news are handed out in commit order. False if it is gone."""
         found = optuna_rows.lock_study(c, study_id)
@@ -396,7 +403,10 @@ class Ledger:
 
     def _begin_attempt(self, c: Connection, trial_id: int, number: int, lease: WorkerLease, place: Place) -> None:
         where = {"worker_id": lease.worker_id, "host": place.host, "runs_dir": place.runs_dir}
-        c.execute(sa.insert(attempt).values(trial_id=trial_id, attempt=number, **where))
+        held = sa.select(slot).where(slot.c.worker_id == lease.worker_id).subquery()
+        device = {name: sa.select(held.c[name]).scalar_subquery() for name in ("device_name", "gpu_bytes")}
+        host_bytes = sa.func.coalesce(sa.select(held.c.host_bytes).scalar_subquery(), 0)
+        c.execute(sa.insert(attempt).values(trial_id=trial_id, attempt=number, **where, **device, host_bytes=host_bytes))
 
     def _end_attempt(self, c: Connection, row: Row[Any], outcome: str, reason: str | None = None) -> None:
         c.execute(
@@ -454,15 +464,19 @@ class Ledger:
         self._end_attempt(c, row, type(outcome).__name__.lower())
         if spends:
             tickets.spend(c, row.ticket_id, row.cell_id, pruned=isinstance(outcome, Pruned))
+            infeasible.fitted(c, row)
+        elif isinstance(outcome, Failed) and outcome.kind == "oom":
+            counts = tickets.reopen(c, row.ticket_id, cell_row, outcome.message, in_a_row=False)
+            infeasible.ran_out(c, row, cell_row, outcome, counts=counts)
         else:
             tickets.reopen(c, row.ticket_id, cell_row, outcome.message if isinstance(outcome, Failed) else str(failure))
         tickets.end_study_if_spent(c, row.study_id)
 
-    def _abandon_all(self, c: Connection, study_id: int, reason: str) -> None:
+    def _abandon_all(self, c: Connection, study_id: int, reason: str, *, kind: str = "budget") -> None:
         """Fails the trials that nobody holds; nobody's fault, so no failure of their cell is counted."""
         unheld = sa.and_(trial.c.study_id == study_id, trial.c.state == "RUNNING", trial.c.worker_id.is_(None))
         for row in c.execute(sa.select(trial).where(unheld).order_by(trial.c.trial_id).with_for_update(key_share=True)).all():
-            self._terminate(c, row, Failed("budget", reason), {}, holds_ticket=False)
+            self._terminate(c, row, Failed(kind, reason), {}, holds_ticket=False)
             tickets.give_back(c, row.ticket_id, row.cell_id)
 
     def _terminate(
@@ -481,7 +495,8 @@ class Ledger:
             attrs |= outcome.attrs
         if isinstance(outcome, Failed):
             failure = outcome.message
-            attrs[FAILURE_ATTR] = {"kind": outcome.kind, "message": outcome.message}
+            told = infeasible.told(c, row, outcome)
+            attrs[FAILURE_ATTR] = {"kind": outcome.kind, "message": outcome.message, **told}
         if row.attempts > 1:
             attrs[ATTEMPTS_ATTR] = row.attempts
         optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
@@ -490,6 +505,17 @@ class Ledger:
         changed = {"state": _state(outcome), "holds_ticket": holds_ticket, "worker_id": None, "failure": failure}
         ended = {"seq": self._next_seq(c, row.study_id), "ended_at": sa.func.clock_timestamp()}
         c.execute(sa.update(trial).where(trial.c.trial_id == row.trial_id).values({**changed, **ended}))
+
+
+def _just_lost() -> sa.ColumnElement[bool]:
+    """Whether a worker died a moment ago that ran a trial of the study."""
+    return sa.exists().where(
+        trial.c.study_id == study.c.study_id,
+        trial.c.state.in_(_LIVE),
+        attempt.c.trial_id == trial.c.trial_id,
+        attempt.c.outcome == "lost",
+        attempt.c.ended_at > sa.func.clock_timestamp() - sa.func.make_interval(0, 0, 0, 0, 0, 0, LEFT_RESULT_S),
+    )
 
 
 def _state(outcome: Completed | Pruned | Failed) -> str:

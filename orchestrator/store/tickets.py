@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from orchestrator.model import JSONValue
+from orchestrator.store.infeasible import closed_for
 from orchestrator.store.schema import cell, event, is_active, study, ticket, trial
 
 _UNSPENT = ("OPEN", "LIVE")
@@ -51,13 +52,17 @@ class Choice:
     why: Mapping[str, JSONValue]
 
 
-def take_next(c: Connection, study_id: int, choice: Choice | None = None, *, adaptive: bool = False) -> Next | Undecided | None:
+def take_next(
+    c: Connection, study_id: int, worker_id: int, choice: Choice | None = None, *, adaptive: bool = False
+) -> Next | Undecided | None:
     """Marks the next ticket LIVE and returns it; None if there is none now.
 
     Those by hand come first, then the shares, and the rest once every share is spent. Tickets that others are taking are
-    skipped, not waited for. With `adaptive` a ticket without a cell is left alone until the call comes with a `choice`.
+    skipped, not waited for, and so are those of cells closed for the worker's device, but for trials by hand. With `adaptive`
+    a ticket without a cell is left alone until the call comes with a `choice`.
     """
-    row = _pick(c, study_id, _EXTRA) or _pick(c, study_id, _SHARE)
+    share, rest = (sa.and_(kind, ~closed_for(worker_id, ticket.c.cell_id)) for kind in (_SHARE, _REST))
+    row = _pick(c, study_id, _EXTRA) or _pick(c, study_id, share)
     cell_id, why = row.cell_id if row else None, None
     if row is None:
         if _shares_left(c, study_id):
@@ -65,15 +70,16 @@ def take_next(c: Connection, study_id: int, choice: Choice | None = None, *, ada
         # One binding at a time: two that read the same counts would give one cell both tickets. What was read before the
         # lock may be old by now: a launch that holds it may be laying new shares.
         c.execute(sa.select(study.c.study_id).where(study.c.study_id == study_id).with_for_update(key_share=True))
-        row = _pick(c, study_id, _SHARE)
+        row = _pick(c, study_id, share)
         if row is None and _shares_left(c, study_id):
             return None
-        row = row or _pick(c, study_id, _REST)
+        row = row or _pick(c, study_id, rest)
         if row is None:
             return None
         if adaptive and choice is None and row.cell_id is None:
-            return Undecided(row.ordinal, row.failures, _open_cells(c, study_id))
-        cell_id, why = (row.cell_id, None) if row.cell_id else _allocate(c, study_id, choice)
+            cells = _open_cells(c, study_id, worker_id)
+            return Undecided(row.ordinal, row.failures, cells) if cells else None
+        cell_id, why = (row.cell_id, None) if row.cell_id else _allocate(c, study_id, worker_id, choice)
     if cell_id is None:
         return None
     c.execute(sa.update(ticket).where(ticket.c.ticket_id == row.ticket_id).values(state="LIVE", cell_id=cell_id))
@@ -98,33 +104,34 @@ def _shares_left(c: Connection, study_id: int) -> bool:
     return bool(c.execute(sa.select(shares)).scalar_one())
 
 
-def _allocate(c: Connection, study_id: int, choice: Choice | None) -> tuple[int | None, Mapping[str, JSONValue]]:
+def _allocate(
+    c: Connection, study_id: int, worker_id: int, choice: Choice | None
+) -> tuple[int | None, Mapping[str, JSONValue]]:
     """Binds one more ticket to the chosen cell, or to the open one that has the fewest; under the study's lock."""
     why: Mapping[str, JSONValue] = {"rule": "uniform", "why": "of the open cells it had the fewest trials"}
     if choice is not None:
-        chosen = sa.and_(cell.c.study_id == study_id, cell.c.ordinal == choice.cell, cell.c.state == "OPEN")
+        chosen = sa.and_(_is_open(study_id, worker_id), cell.c.ordinal == choice.cell)
         bind = sa.update(cell).where(chosen).values(bound=cell.c.bound + 1).returning(cell.c.cell_id)
         cell_id = c.execute(bind).scalar_one_or_none()
         if cell_id is not None:
             return cell_id, choice.why
         why = {**why, "why": f"{why['why']}; the chosen cell was closed meanwhile"}
-    return _allocate_uniform(c, study_id), why
+    return _allocate_uniform(c, study_id, worker_id), why
 
 
-def _open_cells(c: Connection, study_id: int) -> tuple[tuple[int, Mapping[str, JSONValue]], ...]:
-    mine = sa.and_(cell.c.study_id == study_id, cell.c.state == "OPEN")
+def _is_open(study_id: int, worker_id: int) -> sa.ColumnElement[bool]:
+    return sa.and_(cell.c.study_id == study_id, cell.c.state == "OPEN", ~closed_for(worker_id, cell.c.cell_id))
+
+
+def _open_cells(c: Connection, study_id: int, worker_id: int) -> tuple[tuple[int, Mapping[str, JSONValue]], ...]:
+    mine = _is_open(study_id, worker_id)
     rows = c.execute(sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(mine).order_by(cell.c.ordinal))
     return tuple((row.ordinal, row.cell_values) for row in rows)
 
 
-def _allocate_uniform(c: Connection, study_id: int) -> int | None:
+def _allocate_uniform(c: Connection, study_id: int, worker_id: int) -> int | None:
     """Binds one more ticket to the open cell that has the fewest; under the study's lock."""
-    fewest = (
-        sa.select(cell.c.cell_id)
-        .where(cell.c.study_id == study_id, cell.c.state == "OPEN")
-        .order_by(cell.c.bound, cell.c.ordinal)
-        .limit(1)
-    )
+    fewest = sa.select(cell.c.cell_id).where(_is_open(study_id, worker_id)).order_by(cell.c.bound, cell.c.ordinal).limit(1)
     bind = sa.update(cell).where(cell.c.cell_id == fewest.scalar_subquery()).values(bound=cell.c.bound + 1)
     return c.execute(bind.returning(cell.c.cell_id)).scalar_one_or_none()
 
@@ -146,11 +153,14 @@ def spend(c: Connection, ticket_id: int, cell_id: int, *, pruned: bool) -> None:
     c.execute(sa.update(cell).where(cell.c.cell_id == cell_id).values({counter: counter + 1, cell.c.failures_in_a_row: 0}))
 
 
-def reopen(c: Connection, ticket_id: int, cell_row: Row[Any], failure: str) -> None:
+def reopen(c: Connection, ticket_id: int, cell_row: Row[Any], failure: str, *, in_a_row: bool = True) -> bool:
     """Gives the ticket of a failed trial another try; closes its cell at more than `budget.max_failures_per_cell` in a row.
 
     The next try is the sampler's again, even if this one was by hand. A ticket on top of the budget gets no other try, and
-    its failure says nothing against the cell.
+    its failure says nothing against the cell: False then.
+
+    Args:
+        in_a_row: whether the failure is one of those in a row; exhausted memory is counted by device, see `infeasible`.
     """
     mine = cell.c.cell_id == cell_row.cell_id
     again = sa.case((ticket.c.extra, "VOID"), else_="OPEN")
@@ -158,15 +168,15 @@ def reopen(c: Connection, ticket_id: int, cell_row: Row[Any], failure: str) -> N
     tried = sa.update(ticket).where(ticket.c.ticket_id == ticket_id).values(changed).returning(ticket.c.extra)
     if c.execute(tried).scalar_one():
         c.execute(sa.update(cell).where(mine).values(failed=cell.c.failed + 1))
-        return
-    in_a_row = cell_row.failures_in_a_row + 1
-    c.execute(sa.update(cell).where(mine).values(failed=cell.c.failed + 1, failures_in_a_row=in_a_row))
+        return False
+    count = cell_row.failures_in_a_row + in_a_row
+    c.execute(sa.update(cell).where(mine).values(failed=cell.c.failed + 1, failures_in_a_row=count))
     setting = study.c.spec["budget"]["max_failures_per_cell"].as_integer()
     allowed = c.execute(sa.select(setting).where(study.c.study_id == cell_row.study_id)).scalar_one()
     if cell_row.state == "OPEN":
-        if in_a_row <= allowed:
-            return
-        reason = f"{in_a_row} trials failed in a row; the last: {failure.splitlines()[0] if failure else 'unknown'}"
+        if not in_a_row or count <= allowed:
+            return True
+        reason = f"{count} trials failed in a row; the last: {failure.splitlines()[0] if failure else 'unknown'}"
         c.execute(sa.update(cell).where(mine).values(state="CLOSED", reason=reason))
         c.execute(
             sa.insert(event).values(study_id=cell_row.study_id, cell_id=cell_row.cell_id, kind="cell closed", reason=reason)
@@ -175,6 +185,7 @@ def reopen(c: Connection, ticket_id: int, cell_row: Row[Any], failure: str) -> N
     left = sa.update(ticket).where(ticket.c.cell_id == cell_row.cell_id, ticket.c.state == "OPEN", ~ticket.c.extra)
     freed = c.execute(left.values(cell_id=None, share=None))
     c.execute(sa.update(cell).where(mine).values(bound=cell.c.bound - freed.rowcount))
+    return True
 
 
 def repeat(c: Connection, ticket_id: int, cell_id: int, fixed: Mapping[str, JSONValue], number: int) -> bool | None:

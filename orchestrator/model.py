@@ -76,6 +76,7 @@ class StudySpec:
     sampler: Mapping[str, JSONValue] = field(default_factory=lambda: {"name": "tpe"})
     pruner: Mapping[str, JSONValue] = field(default_factory=lambda: {"name": "none"})
     runner: Mapping[str, JSONValue] = field(default_factory=dict)
+    infeasible: Mapping[str, JSONValue] = field(default_factory=lambda: {"max_per_cell": None, "monotone": {}})
     seed: int = 0
     priority: int = 0
     config: str = ""

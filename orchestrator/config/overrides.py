@@ -193,7 +193,7 @@ def check_setting(word: Word, base: Mapping[str, Any]) -> str:
                 f"{word.text}: objective has no argument {word.path.partition('.')[2]}; to add one write +{word.text}"
             )
         return word.text
-    if word.path in (*settings(), *SECTIONS):
+    if word.path in (*settings(), *SECTIONS) or word.path.startswith("infeasible.monotone."):
         name = at(base, f"{section}.name") if section in ("sampler", "pruner") and has(base, f"{section}.name") else None
         if name is not None:
             options = ", ".join(f"{section}.{key}" for key in base[section] if key != "name") or "no options"

@@ -183,6 +183,8 @@ def check_setting(word: Word, base: Mapping[str, Any]) -> str:
     section = word.path.split(".")[0]
     if word.path in _CHOSEN:
         raise ConfigError(f"{word.text}: choose the whole group: {section}={word.value}")
+    if f"{word.path}.".startswith("infeasible.monotone.") and not word.override.is_delete():  # maps the user's own names
+        return word.under(word.path, force=True)
     if has(base, word.path) and word.override.type != OverrideType.ADD:
         return word.text
     if word.override.type == OverrideType.DEL:
@@ -193,7 +195,7 @@ def check_setting(word: Word, base: Mapping[str, Any]) -> str:
                 f"{word.text}: objective has no argument {word.path.partition('.')[2]}; to add one write +{word.text}"
             )
         return word.text
-    if word.path in (*settings(), *SECTIONS) or word.path.startswith("infeasible.monotone."):
+    if word.path in (*settings(), *SECTIONS):
         name = at(base, f"{section}.name") if section in ("sampler", "pruner") and has(base, f"{section}.name") else None
         if name is not None:
             options = ", ".join(f"{section}.{key}" for key in base[section] if key != "name") or "no options"

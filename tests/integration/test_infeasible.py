@@ -325,7 +325,7 @@ def test_a_retry_opens_the_cell_and_all_that_the_trial_closed_for_every_device(s
     store.interventions.retry(study, 1)
     assert closed(store) == {}
     assert [c.state for c in cells(store)] == ["OPEN", "OPEN", "OPEN"]
-    assert set(work(store, small, study)) == {0, 1, 2}
+    assert set(work(store, small, study)) == {1, 2}, "cell 0 has had as many before"
     assert healthy(store)
 
 

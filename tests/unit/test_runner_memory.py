@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.model import Failed
-from orchestrator.runner import memory, read_result, rundir
+from orchestrator.runner import Running, memory, read_result, rundir
 from tests.support.running import finish, make_job, objective, running_with
 
 
@@ -101,6 +101,15 @@ def test_the_peak_is_what_torch_reserved_on_any_device_it_used(monkeypatch: pyte
     monkeypatch.delitem(sys.modules, "torch")
     assert memory.peak_bytes("device") is None
     assert (memory.peak_bytes("host") or 0) > 10_000_000
+
+
+def test_a_child_that_the_kernel_killed_for_memory_says_what_it_held(tmp_path: Path) -> None:
+    job = make_job(tmp_path, objective("fine"))
+    running = object.__new__(Running)  # a verdict needs no processes
+    running.job = job
+    verdict = running._judge(-9, None, True, 60_000_000)
+    assert isinstance(verdict, Failed)
+    assert (verdict.kind, verdict.memory, verdict.peak_bytes) == ("oom", "host", 60_000_000)
 
 
 def test_the_outcome_says_whose_and_how_much_also_when_it_is_read_later(tmp_path: Path) -> None:

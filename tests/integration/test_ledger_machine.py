@@ -474,7 +474,8 @@ class LedgerMachine(RuleBasedStateMachine):
             row[0]
             for row in self.sql(
                 "SELECT t.trial_id FROM orchestrator.trial t JOIN orchestrator.cell c ON c.cell_id = t.cell_id "
-                f"WHERE t.state = 'FAIL' AND t.study_id = {self.study} AND ({finished} OR c.reason LIKE 'no living worker has%')"
+                f"WHERE t.state = 'FAIL' AND t.study_id = {self.study} "
+                f"AND ({finished} OR starts_with(c.reason, 'no living worker has'))"
             )
         }
         for trial_id, known in self.trials.items():

@@ -6,7 +6,8 @@ into less either. All writes are made under the study's lock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -228,7 +229,8 @@ def _stands_still(just_lost: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     )
     by_hand = sa.exists().where(of_study, ticket.c.extra)
     next_ones = sa.or_(by_hand, sa.exists().where(bound, ticket.c.share.is_not(None)), sa.and_(~_shares_left(), rest))
-    closed_somewhere = sa.exists().where(open_cell, shortage.c.cell_id == cell.c.cell_id, shortage.c.closed)
+    somewhere = sa.and_(cell.c.study_id == study.c.study_id, shortage.c.cell_id == cell.c.cell_id)
+    closed_somewhere = sa.exists().where(somewhere, shortage.c.closed)
     served = sa.exists().where(serving.c.study_id == study.c.study_id)
     return sa.and_(is_active(), closed_somewhere, served, ~running, ~next_ones, ~just_lost)
 
@@ -259,31 +261,42 @@ def close_for_all(c: Connection, study_id: int, just_lost: sa.ColumnElement[bool
         return None
     serving = _serving()
     mine = sa.and_(cell.c.study_id == study_id, cell.c.state == "OPEN")
-    nobody = ~_taken_by_some(serving, sa.literal(study_id), cell.c.cell_id)
+    some = sa.exists().where(serving.c.study_id == study_id).correlate_except(serving)
+    nobody = sa.and_(some, ~_taken_by_some(serving, sa.literal(study_id), cell.c.cell_id))
     waits = sa.exists().where(ticket.c.cell_id == cell.c.cell_id, ticket.c.state.in_(_UNSPENT), ~ticket.c.extra)
     unbound = sa.exists().where(ticket.c.study_id == study_id, ticket.c.state == "OPEN", ticket.c.cell_id.is_(None))
     blocking = waits if still[0] else sa.or_(waits, unbound)
     cells = c.execute(sa.select(cell.c.cell_id).where(mine, nobody, blocking).order_by(cell.c.ordinal)).scalars().all()
-    for cell_id in cells:
-        _close_for_all(c, study_id, cell_id)
+    if cells:
+        _close_all(c, study_id, cells)
+    elif c.execute(look).one_or_none() is None:  # the last worker left between the two statements
+        return None
     return "it ran out of memory on other devices, and no living worker has a larger one"
 
 
-def _close_for_all(c: Connection, study_id: int, cell_id: int) -> None:
-    first = sa.select(shortage).where(shortage.c.cell_id == cell_id, shortage.c.closed)
-    told = [
-        f"{device_label(r.memory, r.device_name, r.bytes)}: {r.reason}" for r in c.execute(first.order_by(shortage.c.closed_at))
-    ]
-    reason = f"{NOBODY}; {'; '.join(told)}"
-    mine = cell.c.cell_id == cell_id
-    freed = c.execute(
-        sa.update(ticket)
-        .where(ticket.c.cell_id == cell_id, ticket.c.state == "OPEN", ~ticket.c.extra)
-        .values(cell_id=None, share=None)
-    )
-    changed = {"state": "CLOSED", "reason": reason, "bound": cell.c.bound - freed.rowcount}
-    c.execute(sa.update(cell).where(mine).values(changed))
-    c.execute(sa.insert(event).values(study_id=study_id, cell_id=cell_id, kind="cell closed", reason=reason))
+def _close_all(c: Connection, study_id: int, cells: Sequence[int]) -> None:
+    closed = sa.select(shortage).where(shortage.c.cell_id.in_(cells), shortage.c.closed).order_by(shortage.c.closed_at)
+    told: dict[int, list[str]] = {}
+    for row in c.execute(closed):
+        told.setdefault(row.cell_id, []).append(f"{device_label(row.memory, row.device_name, row.bytes)}: {row.reason}")
+    reasons = {cell_id: f"{NOBODY}; {'; '.join(told[cell_id])}" for cell_id in cells}
+    waiting = sa.and_(ticket.c.cell_id.in_(cells), ticket.c.state == "OPEN", ~ticket.c.extra)
+    freed = Counter(c.execute(sa.select(ticket.c.cell_id).where(waiting)).scalars())
+    c.execute(sa.update(ticket).where(waiting).values(cell_id=None, share=None))
+    which = {"cells": list(cells), "reasons": list(reasons.values()), "freed": [freed[cell_id] for cell_id in cells]}
+    c.execute(_CLOSE_CELLS, which)
+    events = [{"study_id": study_id, "cell_id": cell_id, "reason": reason} for cell_id, reason in reasons.items()]
+    c.execute(sa.insert(event).values(kind="cell closed"), events)
+
+
+# Arrays instead of a row each: thousands of cells are one statement.
+_CLOSE_CELLS = sa.text(
+    """
+    UPDATE orchestrator.cell c SET state = 'CLOSED', reason = v.reason, bound = c.bound - v.freed
+    FROM unnest(CAST(:cells AS bigint[]), CAST(:reasons AS text[]), CAST(:freed AS int[])) AS v(cell_id, reason, freed)
+    WHERE c.cell_id = v.cell_id
+    """
+)
 
 
 # ------------------------------------------------------------------------------------------------------------- a person insists

@@ -314,6 +314,21 @@ def test_a_trial_that_waits_for_a_device_that_is_gone_ends_with_its_cell(store: 
     assert healthy(store)
 
 
+def test_a_trial_given_back_in_a_cell_that_other_failures_closed_does_not_wait_for_ever(store: Store) -> None:
+    study = launch(store, cells=1, per_cell=3, budget=Budget(3, 3, max_failures_per_cell=0))
+    small, alike, large = worker(store), worker(store), worker(store, "large", 80)
+    held, dies, fails = begin(store, large, study), begin(store, small, study), begin(store, alike, study)
+    end(store, dies, OOM)
+    end(store, fails, Failed("exception", "broken"))
+    assert cells(store)[0].state == "CLOSED"
+    store.ledger.release(held, "drained")
+    store.ledger.deregister(large, "done")
+    assert start(store, small, study) is None
+    store.ledger.end_studies()
+    assert state(store) == ("FINISHED", "every cell is closed")
+    assert healthy(store)
+
+
 def test_a_retry_opens_the_cell_and_all_that_the_trial_closed_for_every_device(store: Store) -> None:
     study = launch(store, cells=3)
     small = worker(store)

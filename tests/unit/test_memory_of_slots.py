@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def test_a_containers_limit_is_what_a_process_may_use(monkeypatch: pytest.Monkey
         return files[str(path)]
 
     monkeypatch.setattr(devices, "_physical_memory", lambda: 64 * GIB)
-    monkeypatch.setattr(devices.Path, "read_text", read)
+    monkeypatch.setattr(Path, "read_text", read)
     assert devices.usable_memory() == 8 * GIB
     files["/proc/self/cgroup"] = "12:cpu:/x\n5:memory:/docker/1\n"
     files["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = f"{4 * GIB}\n"  # as a container sees its own

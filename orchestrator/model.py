@@ -76,6 +76,7 @@ class StudySpec:
     sampler: Mapping[str, JSONValue] = field(default_factory=lambda: {"name": "tpe"})
     pruner: Mapping[str, JSONValue] = field(default_factory=lambda: {"name": "none"})
     runner: Mapping[str, JSONValue] = field(default_factory=dict)
+    infeasible: Mapping[str, JSONValue] = field(default_factory=lambda: {"max_per_cell": None, "monotone": {}})
     seed: int = 0
     priority: int = 0
     config: str = ""
@@ -210,12 +211,15 @@ class Failed:
 
     `kind` is one word (exception, exit, signal, oom, timeout, value, import); `message` says where the log is. `causes` are
     the words under which `runner.retry_on` may name it: the kind, ``exit:1``, ``signal:SIGKILL``, and of an exception its
-    class and base classes, bare and with their module.
+    class and base classes, bare and with their module. Of an ``oom``, `memory` says whose ran out, the device's or the host's,
+    and `peak_bytes` the most that the trial held of it, None where nobody knows.
     """
 
     kind: str
     message: str
     causes: tuple[str, ...] = field(default=(), compare=False)
+    memory: Literal["device", "host"] | None = field(default=None, compare=False)
+    peak_bytes: int | None = field(default=None, compare=False)
 
     def passes(self, retry_on: Collection[str] | None) -> bool:
         """Whether `runner.retry_on` names it as what passes; None names exceptions, exit codes and signals of any kind."""

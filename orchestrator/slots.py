@@ -20,6 +20,7 @@ from orchestrator.devices import (
     slot_environment,
     strangers,
     usable_cores,
+    usable_memory,
     why_no_gpu,
 )
 from orchestrator.errors import DeviceError
@@ -119,10 +120,14 @@ class Slots:
         self._store = store
         self._settings = settings
         self._offers: dict[SlotOffer, Device] = {}
+        host_bytes = usable_memory()
         for device in discover(settings.devices):
             scope = cpu_scope() if device.kind == "cpu" else host_identity()
             count = settings.slots_per_device or (UNLIMITED_CPU_SLOTS if device.kind == "cpu" else 1)
-            self._offers |= {SlotOffer(scope, device.key, k, device.name): device for k in range(count)}
+            # What a trial may count on: slots of a GPU share its memory.
+            gpu_bytes = None if device.kind == "cpu" else (device.memory_bytes or 0) // count
+            slots = (SlotOffer(scope, device.key, k, device.name, gpu_bytes, host_bytes) for k in range(count))
+            self._offers |= dict.fromkeys(slots, device)
         gpus = any(device.kind == "gpu" for device in self._offers.values())
         self._nvml = Nvml.open() if gpus else None  # for the life of the process: to open it for each look takes long
         self._in_use: list[str] = []

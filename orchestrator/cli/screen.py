@@ -135,18 +135,27 @@ def cell_table(
     shown = cells
     if len(cells) > max(3, room):
         sign = -1.0 if spec.directions[0] == "maximize" else 1.0
-        ranked = sorted(cells, key=lambda c: (c.state == "OPEN", -c.running, c.best is None, sign * (c.best or 0.0)))
+        ranked = sorted(
+            cells, key=lambda c: (c.state == "OPEN", not c.closed_for, -c.running, c.best is None, sign * (c.best or 0.0))
+        )
         shown = tuple(ranked[: max(3, room)])
     for cell in shown:
         names = [value_label(cell.values[axis.path]) for axis in spec.grid] or [cell_label(cell.values)]
         best = "" if cell.best is None else f"{cell.best:.6g}"
         number = "" if cell.best_trial is None else str(cell.best_trial)
-        closed = f"closed: {cell.reason}" if cell.state == "CLOSED" else ""
+        closed = _closed(cell)
         counts = (f"{cell.completed + cell.pruned}/{cell.bound}", str(cell.pruned), str(cell.failed), str(cell.running))
         belief = _belief(believed.get(cell.ordinal)) if believed else ()
         table.add_row(*map(Text, (*names, *counts, best, number, *belief, closed)))
     more = len(cells) - len(shown)
     return Group(table, Text(f"… and {_cells(more)} more")) if more else table
+
+
+def _closed(cell: CellRow) -> str:
+    """Why the cell gets no trials, or none on some devices; empty where it is open to all."""
+    if cell.state == "CLOSED":
+        return f"closed: {cell.reason}"
+    return "; ".join(f"closed for {short.device}: {short.reason}" for short in cell.closed_for)
 
 
 def _belief(estimate: CellEstimate | None) -> tuple[str, str]:
@@ -162,7 +171,8 @@ def cell_comments(spec: StudySpec, cells: Sequence[CellRow], estimates: Estimate
     lines = ["# cells: complete trials, best value, its optimum (90 %), probability that no other cell reaches more"]
     for cell, estimate in rows[:_MOST_CELLS]:
         best = "none" if cell.best is None else f"{cell.best:.6g}"
-        lines.append(f"#   {cell_label(cell.values)}: {cell.completed}, {best}, {', '.join(_belief(estimate))}".rstrip(" ,"))
+        known = f"{cell.completed}, {best}, {', '.join(_belief(estimate))}".rstrip(" ,")
+        lines.append(f"#   {cell_label(cell.values)}: {known}{value_label(f'; {_closed(cell)}') if _closed(cell) else ''}")
     if len(rows) > _MOST_CELLS:
         lines.append(f"#   … and {_cells(len(rows) - _MOST_CELLS)} more")
     return "\n".join(lines)
@@ -292,6 +302,7 @@ def as_data(spec: StudySpec, progress: Progress, best: list[TrialRow], estimates
                 "values": c.values,
                 "state": c.state,
                 "reason": c.reason,
+                "closed_for": [asdict(short) for short in c.closed_for],
                 "completed": c.completed,
                 "pruned": c.pruned,
                 "failed": c.failed,

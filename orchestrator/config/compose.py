@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.config import grammar
+from orchestrator.config.infeasible import leave_out_fixed
 from orchestrator.config.overrides import (
     Word,
     apply_to_params,
@@ -146,6 +147,7 @@ def _shown_config(command: str, full: DictConfig, space: Space, host: HostConfig
         if command == "launch":
             for section, content in space.to_yaml().items():
                 full[section] = content
+            leave_out_fixed(full, space)
     sections = SECTIONS if command == "launch" else HOST
     config = OmegaConf.create({section: full._get_node(section) for section in sections if section in full})
     if command != "launch":

@@ -183,6 +183,8 @@ def check_setting(word: Word, base: Mapping[str, Any]) -> str:
     section = word.path.split(".")[0]
     if word.path in _CHOSEN:
         raise ConfigError(f"{word.text}: choose the whole group: {section}={word.value}")
+    if f"{word.path}.".startswith("infeasible.monotone.") and not word.override.is_delete():  # maps the user's own names
+        return word.under(word.path, force=True)
     if has(base, word.path) and word.override.type != OverrideType.ADD:
         return word.text
     if word.override.type == OverrideType.DEL:

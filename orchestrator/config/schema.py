@@ -168,6 +168,14 @@ class BudgetConfig:
 
 
 @dataclass
+class InfeasibleConfig:
+    """How often a cell may run out of memory on a device type, and the axes along which the need of it grows."""
+
+    max_per_cell: int | None = _ruled(None, _within(0, 1_000_000))
+    monotone: Any = None
+
+
+@dataclass
 class RunnerConfig:
     """How one attempt runs, and how often a trial is: `max_runtime_min` in minutes, `grace_s` between TERM and KILL."""
 
@@ -283,6 +291,7 @@ STUDY_SECTIONS = (
     "search",
     "budget",
     "allocation",
+    "infeasible",
     "sampler",
     "pruner",
     "runner",
@@ -293,6 +302,7 @@ SECTIONS = (*STUDY_SECTIONS, *HOST)
 def settings() -> list[str]:
     """Every dotted setting whose name is fixed: what a misspelt one is compared with."""
     schemas: list[tuple[str, type[Any]]] = [("study", StudyConfig), ("budget", BudgetConfig), ("runner", RunnerConfig)]
+    schemas += [("infeasible", InfeasibleConfig)]
     schemas += [("sampler", schema) for schema in SAMPLERS.values()]
     schemas += [("pruner", schema) for schema in PRUNERS.values()]
     schemas += list(HOST.items())

@@ -99,6 +99,10 @@ class Space:
     def paths(self) -> list[str]:
         return [*self.grid, *self.search]
 
+    def was_axis(self, path: str) -> bool:
+        """Whether `path` was an axis and has been taken out of the grid again."""
+        return path in self._fixed and path not in self.grid
+
     def parent_of(self, path: str) -> str | None:
         """Returns the declared path that `path` lies below, or None."""
         return next((known for known in self.paths() if path.startswith(f"{known}.")), None)

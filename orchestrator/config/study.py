@@ -18,6 +18,7 @@ from omegaconf.errors import (
 from orchestrator.config.command import command_objective
 from orchestrator.config.compose import Composed, resolved
 from orchestrator.config.grammar import check_finite
+from orchestrator.config.infeasible import infeasible
 from orchestrator.config.schema import (
     MAX_TRIALS,
     PRUNERS,
@@ -74,6 +75,7 @@ def study_spec(composed: Composed) -> StudySpec:
         search=search,
         budget=_budget(config, space),
         allocation=allocation,
+        infeasible=infeasible(resolved(config, "infeasible"), space),
         sampler=_option("sampler", SAMPLERS, resolved(config, "sampler"), "tpe"),
         pruner=_option("pruner", PRUNERS, resolved(config, "pruner"), "none"),
         runner=_runner(config),

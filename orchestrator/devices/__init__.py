@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.devices.device import Device, child_environment, torch_device
 from orchestrator.devices.discovery import discover, why_no_gpu
 from orchestrator.devices.facts import describe
-from orchestrator.devices.host import cpu_scope, host_identity, usable_cores
+from orchestrator.devices.host import cpu_scope, host_identity, usable_cores, usable_memory
 from orchestrator.devices.lock import DeviceLock
 from orchestrator.devices.nvml import Nvml
 from orchestrator.devices.occupancy import Occupancy, slot_environment, strangers
@@ -24,5 +24,6 @@ __all__ = [
     "strangers",
     "torch_device",
     "usable_cores",
+    "usable_memory",
     "why_no_gpu",
 ]

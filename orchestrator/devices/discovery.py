@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from orchestrator.devices.device import Device
+from orchestrator.devices.host import physical_memory
 from orchestrator.devices.nvml import Nvml
 from orchestrator.errors import DeviceError
 from orchestrator.logs import logger
@@ -31,7 +32,7 @@ def discover(selection: Sequence[str | int] | None) -> list[Device]:
     """
     everything, problems = _list_gpus()
     gpus = _visible(everything, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    cpu = Device("cpu", None, "CPU", _physical_memory(), "cpu")
+    cpu = Device("cpu", None, "CPU", physical_memory(), "cpu")
     for problem in problems:
         if problem not in _said:
             logger.warning("%s; it is left out", problem)
@@ -104,10 +105,3 @@ def _matches(device: Device, entry: str | int) -> bool:
     if _WILDCARDS & set(text):
         return fnmatch.fnmatchcase(device.key, text)
     return bool(text) and device.key.startswith(text)
-
-
-def _physical_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return None

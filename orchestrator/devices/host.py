@@ -30,3 +30,33 @@ def usable_cores() -> int:
     import joblib  # slow to import, and only workers ask
 
     return int(joblib.cpu_count())
+
+
+def physical_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+
+
+def usable_memory() -> int:
+    """How much memory (RAM) this process may use, in bytes: the machine's, or its container's limit if less; 0: not known.
+
+    Sources: ``memory.max`` (cgroup v2) and ``memory.limit_in_bytes`` (v1) of this process's control group and those above it.
+    """
+    limits = [physical_memory() or 0]
+    try:
+        entries = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        entries = []
+    for _, controllers, group in entries:
+        mount, name = (
+            ("/sys/fs/cgroup", "memory.max") if not controllers else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        )
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        folder = Path(mount, group.lstrip("/"))
+        for above in (folder, *folder.parents):
+            with suppress(OSError, ValueError):  # none there, or ``max``
+                limits.append(int((above / name).read_text()))
+    return min((limit for limit in limits if limit > 0), default=0)

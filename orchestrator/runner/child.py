@@ -15,13 +15,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
-from orchestrator.runner import facts, linux, rundir
+from orchestrator.runner import facts, linux, memory, rundir
 from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
 from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.executable import check_program
@@ -289,8 +290,9 @@ def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
         text = f"the objective called sys.exit({shown(error.code)}) instead of returning a result"
         return _failed("exit", text, f"exit:{code & 0xFF}")
     _print_traceback(error)
-    out_of_memory = isinstance(error, MemoryError) or any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__)
-    return _failed("oom" if out_of_memory else "exception", describe_exception(error), *causes_of(error))
+    ran_out = memory.ran_out(error)
+    failed = _failed("exception" if ran_out is None else "oom", describe_exception(error), *causes_of(error))
+    return failed if ran_out is None else replace(failed, memory=ran_out, peak_bytes=memory.peak_bytes(ran_out))
 
 
 def _print_traceback(error: BaseException) -> None:

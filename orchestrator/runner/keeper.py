@@ -348,7 +348,8 @@ class Keeper:
         out_of_memory = code == -signal.SIGKILL and linux.oom_kills() > attempt.oom_kills
         used = rundir.read_used(attempt.facts.run_dir)
         known = attempt.facts.end(used, peak_host_bytes=attempt.peak_host_bytes, cpu_s=attempt.cpu_s)
-        self._channel.send({"is": "ended", "code": code, "cause": attempt.cause, "oom": out_of_memory, "facts": known})
+        ended = {"code": code, "cause": attempt.cause, "oom": out_of_memory, "peak_bytes": attempt.peak_host_bytes}
+        self._channel.send({"is": "ended", **ended, "facts": known})
         attempt.facts.write()  # nobody waits for it
 
     def _reap_adopted(self) -> set[int]:

@@ -318,7 +318,7 @@ class Running:
                 self._pid = int(line["pid"])
             elif line.get("is") == "ended":
                 self.facts = line["facts"]
-                self._finish(partial(self._judge, line["code"], line["cause"], line["oom"]))
+                self._finish(partial(self._judge, line["code"], line["cause"], line["oom"], line["peak_bytes"]))
                 return
         if self._keeper.problem is not None:
             self._finish(partial(imports_no_more, self._keeper.problem))
@@ -374,7 +374,7 @@ class Running:
             result = None
         self._outcome = result or self._done or verdict()
 
-    def _judge(self, code: int, cause: str | None, out_of_memory: bool) -> Outcome:
+    def _judge(self, code: int, cause: str | None, out_of_memory: bool, peak_bytes: int) -> Outcome:
         """The outcome of a child without a result; `code` is negative for a signal, `cause` says why the keeper ended it."""
         if cause == "timeout":
             limit = _span(self._max_runtime_s or 0.0)
@@ -391,7 +391,8 @@ class Running:
         if -code != signal.SIGKILL:
             return self._failed("signal", f"the process was killed by {name}", f"signal:{name}")
         if out_of_memory:
-            return self._failed("oom", "the kernel's out-of-memory killer killed the process: it used too much memory (RAM)")
+            killed = "the kernel's out-of-memory killer killed the process: it used too much memory (RAM)"
+            return replace(self._failed("oom", killed), memory="host", peak_bytes=peak_bytes)
         killed = "the process was killed by SIGKILL (the kernel's out-of-memory killer does this)"
         return self._failed("signal", killed, f"signal:{name}")
 

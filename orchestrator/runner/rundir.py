@@ -20,6 +20,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -135,8 +136,9 @@ def result_to_json(outcome: Outcome) -> dict[str, JSONValue]:
             return {"outcome": "completed", "values": list(values), "attrs": dict(attrs)}
         case Pruned(step):
             return {"outcome": "pruned", "step": step}
-        case Failed(kind, message, causes):
-            return {"outcome": "failed", "kind": kind, "message": message, "causes": list(causes)}
+        case Failed(kind, message, causes, memory, peak_bytes):
+            told = {"kind": kind, "message": message, "causes": list(causes), "memory": memory, "peak_bytes": peak_bytes}
+            return {"outcome": "failed", **told}
         case Interrupted(reason, lost):
             return {"outcome": "interrupted", "reason": reason, "lost": lost}
 
@@ -149,7 +151,8 @@ def result_from_json(data: dict[str, Any], run_dir: Path) -> Outcome:
         case "pruned":
             return Pruned(data["step"])
         case "failed":
-            return failure(data["kind"], data["message"], run_dir, tuple(data.get("causes", ())))
+            told = failure(data["kind"], data["message"], run_dir, tuple(data.get("causes", ())))
+            return replace(told, memory=data.get("memory"), peak_bytes=data.get("peak_bytes"))
         case "interrupted":
             return Interrupted(data["reason"], data.get("lost", False))
         case other:

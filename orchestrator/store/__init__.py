@@ -17,7 +17,7 @@ from orchestrator.store.fleet import Fleet, Silent, SlotOffer, WorkerLease
 from orchestrator.store.interventions import Interventions, Retried
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.migrations import migrate
-from orchestrator.store.reads import AttemptRow, CellRow, Progress, Reads, StudyRow, TrialRow, WorkerRow
+from orchestrator.store.reads import AttemptRow, CellRow, ClosedFor, Progress, Reads, StudyRow, TrialRow, WorkerRow
 from orchestrator.store.studies import Launched, Studies
 from orchestrator.store.tickets import Choice, Undecided
 
@@ -26,6 +26,7 @@ __all__ = [
     "CellRow",
     "Choice",
     "Claim",
+    "ClosedFor",
     "Examination",
     "Finding",
     "Launched",

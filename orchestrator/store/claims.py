@@ -87,8 +87,8 @@ def ran_at(place: Place, *conditions: sa.ColumnElement[bool]) -> sa.ColumnElemen
 def ending(trial_id: int) -> sa.Select[Any]:
     """The trial's row with what its end depends on: its ticket, its cell, the study's rules."""
     rules = study.c.spec["budget"]["max_failures_per_cell"].as_integer().label("max_failures")
-    of_cell = (cell.c.state.label("cell_state"), cell.c.completed, cell.c.failures_in_a_row)
-    query = sa.select(trial, ticket.c.extra, *of_cell, rules, optuna_studies.c.study_id.label("optuna_study_id"))
+    told = (cell.c["values"].label("cell_values"), cell.c.state.label("cell_state"), cell.c.completed, cell.c.failures_in_a_row)
+    query = sa.select(trial, ticket.c.extra, *told, rules, optuna_studies.c.study_id.label("optuna_study_id"))
     query = query.join(ticket, ticket.c.ticket_id == trial.c.ticket_id).join(cell, cell.c.cell_id == trial.c.cell_id)
     query = query.join(study, study.c.study_id == trial.c.study_id)
     query = query.outerjoin(optuna_studies, optuna_studies.c.study_id == trial.c.study_id)

@@ -271,6 +271,32 @@ _CELLS = {
         HAVING count(k.ticket_id) < s.per_cell OR c.completed = 0""",
 }
 
+# One run to the end on the device takes its row away, so there are never more than have failed. A claim under way may meet the
+# closing.
+_SHORTAGES = {
+    "out of memory": """
+        SELECT c.study, format('cell %s counts %s trials in a row that ran out of memory on %s, but %s have failed in it',
+            c.ordinal, h.in_a_row, h.device_name, c.failed)
+        FROM cells c JOIN orchestrator.shortage h ON h.cell_id = c.cell_id WHERE h.in_a_row > c.failed""",
+    "closed for a device": """
+        SELECT c.study, format('cell %s is closed for %s since %s by trial %s, which %s', c.ordinal, h.device_name,
+            coalesce(CAST(h.closed_at AS text), 'no time'), coalesce(CAST(t.number AS text), 'none'),
+            coalesce('is ' || t.state, 'is not there'))
+        FROM cells c JOIN orchestrator.shortage h ON h.cell_id = c.cell_id AND h.closed
+        LEFT JOIN ledger t ON t.trial_id = h.trial_id
+        WHERE h.closed_at IS NULL OR t.study_id IS DISTINCT FROM c.study_id OR t.state <> 'FAIL'""",
+    "claimed where closed": """
+        SELECT t.study, format('%s was claimed for %s, but its cell %s was closed for that before', t.who, a.device_name,
+            c.ordinal)
+        FROM ledger t
+        JOIN tickets k ON k.ticket_id = t.ticket_id AND NOT k.extra
+        JOIN cells c ON c.cell_id = t.cell_id
+        JOIN orchestrator.attempt a ON a.trial_id = t.trial_id AND a.attempt = 1
+        JOIN orchestrator.shortage h ON h.cell_id = t.cell_id AND h.closed AND h.device_name = a.device_name
+            AND h.memory = 'gpu' AND h.bytes = a.gpu_bytes
+        WHERE t.claimed_at > h.closed_at + interval '1 minute'""",
+}
+
 _STUDIES = {
     "finished early": """
         SELECT s.study, format('the study is finished (%s), but %s tickets are not spent: %s', s.reason, count(*),
@@ -321,7 +347,7 @@ _FLEET = {
         FROM orchestrator.worker w CROSS JOIN orchestrator.token_seq q WHERE w.token > q.last_value""",
 }
 
-INVARIANTS = _IN_OPTUNA | _TRIALS | _TICKETS | _CELLS | _STUDIES | _FLEET
+INVARIANTS = _IN_OPTUNA | _TRIALS | _TICKETS | _CELLS | _SHORTAGES | _STUDIES | _FLEET
 """By kind, the question to which a healthy database has no answer: rows of study and message."""
 
 NOTES = {

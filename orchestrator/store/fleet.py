@@ -49,12 +49,18 @@ class Silent:
 
 @dataclass(frozen=True)
 class SlotOffer:
-    """A slot a worker could take: `scope` is who shares the device (the host), `device` its UUID or ``cpu``."""
+    """A slot a worker could take: `scope` is who shares the device (the host), `device` its UUID or ``cpu``.
+
+    `gpu_bytes` is the slot's share of a GPU's memory (None for the CPU), `host_bytes` what a process of that host may use;
+    0 where that is not known.
+    """
 
     scope: str
     device: str
     slot: int
     device_name: str
+    gpu_bytes: int | None = None
+    host_bytes: int = 0
 
 
 class Fleet:
@@ -118,7 +124,7 @@ class Fleet:
             hold_worker(c, lease)
             has = c.execute(sa.select(slot).where(slot.c.worker_id == lease.worker_id)).one_or_none()
             if has is not None:  # taken before, by a COMMIT whose answer was lost
-                return SlotOffer(has.scope, has.device, has.slot, has.device_name)
+                return SlotOffer(has.scope, has.device, has.slot, has.device_name, has.gpu_bytes, has.host_bytes)
             for offer in offers:
                 taken = c.execute(
                     insert(slot)
@@ -127,6 +133,8 @@ class Fleet:
                         device=offer.device,
                         slot=offer.slot,
                         device_name=offer.device_name,
+                        gpu_bytes=offer.gpu_bytes,
+                        host_bytes=offer.host_bytes,
                         worker_id=lease.worker_id,
                     )
                     .on_conflict_do_nothing(index_elements=["scope", "device", "slot"])

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Row
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, cell_label
-from orchestrator.store import optuna_rows, tickets
+from orchestrator.store import infeasible, optuna_rows, tickets
 from orchestrator.store.database import Database, later
 from orchestrator.store.schema import cell, event, study, ticket, trial
 
@@ -168,12 +168,16 @@ class Interventions:
         cell_row = c.execute(sa.select(cell).where(cell.c.cell_id == row.cell_id).with_for_update(key_share=True)).one()
         axes = set(cell_row.values)
         fixed = {path: value for path, value in row.values.items() if path not in axes}
+        why = f"trial {row.number} is run again"
         if cell_row.state == "CLOSED":
-            tickets.open_again(c, cell_row, row.ticket_id, f"trial {row.number} is run again")
+            tickets.open_again(c, cell_row, row.ticket_id, why)
+        for other in infeasible.try_again(c, row):
+            if other.cell_id != row.cell_id:
+                tickets.open_again(c, other, row.ticket_id, why)
         extra = tickets.repeat(c, row.ticket_id, row.cell_id, fixed, row.number)
         if extra is None:
             self._add(c, row.study_id, row.cell_id, fixed, row.number)
-        self._tell(c, row.study_id, "retried", f"trial {row.number} is run again")
+        self._tell(c, row.study_id, "retried", why)
         return Retried(row.number, extra=extra is not False)
 
     def _add(

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection, Row
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned, Suggestion, TrialNews
-from orchestrator.store import optuna_rows, tickets
+from orchestrator.store import infeasible, optuna_rows, tickets
 from orchestrator.store.claims import Claim, Place, claim_of, ending, held_by, ran_at, with_ticket
 from orchestrator.store.database import Database, later
 from orchestrator.store.fleet import Silent, WorkerLease, hold_worker
@@ -356,16 +356,12 @@ class Ledger:
         live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(_LIVE))
         held = sa.exists().where(live, trial.c.worker_id.is_not(None))
         stranded = sa.exists().where(live, trial.c.worker_id.is_(None))
-        just_lost = sa.exists().where(
-            live,
-            attempt.c.trial_id == trial.c.trial_id,
-            attempt.c.outcome == "lost",
-            attempt.c.ended_at > sa.func.clock_timestamp() - sa.func.make_interval(0, 0, 0, 0, 0, 0, LEFT_RESULT_S),
-        )
+        just_lost = _just_lost()
         past = sa.and_(study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp())
         late = sa.and_(sa.or_(past, study.c.state == "STOPPING"), ~held)
         over = sa.and_(sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~just_lost)
         self._end_closed_studies()
+        self._close_what_fits_nowhere()
         ended = []
         for (study_id,) in self._database.execute(sa.select(study.c.study_id).where(over).order_by(study.c.study_id)):
             with self._database.transaction() as c:
@@ -395,6 +391,16 @@ class Ledger:
             with self._database.transaction() as c:
                 if self._has_study(c, study_id):
                     tickets.end_study_if_spent(c, study_id)
+
+    def _close_what_fits_nowhere(self) -> None:
+        """Closes cells for all where a study waits for a device that no living worker has; their tickets go to the others."""
+        for study_id in infeasible.standing_still(self._database, _just_lost()):
+            with self._database.transaction() as c:
+                if self._has_study(c, study_id):
+                    reason = infeasible.close_for_all(c, study_id, _just_lost())
+                    if reason is not None:
+                        self._abandon_all(c, study_id, reason, kind="device")
+                        tickets.end_study_if_spent(c, study_id)
 
     def _lock_study(self, c: Connection, study_id: int) -> None:
         """Takes Optuna's lock, then our row's: ids, numbers and news are handed out in commit order."""
@@ -440,7 +446,10 @@ class Ledger:
         """The attempt that the trial's row counts by now."""
         where = {"worker_id": lease.worker_id, "host": place.host, "runs_dir": place.runs_dir}
         number = sa.select(trial.c.attempts).where(trial.c.trial_id == trial_id).scalar_subquery()
-        later(c, sa.insert(attempt).inline().values(trial_id=trial_id, attempt=number, **where))
+        held = sa.select(slot).where(slot.c.worker_id == lease.worker_id).subquery()
+        device: dict[str, Any] = {n: sa.select(held.c[n]).scalar_subquery() for n in ("device_name", "gpu_bytes")}
+        device["host_bytes"] = sa.func.coalesce(sa.select(held.c.host_bytes).scalar_subquery(), 0)
+        later(c, sa.insert(attempt).inline().values(trial_id=trial_id, attempt=number, **where, **device))
 
     def _end_attempt(self, c: Connection, row: Row[Any], outcome: str, reason: str | None = None, facts: _Facts = None) -> None:
         last = sa.and_(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
@@ -512,16 +521,20 @@ class Ledger:
         self._end_attempt(c, row, type(outcome).__name__.lower(), facts=facts)
         if spends:
             tickets.spend(c, row.ticket_id, row.cell_id, pruned=isinstance(outcome, Pruned))
+            infeasible.fitted(c, row)
+        elif isinstance(outcome, Failed) and outcome.kind == "oom":
+            counts = tickets.reopen(c, row, outcome.message, in_a_row=False)
+            infeasible.ran_out(c, row, outcome, counts=counts)
         else:
             tickets.reopen(c, row, outcome.message if isinstance(outcome, Failed) else str(failure))
         tickets.end_study_if_spent(c, row.study_id)
 
-    def _abandon_all(self, c: Connection, study_id: int, reason: str) -> None:
+    def _abandon_all(self, c: Connection, study_id: int, reason: str, *, kind: str = "budget") -> None:
         """Fails the trials that nobody holds; nobody's fault, so no failure of their cell is counted."""
         unheld = sa.and_(trial.c.study_id == study_id, trial.c.state == "RUNNING", trial.c.worker_id.is_(None))
         for row in c.execute(sa.select(trial).where(unheld).order_by(trial.c.trial_id).with_for_update(key_share=True)).all():
             why = reason if row.attempts else "it was prepared, and its study ended before it began"
-            self._terminate(c, row, Failed("budget", why), {}, holds_ticket=False)
+            self._terminate(c, row, Failed(kind, why), {}, holds_ticket=False)
             tickets.give_back(c, row.ticket_id, row.cell_id)
 
     def _terminate(
@@ -540,7 +553,8 @@ class Ledger:
             attrs |= outcome.attrs
         if isinstance(outcome, Failed):
             failure = outcome.message
-            attrs[FAILURE_ATTR] = {"kind": outcome.kind, "message": outcome.message}
+            told = infeasible.told(c, row, outcome)
+            attrs[FAILURE_ATTR] = {"kind": outcome.kind, "message": outcome.message, **told}
         if row.attempts > 1:
             attrs[ATTEMPTS_ATTR] = row.attempts
         values = outcome.values if isinstance(outcome, Completed) else ()
@@ -606,8 +620,9 @@ _START = sa.text(
             AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())
         RETURNING o.trial_id, o.optuna_trial_id
     ), counted AS (
-        INSERT INTO orchestrator.attempt (trial_id, attempt, worker_id, host, runs_dir)
-        SELECT b.trial_id, 1, :worker_id, :host, :runs_dir FROM begun b
+        INSERT INTO orchestrator.attempt (trial_id, attempt, worker_id, host, runs_dir, device_name, gpu_bytes, host_bytes)
+        SELECT b.trial_id, 1, :worker_id, :host, :runs_dir, d.device_name, d.gpu_bytes, coalesce(d.host_bytes, 0)
+        FROM begun b LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
     ), shown AS (
         UPDATE trials t SET datetime_start = timezone('utc', clock_timestamp())
         FROM begun b WHERE t.trial_id = b.optuna_trial_id
@@ -630,6 +645,17 @@ def _last_news(study_id: int) -> sa.ScalarSelect[int]:
 
 def _cell_of(trial_id: int) -> sa.ColumnElement[bool]:
     return cell.c.cell_id == sa.select(trial.c.cell_id).where(trial.c.trial_id == trial_id).scalar_subquery()
+
+
+def _just_lost() -> sa.ColumnElement[bool]:
+    """Whether a worker died a moment ago that ran a trial of the study."""
+    return sa.exists().where(
+        trial.c.study_id == study.c.study_id,
+        trial.c.state.in_(_LIVE),
+        attempt.c.trial_id == trial.c.trial_id,
+        attempt.c.outcome == "lost",
+        attempt.c.ended_at > sa.func.clock_timestamp() - sa.func.make_interval(0, 0, 0, 0, 0, 0, LEFT_RESULT_S),
+    )
 
 
 def _state(outcome: Completed | Pruned | Failed) -> str:

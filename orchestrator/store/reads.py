@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection, Row
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import JSONValue, Param, StudySpec, TrialNews
 from orchestrator.store.database import Database
+from orchestrator.store.infeasible import device_label
 from orchestrator.store.leavings import ARTIFACT_KEY, FACT_KEYS
 from orchestrator.store.schema import (
     attempt,
@@ -48,6 +49,16 @@ class StudyRow:
 
 
 @dataclass(frozen=True)
+class ClosedFor:
+    """A device type that gets no trial of a cell, and why; `bytes` of `memory`: ``gpu``, or ``cpu`` or ``host`` (RAM)."""
+
+    device: str
+    memory: str
+    bytes: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class CellRow:
     """One cell's tally; `best` and `best_trial` of its complete trials by the first objective."""
 
@@ -62,6 +73,7 @@ class CellRow:
     running: int
     best: float | None
     best_trial: int | None
+    closed_for: tuple[ClosedFor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -261,7 +273,7 @@ class Reads:
             spent_since=live.spent_since,
             seconds=float(now.seconds),
             seconds_left=None if now.left is None else float(now.left),
-            cells=tuple(CellRow(**r._mapping) for r in cells),
+            cells=tuple(CellRow(**{**r._mapping, "closed_for": _closed_for(r.closed_for)}) for r in cells),
         )
 
     def trials(self, study_id: int, *, live_only: bool = False) -> list[TrialRow]:
@@ -357,6 +369,11 @@ def _trial_row(r: Row[Any]) -> TrialRow:
     )  # fmt: skip
 
 
+def _closed_for(stored: Sequence[Sequence[Any]] | None) -> tuple[ClosedFor, ...]:
+    rows = stored or ()
+    return tuple(ClosedFor(device_label(memory, name, size), memory, size or None, why) for memory, name, size, why in rows)
+
+
 def _values(stored: Sequence[Sequence[Any]] | None) -> tuple[float, ...] | None:
     return tuple(_float(value, kind) for value, kind in stored) if stored else None
 
@@ -418,7 +435,9 @@ _TRIALS = sa.text(
 )
 _CELLS = """
     SELECT c.ordinal, c.values, c.state, c.reason, c.bound + coalesce(e.extra, 0) AS bound, c.completed, c.pruned, c.failed,
-        coalesce(s.running, 0) AS running, s.bests[1] AS best, s.best_trials[1] AS best_trial
+        coalesce(s.running, 0) AS running, s.bests[1] AS best, s.best_trials[1] AS best_trial,
+        (SELECT json_agg(json_build_array(h.memory, h.device_name, h.bytes, h.reason) ORDER BY h.closed_at, h.bytes)
+           FROM orchestrator.shortage h WHERE h.cell_id = c.cell_id AND h.closed) AS closed_for
     FROM orchestrator.cell c
     LEFT JOIN (
         SELECT o.cell_id,

@@ -118,6 +118,8 @@ slot = sa.Table(
     sa.Column("slot", sa.Integer, primary_key=True),
     sa.Column("worker_id", sa.ForeignKey(worker.c.worker_id, ondelete="CASCADE"), nullable=False),
     sa.Column("device_name", sa.Text, nullable=False),
+    sa.Column("gpu_bytes", sa.BigInteger, comment="its share of the GPU's memory, 0: not known; null: the CPU"),
+    sa.Column("host_bytes", sa.BigInteger, nullable=False, server_default="0", comment="RAM of its host, 0: not known"),
     sa.UniqueConstraint("worker_id", name="slot_one_a_worker"),
 )
 """A held device slot. Its lease is its worker's: renewed with it, freed when the worker deregisters or is evicted."""
@@ -174,8 +176,31 @@ attempt = sa.Table(
     sa.Column("ended_at", sa.DateTime(timezone=True)),
     sa.Column("outcome", sa.Text, comment="completed | pruned | failed | interrupted | lost | retried"),
     sa.Column("reason", sa.Text, comment="why it was interrupted, lost or retried"),
+    sa.Column("device_name", sa.Text, comment="of the slot it ran on, as are the next two"),
+    sa.Column("gpu_bytes", sa.BigInteger),
+    sa.Column("host_bytes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("peak_bytes", sa.BigInteger, comment="most memory that it held, of one that ran out of it"),
     sa.Column("facts", JSONB(none_as_null=True), comment="the code, machine and device it ran on, and what it took"),
 )
+
+shortage = sa.Table(
+    "shortage",
+    metadata,
+    sa.Column("cell_id", sa.ForeignKey(cell.c.cell_id, ondelete="CASCADE"), primary_key=True),
+    sa.Column("memory", sa.Text, primary_key=True, comment="gpu | cpu: RAM, on the CPU | host: RAM, on a GPU"),
+    sa.Column("device_name", sa.Text, primary_key=True),
+    sa.Column("bytes", sa.BigInteger, primary_key=True, comment="how much there is of that memory, 0: not known"),
+    sa.Column("in_a_row", sa.Integer, nullable=False, server_default="0", comment="trials of the cell that ran out of it"),
+    sa.Column(
+        "closed", sa.Boolean, nullable=False, server_default=sa.false(), comment="no such device gets a trial of the cell"
+    ),
+    sa.Column("reason", sa.Text, comment="why it is closed"),
+    sa.Column("trial_id", sa.BigInteger, comment="the trial that closed it"),
+    sa.Column("closed_at", sa.DateTime(timezone=True)),
+    sa.CheckConstraint("memory IN ('gpu', 'cpu', 'host')", name="shortage_memory"),
+    sa.CheckConstraint("closed = (reason IS NOT NULL)", name="shortage_has_reason"),
+)
+"""A cell that ran out of memory on a device type, which is the name of the device and how much memory it has."""
 
 event = sa.Table(
     "event",

@@ -238,7 +238,7 @@ def _settings(spec: StudySpec) -> dict[str, Any]:
     data = spec.to_json()
     settings = {f"budget.{key}": value for key, value in data["budget"].items()}
     settings |= {"allocation": data["allocation"], "study.seed": data["seed"], "study.priority": data["priority"]}
-    for section in ("sampler", "pruner", "runner"):
+    for section in ("infeasible", "sampler", "pruner", "runner"):
         settings |= {f"{section}.{key}": value for key, value in data[section].items()}
     return settings
 

@@ -13,6 +13,7 @@ from orchestrator.model import JSONValue, TrialNews
 from orchestrator.store.claims import Place
 from orchestrator.store.database import later
 from orchestrator.store.fleet import WorkerLease
+from orchestrator.store.infeasible import as_text, closed_for
 from orchestrator.store.schema import cell, event, ticket
 
 _UNSPENT = ("OPEN", "LIVE")
@@ -53,7 +54,8 @@ class Found:
 def look(c: Connection, study_id: int, place: Place, lease: WorkerLease) -> Found | None:
     """Locks what has its cell already: a trial given back, else the next ticket by hand, else of the next share.
 
-    What others are taking is skipped, not waited for. A trial that ran at `place` comes first: there is its checkpoint, and
+    What others are taking is skipped, not waited for, and so is what belongs to a cell closed for the worker's device, but for
+    trials by hand. A trial that ran at `place` comes first: there is its checkpoint, and
     perhaps its result.
 
     Raises:
@@ -88,7 +90,8 @@ def look_further(
     if row.kind != "rest" or row.cell_id is not None:
         return Found("ahead" if row.kind == "ahead" else "ticket", row.row_id)
     if adaptive and choice is None:
-        return Undecided(row.ordinal, row.failures, _open_cells(c, study_id))
+        cells = _open_cells(c, study_id, lease.worker_id)
+        return Undecided(row.ordinal, row.failures, cells) if cells else None
     if choice is not None and row.chosen is not None:
         return Found("ticket", row.row_id, row.chosen, choice.why)
     why: Mapping[str, JSONValue] = {"rule": "uniform", "why": "of the open cells it had the fewest trials"}
@@ -106,6 +109,7 @@ LOCK_STUDY = sa.text("SELECT FROM orchestrator.study WHERE study_id = :study_id 
 _ACTIVE = """EXISTS (
     SELECT FROM orchestrator.study s WHERE s.study_id = :study_id
         AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp()))"""
+_FITS = "NOT " + as_text(closed_for(sa.literal_column(":worker_id"), sa.literal_column("{cell}")))
 _OPEN_TICKET = """
     SELECT '{kind}' AS kind, t.* FROM (
         SELECT t.ticket_id AS row_id, t.ordinal, t.failures, t.cell_id FROM orchestrator.ticket t
@@ -114,8 +118,13 @@ _OPEN_TICKET = """
     ) t
 """
 _EXTRA = _OPEN_TICKET.format(kind="ticket", which="t.extra")
-_SHARE = _OPEN_TICKET.format(kind="ticket", which="t.share IS NOT NULL")
-_REST = _OPEN_TICKET.format(kind="rest", which="t.share IS NULL AND NOT t.extra")
+_TICKET_FITS = _FITS.format(cell="t.cell_id")
+_SHARE = _OPEN_TICKET.format(kind="ticket", which=f"t.share IS NOT NULL AND {_TICKET_FITS}")
+_REST = _OPEN_TICKET.format(kind="rest", which=f"t.share IS NULL AND NOT t.extra AND {_TICKET_FITS}")
+_TRIAL_FITS = f"""(
+    EXISTS (SELECT FROM orchestrator.ticket k WHERE k.ticket_id = o.ticket_id AND k.extra) OR {_FITS.format(cell="o.cell_id")}
+)"""
+_CELL_FITS = f"l.state = 'OPEN' AND {_FITS.format(cell='l.cell_id')}"
 # Each part is only run when those before it found nothing, so that nothing is locked in vain.
 _LOOK = sa.text(
     f"""
@@ -125,7 +134,7 @@ _LOOK = sa.text(
     LEFT JOIN LATERAL (
         SELECT 'trial' AS kind, o.row_id, NULL::int AS ordinal, NULL::int AS failures, NULL::bigint AS cell_id FROM (
             SELECT o.trial_id AS row_id FROM orchestrator.trial o
-            WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.worker_id IS NULL
+            WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.worker_id IS NULL AND {_TRIAL_FITS}
             ORDER BY EXISTS (
                 SELECT FROM orchestrator.attempt a
                 WHERE a.trial_id = o.trial_id AND a.attempt = o.attempts AND a.host = :host AND a.runs_dir = :runs_dir
@@ -140,10 +149,10 @@ _LOOK = sa.text(
 _LOOK_FURTHER = sa.text(
     f"""
     SELECT n.*,
-        (SELECT l.cell_id FROM orchestrator.cell l WHERE l.study_id = :study_id AND l.state = 'OPEN'
+        (SELECT l.cell_id FROM orchestrator.cell l WHERE l.study_id = :study_id AND {_CELL_FITS}
             ORDER BY l.bound, l.ordinal LIMIT 1) AS fewest,
         (SELECT l.cell_id FROM orchestrator.cell l
-            WHERE l.study_id = :study_id AND l.state = 'OPEN' AND l.ordinal = :chosen) AS chosen
+            WHERE l.study_id = :study_id AND {_CELL_FITS} AND l.ordinal = :chosen) AS chosen
     FROM (
         {_SHARE}
         UNION ALL
@@ -155,6 +164,7 @@ _LOOK_FURTHER = sa.text(
         SELECT 'ahead', o.row_id, NULL, NULL, NULL FROM (
             SELECT o.trial_id AS row_id FROM orchestrator.trial o
             WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.attempts = 0 AND o.worker_id <> :worker_id
+                AND {_TRIAL_FITS}
             ORDER BY o.trial_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
         ) o
         LIMIT 1
@@ -164,8 +174,8 @@ _LOOK_FURTHER = sa.text(
 )
 
 
-def _open_cells(c: Connection, study_id: int) -> tuple[tuple[int, Mapping[str, JSONValue]], ...]:
-    mine = sa.and_(cell.c.study_id == study_id, cell.c.state == "OPEN")
+def _open_cells(c: Connection, study_id: int, worker_id: int) -> tuple[tuple[int, Mapping[str, JSONValue]], ...]:
+    mine = sa.and_(cell.c.study_id == study_id, cell.c.state == "OPEN", ~closed_for(worker_id, cell.c.cell_id))
     rows = c.execute(sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(mine).order_by(cell.c.ordinal))
     return tuple((row.ordinal, row.cell_values) for row in rows)
 
@@ -187,33 +197,35 @@ def spend(c: Connection, ticket_id: int, cell_id: int, *, pruned: bool) -> None:
     later(c, sa.update(cell).where(cell.c.cell_id == cell_id).values({counter: counter + 1, cell.c.failures_in_a_row: 0}))
 
 
-def reopen(c: Connection, row: Row[Any], failure: str) -> None:
+def reopen(c: Connection, row: Row[Any], failure: str, *, in_a_row: bool = True) -> bool:
     """Gives the ticket of a failed trial another try; closes its cell at more than `budget.max_failures_per_cell` in a row.
 
     The next try is the sampler's again, even if this one was by hand. A ticket on top of the budget gets no other try, and
-    its failure says nothing against the cell.
+    its failure says nothing against the cell: False then.
 
     Args:
         row: of the trial, as `claims.ending` reads it.
+        in_a_row: whether the failure is one of those in a row; exhausted memory is counted by device, see `infeasible`.
     """
     mine = cell.c.cell_id == row.cell_id
     changed = {"state": "VOID" if row.extra else "OPEN", "failures": ticket.c.failures + 1, "fixed": sa.null()}
     later(c, sa.update(ticket).where(ticket.c.ticket_id == row.ticket_id).values({**changed, "retried_from": None}))
     if row.extra:
         later(c, sa.update(cell).where(mine).values(failed=cell.c.failed + 1))
-        return
-    in_a_row = row.failures_in_a_row + 1
-    later(c, sa.update(cell).where(mine).values(failed=cell.c.failed + 1, failures_in_a_row=in_a_row))
+        return False
+    count = row.failures_in_a_row + in_a_row
+    later(c, sa.update(cell).where(mine).values(failed=cell.c.failed + 1, failures_in_a_row=count))
     if row.cell_state == "OPEN":
-        if in_a_row <= row.max_failures:
-            return
-        reason = f"{in_a_row} trials failed in a row; the last: {failure.splitlines()[0] if failure else 'unknown'}"
+        if not in_a_row or count <= row.max_failures:
+            return True
+        reason = f"{count} trials failed in a row; the last: {failure.splitlines()[0] if failure else 'unknown'}"
         c.execute(sa.update(cell).where(mine).values(state="CLOSED", reason=reason))
         c.execute(sa.insert(event).values(study_id=row.study_id, cell_id=row.cell_id, kind="cell closed", reason=reason))
     # What a closed cell leaves unspent goes to the others.
     left = sa.update(ticket).where(ticket.c.cell_id == row.cell_id, ticket.c.state == "OPEN", ~ticket.c.extra)
     freed = c.execute(left.values(cell_id=None, share=None))
     c.execute(sa.update(cell).where(mine).values(bound=cell.c.bound - freed.rowcount))
+    return True
 
 
 def repeat(c: Connection, ticket_id: int, cell_id: int, fixed: Mapping[str, JSONValue], number: int) -> bool | None:

@@ -181,6 +181,18 @@ ANOTHER_TICKET = (
 )
 NEW_OPTUNA_TRIAL = "INSERT INTO trials (number, study_id, state, datetime_start) SELECT {number}, study_id, 'RUNNING', now() "
 
+ID_OF_TRIAL = "SELECT trial_id FROM orchestrator.trial WHERE {}"
+
+
+def short(values: str) -> str:
+    """A shortage of the first cell on an H100 with 80 bytes: in a row, closed, why, by which trial, when."""
+    return (
+        "INSERT INTO orchestrator.shortage "
+        "(cell_id, memory, device_name, bytes, in_a_row, closed, reason, trial_id, closed_at) "
+        f"SELECT cell_id, 'gpu', 'H100', 80, {values} FROM orchestrator.cell WHERE {cell(0)}"
+    )
+
+
 PLANTS = {
     "no Optuna trial": [Plant(f"UPDATE orchestrator.trial SET optuna_trial_id = 999 WHERE {trial(5)}", "trial 5 is RUNNING")],
     "state differs": [
@@ -328,6 +340,21 @@ PLANTS = {
             "UPDATE orchestrator.study SET spec = jsonb_set(CAST(spec AS jsonb), '{budget,per_cell}', '2') WHERE name = 'done'",
             "cell 1 has 1 of its 2 trials, 1 of them complete",
             "done",
+        )
+    ],
+    "out of memory": [
+        Plant(short("2, false, NULL, NULL, NULL"), "cell 0 counts 2 trials in a row that ran out of memory on H100, but 0"),
+    ],
+    "closed for a device": [
+        Plant(short(f"0, true, 'why', ({ID_OF_TRIAL.format(trial(0))}), now()"), "cell 0 is closed for H100"),
+        Plant(short("0, true, 'why', 999, now()"), "by trial none, which is not there"),
+        Plant(short(f"0, true, 'why', ({ID_OF_TRIAL.format(trial(2))}), NULL"), "since no time by trial 2, which is FAIL"),
+    ],
+    "claimed where closed": [
+        Plant(
+            f"UPDATE orchestrator.attempt SET gpu_bytes = 80 WHERE {attempt_of(0)}; "
+            + short(f"0, true, 'why', ({ID_OF_TRIAL.format(trial(2))}), now() - interval '1 h'"),
+            "trial 0 was claimed for H100, but its cell 0 was closed for that before",
         )
     ],
     "finished early": [

@@ -41,7 +41,13 @@ ANY = st.integers(0, 11)
 REPEATED = st.sampled_from([1, 1, 2])
 """How often a step is done: the second time as by a worker that never got the first one's answer."""
 OUTCOMES = st.sampled_from(
-    [Completed((1.0,), {"note": "x"}), Completed((float("inf"),)), Pruned(3), Failed("exception", "broken")]
+    [
+        Completed((1.0,), {"note": "x"}),
+        Completed((float("inf"),)),
+        Pruned(3),
+        Failed("exception", "broken"),
+        Failed("oom", "CUDA out of memory", memory="device"),
+    ]
 )
 
 
@@ -85,12 +91,17 @@ class LedgerMachine(RuleBasedStateMachine):
         self.idle = False
 
     @initialize(
-        cells=st.integers(1, 3), per_cell=st.integers(1, 2), rest=st.integers(0, 2), allowed=st.sampled_from([0, 1, 1000])
+        cells=st.integers(1, 3),
+        per_cell=st.integers(1, 2),
+        rest=st.integers(0, 2),
+        allowed=st.sampled_from([0, 1, 1000]),
+        grows=st.booleans(),
     )
-    def launch(self, cells: int, per_cell: int, rest: int, allowed: int) -> None:
+    def launch(self, cells: int, per_cell: int, rest: int, allowed: int, grows: bool) -> None:
         budget = Budget(cells * per_cell + rest, per_cell, max_failures_per_cell=allowed)
         runner = {**RUNNER, "max_attempts": MAX_ATTEMPTS, "retries": MAX_RETRIES}
-        self.spec = replace(spec(self.name, cells=cells), budget=budget, runner=runner)
+        infeasible = {"max_per_cell": None, "monotone": {"a": "memory"} if grows else {}}
+        self.spec = replace(spec(self.name, cells=cells), budget=budget, runner=runner, infeasible=infeasible)
         self.study = self.store.studies.launch(self.spec).study_id
         self.join()
         self.join()
@@ -102,7 +113,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def join(self) -> None:
         lease = self.store.fleet.register(3600)
         assert all(lease.token > token for token in self.tokens())
-        self.store.fleet.claim_slot(lease, [SlotOffer("host", "GPU", k, "H100") for k in range(2)])
+        some = [SlotOffer("host", "GPU", 0, "H100", 80 * 2**30), SlotOffer("host", "GPU", 1, "A10", 24 * 2**30)]
+        self.store.fleet.claim_slot(lease, some)
         self.workers.append(lease)
 
     @rule(which=ANY, what=st.sampled_from(["renew", "fall silent", "evict", "dies", "deregister"]), times=REPEATED)
@@ -456,12 +468,15 @@ class LedgerMachine(RuleBasedStateMachine):
             self.give_back(known, lost=True)
 
     def see_abandoned(self) -> None:
-        """A study that ends fails the trials that nobody runs, and only those."""
-        if self.store.reads.find(self.name).state != "FINISHED":
-            return
+        """A study that ends fails the trials that nobody runs, and only those; so does a cell that fits nobody's device."""
+        finished = self.store.reads.find(self.name).state == "FINISHED"
         failed = {
             row[0]
-            for row in self.sql(f"SELECT trial_id FROM orchestrator.trial WHERE state = 'FAIL' AND study_id = {self.study}")
+            for row in self.sql(
+                "SELECT t.trial_id FROM orchestrator.trial t JOIN orchestrator.cell c ON c.cell_id = t.cell_id "
+                f"WHERE t.state = 'FAIL' AND t.study_id = {self.study} "
+                f"AND ({finished} OR starts_with(c.reason, 'no living worker has'))"
+            )
         }
         for trial_id, known in self.trials.items():
             if known.state == "RUNNING" and known.worker is None and trial_id in failed:

@@ -91,7 +91,8 @@ def test_a_worker_lives_its_whole_life_with_the_role_for_workers(roles: Roles) -
         assert store.fleet.claim_slot(lease, [SlotOffer("host", "GPU", 0, "H100")]) is not None
         store.fleet.release_slot(lease)
         store.fleet.renew(lease, "working")
-        for outcome in (Completed((1.0,), {"note": 1}), Completed((2.0,)), Pruned(1), Failed("exception", "broken")):
+        short = Failed("oom", "CUDA out of memory", memory="device")
+        for outcome in (Completed((1.0,), {"note": 1}), Completed((2.0,)), Pruned(1), Failed("exception", "broken"), short):
             claim = start(store, lease, study)
             assert claim is not None
             store.ledger.report(claim, {1: 0.5}, {"note": 1})

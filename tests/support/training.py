@@ -83,3 +83,14 @@ def flaky(cfg: Any, trial: Any, failures: int = 1) -> float:
     if trial.attempt <= failures:
         raise ConnectionResetError("the dataset's server hung up")
     return float(step + 1)
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch raises it."""
+
+
+def hungry(cfg: Any, trial: Any, limit: int) -> float:
+    """Needs as much memory as the cell says, and there is `limit`."""
+    if cfg.a >= limit:
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    return float(cfg.a)

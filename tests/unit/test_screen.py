@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
 from rich.console import Console
 
 from orchestrator import search
 from orchestrator.cli import screen
 from orchestrator.model import Axis, Budget, Searched, StudySpec, cell_label, value_label
-from orchestrator.store import CellRow
+from orchestrator.store import CellRow, ClosedFor, Progress, StudyRow
 
 SPEC = StudySpec(
     name="s",
@@ -30,7 +32,7 @@ SPEC = StudySpec(
 
 
 def cells(spec: StudySpec) -> tuple[CellRow, ...]:
-    zeros = {"bound": 3, "completed": 0, "pruned": 0, "failed": 0, "running": 0}
+    zeros: dict[str, Any] = {"bound": 3, "completed": 0, "pruned": 0, "failed": 0, "running": 0}
     return tuple(
         CellRow(ordinal=k, values=values, state="OPEN", reason=None, best=None, best_trial=None, **zeros)
         for k, values in enumerate(spec.cells())
@@ -38,7 +40,7 @@ def cells(spec: StudySpec) -> tuple[CellRow, ...]:
 
 
 def rendered(table: object) -> list[str]:
-    console = Console(file=io.StringIO(), width=120, highlight=False)
+    console = Console(file=io.StringIO(), width=180, highlight=False)
     with console.capture() as captured:
         console.print(table)
     return [line.rstrip() for line in captured.get().splitlines()]
@@ -59,6 +61,27 @@ def test_cells_beyond_the_room_are_told_under_the_table() -> None:
     assert "a\\nb" in lines[1]
     assert len(lines) == 1 + 3 + 1
     assert not any("more" in line for line in rendered(screen.cell_table(SPEC, cells(SPEC))))
+
+
+def test_a_cell_closed_for_a_device_says_which_and_why_and_comes_first() -> None:
+    short = ClosedFor("H100 (79.6 GiB)", "gpu", 85_000_000_000, "trial 7 ran out of memory")
+    *others, last = cells(SPEC)
+    shown = (*others, replace(last, closed_for=(short, replace(short, device="A100"))))
+    lines = rendered(screen.cell_table(SPEC, shown, room=3))
+    assert lines[1].endswith(
+        "closed for H100 (79.6 GiB): trial 7 ran out of memory; closed for A100: trial 7 ran out of memory"
+    )
+    study = StudyRow(1, "s", 1, "ACTIVE", None, True, datetime.now(UTC))
+    progress = Progress(study, 12, 0, 0, 0, 0, 0, 1.0, None, shown)
+    told = screen.as_data(SPEC, progress, [])["cells"]
+    assert told[0]["closed_for"] == []
+    assert told[3]["closed_for"][0] == {
+        "device": "H100 (79.6 GiB)",
+        "memory": "gpu",
+        "bytes": 85_000_000_000,
+        "reason": "trial 7 ran out of memory",
+    }
+    assert "; closed for H100 (79.6 GiB): trial 7" in screen.cell_comments(SPEC, shown, [None] * 4).splitlines()[-1]
 
 
 def test_the_plan_says_every_parameter_once_with_its_step() -> None:

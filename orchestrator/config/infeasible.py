@@ -1,0 +1,73 @@
+"""The section ``infeasible``: what becomes of cells that run out of memory. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from orchestrator.config.schema import InfeasibleConfig, checked
+from orchestrator.config.space import Space, flatten
+from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.model import Axis, JSONValue, value_label
+
+NEED = "memory"
+"""What the need of can grow along an axis."""
+_SECTION = "infeasible.monotone"
+
+
+def infeasible(values: Any, space: Space) -> dict[str, JSONValue]:
+    """Returns the checked section as it is stored.
+
+    Raises:
+        ConfigError: an unknown setting or a value out of range; `monotone` names what is no axis of numbers, or says another
+            word than ``memory``.
+    """
+    settings = vars(checked("infeasible", InfeasibleConfig, values or {}))
+    monotone: dict[str, JSONValue] = {}
+    declared = settings["monotone"]
+    if declared is not None and not isinstance(declared, Mapping):
+        raise ConfigError(f"{_SECTION}={declared!r}: must name grid axes, such as {_SECTION}.data.batch_size=memory")
+    for path, need in flatten(_SECTION, declared).items():
+        if need is None:  # takes back what another file declares
+            continue
+        if need != NEED:
+            guess = did_you_mean(str(need), [NEED])
+            raise ConfigError(f"{_SECTION}.{path}={value_label(need)}: must be the word {NEED}{guess}")
+        if path in space.grid:
+            monotone[path] = _of_numbers(space.grid[path], need)
+        else:
+            raise ConfigError(f"{_SECTION}.{path}={need}: {_no_axis(path, space)}")
+    return {**settings, "monotone": monotone}
+
+
+def leave_out_fixed(config: DictConfig, space: Space) -> None:
+    """Takes axes that the command line took out of the grid, by fixing them, out of the declaration too, in `config` itself.
+
+    Raises:
+        ConfigError: one path is there in two spellings.
+    """
+    declared = OmegaConf.select(config, _SECTION)
+    if not OmegaConf.is_dict(declared):
+        return
+    needs = flatten(_SECTION, OmegaConf.to_container(declared, resolve=False))
+    if any(map(space.was_axis, needs)):
+        config.infeasible.monotone = {path: need for path, need in needs.items() if not space.was_axis(path)}
+
+
+def _of_numbers(axis: Axis, need: JSONValue) -> JSONValue:
+    odd = [value for value in axis.values if isinstance(value, bool) or not isinstance(value, (int, float))]
+    if odd:
+        raise ConfigError(
+            f"{_SECTION}.{axis.path}={need}: the values of {axis.path} must be numbers, for the order of others is not known; "
+            f"it has {value_label(odd[0])}"
+        )
+    return need
+
+
+def _no_axis(path: str, space: Space) -> str:
+    axes = ", ".join(space.grid) or "none"
+    if path in space.search:
+        return f"{path} is searched, and only an axis of the grid makes cells to close; the grid has {axes}"
+    return f"{path} is no axis of the grid{did_you_mean(path, space.grid)}; the grid has {axes}"

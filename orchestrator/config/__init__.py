@@ -4,7 +4,7 @@ from orchestrator.config.compose import Composed, compose
 from orchestrator.config.flags import Flags, parse_flags, show
 from orchestrator.config.schema import DashboardConfig, HostConfig, PathsConfig, StorageConfig, WorkerConfig
 from orchestrator.config.study import study_spec
-from orchestrator.config.words import hydra_word, normal_form, rerun_words
+from orchestrator.config.words import grid_words, hydra_word, normal_form, rerun_words
 
 __all__ = [
     "Composed",
@@ -15,6 +15,7 @@ __all__ = [
     "StorageConfig",
     "WorkerConfig",
     "compose",
+    "grid_words",
     "hydra_word",
     "normal_form",
     "parse_flags",

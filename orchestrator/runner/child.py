@@ -25,12 +25,14 @@ from orchestrator.runner import couplings, linux, rundir
 from orchestrator.runner.channel import Channel, MessageTooLongError
 from orchestrator.runner.contract import Job
 from orchestrator.runner.output import flush_streams
+from orchestrator.runner.suggestions import WorkerGoneError
 from orchestrator.runner.target import (
     causes_of,
     describe_exception,
     describe_import_error,
     imports_no_more,
     locate,
+    takes_trial_alone,
     target_of,
 )
 from orchestrator.runner.trial import Trial
@@ -161,7 +163,7 @@ def _failed(kind: str, message: str, *causes: str) -> Failed:
 def _call(function: Callable[..., object], cfg: DictConfig, trial: Trial, kwargs: Mapping[str, Any]) -> object:
     pid = os.getpid()
     try:
-        return function(cfg, trial, **kwargs)
+        return function(trial, **kwargs) if takes_trial_alone(function, kwargs) else function(cfg, trial, **kwargs)
     finally:
         if os.getpid() != pid:  # the objective forked, and this is the copy: only the original has a result
             flush_streams()
@@ -171,6 +173,8 @@ def _call(function: Callable[..., object], cfg: DictConfig, trial: Trial, kwargs
 def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
     if any(cls.__name__ == "TrialPruned" for cls in type(error).__mro__):  # ours, and Optuna's without importing it
         return Pruned(trial.last_step)
+    if isinstance(error, WorkerGoneError):
+        return Interrupted(str(error), lost=True)
     if isinstance(error, SystemExit):
         if trial.should_stop():
             return Interrupted("stopped when asked")

@@ -240,6 +240,13 @@ def _check_scalar(where: str, value: JSONValue) -> None:
         raise ConfigError(f"{where}: {value} is beyond 2**53 and would be rounded; quote it to use it as text")
 
 
+def check_limits(where: str, low: float, high: float) -> None:
+    """Raises ConfigError unless a storage keeps the numbers from `low` to `high` as they are."""
+    for limit in (low, high):
+        _check_scalar(where, limit)
+    _check_width(where, low, high)
+
+
 def _check_width(where: str, low: float, high: float) -> None:
     if not math.isfinite(float(high) - float(low)):
         raise ConfigError(f"{where}: from {low:g} to {high:g} is wider than a float can say, about 1.8e308")

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 
-from orchestrator.model import JSONValue, Suggestion
+from orchestrator.model import JSONValue, Param, Suggestion
 from orchestrator.store.schema import (
     optuna_studies,
     optuna_trial_params,
@@ -56,14 +56,19 @@ def create_trial(c: Connection, study_id: int, suggestion: Suggestion) -> tuple[
         .values(study_id=study_id, number=sa.func.coalesce(last + 1, 0), state="RUNNING", datetime_start=_UTC_NOW)
         .returning(optuna_trials.c.trial_id, optuna_trials.c.number)
     ).one()
-    if suggestion.params:
-        rows = [
-            {"trial_id": made.trial_id, "param_name": p.name, "param_value": p.internal, "distribution_json": p.distribution}
-            for p in suggestion.params
-        ]
-        c.execute(sa.insert(optuna_trial_params).values(rows))
+    write_params(c, made.trial_id, suggestion.params)
     _write_attrs(c, optuna_trial_system_attributes, made.trial_id, suggestion.system_attrs)
     return int(made.trial_id), int(made.number)
+
+
+def write_params(c: Connection, trial_id: int, params: Sequence[Param]) -> None:
+    """Adds parameters; the trial has none of these names yet."""
+    if params:
+        rows = [
+            {"trial_id": trial_id, "param_name": p.name, "param_value": p.internal, "distribution_json": p.distribution}
+            for p in params
+        ]
+        c.execute(sa.insert(optuna_trial_params).values(rows))
 
 
 def write_reports(c: Connection, trial_id: int, reports: Mapping[int, float]) -> None:

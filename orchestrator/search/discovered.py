@@ -1,0 +1,67 @@
+"""The parameters that objectives asked for as they ran: names that no grid and no search declares, learnt from the trials."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, check_distribution_compatibility
+from optuna.trial import FrozenTrial
+
+from orchestrator.search.space import Parameter
+
+
+class Discovered:
+    """What is known of the undeclared part of a study's space; grows with the trials that are learnt.
+
+    `first` holds the first distribution met of every name, which settles kind, scale and choices for the whole study; `space`
+    those names that were asked for in the same way throughout, which a sampler can be asked about together.
+    """
+
+    def __init__(self, declared: Collection[str]) -> None:
+        self._declared = frozenset(declared)
+        self._varies: set[str] = set()
+        self.first: dict[str, BaseDistribution] = {}
+        self.space: dict[str, BaseDistribution] = {}
+
+    def learn(self, trial: FrozenTrial) -> None:
+        """Takes note of a trial's undeclared parameters; of the same trial any number of times."""
+        for name, distribution in trial.distributions.items():
+            if name in self._declared:
+                continue
+            first = self.first.setdefault(name, distribution)
+            if first is not distribution and first != distribution:
+                self._varies.add(name)
+                self.space.pop(name, None)
+            elif name not in self._varies:
+                self.space[name] = first
+
+    def parameters(self) -> dict[str, Parameter]:
+        """The names of `space` as parameters left to the sampler."""
+        return {name: undeclared(name, distribution) for name, distribution in self.space.items()}
+
+
+def undeclared(name: str, distribution: BaseDistribution) -> Parameter:
+    """A parameter of which nothing is known but the distribution that an objective asked for."""
+    choices = distribution.choices if isinstance(distribution, CategoricalDistribution) else ()
+    return Parameter(name, distribution, grid=False, choices=choices)
+
+
+def check_agrees(name: str, before: BaseDistribution, asked: BaseDistribution) -> None:
+    """Returns if a study may hold both distributions for one name: Optuna allows other limits and steps, nothing else.
+
+    Raises:
+        ValueError: the kind, the scale or the choices differ; names both.
+    """
+    try:
+        check_distribution_compatibility(before, asked)
+    except ValueError as error:
+        raise ValueError(f"parameter {name!r}: {error} It was {before} before and is {asked} now.") from None
+
+
+def sample_space(space: Mapping[str, BaseDistribution], trials: Collection[FrozenTrial]) -> dict[str, BaseDistribution]:
+    """The part of `space` that every trial has with a result has."""
+    return {
+        name: distribution
+        for name, distribution in space.items()
+        if all(trial.distributions.get(name) == distribution for trial in trials if trial.values)
+    }

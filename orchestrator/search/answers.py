@@ -22,13 +22,16 @@ from optuna.trial import FrozenTrial
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, Param, StudySpec, TrialNews, same_value, value_label
-from orchestrator.search.discovered import Discovered, check_agrees, sample_space, undeclared
-from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY
+from orchestrator.search.discovered import Discovered, check_agrees, common, group_of, undeclared
+from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY, PART_KEY
 from orchestrator.search.mirror import Mirror, frozen
 from orchestrator.search.quasirandom import POSITION_KEY, strided
 from orchestrator.search.samplers import GeneticSampler
 from orchestrator.search.space import Parameter, check_exist, check_limits, describe_one
+from orchestrator.search.tpe import HybridTPESampler
 
+ENOUGH = 10
+"""Trials that have a parameter; of fewer, those that lack it are looked at as well."""
 Warned: TypeAlias = tuple[tuple[str, str], ...]
 
 
@@ -81,7 +84,7 @@ class Answers:
         self._had: dict[str, tuple[BaseDistribution, float]] = {}
         self._seed = [abs(spec.seed), int(spec.seed < 0)]
         self._n_cells, self._ticket, self._retry = spec.n_cells, ticket, retry
-        self._together: dict[str, Any] | None = None
+        self._drawn: dict[str, Any] = {}
         for param in trial.params:
             self.keep(param)
 
@@ -154,27 +157,35 @@ class Answers:
             return given
         if asked.single():
             return 0.0 if isinstance(asked, CategoricalDistribution) else float(asked.low)  # type: ignore[attr-defined]
-        if self._together is None:
-            self._together = self._drawn_together()
-        if name in self._together:
-            internal = float(asked.to_internal_repr(self._together[name]))
+        if name not in self._drawn and name in self._discovered.space:
+            self._draw_group(name)
+        if name in self._drawn:
+            internal = float(asked.to_internal_repr(self._drawn[name]))
             if asked._contains(internal):
                 return internal
         return float(asked.to_internal_repr(self._drawn_alone(name, asked)))
 
-    def _drawn_together(self) -> dict[str, Any]:
-        """A value for every name that the study asks for in one way only, as far as this trial has none yet."""
-        trials = self._others()
-        space = self._discovered.space
-        if isinstance(self._sampler, GeneticSampler):  # it breeds only from trials that have every parameter
-            space = sample_space(space, trials)
-            trials = [trial for trial in trials if space.items() <= trial.distributions.items()]
-        return self._sample(space, trials, "")[0]
+    def _draw_group(self, name: str) -> None:
+        """Draws `name` together with what belongs to it, as far as this trial has no values of them yet."""
+        others, space = self._others(), self._discovered.space
+        trials = [trial for trial in others if name in trial.params]
+        if isinstance(self._sampler, HybridTPESampler):
+            space = group_of(name, space, others)
+        elif isinstance(self._sampler, GeneticSampler):  # it breeds only from trials that have every parameter
+            space = common(space, others)
+            trials = [trial for trial in others if space.items() <= trial.distributions.items()]
+        else:
+            trials = others
+        self._drawn |= self._sample(space, trials if len(trials) >= ENOUGH else others, name)[0]
 
     def _drawn_alone(self, name: str, asked: BaseDistribution) -> Any:
         """A value for one name, learnt from the trials whose value of it might have been an answer to this question."""
-        trials = [t for t in self._others() if name in t.params and internal_in(asked, t.params[name]) is not None]
-        drawn, ask_independent = self._sample({name: asked}, trials, name)
+        others = self._others()
+        trials = [t for t in others if name in t.params and internal_in(asked, t.params[name]) is not None]
+        if len(trials) < ENOUGH:
+            trials += [t for t in others if name not in t.params]
+        space = {} if isinstance(self._sampler, GeneticSampler) else {name: asked}  # Optuna's breeds no such name either
+        drawn, ask_independent = self._sample(space, trials, name)
         return drawn[name] if name in drawn else ask_independent(name, asked)
 
     def _others(self) -> list[FrozenTrial]:
@@ -195,6 +206,8 @@ class Answers:
         seed, sequence_seed = (int(sequence.generate_state(1)[0]) for sequence in seeds)
         position = (strided(self._ticket, self._n_cells, len(space)), sequence_seed)
         attrs = {**self._attrs, FIXED_KEY: fixed, BOUNDS_KEY: {}, POSITION_KEY: position}
+        if len(self._declared) > len(axes) or self._discovered.first.keys() - space.keys():
+            attrs[PART_KEY] = True
         trial = frozen(TrialNews(self._number, "RUNNING", system_attrs=attrs))
         study = self._mirror.restricted([*trials, trial]).study(sampler=self._sampler)
         self._sampler.reseed(seed)

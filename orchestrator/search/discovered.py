@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, check_distribution_compatibility
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.space import Parameter
+
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # others may have ended before they asked for all
 
 
 class Discovered:
@@ -58,10 +60,20 @@ def check_agrees(name: str, before: BaseDistribution, asked: BaseDistribution) -
         raise ValueError(f"parameter {name!r}: {error} It was {before} before and is {asked} now.") from None
 
 
-def sample_space(space: Mapping[str, BaseDistribution], trials: Collection[FrozenTrial]) -> dict[str, BaseDistribution]:
-    """The part of `space` that every trial has with a result has."""
-    return {
-        name: distribution
-        for name, distribution in space.items()
-        if all(trial.distributions.get(name) == distribution for trial in trials if trial.values)
-    }
+def common(space: Mapping[str, BaseDistribution], trials: Collection[FrozenTrial]) -> dict[str, BaseDistribution]:
+    """The part of `space` that every trial with a result has."""
+    ended = [trial.distributions for trial in trials if trial.state in _ENDED]
+    return {name: d for name, d in space.items() if all(had.get(name) == d for had in ended)}
+
+
+def group_of(name: str, space: Mapping[str, BaseDistribution], trials: Collection[FrozenTrial]) -> dict[str, BaseDistribution]:
+    """The part of `space` that `name` is always asked for with: names that the same trials with a result have.
+
+    So the parameters of one branch of an objective are a group, as in Optuna's TPE with ``group=True``.
+    """
+    rest = {other: d for other, d in space.items() if other != name}
+    for trial in trials:
+        if rest and trial.state in _ENDED:
+            here = name in trial.distributions
+            rest = {other: d for other, d in rest.items() if (other in trial.distributions) == here}
+    return {other: d for other, d in space.items() if other == name or other in rest}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
@@ -67,7 +68,7 @@ class Suggested:
         """Every parameter that any trial of the study has, with the distribution (JSON) that one of them has for it."""
         query = (
             sa.select(optuna_trial_params.c.param_name, optuna_trial_params.c.distribution_json)
-            .distinct(optuna_trial_params.c.param_name)
+            .ext(distinct_on(optuna_trial_params.c.param_name))
             .join(optuna_trials, optuna_trials.c.trial_id == optuna_trial_params.c.trial_id)
             .where(optuna_trials.c.study_id == study_id)
             .order_by(optuna_trial_params.c.param_name, optuna_trial_params.c.param_id.desc())

@@ -17,36 +17,12 @@ from typing import Any
 import numpy as np
 import optuna
 
-from orchestrator.model import Budget, Param, StudySpec, TrialNews
-from orchestrator.search import Answers, Search
+from orchestrator.model import Budget, StudySpec
+from tests.support.asking import AskedStudy
 
 YARDSTICK = "optuna-tpe"
 LEAST = 1e-4
 """Regrets below count as this, so that their ratios stay finite."""
-
-
-class Asking:
-    """As much of a trial as the problems use, answered by `Answers` as a worker does."""
-
-    def __init__(self, answers: Answers) -> None:
-        self._answers = answers
-        self.params: list[Param] = []
-
-    def _ask(self, name: str, kind: str, **arguments: Any) -> float:
-        answer = self._answers.answer(name, kind, arguments)
-        if answer.new is not None:
-            self._answers.keep(answer.new)
-            self.params.append(answer.new)
-        return answer.internal
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
-        return self._ask(name, "float", low=low, high=high, step=step, log=log)
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        return int(self._ask(name, "int", low=low, high=high, step=step, log=log))
-
-    def suggest_categorical(self, name: str, choices: list[Any]) -> Any:
-        return choices[int(self._ask(name, "categorical", choices=choices))]
 
 
 def bowl(trial: Any) -> float:
@@ -109,15 +85,11 @@ def best_of(method: str, name: str, seed: int, trials: int) -> float:
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
         study.optimize(objective, n_trials=trials)
         return float(study.best_value)
-    search, found = Search(spec(method, seed, trials)), math.inf
-    for number in range(trials):
-        asked = search.ask({}, ticket=number, retry=0)
-        mine = TrialNews(number, "RUNNING", asked.params, system_attrs=asked.system_attrs, cell=0)
-        search.feed([mine])
-        trial = Asking(search.answers(mine, ticket=number, retry=0))
+    asked, found = AskedStudy(spec(method, seed, trials)), math.inf
+    for _ in range(trials):
+        trial = asked.start()
         value = objective(trial)
-        params = (*asked.params, *trial.params)
-        search.feed([TrialNews(number, "COMPLETE", params, (value,), system_attrs=asked.system_attrs, cell=0)])
+        asked.end(trial, value)
         found = min(found, value)
     return found
 

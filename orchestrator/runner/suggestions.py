@@ -13,7 +13,7 @@ from orchestrator.model import JSONValue
 from orchestrator.runner.channel import Message, MessageTooLongError
 from orchestrator.runner.values import as_json, as_number, shown
 
-Choice = TypeVar("Choice", bound=None | bool | int | float | str)
+Choice = TypeVar("Choice", bound=bool | int | float | str | None)
 
 KINDS: Final = ("float", "int", "categorical")
 _MAX_NAME: Final = 512  # Optuna's column for parameter names

@@ -35,7 +35,7 @@ class Trial(Suggests):
         self._lock = threading.RLock()
         self._steps: set[int] = set()
         self._user_attrs: dict[str, JSONValue] = {}
-        self._constraints: set[str] = set()
+        self._constraints: dict[str, float] = {}
         self._stop = False
         self._answers: dict[str, Any] = {}
 
@@ -55,6 +55,11 @@ class Trial(Suggests):
     def user_attrs(self) -> dict[str, Any]:
         """The attributes set in this attempt, as they are stored."""
         return dict(self._user_attrs)
+
+    @property
+    def constraints(self) -> dict[str, float]:
+        """The constraints set in this attempt, as they are stored."""
+        return dict(self._constraints)
 
     @property
     def device(self) -> str:
@@ -189,7 +194,7 @@ class Trial(Suggests):
             if key in self._constraints:
                 warnings.warn(f"constraint {key!r} was set before; this value is ignored", stacklevel=2)
                 return
-            self._constraints.add(key)
+            self._constraints[key] = number
             message = {"constraint": [key, number]}
             self._channel.send(message)
             self._journal.append(message)

@@ -104,7 +104,8 @@ def by_hand(spec: StudySpec, values: Mapping[str, JSONValue]) -> tuple[dict[str,
     for path in values:
         if path not in known:
             raise ConfigError(
-                f"{path}={value_label(values[path])}: not in this study's grid or search{did_you_mean(path, known)}"
+                f"{path}={value_label(values[path])}: not in this study's grid or search, nor asked for by a trial so far"
+                f"{did_you_mean(path, known)}"
             )
     cell, given = {}, {}
     for parameter in known.values():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
 
+from orchestrator.cli import main
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Axis, Budget, Param
@@ -129,12 +132,45 @@ def test_an_attempt_after_a_kill_gets_the_answers_of_the_first(store: Store, tmp
     assert store.doctor.examine().findings == ()
 
 
-def test_trials_by_hand_and_again_get_the_values_they_are_given(store: Store, tmp_path: Path) -> None:
-    made = spec(params={}, grid=(), search=(), budget=Budget(1), objective={"_target_": f"{THIS}.tells_its_lr"})
+def test_the_commands_know_parameters_that_were_asked_for(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", store.url)
+    made = spec(params={}, grid=(), search=(), budget=Budget(2), objective={"_target_": f"{THIS}.tells_its_lr"})
     study = store.studies.launch(made).study_id
-    store.interventions.enqueue(study, {}, {"lr": 0.125})
+
+    def said(*words: str, code: int = 0) -> str:
+        capsys.readouterr()
+        assert main([*words, f"paths.data={tmp_path}"]) == code
+        both = capsys.readouterr()
+        return both.err if code else both.out
+
+    assert "lr=0.125: not in this study's grid or search" in said("enqueue", "study.name=study", "lr=0.125", code=2)
     assert work(store, tmp_path) == 2
-    assert store.reads.trials(study)[0].values == (0.125,)
+    refused = said("enqueue", "study.name=study", "lr=5", code=2)
+    assert "lr=5: not what this study's objective asks for, float from 0.0001 to 1 (log)" in refused
+    assert "enqueued lr=0.125" in said("enqueue", "study.name=study", "lr=0.125")
+    assert work(store, tmp_path) == 1
+    assert store.reads.trials(study)[2].values == (0.125,)
+    replayed = json.loads(said("replay", "--json", "trial=1"))
+    assert (replayed["same"], replayed["later"]) == (True, ["lr"])
+    best = json.loads(said("best", "--json", "trial=2"))["best"][0]
+    assert (best["params"], best["overrides"]) == ({"lr": 0.125}, ["'++grid.lr=[0.125]'"])
+    out = tmp_path / "best.yaml"
+    said("best", "trial=2", f"out={out}")
+    assert yaml.safe_load(out.read_text()) == {"lr": 0.125}
+    assert "running" in said("status")
+
+
+def test_a_trial_that_is_run_again_gets_the_values_of_the_one_that_failed(store: Store, tmp_path: Path) -> None:
+    made = spec(params={}, grid=(), search=(), budget=Budget(1, 1, None, 0), objective={"_target_": f"{THIS}.breaks_once"})
+    study = store.studies.launch(made).study_id
+    assert work(store, tmp_path) == 1
+    assert [r.number for r in store.interventions.retry(study, None)] == [0]
+    assert work(store, tmp_path) == 1
+    failed, again = store.reads.trials(study)
+    assert (failed.state, again.state) == ("FAIL", "COMPLETE")
+    assert failed.params["lr"] == again.params["lr"]
 
 
 def test_other_choices_for_a_known_name_fail_the_trial_with_the_reason(store: Store, tmp_path: Path) -> None:

@@ -25,3 +25,10 @@ def tells_its_lr(trial: Any) -> float:
 def changes_its_mind(trial: Any) -> float:
     choices = ["a", "b"] if trial.number == 0 else ["a", "c"]
     return float(len(trial.suggest_categorical("opt", choices)))
+
+
+def breaks_once(trial: Any) -> float:
+    lr = trial.suggest_float("lr", 1e-4, 1.0, log=True)
+    if trial.number == 0:
+        raise RuntimeError("broken")
+    return float(lr)

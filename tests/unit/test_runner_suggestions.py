@@ -107,7 +107,7 @@ def answered(runner: Runner, job: Job, answers: dict[str, dict[str, Any]]) -> tu
         for message in running.poll(1.0):
             if isinstance(message, SuggestAsked):
                 asked.append(message)
-                running.answer_suggest("depth", 99.0)  # a late answer to another question changes nothing
+                running.answer_suggest("another", 99.0)  # a late answer to another question changes nothing
                 running.answer_suggest(message.name, **answers[message.name])
             elif isinstance(message, PruneAsked):
                 running.answer_prune(True)

@@ -7,6 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,7 +23,8 @@ from optuna.trial import FrozenTrial
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, Param, StudySpec, TrialNews, same_value, value_label
-from orchestrator.search.discovered import Discovered, check_agrees, common, group_of, undeclared
+from orchestrator.search.discovered import Discovered, check_agrees, common, group_of, undeclared, widened
+from orchestrator.search.gp import HybridGPSampler
 from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY, PART_KEY
 from orchestrator.search.mirror import Mirror, frozen
 from orchestrator.search.quasirandom import POSITION_KEY, strided
@@ -167,7 +169,7 @@ class Answers:
 
     def _draw_group(self, name: str) -> None:
         """Draws `name` together with what belongs to it, as far as this trial has no values of them yet."""
-        others, space = self._others(), self._discovered.space
+        others, space = self._others(), dict(self._discovered.space)
         trials = [trial for trial in others if name in trial.params]
         if isinstance(self._sampler, HybridTPESampler):
             space = group_of(name, space, others)
@@ -176,11 +178,21 @@ class Answers:
             trials = [trial for trial in others if space.items() <= trial.distributions.items()]
         else:
             trials = others
+            space |= self._discovered.widest if isinstance(self._sampler, HybridGPSampler) else {}
         self._drawn |= self._sample(space, trials if len(trials) >= ENOUGH else others, name)[0]
 
     def _drawn_alone(self, name: str, asked: BaseDistribution) -> Any:
-        """A value for one name, learnt from the trials whose value of it might have been an answer to this question."""
+        """A value for one name, learnt from the trials whose value of it might have been an answer to this question.
+
+        A process learns it from all trials together with the other names, and is kept to the limits asked for.
+        """
         others = self._others()
+        before = self._discovered.widest.get(name) or self._discovered.space.get(name)
+        wide = None if before is None else widened(before, asked)
+        if isinstance(self._sampler, HybridGPSampler) and wide is not None:
+            space = {**self._discovered.space, **self._discovered.widest, name: wide}
+            limits = [float(asked.low), float(asked.high)]  # type: ignore[attr-defined]
+            return self._sample(space, others, name, {name: limits})[0][name]
         trials = [t for t in others if name in t.params and internal_in(asked, t.params[name]) is not None]
         if len(trials) < ENOUGH:
             trials += [t for t in others if name not in t.params]
@@ -192,7 +204,11 @@ class Answers:
         return [trial for trial in self._mirror.get_all_trials(0, deepcopy=False) if trial.number != self._number]
 
     def _sample(
-        self, space: Mapping[str, BaseDistribution], trials: Sequence[FrozenTrial], key: str
+        self,
+        space: Mapping[str, BaseDistribution],
+        trials: Sequence[FrozenTrial],
+        key: str,
+        bounds: Mapping[str, list[float]] = MappingProxyType({}),
     ) -> tuple[dict[str, Any], Any]:
         """Values of `space` from the sampler, which sees the grid and `trials`; and how to ask it for one name more."""
         axes = {path: parameter.distribution for path, parameter in self._declared.items() if parameter.grid}
@@ -205,7 +221,7 @@ class Answers:
         ]
         seed, sequence_seed = (int(sequence.generate_state(1)[0]) for sequence in seeds)
         position = (strided(self._ticket, self._n_cells, len(space)), sequence_seed)
-        attrs = {**self._attrs, FIXED_KEY: fixed, BOUNDS_KEY: {}, POSITION_KEY: position}
+        attrs = {**self._attrs, FIXED_KEY: fixed, BOUNDS_KEY: dict(bounds), POSITION_KEY: position}
         if len(self._declared) > len(axes) or self._discovered.first.keys() - space.keys():
             attrs[PART_KEY] = True
         trial = frozen(TrialNews(self._number, "RUNNING", system_attrs=attrs))

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, check_distribution_compatibility
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.space import Parameter
@@ -16,7 +22,8 @@ class Discovered:
     """What is known of the undeclared part of a study's space; grows with the trials that are learnt.
 
     `first` holds the first distribution met of every name, which settles kind, scale and choices for the whole study; `space`
-    those names that were asked for in the same way throughout, which a sampler can be asked about together.
+    those names that were asked for in the same way throughout, which a sampler can be asked about together; `widest`, of
+    numbers that were asked for with other limits, the range that holds all of them.
     """
 
     def __init__(self, declared: Collection[str]) -> None:
@@ -24,6 +31,7 @@ class Discovered:
         self._varies: set[str] = set()
         self.first: dict[str, BaseDistribution] = {}
         self.space: dict[str, BaseDistribution] = {}
+        self.widest: dict[str, BaseDistribution] = {}
 
     def learn(self, trial: FrozenTrial) -> None:
         """Takes note of a trial's undeclared parameters; of the same trial any number of times."""
@@ -32,14 +40,32 @@ class Discovered:
                 continue
             first = self.first.setdefault(name, distribution)
             if first is not distribution and first != distribution:
-                self._varies.add(name)
-                self.space.pop(name, None)
+                self._vary(name, first, distribution)
             elif name not in self._varies:
                 self.space[name] = first
+
+    def _vary(self, name: str, first: BaseDistribution, distribution: BaseDistribution) -> None:
+        before = self.widest.get(name) if name in self._varies else first
+        wide = widened(before, distribution) if before is not None else None
+        if wide is None:
+            self.widest.pop(name, None)
+        else:
+            self.widest[name] = wide
+        self._varies.add(name)
+        self.space.pop(name, None)
 
     def parameters(self) -> dict[str, Parameter]:
         """The names of `space` as parameters left to the sampler."""
         return {name: undeclared(name, distribution) for name, distribution in self.space.items()}
+
+
+def widened(one: BaseDistribution, other: BaseDistribution) -> BaseDistribution | None:
+    """The range that holds two of the same kind and scale; None where they have steps of their own, or choices."""
+    if isinstance(one, IntDistribution) and isinstance(other, IntDistribution) and one.step == other.step == 1:
+        return IntDistribution(min(one.low, other.low), max(one.high, other.high), log=one.log)
+    if isinstance(one, FloatDistribution) and isinstance(other, FloatDistribution) and one.step is other.step is None:
+        return FloatDistribution(min(one.low, other.low), max(one.high, other.high), log=one.log)
+    return None
 
 
 def undeclared(name: str, distribution: BaseDistribution) -> Parameter:

@@ -220,6 +220,26 @@ def test_a_space_that_is_discovered_is_learnt() -> None:
     assert sum(mine < theirs for mine, theirs in zip(learnt, random, strict=True)) >= 3
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
+def test_limits_may_move_from_trial_to_trial_and_are_kept(sampler: str) -> None:
+    options = {"name": sampler, **({"population_size": 4} if sampler == "nsga2" else {"n_startup_trials": 4})}
+    study = AskedStudy(replace(BARE, sampler=options))
+    for _ in range(12):
+        trial = study.start()
+        width = trial.suggest_int("width", 2, 64)
+        heads, log = trial.suggest_int("heads", 1, width), trial.suggest_float("log", 1e-3, width, log=True)
+        assert 1 <= heads <= width
+        assert 1e-3 <= log <= width
+        stepped = trial.suggest_float("stepped", 0, width, step=0.5)
+        assert stepped % 0.5 == 0
+        assert stepped <= width
+        study.end(trial, abs(heads - 12) + abs(width - 40) + log)
+
+
+def test_a_process_learns_from_trials_with_other_limits() -> None:
+    assert best_of("gp", "moving_limits", 0, 25) < 0.1 * best_of("random", "moving_limits", 0, 25)
+
+
 def test_the_model_of_the_cells_knows_the_parameters_that_were_discovered() -> None:
     study = AskedStudy(replace(BARE, grid=(OPT,), sampler={"name": "tpe"}))
     for _ in range(14):

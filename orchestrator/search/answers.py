@@ -117,8 +117,10 @@ class Answers:
         return Answer(internal, Param(name, internal, distribution_to_json(asked)), asked.to_external_repr(internal), warned)
 
     def check_of(self, new: Param) -> Callable[[str], None] | None:
-        """Compares a new parameter with the distribution (JSON) that some trial of the study has for its name, or raises
-        ValueError; None where `answer` has done so, because a trial that was learnt has one."""
+        """What compares a new parameter with the distribution (JSON) that another trial has for its name.
+
+        It raises ValueError if the two do not go together. None where `answer` has compared: a trial that was learnt has one.
+        """
         if new.name in self._discovered.first:
             return None
         return lambda before: check_agrees(new.name, json_to_distribution(before), json_to_distribution(new.distribution))

@@ -94,6 +94,10 @@ class StudySpec:
             count *= len(axis.values)
         return count
 
+    def declares(self, name: str) -> bool:
+        """Whether the parameter is of the grid or of the search; others are those that the objective asks for as it runs."""
+        return any(axis.path == name for axis in self.grid) or any(searched.path == name for searched in self.search)
+
     def identity(self) -> dict[str, JSONValue]:
         """What may not change under one name: grid, search, direction and metric, objective, defaults of params."""
         data = self.to_json()

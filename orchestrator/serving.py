@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.config import WorkerConfig
@@ -11,9 +11,9 @@ from orchestrator.contact import Contact
 from orchestrator.devices import describe
 from orchestrator.errors import ConfigError
 from orchestrator.logs import logger
-from orchestrator.model import StudySpec, Suggestion, TrialNews
+from orchestrator.model import JSONValue, StudySpec, Suggestion, TrialNews
 from orchestrator.runner import Runner, check_allowed
-from orchestrator.search import ASK_KEY, Search
+from orchestrator.search import ASK_KEY, FIXED_KEY, Search
 from orchestrator.slots import HeldSlot
 from orchestrator.store import Claim, Store, StudyRow
 
@@ -63,14 +63,21 @@ class Served:
         self.search.feed(news)
         self.cursor = position
 
+    def declared(self, values: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
+        """Those of a trial's values that are of grid and search; the others its objective asked for."""
+        return {name: value for name, value in values.items() if self.spec.declares(name)}
+
     def suggest(self, claim: Claim, asks: int) -> Suggestion:
         """Parameters for the claim, with what `orchestrator replay` needs to suggest them again; `asks` counts the tries."""
-        suggestion = self.search.ask(claim.cell_values, ticket=claim.ticket, retry=claim.failures, given=claim.fixed)
+        given = self.declared(claim.fixed or {})
+        suggestion = self.search.ask(claim.cell_values, ticket=claim.ticket, retry=claim.failures, given=given)
         known = {"position": self.cursor, "foreign": sorted(self.foreign)[:_FOREIGN_TOLD]}
-        asked = {"ticket": claim.ticket, "retry": claim.failures, "given": dict(claim.fixed or {}), "asks": asks}
+        asked = {"ticket": claim.ticket, "retry": claim.failures, "given": given, "asks": asks}
         study = {"study_seed": self.spec.seed, "sampler": dict(self.spec.sampler)}
         attrs = dict(suggestion.system_attrs)
         attrs[ASK_KEY] = {**attrs.get(ASK_KEY, {}), **known, **asked, **study}
+        if later := {name: value for name, value in (claim.fixed or {}).items() if name not in given}:
+            attrs[FIXED_KEY] = later  # where the objective will ask for it, as Optuna's `enqueue_trial` leaves it
         return replace(suggestion, system_attrs=attrs)
 
 

@@ -39,6 +39,7 @@ from orchestrator.runner.checkpoints import CheckpointError, Checkpoints, Kept
 from orchestrator.serving import Served, Serving
 from orchestrator.slots import HeldSlot, Slots
 from orchestrator.store import Claim, Place, Store, StudyRow, WorkerLease
+from orchestrator.suggesting import Suggesting
 
 REPORTS_EVERY_S = 1.0
 LEFT_EVERY_S = 2.0
@@ -205,7 +206,7 @@ class Worker:
             seed=trial_seed(served.spec.seed, claim.ticket, claim.failures),
             device=torch_device(self._device.device),
             params=served.spec.params,
-            values=claim.values or {},
+            values=served.declared(claim.values or {}),
             objective=served.spec.objective,
             metrics=served.spec.metrics,
             run_dir=self._run_dir(served.row, claim, claim.attempt),
@@ -222,6 +223,7 @@ class Worker:
     def _attempt(self, served: Served, claim: Claim, job: Job) -> tuple[Outcome, Said]:
         """Runs the child to its end; returns its outcome with what it said that is not written yet."""
         said = Said(sent=self._reported(served.row, claim))
+        suggesting = Suggesting(self._store, self._contact, served, claim)
         self._contact.halted_at = None  # that was the trial before
         next_flush = 0.0
         if self._device.gpu is not None:
@@ -240,8 +242,10 @@ class Worker:
                 for message in running.poll(self._contact.until_beat(1.0)):
                     crash_step("mid-run")
                     said.note(message)
+                    suggesting.note(message)
                     if isinstance(message, PruneAsked):
                         running.answer_prune(self._should_prune(served, claim, said.curve))
+                suggesting.serve(running)
                 if said.anything and time.monotonic() >= next_flush and running.outcome is None:
                     self._flush(claim, said)
                     next_flush = time.monotonic() + REPORTS_EVERY_S

@@ -42,7 +42,10 @@ def enqueue(call: Call) -> int:
         raise ConfigError("enqueue needs the parameters of the trial: orchestrator enqueue study.name=… optim.lr=0.01")
     with call.store() as store:
         row = store.reads.find(name)
-        cell, given = search.by_hand(store.reads.spec(row.study_id), call.composed.values)
+        spec, typed = store.reads.spec(row.study_id), call.composed.values
+        later = search.values_by_hand(search.parameters(spec), typed, store.suggested.distributions(row.study_id))
+        cell, given = search.by_hand(spec, {name: value for name, value in typed.items() if name not in later})
+        given |= later
         store.interventions.enqueue(row.study_id, cell, given)
         _say(call, store, row, f"enqueued {cell_label({**cell, **given})}", {"enqueued": {**cell, **given}})
     return 0

@@ -25,16 +25,27 @@ def run(call: Call) -> int:
         told = asked(store, row, number)
         got = told.system_attrs[search.ASK_KEY]
         again = _ask_again(store, row, spec, told, got)
-    stored = {param.name: param.internal for param in told.params}
+    stored = {param.name: param.internal for param in told.params if spec.declares(param.name)}
+    later = [param.name for param in told.params if not spec.declares(param.name)]
     derived = {param.name: param.internal for param in again.params}
     same = stored == derived
     if call.json:
-        data = {"study": row.name, "trial": number, "same": same, "stored": stored, "derived": derived, "asked": got}
+        data = {
+            "study": row.name,
+            "trial": number,
+            "same": same,
+            "stored": stored,
+            "derived": derived,
+            "later": later,
+            "asked": got,
+        }
         print(json.dumps(data, indent=2))
     else:
         print(f"trial {number} of {row.name}: asked by {got['sampler']['name']} with news up to {got['position']}")
         for path, value in derived.items():
             print(f"  {path} = {value!r}" + ("" if stored.get(path) == value else f", but the trial has {stored.get(path)!r}"))
+        if later:
+            print(f"  not asked again, for the objective asked for it as it ran: {', '.join(later)}")
         print("the same suggestion" if same else "another suggestion than the trial has")
     return 0 if same else _DIFFERS
 

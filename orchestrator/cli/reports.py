@@ -22,7 +22,7 @@ from rich.text import Text
 
 from orchestrator.cli import estimates, provenance, screen
 from orchestrator.cli.call import Call
-from orchestrator.config import rerun_words
+from orchestrator.config import grid_words, rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import StudySpec, value_label
 from orchestrator.runner import couplings, rundir
@@ -159,7 +159,9 @@ def best(call: Call) -> int:
 def _overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> list[str] | None:
     """The words that make a launch of the same study take this trial's values, quoted for a shell; None where no word can."""
     try:
-        return [shlex.quote(word) for word in rerun_words(trial.params, spec.params, groups)]
+        declared = {name: value for name, value in trial.params.items() if spec.declares(name)}
+        asked = {name: value for name, value in trial.params.items() if name not in declared}
+        return [shlex.quote(word) for word in [*rerun_words(declared, spec.params, groups), *grid_words(asked)]]
     except ConfigError:
         return None
 
@@ -192,7 +194,10 @@ def _trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
     couplings.register()
     config = OmegaConf.create(dict(spec.params))
     for name, value in trial.params.items():
-        OmegaConf.update(config, name, value, merge=False, force_add=True)
+        if spec.declares(name):
+            OmegaConf.update(config, name, value, merge=False, force_add=True)
+        else:
+            config[name] = value  # by the very name that the objective asks for
     with _no_environment():
         raw: dict[str, Any] = _uncoupled(config, OmegaConf.to_container(config, resolve=False))
     return OmegaConf.create(raw)

@@ -5,7 +5,7 @@ from orchestrator.config.flags import Flags, parse_flags, show
 from orchestrator.config.schema import DashboardConfig, HostConfig, PathsConfig, StorageConfig, WorkerConfig
 from orchestrator.config.space import at
 from orchestrator.config.study import study_spec
-from orchestrator.config.words import hydra_word, normal_form, program_words, rerun_words
+from orchestrator.config.words import grid_words, hydra_word, normal_form, program_words, rerun_words
 
 __all__ = [
     "Composed",
@@ -17,6 +17,7 @@ __all__ = [
     "WorkerConfig",
     "at",
     "compose",
+    "grid_words",
     "hydra_word",
     "normal_form",
     "parse_flags",

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from orchestrator.config import grammar
 from orchestrator.config.schema import SECTIONS
-from orchestrator.config.space import at, has
+from orchestrator.config.space import at, check_path, has
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, JSONValue, Searched, value_label
 
@@ -84,6 +84,17 @@ def program_words(params: Mapping[str, Any]) -> list[str]:
             )
         words.append(word)
     return words
+
+
+def grid_words(values: Mapping[str, JSONValue]) -> list[str]:
+    """Returns the overrides that fix parameters which an objective asks for as it runs: an axis of one value for each.
+
+    Raises:
+        ConfigError: as `hydra_word`, or a name is no dotted path.
+    """
+    for name in values:
+        check_path(name, shown=name)
+    return [f"++grid.{name}=[{hydra_word(value)}]" for name, value in values.items()]
 
 
 def normal_form(declared: Axis | Searched) -> str:

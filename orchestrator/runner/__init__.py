@@ -5,7 +5,17 @@ user's function with the `Trial` it is given. The three talk in JSON lines over 
 """
 
 from orchestrator.runner.contract import Job
-from orchestrator.runner.parent import ArtifactLogged, AttrSet, ConstraintSet, Message, PruneAsked, Reported, Runner, Running
+from orchestrator.runner.parent import (
+    ArtifactLogged,
+    AttrSet,
+    ConstraintSet,
+    Message,
+    PruneAsked,
+    Reported,
+    Runner,
+    Running,
+    SuggestAsked,
+)
 from orchestrator.runner.rundir import attempt_dir, log_path, read_result
 from orchestrator.runner.target import check_allowed
 from orchestrator.runner.trial import Trial, TrialPruned
@@ -20,6 +30,7 @@ __all__ = [
     "Reported",
     "Runner",
     "Running",
+    "SuggestAsked",
     "Trial",
     "TrialPruned",
     "attempt_dir",

@@ -28,6 +28,7 @@ from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.executable import check_program
 from orchestrator.runner.merge import Template, build_config
 from orchestrator.runner.output import flush_streams
+from orchestrator.runner.suggestions import WorkerGoneError
 from orchestrator.runner.target import (
     causes_of,
     describe_exception,
@@ -35,6 +36,7 @@ from orchestrator.runner.target import (
     imports_no_more,
     locate,
     program_of,
+    takes_trial_alone,
     target_of,
 )
 from orchestrator.runner.traces import Traces
@@ -273,7 +275,7 @@ def _failed(kind: str, message: str, *causes: str) -> Failed:
 def _call(function: Callable[..., object], cfg: object, trial: Trial, kwargs: Mapping[str, Any]) -> object:
     pid = os.getpid()
     try:
-        return function(cfg, trial, **kwargs)
+        return function(trial, **kwargs) if takes_trial_alone(function, kwargs) else function(cfg, trial, **kwargs)
     finally:
         if os.getpid() != pid:  # the objective forked, and this is the copy: only the original has a result
             flush_streams()
@@ -283,6 +285,8 @@ def _call(function: Callable[..., object], cfg: object, trial: Trial, kwargs: Ma
 def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
     if any(cls.__name__ == "TrialPruned" for cls in type(error).__mro__):  # ours, and Optuna's without importing it
         return Pruned(trial.last_step)
+    if isinstance(error, WorkerGoneError):
+        return Interrupted(str(error), lost=True)
     if isinstance(error, SystemExit):
         if trial.should_stop():
             return Interrupted("stopped when asked")

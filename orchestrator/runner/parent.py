@@ -24,6 +24,7 @@ from orchestrator.runner.channel import Message as Line
 from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.handle import MARGIN_S, KeeperHandle
 from orchestrator.runner.output import MIN_LIMIT
+from orchestrator.runner.suggestions import KINDS
 from orchestrator.runner.target import imports_no_more, program_of, target_of
 from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step
 
@@ -74,7 +75,16 @@ class ArtifactLogged:
     record: ArtifactRecord
 
 
-Message: TypeAlias = Reported | PruneAsked | AttrSet | ConstraintSet | ArtifactLogged
+@dataclass(frozen=True)
+class SuggestAsked:
+    """The objective waits in ``trial.suggest_*`` for `Running.answer_suggest`; `arguments` are its own, as plain data."""
+
+    name: str
+    kind: str
+    arguments: Mapping[str, JSONValue]
+
+
+Message: TypeAlias = Reported | PruneAsked | AttrSet | ConstraintSet | ArtifactLogged | SuggestAsked
 
 
 class Runner:
@@ -149,8 +159,8 @@ class Runner:
         """Returns once a keeper is ready that has imported the objective; costs nothing when one is. Call it before each claim.
 
         Raises:
-            ConfigError: The objective does not import, does not exist, or cannot be called as ``(cfg, trial, **kwargs)``; or
-                the program of a command is not there.
+            ConfigError: The objective does not import, does not exist, or can be called neither as ``(cfg, trial, **kwargs)``
+                nor as ``(trial, **kwargs)``; or the program of a command is not there.
         """
         keeper = self._living_keeper()
         while not keeper.ready:
@@ -282,6 +292,25 @@ class Running:
         """Answers the last `PruneAsked`; the child waits for it."""
         self._channel.send({"prune": prune}, wait=False)
 
+    def answer_suggest(
+        self,
+        name: str,
+        internal: float | None,
+        *,
+        refused: tuple[str, str] | None = None,
+        warnings: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Answers the last `SuggestAsked`, which was about `name`; the child waits for it.
+
+        Args:
+            internal: Optuna's internal number of the value: the number itself, or the place among the choices.
+            refused: instead, the class (``ValueError``, ``TypeError``) and the text of the error to raise there.
+            warnings: class and text of what to warn of there.
+        """
+        answer: Line = {"name": name, "warnings": list(warnings)}
+        answer |= {"internal": internal} if refused is None else {"refused": refused}
+        self._channel.send({"suggest": answer}, wait=False)
+
     def ask_to_stop(self) -> None:
         """Makes ``trial.should_stop()`` true; what the child does about it is its own affair. Asking again changes nothing."""
         if not self._stop_asked:
@@ -357,6 +386,11 @@ class Running:
             self._inbox.append(ConstraintSet(*as_constraint(*line["constraint"])))
         elif "artifact" in line:
             self._inbox.append(ArtifactLogged(ArtifactRecord.from_json(line["artifact"])))
+        elif "suggest" in line:
+            name, kind, arguments = line["suggest"]
+            if not isinstance(name, str) or kind not in KINDS or not isinstance(arguments, dict):
+                raise ValueError(kind)
+            self._inbox.append(SuggestAsked(name, kind, arguments))
         elif "done" in line:
             self._keeper.send({"do": "linger"}, wait=False)
             if line["done"] is not None:

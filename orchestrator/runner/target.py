@@ -15,6 +15,7 @@ from orchestrator.model import Interrupted, JSONValue
 
 _FIELD = "objective._target_"
 _RUN_PROGRAM = "orchestrator.runner.command.run"
+_CFG = ("cfg", "config", "conf")
 
 
 def target_of(objective: Mapping[str, JSONValue]) -> tuple[str, dict[str, JSONValue]]:
@@ -98,18 +99,45 @@ def locate(target: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def takes_trial_alone(function: Callable[..., Any], kwargs: Iterable[str]) -> bool:
+    """Whether `function` is called as Optuna calls an objective, ``function(trial, **kwargs)``, instead of with cfg and trial.
+
+    It is if its first parameter is called ``trial``, or if it takes one argument only (and does not call that ``cfg``).
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in callables have none
+        return False
+    first = next(iter(signature.parameters.values()), None)
+    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD) or first.name in _CFG:
+        return False
+    names = list(kwargs)
+    one, two = (_refusal(signature, count, names) is None for count in (1, 2))
+    return first.name == "trial" or (one and not two)
+
+
 def check_call(target: str, function: Callable[..., Any], kwargs: Iterable[str]) -> None:
-    """Raises ConfigError when `function` cannot be called as ``function(cfg, trial, **kwargs)``."""
+    """Raises ConfigError when `function` can be called neither with ``(cfg, trial, **kwargs)`` nor as `takes_trial_alone`."""
     names = sorted(kwargs)
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in callables have none
         return
+    leading = ["trial"] if takes_trial_alone(function, names) else ["cfg", "trial"]
+    refusal = _refusal(signature, len(leading), names)
+    if refusal is not None:
+        call = ", ".join([*leading, *(f"{name}=…" for name in names)])
+        swapped = "; a function of both takes cfg first" if len(leading) == 1 and "cfg" in signature.parameters else ""
+        raise ConfigError(f"{_FIELD}: {target!r} cannot be called as ({call}): {refusal}{swapped}")
+
+
+def _refusal(signature: inspect.Signature, leading: int, names: Iterable[str]) -> str | None:
+    """Why a function cannot be called with so many arguments by position and those names; None if it can."""
     try:
-        signature.bind(None, None, **dict.fromkeys(names))
+        signature.bind(*[None] * leading, **dict.fromkeys(names))
     except TypeError as error:
-        call = ", ".join(["cfg", "trial", *(f"{name}=…" for name in names)])
-        raise ConfigError(f"{_FIELD}: {target!r} cannot be called as ({call}): {error}") from None
+        return str(error)
+    return None
 
 
 def describe_import_error(target: str, error: BaseException) -> str:

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from orchestrator.model import JSONValue
 from orchestrator.runner.artifacts import ArtifactPlace, ArtifactRecord
-from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
+from orchestrator.runner.channel import Channel, Message, MessageTooLongError, wait_readable
 from orchestrator.runner.contract import Job
 from orchestrator.runner.journal import Journal
+from orchestrator.runner.suggestions import Suggests
 from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step
 
 _T = TypeVar("_T")
@@ -23,10 +24,11 @@ class TrialPruned(Exception):  # noqa: N818 - Optuna's name
     """Raise it to end the trial early on purpose, after `Trial.should_prune` said so. ``optuna.TrialPruned`` does as well."""
 
 
-class Trial:
+class Trial(Suggests):
     """One attempt of one trial, as the user's function sees it. Usable from any thread of the process it was given to."""
 
     def __init__(self, job: Job, channel: Channel) -> None:
+        super().__init__()
         self._job = job
         self._channel = channel
         self._journal = Journal(job.run_dir)
@@ -34,9 +36,9 @@ class Trial:
         self._lock = threading.RLock()
         self._steps: set[int] = set()
         self._user_attrs: dict[str, JSONValue] = {}
-        self._constraints: set[str] = set()
+        self._constraints: dict[str, float] = {}
         self._stop = False
-        self._answers: list[bool] = []
+        self._answers: dict[str, Any] = {}
 
     # ------------------------------------------------------------------------------------------------------------- what it is
 
@@ -47,13 +49,18 @@ class Trial:
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters chosen for this trial, grid and search: dotted path to value."""
-        return dict(self._job.values)
+        """The parameters of this trial by name: those of grid and search, and what was suggested in this attempt."""
+        return {**self._job.values, **self._suggested()}
 
     @property
     def user_attrs(self) -> dict[str, Any]:
         """The attributes set in this attempt, as they are stored."""
         return dict(self._user_attrs)
+
+    @property
+    def constraints(self) -> dict[str, float]:
+        """The constraints set in this attempt, as they are stored."""
+        return dict(self._constraints)
 
     @property
     def device(self) -> str:
@@ -131,13 +138,7 @@ class Trial:
         """
         self._refuse_several("should_prune")
         with self._lock:
-            self._refuse_fork()
-            self._answers.clear()
-            self._channel.send({"prune": self.last_step})
-            while not self._answers and not self._channel.closed:
-                wait_readable([self._channel], None)
-                self._listen()
-            return self._answers[-1] if self._answers else False
+            return bool(self._wait_for("prune", {"prune": self.last_step}))
 
     def should_stop(self) -> bool:
         """Whether the worker asked for an early end: write a checkpoint and return None, and the trial goes on elsewhere.
@@ -194,7 +195,7 @@ class Trial:
             if key in self._constraints:
                 warnings.warn(f"constraint {key!r} was set before; this value is ignored", stacklevel=2)
                 return
-            self._constraints.add(key)
+            self._constraints[key] = number
             message = {"constraint": [key, number]}
             self._channel.send(message)
             self._journal.append(message)
@@ -240,12 +241,30 @@ class Trial:
         self._journal.close()
         self._channel.shut()
 
+    def _ask(self, question: Message) -> Message | None:
+        with self._lock:
+            answer: Message | None = self._wait_for("suggest", question)
+            # Not a late one, to a question that a signal cut short.
+            while answer is not None and answer["name"] != question["suggest"][0]:
+                answer = self._wait_for("suggest")
+            return answer
+
+    def _wait_for(self, kind: str, question: Message | None = None) -> Any:
+        """The worker's next answer of that kind, after putting the question if there is one; None when the worker is gone."""
+        self._refuse_fork()
+        self._answers.pop(kind, None)
+        if question is not None:
+            self._channel.send(question)
+        while kind not in self._answers and not self._channel.closed:
+            wait_readable([self._channel], None)
+            self._listen()
+        return self._answers.get(kind)
+
     def _listen(self) -> None:
         for message in self._channel.receive():
             if message.get("stop"):
                 self._stop = True
-            if isinstance(message.get("prune"), bool):
-                self._answers.append(message["prune"])
+            self._answers |= {kind: message[kind] for kind in ("prune", "suggest") if kind in message}
 
     def _refuse_several(self, method: str) -> None:
         if len(self._job.metrics) > 1:

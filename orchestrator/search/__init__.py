@@ -9,8 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orchestrator.search.answers import Answers, values_by_hand
     from orchestrator.search.gp import HybridGPSampler
-    from orchestrator.search.space import by_hand, describe, distributions
+    from orchestrator.search.history import FIXED_KEY
+    from orchestrator.search.space import by_hand, describe, distributions, parameters
     from orchestrator.search.study import ASK_KEY, Search
     from orchestrator.search.summary import CellEstimate
     from orchestrator.search.tables import create_optuna_tables, open_storage, optuna_schema_head
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ASK_KEY",
+    "FIXED_KEY",
+    "Answers",
     "CellEstimate",
     "HybridGPSampler",
     "HybridTPESampler",
@@ -28,10 +32,14 @@ __all__ = [
     "distributions",
     "open_storage",
     "optuna_schema_head",
+    "parameters",
+    "values_by_hand",
 ]
 _HOME = {
+    "answers": ("Answers", "values_by_hand"),
     "gp": ("HybridGPSampler",),
-    "space": ("by_hand", "describe", "distributions"),
+    "history": ("FIXED_KEY",),
+    "space": ("by_hand", "describe", "distributions", "parameters"),
     "study": ("ASK_KEY", "Search"),
     "summary": ("CellEstimate",),
     "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 from scipy import special
 
 from orchestrator.search.candidates import around, repeated, spread
-from orchestrator.search.history import Array, Column, Context, History, columns, single_values
+from orchestrator.search.history import PART_KEY, Array, Column, Context, History, columns, single_values
 from orchestrator.search.quasirandom import point_of
 from orchestrator.search.rows import Rows
 from orchestrator.search.surrogate import Fits, Surrogate
@@ -81,10 +81,10 @@ class HybridGPSampler(BaseSampler):
         if history.n_useful < max(self._n_startup_trials, 1):
             point = point_of(searched, trial, self._seed)
         else:
-            point = self._maximise(searched, context, history)
+            point = self._maximise(searched, context, history, whole=PART_KEY not in trial.system_attrs)
         return suggestion | {column.name: column.external(point[j]) for j, column in enumerate(searched)}
 
-    def _maximise(self, searched: Sequence[Column], context: Context, history: History) -> Array:
+    def _maximise(self, searched: Sequence[Column], context: Context, history: History, *, whole: bool) -> Array:
         known = Surrogate.of(history, searched, context.columns, self.fits, least=self._n_startup_trials).near(context.point)
         posterior, x, losses = known.imagined(self._rng.standard_normal((len(history.pending), N_FANTASIES)))
         n, cell = len(searched), context.point[None, :]
@@ -95,7 +95,8 @@ class HybridGPSampler(BaseSampler):
             mean, std = posterior.mean_and_std(points, cell)
             value = log_improvement((incumbent - mean) / std) + np.log(std)
             result: Array = special.logsumexp(value, axis=1)
-            result[repeated(searched, points, x[here, :n])] = -math.inf
+            if whole:
+                result[repeated(searched, points, x[here, :n])] = -math.inf
             return result
 
         return self._climb(searched, improvement, x[np.argsort(losses[:, 0])[:5]])

@@ -23,6 +23,9 @@ FIXED_KEY = "fixed_params"
 BOUNDS_KEY = "orchestrator:bounds"
 """Narrower limits for this trial alone: ``{name: [low, high]}`` in the parameter's own units, both included."""
 
+PART_KEY = "orchestrator:part"
+"""Set where the parameters asked about are a part of what the trial will have: the same values again are no repetition."""
+
 
 @dataclass(frozen=True)
 class Column:

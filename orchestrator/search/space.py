@@ -104,7 +104,8 @@ def by_hand(spec: StudySpec, values: Mapping[str, JSONValue]) -> tuple[dict[str,
     for path in values:
         if path not in known:
             raise ConfigError(
-                f"{path}={value_label(values[path])}: not in this study's grid or search{did_you_mean(path, known)}"
+                f"{path}={value_label(values[path])}: not in this study's grid or search, nor asked for by a trial so far"
+                f"{did_you_mean(path, known)}"
             )
     cell, given = {}, {}
     for parameter in known.values():
@@ -238,6 +239,13 @@ def _check_scalar(where: str, value: JSONValue) -> None:
         raise ConfigError(f"{where}: {value} is not a finite number")
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_EXACT_INT:
         raise ConfigError(f"{where}: {value} is beyond 2**53 and would be rounded; quote it to use it as text")
+
+
+def check_limits(where: str, low: float, high: float) -> None:
+    """Raises ConfigError unless a storage keeps the numbers from `low` to `high` as they are."""
+    for limit in (low, high):
+        _check_scalar(where, limit)
+    _check_width(where, low, high)
 
 
 def _check_width(where: str, low: float, high: float) -> None:

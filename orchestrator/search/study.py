@@ -14,7 +14,9 @@ from orchestrator import __version__
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, StudySpec, Suggestion, TrialNews
 from orchestrator.search.allocation import OpenCells, Question, choose
+from orchestrator.search.answers import Answers
 from orchestrator.search.cell_model import CellModel
+from orchestrator.search.discovered import Discovered
 from orchestrator.search.gp import HybridGPSampler
 from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY
 from orchestrator.search.mirror import Mirror, asked, frozen
@@ -46,7 +48,10 @@ class Search:
         self._space = {path: parameter.distribution for path, parameter in self._parameters.items()}
         self._sampler: Any = make_sampler(spec.sampler)
         fits = self._sampler.fits if isinstance(self._sampler, HybridGPSampler) else Fits()
-        self._model = CellModel(self._parameters, fits)
+        self._discovered = Discovered(self._parameters)
+        self._sampler_of_discovered: Any = make_sampler(spec.sampler)
+        self._fits = fits
+        self._known_to_model: tuple[dict[str, BaseDistribution], CellModel] | None = None
         self._judge = Judge(spec.pruner)
         self._mirror = Mirror(spec.name, spec.directions)
         self._cells: dict[int, int | None] = {}
@@ -63,6 +68,7 @@ class Search:
                     continue
                 self._finished -= 1
             self._mirror.put(trial)
+            self._discovered.learn(trial)
             self._cells[item.number] = item.cell
             self._finished += trial.state.is_finished()
             (self._running.add if item.state == "RUNNING" else self._running.discard)(item.number)
@@ -120,6 +126,17 @@ class Search:
         values = {path: known[path] if path in known else p.true_value(internal[path]) for path, p in present.items()}
         return Suggestion(params, values, written)
 
+    def answers(self, trial: TrialNews, *, ticket: int, retry: int) -> Answers:
+        """Answers what the objective of a running trial asks for; by what was fed, the study's seed, `ticket` and `retry`.
+
+        Args:
+            trial: what is stored of it.
+            ticket: ordinal of its ticket in the study, from 0.
+            retry: how often this ticket had failed before.
+        """
+        sampler = self._sampler_of_discovered
+        return Answers(self._spec, self._parameters, self._discovered, self._mirror, sampler, trial, ticket=ticket, retry=retry)
+
     def choose_cell(self, open_cells: OpenCells, *, ticket: int, retry: int) -> tuple[int, dict[str, JSONValue]]:
         """The cell for the next trial, where it is expected to pay; a function of the news, the seed, `ticket` and `retry`.
 
@@ -141,7 +158,7 @@ class Search:
             self._internal_cell(values)
         entropy = (abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry, 2)
         question = Question(open_cells, self._spec.directions[0] == "maximize", entropy)
-        return choose(self._model, self._mirror, question)
+        return choose(self._model(), self._mirror, question)
 
     def summary(self, cells: Sequence[Mapping[str, JSONValue]]) -> list[CellEstimate | None]:
         """What is believed of the best value that each cell can reach; None for a cell without a trial that has a value.
@@ -156,7 +173,7 @@ class Search:
         if len(self._spec.directions) > 1:
             return [None] * len(cells)
         maximize = self._spec.directions[0] == "maximize"
-        return summarise(self._model, self._mirror, cells, maximize=maximize, seed=abs(self._spec.seed))
+        return summarise(self._model(), self._mirror, cells, maximize=maximize, seed=abs(self._spec.seed))
 
     def should_prune(self, number: int, *, reports: Mapping[int, float]) -> bool:
         """The pruner's verdict for the running trial `number` whose reports so far are `reports` (step to value).
@@ -171,6 +188,13 @@ class Search:
         trial.state = TrialState.RUNNING
         trial.intermediate_values = dict(reports)
         return self._judge.should_prune(self._mirror, trial, self._cells)
+
+    def _model(self) -> CellModel:
+        """The model of the cells, which knows of the parameters that objectives asked for as well."""
+        if self._known_to_model is None or self._known_to_model[0] != self._discovered.space:
+            known = CellModel(self._parameters | self._discovered.parameters(), self._fits)
+            self._known_to_model = dict(self._discovered.space), known
+        return self._known_to_model[1]
 
     def _sample(
         self, attrs: dict[str, Any], searched: list[Parameter], space: dict[str, BaseDistribution]

@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.candidates import spread
-from orchestrator.search.history import Array, Column, Context, History, columns, single_values
+from orchestrator.search.history import PART_KEY, Array, Column, Context, History, columns, single_values
 from orchestrator.search.kinship import MAX_COMPARED, SHARING, Drift, closeness, learn_sharing
 from orchestrator.search.losses import Scale
 from orchestrator.search.parzen import Mixture
@@ -100,10 +100,11 @@ class HybridTPESampler(BaseSampler):
         if history.n_useful < max(self._n_startup_trials, 1):
             point = point_of(searched, trial, self._seed)
         else:
-            point = self._likeliest(study, searched, context, history)
+            whole = PART_KEY not in trial.system_attrs
+            point = self._likeliest(study, searched, context, history, whole=whole)
         return suggestion | {column.name: column.external(point[j]) for j, column in enumerate(searched)}
 
-    def _likeliest(self, study: Study, searched: Sequence[Column], context: Context, history: History) -> Array:
+    def _likeliest(self, study: Study, searched: Sequence[Column], context: Context, history: History, *, whole: bool) -> Array:
         n = len(searched)
         cells = history.coordinates(columns=slice(n, None))
         badness, good = _split(study, history, cells)
@@ -122,7 +123,7 @@ class HybridTPESampler(BaseSampler):
         below = Mixture(searched, at_best, near[good], widths)
         above = Mixture(searched, others, weights, SHARPER * widths)
         candidates = below.sample(self._rng, DRAWS * self._n_ei_candidates)
-        if all(column.n_choices or column.step for column in searched):
+        if whole and all(column.n_choices or column.step for column in searched):
             had = history.pending[(history.pending[:, n:] == context.point).all(axis=1)]
             candidates = np.vstack([candidates, spread(searched, len(candidates), self._rng)])
             candidates = _untried(candidates, np.vstack([history.coordinates(here), had])[:, :n])

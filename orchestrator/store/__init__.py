@@ -1,6 +1,7 @@
 """The database: who may do what, decided in one place. The only importer of SQLAlchemy.
 
-`Store` joins the sides: `studies` (launch), `fleet` (workers and devices), `ledger` (trials), `interventions` (what people do
+`Store` joins the sides: `studies` (launch), `fleet` (workers and devices), `ledger` (trials), `suggested` (parameters that
+objectives ask for), `interventions` (what people do
 to a study under way) and `reads`.
 """
 
@@ -19,6 +20,7 @@ from orchestrator.store.ledger import Ledger
 from orchestrator.store.migrations import migrate
 from orchestrator.store.reads import AttemptRow, CellRow, ClosedFor, Progress, Reads, StudyRow, TrialRow, WorkerRow
 from orchestrator.store.studies import Launched, Studies
+from orchestrator.store.suggested import Suggested
 from orchestrator.store.tickets import Choice, Undecided
 
 __all__ = [
@@ -59,6 +61,7 @@ class Store:
         self.studies = Studies(self._database)
         self.fleet = Fleet(self._database)
         self.ledger = Ledger(self._database)
+        self.suggested = Suggested(self._database)
         self.interventions = Interventions(self._database)
         self.reads = Reads(self._database)
         self.doctor = Doctor(self._database)

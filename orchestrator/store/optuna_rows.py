@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from orchestrator.model import JSONValue, Suggestion
+from orchestrator.model import JSONValue, Param, Suggestion
 from orchestrator.store.database import later
 from orchestrator.store.leavings import artifact_attrs
 from orchestrator.store.schema import (
@@ -46,11 +46,7 @@ def has_trial(c: Connection, trial_id: int) -> bool:
 def create_trial(c: Connection, study_id: int, trial_id: int, number: int, suggestion: Suggestion) -> None:
     """Inserts a RUNNING trial with all its parameters; its id and number were drawn under the study's lock."""
     later(c, _INSERT_TRIAL, {"trial_id": trial_id, "study_id": study_id, "number": number})
-    if suggestion.params:
-        columns = zip(*((p.name, float(p.internal), p.distribution) for p in suggestion.params), strict=True)
-        names, values, distributions = (list(column) for column in columns)
-        given = {"names": names, "values": values, "distributions": distributions}
-        later(c, _INSERT_PARAMS, {"trial_id": trial_id, **given})
+    write_params(c, trial_id, suggestion.params)
     _write_attrs(c, _SET_SYSTEM_ATTRS, trial_id, suggestion.system_attrs)
 
 
@@ -85,6 +81,15 @@ _SET = "UPDATE SET value_json = excluded.value_json"
 _SET_USER_ATTRS = sa.text(_ATTRS.format(table="trial_user_attributes", otherwise=_SET))
 _SET_SYSTEM_ATTRS = sa.text(_ATTRS.format(table="trial_system_attributes", otherwise=_SET))
 _KEEP_SYSTEM_ATTRS = sa.text(_ATTRS.format(table="trial_system_attributes", otherwise="NOTHING"))
+
+
+def write_params(c: Connection, trial_id: int, params: Sequence[Param]) -> None:
+    """Adds parameters; the trial has none of these names yet."""
+    if params:
+        columns = zip(*((p.name, float(p.internal), p.distribution) for p in params), strict=True)
+        names, values, distributions = (list(column) for column in columns)
+        given = {"names": names, "values": values, "distributions": distributions}
+        later(c, _INSERT_PARAMS, {"trial_id": trial_id, **given})
 
 
 def write_reports(c: Connection, trial_id: int, reports: Mapping[int, float]) -> None:

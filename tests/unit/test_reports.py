@@ -72,7 +72,7 @@ def best(params: dict[str, Any], *words: str, as_json: bool = False, count: int 
         metrics=("acc", "cost") if count > 1 else ("acc",),
         objective={"_target_": "my.train"},
         params=PARAMS,
-        grid=(Axis("data.batch", (64, 128)),),
+        grid=tuple(Axis(path, (value,)) for path, value in params.items()),
         search=(),
         budget=Budget(2),
     )

@@ -23,6 +23,7 @@ def constrained(cfg: Any, trial: Any) -> float:
     trial.set_constraint("memory", np.float32(1.5))
     trial.set_constraint("time", -math.inf)
     trial.set_constraint("memory", -1.0)
+    assert trial.constraints == {"memory": 1.5, "time": -sys.float_info.max}
     return 1.0
 
 

@@ -1,0 +1,286 @@
+"""What a running trial is told when its objective asks for a parameter: the study's own value, or one from the sampler."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
+from optuna.trial import FrozenTrial
+
+from orchestrator.errors import ConfigError
+from orchestrator.model import JSONValue, Param, StudySpec, TrialNews, same_value, value_label
+from orchestrator.search.discovered import Discovered, check_agrees, common, group_of, undeclared, widened
+from orchestrator.search.gp import HybridGPSampler
+from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY, PART_KEY
+from orchestrator.search.mirror import Mirror, frozen
+from orchestrator.search.quasirandom import POSITION_KEY, strided
+from orchestrator.search.samplers import GeneticSampler
+from orchestrator.search.space import Parameter, check_exist, check_limits, describe_one
+from orchestrator.search.tpe import HybridTPESampler
+
+ENOUGH = 10
+"""Trials that have a parameter; of fewer, those that lack it are looked at as well."""
+Warned: TypeAlias = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one question.
+
+    `internal` is in the representation of the distribution asked for; `new` the parameter to be stored with the trial, None if
+    it has it already, and `value` its true value; `warnings` are classes and texts, for the objective.
+    """
+
+    internal: float
+    new: Param | None = None
+    value: JSONValue = None
+    warnings: Warned = ()
+
+
+class Answers:
+    """The answers to one running trial, as Optuna's `Trial` would give them; a name is answered the same way every time.
+
+    A name of the grid or the search has the value that the trial got when it was created. Another one keeps the value it had
+    in an earlier attempt, has one given by hand, or is left to the sampler: once a trial for all names that are known, which
+    are drawn together for the trial's cell, and by itself for one that is new or was asked for with other limits.
+
+    Args:
+        trial: what is stored of the trial.
+        ticket: ordinal of its ticket, and `retry` how often that had failed before: with the study's seed they make draws
+            reproducible.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        declared: Mapping[str, Parameter],
+        discovered: Discovered,
+        mirror: Mirror,
+        sampler: Any,
+        trial: TrialNews,
+        *,
+        ticket: int,
+        retry: int,
+    ) -> None:
+        self._declared = declared
+        self._discovered = discovered
+        self._mirror = mirror
+        self._sampler = sampler
+        self._number = trial.number
+        self._attrs = dict(trial.system_attrs)
+        self._by_hand: dict[str, JSONValue] = dict(self._attrs.get(FIXED_KEY, {}))
+        self._had: dict[str, tuple[BaseDistribution, float]] = {}
+        self._seed = [abs(spec.seed), int(spec.seed < 0)]
+        self._n_cells, self._ticket, self._retry = spec.n_cells, ticket, retry
+        self._drawn: dict[str, Any] = {}
+        for param in trial.params:
+            self.keep(param)
+
+    def keep(self, param: Param) -> None:
+        """From now on the trial has this parameter."""
+        self._had[param.name] = json_to_distribution(param.distribution), param.internal
+
+    def answer(self, name: str, kind: str, arguments: Mapping[str, Any]) -> Answer:
+        """The value of one parameter; asks no more of the sampler for a name that was answered before.
+
+        Raises:
+            ValueError: the arguments make no distribution, or contradict what the study knows of that name.
+            TypeError: an argument is of the wrong type.
+        """
+        asked, warned = distribution_of(name, kind, arguments)
+        parameter = self._declared.get(name)
+        if parameter is not None:
+            return Answer(self._declared_value(parameter, asked), warnings=warned)
+        if name in self._had:
+            before, internal = self._had[name]
+            check_agrees(name, before, asked)
+            if before != asked:
+                warned += (("RuntimeWarning", f"parameter {name!r} is {before} in this trial; {asked} changes nothing"),)
+            return Answer(internal, warnings=warned)
+        if name in self._discovered.first:
+            check_agrees(name, self._discovered.first[name], asked)
+        internal = self._new_value(name, asked)
+        return Answer(internal, Param(name, internal, distribution_to_json(asked)), asked.to_external_repr(internal), warned)
+
+    def check_of(self, new: Param) -> Callable[[str], None] | None:
+        """What compares a new parameter with the distribution (JSON) that another trial has for its name.
+
+        It raises ValueError if the two do not go together. None where `answer` has compared: a trial that was learnt has one.
+        """
+        if new.name in self._discovered.first:
+            return None
+        return lambda before: check_agrees(new.name, json_to_distribution(before), json_to_distribution(new.distribution))
+
+    def _declared_value(self, parameter: Parameter, asked: BaseDistribution) -> float:
+        where = f"{'grid' if parameter.grid else 'search'}.{parameter.path}"
+        if parameter.path not in self._had:
+            try:
+                check_exist([parameter], self._cell())
+            except ConfigError as error:
+                raise ValueError(f"search.{error}") from None
+            raise ValueError(f"{where}: this trial was created without it")
+        internal = self._had[parameter.path][1]
+        value = parameter.true_value(internal)
+        # Of a searched one all values, so that the first trial fails of what a later one would.
+        d = parameter.distribution
+        limits = [*parameter.choices] or [d.to_external_repr(end) for end in (d.low, d.high)]  # type: ignore[attr-defined]
+        for one in [value] if parameter.grid else [*limits, value]:
+            if internal_in(asked, one) is None:
+                wanted = describe_one(undeclared(parameter.path, asked))
+                raise ValueError(f"{where}: {value_label(one)} is not what the objective asks for, {wanted}")
+        found = internal_in(asked, value)
+        assert found is not None
+        return found
+
+    def _cell(self) -> dict[str, JSONValue]:
+        axes = [parameter for parameter in self._declared.values() if parameter.grid]
+        return {axis.path: axis.true_value(self._had[axis.path][1]) for axis in axes}
+
+    def _new_value(self, name: str, asked: BaseDistribution) -> float:
+        if name in self._by_hand:
+            given = internal_in(asked, self._by_hand[name])
+            if given is None:
+                wanted = describe_one(undeclared(name, asked))
+                raise ValueError(
+                    f"{name}={value_label(self._by_hand[name])} was given by hand; the objective asks for {wanted}"
+                )
+            return given
+        if asked.single():
+            return 0.0 if isinstance(asked, CategoricalDistribution) else float(asked.low)  # type: ignore[attr-defined]
+        if name not in self._drawn and name in self._discovered.space:
+            self._draw_group(name)
+        if name in self._drawn:
+            internal = float(asked.to_internal_repr(self._drawn[name]))
+            if asked._contains(internal):
+                return internal
+        return float(asked.to_internal_repr(self._drawn_alone(name, asked)))
+
+    def _draw_group(self, name: str) -> None:
+        """Draws `name` together with what belongs to it, as far as this trial has no values of them yet."""
+        others, space = self._others(), dict(self._discovered.space)
+        trials = [trial for trial in others if name in trial.params]
+        if isinstance(self._sampler, HybridTPESampler):
+            space = group_of(name, space, others)
+        elif isinstance(self._sampler, GeneticSampler):  # it breeds only from trials that have every parameter
+            space = common(space, others)
+            trials = [trial for trial in others if space.items() <= trial.distributions.items()]
+        else:
+            trials = others
+            space |= self._discovered.widest if isinstance(self._sampler, HybridGPSampler) else {}
+        self._drawn |= self._sample(space, trials if len(trials) >= ENOUGH else others, name)[0]
+
+    def _drawn_alone(self, name: str, asked: BaseDistribution) -> Any:
+        """A value for one name, learnt from the trials whose value of it might have been an answer to this question.
+
+        A process learns it from all trials together with the other names, and is kept to the limits asked for.
+        """
+        others = self._others()
+        before = self._discovered.widest.get(name) or self._discovered.space.get(name)
+        wide = None if before is None else widened(before, asked)
+        if isinstance(self._sampler, HybridGPSampler) and wide is not None:
+            space = {**self._discovered.space, **self._discovered.widest, name: wide}
+            limits = [float(asked.low), float(asked.high)]  # type: ignore[attr-defined]
+            return self._sample(space, others, name, {name: limits})[0][name]
+        trials = [t for t in others if name in t.params and internal_in(asked, t.params[name]) is not None]
+        if len(trials) < ENOUGH:
+            trials += [t for t in others if name not in t.params]
+        space = {} if isinstance(self._sampler, GeneticSampler) else {name: asked}  # Optuna's breeds no such name either
+        drawn, ask_independent = self._sample(space, trials, name)
+        return drawn[name] if name in drawn else ask_independent(name, asked)
+
+    def _others(self) -> list[FrozenTrial]:
+        return [trial for trial in self._mirror.get_all_trials(0, deepcopy=False) if trial.number != self._number]
+
+    def _sample(
+        self,
+        space: Mapping[str, BaseDistribution],
+        trials: Sequence[FrozenTrial],
+        key: str,
+        bounds: Mapping[str, list[float]] = MappingProxyType({}),
+    ) -> tuple[dict[str, Any], Any]:
+        """Values of `space` from the sampler, which sees the grid and `trials`; and how to ask it for one name more."""
+        axes = {path: parameter.distribution for path, parameter in self._declared.items() if parameter.grid}
+        fixed = {path: d.to_external_repr(self._had[path][1]) for path, d in axes.items()}
+        fixed |= {name: d.to_external_repr(self._had[name][1]) for name, d in space.items() if name in self._had}
+        fixed |= {name: value for name, value in self._by_hand.items() if name in space}
+        number = zlib.crc32(key.encode())
+        seeds = [
+            np.random.SeedSequence([*self._seed, *rest, number]) for rest in ((self._ticket, self._retry, 3), (self._retry, 4))
+        ]
+        seed, sequence_seed = (int(sequence.generate_state(1)[0]) for sequence in seeds)
+        position = (strided(self._ticket, self._n_cells, len(space)), sequence_seed)
+        attrs = {**self._attrs, FIXED_KEY: fixed, BOUNDS_KEY: dict(bounds), POSITION_KEY: position}
+        if len(self._declared) > len(axes) or self._discovered.first.keys() - space.keys():
+            attrs[PART_KEY] = True
+        trial = frozen(TrialNews(self._number, "RUNNING", system_attrs=attrs))
+        study = self._mirror.restricted([*trials, trial]).study(sampler=self._sampler)
+        self._sampler.reseed(seed)
+        drawn = self._sampler.sample_relative(study, trial, {**axes, **space}) if space else {}
+        return drawn, lambda name, asked: self._sampler.sample_independent(study, trial, name, asked)
+
+
+def distribution_of(name: str, kind: str, arguments: Mapping[str, Any]) -> tuple[BaseDistribution, Warned]:
+    """Optuna's distribution for the arguments of ``trial.suggest_<kind>``, and what Optuna warns of.
+
+    Raises:
+        ValueError: they make none, or one that no storage keeps.
+        TypeError: one is of the wrong type.
+    """
+    made: BaseDistribution
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            if kind == "categorical":
+                made = CategoricalDistribution(arguments["choices"])
+            else:
+                for limit in ("low", "high", "step"):
+                    if isinstance(arguments[limit], float) and not math.isfinite(arguments[limit]):
+                        raise ValueError(f"`{limit}` must be finite, but got {arguments[limit]}.")
+                made = FloatDistribution(**arguments) if kind == "float" else IntDistribution(**arguments)
+                check_limits(f"suggest_{kind}", made.low, made.high)
+        except (ValueError, ConfigError) as error:
+            raise ValueError(f"parameter {name!r}: {error}") from None
+        except ArithmeticError as error:  # of the decimals in which Optuna counts steps
+            raise ValueError(f"parameter {name!r}: the step is too small for a range that wide") from error
+    return made, tuple((warning.category.__name__, str(warning.message)) for warning in caught)
+
+
+def internal_in(asked: BaseDistribution, value: JSONValue) -> float | None:
+    """Optuna's internal number of a true value, whatever distribution that came from; None if it is outside of `asked`."""
+    if isinstance(asked, CategoricalDistribution):
+        return next((float(i) for i, choice in enumerate(asked.choices) if same_value(choice, value)), None)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and asked._contains(float(value)) else None
+
+
+def values_by_hand(
+    declared: Mapping[str, Parameter], values: Mapping[str, JSONValue], asked: Mapping[str, str]
+) -> dict[str, JSONValue]:
+    """Those of the values a person typed that are of names which objectives asked for; `asked` has a distribution of each.
+
+    Raises:
+        ConfigError: a value is none of that distribution.
+    """
+    found = {}
+    for name, value in values.items():
+        if name in asked and name not in declared:
+            distribution = json_to_distribution(asked[name])
+            if internal_in(distribution, value) is None:
+                wanted = describe_one(undeclared(name, distribution))
+                raise ConfigError(f"{name}={value_label(value)}: not what this study's objective asks for, {wanted}")
+            found[name] = value
+    return found

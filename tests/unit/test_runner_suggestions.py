@@ -1,0 +1,171 @@
+"""Objectives in Optuna's style: which ones are, and what goes back and forth when they ask for a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import ConfigError
+from orchestrator.model import Completed, Failed, Interrupted
+from orchestrator.runner import Job, PruneAsked, Runner, SuggestAsked
+from orchestrator.runner.target import check_call, takes_trial_alone
+from tests.support.running import make_job, running_with
+from tests.support.waiting import wait_until
+
+THIS = "tests.unit.test_runner_suggestions"
+
+
+class Objective:
+    def __call__(self, trial: Any) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("function", "kwargs", "alone"),
+    [
+        (lambda trial: 0, [], True),
+        (lambda t: 0, [], True),
+        (lambda trial, data=None: 0, [], True),
+        (lambda trial, data: 0, ["data"], True),
+        (lambda trial, *, data: 0, ["data"], True),
+        (Objective(), [], True),
+        (lambda cfg, trial: 0, [], False),
+        (lambda cfg, trial, data: 0, ["data"], False),
+        (lambda cfg, trial=None: 0, [], False),
+        (lambda config, data=None: 0, [], False),
+        (lambda *both: 0, [], False),
+    ],
+)
+def test_a_function_of_the_trial_alone_is_called_as_optuna_calls_it(
+    function: Callable[..., Any], kwargs: list[str], alone: bool
+) -> None:
+    check_call("a.b", function, kwargs)
+    assert takes_trial_alone(function, kwargs) is alone
+
+
+@pytest.mark.parametrize(
+    ("function", "kwargs", "message"),
+    [
+        (lambda cfg: 0, [], r"cannot be called as \(cfg, trial\): too many positional arguments"),
+        (lambda trial, data: 0, [], r"cannot be called as \(trial\): missing a required argument: 'data'"),
+        (lambda trial: 0, ["lr"], r"cannot be called as \(trial, lr=…\): got an unexpected keyword argument 'lr'"),
+        (lambda trial, cfg: 0, [], r"\(trial\): missing a required argument: 'cfg'; a function of both takes cfg first"),
+        (lambda: 0, [], r"cannot be called as \(cfg, trial\): too many positional arguments"),
+    ],
+)
+def test_a_function_that_fits_neither_call_is_refused(function: Callable[..., Any], kwargs: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_call("a.b", function, kwargs)
+
+
+# --------------------------------------------------------------------------------------------------- in a process of its own
+
+
+def conditional(trial: Any, most: int = 3) -> dict[str, Any]:
+    trial.suggest_categorical("kind", ["a", "b"])
+    depth = trial.suggest_int("depth", 1, most)
+    again = trial.suggest_int("depth", 1, most)
+    trial.report(0.5, 1)
+    return {"score": trial.suggest_float("x", 0, 1), "same": depth == again, "should": trial.should_prune(), **trial.params}
+
+
+def with_cfg(cfg: Any, trial: Any) -> dict[str, Any]:
+    return {"score": trial.suggest_float("x", 0, 1), "lr": cfg.optim.lr, "params": trial.params}
+
+
+def refused(trial: Any) -> float:
+    try:
+        trial.suggest_float("x", 1, 0)
+    except ValueError as error:
+        trial.set_user_attr("why", str(error))
+    return float(trial.suggest_int("x", 0, 1))
+
+
+def wants_the_study(trial: Any) -> float:
+    return float(trial.study.best_value)
+
+
+def mistypes(trial: Any) -> float:
+    return float(trial.sugest_float("x", 0, 1))
+
+
+def catches_what_it_can(trial: Any) -> float:
+    try:
+        return float(trial.suggest_float("x", 0, 1))
+    except Exception:  # noqa: BLE001 - as users write it
+        return 0.0
+
+
+def answered(runner: Runner, job: Job, answers: dict[str, dict[str, Any]]) -> tuple[Any, list[SuggestAsked]]:
+    """Serves the attempt to its end with these answers; returns its outcome and what it asked."""
+    running, asked = runner.start(job), []
+
+    def ended() -> bool:
+        for message in running.poll(1.0):
+            if isinstance(message, SuggestAsked):
+                asked.append(message)
+                running.answer_suggest("another", 99.0)  # a late answer to another question changes nothing
+                running.answer_suggest(message.name, **answers[message.name])
+            elif isinstance(message, PruneAsked):
+                running.answer_prune(True)
+        return running.outcome is not None
+
+    wait_until(ended)
+    return running.outcome, asked
+
+
+def test_what_is_asked_reaches_the_worker_once_and_its_answer_the_objective(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {"_target_": f"{THIS}.conditional", "most": 4}, params={}, values={})
+    answers = {"kind": {"internal": 1.0}, "depth": {"internal": 3.0}, "x": {"internal": 0.25}}
+    with running_with(dict(job.objective)) as runner:
+        outcome, asked = answered(runner, job, answers)
+    got = {"same": True, "should": True, "kind": "b", "depth": 3, "x": 0.25}
+    assert outcome == Completed((0.25,), got)
+    assert asked == [
+        SuggestAsked("kind", "categorical", {"choices": ["a", "b"]}),
+        SuggestAsked("depth", "int", {"low": 1, "high": 4, "step": 1, "log": False}),
+        SuggestAsked("x", "float", {"low": 0, "high": 1, "step": None, "log": False}),
+    ]
+
+
+def test_an_objective_of_cfg_and_trial_may_ask_as_well(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {"_target_": f"{THIS}.with_cfg"})
+    with running_with(dict(job.objective)) as runner:
+        outcome, _ = answered(runner, job, {"x": {"internal": 0.5}})
+    assert outcome == Completed((0.5,), {"lr": 0.01, "params": {"optim.lr": 0.01, "x": 0.5}})
+
+
+def test_a_refusal_is_raised_where_the_objective_asked(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {"_target_": f"{THIS}.refused"})
+    with running_with(dict(job.objective)) as runner:
+        outcome, _ = answered(runner, job, {"x": {"internal": None, "refused": ("ValueError", "no such range")}})
+    assert isinstance(outcome, Failed)
+    assert outcome.message.startswith("ValueError: no such range")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wants_the_study", "no attribute 'study': Optuna's trial has it, but here the objective runs without the study"),
+        ("mistypes", "no attribute 'sugest_float' (did you mean 'suggest_float'?)"),
+    ],
+)
+def test_what_a_trial_does_not_have_is_named(tmp_path: Path, name: str, message: str) -> None:
+    job = make_job(tmp_path, {"_target_": f"{THIS}.{name}"})
+    with running_with(dict(job.objective)) as runner:
+        outcome, _ = answered(runner, job, {})
+    assert isinstance(outcome, Failed)
+    assert message in outcome.message
+
+
+def test_an_attempt_that_asks_a_worker_that_is_gone_is_no_failure_of_the_trial(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {"_target_": f"{THIS}.catches_what_it_can"})
+    with running_with(dict(job.objective)) as runner:
+        running = runner.start(job)
+        wait_until(lambda: any(isinstance(message, SuggestAsked) for message in running.poll(0.1)))
+        running._channel.close()
+        wait_until(lambda: running.poll(0.1) == [] and running.outcome is not None)
+    assert isinstance(running.outcome, Interrupted)

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator import search
 from orchestrator.cli import provenance, replay, screen
 from orchestrator.cli.call import Call
 from orchestrator.devices import Device, DeviceLock, discover, torch_device
 from orchestrator.errors import ConfigError, DeviceError, OrchestratorError, StudyFailedError
-from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned, StudySpec, trial_seed
-from orchestrator.runner import Job, PruneAsked, Running, check_allowed, rundir
-from orchestrator.search import ASK_KEY
+from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned, StudySpec, TrialNews, trial_seed
+from orchestrator.runner import Job, PruneAsked, Running, SuggestAsked, check_allowed, rundir
 from orchestrator.slots import HeldSlot
 from orchestrator.store import Store, StudyRow, TrialRow
 
@@ -33,6 +33,8 @@ def run(call: Call) -> int:
         trial = _chosen(store, row, spec, wanted)
         then = store.reads.attempts(row.study_id, trial.number)[-1].facts or {}
         seed = int(then["seed"]) if "seed" in then else _seed_of_ask(store, row, trial.number)
+        asked_for = set(trial.params) - {name for name in trial.params if spec.declares(name)}
+        told = replay.asked(store, row, trial.number) if asked_for else None
     check_allowed(spec.objective, call.composed.host.worker.allow_targets)
     with _device(call, then) as held:
         print(
@@ -40,7 +42,7 @@ def run(call: Call) -> int:
             f" {'the libraries’ own' if held.threads is None else held.threads} threads",
             file=sys.stderr,
         )
-        running = _run(_job(call, row, spec, trial, seed, held.device), spec, held)
+        running = _run(_job(call, row, spec, trial, seed, held.device), spec, held, told)
     outcome, differs = running.outcome, provenance.differences(then, running.facts) if then else []
     values = outcome.values if isinstance(outcome, Completed) else None
     same = values == trial.values if values is not None and trial.values is not None else None
@@ -73,7 +75,7 @@ def _chosen(store: Store, row: StudyRow, spec: StudySpec, wanted: int | None) ->
 
 def _seed_of_ask(store: Store, row: StudyRow, number: int) -> int:
     """The seed of a trial whose facts nobody wrote down: its host died with it, or it is older than they are."""
-    got = replay.asked(store, row, number).system_attrs[ASK_KEY]
+    got = replay.asked(store, row, number).system_attrs[search.ASK_KEY]
     return trial_seed(got["study_seed"], got["ticket"], got["retry"])
 
 
@@ -107,7 +109,7 @@ def _job(call: Call, row: StudyRow, spec: StudySpec, trial: TrialRow, seed: int,
         seed=seed,
         device=torch_device(device),
         params=spec.params,
-        values=trial.params,
+        values={name: value for name, value in trial.params.items() if spec.declares(name)},
         objective=spec.objective,
         metrics=spec.metrics,
         run_dir=run_dir,
@@ -116,10 +118,11 @@ def _job(call: Call, row: StudyRow, spec: StudySpec, trial: TrialRow, seed: int,
     )
 
 
-def _run(job: Job, spec: StudySpec, held: HeldSlot) -> Running:
-    """Runs it to its end, whatever a pruner would say."""
+def _run(job: Job, spec: StudySpec, held: HeldSlot, told: TrialNews | None) -> Running:
+    """Runs it to its end, whatever a pruner would say; what the objective asks for is what it got, as `told`."""
     from orchestrator.serving import runner_for  # brings Optuna
 
+    answers = None if told is None else search.Search(spec).answers(told, ticket=0, retry=0)
     runner = runner_for(spec, held, _SILENCE_S)
     try:
         runner.check()
@@ -128,9 +131,24 @@ def _run(job: Job, spec: StudySpec, held: HeldSlot) -> Running:
             for message in running.poll(1.0):
                 if isinstance(message, PruneAsked):
                     running.answer_prune(False)
+                elif isinstance(message, SuggestAsked):
+                    _answer(running, message, answers)
         return running
     finally:
         runner.close()
+
+
+def _answer(running: Running, asked: SuggestAsked, answers: search.Answers | None) -> None:
+    try:
+        answer = None if answers is None else answers.answer(asked.name, asked.kind, asked.arguments)
+    except (ValueError, TypeError) as error:
+        running.answer_suggest(asked.name, None, refused=(type(error).__name__, str(error)))
+        return
+    if answer is None or answer.new is not None:
+        refused = ("ValueError", f"the trial had no parameter {asked.name!r}: its objective is not what it was")
+        running.answer_suggest(asked.name, None, refused=refused)
+    else:
+        running.answer_suggest(asked.name, answer.internal, warnings=answer.warnings)
 
 
 def _tell(

@@ -92,3 +92,11 @@ def children_of(pid: int) -> list[int]:
 
 def own_children() -> list[int]:
     return children_of(os.getpid())
+
+
+def leads(pid: int) -> bool:
+    """Whether it has a session of its own; what the keeper runs for itself, such as git, has none."""
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.model import Completed
 from orchestrator.runner import attempt_dir, journal, read_result
-from tests.support.running import ROOT, alive, all_gone, children_of, pids_of
+from tests.support.running import ROOT, alive, all_gone, children_of, leads, pids_of
 from tests.support.waiting import wait_until
 
 _WORKER = """
@@ -46,7 +46,7 @@ def worker(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subproces
 def test_a_killed_workers_child_and_grandchild_are_gone_within_seconds(tmp_path: Path, worker: subprocess.Popen[str]) -> None:
     child, grandchild, keeper = pids_of(tmp_path)
     assert children_of(worker.pid) == [keeper]
-    [standby] = set(children_of(keeper)) - {child}
+    [standby] = wait_until(lambda: {pid for pid in children_of(keeper) if leads(pid)} - {child})
     worker.kill()
     worker.wait()
     wait_until(lambda: all_gone([child, grandchild, standby, keeper]), timeout=10)
@@ -55,7 +55,7 @@ def test_a_killed_workers_child_and_grandchild_are_gone_within_seconds(tmp_path:
 @pytest.mark.parametrize("worker", [("hangs_with_grandchild", 60)], indirect=True)
 def test_a_keeper_killed_with_its_worker_takes_the_child_along(tmp_path: Path, worker: subprocess.Popen[str]) -> None:
     child, grandchild, keeper = pids_of(tmp_path)
-    [standby] = set(children_of(keeper)) - {child}
+    [standby] = wait_until(lambda: {pid for pid in children_of(keeper) if leads(pid)} - {child})
     os.kill(worker.pid, signal.SIGSTOP)
     os.kill(keeper, signal.SIGKILL)
     worker.kill()

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.model import Completed
 from orchestrator.runner import Runner
-from tests.support.running import all_gone, children_of, finish, make_job, objective, own_children, pids_of, running_with
+from tests.support.running import all_gone, children_of, finish, leads, make_job, objective, own_children, pids_of, running_with
 from tests.support.waiting import wait_until
 
 SEE = objective("see")
@@ -26,14 +26,6 @@ def standby_of(keeper: int, *others: int) -> int:
     """The child that is at no attempt, once there is one."""
     [standby] = wait_until(lambda: {pid for pid in children_of(keeper) if leads(pid)} - set(others))
     return int(standby)
-
-
-def leads(pid: int) -> bool:
-    """Whether it has a session of its own; what the keeper runs for itself, such as git, has none."""
-    try:
-        return os.getsid(pid) == pid
-    except ProcessLookupError:
-        return False
 
 
 def pid_of(runner: Runner, runs: Path, number: int = 0) -> int:

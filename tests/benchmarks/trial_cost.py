@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ import psutil
 import psycopg2
 from sqlalchemy.engine import make_url
 
-from orchestrator.model import Budget, Searched, StudySpec
+from orchestrator.model import Budget, Completed, Searched, StudySpec
 from orchestrator.search import Search
 from orchestrator.store import Store
 from tests.support.invariants import query
@@ -74,6 +75,28 @@ def spec(name: str, sampler: str) -> StudySpec:
         sampler={"name": sampler},
         runner=RUNNER,
     )
+
+
+def fill(store: Store, made: StudySpec, history: int) -> int:
+    """Launches the study and gives it finished trials of random parameters; returns its id."""
+    study = store.studies.launch(made).study_id
+    search, lease, rng = Search(made), store.fleet.register(600), random.Random(0)
+    for _ in range(history):
+        claim = store.ledger.claim(lease, [study], PLACE)
+        assert claim is not None
+        claim = store.ledger.create(claim, search.ask({}, ticket=claim.ticket, retry=0), lease, PLACE)
+        assert claim is not None
+        end(store, claim, Completed((rng.random(),)))
+    store.ledger.deregister(lease, "prepared")
+    return study
+
+
+def copy_to_plain(url: str, study: int, name: str) -> None:
+    """Makes a study of plain Optuna with the same trials."""
+    plain = make_url(url).set(drivername="postgresql").render_as_string()
+    with contextlib.closing(psycopg2.connect(plain)) as connection, connection, connection.cursor() as cursor:
+        for statement in (*_COPY, "ANALYZE"):
+            cursor.execute(statement, {"ours": study, "name": name})
 
 
 @dataclass(frozen=True)
@@ -120,24 +143,11 @@ class Bench:
             print(json.dumps(line), flush=True)
 
     def _prepare(self, name: str, sampler: str, history: int, isolation: str) -> None:
-        made = spec(name, "random")
-        study = self._store.studies.launch(made).study_id
-        search, lease = Search(made), self._store.fleet.register(600)
-        for _ in range(history):
-            claim = self._store.ledger.claim(lease, [study], PLACE)
-            assert claim is not None
-            asked = search.ask({}, ticket=claim.ticket, retry=0)
-            claim = self._store.ledger.create(claim, asked, lease, PLACE)
-            assert claim is not None
-            end(self._store, claim)
-        self._store.ledger.deregister(lease, "prepared")
+        study = fill(self._store, spec(name, "random"), history)
         launched = spec(name, sampler)
         self._store.studies.launch(StudySpec(**{**launched.__dict__, "runner": {**RUNNER, "isolation": isolation}}))
         self._store.rest()
-        plain = make_url(self._server.url).set(drivername="postgresql").render_as_string()
-        with contextlib.closing(psycopg2.connect(plain)) as connection, connection, connection.cursor() as cursor:
-            for statement in (*_COPY, "ANALYZE"):
-                cursor.execute(statement, {"ours": study, "name": f"plain-{name}"})
+        copy_to_plain(self._server.url, study, f"plain-{name}")
 
     def _run(self, who: str, name: str, sampler: str, workers: int, trials: int) -> Spent:
         study = name if who == "ours" else f"plain-{name}"

@@ -9,7 +9,8 @@ import psycopg2
 import psycopg2.extensions
 
 _STATEMENTS = (
-    "INSERT INTO orchestrator.worker (token, host, process_scope, pid, pid_started, ttl_s, state, reason, lease_until, ended_at)"
+    "INSERT INTO orchestrator.worker"
+    " (token, host, process_scope, pid, pid_started, ttl_s, state, reason, lease_until, ended_at)"
     " SELECT nextval('orchestrator.token_seq'), 'gone', 'gone', 1, 1, 60, 'GONE', 'ended in order', now(), now()",
     """
     INSERT INTO trials (number, study_id, state, datetime_start, datetime_complete)
@@ -45,10 +46,8 @@ _STATEMENTS = (
     FROM orchestrator.trial t CROSS JOIN (SELECT max(worker_id) AS worker_id FROM orchestrator.worker) AS w
     WHERE t.study_id = %(study)s AND t.number BETWEEN %(first)s AND %(last)s
     """,
-    "UPDATE orchestrator.ticket SET state = 'LIVE'"
-    " WHERE study_id = %(study)s AND ordinal BETWEEN %(first)s AND %(last)s",
-    "UPDATE orchestrator.ticket SET state = 'SPENT'"
-    " WHERE study_id = %(study)s AND ordinal BETWEEN %(first)s AND %(last)s",
+    "UPDATE orchestrator.ticket SET state = 'LIVE' WHERE study_id = %(study)s AND ordinal BETWEEN %(first)s AND %(last)s",
+    "UPDATE orchestrator.ticket SET state = 'SPENT' WHERE study_id = %(study)s AND ordinal BETWEEN %(first)s AND %(last)s",
     """
     UPDATE orchestrator.cell c SET completed = completed + 1 FROM orchestrator.ticket k
     WHERE k.cell_id = c.cell_id AND k.study_id = %(study)s AND k.ordinal BETWEEN %(first)s AND %(last)s

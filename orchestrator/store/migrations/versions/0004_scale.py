@@ -21,6 +21,4 @@ def upgrade() -> None:
     # A claim steps over the index entries of tickets claimed before it until they are vacuumed away. By the server's default
     # that is after a fifth of the table has changed; so it is within a minute of a thousand changes, whatever the grid's size.
     for table in ("ticket", "trial", "worker"):
-        op.execute(
-            f"ALTER TABLE {SCHEMA}.{table} SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000)"
-        )
+        op.execute(f"ALTER TABLE {SCHEMA}.{table} SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000)")

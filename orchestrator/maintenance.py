@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import time
+from collections.abc import Iterable
 
 from orchestrator.errors import OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
-from orchestrator.store import Store
+from orchestrator.store import Silent, Store
+
+SWEEPERS = 8
+"""So many workers may look at the whole fleet as often as they like; more of them take turns."""
 
 
 class Maintenance:
-    """Sweeps the fleet at most every `every_s` seconds.
+    """Sweeps the fleet at most every `every_s` seconds, and the less often the more workers there are to do it.
+
+    All together look at the fleet about `SWEEPERS` times in `every_s`, however many they are; each at its own host every time.
 
     Args:
         every_s: shortest time between two sweeps, seconds.
@@ -20,6 +27,7 @@ class Maintenance:
         self._store = store
         self._every_s = every_s
         self._next = 0.0
+        self._next_of_fleet = 0.0
         self._in_contact_since: float | None = None
         self._asleep_s = _slept()
 
@@ -29,6 +37,8 @@ class Maintenance:
 
     def sweep(self) -> bool:
         """Evicts workers that fell silent and finishes studies that are over, if it is time to look again; True if it was.
+
+        Dead processes of this host are looked for each time, the rest of the fleet when it is this worker's turn.
 
         Raises:
             StoreUnavailableError: the database does not answer.
@@ -41,7 +51,17 @@ class Maintenance:
         if now < self._next:
             return False
         self._next = now + self._every_s
-        for silent in self._store.fleet.silent(now - self._in_contact_since):
+        if now < self._next_of_fleet:
+            self._evict(self._store.fleet.dead_here())
+            return True
+        self._evict(self._store.fleet.silent(now - self._in_contact_since))
+        self._store.ledger.end_studies()
+        turns = max(1.0, self._store.fleet.size() / SWEEPERS)
+        self._next_of_fleet = now + self._every_s * (1.0 if turns == 1.0 else turns * random.uniform(0.5, 1.5))
+        return True
+
+    def _evict(self, found: Iterable[Silent]) -> None:
+        for silent in found:
             try:
                 evicted = self._store.ledger.evict(silent)
             except StoreUnavailableError:
@@ -51,8 +71,6 @@ class Maintenance:
                 continue
             if evicted:
                 logger.warning("worker %d is gone: %s; its trial is open to others", silent.worker_id, silent.reason)
-        self._store.ledger.end_studies()
-        return True
 
 
 def _slept() -> float:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.store.database import Database
@@ -165,10 +166,26 @@ class Fleet:
         found = []
         for row in rows:
             if row.here and _is_dead(row.pid, row.pid_started):
-                found.append(Silent(row.worker_id, dead=True, reason=f"its process {row.pid} on {row.host} died"))
+                found.append(_died(row))
             elif row.expired:
                 found.append(Silent(row.worker_id, dead=False, reason=f"it fell silent: no renewal for {row.ttl_s:g} s"))
         return found
+
+    def dead_here(self) -> list[Silent]:
+        """Workers of this host whose process is dead."""
+        query = sa.select(worker).where(worker.c.state == "ACTIVE", worker.c.process_scope == process_scope())
+        with self._database.transaction() as c:
+            rows = c.execute(query.order_by(worker.c.worker_id)).all()
+        return [_died(row) for row in rows if _is_dead(row.pid, row.pid_started)]
+
+    def size(self) -> int:
+        """How many workers are registered."""
+        with self._database.transaction() as c:
+            return int(c.execute(sa.select(sa.func.count()).where(worker.c.state == "ACTIVE")).scalar_one())
+
+
+def _died(row: Row[Any]) -> Silent:
+    return Silent(row.worker_id, dead=True, reason=f"its process {row.pid} on {row.host} died")
 
 
 def hold_worker(c: Connection, lease: WorkerLease) -> None:

@@ -162,7 +162,8 @@ class Worker:
         """The next trial of one study; where its allocation is adaptive the model chooses the cell of a ticket without one."""
         ledger, study_id = self._store.ledger, served.row.study_id
         adaptive = served.spec.allocation == "adaptive"
-        claim = ledger.claim_one(self._lease, study_id, self._place, adaptive=adaptive)
+        likely = served.likely_cells() if adaptive else ()
+        claim = ledger.claim_one(self._lease, study_id, self._place, adaptive=adaptive, likely=likely)
         if isinstance(claim, Undecided):
             served.learn(self._store)
             cell, why = served.search.choose_cell(claim.cells, ticket=claim.ordinal, retry=claim.failures)

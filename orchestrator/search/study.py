@@ -14,6 +14,7 @@ from orchestrator import __version__
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, StudySpec, Suggestion, TrialNews
 from orchestrator.search.allocation import OpenCells, Question, choose
+from orchestrator.search.best_cells import BestOfCells
 from orchestrator.search.cell_model import CellModel
 from orchestrator.search.gp import HybridGPSampler
 from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY
@@ -50,6 +51,7 @@ class Search:
         self._judge = Judge(spec.pruner)
         self._mirror = Mirror(spec.name, spec.directions)
         self._cells: dict[int, int | None] = {}
+        self._best = BestOfCells(spec.directions)
         self._finished = 0
         self._running: set[int] = set()
 
@@ -64,6 +66,7 @@ class Search:
                 self._finished -= 1
             self._mirror.put(trial)
             self._cells[item.number] = item.cell
+            self._best.note(item)
             self._finished += trial.state.is_finished()
             (self._running.add if item.state == "RUNNING" else self._running.discard)(item.number)
 
@@ -119,6 +122,13 @@ class Search:
         known = {**cell, **given}
         values = {path: known[path] if path in known else p.true_value(internal[path]) for path, p in present.items()}
         return Suggestion(params, values, written)
+
+    def likely_cells(self, most: int) -> list[int]:
+        """Ordinals of the cells with the best trials, the best first: where to look in a grid too large to look at whole.
+
+        None with several objectives, which have no one best cell.
+        """
+        return self._best.first(most)
 
     def choose_cell(self, open_cells: OpenCells, *, ticket: int, retry: int) -> tuple[int, dict[str, JSONValue]]:
         """The cell for the next trial, where it is expected to pay; a function of the news, the seed, `ticket` and `retry`.

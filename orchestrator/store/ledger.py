@@ -57,7 +57,14 @@ class Ledger:
         return None
 
     def claim_one(
-        self, lease: WorkerLease, study_id: int, place: Place, choice: Choice | None = None, *, adaptive: bool = False
+        self,
+        lease: WorkerLease,
+        study_id: int,
+        place: Place,
+        choice: Choice | None = None,
+        *,
+        adaptive: bool = False,
+        likely: Sequence[int] = (),
     ) -> Claim | Undecided | None:
         """Takes what is next in a study: a trial given back, else the next ticket; None if nothing is open.
 
@@ -68,6 +75,7 @@ class Ledger:
         Args:
             adaptive: let the caller choose the cell of a ticket that has none: nothing is taken then, and the answer is what
                 there is to choose from. The next call brings the `choice`.
+            likely: ordinals of the cells it would choose among if there are more than `MOST_CHOICES`.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile.
@@ -75,7 +83,7 @@ class Ledger:
         with self._database.transaction() as c:
             hold_worker(c, lease)
             resumed = self._resume(c, lease, study_id, place)
-            return resumed or self._begin(c, lease, study_id, choice, adaptive=adaptive)
+            return resumed or self._begin(c, lease, study_id, choice, adaptive=adaptive, likely=likely)
 
     def _resume(self, c: Connection, lease: WorkerLease, study_id: int, place: Place) -> Claim | None:
         row = c.execute(
@@ -98,9 +106,16 @@ class Ledger:
         return replace(claim_of(row), token=token, attempt=row.attempts + 1)
 
     def _begin(
-        self, c: Connection, lease: WorkerLease, study_id: int, choice: Choice | None, *, adaptive: bool
+        self,
+        c: Connection,
+        lease: WorkerLease,
+        study_id: int,
+        choice: Choice | None,
+        *,
+        adaptive: bool,
+        likely: Sequence[int] = (),
     ) -> Claim | Undecided | None:
-        next_ticket = tickets.take_next(c, study_id, choice, adaptive=adaptive)
+        next_ticket = tickets.take_next(c, study_id, choice, adaptive=adaptive, likely=likely)
         if next_ticket is None or isinstance(next_ticket, Undecided):
             return next_ticket
         made = c.execute(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from sqlalchemy.engine import Connection, Row
 from orchestrator.model import JSONValue
 from orchestrator.store.schema import cell, event, is_active, study, ticket, trial
 
+MOST_CHOICES = 256
+"""Of more open cells an allocation chooses among so many: those it named as likely, then those with the fewest tickets."""
 _UNSPENT = ("OPEN", "LIVE")
 _EXTRA = ticket.c.extra
 _SHARE = ticket.c.share.is_not(None)
@@ -51,7 +53,9 @@ class Choice:
     why: Mapping[str, JSONValue]
 
 
-def take_next(c: Connection, study_id: int, choice: Choice | None = None, *, adaptive: bool = False) -> Next | Undecided | None:
+def take_next(
+    c: Connection, study_id: int, choice: Choice | None = None, *, adaptive: bool = False, likely: Sequence[int] = ()
+) -> Next | Undecided | None:
     """Marks the next ticket LIVE and returns it; None if there is none now.
 
     Those by hand come first, then the shares, and the rest once every share is spent. Tickets that others are taking are
@@ -72,7 +76,7 @@ def take_next(c: Connection, study_id: int, choice: Choice | None = None, *, ada
         if row is None:
             return None
         if adaptive and choice is None and row.cell_id is None:
-            return Undecided(row.ordinal, row.failures, _open_cells(c, study_id))
+            return Undecided(row.ordinal, row.failures, _open_cells(c, study_id, likely))
         cell_id, why = (row.cell_id, None) if row.cell_id else _allocate(c, study_id, choice)
     if cell_id is None:
         return None
@@ -111,9 +115,17 @@ def _allocate(c: Connection, study_id: int, choice: Choice | None) -> tuple[int 
     return _allocate_uniform(c, study_id), why
 
 
-def _open_cells(c: Connection, study_id: int) -> tuple[tuple[int, Mapping[str, JSONValue]], ...]:
-    mine = sa.and_(cell.c.study_id == study_id, cell.c.state == "OPEN")
-    rows = c.execute(sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(mine).order_by(cell.c.ordinal))
+def _open_cells(c: Connection, study_id: int, likely: Sequence[int]) -> tuple[tuple[int, Mapping[str, JSONValue]], ...]:
+    """The open cells by ordinal; of more than `MOST_CHOICES` the `likely` ones, and those with the fewest tickets."""
+    open_cells = sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(
+        cell.c.study_id == study_id, cell.c.state == "OPEN"
+    )
+    rows = c.execute(open_cells.order_by(cell.c.ordinal).limit(MOST_CHOICES + 1)).all()
+    if len(rows) > MOST_CHOICES:
+        named = c.execute(open_cells.where(cell.c.ordinal.in_(list(likely)[:MOST_CHOICES]))).all() if likely else []
+        fewest = open_cells.order_by(cell.c.bound, cell.c.ordinal).limit(MOST_CHOICES)
+        by_ordinal = {row.ordinal: row for row in [*named, *c.execute(fewest)]}  # the named ones come first
+        rows = sorted(list(by_ordinal.values())[:MOST_CHOICES], key=lambda row: int(row.ordinal))
     return tuple((row.ordinal, row.cell_values) for row in rows)
 
 

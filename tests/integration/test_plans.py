@@ -1,4 +1,4 @@
-"""A grid of many cells (as many as a test has time for; `benchmarks/grid_scale.py` has 100,000): a claim reads as little at its end as at its beginning, and nobody queues behind another."""
+"""A claim reads as little at the end of a large grid as at its beginning, and claims do not queue behind one another."""
 
 from __future__ import annotations
 

@@ -115,7 +115,8 @@ class Simulated:
         length = self._trial_s * self._dice.uniform(0.5, 1.5)
         self._contact.wait(length / 2)
         self._insist("report", lambda: self._store.ledger.report(claim, {0: self._dice.random()}, {}))
-        self._contact.wait(length / 2)
+        if self.draining.how == Drain.NO:
+            self._contact.wait(length / 2)
 
     def _finish(self, claim: Claim) -> None:
         self._store.ledger.finish(claim, Completed((self._dice.random(),)), reports={}, attrs={})
@@ -189,9 +190,8 @@ def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
         for process in processes:
             process.start()
         registered = "SELECT count(*) FROM orchestrator.worker WHERE state = 'ACTIVE'"
-        wait_until(lambda: query(server.url, registered)[0][0] == n, 300)
-        end.wait(args.trial_s)  # they began out of step
-        begin.set()
+        wait_until(lambda: query(server.url, registered)[0][0] == n, 60 + 3 * args.trial_s)
+        begin.set()  # they registered, and began, evenly spread over the length of a trial
         postmaster = psutil.Process(int((server.data / "postmaster.pid").read_text().split()[0]))
         cpu, pooled, began, connections = _cpu_s(postmaster), pooler.cpu_s() if pooler else 0.0, time.monotonic(), []
         while time.monotonic() - began < args.seconds:

@@ -162,7 +162,7 @@ def _process(
     before, began = sum(w.finished for w in workers), time.monotonic()
     end.wait()
     seconds, done = time.monotonic() - began, sum(w.finished for w in workers) - before
-    took = [dict(worker.took) for worker in workers]
+    took = [{step: list(values) for step, values in worker.took.items()} for worker in workers]  # not what they end with
     for worker in workers:
         worker.draining.ask(Drain.FINISH)
     for thread in threads:
@@ -191,7 +191,8 @@ def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
             process.start()
         registered = "SELECT count(*) FROM orchestrator.worker WHERE state = 'ACTIVE'"
         wait_until(lambda: query(server.url, registered)[0][0] == n, 60 + 3 * args.trial_s)
-        begin.set()  # they registered, and began, evenly spread over the length of a trial
+        end.wait(args.trial_s)  # they began spread over the length of a trial; now as many end as begin
+        begin.set()
         postmaster = psutil.Process(int((server.data / "postmaster.pid").read_text().split()[0]))
         cpu, pooled, began, connections = _cpu_s(postmaster), pooler.cpu_s() if pooler else 0.0, time.monotonic(), []
         while time.monotonic() - began < args.seconds:

@@ -50,7 +50,7 @@ class Studies:
             ConfigError: a study of that name has another identity (says what differs), was not made by us, or its
                 guaranteed shares no longer fit into ``budget.trials``.
         """
-        with self._database.transaction(statement_s=300, lock_s=60) as c:
+        with self._database.transaction(statement_s=300, lock_s=60, idle_s=30) as c:
             study_id, new = self._optuna_study(c, spec)
             row = c.execute(sa.select(study).where(study.c.study_id == study_id).with_for_update(key_share=True)).one_or_none()
             if row is None and not new:

@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--trial-s", type=float, default=5, help="mean length of a trial")
     parser.add_argument("--processes", type=int, default=4, help="that the workers' threads are spread over")
     parser.add_argument("--connections", type=int, default=100, help="max_connections of the server")
-    parser.add_argument("--pool", type=int, default=20, help="default_pool_size of PgBouncer")
+    parser.add_argument("--pool", type=int, default=80, help="default_pool_size of PgBouncer")
     parser.add_argument("--cells", type=int, default=20_000)
     parser.add_argument("--ttl", type=float, default=60)
     parser.add_argument("--heartbeat", type=float, default=10)

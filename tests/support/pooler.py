@@ -45,6 +45,7 @@ class Pooler:
 listen_addr =
 unix_socket_dir = {self._directory}
 listen_port = {PORT}
+listen_backlog = 1024
 auth_type = any
 pool_mode = transaction
 default_pool_size = {pool_size}

@@ -16,7 +16,9 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import statistics
+import sys
 import threading
 import time
 from collections import Counter
@@ -30,7 +32,7 @@ import psutil
 from orchestrator.config import WorkerConfig
 from orchestrator.contact import Contact
 from orchestrator.draining import Drain, Draining
-from orchestrator.errors import StoreUnavailableError
+from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Completed
 from orchestrator.store import Claim, Place, SlotOffer, Store, fleet
 from tests.support.invariants import query
@@ -69,6 +71,14 @@ class Simulated:
         """Runs trials until it is told to end."""
         _here.scope = self._place.host
         self._contact.wait(self._dice.uniform(0, self._trial_s))
+        while self.draining.how == Drain.NO:
+            try:
+                self._serve()
+            except LeaseLostError:  # evicted: it could not renew in time
+                self.errors["evicted"] += 1
+        self._store.rest()
+
+    def _serve(self) -> None:
         self._lease = self._insist("register", lambda: self._store.fleet.register(self._settings.lease_ttl_s))
         self._contact.hold(self._lease)
         offer = SlotOffer(self._place.host, f"GPU-{self._who}", 0, "GPU")
@@ -89,7 +99,6 @@ class Simulated:
             )
             self.finished += 1
         self._insist("deregister", lambda: self._store.ledger.deregister(self._lease, "ended in order"))
-        self._store.rest()
 
     def _look(self) -> Claim | None:
         self._contact.sweep()
@@ -186,7 +195,7 @@ def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
         parts = [list(range(n))[k :: args.processes] for k in range(min(n, args.processes))]
         url = pooler.url if pooler else server.worker_url
         common = (study_id, args.trial_s, settings, begin, end, told)
-        processes = [context.Process(target=_process, args=(url, part, *common)) for part in parts]
+        processes = [context.Process(target=_process, args=(url, part, *common), daemon=True) for part in parts]
         for process in processes:
             process.start()
         registered = "SELECT count(*) FROM orchestrator.worker WHERE state = 'ACTIVE'"
@@ -221,7 +230,7 @@ def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
         "workers": n,
         "trial_s": args.trial_s,
         "trials_a_second": round(done / seconds, 1),
-        "wanted": round(n / args.trial_s, 1),
+        "wanted": round(n / args.trial_s, 1) if args.trial_s else None,
         **{step: _milliseconds(took.get(step, [])) for step in ("claim", "look", "create", "report", "finish", "gap")},
         "connections": {"median": statistics.median(connections), "most": max(connections)},
         "server_cpu_ms_a_trial": round(1000 * cpu / max(done, 1), 1),
@@ -263,12 +272,13 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4, help="that the workers' threads are spread over")
     parser.add_argument("--connections", type=int, default=100, help="max_connections of the server")
     parser.add_argument("--pool", type=int, default=80, help="default_pool_size of PgBouncer")
-    parser.add_argument("--cells", type=int, default=20_000)
+    parser.add_argument("--cells", type=int, default=50_000)
     parser.add_argument("--ttl", type=float, default=60)
     parser.add_argument("--heartbeat", type=float, default=10)
     args = parser.parse_args()
     if "pooler" in args.through and installed() is None:
         parser.error("pgbouncer is not installed (apt-get install pgbouncer); --through direct goes without")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server and the workers end with this process
     for through in args.through:
         for n in args.workers:
             print(json.dumps(soak(args, through, n)), flush=True)

@@ -22,12 +22,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
 import psutil
+import psycopg2
 
 from orchestrator.config import WorkerConfig
 from orchestrator.contact import Contact
@@ -35,7 +36,6 @@ from orchestrator.draining import Drain, Draining
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Completed
 from orchestrator.store import Claim, Place, SlotOffer, Store, fleet
-from tests.support.invariants import query
 from tests.support.own_server import OwnServer
 from tests.support.pooler import Pooler, installed
 from tests.support.studies import spec, suggestion
@@ -189,6 +189,7 @@ def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
         store = Store(server.url)
         study_id = store.studies.launch(spec(cells=args.cells)).study_id
         store.rest()
+        watch = stack.enter_context(_watching(server.url))
         context = multiprocessing.get_context("spawn")
         begin, end, told = context.Event(), context.Event(), context.Queue()
         settings = {"lease_ttl_s": args.ttl, "heartbeat_s": args.heartbeat}
@@ -199,14 +200,14 @@ def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
         for process in processes:
             process.start()
         registered = "SELECT count(*) FROM orchestrator.worker WHERE state = 'ACTIVE'"
-        wait_until(lambda: query(server.url, registered)[0][0] == n, 60 + 3 * args.trial_s)
+        wait_until(lambda: watch(registered) == n, 60 + 3 * args.trial_s)
         end.wait(args.trial_s)  # they began spread over the length of a trial; now as many end as begin
         begin.set()
         postmaster = psutil.Process(int((server.data / "postmaster.pid").read_text().split()[0]))
         cpu, pooled, began, connections = _cpu_s(postmaster), pooler.cpu_s() if pooler else 0.0, time.monotonic(), []
         while time.monotonic() - began < args.seconds:
             count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-            connections.append(int(query(server.url, count)[0][0]))
+            connections.append(watch(count))
             end.wait(0.5)
         cpu, pooled = _cpu_s(postmaster) - cpu, (pooler.cpu_s() if pooler else 0.0) - pooled
         seconds = time.monotonic() - began
@@ -216,7 +217,7 @@ def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
             process.join()
         done = sum(answer[1] for answer in answers)
         errors = sum((answer[3] for answer in answers), Counter())
-        complete = int(query(server.url, "SELECT count(*) FROM orchestrator.trial WHERE state = 'COMPLETE'")[0][0])
+        complete = watch("SELECT count(*) FROM orchestrator.trial WHERE state = 'COMPLETE'")
         findings = store.doctor.examine().findings
         store.rest()
     finished, clients_cpu = sum(answer[5] for answer in answers), sum(answer[4] for answer in answers)
@@ -243,6 +244,23 @@ def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
         "complete": complete,
         "doctor": [finding.message for finding in findings[:3]],
     }
+
+
+@contextmanager
+def _watching(url: str) -> Iterator[Callable[[str], int]]:
+    """Asks for a number by a connection of its own, kept: the workers may use up all others."""
+    connection = psycopg2.connect(url.replace("+psycopg2", ""))
+    connection.autocommit = True
+
+    def ask(statement: str) -> int:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return int(cursor.fetchone()[0])
+
+    try:
+        yield ask
+    finally:
+        connection.close()
 
 
 def _cpu_s(postmaster: psutil.Process) -> float:

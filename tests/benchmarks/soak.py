@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4, help="that the workers' threads are spread over")
     parser.add_argument("--connections", type=int, default=100, help="max_connections of the server")
     parser.add_argument("--pool", type=int, default=80, help="default_pool_size of PgBouncer")
-    parser.add_argument("--cells", type=int, default=50_000)
+    parser.add_argument("--cells", type=int, default=20_000)
     parser.add_argument("--ttl", type=float, default=60)
     parser.add_argument("--heartbeat", type=float, default=10)
     args = parser.parse_args()

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from orchestrator.config import WorkerConfig
 from orchestrator.contact import Contact
@@ -171,14 +172,14 @@ class Claiming:
         adaptive = served.spec.allocation == "adaptive"
         known = served.cursor if adaptive or _learns(served) else None
         served.look_for_foreign(self._store)
-        claim = ledger.claim_one(self._lease, study_id, self._place, adaptive=adaptive, ahead=ahead, known=known)
+        likely = served.likely_cells() if adaptive else ()
+        asked: dict[str, Any] = {"adaptive": adaptive, "likely": likely, "ahead": ahead}
+        claim = ledger.claim_one(self._lease, study_id, self._place, **asked, known=known)
         if isinstance(claim, Undecided):
             served.take_in(*claim.news or ([], served.cursor))
             cell, why = served.search.choose_cell(claim.cells, ticket=claim.ordinal, retry=claim.failures)
             choice = Choice(cell, {**why, "position": served.cursor})
-            claim = ledger.claim_one(
-                self._lease, study_id, self._place, choice, adaptive=True, ahead=ahead, known=served.cursor
-            )
+            claim = ledger.claim_one(self._lease, study_id, self._place, choice, **asked, known=served.cursor)
         if not isinstance(claim, Claim):
             return None
         served.take_in(*claim.news or ([], served.cursor))

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterable
 
 from orchestrator.errors import OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
-from orchestrator.store import Store
+from orchestrator.store import Silent, Store
 
-_SWEEPERS = 4  # so many sweep every `every_s`, of many more workers each time others
-_AT_MOST_S = 5.0
+SWEEPERS = 8
+"""So many workers may look at the whole fleet as often as they like; more of them take turns."""
 
 
 class Maintenance:
-    """Sweeps the fleet every `every_s` seconds, with more than four workers less often each: together they sweep often enough.
+    """Sweeps the fleet at most every `every_s` seconds, and the less often the more workers there are to do it.
+
+    All together look at the fleet about `SWEEPERS` times in `every_s`, however many they are; each at its own host every time.
 
     Args:
         every_s: shortest time between two sweeps, seconds.
-        at_most_s: longest time, however many workers there are.
     """
 
-    def __init__(self, store: Store, every_s: float, at_most_s: float = _AT_MOST_S) -> None:
+    def __init__(self, store: Store, every_s: float) -> None:
         self._store = store
         self._every_s = every_s
-        self._at_most_s = max(every_s, at_most_s)
         self._next = 0.0
+        self._next_of_fleet = 0.0
         self._in_contact_since: float | None = None
         self._asleep_s = _slept()
 
@@ -35,6 +37,8 @@ class Maintenance:
 
     def sweep(self) -> bool:
         """Evicts workers that fell silent and finishes studies that are over, if it is time to look again; True if it was.
+
+        Dead processes of this host are looked for each time, the rest of the fleet when it is this worker's turn.
 
         Raises:
             StoreUnavailableError: the database does not answer.
@@ -46,9 +50,18 @@ class Maintenance:
         self._asleep_s = asleep_s
         if now < self._next:
             return False
-        silent_ones, active = self._store.fleet.silent(now - self._in_contact_since)
-        self._next = now + min(self._at_most_s, self._every_s * max(1.0, active / _SWEEPERS * random.uniform(0.75, 1.25)))
-        for silent in silent_ones:
+        self._next = now + self._every_s
+        if now < self._next_of_fleet:
+            self._evict(self._store.fleet.dead_here())
+            return True
+        self._evict(self._store.fleet.silent(now - self._in_contact_since))
+        self._store.ledger.end_studies()
+        turns = max(1.0, self._store.fleet.size() / SWEEPERS)
+        self._next_of_fleet = now + self._every_s * (1.0 if turns == 1.0 else turns * random.uniform(0.5, 1.5))
+        return True
+
+    def _evict(self, found: Iterable[Silent]) -> None:
+        for silent in found:
             try:
                 evicted = self._store.ledger.evict(silent)
             except StoreUnavailableError:
@@ -58,8 +71,6 @@ class Maintenance:
                 continue
             if evicted:
                 logger.warning("worker %d is gone: %s; its trial is open to others", silent.worker_id, silent.reason)
-        self._store.ledger.end_studies()
-        return True
 
 
 def _slept() -> float:

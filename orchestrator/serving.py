@@ -15,11 +15,13 @@ from orchestrator.model import JSONValue, StudySpec, Suggestion, TrialNews
 from orchestrator.runner import Runner, check_allowed
 from orchestrator.search import ASK_KEY, FIXED_KEY, Search
 from orchestrator.slots import HeldSlot
-from orchestrator.store import Claim, Store, StudyRow
+from orchestrator.store import MOST_CHOICES, Claim, Store, StudyRow
 
 IMPORT_AGAIN_S = 30.0
 FOREIGN_EVERY_S = 10.0
 _FOREIGN_TOLD = 200
+LIKELY = 3 * MOST_CHOICES // 4
+"""So many of the cells that an allocation chooses among are the best so far, the others those with the fewest tickets."""
 
 
 @dataclass
@@ -66,6 +68,10 @@ class Served:
     def declared(self, values: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
         """Those of a trial's values that are of grid and search; the others its objective asked for."""
         return {name: value for name, value in values.items() if self.spec.declares(name)}
+
+    def likely_cells(self) -> list[int]:
+        """Where the allocation would look in a grid too large to look at whole: the best cells so far."""
+        return self.search.likely_cells(LIKELY) if self.spec.n_cells > MOST_CHOICES else []
 
     def suggest(self, claim: Claim, asks: int) -> Suggestion:
         """Parameters for the claim, with what `orchestrator replay` needs to suggest them again; `asks` counts the tries."""

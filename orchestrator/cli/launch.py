@@ -30,11 +30,12 @@ from orchestrator.runner import Runner, check_allowed
 from orchestrator.runner.artifacts import checked_place
 from orchestrator.runner.checkpoints import Checkpoints
 from orchestrator.slots import Slots
-from orchestrator.store import Launched, Store, StudyRow, TrialRow
+from orchestrator.store import Launched, Store, StudyRow
 
 CPU_WORKERS = 2
 """Workers that `launch` starts on a machine without a GPU."""
 _FOLLOW_S = 0.5
+_SHARE_OF_LOOKING = 0.1  # a study so large that a look takes long is looked at less often
 _RESTARTS = 5  # of workers that end by an error of their own, one after the other, while no trial is spent
 _PAUSE_S = (0.2, 10.0)  # before a dead worker is replaced; doubled from one to the next while no trial is spent
 
@@ -294,14 +295,17 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
     """Shows the study until it is finished; returns True when the user ended it before."""
     maintenance = Maintenance(store, every_s=1.0)
     failed: set[int] = set()
-    spent, silent = 0, False
+    spent, silent, next_look = 0, False, 0.0
     with _interrupts(workers, view) as got, view:
         while True:
             try:
                 maintenance.sweep()
-                progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
-                if progress.failed > len(failed):
-                    failed |= _show_failures(store, row, failed, view)
+                progress, began = None, time.monotonic()
+                if began >= next_look:
+                    progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=view.most_cells)
+                    next_look = time.monotonic() + (time.monotonic() - began) / _SHARE_OF_LOOKING
+                    if progress.failed > len(failed):
+                        failed |= _show_failures(store, row, failed, view)
                 store.rest()
             except StoreUnavailableError as error:
                 maintenance.lost_contact()
@@ -311,10 +315,11 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
                 store.revive()
             else:
                 silent = False
-                view.update(progress)
-                if progress.study.state == "FINISHED":
-                    return False
-                spent = progress.spent
+                if progress is not None:
+                    view.update(progress)
+                    if progress.study.state == "FINISHED":
+                        return False
+                    spent = progress.spent
             if workers.all_gone and (got or workers.done):
                 return bool(got)
             workers.replace_dead(spent)
@@ -322,7 +327,7 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
 
 
 def _show_failures(store: Store, row: StudyRow, shown: set[int], view: screen.View) -> set[int]:
-    new = {t.number: t for t in store.reads.trials(row.study_id) if t.state == "FAIL" and t.number not in shown}
+    new = {t.number: t for t in store.reads.trials(row.study_id, state="FAIL") if t.number not in shown}
     for trial in new.values():
         view.say(f"trial {trial.number} failed: {trial.failure}")
     return set(new)
@@ -330,9 +335,9 @@ def _show_failures(store: Store, row: StudyRow, shown: set[int], view: screen.Vi
 
 def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrupted: bool) -> int:
     """Prints how the study stands: best trial, best of every cell, and how to browse it."""
-    progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
-    trials = store.reads.trials(row.study_id)
-    best = screen.best_trials(spec, trials)
+    most = None if call.json else estimates.MOST_CELLS
+    progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
+    best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
     believed = estimates.of_cells(store, progress)
     if call.json:
         print(json.dumps(screen.as_data(spec, progress, best, believed), indent=2))
@@ -349,10 +354,10 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
             "(worker.max_trials, worker.idle_timeout_s); the same command goes on"
         )
     if not best:
-        raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){_first_failure(trials)}")
+        raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){_first_failure(store, row)}")
     return 0
 
 
-def _first_failure(trials: list[TrialRow]) -> str:
-    failures = [t for t in trials if t.failure]
+def _first_failure(store: Store, row: StudyRow) -> str:
+    failures = [t for t in store.reads.trials(row.study_id) if t.failure]
     return f"; trial {failures[0].number}: {failures[0].failure}" if failures else ""

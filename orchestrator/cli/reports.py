@@ -42,10 +42,11 @@ def status(call: Call) -> int:
             return 0
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
-        progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
+        most = None if call.json else screen.MOST_CELLS
+        progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
         live = store.reads.trials(row.study_id, live_only=True)
         held = _held(store, rows)
-        best = screen.best_trials(spec, store.reads.trials(row.study_id))
+        best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
         earlier = {t.number: store.reads.attempts(row.study_id, t.number)[:-1] for t in live if t.attempts > 1}
     if call.json:
         data = {
@@ -70,7 +71,7 @@ def status(call: Call) -> int:
         console.print(Text(f"{mark} {r.name}: {r.state.lower()}{f' ({r.reason})' if r.reason else ''}"), soft_wrap=True)
     console.print()
     console.print(Text(f"{spec.name}: {screen.headline(spec, progress)}"), soft_wrap=True)
-    console.print(screen.cell_table(spec, progress.cells))
+    console.print(screen.cell_table(spec, progress.cells, n_cells=progress.n_cells))
     for t in live:
         who = f"worker {t.worker_id}" if t.worker_id else "waiting for a worker"
         console.print(Text(f"trial {t.number} runs for {t.seconds or 0:.0f} s, attempt {t.attempts}, {who}"), soft_wrap=True)
@@ -128,10 +129,13 @@ def best(call: Call) -> int:
     with call.store() as store:
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
-        trials = store.reads.trials(row.study_id)
-        progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize")
+        if wanted is None:
+            chosen = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
+        else:
+            chosen = store.reads.trials(row.study_id, number=wanted)
+        most = None if call.json else estimates.MOST_CELLS
+        progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
         believed = estimates.of_cells(store, progress)
-        chosen = screen.best_trials(spec, trials) if wanted is None else [t for t in trials if t.number == wanted]
         origins = provenance.of_trials(store, row, chosen)
     if not chosen and wanted is not None:
         raise ConfigError(f"trial={wanted}: study {row.name} has no trial of that number that this program ran")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Estimates: TypeAlias = "Sequence[CellEstimate | None]"
 _LINE_EVERY_S = 10.0
-_MOST_CELLS = 30
+MOST_CELLS = 30
 _MOST_TEXT = 60  # characters of one declaration in a plan
 
 
@@ -38,6 +38,11 @@ class View:
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
         self._last: tuple[int, int] | None = None
         self._next_line = 0.0
+
+    @property
+    def most_cells(self) -> int:
+        """As many cells as `update` can show."""
+        return 0 if self._live is None else max(3, self._console.height - 6)
 
     def __enter__(self) -> View:
         if self._live is not None:
@@ -74,7 +79,8 @@ class View:
 
     def _table(self, progress: Progress) -> RenderableType:
         return Group(
-            Text(headline(self._spec, progress)), cell_table(self._spec, progress.cells, room=self._console.height - 6)
+            Text(headline(self._spec, progress)),
+            cell_table(self._spec, progress.cells, room=self.most_cells, n_cells=progress.n_cells),
         )
 
 
@@ -87,19 +93,12 @@ def headline(spec: StudySpec, progress: Progress) -> str:
         parts.append(f"{progress.failed} failed")
     if progress.study.state in ("PAUSED", "STOPPING"):
         parts.append(f"{progress.study.state.lower()} ({progress.study.reason})")
-    best = _best_cell(spec, progress)
-    if best is not None:
-        parts.append(f"best {spec.metrics[0]} {best.best:.6g} (trial {best.best_trial})")
+    if progress.best is not None:
+        parts.append(f"best {spec.metrics[0]} {progress.best:.6g} (trial {progress.best_trial})")
     left = _seconds_left(progress)
     if left is not None:
         parts.append(f"about {_duration(left)} left")
     return ", ".join(parts)
-
-
-def _best_cell(spec: StudySpec, progress: Progress) -> CellRow | None:
-    known = [c for c in progress.cells if c.best is not None]
-    sign = -1.0 if spec.directions[0] == "maximize" else 1.0
-    return min(known, key=lambda c: sign * (c.best or 0.0), default=None)
 
 
 def _seconds_left(progress: Progress) -> float | None:
@@ -117,10 +116,15 @@ def _duration(seconds: float) -> str:
 
 
 def cell_table(
-    spec: StudySpec, cells: tuple[CellRow, ...], room: int = _MOST_CELLS, estimates: Estimates = ()
+    spec: StudySpec,
+    cells: tuple[CellRow, ...],
+    room: int = MOST_CELLS,
+    estimates: Estimates = (),
+    n_cells: int | None = None,
 ) -> RenderableType:
     """A row a cell: its values, counts, best value; of more cells than there is room for, those that need a look first.
 
+    `n_cells` is how many there are in all, if `cells` is a part of them.
     With `estimates` also what the model believes of the best value each cell can reach, and how likely no other reaches more.
     """
     believed = dict(zip((c.ordinal for c in cells), estimates, strict=False)) if any(estimates) else {}
@@ -147,7 +151,7 @@ def cell_table(
         counts = (f"{cell.completed + cell.pruned}/{cell.bound}", str(cell.pruned), str(cell.failed), str(cell.running))
         belief = _belief(believed.get(cell.ordinal)) if believed else ()
         table.add_row(*map(Text, (*names, *counts, best, number, *belief, closed)))
-    more = len(cells) - len(shown)
+    more = max(len(cells), n_cells or 0) - len(shown)
     return Group(table, Text(f"… and {_cells(more)} more")) if more else table
 
 
@@ -169,12 +173,12 @@ def cell_comments(spec: StudySpec, cells: Sequence[CellRow], estimates: Estimate
     """The cells as YAML comments, those likeliest to be the best first."""
     rows = sorted(zip(cells, estimates, strict=True), key=lambda row: -(row[1].probability_best if row[1] else -1.0))
     lines = ["# cells: complete trials, best value, its optimum (90 %), probability that no other cell reaches more"]
-    for cell, estimate in rows[:_MOST_CELLS]:
+    for cell, estimate in rows[:MOST_CELLS]:
         best = "none" if cell.best is None else f"{cell.best:.6g}"
         known = f"{cell.completed}, {best}, {', '.join(_belief(estimate))}".rstrip(" ,")
         lines.append(f"#   {cell_label(cell.values)}: {known}{value_label(f'; {_closed(cell)}') if _closed(cell) else ''}")
-    if len(rows) > _MOST_CELLS:
-        lines.append(f"#   … and {_cells(len(rows) - _MOST_CELLS)} more")
+    if len(rows) > MOST_CELLS:
+        lines.append(f"#   … and {_cells(len(rows) - MOST_CELLS)} more")
     return "\n".join(lines)
 
 
@@ -205,7 +209,7 @@ def plan(spec: StudySpec, distributions: list[tuple[str, str]]) -> str:
     if spec.budget.hours is not None:
         lines.append(f"no trial is started after {spec.budget.hours:g} h")
     for index, cell in enumerate(spec.cells()):
-        if index == _MOST_CELLS:
+        if index == MOST_CELLS:
             lines.append(f"  … and {_cells(spec.n_cells - index)} more")
             break
         lines.append(f"  {cell_label(cell)}")
@@ -270,7 +274,7 @@ def results(spec: StudySpec, progress: Progress, best: list[TrialRow], estimates
             console.print(Text(describe_trial(spec, trial)), soft_wrap=True)
         console.print()
         console.print(Text("best of every cell" if spec.grid else "the study's one cell"))
-        console.print(cell_table(spec, progress.cells, room=200, estimates=estimates))
+        console.print(cell_table(spec, progress.cells, room=200, estimates=estimates, n_cells=progress.n_cells))
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 

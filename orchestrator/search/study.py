@@ -15,6 +15,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, StudySpec, Suggestion, TrialNews
 from orchestrator.search.allocation import OpenCells, Question, choose
 from orchestrator.search.answers import Answers
+from orchestrator.search.best_cells import BestOfCells
 from orchestrator.search.cell_model import CellModel
 from orchestrator.search.discovered import Discovered
 from orchestrator.search.gp import HybridGPSampler
@@ -55,6 +56,7 @@ class Search:
         self._judge = Judge(spec.pruner)
         self._mirror = Mirror(spec.name, spec.directions)
         self._cells: dict[int, int | None] = {}
+        self._best = BestOfCells(spec.directions)
         self._finished = 0
         self._running: set[int] = set()
 
@@ -70,6 +72,7 @@ class Search:
             self._mirror.put(trial)
             self._discovered.learn(trial)
             self._cells[item.number] = item.cell
+            self._best.note(item)
             self._finished += trial.state.is_finished()
             (self._running.add if item.state == "RUNNING" else self._running.discard)(item.number)
 
@@ -136,6 +139,13 @@ class Search:
         """
         sampler = self._sampler_of_discovered
         return Answers(self._spec, self._parameters, self._discovered, self._mirror, sampler, trial, ticket=ticket, retry=retry)
+
+    def likely_cells(self, most: int) -> list[int]:
+        """Ordinals of the cells with the best trials, the best first: where to look in a grid too large to look at whole.
+
+        None with several objectives, which have no one best cell.
+        """
+        return self._best.first(most)
 
     def choose_cell(self, open_cells: OpenCells, *, ticket: int, retry: int) -> tuple[int, dict[str, JSONValue]]:
         """The cell for the next trial, where it is expected to pay; a function of the news, the seed, `ticket` and `retry`.

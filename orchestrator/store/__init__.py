@@ -21,9 +21,10 @@ from orchestrator.store.migrations import migrate
 from orchestrator.store.reads import AttemptRow, CellRow, ClosedFor, Progress, Reads, StudyRow, TrialRow, WorkerRow
 from orchestrator.store.studies import Launched, Studies
 from orchestrator.store.suggested import Suggested
-from orchestrator.store.tickets import Choice, Undecided
+from orchestrator.store.tickets import MOST_CHOICES, Choice, Undecided
 
 __all__ = [
+    "MOST_CHOICES",
     "AttemptRow",
     "CellRow",
     "Choice",

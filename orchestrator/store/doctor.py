@@ -207,18 +207,25 @@ _TICKETS = {
         SELECT t.study, format('%s runs in another cell than its ticket %s is bound to', t.who, k.ordinal)
         FROM ledger t JOIN tickets k ON k.ticket_id = t.ticket_id
         WHERE t.study_id <> k.study_id OR (t.holds_ticket AND k.cell_id IS DISTINCT FROM t.cell_id)""",
+    # By when the last share was spent, not pair by pair: there may be 100,000 shares and as many other tickets.
     "ahead of shares": """
-        SELECT t.study, format('%s got ticket %s, no share of a cell, before the share %s was spent', t.who,
-            k.ordinal, min(share.ordinal))
+        SELECT t.study, format('%s got ticket %s, no share of a cell, before the share %s was spent', t.who, k.ordinal, (
+            SELECT min(share.ordinal)
+            FROM tickets share LEFT JOIN ledger done ON done.ticket_id = share.ticket_id AND done.accepted
+            WHERE share.study_id = k.study_id AND share.share IS NOT NULL
+                AND share.state <> 'VOID' AND coalesce(done.ended_at, 'infinity') > t.claimed_at
+        ))
         FROM tickets k
         JOIN ledger t ON t.ticket_id = k.ticket_id AND t.holds_ticket
-        JOIN tickets share ON share.study_id = k.study_id AND share.share IS NOT NULL
-        LEFT JOIN ledger done ON done.ticket_id = share.ticket_id AND done.accepted
+        JOIN (
+            SELECT share.study_id, max(coalesce(done.ended_at, 'infinity')) AS spent_at
+            FROM tickets share LEFT JOIN ledger done ON done.ticket_id = share.ticket_id AND done.accepted
+            WHERE share.share IS NOT NULL AND share.state <> 'VOID'
+            GROUP BY share.study_id
+        ) AS shares ON shares.study_id = k.study_id AND shares.spent_at > t.claimed_at
         WHERE k.share IS NULL AND NOT k.extra AND t.claimed_at > greatest(t.launched_at, (
                 SELECT max(e.at) FROM orchestrator.event e WHERE e.study_id = k.study_id AND e.kind = 'cell opened again'
-            ))
-            AND share.state <> 'VOID' AND coalesce(done.ended_at, 'infinity') > t.claimed_at
-        GROUP BY t.study, t.who, k.ordinal""",
+            ))""",
     "over budget": """
         SELECT s.study, format('%s tickets count for a budget of %s trials', count(*), s.budget_trials)
         FROM ours s

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.store.database import Database
@@ -167,8 +168,8 @@ class Fleet:
             ).all()
         return [f"{r.device_name} slot {r.slot}: worker {r.worker_id} (pid {r.pid} on {r.host})" for r in rows]
 
-    def silent(self, contact_s: float) -> tuple[list[Silent], int]:
-        """Workers whose lease has run out, and workers of this host whose process is dead; and how many workers there are.
+    def silent(self, contact_s: float) -> list[Silent]:
+        """Workers whose lease has run out, and workers of this host whose process is dead.
 
         An expired lease counts only once the server has been up, and the caller in contact with it, for the lease's TTL:
         after an outage the living renew first.
@@ -183,17 +184,30 @@ class Fleet:
             worker.c.ttl_s <= contact_s,
         )
         here = worker.c.process_scope == process_scope()
-        others = worker.alias("others")
-        active = sa.select(sa.func.count()).where(others.c.state == "ACTIVE").scalar_subquery().label("active")
-        query = sa.select(worker, expired.label("expired"), here.label("here"), active).where(worker.c.state == "ACTIVE")
+        query = sa.select(worker, expired.label("expired"), here.label("here")).where(worker.c.state == "ACTIVE")
         rows = self._database.execute(query.where(sa.or_(expired, here)).order_by(worker.c.worker_id))
         found = []
         for row in rows:
             if row.here and _is_dead(row.pid, row.pid_started):
-                found.append(Silent(row.worker_id, dead=True, reason=f"its process {row.pid} on {row.host} died"))
+                found.append(_died(row))
             elif row.expired:
                 found.append(Silent(row.worker_id, dead=False, reason=f"it fell silent: no renewal for {row.ttl_s:g} s"))
-        return found, rows[0].active if rows else 0
+        return found
+
+    def dead_here(self) -> list[Silent]:
+        """Workers of this host whose process is dead."""
+        query = sa.select(worker).where(worker.c.state == "ACTIVE", worker.c.process_scope == process_scope())
+        rows = self._database.execute(query.order_by(worker.c.worker_id))
+        return [_died(row) for row in rows if _is_dead(row.pid, row.pid_started)]
+
+    def size(self) -> int:
+        """How many workers are registered."""
+        (row,) = self._database.execute(sa.select(sa.func.count()).where(worker.c.state == "ACTIVE"))
+        return int(row[0])
+
+
+def _died(row: Row[Any]) -> Silent:
+    return Silent(row.worker_id, dead=True, reason=f"its process {row.pid} on {row.host} died")
 
 
 def hold_worker(c: Connection, lease: WorkerLease) -> None:

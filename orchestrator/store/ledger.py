@@ -66,6 +66,7 @@ class Ledger:
         choice: Choice | None = None,
         *,
         adaptive: bool = False,
+        likely: Sequence[int] = (),
         ahead: bool = False,
         known: int | None = None,
     ) -> Claim | Undecided | None:
@@ -78,6 +79,7 @@ class Ledger:
         Args:
             adaptive: let the caller choose the cell of a ticket that has none: nothing is taken then, and the answer is what
                 there is to choose from. The next call brings the `choice`.
+            likely: ordinals of the cells it would choose among if there are more than `MOST_CHOICES`.
             ahead: only a ticket, and not while a trial waits that was given back.
             known: the answer is to tell the study's news since this position.
 
@@ -87,7 +89,7 @@ class Ledger:
         with self._database.transaction() as c:
             found: Found | Undecided | None = tickets.look(c, study_id, place, lease)
             if found is None:
-                found = tickets.look_further(c, study_id, lease, choice, adaptive=adaptive)
+                found = tickets.look_further(c, study_id, lease, choice, adaptive=adaptive, likely=likely)
             if found is None or (ahead and isinstance(found, Found) and found.kind != "ticket"):
                 return None
             if isinstance(found, Found) and found.kind == "trial":

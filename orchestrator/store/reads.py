@@ -19,6 +19,7 @@ from orchestrator.store.infeasible import device_label
 from orchestrator.store.leavings import ARTIFACT_KEY, FACT_KEYS
 from orchestrator.store.schema import (
     attempt,
+    cell,
     is_active,
     optuna_studies,
     optuna_trial_system_attributes,
@@ -99,7 +100,8 @@ class TrialRow:
 class Progress:
     """Where a study stands; `total` counts tickets that are or will be run.
 
-    `seconds` passed since the last launch by the database's clock, and `spent_since` tickets were spent in them.
+    `seconds` passed since the last launch by the database's clock, and `spent_since` tickets were spent in them. `best` and
+    `best_trial` are those of the first objective among all `n_cells` cells, of which `cells` may be a part.
     """
 
     study: StudyRow
@@ -111,6 +113,9 @@ class Progress:
     spent_since: int
     seconds: float
     seconds_left: float | None
+    n_cells: int
+    best: float | None
+    best_trial: int | None
     cells: tuple[CellRow, ...]
 
 
@@ -224,8 +229,11 @@ class Reads:
                 return row
         raise ConfigError(f"study.name={name}: there is no such study{did_you_mean(name, [r.name for r in rows])}")
 
-    def progress(self, row: StudyRow, *, maximize: bool) -> Progress:
+    def progress(self, row: StudyRow, *, maximize: bool, most: int | None = None) -> Progress:
         """Counts and cells of a study; the best of a cell is its largest value if `maximize`.
+
+        Args:
+            most: of more cells than this only so many are read: closed ones first, then those that run trials, then the best.
 
         Raises:
             ConfigError: the study was deleted.
@@ -261,8 +269,12 @@ class Reads:
             ).one_or_none()
             if now is None:
                 raise ConfigError(f"study {row.name} was deleted from the database")
+            n_cells = c.execute(sa.select(sa.func.count()).where(cell.c.study_id == row.study_id)).scalar_one()
+            part = most is not None and n_cells > most
             order = "DESC" if maximize else "ASC"
-            cells = c.execute(sa.text(_CELLS.format(order=order, feasible=_FEASIBLE)), {"study_id": row.study_id}).all()
+            first = _LOOK_FIRST.format(order=order) if part else ""
+            query = sa.text(_CELLS.format(order=order, feasible=_FEASIBLE, first=first))
+            cells = c.execute(query, {"study_id": row.study_id, "most": max(1, most or 0) if part else None}).all()
         return Progress(
             study=StudyRow(**{**row.__dict__, "state": now.state, "reason": now.reason}),
             total=counts.total,
@@ -273,12 +285,26 @@ class Reads:
             spent_since=live.spent_since,
             seconds=float(now.seconds),
             seconds_left=None if now.left is None else float(now.left),
-            cells=tuple(CellRow(**{**r._mapping, "closed_for": _closed_for(r.closed_for)}) for r in cells),
+            n_cells=n_cells,
+            best=cells[0].best_of_all if cells else None,
+            best_trial=cells[0].trial_of_all if cells else None,
+            cells=tuple(_cell_row(r) for r in cells[:most]),
         )
 
-    def trials(self, study_id: int, *, live_only: bool = False) -> list[TrialRow]:
-        """Our trials of the study by number."""
-        return [_trial_row(r) for r in self._database.execute(_TRIALS, {"study_id": study_id, "live_only": live_only})]
+    def trials(
+        self, study_id: int, *, live_only: bool = False, state: str | None = None, number: int | None = None
+    ) -> list[TrialRow]:
+        """Our trials of the study by number; if asked for, only those that have not ended, those in a state, or one."""
+        which = {"study_id": study_id, "live_only": live_only, "state": state, "number": number}
+        return [_trial_row(r) for r in self._database.execute(_TRIALS, which)]
+
+    def contenders(self, study_id: int, directions: Sequence[str]) -> list[TrialRow]:
+        """The complete trials among which the best are: where there is one objective, that one trial, and none if none is."""
+        if len(directions) > 1:
+            return self.trials(study_id, state="COMPLETE")
+        query = sa.text(_BEST.format(order="DESC" if directions[0] == "maximize" else "ASC", feasible=_FEASIBLE))
+        best = self._database.execute(query, {"study_id": study_id})
+        return self.trials(study_id, number=best[0].number) if best else []
 
     def attempts(self, study_id: int, number: int) -> list[AttemptRow]:
         """The attempts of trial `number`, the first one first.
@@ -347,6 +373,12 @@ def _told(rows: Sequence[Row[Any]], cursor: int) -> tuple[list[TrialNews], int]:
 
 def _study_row(r: Row[Any]) -> StudyRow:
     return StudyRow(r.study_id, r.study_name, r.revision, r.state, r.reason, r.active, r.created_at)
+
+
+def _cell_row(r: Row[Any]) -> CellRow:
+    return CellRow(
+        r.ordinal, r.values, r.state, r.reason, r.bound, r.completed, r.pruned, r.failed, r.running, r.best, r.best_trial
+    )
 
 
 def _news(r: Row[Any]) -> TrialNews:
@@ -430,20 +462,37 @@ _TRIALS = sa.text(
         {_FEASIBLE} AS feasible
     FROM orchestrator.trial o JOIN orchestrator.cell c ON c.cell_id = o.cell_id
     WHERE o.study_id = :study_id AND o.number IS NOT NULL AND (NOT :live_only OR o.state IN ('CLAIMED', 'RUNNING'))
+        AND o.state = coalesce(:state, o.state) AND o.number = coalesce(:number, o.number)
     ORDER BY o.number
     """
 )
+# Sorted first (OFFSET 0 keeps it apart), so that constraints are looked up from the best trial on and seldom further.
+_BEST = """
+    SELECT o.number
+    FROM (
+        SELECT o.number, o.optuna_trial_id
+        FROM orchestrator.trial o
+        JOIN trial_values v ON v.trial_id = o.optuna_trial_id AND v.objective = 0
+        WHERE o.study_id = :study_id AND o.state = 'COMPLETE'
+        ORDER BY CASE v.value_type WHEN 'INF_POS' THEN 'Infinity' WHEN 'INF_NEG' THEN '-Infinity' ELSE v.value END {order},
+            o.number
+        OFFSET 0
+    ) AS o
+    WHERE {feasible}
+    LIMIT 1
+"""
 _CELLS = """
     SELECT c.ordinal, c.values, c.state, c.reason, c.bound + coalesce(e.extra, 0) AS bound, c.completed, c.pruned, c.failed,
-        coalesce(s.running, 0) AS running, s.bests[1] AS best, s.best_trials[1] AS best_trial,
+        coalesce(s.running, 0) AS running, s.best, s.best_trial,
+        first_value(s.best) OVER best AS best_of_all, first_value(s.best_trial) OVER best AS trial_of_all,
         (SELECT json_agg(json_build_array(h.memory, h.device_name, h.bytes, h.reason) ORDER BY h.closed_at, h.bytes)
            FROM orchestrator.shortage h WHERE h.cell_id = c.cell_id AND h.closed) AS closed_for
     FROM orchestrator.cell c
     LEFT JOIN (
         SELECT o.cell_id,
             count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL AND o.attempts > 0) AS running,
-            array_agg(v.value ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL) AS bests,
-            array_agg(o.number ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL) AS best_trials
+            (array_agg(v.value ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL))[1] AS best,
+            (array_agg(o.number ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL))[1] AS best_trial
         FROM orchestrator.trial o
         LEFT JOIN trial_values v
             ON v.trial_id = o.optuna_trial_id AND v.objective = 0 AND o.state = 'COMPLETE' AND {feasible}
@@ -456,5 +505,8 @@ _CELLS = """
         GROUP BY t.cell_id
     ) e ON e.cell_id = c.cell_id
     WHERE c.study_id = :study_id
-    ORDER BY c.ordinal
+    WINDOW best AS (ORDER BY s.best {order} NULLS LAST, c.ordinal)
+    ORDER BY {first} c.ordinal
+    LIMIT :most
 """
+_LOOK_FIRST = "c.state = 'OPEN', coalesce(s.running, 0) DESC, s.best {order} NULLS LAST,"

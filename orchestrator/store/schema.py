@@ -107,7 +107,8 @@ worker = sa.Table(
     sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("ended_at", sa.DateTime(timezone=True)),
     sa.CheckConstraint("state IN ('ACTIVE', 'GONE')", name="worker_state"),
-    sa.Index("worker_by_lease", "lease_until", postgresql_where=sa.text("state = 'ACTIVE'")),
+    # Not by lease_until: a renewal then changes no index, so that thousands of workers leave few dead rows.
+    sa.Index("worker_active", "process_scope", postgresql_where=sa.text("state = 'ACTIVE'")),
 )
 
 slot = sa.Table(
@@ -158,6 +159,8 @@ trial = sa.Table(
     sa.UniqueConstraint("study_id", "number", name="trial_number"),
     sa.UniqueConstraint("optuna_trial_id", name="trial_optuna"),
     sa.Index("trial_one_a_ticket", "ticket_id", unique=True, postgresql_where=sa.text("holds_ticket")),
+    sa.Index("trial_by_ticket", "ticket_id"),
+    sa.Index("trial_by_cell", "cell_id"),
     sa.Index("trial_news", "study_id", "seq"),
     sa.Index("trial_created", "study_id", "created_seq"),
     sa.Index("trial_live", "study_id", "trial_id", postgresql_where=sa.text("state IN ('CLAIMED', 'RUNNING')")),

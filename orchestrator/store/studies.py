@@ -13,17 +13,14 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import StudySpec, value_label
-from orchestrator.store import tickets
+from orchestrator.store import grid, tickets
 from orchestrator.store.database import Database
 from orchestrator.store.schema import (
-    cell,
     event,
     optuna_directions,
     optuna_studies,
     optuna_study_user_attributes,
     study,
-    ticket,
-    trial,
 )
 
 
@@ -53,7 +50,7 @@ class Studies:
             ConfigError: a study of that name has another identity (says what differs), was not made by us, or its
                 guaranteed shares no longer fit into ``budget.trials``.
         """
-        with self._database.transaction(statement_s=300, lock_s=60) as c:
+        with self._database.transaction(statement_s=300, lock_s=60, idle_s=30) as c:
             study_id, new = self._optuna_study(c, spec)
             row = c.execute(sa.select(study).where(study.c.study_id == study_id).with_for_update(key_share=True)).one_or_none()
             if row is None and not new:
@@ -66,7 +63,7 @@ class Studies:
                 changes: tuple[str, ...] = ()
             else:
                 changes = self._continue(c, study_id, StudySpec.from_json(row.spec), spec)
-            added = self._write_tickets(c, study_id, spec)
+            added = grid.write_tickets(c, study_id, spec, new=row is None)
             tickets.end_study_if_spent(c, study_id)
             open_tickets = tickets.unspent(c, study_id)
             reason = c.execute(sa.select(study.c.reason).where(study.c.study_id == study_id)).scalar_one()
@@ -114,15 +111,7 @@ class Studies:
                 deadline_at=_deadline(spec),
             )
         )
-        # One array parameter instead of a row each: 100,000 cells are one statement.
-        c.execute(
-            sa.text(
-                "INSERT INTO orchestrator.cell (study_id, ordinal, values) "
-                "SELECT :study_id, v.ordinality - 1, CAST(v.text AS json) "
-                "FROM unnest(CAST(:cells AS text[])) WITH ORDINALITY AS v(text, ordinality)"
-            ),
-            {"study_id": study_id, "cells": [json.dumps(values) for values in spec.cells()]},
-        )
+        grid.write_cells(c, study_id, spec)
 
     def _continue(self, c: Connection, study_id: int, old: StudySpec, new: StudySpec) -> tuple[str, ...]:
         state, reason = c.execute(sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id)).one()
@@ -154,76 +143,6 @@ class Studies:
             for key in sorted(before | after)
             if before.get(key) != after.get(key)
         )
-
-    def _write_tickets(self, c: Connection, study_id: int, spec: StudySpec) -> int:
-        """Makes the tickets what the budget says: those never used are laid anew, those used stay. Returns how many came.
-
-        Only tickets that no trial ever held are taken back, so a smaller budget stops a study early and a larger one goes on.
-        """
-        untouched = ~sa.exists().where(trial.c.ticket_id == ticket.c.ticket_id)
-        gone = c.execute(
-            sa.delete(ticket).where(
-                ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "VOID")), ~ticket.c.extra, untouched
-            )
-        ).rowcount
-        c.execute(
-            sa.text(
-                "UPDATE orchestrator.cell c SET bound = "
-                "(SELECT count(*) FROM orchestrator.ticket t "
-                "WHERE t.cell_id = c.cell_id AND t.state <> 'VOID' AND NOT t.extra) "
-                "WHERE study_id = :study_id"
-            ),
-            {"study_id": study_id},
-        )
-        kept, next_ordinal = c.execute(
-            sa.select(
-                sa.func.count().filter(ticket.c.state != "VOID", ~ticket.c.extra),
-                sa.func.coalesce(sa.func.max(ticket.c.ordinal) + 1, 0),
-            ).where(ticket.c.study_id == study_id)
-        ).one()
-        shares = c.execute(
-            _INSERT_SHARES, {"study_id": study_id, "per_cell": spec.budget.per_cell, "first": next_ordinal}
-        ).rowcount
-        if shares and kept + shares > spec.budget.trials:
-            raise ConfigError(
-                f"budget.trials={spec.budget.trials} is too small: {kept} trials are spent or under way and budget.per_cell="
-                f"{spec.budget.per_cell} promises {shares} more; set budget.trials to at least {kept + shares}"
-            )
-        rest = max(0, spec.budget.trials - kept - shares)
-        if not c.execute(sa.select(sa.func.count()).where(cell.c.study_id == study_id, cell.c.state == "OPEN")).scalar_one():
-            rest = 0
-        c.execute(
-            sa.text(
-                "INSERT INTO orchestrator.ticket (study_id, ordinal) SELECT :study_id, :first + i "
-                "FROM generate_series(0, CAST(:rest AS int) - 1) AS i"
-            ),
-            {"study_id": study_id, "first": next_ordinal + shares, "rest": rest},
-        )
-        return max(0, int(shares + rest - gone))
-
-
-# The shares a cell still lacks, share-major: every cell's k-th trial comes before any cell's (k+1)-th.
-_INSERT_SHARES = sa.text(
-    """
-    WITH missing AS (
-        SELECT c.cell_id, c.ordinal AS cell, s.share
-        FROM orchestrator.cell c
-        CROSS JOIN LATERAL (
-            SELECT coalesce(max(t.share), 0) AS highest FROM orchestrator.ticket t WHERE t.cell_id = c.cell_id
-        ) AS had
-        CROSS JOIN LATERAL generate_series(had.highest + 1, had.highest + CAST(:per_cell AS int) - c.bound) AS s(share)
-        WHERE c.study_id = :study_id AND c.state = 'OPEN'
-    ), inserted AS (
-        INSERT INTO orchestrator.ticket (study_id, ordinal, cell_id, share)
-        SELECT :study_id, :first + row_number() OVER (ORDER BY share, cell) - 1, cell_id, share FROM missing
-        RETURNING cell_id
-    ), counted AS (
-        UPDATE orchestrator.cell c SET bound = bound + n.n
-        FROM (SELECT cell_id, count(*) AS n FROM inserted GROUP BY cell_id) AS n WHERE n.cell_id = c.cell_id
-    )
-    SELECT cell_id FROM inserted
-    """
-)
 
 
 def _deadline(spec: StudySpec) -> sa.ColumnElement[Any] | None:

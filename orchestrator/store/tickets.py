@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from orchestrator.store.fleet import WorkerLease
 from orchestrator.store.infeasible import as_text, closed_for
 from orchestrator.store.schema import cell, event, ticket
 
+MOST_CHOICES = 256
+"""Of more open cells an allocation chooses among so many: those it named as likely, then those with the fewest tickets."""
 _UNSPENT = ("OPEN", "LIVE")
 
 
@@ -71,7 +73,13 @@ def look(c: Connection, study_id: int, place: Place, lease: WorkerLease) -> Foun
 
 
 def look_further(
-    c: Connection, study_id: int, lease: WorkerLease, choice: Choice | None = None, *, adaptive: bool = False
+    c: Connection,
+    study_id: int,
+    lease: WorkerLease,
+    choice: Choice | None = None,
+    *,
+    adaptive: bool = False,
+    likely: Sequence[int] = (),
 ) -> Found | Undecided | None:
     """Locks the next ticket that has no cell, once every share is spent, and chooses its cell; else takes another's trial.
 
@@ -90,7 +98,7 @@ def look_further(
     if row.kind != "rest" or row.cell_id is not None:
         return Found("ahead" if row.kind == "ahead" else "ticket", row.row_id)
     if adaptive and choice is None:
-        cells = _open_cells(c, study_id, lease.worker_id)
+        cells = _open_cells(c, study_id, lease.worker_id, likely)
         return Undecided(row.ordinal, row.failures, cells) if cells else None
     if choice is not None and row.chosen is not None:
         return Found("ticket", row.row_id, row.chosen, choice.why)
@@ -174,9 +182,18 @@ _LOOK_FURTHER = sa.text(
 )
 
 
-def _open_cells(c: Connection, study_id: int, worker_id: int) -> tuple[tuple[int, Mapping[str, JSONValue]], ...]:
+def _open_cells(
+    c: Connection, study_id: int, worker_id: int, likely: Sequence[int]
+) -> tuple[tuple[int, Mapping[str, JSONValue]], ...]:
+    """The open cells by ordinal; of more than `MOST_CHOICES` the `likely` ones, and those with the fewest tickets."""
     mine = sa.and_(cell.c.study_id == study_id, cell.c.state == "OPEN", ~closed_for(worker_id, cell.c.cell_id))
-    rows = c.execute(sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(mine).order_by(cell.c.ordinal))
+    open_cells = sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(mine)
+    rows = c.execute(open_cells.order_by(cell.c.ordinal).limit(MOST_CHOICES + 1)).all()
+    if len(rows) > MOST_CHOICES:
+        named = c.execute(open_cells.where(cell.c.ordinal.in_(list(likely)[:MOST_CHOICES]))).all() if likely else []
+        fewest = open_cells.order_by(cell.c.bound, cell.c.ordinal).limit(MOST_CHOICES)
+        by_ordinal = {row.ordinal: row for row in [*named, *c.execute(fewest)]}  # the named ones come first
+        rows = sorted(list(by_ordinal.values())[:MOST_CHOICES], key=lambda row: int(row.ordinal))
     return tuple((row.ordinal, row.cell_values) for row in rows)
 
 

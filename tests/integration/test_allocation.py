@@ -7,7 +7,8 @@ import json
 import optuna
 
 from orchestrator.model import Budget, Failed, Suggestion, TrialNews
-from orchestrator.store import Choice, Claim, Store, Undecided, WorkerLease
+from orchestrator.store import MOST_CHOICES, Choice, Claim, Store, Undecided, WorkerLease
+from tests.support.large import complete
 from tests.support.studies import PLACE, end, spec, start, suggestion
 
 WHY = {"rule": "test", "words": "it looks good"}
@@ -117,3 +118,24 @@ def test_what_was_known_at_a_position_can_be_told_later(store: Store, lease: Wor
     assert third is not None
     assert [(n.number, n.state) for n in store.reads.news_at(study, position)] == [(0, "COMPLETE"), (1, "RUNNING")]
     assert store.reads.news_at(study, position)[1].values is None
+
+
+def test_of_a_large_grid_the_caller_gets_the_likely_cells_and_those_with_the_fewest_trials(
+    store: Store, lease: WorkerLease
+) -> None:
+    cells = 3 * MOST_CHOICES
+    study = store.studies.launch(spec(cells=cells, trials=cells + 9, allocation="adaptive")).study_id
+    complete(store.url, study, 0, cells - 1)
+    likely = [cells - 1, 700, 300]
+    first = store.ledger.claim_one(lease, study, PLACE, adaptive=True, likely=likely)
+    assert isinstance(first, Undecided)
+    others = MOST_CHOICES - len(likely)
+    assert first.cells == tuple((k, {"a": k}) for k in [*range(others), *sorted(likely)])
+    claim = store.ledger.claim_one(lease, study, PLACE, Choice(0, WHY), adaptive=True)
+    assert isinstance(claim, Claim)
+    assert claim.cell == 0
+    after = store.ledger.claim_one(
+        lease, store.studies.launch(spec(cells=cells, trials=cells + 9)).study_id, PLACE, adaptive=True
+    )
+    assert isinstance(after, Undecided)
+    assert [k for k, _ in after.cells] == [*range(1, MOST_CHOICES + 1)], "one with a ticket more stands behind"

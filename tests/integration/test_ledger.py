@@ -392,8 +392,8 @@ def test_a_trial_that_loses_every_worker_fails_in_the_end(store: Store) -> None:
 def test_only_a_lease_that_ran_out_by_the_databases_clock_is_silent(store: Store) -> None:
     short, long = store.fleet.register(0.2), store.fleet.register(60)
     sql(store.url, "UPDATE orchestrator.worker SET process_scope = 'another host'")
-    wait_until(lambda: [s.worker_id for s in store.fleet.silent(60)[0]] == [short.worker_id], timeout=5)
-    assert store.fleet.silent(0.1)[0] == [], "the caller must have been in contact for the lease's TTL"
+    wait_until(lambda: [s.worker_id for s in store.fleet.silent(60)] == [short.worker_id], timeout=5)
+    assert store.fleet.silent(0.1) == [], "the caller must have been in contact for the lease's TTL"
     store.fleet.renew(short, "idle")
     store.fleet.renew(long, "idle")
 
@@ -402,7 +402,7 @@ def test_a_dead_process_of_this_host_is_silent_at_once(store: Store) -> None:
     child = multiprocessing.get_context("spawn").Process(target=_register_and_die, args=(store.url,))
     child.start()
     child.join()
-    assert len(store.fleet.silent(0)[0]) == 1
+    assert len(store.fleet.silent(0)) == 1
 
 
 def _register_and_die(url: str) -> None:

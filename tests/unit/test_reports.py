@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,7 +47,10 @@ class Reads:
     def spec(self, _study_id: int) -> StudySpec:
         return self._spec
 
-    def trials(self, _study_id: int) -> list[TrialRow]:
+    def trials(self, _study_id: int, *, number: int) -> list[TrialRow]:
+        return [trial for trial in self._trials if trial.number == number]
+
+    def contenders(self, _study_id: int, _directions: Sequence[str]) -> list[TrialRow]:
         return self._trials
 
     def attempts(self, _study_id: int, _number: int) -> list[AttemptRow]:
@@ -56,12 +59,10 @@ class Reads:
     def artifacts(self, _study_id: int, numbers: list[int]) -> dict[int, list[Any]]:
         return {number: [] for number in numbers}
 
-    def progress(self, row: StudyRow, *, maximize: bool) -> Progress:
+    def progress(self, row: StudyRow, *, maximize: bool, most: int | None) -> Progress:
         study: Any = SimpleNamespace(state="FINISHED", reason="budget spent")
-        return cast(
-            Progress,
-            SimpleNamespace(study=study, total=1, spent=1, running=0, waiting=0, failed=0, cells=(), maximize=maximize),
-        )
+        counts = {"total": 1, "spent": 1, "running": 0, "waiting": 0, "failed": 0, "n_cells": 0}
+        return cast(Progress, SimpleNamespace(study=study, cells=(), maximize=maximize, most=most, **counts))
 
 
 def best(params: dict[str, Any], *words: str, as_json: bool = False, count: int = 1) -> int:

@@ -1,0 +1,136 @@
+"""Lays out a study's cells and tickets in bulk: what a launch writes, whatever the size of the grid."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from orchestrator.errors import ConfigError
+from orchestrator.model import StudySpec
+from orchestrator.store.schema import cell, ticket, trial
+
+CELLS_AT_ONCE = 10_000
+"""So many cells go to the server in one statement, and are held in memory here at most."""
+
+
+def write_cells(c: Connection, study_id: int, spec: StudySpec) -> None:
+    """Makes the cells of a new study; each counts the shares that `write_tickets` binds to it next."""
+    first = 0
+    for texts in _batches(json.dumps(values) for values in spec.cells()):
+        which = {"study_id": study_id, "first": first, "cells": texts, "bound": spec.budget.per_cell}
+        c.execute(_INSERT_CELLS, which)
+        first += len(texts)
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    while batch := list(itertools.islice(texts, CELLS_AT_ONCE)):
+        yield batch
+
+
+def write_tickets(c: Connection, study_id: int, spec: StudySpec, *, new: bool) -> int:
+    """Makes the tickets what the budget says; returns how many came. Under the study's lock.
+
+    Only tickets that no trial ever held are taken back, so a smaller budget stops a study early and a larger one goes on.
+    Where a larger budget is all that changed, tickets are added and none is laid anew.
+
+    Args:
+        new: `write_cells` has just made the study's cells, and there is no ticket yet.
+
+    Raises:
+        ConfigError: the guaranteed shares do not fit into ``budget.trials``.
+    """
+    which = {"study_id": study_id, "per_cell": spec.budget.per_cell, "trials": spec.budget.trials}
+    laid_anew = new or c.execute(_TO_BE_LAID_ANEW, which).scalar_one()
+    gone = _take_back(c, study_id) if laid_anew and not new else 0
+    kept, next_ordinal = c.execute(
+        sa.select(
+            sa.func.count().filter(ticket.c.state != "VOID", ~ticket.c.extra),
+            sa.func.coalesce(sa.func.max(ticket.c.ordinal) + 1, 0),
+        ).where(ticket.c.study_id == study_id)
+    ).one()
+    shares = c.execute(_INSERT_SHARES, {**which, "first": next_ordinal}).rowcount if laid_anew else 0
+    if shares and kept + shares > spec.budget.trials:
+        raise ConfigError(
+            f"budget.trials={spec.budget.trials} is too small: {kept} trials are spent or under way and budget.per_cell="
+            f"{spec.budget.per_cell} promises {shares} more; set budget.trials to at least {kept + shares}"
+        )
+    if laid_anew and not new:
+        c.execute(_COUNT_BOUND, {"study_id": study_id})
+    rest = max(0, spec.budget.trials - kept - shares)
+    open_cells = sa.exists().where(cell.c.study_id == study_id, cell.c.state == "OPEN")
+    if not c.execute(sa.select(open_cells)).scalar_one():
+        rest = 0
+    c.execute(_INSERT_REST, {"study_id": study_id, "first": next_ordinal + shares, "rest": rest})
+    return max(0, int(shares + rest - gone))
+
+
+def _take_back(c: Connection, study_id: int) -> int:
+    """Removes the tickets that no trial ever held; returns how many."""
+    untouched = ~sa.exists().where(trial.c.ticket_id == ticket.c.ticket_id)
+    unused = sa.and_(ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "VOID")), ~ticket.c.extra, untouched)
+    return c.execute(sa.delete(ticket).where(unused)).rowcount
+
+
+_INSERT_CELLS = sa.text(
+    """
+    INSERT INTO orchestrator.cell (study_id, ordinal, values, bound)
+    SELECT :study_id, :first + v.ordinality - 1, CAST(v.text AS json), :bound
+    FROM unnest(CAST(:cells AS text[])) WITH ORDINALITY AS v(text, ordinality)
+    """
+)
+
+# Whether tickets must give way: there are too many, a cell lacks a share or has one too many, or some are void.
+_TO_BE_LAID_ANEW = sa.text(
+    """
+    SELECT EXISTS (
+            SELECT FROM orchestrator.cell c WHERE c.study_id = :study_id AND c.state = 'OPEN' AND c.bound < :per_cell
+        ) OR (
+            SELECT count(*) FILTER (WHERE t.state <> 'VOID') > :trials OR count(*) FILTER (WHERE t.state = 'VOID') > 0
+                OR count(*) FILTER (WHERE t.state = 'OPEN' AND t.share > :per_cell) > 0
+            FROM orchestrator.ticket t WHERE t.study_id = :study_id AND NOT t.extra
+        )
+    """
+)
+
+# The shares a cell still lacks, share-major: every cell's k-th trial comes before any cell's (k+1)-th.
+_INSERT_SHARES = sa.text(
+    """
+    INSERT INTO orchestrator.ticket (study_id, ordinal, cell_id, share)
+    SELECT :study_id, :first + row_number() OVER (ORDER BY s.share, c.ordinal) - 1, c.cell_id, s.share
+    FROM orchestrator.cell c
+    LEFT JOIN (
+        SELECT t.cell_id, max(t.share) AS highest, count(*) FILTER (WHERE t.state <> 'VOID' AND NOT t.extra) AS n
+        FROM orchestrator.ticket t WHERE t.study_id = :study_id GROUP BY t.cell_id
+    ) AS had ON had.cell_id = c.cell_id
+    CROSS JOIN LATERAL generate_series(
+        coalesce(had.highest, 0) + 1, coalesce(had.highest, 0) + CAST(:per_cell AS int) - coalesce(had.n, 0)
+    ) AS s(share)
+    WHERE c.study_id = :study_id AND c.state = 'OPEN'
+    """
+)
+
+# Written only where it changes: the column is part of an index, and each write leaves a dead row in all of them.
+_COUNT_BOUND = sa.text(
+    """
+    UPDATE orchestrator.cell c SET bound = n.n
+    FROM (
+        SELECT c.cell_id, count(t.ticket_id) AS n
+        FROM orchestrator.cell c
+        LEFT JOIN orchestrator.ticket t ON t.cell_id = c.cell_id AND t.state <> 'VOID' AND NOT t.extra
+        WHERE c.study_id = :study_id
+        GROUP BY c.cell_id
+    ) AS n
+    WHERE n.cell_id = c.cell_id AND c.bound <> n.n
+    """
+)
+
+_INSERT_REST = sa.text(
+    """
+    INSERT INTO orchestrator.ticket (study_id, ordinal)
+    SELECT :study_id, :first + i FROM generate_series(0, CAST(:rest AS int) - 1) AS i
+    """
+)

@@ -1,0 +1,124 @@
+"""A claim reads as little at the end of a large grid as at its beginning, and claims do not queue behind one another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+
+from orchestrator.store import Claim, Store, Undecided, WorkerLease
+from tests.support.invariants import query
+from tests.support.large import complete
+from tests.support.plans import Ran, watched
+from tests.support.postgres import TestServer
+from tests.support.studies import PLACE, end, spec, start, suggestion
+
+CELLS = 5_000
+LARGE = {"cell", "ticket", "trial", "trials", "trial_params", "trial_values", "attempt"}
+
+
+@pytest.fixture(scope="module")
+def large(database_server: TestServer) -> Iterator[tuple[Store, WorkerLease, int]]:
+    """A study of that many cells and 50 tickets more, not begun."""
+    with database_server.prepared() as url:
+        store = Store(url)
+        study_id = store.studies.launch(spec(cells=CELLS, trials=CELLS + 50)).study_id
+        yield store, store.fleet.register(600), study_id
+        store.rest()
+
+
+def run_one(store: Store, lease: WorkerLease, study_id: int) -> tuple[list[Ran], int]:
+    """Claims, creates and finishes a trial; returns the statements of all that, and the ticket."""
+    with watched(store) as ran:
+        claim = store.ledger.claim(lease, [study_id], PLACE)
+        assert claim is not None
+        claim = store.ledger.create(claim, suggestion(claim), lease, PLACE)
+        assert claim is not None
+        end(store, claim)
+    return ran, claim.ticket
+
+
+def pages(ran: list[Ran]) -> dict[str, int]:
+    """Pages by statement; one that ran twice has the sum."""
+    counted: dict[str, int] = {}
+    for one in ran:
+        counted[one.sql] = counted.get(one.sql, 0) + one.pages
+    return counted
+
+
+def read_whole(one: Ran) -> bool:
+    """Whether a large table was read without an index, but for the first few pages: an EXISTS ends at the first row."""
+    return bool(one.scanned() & LARGE) and one.pages > 10
+
+
+def vacuum(store: Store) -> None:
+    connection = psycopg2.connect(store.url.replace("+psycopg2", ""))
+    connection.autocommit = True
+    connection.cursor().execute(
+        "VACUUM (ANALYZE, PROCESS_TOAST false) orchestrator.cell, orchestrator.ticket, orchestrator.trial, trials"
+    )
+    connection.close()
+
+
+def test_a_trial_reads_as_few_pages_at_the_last_cells_as_at_the_tenth(large: tuple[Store, WorkerLease, int]) -> None:
+    store, lease, study_id = large
+    for _ in range(10):
+        claim = start(store, lease, study_id)
+        assert claim is not None
+        end(store, claim)
+    early, first = run_one(store, lease, study_id)
+    complete(store.url, study_id, 11, CELLS - 12)
+    vacuum(store)
+    run_one(store, lease, study_id)  # a vacuumed table is entered once by way of its map of free space
+    late, last = run_one(store, lease, study_id)
+    assert (first, last) == (10, CELLS - 10)
+    assert [one for one in (*early, *late) if read_whole(one)] == [], "no large table is read from end to end"
+    before, after = pages(early), pages(late)
+    assert before.keys() == after.keys(), "the same statements"
+    # An index of many entries is a level or two higher than one of ten, and several are written.
+    assert {sql: (before[sql], n) for sql, n in after.items() if n > before[sql] + 12} == {}
+    # The tickets past the shares: the shares are looked for in vain first, then a cell with the fewest trials is taken.
+    for number in range(CELLS - 9, CELLS):
+        claim = start(store, lease, study_id)
+        assert claim is not None
+        assert claim.ticket == number
+        end(store, claim)
+    rest, ticket = run_one(store, lease, study_id)
+    assert ticket == CELLS
+    assert [one for one in rest if read_whole(one)] == []
+    assert max(one.pages for one in rest) < 40, [(one.pages, one.sql) for one in rest if one.pages >= 40]
+
+
+def test_the_tables_whose_rows_change_state_are_vacuumed_by_the_thousand(store: Store) -> None:
+    options = "SELECT relname, reloptions FROM pg_class WHERE relnamespace = 'orchestrator'::regnamespace AND relkind = 'r'"
+    set_for = {name for name, given in query(store.url, options) if given}
+    assert set_for == {"ticket", "trial", "worker"}
+    assert all(
+        set(given) == {"autovacuum_vacuum_scale_factor=0", "autovacuum_vacuum_threshold=1000"}
+        for _, given in query(store.url, options)
+        if given
+    )
+
+
+def test_sixteen_claims_hold_sixteen_tickets_at_once_and_none_waits(store: Store, lease: WorkerLease) -> None:
+    study_id = store.studies.launch(spec(cells=32)).study_id
+    others = [Store(store.url) for _ in range(16)]
+    leases = [other.fleet.register(60) for other in others]
+    all_hold = threading.Barrier(16, timeout=20)
+    claims: list[Claim | Undecided | None] = []
+
+    def claim(other: Store, mine: WorkerLease) -> None:
+        with other._database.transaction(lock_s=1) as c:
+            claims.append(other.ledger._begin(c, mine, study_id, None, adaptive=False))
+            all_hold.wait()  # nobody has committed yet: had one waited for another, they would never meet here
+
+    threads = [threading.Thread(target=claim, args=pair) for pair in zip(others, leases, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for other in others:
+        other.rest()
+    assert sorted(claim.ticket for claim in claims if isinstance(claim, Claim)) == list(range(16))

@@ -12,7 +12,7 @@ from orchestrator.model import JSONValue
 from orchestrator.search.gp_model import Layout
 from orchestrator.search.history import Array, Column, History
 from orchestrator.search.mirror import Mirror, asked
-from orchestrator.search.optima import Optima
+from orchestrator.search.optima import PER_CELL, Optima
 from orchestrator.search.rows import Rows
 from orchestrator.search.space import Parameter
 from orchestrator.search.surrogate import Fits, Surrogate
@@ -84,11 +84,11 @@ class CellModel:
         """The process of the study, cut to a size that answers questions about all cells."""
         return Surrogate.of(history, self.searched, self._context, self._fits, least=N_STARTUP).balanced()
 
-    def optima(self, known: Surrogate, cells: Cells, rng: np.random.Generator) -> Optima:
+    def optima(self, known: Surrogate, cells: Cells, rng: np.random.Generator, per_cell: int = PER_CELL) -> Optima:
         """What is believed of the cells' optima; running trials are believed to end as foretold."""
         posterior, _ = known.believing()
         seen = known.x[np.argsort(known.y, kind="stable"), : len(self.searched)]
-        return Optima.of(posterior, seen, self.searched, cells.points, cells.fixed, rng)
+        return Optima.of(posterior, seen, self.searched, cells.points, cells.fixed, rng, per_cell)
 
 
 def _places(rows: Array, points: Array) -> npt.NDArray[np.intp]:

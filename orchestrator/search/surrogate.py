@@ -114,9 +114,8 @@ class Surrogate:
             return posterior, self.x, self.y[:, None]
         n = self.layout.n_searched
         ends = posterior.draws(self.pending[:, :n], self.pending[:, n:], normal)
-        x = np.vstack([self.x, self.pending])
         y = np.vstack([np.repeat(self.y[:, None], normal.shape[1], axis=1), ends])
-        return Posterior(x, y, self.layout, self.hyperparameters), x, y
+        return posterior.given_also(self.pending, y), np.vstack([self.x, self.pending]), y
 
     def believing(self) -> tuple[Posterior, Array]:
         """Given also that each running trial ends as foretold: no mean moves, what they will tell is no longer unknown."""
@@ -125,8 +124,7 @@ class Surrogate:
             return posterior, self.x
         n = self.layout.n_searched
         ends = posterior.mean(self.pending[:, :n], self.pending[:, n:])
-        x, y = np.vstack([self.x, self.pending]), np.concatenate([self.y, ends[:, 0]])
-        return Posterior(x, y, self.layout, self.hyperparameters), x
+        return posterior.given_also(self.pending, np.concatenate([self.y, ends[:, 0]])), np.vstack([self.x, self.pending])
 
 
 def checkpoint(n: int) -> int:

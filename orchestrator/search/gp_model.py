@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg, optimize
+from scipy import linalg
 
 from orchestrator.search.history import Array, Column
 
@@ -142,6 +142,8 @@ class _Evidence:
 
     def minimum(self, start: Array, iterations: int) -> Array:
         """Where a descent from `start` ends."""
+        from scipy import optimize  # a quarter of a second: only where a model is fitted
+
         found = optimize.minimize(
             self,
             start,

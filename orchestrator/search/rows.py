@@ -19,6 +19,7 @@ Array = npt.NDArray[np.float64]
 
 _RUNNING, _WAITING = -1, -2
 _ALL = slice(None)
+_STRETCH = 512
 _FACTS = 4  # value, last step, violation of constraints, state
 _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -98,8 +99,7 @@ class Rows:
 
     def _rows_of(self, trials: list[FrozenTrial]) -> npt.NDArray[np.intp]:
         """Each trial's row of the table, or what it is instead; only what differs from last time is looked at."""
-        is_same = map(operator.is_, trials, self._last)
-        same = next((i for i, yes in enumerate(is_same) if not yes), min(len(trials), len(self._last)))
+        same = _same(trials, self._last)
         fresh = np.array([self._row(trial) for trial in trials[same:]], dtype=np.intp)
         self._last, self._row_of_last = list(trials), np.concatenate([self._row_of_last[:same], fresh])
         return self._row_of_last
@@ -135,6 +135,14 @@ class Rows:
     def _values(self, trial: FrozenTrial) -> list[float]:
         params = trial.params
         return [read(params[name]) if name in params else math.nan for name, (_, read) in self._readers.items()]
+
+
+def _same(trials: list[FrozenTrial], last: list[FrozenTrial]) -> int:
+    """How many trials from the first on are the very same objects; whole stretches at a time, for there are thousands."""
+    n, at = min(len(trials), len(last)), 0
+    while at < n and all(map(operator.is_, trials[at : at + _STRETCH], last[at : at + _STRETCH])):
+        at += _STRETCH
+    return next((i for i in range(at, min(at + _STRETCH, n)) if trials[i] is not last[i]), min(at + _STRETCH, n))
 
 
 def _reader(distribution: BaseDistribution) -> Callable[[Any], float]:

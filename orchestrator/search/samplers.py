@@ -12,7 +12,6 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from orchestrator.model import JSONValue
-from orchestrator.search.gp import HybridGPSampler
 from orchestrator.search.history import BOUNDS_KEY, Column, columns, single_values
 from orchestrator.search.options import Option, either, flag, one_of, read_options, share, whole
 from orchestrator.search.quasirandom import POSITION_KEY, unit_point
@@ -97,9 +96,15 @@ class GeneticSampler(NSGAIISampler):
         return column.external(float(column.spread(self._random._rng.random(1))[0]))
 
 
+def _gp(**options: Any) -> BaseSampler:
+    from orchestrator.search.gp import HybridGPSampler  # SciPy's linear algebra takes as long to load as Optuna
+
+    return HybridGPSampler(**options)
+
+
 _SAMPLERS: dict[str, tuple[Callable[..., BaseSampler], dict[str, Option]]] = {
     "tpe": (HybridTPESampler, {"n_startup_trials": whole(10, 0), "n_ei_candidates": whole(24, 1)}),
-    "gp": (HybridGPSampler, {"n_startup_trials": whole(10, 0)}),
+    "gp": (_gp, {"n_startup_trials": whole(10, 0)}),
     "random": (RandomCellSampler, {}),
     "qmc": (QuasiRandomSampler, {"qmc_type": one_of("sobol", "halton"), "scramble": flag(True)}),
     "nsga2": (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -13,17 +14,17 @@ from optuna.trial import TrialState
 from orchestrator import __version__
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, StudySpec, Suggestion, TrialNews
-from orchestrator.search.allocation import OpenCells, Question, choose
-from orchestrator.search.cell_model import CellModel
-from orchestrator.search.gp import HybridGPSampler
 from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY
 from orchestrator.search.mirror import Mirror, asked, frozen
 from orchestrator.search.pruners import Judge
 from orchestrator.search.quasirandom import POSITION_KEY, strided
 from orchestrator.search.samplers import GeneticSampler, make_sampler
 from orchestrator.search.space import Parameter, check_exist, parameters
-from orchestrator.search.summary import CellEstimate, summarise
-from orchestrator.search.surrogate import Fits
+
+if TYPE_CHECKING:
+    from orchestrator.search.allocation import OpenCells
+    from orchestrator.search.cell_model import CellModel
+    from orchestrator.search.summary import CellEstimate
 
 ASK_KEY = "orchestrator:ask"
 _OWN_KEYS = (FIXED_KEY, BOUNDS_KEY, POSITION_KEY)
@@ -45,8 +46,6 @@ class Search:
         self._parameters = parameters(spec)
         self._space = {path: parameter.distribution for path, parameter in self._parameters.items()}
         self._sampler: Any = make_sampler(spec.sampler)
-        fits = self._sampler.fits if isinstance(self._sampler, HybridGPSampler) else Fits()
-        self._model = CellModel(self._parameters, fits)
         self._judge = Judge(spec.pruner)
         self._mirror = Mirror(spec.name, spec.directions)
         self._cells: dict[int, int | None] = {}
@@ -139,6 +138,8 @@ class Search:
         """
         for _, values in open_cells:
             self._internal_cell(values)
+        from orchestrator.search.allocation import Question, choose
+
         entropy = (abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry, 2)
         question = Question(open_cells, self._spec.directions[0] == "maximize", entropy)
         return choose(self._model, self._mirror, question)
@@ -155,6 +156,8 @@ class Search:
             self._internal_cell(values)
         if len(self._spec.directions) > 1:
             return [None] * len(cells)
+        from orchestrator.search.summary import summarise
+
         maximize = self._spec.directions[0] == "maximize"
         return summarise(self._model, self._mirror, cells, maximize=maximize, seed=abs(self._spec.seed))
 
@@ -171,6 +174,14 @@ class Search:
         trial.state = TrialState.RUNNING
         trial.intermediate_values = dict(reports)
         return self._judge.should_prune(self._mirror, trial, self._cells)
+
+    @cached_property
+    def _model(self) -> CellModel:
+        # Loaded where it is needed, for SciPy's linear algebra takes as long as Optuna.
+        from orchestrator.search.cell_model import CellModel
+        from orchestrator.search.surrogate import Fits
+
+        return CellModel(self._parameters, getattr(self._sampler, "fits", None) or Fits())
 
     def _sample(
         self, attrs: dict[str, Any], searched: list[Parameter], space: dict[str, BaseDistribution]

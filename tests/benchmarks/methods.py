@@ -97,18 +97,14 @@ class Apart:
 
 @dataclass(frozen=True)
 class Method:
-    """How to make a tuner for a problem, a number of trials and a seed.
-
-    `foresees`: it may spend trials otherwise where more of them are to come, so each budget is a run of its own.
-    """
+    """How to make a tuner for a problem, a number of trials and a seed; none spends trials otherwise where more are to come."""
 
     make: Callable[[Problem, int, int], Tuner]
-    foresees: bool = False
     slow: bool = False
 
 
 def _ours(sampler: str, *, adaptive: bool = False) -> Method:
-    return Method(lambda p, trials, seed: Ours(p, trials, seed, sampler, adaptive=adaptive), foresees=adaptive)
+    return Method(lambda p, trials, seed: Ours(p, trials, seed, sampler, adaptive=adaptive))
 
 
 _TPE, _GP = optuna.samplers.TPESampler, optuna.samplers.GPSampler

@@ -97,12 +97,11 @@ def measure(job: Job) -> list[Result]:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     task, method, results = problem(job.problem, job.variant), METHODS[job.method], []
-    for trials in job.at if method.foresees else job.at[-1:]:
-        rows, spent = play(task, method.make(task, trials, job.seed), trials, job.seed, job.workers, job.ahead)
-        for at in (trials,) if method.foresees else job.at:
-            found = regrets(task, rows[:at])
-            facts = (job.method, job.problem, job.seed, at, job.workers, job.ahead, job.variant)
-            results.append(Result(*facts, *found, ms=1e3 * spent / trials))
+    trials = job.at[-1]
+    rows, spent = play(task, method.make(task, trials, job.seed), trials, job.seed, job.workers, job.ahead)
+    for at in job.at:
+        facts = (job.method, job.problem, job.seed, at, job.workers, job.ahead, job.variant)
+        results.append(Result(*facts, *regrets(task, rows[:at]), ms=1e3 * spent / trials))
     return results
 
 

@@ -191,6 +191,11 @@ class History:
         """Coordinates of some of the trials in some of the columns: where there are thousands, not all need encoding."""
         return _encode(self.read.internal(self.kept[which], columns), self.columns[columns])
 
+    def first(self, n: int) -> History:
+        """As it would be without the finished trials after the first `n`."""
+        facts = (array[:n] for array in (self.loss, self.pruned, self.failed, self.step, self.violation))
+        return History(*facts, self.pending, self.columns, self.read, self.kept[:n])
+
     @property
     def trials(self) -> list[FrozenTrial]:
         """Optuna's own trials of the rows."""

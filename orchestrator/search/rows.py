@@ -170,3 +170,11 @@ def _value(trial: FrozenTrial) -> float:
     elif trial.state == TrialState.PRUNED and trial.intermediate_values:
         value = trial.intermediate_values[max(trial.intermediate_values)]
     return value if value is not None and math.isfinite(value) else math.nan
+
+
+def checkpoint(n: int) -> int:
+    """The largest number up to `n` of the series 1, 2, … 10, 11, 12, 13, 14, 15, 16, 17, 19 … that grows by a tenth."""
+    last = 1
+    while (following := last + max(1, last // 10)) <= n:
+        last = following
+    return last

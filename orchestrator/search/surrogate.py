@@ -11,6 +11,7 @@ import numpy.typing as npt
 from orchestrator.search.gp_model import Hyperparameters, Layout, Posterior, fit
 from orchestrator.search.history import Array, Column, History
 from orchestrator.search.losses import Scale
+from orchestrator.search.rows import checkpoint
 
 MAX_TRIALS = 400
 """Inference is exact up to so many trials; of more, so many are kept."""
@@ -125,14 +126,6 @@ class Surrogate:
         n = self.layout.n_searched
         ends = posterior.mean(self.pending[:, :n], self.pending[:, n:])
         return posterior.given_also(self.pending, np.concatenate([self.y, ends[:, 0]])), np.vstack([self.x, self.pending])
-
-
-def checkpoint(n: int) -> int:
-    """The largest number up to `n` of the series 1, 2, … 10, 11, 12, 13, 14, 15, 16, 17, 19 … that grows by a tenth."""
-    last = 1
-    while (following := last + max(1, last // 10)) <= n:
-        last = following
-    return last
 
 
 def _spread(n: int) -> npt.NDArray[np.intp]:

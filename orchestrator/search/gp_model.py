@@ -359,7 +359,8 @@ class Marginal:
     def std(self) -> Array:
         """Standard deviations, shape (points, 1)."""
         explained = np.einsum("ij,ij->j", self.solved, self.solved)
-        return np.sqrt(np.maximum(self.posterior._prior_variance - explained, 1e-12))[:, None]
+        result: Array = np.sqrt(np.maximum(self.posterior._prior_variance - explained, 1e-12))[:, None]
+        return result
 
     def covariance(self, which: Any) -> Array:
         """Of some of the points, shape (which, which)."""

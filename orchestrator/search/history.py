@@ -193,8 +193,10 @@ class History:
 
     def first(self, n: int) -> History:
         """As it would be without the finished trials after the first `n`."""
-        facts = (array[:n] for array in (self.loss, self.pruned, self.failed, self.step, self.violation))
-        return History(*facts, self.pending, self.columns, self.read, self.kept[:n])
+        facts: dict[str, Any] = {
+            name: getattr(self, name)[:n] for name in ("loss", "pruned", "failed", "step", "violation", "kept")
+        }
+        return replace(self, **facts)
 
     @property
     def trials(self) -> list[FrozenTrial]:

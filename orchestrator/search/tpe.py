@@ -130,10 +130,7 @@ class HybridTPESampler(BaseSampler):
         result: Array = candidates[int(np.argmax(ratio))]
         return result
 
-
-    def _sharing(
-        self, study: Study, searched: Sequence[Column], context: Context, history: History
-    ) -> tuple[float, float]:
+    def _sharing(self, study: Study, searched: Sequence[Column], context: Context, history: History) -> tuple[float, float]:
         """How much cells share, learnt anew when there are a tenth more trials: from the latest of the first n of them.
 
         So it is a function of the history, yet seldom computed.

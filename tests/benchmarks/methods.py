@@ -121,9 +121,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def play(
-    problem: Problem, tuner: Tuner, trials: int, seed: int, workers: int = 1, ahead: int = 0
-) -> tuple[list[Row], float]:
+def play(problem: Problem, tuner: Tuner, trials: int, seed: int, workers: int = 1, ahead: int = 0) -> tuple[list[Row], float]:
     """Spends the trials; the rows in the order in which trials ended, and the seconds of processor time that the tuner took.
 
     With more than one worker every ask finds the other workers' trials running; any of the running ones may end next. Each

@@ -213,7 +213,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--variant", type=int, default=0, help="draws other constants of the synthetic problems")
     parser.add_argument("--parallel", type=int, default=1, metavar="WORKERS", help="also with so many workers at once")
     parser.add_argument("--prefetch", action="store_true", help="also with as many that prepare a trial while one runs")
-    parser.add_argument("--slow-seeds", type=int, help="seeds for Optuna's GPSampler, where fewer; ratios are of common seeds")
+    parser.add_argument("--slow-seeds", type=int, help="seeds of Optuna's GPSampler, where fewer; ratios are of common seeds")
+    parser.add_argument("--parallel-seeds", type=int, help="seeds of several workers at once, where fewer")
     parser.add_argument("--lines", type=Path, metavar="FILE", help="keep each run there as it ends; what is there is not run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write summaries and every single result there")
     options = parser.parse_args(argv)
@@ -242,12 +243,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(argv)
     ways = [ALONE]
     ways += [(options.parallel, ahead) for ahead in ((0, 1) if options.prefetch else (0,))] if options.parallel > 1 else []
-    slow_seeds = options.slow_seeds or options.seeds
+
+    def seeds(method: str) -> int:
+        return (METHODS[method].slow and options.slow_seeds) or options.seeds
+
     wanted = [
         Job(method, name, options.variant, seed, options.at, *way)
         for way in ways
         for method in options.methods
-        for seed in range(slow_seeds if METHODS[method].slow else options.seeds)
+        for seed in range(min(seeds(method), options.seeds if way == ALONE else options.parallel_seeds or options.seeds))
         for name in options.problems
     ]
     for name in options.problems:

@@ -181,7 +181,7 @@ def table(lines: Sequence[dict[str, Any]], problems: Sequence[str]) -> str:
     for line in lines:
         row = [str(line["trials"]), line["method"], str(line["regret"]["seeds"])]
         row += [*(cell(line[key]) for key in ("regret", "of_best", "by_cell")), f"{line['ms']:.1f}"]
-        row += [cell(line[key]) for key in losses]
+        row += [cell(line[key]) + (f" ({line[key]['seeds']})" if line[key] else "") for key in losses]
         rows.append(row + [f"{line['regret']['problems'][name]:.2f}" for name in problems])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -216,9 +216,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--slow-seeds", type=int, help="seeds of Optuna's GPSampler, where fewer; ratios are of common seeds")
     parser.add_argument("--parallel-seeds", type=int, help="seeds of several workers at once, where fewer")
     parser.add_argument("--lines", type=Path, metavar="FILE", help="keep each run there as it ends; what is there is not run")
+    parser.add_argument("--only-kept", action="store_true", help="tabulate what the lines hold, whatever seeds; play nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write summaries and every single result there")
     options = parser.parse_args(argv)
     options.at = tuple(sorted(set(options.at or (options.trials // 2, options.trials))))
+    if options.only_kept and not options.lines:
+        parser.error("--only-kept: needs --lines, the file to read")
     if options.at[0] < 1 or options.seeds < 1 or options.jobs < 1 or options.parallel < 1:
         parser.error("trials, seeds, jobs and workers must be at least 1")
     chosen = [YARDSTICK, APART, *(name for part in options.methods for name in part)]
@@ -257,6 +260,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in options.problems:
         _ = problem(name, options.variant).optima  # found once, before processes are forked
     done = kept(options.lines, options)
+    if options.only_kept:
+        wanted = [job for job in wanted if job in done]
     missing = [job for job in wanted if job not in done]
     with ProcessPoolExecutor(options.jobs) as pool:
         played = track(

@@ -170,6 +170,8 @@ def test_runs_that_were_kept_are_not_played_again(
     regret.main([*argv, "--seeds=2"])
     assert capsys.readouterr().out in two
     assert "2 workers that prepare / 1" in two
+    regret.main([*argv, "--seeds=9", "--only-kept"])
+    assert capsys.readouterr().out in two
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

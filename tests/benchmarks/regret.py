@@ -246,16 +246,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(argv)
     ways = [ALONE]
     ways += [(options.parallel, ahead) for ahead in ((0, 1) if options.prefetch else (0,))] if options.parallel > 1 else []
-
-    def seeds(method: str) -> int:
-        return (METHODS[method].slow and options.slow_seeds) or options.seeds
-
     wanted = [
         Job(method, name, options.variant, seed, options.at, *way)
         for way in ways
+        for seed in range(options.seeds if way == ALONE else options.parallel_seeds or options.seeds)
         for method in options.methods
-        for seed in range(min(seeds(method), options.seeds if way == ALONE else options.parallel_seeds or options.seeds))
         for name in options.problems
+        if seed < ((METHODS[method].slow and options.slow_seeds) or options.seeds)
     ]
     for name in options.problems:
         _ = problem(name, options.variant).optima  # found once, before processes are forked

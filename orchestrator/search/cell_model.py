@@ -93,5 +93,14 @@ class CellModel:
 
 def _places(rows: Array, points: Array) -> npt.NDArray[np.intp]:
     """For each row the index of the point it equals; `len(points)` where it equals none."""
-    index = {tuple(point): i for i, point in enumerate(np.round(points, 9).tolist())}
-    return np.array([index.get(tuple(row), len(points)) for row in np.round(rows, 9).tolist()], dtype=np.intp)
+    rows, points = np.round(rows, 9), np.round(points, 9)
+    among, number = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=np.int64)
+    of_point = np.zeros(len(points), dtype=np.int64)
+    for j in range(points.shape[1]):
+        values, place = np.unique(points[:, j], return_inverse=True)
+        nearest = np.minimum(np.searchsorted(values, rows[:, j]), len(values) - 1)
+        among &= values[nearest] == rows[:, j]
+        number, of_point = number * len(values) + nearest, of_point * len(values) + place
+    order = np.argsort(of_point)
+    found = np.minimum(np.searchsorted(of_point[order], number), len(points) - 1)
+    return np.where(among & (of_point[order][found] == number), order[found], len(points))

@@ -22,6 +22,8 @@ from orchestrator.search.surrogate import Surrogate
 
 N_DRAWS = 256
 SHARE_OF_GRADIENT = 0.5
+LIKELY = 12
+"""So many likely points of a cell stand for it."""
 N_MEASURED = 8
 """So many likely points of a cell are considered for its next trial."""
 _NODES = np.linspace(-3.5, 3.5, 15)
@@ -55,7 +57,7 @@ def choose(model: CellModel, mirror: Mirror, question: Question) -> tuple[int, d
         return fewest_trials(cells.trials, question, f"fewer than {N_STARTUP} trials have ended with a value: equal shares")
     rng = np.random.default_rng(question.entropy)
     known = model.known(history)
-    optima = model.optima(known, cells, rng)
+    optima = model.optima(known, cells, rng, LIKELY)
     lows = optima.lows(rng, N_DRAWS)
     gains = expected_gains(optima)
     if rng.random() < SHARE_OF_GRADIENT and gains.max() > 0.0:

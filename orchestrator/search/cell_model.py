@@ -12,7 +12,7 @@ from orchestrator.model import JSONValue
 from orchestrator.search.gp_model import Layout
 from orchestrator.search.history import Array, Column, History
 from orchestrator.search.mirror import Mirror, asked
-from orchestrator.search.optima import Optima
+from orchestrator.search.optima import PER_CELL, Optima
 from orchestrator.search.rows import Rows
 from orchestrator.search.space import Parameter
 from orchestrator.search.surrogate import Fits, Surrogate
@@ -84,14 +84,23 @@ class CellModel:
         """The process of the study, cut to a size that answers questions about all cells."""
         return Surrogate.of(history, self.searched, self._context, self._fits, least=N_STARTUP).balanced()
 
-    def optima(self, known: Surrogate, cells: Cells, rng: np.random.Generator) -> Optima:
+    def optima(self, known: Surrogate, cells: Cells, rng: np.random.Generator, per_cell: int = PER_CELL) -> Optima:
         """What is believed of the cells' optima; running trials are believed to end as foretold."""
         posterior, _ = known.believing()
         seen = known.x[np.argsort(known.y, kind="stable"), : len(self.searched)]
-        return Optima.of(posterior, seen, self.searched, cells.points, cells.fixed, rng)
+        return Optima.of(posterior, seen, self.searched, cells.points, cells.fixed, rng, per_cell)
 
 
 def _places(rows: Array, points: Array) -> npt.NDArray[np.intp]:
     """For each row the index of the point it equals; `len(points)` where it equals none."""
-    index = {tuple(point): i for i, point in enumerate(np.round(points, 9).tolist())}
-    return np.array([index.get(tuple(row), len(points)) for row in np.round(rows, 9).tolist()], dtype=np.intp)
+    rows, points = np.round(rows, 9), np.round(points, 9)
+    among, number = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=np.int64)
+    of_point = np.zeros(len(points), dtype=np.int64)
+    for j in range(points.shape[1]):
+        values, place = np.unique(points[:, j], return_inverse=True)
+        nearest = np.minimum(np.searchsorted(values, rows[:, j]), len(values) - 1)
+        among &= values[nearest] == rows[:, j]
+        number, of_point = number * len(values) + nearest, of_point * len(values) + place
+    order = np.argsort(of_point)
+    found = np.minimum(np.searchsorted(of_point[order], number), len(points) - 1)
+    return np.where(among & (of_point[order][found] == number), order[found], len(points))

@@ -92,7 +92,8 @@ class HybridGPSampler(BaseSampler):
         incumbent = posterior.mean(x[here, :n] if here.any() else x[:, :n], x[here, n:] if here.any() else x[:, n:]).min(axis=0)
 
         def improvement(points: Array) -> Array:
-            mean, std = posterior.mean_and_std(points, cell)
+            marginal = posterior.at(points, cell)
+            mean, std = marginal.mean, marginal.std
             value = log_improvement((incumbent - mean) / std) + np.log(std)
             result: Array = special.logsumexp(value, axis=1)
             if whole:

@@ -9,13 +9,15 @@ Memory is of the order of (trials)² whatever the number of columns: distances a
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg, optimize
+from scipy import linalg
 
 from orchestrator.search.history import Array, Column
 
@@ -96,8 +98,14 @@ def _squared_distances(a: Array, b: Array) -> Array:
 
 def _matern(scaled_squared: Array) -> Array:
     """Matérn-5/2 of a squared scaled distance."""
-    root = SQRT5 * np.sqrt(scaled_squared)
-    result: Array = (1.0 + root + root**2 / 3.0) * np.exp(-root)
+    root = np.sqrt(5.0 * scaled_squared)
+    decay = np.negative(root)
+    np.exp(decay, out=decay)
+    result: Array = root * root
+    result *= 1.0 / 3.0
+    result += root
+    result += 1.0
+    result *= decay
     return result
 
 
@@ -134,6 +142,8 @@ class _Evidence:
 
     def minimum(self, start: Array, iterations: int) -> Array:
         """Where a descent from `start` ends."""
+        from scipy import optimize  # a quarter of a second: only where a model is fitted
+
         found = optimize.minimize(
             self,
             start,
@@ -224,6 +234,25 @@ class Posterior:
         self._alpha: Array = linalg.cho_solve((self._factor, True), y.reshape(len(x), -1), check_finite=False)
         self._prior_variance = h.shared + (h.offset + h.particular if layout.n_context else 0.0)
 
+    def given_also(self, x: Array, y: Array) -> Posterior:
+        """Conditioned on further points too; `y` holds the losses of all, in as many columns as wanted.
+
+        The factor of what was known is continued, for it costs the cube of the number of trials.
+        """
+        n, q = len(self._factor), len(x)
+        searched, context = self._scaled(x[:, : self._layout.n_searched], x[:, self._layout.n_searched :])
+        below = self._solved(self._kernel(searched, context, self._searched, self._context)).T
+        corner = self._kernel(searched, context, searched, context) - below @ below.T
+        corner[np.diag_indices(q)] += self._h.noise + JITTER
+        factor = np.zeros((n + q, n + q))
+        factor[:n, :n], factor[n:, :n] = self._factor, below
+        factor[n:, n:] = linalg.cholesky(corner, lower=True, check_finite=False)
+        further = copy.copy(self)
+        further._searched, further._context = np.vstack([self._searched, searched]), np.vstack([self._context, context])
+        further._factor = factor
+        further._alpha = linalg.cho_solve((factor, True), y.reshape(n + q, -1), check_finite=False)
+        return further
+
     @property
     def noise(self) -> float:
         """Variance of what is observed about what is true."""
@@ -247,23 +276,40 @@ class Posterior:
         result += self._h.offset * (c @ alpha)
         return result
 
-    def mean_and_std(self, points: Array, cells: Array) -> tuple[Array, Array]:
-        """Posterior mean (points, columns of losses) and standard deviation without noise (points, 1)."""
-        cross = self._cross(points, cells)
-        solved = linalg.solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
-        variance = np.maximum(self._prior_variance - np.einsum("ij,ij->j", solved, solved), 1e-12)
-        return cross @ self._alpha, np.sqrt(variance)[:, None]
+    def mean_by_cell(self, points: Array, cells: Array) -> Array:
+        """Posterior mean (of the first column of losses) at each cell's own points, shape (cells, points).
 
-    def joint(self, points: Array, cells: Array) -> tuple[Array, Array]:
-        """Posterior mean (points, columns of losses) and covariance (points, points), both without noise."""
-        cross = self._cross(points, cells)
-        solved = linalg.solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
+        Args:
+            points: searched coordinates, shape (cells, points, columns).
+            cells: the cells' coordinates, a row each.
+        """
+        n_cells, n_points, _ = points.shape
+        alpha, result = self._alpha[:, 0], np.empty((n_cells, n_points))
+        weights, offsets = np.repeat(self._h.shared * alpha[None, :], n_cells, axis=0), np.zeros(n_cells)
+        if self._layout.n_context:
+            c = _matern(_squared_distances(self._scaled(points[0], cells)[1], self._context))
+            weights += self._h.particular * c * alpha
+            offsets = self._h.offset * (c @ alpha)
+        for i in range(n_cells):  # one by one, their matrices stay in the processor's cache
+            searched = self._scaled(points[i], cells[:0])[0]
+            result[i] = _matern(_squared_distances(searched, self._searched)) @ weights[i] + offsets[i]
+        return result
+
+    def at(self, points: Array, cells: Array) -> Marginal:
+        """Its values without noise at points."""
         searched, context = self._scaled(points, cells)
-        return cross @ self._alpha, self._kernel(searched, context, searched, context) - solved.T @ solved
+        cross = self._kernel(searched, context, self._searched, self._context)
+        return Marginal(self, searched, context, cross @ self._alpha, self._solved(cross))
+
+    def _solved(self, cross: Array) -> Array:
+        """The factor's inverse times what points have in common with the trials, a column a point."""
+        result: Array = linalg.solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
+        return result
 
     def draws(self, points: Array, cells: Array, normal: Array) -> Array:
         """Joint noisy draws at a few points from standard normals of shape (points, draws)."""
-        mean, covariance = self.joint(points, cells)
+        marginal = self.at(points, cells)
+        mean, covariance = marginal.mean, marginal.covariance(slice(None))
         covariance[np.diag_indices(len(points))] += self._h.noise + JITTER
         values, vectors = np.linalg.eigh(covariance)
         result: Array = mean[:, :1] + (vectors * np.sqrt(np.maximum(values, 0.0))) @ normal
@@ -284,7 +330,42 @@ class Posterior:
         m = _matern(_squared_distances(searched, other_searched))
         if not self._layout.n_context:
             return h.shared * m
-        c = _matern(_squared_distances(context, other_context))
+        c = _similar_cells(context, other_context)
         m *= h.shared + h.particular * c
         m += h.offset * c
         return m
+
+
+def _similar_cells(context: Array, other: Array) -> Array:
+    """The cells' Matérn-5/2, found once for each two cells, for many rows are of the same."""
+    if len(context) == 1:
+        return _matern(_squared_distances(context, other))
+    (rows, of_row), (columns, of_column) = (np.unique(c, axis=0, return_inverse=True) for c in (context, other))
+    result: Array = _matern(_squared_distances(rows, columns)).take(of_row.ravel(), 0).take(of_column.ravel(), 1)
+    return result
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """A posterior at some points: the mean without noise, shape (points, columns of losses), and on demand the rest."""
+
+    posterior: Posterior
+    searched: Array
+    context: Array
+    mean: Array
+    solved: Array
+
+    @property
+    def std(self) -> Array:
+        """Standard deviations, shape (points, 1)."""
+        explained = np.einsum("ij,ij->j", self.solved, self.solved)
+        result: Array = np.sqrt(np.maximum(self.posterior._prior_variance - explained, 1e-12))[:, None]
+        return result
+
+    def covariance(self, which: Any) -> Array:
+        """Of some of the points, shape (which, which)."""
+        searched, solved = self.searched[which], self.solved[:, which]
+        context = self.context[which] if len(self.context) > 1 else self.context
+        prior = self.posterior._kernel(searched, context, searched, context)
+        result: Array = prior - solved.T @ solved
+        return result

@@ -194,6 +194,13 @@ class History:
         """Coordinates of some of the trials in some of the columns: where there are thousands, not all need encoding."""
         return _encode(self.read.internal(self.kept[which], columns), self.columns[columns])
 
+    def first(self, n: int) -> History:
+        """As it would be without the finished trials after the first `n`."""
+        facts: dict[str, Any] = {
+            name: getattr(self, name)[:n] for name in ("loss", "pruned", "failed", "step", "violation", "kept")
+        }
+        return replace(self, **facts)
+
     @property
     def trials(self) -> list[FrozenTrial]:
         """Optuna's own trials of the rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -35,18 +36,26 @@ class Mirror(InMemoryStorage):
         self._studies[0] = _StudyInfo(name, words)
         self._study_name_to_id[name] = 0
         self._name = name
-        self._by_number: dict[int, FrozenTrial] = dict(trials or {})
-        self._sorted: list[FrozenTrial] | None = None
+        self._by_number: dict[int, FrozenTrial] = dict(sorted((trials or {}).items()))
+        self._numbers: list[int] = list(self._by_number)
+        self._trials: list[FrozenTrial] = list(self._by_number.values())
 
     def put(self, trial: FrozenTrial) -> None:
         """Adds the trial or replaces the one of its number."""
-        self._by_number[trial.number] = trial
-        self._sorted = None
+        number, numbers = trial.number, self._numbers
+        place = len(numbers) if not numbers or number > numbers[-1] else bisect_left(numbers, number)
+        if number in self._by_number:
+            self._trials[place] = trial
+        else:
+            numbers.insert(place, number)
+            self._trials.insert(place, trial)
+        self._by_number[number] = trial
 
     def remove(self, number: int) -> None:
         """Forgets the trial of that number, if there is one."""
-        self._by_number.pop(number, None)
-        self._sorted = None
+        if self._by_number.pop(number, None) is not None:
+            place = bisect_left(self._numbers, number)
+            del self._numbers[place], self._trials[place]
 
     def known(self, number: int) -> FrozenTrial | None:
         """The trial of that number, or None."""
@@ -54,7 +63,7 @@ class Mirror(InMemoryStorage):
 
     def next_number(self) -> int:
         """One more than the highest number known."""
-        return max(self._by_number, default=-1) + 1
+        return self._numbers[-1] + 1 if self._numbers else 0
 
     def restricted(self, trials: Iterable[FrozenTrial]) -> Mirror:
         """A storage of the same study that holds these trials only."""
@@ -70,9 +79,7 @@ class Mirror(InMemoryStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        if self._sorted is None:
-            self._sorted = [self._by_number[number] for number in sorted(self._by_number)]
-        trials = [t for t in self._sorted if states is None or t.state in states]
+        trials = list(self._trials) if states is None else [t for t in self._trials if t.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
     def _get_trial(self, trial_id: int) -> FrozenTrial:

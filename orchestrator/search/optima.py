@@ -20,7 +20,7 @@ MAX_COMPARED = 3000
 MAX_JOINED = 480
 """so many are joined, over all cells,"""
 PER_CELL = 24
-"""and so many in each."""
+"""and so many in each, or as many as are asked for."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Optima:
         cells: Array,
         fixed: Array,
         rng: np.random.Generator,
+        per_cell: int = PER_CELL,
     ) -> Optima:
         """Looks for each cell's likely optima among points spread, seen and near the best ones.
 
@@ -46,23 +47,35 @@ class Optima:
             seen: searched coordinates of trials, best ones first.
             cells: coordinates of the cells, a row each.
             fixed: for each cell the searched coordinates that it does not vary, NaN where it does.
+            rng: draws the points.
+            per_cell: so many points a cell are joined, and about twice as many looked at closely.
         """
         n_cells = len(cells)
         shared = np.vstack([spread(searched, N_SPREAD, rng), snapped(searched, seen[:N_SEEN])])
         if not searched:
             shared = shared[:1]
         mean = posterior.mean_everywhere(shared, cells).T  # a row a cell; what is fixed is put right below
-        n_close = int(np.clip(MAX_COMPARED // (2 * n_cells), 2, 64))
+        n_close = int(np.clip(MAX_COMPARED // (2 * n_cells), 2, 5 * per_cell // 2))
         order = np.argpartition(mean, min(n_close, mean.shape[1] - 1), axis=1)[:, :n_close]
         points = _within(shared[order], fixed)  # (cells, points, columns)
-        n_moved = int(np.clip(MAX_COMPARED // (4 * n_cells), 2, 24))
+        n_moved = int(np.clip(MAX_COMPARED // (4 * n_cells), 2, per_cell))
         for radius in RADII if searched else ():
             points = _within(_refined(posterior, points, searched, cells, radius, n_moved, rng), fixed)
-        k = int(np.clip(MAX_JOINED // n_cells, 1, PER_CELL)) if searched else 1
-        points = _likeliest(posterior, points, cells, k, rng)
-        flat, of_cell = points.reshape(n_cells * k, -1), np.repeat(cells, k, axis=0)
-        joint_mean, covariance = posterior.joint(flat, of_cell)
-        return Optima(joint_mean[:, 0].reshape(n_cells, k), covariance, posterior.noise)
+        k = int(np.clip(MAX_JOINED // n_cells, 1, per_cell)) if searched else 1
+        return Optima._joined(posterior, points, cells, k, rng)
+
+    @staticmethod
+    def _joined(posterior: Posterior, points: Array, cells: Array, k: int, rng: np.random.Generator) -> Optima:
+        """`k` points a cell: the one of lowest mean, then lowest ones of independent draws, so that likely ones differ."""
+        n_cells, n_points, width = points.shape
+        marginal = posterior.at(points.reshape(n_cells * n_points, width), np.repeat(cells, n_points, axis=0))
+        mean, std = marginal.mean[:, 0].reshape(n_cells, n_points), marginal.std.reshape(n_cells, n_points)
+        chosen = np.empty((n_cells, k), dtype=int)
+        chosen[:, 0] = mean.argmin(axis=1)
+        drawn = mean[None] + std[None] * rng.standard_normal((k - 1, *mean.shape))
+        chosen[:, 1:] = drawn.argmin(axis=2).T
+        covariance = marginal.covariance((chosen + n_points * np.arange(n_cells)[:, None]).ravel())
+        return Optima(np.take_along_axis(mean, chosen, axis=1), covariance, posterior.noise)
 
     def lows(self, rng: np.random.Generator, n: int, *, widened: float = 1.0) -> Array:
         """Joint draws of each cell's lowest true loss, shape (n, cells); deviations are `widened` times the model's."""
@@ -83,7 +96,7 @@ def _refined(
 ) -> Array:
     """Replaces each cell's points by as many of them and of others near its best three that have the lowest means."""
     n_cells, n_points, width = points.shape
-    mean = _means(posterior, points, cells)
+    mean = posterior.mean_by_cell(points, cells)
     best = np.take_along_axis(points, np.argsort(mean, axis=1)[:, :3, None], axis=1)
     each = max(1, n_moved // best.shape[1])
     moved = around(searched, best.reshape(-1, width), radius, each, rng).reshape(n_cells, -1, width)
@@ -95,24 +108,6 @@ def _refined(
 def _within(points: Array, fixed: Array) -> Array:
     result: Array = np.where(np.isnan(fixed)[:, None, :], points, fixed[:, None, :])
     return result
-
-
-def _means(posterior: Posterior, points: Array, cells: Array) -> Array:
-    n_cells, n_points, width = points.shape
-    mean = posterior.mean(points.reshape(n_cells * n_points, width), np.repeat(cells, n_points, axis=0))
-    return mean[:, 0].reshape(n_cells, n_points)
-
-
-def _likeliest(posterior: Posterior, points: Array, cells: Array, k: int, rng: np.random.Generator) -> Array:
-    """`k` points a cell: the one of lowest mean, then lowest ones of independent draws, so that likely ones differ."""
-    n_cells, n_points, width = points.shape
-    mean, std = posterior.mean_and_std(points.reshape(n_cells * n_points, width), np.repeat(cells, n_points, axis=0))
-    mean, std = mean[:, 0].reshape(n_cells, n_points), std.reshape(n_cells, n_points)
-    chosen = np.empty((n_cells, k), dtype=int)
-    chosen[:, 0] = mean.argmin(axis=1)
-    for i in range(1, k):
-        chosen[:, i] = (mean + std * rng.standard_normal(mean.shape)).argmin(axis=1)
-    return np.take_along_axis(points, chosen[:, :, None], axis=1)
 
 
 def _factor(covariance: Array) -> Array:

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 from optuna.trial import FrozenTrial
-from scipy.stats import qmc
 
 from orchestrator.search.history import Array, Column
 
@@ -36,6 +35,8 @@ def unit_point(
     n_columns: int, index: int, seed: int | None, kind: Literal["sobol", "halton"] = "sobol", scramble: bool = True
 ) -> Array:
     """The `index`-th point in [0, 1)^n of the sequence that `seed` scrambles."""
+    from scipy.stats import qmc  # half a second: only where a study starts
+
     make = qmc.Sobol if kind == "sobol" else qmc.Halton
     engine = make(n_columns, scramble=scramble, rng=np.random.default_rng(seed))
     if index:

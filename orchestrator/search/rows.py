@@ -19,6 +19,7 @@ Array = npt.NDArray[np.float64]
 
 _RUNNING, _WAITING = -1, -2
 _ALL = slice(None)
+_STRETCH = 512
 _FACTS = 4  # value, last step, violation of constraints, state
 _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -98,8 +99,7 @@ class Rows:
 
     def _rows_of(self, trials: list[FrozenTrial]) -> npt.NDArray[np.intp]:
         """Each trial's row of the table, or what it is instead; only what differs from last time is looked at."""
-        is_same = map(operator.is_, trials, self._last)
-        same = next((i for i, yes in enumerate(is_same) if not yes), min(len(trials), len(self._last)))
+        same = _same(trials, self._last)
         fresh = np.array([self._row(trial) for trial in trials[same:]], dtype=np.intp)
         self._last, self._row_of_last = list(trials), np.concatenate([self._row_of_last[:same], fresh])
         return self._row_of_last
@@ -137,6 +137,14 @@ class Rows:
         return [read(params[name]) if name in params else math.nan for name, (_, read) in self._readers.items()]
 
 
+def _same(trials: list[FrozenTrial], last: list[FrozenTrial]) -> int:
+    """How many trials from the first on are the very same objects; whole stretches at a time, for there are thousands."""
+    n, at = min(len(trials), len(last)), 0
+    while at < n and all(map(operator.is_, trials[at : at + _STRETCH], last[at : at + _STRETCH])):
+        at += _STRETCH
+    return next((i for i in range(at, min(at + _STRETCH, n)) if trials[i] is not last[i]), min(at + _STRETCH, n))
+
+
 def _reader(distribution: BaseDistribution) -> Callable[[Any], float]:
     """Internal value of an external one, or NaN if the distribution has none such."""
     if isinstance(distribution, CategoricalDistribution):
@@ -162,3 +170,11 @@ def _value(trial: FrozenTrial) -> float:
     elif trial.state == TrialState.PRUNED and trial.intermediate_values:
         value = trial.intermediate_values[max(trial.intermediate_values)]
     return value if value is not None and math.isfinite(value) else math.nan
+
+
+def checkpoint(n: int) -> int:
+    """The largest number up to `n` of the series 1, 2, … 10, 11, 12, 13, 14, 15, 16, 17, 19 … that grows by a tenth."""
+    last = 1
+    while (following := last + max(1, last // 10)) <= n:
+        last = following
+    return last

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from orchestrator.search.gp_model import Hyperparameters, Layout, Posterior, fit
 from orchestrator.search.history import Array, Column, History
 from orchestrator.search.losses import Scale
+from orchestrator.search.rows import checkpoint
 
 MAX_TRIALS = 400
 """Inference is exact up to so many trials; of more, so many are kept."""
@@ -114,9 +115,8 @@ class Surrogate:
             return posterior, self.x, self.y[:, None]
         n = self.layout.n_searched
         ends = posterior.draws(self.pending[:, :n], self.pending[:, n:], normal)
-        x = np.vstack([self.x, self.pending])
         y = np.vstack([np.repeat(self.y[:, None], normal.shape[1], axis=1), ends])
-        return Posterior(x, y, self.layout, self.hyperparameters), x, y
+        return posterior.given_also(self.pending, y), np.vstack([self.x, self.pending]), y
 
     def believing(self) -> tuple[Posterior, Array]:
         """Given also that each running trial ends as foretold: no mean moves, what they will tell is no longer unknown."""
@@ -125,16 +125,7 @@ class Surrogate:
             return posterior, self.x
         n = self.layout.n_searched
         ends = posterior.mean(self.pending[:, :n], self.pending[:, n:])
-        x, y = np.vstack([self.x, self.pending]), np.concatenate([self.y, ends[:, 0]])
-        return Posterior(x, y, self.layout, self.hyperparameters), x
-
-
-def checkpoint(n: int) -> int:
-    """The largest number up to `n` of the series 1, 2, … 10, 11, 12, 13, 14, 15, 16, 17, 19 … that grows by a tenth."""
-    last = 1
-    while (following := last + max(1, last // 10)) <= n:
-        last = following
-    return last
+        return posterior.given_also(self.pending, np.concatenate([self.y, ends[:, 0]])), np.vstack([self.x, self.pending])
 
 
 def _spread(n: int) -> npt.NDArray[np.intp]:

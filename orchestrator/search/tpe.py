@@ -21,7 +21,7 @@ from orchestrator.search.kinship import MAX_COMPARED, SHARING, Drift, closeness,
 from orchestrator.search.losses import Scale
 from orchestrator.search.parzen import Mixture
 from orchestrator.search.quasirandom import point_of
-from orchestrator.search.rows import Rows
+from orchestrator.search.rows import Rows, checkpoint
 
 GOOD = 0.2
 """This part of the trials is good, MAX_GOOD of them at most: the nearest cells' first."""
@@ -70,6 +70,7 @@ class HybridTPESampler(BaseSampler):
         self._n_ei_candidates = n_ei_candidates
         self._space = IntersectionSearchSpace(include_pruned=True)
         self._rows = Rows()
+        self._learnt: tuple[object, tuple[float, float]] | None = None
         self.reseed(seed)
 
     def reseed(self, seed: int | None) -> None:
@@ -108,8 +109,7 @@ class HybridTPESampler(BaseSampler):
         n = len(searched)
         cells = history.coordinates(columns=slice(n, None))
         badness, good = _split(study, history, cells)
-        latest = slice(-MAX_COMPARED, None)
-        sharing = learn_sharing(searched, context.columns, history.coordinates(latest), badness[latest])
+        sharing = self._sharing(study, searched, context, history)
         here = (cells == context.point).all(axis=1)
         near = np.where(here, OWN_CELL, closeness(cells, context.point, context.columns, sharing))
         good = good[np.lexsort((badness[good], -near[good]))][:MAX_GOOD]
@@ -130,6 +130,24 @@ class HybridTPESampler(BaseSampler):
         ratio = below.log_density(candidates) - above.log_density(candidates)
         result: Array = candidates[int(np.argmax(ratio))]
         return result
+
+    def _sharing(self, study: Study, searched: Sequence[Column], context: Context, history: History) -> tuple[float, float]:
+        """How much cells share, learnt anew when there are a tenth more trials: from the latest of the first n of them.
+
+        So it is a function of the history, yet seldom computed.
+        """
+        if not context.columns:
+            return SHARING[0]
+        first = history.first(checkpoint(len(history.loss)))
+        latest = slice(-MAX_COMPARED, None)
+        names = tuple(column.name for column in [*searched, *context.columns])
+        values = (first.read.internal(first.kept[latest]), first.loss[latest], first.pruned[latest], first.violation[latest])
+        key = (names, *(array.tobytes() for array in values))
+        if self._learnt is None or self._learnt[0] != key:
+            badness, _ = _split(study, first, first.coordinates(columns=slice(len(searched), None)))
+            x = first.coordinates(latest)
+            self._learnt = key, learn_sharing(searched, context.columns, x, badness[latest])
+        return self._learnt[1]
 
 
 def _untried(candidates: Array, known: Array) -> Array:

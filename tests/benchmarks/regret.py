@@ -5,7 +5,8 @@ geometric mean over problems of medians over seeds, relative to Optuna's TPESamp
 trial that truly was the best, which says what was found where noise hides it (in the tables of real runs it does); the mean
 over cells of each cell's regret, relative to one TPE study a cell; what several workers at once lose against one; milliseconds
 of processor time a suggestion, asking and telling. In brackets: the 90 % interval under resampled seeds. The two yardsticks
-are always run. Same arguments, same figures (but for times). Run as
+are always run. Same arguments, same figures (but for times). With ``--lines`` runs are kept, so a long call can be ended and
+taken up again. Run as
 
     OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --trials 120 --seeds 20 --jobs 4
     OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --parallel 8 --methods hybrid-gp,plain-gp-ordered --problems moving,flat
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,9 @@ LEAST = 1e-5
 RESAMPLED = 400
 
 Array = npt.NDArray[np.float64]
+Way: TypeAlias = tuple[int, int]
+"""How many workers, and how many trials each prepares while one runs."""
+ALONE: Way = (1, 0)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Job:
     seed: int
     at: tuple[int, ...]
     workers: int
+    ahead: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Result:
     seed: int
     at: int
     workers: int
+    ahead: int
+    variant: int
     regret: float
     of_best: float
     by_cell: float
@@ -90,79 +97,91 @@ def measure(job: Job) -> list[Result]:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     task, method, results = problem(job.problem, job.variant), METHODS[job.method], []
-    for trials in job.at if method.foresees else job.at[-1:]:
-        rows, spent = play(task, method.make(task, trials, job.seed), trials, job.seed, job.workers)
-        for at in (trials,) if method.foresees else job.at:
-            found = regrets(task, rows[:at])
-            results.append(Result(job.method, job.problem, job.seed, at, job.workers, *found, ms=1e3 * spent / trials))
+    trials = job.at[-1]
+    rows, spent = play(task, method.make(task, trials, job.seed), trials, job.seed, job.workers, job.ahead)
+    for at in job.at:
+        facts = (job.method, job.problem, job.seed, at, job.workers, job.ahead, job.variant)
+        results.append(Result(*facts, *regrets(task, rows[:at]), ms=1e3 * spent / trials))
     return results
 
 
 class Figures:
-    """Ratios of medians over seeds, with intervals; the same resampled seeds on both sides of a ratio."""
+    """Ratios of medians over seeds, with intervals; the same (resampled) seeds on both sides of a ratio: those both have."""
 
-    def __init__(self, results: Sequence[Result], problems: Sequence[str], seeds: int) -> None:
+    def __init__(self, results: Sequence[Result], problems: Sequence[str]) -> None:
         self._problems = problems
-        self._seeds = seeds
-        self._of: dict[tuple[str, str, int, int], dict[int, Result]] = {}
+        self._of: dict[tuple[str, str, int, Way], dict[int, Result]] = {}
         for r in results:
-            self._of.setdefault((r.method, r.problem, r.at, r.workers), {})[r.seed] = r
-        rng = np.random.default_rng(0)
-        self._drawn = np.vstack([np.arange(seeds), rng.integers(seeds, size=(RESAMPLED, seeds))])
+            self._of.setdefault((r.method, r.problem, r.at, (r.workers, r.ahead)), {})[r.seed] = r
 
-    def _log_medians(self, method: str, at: int, workers: int, field: str) -> Array:
-        """Shape (problems, 1 + RESAMPLED): of the seeds as they are, then resampled."""
-        values = []
-        for name in self._problems:
-            mine = self._of[method, name, at, workers]
-            values.append([getattr(mine[seed], field) for seed in range(self._seeds)])
-        result: Array = np.log(np.median(np.array(values)[:, self._drawn], axis=2))
-        return result
+    def seeds(self, method: str, at: int, way: Way) -> set[int]:
+        """Seeds with which a method was run on every problem."""
+        return set.intersection(*(set(self._of.get((method, name, at, way), {})) for name in self._problems))
 
-    def ratio(self, field: str, at: int, of: tuple[str, int], to: tuple[str, int]) -> dict[str, Any]:
-        """Geometric mean of the ratio between two methods (with their numbers of workers), interval, and each problem."""
-        difference = self._log_medians(of[0], at, of[1], field) - self._log_medians(to[0], at, to[1], field)
+    def ratio(self, field: str, at: int, of: tuple[str, Way], to: tuple[str, Way]) -> dict[str, Any] | None:
+        """Geometric mean of the ratio between two methods, each run in a way, interval, and each problem; None without runs."""
+        seeds = sorted(self.seeds(of[0], at, of[1]) & self.seeds(to[0], at, to[1]))
+        if not seeds:
+            return None
+        drawn = np.random.default_rng(0).integers(len(seeds), size=(RESAMPLED, len(seeds)))
+        drawn = np.vstack([np.arange(len(seeds)), drawn])
+
+        def log_medians(method: str, way: Way) -> Array:
+            """Shape (problems, 1 + RESAMPLED): of the seeds as they are, then resampled."""
+            each = [self._of[method, name, at, way] for name in self._problems]
+            values = np.array([[getattr(mine[seed], field) for seed in seeds] for mine in each])
+            result: Array = np.log(np.median(values[:, drawn], axis=2))
+            return result
+
+        difference = log_medians(*of) - log_medians(*to)
         means = np.exp(difference.mean(axis=0))
         low, high = np.quantile(means[1:], (0.05, 0.95))
         problems = dict(zip(self._problems, np.exp(difference[:, 0]).round(3).tolist(), strict=True))
-        return {"ratio": float(means[0]), "low": float(low), "high": float(high), "problems": problems}
+        return {"ratio": float(means[0]), "low": float(low), "high": float(high), "seeds": len(seeds), "problems": problems}
 
-    def ms(self, method: str, at: int, workers: int) -> float:
+    def ms(self, method: str, at: int, way: Way) -> float:
         """Mean over problems and seeds of milliseconds of processor time a suggestion."""
-        return float(np.mean([r.ms for name in self._problems for r in self._of[method, name, at, workers].values()]))
+        return float(np.mean([r.ms for name in self._problems for r in self._of[method, name, at, way].values()]))
 
 
-def summaries(figures: Figures, methods: Sequence[str], at: Sequence[int], workers: int) -> Iterator[dict[str, Any]]:
+def summaries(figures: Figures, methods: Sequence[str], at: Sequence[int], ways: Sequence[Way]) -> Iterator[dict[str, Any]]:
     """One a method and number of trials."""
     for trials in at:
         for method in methods:
+            if not figures.seeds(method, trials, ALONE):
+                continue
             line: dict[str, Any] = {
                 "trials": trials,
                 "method": method,
-                "regret": figures.ratio("regret", trials, (method, 1), (YARDSTICK, 1)),
-                "of_best": figures.ratio("of_best", trials, (method, 1), (YARDSTICK, 1)),
-                "by_cell": figures.ratio("by_cell", trials, (method, 1), (APART, 1)),
-                "ms": figures.ms(method, trials, 1),
+                "regret": figures.ratio("regret", trials, (method, ALONE), (YARDSTICK, ALONE)),
+                "of_best": figures.ratio("of_best", trials, (method, ALONE), (YARDSTICK, ALONE)),
+                "by_cell": figures.ratio("by_cell", trials, (method, ALONE), (APART, ALONE)),
+                "ms": figures.ms(method, trials, ALONE),
             }
-            if workers > 1:
-                line["parallel_loss"] = figures.ratio("regret", trials, (method, workers), (method, 1))
-                line["parallel_loss_by_cell"] = figures.ratio("by_cell", trials, (method, workers), (method, 1))
+            for way in ways:
+                if way != ALONE:
+                    line[_loss(way)] = figures.ratio("regret", trials, (method, way), (method, ALONE))
+                    line[f"{_loss(way)}, by cell"] = figures.ratio("by_cell", trials, (method, way), (method, ALONE))
             yield line
 
 
-def table(lines: Sequence[dict[str, Any]], problems: Sequence[str], workers: int) -> str:
+def _loss(way: Way) -> str:
+    return f"{way[0]} workers{' that prepare' if way[1] else ''} / 1"
+
+
+def table(lines: Sequence[dict[str, Any]], problems: Sequence[str]) -> str:
     """The summaries for people."""
 
-    def cell(figure: dict[str, Any]) -> str:
-        return f"{figure['ratio']:.3g} [{figure['low']:.2g}, {figure['high']:.2g}]"
+    def cell(figure: dict[str, Any] | None) -> str:
+        return f"{figure['ratio']:.3g} [{figure['low']:.2g}, {figure['high']:.2g}]" if figure else "-"
 
-    headings = ["trials", "method", f"regret / {YARDSTICK}", "of truly best", f"by cell / {APART}", "ms"]
-    headings += [f"{workers} workers / 1", "the same by cell"] if workers > 1 else []
-    rows = [[*headings, *problems]]
+    losses = [key for key in lines[0] if "workers" in key]
+    headings = ["trials", "method", "seeds", f"regret / {YARDSTICK}", "of truly best", f"by cell / {APART}", "ms"]
+    rows = [[*headings, *losses, *problems]]
     for line in lines:
-        row = [str(line["trials"]), line["method"], *(cell(line[key]) for key in ("regret", "of_best", "by_cell"))]
-        row.append(f"{line['ms']:.1f}")
-        row += [cell(line["parallel_loss"]), cell(line["parallel_loss_by_cell"])] if workers > 1 else []
+        row = [str(line["trials"]), line["method"], str(line["regret"]["seeds"])]
+        row += [*(cell(line[key]) for key in ("regret", "of_best", "by_cell")), f"{line['ms']:.1f}"]
+        row += [cell(line[key]) + (f" ({line[key]['seeds']})" if line[key] else "") for key in losses]
         rows.append(row + [f"{line['regret']['problems'][name]:.2f}" for name in problems])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -193,9 +212,16 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--problems", type=names(PROBLEMS), nargs="+", default=[PROBLEMS], help=f"of {', '.join(PROBLEMS)}")
     parser.add_argument("--variant", type=int, default=0, help="draws other constants of the synthetic problems")
     parser.add_argument("--parallel", type=int, default=1, metavar="WORKERS", help="also with so many workers at once")
+    parser.add_argument("--prefetch", action="store_true", help="also with as many that prepare a trial while one runs")
+    parser.add_argument("--slow-seeds", type=int, help="seeds of Optuna's GPSampler, where fewer; ratios are of common seeds")
+    parser.add_argument("--parallel-seeds", type=int, help="seeds of several workers at once, where fewer")
+    parser.add_argument("--lines", type=Path, metavar="FILE", help="keep each run there as it ends; what is there is not run")
+    parser.add_argument("--only-kept", action="store_true", help="tabulate what the lines hold, whatever seeds; play nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write summaries and every single result there")
     options = parser.parse_args(argv)
     options.at = tuple(sorted(set(options.at or (options.trials // 2, options.trials))))
+    if options.only_kept and not options.lines:
+        parser.error("--only-kept: needs --lines, the file to read")
     if options.at[0] < 1 or options.seeds < 1 or options.jobs < 1 or options.parallel < 1:
         parser.error("trials, seeds, jobs and workers must be at least 1")
     chosen = [YARDSTICK, APART, *(name for part in options.methods for name in part)]
@@ -205,25 +231,49 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def kept(lines: Path | None, options: argparse.Namespace) -> dict[Job, list[Result]]:
+    """The runs that an earlier call with the same numbers of trials left."""
+    found: dict[Job, list[Result]] = {}
+    for line in lines.read_text().splitlines() if lines and lines.exists() else ():
+        job, results = json.loads(line)
+        job = Job(**job | {"at": tuple(job["at"])})
+        if job.at == options.at and job.variant == options.variant:
+            found[job] = [Result(**result) for result in results]
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(argv)
-    jobs = [
-        Job(method, name, options.variant, seed, options.at, workers)
-        for workers in sorted({1, options.parallel})
+    ways = [ALONE]
+    ways += [(options.parallel, ahead) for ahead in ((0, 1) if options.prefetch else (0,))] if options.parallel > 1 else []
+    wanted = [
+        Job(method, name, options.variant, seed, options.at, *way)
+        for way in ways
+        for seed in range(options.seeds if way == ALONE else options.parallel_seeds or options.seeds)
         for method in options.methods
-        for seed in range(options.seeds)
         for name in options.problems
+        if seed < ((METHODS[method].slow and options.slow_seeds) or options.seeds)
     ]
     for name in options.problems:
         _ = problem(name, options.variant).optima  # found once, before processes are forked
+    done = kept(options.lines, options)
+    if options.only_kept:
+        wanted = [job for job in wanted if job in done]
+    missing = [job for job in wanted if job not in done]
     with ProcessPoolExecutor(options.jobs) as pool:
-        played = track(pool.map(measure, jobs), total=len(jobs), console=Console(stderr=True, quiet=not sys.stderr.isatty()))
-        results = [result for part in played for result in part]
-    figures = Figures(results, options.problems, options.seeds)
-    lines = list(summaries(figures, options.methods, options.at, options.parallel))
-    print(table(lines, options.problems, options.parallel))
+        played = track(
+            pool.map(measure, missing), total=len(missing), console=Console(stderr=True, quiet=not sys.stderr.isatty())
+        )
+        for job, results in zip(missing, played, strict=True):
+            done[job] = results
+            if options.lines:
+                with options.lines.open("a") as file:
+                    file.write(json.dumps([asdict(job), [asdict(result) for result in results]]) + "\n")
+    all_results = [result for job in wanted for result in done[job]]
+    lines = list(summaries(Figures(all_results, options.problems), options.methods, options.at, ways))
+    print(table(lines, options.problems))
     if options.json:
-        written = {"arguments": vars(options), "summaries": lines, "results": [asdict(result) for result in results]}
+        written = {"arguments": vars(options), "summaries": lines, "results": [asdict(result) for result in all_results]}
         options.json.write_text(json.dumps(written, default=str, indent=1))
 
 

@@ -111,6 +111,10 @@ def test_workers_at_once_are_asked_while_the_others_run() -> None:
     rows, _ = methods.play(task, Watched(), 20, 0, workers=8)
     assert seen == [0, 1, 2, 3, 4, 5, 6, *[7] * 13]
     assert len(rows) == 20
+    seen.clear()
+    rows, _ = methods.play(task, Watched(), 30, 0, workers=8, ahead=1)
+    assert seen == [*range(15), *[15] * 15]
+    assert len(rows) == 30
 
 
 def test_our_shares_are_given_cell_after_cell() -> None:
@@ -150,6 +154,24 @@ def test_a_run_prints_every_method_beside_the_yardsticks(tmp_path: Path, capsys:
         for method in ("random", "plain-tpe")
     }
     assert random["regret"]["ratio"] == pytest.approx(np.sqrt(np.prod(of["random"]) / np.prod(of["plain-tpe"])))
+
+
+def test_runs_that_were_kept_are_not_played_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = tmp_path / "runs.jsonl"
+    argv = ["--trials=6", "--problems=flat", "--methods=random", "--parallel=2", "--prefetch", f"--lines={lines}"]
+    regret.main([*argv, "--seeds=1"])
+    assert len(lines.read_text().splitlines()) == 3 * 3  # methods, ways
+    regret.main([*argv, "--seeds=2"])
+    two = capsys.readouterr().out
+    assert len(lines.read_text().splitlines()) == 2 * 3 * 3
+    monkeypatch.setattr(regret, "measure", None)
+    regret.main([*argv, "--seeds=2"])
+    assert capsys.readouterr().out in two
+    assert "2 workers that prepare / 1" in two
+    regret.main([*argv, "--seeds=9", "--only-kept"])
+    assert capsys.readouterr().out in two
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

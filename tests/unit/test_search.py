@@ -18,6 +18,7 @@ from optuna.distributions import json_to_distribution
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Budget, Searched, StudySpec, Suggestion, TrialNews
 from orchestrator.search import ASK_KEY, Search, create_optuna_tables, open_storage, optuna_schema_head
+from orchestrator.search.mirror import Mirror, asked
 
 SAMPLERS = ("tpe", "gp", "random", "qmc", "nsga2")
 SPEC = StudySpec(
@@ -109,6 +110,24 @@ def test_an_ask_is_a_function_of_news_seed_ticket_and_retry(name: str) -> None:
     reseeded.feed(news)
     others.append(reseeded.ask(cell, ticket=30, retry=0))
     assert all(other.values != one.values for other in others)
+
+
+def test_the_mirror_holds_its_trials_by_number_whatever_comes_when() -> None:
+    mirror = Mirror("m", ("minimize",))
+    for number in (5, 2, 9, 0, 2, 7):
+        mirror.put(asked(number, {}))
+    replaced = asked(5, {"later": True})
+    mirror.put(replaced)
+    mirror.remove(9)
+    mirror.remove(9)
+    mirror.remove(2)
+    trials = mirror.get_all_trials(0, deepcopy=False)
+    assert [trial.number for trial in trials] == [0, 5, 7]
+    assert trials[1] is replaced
+    assert mirror.next_number() == 8
+    trials.clear()
+    assert [t.number for t in mirror.restricted([asked(3, {}), asked(1, {})]).get_all_trials(0)] == [1, 3]
+    assert len(mirror.get_all_trials(0)) == 3
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp"])

@@ -70,7 +70,8 @@ def test_the_gradient_of_the_evidence_is_its_slope() -> None:
 def test_the_process_foretells_what_it_has_not_seen() -> None:
     x, y = some(200)
     posterior = Posterior(x[:150], y[:150], LAYOUT, fit(x[:150], y[:150], LAYOUT))
-    mean, std = posterior.mean_and_std(x[150:, :2], x[150:, 2:])
+    marginal = posterior.at(x[150:, :2], x[150:, 2:])
+    mean, std = marginal.mean, marginal.std
     error = (mean[:, 0] - y[150:]) / np.sqrt(std[:, 0] ** 2 + posterior.noise)
     assert float(np.abs(mean[:, 0] - y[150:]).mean()) < 0.1
     assert 0.5 < float(error.std()) < 2.0
@@ -83,12 +84,26 @@ def test_all_ways_of_asking_the_process_agree() -> None:
     everywhere = posterior.mean_everywhere(points, cells)
     for j, cell in enumerate(cells):
         alone = np.repeat(cell[None, :], len(points), axis=0)
-        mean, std = posterior.mean_and_std(points, cell[None, :])
-        joint_mean, covariance = posterior.joint(points, alone)
-        assert everywhere[:, j] == pytest.approx(mean[:, 0])
-        assert posterior.mean(points, alone) == pytest.approx(mean)
-        assert joint_mean == pytest.approx(mean)
-        assert np.sqrt(np.diag(covariance)) == pytest.approx(std[:, 0], abs=1e-6)
+        here, joint = posterior.at(points, cell[None, :]), posterior.at(points, alone)
+        assert everywhere[:, j] == pytest.approx(here.mean[:, 0])
+        assert posterior.mean(points, alone) == pytest.approx(here.mean)
+        assert joint.mean == pytest.approx(here.mean)
+        assert joint.std == pytest.approx(here.std)
+        assert here.covariance([1, 4]) == pytest.approx(joint.covariance(slice(None))[np.ix_([1, 4], [1, 4])])
+        assert np.sqrt(np.diag(joint.covariance(slice(None)))) == pytest.approx(joint.std[:, 0], abs=1e-6)
+    own = some(35, seed=1)[0][:, :2].reshape(5, 7, 2)
+    each = [posterior.mean(own[j], cells[j : j + 1])[:, 0] for j in range(5)]
+    assert posterior.mean_by_cell(own, cells) == pytest.approx(np.array(each))
+
+
+def test_further_trials_change_the_process_as_if_known_from_the_start() -> None:
+    x, y = some(60)
+    h = fit(x, y, LAYOUT)
+    at_once, later = Posterior(x, y, LAYOUT, h), Posterior(x[:53], y[:53], LAYOUT, h).given_also(x[53:], y)
+    for posterior in (at_once, later):
+        marginal = posterior.at(x[:9, :2] * 0.5, x[:9, 2:])
+        assert marginal.mean == pytest.approx(at_once.at(x[:9, :2] * 0.5, x[:9, 2:]).mean)
+        assert marginal.std == pytest.approx(at_once.at(x[:9, :2] * 0.5, x[:9, 2:]).std)
 
 
 def test_of_many_trials_the_best_and_those_of_the_cell_are_kept() -> None:
@@ -125,9 +140,7 @@ def test_running_trials_move_no_mean_but_are_no_longer_uncertain() -> None:
             before.mean(waiting[:, :2], waiting[:, 2:]), abs=0.02
         )
     assert len(points) == 31
-    assert (
-        believing.mean_and_std(waiting[:, :2], waiting[:, 2:])[1] < 0.5 * before.mean_and_std(waiting[:, :2], waiting[:, 2:])[1]
-    )
+    assert believing.at(waiting[:, :2], waiting[:, 2:]).std < 0.5 * before.at(waiting[:, :2], waiting[:, 2:]).std
 
 
 def test_losses_come_back_in_their_own_units() -> None:

@@ -33,6 +33,7 @@ class Abroad(Commands):
     """Commands in an environment of their own, on a clock that is off."""
 
     extra: Mapping[str, str] = field(default_factory=dict)
+    fresh: bool = True  # the clock is set as Python starts
 
     def environment(self) -> dict[str, str]:
         return {**super().environment(), "PYTHONPATH": f"{SITECUSTOMIZE}{os.pathsep}{ROOT}", **self.extra}

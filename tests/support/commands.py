@@ -26,8 +26,8 @@ class Commands:
 
     Attributes:
         url: the database; None for the embedded one.
-        fresh: whether each has an interpreter of its own from the start, as a user's has, rather than forks one that has imported
-            the program; for tests that look at command lines, environments, or how Python starts.
+        fresh: whether each has an interpreter of its own from the start, as a user's has, and is no fork of one that has
+            imported the program; for tests that look at command lines, environments, or how Python starts.
     """
 
     url: str | None

@@ -52,9 +52,9 @@ def become(arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, 
     os.dup2(stderr, 2)
     for number in (1, 2):
         os.set_inheritable(number, True)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
-    _forget()
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process lives
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    forget()
     found = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:] = [str(cwd), *found, *(path for path in sys.path if path not in ("", str(cwd), *found))]
     sys.argv[:] = ["orchestrator", *arguments]
@@ -67,11 +67,11 @@ def become(arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, 
         atexit._run_exitfuncs()
 
 
-def _forget() -> None:
+def forget() -> None:
     """Leaves behind what a fork has of its parent and a fresh interpreter has not."""
     import numpy as np
 
-    np.random.seed()  # noqa: NPY002 - the global state is what all forks would share; random sees to its own
+    np.random.seed()  # all forks would share its state; random itself sees to that
     atexit._clear()
     gc.freeze()  # what the parent's garbage closes has other owners here
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
@@ -91,15 +91,18 @@ class ForkedCommand(subprocess.Popen[str]):
     """
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, stdout: int | None = None, stderr: int | None = None
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        cwd: Path,
+        stdout: int | None = None,
+        stderr: int | None = None,
     ) -> None:
         self.args = ["orchestrator", *arguments]
-        self.stdin = self.stderr = None
-        self.stdout = None
-        reader = None
+        self.stdin = self.stdout = self.stderr = None
         if stdout is None:
             reader, stdout = os.pipe()
-            self.stdout = open(reader, encoding="utf-8")
+            self.stdout = open(reader, encoding="utf-8")  # noqa: SIM115 - the caller's, as any Popen's
         else:
             stdout = os.dup(stdout)
         with Connection(stdout) as out, Connection(os.dup(stdout if stderr is None else stderr)) as err:

@@ -23,6 +23,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
+from unittest import mock
 
 import pytest
 
@@ -60,7 +61,8 @@ def become(arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, 
     sys.argv[:] = ["orchestrator", *arguments]
     from orchestrator.cli import launch
 
-    launch.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _LaunchedWorker})  # type: ignore[assignment]
+    forks = SimpleNamespace(**{**vars(subprocess), "Popen": _LaunchedWorker})
+    mock.patch.object(launch, "subprocess", forks).start()
     try:
         runpy.run_module("orchestrator", run_name="__main__", alter_sys=True)
     finally:
@@ -124,7 +126,7 @@ class ForkedCommand(subprocess.Popen[str]):
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self._process.exitcode
 
-    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:  # type: ignore[override]
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
         assert input is None
         assert self.stdout is not None
         reading = ThreadPoolExecutor(1)

@@ -51,8 +51,6 @@ def become(arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, 
     time.tzset()
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
-    for number in (1, 2):
-        os.set_inheritable(number, True)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process lives
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     forget()

@@ -46,7 +46,7 @@ def test_a_pause_at_once_is_obeyed_within_a_heartbeat_and_the_trial_goes_on_afte
 
 def test_a_stopped_study_ends_and_its_worker_lives_on(commands: Commands, store: Store) -> None:
     study = store.studies.launch(spec(cells=2, objective=SLOW, runner={**RUNNER, "grace_s": 0.2})).study_id
-    with commands.started("worker", *SOON) as worker:
+    with commands.started("worker", "worker.prefetch=0", *SOON) as worker:
         wait_until(lambda: states(store, study) == ["RUNNING"], 60)
         commands.check("stop", "--now", NAME)
         wait_until(lambda: store.reads.find("study").state == "FINISHED", 10)

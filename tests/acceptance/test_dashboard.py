@@ -10,7 +10,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def test_other_machines_are_let_in_with_the_password_only(commands: Commands, st
     file.chmod(0o600)
     token = f"Bearer {PASSWORD}"
     words = ("dashboard.host=0.0.0.0", "dashboard.read_only=true", f"dashboard.password_file={file}")
-    with dashboard(commands, *words) as served:
+    with dashboard(replace(commands, fresh=True), *words) as served:
         assert served.listening() == ["0.0.0.0"]
         assert served.ask("GET", "/api/studies")[0] == 401
         assert served.ask("GET", "/static/bundle.js")[0] == 401

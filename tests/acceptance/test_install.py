@@ -30,6 +30,20 @@ import math
 def quality(lr, width):
     return -abs(math.log10(lr) + 2) + 0.01 * width
 """
+COMMANDS = """
+import sys
+from orchestrator.cli import main
+
+command = []
+for word in sys.argv[1:]:
+    if word == "then":
+        assert main(command) == 0, command
+        command = []
+        print("\\0", flush=True)
+    else:
+        command.append(word)
+sys.exit(main(command))
+"""
 EXPERIMENT = """# @package _global_
 study: {name: mine, direction: maximize, metric: score}
 objective: {_target_: train.train}
@@ -75,16 +89,19 @@ def test_a_users_own_module_and_config_run_from_a_directory_outside_the_clone(
     env |= {"PYTHONPATH": str(site), "ORCHESTRATOR_STORAGE_URL": database_url, "ORCHESTRATOR_DATA_DIR": str(tmp_path / "data")}
 
     def orchestrator(*words: str) -> str:
-        command = [sys.executable, "-P", "-c", "import sys; from orchestrator.cli import main; sys.exit(main())", *words]
+        """Runs commands, with ``then`` between them, in one interpreter: each of its own would import all of it again."""
+        command = [sys.executable, "-P", "-c", COMMANDS, *words]
         done = subprocess.run(command, cwd=mine, env=env, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    where = orchestrator("launch", "--config-dir", "conf", "experiment=mine", "--info", "searchpath")
-    assert str(site / "orchestrator" / "conf") in where
     said = orchestrator("launch", "--config-dir", "conf", "experiment=mine", "worker.count=1")
     assert "study mine: 6 trials, 2 cells x 2 guaranteed" in said
     assert "finished: budget spent" in said
-    best = yaml.safe_load(orchestrator("best", "study.name=mine"))
-    assert best["params"]["model.width"] in (8, 16)
-    assert "training with" in orchestrator("logs", "study.name=mine", "trial=0")
+    where = ("launch", "--config-dir", "conf", "experiment=mine", "--info", "searchpath")
+    best, log, path = orchestrator(
+        "best", "study.name=mine", "then", "logs", "study.name=mine", "trial=0", "then", *where
+    ).split("\0\n")
+    assert yaml.safe_load(best)["params"]["model.width"] in (8, 16)
+    assert "training with" in log
+    assert str(site / "orchestrator" / "conf") in path

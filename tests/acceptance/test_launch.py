@@ -69,7 +69,7 @@ def test_eight_workers_cover_a_grid_exactly(commands: Commands, store: Store) ->
 
 def test_ten_kills_of_workers_lose_and_double_nothing(commands: Commands, store: Store) -> None:
     cells = ",".join(map(str, range(24)))
-    slow = ("objective._target_=tests.support.training.slow", "+objective.seconds=1", "sampler=random")
+    slow = ("objective._target_=tests.support.training.slow", "+objective.seconds=0.5", "sampler=random")
     dice = random.Random(1)
     with commands.started(
         "launch", *TINY, f"a={cells}", *slow, "budget.trials=24", "budget.per_cell=1", "worker.count=4"

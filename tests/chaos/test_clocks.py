@@ -33,6 +33,7 @@ class Abroad(Commands):
     """Commands in an environment of their own, on a clock that is off."""
 
     extra: Mapping[str, str] = field(default_factory=dict)
+    fresh: bool = True  # the clock is set as Python starts
 
     def environment(self) -> dict[str, str]:
         return {**super().environment(), "PYTHONPATH": f"{SITECUSTOMIZE}{os.pathsep}{ROOT}", **self.extra}
@@ -75,7 +76,8 @@ def test_a_worker_on_a_wrong_clock_that_dies_is_followed_in_time_and_one_that_li
     objective = {"_target_": "tests.support.chaos_objective.train", "seconds": 2 * TTL_S, "steps": 40}
     study_id = store.studies.launch(spec(cells=2, objective=objective, runner=RUNNER)).study_id
     ahead, behind = (Abroad(commands.url, commands.directory, extra=zone) for zone in ZONES[:2])
-    with ahead.started("worker", *LEASE) as doomed, behind.started("worker", *LEASE) as heir:
+    words = (*LEASE, "worker.prefetch=0")  # a trial for each of them
+    with ahead.started("worker", *words) as doomed, behind.started("worker", *words) as heir:
         wait_until(lambda: len([t for t in store.reads.trials(study_id, live_only=True) if t.worker_id]) == 2, 60)
         victim = next(w.worker_id for w in store.reads.workers() if w.pid == doomed.pid)
         number = next(t.number for t in store.reads.trials(study_id, live_only=True) if t.worker_id == victim)

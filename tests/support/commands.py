@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,17 +14,26 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.forking import ForkedCommand
+
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "support" / "config"
 
 
 @dataclass(frozen=True)
 class Commands:
-    """Calls of the program that share a database, a directory for runs and a working directory."""
+    """Calls of the program that share a database, a directory for runs and a working directory.
+
+    Attributes:
+        url: the database; None for the embedded one.
+        fresh: whether each has an interpreter of its own from the start, as a user's has, and is no fork of one that has
+            imported the program; for tests that look at command lines, environments, or how Python starts.
+    """
 
     url: str | None
     directory: Path
     cwd: Path = ROOT
+    fresh: bool = False
 
     def environment(self) -> dict[str, str]:
         env = {key: value for key, value in os.environ.items() if not key.startswith(("ORCHESTRATOR_", "PYTEST_"))}
@@ -36,9 +46,18 @@ class Commands:
 
     def run(self, command: str, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end and returns its code and both outputs."""
-        return subprocess.run(
-            self.line(command, *words), cwd=self.cwd, env=self.environment(), capture_output=True, text=True, timeout=timeout
-        )
+        line, environment = self.line(command, *words), self.environment()
+        if self.fresh:
+            return subprocess.run(line, cwd=self.cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = ForkedCommand(line[3:], environment, self.cwd, out.fileno(), err.fileno())
+            try:
+                code = process.wait(timeout)
+            finally:
+                process.kill()
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(line, code, out.read().decode(), err.read().decode())
 
     def check(self, command: str, *words: str, timeout: float = 120) -> str:
         """Runs a command that must succeed; returns its standard output."""
@@ -49,15 +68,20 @@ class Commands:
     @contextmanager
     def started(self, command: str, *words: str) -> Iterator[subprocess.Popen[str]]:
         """A command in the background; whatever is left of it is killed with the block."""
-        process = subprocess.Popen(
-            self.line(command, *words),
-            cwd=self.cwd,
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        line, environment = self.line(command, *words), self.environment()
+        process: subprocess.Popen[str]
+        if self.fresh:
+            process = subprocess.Popen(
+                line,
+                cwd=self.cwd,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        else:
+            process = ForkedCommand(line[3:], environment, self.cwd)
         try:
             yield process
         finally:

@@ -1,16 +1,13 @@
 """A fleet of real worker processes that tests may kill, stop and replace at little cost.
 
-They are forks of a process that has imported the program already (multiprocessing's forkserver): a worker is there in
-milliseconds instead of two seconds of a core, so that hundreds can be killed within a minute.
+They are forks (see `tests.support.forking`), so that hundreds can be killed within a minute.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,18 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from unittest import mock
 
-import pytest
-
 from orchestrator.faults import CRASH_AT
 from tests.support.chaos_objective import WHO
 from tests.support.commands import ROOT, Commands, descendants, kill
+from tests.support.forking import become, start
 from tests.support.waiting import wait_until
 
 TTL_S, HEARTBEAT_S, POLL_S = 2.0, 0.5, 0.1
 LEASE = (f"worker.lease_ttl_s={TTL_S}", f"worker.heartbeat_s={HEARTBEAT_S}", f"worker.poll_s={POLL_S}")
 """The lease of the chaos tests; every time limit in them is reckoned from these three."""
-
-_PRELOAD = ["orchestrator.cli", "orchestrator.worker", "tests.support.fleet"]
 
 
 @dataclass
@@ -79,8 +73,6 @@ class Fleet:
         self._commands = commands
         self._words = (*LEASE, *words)
         self.members: list[Member] = []
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_PRELOAD)
 
     def __enter__(self) -> Fleet:
         return self
@@ -122,11 +114,7 @@ class Fleet:
             environment[CRASH_AT] = crash_at
         given = (*self._words, *words)
         log.parent.mkdir(parents=True, exist_ok=True)
-        # The fork server, which the first start starts, looks for the program where this process found it.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(ROOT))
-            process = self._context.Process(target=_run, args=([command, *given], environment, log, name if apart else None))
-            process.start()
+        process = start(_run, [command, *given], environment, log, name if apart else None)
         self.members.append(Member(name, process, log))
         return self.members[-1]
 
@@ -159,18 +147,10 @@ class Fleet:
 
 def _run(arguments: list[str], environment: Mapping[str, str], log: Path, host: str | None) -> None:
     """`orchestrator ARGUMENTS` in this process, as if on `host`."""
-    os.environ.clear()
-    os.environ.update(environment)
-    os.setsid()
-    os.chdir(ROOT)
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
     if host is not None:
         from orchestrator.store import fleet
 
         mock.patch.object(socket, "gethostname", return_value=host).start()
         mock.patch.object(fleet, "process_scope", return_value=f"the processes of {host}").start()
-    from orchestrator.cli import main
-
-    sys.exit(main(arguments))
+    with log.open("ab") as file:
+        become(arguments, environment, ROOT, file.fileno(), file.fileno())

@@ -196,7 +196,8 @@ class Ledger:
     def start(self, claim: Claim, lease: WorkerLease, place: Place) -> bool:
         """Begins a prepared trial: its first attempt counts from now. False if it may not: it is to be given back then.
 
-        It may not when another worker took it over, or when its study hands out no trials any more.
+        It may not when another worker took it over, when its study hands out no trials any more, or when its cell was closed
+        for the worker's device meanwhile.
         """
         where = {"worker_id": lease.worker_id, "host": place.host, "runs_dir": place.runs_dir}
         (row,) = self._database.execute(_START, {**_shown(claim), **where})
@@ -613,13 +614,14 @@ _START_OPTUNA_TRIAL = sa.text(
     """
 )
 _START = sa.text(
-    """
+    f"""
     WITH begun AS (
         UPDATE orchestrator.trial o SET attempts = 1
         FROM orchestrator.study s
         WHERE o.trial_id = :trial_id AND o.token = :token AND o.state = 'RUNNING' AND o.attempts = 0
             AND o.worker_id = :worker_id AND s.study_id = o.study_id
             AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())
+            AND {tickets.TRIAL_FITS}
         RETURNING o.trial_id, o.optuna_trial_id
     ), counted AS (
         INSERT INTO orchestrator.attempt (trial_id, attempt, worker_id, host, runs_dir, device_name, gpu_bytes, host_bytes)

@@ -377,8 +377,9 @@ def _study_row(r: Row[Any]) -> StudyRow:
 
 def _cell_row(r: Row[Any]) -> CellRow:
     return CellRow(
-        r.ordinal, r.values, r.state, r.reason, r.bound, r.completed, r.pruned, r.failed, r.running, r.best, r.best_trial
-    )
+        r.ordinal, r.values, r.state, r.reason, r.bound, r.completed, r.pruned, r.failed, r.running, r.best, r.best_trial,
+        _closed_for(r.closed_for),
+    )  # fmt: skip
 
 
 def _news(r: Row[Any]) -> TrialNews:

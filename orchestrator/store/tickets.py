@@ -129,7 +129,7 @@ _EXTRA = _OPEN_TICKET.format(kind="ticket", which="t.extra")
 _TICKET_FITS = _FITS.format(cell="t.cell_id")
 _SHARE = _OPEN_TICKET.format(kind="ticket", which=f"t.share IS NOT NULL AND {_TICKET_FITS}")
 _REST = _OPEN_TICKET.format(kind="rest", which=f"t.share IS NULL AND NOT t.extra AND {_TICKET_FITS}")
-_TRIAL_FITS = f"""(
+TRIAL_FITS = f"""(
     EXISTS (SELECT FROM orchestrator.ticket k WHERE k.ticket_id = o.ticket_id AND k.extra) OR {_FITS.format(cell="o.cell_id")}
 )"""
 _CELL_FITS = f"l.state = 'OPEN' AND {_FITS.format(cell='l.cell_id')}"
@@ -142,7 +142,7 @@ _LOOK = sa.text(
     LEFT JOIN LATERAL (
         SELECT 'trial' AS kind, o.row_id, NULL::int AS ordinal, NULL::int AS failures, NULL::bigint AS cell_id FROM (
             SELECT o.trial_id AS row_id FROM orchestrator.trial o
-            WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.worker_id IS NULL AND {_TRIAL_FITS}
+            WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.worker_id IS NULL AND {TRIAL_FITS}
             ORDER BY EXISTS (
                 SELECT FROM orchestrator.attempt a
                 WHERE a.trial_id = o.trial_id AND a.attempt = o.attempts AND a.host = :host AND a.runs_dir = :runs_dir
@@ -172,7 +172,7 @@ _LOOK_FURTHER = sa.text(
         SELECT 'ahead', o.row_id, NULL, NULL, NULL FROM (
             SELECT o.trial_id AS row_id FROM orchestrator.trial o
             WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.attempts = 0 AND o.worker_id <> :worker_id
-                AND {_TRIAL_FITS}
+                AND {TRIAL_FITS}
             ORDER BY o.trial_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
         ) o
         LIMIT 1

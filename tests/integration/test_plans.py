@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from orchestrator.store import Claim, Store, Undecided, WorkerLease
+from orchestrator.store import Claim, Store, Undecided, WorkerLease, tickets
 from tests.support.invariants import query
 from tests.support.large import complete
 from tests.support.plans import Ran, watched
@@ -111,7 +111,9 @@ def test_sixteen_claims_hold_sixteen_tickets_at_once_and_none_waits(store: Store
 
     def claim(other: Store, mine: WorkerLease) -> None:
         with other._database.transaction(lock_s=1) as c:
-            claims.append(other.ledger._begin(c, mine, study_id, None, adaptive=False))
+            found = tickets.look(c, study_id, PLACE, mine)
+            assert found is not None
+            claims.append(other.ledger._begin(c, mine, study_id, found))
             all_hold.wait()  # nobody has committed yet: had one waited for another, they would never meet here
 
     threads = [threading.Thread(target=claim, args=pair) for pair in zip(others, leases, strict=True)]

@@ -33,11 +33,13 @@ def watched(store: Store) -> Iterator[list[Ran]]:
 
     def explain(_c: Any, cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
         if statement.lstrip().upper().startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
+            kept_back, cursor.connection.keeps_back = cursor.connection.keeps_back, False
             with cursor.connection.cursor() as beside:
                 beside.execute("SAVEPOINT plan")
                 beside.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
                 plan = beside.fetchone()[0][0]["Plan"]
                 beside.execute("ROLLBACK TO SAVEPOINT plan")
+            cursor.connection.keeps_back = kept_back
             pages = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
             ran.append(Ran(" ".join(statement.split()), tuple(_nodes(plan)), pages))
 

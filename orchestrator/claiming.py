@@ -23,6 +23,8 @@ ASKS = 3
 """How often a sampler is asked for one trial, at most; the last time under the study's lock."""
 IDLE_SHARE = 0.01
 """A trial is prepared ahead where preparing would else leave the device idle for more than this share of a trial's time."""
+BRIEF_S = 4.0
+"""Between shorter trials the connection is kept."""
 _LOOK_EVERY_S = 1.0  # at the list of studies
 _MODELS = ("tpe", "gp", "nsga2")  # the samplers that suggest by what they know of the other trials
 _DRAW = ("tpe", "nsga2")  # of these, those that draw: told the same they hardly ever say the same
@@ -120,6 +122,7 @@ class Claiming:
     def ran(self, claim: Claim, seconds: float) -> None:
         """Tells how long a trial ran: the shorter they are, the more it pays to prepare."""
         self._ran_s[claim.study_id].append(seconds)
+        self._contact.brief = statistics.median(self._ran_s[claim.study_id]) < BRIEF_S
         self._prepare_at = 0.0
 
     def give_back(self) -> None:

@@ -19,6 +19,7 @@ from orchestrator.store import Store, WorkerLease
 T = TypeVar("T")
 
 _UNUSED_S = 0.3
+_KEPT_S = 5.0
 _SWEEP_EVERY_S = 1.0  # a trial whose worker died is taken up again within its lease and two of these
 
 
@@ -26,7 +27,7 @@ class Contact:
     """All that is asked of the database goes through here, so that an outage of any length is only waited out.
 
     `halted_at` is when a person's wish to have the running trial back became known, by the monotonic clock; None before.
-    Whoever runs the next trial clears it.
+    Whoever runs the next trial clears it. `brief` says that trials take less than the seconds that a connection may be kept.
     """
 
     def __init__(self, store: Store, settings: WorkerConfig, draining: Draining) -> None:
@@ -38,12 +39,14 @@ class Contact:
         self._next_beat = math.inf  # nothing to renew yet
         self._doing = "starting"
         self._lost = False
+        self._crowded = True  # until the server has said how many connections are in use
+        self.brief = False
         self.halted_at: float | None = None
 
     def hold(self, lease: WorkerLease) -> None:
         """From now on this is the lease to renew."""
         self._lease = lease
-        self._next_beat = time.monotonic() + self._settings.heartbeat_s
+        self._next_beat = time.monotonic() + min(1.0, self._settings.heartbeat_s)  # soon: it tells how crowded the server is
 
     def say(self, doing: str) -> None:
         """What `status` shows of this worker from the next renewal on."""
@@ -119,11 +122,15 @@ class Contact:
         while (left := end - time.monotonic()) > 0 and not self._draining.woken.is_set():
             self._draining.woken.wait(self.until_beat(left))
             self.beat()
+            self._store.rest()
         self._draining.woken.clear()
 
     def rest(self) -> None:
-        """Gives up the connection unless it was used a moment ago: a new one costs more than a short trial does else."""
-        self._store.rest(_UNUSED_S)
+        """Gives up the connection unless it is used again soon: a new one costs more than a short trial does else.
+
+        Where trials are short it is kept from one to the next, as long as the server has connections to spare.
+        """
+        self._store.rest(_KEPT_S if self.brief and not self._crowded else _UNUSED_S)
 
     def until_beat(self, at_most_s: float) -> float:
         """Seconds until the lease is to be renewed, between 0 and `at_most_s`."""
@@ -143,8 +150,6 @@ class Contact:
         except StoreUnavailableError as error:
             self.lost(error)
             self._next_beat = time.monotonic() + self._settings.heartbeat_s / 2
-        finally:
-            self._store.rest()
 
     def renew(self) -> None:
         """Renews the lease now.
@@ -154,8 +159,9 @@ class Contact:
             StoreUnavailableError: the database does not answer.
         """
         assert self._lease is not None
-        halted = self._store.fleet.renew(self._lease, self._doing)
-        self.halted_at = (self.halted_at or time.monotonic()) if halted else None
+        told = self._store.fleet.renew(self._lease, self._doing)
+        self.halted_at = (self.halted_at or time.monotonic()) if told.halted else None
+        self._crowded = told.crowded
         self._answered()
         self._next_beat = time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)
 

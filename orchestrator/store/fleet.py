@@ -40,6 +40,17 @@ class WorkerLease:
 
 
 @dataclass(frozen=True)
+class Renewed:
+    """What a worker learns when it renews its lease.
+
+    `halted`: a person wants what it runs to be given back at once. `crowded`: the server has half of its connections in use.
+    """
+
+    halted: bool
+    crowded: bool
+
+
+@dataclass(frozen=True)
 class Silent:
     """A worker to be evicted, and why. `dead`: its process was seen to be gone, whatever its lease says."""
 
@@ -95,10 +106,8 @@ class Fleet:
             ).one()
         return WorkerLease(row.worker_id, row.token, ttl_s)
 
-    def renew(self, lease: WorkerLease, doing: str) -> bool:
+    def renew(self, lease: WorkerLease, doing: str) -> Renewed:
         """Lengthens the lease by its TTL from now and says what the worker does.
-
-        Returns whether a person wants what it runs to be given back at once.
 
         Raises:
             LeaseLostError: the worker was evicted; its slot and trials may be another's.
@@ -109,11 +118,11 @@ class Fleet:
             sa.update(worker)
             .where(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
             .values(lease_until=_until(lease.ttl_s), doing=doing)
-            .returning(halted.label("halted"))
+            .returning(halted.label("halted"), _CROWDED.label("crowded"))
         )
         if not renewed:
             raise lease.lost()
-        return bool(renewed[0].halted)
+        return Renewed(bool(renewed[0].halted), bool(renewed[0].crowded))
 
     def claim_slot(self, lease: WorkerLease, offers: Sequence[SlotOffer]) -> SlotOffer | None:
         """Takes the first offered slot that nobody holds, or returns None. A worker holds one slot at most.
@@ -219,6 +228,11 @@ def hold_worker(c: Connection, lease: WorkerLease) -> None:
     mine = sa.and_(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
     if c.execute(sa.select(worker.c.worker_id).where(mine).with_for_update(read=True)).one_or_none() is None:
         raise lease.lost()
+
+
+_CROWDED: sa.ColumnElement[bool] = sa.literal_column(
+    "(SELECT sum(d.numbackends) FROM pg_stat_database d) > current_setting('max_connections')::int / 2"
+)
 
 
 def _until(ttl_s: float) -> sa.ColumnElement[datetime]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -118,10 +119,19 @@ class Bench:
         self._server = server
         self._store = Store(server.url)
 
-    def compare(self, sampler: str, history: int, workers: int, trials: int, isolation: str) -> None:
-        """Prints one line for ours and one for plain Optuna."""
-        name = f"{sampler}-{history}-{workers}-{isolation}-{time.monotonic_ns()}"
-        self._prepare(name, sampler, history, isolation)
+    def prepare(self, history: int) -> str:
+        """The name of a new study of ours with so many finished trials, and a plain twin."""
+        name = f"cost-{history}"
+        study = fill(self._store, spec(name, "random"), history)
+        copy_to_plain(self._server.url, study, f"plain-{name}")
+        self._store.rest()
+        return name
+
+    def compare(self, name: str, sampler: str, history: int, workers: int, trials: int, isolation: str) -> None:
+        """Prints one line for ours and one for plain Optuna, of a study with `history` trials and some more."""
+        launched = StudySpec(**{**spec(name, sampler).__dict__, "runner": {**RUNNER, "isolation": isolation}})
+        self._store.studies.launch(launched)
+        self._store.rest()
         for who in ("ours", "plain"):
             few, many = (self._run(who, name, sampler, workers, n) for n in (4, 4 + trials))
             more = workers * trials
@@ -141,13 +151,6 @@ class Bench:
                 "first_s": round(many.first_s, 2),
             }
             print(json.dumps(line), flush=True)
-
-    def _prepare(self, name: str, sampler: str, history: int, isolation: str) -> None:
-        study = fill(self._store, spec(name, "random"), history)
-        launched = spec(name, sampler)
-        self._store.studies.launch(StudySpec(**{**launched.__dict__, "runner": {**RUNNER, "isolation": isolation}}))
-        self._store.rest()
-        copy_to_plain(self._server.url, study, f"plain-{name}")
 
     def _run(self, who: str, name: str, sampler: str, workers: int, trials: int) -> Spent:
         study = name if who == "ours" else f"plain-{name}"
@@ -232,11 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = {"log_statement": "all", "log_line_prefix": MARK, "max_connections": 100}
     with OwnServer(**settings) as server:
         bench = Bench(server)
-        for sampler in chosen.samplers:
-            for history in chosen.history:
-                for workers in chosen.workers:
-                    for isolation in chosen.isolation:
-                        bench.compare(sampler, history, workers, chosen.trials, isolation)
+        for history in chosen.history:
+            name = bench.prepare(history)
+            for sampler, workers, isolation in itertools.product(chosen.samplers, chosen.workers, chosen.isolation):
+                bench.compare(name, sampler, history, workers, chosen.trials, isolation)
 
 
 if __name__ == "__main__":

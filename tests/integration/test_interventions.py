@@ -32,7 +32,7 @@ def test_a_paused_study_hands_out_nothing_until_it_is_resumed(store: Store, leas
     assert running is not None
     store.interventions.pause(study, "ada@lab")
     assert state(store) == ("PAUSED", "paused by ada@lab")
-    assert store.fleet.renew(lease, "training") is False
+    assert store.fleet.renew(lease, "training").halted is False
     end(store, running)
     assert start(store, lease, study) is None
     store.interventions.resume(study, "ada@lab")
@@ -46,15 +46,15 @@ def test_a_pause_at_once_reaches_the_worker_with_its_next_renewal(store: Store, 
     running = start(store, lease, study)
     assert running is not None
     store.interventions.pause(study, "ada@lab", now=True)
-    assert store.fleet.renew(lease, "training") is True
-    assert store.fleet.renew(idle, "idle") is False
+    assert store.fleet.renew(lease, "training").halted is True
+    assert store.fleet.renew(idle, "idle").halted is False
     store.ledger.release(running, "the study was paused or stopped")
     assert start(store, idle, study) is None
     store.interventions.resume(study, "ada@lab")
     again = start(store, idle, study)
     assert again is not None
     assert (again.number, again.attempt) == (running.number, 2)
-    assert store.fleet.renew(idle, "training") is False
+    assert store.fleet.renew(idle, "training").halted is False
 
 
 def test_a_stopped_study_is_finished_once_its_running_trials_are(store: Store, lease: WorkerLease) -> None:
@@ -75,7 +75,7 @@ def test_a_study_stopped_at_once_leaves_no_trial_running_and_counts_no_failure(s
     running = start(store, lease, study)
     assert running is not None
     store.interventions.stop(study, "ada@lab", now=True)
-    assert store.fleet.renew(lease, "training") is True
+    assert store.fleet.renew(lease, "training").halted is True
     store.ledger.release(running, "the study was paused or stopped")
     store.ledger.end_studies()
     assert state(store)[0] == "FINISHED"
@@ -318,7 +318,7 @@ def test_the_wish_to_have_trials_back_is_not_taken_back_by_a_weaker_one(store: S
     assert start(store, lease, study) is not None
     store.interventions.pause(study, "ada@lab", now=True)
     store.interventions.stop(study, "ada@lab")
-    assert store.fleet.renew(lease, "training") is True
+    assert store.fleet.renew(lease, "training").halted is True
 
 
 def test_a_trial_by_hand_that_was_stopped_runs_once_again(store: Store, lease: WorkerLease) -> None:

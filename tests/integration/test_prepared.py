@@ -123,9 +123,9 @@ def test_halting_another_study_does_not_end_the_running_trial(store: Store, leas
     assert start(store, lease, one) is not None
     prepare(store, lease, two)
     store.interventions.pause(two, "me", now=True)
-    assert not store.fleet.renew(lease, "running")
+    assert not store.fleet.renew(lease, "running").halted
     store.interventions.pause(one, "me", now=True)
-    assert store.fleet.renew(lease, "running")
+    assert store.fleet.renew(lease, "running").halted
 
 
 def test_one_that_never_began_when_its_study_was_stopped_ends_and_counts_for_nothing(store: Store, lease: WorkerLease) -> None:

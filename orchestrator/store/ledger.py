@@ -200,7 +200,9 @@ class Ledger:
         for the worker's device meanwhile.
         """
         where = {"worker_id": lease.worker_id, "host": place.host, "runs_dir": place.runs_dir}
-        (row,) = self._database.execute(_START, {**_shown(claim), **where})
+        (row,) = self._database.execute(_START[False], {**_shown(claim), **where})
+        if row.short and not row.begun:
+            (row,) = self._database.execute(_START[True], {**_shown(claim), **where})
         return bool(row.begun)
 
     def report(
@@ -613,15 +615,14 @@ _START_OPTUNA_TRIAL = sa.text(
     FROM orchestrator.trial o WHERE o.trial_id = :trial_id AND o.attempts = 1 AND trials.trial_id = o.optuna_trial_id
     """
 )
-_START = sa.text(
-    f"""
+_START_TEXT = """
     WITH begun AS (
         UPDATE orchestrator.trial o SET attempts = 1
         FROM orchestrator.study s
         WHERE o.trial_id = :trial_id AND o.token = :token AND o.state = 'RUNNING' AND o.attempts = 0
             AND o.worker_id = :worker_id AND s.study_id = o.study_id
             AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())
-            AND {tickets.TRIAL_FITS}
+            AND {fits}
         RETURNING o.trial_id, o.optuna_trial_id
     ), counted AS (
         INSERT INTO orchestrator.attempt (trial_id, attempt, worker_id, host, runs_dir, device_name, gpu_bytes, host_bytes)
@@ -634,9 +635,12 @@ _START = sa.text(
     SELECT EXISTS (SELECT FROM begun) OR EXISTS (  -- the latter: by a call whose answer was lost
         SELECT FROM orchestrator.trial o
         WHERE o.trial_id = :trial_id AND o.token = :token AND o.worker_id = :worker_id AND o.attempts = 1
-    ) AS begun
-    """
-)
+    ) AS begun, {short} AS short
+"""
+_START = {
+    False: sa.text(_START_TEXT.format(fits=f"NOT {tickets.SHORT}", short=tickets.SHORT)),
+    True: sa.text(_START_TEXT.format(fits=tickets.TRIAL_FITS, short="false")),
+}
 
 
 def _shown(claim: Claim) -> dict[str, int]:

@@ -66,7 +66,9 @@ def look(c: Connection, study_id: int, place: Place, lease: WorkerLease) -> Foun
     later(c, _LOCK_WORKER, lease.shown)
     later(c, _BEFORE_LOOK)
     here = {"host": place.host, "runs_dir": place.runs_dir}
-    row = c.execute(_LOOK, {**lease.shown, **here, "study_id": study_id}).one()
+    row = c.execute(_LOOK[False], {**lease.shown, **here, "study_id": study_id}).one()
+    if row.short:
+        row = c.execute(_LOOK[True], {**lease.shown, **here, "study_id": study_id}).one()
     if row.held is None:
         raise lease.lost()
     return None if row.kind is None else Found(row.kind, row.row_id)
@@ -92,8 +94,11 @@ def look_further(
     # be old by now: a launch that holds it may be laying new shares.
     later(c, LOCK_STUDY, {"study_id": study_id})
     chosen = None if choice is None else choice.cell
-    row = c.execute(_LOOK_FURTHER, {"study_id": study_id, "worker_id": lease.worker_id, "chosen": chosen}).one_or_none()
-    if row is None:
+    asked = {"study_id": study_id, "worker_id": lease.worker_id, "chosen": chosen}
+    row = c.execute(_LOOK_FURTHER[False], asked).one()
+    if row.short:
+        row = c.execute(_LOOK_FURTHER[True], asked).one()
+    if row.kind is None:
         return None
     if row.kind != "rest" or row.cell_id is not None:
         return Found("ahead" if row.kind == "ahead" else "ticket", row.row_id)
@@ -117,7 +122,12 @@ LOCK_STUDY = sa.text("SELECT FROM orchestrator.study WHERE study_id = :study_id 
 _ACTIVE = """EXISTS (
     SELECT FROM orchestrator.study s WHERE s.study_id = :study_id
         AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp()))"""
+SHORT = "EXISTS (SELECT FROM orchestrator.shortage h WHERE h.closed)"
+"""Whether any cell is closed for a device: only then is it looked up of which, since to plan for that takes milliseconds."""
 _FITS = "NOT " + as_text(closed_for(sa.literal_column(":worker_id"), sa.literal_column("{cell}")))
+TRIAL_FITS = f"""(
+    EXISTS (SELECT FROM orchestrator.ticket k WHERE k.ticket_id = o.ticket_id AND k.extra) OR {_FITS.format(cell="o.cell_id")}
+)"""
 _OPEN_TICKET = """
     SELECT '{kind}' AS kind, t.* FROM (
         SELECT t.ticket_id AS row_id, t.ordinal, t.failures, t.cell_id FROM orchestrator.ticket t
@@ -125,61 +135,75 @@ _OPEN_TICKET = """
         ORDER BY t.ordinal LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
     ) t
 """
-_EXTRA = _OPEN_TICKET.format(kind="ticket", which="t.extra")
-_TICKET_FITS = _FITS.format(cell="t.cell_id")
-_SHARE = _OPEN_TICKET.format(kind="ticket", which=f"t.share IS NOT NULL AND {_TICKET_FITS}")
-_REST = _OPEN_TICKET.format(kind="rest", which=f"t.share IS NULL AND NOT t.extra AND {_TICKET_FITS}")
-TRIAL_FITS = f"""(
-    EXISTS (SELECT FROM orchestrator.ticket k WHERE k.ticket_id = o.ticket_id AND k.extra) OR {_FITS.format(cell="o.cell_id")}
-)"""
-_CELL_FITS = f"l.state = 'OPEN' AND {_FITS.format(cell='l.cell_id')}"
-# Each part is only run when those before it found nothing, so that nothing is locked in vain.
-_LOOK = sa.text(
-    f"""
-    SELECT held.worker_id AS held, n.kind, n.row_id
-    FROM (SELECT) AS one
-    LEFT JOIN orchestrator.worker held ON held.worker_id = :worker_id AND held.token = :token AND held.state = 'ACTIVE'
-    LEFT JOIN LATERAL (
-        SELECT 'trial' AS kind, o.row_id, NULL::int AS ordinal, NULL::int AS failures, NULL::bigint AS cell_id FROM (
-            SELECT o.trial_id AS row_id FROM orchestrator.trial o
-            WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.worker_id IS NULL AND {TRIAL_FITS}
-            ORDER BY EXISTS (
-                SELECT FROM orchestrator.attempt a
-                WHERE a.trial_id = o.trial_id AND a.attempt = o.attempts AND a.host = :host AND a.runs_dir = :runs_dir
-            ) DESC, o.trial_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
-        ) o
-        UNION ALL {_EXTRA}
-        UNION ALL {_SHARE}
-        LIMIT 1
-    ) n ON held.worker_id IS NOT NULL AND {_ACTIVE}
-    """
-)
-_LOOK_FURTHER = sa.text(
-    f"""
-    SELECT n.*,
-        (SELECT l.cell_id FROM orchestrator.cell l WHERE l.study_id = :study_id AND {_CELL_FITS}
-            ORDER BY l.bound, l.ordinal LIMIT 1) AS fewest,
-        (SELECT l.cell_id FROM orchestrator.cell l
-            WHERE l.study_id = :study_id AND {_CELL_FITS} AND l.ordinal = :chosen) AS chosen
-    FROM (
-        {_SHARE}
-        UNION ALL
-        SELECT rest.* FROM (SELECT WHERE NOT EXISTS (
-            SELECT FROM orchestrator.ticket s
-            WHERE s.study_id = :study_id AND s.share IS NOT NULL AND s.state IN ('OPEN', 'LIVE')
-        )) AS spent CROSS JOIN LATERAL ({_REST}) AS rest
-        UNION ALL
-        SELECT 'ahead', o.row_id, NULL, NULL, NULL FROM (
-            SELECT o.trial_id AS row_id FROM orchestrator.trial o
-            WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.attempts = 0 AND o.worker_id <> :worker_id
-                AND {TRIAL_FITS}
-            ORDER BY o.trial_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
-        ) o
-        LIMIT 1
-    ) n
-    WHERE {_ACTIVE}
-    """
-)
+
+
+def _look(*, fitting: bool) -> sa.TextClause:
+    """Each part is only run when those before it found nothing, so that nothing is locked in vain."""
+    extra = _OPEN_TICKET.format(kind="ticket", which="t.extra")
+    share = _OPEN_TICKET.format(kind="ticket", which=f"t.share IS NOT NULL AND {_of(fitting, 't.cell_id')}")
+    return sa.text(
+        f"""
+        SELECT held.worker_id AS held, n.kind, n.row_id, {_short(fitting)} AS short
+        FROM (SELECT) AS one
+        LEFT JOIN orchestrator.worker held ON held.worker_id = :worker_id AND held.token = :token AND held.state = 'ACTIVE'
+        LEFT JOIN LATERAL (
+            SELECT 'trial' AS kind, o.row_id, NULL::int AS ordinal, NULL::int AS failures, NULL::bigint AS cell_id FROM (
+                SELECT o.trial_id AS row_id FROM orchestrator.trial o
+                WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.worker_id IS NULL
+                    AND {TRIAL_FITS if fitting else "true"}
+                ORDER BY EXISTS (
+                    SELECT FROM orchestrator.attempt a
+                    WHERE a.trial_id = o.trial_id AND a.attempt = o.attempts AND a.host = :host AND a.runs_dir = :runs_dir
+                ) DESC, o.trial_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+            ) o
+            UNION ALL {extra}
+            UNION ALL {share}
+            LIMIT 1
+        ) n ON held.worker_id IS NOT NULL AND {_ACTIVE} AND NOT {_short(fitting)}
+        """
+    )
+
+
+def _look_further(*, fitting: bool) -> sa.TextClause:
+    share = _OPEN_TICKET.format(kind="ticket", which=f"t.share IS NOT NULL AND {_of(fitting, 't.cell_id')}")
+    rest = _OPEN_TICKET.format(kind="rest", which=f"t.share IS NULL AND NOT t.extra AND {_of(fitting, 't.cell_id')}")
+    open_cell = f"l.study_id = :study_id AND l.state = 'OPEN' AND {_of(fitting, 'l.cell_id')}"
+    return sa.text(
+        f"""
+        SELECT n.*, {_short(fitting)} AS short,
+            (SELECT l.cell_id FROM orchestrator.cell l WHERE {open_cell} ORDER BY l.bound, l.ordinal LIMIT 1) AS fewest,
+            (SELECT l.cell_id FROM orchestrator.cell l WHERE {open_cell} AND l.ordinal = :chosen) AS chosen
+        FROM (SELECT) AS one
+        LEFT JOIN LATERAL (
+            {share}
+            UNION ALL
+            SELECT rest.* FROM (SELECT WHERE NOT EXISTS (
+                SELECT FROM orchestrator.ticket s
+                WHERE s.study_id = :study_id AND s.share IS NOT NULL AND s.state IN ('OPEN', 'LIVE')
+            )) AS spent CROSS JOIN LATERAL ({rest}) AS rest
+            UNION ALL
+            SELECT 'ahead', o.row_id, NULL, NULL, NULL FROM (
+                SELECT o.trial_id AS row_id FROM orchestrator.trial o
+                WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.attempts = 0 AND o.worker_id <> :worker_id
+                    AND {TRIAL_FITS if fitting else "true"}
+                ORDER BY o.trial_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+            ) o
+            LIMIT 1
+        ) n ON {_ACTIVE} AND NOT {_short(fitting)}
+        """
+    )
+
+
+def _of(fitting: bool, cell_id: str) -> str:
+    return _FITS.format(cell=cell_id) if fitting else "true"
+
+
+def _short(fitting: bool) -> str:
+    return "false" if fitting else SHORT
+
+
+_LOOK = {fitting: _look(fitting=fitting) for fitting in (False, True)}
+_LOOK_FURTHER = {fitting: _look_further(fitting=fitting) for fitting in (False, True)}
 
 
 def _open_cells(

@@ -60,7 +60,7 @@ def test_more_workers_than_connections_wait_their_turn_and_all_run(
 
 
 def test_a_worker_holds_one_connection_at_most_and_none_while_it_trains(commands: Commands, store: Store) -> None:
-    objective = {"_target_": "tests.support.chaos_objective.train", "seconds": 3.0}
+    objective = {"_target_": "tests.support.chaos_objective.train", "seconds": 4.0, "steps": 2}
     study_id = store.studies.launch(spec(cells=1, objective=objective, runner=RUNNER)).study_id
     while_training: list[int] = []
     with Proxy(str(commands.url)) as proxy, Fleet(commands) as fleet:

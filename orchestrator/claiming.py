@@ -76,9 +76,9 @@ class Claiming:
             StoreUnavailableError: the database does not answer and the worker was told to end.
         """
         prepared, self._prepared = self._prepared, None
-        if prepared is not None and prepared.number is None:
-            return prepared
-        if prepared is not None and self._begun(prepared):
+        if prepared is not None and prepared.number is None:  # whether it was created is not known: back with it
+            self._give_back(prepared, Drain.FINISH)
+        elif prepared is not None and self._begun(prepared, Drain.FINISH):
             return replace(prepared, begun=True)
         return self._contact.insist(self._claim, until=Drain.FINISH)
 
@@ -91,11 +91,13 @@ class Claiming:
         if claim.begun:
             return claim
         if claim.number is not None:  # taken over from the worker that had prepared it
-            return replace(claim, begun=True) if self._begun(claim) else None
+            return replace(claim, begun=True) if self._begun(claim, Drain.NOW) else None
         since = time.monotonic()
         made = self._contact.insist(lambda: self._create(claim, start=True), until=Drain.NOW)
         self._prepared_in_s[claim.study_id] = time.monotonic() - since
         crash_step("after-create")
+        if not made.begun:  # by a call that was to prepare it, and whose answer was lost
+            return replace(made, begun=True) if self._begun(made, Drain.NOW) else None
         return made
 
     def prepare(self, running: Claim, *, last: bool) -> None:
@@ -132,16 +134,20 @@ class Claiming:
             try:
                 self._store.ledger.release(prepared, "prepared and not begun")
             except StoreUnavailableError as error:
+                self._unsure = True  # the next claim gives back what this could not
                 self._contact.lost(error)
 
     # ------------------------------------------------------------------------------------------------------------ the parts
 
-    def _begun(self, claim: Claim) -> bool:
+    def _begun(self, claim: Claim, until: Drain) -> bool:
         ledger = self._store.ledger
-        begun = self._contact.insist(lambda: ledger.start(claim, self._lease, self._place), until=Drain.NOW)
+        begun = self._contact.insist(lambda: ledger.start(claim, self._lease, self._place), until=until)
         if not begun:  # the study was paused, or another worker took the trial over: then there is nothing to give back
-            self._contact.insist(lambda: ledger.release(claim, "prepared and not begun"), until=Drain.NOW)
+            self._give_back(claim, until)
         return begun
+
+    def _give_back(self, claim: Claim, until: Drain) -> None:
+        self._contact.insist(lambda: self._store.ledger.release(claim, "prepared and not begun"), until=until)
 
     def _claim(self, running: Claim | None = None) -> Claim | None:
         """The next trial of the first active study that has one and whose objective runs here."""
@@ -150,7 +156,8 @@ class Claiming:
             self._store.ledger.give_back_held(self._lease, "its claim was lost on the way to the worker", but=but)
             self._unsure = False
         self._contact.sweep()
-        self._between()
+        if running is None:  # it may take as long as the database is away
+            self._between()
         if time.monotonic() >= self._look_at:
             self._rows = self._store.reads.studies(self._settings.studies, active_only=True)
             self._look_at = time.monotonic() + _LOOK_EVERY_S

@@ -202,13 +202,13 @@ class Database:
             later(connection, _statement(f"{_BEGIN}; {_LIMITS}", statement_s, lock_s, idle_s))
             try:
                 yield connection
+                faults.step("before-commit")
+                connection.exec_driver_sql("COMMIT")  # with what was kept back: its errors come here
             except BaseException:
                 with contextlib.suppress(exc.SQLAlchemyError):
                     _forget(connection)
                     connection.exec_driver_sql("ROLLBACK")
                 raise
-            faults.step("before-commit")
-            connection.exec_driver_sql("COMMIT")
             faults.step("after-commit")
 
     @contextlib.contextmanager

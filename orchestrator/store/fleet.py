@@ -219,14 +219,20 @@ def _died(row: Row[Any]) -> Silent:
     return Silent(row.worker_id, dead=True, reason=f"its process {row.pid} on {row.host} died")
 
 
-def hold_worker(c: Connection, lease: WorkerLease) -> None:
+def hold_worker(c: Connection, lease: WorkerLease, *, alone: bool = False) -> None:
     """Makes an eviction wait for this transaction, so nothing is ever given to a worker that is already gone.
+
+    Args:
+        alone: wait for what this worker has under way elsewhere too, such as a claim whose answer was lost.
 
     Raises:
         LeaseLostError: it is gone.
     """
     mine = sa.and_(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
-    if c.execute(sa.select(worker.c.worker_id).where(mine).with_for_update(read=True)).one_or_none() is None:
+    if (
+        c.execute(sa.select(worker.c.worker_id).where(mine).with_for_update(read=not alone, key_share=alone)).one_or_none()
+        is None
+    ):
         raise lease.lost()
 
 

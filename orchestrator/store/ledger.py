@@ -302,7 +302,7 @@ class Ledger:
             LeaseLostError: the worker was evicted meanwhile; then nothing is its own.
         """
         with self._database.transaction() as c:
-            hold_worker(c, lease)
+            hold_worker(c, lease, alone=True)
             self._give_back_all(c, lease.worker_id, reason, but=but)
 
     def release(self, claim: Claim, reason: str, *, lost: bool = False, facts: _Facts = None) -> None:
@@ -359,8 +359,8 @@ class Ledger:
         stay for a launch with more time. One whose worker died a moment ago is left to that host, where its result may be.
         """
         live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(_LIVE))
-        held = sa.exists().where(live, trial.c.worker_id.is_not(None))
-        stranded = sa.exists().where(live, trial.c.worker_id.is_(None))
+        held = sa.exists().where(live, ~_idle())
+        stranded = sa.exists().where(live, _idle())
         just_lost = _just_lost()
         past = sa.and_(study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp())
         late = sa.and_(sa.or_(past, study.c.state == "STOPPING"), ~held)
@@ -536,7 +536,7 @@ class Ledger:
 
     def _abandon_all(self, c: Connection, study_id: int, reason: str, *, kind: str = "budget") -> None:
         """Fails the trials that nobody holds; nobody's fault, so no failure of their cell is counted."""
-        unheld = sa.and_(trial.c.study_id == study_id, trial.c.state == "RUNNING", trial.c.worker_id.is_(None))
+        unheld = sa.and_(trial.c.study_id == study_id, trial.c.state == "RUNNING", _idle())
         for row in c.execute(sa.select(trial).where(unheld).order_by(trial.c.trial_id).with_for_update(key_share=True)).all():
             why = reason if row.attempts else "it was prepared, and its study ended before it began"
             self._terminate(c, row, Failed(kind, why), {}, holds_ticket=False)
@@ -653,6 +653,11 @@ def _last_news(study_id: int) -> sa.ScalarSelect[int]:
 
 def _cell_of(trial_id: int) -> sa.ColumnElement[bool]:
     return cell.c.cell_id == sa.select(trial.c.cell_id).where(trial.c.trial_id == trial_id).scalar_subquery()
+
+
+def _idle() -> sa.ColumnElement[bool]:
+    """Whether nobody runs the trial: it was given back, or is only prepared."""
+    return sa.or_(trial.c.worker_id.is_(None), sa.and_(trial.c.state == "RUNNING", trial.c.attempts == 0))
 
 
 def _just_lost() -> sa.ColumnElement[bool]:

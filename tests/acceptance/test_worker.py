@@ -127,7 +127,7 @@ def test_told_to_end_while_the_database_is_away_a_worker_ends_in_order(commands:
             assert worker.stdout is not None
             wait_until(lambda: "does not answer" in worker.stdout.readline(), 30)
             worker.send_signal(signal.SIGTERM)
-            assert worker.wait(timeout=30) == 0, worker.stdout.read()
+            assert worker.wait(timeout=60) == 0, worker.stdout.read()
         finally:
             _administrate(store, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 

@@ -40,12 +40,7 @@ def peak_bytes(memory: Memory) -> int | None:
     """The most that this process held: of device memory as torch's allocator reserved it, None without; else resident."""
     if memory == "host":
         return peak_host_bytes(resource.getrusage(resource.RUSAGE_SELF))
-    modules: Mapping[str, Any] = sys.modules
-    try:
-        cuda = modules["torch"].cuda
-        return max(int(cuda.max_memory_reserved(k)) for k in range(cuda.device_count())) if cuda.is_initialized() else None
-    except Exception:  # noqa: BLE001 - not imported, or the device is in no state to answer
-        return None
+    return max(_told_by_torch("max_memory_reserved"), default=None)
 
 
 def peak_device_bytes() -> int | None:
@@ -53,19 +48,25 @@ def peak_device_bytes() -> int | None:
 
     It initialises nothing itself, imports nothing and raises nothing, whatever state CUDA is in.
     """
-    modules: Mapping[str, Any] = sys.modules
-    cuda = getattr(modules.get("torch"), "cuda", None)
-    try:
-        if cuda is None or not cuda.is_initialized():
-            return None
-        return sum(int(cuda.max_memory_allocated(index)) for index in range(cuda.device_count()))
-    except Exception:  # noqa: BLE001 - after a failed kernel every question to CUDA fails
-        return None
+    told = _told_by_torch("max_memory_allocated")
+    return sum(told) if told else None
 
 
 def peak_host_bytes(usage: resource.struct_rusage) -> int:
     """The largest resident size that the reaped process, or any descendant that was reaped below it, had at once."""
     return usage.ru_maxrss * _MAXRSS_UNIT
+
+
+def _told_by_torch(statistic: str) -> list[int]:
+    """That statistic of ``torch.cuda`` for each GPU; none where CUDA is not in use."""
+    modules: Mapping[str, Any] = sys.modules
+    cuda = getattr(modules.get("torch"), "cuda", None)
+    try:
+        if cuda is None or not cuda.is_initialized():
+            return []
+        return [int(getattr(cuda, statistic)(index)) for index in range(cuda.device_count())]
+    except Exception:  # noqa: BLE001 - after a failed kernel every question to CUDA fails
+        return []
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:

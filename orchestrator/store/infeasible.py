@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection, Row
 from orchestrator.model import Failed, JSONValue, cell_label
 from orchestrator.store.database import Database, later
 from orchestrator.store.schema import (
+    UNSPENT,
     attempt,
     cell,
     event,
@@ -35,7 +36,6 @@ NOBODY = "no living worker has the memory for it"
 """How the reason of a cell begins that is closed for all."""
 ALIKE = 1.02
 """GPUs of one model report a little more or less memory."""
-_UNSPENT = ("OPEN", "LIVE")
 _GIB = 2**30
 
 
@@ -244,7 +244,7 @@ def _stands_still(just_lost: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
 
 
 def _shares_left() -> sa.ColumnElement[bool]:
-    of_study = sa.and_(ticket.c.study_id == study.c.study_id, ticket.c.state.in_(_UNSPENT))
+    of_study = sa.and_(ticket.c.study_id == study.c.study_id, ticket.c.state.in_(UNSPENT))
     return sa.exists().where(of_study, ticket.c.share.is_not(None))
 
 
@@ -271,7 +271,7 @@ def close_for_all(c: Connection, study_id: int, just_lost: sa.ColumnElement[bool
     mine = sa.and_(cell.c.study_id == study_id, cell.c.state == "OPEN")
     some = sa.exists().where(serving.c.study_id == study_id).correlate_except(serving)
     nobody = sa.and_(some, ~_taken_by_some(serving, sa.literal(study_id), cell.c.cell_id))
-    waits = sa.exists().where(ticket.c.cell_id == cell.c.cell_id, ticket.c.state.in_(_UNSPENT), ~ticket.c.extra)
+    waits = sa.exists().where(ticket.c.cell_id == cell.c.cell_id, ticket.c.state.in_(UNSPENT), ~ticket.c.extra)
     unbound = sa.exists().where(ticket.c.study_id == study_id, ticket.c.state == "OPEN", ticket.c.cell_id.is_(None))
     blocking = waits if still[0] else sa.or_(waits, unbound)
     cells = c.execute(sa.select(cell.c.cell_id).where(mine, nobody, blocking).order_by(cell.c.ordinal)).scalars().all()

@@ -88,6 +88,9 @@ ticket = sa.Table(
     sa.Index("ticket_unspent", "study_id", "state", postgresql_where=sa.text("state IN ('OPEN', 'LIVE')")),
 )
 
+UNSPENT = ("OPEN", "LIVE")
+"""States of a ticket that is still to be spent."""
+
 worker = sa.Table(
     "worker",
     metadata,
@@ -231,7 +234,6 @@ def is_active() -> sa.ColumnElement[bool]:
 optuna_metadata = sa.MetaData()
 trial_state = ENUM("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING", name="trialstate", create_type=False)
 study_direction = ENUM("NOT_SET", "MINIMIZE", "MAXIMIZE", name="studydirection", create_type=False)
-value_type = ENUM("FINITE", "INF_POS", "INF_NEG", name="trialvaluetype", create_type=False)
 
 optuna_studies = sa.Table(
     "studies",
@@ -260,7 +262,6 @@ def _optuna_attributes(table: str, owner: str) -> sa.Table:
 
 
 optuna_study_user_attributes = _optuna_attributes("study_user_attributes", "study_id")
-optuna_trial_user_attributes = _optuna_attributes("trial_user_attributes", "trial_id")
 optuna_trial_system_attributes = _optuna_attributes("trial_system_attributes", "trial_id")
 optuna_trials = sa.Table(
     "trials",
@@ -280,12 +281,4 @@ optuna_trial_params = sa.Table(
     sa.Column("param_name", sa.String(512)),
     sa.Column("param_value", sa.Double),
     sa.Column("distribution_json", sa.Text),
-)
-optuna_trial_values = sa.Table(
-    "trial_values",
-    optuna_metadata,
-    sa.Column("trial_id", sa.Integer),
-    sa.Column("objective", sa.Integer),
-    sa.Column("value", sa.Double),
-    sa.Column("value_type", value_type),
 )

@@ -14,11 +14,10 @@ from orchestrator.store.claims import Place
 from orchestrator.store.database import later
 from orchestrator.store.fleet import WorkerLease
 from orchestrator.store.infeasible import as_text, closed_for
-from orchestrator.store.schema import cell, event, ticket
+from orchestrator.store.schema import UNSPENT, cell, event, ticket
 
 MOST_CHOICES = 256
 """Of more open cells an allocation chooses among so many: those it named as likely, then those with the fewest tickets."""
-_UNSPENT = ("OPEN", "LIVE")
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ def look(c: Connection, study_id: int, place: Place, lease: WorkerLease) -> Foun
     """Locks what has its cell already: a trial given back, else the next ticket by hand, else of the next share.
 
     What others are taking is skipped, not waited for, and so is what belongs to a cell closed for the worker's device, but for
-    trials by hand. A trial that ran at `place` comes first: there is its checkpoint, and
-    perhaps its result.
+    trials by hand. A trial that ran at `place` comes first: there is its checkpoint, and perhaps its result.
 
     Raises:
         LeaseLostError: the worker was evicted meanwhile.
@@ -368,5 +366,5 @@ _FINISH_IF_STOPPED = sa.text(
 
 def unspent(c: Connection, study_id: int) -> int:
     """How many tickets of the study are still to be spent."""
-    count = sa.select(sa.func.count()).where(ticket.c.study_id == study_id, ticket.c.state.in_(_UNSPENT))
+    count = sa.select(sa.func.count()).where(ticket.c.study_id == study_id, ticket.c.state.in_(UNSPENT))
     return int(c.execute(count).scalar_one())

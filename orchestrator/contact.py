@@ -119,11 +119,10 @@ class Contact:
         """Waits without a connection, renewing the lease when due; a request to end cuts it short."""
         self._store.rest()
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self._draining.woken.is_set():
-            self._draining.woken.wait(self.until_beat(left))
+        while (left := end - time.monotonic()) > 0 and not self._draining.woken.wait(self.until_beat(left)):
             self.beat()
             self._store.rest()
-        self._draining.woken.clear()
+        self._draining.woken.silence()
 
     def rest(self) -> None:
         """Gives up the connection unless it is used again soon: a new one costs more than a short trial does else.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
+import select
 import signal
-import threading
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -20,20 +21,49 @@ class Drain(enum.IntEnum):
     NOW = 3  # give the trial back at once
 
 
+class Bell:
+    """Wakes the thread that waits for it; unlike a `threading.Event` it may be rung by a signal handler of that very thread.
+
+    An Event's lock may be held by the code that the handler interrupts, which then never goes on.
+    """
+
+    def __init__(self) -> None:
+        self._hears, self._rings = socket.socketpair()
+        for end in (self._hears, self._rings):
+            end.setblocking(False)
+
+    def ring(self) -> None:
+        """Wakes who waits now, or waits next."""
+        with suppress(BlockingIOError):  # full: it was rung often enough
+            self._rings.send(b"\0")
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for it to be rung; returns whether it was. It stays so until `silence`."""
+        poller = select.poll()
+        poller.register(self._hears, select.POLLIN)
+        return bool(poller.poll(max(0.0, seconds) * 1000))
+
+    def silence(self) -> None:
+        """Forgets that it was rung."""
+        with suppress(BlockingIOError):
+            while self._hears.recv(4096):
+                pass
+
+
 class Draining:
-    """What was asked so far: `how` urgently, and `since` when by the monotonic clock. `woken` is set by every new request."""
+    """What was asked so far: `how` urgently, and `since` when by the monotonic clock. `woken` is rung by every new request."""
 
     def __init__(self) -> None:
         self.how = Drain.NO
         self.since = 0.0
-        self.woken = threading.Event()
+        self.woken = Bell()
 
     def ask(self, how: Drain) -> None:
         """Asks to end; safe to call from a signal handler."""
         if how > self.how:
             self.how = how
             self.since = time.monotonic()
-        self.woken.set()
+        self.woken.ring()
 
     @contextmanager
     def signals(self) -> Iterator[None]:

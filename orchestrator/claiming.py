@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,13 +16,12 @@ from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.model import Suggestion, TrialNews
+from orchestrator.pace import Pace
 from orchestrator.serving import Served, Serving
 from orchestrator.store import Choice, Claim, Place, Store, StudyRow, Undecided, WorkerLease
 
 ASKS = 3
 """How often a sampler is asked for one trial, at most; the last time under the study's lock."""
-IDLE_SHARE = 0.01
-"""A trial is prepared ahead where preparing would else leave the device idle for more than this share of a trial's time."""
 BRIEF_S = 4.0
 """Between shorter trials the connection is kept."""
 _LOOK_EVERY_S = 1.0  # at the list of studies
@@ -59,9 +58,8 @@ class Claiming:
         self._rows: list[StudyRow] = []
         self._look_at = 0.0
         self._prepared: Claim | None = None
-        self._prepare_at = 0.0
-        self._prepared_in_s: dict[int, float] = {}
-        self._ran_s: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=9))
+        self._prepare_again_at = 0.0
+        self._paces: defaultdict[int, Pace] = defaultdict(Pace)
 
     def hold(self, lease: WorkerLease) -> None:
         """From now on trials are claimed under this lease; what was prepared under another one is gone with it."""
@@ -94,38 +92,49 @@ class Claiming:
             return replace(claim, begun=True) if self._begun(claim, Drain.NOW) else None
         since = time.monotonic()
         made = self._contact.insist(lambda: self._create(claim, start=True), until=Drain.NOW)
-        self._prepared_in_s[claim.study_id] = time.monotonic() - since
+        self._paces[claim.study_id].prepared(time.monotonic() - since)
         crash_step("after-create")
         if not made.begun:  # by a call that was to prepare it, and whose answer was lost
             return replace(made, begun=True) if self._begun(made, Drain.NOW) else None
         return made
 
-    def prepare(self, running: Claim, *, last: bool) -> None:
-        """Prepares the next trial while `running` runs, if that pays; call it often. Nothing of it is ever waited for.
+    def prepare(self, running: Claim, ran_s: float, *, last: bool) -> float:
+        """Prepares the next trial while `running` runs, if that pays and it is time to. Nothing of it is ever waited for.
 
         What is prepared is known to all, like a running trial, but no attempt of it counts until it begins. Another worker that
         has nothing to do may take it over.
 
         Args:
+            running: the trial that runs.
+            ran_s: how long it has run.
             last: no trial is to follow.
+
+        Returns:
+            Seconds after which to call this again, at the latest.
         """
-        now = time.monotonic()
         if last or self._draining.how != Drain.NO or self._contact.halted_at is not None:
             self.give_back()
-            return
-        wanted = self._prepared is None or self._prepared.number is None
-        if wanted and now >= self._prepare_at and self._pays(running.study_id):
-            self._prepare_at = now + self._settings.heartbeat_s  # should there be nothing: no connection is held for it
-            try:
-                self._prepare(running)
-            except StoreUnavailableError as error:
-                self._contact.lost(error)
+            return math.inf
+        prepare_at = self._prepare_at(running.study_id)
+        if prepare_at is None or not (self._prepared is None or self._prepared.number is None):
+            return math.inf
+        now = time.monotonic()
+        left = max(prepare_at - ran_s, self._prepare_again_at - now)
+        if left > 0:
+            return left
+        self._prepare_again_at = now + self._settings.heartbeat_s  # should there be nothing: no connection is held for it
+        try:
+            self._prepare(running)
+        except StoreUnavailableError as error:
+            self._contact.lost(error)
+        return self._settings.heartbeat_s
 
     def ran(self, claim: Claim, seconds: float) -> None:
         """Tells how long a trial ran: the shorter they are, the more it pays to prepare."""
-        self._ran_s[claim.study_id].append(seconds)
-        self._contact.brief = statistics.median(self._ran_s[claim.study_id]) < BRIEF_S
-        self._prepare_at = 0.0
+        pace = self._paces[claim.study_id]
+        pace.ran(seconds)
+        self._contact.brief = pace.usual_s < BRIEF_S
+        self._prepare_again_at = 0.0
 
     def give_back(self) -> None:
         """Gives back what was prepared, now if the database answers, else when the worker leaves."""
@@ -223,14 +232,11 @@ class Claiming:
         assert created is not None
         return created
 
-    def _pays(self, study_id: int) -> bool:
-        """Whether to prepare: it costs nothing where the sampler learns nothing, else what the running trials would teach."""
+    def _prepare_at(self, study_id: int) -> float | None:
+        """So many seconds into a trial the next one is prepared: at once where the sampler learns nothing; None: never."""
         if not self._settings.prefetch:
-            return False
-        if not _learns(self._serving.study(study_id)):
-            return True
-        ran_s, prepared_in_s = self._ran_s[study_id], self._prepared_in_s.get(study_id)
-        return bool(ran_s) and prepared_in_s is not None and prepared_in_s > IDLE_SHARE * statistics.median(ran_s)
+            return None
+        return self._paces[study_id].prepare_at() if _learns(self._serving.study(study_id)) else 0.0
 
     def _prepare(self, running: Claim) -> None:
         since = time.monotonic()
@@ -243,7 +249,7 @@ class Claiming:
         except LeaseLostError as lost:
             logger.debug("%s", lost)
             self._prepared = None
-        self._prepared_in_s[claim.study_id] = time.monotonic() - since
+        self._paces[claim.study_id].prepared(time.monotonic() - since)
 
 
 def _learns(served: Served) -> bool:

@@ -238,8 +238,8 @@ class Worker:
         try:
             while running.outcome is None:
                 last = self._settings.max_trials is not None and self._ended + 1 >= self._settings.max_trials
-                self._claiming.prepare(claim, last=last)
-                for message in running.poll(self._contact.until_beat(1.0)):
+                prepare_in_s = self._claiming.prepare(claim, time.monotonic() - since, last=last)
+                for message in running.poll(self._contact.until_beat(min(1.0, prepare_in_s))):
                     crash_step("mid-run")
                     said.note(message)
                     suggesting.note(message)

@@ -12,16 +12,15 @@ from optuna.samplers import BaseSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study
 from optuna.trial import FrozenTrial
-from scipy import special
 
 from orchestrator.search.candidates import around, repeated, spread
 from orchestrator.search.history import PART_KEY, Array, Column, Context, History, columns, single_values
+from orchestrator.search.improvement import Improvement
 from orchestrator.search.quasirandom import point_of
 from orchestrator.search.rows import Rows
 from orchestrator.search.surrogate import Fits, Surrogate
 from orchestrator.search.tpe import HybridTPESampler
 
-N_FANTASIES = 8
 N_SPREAD = 512
 LOCAL_RADII = (0.15, 0.05, 0.015, 0.004)
 N_LOCAL = 96
@@ -86,44 +85,26 @@ class HybridGPSampler(BaseSampler):
 
     def _maximise(self, searched: Sequence[Column], context: Context, history: History, *, whole: bool) -> Array:
         known = Surrogate.of(history, searched, context.columns, self.fits, least=self._n_startup_trials).near(context.point)
-        posterior, x, losses = known.imagined(self._rng.standard_normal((len(history.pending), N_FANTASIES)))
-        n, cell = len(searched), context.point[None, :]
-        here = (x[:, n:] == cell).all(axis=1)
-        incumbent = posterior.mean(x[here, :n] if here.any() else x[:, :n], x[here, n:] if here.any() else x[:, n:]).min(axis=0)
+        improvement = Improvement(known, context.point, self._rng)
+        tried = improvement.x[improvement.here, : len(searched)]
 
-        def improvement(points: Array) -> Array:
-            marginal = posterior.at(points, cell)
-            mean, std = marginal.mean, marginal.std
-            value = log_improvement((incumbent - mean) / std) + np.log(std)
-            result: Array = special.logsumexp(value, axis=1)
+        def worth(points: Array) -> Array:
+            value = improvement(points)
             if whole:
-                result[repeated(searched, points, x[here, :n])] = -math.inf
-            return result
+                value[repeated(searched, points, tried)] = -math.inf
+            return value
 
-        return self._climb(searched, improvement, x[np.argsort(losses[:, 0])[:5]])
+        return self._climb(searched, worth, improvement.x[np.argsort(improvement.losses[:, 0])[:5]])
 
-    def _climb(self, searched: Sequence[Column], improvement: Callable[[Array], Array], best: Array) -> Array:
+    def _climb(self, searched: Sequence[Column], worth: Callable[[Array], Array], best: Array) -> Array:
         """Spreads points over the space, then moves the best ones in shrinking steps."""
         rng = self._rng
         points = spread(searched, N_SPREAD, rng)
         points = np.vstack([points, around(searched, best[:, : len(searched)], 0.1, 20, rng)])
-        values = improvement(points)
+        values = worth(points)
         for radius in LOCAL_RADII:
             first = np.argsort(-values)[:4]
             moved = around(searched, points[first], radius, N_LOCAL // len(first), rng)
-            points, values = np.vstack([points[first], moved]), np.concatenate([values[first], improvement(moved)])
+            points, values = np.vstack([points[first], moved]), np.concatenate([values[first], worth(moved)])
         result: Array = points[int(np.argmax(values))]
         return result
-
-
-def log_improvement(z: Array) -> Array:
-    """Logarithm of ``φ(z) + z·Φ(z)``, the expected improvement in units of the standard deviation, exact far into the tail.
-
-    Source: Ament et al., "Unexpected improvements to expected improvement for Bayesian optimization", 2023.
-    """
-    density = -0.5 * z**2 - 0.5 * math.log(2.0 * math.pi)
-    near = np.log(np.maximum(np.exp(density) + z * special.ndtr(z), 1e-300))
-    ratio = np.maximum(1.0 + z * math.sqrt(math.pi / 2.0) * special.erfcx(-np.minimum(z, 0.0) / math.sqrt(2.0)), 1e-300)
-    far = np.where(z > -1e3, np.log(ratio), -2.0 * np.log(np.maximum(-z, 1.0)))
-    result: Array = np.where(z > -1.0, near, density + far)
-    return result

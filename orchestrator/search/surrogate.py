@@ -70,15 +70,15 @@ class Surrogate:
         y = scale.standard(losses, history.pruned)
         return Surrogate(layout, h, scale, layout.filled(history.x), y, layout.filled(history.pending))
 
-    def near(self, cell: Array) -> Surrogate:
+    def near(self, cell: Array, most: int = MAX_TRIALS) -> Surrogate:
         """For questions about one cell: a quarter of the kept are the best, half the nearest to the cell, the rest a spread."""
-        if len(self.y) <= MAX_TRIALS:
+        if len(self.y) <= most:
             return self
         n = self.layout.n_searched
         category = np.array(self.layout.choices[n:], dtype=bool)
         other = self.x[:, n:]
         distance = np.where(category, other != cell, (other - cell) ** 2).sum(axis=1)
-        return self._kept(np.lexsort((self.y, distance)))
+        return self._kept(np.lexsort((self.y, distance)), most)
 
     def balanced(self) -> Surrogate:
         """For questions about all cells: a quarter of the kept are the best, half the best of each cell, the rest a spread."""
@@ -89,13 +89,13 @@ class Surrogate:
         first = np.searchsorted(which.ravel()[order], np.arange(which.max() + 1))
         rank = np.empty(len(order), dtype=int)
         rank[order] = np.arange(len(order)) - first[which.ravel()[order]]
-        return self._kept(np.lexsort((self.y, rank)))
+        return self._kept(np.lexsort((self.y, rank)), MAX_TRIALS)
 
-    def _kept(self, preferred: npt.NDArray[np.intp]) -> Surrogate:
+    def _kept(self, preferred: npt.NDArray[np.intp], most: int) -> Surrogate:
         n = len(self.y)
         taken = np.zeros(n, dtype=bool)
-        taken[np.argsort(self.y, kind="stable")[: MAX_TRIALS // 4]] = True
-        for order, until in ((preferred, 3 * MAX_TRIALS // 4), (_spread(n), MAX_TRIALS)):
+        taken[np.argsort(self.y, kind="stable")[: most // 4]] = True
+        for order, until in ((preferred, 3 * most // 4), (_spread(n), most)):
             free = order[~taken[order]]
             taken[free[: until - int(taken.sum())]] = True
         return Surrogate(self.layout, self.hyperparameters, self.scale, self.x[taken], self.y[taken], self.pending)

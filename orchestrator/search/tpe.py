@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from orchestrator.search.parzen import Mixture
 from orchestrator.search.quasirandom import point_of
 from orchestrator.search.rows import Rows, checkpoint
 
+if TYPE_CHECKING:
+    from orchestrator.search.surrogate import Fits
+
 GOOD = 0.2
 """This part of the trials is good, MAX_GOOD of them at most: the nearest cells' first."""
 MAX_GOOD = 40
@@ -40,6 +44,10 @@ SHARPER = 0.8
 PRIOR_STD = 0.3
 """Standard deviation of good values that one trial's worth of prior belief adds: about that of all values."""
 LEAST_WIDTH = 0.02
+RANKED = 32
+"""So many of the points that are likeliest to be good are compared by what the Gaussian process expects of them."""
+RANKED_BY = 200
+"""So many trials are enough for that; the effort grows with their square and more."""
 DRAWS = 4
 """Points compared for each of `n_ei_candidates`: they are of all columns together, where Optuna draws column by column."""
 
@@ -128,8 +136,26 @@ class HybridTPESampler(BaseSampler):
             candidates = np.vstack([candidates, spread(searched, len(candidates), self._rng)])
             candidates = _untried(candidates, np.vstack([history.coordinates(here), had])[:, :n])
         ratio = below.log_density(candidates) - above.log_density(candidates)
-        result: Array = candidates[int(np.argmax(ratio))]
+        likeliest = candidates[np.argsort(-ratio, kind="stable")[:RANKED]]
+        worth = [0.0] if len(study.directions) > 1 else self._worth(searched, context, history, likeliest)
+        result: Array = likeliest[int(np.argmax(worth))]
         return result
+
+    @cached_property
+    def fits(self) -> Fits:
+        """The Gaussian process's hyperparameters, kept from ask to ask."""
+        from orchestrator.search.surrogate import Fits
+
+        return Fits()
+
+    def _worth(self, searched: Sequence[Column], context: Context, history: History, points: Array) -> Array:
+        """What the Gaussian process expects of each point."""
+        # Loaded where it is needed, for SciPy's linear algebra takes as long as Optuna.
+        from orchestrator.search.improvement import Improvement
+        from orchestrator.search.surrogate import Surrogate
+
+        known = Surrogate.of(history, searched, context.columns, self.fits, least=self._n_startup_trials)
+        return Improvement(known.near(context.point, RANKED_BY), context.point, self._rng)(points)
 
     def _sharing(self, study: Study, searched: Sequence[Column], context: Context, history: History) -> tuple[float, float]:
         """How much cells share, learnt anew when there are a tenth more trials: from the latest of the first n of them.

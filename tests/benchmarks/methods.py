@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +14,17 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from orchestrator.model import Suggestion, TrialNews
+from orchestrator.pace import Pace
 from orchestrator.search import Search, distributions
 from tests.benchmarks.problems import Problem, Values
 
 PER_CELL = 2
 """Trials that adaptive allocation guarantees to every cell."""
+
+MEDIAN_S, SPREAD = 2.0, 0.3
+"""Median duration of the trials of several workers, and the standard deviation of its logarithm."""
+PREPARING_S = 0.06
+"""How long it takes to prepare a trial: enough that trials of the median duration are prepared for."""
 
 Row = tuple[Values, float]
 
@@ -124,33 +132,56 @@ METHODS: dict[str, Method] = {
 def play(problem: Problem, tuner: Tuner, trials: int, seed: int, workers: int = 1, ahead: int = 0) -> tuple[list[Row], float]:
     """Spends the trials; the rows in the order in which trials ended, and the seconds of processor time that the tuner took.
 
-    With more than one worker every ask finds the other workers' trials running; any of the running ones may end next. Each
-    worker asks for `ahead` trials before it needs them, so that those are known to the others (and know of them) but have
-    not begun: 8 workers that prepare one each have 15 trials without a result whenever one of them asks.
+    With more than one worker every ask finds the other workers' trials running. How long a trial takes is drawn from a
+    log-normal distribution. With `ahead` a worker asks for its next trial while one runs, when the trials
+    before tell it to (`orchestrator.pace`, preparing takes `PREPARING_S`): the other workers know of
+    it, and it does not know of what ends until it begins.
     """
     normal = np.random.default_rng([seed, 0]).standard_normal(trials)
-    speed = np.random.default_rng([seed, 1])
-    lanes: list[list[tuple[int, Values]]] = [[] for _ in range(workers)]
+    lasts = np.random.default_rng([seed, 1]).lognormal(math.log(MEDIAN_S), SPREAD, trials)
     rows: list[Row] = []
     spent, numbers = 0.0, iter(range(trials))
+    paces = [Pace() for _ in range(workers)]
+    running: list[tuple[int, Values] | None] = [None] * workers
+    prepared: list[tuple[int, Values] | None] = [None] * workers
+    events: list[tuple[float, int, int, bool]] = []  # when, of which worker, which trial, whether it ends
 
-    def ask_for(lane: list[tuple[int, Values]]) -> float:
+    def ask() -> tuple[int, Values] | None:
+        nonlocal spent
         number = next(numbers, None)
         if number is None:
-            return 0.0
+            return None
         before = time.process_time()
         values = tuner.ask(number)
-        lane.append((number, values))
-        return time.process_time() - before
+        spent += time.process_time() - before
+        return number, values
 
-    for _ in range(1 + ahead):
-        spent += sum(map(ask_for, lanes))
-    while busy := [lane for lane in lanes if lane]:
-        lane = busy[int(speed.integers(len(busy)))]
-        number, values = lane.pop(0)
-        value = problem.observed(values, float(normal[number]))
-        rows.append((values, value))
+    def begin(worker: int, now: float) -> None:
+        running[worker], prepared[worker] = prepared[worker] or ask(), None
+        begun = running[worker]
+        if begun is None:
+            return
+        number, pace = begun[0], paces[worker]
+        heapq.heappush(events, (now + lasts[number], worker, number, True))
+        pace.prepared(PREPARING_S)
+        prepare_at = pace.prepare_at() if ahead else None
+        if prepare_at is not None and prepare_at < lasts[number]:
+            heapq.heappush(events, (now + prepare_at, worker, number, False))
+
+    for worker in range(workers):
+        begin(worker, 0.0)
+    while events:
+        now, worker, number, ends = heapq.heappop(events)
+        if not ends:
+            prepared[worker] = ask()
+            continue
+        ended = running[worker]
+        assert ended is not None
+        value = problem.observed(ended[1], float(normal[number]))
+        rows.append((ended[1], value))
         before = time.process_time()
         tuner.tell(number, value)
-        spent += time.process_time() - before + ask_for(lane)
+        spent += time.process_time() - before
+        paces[worker].ran(float(lasts[number]))
+        begin(worker, now)
     return rows, spent

@@ -113,7 +113,10 @@ def test_workers_at_once_are_asked_while_the_others_run() -> None:
     assert len(rows) == 20
     seen.clear()
     rows, _ = methods.play(task, Watched(), 30, 0, workers=8, ahead=1)
-    assert seen == [*range(15), *[15] * 15]
+    assert seen[:8] == list(range(8)), "nobody prepares before a trial has ended"
+    assert min(seen[8:]) >= 7
+    assert 7 < max(seen) <= 15, "others have prepared by then, one each"
+    assert len(rows) == 30
     assert len(rows) == 30
 
 

@@ -56,10 +56,13 @@ class HybridTPESampler(BaseSampler):
     """Suggests, for the parameters a trial has not fixed, a point that is likelier among good trials given the fixed ones.
 
     The fixed parameters (the cell) are what `study.enqueue_trial` gave the trial. The fifth of the trials that did best
-    *for their cell* and the rest are two mixtures of kernels over the parameters to suggest; the point drawn from the first
-    that the first makes likeliest relative to the second is taken. Trials of other cells count by how near their cell is and
-    are moved as good values move from cell to cell; both are learnt, and left out where they do not foretell trials better
-    (see `kinship`). Trials that lack a parameter still tell of the others.
+    *for their cell* and the rest are two mixtures of kernels over the parameters to suggest; of points drawn from the first,
+    those are kept that it makes likeliest relative to the second. Among these the Gaussian process of `HybridGPSampler` picks
+    the one of greatest expected improvement, for it knows how good where the densities only know good from bad, and can imagine
+    how running trials end. With several objectives, or where only a part of the trial is asked for, the likeliest is taken.
+    Trials of other cells count by how near their cell is and are moved as good values move from cell to cell; both are
+    learnt, and left out where they do not foretell trials better (see `kinship`). Trials that lack a parameter still tell of
+    the others.
 
     Running trials count as bad (a constant liar) in their own cell; in other cells they hardly count, for the same point there
     is no repetition. Complete trials come before pruned ones (by last step, then report),
@@ -136,9 +139,11 @@ class HybridTPESampler(BaseSampler):
             candidates = np.vstack([candidates, spread(searched, len(candidates), self._rng)])
             candidates = _untried(candidates, np.vstack([history.coordinates(here), had])[:, :n])
         ratio = below.log_density(candidates) - above.log_density(candidates)
+        if not whole or len(study.directions) > 1:  # of a part, or of several losses, the process knows nothing
+            best: Array = candidates[int(np.argmax(ratio))]
+            return best
         likeliest = candidates[np.argsort(-ratio, kind="stable")[:RANKED]]
-        worth = [0.0] if len(study.directions) > 1 else self._worth(searched, context, history, likeliest)
-        result: Array = likeliest[int(np.argmax(worth))]
+        result: Array = likeliest[int(np.argmax(self._worth(searched, context, history, likeliest)))]
         return result
 
     @cached_property

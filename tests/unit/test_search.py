@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -295,17 +294,17 @@ def test_what_has_ended_does_not_run_again() -> None:
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp"])
-def test_ten_thousand_trials_are_taken_in_and_asked_about_quickly(name: str) -> None:
+def test_ten_thousand_trials_are_taken_in_and_asked_about(name: str) -> None:
     search, rng = Search(with_sampler(SPEC, name)), np.random.default_rng(0)
     points = [Search(with_sampler(SPEC, "random")).ask(c, ticket=t, retry=0) for t, c in enumerate(list(SPEC.cells()) * 5)]
     news = [complete(n, points[n % len(points)], float(rng.random()), n % 6) for n in range(10_000)]
-    before = time.perf_counter()
     search.feed(news)
-    fed = time.perf_counter()
-    search.ask({"batch": 32, "net": "small"}, ticket=10_000, retry=0)
-    # A quarter of these on an idle core; the tests share theirs.
-    assert fed - before < 2.0
-    assert time.perf_counter() - fed < 5.0
+    asked = search.ask({"batch": 32, "net": "small"}, ticket=10_000, retry=0)
+    assert asked.system_attrs[ASK_KEY]["news"] == 10_000
+    anew = Search(with_sampler(SPEC, name))
+    anew.feed(news[5_000:])
+    anew.feed(news[:5_000])
+    assert anew.ask({"batch": 32, "net": "small"}, ticket=10_000, retry=0) == asked, "however they came"
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -19,6 +19,7 @@ from orchestrator.search.improvement import Improvement
 from orchestrator.search.quasirandom import point_of
 from orchestrator.search.rows import Rows
 from orchestrator.search.surrogate import Fits, Surrogate
+from orchestrator.search.threads import one_thread
 from orchestrator.search.tpe import HybridTPESampler
 
 N_SPREAD = 512
@@ -80,7 +81,8 @@ class HybridGPSampler(BaseSampler):
         if history.n_useful < max(self._n_startup_trials, 1):
             point = point_of(searched, trial, self._seed)
         else:
-            point = self._maximise(searched, context, history, whole=PART_KEY not in trial.system_attrs)
+            with one_thread():
+                point = self._maximise(searched, context, history, whole=PART_KEY not in trial.system_attrs)
         return suggestion | {column.name: column.external(point[j]) for j, column in enumerate(searched)}
 
     def _maximise(self, searched: Sequence[Column], context: Context, history: History, *, whole: bool) -> Array:

@@ -22,6 +22,7 @@ from orchestrator.search.pruners import Judge
 from orchestrator.search.quasirandom import POSITION_KEY, strided
 from orchestrator.search.samplers import GeneticSampler, make_sampler
 from orchestrator.search.space import Parameter, check_exist, parameters
+from orchestrator.search.threads import one_thread
 
 if TYPE_CHECKING:
     from orchestrator.search.allocation import OpenCells
@@ -172,7 +173,9 @@ class Search:
 
         entropy = (abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry, 2)
         question = Question(open_cells, self._spec.directions[0] == "maximize", entropy)
-        return choose(self._model(), self._mirror, question)
+        model = self._model()
+        with one_thread():
+            return choose(model, self._mirror, question)
 
     def summary(self, cells: Sequence[Mapping[str, JSONValue]]) -> list[CellEstimate | None]:
         """What is believed of the best value that each cell can reach; None for a cell without a trial that has a value.
@@ -189,7 +192,9 @@ class Search:
         from orchestrator.search.summary import summarise
 
         maximize = self._spec.directions[0] == "maximize"
-        return summarise(self._model(), self._mirror, cells, maximize=maximize, seed=abs(self._spec.seed))
+        model = self._model()
+        with one_thread():
+            return summarise(model, self._mirror, cells, maximize=maximize, seed=abs(self._spec.seed))
 
     def should_prune(self, number: int, *, reports: Mapping[int, float]) -> bool:
         """The pruner's verdict for the running trial `number` whose reports so far are `reports` (step to value).

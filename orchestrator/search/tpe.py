@@ -23,6 +23,7 @@ from orchestrator.search.losses import Scale
 from orchestrator.search.parzen import Mixture
 from orchestrator.search.quasirandom import point_of
 from orchestrator.search.rows import Rows, checkpoint
+from orchestrator.search.threads import one_thread
 
 if TYPE_CHECKING:
     from orchestrator.search.surrogate import Fits
@@ -113,7 +114,8 @@ class HybridTPESampler(BaseSampler):
             point = point_of(searched, trial, self._seed)
         else:
             whole = PART_KEY not in trial.system_attrs
-            point = self._likeliest(study, searched, context, history, whole=whole)
+            with one_thread():
+                point = self._likeliest(study, searched, context, history, whole=whole)
         return suggestion | {column.name: column.external(point[j]) for j, column in enumerate(searched)}
 
     def _likeliest(self, study: Study, searched: Sequence[Column], context: Context, history: History, *, whole: bool) -> Array:
@@ -159,8 +161,9 @@ class HybridTPESampler(BaseSampler):
         from orchestrator.search.improvement import Improvement
         from orchestrator.search.surrogate import Surrogate
 
-        known = Surrogate.of(history, searched, context.columns, self.fits, least=self._n_startup_trials)
-        return Improvement(known.near(context.point, RANKED_BY), context.point, self._rng)(points)
+        with one_thread():  # of SciPy too, now that it is loaded
+            known = Surrogate.of(history, searched, context.columns, self.fits, least=self._n_startup_trials)
+            return Improvement(known.near(context.point, RANKED_BY), context.point, self._rng)(points)
 
     def _sharing(self, study: Study, searched: Sequence[Column], context: Context, history: History) -> tuple[float, float]:
         """How much cells share, learnt anew when there are a tenth more trials: from the latest of the first n of them.

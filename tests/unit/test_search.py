@@ -13,10 +13,11 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import json_to_distribution
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Budget, Searched, StudySpec, Suggestion, TrialNews
-from orchestrator.search import ASK_KEY, Search, create_optuna_tables, open_storage, optuna_schema_head
+from orchestrator.search import ASK_KEY, Search, create_optuna_tables, open_storage, optuna_schema_head, surrogate
 from orchestrator.search.mirror import Mirror, asked
 
 SAMPLERS = ("tpe", "gp", "random", "qmc", "nsga2")
@@ -367,3 +368,24 @@ def test_optunas_tables_are_created_once_and_read_plainly(tmp_path: Any) -> None
     assert optuna.storages.RDBStorage(url).get_current_version() == optuna_schema_head()
     optuna.create_study(storage=url, study_name="known")
     assert [s.study_name for s in open_storage(url).get_all_studies()] == ["known"]
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp"])
+def test_linear_algebra_keeps_to_one_thread_and_leaves_the_others_as_they_were(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    search, seen, fit = Search(with_sampler(SPEC, name)), [], surrogate.fit
+    monkeypatch.setattr(surrogate, "fit", lambda *arguments: seen.append(threads()) or fit(*arguments))
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        for number, cell in enumerate([*SPEC.cells()] * 2):
+            asked = search.ask(cell, ticket=number, retry=0)
+            search.feed([complete(number, asked, float(number), number)])
+        search.choose_cell(list(enumerate(SPEC.cells())), ticket=0, retry=0)
+        search.summary(list(SPEC.cells()))
+        assert threads() == before == {2}
+    assert seen
+    assert seen == [{1}] * len(seen)

@@ -443,8 +443,11 @@ _LOOK_BEFORE_CREATE = Statement(
     """
     SELECT s.study_id AS optuna_study_id, o.state, o.number, o.optuna_trial_id, o.values, o.attempts, o.retried_from,
         EXISTS (
-            SELECT FROM orchestrator.trial n WHERE n.study_id = :study_id AND n.created_seq > :known
-                AND (CAST(:values AS text) IS NULL OR CAST(n.values AS jsonb) = CAST(:values AS jsonb))
+            SELECT FROM (
+                SELECT n.values FROM orchestrator.trial n WHERE n.study_id = :study_id AND n.created_seq > :known
+                ORDER BY n.created_seq OFFSET 0  -- by its index, however many there may be when that is planned
+            ) AS n
+            WHERE CAST(:values AS text) IS NULL OR CAST(n.values AS jsonb) = CAST(:values AS jsonb)
         ) AS newer,
         coalesce((SELECT t.number FROM trials t WHERE t.study_id = :study_id ORDER BY t.trial_id DESC LIMIT 1) + 1, 0)
             AS next_number,

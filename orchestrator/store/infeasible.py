@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
-from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.engine import Connection
 
 from orchestrator.model import Failed, JSONValue, cell_label
@@ -31,7 +30,7 @@ from orchestrator.store.schema import (
     trial,
     worker,
 )
-from orchestrator.store.wire import Row, Statement, later
+from orchestrator.store.wire import Row, Statement, as_text, later
 
 NOBODY = "no living worker has the memory for it"
 """How the reason of a cell begins that is closed for all."""
@@ -68,12 +67,6 @@ def closed_for(worker_id: int | sa.ColumnElement[Any], cell_id: sa.ColumnElement
     here = held.select_from(worker.outerjoin(slot, slot.c.worker_id == worker.c.worker_id)).subquery()
     short = sa.and_(shortage.c.cell_id == cell_id, shortage.c.closed, _is_short(shortage.c, here.c))
     return sa.exists().where(short, here.c.worker_id == worker_id).correlate_except(shortage, here)
-
-
-def as_text(condition: sa.ColumnElement[bool]) -> str:
-    """The condition as a part of a statement that is written as text."""
-    dialect = PGDialect()  # type: ignore[no-untyped-call]
-    return str(condition.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
 
 
 # ---------------------------------------------------------------------------------------------------------- one trial has ended

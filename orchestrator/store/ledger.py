@@ -28,7 +28,7 @@ from orchestrator.store.fleet import Silent, WorkerLease, hold_worker
 from orchestrator.store.reads import news_after
 from orchestrator.store.schema import attempt, cell, event, slot, study, ticket, token_seq, trial, worker
 from orchestrator.store.tickets import Choice, Found, Undecided
-from orchestrator.store.wire import Statement, answer, answers, later
+from orchestrator.store.wire import Statement, answer, answers, as_text, later
 
 # User attributes of a trial, for people who look at it in Optuna's tools.
 WHY_ATTR = "orchestrator:why"
@@ -348,54 +348,50 @@ class Ledger:
         Trials given back and not taken up again by then end as failed, so that none stays RUNNING for ever; their tickets
         stay for a launch with more time. One whose worker died a moment ago is left to that host, where its result may be.
         """
-        live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(LIVE))
-        held = sa.exists().where(live, ~endings.idle())
-        stranded = sa.exists().where(live, endings.idle())
-        just_lost = endings.just_lost()
-        past = sa.and_(study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp())
-        late = sa.and_(sa.or_(past, study.c.state == "STOPPING"), ~held)
-        over = sa.and_(sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~just_lost)
-        self._end_closed_studies()
-        self._close_what_fits_nowhere()
-        ended = []
-        for (study_id,) in self._database.execute(sa.select(study.c.study_id).where(over).order_by(study.c.study_id)):
-            with self._database.transaction() as c:
-                known = has_study(c, study_id)
-                row = c.execute(
-                    sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id, over)
-                ).one_or_none()
-                if row is None or not known:
-                    continue
-                why = "budget.hours is over" if row.state in ("ACTIVE", "PAUSED") else row.reason
-                endings.abandon_all(c, study_id, f"{why}, and nobody had taken the trial up again")
-                if row.state != "FINISHED":
-                    changed = {"state": "FINISHED", "reason": why, "halt": False}
-                    c.execute(sa.update(study).where(study.c.study_id == study_id).values(changed))
-                    ended.append(study_id)
-        return ended
+        found = self._database.execute(_TO_END)
+        closed = [row.study_id for row in found if row.closed]
+        for study_id in closed:
+            self._end_closed_study(study_id)
+        short = any(row.short for row in found)
+        still = infeasible.standing_still(self._database, endings.just_lost()) if short else []
+        for study_id in still:
+            self._close_what_fits_nowhere(study_id)
+        if closed or still:
+            found = self._database.execute(_TO_END)
+        return [row.study_id for row in found if row.over and self._end_study(row.study_id)]
 
     # -------------------------------------------------------------------------------------------------------------- the parts
 
-    def _end_closed_studies(self) -> None:
-        """Finishes studies that have no open cell left: a ticket given back after its last cell closed ends nothing itself."""
-        open_cell = sa.exists().where(cell.c.study_id == study.c.study_id, cell.c.state == "OPEN")
-        in_use = sa.or_(ticket.c.state == "LIVE", sa.and_(ticket.c.state == "OPEN", ticket.c.extra))
-        used = sa.exists().where(ticket.c.study_id == study.c.study_id, in_use)
-        closed = sa.and_(study.c.state != "FINISHED", ~open_cell, ~used)
-        for (study_id,) in self._database.execute(sa.select(study.c.study_id).where(closed).order_by(study.c.study_id)):
-            with self._database.transaction() as c:
-                if has_study(c, study_id):
+    def _end_closed_study(self, study_id: int) -> None:
+        """Finishes a study that has no open cell left: a ticket given back after its last cell closed ends nothing itself."""
+        with self._database.transaction() as c:
+            if has_study(c, study_id):
+                tickets.end_study_if_spent(c, study_id)
+
+    def _close_what_fits_nowhere(self, study_id: int) -> None:
+        """Closes cells for all where a study waits for a device that no living worker has; their tickets go to the others."""
+        with self._database.transaction() as c:
+            if has_study(c, study_id):
+                reason = infeasible.close_for_all(c, study_id, endings.just_lost())
+                if reason is not None:
+                    endings.abandon_all(c, study_id, reason, kind="device")
                     tickets.end_study_if_spent(c, study_id)
 
-    def _close_what_fits_nowhere(self) -> None:
-        """Closes cells for all where a study waits for a device that no living worker has; their tickets go to the others."""
-        for study_id in infeasible.standing_still(self._database, endings.just_lost()):
-            with self._database.transaction() as c:
-                if has_study(c, study_id):
-                    reason = infeasible.close_for_all(c, study_id, endings.just_lost())
-                    if reason is not None:
-                        endings.abandon_all(c, study_id, reason, kind="device")
-                        tickets.end_study_if_spent(c, study_id)
+    def _end_study(self, study_id: int) -> bool:
+        """Fails what nobody runs of a study that is over, and finishes it; False if it is not, or was finished before."""
+        with self._database.transaction() as c:
+            known = has_study(c, study_id)
+            which = sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id, _over())
+            row = c.execute(which).one_or_none()
+            if row is None or not known:
+                return False
+            why = "budget.hours is over" if row.state in ("ACTIVE", "PAUSED") else row.reason
+            endings.abandon_all(c, study_id, f"{why}, and nobody had taken the trial up again")
+            if row.state == "FINISHED":
+                return False
+            changed = {"state": "FINISHED", "reason": why, "halt": False}
+            c.execute(sa.update(study).where(study.c.study_id == study_id).values(changed))
+            return True
 
     def _remove_worker(self, c: Connection, which: sa.ColumnElement[bool], worker_id: int, reason: str) -> bool:
         changed = {"state": "GONE", "reason": reason, "doing": "gone", "ended_at": sa.func.clock_timestamp()}
@@ -506,6 +502,30 @@ _START = {
     False: Statement(_START_TEXT.format(fits=f"NOT {tickets.SHORT}", short=tickets.SHORT)),
     True: Statement(_START_TEXT.format(fits=tickets.TRIAL_FITS, short="false")),
 }
+
+
+def _over() -> sa.ColumnElement[bool]:
+    """Whether a study has to end: it was stopped or its time is over, and nothing of it runs; or was ended with trials left."""
+    live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(LIVE))
+    held = sa.exists().where(live, ~endings.idle())
+    stranded = sa.exists().where(live, endings.idle())
+    past = sa.and_(study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp())
+    late = sa.and_(sa.or_(past, study.c.state == "STOPPING"), ~held)
+    return sa.and_(sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~endings.just_lost())
+
+
+def _to_end() -> Statement:
+    open_cell = sa.exists().where(cell.c.study_id == study.c.study_id, cell.c.state == "OPEN")
+    in_use = sa.or_(ticket.c.state == "LIVE", sa.and_(ticket.c.state == "OPEN", ticket.c.extra))
+    used = sa.exists().where(ticket.c.study_id == study.c.study_id, in_use)
+    closed, over = sa.and_(study.c.state != "FINISHED", ~open_cell, ~used), _over()
+    which = sa.select(study.c.study_id, closed.label("closed"), over.label("over"), sa.literal(False).label("short"))
+    short = f"SELECT NULL, false, false, true WHERE {tickets.SHORT}"
+    return Statement(f"{as_text(which.where(sa.or_(closed, over)))} UNION ALL {short} ORDER BY study_id")
+
+
+_TO_END = _to_end()
+"""The studies of which something has to end, and a row more if any cell is closed for a device; all ask again and again."""
 
 
 def _where(lease: WorkerLease, place: Place) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from sqlalchemy.engine import Connection
 from orchestrator.model import JSONValue, TrialNews
 from orchestrator.store.claims import Place
 from orchestrator.store.fleet import WorkerLease
-from orchestrator.store.infeasible import as_text, closed_for
+from orchestrator.store.infeasible import closed_for
 from orchestrator.store.schema import UNSPENT, cell, event, ticket
-from orchestrator.store.wire import Row, Statement, answers, later
+from orchestrator.store.wire import Row, Statement, answers, as_text, later
 
 MOST_CHOICES = 256
 """Of more open cells an allocation chooses among so many: those it named as likely, then those with the fewest tickets."""

@@ -17,6 +17,7 @@ import psycopg2
 import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy import exc
+from sqlalchemy.dialects.postgresql.base import PGDialect
 
 Row: TypeAlias = Any
 """A row that a statement returned, its columns by name."""
@@ -52,6 +53,12 @@ class Statement:
         if self._row is None:
             self._row = namedtuple("Row", [column.name for column in cursor.description])  # type: ignore[misc]
         return [self._row._make(row) for row in cursor.fetchall()]
+
+
+def as_text(query: sa.ClauseElement) -> str:
+    """A query or a condition as text, for a `Statement`; ``sa.literal_column(":name")`` is a parameter."""
+    dialect = PGDialect()  # type: ignore[no-untyped-call]
+    return str(query.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
 
 
 class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyped, as the package is

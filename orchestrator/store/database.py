@@ -193,10 +193,11 @@ class Database:
                 below = wire.wire_of(connection)
                 if self._prepares:
                     wire.grown_up(connection)
+                prepared = bool(below.may_prepare)
                 try:
                     yield connection
                 finally:
-                    prepared = bool(below.may_prepare)
+                    below.forget()
             self._used_at = time.monotonic()
         except exc.SQLAlchemyError as error:
             self._engine.dispose()  # what the pool holds is of the same age and likely as dead

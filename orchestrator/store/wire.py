@@ -103,6 +103,10 @@ class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyp
         self.kept_back.clear()
         self._preparing.clear()
 
+    def failed(self) -> None:
+        """How far the server got with what it was sent is not known."""
+        self.may_prepare = False
+
     def sent(self) -> None:
         """The server has done what it was sent."""
         self.messages += 1
@@ -128,7 +132,11 @@ class Cursor(psycopg2.extensions.cursor):  # type: ignore[misc]
         if connection.kept_back:
             query, parameters = b";\n".join([*connection.kept_back, self.mogrify(query, parameters)]), None
             connection.kept_back.clear()
-        super().execute(query, parameters)
+        try:
+            super().execute(query, parameters)
+        except BaseException:
+            connection.failed()
+            raise
         connection.sent()
 
 

@@ -24,7 +24,7 @@ ASKS = 3
 """How often a sampler is asked for one trial, at most; the last time under the study's lock."""
 BRIEF_S = 4.0
 """Between shorter trials the connection is kept."""
-_LOOK_EVERY_S = 1.0  # at the list of studies
+_LOOK_EVERY_S = 2.0  # at the list of studies, while they have trials
 _MODELS = ("tpe", "gp", "nsga2")  # the samplers that suggest by what they know of the other trials
 _DRAW = ("tpe", "nsga2")  # of these, those that draw: told the same they hardly ever say the same
 

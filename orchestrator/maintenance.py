@@ -56,7 +56,7 @@ class Maintenance:
             return True
         self._evict(self._store.fleet.silent(now - self._in_contact_since))
         self._store.ledger.end_studies()
-        turns = max(1.0, self._store.fleet.size() / SWEEPERS)
+        turns = max(1.0, self._store.fleet.size / SWEEPERS)
         self._next_of_fleet = now + self._every_s * (1.0 if turns == 1.0 else turns * random.uniform(0.5, 1.5))
         return True
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Row
 
 from orchestrator.model import JSONValue, TrialNews
-from orchestrator.store.schema import attempt, cell, optuna_studies, study, ticket, trial
+from orchestrator.store.schema import attempt, cell, ticket, trial
+from orchestrator.store.wire import Row, Statement
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Claim:
     """Whether this attempt is counted; a trial that was prepared ahead has to `start` first."""
 
     @property
+    def shown(self) -> dict[str, int]:
+        """What a statement needs to check the claim."""
+        return {"trial_id": self.trial_id, "token": self.token}
+
+    @property
     def resumed(self) -> bool:
         return self.attempt > 1
 
@@ -61,7 +66,7 @@ def with_ticket() -> sa.Select[Any]:
     return query.join(ticket, ticket.c.ticket_id == trial.c.ticket_id).join(cell, cell.c.cell_id == trial.c.cell_id)
 
 
-def claim_of(row: Row[Any]) -> Claim:
+def claim_of(row: Row) -> Claim:
     """The claim of a trial's last attempt."""
     return Claim(
         study_id=row.study_id,
@@ -84,15 +89,23 @@ def ran_at(place: Place, *conditions: sa.ColumnElement[bool]) -> sa.ColumnElemen
     return sa.exists().where(last, attempt.c.host == place.host, attempt.c.runs_dir == place.runs_dir, *conditions)
 
 
-def ending(trial_id: int) -> sa.Select[Any]:
-    """The trial's row with what its end depends on: its ticket, its cell, the study's rules."""
-    rules = study.c.spec["budget"]["max_failures_per_cell"].as_integer().label("max_failures")
-    told = (cell.c["values"].label("cell_values"), cell.c.state.label("cell_state"), cell.c.completed, cell.c.failures_in_a_row)
-    query = sa.select(trial, ticket.c.extra, *told, rules, optuna_studies.c.study_id.label("optuna_study_id"))
-    query = query.join(ticket, ticket.c.ticket_id == trial.c.ticket_id).join(cell, cell.c.cell_id == trial.c.cell_id)
-    query = query.join(study, study.c.study_id == trial.c.study_id)
-    query = query.outerjoin(optuna_studies, optuna_studies.c.study_id == trial.c.study_id)
-    return query.where(trial.c.trial_id == trial_id)
+LOCK_TRIAL = Statement("SELECT FROM orchestrator.trial WHERE trial_id = :trial_id AND token = :token FOR NO KEY UPDATE")
+"""Locks the trial's row, if the token is still its last."""
+ENDING = Statement(
+    """
+    SELECT o.trial_id, o.token, o.study_id, o.ticket_id, o.cell_id, o.worker_id, o.state, o.number, o.optuna_trial_id,
+        o.attempts, o.lost, o.retries, t.extra,
+        l.values AS cell_values, l.state AS cell_state, l.completed, l.failures_in_a_row,
+        CAST(s.spec #>> '{budget,max_failures_per_cell}' AS int) AS max_failures, p.study_id AS optuna_study_id
+    FROM orchestrator.trial o
+    JOIN orchestrator.ticket t ON t.ticket_id = o.ticket_id
+    JOIN orchestrator.cell l ON l.cell_id = o.cell_id
+    JOIN orchestrator.study s ON s.study_id = o.study_id
+    LEFT JOIN studies p ON p.study_id = o.study_id
+    WHERE o.trial_id = :trial_id AND o.token = :token
+    """
+)
+"""The trial with what its end depends on: its ticket, its cell, the study's rules."""
 
 
 def held_by(claim: Claim) -> sa.Select[Any]:

@@ -20,12 +20,12 @@ from sqlalchemy.engine import URL, Connection, make_url
 
 from orchestrator import faults
 from orchestrator.errors import ConfigError, OrchestratorError, SchemaOutdatedError, StoreUnavailableError
+from orchestrator.store import wire
 
-_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 # SET LOCAL ends with the transaction, so that a pooler in transaction mode (PgBouncer) may hand the server connection to anyone
 # afterwards; a session-wide SET could not be trusted there.
 _LIMITS = (
-    "SET LOCAL statement_timeout = '{statement_s}s'; SET LOCAL lock_timeout = '{lock_s}s'; "
+    "{begin}SET LOCAL statement_timeout = '{statement_s}s'; SET LOCAL lock_timeout = '{lock_s}s'; "
     "SET LOCAL idle_in_transaction_session_timeout = '{idle_s}s'"
 )
 STATEMENT_TIMEOUT_S = 30
@@ -33,11 +33,18 @@ LOCK_TIMEOUT_S = 15
 IDLE_TIMEOUT_S = 5
 CONNECT_TIMEOUT_S = 5
 ANSWER_MARGIN_S = 5
+RECYCLE_S = 60
+"""A connection is not used for longer: tables grow, and what was planned when they were small may be slow by then."""
 OTHERS_PATIENCE_S = 300  # for statements of others in this process, such as the dashboard's
 
 # SQLSTATE classes and codes of troubles that pass: connection, rollback (deadlock), resources, locks, intervention, system;
 # and, while a server is being set up or kept closed, a role (28) or database (3D000, 55000) that is not there for us.
 _PASSING = ("08", "28", "3D000", "40", "53", "55000", "55P03", "57", "58")
+
+# Of a statement that was prepared on the connection: the server has it not, or has it already (behind a pooler that was taken
+# for the server), or a migration changed what it returns. On a new connection nothing is prepared yet.
+_RESULT_CHANGED = "0A000"
+_OF_PREPARED = ("26000", "42P05", _RESULT_CHANGED)
 
 _CONNECT_ARGS = {
     "connect_timeout": CONNECT_TIMEOUT_S,
@@ -102,47 +109,6 @@ _patience = threading.local()
 psycopg2.extensions.set_wait_callback(_wait)
 
 
-class _Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyped, as the package is
-    """Keeps back statements whose answers nobody needs, see `later`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.kept_back: list[bytes] = []
-        self.keeps_back = False
-
-
-class _Cursor(psycopg2.extensions.cursor):  # type: ignore[misc]
-    """Sends what its connection kept back in one message with the next statement, whose answer is the one that is returned.
-
-    The server runs the statements one after the other, each with a snapshot of its own, and none after one that failed.
-    """
-
-    connection: _Connection
-
-    def execute(self, query: str | bytes, parameters: Any = None) -> None:
-        if self.connection.keeps_back:
-            self.connection.kept_back.append(self.mogrify(query, parameters))
-        elif self.connection.kept_back:
-            statements = [*self.connection.kept_back, self.mogrify(query, parameters)]
-            self.connection.kept_back.clear()
-            super().execute(b";\n".join(statements))
-        else:
-            super().execute(query, parameters)
-
-
-def later(c: Connection, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> None:
-    """Executes a statement in the round trip of the next one of its transaction, at last COMMIT, which also brings its errors.
-
-    For statements whose answer nobody needs; an INSERT into a table with a generated key must be `inline`.
-    """
-    connection: Any = c.connection.dbapi_connection
-    connection.keeps_back = True
-    try:
-        c.execute(statement, parameters)
-    finally:
-        connection.keeps_back = False
-
-
 class Database:
     """Opens short transactions on one PostgreSQL database; thread-safe, holds at most one idle connection.
 
@@ -156,14 +122,16 @@ class Database:
         # round trips and not three.
         self._engine = sa.create_engine(
             url,
-            connect_args={**_CONNECT_ARGS, "connection_factory": _Connection, "cursor_factory": _Cursor},
+            connect_args={**_CONNECT_ARGS, "connection_factory": wire.Connection, "cursor_factory": wire.Cursor},
             isolation_level="AUTOCOMMIT",
             pool_size=1,
             max_overflow=8,
             pool_use_lifo=True,
+            pool_recycle=RECYCLE_S,
             use_native_hstore=False,  # would ask for its type with each new connection
         )
         self._used_at = 0.0
+        self._prepares = True
 
     @property
     def shown_url(self) -> str:
@@ -175,7 +143,9 @@ class Database:
         if time.monotonic() - self._used_at >= unused_s:
             self._engine.dispose()
 
-    def execute(self, statement: sa.Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[sa.Row[Any]]:
+    def execute(
+        self, statement: sa.Executable | wire.Statement, parameters: Mapping[str, Any] | None = None
+    ) -> Sequence[wire.Row]:
         """The rows that one statement returns, a transaction of its own in one round trip.
 
         Raises:
@@ -183,7 +153,9 @@ class Database:
         """
         with self._connected(STATEMENT_TIMEOUT_S) as connection:
             # One message is one transaction, so the limits hold for what comes with them.
-            later(connection, _statement(_LIMITS, STATEMENT_TIMEOUT_S, LOCK_TIMEOUT_S, IDLE_TIMEOUT_S))
+            wire.later(connection, _limits("", STATEMENT_TIMEOUT_S, LOCK_TIMEOUT_S, IDLE_TIMEOUT_S))
+            if isinstance(statement, wire.Statement):
+                return wire.answers(connection, statement, parameters)
             return connection.execute(statement, parameters).all()
 
     @contextlib.contextmanager
@@ -199,29 +171,39 @@ class Database:
             OrchestratorError: the server refused the work itself; trying again will not help.
         """
         with self._connected(statement_s) as connection:
-            later(connection, _statement(f"{_BEGIN}; {_LIMITS}", statement_s, lock_s, idle_s))
+            below = wire.wire_of(connection)
+            wire.later(connection, _limits("BEGIN ISOLATION LEVEL READ COMMITTED; ", statement_s, lock_s, idle_s))
             try:
                 yield connection
                 faults.step("before-commit")
-                connection.exec_driver_sql("COMMIT")  # with what was kept back: its errors come here
+                wire.send(connection, b"COMMIT")  # with what was kept back: its errors come here
             except BaseException:
-                with contextlib.suppress(exc.SQLAlchemyError):
-                    _forget(connection)
-                    connection.exec_driver_sql("ROLLBACK")
+                below.forget()
+                if not below.closed:
+                    with contextlib.suppress(exc.SQLAlchemyError):
+                        wire.send(connection, b"ROLLBACK")
                 raise
             faults.step("after-commit")
 
     @contextlib.contextmanager
     def _connected(self, statement_s: int) -> Iterator[Connection]:
+        prepared = False
         try:
             with _patient(statement_s), self._engine.connect() as connection:
-                yield connection
+                below = wire.wire_of(connection)
+                if self._prepares:
+                    wire.grown_up(connection)
+                prepared = bool(below.may_prepare)
+                try:
+                    yield connection
+                finally:
+                    below.forget()
             self._used_at = time.monotonic()
         except exc.SQLAlchemyError as error:
             self._engine.dispose()  # what the pool holds is of the same age and likely as dead
-            raise self._translate(error) from error
+            raise self._translate(error, prepared=prepared) from error
 
-    def _translate(self, error: exc.SQLAlchemyError) -> OrchestratorError:
+    def _translate(self, error: exc.SQLAlchemyError, *, prepared: bool) -> OrchestratorError:
         cause = getattr(error, "orig", None) or error
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         text = hide_password(lines[0] if lines else type(cause).__name__, self.url)
@@ -230,6 +212,9 @@ class Database:
             return SchemaOutdatedError(
                 f"the database lacks our schema or has an old one ({text}); run: orchestrator db upgrade"
             )
+        if prepared and sqlstate in _OF_PREPARED:
+            self._prepares = self._prepares and sqlstate == _RESULT_CHANGED
+            return StoreUnavailableError(f"database {self.shown_url} lost a prepared statement: {text}")
         lost = isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)
         lost = lost or getattr(error, "connection_invalidated", False)
         if sqlstate.startswith(_PASSING) if sqlstate else lost:
@@ -238,14 +223,8 @@ class Database:
 
 
 @functools.cache
-def _statement(text: str, statement_s: int, lock_s: int, idle_s: int) -> sa.TextClause:
-    return sa.text(text.format(statement_s=statement_s, lock_s=lock_s, idle_s=idle_s))
-
-
-def _forget(c: Connection) -> None:
-    """What was kept back is not sent any more."""
-    connection: Any = c.connection.dbapi_connection
-    connection.kept_back.clear()
+def _limits(begin: str, statement_s: int, lock_s: int, idle_s: int) -> bytes:
+    return _LIMITS.format(begin=begin, statement_s=statement_s, lock_s=lock_s, idle_s=idle_s).encode()
 
 
 @contextlib.contextmanager

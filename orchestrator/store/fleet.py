@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.store.database import Database
-from orchestrator.store.schema import slot, study, token_seq, trial, worker
+from orchestrator.store.schema import slot, token_seq, worker
+from orchestrator.store.wire import Row, Statement
+
+HERE_EVERY_S = 5.0
+"""How often a process asks which workers there are on its host, if it does not look at the whole fleet."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,16 @@ class SlotOffer:
 
 
 class Fleet:
-    """Registers workers, renews their leases, hands out device slots."""
+    """Registers workers, renews their leases, hands out device slots.
+
+    `size` is how many workers were registered at the last `silent`.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._here: dict[int, Row] = {}
+        self._here_at = -math.inf
+        self.size = 0
 
     def register(self, ttl_s: float, checkpoints: str | None = None, studies: Collection[str] | None = None) -> WorkerLease:
         """A row for this process under a new lease of `ttl_s` seconds by the database's clock.
@@ -112,14 +123,7 @@ class Fleet:
         Raises:
             LeaseLostError: the worker was evicted; its slot and trials may be another's.
         """
-        running = sa.and_(trial.c.worker_id == lease.worker_id, trial.c.state == "RUNNING", trial.c.attempts > 0)
-        halted = sa.exists().where(running, study.c.study_id == trial.c.study_id, study.c.halt)
-        renewed = self._database.execute(
-            sa.update(worker)
-            .where(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
-            .values(lease_until=_until(lease.ttl_s), doing=doing)
-            .returning(halted.label("halted"), _CROWDED.label("crowded"))
-        )
+        renewed = self._database.execute(_RENEW, {**lease.shown, "ttl_s": lease.ttl_s, "doing": doing})
         if not renewed:
             raise lease.lost()
         return Renewed(bool(renewed[0].halted), bool(renewed[0].crowded))
@@ -186,36 +190,68 @@ class Fleet:
         Args:
             contact_s: how long the caller has been in unbroken contact with the database, seconds.
         """
-        now = sa.func.clock_timestamp()
-        expired = sa.and_(
-            worker.c.lease_until < now,
-            sa.func.pg_postmaster_start_time() < now - sa.func.make_interval(0, 0, 0, 0, 0, 0, worker.c.ttl_s),
-            worker.c.ttl_s <= contact_s,
-        )
-        here = worker.c.process_scope == process_scope()
-        query = sa.select(worker, expired.label("expired"), here.label("here")).where(worker.c.state == "ACTIVE")
-        rows = self._database.execute(query.where(sa.or_(expired, here)).order_by(worker.c.worker_id))
-        found = []
-        for row in rows:
-            if row.here and _is_dead(row.pid, row.pid_started):
-                found.append(_died(row))
-            elif row.expired:
-                found.append(Silent(row.worker_id, dead=False, reason=f"it fell silent: no renewal for {row.ttl_s:g} s"))
-        return found
+        rows = self._database.execute(_SILENT, {"contact_s": contact_s, "scope": process_scope()})
+        self.size = rows[0].size
+        workers = [row for row in rows if row.worker_id is not None]
+        self._know([row for row in workers if row.here])
+        dead = {one.worker_id: one for one in self._found_dead()}
+        expired = [
+            Silent(row.worker_id, dead=False, reason=f"it fell silent: no renewal for {row.ttl_s:g} s")
+            for row in workers
+            if row.expired and row.worker_id not in dead
+        ]
+        return sorted([*dead.values(), *expired], key=lambda one: one.worker_id)
 
     def dead_here(self) -> list[Silent]:
-        """Workers of this host whose process is dead."""
-        query = sa.select(worker).where(worker.c.state == "ACTIVE", worker.c.process_scope == process_scope())
-        rows = self._database.execute(query.order_by(worker.c.worker_id))
-        return [_died(row) for row in rows if _is_dead(row.pid, row.pid_started)]
+        """Workers of this host whose process is dead; which workers there are is asked only every `HERE_EVERY_S`."""
+        if time.monotonic() - self._here_at >= HERE_EVERY_S:
+            self._know(self._database.execute(_HERE, {"scope": process_scope()}))
+        return self._found_dead()
 
-    def size(self) -> int:
-        """How many workers are registered."""
-        (row,) = self._database.execute(sa.select(sa.func.count()).where(worker.c.state == "ACTIVE"))
-        return int(row[0])
+    def _know(self, here: Sequence[Row]) -> None:
+        self._here, self._here_at = {row.worker_id: row for row in here}, time.monotonic()
+
+    def _found_dead(self) -> list[Silent]:
+        """Those of this host that died, each told once for each time that they were asked for."""
+        dead = [row for row in self._here.values() if _is_dead(row.pid, row.pid_started)]
+        for row in dead:
+            del self._here[row.worker_id]
+        return [_died(row) for row in dead]
 
 
-def _died(row: Row[Any]) -> Silent:
+_RENEW = Statement(
+    """
+    UPDATE orchestrator.worker w SET lease_until = clock_timestamp() + make_interval(secs => :ttl_s), doing = :doing
+    WHERE w.worker_id = :worker_id AND w.token = :token AND w.state = 'ACTIVE'
+    RETURNING EXISTS (
+        SELECT FROM orchestrator.trial o JOIN orchestrator.study s ON s.study_id = o.study_id
+        WHERE o.worker_id = w.worker_id AND o.state = 'RUNNING' AND o.attempts > 0 AND s.halt
+    ) AS halted,
+    (SELECT sum(d.numbackends) FROM pg_stat_database d) > current_setting('max_connections')::int / 2 AS crowded
+    """
+)
+_SILENT = Statement(
+    """
+    SELECT a.size, w.*
+    FROM (SELECT count(*) AS size FROM orchestrator.worker WHERE state = 'ACTIVE') AS a
+    LEFT JOIN (
+        SELECT w.worker_id, w.pid, w.pid_started, w.host, w.ttl_s, w.process_scope = :scope AS here,
+            w.lease_until < clock_timestamp() AND w.ttl_s <= :contact_s
+                AND pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => w.ttl_s) AS expired
+        FROM orchestrator.worker w WHERE w.state = 'ACTIVE'
+    ) AS w ON w.here OR w.expired
+    ORDER BY w.worker_id
+    """
+)
+_HERE = Statement(
+    """
+    SELECT worker_id, pid, pid_started, host FROM orchestrator.worker
+    WHERE state = 'ACTIVE' AND process_scope = :scope ORDER BY worker_id
+    """
+)
+
+
+def _died(row: Row) -> Silent:
     return Silent(row.worker_id, dead=True, reason=f"its process {row.pid} on {row.host} died")
 
 
@@ -234,11 +270,6 @@ def hold_worker(c: Connection, lease: WorkerLease, *, alone: bool = False) -> No
         is None
     ):
         raise lease.lost()
-
-
-_CROWDED: sa.ColumnElement[bool] = sa.literal_column(
-    "(SELECT sum(d.numbackends) FROM pg_stat_database d) > current_setting('max_connections')::int / 2"
-)
 
 
 def _until(ttl_s: float) -> sa.ColumnElement[datetime]:

@@ -12,11 +12,10 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
-from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from orchestrator.model import Failed, JSONValue, cell_label
-from orchestrator.store.database import Database, later
+from orchestrator.store.database import Database
 from orchestrator.store.schema import (
     UNSPENT,
     attempt,
@@ -31,6 +30,7 @@ from orchestrator.store.schema import (
     trial,
     worker,
 )
+from orchestrator.store.wire import Row, Statement, as_text, later
 
 NOBODY = "no living worker has the memory for it"
 """How the reason of a cell begins that is closed for all."""
@@ -69,16 +69,10 @@ def closed_for(worker_id: int | sa.ColumnElement[Any], cell_id: sa.ColumnElement
     return sa.exists().where(short, here.c.worker_id == worker_id).correlate_except(shortage, here)
 
 
-def as_text(condition: sa.ColumnElement[bool]) -> str:
-    """The condition as a part of a statement that is written as text."""
-    dialect = PGDialect()  # type: ignore[no-untyped-call]
-    return str(condition.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
-
-
 # ---------------------------------------------------------------------------------------------------------- one trial has ended
 
 
-def told(c: Connection, row: Row[Any], failure: Failed) -> dict[str, JSONValue]:
+def told(c: Connection, row: Row, failure: Failed) -> dict[str, JSONValue]:
     """What the failure of a trial tells of the memory that ran out, for people and programs."""
     if failure.kind != "oom":
         return {}
@@ -86,7 +80,7 @@ def told(c: Connection, row: Row[Any], failure: Failed) -> dict[str, JSONValue]:
     return {"memory": memory, "device": device_name, "bytes": size or None, "peak_bytes": failure.peak_bytes}
 
 
-def ran_out(c: Connection, row: Row[Any], failure: Failed, *, counts: bool) -> None:
+def ran_out(c: Connection, row: Row, failure: Failed, *, counts: bool) -> None:
     """Notes that a trial exhausted the memory of its device; one too many `counts` in a row close its cell for that type.
 
     With it go the cells above it on the axes that `infeasible.monotone` names, but those that ran to an end on such a device.
@@ -112,14 +106,26 @@ def ran_out(c: Connection, row: Row[Any], failure: Failed, *, counts: bool) -> N
         _close(c, row, kind, often, axes)
 
 
-def fitted(c: Connection, row: Row[Any]) -> None:
+def fitted(c: Connection, row: Row) -> None:
     """Notes that a trial ran to its end: whatever ran out of memory in its cell, it is not the cell on such a device."""
-    here = sa.and_(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
-    disproved = sa.exists().where(here, _is_short(shortage.c, attempt.c)).correlate_except(attempt)
-    later(c, sa.delete(shortage).where(shortage.c.cell_id == row.cell_id, disproved))
+    later(c, _DISPROVED, {"cell_id": row.cell_id, "trial_id": row.trial_id, "attempt": row.attempts})
 
 
-def _type(c: Connection, row: Row[Any], failure: Failed) -> tuple[str, str, int]:
+def _disproved() -> Statement:
+    short = as_text(_is_short(shortage.c, attempt.c))
+    return Statement(
+        f"""
+        DELETE FROM orchestrator.shortage
+        USING orchestrator.attempt
+        WHERE shortage.cell_id = :cell_id AND attempt.trial_id = :trial_id AND attempt.attempt = :attempt AND {short}
+        """
+    )
+
+
+_DISPROVED = _disproved()
+
+
+def _type(c: Connection, row: Row, failure: Failed) -> tuple[str, str, int]:
     """Whose memory ran out, by the words of `schema.shortage`; the name of the device and how much it has, 0: not known."""
     mine = sa.and_(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
     ran = c.execute(sa.select(attempt.c.device_name, attempt.c.gpu_bytes, attempt.c.host_bytes).where(mine)).one()
@@ -140,7 +146,7 @@ def _settings(c: Connection, study_id: int) -> tuple[int, list[str]]:
     return int(allowed), axes
 
 
-def _close(c: Connection, row: Row[Any], kind: Mapping[str, Any], often: str, axes: list[str]) -> None:
+def _close(c: Connection, row: Row, kind: Mapping[str, Any], often: str, axes: list[str]) -> None:
     own = cell.c.cell_id == row.cell_id
     there = cell_label({axis: row.cell_values[axis] for axis in axes})
     above = f"{often} out of memory at {there}, and the need of it grows with {' and '.join(axes)}"
@@ -169,7 +175,7 @@ def _close(c: Connection, row: Row[Any], kind: Mapping[str, Any], often: str, ax
         c.execute(sa.insert(event).values(kind="cell closed for a device"), events)
 
 
-def _above(row: Row[Any], axes: list[str]) -> sa.ColumnElement[bool]:
+def _above(row: Row, axes: list[str]) -> sa.ColumnElement[bool]:
     """Cells alike but for values of these axes, none of which is smaller."""
     if not axes:
         return sa.false()
@@ -310,7 +316,7 @@ _CLOSE_CELLS = sa.text(
 # ------------------------------------------------------------------------------------------------------------- a person insists
 
 
-def try_again(c: Connection, trial_row: Row[Any]) -> list[Row[Any]]:
+def try_again(c: Connection, trial_row: Row) -> list[Row]:
     """Opens the cell of a trial, and the cells that it closed, for every device; returns those that are closed for all."""
     touched = sa.select(shortage.c.cell_id).where(
         sa.or_(shortage.c.cell_id == trial_row.cell_id, shortage.c.trial_id == trial_row.trial_id)

@@ -18,8 +18,9 @@ from sqlalchemy.engine import Connection, Row
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, cell_label
 from orchestrator.store import infeasible, optuna_rows, tickets
-from orchestrator.store.database import Database, later
+from orchestrator.store.database import Database
 from orchestrator.store.schema import cell, event, study, ticket, trial
+from orchestrator.store.wire import later
 
 _STOPPED = "stopped by "
 

@@ -16,27 +16,21 @@ from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned, Suggestion, TrialNews
-from orchestrator.store import infeasible, optuna_rows, tickets
-from orchestrator.store.claims import Claim, Place, claim_of, ending, held_by, ran_at, with_ticket
-from orchestrator.store.database import Database, later
+from orchestrator.store import endings, infeasible, optuna_rows, tickets
+from orchestrator.store.claims import LOCK_TRIAL, Claim, Place, claim_of, held_by, ran_at, with_ticket
+from orchestrator.store.database import Database
+from orchestrator.store.endings import LIVE, Facts, has_study, lock_study, lock_to_end, refused
 from orchestrator.store.fleet import Silent, WorkerLease, hold_worker
-from orchestrator.store.leavings import fact_attrs
 from orchestrator.store.reads import news_after
 from orchestrator.store.schema import attempt, cell, event, slot, study, ticket, token_seq, trial, worker
 from orchestrator.store.tickets import Choice, Found, Undecided
+from orchestrator.store.wire import Statement, answer, answers, as_text, later
 
-_Facts = Mapping[str, JSONValue] | None
-_LIVE = ("CLAIMED", "RUNNING")
-LEFT_RESULT_S = 10.0
-"""How long a study that ends waits for the result that a worker may have left on its host when it died, seconds."""
 # User attributes of a trial, for people who look at it in Optuna's tools.
-FAILURE_ATTR = "orchestrator:failure"
-ATTEMPTS_ATTR = "orchestrator:attempts"
-ATTEMPT_ATTR = "orchestrator:attempt_{}"
 WHY_ATTR = "orchestrator:why"
 BY_HAND_ATTR = "orchestrator:by_hand"
 RETRIED_FROM_ATTR = "orchestrator:retried_from"
@@ -106,7 +100,7 @@ class Ledger:
         mine = trial.c.trial_id == trial_id
         changed = {"worker_id": lease.worker_id, "token": token_seq.next_value(), "attempts": trial.c.attempts + 1}
         later(c, sa.update(trial).where(mine).values(changed))
-        self._begin_attempt(c, trial_id, lease, place)
+        later(c, _BEGIN_ATTEMPT, {"trial_id": trial_id, **_where(lease, place)})
         later(c, _START_OPTUNA_TRIAL, {"trial_id": trial_id})
         return replace(claim_of(c.execute(with_ticket().where(mine)).one()), begun=True)
 
@@ -118,16 +112,14 @@ class Ledger:
 
     def _begin(self, c: Connection, lease: WorkerLease, study_id: int, found: Found) -> Claim:
         """A trial for the ticket that was found, in the cell that it has or that was chosen for it."""
-        mine = ticket.c.ticket_id == found.row_id
         if found.cell_id is not None:
-            later(c, sa.update(cell).where(cell.c.cell_id == found.cell_id).values(bound=cell.c.bound + 1))
-        bound = {} if found.cell_id is None else {"cell_id": found.cell_id}
-        later(c, sa.update(ticket).where(mine).values(state="LIVE", **bound))
+            later(c, _COUNT_BOUND, {"cell_id": found.cell_id})
+        later(c, _TAKE_TICKET, {"ticket_id": found.row_id, "cell_id": found.cell_id})
         later(c, _INSERT_TRIAL, {"ticket_id": found.row_id, "worker_id": lease.worker_id})
         if found.why is not None:
             why = {"ticket_id": found.row_id, "reason": json.dumps(found.why)}
             later(c, _TELL_ALLOCATED, why)
-        row = c.execute(_NEW_TRIAL, {"ticket_id": found.row_id}).one()
+        (row,) = answers(c, _NEW_TRIAL, {"ticket_id": found.row_id})
         return Claim(
             study_id,
             row.trial_id,
@@ -164,13 +156,13 @@ class Ledger:
             LeaseLostError: the claim is no longer ours, or the study is gone; nothing was created.
         """
         with self._database.transaction() as c:
-            self._lock_study(c, claim.study_id)
-            later(c, held_by(claim))
+            lock_study(c, claim.study_id)
+            later(c, LOCK_TRIAL, claim.shown)
             values = None if callable(suggestion) else json.dumps(dict(suggestion.values))
-            look = {**_shown(claim), "study_id": claim.study_id, "known": known, "values": values if alike else None}
-            ours = c.execute(_LOOK_BEFORE_CREATE, look).one()
-            self._refuse_deleted(claim, ours.optuna_study_id)
-            if ours.state not in _LIVE:
+            look = {**claim.shown, "study_id": claim.study_id, "known": known, "values": values if alike else None}
+            (ours,) = answers(c, _LOOK_BEFORE_CREATE, look)
+            endings.refuse_deleted(claim, ours.optuna_study_id)
+            if ours.state not in LIVE:
                 raise LeaseLostError(f"the ticket {claim.ticket} of study {claim.study_id} was given to another worker")
             if ours.state == "RUNNING":
                 made = {"number": ours.number, "optuna_trial_id": ours.optuna_trial_id, "values": ours.values}
@@ -180,17 +172,15 @@ class Ledger:
             elif ours.newer:
                 return None
             optuna_rows.create_trial(c, claim.study_id, ours.next_id, ours.next_number, suggestion)
-            self._tell(c, claim.study_id)
             made = {"number": ours.next_number, "optuna_trial_id": ours.next_id, "values": dict(suggestion.values)}
-            seq = _last_news(claim.study_id)
-            changed = {"state": "RUNNING", "attempts": int(start), "seq": seq, "created_seq": seq, **made}
-            later(c, sa.update(trial).where(trial.c.trial_id == claim.trial_id).values(changed))
+            created = {**made, "values": json.dumps(made["values"]), "attempts": int(start)}
+            later(c, _CREATE, {"study_id": claim.study_id, "trial_id": claim.trial_id, **created})
             origin: dict[str, JSONValue] = {} if claim.why is None else {WHY_ATTR: dict(claim.why)}
             if claim.fixed is not None:
                 origin |= {BY_HAND_ATTR: True} if ours.retried_from is None else {RETRIED_FROM_ATTR: ours.retried_from}
             optuna_rows.write_user_attrs(c, ours.next_id, origin)
             if start:
-                self._begin_attempt(c, claim.trial_id, lease, place)
+                later(c, _BEGIN_ATTEMPT, {"trial_id": claim.trial_id, **_where(lease, place)})
         return replace(claim, **made, begun=start)
 
     def start(self, claim: Claim, lease: WorkerLease, place: Place) -> bool:
@@ -199,10 +189,10 @@ class Ledger:
         It may not when another worker took it over, when its study hands out no trials any more, or when its cell was closed
         for the worker's device meanwhile.
         """
-        where = {"worker_id": lease.worker_id, "host": place.host, "runs_dir": place.runs_dir}
-        (row,) = self._database.execute(_START[False], {**_shown(claim), **where})
+        where = _where(lease, place)
+        (row,) = self._database.execute(_START[False], {**claim.shown, **where})
         if row.short and not row.begun:
-            (row,) = self._database.execute(_START[True], {**_shown(claim), **where})
+            (row,) = self._database.execute(_START[True], {**claim.shown, **where})
         return bool(row.begun)
 
     def report(
@@ -219,9 +209,9 @@ class Ledger:
             LeaseLostError: another attempt holds the trial, or it has ended; nothing was written.
         """
         with self._database.transaction() as c:
-            row = self._lock_trial(c, claim)
-            if row.state != "RUNNING" or not optuna_rows.has_trial(c, row.optuna_trial_id):
-                raise LeaseLostError(_refused(claim))
+            row = answer(c, _HOLD, claim.shown)
+            if row is None or row.state != "RUNNING" or not optuna_rows.has_trial(c, row.optuna_trial_id):
+                raise LeaseLostError(refused(claim))
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
             optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
@@ -243,7 +233,7 @@ class Ledger:
         attrs: Mapping[str, JSONValue],
         constraints: Mapping[str, float] = MappingProxyType({}),
         artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
-        facts: _Facts = None,
+        facts: Facts = None,
     ) -> None:
         """Ends the trial with its last reports and attributes, accepted once; the ticket is spent, or reopened for another try.
 
@@ -251,14 +241,14 @@ class Ledger:
             LeaseLostError: another attempt holds the trial or has ended it, or it was failed meanwhile; nothing was written.
         """
         with self._database.transaction() as c:
-            row = self._lock_to_end(c, claim)
+            row = lock_to_end(c, claim)
             if row.state != "RUNNING":
-                if row.state != _state(outcome):
-                    raise LeaseLostError(_refused(claim))
+                if row.state != endings.state_of(outcome):
+                    raise LeaseLostError(refused(claim))
                 return
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
-            self._end(c, row, outcome, attrs, facts)
+            endings.end(c, row, outcome, attrs, facts)
 
     def retry(
         self,
@@ -269,7 +259,7 @@ class Ledger:
         attrs: Mapping[str, JSONValue],
         constraints: Mapping[str, float] = MappingProxyType({}),
         artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
-        facts: _Facts = None,
+        facts: Facts = None,
     ) -> bool:
         """Gives a trial back whose attempt failed for a reason that passes: the same trial runs again, as its next attempt.
 
@@ -279,17 +269,17 @@ class Ledger:
             LeaseLostError: another attempt holds the trial or has ended it; nothing was written.
         """
         with self._database.transaction() as c:
-            row = self._lock_to_end(c, claim)
+            row = lock_to_end(c, claim)
             if row.state != "RUNNING":
-                raise LeaseLostError(_refused(claim))
-            if row.worker_id is None and self._outcome_of_last(c, row) == "retried":  # by a COMMIT whose answer was lost
+                raise LeaseLostError(refused(claim))
+            if row.worker_id is None and endings.outcome_of_last(c, row) == "retried":  # by a COMMIT whose answer was lost
                 return True
-            if row.retries >= self._runner_setting(c, claim.study_id, "retries", 0):
+            if row.retries >= endings.runner_setting(c, claim.study_id, "retries", 0):
                 return False
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
             optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
-            self._give_back(c, row, "retried", f"{failure.kind}: {failure.message.splitlines()[0]}", known=True, facts=facts)
+            endings.give_back(c, row, "retried", f"{failure.kind}: {failure.message.splitlines()[0]}", known=True, facts=facts)
         return True
 
     def give_back_held(self, lease: WorkerLease, reason: str, *, but: int | None = None) -> None:
@@ -303,26 +293,26 @@ class Ledger:
         """
         with self._database.transaction() as c:
             hold_worker(c, lease, alone=True)
-            self._give_back_all(c, lease.worker_id, reason, but=but)
+            endings.give_back_all(c, lease.worker_id, reason, but=but)
 
-    def release(self, claim: Claim, reason: str, *, lost: bool = False, facts: _Facts = None) -> None:
+    def release(self, claim: Claim, reason: str, *, lost: bool = False, facts: Facts = None) -> None:
         """Gives an unfinished trial back: another worker takes up the same trial.
 
         Nobody's fault and not counted, unless the attempt was `lost` as if with its worker: then as `evict` says. A lease that
         was lost meanwhile is no error: then there is nothing left to give back.
         """
         with self._database.transaction() as c:
-            known = self._has_study(c, claim.study_id)
-            row = c.execute(held_by(claim).where(trial.c.state.in_(_LIVE), trial.c.worker_id.is_not(None))).one_or_none()
+            known = has_study(c, claim.study_id)
+            row = c.execute(held_by(claim).where(trial.c.state.in_(LIVE), trial.c.worker_id.is_not(None))).one_or_none()
             if row is not None:
-                self._give_back_or_fail(c, row, "lost" if lost else "interrupted", reason, known=known, facts=facts)
+                endings.give_back_or_fail(c, row, "lost" if lost else "interrupted", reason, known=known, facts=facts)
 
     def deregister(self, lease: WorkerLease, reason: str) -> None:
         """The worker leaves in order: its row ends, its slot is free, and what it should still hold is given back."""
         with self._database.transaction() as c:
             mine = sa.and_(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
             if self._remove_worker(c, mine, lease.worker_id, reason):
-                self._give_back_all(c, lease.worker_id, reason)
+                endings.give_back_all(c, lease.worker_id, reason)
 
     def evict(self, silent: Silent) -> bool:
         """Removes a silent worker: its slot is free, its trials are given back.
@@ -335,11 +325,11 @@ class Ledger:
             gone = sa.and_(worker.c.worker_id == silent.worker_id, worker.c.state == "ACTIVE", lapsed)
             if not self._remove_worker(c, gone, silent.worker_id, silent.reason):
                 return False
-            live = sa.and_(trial.c.worker_id == silent.worker_id, trial.c.state.in_(_LIVE))
+            live = sa.and_(trial.c.worker_id == silent.worker_id, trial.c.state.in_(LIVE))
             studies = c.execute(sa.select(trial.c.study_id).distinct().where(live)).scalars()
-            known = {study_id for study_id in sorted(studies) if self._has_study(c, study_id)}
+            known = {study_id for study_id in sorted(studies) if has_study(c, study_id)}
             for row in c.execute(sa.select(trial).where(live).order_by(trial.c.trial_id).with_for_update(key_share=True)).all():
-                self._give_back_or_fail(c, row, "lost", silent.reason, known=row.study_id in known)
+                endings.give_back_or_fail(c, row, "lost", silent.reason, known=row.study_id in known)
             c.execute(sa.insert(event).values(worker_id=silent.worker_id, kind="evicted", reason=silent.reason))
         return True
 
@@ -358,112 +348,50 @@ class Ledger:
         Trials given back and not taken up again by then end as failed, so that none stays RUNNING for ever; their tickets
         stay for a launch with more time. One whose worker died a moment ago is left to that host, where its result may be.
         """
-        live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(_LIVE))
-        held = sa.exists().where(live, ~_idle())
-        stranded = sa.exists().where(live, _idle())
-        just_lost = _just_lost()
-        past = sa.and_(study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp())
-        late = sa.and_(sa.or_(past, study.c.state == "STOPPING"), ~held)
-        over = sa.and_(sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~just_lost)
-        self._end_closed_studies()
-        self._close_what_fits_nowhere()
-        ended = []
-        for (study_id,) in self._database.execute(sa.select(study.c.study_id).where(over).order_by(study.c.study_id)):
-            with self._database.transaction() as c:
-                known = self._has_study(c, study_id)
-                row = c.execute(
-                    sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id, over)
-                ).one_or_none()
-                if row is None or not known:
-                    continue
-                why = "budget.hours is over" if row.state in ("ACTIVE", "PAUSED") else row.reason
-                self._abandon_all(c, study_id, f"{why}, and nobody had taken the trial up again")
-                if row.state != "FINISHED":
-                    changed = {"state": "FINISHED", "reason": why, "halt": False}
-                    c.execute(sa.update(study).where(study.c.study_id == study_id).values(changed))
-                    ended.append(study_id)
-        return ended
+        found = self._database.execute(_TO_END)
+        closed = [row.study_id for row in found if row.closed]
+        for study_id in closed:
+            self._end_closed_study(study_id)
+        short = any(row.short for row in found)
+        still = infeasible.standing_still(self._database, endings.just_lost()) if short else []
+        for study_id in still:
+            self._close_what_fits_nowhere(study_id)
+        if closed or still:
+            found = self._database.execute(_TO_END)
+        return [row.study_id for row in found if row.over and self._end_study(row.study_id)]
 
     # -------------------------------------------------------------------------------------------------------------- the parts
 
-    def _end_closed_studies(self) -> None:
-        """Finishes studies that have no open cell left: a ticket given back after its last cell closed ends nothing itself."""
-        open_cell = sa.exists().where(cell.c.study_id == study.c.study_id, cell.c.state == "OPEN")
-        in_use = sa.or_(ticket.c.state == "LIVE", sa.and_(ticket.c.state == "OPEN", ticket.c.extra))
-        used = sa.exists().where(ticket.c.study_id == study.c.study_id, in_use)
-        closed = sa.and_(study.c.state != "FINISHED", ~open_cell, ~used)
-        for (study_id,) in self._database.execute(sa.select(study.c.study_id).where(closed).order_by(study.c.study_id)):
-            with self._database.transaction() as c:
-                if self._has_study(c, study_id):
+    def _end_closed_study(self, study_id: int) -> None:
+        """Finishes a study that has no open cell left: a ticket given back after its last cell closed ends nothing itself."""
+        with self._database.transaction() as c:
+            if has_study(c, study_id):
+                tickets.end_study_if_spent(c, study_id)
+
+    def _close_what_fits_nowhere(self, study_id: int) -> None:
+        """Closes cells for all where a study waits for a device that no living worker has; their tickets go to the others."""
+        with self._database.transaction() as c:
+            if has_study(c, study_id):
+                reason = infeasible.close_for_all(c, study_id, endings.just_lost())
+                if reason is not None:
+                    endings.abandon_all(c, study_id, reason, kind="device")
                     tickets.end_study_if_spent(c, study_id)
 
-    def _close_what_fits_nowhere(self) -> None:
-        """Closes cells for all where a study waits for a device that no living worker has; their tickets go to the others."""
-        for study_id in infeasible.standing_still(self._database, _just_lost()):
-            with self._database.transaction() as c:
-                if self._has_study(c, study_id):
-                    reason = infeasible.close_for_all(c, study_id, _just_lost())
-                    if reason is not None:
-                        self._abandon_all(c, study_id, reason, kind="device")
-                        tickets.end_study_if_spent(c, study_id)
-
-    def _lock_study(self, c: Connection, study_id: int) -> None:
-        """Takes Optuna's lock, then our row's: ids, numbers and news are handed out in commit order."""
-        later(c, optuna_rows.LOCK_STUDY, {"study_id": study_id})
-        later(c, tickets.LOCK_STUDY, {"study_id": study_id})
-
-    def _has_study(self, c: Connection, study_id: int) -> bool:
-        """Takes the study's locks; False if somebody deleted it from Optuna's tables."""
-        self._lock_study(c, study_id)
-        return optuna_rows.has_study(c, study_id)
-
-    def _refuse_deleted(self, claim: Claim, optuna_study_id: int | None) -> None:
-        if optuna_study_id is None:
-            raise LeaseLostError(f"study {claim.study_id} was deleted from the database")
-
-    def _lock_to_end(self, c: Connection, claim: Claim) -> Row[Any]:
-        """Takes every lock that the end of a trial needs, and returns its `ending`; one round trip."""
-        self._lock_study(c, claim.study_id)
-        later(c, held_by(claim))
-        later(c, sa.select(cell.c.cell_id).where(_cell_of(claim.trial_id)).with_for_update(key_share=True))
-        row = c.execute(ending(claim.trial_id).where(trial.c.token == claim.token)).one_or_none()
-        if row is None:
-            raise LeaseLostError(_refused(claim))
-        self._refuse_deleted(claim, row.optuna_study_id)
-        return row
-
-    def _lock_trial(self, c: Connection, claim: Claim) -> Row[Any]:
-        row = c.execute(held_by(claim)).one_or_none()
-        if row is None:
-            raise LeaseLostError(_refused(claim))
-        return row
-
-    def _outcome_of_last(self, c: Connection, row: Row[Any]) -> str | None:
-        last = sa.and_(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
-        outcome: str | None = c.execute(sa.select(attempt.c.outcome).where(last)).scalar_one()
-        return outcome
-
-    def _tell(self, c: Connection, study_id: int) -> None:
-        """One more position in the study's news, `_last_news` from now on; under its lock."""
-        later(c, sa.update(study).where(study.c.study_id == study_id).values(news=study.c.news + 1))
-
-    def _begin_attempt(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> None:
-        """The attempt that the trial's row counts by now."""
-        where = {"worker_id": lease.worker_id, "host": place.host, "runs_dir": place.runs_dir}
-        number = sa.select(trial.c.attempts).where(trial.c.trial_id == trial_id).scalar_subquery()
-        held = sa.select(slot).where(slot.c.worker_id == lease.worker_id).subquery()
-        device: dict[str, Any] = {n: sa.select(held.c[n]).scalar_subquery() for n in ("device_name", "gpu_bytes")}
-        device["host_bytes"] = sa.func.coalesce(sa.select(held.c.host_bytes).scalar_subquery(), 0)
-        later(c, sa.insert(attempt).inline().values(trial_id=trial_id, attempt=number, **where, **device))
-
-    def _end_attempt(self, c: Connection, row: Row[Any], outcome: str, reason: str | None = None, facts: _Facts = None) -> None:
-        last = sa.and_(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
-        changed = {"ended_at": sa.func.clock_timestamp(), "outcome": outcome, "reason": reason, "facts": facts or None}
-        later(c, sa.update(attempt).where(last).values(changed))
-
-    def _runner_setting(self, c: Connection, study_id: int, name: str, default: int) -> int:
-        setting = sa.func.coalesce(study.c.spec["runner"][name].as_integer(), default)
-        return int(c.execute(sa.select(setting).where(study.c.study_id == study_id)).scalar_one())
+    def _end_study(self, study_id: int) -> bool:
+        """Fails what nobody runs of a study that is over, and finishes it; False if it is not, or was finished before."""
+        with self._database.transaction() as c:
+            known = has_study(c, study_id)
+            which = sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id, _over())
+            row = c.execute(which).one_or_none()
+            if row is None or not known:
+                return False
+            why = "budget.hours is over" if row.state in ("ACTIVE", "PAUSED") else row.reason
+            endings.abandon_all(c, study_id, f"{why}, and nobody had taken the trial up again")
+            if row.state == "FINISHED":
+                return False
+            changed = {"state": "FINISHED", "reason": why, "halt": False}
+            c.execute(sa.update(study).where(study.c.study_id == study_id).values(changed))
+            return True
 
     def _remove_worker(self, c: Connection, which: sa.ColumnElement[bool], worker_id: int, reason: str) -> bool:
         changed = {"state": "GONE", "reason": reason, "doing": "gone", "ended_at": sa.func.clock_timestamp()}
@@ -472,112 +400,15 @@ class Ledger:
         c.execute(sa.delete(slot).where(slot.c.worker_id == worker_id))
         return True
 
-    def _give_back_all(self, c: Connection, worker_id: int, reason: str, *, but: int | None = None) -> None:
-        mine = sa.and_(trial.c.worker_id == worker_id, trial.c.state.in_(_LIVE), trial.c.trial_id != (but or 0))
-        held = sa.select(trial).where(mine).order_by(trial.c.trial_id)
-        for row in c.execute(held.with_for_update(key_share=True)).all():
-            self._give_back(c, row, "interrupted", reason, known=False)
 
-    def _give_back_or_fail(
-        self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool, facts: _Facts = None
-    ) -> None:
-        """Gives a trial back, or fails it when it lost its last attempt; under the study's lock if that is `known`."""
-        if not row.attempts:  # it was prepared and never begun: nothing is lost
-            outcome = "interrupted"
-        may_end = outcome == "lost" and row.state == "RUNNING" and known
-        if may_end and row.lost + 1 >= self._runner_setting(c, row.study_id, "max_attempts", 1):
-            cell_of = sa.select(cell.c.cell_id).where(cell.c.cell_id == row.cell_id)
-            later(c, cell_of.with_for_update(key_share=True))
-            row = c.execute(ending(row.trial_id)).one()
-            why = f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"
-            self._end(c, row, Failed("lost", why), {}, facts)
-        else:
-            self._give_back(c, row, outcome, reason, known=known, facts=facts)
-
-    def _give_back(self, c: Connection, row: Row[Any], outcome: str, reason: str, *, known: bool, facts: _Facts = None) -> None:
-        """The trial is open to others; how its attempt ended is told in Optuna's study, if that is `known` to be there."""
-        if row.state == "CLAIMED":  # no Optuna trial yet: the ticket is as if never touched
-            c.execute(sa.delete(trial).where(trial.c.trial_id == row.trial_id))
-            tickets.give_back(c, row.ticket_id, row.cell_id)
-            return
-        # The token stays: a result of the old attempt is still welcome until somebody takes the trial up.
-        counted = {"lost": trial.c.lost + int(outcome == "lost"), "retries": trial.c.retries + int(outcome == "retried")}
-        c.execute(sa.update(trial).where(trial.c.trial_id == row.trial_id).values(worker_id=None, **counted))
-        self._end_attempt(c, row, outcome, reason, facts)
-        if known and outcome in ("lost", "retried"):
-            ended = {ATTEMPT_ATTR.format(row.attempts): f"{outcome}: {reason}"}
-            optuna_rows.write_user_attrs(c, row.optuna_trial_id, ended)
-        c.execute(sa.insert(event).values(study_id=row.study_id, trial_id=row.trial_id, kind="released", reason=reason))
-
-    def _end(
-        self,
-        c: Connection,
-        row: Row[Any],
-        outcome: Completed | Pruned | Failed,
-        attrs: Mapping[str, JSONValue],
-        facts: _Facts = None,
-    ) -> None:
-        """Writes the terminal state of trial, ticket and cell; under the locks of study and trial."""
-        # A cell's guaranteed trials hold at least one complete one: a trial that prunes itself before that counts as failed.
-        spends = isinstance(outcome, Completed) or (isinstance(outcome, Pruned) and row.completed > 0)
-        failure = "pruned itself before its cell had a complete trial" if isinstance(outcome, Pruned) else None
-        attrs = {**attrs, **fact_attrs(facts or {})}
-        self._terminate(c, row, outcome, attrs, holds_ticket=spends, failure=None if spends else failure)
-        self._end_attempt(c, row, type(outcome).__name__.lower(), facts=facts)
-        if spends:
-            tickets.spend(c, row.ticket_id, row.cell_id, pruned=isinstance(outcome, Pruned))
-            infeasible.fitted(c, row)
-        elif isinstance(outcome, Failed) and outcome.kind == "oom":
-            counts = tickets.reopen(c, row, outcome.message, in_a_row=False)
-            infeasible.ran_out(c, row, outcome, counts=counts)
-        else:
-            tickets.reopen(c, row, outcome.message if isinstance(outcome, Failed) else str(failure))
-        tickets.end_study_if_spent(c, row.study_id)
-
-    def _abandon_all(self, c: Connection, study_id: int, reason: str, *, kind: str = "budget") -> None:
-        """Fails the trials that nobody holds; nobody's fault, so no failure of their cell is counted."""
-        unheld = sa.and_(trial.c.study_id == study_id, trial.c.state == "RUNNING", _idle())
-        for row in c.execute(sa.select(trial).where(unheld).order_by(trial.c.trial_id).with_for_update(key_share=True)).all():
-            why = reason if row.attempts else "it was prepared, and its study ended before it began"
-            self._terminate(c, row, Failed(kind, why), {}, holds_ticket=False)
-            tickets.give_back(c, row.ticket_id, row.cell_id)
-
-    def _terminate(
-        self,
-        c: Connection,
-        row: Row[Any],
-        outcome: Completed | Pruned | Failed,
-        attrs: Mapping[str, JSONValue],
-        *,
-        holds_ticket: bool,
-        failure: str | None = None,
-    ) -> None:
-        """The trial becomes terminal, in Optuna's tables and in ours, and news."""
-        attrs = dict(attrs)
-        if isinstance(outcome, Completed):
-            attrs |= outcome.attrs
-        if isinstance(outcome, Failed):
-            failure = outcome.message
-            told = infeasible.told(c, row, outcome)
-            attrs[FAILURE_ATTR] = {"kind": outcome.kind, "message": outcome.message, **told}
-        if row.attempts > 1:
-            attrs[ATTEMPTS_ATTR] = row.attempts
-        values = outcome.values if isinstance(outcome, Completed) else ()
-        optuna_rows.end_trial(c, row.optuna_trial_id, _state(outcome), values, attrs)
-        changed = {"state": _state(outcome), "holds_ticket": holds_ticket, "worker_id": None, "failure": failure}
-        self._tell(c, row.study_id)
-        ended = {"seq": _last_news(row.study_id), "ended_at": sa.func.clock_timestamp()}
-        later(c, sa.update(trial).where(trial.c.trial_id == row.trial_id).values({**changed, **ended}))
-
-
-_INSERT_TRIAL = sa.text(
+_INSERT_TRIAL = Statement(
     """
     INSERT INTO orchestrator.trial (study_id, ticket_id, cell_id, worker_id, token, retried_from)
     SELECT t.study_id, t.ticket_id, t.cell_id, :worker_id, nextval('orchestrator.token_seq'), t.retried_from
     FROM orchestrator.ticket t WHERE t.ticket_id = :ticket_id
     """
 )
-_NEW_TRIAL = sa.text(
+_NEW_TRIAL = Statement(
     """
     SELECT o.trial_id, o.token, t.ordinal, t.failures, t.fixed, l.ordinal AS cell, l.values AS cell_values
     FROM orchestrator.trial o
@@ -586,7 +417,17 @@ _NEW_TRIAL = sa.text(
     WHERE o.ticket_id = :ticket_id AND o.holds_ticket
     """
 )
-_TELL_ALLOCATED = sa.text(
+_HOLD = Statement(
+    """
+    SELECT o.state, o.optuna_trial_id FROM orchestrator.trial o
+    WHERE o.trial_id = :trial_id AND o.token = :token FOR NO KEY UPDATE
+    """
+)
+_COUNT_BOUND = Statement("UPDATE orchestrator.cell SET bound = bound + 1 WHERE cell_id = :cell_id")
+_TAKE_TICKET = Statement(
+    "UPDATE orchestrator.ticket SET state = 'LIVE', cell_id = coalesce(:cell_id, cell_id) WHERE ticket_id = :ticket_id"
+)
+_TELL_ALLOCATED = Statement(
     """
     INSERT INTO orchestrator.event (study_id, trial_id, cell_id, kind, reason)
     SELECT o.study_id, o.trial_id, o.cell_id, 'allocated', :reason
@@ -594,12 +435,15 @@ _TELL_ALLOCATED = sa.text(
     """
 )
 # The highest id has the highest number, for both are drawn under the lock, here as in Optuna.
-_LOOK_BEFORE_CREATE = sa.text(
+_LOOK_BEFORE_CREATE = Statement(
     """
     SELECT s.study_id AS optuna_study_id, o.state, o.number, o.optuna_trial_id, o.values, o.attempts, o.retried_from,
         EXISTS (
-            SELECT FROM orchestrator.trial n WHERE n.study_id = :study_id AND n.created_seq > :known
-                AND (CAST(:values AS text) IS NULL OR CAST(n.values AS jsonb) = CAST(:values AS jsonb))
+            SELECT FROM (
+                SELECT n.values FROM orchestrator.trial n WHERE n.study_id = :study_id AND n.created_seq > :known
+                ORDER BY n.created_seq OFFSET 0  -- by its index, however many there may be when that is planned
+            ) AS n
+            WHERE CAST(:values AS text) IS NULL OR CAST(n.values AS jsonb) = CAST(:values AS jsonb)
         ) AS newer,
         coalesce((SELECT t.number FROM trials t WHERE t.study_id = :study_id ORDER BY t.trial_id DESC LIMIT 1) + 1, 0)
             AS next_number,
@@ -609,7 +453,24 @@ _LOOK_BEFORE_CREATE = sa.text(
     LEFT JOIN orchestrator.trial o ON o.trial_id = :trial_id AND o.token = :token
     """
 )
-_START_OPTUNA_TRIAL = sa.text(
+_CREATE = Statement(
+    """
+    WITH told AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id RETURNING news)
+    UPDATE orchestrator.trial
+    SET state = 'RUNNING', number = :number, optuna_trial_id = :optuna_trial_id, values = CAST(:values AS json),
+        attempts = :attempts, seq = told.news, created_seq = told.news
+    FROM told WHERE trial_id = :trial_id
+    """
+)
+_BEGIN_ATTEMPT = Statement(  # the one that the trial's row counts by now
+    """
+    INSERT INTO orchestrator.attempt (trial_id, attempt, worker_id, host, runs_dir, device_name, gpu_bytes, host_bytes)
+    SELECT o.trial_id, o.attempts, :worker_id, :host, :runs_dir, d.device_name, d.gpu_bytes, coalesce(d.host_bytes, 0)
+    FROM orchestrator.trial o LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
+    WHERE o.trial_id = :trial_id
+    """
+)
+_START_OPTUNA_TRIAL = Statement(
     """
     UPDATE trials SET datetime_start = timezone('utc', clock_timestamp())
     FROM orchestrator.trial o WHERE o.trial_id = :trial_id AND o.attempts = 1 AND trials.trial_id = o.optuna_trial_id
@@ -638,42 +499,34 @@ _START_TEXT = """
     ) AS begun, {short} AS short
 """
 _START = {
-    False: sa.text(_START_TEXT.format(fits=f"NOT {tickets.SHORT}", short=tickets.SHORT)),
-    True: sa.text(_START_TEXT.format(fits=tickets.TRIAL_FITS, short="false")),
+    False: Statement(_START_TEXT.format(fits=f"NOT {tickets.SHORT}", short=tickets.SHORT)),
+    True: Statement(_START_TEXT.format(fits=tickets.TRIAL_FITS, short="false")),
 }
 
 
-def _shown(claim: Claim) -> dict[str, int]:
-    return {"trial_id": claim.trial_id, "token": claim.token}
+def _over() -> sa.ColumnElement[bool]:
+    """Whether a study has to end: it was stopped or its time is over, and nothing of it runs; or was ended with trials left."""
+    live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(LIVE))
+    held = sa.exists().where(live, ~endings.idle())
+    stranded = sa.exists().where(live, endings.idle())
+    past = sa.and_(study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp())
+    late = sa.and_(sa.or_(past, study.c.state == "STOPPING"), ~held)
+    return sa.and_(sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~endings.just_lost())
 
 
-def _last_news(study_id: int) -> sa.ScalarSelect[int]:
-    return sa.select(study.c.news).where(study.c.study_id == study_id).scalar_subquery()
+def _to_end() -> Statement:
+    open_cell = sa.exists().where(cell.c.study_id == study.c.study_id, cell.c.state == "OPEN")
+    in_use = sa.or_(ticket.c.state == "LIVE", sa.and_(ticket.c.state == "OPEN", ticket.c.extra))
+    used = sa.exists().where(ticket.c.study_id == study.c.study_id, in_use)
+    closed, over = sa.and_(study.c.state != "FINISHED", ~open_cell, ~used), _over()
+    which = sa.select(study.c.study_id, closed.label("closed"), over.label("over"), sa.literal(False).label("short"))
+    short = f"SELECT NULL, false, false, true WHERE {tickets.SHORT}"
+    return Statement(f"{as_text(which.where(sa.or_(closed, over)))} UNION ALL {short} ORDER BY study_id")
 
 
-def _cell_of(trial_id: int) -> sa.ColumnElement[bool]:
-    return cell.c.cell_id == sa.select(trial.c.cell_id).where(trial.c.trial_id == trial_id).scalar_subquery()
+_TO_END = _to_end()
+"""The studies of which something has to end, and a row more if any cell is closed for a device; all ask again and again."""
 
 
-def _idle() -> sa.ColumnElement[bool]:
-    """Whether nobody runs the trial: it was given back, or is only prepared."""
-    return sa.or_(trial.c.worker_id.is_(None), sa.and_(trial.c.state == "RUNNING", trial.c.attempts == 0))
-
-
-def _just_lost() -> sa.ColumnElement[bool]:
-    """Whether a worker died a moment ago that ran a trial of the study."""
-    return sa.exists().where(
-        trial.c.study_id == study.c.study_id,
-        trial.c.state.in_(_LIVE),
-        attempt.c.trial_id == trial.c.trial_id,
-        attempt.c.outcome == "lost",
-        attempt.c.ended_at > sa.func.clock_timestamp() - sa.func.make_interval(0, 0, 0, 0, 0, 0, LEFT_RESULT_S),
-    )
-
-
-def _state(outcome: Completed | Pruned | Failed) -> str:
-    return "COMPLETE" if isinstance(outcome, Completed) else "PRUNED" if isinstance(outcome, Pruned) else "FAIL"
-
-
-def _refused(claim: Claim) -> str:
-    return f"trial {claim.number} of study {claim.study_id} is another's or has ended by now; this result is refused"
+def _where(lease: WorkerLease, place: Place) -> dict[str, Any]:
+    return {"worker_id": lease.worker_id, "host": place.host, "runs_dir": place.runs_dir}

@@ -8,22 +8,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.model import JSONValue, Param, Suggestion
-from orchestrator.store.database import later
 from orchestrator.store.leavings import artifact_attrs
-from orchestrator.store.schema import (
-    optuna_studies,
-    optuna_trials,
-)
+from orchestrator.store.wire import Statement, answer, later
 
-# Optuna stores naive UTC.
-_UTC_NOW = sa.func.timezone("utc", sa.func.clock_timestamp())
-
-
-LOCK_STUDY = sa.text("SELECT FROM studies WHERE study_id = :study_id FOR UPDATE")
+LOCK_STUDY = Statement("SELECT FROM studies WHERE study_id = :study_id FOR UPDATE")
 """Takes the lock that Optuna takes before it draws a trial's id.
 
 Readers that cache (Optuna's do) ask for ids above the last they saw: drawn before the lock, one could commit late and be missed
@@ -33,14 +24,12 @@ for ever.
 
 def has_study(c: Connection, study_id: int) -> bool:
     """Whether the study is still there; a dashboard may have deleted it."""
-    query = sa.select(optuna_studies.c.study_id).where(optuna_studies.c.study_id == study_id)
-    return c.execute(query).one_or_none() is not None
+    return answer(c, _STUDY, {"study_id": study_id}) is not None
 
 
 def has_trial(c: Connection, trial_id: int) -> bool:
     """Whether the trial is still there; a dashboard may have deleted its study."""
-    query = sa.select(optuna_trials.c.trial_id).where(optuna_trials.c.trial_id == trial_id).with_for_update(read=True)
-    return c.execute(query).one_or_none() is not None
+    return answer(c, _SHARE_TRIAL, {"trial_id": trial_id}) is not None
 
 
 def create_trial(c: Connection, study_id: int, trial_id: int, number: int, suggestion: Suggestion) -> None:
@@ -50,14 +39,16 @@ def create_trial(c: Connection, study_id: int, trial_id: int, number: int, sugge
     _write_attrs(c, _SET_SYSTEM_ATTRS, trial_id, suggestion.system_attrs)
 
 
-# Arrays instead of a row each: 60,000 reports are one statement, and its text is always the same, compiled once.
-_INSERT_TRIAL = sa.text(
+_STUDY = Statement("SELECT study_id FROM studies WHERE study_id = :study_id")
+_SHARE_TRIAL = Statement("SELECT trial_id FROM trials WHERE trial_id = :trial_id FOR SHARE")
+# Optuna stores naive UTC. Arrays instead of a row each: 60,000 reports are one statement, whose text is always the same.
+_INSERT_TRIAL = Statement(
     """
     INSERT INTO trials (trial_id, study_id, number, state, datetime_start)
     VALUES (:trial_id, :study_id, :number, 'RUNNING', timezone('utc', clock_timestamp()))
     """
 )
-_INSERT_PARAMS = sa.text(
+_INSERT_PARAMS = Statement(
     """
     INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
     SELECT :trial_id, p.name, p.value, p.distribution
@@ -65,11 +56,17 @@ _INSERT_PARAMS = sa.text(
         AS p(name, value, distribution)
     """
 )
-_INSERT_VALUES = sa.text(
+_INSERT_VALUES = Statement(
     """
     INSERT INTO trial_values (trial_id, objective, value, value_type)
     SELECT :trial_id, v.objective - 1, v.value, CAST(v.type AS trialvaluetype)
     FROM unnest(CAST(:values AS float8[]), CAST(:types AS text[])) WITH ORDINALITY AS v(value, type, objective)
+    """
+)
+_END_TRIAL = Statement(
+    """
+    UPDATE trials SET state = CAST(:state AS trialstate), datetime_complete = timezone('utc', clock_timestamp())
+    WHERE trial_id = :trial_id
     """
 )
 _ATTRS = """
@@ -78,9 +75,9 @@ _ATTRS = """
     ON CONFLICT (trial_id, key) DO {otherwise}
 """
 _SET = "UPDATE SET value_json = excluded.value_json"
-_SET_USER_ATTRS = sa.text(_ATTRS.format(table="trial_user_attributes", otherwise=_SET))
-_SET_SYSTEM_ATTRS = sa.text(_ATTRS.format(table="trial_system_attributes", otherwise=_SET))
-_KEEP_SYSTEM_ATTRS = sa.text(_ATTRS.format(table="trial_system_attributes", otherwise="NOTHING"))
+_SET_USER_ATTRS = Statement(_ATTRS.format(table="trial_user_attributes", otherwise=_SET))
+_SET_SYSTEM_ATTRS = Statement(_ATTRS.format(table="trial_system_attributes", otherwise=_SET))
+_KEEP_SYSTEM_ATTRS = Statement(_ATTRS.format(table="trial_system_attributes", otherwise="NOTHING"))
 
 
 def write_params(c: Connection, trial_id: int, params: Sequence[Param]) -> None:
@@ -100,7 +97,7 @@ def write_reports(c: Connection, trial_id: int, reports: Mapping[int, float]) ->
         later(c, _INSERT_REPORTS, {"trial_id": trial_id, "steps": steps, "values": values, "types": types})
 
 
-_INSERT_REPORTS = sa.text(
+_INSERT_REPORTS = Statement(
     """
     INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)
     SELECT :trial_id, r.step, r.value, CAST(r.type AS trialintermediatevaluetype)
@@ -130,11 +127,10 @@ def end_trial(c: Connection, trial_id: int, state: str, values: Sequence[float],
         stored, types = (list(column) for column in zip(*rows, strict=True))
         later(c, _INSERT_VALUES, {"trial_id": trial_id, "values": stored, "types": types})
     _write_attrs(c, _SET_USER_ATTRS, trial_id, attrs)
-    ended = {"state": state, "datetime_complete": _UTC_NOW}
-    later(c, sa.update(optuna_trials).where(optuna_trials.c.trial_id == trial_id).values(ended))
+    later(c, _END_TRIAL, {"trial_id": trial_id, "state": state})
 
 
-def _write_attrs(c: Connection, statement: sa.TextClause, trial_id: int, attrs: Mapping[str, JSONValue]) -> None:
+def _write_attrs(c: Connection, statement: Statement, trial_id: int, attrs: Mapping[str, JSONValue]) -> None:
     if attrs:
         values = [json.dumps(value) for value in attrs.values()]
         later(c, statement, {"trial_id": trial_id, "keys": list(attrs), "values": values})

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import JSONValue, Param, StudySpec, TrialNews
@@ -29,6 +29,7 @@ from orchestrator.store.schema import (
     trial,
     worker,
 )
+from orchestrator.store.wire import Row, Statement, answers
 
 
 @dataclass(frozen=True)
@@ -364,25 +365,25 @@ class Reads:
 
 def news_after(c: Connection, study_id: int, cursor: int) -> tuple[list[TrialNews], int]:
     """`Reads.news` within a transaction."""
-    return _told(c.execute(_NEWS, {"study_id": study_id, "cursor": cursor}).all(), cursor)
+    return _told(answers(c, _NEWS, {"study_id": study_id, "cursor": cursor}), cursor)
 
 
-def _told(rows: Sequence[Row[Any]], cursor: int) -> tuple[list[TrialNews], int]:
+def _told(rows: Sequence[Row], cursor: int) -> tuple[list[TrialNews], int]:
     return [_news(r) for r in rows], max((r.seq for r in rows), default=cursor)
 
 
-def _study_row(r: Row[Any]) -> StudyRow:
+def _study_row(r: Row) -> StudyRow:
     return StudyRow(r.study_id, r.study_name, r.revision, r.state, r.reason, r.active, r.created_at)
 
 
-def _cell_row(r: Row[Any]) -> CellRow:
+def _cell_row(r: Row) -> CellRow:
     return CellRow(
         r.ordinal, r.values, r.state, r.reason, r.bound, r.completed, r.pruned, r.failed, r.running, r.best, r.best_trial,
         _closed_for(r.closed_for),
     )  # fmt: skip
 
 
-def _news(r: Row[Any]) -> TrialNews:
+def _news(r: Row) -> TrialNews:
     return TrialNews(
         number=r.number,
         state=r.state,
@@ -395,7 +396,7 @@ def _news(r: Row[Any]) -> TrialNews:
     )
 
 
-def _trial_row(r: Row[Any]) -> TrialRow:
+def _trial_row(r: Row) -> TrialRow:
     return TrialRow(
         r.number, r.state, r.cell, r.params or {}, _values(r.values), r.attempts, r.failure, r.worker_id,
         None if r.seconds is None else float(r.seconds), r.feasible,
@@ -438,7 +439,7 @@ _OURS = """
     JOIN trials t ON t.trial_id = o.optuna_trial_id
     WHERE o.study_id = :study_id
 """
-_NEWS = sa.text(f"SELECT o.seq, {_TRIAL_COLUMNS} {_OURS} AND o.seq > :cursor ORDER BY o.seq")
+_NEWS = Statement(f"SELECT o.seq, {_TRIAL_COLUMNS} {_OURS} AND o.seq > :cursor ORDER BY o.seq")
 _NEWS_AT = sa.text(f"SELECT o.seq, {_TRIAL_COLUMNS} {_OURS} AND o.created_seq <= :position ORDER BY t.number")
 _RUNNING = sa.text(f"SELECT {_TRIAL_COLUMNS} {_OURS} AND o.state = 'RUNNING' ORDER BY t.number")
 _FOREIGN = sa.text(

@@ -15,8 +15,9 @@ from orchestrator.errors import LeaseLostError
 from orchestrator.model import JSONValue, Param
 from orchestrator.store import optuna_rows
 from orchestrator.store.claims import Claim, held_by
-from orchestrator.store.database import Database, later
+from orchestrator.store.database import Database
 from orchestrator.store.schema import optuna_trial_params, optuna_trials, trial
+from orchestrator.store.wire import later
 
 
 class Suggested:

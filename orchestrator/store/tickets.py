@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from orchestrator.model import JSONValue, TrialNews
 from orchestrator.store.claims import Place
-from orchestrator.store.database import later
 from orchestrator.store.fleet import WorkerLease
-from orchestrator.store.infeasible import as_text, closed_for
+from orchestrator.store.infeasible import closed_for
 from orchestrator.store.schema import UNSPENT, cell, event, ticket
+from orchestrator.store.wire import Row, Statement, answers, as_text, later
 
 MOST_CHOICES = 256
 """Of more open cells an allocation chooses among so many: those it named as likely, then those with the fewest tickets."""
@@ -64,9 +63,9 @@ def look(c: Connection, study_id: int, place: Place, lease: WorkerLease) -> Foun
     later(c, _LOCK_WORKER, lease.shown)
     later(c, _BEFORE_LOOK)
     here = {"host": place.host, "runs_dir": place.runs_dir}
-    row = c.execute(_LOOK[False], {**lease.shown, **here, "study_id": study_id}).one()
+    (row,) = answers(c, _LOOK[False], {**lease.shown, **here, "study_id": study_id})
     if row.short:
-        row = c.execute(_LOOK[True], {**lease.shown, **here, "study_id": study_id}).one()
+        (row,) = answers(c, _LOOK[True], {**lease.shown, **here, "study_id": study_id})
     if row.held is None:
         raise lease.lost()
     return None if row.kind is None else Found(row.kind, row.row_id)
@@ -93,9 +92,9 @@ def look_further(
     later(c, LOCK_STUDY, {"study_id": study_id})
     chosen = None if choice is None else choice.cell
     asked = {"study_id": study_id, "worker_id": lease.worker_id, "chosen": chosen}
-    row = c.execute(_LOOK_FURTHER[False], asked).one()
+    (row,) = answers(c, _LOOK_FURTHER[False], asked)
     if row.short:
-        row = c.execute(_LOOK_FURTHER[True], asked).one()
+        (row,) = answers(c, _LOOK_FURTHER[True], asked)
     if row.kind is None:
         return None
     if row.kind != "rest" or row.cell_id is not None:
@@ -111,12 +110,12 @@ def look_further(
     return None if row.fewest is None else Found("ticket", row.row_id, row.fewest, why)
 
 
-_LOCK_WORKER = sa.text(
+_LOCK_WORKER = Statement(
     "SELECT FROM orchestrator.worker WHERE worker_id = :worker_id AND token = :token AND state = 'ACTIVE' FOR SHARE"
 )
-_BEFORE_LOOK = sa.text("SAVEPOINT before_look")
-_UNDO_LOOK = sa.text("ROLLBACK TO SAVEPOINT before_look")
-LOCK_STUDY = sa.text("SELECT FROM orchestrator.study WHERE study_id = :study_id FOR NO KEY UPDATE")
+_BEFORE_LOOK = b"SAVEPOINT before_look"
+_UNDO_LOOK = b"ROLLBACK TO SAVEPOINT before_look"
+LOCK_STUDY = Statement("SELECT FROM orchestrator.study WHERE study_id = :study_id FOR NO KEY UPDATE")
 _ACTIVE = """EXISTS (
     SELECT FROM orchestrator.study s WHERE s.study_id = :study_id
         AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp()))"""
@@ -135,11 +134,11 @@ _OPEN_TICKET = """
 """
 
 
-def _look(*, fitting: bool) -> sa.TextClause:
+def _look(*, fitting: bool) -> Statement:
     """Each part is only run when those before it found nothing, so that nothing is locked in vain."""
     extra = _OPEN_TICKET.format(kind="ticket", which="t.extra")
     share = _OPEN_TICKET.format(kind="ticket", which=f"t.share IS NOT NULL AND {_of(fitting, 't.cell_id')}")
-    return sa.text(
+    return Statement(
         f"""
         SELECT held.worker_id AS held, n.kind, n.row_id, {_short(fitting)} AS short
         FROM (SELECT) AS one
@@ -162,11 +161,11 @@ def _look(*, fitting: bool) -> sa.TextClause:
     )
 
 
-def _look_further(*, fitting: bool) -> sa.TextClause:
+def _look_further(*, fitting: bool) -> Statement:
     share = _OPEN_TICKET.format(kind="ticket", which=f"t.share IS NOT NULL AND {_of(fitting, 't.cell_id')}")
     rest = _OPEN_TICKET.format(kind="rest", which=f"t.share IS NULL AND NOT t.extra AND {_of(fitting, 't.cell_id')}")
     open_cell = f"l.study_id = :study_id AND l.state = 'OPEN' AND {_of(fitting, 'l.cell_id')}"
-    return sa.text(
+    return Statement(
         f"""
         SELECT n.*, {_short(fitting)} AS short,
             (SELECT l.cell_id FROM orchestrator.cell l WHERE {open_cell} ORDER BY l.bound, l.ordinal LIMIT 1) AS fewest,
@@ -210,13 +209,13 @@ def _open_cells(
     """The open cells by ordinal; of more than `MOST_CHOICES` the `likely` ones, and those with the fewest tickets."""
     mine = sa.and_(cell.c.study_id == study_id, cell.c.state == "OPEN", ~closed_for(worker_id, cell.c.cell_id))
     open_cells = sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(mine)
-    rows = c.execute(open_cells.order_by(cell.c.ordinal).limit(MOST_CHOICES + 1)).all()
-    if len(rows) > MOST_CHOICES:
+    found = c.execute(open_cells.order_by(cell.c.ordinal).limit(MOST_CHOICES + 1)).all()
+    if len(found) > MOST_CHOICES:
         named = c.execute(open_cells.where(cell.c.ordinal.in_(list(likely)[:MOST_CHOICES]))).all() if likely else []
         fewest = open_cells.order_by(cell.c.bound, cell.c.ordinal).limit(MOST_CHOICES)
         by_ordinal = {row.ordinal: row for row in [*named, *c.execute(fewest)]}  # the named ones come first
-        rows = sorted(list(by_ordinal.values())[:MOST_CHOICES], key=lambda row: int(row.ordinal))
-    return tuple((row.ordinal, row.cell_values) for row in rows)
+        found = sorted(list(by_ordinal.values())[:MOST_CHOICES], key=lambda row: int(row.ordinal))
+    return tuple((row.ordinal, row.cell_values) for row in found)
 
 
 def give_back(c: Connection, ticket_id: int, cell_id: int) -> None:
@@ -231,12 +230,20 @@ def give_back(c: Connection, ticket_id: int, cell_id: int) -> None:
 
 def spend(c: Connection, ticket_id: int, cell_id: int, *, pruned: bool) -> None:
     """The ticket is spent by a complete or a pruned trial of its cell."""
-    later(c, sa.update(ticket).where(ticket.c.ticket_id == ticket_id).values(state="SPENT"))
-    counter = cell.c.pruned if pruned else cell.c.completed
-    later(c, sa.update(cell).where(cell.c.cell_id == cell_id).values({counter: counter + 1, cell.c.failures_in_a_row: 0}))
+    later(c, _SPEND, {"ticket_id": ticket_id})
+    later(c, _COUNT_SPENT, {"cell_id": cell_id, "completed": int(not pruned), "pruned": int(pruned)})
 
 
-def reopen(c: Connection, row: Row[Any], failure: str, *, in_a_row: bool = True) -> bool:
+_SPEND = Statement("UPDATE orchestrator.ticket SET state = 'SPENT' WHERE ticket_id = :ticket_id")
+_COUNT_SPENT = Statement(
+    """
+    UPDATE orchestrator.cell SET completed = completed + :completed, pruned = pruned + :pruned, failures_in_a_row = 0
+    WHERE cell_id = :cell_id
+    """
+)
+
+
+def reopen(c: Connection, row: Row, failure: str, *, in_a_row: bool = True) -> bool:
     """Gives the ticket of a failed trial another try; closes its cell at more than `budget.max_failures_per_cell` in a row.
 
     The next try is the sampler's again, even if this one was by hand. A ticket on top of the budget gets no other try, and
@@ -286,7 +293,7 @@ def repeat(c: Connection, ticket_id: int, cell_id: int, fixed: Mapping[str, JSON
     return bool(row.extra)
 
 
-def open_again(c: Connection, cell_row: Row[Any], ticket_id: int, reason: str) -> None:
+def open_again(c: Connection, cell_row: Row, ticket_id: int, reason: str) -> None:
     """Opens a closed cell: it gets what it lacks of its shares from tickets that nobody uses, `ticket_id` before others.
 
     Within the budget: of tickets that were void because every cell was closed no more come back than this cell lacks and
@@ -341,13 +348,13 @@ def end_study_if_spent(c: Connection, study_id: int) -> None:
 
 
 _OPEN_CELL = "EXISTS (SELECT FROM orchestrator.cell l WHERE l.study_id = :study_id AND l.state = 'OPEN')"
-_VOID_IF_CLOSED = sa.text(
+_VOID_IF_CLOSED = Statement(
     f"""
     UPDATE orchestrator.ticket SET state = 'VOID'
     WHERE study_id = :study_id AND state = 'OPEN' AND NOT extra AND NOT {_OPEN_CELL}
     """
 )
-_FINISH_IF_SPENT = sa.text(
+_FINISH_IF_SPENT = Statement(
     f"""
     UPDATE orchestrator.study
     SET state = 'FINISHED', halt = false, reason = CASE WHEN {_OPEN_CELL} THEN 'budget spent' ELSE 'every cell is closed' END
@@ -355,7 +362,7 @@ _FINISH_IF_SPENT = sa.text(
         AND NOT EXISTS (SELECT FROM orchestrator.ticket t WHERE t.study_id = :study_id AND t.state IN ('OPEN', 'LIVE'))
     """
 )
-_FINISH_IF_STOPPED = sa.text(
+_FINISH_IF_STOPPED = Statement(
     """
     UPDATE orchestrator.study SET state = 'FINISHED', halt = false
     WHERE study_id = :study_id AND state = 'STOPPING' AND NOT EXISTS (

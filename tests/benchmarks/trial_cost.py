@@ -192,7 +192,7 @@ class Bench:
         ((transactions,),) = query(
             self._server.url, "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
         )
-        messages = (self._server.data / "server.log").read_text(errors="replace").count(MARK)
+        messages = (self._server.data / "server.log").read_text(errors="replace").count(f"{MARK}LOG:  statement:")
         postmaster = psutil.Process(int((self._server.data / "postmaster.pid").read_text().split()[0]))
         times = [postmaster.cpu_times()]
         seconds = sum(t.user + t.system + t.children_user + t.children_system for t in times)

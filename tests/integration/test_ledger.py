@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.synchronize import Event
 
 import optuna
 import psycopg2
@@ -14,7 +15,8 @@ import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
 from orchestrator.model import Axis, Budget, Completed, Failed, Pruned, Searched
-from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease
+from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease, fleet
+from tests.support.counting import count_messages
 from tests.support.studies import PLACE, end, spec, start, suggestion, work
 from tests.support.waiting import wait_until
 
@@ -403,6 +405,31 @@ def test_a_dead_process_of_this_host_is_silent_at_once(store: Store) -> None:
     child.start()
     child.join()
     assert len(store.fleet.silent(0)) == 1
+
+
+def test_the_processes_of_this_host_are_looked_at_more_often_than_asked_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    ends = spawn.Event()
+    child = spawn.Process(target=_register_and_wait, args=(store.url, ends))
+    child.start()
+    wait_until(lambda: store.fleet.silent(0) == [] and store.fleet.size == 1, timeout=30)
+    counted = count_messages(monkeypatch)
+    assert store.fleet.dead_here() == []
+    ends.set()
+    child.join()
+    assert [one.dead for one in store.fleet.dead_here()] == [True]
+    assert store.fleet.dead_here() == [], "it is told once"
+    assert counted.take() == (0, 0)
+    monkeypatch.setattr(fleet, "HERE_EVERY_S", 0.0)
+    assert [one.dead for one in store.fleet.dead_here()] == [True], "and again if nobody could evict it"
+    assert counted.take() == (1, 1)
+
+
+def _register_and_wait(url: str, ends: Event) -> None:
+    _register_and_die(url)
+    ends.wait(60)
 
 
 def _register_and_die(url: str) -> None:

@@ -19,8 +19,14 @@ CELLS = 5_000
 LARGE = {"cell", "ticket", "trial", "trials", "trial_params", "trial_values", "attempt"}
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["planned anew", "prepared"])
+def prepared(request: pytest.FixtureRequest) -> bool:
+    """Whether statements are planned for their parameters, or for any, as the server does once they are prepared."""
+    return bool(request.param)
+
+
 @pytest.fixture(scope="module")
-def large(database_server: TestServer) -> Iterator[tuple[Store, WorkerLease, int]]:
+def large(database_server: TestServer, prepared: bool) -> Iterator[tuple[Store, WorkerLease, int]]:
     """A study of that many cells and 50 tickets more, not begun."""
     with database_server.prepared() as url:
         store = Store(url)
@@ -29,9 +35,9 @@ def large(database_server: TestServer) -> Iterator[tuple[Store, WorkerLease, int
         store.rest()
 
 
-def run_one(store: Store, lease: WorkerLease, study_id: int) -> tuple[list[Ran], int]:
+def run_one(store: Store, lease: WorkerLease, study_id: int, prepared: bool) -> tuple[list[Ran], int]:
     """Claims, creates and finishes a trial; returns the statements of all that, and the ticket."""
-    with watched(store) as ran:
+    with watched(store, prepared=prepared) as ran:
         claim = store.ledger.claim(lease, [study_id], PLACE)
         assert claim is not None
         claim = store.ledger.create(claim, suggestion(claim), lease, PLACE)
@@ -62,17 +68,19 @@ def vacuum(store: Store) -> None:
     connection.close()
 
 
-def test_a_trial_reads_as_few_pages_at_the_last_cells_as_at_the_tenth(large: tuple[Store, WorkerLease, int]) -> None:
+def test_a_trial_reads_as_few_pages_at_the_last_cells_as_at_the_tenth(
+    large: tuple[Store, WorkerLease, int], prepared: bool
+) -> None:
     store, lease, study_id = large
     for _ in range(10):
         claim = start(store, lease, study_id)
         assert claim is not None
         end(store, claim)
-    early, first = run_one(store, lease, study_id)
+    early, first = run_one(store, lease, study_id, prepared)
     complete(store.url, study_id, 11, CELLS - 12)
     vacuum(store)
-    run_one(store, lease, study_id)  # a vacuumed table is entered once by way of its map of free space
-    late, last = run_one(store, lease, study_id)
+    run_one(store, lease, study_id, prepared)  # a vacuumed table is entered once by way of its map of free space
+    late, last = run_one(store, lease, study_id, prepared)
     assert (first, last) == (10, CELLS - 10)
     assert [one for one in (*early, *late) if read_whole(one)] == [], "no large table is read from end to end"
     before, after = pages(early), pages(late)
@@ -85,7 +93,7 @@ def test_a_trial_reads_as_few_pages_at_the_last_cells_as_at_the_tenth(large: tup
         assert claim is not None
         assert claim.ticket == number
         end(store, claim)
-    rest, ticket = run_one(store, lease, study_id)
+    rest, ticket = run_one(store, lease, study_id, prepared)
     assert ticket == CELLS
     assert [one for one in rest if read_whole(one)] == []
     assert max(one.pages for one in rest) < 40, [(one.pages, one.sql) for one in rest if one.pages >= 40]

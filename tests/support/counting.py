@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.store import database
+from orchestrator.store import wire
 
 
 class Counted:
@@ -33,13 +33,14 @@ class Counted:
 
 def count_messages(monkeypatch: pytest.MonkeyPatch) -> Counted:
     """Counts from now on, in this process."""
-    counted, execute = Counted(), database._Cursor.execute
+    counted, execute = Counted(), wire.Cursor.execute
 
     def count(cursor: Any, query: Any, parameters: Any = None) -> None:
+        said = query.plain if isinstance(query, wire.Statement) else query
         if not cursor.connection.keeps_back:
-            said = b";".join([*cursor.connection.kept_back, cursor.mogrify(query, parameters)])
-            counted.messages.append(said.decode())
+            last = said if isinstance(said, bytes) else said.encode()
+            counted.messages.append(b";".join([*cursor.connection.kept_back, last]).decode())
         execute(cursor, query, parameters)
 
-    monkeypatch.setattr(database._Cursor, "execute", count)
+    monkeypatch.setattr(wire.Cursor, "execute", count)
     return counted

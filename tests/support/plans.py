@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy import event
+import pytest
 
-from orchestrator.store import Store
+from orchestrator.store import Store, wire
 
 
 @dataclass(frozen=True)
@@ -27,28 +26,43 @@ class Ran:
 
 
 @contextmanager
-def watched(store: Store) -> Iterator[list[Ran]]:
-    """Within this block each statement of `store` is run once more before, under EXPLAIN, and that is undone."""
-    ran: list[Ran] = []
+def watched(store: Store, *, prepared: bool = False) -> Iterator[list[Ran]]:
+    """Within this block each statement of a transaction of `store` is run once more before, under EXPLAIN, and that is undone.
 
-    def explain(_c: Any, cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
-        if statement.lstrip().upper().startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
+    Args:
+        prepared: statements that may be prepared are planned for any parameters, as the server does after a while.
+    """
+    ran: list[Ran] = []
+    execute = wire.Cursor.execute
+
+    def explain(cursor: wire.Cursor, statement: Any, parameters: Any = None) -> None:
+        text = statement.plain if isinstance(statement, wire.Statement) else statement
+        text = text if isinstance(text, str) else text.decode()
+        if cursor.connection.dsn == dsn and text.lstrip().upper().startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
             kept_back, cursor.connection.keeps_back = cursor.connection.keeps_back, False
             with cursor.connection.cursor() as beside:
-                beside.execute("SAVEPOINT plan")
-                beside.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
+                execute(beside, "SAVEPOINT plan")
+                given = statement.given(parameters or {}) if isinstance(statement, wire.Statement) else parameters
+                asked = text
+                if prepared and isinstance(statement, wire.Statement):
+                    execute(beside, "SET LOCAL plan_cache_mode = force_generic_plan")
+                    execute(beside, statement.prepare.decode().replace(statement.key, "watched"))
+                    asked, given = statement.run.replace(statement.key, "watched"), tuple(given.values())
+                execute(beside, f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {asked}", given)
                 plan = beside.fetchone()[0][0]["Plan"]
-                beside.execute("ROLLBACK TO SAVEPOINT plan")
+                execute(beside, "ROLLBACK TO SAVEPOINT plan")
+                if asked is not text:
+                    execute(beside, "DEALLOCATE watched")
             cursor.connection.keeps_back = kept_back
             pages = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
-            ran.append(Ran(" ".join(statement.split()), tuple(_nodes(plan)), pages))
+            ran.append(Ran(" ".join(text.split()), tuple(_nodes(plan)), pages))
+        execute(cursor, statement, parameters)
 
-    engine: sa.Engine = store._database._engine
-    event.listen(engine, "before_cursor_execute", explain)
-    try:
+    with store._database._engine.connect() as connection:
+        dsn = wire.wire_of(connection).dsn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire.Cursor, "execute", explain)
         yield ran
-    finally:
-        event.remove(engine, "before_cursor_execute", explain)
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ class Fleet:
     """Counts the looks at a fleet of so many workers."""
 
     def __init__(self, workers: int) -> None:
-        self.workers, self.whole, self.own_host = workers, 0, 0
+        self.size, self.whole, self.own_host = workers, 0, 0
 
     def silent(self, _contact_s: float) -> list[Any]:
         self.whole += 1
@@ -25,9 +25,6 @@ class Fleet:
     def dead_here(self) -> list[Any]:
         self.own_host += 1
         return []
-
-    def size(self) -> int:
-        return self.workers
 
 
 def looked(workers: int, seconds: int, monkeypatch: pytest.MonkeyPatch) -> Fleet:

@@ -133,10 +133,11 @@ def _control_file(mount: Path, group: str, name: str) -> Path:
 
 def _read_counter(file: Path, key: str) -> int:
     try:
-        lines = file.read_text().splitlines()
+        content = file.read_bytes()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{key} "))
+    found = re.search(rf"^{key} (\d+)".encode(), content, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def _prctl(option: int, value: int) -> None:

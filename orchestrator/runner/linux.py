@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +43,7 @@ def gather_pages() -> None:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return
-    madvise = ctypes.CDLL(None).madvise
+    madvise = _libc().madvise
     for line in lines:
         span, rights, _, _, inode, *name = line.split()
         start, end = (int(address, 16) for address in span.split("-"))
@@ -142,4 +143,10 @@ def _read_counter(file: Path, key: str) -> int:
 
 def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+        _libc().prctl(option, value, 0, 0, 0)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    """The C library; made once, for each time takes a new class: in the keeper, for all its forks."""
+    return ctypes.CDLL(None)

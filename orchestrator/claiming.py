@@ -26,7 +26,6 @@ IDLE_SHARE = 0.01
 BRIEF_S = 4.0
 """Between shorter trials the connection is kept."""
 _LOOK_EVERY_S = 1.0  # at the list of studies
-_MODELS = ("tpe", "gp", "nsga2")  # the samplers that suggest by what they know of the other trials
 _DRAW = ("tpe", "nsga2")  # of these, those that draw: told the same they hardly ever say the same
 
 
@@ -247,4 +246,4 @@ class Claiming:
 
 
 def _learns(served: Served) -> bool:
-    return served.spec.sampler.get("name") in _MODELS
+    return served.learns

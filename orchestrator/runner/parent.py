@@ -155,6 +155,10 @@ class Runner:
         self._keeper: KeeperHandle | None = None
         self._running: Running | None = None
 
+    def begin(self) -> None:
+        """Has a keeper import the objective, and does not wait for it; `check` does."""
+        self._living_keeper()
+
     def check(self) -> None:
         """Returns once a keeper is ready that has imported the objective; costs nothing when one is. Call it before each claim.
 

@@ -115,13 +115,13 @@ class AttemptFacts:
         self._began = time.monotonic()
         self._cpu_before_s = 0.0
 
-    def begin(self, used: tuple[int, float] = (0, 0.0)) -> None:
+    def begin(self, cpu_before_s: float = 0.0) -> None:
         """Adds what takes time to find out and writes it down; call it when the child runs and nobody waits.
 
         Args:
-            used: what the child's process had used before, of which the processor time is not this attempt's.
+            cpu_before_s: what the child's process had used before, which is not this attempt's.
         """
-        _, self._cpu_before_s = used
+        self._cpu_before_s = cpu_before_s
         environment = self._environment
         self._known |= {
             **environment.machine,

@@ -113,6 +113,7 @@ class Keeper:
         self._leaving = False
         self._environment = facts.Environment(options.module_file)
         self._heard_at = time.monotonic()
+        self._signalled = True
         self._wake, self._wake_writer = socket.socketpair()
         for end in (self._wake, self._wake_writer):
             end.setblocking(False)
@@ -154,12 +155,11 @@ class Keeper:
         if self._attempt is not None:
             until = min([until, *(at for at in (self._attempt.ends_at, self._attempt.kill_at) if at is not None)])
         channels = [self._channel, *([] if self._attempt is None else [self._attempt.child.channel])]
-        wait_readable([self._wake.fileno(), *(c for c in channels if not c.closed)], until - now)
-        try:
+        # What takes long to look at is looked at when a child of ours may have ended, and now and then.
+        self._signalled = not wait_readable([self._wake.fileno(), *(c for c in channels if not c.closed)], until - now)
+        with contextlib.suppress(BlockingIOError):
             while self._wake.recv(4096):
-                pass
-        except BlockingIOError:
-            pass
+                self._signalled = True
         # Slept far too long: we were stopped ourselves (machine suspended, container frozen), so the silence was ours.
         overslept = time.monotonic() - until
         if overslept > _TICK_S:
@@ -194,7 +194,7 @@ class Keeper:
         self._channel.send({"is": "started", "pid": child.pid})
         self._get_standby()  # before the output gets its thread
         attempt.output = Output(printed, rundir.log_path(run_dir), order["log_limit_bytes"])
-        told.begin(child.used())
+        told.begin(child.cpu_s())
 
     def _learn_from(self, job: Path) -> None:
         """Notes what the attempt tells of those that follow: most likely they have the same ``params``."""
@@ -318,6 +318,8 @@ class Keeper:
             attempt.child.signal_group(signal.SIGKILL)
 
     def _reap(self) -> None:
+        if not self._signalled:
+            return
         self._reap_adopted()
         for idle in (self._kept, self._standby):
             if idle is not None and idle.collect() is not None:

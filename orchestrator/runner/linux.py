@@ -87,11 +87,14 @@ def uses_cuda_memory() -> bool:
 
 def prefer_for_oom() -> None:
     """Makes the kernel's out-of-memory killer choose this process and its children before the worker and the keeper."""
-    path = Path("/proc/self/oom_score_adj")
-    try:
-        path.write_text(str(max(int(path.read_text()), _OOM_PREFERENCE)))
-    except (OSError, ValueError):
-        return
+    path = "/proc/self/oom_score_adj"
+    with contextlib.suppress(OSError, ValueError):
+        preference = max(int(_read(path)), _OOM_PREFERENCE)
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            os.write(descriptor, str(preference).encode())
+        finally:
+            os.close(descriptor)
 
 
 def used(pid: int) -> tuple[int, float]:

@@ -79,9 +79,7 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, template: T
     sources = _import_ahead(options)
     if options.start == "spawn" and not wait_readable([control], 0):  # otherwise an attempt waits for us
         linux.gather_pages()
-    if options.start == "spawn":
-        rehearse()
-    _seed(0, options.threads)  # the first time takes longer
+    rehearse(options.threads, interpolations=options.start == "spawn" or (template is not None and template.interpolates))
     known = next(reversed(sys.modules)) if options.start == "forkserver" else None
     while (order := _next_order(control)) is not None and not _changed(sources):
         sock, *output = control.fds
@@ -193,13 +191,17 @@ def _modified(file: str) -> int:
         return -1
 
 
-def rehearse() -> None:
+def rehearse(threads: int | None, *, interpolations: bool) -> None:
     """Goes through what every attempt does before the user's function, so that the first one takes no longer than others.
 
-    In a keeper its forks need not: what it loads and caches is theirs as well.
+    In a fork of a keeper that did so as well it only makes the pages of memory that this takes the fork's own.
+
+    Args:
+        interpolations: those of ``params`` too, which take ten times as long as all the rest.
     """
-    build_config(Job.from_json(json.loads(json.dumps(_REHEARSAL.to_json()))))
-    _seed(0, None)
+    job = _REHEARSAL if interpolations else replace(_REHEARSAL, params={"lr": 0.1}, values={"lr": 0.01})
+    build_config(Job.from_json(json.loads(json.dumps(job.to_json()))))
+    _seed(0, threads)
 
 
 def template_of(example: Path) -> Template | None:

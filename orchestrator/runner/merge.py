@@ -22,6 +22,11 @@ class Template:
         self._source = _source(job)
         self._cfg: DictConfig | None = _create(job)
 
+    @property
+    def interpolates(self) -> bool:
+        """Whether anything in it refers to something else."""
+        return "${" in self._source
+
     def take(self, job: Job) -> DictConfig | None:
         """The config, if it is what `job` begins with and nobody took it before."""
         cfg, self._cfg = self._cfg, None

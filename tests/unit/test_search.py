@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -368,3 +372,14 @@ def test_optunas_tables_are_created_once_and_read_plainly(tmp_path: Any) -> None
     assert optuna.storages.RDBStorage(url).get_current_version() == optuna_schema_head()
     optuna.create_study(storage=url, study_name="known")
     assert [s.study_name for s in open_storage(url).get_all_studies()] == ["known"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists threads")
+def test_samplers_compute_in_one_thread_and_what_the_process_starts_is_not_concerned() -> None:
+    loads = (
+        "import os\nfrom orchestrator.search import HybridGPSampler, Search\n"
+        "print(len(os.listdir('/proc/self/task')), 'OPENBLAS_NUM_THREADS' in os.environ, 'OMP_NUM_THREADS' in os.environ)"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", loads], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False", "False"]

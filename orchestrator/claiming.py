@@ -25,7 +25,6 @@ ASKS = 3
 BRIEF_S = 4.0
 """Between shorter trials the connection is kept."""
 _LOOK_EVERY_S = 2.0  # at the list of studies, while they have trials
-_MODELS = ("tpe", "gp", "nsga2")  # the samplers that suggest by what they know of the other trials
 _DRAW = ("tpe", "nsga2")  # of these, those that draw: told the same they hardly ever say the same
 
 
@@ -189,7 +188,7 @@ class Claiming:
         """The next trial of one study; where its allocation is adaptive the model chooses the cell of a ticket without one."""
         ledger, study_id = self._store.ledger, served.row.study_id
         adaptive = served.spec.allocation == "adaptive"
-        known = served.cursor if adaptive or _learns(served) else None
+        known = served.cursor if adaptive or served.learns else None
         served.look_for_foreign(self._store)
         likely = served.likely_cells() if adaptive else ()
         asked: dict[str, Any] = {"adaptive": adaptive, "likely": likely, "ahead": ahead}
@@ -223,7 +222,7 @@ class Claiming:
 
         alike = served.spec.sampler.get("name") in _DRAW
         for asks in range(1, ASKS):
-            known = served.cursor if _learns(served) else None
+            known = served.cursor if served.learns else None
             created = ledger.create(claim, suggest(asks), self._lease, self._place, known=known, alike=alike, start=start)
             if created is not None:
                 return created
@@ -236,7 +235,7 @@ class Claiming:
         """So many seconds into a trial the next one is prepared: at once where the sampler learns nothing; None: never."""
         if not self._settings.prefetch:
             return None
-        return self._paces[study_id].prepare_at() if _learns(self._serving.study(study_id)) else 0.0
+        return self._paces[study_id].prepare_at() if self._serving.study(study_id).learns else 0.0
 
     def _prepare(self, running: Claim) -> None:
         since = time.monotonic()
@@ -250,7 +249,3 @@ class Claiming:
             logger.debug("%s", lost)
             self._prepared = None
         self._paces[claim.study_id].prepared(time.monotonic() - since)
-
-
-def _learns(served: Served) -> bool:
-    return served.spec.sampler.get("name") in _MODELS

@@ -20,6 +20,7 @@ from orchestrator.store import MOST_CHOICES, Claim, Store, StudyRow
 IMPORT_AGAIN_S = 30.0
 FOREIGN_EVERY_S = 10.0
 _FOREIGN_TOLD = 200
+_MODELS = ("tpe", "gp", "nsga2")  # the samplers that suggest by what they know of the other trials
 LIKELY = 3 * MOST_CHOICES // 4
 """So many of the cells that an allocation chooses among are the best so far, the others those with the fewest tickets."""
 
@@ -38,6 +39,11 @@ class Served:
     cursor: int = 0
     foreign: set[int] = field(default_factory=set)
     foreign_at: float = 0.0
+
+    @property
+    def learns(self) -> bool:
+        """Whether its sampler suggests by what it knows of the other trials."""
+        return self.spec.sampler.get("name") in _MODELS
 
     def learn(self, store: Store) -> None:
         """Feeds the sampler with what became known since the last time.
@@ -138,6 +144,9 @@ class Serving:
             spec = self._store.reads.spec(row.study_id)
             check_allowed(spec.objective, self._settings.allow_targets)
             served = self._served[row.study_id] = Served(row, spec, Search(spec), self._runner(spec))
+            served.runner.begin()
+            if served.learns or spec.allocation == "adaptive":  # while the objective is imported, and no lock is held for it
+                served.learn(self._store)
         return served
 
     def _runner(self, spec: StudySpec) -> Runner:

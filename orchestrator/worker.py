@@ -166,7 +166,8 @@ class Worker:
                 )
                 outcome, said = self._attempt(served, claim, job)
                 crash_step("after-result")
-                if not isinstance(outcome, Pruned):  # another attempt may want them, or the user the trained model
+                # Another attempt may want them, or the user the trained model.
+                if kept.uploads and not isinstance(outcome, Pruned):
                     self._contact.meanwhile(lambda: kept.close(final=True), hurry=lambda: kept.close(final=False))
                 if self._deliver(served.row, served.spec, claim, outcome, said):
                     kept.discard_older()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -19,6 +20,7 @@ from orchestrator.store import Store, embedded
 LAUNCHER_PID = "ORCHESTRATOR_LAUNCHER_PID"
 """Set by `launch` for the workers it starts: they end, in order, when it dies."""
 _RETRY_S = 2.0
+_COLLECT_EVERY = 20_000
 
 
 def worker(call: Call) -> int:
@@ -31,6 +33,9 @@ def worker(call: Call) -> int:
     with _ended_by_signal(), ExitStack() as stack:
         from orchestrator.worker import Worker  # brings Optuna, which no other command needs
 
+        # A study's trials are a million objects that stay; collections that look through them take as long as to read them.
+        gc.freeze()
+        gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
         store = _patiently(call, stack)
         served = Worker(store, host.worker, host.paths.runs, host.paths.checkpoints, artifacts)
         with served.signals():

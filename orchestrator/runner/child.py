@@ -63,14 +63,14 @@ class Terminated(SystemExit):
     """SIGTERM arrived: unwinds the user's function so that its ``finally`` blocks run."""
 
 
-def serve(control: Channel, keeper_pid: int, options: KeeperOptions, example: Path | None) -> NoReturn:
+def serve(control: Channel, keeper_pid: int, options: KeeperOptions, template: Template | None) -> NoReturn:
     """Gets ready, takes an attempt from the keeper at the other end of `control`, and runs it in this process, which ends here.
 
     With ``isolation=worker`` it takes another one as long as what went before leaves it fit for that. It says ``took`` before
     anything of an attempt happens, and ``free`` when nothing more of it will. Call it in a process of its own session.
 
     Args:
-        example: The description of another attempt of the study, which most likely has the same ``params``.
+        template: Made of another attempt of the study, which most likely has the same ``params``.
     """
     linux.die_with_parent(signal.SIGKILL, keeper_pid)
     linux.prefer_for_oom()
@@ -79,8 +79,8 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, example: Pa
     sources = _import_ahead(options)
     if options.start == "spawn" and not wait_readable([control], 0):  # otherwise an attempt waits for us
         linux.gather_pages()
-    rehearse(options.threads)
-    template = None if example is None else _template(example)
+    rehearse(options.threads, interpolations=options.start == "spawn" or (template is not None and template.interpolates))
+    known = next(reversed(sys.modules)) if options.start == "forkserver" else None
     while (order := _next_order(control)) is not None and not _changed(sources):
         sock, *output = control.fds
         control.fds.clear()
@@ -90,7 +90,7 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, example: Pa
         control.send({"is": "took"})
         traces = Traces() if options.isolation == "worker" else None
         channel, job_path = Channel(socket.socket(fileno=sock)), Path(order["job"])
-        if not _attempt(control, channel, job_path, template, options.threads, termination, traces):
+        if not _attempt(control, channel, job_path, template, options.threads, known, termination, traces):
             break
         if traces is None:
             break
@@ -101,7 +101,7 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, example: Pa
         _redirect(os.open(os.devnull, os.O_WRONLY))
         termination.disarm()
         control.send({"is": "free"})
-        template = _template(job_path)
+        template = template_of(job_path)
     _leave(termination)
 
 
@@ -111,10 +111,15 @@ def _attempt(
     path: Path,
     template: Template | None,
     threads: int | None,
+    known: str | None,
     termination: _Termination,
     traces: Traces | None,
 ) -> bool:
-    """Runs the attempt described at `path`; whether it came to a result that says nothing against this process."""
+    """Runs the attempt described at `path`; whether it came to a result that says nothing against this process.
+
+    Args:
+        known: as `facts.used_here` has it.
+    """
     try:
         job = rundir.read_job(path)
     except OSError as error:  # removed since the worker made it, which says nothing about the trial
@@ -131,7 +136,7 @@ def _attempt(
         _say("ended by SIGTERM")
     # A failure after SIGTERM is most often its consequence, so it is no verdict on the trial; a result is one.
     if outcome is not None and not (termination.seen and isinstance(outcome, Failed)):
-        _deliver(job, control, channel, outcome)
+        _deliver(job, control, channel, outcome, known)
     if traces is not None:
         trial._end()
     return isinstance(outcome, Completed | Pruned) and not termination.seen
@@ -186,13 +191,21 @@ def _modified(file: str) -> int:
         return -1
 
 
-def rehearse(threads: int | None) -> None:
-    """Goes through what every attempt does before the user's function, so that the first one takes no longer than others."""
-    build_config(Job.from_json(json.loads(json.dumps(_REHEARSAL.to_json()))))
+def rehearse(threads: int | None, *, interpolations: bool) -> None:
+    """Goes through what every attempt does before the user's function, so that the first one takes no longer than others.
+
+    In a fork of a keeper that did so as well it only makes the pages of memory that this takes the fork's own.
+
+    Args:
+        interpolations: those of ``params`` too, which take ten times as long as all the rest.
+    """
+    job = _REHEARSAL if interpolations else replace(_REHEARSAL, params={"lr": 0.1}, values={"lr": 0.01})
+    build_config(Job.from_json(json.loads(json.dumps(job.to_json()))))
     _seed(0, threads)
 
 
-def _template(example: Path) -> Template | None:
+def template_of(example: Path) -> Template | None:
+    """The template of that attempt's study; None where it cannot be made. User code is not called."""
     with contextlib.suppress(Exception):  # what is wrong there, the attempt says
         return Template(rundir.read_job(example))
     return None
@@ -316,9 +329,9 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _deliver(job: Job, control: Channel, channel: Channel, outcome: Outcome) -> None:
+def _deliver(job: Job, control: Channel, channel: Channel, outcome: Outcome, known: str | None) -> None:
     try:
-        rundir.write_result(job.run_dir, outcome, facts.used_here())
+        rundir.write_result(job.run_dir, outcome, facts.used_here(known))
         control.send({"is": "written"})  # the keeper syncs it while this process ends
     except OSError as error:
         _say(f"the result could not be written: {error}")
@@ -378,7 +391,8 @@ def main() -> NoReturn:
     options = KeeperOptions.from_argument(argument)
     for descriptor in (options.control, *options.held):
         os.set_inheritable(descriptor, False)
-    serve(Channel(socket.socket(fileno=options.control)), int(keeper_pid), options, Path(*example) if example else None)
+    template = template_of(Path(*example)) if example else None
+    serve(Channel(socket.socket(fileno=options.control)), int(keeper_pid), options, template)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,10 @@ class ChildHandle:
         """The largest resident size that it had so far, bytes, and its processor time, seconds; 0 where nobody says."""
         return linux.used(self.pid)
 
+    def cpu_s(self) -> float:
+        """Its processor time so far, as `used` tells it."""
+        return linux.cpu_s(self.pid)
+
     def dismiss(self, grace_s: float) -> None:
         """Ends a child that is at no attempt: in order within `grace_s`, else by force. It is reaped when this returns."""
         self.close()

@@ -7,6 +7,7 @@ there for a result that is delivered after worker and keeper are gone.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -84,9 +85,19 @@ class Environment:
         """Host, operating system and Python."""
         return {"host": socket.gethostname(), "platform": platform.platform(), "python": platform.python_version()}
 
-    def packages(self, modules: list[str]) -> dict[str, JSONValue]:
-        """Version by package of those that have one of these top-level modules, and of Optuna, which chose the parameters."""
-        names = {_normal(_MODULES.get(module, module)) for module in [*modules, "optuna"]}
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """The top-level modules that this process has imported, and every fork of it therefore."""
+        return tuple(imported())
+
+    @cached_property
+    def packages(self) -> dict[str, JSONValue]:
+        """Version by package of those that have one of `modules`, and of Optuna, which chose the parameters."""
+        return self.packages_of(("optuna", *self.modules))
+
+    def packages_of(self, modules: Iterable[str]) -> dict[str, JSONValue]:
+        """Version by package of those that have one of these top-level modules."""
+        names = {_normal(_MODULES.get(module, module)) for module in modules}
         return {name: version for name, version in self.installed.items() if name in names}
 
 
@@ -104,18 +115,18 @@ class AttemptFacts:
         self._began = time.monotonic()
         self._cpu_before_s = 0.0
 
-    def begin(self, used: tuple[int, float] = (0, 0.0)) -> None:
+    def begin(self, cpu_before_s: float = 0.0) -> None:
         """Adds what takes time to find out and writes it down; call it when the child runs and nobody waits.
 
         Args:
-            used: what the child's process had used before, of which the processor time is not this attempt's.
+            cpu_before_s: what the child's process had used before, which is not this attempt's.
         """
-        _, self._cpu_before_s = used
+        self._cpu_before_s = cpu_before_s
         environment = self._environment
         self._known |= {
             **environment.machine,
             "git": environment.code,
-            "packages": environment.packages(imported()),
+            "packages": environment.packages,
             "installed": environment.installed,
         }
         self.write()
@@ -127,8 +138,9 @@ class AttemptFacts:
             used: what the child said about itself, see `used_here`; empty if it did not get that far.
         """
         modules = used.get("modules")
-        if isinstance(modules, list):
-            self._known["packages"] = self._environment.packages([str(module) for module in modules])
+        if isinstance(modules, list) and modules:
+            more = self._environment.packages_of(str(module) for module in modules)
+            self._known["packages"] = dict(sorted({**self._environment.packages, **more}.items()))
         device, cuda = used.get("peak_device_bytes"), used.get("cuda")
         if isinstance(cuda, str) and _VERSION.fullmatch(cuda):
             self._known["cuda"] = cuda
@@ -142,11 +154,19 @@ class AttemptFacts:
         return for_database(self._known)
 
     def write(self) -> None:
-        """Writes them to the run directory; a disk that is full or gone disturbs nobody."""
-        temporary = self.run_dir / f".{FILE}"
+        """Writes them to the run directory, over what is there; a disk that is full or gone disturbs nobody.
+
+        Half of them, as a full disk or a crash may leave, count as none.
+        """
+        # A line for each: `indent` would be the work of Python's own encoder, twenty times as slow.
+        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in self._known.items())
         with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
-            temporary.replace(self.run_dir / FILE)
+            # Neither a pipe that user code put there nor what a link of its leads to.
+            file = os.open(self.run_dir / FILE, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            try:
+                os.ftruncate(file, os.write(file, f"{{\n{lines}\n}}\n".encode()))
+            finally:
+                os.close(file)
 
 
 def for_database(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,16 +183,25 @@ def read(run_dir: Path) -> dict[str, Any]:
     return {}
 
 
-def used_here() -> dict[str, JSONValue]:
-    """What only the child can tell, at its end: the most it took of its device, and what it had imported by then."""
+def used_here(known: str | None = None) -> dict[str, JSONValue]:
+    """What only the child can tell, at its end: the most it took of its device, and what it had imported by then.
+
+    Args:
+        known: the module imported last of those that the keeper tells of.
+    """
     modules: Mapping[str, Any] = sys.modules
     cuda = getattr(getattr(modules.get("torch"), "version", None), "cuda", None)
-    return {"peak_device_bytes": peak_device_bytes(), "modules": list(imported()), "cuda": cuda}
+    return {"peak_device_bytes": peak_device_bytes(), "modules": list(imported(known)), "cuda": cuda}
 
 
-def imported() -> list[str]:
-    """The top-level modules that this process has imported, without Python's own."""
-    top_level = {name for name in list(sys.modules) if "." not in name}
+def imported(after: str | None = None) -> list[str]:
+    """The top-level modules that this process has imported, without Python's own; those after the module `after` if given.
+
+    In a fork each name looked at costs a copy of the page it lies on, and a keeper has thousands.
+    """
+    # Without a step in Python under way: another thread may import.
+    names = list(sys.modules) if after is None else list(itertools.takewhile(after.__ne__, reversed(sys.modules)))
+    top_level = {name for name in names if "." not in name}
     return sorted(top_level - sys.stdlib_module_names - {"__main__", "__mp_main__"})
 
 

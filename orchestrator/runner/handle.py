@@ -25,7 +25,11 @@ MARGIN_S: Final = 5.0
 
 
 class KeeperHandle:
-    """The keeper process as the worker sees it."""
+    """The keeper process as the worker sees it.
+
+    A daemon thread tells it that this process is alive, whatever its other threads wait for. A process that is stopped or dead
+    stops all its threads, and only that is to end the child.
+    """
 
     def __init__(self, options: KeeperOptions, env: Mapping[str, str], cwd: Path | None) -> None:
         self.ready = False
@@ -34,6 +38,7 @@ class KeeperHandle:
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
         self._sending = threading.Lock()
+        self._hung_up = threading.Event()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator.runner.keeper", replace(options, control=theirs.fileno()).to_argument()],
@@ -45,6 +50,8 @@ class KeeperHandle:
                 env=dict(env),
                 cwd=cwd,
             )
+        every_s = min(5.0, options.silence_s / 8)
+        threading.Thread(target=self._show_life, args=[every_s], name="sign-of-life", daemon=True).start()
 
     def send(self, message: Message, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
         """As `Channel.send`, from any thread; False once `kill` or `end` was called."""
@@ -91,7 +98,12 @@ class KeeperHandle:
             self._process.wait()
         self._output.close()
 
+    def _show_life(self, every_s: float) -> None:
+        while not self._hung_up.wait(every_s):
+            self.send({"do": "ping"}, wait=False)
+
     def _hang_up(self) -> None:
+        self._hung_up.set()
         with self._sending:  # else a thread in the middle of sending could meet the descriptor's next owner
             self.channel.close()
 

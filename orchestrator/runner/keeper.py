@@ -29,6 +29,7 @@ from orchestrator.runner.childhandle import ChildHandle
 from orchestrator.runner.contract import KeeperOptions
 from orchestrator.runner.executable import check_program
 from orchestrator.runner.memory import peak_host_bytes
+from orchestrator.runner.merge import Template
 from orchestrator.runner.output import Output, flush_streams, open_streams
 from orchestrator.runner.target import check_call, describe_import_error, locate
 
@@ -87,9 +88,9 @@ class _Attempt:
 class _InChildError(BaseException):
     """Raised in a forked child, which leaves the keeper's stack behind."""
 
-    def __init__(self, control: Channel, example: Path | None) -> None:
+    def __init__(self, control: Channel, template: Template | None) -> None:
         self.control = control
-        self.example = example
+        self.template = template
 
 
 class Keeper:
@@ -107,10 +108,12 @@ class Keeper:
         self._standby: ChildHandle | None = None
         self._kept: ChildHandle | None = None
         self._example: Path | None = None
+        self._template: Template | None = None  # made here once: each fork has a copy of its own
         self._told: set[str] = set()
         self._leaving = False
         self._environment = facts.Environment(options.module_file)
         self._heard_at = time.monotonic()
+        self._signalled = True
         self._wake, self._wake_writer = socket.socketpair()
         for end in (self._wake, self._wake_writer):
             end.setblocking(False)
@@ -152,12 +155,11 @@ class Keeper:
         if self._attempt is not None:
             until = min([until, *(at for at in (self._attempt.ends_at, self._attempt.kill_at) if at is not None)])
         channels = [self._channel, *([] if self._attempt is None else [self._attempt.child.channel])]
-        wait_readable([self._wake.fileno(), *(c for c in channels if not c.closed)], until - now)
-        try:
+        # What takes long to look at is looked at when a child of ours may have ended, and now and then.
+        self._signalled = not wait_readable([self._wake.fileno(), *(c for c in channels if not c.closed)], until - now)
+        with contextlib.suppress(BlockingIOError):
             while self._wake.recv(4096):
-                pass
-        except BlockingIOError:
-            pass
+                self._signalled = True
         # Slept far too long: we were stopped ourselves (machine suspended, container frozen), so the silence was ours.
         overslept = time.monotonic() - until
         if overslept > _TICK_S:
@@ -188,11 +190,17 @@ class Keeper:
         ooms = linux.oom_kills()
         self._attempt = attempt = _Attempt(child, order, ends_at, self._options.grace_s, ooms, worker, printed, told)
         attempt.replaced = replaced
-        self._example = Path(order["job"])
+        self._learn_from(Path(order["job"]))
         self._channel.send({"is": "started", "pid": child.pid})
         self._get_standby()  # before the output gets its thread
         attempt.output = Output(printed, rundir.log_path(run_dir), order["log_limit_bytes"])
-        told.begin(child.used())
+        told.begin(child.cpu_s())
+
+    def _learn_from(self, job: Path) -> None:
+        """Notes what the attempt tells of those that follow: most likely they have the same ``params``."""
+        self._example = job
+        if self._template is None and self._options.start == "forkserver":
+            self._template = child.template_of(job)
 
     def _take_child(self) -> ChildHandle:
         """A child for the next attempt: the one kept, else the standby, else one that has yet to get ready."""
@@ -234,7 +242,7 @@ class Keeper:
             ours.close()
             os.close(printed)
             self._become_child(output)
-            raise _InChildError(Channel(theirs), self._example)
+            raise _InChildError(Channel(theirs), self._template)
         theirs.close()
         os.close(output)
         return ChildHandle(pid, Channel(ours), printed)
@@ -310,6 +318,8 @@ class Keeper:
             attempt.child.signal_group(signal.SIGKILL)
 
     def _reap(self) -> None:
+        if not self._signalled:
+            return
         self._reap_adopted()
         for idle in (self._kept, self._standby):
             if idle is not None and idle.collect() is not None:
@@ -398,7 +408,7 @@ def main() -> None:
     if "numpy" in sys.modules:
         importlib.import_module("numpy.random")  # numpy loads it at first use: every child would, to seed it
     if options.start == "forkserver":
-        child.rehearse(None)
+        child.rehearse(None, interpolations=True)
     gc.collect()
     gc.freeze()  # forked children then share these pages instead of copying them at their first collection
     if options.start == "forkserver":
@@ -407,7 +417,7 @@ def main() -> None:
     keeper_pid = os.getpid()
     here = Keeper(channel, options).serve()
     if here is not None:
-        child.serve(here.control, keeper_pid, options, here.example)
+        child.serve(here.control, keeper_pid, options, here.template)
 
 
 def _import_objective(options: KeeperOptions) -> str | None:

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +43,7 @@ def gather_pages() -> None:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return
-    madvise = ctypes.CDLL(None).madvise
+    madvise = _libc().madvise
     for line in lines:
         span, rights, _, _, inode, *name = line.split()
         start, end = (int(address, 16) for address in span.split("-"))
@@ -53,16 +54,16 @@ def gather_pages() -> None:
 def own_children() -> set[int]:
     """The process ids of this process's direct children, zombies included; empty where the kernel does not list them."""
     try:
-        text = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
+        pids = _read(f"/proc/self/task/{threading.get_native_id()}/children")
     except OSError:
         return set()
-    return {int(pid) for pid in text.split()}
+    return {int(pid) for pid in pids.split()}
 
 
 def runs(pid: int) -> bool:
     """Whether the process exists and has neither ended nor been stopped; True where the kernel does not say."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        state = _fields(pid)[0]
     except OSError:
         return not Path("/proc/self/stat").exists()
     return state not in (b"T", b"t", b"Z", b"X")
@@ -86,24 +87,30 @@ def uses_cuda_memory() -> bool:
 
 def prefer_for_oom() -> None:
     """Makes the kernel's out-of-memory killer choose this process and its children before the worker and the keeper."""
-    path = Path("/proc/self/oom_score_adj")
-    try:
-        path.write_text(str(max(int(path.read_text()), _OOM_PREFERENCE)))
-    except (OSError, ValueError):
-        return
+    path = "/proc/self/oom_score_adj"
+    with contextlib.suppress(OSError, ValueError):
+        preference = max(int(_read(path)), _OOM_PREFERENCE)
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            os.write(descriptor, str(preference).encode())
+        finally:
+            os.close(descriptor)
 
 
 def used(pid: int) -> tuple[int, float]:
-    """The largest resident size of a living process so far, bytes, and the processor time of it and what it reaped, seconds."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        status, stat = (
-            Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace") for name in ("status", "stat")
-        )
-        peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-        fields = stat.rpartition(")")[2].split()
-        ticks = sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime
-        return (int(peak[1]) * 1024 if peak else 0), ticks / os.sysconf("SC_CLK_TCK")
+    """The largest resident size of a living process so far, bytes, and its `cpu_s`."""
+    with contextlib.suppress(OSError):
+        peak = re.search(rb"^VmHWM:\s+(\d+) kB", _read(f"/proc/{pid}/status"), re.MULTILINE)
+        return (int(peak[1]) * 1024 if peak else 0), cpu_s(pid)
     return 0, 0.0
+
+
+def cpu_s(pid: int) -> float:
+    """The processor time of a living process and of what it reaped, seconds; 0 where nobody says."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        ticks = sum(int(field) for field in _fields(pid)[11:15])  # utime, stime, cutime, cstime
+        return ticks / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def oom_kills() -> int:
@@ -111,34 +118,58 @@ def oom_kills() -> int:
 
     Sources: ``oom_kill`` of memory.events (cgroup v2), of memory.oom_control (v1) and of /proc/vmstat.
     """
-    files = [Path("/proc/vmstat")]
+    files = ["/proc/vmstat"]
     try:
-        entries = Path("/proc/self/cgroup").read_text().splitlines()
+        entries = _read("/proc/self/cgroup").decode().splitlines()
     except OSError:
         entries = []
     for entry in entries:
         _, controllers, group = entry.split(":", 2)
         if not controllers:
-            files.append(_control_file(Path("/sys/fs/cgroup"), group, "memory.events"))
+            files.append(_control_file("/sys/fs/cgroup", group, "memory.events"))
         elif "memory" in controllers.split(","):
-            files.append(_control_file(Path("/sys/fs/cgroup/memory"), group, "memory.oom_control"))
+            files.append(_control_file("/sys/fs/cgroup/memory", group, "memory.oom_control"))
     return sum(_read_counter(file, "oom_kill") for file in files)
 
 
-def _control_file(mount: Path, group: str, name: str) -> Path:
-    file = mount / group.lstrip("/") / name
+def _control_file(mount: str, group: str, name: str) -> str:
+    file = f"{mount}/{group.strip('/')}/{name}"
     # Inside a container without a cgroup namespace the path is the host's, and the mount shows our group at its root.
-    return file if file.exists() else mount / name
+    return file if os.path.exists(file) else f"{mount}/{name}"  # noqa: PTH110 - asked for every attempt
 
 
-def _read_counter(file: Path, key: str) -> int:
+def _read_counter(file: str, key: str) -> int:
     try:
-        lines = file.read_text().splitlines()
+        content = _read(file)
     except OSError:
         return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{key} "))
+    found = re.search(rf"^{key} (\d+)".encode(), content, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def _fields(pid: int) -> list[bytes]:
+    """The fields of the process's ``stat`` that follow its name: the first one is its state."""
+    return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
+def _read(path: str) -> bytes:
+    """What a file of the kernel's holds: a trial needs a dozen of them, and pathlib takes longer than the kernel."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        parts = []
+        while part := os.read(descriptor, 1 << 16):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
 
 
 def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+        _libc().prctl(option, value, 0, 0, 0)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    """The C library; made once, for each time takes a new class: in the keeper, for all its forks."""
+    return ctypes.CDLL(None)

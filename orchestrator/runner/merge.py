@@ -22,6 +22,11 @@ class Template:
         self._source = _source(job)
         self._cfg: DictConfig | None = _create(job)
 
+    @property
+    def interpolates(self) -> bool:
+        """Whether anything in it refers to something else."""
+        return "${" in self._source
+
     def take(self, job: Job) -> DictConfig | None:
         """The config, if it is what `job` begins with and nobody took it before."""
         cfg, self._cfg = self._cfg, None
@@ -58,6 +63,9 @@ def _create(job: Job) -> DictConfig:
 
 
 def _set(cfg: DictConfig, path: str, value: JSONValue) -> None:
+    if "." not in path:
+        cfg[path] = value  # as `update` does in the end, in a quarter of the time
+        return
     # A parent that is an interpolation (`optim: ${presets.adam}`) becomes a copy: one new value must not hide the rest of it.
     parts = path.split(".")
     for count in range(1, len(parts)):

@@ -155,6 +155,10 @@ class Runner:
         self._keeper: KeeperHandle | None = None
         self._running: Running | None = None
 
+    def begin(self) -> None:
+        """Has a keeper import the objective, and does not wait for it; `check` does."""
+        self._living_keeper()
+
     def check(self) -> None:
         """Returns once a keeper is ready that has imported the objective; costs nothing when one is. Call it before each claim.
 
@@ -241,11 +245,7 @@ class Runner:
 
 
 class Running:
-    """One attempt under way. `outcome` is None until a `poll` (or `terminate`) finds that it ended; `facts` come with it.
-
-    Until then a daemon thread tells the keeper that this process is alive, whatever its other threads wait for. A process that
-    is stopped or dead stops all its threads, and only that is to end the child.
-    """
+    """One attempt under way. `outcome` is None until a `poll` (or `terminate`) finds that it ended; `facts` come with it."""
 
     def __init__(
         self, job: Job, keeper: KeeperHandle, channel: Channel, grace_s: float, max_runtime_s: float | None, silence_s: float
@@ -264,9 +264,7 @@ class Running:
         self._ending: str | None = None
         self._stop_asked = False
         self._outcome: Outcome | None = None
-        self._over = threading.Event()
         self._terminating = threading.Lock()
-        threading.Thread(target=self._show_life, name="sign-of-life", daemon=True).start()
 
     @property
     def outcome(self) -> Outcome | None:
@@ -333,10 +331,6 @@ class Running:
                 self._keeper.kill()
                 self._end_orphaned_group()
 
-    def _show_life(self) -> None:
-        while not self._over.wait(min(5.0, self._silence_s / 8)):
-            self._keeper.send({"do": "ping"}, wait=False)
-
     def _collect(self) -> None:
         """Takes in what has arrived on both sockets, without waiting."""
         if self._outcome is not None:
@@ -398,7 +392,6 @@ class Running:
 
     def _finish(self, verdict: Callable[[], Outcome]) -> None:
         """Ends the attempt: with the child's own result if it left one, else with `verdict`, which may look at the log."""
-        self._over.set()
         self._read_child()  # the child is dead: all that it sent is here
         self._channel.close()
         try:

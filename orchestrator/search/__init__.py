@@ -6,6 +6,9 @@ Its names are loaded when they are first used: the commands that only read need 
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,10 +48,30 @@ _HOME = {
     "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),
     "tpe": ("HybridTPESampler",),
 }
+_COMPUTING = ("answers", "gp", "study", "tpe")
 
 
 def __getattr__(name: str) -> Any:
     for module, names in _HOME.items():
         if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            with _without_threads():
+                if module in _COMPUTING:
+                    importlib.import_module("scipy.linalg")  # it brings an OpenBLAS of its own, beside NumPy's
+                return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@contextmanager
+def _without_threads() -> Iterator[None]:
+    """What is loaded here for linear algebra starts no threads, unless the user's environment says otherwise.
+
+    To start them takes half a second of processor time, and they are not used (see `threads`). What this process starts later
+    is not concerned.
+    """
+    added = {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} - os.environ.keys()
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

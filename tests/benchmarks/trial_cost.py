@@ -7,7 +7,8 @@ The objective does nothing; five parameters are searched. Each setting runs work
 - ``transactions``: by ``pg_stat_database``, a trial;
 - ``worker_cpu_ms``, ``server_cpu_ms``: processor time of the worker with all its children, and of the server, a trial;
 - ``per_s``: trials a second of all workers together, once all of them work;
-- ``first_s``: from the start of a worker process to the start of its first trial.
+- ``first_s``: from the start of a worker process to the start of its first trial, the median of the workers;
+- ``joined_s``: of that, what follows once all is imported: ours from the worker's registration, plain from ``load_study`` on.
 
 Counts and processor times are differences between a run of few trials and one of many, so that what a worker costs once is
 not in them. Run as
@@ -18,11 +19,13 @@ not in them. Run as
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import itertools
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -51,12 +54,16 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 url, name, sampler, trials = sys.argv[1:]
 storage = optuna.storages.RDBStorage(url, heartbeat_interval=10)
 made = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler]()
+ready = time.time()
 study = optuna.load_study(study_name=name, storage=storage, sampler=made)
+first = []
 def objective(trial):
+    first or first.append(trial.datetime_start.timestamp())
     for name in "ab":
         trial.suggest_categorical(name, ["p", "q", "r"])
     return sum(trial.suggest_float(name, 0.0, 1.0) for name in "xyz")
 study.optimize(objective, n_trials=int(trials))
+print(ready, *first)
 """
 
 
@@ -109,6 +116,7 @@ class Spent:
     worker_s: float
     server_s: float
     first_s: float
+    joined_s: float
     ends: tuple[float, ...]
 
 
@@ -149,6 +157,7 @@ class Bench:
                 "server_cpu_ms": round(1e3 * (many.server_s - few.server_s) / more, 1),
                 "per_s": round((len(busy) - 1) / (busy[-1] - busy[0]), 1),
                 "first_s": round(many.first_s, 2),
+                "joined_s": round(many.joined_s, 2),
             }
             print(json.dumps(line), flush=True)
 
@@ -164,24 +173,31 @@ class Bench:
             else:
                 command = [sys.executable, "-c", PLAIN, self._server.worker_url, study, sampler, str(trials)]
                 env = dict(os.environ)
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            running = [subprocess.Popen(command, env=env, cwd=ROOT, **quiet) for _ in range(workers)]
+            told = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+            running = [subprocess.Popen(command, env=env, cwd=ROOT, **told) for _ in range(workers)]
             used = [os.wait4(process.pid, 0) for process in running]
+            printed = [process.communicate()[0] for process in running]
         if any(status for _, status, _ in used):
             raise RuntimeError(f"a worker of {study} failed")
         after = self._counters()
-        shown = "SELECT extract(epoch FROM {}) FROM trials JOIN studies USING (study_id) WHERE study_name = %s AND {} >= %s"
-        utc = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(started))
-        ends, starts = (
-            sorted(float(row[0]) for row in query(self._server.url, shown.format(column, column), study, utc))
-            for column in ("datetime_complete", "datetime_start")
+        shown = (
+            "SELECT extract(epoch FROM datetime_complete) FROM trials JOIN studies USING (study_id) "
+            "WHERE study_name = %s AND datetime_complete >= %s"
         )
+        utc = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(started))
+        ends = sorted(float(row[0]) for row in query(self._server.url, shown, study, utc))
+        if who == "ours":
+            joined = query(self._server.url, _JOINED, pids := [process.pid for process in running], pids)
+        else:
+            joined = [line.split() for line in printed]
+        ready, first = ([float(row[k]) for row in joined] for k in (0, 1))
         return Spent(
             messages=after[0] - before[0],
             transactions=after[1] - before[1],
             worker_s=sum(usage.ru_utime + usage.ru_stime for _, _, usage in used),
             server_s=after[2] - before[2],
-            first_s=starts[0] - started,
+            first_s=statistics.median(first) - started,
+            joined_s=statistics.median(at - since for since, at in zip(ready, first, strict=True)),
             ends=tuple(ends),
         )
 
@@ -204,6 +220,11 @@ class Bench:
 
 
 _OTHERS = "SELECT FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+_JOINED = (
+    "SELECT extract(epoch FROM w.started_at), extract(epoch FROM min(a.started_at)) "
+    "FROM orchestrator.worker w JOIN orchestrator.attempt a USING (worker_id) WHERE w.pid = ANY(%s) GROUP BY w.worker_id "
+    "ORDER BY w.worker_id DESC LIMIT cardinality(%s)"
+)
 # The plain study is a copy of ours, so that both know the same.
 _COPY = (
     "INSERT INTO studies (study_name) VALUES (%(name)s)",
@@ -232,6 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--isolation", nargs="+", choices=["trial", "worker"], default=["trial"])
     parser.add_argument("--trials", type=int, default=30, help="of each worker")
     chosen: Any = parser.parse_args(arguments)
+    for folder in ("orchestrator", "tests/support"):  # as an installation has them, whatever PYTHONDONTWRITEBYTECODE says
+        compileall.compile_dir(ROOT / folder, quiet=1)
     settings = {"log_statement": "all", "log_line_prefix": MARK, "max_connections": 100}
     with OwnServer(**settings) as server:
         bench = Bench(server)

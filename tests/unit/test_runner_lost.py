@@ -27,7 +27,7 @@ def test_a_worker_that_waits_for_something_else_keeps_its_child_alive(tmp_path: 
         assert alive(child)
         running.ask_to_stop()
         assert finish(running)[0] == Completed((1.0,))
-        wait_until(lambda: "sign-of-life" not in {thread.name for thread in threading.enumerate()})
+    wait_until(lambda: "sign-of-life" not in {thread.name for thread in threading.enumerate()})
 
 
 def test_a_worker_that_waits_in_terminate_is_heard_to_the_end_of_the_grace(tmp_path: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -389,3 +393,14 @@ def test_linear_algebra_keeps_to_one_thread_and_leaves_the_others_as_they_were(
         assert threads() == before == {2}
     assert seen
     assert seen == [{1}] * len(seen)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists threads")
+def test_loading_the_samplers_starts_no_threads_and_what_the_process_starts_is_not_concerned() -> None:
+    loads = (
+        "import os\nfrom orchestrator.search import HybridGPSampler, Search\n"
+        "print(len(os.listdir('/proc/self/task')), 'OPENBLAS_NUM_THREADS' in os.environ, 'OMP_NUM_THREADS' in os.environ)"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", loads], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False", "False"]

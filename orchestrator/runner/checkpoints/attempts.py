@@ -140,6 +140,11 @@ class Kept:
         self._attempt = attempt
         self._uploader = None if trial.store is None else Uploader(trial.store, trial.remote(attempt), self.directory)
 
+    @property
+    def uploads(self) -> bool:
+        """Whether there is an upload to end."""
+        return self._uploader is not None
+
     def close(self, *, final: bool) -> None:
         """Ends the upload; where nothing is uploaded it does nothing. Calling it again is allowed.
 

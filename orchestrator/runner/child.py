@@ -129,7 +129,7 @@ def _attempt(
     outcome: Outcome | None = None
     trial = Trial(job, channel)
     try:
-        outcome = _execute(job, trial, template, threads, traces)
+        outcome = _execute(job, trial, control, template, threads, traces)
         termination.ignore()
     except Terminated:
         termination.ignore()
@@ -246,7 +246,9 @@ def _lead_path() -> None:
         sys.path.insert(0, cwd)
 
 
-def _execute(job: Job, trial: Trial, template: Template | None, threads: int | None, traces: Traces | None) -> Outcome:
+def _execute(
+    job: Job, trial: Trial, control: Channel, template: Template | None, threads: int | None, traces: Traces | None
+) -> Outcome:
     target, _ = target_of(job.objective)
     _lead_path()
     try:
@@ -264,7 +266,8 @@ def _execute(job: Job, trial: Trial, template: Template | None, threads: int | N
         traces.note()
     try:
         cfg, kwargs = build_config(job, template)
-        returned = _call(function, cfg, trial, kwargs)
+        alone = takes_trial_alone(function, kwargs)
+        returned = _call(function, (trial,) if alone else (cfg, trial), kwargs)
         if returned is None and trial.should_stop():
             return Interrupted("stopped when asked")
         completed, left_out = as_result(returned, job.metrics)
@@ -278,6 +281,8 @@ def _execute(job: Job, trial: Trial, template: Template | None, threads: int | N
         return _judge_exception(error, trial)
     for line in left_out:
         _say(line)
+    for remark in trial._never_asked() if alone else ():
+        control.send({"is": "remark", "why": remark})
     return completed
 
 
@@ -285,10 +290,10 @@ def _failed(kind: str, message: str, *causes: str) -> Failed:
     return Failed(kind, message, (kind, *causes))
 
 
-def _call(function: Callable[..., object], cfg: object, trial: Trial, kwargs: Mapping[str, Any]) -> object:
+def _call(function: Callable[..., object], given: tuple[object, ...], kwargs: Mapping[str, Any]) -> object:
     pid = os.getpid()
     try:
-        return function(trial, **kwargs) if takes_trial_alone(function, kwargs) else function(cfg, trial, **kwargs)
+        return function(*given, **kwargs)
     finally:
         if os.getpid() != pid:  # the objective forked, and this is the copy: only the original has a result
             flush_streams()

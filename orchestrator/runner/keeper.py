@@ -279,6 +279,8 @@ class Keeper:
                     attempt.output.sync_result()
                 case "unfit":
                     self._tell(f"{_NOT_AGAIN}{message.get('why')}")
+                case "remark":
+                    self._tell(str(message.get("why")))
                 case "free":
                     self._keep(attempt)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.errors import did_you_mean
 from orchestrator.model import JSONValue
 from orchestrator.runner.artifacts import ArtifactPlace, ArtifactRecord
 from orchestrator.runner.channel import Channel, Message, MessageTooLongError, wait_readable
@@ -39,6 +40,7 @@ class Trial(Suggests):
         self._constraints: dict[str, float] = {}
         self._stop = False
         self._answers: dict[str, Any] = {}
+        self._told_all = False  # of its parameters, whether or not it asked for each
 
     # ------------------------------------------------------------------------------------------------------------- what it is
 
@@ -50,6 +52,7 @@ class Trial(Suggests):
     @property
     def params(self) -> dict[str, Any]:
         """The parameters of this trial by name: those of grid and search, and what was suggested in this attempt."""
+        self._told_all = True
         return {**self._job.values, **self._suggested()}
 
     @property
@@ -235,6 +238,16 @@ class Trial(Suggests):
         return max(self._steps, default=None)
 
     # ---------------------------------------------------------------------------------------------------------------- inside
+
+    def _never_asked(self) -> list[str]:
+        """What grid and search set for this trial and a function of the trial alone never heard of, a remark for each."""
+        asked = self._suggested()
+        others = asked.keys() - self._job.values.keys()
+        unheard = [] if self._told_all else [name for name in self._job.values if name not in asked]
+        return [
+            f"the objective never asked for {name}, so its values change nothing{did_you_mean(name, others)}"
+            for name in unheard
+        ]
 
     def _end(self) -> None:
         """Ends the attempt for whoever still has this object: nothing is reported or written any more."""

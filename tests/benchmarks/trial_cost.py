@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ MARK = "message|"
 PLAIN = """
 import os, sys, time, optuna
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-url, name, sampler, trials = sys.argv[1:]
+url, name, sampler, trials, reports = sys.argv[1:]
 storage = optuna.storages.RDBStorage(url, heartbeat_interval=10)
 made = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler]()
 ready = time.time()
@@ -61,6 +61,8 @@ def objective(trial):
     first or first.append(trial.datetime_start.timestamp())
     for name in "ab":
         trial.suggest_categorical(name, ["p", "q", "r"])
+    for step in range(int(reports)):
+        trial.report(float(step), step)
     return sum(trial.suggest_float(name, 0.0, 1.0) for name in "xyz")
 study.optimize(objective, n_trials=int(trials))
 print(ready, *first)
@@ -123,21 +125,22 @@ class Spent:
 class Bench:
     """One server, with one study of ours and one of plain Optuna for each setting."""
 
-    def __init__(self, server: OwnServer) -> None:
+    def __init__(self, server: OwnServer, reports: int) -> None:
         self._server = server
         self._store = Store(server.url)
+        self._reports = reports
 
     def prepare(self, history: int) -> str:
         """The name of a new study of ours with so many finished trials, and a plain twin."""
         name = f"cost-{history}"
-        study = fill(self._store, spec(name, "random"), history)
+        study = fill(self._store, self._spec(name, "random"), history)
         copy_to_plain(self._server.url, study, f"plain-{name}")
         self._store.rest()
         return name
 
     def compare(self, name: str, sampler: str, history: int, workers: int, trials: int, isolation: str) -> None:
         """Prints one line for ours and one for plain Optuna, of a study with `history` trials and some more."""
-        launched = StudySpec(**{**spec(name, sampler).__dict__, "runner": {**RUNNER, "isolation": isolation}})
+        launched = replace(self._spec(name, sampler), runner={**RUNNER, "isolation": isolation})
         self._store.studies.launch(launched)
         self._store.rest()
         for who in ("ours", "plain"):
@@ -150,6 +153,7 @@ class Bench:
                 "sampler": sampler,
                 "history": history,
                 "workers": workers,
+                "reports": self._reports,
                 "trials": more,
                 "round_trips": round((many.messages - few.messages) / more, 1),
                 "transactions": round((many.transactions - few.transactions) / more, 1),
@@ -161,6 +165,10 @@ class Bench:
             }
             print(json.dumps(line), flush=True)
 
+    def _spec(self, name: str, sampler: str) -> StudySpec:
+        made = spec(name, sampler)
+        return replace(made, objective={**made.objective, "reports": self._reports})
+
     def _run(self, who: str, name: str, sampler: str, workers: int, trials: int) -> Spent:
         study = name if who == "ours" else f"plain-{name}"
         before = self._counters()
@@ -171,7 +179,8 @@ class Bench:
                 command += [f"worker.studies=[{name}]", f"worker.max_trials={trials}"]
                 env = {**os.environ, "ORCHESTRATOR_STORAGE_URL": self._server.worker_url}
             else:
-                command = [sys.executable, "-c", PLAIN, self._server.worker_url, study, sampler, str(trials)]
+                command = [sys.executable, "-c", PLAIN, self._server.worker_url, study, sampler]
+                command += [str(trials), str(self._reports)]
                 env = dict(os.environ)
             told = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
             running = [subprocess.Popen(command, env=env, cwd=ROOT, **told) for _ in range(workers)]
@@ -252,12 +261,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samplers", nargs="+", choices=["tpe", "random"], default=["tpe", "random"])
     parser.add_argument("--isolation", nargs="+", choices=["trial", "worker"], default=["trial"])
     parser.add_argument("--trials", type=int, default=30, help="of each worker")
+    parser.add_argument("--reports", type=int, default=0, help="of each trial")
     chosen: Any = parser.parse_args(arguments)
     for folder in ("orchestrator", "tests/support"):  # as an installation has them, whatever PYTHONDONTWRITEBYTECODE says
         compileall.compile_dir(ROOT / folder, quiet=1)
     settings = {"log_statement": "all", "log_line_prefix": MARK, "max_connections": 100}
     with OwnServer(**settings) as server:
-        bench = Bench(server)
+        bench = Bench(server, chosen.reports)
         for history in chosen.history:
             name = bench.prepare(history)
             for sampler, workers, isolation in itertools.product(chosen.samplers, chosen.workers, chosen.isolation):

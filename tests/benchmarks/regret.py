@@ -6,7 +6,7 @@ trial that truly was the best, which says what was found where noise hides it (i
 over cells of each cell's regret, relative to one TPE study a cell; what several workers at once lose against one; milliseconds
 of processor time a suggestion, asking and telling. In brackets: the 90 % interval under resampled seeds. The two yardsticks
 are always run. Same arguments, same figures (but for times). With ``--lines`` runs are kept, so a long call can be ended and
-taken up again. Run as
+taken up again; with ``--known`` take lines of its own. Run as
 
     OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --trials 120 --seeds 20 --jobs 4
     OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --parallel 8 --methods hybrid-gp,plain-gp-ordered --problems moving,flat
@@ -30,6 +30,8 @@ import optuna
 from rich.console import Console
 from rich.progress import track
 
+from orchestrator.search import surrogate
+from orchestrator.search.surrogate import Surrogate
 from tests.benchmarks.methods import APART, METHODS, YARDSTICK, Row, play
 from tests.benchmarks.problems import PROBLEMS, Problem, problem
 
@@ -215,6 +217,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prefetch", action="store_true", help="also with as many that prepare a trial while one runs")
     parser.add_argument("--slow-seeds", type=int, help="seeds of Optuna's GPSampler, where fewer; ratios are of common seeds")
     parser.add_argument("--parallel-seeds", type=int, help="seeds of several workers at once, where fewer")
+    parser.add_argument("--known", type=int, metavar="TRIALS", help="the Gaussian process looks at so many trials, not 400")
     parser.add_argument("--lines", type=Path, metavar="FILE", help="keep each run there as it ends; what is there is not run")
     parser.add_argument("--only-kept", action="store_true", help="tabulate what the lines hold, whatever seeds; play nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write summaries and every single result there")
@@ -256,6 +259,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     for name in options.problems:
         _ = problem(name, options.variant).optima  # found once, before processes are forked
+    if options.known:  # in the processes that are forked from here too
+        near = Surrogate.near
+        surrogate.MAX_TRIALS = options.known
+        Surrogate.near = lambda self, cell, most=options.known: near(self, cell, min(most, options.known))
     done = kept(options.lines, options)
     if options.only_kept:
         wanted = [job for job in wanted if job in done]

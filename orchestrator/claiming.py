@@ -89,9 +89,7 @@ class Claiming:
             return claim
         if claim.number is not None:  # taken over from the worker that had prepared it
             return replace(claim, begun=True) if self._begun(claim, Drain.NOW) else None
-        since = time.monotonic()
-        made = self._contact.insist(lambda: self._create(claim, start=True), until=Drain.NOW)
-        self._paces[claim.study_id].prepared(time.monotonic() - since)
+        made = self._contact.insist(lambda: self._timed_create(claim), until=Drain.NOW)
         crash_step("after-create")
         if not made.begun:  # by a call that was to prepare it, and whose answer was lost
             return replace(made, begun=True) if self._begun(made, Drain.NOW) else None
@@ -188,7 +186,7 @@ class Claiming:
         """The next trial of one study; where its allocation is adaptive the model chooses the cell of a ticket without one."""
         ledger, study_id = self._store.ledger, served.row.study_id
         adaptive = served.spec.allocation == "adaptive"
-        known = served.cursor if adaptive or served.learns else None
+        known = served.cursor if served.informed else None
         served.look_for_foreign(self._store)
         likely = served.likely_cells() if adaptive else ()
         asked: dict[str, Any] = {"adaptive": adaptive, "likely": likely, "ahead": ahead}
@@ -202,6 +200,12 @@ class Claiming:
             return None
         served.take_in(*claim.news or ([], served.cursor))
         return replace(claim, news=None)
+
+    def _timed_create(self, claim: Claim) -> Claim:
+        since = time.monotonic()  # of the try that succeeds: an outage says nothing of how long it takes
+        made = self._create(claim, start=True)
+        self._paces[claim.study_id].prepared(time.monotonic() - since)
+        return made
 
     def _create(self, claim: Claim, *, start: bool) -> Claim:
         """Asks the sampler for this cell, knowing what the claim told, and creates the Optuna trial.
@@ -232,10 +236,10 @@ class Claiming:
         return created
 
     def _prepare_at(self, study_id: int) -> float | None:
-        """So many seconds into a trial the next one is prepared: at once where the sampler learns nothing; None: never."""
+        """So many seconds into a trial the next one is prepared: at once where nothing is learnt; None: never."""
         if not self._settings.prefetch:
             return None
-        return self._paces[study_id].prepare_at() if self._serving.study(study_id).learns else 0.0
+        return self._paces[study_id].prepare_at() if self._serving.study(study_id).informed else 0.0
 
     def _prepare(self, running: Claim) -> None:
         since = time.monotonic()

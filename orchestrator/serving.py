@@ -45,6 +45,11 @@ class Served:
         """Whether its sampler suggests by what it knows of the other trials."""
         return self.spec.sampler.get("name") in _MODELS
 
+    @property
+    def informed(self) -> bool:
+        """Whether trials are chosen, or their cells, by what is known of others."""
+        return self.learns or self.spec.allocation == "adaptive"
+
     def learn(self, store: Store) -> None:
         """Feeds the sampler with what became known since the last time.
 
@@ -145,7 +150,8 @@ class Serving:
             check_allowed(spec.objective, self._settings.allow_targets)
             served = self._served[row.study_id] = Served(row, spec, Search(spec), self._runner(spec))
             served.runner.begin()
-            if served.learns or spec.allocation == "adaptive":  # while the objective is imported, and no lock is held for it
+            # While the objective is imported, and no lock is held for it; but not again and again where it cannot be.
+            if served.informed and (row.study_id, row.revision) not in self._unservable:
                 served.learn(self._store)
         return served
 

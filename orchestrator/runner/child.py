@@ -281,8 +281,8 @@ def _execute(
         return _judge_exception(error, trial)
     for line in left_out:
         _say(line)
-    for remark in trial._never_asked() if alone else ():
-        control.send({"is": "remark", "why": remark})
+    for name, remark in trial._never_asked().items() if alone else ():
+        control.send({"is": "remark", "about": name, "why": remark})
     return completed
 
 

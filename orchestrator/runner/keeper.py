@@ -33,6 +33,7 @@ from orchestrator.runner.merge import Template
 from orchestrator.runner.output import Output, flush_streams, open_streams
 from orchestrator.runner.target import check_call, describe_import_error, locate
 
+_WAKING: Final = (signal.SIGCHLD, signal.SIGTERM)
 _TICK_S: Final = 1.0
 _CLEANUP_S: Final = 3.0
 _DRAIN_S: Final = 1.5
@@ -110,6 +111,7 @@ class Keeper:
         self._example: Path | None = None
         self._template: Template | None = None  # made here once: each fork has a copy of its own
         self._told: set[str] = set()
+        self._remarked: set[str] = set()
         self._leaving = False
         self._environment = facts.Environment(options.module_file)
         self._heard_at = time.monotonic()
@@ -121,8 +123,9 @@ class Keeper:
     def serve(self) -> _InChildError | None:
         """Runs attempts until the worker is gone, then returns None; in a forked child, what it is to begin with."""
         signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
-        for signum in (signal.SIGCHLD, signal.SIGTERM):
+        for signum in _WAKING:
             signal.signal(signum, lambda *_: None)  # only to be woken
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAKING)  # whoever started the worker, or the import, may have blocked them
         try:
             if self._options.start == "forkserver":  # a fresh interpreter takes seconds to get ready: when there is work
                 self._get_standby()
@@ -253,7 +256,7 @@ class Keeper:
             os.dup2(output, stream)
         os.close(output)
         signal.set_wakeup_fd(-1)
-        for signum in (signal.SIGCHLD, signal.SIGTERM):
+        for signum in _WAKING:
             signal.signal(signum, signal.SIG_DFL)
         self._channel.close()
         self._wake.close()
@@ -280,7 +283,7 @@ class Keeper:
                 case "unfit":
                     self._tell(f"{_NOT_AGAIN}{message.get('why')}")
                 case "remark":
-                    self._tell(str(message.get("why")))
+                    self._remark(str(message.get("about")), str(message.get("why")))
                 case "free":
                     self._keep(attempt)
 
@@ -289,6 +292,12 @@ class Keeper:
         if why not in self._told and len(self._told) < _TOLD:
             self._told.add(why)
             self._channel.send({"is": "note", "message": why})
+
+    def _remark(self, about: str, remark: str) -> None:
+        """Sends a note about a name of the study, once."""
+        if about not in self._remarked:
+            self._remarked.add(about)
+            self._channel.send({"is": "note", "message": remark})
 
     def _keep(self, attempt: _Attempt) -> None:
         """Ends the attempt, and keeps its child for the next one if nothing speaks against that."""

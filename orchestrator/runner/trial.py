@@ -239,15 +239,18 @@ class Trial(Suggests):
 
     # ---------------------------------------------------------------------------------------------------------------- inside
 
-    def _never_asked(self) -> list[str]:
+    def _never_asked(self) -> dict[str, str]:
         """What grid and search set for this trial and a function of the trial alone never heard of, a remark for each."""
+        # What it got by an interpolation in its arguments, or asked for in an earlier attempt, it may have heard of.
+        if self._told_all or self._job.resumed or "${" in str(self._job.objective):
+            return {}
         asked = self._suggested()
         others = asked.keys() - self._job.values.keys()
-        unheard = [] if self._told_all else [name for name in self._job.values if name not in asked]
-        return [
-            f"the objective never asked for {name}, so its values change nothing{did_you_mean(name, others)}"
-            for name in unheard
-        ]
+        return {
+            name: f"trial {self.number} completed without asking for {name}, which the study sets{did_you_mean(name, others)}"
+            for name in self._job.values
+            if name not in asked
+        }
 
     def _end(self) -> None:
         """Ends the attempt for whoever still has this object: nothing is reported or written any more."""

@@ -16,15 +16,19 @@ from orchestrator.search.rows import checkpoint
 MAX_TRIALS = 400
 """Inference is exact up to so many trials; of more, so many are kept."""
 MAX_FITTED = 200
-"""Hyperparameters are fitted to at most so many."""
 MAX_REMEMBERED = 32
 """So many sets of columns: cells differ in theirs where parameters exist only in some."""
 
 
 class Fits:
-    """Remembers the last fit to each set of columns: hyperparameters change when the number of trials has grown by a tenth."""
+    """Remembers the last fit to each set of columns: hyperparameters change when the number of trials has grown by a tenth.
 
-    def __init__(self) -> None:
+    Args:
+        most: they are fitted to so many trials at most; the effort grows with their square and more.
+    """
+
+    def __init__(self, most: int = MAX_FITTED) -> None:
+        self._most = most
         self._last: dict[tuple[str, ...], tuple[object, Hyperparameters]] = {}
 
     def hyperparameters(
@@ -35,7 +39,7 @@ class Fits:
         So they are a function of the history, yet seldom computed.
         """
         n = max(checkpoint(len(losses)), min(len(losses), least))
-        chosen = np.unique(np.linspace(0, n - 1, min(n, MAX_FITTED)).astype(int))
+        chosen = np.unique(np.linspace(0, n - 1, min(n, self._most)).astype(int))
         x, loss, pruned = layout.filled(history.x[chosen]), losses[chosen], history.pruned[chosen]
         names = tuple(column.name for column in columns)
         key = (layout, x.tobytes(), loss.tobytes(), pruned.tobytes())

@@ -48,7 +48,9 @@ LEAST_WIDTH = 0.02
 RANKED = 32
 """So many of the points that are likeliest to be good are compared by what the Gaussian process expects of them."""
 RANKED_BY = 200
-"""So many trials are enough for that; the effort grows with their square and more."""
+"""So many trials are enough for that."""
+FITTED_TO = 60
+"""So many for the process's hyperparameters: some 10 ms a fit, and many workers at once fit at nearly every trial of theirs."""
 DRAWS = 4
 """Points compared for each of `n_ei_candidates`: they are of all columns together, where Optuna draws column by column."""
 
@@ -140,6 +142,8 @@ class HybridTPESampler(BaseSampler):
             had = history.pending[(history.pending[:, n:] == context.point).all(axis=1)]
             candidates = np.vstack([candidates, spread(searched, len(candidates), self._rng)])
             candidates = _untried(candidates, np.vstack([history.coordinates(here), had])[:, :n])
+        _, first = np.unique(candidates.round(9), axis=0, return_index=True)
+        candidates = candidates[np.sort(first)]  # few values are drawn often
         ratio = below.log_density(candidates) - above.log_density(candidates)
         if not whole or len(study.directions) > 1:  # of a part, or of several losses, the process knows nothing
             best: Array = candidates[int(np.argmax(ratio))]
@@ -153,7 +157,7 @@ class HybridTPESampler(BaseSampler):
         """The Gaussian process's hyperparameters, kept from ask to ask."""
         from orchestrator.search.surrogate import Fits
 
-        return Fits()
+        return Fits(FITTED_TO)
 
     def _worth(self, searched: Sequence[Column], context: Context, history: History, points: Array) -> Array:
         """What the Gaussian process expects of each point."""

@@ -140,3 +140,16 @@ def test_code_that_changed_while_a_child_stood_by_is_the_code_that_runs(tmp_path
     log = (job.run_dir / "output.log").read_text()
     assert log.startswith("written by ")
     assert str(standby) not in log
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells which signals are blocked")
+def test_a_keeper_hears_its_children_end_whatever_signals_its_starter_had_blocked() -> None:
+    before = set(own_children())
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+    try:
+        with running_with(SEE):
+            status = Path(f"/proc/{keeper_of(before)}/status").read_text(encoding="utf-8")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+    blocked = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")), 16)
+    assert not blocked & (1 << signal.SIGCHLD - 1 | 1 << signal.SIGTERM - 1)

@@ -131,21 +131,23 @@ def test_what_is_asked_reaches_the_worker_once_and_its_answer_the_objective(tmp_
     ]
 
 
-def asks_for_lr(trial: Any, look: bool = False) -> float:
-    return float(trial.suggest_float("lr", 0, 1)) + (trial.params["optim.lr"] if look else 0)
+def asks_for_lr(trial: Any, look: bool = False, rate: float = 0.0) -> float:
+    return float(trial.suggest_float("lr", 0, 1)) + (trial.params["optim.lr"] if look else rate)
 
 
-@pytest.mark.parametrize(("look", "said"), [(False, ["optim.lr"]), (True, [])])
+@pytest.mark.parametrize(
+    ("arguments", "said"), [({}, ["optim.lr"]), ({"look": True}, []), ({"rate": "${optim.lr}"}, [])], ids=str
+)
 def test_a_name_of_the_study_that_is_never_asked_for_is_said_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, look: bool, said: list[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, arguments: dict[str, Any], said: list[str]
 ) -> None:
-    objective = {"_target_": f"{THIS}.asks_for_lr", "look": look}
+    objective = {"_target_": f"{THIS}.asks_for_lr", **arguments}
     with running_with(objective) as runner:
         for number in range(3):
             outcome, _ = answered(runner, make_job(tmp_path, objective, number=number), {"lr": {"internal": 0.5}})
             assert isinstance(outcome, Completed)
-    remarks = [record.getMessage() for record in caplog.records if "never asked" in record.getMessage()]
-    text = "the objective never asked for {}, so its values change nothing (did you mean 'lr'?)"
+    remarks = [record.getMessage() for record in caplog.records if "without asking" in record.getMessage()]
+    text = "trial 0 completed without asking for {}, which the study sets (did you mean 'lr'?)"
     assert remarks == [text.format(name) for name in said]
 
 

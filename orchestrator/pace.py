@@ -9,6 +9,8 @@ IDLE_SHARE = 0.01
 """For no more than this share of its time is a device to wait, on average, for the next trial to be prepared."""
 LEAD = 2.0
 """Preparing begins so many times as long before the end as it lately took at most."""
+SLACK = 0.15
+"""And by this part of a trial sooner: now and then a model is fitted anew, which takes several times as long."""
 MARGIN_S = 0.1
 _LATELY = 9
 
@@ -46,4 +48,4 @@ class Pace:
         if missed >= 1.0:
             return None
         earliest = sorted(self._ran_s)[int(missed * len(self._ran_s))]
-        return max(0.0, earliest - LEAD * max(self._prepared_in_s) - MARGIN_S)
+        return max(0.0, (1.0 - SLACK) * earliest - LEAD * max(self._prepared_in_s) - MARGIN_S)

@@ -89,4 +89,5 @@ def _takeovers(commands: Commands, killed: dict[int, float]) -> list[float]:
         "JOIN orchestrator.attempt next ON next.trial_id = a.trial_id AND next.attempt = a.attempt + 1 "
         "WHERE a.outcome = 'lost'",
     )
-    return [at - killed[pid] for pid, at in rows]
+    # A worker that the machine starved for longer than its lease lost its trial too.
+    return [at - killed[pid] for pid, at in rows if pid in killed]

@@ -28,6 +28,13 @@ def standby_of(keeper: int, *others: int) -> int:
     return int(standby)
 
 
+def blocked(pid: int) -> set[int]:
+    """The signals that the process has blocked."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    mask = int(next(line.split()[1] for line in lines if line.startswith("SigBlk")), 16)
+    return {number for number in signal.valid_signals() if mask & (1 << number - 1)}
+
+
 def pid_of(runner: Runner, runs: Path, number: int = 0) -> int:
     outcome, _ = finish(runner.start(make_job(runs, SEE, number=number)))
     assert isinstance(outcome, Completed)
@@ -148,8 +155,7 @@ def test_a_keeper_hears_its_children_end_whatever_signals_its_starter_had_blocke
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     try:
         with running_with(SEE):
-            status = Path(f"/proc/{keeper_of(before)}/status").read_text(encoding="utf-8")
+            keeper = keeper_of(before)
+            wait_until(lambda: not blocked(keeper) & {signal.SIGCHLD, signal.SIGTERM})  # all are while it forks
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-    blocked = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")), 16)
-    assert not blocked & (1 << signal.SIGCHLD - 1 | 1 << signal.SIGTERM - 1)

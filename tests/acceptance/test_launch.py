@@ -40,6 +40,18 @@ def test_a_study_runs_to_its_end_and_is_continued_by_the_same_command(commands: 
     assert len(study.get_trials()) == 8
 
 
+@pytest.mark.parametrize("sampler", ["gp", "tpe"])
+def test_a_seed_and_one_worker_give_the_same_study_again(commands: Commands, sampler: str) -> None:
+    words = ("budget.trials=16", "allocation=adaptive", f"sampler={sampler}", "study.seed=7")
+    found = []
+    for name in ("once", "again"):
+        commands.check("launch", *TINY, *words, f"study.name={name}", "worker.count=1", "worker.prefetch=0")
+        study = optuna.load_study(study_name=name, storage=str(commands.url))
+        found.append([(trial.number, trial.params, trial.values) for trial in study.trials])
+    assert len(found[0]) == 16
+    assert found[0] == found[1]
+
+
 def test_the_commands_that_read_show_the_study(commands: Commands, tmp_path: Path) -> None:
     commands.check("launch", *TINY, "x=0.25", "a=0,1", "budget.per_cell=1", "budget.trials=2", "worker.count=1")
     status = commands.check("status")

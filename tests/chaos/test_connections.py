@@ -24,10 +24,10 @@ from tests.support.waiting import wait_until
 IDLE_IN_TRANSACTION_S = 5.0  # of orchestrator.store.database
 HOLD_AND_FREEZE = """
 import os, signal, sys
-from orchestrator.store import optuna_rows
+from orchestrator.store import optuna_rows, wire
 from orchestrator.store.database import Database, storage_url
 with Database(storage_url(sys.argv[1])).transaction() as c:
-    c.execute(optuna_rows.LOCK_STUDY, {"study_id": int(sys.argv[2])}).one()
+    assert wire.answer(c, optuna_rows.LOCK_STUDY, {"study_id": int(sys.argv[2])})
     os.kill(os.getpid(), signal.SIGSTOP)
 """
 
@@ -44,7 +44,7 @@ def test_more_workers_than_connections_wait_their_turn_and_all_run(
             for _ in range(workers):
                 fleet.start(apart=True)
             wait_until(lambda: len(store.reads.workers()) == workers, 120)
-            objective = {"_target_": "tests.support.chaos_objective.train", "seconds": 0.3}
+            objective = {"_target_": "tests.support.chaos_objective.train", "seconds": 1.0}
             store.studies.launch(spec(cells=cells, objective=objective, runner=RUNNER))
             began = time.monotonic()
             wait_until(lambda: store.reads.find("study").state == "FINISHED", 300)

@@ -27,7 +27,7 @@ import os, signal, sys
 from orchestrator.store import optuna_rows, wire
 from orchestrator.store.database import Database, storage_url
 with Database(storage_url(sys.argv[1])).transaction() as c:
-    assert wire.answer(c, optuna_rows.LOCK_STUDY, {"study_id": int(sys.argv[2])})
+    assert wire.answer(c, optuna_rows.LOCK_STUDY, {"study_id": int(sys.argv[2])}) is not None
     os.kill(os.getpid(), signal.SIGSTOP)
 """
 

@@ -39,7 +39,7 @@ class Contact:
         self._next_beat = math.inf  # nothing to renew yet
         self._doing = "starting"
         self._lost = False
-        self._crowded = True  # until the server has said how many connections are in use
+        self._crowded: bool | None = None  # until the server has said how many connections are in use
         self.brief = False
         self.halted_at: float | None = None
 
@@ -127,9 +127,13 @@ class Contact:
     def rest(self) -> None:
         """Gives up the connection unless it is used again soon: a new one costs more than a short trial does else.
 
-        Where trials are short it is kept from one to the next, as long as the server has connections to spare.
+        Where trials are short it is kept from one to the next, as long as the server has connections to spare. Where it has
+        few it is given up at once: who keeps one from one short trial to the next would keep others waiting for good.
         """
-        self._store.rest(_KEPT_S if self.brief and not self._crowded else _UNUSED_S)
+        if self._crowded:
+            self._store.rest()
+        else:
+            self._store.rest(_KEPT_S if self.brief and self._crowded is False else _UNUSED_S)
 
     def until_beat(self, at_most_s: float) -> float:
         """Seconds until the lease is to be renewed, between 0 and `at_most_s`."""

@@ -228,7 +228,7 @@ class Bench:
         return messages, int(transactions), seconds
 
 
-_OTHERS = "SELECT FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+_OTHERS = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 _JOINED = (
     "SELECT extract(epoch FROM w.started_at), extract(epoch FROM min(a.started_at)) "
     "FROM orchestrator.worker w JOIN orchestrator.attempt a USING (worker_id) WHERE w.pid = ANY(%s) GROUP BY w.worker_id "

@@ -44,7 +44,7 @@ def test_more_workers_than_connections_wait_their_turn_and_all_run(
             for _ in range(workers):
                 fleet.start(apart=True)
             wait_until(lambda: len(store.reads.workers()) == workers, 120)
-            objective = {"_target_": "tests.support.chaos_objective.train", "seconds": 1.0}
+            objective = {"_target_": "tests.support.chaos_objective.train", "seconds": 0.3}
             store.studies.launch(spec(cells=cells, objective=objective, runner=RUNNER))
             began = time.monotonic()
             wait_until(lambda: store.reads.find("study").state == "FINISHED", 300)

@@ -377,7 +377,7 @@ class LedgerMachine(RuleBasedStateMachine):
             "SELECT c.state, count(*) FILTER (WHERE k.state = 'SPENT' AND NOT k.extra) FROM orchestrator.cell c "
             f"LEFT JOIN orchestrator.ticket k USING (cell_id) WHERE c.study_id = {self.study} GROUP BY c.cell_id"
         )
-        closed = self.sql(f"SELECT FROM orchestrator.event WHERE study_id = {self.study} AND kind = 'cell closed'")
+        closed = self.sql(f"SELECT 1 FROM orchestrator.event WHERE study_id = {self.study} AND kind = 'cell closed'")
         budget = self.spec.budget
         assert sum(n for _, n in cells) <= budget.trials
         assert all(n >= budget.per_cell for state, n in cells if state == "OPEN")

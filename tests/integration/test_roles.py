@@ -137,7 +137,7 @@ def test_a_launch_clears_what_a_study_deleted_elsewhere_left(roles: Roles) -> No
         study = store.studies.launch(spec("deleted")).study_id
         optuna.delete_study(study_name="deleted", storage=roles.url)
         store.studies.launch(spec("next"))
-        assert roles.execute(None, f"SELECT FROM orchestrator.cell WHERE study_id = {study}") == []
+        assert roles.execute(None, f"SELECT 1 FROM orchestrator.cell WHERE study_id = {study}") == []
 
 
 def test_who_only_reads_sees_all_and_writes_nothing(roles: Roles) -> None:
@@ -254,7 +254,7 @@ def test_only_the_roles_may_connect_and_none_is_more_than_it_seems(roles: Roles)
     )
     assert members == [(_here("orchestrator_worker"),)], "of another role only who launches is a member"
     flags = "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls"
-    assert roles.execute(None, f"SELECT FROM pg_roles WHERE rolname IN ({names}) AND ({flags})") == []
+    assert roles.execute(None, f"SELECT rolname FROM pg_roles WHERE rolname IN ({names}) AND ({flags})") == []
 
 
 def test_a_role_that_may_not_migrate_leaves_an_empty_database_as_it_is(empty_database_url: str, roles: Roles) -> None:
@@ -263,4 +263,4 @@ def test_a_role_that_may_not_migrate_leaves_an_empty_database_as_it_is(empty_dat
     with pytest.raises(OrchestratorError):
         store.migrate(create_optuna_tables)
     store.rest()
-    assert Roles(empty_database_url).execute(None, "SELECT FROM pg_class WHERE relname IN ('trials', 'trial')") == []
+    assert Roles(empty_database_url).execute(None, "SELECT relname FROM pg_class WHERE relname IN ('trials', 'trial')") == []

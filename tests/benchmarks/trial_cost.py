@@ -6,8 +6,9 @@ The objective does nothing; five parameters are searched. Each setting runs work
 - ``round_trips``: messages from client to server, as the server's log counts them, a trial;
 - ``transactions``: by ``pg_stat_database``, a trial;
 - ``worker_cpu_ms``, ``server_cpu_ms``: processor time of the worker with all its children, and of the server, a trial;
-- ``per_s``: trials a second of all workers together, once all of them work;
-- ``first_s``: from the start of a worker process to the start of its first trial, the median of the workers;
+- ``per_s``: trials a second of all workers together, from when the last of them begins its first trial until the first of
+  them begins its last;
+- ``first_s``: from the start of a worker process to its first trial with all parameters, the median of the workers;
 - ``joined_s``: of that, what follows once all is imported: ours from the worker's registration, plain from ``load_study`` on.
 
 Counts and processor times are differences between a run of few trials and one of many, so that what a worker costs once is
@@ -23,6 +24,7 @@ import compileall
 import contextlib
 import itertools
 import json
+import math
 import os
 import random
 import statistics
@@ -56,16 +58,17 @@ storage = optuna.storages.RDBStorage(url, heartbeat_interval=10)
 made = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler]()
 ready = time.time()
 study = optuna.load_study(study_name=name, storage=storage, sampler=made)
-first = []
+starts = []
 def objective(trial):
-    first or first.append(trial.datetime_start.timestamp())
     for name in "ab":
         trial.suggest_categorical(name, ["p", "q", "r"])
+    total = sum(trial.suggest_float(name, 0.0, 1.0) for name in "xyz")
+    starts.append(time.time())
     for step in range(int(reports)):
         trial.report(float(step), step)
-    return sum(trial.suggest_float(name, 0.0, 1.0) for name in "xyz")
+    return total
 study.optimize(objective, n_trials=int(trials))
-print(ready, *first)
+print(ready, *starts)
 """
 
 
@@ -111,7 +114,7 @@ def copy_to_plain(url: str, study: int, name: str) -> None:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a group of workers used; `ends` are when its trials ended, seconds."""
+    """What a group of workers used; `starts` are when each one's trials began, seconds."""
 
     messages: int
     transactions: int
@@ -119,7 +122,7 @@ class Spent:
     server_s: float
     first_s: float
     joined_s: float
-    ends: tuple[float, ...]
+    starts: tuple[tuple[float, ...], ...]
 
 
 class Bench:
@@ -146,7 +149,6 @@ class Bench:
         for who in ("ours", "plain"):
             few, many = (self._run(who, name, sampler, workers, n) for n in (4, 4 + trials))
             more = workers * trials
-            busy = many.ends[workers:-workers] if len(many.ends) > 4 * workers else many.ends
             line = {
                 "who": who,
                 "isolation": isolation if who == "ours" else "none",
@@ -159,7 +161,7 @@ class Bench:
                 "transactions": round((many.transactions - few.transactions) / more, 1),
                 "worker_cpu_ms": round(1e3 * (many.worker_s - few.worker_s) / more, 1),
                 "server_cpu_ms": round(1e3 * (many.server_s - few.server_s) / more, 1),
-                "per_s": round((len(busy) - 1) / (busy[-1] - busy[0]), 1),
+                "per_s": round(_rate(many.starts), 1),
                 "first_s": round(many.first_s, 2),
                 "joined_s": round(many.joined_s, 2),
             }
@@ -182,32 +184,26 @@ class Bench:
                 command = [sys.executable, "-c", PLAIN, self._server.worker_url, study, sampler]
                 command += [str(trials), str(self._reports)]
                 env = dict(os.environ)
-            told = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-            running = [subprocess.Popen(command, env=env, cwd=ROOT, **told) for _ in range(workers)]
+            piped: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+            running = [subprocess.Popen(command, env=env, cwd=ROOT, **piped) for _ in range(workers)]
             used = [os.wait4(process.pid, 0) for process in running]
             printed = [process.communicate()[0] for process in running]
         if any(status for _, status, _ in used):
             raise RuntimeError(f"a worker of {study} failed")
         after = self._counters()
-        shown = (
-            "SELECT extract(epoch FROM datetime_complete) FROM trials JOIN studies USING (study_id) "
-            "WHERE study_name = %s AND datetime_complete >= %s"
-        )
-        utc = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(started))
-        ends = sorted(float(row[0]) for row in query(self._server.url, shown, study, utc))
         if who == "ours":
-            joined = query(self._server.url, _JOINED, pids := [process.pid for process in running], pids)
+            joined = query(self._server.url, _BEGAN, pids := [process.pid for process in running], pids)
+            told = [(float(ready), [float(at) for at in at_all]) for ready, at_all in joined]
         else:
-            joined = [line.split() for line in printed]
-        ready, first = ([float(row[k]) for row in joined] for k in (0, 1))
+            told = [(float(line.split()[0]), [float(at) for at in line.split()[1:]]) for line in printed]
         return Spent(
             messages=after[0] - before[0],
             transactions=after[1] - before[1],
             worker_s=sum(usage.ru_utime + usage.ru_stime for _, _, usage in used),
             server_s=after[2] - before[2],
-            first_s=statistics.median(first) - started,
-            joined_s=statistics.median(at - since for since, at in zip(ready, first, strict=True)),
-            ends=tuple(ends),
+            first_s=statistics.median(starts[0] for _, starts in told) - started,
+            joined_s=statistics.median(starts[0] - ready for ready, starts in told),
+            starts=tuple(tuple(starts) for _, starts in told),
         )
 
     def _counters(self) -> tuple[int, int, float]:
@@ -229,11 +225,19 @@ class Bench:
 
 
 _OTHERS = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-_JOINED = (
-    "SELECT extract(epoch FROM w.started_at), extract(epoch FROM min(a.started_at)) "
+_BEGAN = (
+    "SELECT extract(epoch FROM w.started_at), array_agg(extract(epoch FROM a.started_at) ORDER BY a.started_at) "
     "FROM orchestrator.worker w JOIN orchestrator.attempt a USING (worker_id) WHERE w.pid = ANY(%s) GROUP BY w.worker_id "
     "ORDER BY w.worker_id DESC LIMIT cardinality(%s)"
 )
+
+
+def _rate(starts: Sequence[Sequence[float]]) -> float:
+    """Trials a second while all workers work; nan if at no time all of them did."""
+    since, until = max(own[0] for own in starts), min(own[-1] for own in starts)
+    return sum(since < at <= until for own in starts for at in own) / (until - since) if until > since else math.nan
+
+
 # The plain study is a copy of ours, so that both know the same.
 _COPY = (
     "INSERT INTO studies (study_name) VALUES (%(name)s)",

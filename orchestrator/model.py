@@ -14,6 +14,9 @@ Direction: TypeAlias = Literal["minimize", "maximize"]
 _UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, and what ends a line or a paragraph
 JSONValue: TypeAlias = Any  # None, bool, int, float, str, and lists and string-keyed dicts of them
 
+ASK_KEY = "orchestrator:ask"
+"""Of a trial's system attributes, the one with all that is needed to suggest its parameters again."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -186,7 +189,6 @@ class TrialNews:
     params: tuple[Param, ...] = ()
     values: tuple[float, ...] | None = None
     intermediate: Mapping[int, float] = field(default_factory=dict)
-    user_attrs: Mapping[str, JSONValue] = field(default_factory=dict)
     system_attrs: Mapping[str, JSONValue] = field(default_factory=dict)
     cell: int | None = None
 

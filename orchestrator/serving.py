@@ -11,9 +11,9 @@ from orchestrator.contact import Contact
 from orchestrator.devices import describe
 from orchestrator.errors import ConfigError
 from orchestrator.logs import logger
-from orchestrator.model import JSONValue, StudySpec, Suggestion, TrialNews
+from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews
 from orchestrator.runner import Runner, check_allowed
-from orchestrator.search import ASK_KEY, FIXED_KEY, Search
+from orchestrator.search import FIXED_KEY, Search
 from orchestrator.slots import HeldSlot
 from orchestrator.store import MOST_CHOICES, Claim, Store, StudyRow
 

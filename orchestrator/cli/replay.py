@@ -8,7 +8,7 @@ from dataclasses import replace
 from orchestrator import search
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError
-from orchestrator.model import JSONValue, StudySpec, Suggestion, TrialNews
+from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews
 from orchestrator.store import Store, StudyRow
 
 _DIFFERS = 1
@@ -23,7 +23,7 @@ def run(call: Call) -> int:
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
         told = asked(store, row, number)
-        got = told.system_attrs[search.ASK_KEY]
+        got = told.system_attrs[ASK_KEY]
         again = _ask_again(store, row, spec, told, got)
     stored = {param.name: param.internal for param in told.params if spec.declares(param.name)}
     later = [param.name for param in told.params if not spec.declares(param.name)]
@@ -56,12 +56,12 @@ def asked(store: Store, row: StudyRow, number: int) -> TrialNews:
     Raises:
         ConfigError: the study has no such trial of ours, or it is older than that.
     """
-    found = [news for news in store.reads.news(row.study_id, 0)[0] if news.number == number]
-    if not found:
+    found = store.reads.asked(row.study_id, number)
+    if found is None:
         raise ConfigError(f"trial={number}: the study has no trial of that number that this program ran")
-    if "position" not in found[0].system_attrs.get(search.ASK_KEY, {}):
+    if "position" not in found.system_attrs.get(ASK_KEY, {}):
         raise ConfigError(f"trial={number}: it was made by an older version, which did not write down what it knew")
-    return found[0]
+    return found
 
 
 def _ask_again(store: Store, row: StudyRow, spec: StudySpec, asked: TrialNews, got: dict[str, JSONValue]) -> Suggestion:

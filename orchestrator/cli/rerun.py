@@ -14,7 +14,7 @@ from orchestrator.cli import provenance, replay, screen
 from orchestrator.cli.call import Call
 from orchestrator.devices import Device, DeviceLock, discover, torch_device
 from orchestrator.errors import ConfigError, DeviceError, OrchestratorError, StudyFailedError
-from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned, StudySpec, TrialNews, trial_seed
+from orchestrator.model import ASK_KEY, Completed, Failed, Interrupted, Outcome, Pruned, StudySpec, TrialNews, trial_seed
 from orchestrator.runner import Job, PruneAsked, Running, SuggestAsked, check_allowed, rundir
 from orchestrator.slots import HeldSlot
 from orchestrator.store import Store, StudyRow, TrialRow
@@ -75,7 +75,7 @@ def _chosen(store: Store, row: StudyRow, spec: StudySpec, wanted: int | None) ->
 
 def _seed_of_ask(store: Store, row: StudyRow, number: int) -> int:
     """The seed of a trial whose facts nobody wrote down: its host died with it, or it is older than they are."""
-    got = replay.asked(store, row, number).system_attrs[search.ASK_KEY]
+    got = replay.asked(store, row, number).system_attrs[ASK_KEY]
     return trial_seed(got["study_seed"], got["ticket"], got["retry"])
 
 

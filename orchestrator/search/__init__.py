@@ -16,13 +16,12 @@ if TYPE_CHECKING:
     from orchestrator.search.gp import HybridGPSampler
     from orchestrator.search.history import FIXED_KEY
     from orchestrator.search.space import by_hand, describe, distributions, parameters
-    from orchestrator.search.study import ASK_KEY, Search
+    from orchestrator.search.study import Search
     from orchestrator.search.summary import CellEstimate
     from orchestrator.search.tables import create_optuna_tables, open_storage, optuna_schema_head
     from orchestrator.search.tpe import HybridTPESampler
 
 __all__ = [
-    "ASK_KEY",
     "FIXED_KEY",
     "Answers",
     "CellEstimate",
@@ -43,7 +42,7 @@ _HOME = {
     "gp": ("HybridGPSampler",),
     "history": ("FIXED_KEY",),
     "space": ("by_hand", "describe", "distributions", "parameters"),
-    "study": ("ASK_KEY", "Search"),
+    "study": ("Search",),
     "summary": ("CellEstimate",),
     "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),
     "tpe": ("HybridTPESampler",),

@@ -120,7 +120,7 @@ def frozen(news: TrialNews) -> FrozenTrial:
         datetime_complete=_LONG_AGO if state.is_finished() else None,
         params=params,
         distributions=dists,
-        user_attrs=dict(news.user_attrs),
+        user_attrs={},
         system_attrs=dict(news.system_attrs),
         intermediate_values=dict(news.intermediate),
     )

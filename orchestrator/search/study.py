@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from orchestrator import __version__
 from orchestrator.errors import ConfigError
-from orchestrator.model import JSONValue, StudySpec, Suggestion, TrialNews
+from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews
 from orchestrator.search.best_cells import BestOfCells
 from orchestrator.search.discovered import Discovered
 from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from orchestrator.search.summary import CellEstimate
     from orchestrator.search.surrogate import Fits
 
-ASK_KEY = "orchestrator:ask"
 _OWN_KEYS = (FIXED_KEY, BOUNDS_KEY, POSITION_KEY)
 
 

@@ -12,6 +12,7 @@ from orchestrator.search.gp_model import Hyperparameters, Layout, Posterior, fit
 from orchestrator.search.history import Array, Column, History
 from orchestrator.search.losses import Scale
 from orchestrator.search.rows import checkpoint
+from orchestrator.search.smallest import smallest
 
 MAX_TRIALS = 400
 """Inference is exact up to so many trials; of more, so many are kept."""
@@ -82,7 +83,7 @@ class Surrogate:
         category = np.array(self.layout.choices[n:], dtype=bool)
         other = self.x[:, n:]
         distance = np.where(category, other != cell, (other - cell) ** 2).sum(axis=1)
-        return self._kept(np.lexsort((self.y, distance)), most)
+        return self._kept(smallest(most, distance, self.y), most)
 
     def balanced(self) -> Surrogate:
         """For questions about all cells: a quarter of the kept are the best, half the best of each cell, the rest a spread."""
@@ -93,13 +94,13 @@ class Surrogate:
         first = np.searchsorted(which.ravel()[order], np.arange(which.max() + 1))
         rank = np.empty(len(order), dtype=int)
         rank[order] = np.arange(len(order)) - first[which.ravel()[order]]
-        return self._kept(np.lexsort((self.y, rank)), MAX_TRIALS)
+        return self._kept(smallest(MAX_TRIALS, rank, self.y), MAX_TRIALS)
 
     def _kept(self, preferred: npt.NDArray[np.intp], most: int) -> Surrogate:
         n = len(self.y)
         taken = np.zeros(n, dtype=bool)
-        taken[np.argsort(self.y, kind="stable")[: most // 4]] = True
-        for order, until in ((preferred, 3 * most // 4), (_spread(n), most)):
+        taken[smallest(most // 4, self.y)] = True
+        for order, until in ((preferred, 3 * most // 4), (_spread(n, most), most)):
             free = order[~taken[order]]
             taken[free[: until - int(taken.sum())]] = True
         return Surrogate(self.layout, self.hyperparameters, self.scale, self.x[taken], self.y[taken], self.pending)
@@ -132,10 +133,10 @@ class Surrogate:
         return posterior.given_also(self.pending, np.concatenate([self.y, ends[:, 0]])), np.vstack([self.x, self.pending])
 
 
-def _spread(n: int) -> npt.NDArray[np.intp]:
-    """0 … n−1, evenly spread from the first few on: by van der Corput's sequence."""
+def _spread(n: int, many: int) -> npt.NDArray[np.intp]:
+    """At least `many` of 0 … n−1 if there are, evenly spread from the first few on: by van der Corput's sequence."""
     bits = max(1, (n - 1).bit_length())
-    place = np.arange(2**bits)
+    place = np.arange(min(2**bits, 4 * many))  # more than half of any first ones, or nearly, are less than n
     reverse = np.zeros_like(place)
     for bit in range(bits):
         reverse |= ((place >> bit) & 1) << (bits - 1 - bit)

@@ -23,6 +23,7 @@ from orchestrator.search.losses import Scale
 from orchestrator.search.parzen import Mixture
 from orchestrator.search.quasirandom import point_of
 from orchestrator.search.rows import Rows, checkpoint
+from orchestrator.search.smallest import smallest
 from orchestrator.search.threads import one_thread
 
 if TYPE_CHECKING:
@@ -123,12 +124,12 @@ class HybridTPESampler(BaseSampler):
     def _likeliest(self, study: Study, searched: Sequence[Column], context: Context, history: History, *, whole: bool) -> Array:
         n = len(searched)
         cells = history.coordinates(columns=slice(n, None))
-        badness, good = _split(study, history, cells)
+        badness, order, n_good = _split(study, history, cells)
         sharing = self._sharing(study, searched, context, history)
         here = (cells == context.point).all(axis=1)
         near = np.where(here, OWN_CELL, closeness(cells, context.point, context.columns, sharing))
-        good = good[np.lexsort((badness[good], -near[good]))][:MAX_GOOD]
-        rest, standing = _rest(badness, good)
+        good = order[:n_good][smallest(MAX_GOOD, -near[order[:n_good]])]
+        rest, standing = _rest(order, good)
         waiting = closeness(history.pending[:, n:], context.point, context.columns, SHARING[-1])
         weights = np.concatenate([near[rest] * standing, waiting])
         at_best = history.coordinates(good)
@@ -182,7 +183,7 @@ class HybridTPESampler(BaseSampler):
         values = (first.read.internal(first.kept[latest]), first.loss[latest], first.pruned[latest], first.violation[latest])
         key = (names, *(array.tobytes() for array in values))
         if self._learnt is None or self._learnt[0] != key:
-            badness, _ = _split(study, first, first.coordinates(columns=slice(len(searched), None)))
+            badness, *_ = _split(study, first, first.coordinates(columns=slice(len(searched), None)))
             x = first.coordinates(latest)
             self._learnt = key, learn_sharing(searched, context.columns, x, badness[latest])
         return self._learnt[1]
@@ -207,8 +208,8 @@ def _moved(searched: Sequence[Column], context: Context, good: Array, others: Ar
     return moved[0], moved[1]
 
 
-def _split(study: Study, history: History, cells: Array) -> tuple[Array, npt.NDArray[np.intp]]:
-    """Each trial's badness, and which trials are good.
+def _split(study: Study, history: History, cells: Array) -> tuple[Array, npt.NDArray[np.intp], int]:
+    """Each trial's badness, the trials from the best on, and how many of them are good.
 
     With one objective a trial is as good as its place among the trials of its cell, for a good trial of a bad cell says
     where to search in that cell, and in others; complete ones come first, then pruned, infeasible, and failed ones.
@@ -226,7 +227,7 @@ def _split(study: Study, history: History, cells: Array) -> tuple[Array, npt.NDA
         # Between cells' equally placed trials the lower loss comes first.
         badness = _places(cells, (value, step, group)) + group
         badness += 1e-3 * Scale.of(history.loss, history.pruned).standard(history.loss, history.pruned)
-    return badness, np.argsort(badness, kind="stable")[:n_good]
+    return badness, np.argsort(badness, kind="stable"), n_good
 
 
 def _places(cells: Array, keys: Sequence[Array]) -> Array:
@@ -246,14 +247,13 @@ def _places(cells: Array, keys: Sequence[Array]) -> Array:
     return place
 
 
-def _rest(badness: Array, good: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], Array]:
-    """Trials that are not good, MAX_REST of them at most, and for how many trials each stands."""
-    others = np.ones(len(badness), dtype=bool)
+def _rest(order: npt.NDArray[np.intp], good: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], Array]:
+    """Of the trials from the best on those that are not `good`, MAX_REST at most, and for how many trials each stands."""
+    others = np.ones(len(order), dtype=bool)
     others[good] = False
-    rest = np.flatnonzero(others)
+    rest = order[others[order]]
     if len(rest) <= MAX_REST:
         return rest, np.ones(len(rest))
-    rest = rest[np.argsort(badness[rest], kind="stable")]
     half = MAX_REST // 2
     spread = np.linspace(half, len(rest) - 1, MAX_REST - half).astype(int)
     weights = np.concatenate([np.ones(half), np.full(len(spread), (len(rest) - half) / len(spread))])

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import JSONValue, Param, StudySpec, TrialNews
+from orchestrator.model import ASK_KEY, JSONValue, Param, StudySpec, TrialNews
 from orchestrator.store.database import Database
 from orchestrator.store.infeasible import device_label
-from orchestrator.store.leavings import ARTIFACT_KEY, FACT_KEYS
+from orchestrator.store.leavings import ARTIFACT_KEY
 from orchestrator.store.schema import (
     attempt,
     cell,
@@ -183,20 +183,25 @@ class Reads:
         """
         return _told(self._database.execute(_NEWS, {"study_id": study_id, "cursor": cursor}), cursor)
 
+    def asked(self, study_id: int, number: int) -> TrialNews | None:
+        """One of our trials of the study with what was written down when it was asked for; None if there is none."""
+        rows = self._database.execute(_ASKED, {"study_id": study_id, "number": number})
+        return _news(rows[0].told) if rows else None
+
     def news_at(self, study_id: int, position: int) -> list[TrialNews]:
         """Our trials of the study as the news told of them up to `position`: what ended later was running then."""
         rows = self._database.execute(_NEWS_AT, {"study_id": study_id, "position": position})
-        told = [_news(r) for r in rows]
+        told = [_news(r.told) for r in rows]
         later = {news.number for news, row in zip(told, rows, strict=True) if row.seq > position}
         return [TrialNews(n.number, "RUNNING", n.params, cell=n.cell) if n.number in later else n for n in told]
 
     def running(self, study_id: int) -> list[TrialNews]:
         """Our unfinished trials of the study with what they have reported so far."""
-        return [_news(r) for r in self._database.execute(_RUNNING, {"study_id": study_id})]
+        return [_news(r.told) for r in self._database.execute(_RUNNING, {"study_id": study_id})]
 
     def foreign(self, study_id: int, known: Iterable[int]) -> list[TrialNews]:
         """Finished trials that others (plain Optuna, a dashboard) added to the study, but for the numbers already `known`."""
-        return [_news(r) for r in self._database.execute(_FOREIGN, {"study_id": study_id, "known": list(known)})]
+        return [_news(r.told) for r in self._database.execute(_FOREIGN, {"study_id": study_id, "known": list(known)})]
 
     def checkpoint_places(self, name: str | None = None) -> dict[str, set[str]]:
         """The hosts of the living workers by the place where they keep checkpoints.
@@ -369,7 +374,7 @@ def news_after(c: Connection, study_id: int, cursor: int) -> tuple[list[TrialNew
 
 
 def _told(rows: Sequence[Row], cursor: int) -> tuple[list[TrialNews], int]:
-    return [_news(r) for r in rows], max((r.seq for r in rows), default=cursor)
+    return [_news(r.told) for r in rows], max((r.seq for r in rows), default=cursor)
 
 
 def _study_row(r: Row) -> StudyRow:
@@ -383,16 +388,16 @@ def _cell_row(r: Row) -> CellRow:
     )  # fmt: skip
 
 
-def _news(r: Row) -> TrialNews:
+def _news(told: Sequence[Any]) -> TrialNews:
+    number, state, ordinal, params, values, intermediate, system_attrs = told
     return TrialNews(
-        number=r.number,
-        state=r.state,
-        params=tuple(Param(name, float(internal), distribution) for name, internal, distribution in r.params or ()),
-        values=_values(r.values),
-        intermediate={step: _float(value, kind) for step, value, kind in r.intermediate or ()},
-        user_attrs={key: json.loads(value) for key, value in r.user_attrs or ()},
-        system_attrs={key: json.loads(value) for key, value in r.system_attrs or ()},
-        cell=r.cell,
+        number=number,
+        state=state,
+        params=tuple(Param(name, float(internal), distribution) for name, internal, distribution in params or ()),
+        values=_values(values),
+        intermediate={step: _float(value, kind) for step, value, kind in intermediate or ()},
+        system_attrs={key: json.loads(value) for key, value in system_attrs or ()},
+        cell=ordinal,
     )
 
 
@@ -418,33 +423,49 @@ def _float(value: float | None, kind: str) -> float:
     return {"INF_POS": math.inf, "INF_NEG": -math.inf}.get(kind, math.nan)
 
 
-# A trial as one row: its children as JSON arrays, so that news costs one round trip however many trials it holds.
-_FACT_KEYS = ", ".join(f"'{key}'" for key in FACT_KEYS).replace(":", r"\:")  # for sa.text :name is a parameter
-_TRIAL_COLUMNS = f"""
-    t.number, t.state::text AS state, c.ordinal AS cell,
-    (SELECT json_agg(json_build_array(p.param_name, p.param_value, p.distribution_json) ORDER BY p.param_id)
-       FROM trial_params p WHERE p.trial_id = t.trial_id) AS params,
-    (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
-       FROM trial_values v WHERE v.trial_id = t.trial_id) AS values,
-    (SELECT json_agg(json_build_array(i.step, i.intermediate_value, i.intermediate_value_type))
-       FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS intermediate,
-    (SELECT json_agg(json_build_array(a.key, a.value_json))
-       FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key NOT IN ({_FACT_KEYS})) AS user_attrs,
-    (SELECT json_agg(json_build_array(a.key, a.value_json))
-       FROM trial_system_attributes a WHERE a.trial_id = t.trial_id) AS system_attrs
+# A trial as one row and one JSON array, so that news cost one round trip, and one call of the decoder a trial, however many
+# parameters and reports there are. What it was asked with is long, and no sampler's business; nor are user attributes.
+_ALL_TOLD = """
+    json_build_array(
+        t.number, t.state, c.ordinal,
+        (SELECT json_agg(json_build_array(p.param_name, p.param_value, p.distribution_json) ORDER BY p.param_id)
+           FROM trial_params p WHERE p.trial_id = t.trial_id),
+        (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
+           FROM trial_values v WHERE v.trial_id = t.trial_id),
+        (SELECT json_agg(json_build_array(i.step, i.intermediate_value, i.intermediate_value_type))
+           FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id),
+        (SELECT json_agg(json_build_array(a.key, a.value_json))
+           FROM trial_system_attributes a WHERE a.trial_id = t.trial_id)
+    ) AS told
 """
+_TOLD = _ALL_TOLD.replace("WHERE a.trial_id", f"WHERE a.key <> '{ASK_KEY}' AND a.trial_id".replace(":", r"\:"))
 _OURS = """
     FROM orchestrator.trial o
     JOIN orchestrator.cell c ON c.cell_id = o.cell_id
     JOIN trials t ON t.trial_id = o.optuna_trial_id
     WHERE o.study_id = :study_id
 """
-_NEWS = Statement(f"SELECT o.seq, {_TRIAL_COLUMNS} {_OURS} AND o.seq > :cursor ORDER BY o.seq")
-_NEWS_AT = sa.text(f"SELECT o.seq, {_TRIAL_COLUMNS} {_OURS} AND o.created_seq <= :position ORDER BY t.number")
-_RUNNING = sa.text(f"SELECT {_TRIAL_COLUMNS} {_OURS} AND o.state = 'RUNNING' ORDER BY t.number")
+# Few of many rows, and not to be planned anew for each cursor: so the server does not see the parameters when it plans, takes a
+# range for small, and looks trials up one by one (OFFSET 0 keeps the join in that order).
+_NEWS = Statement(
+    f"""
+    SELECT o.seq, {_TOLD}
+    FROM orchestrator.trial o
+    JOIN orchestrator.cell c ON c.cell_id = o.cell_id
+    CROSS JOIN LATERAL (
+        SELECT t.trial_id, t.number, t.state FROM trials t WHERE t.trial_id = o.optuna_trial_id OFFSET 0
+    ) AS t
+    WHERE o.study_id = (SELECT CAST(:study_id AS int))
+        AND o.seq > (SELECT CAST(:cursor AS bigint)) AND o.seq < (SELECT CAST(9223372036854775807 AS bigint))
+    ORDER BY o.seq
+    """
+)
+_NEWS_AT = sa.text(f"SELECT o.seq, {_TOLD} {_OURS} AND o.created_seq <= :position ORDER BY t.number")
+_ASKED = sa.text(f"SELECT {_ALL_TOLD} {_OURS} AND o.number = :number")
+_RUNNING = sa.text(f"SELECT {_TOLD} {_OURS} AND o.state = 'RUNNING' ORDER BY t.number")
 _FOREIGN = sa.text(
     f"""
-    SELECT {_TRIAL_COLUMNS}
+    SELECT {_TOLD}
     FROM trials t LEFT JOIN orchestrator.cell c ON false
     WHERE t.study_id = :study_id AND t.state IN ('COMPLETE', 'PRUNED', 'FAIL') AND t.number <> ALL(CAST(:known AS int[]))
       AND NOT EXISTS (SELECT FROM orchestrator.trial o WHERE o.optuna_trial_id = t.trial_id)

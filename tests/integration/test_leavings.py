@@ -65,7 +65,6 @@ def test_facts_of_the_last_attempt_are_shown_and_cost_no_round_trip(
     assert counts[0] == counts[1]
     assert [trial.user_attrs for trial in trials_of(store)] == [{}, SHOWN]
     assert [store.reads.attempts(study, number)[0].facts for number in (0, 1)] == [None, FACTS]
-    assert all(not news.user_attrs for news in store.reads.news(study, 0)[0]), "no sampler has to read them"
 
 
 def test_every_attempt_keeps_its_own_facts(store: Store, lease: WorkerLease) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from orchestrator.store import Claim, Store, Undecided, WorkerLease, tickets
+from orchestrator.store import Claim, Store, Undecided, WorkerLease, tickets, wire
+from orchestrator.store.reads import news_after
 from tests.support.invariants import query
 from tests.support.large import complete
 from tests.support.plans import Ran, watched
@@ -97,6 +98,30 @@ def test_a_trial_reads_as_few_pages_at_the_last_cells_as_at_the_tenth(
     assert ticket == CELLS
     assert [one for one in rest if read_whole(one)] == []
     assert max(one.pages for one in rest) < 40, [(one.pages, one.sql) for one in rest if one.pages >= 40]
+
+
+def test_the_latest_news_of_many_trials_are_looked_up_and_planned_once(
+    large: tuple[Store, WorkerLease, int], prepared: bool
+) -> None:
+    store, *_ = large
+    study_id = store.studies.launch(spec("another", cells=2_000)).study_id
+    complete(store.url, study_id, 0, 1_989)
+    vacuum(store)
+    position = 2 * 1_990 - 5
+    with watched(store, prepared=prepared) as ran, store._database.transaction() as c:
+        news, _ = news_after(c, study_id, position)
+    assert [one.number for one in news] == [1_987, 1_988, 1_989]
+    assert max(one.pages for one in ran) < 60
+    assert [one for one in ran if read_whole(one)] == []
+    with store._database.transaction() as c:
+        connection = wire.wire_of(c)
+        connection.may_prepare = True
+        for back in range(10):
+            news_after(c, study_id, position - back)
+        ((anew,),) = c.exec_driver_sql(
+            "SELECT custom_plans FROM pg_prepared_statements WHERE name LIKE 'orchestrator_%%' AND statement LIKE '%%o.seq >%%'"
+        ).all()
+    assert anew <= 5, "then the server knows that a plan for any cursor is as good"
 
 
 def test_the_tables_whose_rows_change_state_are_vacuumed_by_the_thousand(store: Store) -> None:

@@ -20,8 +20,8 @@ from optuna.distributions import json_to_distribution
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import Axis, Budget, Searched, StudySpec, Suggestion, TrialNews
-from orchestrator.search import ASK_KEY, Search, create_optuna_tables, open_storage, optuna_schema_head, surrogate
+from orchestrator.model import ASK_KEY, Axis, Budget, Searched, StudySpec, Suggestion, TrialNews
+from orchestrator.search import Search, create_optuna_tables, open_storage, optuna_schema_head, surrogate
 from orchestrator.search.mirror import Mirror, asked
 
 SAMPLERS = ("tpe", "gp", "random", "qmc", "nsga2")

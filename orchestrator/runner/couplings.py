@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from omegaconf import OmegaConf
 
@@ -17,7 +18,13 @@ def sqrt_scaling(base_lr: float, base_batch: float, batch: float) -> float:
     return float(base_lr) * math.sqrt(float(batch) / float(base_batch))
 
 
+_RESOLVERS: Final = {"linear_scaling": linear_scaling, "sqrt_scaling": sqrt_scaling}
+_registered: dict[str, object] = {}  # what OmegaConf made of each
+
+
 def register() -> None:
-    """Makes the resolvers known to OmegaConf in this process; calling it again changes nothing."""
-    OmegaConf.register_new_resolver("linear_scaling", linear_scaling, replace=True)
-    OmegaConf.register_new_resolver("sqrt_scaling", sqrt_scaling, replace=True)
+    """Makes the resolvers known to OmegaConf in this process; calling it again puts back what user code cleared or replaced."""
+    for name, resolver in _RESOLVERS.items():
+        if name not in _registered or OmegaConf._get_resolver(name) is not _registered[name]:
+            OmegaConf.register_new_resolver(name, resolver, replace=True)
+            _registered[name] = OmegaConf._get_resolver(name)

@@ -1,0 +1,23 @@
+"""The resolvers for ``params``, in a process where user code does as it likes with OmegaConf's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from omegaconf import OmegaConf
+
+from orchestrator.runner import couplings
+
+
+def _replace() -> None:
+    OmegaConf.register_new_resolver("linear_scaling", lambda *_: 0.0, replace=True)
+
+
+@pytest.mark.parametrize("meddle", [lambda: None, OmegaConf.clear_resolvers, _replace])
+def test_the_resolvers_are_there_whatever_user_code_did_to_them(meddle: Callable[[], None]) -> None:
+    couplings.register()
+    meddle()
+    couplings.register()
+    config = OmegaConf.create({"lr": "${linear_scaling:0.1,256,512}", "root": "${sqrt_scaling:0.1,256,1024}"})
+    assert (config.lr, config.root) == (0.2, 0.2)

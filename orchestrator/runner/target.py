@@ -6,7 +6,8 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from types import ModuleType
+from functools import cache
+from types import FunctionType, ModuleType
 from typing import Any
 
 from orchestrator import program
@@ -104,6 +105,11 @@ def takes_trial_alone(function: Callable[..., Any], kwargs: Iterable[str]) -> bo
 
     It is if its first parameter is called ``trial``, or if it takes one argument only (and does not call that ``cfg``).
     """
+    judge = _judge_function if isinstance(function, FunctionType) else _judge  # other callables may not be hashable
+    return judge(function, tuple(sorted(kwargs)))
+
+
+def _judge(function: Callable[..., Any], names: tuple[str, ...]) -> bool:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in callables have none
@@ -111,9 +117,11 @@ def takes_trial_alone(function: Callable[..., Any], kwargs: Iterable[str]) -> bo
     first = next(iter(signature.parameters.values()), None)
     if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD) or first.name in _CFG:
         return False
-    names = list(kwargs)
     one, two = (_refusal(signature, count, names) is None for count in (1, 2))
     return first.name == "trial" or (one and not two)
+
+
+_judge_function = cache(_judge)  # the keeper asks; its forks then know
 
 
 def check_call(target: str, function: Callable[..., Any], kwargs: Iterable[str]) -> None:

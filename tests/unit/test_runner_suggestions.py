@@ -23,6 +23,11 @@ class Objective:
         return 0.0
 
 
+class Unhashable(Objective):
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
 @pytest.mark.parametrize(
     ("function", "kwargs", "alone"),
     [
@@ -32,6 +37,7 @@ class Objective:
         (lambda trial, data: 0, ["data"], True),
         (lambda trial, *, data: 0, ["data"], True),
         (Objective(), [], True),
+        (Unhashable(), [], True),
         (lambda cfg, trial: 0, [], False),
         (lambda cfg, trial, data: 0, ["data"], False),
         (lambda cfg, trial=None: 0, [], False),

@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +83,7 @@ def _prepare(job: Job) -> Path:
 
 def read_job(path: Path) -> Job:
     """The job that `prepare` wrote at `path`."""
-    return Job.from_json(json.loads(path.read_text(encoding="utf-8")))
+    return Job.from_json(json.loads(path.read_bytes()))
 
 
 def write_result(run_dir: Path, outcome: Outcome, used: Mapping[str, JSONValue] | None = None) -> None:
@@ -125,7 +124,7 @@ def read_result(run_dir: Path) -> Outcome | None:
 def read_used(run_dir: Path) -> dict[str, Any]:
     """What the child that wrote the result said of itself; empty if it did not get that far."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return dict(json.loads((run_dir / "result.json").read_text(encoding="utf-8"))["used"])
+        return dict(json.loads((run_dir / "result.json").read_bytes())["used"])
     return {}
 
 
@@ -194,11 +193,12 @@ def move_aside(path: Path) -> None:
 
 
 def _write(path: Path, data: JSONValue) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = path.with_name(f".{path.name}-{os.urandom(8).hex()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(data))
-        os.replace(temporary, path)  # noqa: PTH105 - both are in one directory, so this is atomic
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(json.dumps(data).encode())
+        temporary.replace(path)  # both are in one directory, so this is atomic
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

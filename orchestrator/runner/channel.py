@@ -18,6 +18,7 @@ MAX_LINE: Final = 1 << 20
 
 _CHUNK: Final = 1 << 16
 _PER_CALL: Final = 4 << 20  # so that a flood of messages cannot keep one `receive` busy for ever
+_NOSIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
 _ANCILLARY: Final = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 
 
@@ -51,7 +52,7 @@ class Channel:
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         if len(line) > MAX_LINE:
             raise MessageTooLongError(f"{len(line)} bytes of JSON, at most {MAX_LINE} are allowed")
-        flags = getattr(socket, "MSG_NOSIGNAL", 0) | (0 if wait else socket.MSG_DONTWAIT)
+        flags = _NOSIGNAL if wait else _NOSIGNAL | socket.MSG_DONTWAIT
         try:
             if fds:
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))

@@ -27,7 +27,7 @@ from orchestrator.runner.channel import Channel, MessageTooLongError, wait_reada
 from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.executable import check_program
 from orchestrator.runner.merge import Template, build_config
-from orchestrator.runner.output import flush_streams
+from orchestrator.runner.output import configure_streams, flush_streams
 from orchestrator.runner.suggestions import WorkerGoneError
 from orchestrator.runner.target import (
     causes_of,
@@ -74,7 +74,7 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, template: T
     """
     linux.die_with_parent(signal.SIGKILL, keeper_pid)
     linux.prefer_for_oom()
-    _open_streams()
+    faulthandler.enable(file=2)
     termination = _Termination()
     sources = _import_ahead(options)
     if options.start == "spawn" and not wait_readable([control], 0):  # otherwise an attempt waits for us
@@ -241,7 +241,7 @@ class _Termination:
 
 
 def _lead_path() -> None:
-    cwd = str(Path.cwd())
+    cwd = os.getcwd()  # noqa: PTH109 - asked for every attempt
     if sys.path[:1] != [cwd]:
         sys.path.insert(0, cwd)
 
@@ -361,14 +361,6 @@ def _leave(termination: _Termination) -> NoReturn:
     os._exit(0)
 
 
-def _open_streams() -> None:
-    """Makes what is printed appear at once in the pipe to the log, which the keeper has put in place of stdout and stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # the import may have closed it, or put an object of its own there
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    faulthandler.enable(file=2)
-
-
 def _redirect(descriptor: int) -> None:
     """Puts `descriptor` in place of stdout and stderr."""
     flush_streams()
@@ -397,6 +389,7 @@ def main() -> NoReturn:
     for descriptor in (options.control, *options.held):
         os.set_inheritable(descriptor, False)
     template = template_of(Path(*example)) if example else None
+    configure_streams()
     serve(Channel(socket.socket(fileno=options.control)), int(keeper_pid), options, template)
 
 

@@ -30,7 +30,7 @@ from orchestrator.runner.contract import KeeperOptions
 from orchestrator.runner.executable import check_program
 from orchestrator.runner.memory import peak_host_bytes
 from orchestrator.runner.merge import Template
-from orchestrator.runner.output import Output, flush_streams, open_streams
+from orchestrator.runner.output import Output, configure_streams, flush_streams, open_streams
 from orchestrator.runner.target import check_call, describe_import_error, locate
 
 _WAKING: Final = (signal.SIGCHLD, signal.SIGTERM)
@@ -416,6 +416,7 @@ def main() -> None:
         if reason is not None or options.start == "spawn":
             _start_over(replace(options, start="spawn", checked=True, ahead=not forking.uses_cuda()))
     linux.adopt_orphans()
+    configure_streams()
     if "numpy" in sys.modules:
         importlib.import_module("numpy.random")  # numpy loads it at first use: every child would, to seed it
     if options.start == "forkserver":

@@ -108,6 +108,13 @@ def open_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
+def configure_streams() -> None:
+    """Makes what is printed appear at once, in this process and in its forks; an import may have changed that."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the import may have closed it, or put an object of its own there
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+
+
 def flush_streams() -> None:
     """Writes out what stdout and stderr hold back; user code may have closed them, or put objects of its own there."""
     for stream in (sys.stdout, sys.stderr):

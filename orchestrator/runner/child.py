@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
@@ -43,20 +43,28 @@ from orchestrator.runner.traces import Traces
 from orchestrator.runner.trial import Trial
 from orchestrator.runner.values import AttemptFailed, ResultError, as_result, shown
 
-_REHEARSAL = Job(
+_PLAIN: Final = Job(
     study="rehearsal",
     number=0,
     attempt=1,
     seed=0,
     device="cpu",
-    params={"lr": 0.1, "decay": "${.lr}", "scaled": "${linear_scaling:0.1,256,${data.batch_size}}", "data": {}},
-    values={"lr": 0.01, "data.batch_size": 64},
+    params={"lr": 0.1},
+    values={"lr": 0.01},
     objective={"_target_": "rehearsal.train", "epochs": 1},
     metrics=("value",),
     run_dir=Path(),
     checkpoint_dir=Path(),
     resumed=False,
 )
+_INTERPOLATING: Final = replace(
+    _PLAIN,
+    params={"lr": 0.1, "decay": "${.lr}", "scaled": "${linear_scaling:0.1,256,${data.batch_size}}", "data": {}},
+    values={"lr": 0.01, "data.batch_size": 64},
+)
+# A child's rehearsal uses one up, as the attempt does that of the study. The keeper's does without: its forks are to have them.
+_PLAIN_TEMPLATE: Final = Template(_PLAIN)
+_INTERPOLATING_TEMPLATE: Final = Template(_INTERPOLATING)
 
 
 class Terminated(SystemExit):
@@ -79,7 +87,10 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, template: T
     sources = _import_ahead(options)
     if options.start == "spawn" and not wait_readable([control], 0):  # otherwise an attempt waits for us
         linux.gather_pages()
-    rehearse(options.threads, interpolations=options.start == "spawn" or (template is not None and template.interpolates))
+    if options.start == "spawn" or (template is not None and template.interpolates):
+        rehearse(options.threads, _INTERPOLATING, _INTERPOLATING_TEMPLATE)
+    else:
+        rehearse(options.threads, _PLAIN, _PLAIN_TEMPLATE)
     known = next(reversed(sys.modules)) if options.start == "forkserver" else None
     while (order := _next_order(control)) is not None and not _changed(sources):
         sock, *output = control.fds
@@ -191,17 +202,18 @@ def _modified(file: str) -> int:
         return -1
 
 
-def rehearse(threads: int | None, *, interpolations: bool) -> None:
-    """Goes through what every attempt does before the user's function, so that the first one takes no longer than others.
+def rehearse(threads: int | None, job: Job = _INTERPOLATING, template: Template | None = None) -> None:
+    """Goes through what every attempt does around the user's function, so that the first one takes no longer than others.
 
     In a fork of a keeper that did so as well it only makes the pages of memory that this takes the fork's own.
 
     Args:
-        interpolations: those of ``params`` too, which take ten times as long as all the rest.
+        job: With interpolations in its ``params`` or without; they take ten times as long as all the rest.
+        template: Made of `job`; without one its config is made here.
     """
-    job = _REHEARSAL if interpolations else replace(_REHEARSAL, params={"lr": 0.1}, values={"lr": 0.01})
-    build_config(Job.from_json(json.loads(json.dumps(job.to_json()))))
+    build_config(Job.from_json(json.loads(json.dumps(job.to_json()))), template)
     _seed(0, threads)
+    as_result(0.0, job.metrics)
 
 
 def template_of(example: Path) -> Template | None:

@@ -420,7 +420,7 @@ def main() -> None:
     if "numpy" in sys.modules:
         importlib.import_module("numpy.random")  # numpy loads it at first use: every child would, to seed it
     if options.start == "forkserver":
-        child.rehearse(None, interpolations=True)
+        child.rehearse(None)
     gc.collect()
     gc.freeze()  # forked children then share these pages instead of copying them at their first collection
     if options.start == "forkserver":

@@ -10,11 +10,15 @@ from omegaconf import OmegaConf
 from orchestrator.runner import couplings
 
 
+def _clear() -> None:
+    OmegaConf.clear_resolver("linear_scaling")  # and not all of them, which other tests have need of
+
+
 def _replace() -> None:
     OmegaConf.register_new_resolver("linear_scaling", lambda *_: 0.0, replace=True)
 
 
-@pytest.mark.parametrize("meddle", [lambda: None, OmegaConf.clear_resolvers, _replace])
+@pytest.mark.parametrize("meddle", [lambda: None, _clear, _replace])
 def test_the_resolvers_are_there_whatever_user_code_did_to_them(meddle: Callable[[], None]) -> None:
     couplings.register()
     meddle()

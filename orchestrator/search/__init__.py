@@ -47,15 +47,12 @@ _HOME = {
     "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),
     "tpe": ("HybridTPESampler",),
 }
-_COMPUTING = ("answers", "gp", "study", "tpe")
 
 
 def __getattr__(name: str) -> Any:
     for module, names in _HOME.items():
         if name in names:
             with _without_threads():
-                if module in _COMPUTING:
-                    importlib.import_module("scipy.linalg")  # it brings an OpenBLAS of its own, beside NumPy's
                 return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

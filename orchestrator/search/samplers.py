@@ -12,9 +12,11 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from orchestrator.model import JSONValue
+from orchestrator.search.gp import HybridGPSampler
 from orchestrator.search.history import BOUNDS_KEY, Column, columns, single_values
 from orchestrator.search.options import Option, either, flag, one_of, read_options, share, whole
 from orchestrator.search.quasirandom import POSITION_KEY, unit_point
+from orchestrator.search.tpe import HybridTPESampler
 
 
 class RandomCellSampler(BaseSampler):
@@ -95,24 +97,9 @@ class GeneticSampler(NSGAIISampler):
         return column.external(float(column.spread(self._random._rng.random(1))[0]))
 
 
-# Those that need SciPy load it here: it takes as long as Optuna.
-
-
-def _gp(**options: Any) -> BaseSampler:
-    from orchestrator.search.gp import HybridGPSampler
-
-    return HybridGPSampler(**options)
-
-
-def _tpe(**options: Any) -> BaseSampler:
-    from orchestrator.search.tpe import HybridTPESampler
-
-    return HybridTPESampler(**options)
-
-
 _SAMPLERS: dict[str, tuple[Callable[..., BaseSampler], dict[str, Option]]] = {
-    "tpe": (_tpe, {"n_startup_trials": whole(10, 0), "n_ei_candidates": whole(24, 1)}),
-    "gp": (_gp, {"n_startup_trials": whole(10, 0)}),
+    "tpe": (HybridTPESampler, {"n_startup_trials": whole(10, 0), "n_ei_candidates": whole(24, 1)}),
+    "gp": (HybridGPSampler, {"n_startup_trials": whole(10, 0)}),
     "random": (RandomCellSampler, {}),
     "qmc": (QuasiRandomSampler, {"qmc_type": one_of("sobol", "halton"), "scramble": flag(True)}),
     "nsga2": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -14,7 +14,10 @@ from optuna.trial import TrialState
 from orchestrator import __version__
 from orchestrator.errors import ConfigError
 from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews
+from orchestrator.search.allocation import OpenCells, Question, choose
+from orchestrator.search.answers import Answers
 from orchestrator.search.best_cells import BestOfCells
+from orchestrator.search.cell_model import CellModel
 from orchestrator.search.discovered import Discovered
 from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY
 from orchestrator.search.mirror import Mirror, asked, frozen
@@ -22,14 +25,9 @@ from orchestrator.search.pruners import Judge
 from orchestrator.search.quasirandom import POSITION_KEY, strided
 from orchestrator.search.samplers import GeneticSampler, make_sampler
 from orchestrator.search.space import Parameter, check_exist, parameters
+from orchestrator.search.summary import CellEstimate, summarise
+from orchestrator.search.surrogate import Fits
 from orchestrator.search.threads import one_thread
-
-if TYPE_CHECKING:
-    from orchestrator.search.allocation import OpenCells
-    from orchestrator.search.answers import Answers
-    from orchestrator.search.cell_model import CellModel
-    from orchestrator.search.summary import CellEstimate
-    from orchestrator.search.surrogate import Fits
 
 _OWN_KEYS = (FIXED_KEY, BOUNDS_KEY, POSITION_KEY)
 
@@ -137,8 +135,6 @@ class Search:
             ticket: ordinal of its ticket in the study, from 0.
             retry: how often this ticket had failed before.
         """
-        from orchestrator.search.answers import Answers
-
         sampler = self._sampler_of_discovered
         return Answers(self._spec, self._parameters, self._discovered, self._mirror, sampler, trial, ticket=ticket, retry=retry)
 
@@ -168,8 +164,6 @@ class Search:
         """
         for _, values in open_cells:
             self._internal_cell(values)
-        from orchestrator.search.allocation import Question, choose
-
         entropy = (abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry, 2)
         question = Question(open_cells, self._spec.directions[0] == "maximize", entropy)
         model = self._model()
@@ -188,8 +182,6 @@ class Search:
             self._internal_cell(values)
         if len(self._spec.directions) > 1:
             return [None] * len(cells)
-        from orchestrator.search.summary import summarise
-
         maximize = self._spec.directions[0] == "maximize"
         model = self._model()
         with one_thread():
@@ -211,9 +203,6 @@ class Search:
 
     def _model(self) -> CellModel:
         """The model of the cells, which knows of the parameters that objectives asked for as well."""
-        # Loaded where it is needed, for SciPy's linear algebra takes as long as Optuna.
-        from orchestrator.search.cell_model import CellModel
-
         if self._known_to_model is None or self._known_to_model[0] != self._discovered.space:
             known = CellModel(self._parameters | self._discovered.parameters(), self._fits)
             self._known_to_model = dict(self._discovered.space), known
@@ -221,8 +210,6 @@ class Search:
 
     @cached_property
     def _fits(self) -> Fits:
-        from orchestrator.search.surrogate import Fits
-
         return getattr(self._sampler, "fits", None) or Fits()
 
     def _sample(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +17,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.candidates import spread
 from orchestrator.search.history import PART_KEY, Array, Column, Context, History, columns, single_values
+from orchestrator.search.improvement import Improvement
 from orchestrator.search.kinship import MAX_COMPARED, SHARING, Drift, closeness, learn_sharing
 from orchestrator.search.losses import Scale
 from orchestrator.search.parzen import Mixture
 from orchestrator.search.quasirandom import point_of
 from orchestrator.search.rows import Rows, checkpoint
 from orchestrator.search.smallest import smallest
+from orchestrator.search.surrogate import Fits, Surrogate
 from orchestrator.search.threads import one_thread
-
-if TYPE_CHECKING:
-    from orchestrator.search.surrogate import Fits
 
 GOOD = 0.2
 """This part of the trials is good, MAX_GOOD of them at most: the nearest cells' first."""
@@ -85,6 +83,7 @@ class HybridTPESampler(BaseSampler):
         self._n_ei_candidates = n_ei_candidates
         self._space = IntersectionSearchSpace(include_pruned=True)
         self._rows = Rows()
+        self.fits = Fits(FITTED_TO)
         self._learnt: tuple[object, tuple[float, float]] | None = None
         self.reseed(seed)
 
@@ -153,22 +152,10 @@ class HybridTPESampler(BaseSampler):
         result: Array = likeliest[int(np.argmax(self._worth(searched, context, history, likeliest)))]
         return result
 
-    @cached_property
-    def fits(self) -> Fits:
-        """The Gaussian process's hyperparameters, kept from ask to ask."""
-        from orchestrator.search.surrogate import Fits
-
-        return Fits(FITTED_TO)
-
     def _worth(self, searched: Sequence[Column], context: Context, history: History, points: Array) -> Array:
         """What the Gaussian process expects of each point."""
-        # Loaded where it is needed, for SciPy's linear algebra takes as long as Optuna.
-        from orchestrator.search.improvement import Improvement
-        from orchestrator.search.surrogate import Surrogate
-
-        with one_thread():  # of SciPy too, now that it is loaded
-            known = Surrogate.of(history, searched, context.columns, self.fits, least=self._n_startup_trials)
-            return Improvement(known.near(context.point, RANKED_BY), context.point, self._rng)(points)
+        known = Surrogate.of(history, searched, context.columns, self.fits, least=self._n_startup_trials)
+        return Improvement(known.near(context.point, RANKED_BY), context.point, self._rng)(points)
 
     def _sharing(self, study: Study, searched: Sequence[Column], context: Context, history: History) -> tuple[float, float]:
         """How much cells share, learnt anew when there are a tenth more trials: from the latest of the first n of them.

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import orchestrator
 from orchestrator import config, logs
-from orchestrator.cli import controls, doctor, launch, replay, reports, rerun, server
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError, OrchestratorError, did_you_mean
 
-COMMANDS: dict[str, tuple[Callable[[Call], int], str]] = {
+COMMANDS: dict[str, tuple[str, str]] = {
     "launch": (
-        launch.run,
+        "launch.run",
         "create or continue a study, run workers on this machine, follow it to its end (--dry-run: only show)",
     ),
-    "worker": (server.worker, "one worker: claims a device and pulls trials of all active studies"),
-    "dashboard": (server.dashboard, "optuna-dashboard on the same storage"),
-    "status": (reports.status, "studies, cells, running trials, workers, devices"),
+    "worker": ("server.worker", "one worker: claims a device and pulls trials of all active studies"),
+    "dashboard": ("server.dashboard", "optuna-dashboard on the same storage"),
+    "status": ("reports.status", "studies, cells, running trials, workers, devices"),
     "best": (
-        reports.best,
+        "reports.best",
         "the best trial as YAML and as overrides (trial=N: another one; out=file.yaml: the config to train with)",
     ),
-    "logs": (reports.logs, "a trial's log: trial=N (attempt=K: of an earlier attempt)"),
-    "pause": (controls.pause, "begin no trial of a study (--now: give its running trials back)"),
-    "resume": (controls.resume, "go on with a paused study"),
-    "stop": (controls.stop, "end a study once its running trials have ended (--now: give them back)"),
-    "retry": (controls.retry, "run a failed trial again: trial=N, or trial=failed for all of them"),
-    "enqueue": (controls.enqueue, "a trial by hand, on top of the budget: key=value …"),
-    "rerun": (rerun.run, "run the best trial, or trial=N, once more with its seed and compare its value"),
-    "replay": (replay.run, "make the suggestion of trial=N again, from what was known then"),
-    "doctor": (doctor.run, "check the invariants of all studies, or of one: nothing lost, nothing twice, nobody forgotten"),
-    "db": (server.database, "start | stop | url | upgrade: the embedded server and the schema"),
+    "logs": ("reports.logs", "a trial's log: trial=N (attempt=K: of an earlier attempt)"),
+    "pause": ("controls.pause", "begin no trial of a study (--now: give its running trials back)"),
+    "resume": ("controls.resume", "go on with a paused study"),
+    "stop": ("controls.stop", "end a study once its running trials have ended (--now: give them back)"),
+    "retry": ("controls.retry", "run a failed trial again: trial=N, or trial=failed for all of them"),
+    "enqueue": ("controls.enqueue", "a trial by hand, on top of the budget: key=value …"),
+    "rerun": ("rerun.run", "run the best trial, or trial=N, once more with its seed and compare its value"),
+    "replay": ("replay.run", "make the suggestion of trial=N again, from what was known then"),
+    "doctor": ("doctor.run", "check the invariants of all studies, or of one: nothing lost, nothing twice, nobody forgotten"),
+    "db": ("server.database", "start | stop | url | upgrade: the embedded server and the schema"),
 }
+"""Each command's function, loaded when it is called, and what it is for."""
 _INTERRUPTED = 130
 
 
@@ -83,7 +84,9 @@ def _dispatch(arguments: list[str]) -> int:
     if call.flags.shows:
         print(config.show(call.flags, call.composed, name), end="")
         return 0
-    return COMMANDS[name][0](call)
+    module, run = COMMANDS[name][0].split(".")
+    code: int = getattr(importlib.import_module(f"orchestrator.cli.{module}"), run)(call)
+    return code
 
 
 def _usage() -> str:

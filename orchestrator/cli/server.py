@@ -31,11 +31,11 @@ def worker(call: Call) -> int:
     if launcher := os.environ.pop(LAUNCHER_PID, None):
         linux.die_with_parent(signal.SIGTERM, int(launcher))
     with _ended_by_signal(), ExitStack() as stack:
+        # A study's trials are a million objects that stay; collections that look through them take as long as to read them.
+        gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
         from orchestrator.worker import Worker  # brings Optuna, which no other command needs
 
-        # A study's trials are a million objects that stay; collections that look through them take as long as to read them.
         gc.freeze()
-        gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
         store = _patiently(call, stack)
         served = Worker(store, host.worker, host.paths.runs, host.paths.checkpoints, artifacts)
         with served.signals():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from orchestrator.config import WorkerConfig
@@ -151,8 +152,12 @@ class Serving:
             served = self._served[row.study_id] = Served(row, spec, Search(spec), self._runner(spec))
             served.runner.begin()
             # While the objective is imported, and no lock is held for it; but not again and again where it cannot be.
-            if served.informed and (row.study_id, row.revision) not in self._unservable:
-                served.learn(self._store)
+            if (row.study_id, row.revision) not in self._unservable:
+                if served.informed:
+                    with ThreadPoolExecutor(1) as beside:  # while the database answers
+                        beside.submit(served.search.load)
+                        served.learn(self._store)
+                served.search.rehearse()
         return served
 
     def _runner(self, spec: StudySpec) -> Runner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ from orchestrator.search.answers import Answers
 from orchestrator.search.best_cells import BestOfCells
 from orchestrator.search.cell_model import CellModel
 from orchestrator.search.discovered import Discovered
+from orchestrator.search.gp import HybridGPSampler
 from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY
 from orchestrator.search.mirror import Mirror, asked, frozen
 from orchestrator.search.pruners import Judge
@@ -28,6 +30,7 @@ from orchestrator.search.space import Parameter, check_exist, parameters
 from orchestrator.search.summary import CellEstimate, summarise
 from orchestrator.search.surrogate import Fits
 from orchestrator.search.threads import one_thread
+from orchestrator.search.tpe import HybridTPESampler
 
 _OWN_KEYS = (FIXED_KEY, BOUNDS_KEY, POSITION_KEY)
 
@@ -73,6 +76,15 @@ class Search:
             self._best.note(item)
             self._finished += trial.state.is_finished()
             (self._running.add if item.state == "RUNNING" else self._running.discard)(item.number)
+
+    def load(self) -> None:
+        """Loads what fitting a model takes, if this study fits one; a thread may do it beside `feed`, but no other method."""
+        if self._spec.allocation == "adaptive" or isinstance(self._sampler, HybridGPSampler | HybridTPESampler):
+            importlib.import_module("scipy.optimize")
+
+    def rehearse(self) -> None:
+        """Makes a suggestion for nobody, so that the next one finds loaded and looked through what it needs; changes none."""
+        self.ask({axis.path: axis.values[0] for axis in self._spec.grid}, ticket=0, retry=0)
 
     def ask(
         self,

@@ -116,6 +116,20 @@ def test_an_ask_is_a_function_of_news_seed_ticket_and_retry(name: str) -> None:
     assert all(other.values != one.values for other in others)
 
 
+@pytest.mark.parametrize("known", [0, 25])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_rehearsal_changes_no_suggestion(name: str, known: int) -> None:
+    spec, cell = with_sampler(SPEC, name), {"batch": 64, "net": "small"}
+    searches, other = [Search(spec), Search(spec)], Search(spec)
+    asked = [other.ask(cell, ticket=ticket, retry=0) for ticket in range(known + 1)]
+    searches[0].rehearse()
+    for search in searches:
+        search.feed([complete(number, asked[number], number % 7, 0) for number in range(known)])
+    searches[0].rehearse()
+    one, same = (s.ask(cell, ticket=known, retry=0) for s in searches)
+    assert one == same
+
+
 def test_the_mirror_holds_its_trials_by_number_whatever_comes_when() -> None:
     mirror = Mirror("m", ("minimize",))
     for number in (5, 2, 9, 0, 2, 7):

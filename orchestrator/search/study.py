@@ -79,6 +79,7 @@ class Search:
 
     def load(self) -> None:
         """Loads what fitting a model takes, if this study fits one; a thread may do it beside `feed`, but no other method."""
+        # Not while `one_thread` looks through the libraries: that and a load can wait for each other for ever.
         if self._spec.allocation == "adaptive" or isinstance(self._sampler, HybridGPSampler | HybridTPESampler):
             importlib.import_module("scipy.optimize")
 

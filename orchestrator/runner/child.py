@@ -181,6 +181,7 @@ def _import_ahead(options: KeeperOptions) -> dict[str, int]:
         with contextlib.suppress(BaseException):
             locate(options.target)
     if options.start == "spawn":
+        configure_streams()
         package = options.target.partition(".")[0]
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)

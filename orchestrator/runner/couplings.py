@@ -20,11 +20,13 @@ def sqrt_scaling(base_lr: float, base_batch: float, batch: float) -> float:
 
 _RESOLVERS: Final = {"linear_scaling": linear_scaling, "sqrt_scaling": sqrt_scaling}
 _registered: dict[str, object] = {}  # what OmegaConf made of each
+# It has no public name; should a version not have it, they are registered each time.
+_resolver_of = getattr(OmegaConf, "_get_resolver", lambda _name: object())
 
 
 def register() -> None:
     """Makes the resolvers known to OmegaConf in this process; calling it again puts back what user code cleared or replaced."""
     for name, resolver in _RESOLVERS.items():
-        if name not in _registered or OmegaConf._get_resolver(name) is not _registered[name]:
+        if name not in _registered or _resolver_of(name) is not _registered[name]:
             OmegaConf.register_new_resolver(name, resolver, replace=True)
-            _registered[name] = OmegaConf._get_resolver(name)
+            _registered[name] = _resolver_of(name)

@@ -132,7 +132,10 @@ class Bench:
 @contextlib.contextmanager
 def awake() -> Iterator[None]:
     """Within this block no processor idles."""
-    spin = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
+    spin = (
+        "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n"
+        f"while os.getppid() == {os.getpid()}:\n    for _ in range(1_000_000): pass"
+    )
     spinning = [subprocess.Popen([sys.executable, "-c", spin]) for _ in os.sched_getaffinity(0)]
     try:
         yield

@@ -460,7 +460,8 @@ _NEWS = Statement(
     ORDER BY o.seq
     """
 )
-_NEWS_AT = sa.text(f"SELECT o.seq, {_TOLD} {_OURS} AND o.created_seq <= :position ORDER BY t.number")
+# A trial without `created_seq` is older than the column, and so than any position that was written down.
+_NEWS_AT = sa.text(f"SELECT o.seq, {_TOLD} {_OURS} AND coalesce(o.created_seq, 0) <= :position ORDER BY t.number")
 _ASKED = sa.text(f"SELECT {_ALL_TOLD} {_OURS} AND o.number = :number")
 _RUNNING = sa.text(f"SELECT {_TOLD} {_OURS} AND o.state = 'RUNNING' ORDER BY t.number")
 _FOREIGN = sa.text(

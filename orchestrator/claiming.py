@@ -63,6 +63,7 @@ class Claiming:
     def hold(self, lease: WorkerLease) -> None:
         """From now on trials are claimed under this lease; what was prepared under another one is gone with it."""
         self._lease = lease
+        self._serving.hold(lease)
         self._prepared = None
         self._unsure = False
 
@@ -167,6 +168,7 @@ class Claiming:
         if time.monotonic() >= self._look_at:
             self._rows = self._store.reads.studies(self._settings.studies, active_only=True)
             self._look_at = time.monotonic() + _LOOK_EVERY_S
+            self._serving.announce(self._rows)
             if running is None:
                 self._serving.keep_only(self._rows)
         for row in self._rows:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from orchestrator.config import WorkerConfig
 from orchestrator.contact import Contact
 from orchestrator.devices import describe
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
 from orchestrator.logs import logger
-from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews
+from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews, span_label, value_label
 from orchestrator.runner import Runner, check_allowed
 from orchestrator.search import FIXED_KEY, Search
 from orchestrator.slots import HeldSlot
-from orchestrator.store import MOST_CHOICES, Claim, Store, StudyRow
+from orchestrator.store import MOST_CHOICES, Claim, Store, StudyRow, WorkerLease
 
 IMPORT_AGAIN_S = 30.0
 FOREIGN_EVERY_S = 10.0
 _FOREIGN_TOLD = 200
+_MOST_WHY = 1000  # characters of a reason that others read
 _MODELS = ("tpe", "gp", "nsga2")  # the samplers that suggest by what they know of the other trials
 LIKELY = 3 * MOST_CHOICES // 4
 """So many of the cells that an allocation chooses among are the best so far, the others those with the fewest tickets."""
@@ -100,15 +101,29 @@ class Served:
 
 
 class Serving:
-    """The studies of one worker. `device` is what their trials run on; set it before the first `ready`."""
+    """The studies of one worker. `device` is what their trials run on; set it before the first `ready`, and a lease by `hold`.
 
-    def __init__(self, store: Store, settings: WorkerConfig, contact: Contact) -> None:
+    Args:
+        command: writes the command line for some words: ``stop study.name=digits``.
+    """
+
+    def __init__(self, store: Store, settings: WorkerConfig, contact: Contact, command: Callable[..., str]) -> None:
         self._store = store
         self._settings = settings
         self._contact = contact
+        self._command = command
         self._served: dict[int, Served] = {}
         self._unservable: dict[tuple[int, int], float] = {}
+        self._refusals: dict[int, tuple[int, str]] = {}
+        self._refusals_told: dict[int, tuple[int, str]] = {}
+        self._announced: set[tuple[int, int]] = set()
+        self._lease: WorkerLease
         self.device: HeldSlot
+
+    def hold(self, lease: WorkerLease) -> None:
+        """From now on this is the worker's row, which says what it cannot serve."""
+        self._lease = lease
+        self._refusals_told = {}
 
     def study(self, study_id: int) -> Served:
         """A study that was `ready`."""
@@ -121,25 +136,57 @@ class Serving:
 
     def keep_only(self, rows: Collection[StudyRow]) -> None:
         """Ends the processes of all other studies."""
-        for study_id in self._served.keys() - {row.study_id for row in rows}:
+        ids = {row.study_id for row in rows}
+        for study_id in self._served.keys() - ids:
             self._served.pop(study_id).runner.close()
+        for study_id in self._refusals.keys() - ids:
+            del self._refusals[study_id]
+
+    def announce(self, rows: Collection[StudyRow]) -> None:
+        """Says which studies are served, each once after every launch of it: how old that is, and that nobody follows it."""
+        for row in rows:
+            if (row.study_id, row.revision) in self._announced:
+                continue
+            self._announced.add((row.study_id, row.revision))
+            alone = (
+                "" if row.followed else f"; no launch follows it, '{self._command('stop', f'study.name={row.name}')}' ends it"
+            )
+            logger.info("serves study %s, launched %s ago%s", row.name, span_label(row.launched_s), alone)
 
     def ready(self, row: StudyRow) -> bool:
-        """Whether the objective of the study runs on this host; if not, that is said once, and tried again now and then."""
+        """Whether the study can be served on this host; if not, that is said once, to all, and tried again now and then.
+
+        Raises:
+            LeaseLostError: the worker was evicted.
+            StoreUnavailableError: the database does not answer.
+        """
         key = (row.study_id, row.revision)
-        if time.monotonic() < self._unservable.get(key, 0.0):
-            return False
-        try:
-            self._current(row).runner.check()
-        except ConfigError as error:
-            if row.study_id in self._served:
-                self._served.pop(row.study_id).runner.close()
-            if key not in self._unservable:
-                logger.error("not claiming from study %s: %s", row.name, error)
-            self._unservable[key] = time.monotonic() + IMPORT_AGAIN_S
-            return False
-        self._unservable.pop(key, None)
-        return True
+        able = False
+        if time.monotonic() >= self._unservable.get(key, 0.0):
+            try:
+                self._current(row).runner.check()
+                able = True
+                self._unservable.pop(key, None)
+                self._refusals.pop(row.study_id, None)
+            except (LeaseLostError, StoreUnavailableError):
+                raise
+            except Exception as error:  # noqa: BLE001 - made by another version, a sampler's package missing: others go on
+                self._refuse(row, error)
+        if self._refusals != self._refusals_told:
+            self._store.fleet.refuse(self._lease, self._refusals)
+            self._refusals_told = dict(self._refusals)
+        return able
+
+    def _refuse(self, row: StudyRow, error: Exception) -> None:
+        key = (row.study_id, row.revision)
+        if row.study_id in self._served:
+            self._served.pop(row.study_id).runner.close()
+        expected = isinstance(error, ConfigError)
+        why = str(error) if expected else f"{type(error).__name__}: {error}"
+        if key not in self._unservable:
+            logger.error("not claiming from study %s: %s", row.name, why, exc_info=None if expected else error)
+        self._unservable[key] = time.monotonic() + IMPORT_AGAIN_S
+        self._refusals[row.study_id] = (row.revision, value_label(why)[:_MOST_WHY])
 
     def _current(self, row: StudyRow) -> Served:
         served = self._served.get(row.study_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -62,13 +62,20 @@ class Worker:
         runs_dir: root of the run directories.
         checkpoints: where checkpoints are kept, `paths.checkpoints`.
         artifacts: where artifacts are kept, as `checked_place` returns it; None: in the run directories.
+        command: writes the command line that people can type for some words: ``stop study.name=digits``.
 
     Raises:
         ConfigError: checkpoints cannot be kept there.
     """
 
     def __init__(
-        self, store: Store, settings: WorkerConfig, runs_dir: Path, checkpoints: str | None = None, artifacts: str | None = None
+        self,
+        store: Store,
+        settings: WorkerConfig,
+        runs_dir: Path,
+        checkpoints: str | None = None,
+        artifacts: str | None = None,
+        command: Callable[..., str] = lambda *words: " ".join(("orchestrator", *words)),
     ) -> None:
         self._store = store
         self._settings = settings
@@ -80,7 +87,7 @@ class Worker:
         self._ended = 0
         self._next_look = 0.0
         self._left = LeftResults()
-        self._serving = Serving(store, settings, self._contact)
+        self._serving = Serving(store, settings, self._contact, command)
         self._claiming = Claiming(
             store, settings, self._contact, self._draining, self._serving, self._place, self._deliver_left
         )

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Mapping
 
 from orchestrator import search
+from orchestrator.cli import hints
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError
 from orchestrator.maintenance import Maintenance
@@ -98,9 +99,9 @@ def _say(call: Call, store: Store, row: StudyRow, text: str, data: Mapping[str, 
         return
     print(f"study {row.name}: {text}")
     if any(data.values()) and now.state == "PAUSED":
-        print(f"it is {now.reason}; go on with: orchestrator resume study.name={row.name}")
+        print(f"it is {now.reason}; go on with: {hints.command(call, 'resume', f'study.name={row.name}')}")
     elif now.state == "ACTIVE" and any(data.values()) and not workers:
-        print("no worker runs now; start one with: orchestrator worker")
+        print(f"no worker runs now; start one with: {hints.command(call, 'worker')}")
 
 
 def _named(call: Call) -> str:

@@ -19,8 +19,9 @@ from types import FrameType
 from omegaconf import OmegaConf
 
 from orchestrator import config, search
-from orchestrator.cli import estimates, screen
+from orchestrator.cli import estimates, hints, screen
 from orchestrator.cli.call import Call
+from orchestrator.cli.following import Following
 from orchestrator.cli.server import LAUNCHER_PID
 from orchestrator.devices import discover, usable_cores
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, StudyFailedError
@@ -61,8 +62,9 @@ def run(call: Call) -> int:
         if launched.open_tickets:
             if count:
                 _announce_devices(call, store, view)
-            with _Workers(call, spec, count, output, view) as workers:
-                interrupted = _follow(store, row, spec, workers, view)
+            following = Following(call, store, row, view, starts_workers=count > 0)
+            with following.shown(), _Workers(call, spec, count, output, view) as workers:
+                interrupted = _follow(store, row, spec, workers, view, following)
         return _conclude(call, store, row, spec, interrupted)
 
 
@@ -182,7 +184,7 @@ class _Workers:
         if self._count:
             self._view.say(f"{self._count} workers started; their logs: {self._output}/worker-*.log")
         else:
-            self._view.say("worker.count=0: following; trials run where 'orchestrator worker' does")
+            self._view.say("worker.count=0: following; trials run on the workers there are")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -279,7 +281,7 @@ def _interrupts(workers: _Workers, view: screen.View) -> Iterator[list[int]]:
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         got.append(number)
-        if number == signal.SIGINT and len(got) == 1:
+        if number == signal.SIGINT and len(got) == 1 and not workers.all_gone:
             view.say("ending: running trials are finished first; Ctrl-C again gives them back at once. The study stays.")
         workers.signal(signal.Signals(number))
 
@@ -291,7 +293,7 @@ def _interrupts(workers: _Workers, view: screen.View) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, view: screen.View) -> bool:
+def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, view: screen.View, following: Following) -> bool:
     """Shows the study until it is finished; returns True when the user ended it before."""
     maintenance = Maintenance(store, every_s=1.0)
     failed: set[int] = set()
@@ -306,6 +308,7 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
                     next_look = time.monotonic() + (time.monotonic() - began) / _SHARE_OF_LOOKING
                     if progress.failed > len(failed):
                         failed |= _show_failures(store, row, failed, view)
+                following.look(progress)
                 store.rest()
             except StoreUnavailableError as error:
                 maintenance.lost_contact()
@@ -343,9 +346,11 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
         print(json.dumps(screen.as_data(spec, progress, best, believed), indent=2))
     else:
         print(screen.results(spec, progress, best, believed))
-        where = "".join(f" {o}" for o in call.composed.overrides if o.startswith(("storage", "paths")) and "url" not in o)
-        print(f"browse it: orchestrator dashboard{where}")
+        paths = [o for o in call.composed.overrides if o.startswith("paths.")]
+        print(f"browse it: {hints.command(call, 'dashboard', *paths)}")
     if interrupted:
+        if progress.study.state == "ACTIVE":
+            print(hints.staying(call, spec.name, progress.total - progress.spent), file=sys.stderr if call.json else sys.stdout)
         return 130
     if progress.study.state != "FINISHED":
         left = progress.total - progress.spent

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli import estimates, provenance, screen
+from orchestrator.cli import estimates, hints, provenance, screen
 from orchestrator.cli.call import Call
+from orchestrator.cli.following import unfollowed, unserved
 from orchestrator.config import grid_words, rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import StudySpec, value_label
@@ -38,7 +39,8 @@ def status(call: Call) -> int:
         workers = store.reads.workers()
         if not rows and call.study_name is None:
             data: dict[str, Any] = {"studies": [], "workers": [_worker_data(w, {}) for w in workers]}
-            print(json.dumps(data, indent=2) if call.json else "no study yet; start one with: orchestrator launch experiment=…")
+            start = hints.command(call, "launch")
+            print(json.dumps(data, indent=2) if call.json else f"no study yet; start one with: {start} experiment=…")
             return 0
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
@@ -46,11 +48,23 @@ def status(call: Call) -> int:
         progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
         live = store.reads.trials(row.study_id, live_only=True)
         held = _held(store, rows)
+        servers = store.reads.servers([r.study_id for r in rows if r.active])
         best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
         earlier = {t.number: store.reads.attempts(row.study_id, t.number)[:-1] for t in live if t.attempts > 1}
+    waits = {r.study_id: unserved(call, r.name, servers[r.study_id]) for r in rows if r.active}
     if call.json:
         data = {
-            "studies": [{"name": r.name, "state": r.state, "reason": r.reason} for r in rows],
+            "studies": [
+                {
+                    "name": r.name,
+                    "state": r.state,
+                    "reason": r.reason,
+                    "launched_s": r.launched_s,
+                    "followed": r.followed,
+                    "unserved": waits.get(r.study_id),
+                }
+                for r in rows
+            ],
             "study": screen.as_data(spec, progress, best),
             "running": [
                 {
@@ -68,7 +82,10 @@ def status(call: Call) -> int:
     console = Console(highlight=False, width=max(120, Console().width))
     for r in rows:
         mark = ">" if r.study_id == row.study_id else " "
-        console.print(Text(f"{mark} {r.name}: {r.state.lower()}{f' ({r.reason})' if r.reason else ''}"), soft_wrap=True)
+        told = [f"{r.state.lower()}{f' ({r.reason})' if r.reason else ''}", unfollowed(call, r)]
+        console.print(Text(f"{mark} {r.name}: {'; '.join(filter(None, told))}"), soft_wrap=True)
+        if workers and (why := waits.get(r.study_id)):  # that there is no worker at all is said below, once
+            console.print(Text(f"  {why}"), soft_wrap=True)
     console.print()
     console.print(Text(f"{spec.name}: {screen.headline(spec, progress)}"), soft_wrap=True)
     console.print(screen.cell_table(spec, progress.cells, n_cells=progress.n_cells))
@@ -78,7 +95,7 @@ def status(call: Call) -> int:
         for a in earlier.get(t.number, ()):
             console.print(Text(f"  attempt {a.attempt} {a.outcome}: {a.reason}"), soft_wrap=True)
     console.print()
-    console.print(_worker_table(workers, held))
+    console.print(_worker_table(workers, held, hints.command(call, "worker")))
     return 0
 
 
@@ -106,9 +123,9 @@ def _worker_data(worker: WorkerRow, held: dict[int, str]) -> dict[str, Any]:
     }
 
 
-def _worker_table(workers: list[WorkerRow], held: dict[int, str]) -> Table | Text:
+def _worker_table(workers: list[WorkerRow], held: dict[int, str], start: str) -> Table | Text:
     if not workers:
-        return Text("no workers; start one with: orchestrator worker")
+        return Text(f"no workers; start one with: {start}")
     table = Table(box=None, pad_edge=False)
     for name in ("worker", "host", "pid", "device", "slot", "doing"):
         table.add_column(name)

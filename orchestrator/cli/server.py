@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 from types import FrameType
 
 from orchestrator import logs
+from orchestrator.cli import hints
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError, StoreUnavailableError
 from orchestrator.logs import logger
@@ -37,7 +39,8 @@ def worker(call: Call) -> int:
 
         gc.freeze()
         store = _patiently(call, stack)
-        served = Worker(store, host.worker, host.paths.runs, host.paths.checkpoints, artifacts)
+        command = functools.partial(hints.command, call)
+        served = Worker(store, host.worker, host.paths.runs, host.paths.checkpoints, artifacts, command)
         with served.signals():
             served.run()
     return 0

@@ -1,6 +1,6 @@
 """The config: Hydra composes it, this room checks it and hands on plain typed values."""
 
-from orchestrator.config.compose import Composed, compose
+from orchestrator.config.compose import URL_VARIABLE, Composed, compose, default_storage_path
 from orchestrator.config.flags import Flags, parse_flags, show
 from orchestrator.config.schema import DashboardConfig, HostConfig, PathsConfig, StorageConfig, WorkerConfig
 from orchestrator.config.space import at
@@ -8,6 +8,7 @@ from orchestrator.config.study import study_spec
 from orchestrator.config.words import grid_words, hydra_word, normal_form, program_words, rerun_words
 
 __all__ = [
+    "URL_VARIABLE",
     "Composed",
     "DashboardConfig",
     "Flags",
@@ -17,6 +18,7 @@ __all__ = [
     "WorkerConfig",
     "at",
     "compose",
+    "default_storage_path",
     "grid_words",
     "hydra_word",
     "normal_form",

@@ -44,6 +44,7 @@ from orchestrator.model import Axis
 T = TypeVar("T")
 URL_VARIABLE = "ORCHESTRATOR_STORAGE_URL"
 DATA_VARIABLE = "ORCHESTRATOR_DATA_DIR"
+_EMBEDDED = "postgres"
 _NOISE = re.compile(r"\n\s*((object|reference)_type=.*|full_key: *$)", re.MULTILINE)  # what OmegaConf adds to its messages
 _PASSWORD = re.compile(r"(://[^:/?#\s]*):\S*@|(password=)[^&\s'\"]*")
 
@@ -395,7 +396,12 @@ def _check_storage(host: HostConfig, typed_embedded: bool) -> None:
     if storage.url and not re.match(r"postgres(ql)?(\+\w+)?://", storage.url):
         raise ConfigError("storage.url must start with postgresql+psycopg2:// (its value is not shown here)")
     if storage.kind == "embedded" and storage.path is None:
-        storage.path = host.paths.data / "postgres"
+        storage.path = host.paths.data / _EMBEDDED
+
+
+def default_storage_path() -> Path:
+    """Where the embedded server of this user is when nothing on the command line says otherwise."""
+    return Path(_data_directory()).absolute() / _EMBEDDED
 
 
 def _typed_url(url: str) -> str | None:

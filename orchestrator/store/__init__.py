@@ -18,7 +18,7 @@ from orchestrator.store.fleet import Fleet, Silent, SlotOffer, WorkerLease
 from orchestrator.store.interventions import Interventions, Retried
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.migrations import migrate
-from orchestrator.store.reads import AttemptRow, CellRow, ClosedFor, Progress, Reads, StudyRow, TrialRow, WorkerRow
+from orchestrator.store.reads import AttemptRow, CellRow, ClosedFor, Progress, Reads, Servers, StudyRow, TrialRow, WorkerRow
 from orchestrator.store.studies import Launched, Studies
 from orchestrator.store.suggested import Suggested
 from orchestrator.store.tickets import MOST_CHOICES, Choice, Undecided
@@ -36,6 +36,7 @@ __all__ = [
     "Place",
     "Progress",
     "Retried",
+    "Servers",
     "Silent",
     "SlotOffer",
     "Store",

@@ -325,6 +325,20 @@ _STUDIES = {
 }
 
 _FLEET = {
+    "not served": """
+        SELECT s.study, format('none of the workers that might serve it can: %s',
+            string_agg(DISTINCT w.refusals #>> ARRAY[CAST(s.study_id AS text), 'why'], '; '))
+        FROM ours s JOIN studies o ON o.study_id = s.study_id
+        JOIN orchestrator.worker w ON w.state = 'ACTIVE' AND w.lease_until > now() AND (
+            w.studies IS NULL OR EXISTS (
+                SELECT FROM json_array_elements_text(w.studies) AS n(name) WHERE n.name IN (s.name, o.study_name)
+            )
+        )
+        WHERE s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > now())
+        GROUP BY s.study_id, s.study, s.revision
+        HAVING bool_and(coalesce(
+            w.refusals #>> ARRAY[CAST(s.study_id AS text), 'revision'] = CAST(s.revision AS text), false
+        ))""",
     # As long as the living have to notice and to evict: a lease, after it the TTL that a rescuer watches, and one heartbeat.
     "expired": """
         SELECT NULL, format('worker %s on %s fell silent %s ago and nobody has evicted it; a worker or launch would',

@@ -6,7 +6,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -127,6 +127,17 @@ class Fleet:
         if not renewed:
             raise lease.lost()
         return Renewed(bool(renewed[0].halted), bool(renewed[0].crowded))
+
+    def refuse(self, lease: WorkerLease, refusals: Mapping[int, tuple[int, str]]) -> None:
+        """Notes, for `Reads.servers`, all the studies that the worker cannot serve: for each the revision, and why.
+
+        Raises:
+            LeaseLostError: the worker was evicted.
+        """
+        rows = {str(study_id): {"revision": revision, "why": why} for study_id, (revision, why) in refusals.items()}
+        with self._database.transaction() as c:
+            hold_worker(c, lease)
+            c.execute(sa.update(worker).where(worker.c.worker_id == lease.worker_id).values(refusals=rows or None))
 
     def claim_slot(self, lease: WorkerLease, offers: Sequence[SlotOffer]) -> SlotOffer | None:
         """Takes the first offered slot that nobody holds, or returns None. A worker holds one slot at most.

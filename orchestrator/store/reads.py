@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,7 +34,10 @@ from orchestrator.store.wire import Row, Statement, answers
 
 @dataclass(frozen=True)
 class StudyRow:
-    """A study as stored; `active` is false once its budget, its time or its open cells are used up."""
+    """A study as stored; `active` is false once its budget, its time or its open cells are used up.
+
+    `launched_s` is how long ago it was last launched, `followed` whether a launch shows it now.
+    """
 
     study_id: int
     name: str
@@ -43,6 +46,8 @@ class StudyRow:
     reason: str | None
     active: bool
     created_at: datetime
+    launched_s: float = 0.0
+    followed: bool = False
 
     @property
     def folder(self) -> str:
@@ -135,6 +140,19 @@ class WorkerRow:
 
 
 @dataclass(frozen=True)
+class Servers:
+    """The living workers as one study sees them.
+
+    `able` is how many of them may serve it, `refusals` why others cannot: the reason, and how many say it. `elsewhere` are told
+    to serve other studies only.
+    """
+
+    able: int = 0
+    elsewhere: int = 0
+    refusals: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class AttemptRow:
     """Where one attempt of a trial ran, and how it ended (None: it runs); `reason` if it ended without a result.
 
@@ -160,7 +178,13 @@ class Reads:
     def studies(self, names: Collection[str] | None = None, *, active_only: bool = False) -> list[StudyRow]:
         """All studies (or those named), in the order workers serve them: by priority, then age."""
         query = (
-            sa.select(study, optuna_studies.c.study_name, is_active().label("active"))
+            sa.select(
+                study,
+                optuna_studies.c.study_name,
+                is_active().label("active"),
+                sa.extract("epoch", sa.func.clock_timestamp() - study.c.launched_at).label("launched_s"),
+                sa.func.coalesce(study.c.followed_until > sa.func.clock_timestamp(), sa.false()).label("followed"),
+            )
             .join(optuna_studies, optuna_studies.c.study_id == study.c.study_id)
             .order_by(study.c.priority.desc(), study.c.created_at, study.c.study_id)
         )
@@ -344,6 +368,19 @@ class Reads:
                     found[row.number].append(record)
         return found
 
+    def servers(self, study_ids: Collection[int]) -> dict[int, Servers]:
+        """Who of the living workers could serve each of these studies; one that has not tried yet counts as able."""
+        found = {study_id: Servers() for study_id in study_ids}
+        for row in self._database.execute(_SERVERS, {"study_ids": list(study_ids)}):
+            known = found[row.study_id]
+            if row.elsewhere:
+                found[row.study_id] = replace(known, elsewhere=known.elsewhere + row.workers)
+            elif row.why is not None:
+                found[row.study_id] = replace(known, refusals=(*known.refusals, (row.why, row.workers)))
+            else:
+                found[row.study_id] = replace(known, able=known.able + row.workers)
+        return found
+
     def workers(self) -> list[WorkerRow]:
         """The workers that are registered now."""
         with self._database.transaction() as c:
@@ -378,7 +415,9 @@ def _told(rows: Sequence[Row], cursor: int) -> tuple[list[TrialNews], int]:
 
 
 def _study_row(r: Row) -> StudyRow:
-    return StudyRow(r.study_id, r.study_name, r.revision, r.state, r.reason, r.active, r.created_at)
+    return StudyRow(
+        r.study_id, r.study_name, r.revision, r.state, r.reason, r.active, r.created_at, float(r.launched_s), r.followed
+    )  # fmt: skip
 
 
 def _cell_row(r: Row) -> CellRow:
@@ -471,6 +510,30 @@ _FOREIGN = sa.text(
     WHERE t.study_id = :study_id AND t.state IN ('COMPLETE', 'PRUNED', 'FAIL') AND t.number <> ALL(CAST(:known AS int[]))
       AND NOT EXISTS (SELECT FROM orchestrator.trial o WHERE o.optuna_trial_id = t.trial_id)
     ORDER BY t.number
+    """
+)
+# A worker that waits for a device cannot serve it either, and says so as what it does.
+_SERVERS = sa.text(
+    """
+    SELECT s.study_id, w.elsewhere, CASE WHEN NOT w.elsewhere THEN w.why END AS why, count(*) AS workers
+    FROM orchestrator.study s
+    JOIN studies o ON o.study_id = s.study_id
+    CROSS JOIN LATERAL (
+        SELECT
+            w.studies IS NOT NULL AND NOT EXISTS (
+                SELECT FROM json_array_elements_text(w.studies) AS n(name) WHERE n.name IN (s.name, o.study_name)
+            ) AS elsewhere,
+            CASE
+                WHEN w.refusals #>> ARRAY[CAST(s.study_id AS text), 'revision'] = CAST(s.revision AS text)
+                    THEN w.refusals #>> ARRAY[CAST(s.study_id AS text), 'why']
+                WHEN w.doing LIKE 'waiting for a device%' THEN w.doing
+            END AS why
+        FROM orchestrator.worker w
+        WHERE w.state = 'ACTIVE' AND w.lease_until > clock_timestamp()
+    ) AS w
+    WHERE s.study_id = ANY(CAST(:study_ids AS int[]))
+    GROUP BY 1, 2, 3
+    ORDER BY workers DESC, why
     """
 )
 _FEASIBLE = """

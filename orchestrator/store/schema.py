@@ -35,6 +35,7 @@ study = sa.Table(
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("launched_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("deadline_at", sa.DateTime(timezone=True)),
+    sa.Column("followed_until", sa.DateTime(timezone=True), comment="a launch follows it, and will have said so again by then"),
     sa.CheckConstraint("state IN ('ACTIVE', 'PAUSED', 'STOPPING', 'FINISHED')", name="study_state"),
 )
 
@@ -106,6 +107,7 @@ worker = sa.Table(
     sa.Column("doing", sa.Text, nullable=False, server_default="starting", comment="what it does, for people"),
     sa.Column("checkpoints", sa.Text, comment="the place where it keeps checkpoints; the same for all that share it"),
     sa.Column("studies", sa.JSON(none_as_null=True), comment="names of the only studies it serves; null: all"),
+    sa.Column("refusals", JSONB(none_as_null=True), comment="by study_id: a revision that it cannot serve, and why"),
     sa.Column("lease_until", sa.DateTime(timezone=True), nullable=False),
     sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("ended_at", sa.DateTime(timezone=True)),

@@ -74,6 +74,12 @@ class Studies:
             )
             return Launched(study_id, new, added, open_tickets, changes, reason)
 
+    def follow(self, study_id: int, for_s: float) -> None:
+        """Notes that a launch follows the study: for so many seconds from now, unless it says so again; 0: no more."""
+        until = sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, for_s)
+        with self._database.transaction() as c:
+            c.execute(sa.update(study).where(study.c.study_id == study_id).values(followed_until=until))
+
     def _optuna_study(self, c: Connection, spec: StudySpec) -> tuple[int, bool]:
         """Returns the id of Optuna's study, made now if it was not there, with Optuna's own lock on its row."""
         made = c.execute(

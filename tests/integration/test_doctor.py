@@ -409,6 +409,14 @@ PLANTS = {
             "worker 3 holds trial 6, claim",
         )
     ],
+    "not served": [
+        Plant(
+            "UPDATE orchestrator.worker SET refusals = (SELECT jsonb_build_object(CAST(study_id AS text), "
+            "jsonb_build_object('revision', revision, 'why', 'no module train')) "
+            f"FROM orchestrator.study WHERE {study()})",
+            "none of the workers that might serve it can: no module train",
+        )
+    ],
     "token of a worker": [Plant(f"UPDATE orchestrator.worker SET token = 1000 WHERE {WORKER_1}", "has the token 1000", None)],
 }
 

@@ -91,6 +91,7 @@ def test_a_worker_lives_its_whole_life_with_the_role_for_workers(roles: Roles) -
         assert store.fleet.claim_slot(lease, [SlotOffer("host", "GPU", 0, "H100")]) is not None
         store.fleet.release_slot(lease)
         store.fleet.renew(lease, "working")
+        store.fleet.refuse(lease, {study: (1, "no module")})
         short = Failed("oom", "CUDA out of memory", memory="device")
         for outcome in (Completed((1.0,), {"note": 1}), Completed((2.0,)), Pruned(1), Failed("exception", "broken"), short):
             claim = start(store, lease, study)
@@ -118,6 +119,7 @@ def test_a_worker_lives_its_whole_life_with_the_role_for_workers(roles: Roles) -
 def test_people_launch_and_change_studies_with_the_role_for_launches(roles: Roles) -> None:
     with roles.store("orchestrator_launch") as store:
         study = store.studies.launch(spec("people", cells=2)).study_id
+        store.studies.follow(study, 30.0)
         assert store.studies.launch(spec("people", cells=2, trials=4)).added == 2
         store.interventions.pause(study, "me", now=True)
         store.interventions.resume(study, "me")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,17 @@ class Commands:
             for left in [*descendants(process.pid), process.pid]:
                 kill(left)
             process.wait()
+
+
+def line_with(process: subprocess.Popen[str], words: str, timeout: float = 60) -> str:
+    """The next line of the command's output that holds `words`; what comes before it is passed over."""
+    output = process.stdout
+    assert output is not None
+    reading = ThreadPoolExecutor(1)
+    try:
+        return reading.submit(lambda: next((line for line in output if words in line), "")).result(timeout)
+    finally:
+        reading.shutdown(wait=False)
 
 
 def descendants(pid: int) -> list[int]:

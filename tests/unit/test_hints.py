@@ -1,0 +1,62 @@
+"""The command lines that people are told to type next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import hints
+from orchestrator.cli.call import Call
+from orchestrator.cli.following import unserved
+from orchestrator.model import span_label
+from orchestrator.store import Servers
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_DATA_DIR", str(tmp_path))
+    for variable in ("ORCHESTRATOR_STORAGE_URL", "ORCHESTRATOR_STORAGE_PASSWORD_FILE", hints.COMPOSE):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def stop(*words: str) -> str:
+    return hints.command(Call.parse("status", words), "stop", "study.name=mine")
+
+
+def test_a_command_names_the_storage_where_that_is_not_the_default_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert stop() == "orchestrator stop study.name=mine"
+    assert stop(f"storage.path={tmp_path}/postgres") == "orchestrator stop study.name=mine"
+    assert stop("storage.path=/data/a") == "orchestrator stop study.name=mine 'storage.path=\"/data/a\"'"
+    assert stop("paths.data=/data") == "orchestrator stop study.name=mine 'storage.path=\"/data/postgres\"'"
+    url = "postgresql+psycopg2://me:secret@db/a"
+    assert stop(f"storage.url={url}") == "orchestrator stop study.name=mine storage.url=…", "a URL may hold a password"
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", url)
+    assert stop() == "orchestrator stop study.name=mine"
+
+
+def test_in_a_container_of_compose_commands_are_those_of_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(hints.COMPOSE, "1")
+    call = Call.parse("launch", ())
+    assert stop() == "docker compose run --rm --entrypoint orchestrator launch stop study.name=mine"
+    assert hints.command(call, "worker") == "docker compose up -d worker"
+    assert hints.command(call, "launch") == "docker compose run --rm launch"
+    assert "trial is left" in hints.staying(call, "mine", 1)
+
+
+def test_who_serves_a_study_is_said_by_the_strongest_reason() -> None:
+    call = Call.parse("launch", ())
+    assert unserved(call, "s", Servers(able=1, elsewhere=1, refusals=(("why", 3),))) is None
+    assert unserved(call, "s", Servers(elsewhere=2, refusals=(("why", 3), ("not", 1)))) == (
+        "no worker can serve study s: 3 workers: why; 1 worker: not"
+    )
+    many = tuple((f"why {k}", 1) for k in range(5))
+    assert str(unserved(call, "s", Servers(refusals=many))).endswith("1 worker: why 2; and 2 more reasons")
+    assert unserved(call, "s", Servers()) == "no worker serves study s: there is none; start one with: orchestrator worker"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.2, "0 s"), (119, "119 s"), (120, "2 min"), (7_199, "120 min"), (7_200, "2 h"), (259_200, "3 d")]
+)
+def test_a_span_is_said_in_the_largest_unit_that_there_are_two_of(seconds: float, said: str) -> None:
+    assert span_label(seconds) == said

@@ -24,6 +24,7 @@ FACTS: Final = (
     "trial.seed",
     "trial.device",
     "trial.checkpoint_dir",
+    "trial.run_dir",
     "study.name",
     "params_file",
     "metrics_file",
@@ -33,7 +34,7 @@ FACTS: Final = (
 PATTERN: Final = "command:"
 """How a pattern of ``worker.allow_targets`` begins that is about programs."""
 
-_KEYS: Final = ("command", "result", "overrides")
+_KEYS: Final = ("command", "result", "overrides", "hydra")
 _TOKEN: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
@@ -52,6 +53,7 @@ class Program:
     words: tuple[str, ...]
     result: JSONValue = "last"
     overrides: bool | Literal["auto"] = "auto"
+    hydra: bool | Literal["auto"] = "auto"
 
     @property
     def placeholders(self) -> tuple[str, ...]:
@@ -63,6 +65,28 @@ class Program:
         if self.overrides == "auto":
             return not any(name == "params_file" or name not in FACTS for name in self.placeholders)
         return self.overrides
+
+    @property
+    def may_be_hydra(self) -> bool:
+        """Whether it is told more if it is an app of Hydra's: on demand, or unless nothing is to be appended."""
+        return self.hydra is True or (self.hydra == "auto" and self.overrides is not False)
+
+    def hydra_settings(self, directory: str, number: int, job_id: str) -> dict[str, JSONValue]:
+        """What an app of Hydra's is told of one attempt: its output directory and job; nothing that the command says itself."""
+        if self._is_multirun:  # of many jobs, which Hydra numbers
+            settings: dict[str, JSONValue] = {"hydra.sweep.dir": directory}
+        else:
+            settings = {"hydra.run.dir": directory, "hydra.job.num": number, "hydra.job.id": job_id}
+        said = {word.lstrip("+").partition("=")[0] for word in self.words}
+        return {key: value for key, value in settings.items() if key not in said}
+
+    @property
+    def _is_multirun(self) -> bool:
+        """Whether ``-m`` follows the script, and not the interpreter that it is given to."""
+        words = self.words
+        begin = next((index + 1 for index, word in enumerate(words) if word.endswith(".py")), None)
+        begin = begin or (words.index("-m") + 2 if "-m" in words[1:2] else 1)
+        return any(word in ("-m", "--multirun") for word in words[begin:])
 
     def arguments(self, value_of: Callable[[str], JSONValue]) -> list[str]:
         """The words with the values of their placeholders in place."""
@@ -117,13 +141,16 @@ def read(objective: Mapping[str, JSONValue]) -> Program:
     overrides = options.get("overrides", "auto")
     if not isinstance(overrides, bool) and overrides != "auto":
         raise ConfigError(f"objective.overrides={overrides}: must be auto, true or false")
+    hydra = options.get("hydra", "auto")
+    if not isinstance(hydra, bool) and hydra != "auto":
+        raise ConfigError(f"objective.hydra={hydra}: must be auto, true or false")
     if "${" in json.dumps(options, default=str):
         raise ConfigError(f"{FIELD}: write {{optim.lr}}, not ${{optim.lr}}; an interpolation belongs under params")
     for word in words:
         _check_braces(word)
     if _TOKEN.search(words[0]):
         raise ConfigError(f"{FIELD}: the program itself ({words[0]!r}) must be fixed; only its arguments take placeholders")
-    return Program(tuple(words), options.get("result", "last"), overrides)
+    return Program(tuple(words), options.get("result", "last"), overrides, hydra)
 
 
 def check_placeholders(program: Program, has: Callable[[str], bool], known: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from types import FrameType
 from omegaconf import OmegaConf
 
 from orchestrator import config, search
-from orchestrator.cli import estimates, hints, screen
+from orchestrator.cli import estimates, hints, provenance, screen
 from orchestrator.cli.call import Call
 from orchestrator.cli.following import Following
 from orchestrator.cli.server import LAUNCHER_PID
@@ -27,7 +27,7 @@ from orchestrator.devices import discover, usable_cores
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, StudyFailedError
 from orchestrator.maintenance import Maintenance
 from orchestrator.model import StudySpec
-from orchestrator.runner import Runner, check_allowed
+from orchestrator.runner import HYDRA_DIRECTORY, Runner, check_allowed, code_now, is_hydra_app
 from orchestrator.runner.artifacts import checked_place
 from orchestrator.runner.checkpoints import Checkpoints
 from orchestrator.slots import Slots
@@ -58,6 +58,8 @@ def run(call: Call) -> int:
         row = store.reads.find(spec.name)
         view = screen.View(spec, as_json=call.json)
         view.say(_announcement(spec, launched))
+        for line in _about_code(store, row, spec, created=launched.created):
+            view.say(line)
         interrupted = False
         if launched.open_tickets:
             if count:
@@ -78,6 +80,15 @@ def _announcement(spec: StudySpec, launched: Launched) -> str:
         return f"study {spec.name} goes on: {more}{launched.open_tickets} to be done{changed}"
     why = f"budget.trials={spec.budget.trials} is spent" if launched.reason == "budget spent" else launched.reason
     return f"study {spec.name} exists; nothing to add: {why}{changed}"
+
+
+def _about_code(store: Store, row: StudyRow, spec: StudySpec, *, created: bool) -> list[str]:
+    """What is to be known of the objective's code: that it is treated as Hydra's, or is not what it was."""
+    if not created:
+        return provenance.change_since(store.reads.code(row.study_id), code_now(spec.objective))
+    if is_hydra_app(spec.objective):
+        return [f"a Hydra app: each attempt's output directory is {HYDRA_DIRECTORY}/ in its run directory (objective.hydra)"]
+    return []
 
 
 def _worker_count(call: Call) -> int:
@@ -342,10 +353,14 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
     progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
     best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
     believed = estimates.of_cells(store, progress)
+    code = store.reads.code(row.study_id)
     if call.json:
-        print(json.dumps(screen.as_data(spec, progress, best, believed), indent=2))
+        data = {**screen.as_data(spec, progress, best, believed), "code": provenance.code_data(code)}
+        print(json.dumps(data, indent=2))
     else:
         print(screen.results(spec, progress, best, believed))
+        if mixed := provenance.changes_within(code):
+            print(mixed)
         paths = [o for o in call.composed.overrides if o.startswith("paths.")]
         print(f"browse it: {hints.command(call, 'dashboard', *paths)}")
     if interrupted:

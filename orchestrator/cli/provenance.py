@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.model import value_label
-from orchestrator.store import Store, StudyRow, TrialRow
+from orchestrator.store import CodeRow, Store, StudyRow, TrialRow
+
+_MOST_FILES: Final = 5
+_MOST_RANGES: Final = 8
 
 
 def of_trials(store: Store, row: StudyRow, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
@@ -44,12 +48,98 @@ def _code(git: Mapping[str, Any] | None) -> str:
     return "no repository" if git is None else f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
 
 
+def change_since(rows: Sequence[CodeRow], now: Mapping[str, Any]) -> list[str]:
+    """For a launch: which trials of its study ran other code than `now` would run, a line for each state of the code."""
+    return [
+        f"the objective's code has changed since {trial_ranges(row.numbers)}: {changed}"
+        for row in rows
+        if (changed := _changed(_of_row(row), now))
+    ]
+
+
+def changes_within(rows: Sequence[CodeRow]) -> str | None:
+    """That values of a study come from different code, and from which; None if they do not, as far as is known."""
+    told = [f"{trial_ranges(rows[0].numbers)} ran {_described(_of_row(rows[0]))}"] if rows else []
+    for before, row in itertools.pairwise(rows):
+        if changed := _changed(_of_row(before), _of_row(row)):
+            told.append(f"{trial_ranges(row.numbers)} another: {changed}")
+    return f"the objective's code is not the same in all trials: {'; '.join(told)}" if len(told) > 1 else None
+
+
+def code_data(rows: Sequence[CodeRow]) -> list[dict[str, Any]]:
+    """The same for programs: plain data for JSON."""
+    return [{"git": row.git, "source": row.source, "trials": _runs_of(row.numbers)} for row in rows]
+
+
+def trial_ranges(numbers: Sequence[int]) -> str:
+    """``trial 3``, ``trials 0–23, 30``; of many ranges the first ones and how many trials there are besides."""
+    runs = _runs_of(numbers)
+    shown = [str(first) if first == last else f"{first}–{last}" for first, last in runs[:_MOST_RANGES]]
+    more = sum(last - first + 1 for first, last in runs[_MOST_RANGES:])
+    return f"trial{'s' if len(numbers) > 1 else ''} {', '.join(shown)}{f' and {more} more' if more else ''}"
+
+
+def _runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The numbers, which are in order, as first and last of each unbroken run."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def _of_row(row: CodeRow) -> dict[str, Any]:
+    return {"git": row.git, "source": row.source}
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In a few words what of the code is another now than then; empty if nothing is, or nothing is known."""
+    old, new = then.get("git"), now.get("git")
+    if then.get("source") and now.get("source"):
+        files = _changed_files(then["source"], now["source"])
+        if not files:
+            return ""
+    elif not old or not new or _commit(old) == _commit(new):
+        return ""
+    else:
+        files = ""
+    if old and new and old["commit"] != new["commit"]:
+        commits = f"commit {_commit(old)} → {_commit(new)}"
+    else:
+        commits = "not committed" if old or new else ""
+    return f"{files} ({commits})" if files and commits else files or commits
+
+
+def _changed_files(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which source files are others now, of too many to tell them apart the hash of all; empty if none is."""
+    if then["hash"] == now["hash"]:
+        return ""
+    before, after = then["files"], now["files"]
+    names = [name for name in sorted(before | after) if before.get(name) != after.get(name)] if before and after else []
+    more = f" and {len(names) - _MOST_FILES} more" if len(names) > _MOST_FILES else ""
+    return f"{', '.join(names[:_MOST_FILES])}{more}" if names else f"{then['hash'][:8]} → {now['hash'][:8]}"
+
+
+def _described(code: Mapping[str, Any]) -> str:
+    if code.get("git") is not None:
+        return f"commit {_commit(code['git'])}"
+    return f"code {code['source']['hash'][:8]}" if code.get("source") else "unknown code"
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    return f"{git['commit'][:7]}{' with changes' if git['dirty'] else ''}"
+
+
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is another now than then, of all that may change a result: ``torch 2.13.0 (then 2.12.1)``."""
     before, after = _flat(then), _flat(now)
     names = [*after, *(name for name in before if name not in after)]
     changed = [name for name in names if before.get(name) != after.get(name)]
-    return [f"{name} {_said(after.get(name))} (then {_said(before.get(name))})" for name in changed]
+    both = then.get("source") and now.get("source")
+    code = [f"the objective's code ({what})"] if both and (what := _changed_files(then["source"], now["source"])) else []
+    return [*code, *(f"{name} {_said(after.get(name))} (then {_said(before.get(name))})" for name in changed)]
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def status(call: Call) -> int:
         held = _held(store, rows)
         servers = store.reads.servers([r.study_id for r in rows if r.active])
         best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
+        code = store.reads.code(row.study_id)
         earlier = {t.number: store.reads.attempts(row.study_id, t.number)[:-1] for t in live if t.attempts > 1}
     waits = {r.study_id: unserved(call, r.name, servers[r.study_id]) for r in rows if r.active}
     if call.json:
@@ -65,7 +66,7 @@ def status(call: Call) -> int:
                 }
                 for r in rows
             ],
-            "study": screen.as_data(spec, progress, best),
+            "study": {**screen.as_data(spec, progress, best), "code": provenance.code_data(code)},
             "running": [
                 {
                     **screen.trial_data(spec, t),
@@ -88,6 +89,8 @@ def status(call: Call) -> int:
             console.print(Text(f"  {why}"), soft_wrap=True)
     console.print()
     console.print(Text(f"{spec.name}: {screen.headline(spec, progress)}"), soft_wrap=True)
+    if mixed := provenance.changes_within(code):
+        console.print(Text(mixed), soft_wrap=True)
     console.print(screen.cell_table(spec, progress.cells, n_cells=progress.n_cells))
     for t in live:
         who = f"worker {t.worker_id}" if t.worker_id else "waiting for a worker"
@@ -154,6 +157,7 @@ def best(call: Call) -> int:
         progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
         believed = estimates.of_cells(store, progress)
         origins = provenance.of_trials(store, row, chosen)
+        code = store.reads.code(row.study_id)
     if not chosen and wanted is not None:
         raise ConfigError(f"trial={wanted}: study {row.name} has no trial of that number that this program ran")
     if not chosen:
@@ -161,7 +165,7 @@ def best(call: Call) -> int:
     if "out" in call.words:
         _write_config(call.words["out"], spec, chosen)
     if call.json:
-        data = screen.as_data(spec, progress, chosen, believed)
+        data = {**screen.as_data(spec, progress, chosen, believed), "code": provenance.code_data(code)}
         for entry, trial, origin in zip(data["best"], chosen, origins, strict=True):
             entry |= {"overrides": _overrides(spec, trial, groups), **origin}
         print(json.dumps(data, indent=2))
@@ -172,6 +176,8 @@ def best(call: Call) -> int:
         )
         print(provenance.comment(origin))
         print(_overrides_comment(_overrides(spec, trial, groups)))
+    if mixed := provenance.changes_within(code):
+        print(f"# {value_label(mixed)}")
     if spec.grid and any(believed):
         print(screen.cell_comments(spec, progress.cells, believed))
     return 0

@@ -39,6 +39,8 @@ def command_objective(
         form["result"] = command.result
     if command.overrides != "auto":
         form["overrides"] = command.overrides
+    if command.hydra != "auto":
+        form["hydra"] = command.hydra
     return form
 
 

@@ -5,6 +5,7 @@ user's function with the `Trial` it is given. The three talk in JSON lines over 
 """
 
 from orchestrator.runner.contract import Job
+from orchestrator.runner.facts import code_now
 from orchestrator.runner.parent import (
     ArtifactLogged,
     AttrSet,
@@ -17,10 +18,12 @@ from orchestrator.runner.parent import (
     SuggestAsked,
 )
 from orchestrator.runner.rundir import attempt_dir, log_path, read_result
+from orchestrator.runner.sources import HYDRA_DIRECTORY, is_hydra_app
 from orchestrator.runner.target import check_allowed
 from orchestrator.runner.trial import Trial, TrialPruned
 
 __all__ = [
+    "HYDRA_DIRECTORY",
     "ArtifactLogged",
     "AttrSet",
     "ConstraintSet",
@@ -35,6 +38,8 @@ __all__ = [
     "TrialPruned",
     "attempt_dir",
     "check_allowed",
+    "code_now",
+    "is_hydra_app",
     "log_path",
     "read_result",
 ]

@@ -35,9 +35,9 @@ from orchestrator.runner.target import (
     describe_import_error,
     imports_no_more,
     locate,
-    program_of,
     takes_trial_alone,
     target_of,
+    words_of,
 )
 from orchestrator.runner.traces import Traces
 from orchestrator.runner.trial import Trial
@@ -265,7 +265,7 @@ def _execute(
     target, _ = target_of(job.objective)
     _lead_path()
     try:
-        check_program(program_of(job.objective))
+        check_program(next(iter(words_of(job.objective)), None))
         function = locate(target)
     except Terminated:
         raise

@@ -19,11 +19,11 @@ from typing import Any, Final
 
 from omegaconf import DictConfig, OmegaConf
 
-from orchestrator.config import at, program_words
+from orchestrator.config import at, hydra_word, program_words
 from orchestrator.errors import ConfigError
 from orchestrator.model import Failed, JSONValue
 from orchestrator.program import FACTS, FIELD, Program, read, written
-from orchestrator.runner import linux, rundir
+from orchestrator.runner import linux, rundir, sources
 from orchestrator.runner.channel import wait_readable
 from orchestrator.runner.contract import Job
 from orchestrator.runner.executable import search_path
@@ -39,7 +39,7 @@ _SIGKILL_ENDS: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 def run(
-    cfg: DictConfig, trial: Trial, *, command: Sequence[str], result: JSONValue, overrides: JSONValue
+    cfg: DictConfig, trial: Trial, *, command: Sequence[str], result: JSONValue, overrides: JSONValue, hydra: JSONValue
 ) -> dict[str, float] | None:
     """Runs the program to its end and returns the metrics it reported; None when it was asked to stop.
 
@@ -49,7 +49,7 @@ def run(
         AttemptFailed: It could not be started, or ended with an exit code other than 0 or by a signal.
     """
     job = trial._job
-    program = read({"command": list(command), "result": result, "overrides": overrides})
+    program = read({"command": list(command), "result": result, "overrides": overrides, "hydra": hydra})
     metrics = Metrics(trial, job.metrics, program.result_of(job.metrics))
     return _Attempt(job, trial, metrics, program, OmegaConf.to_container(cfg)).run()
 
@@ -63,6 +63,7 @@ class _Attempt:
             "trial.seed": job.seed,
             "trial.device": job.device,
             "trial.checkpoint_dir": str(job.checkpoint_dir),
+            "trial.run_dir": str(job.run_dir),
             "study.name": job.study,
             "params_file": str(job.run_dir / "params.json"),
             "metrics_file": str(job.run_dir / "metrics.jsonl"),
@@ -76,6 +77,7 @@ class _Attempt:
         rundir.move_aside(metrics_file)
         _write_params(Path(str(facts["params_file"])), params, facts)
         words = _words(program, lambda name: facts[name] if name in FACTS else at(params, name), params)
+        words += _hydra_words(program, job)
         by_regex = "regex" in program.result if isinstance(program.result, Mapping) else False
         self._process = _start(words, _environment(facts, params), pipe_errors=by_regex)
         self._file = MetricsFile(metrics_file, metrics)
@@ -166,6 +168,14 @@ def _words(program: Program, value_of: Callable[[str], JSONValue], params: Mappi
         raise ResultError(f"{FIELD}: this trial has no parameter {error}") from None
     except ConfigError as error:
         raise ResultError(str(error)) from None
+
+
+def _hydra_words(program: Program, job: Job) -> list[str]:
+    """What gives an app of Hydra's an output directory of its own: by its default, attempts of one second share one."""
+    if not sources.hydra_app(program):
+        return []
+    settings = program.hydra_settings(str(job.run_dir / sources.HYDRA_DIRECTORY), job.number, f"{job.study}-{job.number}")
+    return [f"{key}={hydra_word(value)}" for key, value in settings.items()]
 
 
 def _start(words: Sequence[str], env: Mapping[str, str], *, pipe_errors: bool) -> subprocess.Popen[bytes]:

@@ -56,10 +56,10 @@ class Job:
 class KeeperOptions:
     """What a keeper, and a child in an interpreter of its own, is started with; it holds no secret, for it is an argument.
 
-    `program` is what a command starts, None for a function;
+    `words` are those of a command, none for a function;
     `held` are file descriptors (device locks) that keeper and child keep open; `checked` says that the objective was
     imported and found good by this process before it replaced itself (see `keeper.main`); `ahead`, that a child may import it
-    while another still has the device; `module_file`, from where it was imported.
+    while another still has the device.
     """
 
     control: int
@@ -70,12 +70,11 @@ class KeeperOptions:
     threads: int | None
     grace_s: float
     silence_s: float
-    program: str | None = None
+    words: tuple[str, ...] = ()
     held: tuple[int, ...] = ()
     isolation: str = "trial"
     checked: bool = False
     ahead: bool = True
-    module_file: str | None = None
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self))
@@ -83,4 +82,9 @@ class KeeperOptions:
     @staticmethod
     def from_argument(text: str) -> KeeperOptions:
         data = json.loads(text)
-        return KeeperOptions(**{**data, "kwargs": tuple(data["kwargs"]), "held": tuple(data["held"])})
+        return KeeperOptions(**{**data, **{key: tuple(data[key]) for key in ("kwargs", "words", "held")}})
+
+    @property
+    def objective(self) -> dict[str, JSONValue]:
+        """The objective as far as its code goes."""
+        return {"command": list(self.words)} if self.words else {"_target_": self.target}

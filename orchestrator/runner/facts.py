@@ -7,6 +7,7 @@ there for a result that is delivered after worker and keeper are gone.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -15,7 +16,6 @@ import re
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -25,12 +25,18 @@ from typing import Any, Final
 
 from orchestrator.model import JSONValue
 from orchestrator.runner.memory import peak_device_bytes
+from orchestrator.runner.sources import Sources, is_installed
 from orchestrator.runner.values import as_json
 
 FILE: Final = "environment.json"
 _GIT_S: Final = 1.0
 # Of a hook that runs us: they name another repository.
 _GIT_ELSEWHERE: Final = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+# The same text whatever the user's configuration says, and no program of theirs.
+_DIFF: Final = (
+    *("--no-ext-diff", "--no-textconv", "--no-color", "--full-index", "--no-renames", "--unified=3", "--diff-algorithm=myers"),
+    *("--src-prefix=a/", "--dst-prefix=b/"),
+)
 _VERSION = re.compile(r"[\w.+-]{1,40}", re.ASCII)
 _FOLDER = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.dist-info")
 _MODULES: Final = {"PIL": "pillow", "cv2": "opencv-python", "sklearn": "scikit-learn", "yaml": "pyyaml"}
@@ -42,28 +48,38 @@ class Environment:
     """What all attempts of one keeper have in common. Nothing is looked up before it is asked for, and then once.
 
     Args:
-        module_file: the file of the objective's module, see `file_of`.
+        sources: the objective's source files.
     """
 
-    def __init__(self, module_file: str | None) -> None:
-        self._module_file = module_file
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
 
     def look_at_code(self) -> None:
-        """Makes `code` what it is now, while the modules just imported are still what the repository holds."""
-        self.__dict__.pop("code", None)
+        """Makes `source` and `code` what they are now, while the modules just imported are still what the files hold."""
+        before = self.__dict__.pop("source", None)
+        if self.source is None or self.source != before:
+            self.__dict__.pop("code", None)
         _ = self.code
+
+    @cached_property
+    def source(self) -> dict[str, JSONValue] | None:
+        """The hashes of the objective's source files; None where no file of its own is found."""
+        return self._sources.look().facts
 
     @cached_property
     def code(self) -> dict[str, JSONValue] | None:
         """Repository, commit, and whether tracked files differ from it; None outside a repository that git opens for us.
 
-        Of the objective's module, or of the working directory if the module is an installed package.
+        Of the objective's module or script, or of the working directory if that is of an installed package.
         """
-        for directory in _directories(self._module_file):
+        for directory in _directories(self._sources.file):
             if (commit := _git(directory, "rev-parse", "--show-toplevel", "HEAD")) is not None:
                 where, _, sha = commit.strip().partition("\n")
                 changed = _git(directory, "status", "--porcelain", "--untracked-files=no")
-                return {"commit": sha, "dirty": None if changed is None else bool(changed.strip()), "directory": where}
+                dirty = None if changed is None else bool(changed.strip())
+                diff = _git(directory, "diff", *_DIFF, "HEAD") if dirty else None
+                known = None if diff is None else hashlib.sha256(diff.encode()).hexdigest()[:12]
+                return {"commit": sha, "dirty": dirty, "diff": known, "directory": where}
         return None
 
     @cached_property
@@ -126,6 +142,7 @@ class AttemptFacts:
         self._known |= {
             **environment.machine,
             "git": environment.code,
+            "source": environment.source,
             "packages": environment.packages,
             "installed": environment.installed,
         }
@@ -183,6 +200,12 @@ def read(run_dir: Path) -> dict[str, Any]:
     return {}
 
 
+def code_now(objective: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
+    """What the facts of an attempt begun now, here, would say of its code: `git` and `source`."""
+    environment = Environment(Sources(objective))
+    return {"git": environment.code, "source": environment.source}
+
+
 def used_here(known: str | None = None) -> dict[str, JSONValue]:
     """What only the child can tell, at its end: the most it took of its device, and what it had imported by then.
 
@@ -205,18 +228,10 @@ def imported(after: str | None = None) -> list[str]:
     return sorted(top_level - sys.stdlib_module_names - {"__main__", "__mp_main__"})
 
 
-def file_of(target: str) -> str | None:
-    """The file of the module that holds `target`; None if it is not imported here, or has none."""
-    parts = target.split(".")
-    modules = [sys.modules.get(".".join(parts[:count])) for count in range(len(parts), 0, -1)]
-    return next((file for module in modules if (file := getattr(module, "__file__", None))), None)
-
-
-def _directories(file: str | None) -> list[Path]:
+def _directories(file: Path | None) -> list[Path]:
     """Where to look for the objective's repository: beside its module, unless that is an installed package, then here."""
-    installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    beside = [Path(file).resolve().parent] if file is not None else []
-    return [path for path in [*beside, Path.cwd()] if not any(path.is_relative_to(root) for root in installed)]
+    beside = [file.resolve().parent] if file is not None else []
+    return [path for path in [*beside, Path.cwd()] if not is_installed(path)]
 
 
 def _git(directory: Path, *words: str) -> str | None:

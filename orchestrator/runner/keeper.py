@@ -31,6 +31,7 @@ from orchestrator.runner.executable import check_program
 from orchestrator.runner.memory import peak_host_bytes
 from orchestrator.runner.merge import Template
 from orchestrator.runner.output import Output, configure_streams, flush_streams, open_streams
+from orchestrator.runner.sources import Sources
 from orchestrator.runner.target import check_call, describe_import_error, locate
 
 _WAKING: Final = (signal.SIGCHLD, signal.SIGTERM)
@@ -113,7 +114,7 @@ class Keeper:
         self._told: set[str] = set()
         self._remarked: set[str] = set()
         self._leaving = False
-        self._environment = facts.Environment(options.module_file)
+        self._environment = facts.Environment(Sources(options.objective))
         self._heard_at = time.monotonic()
         self._signalled = True
         self._wake, self._wake_writer = socket.socketpair()
@@ -187,8 +188,8 @@ class Keeper:
     def _begin(self, child: ChildHandle, order: Message, worker: int, ends_at: float | None, *, replaced: bool = False) -> None:
         printed = child.hand_over(order["job"], worker)
         run_dir = Path(order["job"]).parent
-        if self._options.start == "spawn":  # the child imported what was there when it started
-            self._environment = facts.Environment(self._options.module_file)
+        if self._options.start == "spawn" or self._options.words:  # the code is read for each trial anew
+            self._environment.look_at_code()
         told = facts.AttemptFacts(run_dir, self._environment, order["facts"])
         ooms = linux.oom_kills()
         self._attempt = attempt = _Attempt(child, order, ends_at, self._options.grace_s, ooms, worker, printed, told)
@@ -409,7 +410,6 @@ def main() -> None:
         if (problem := _import_objective(options)) is not None:
             channel.send({"is": "broken", "message": problem})
             return
-        options = replace(options, module_file=facts.file_of(options.target))
         reason = forking.reason_to_spawn() if options.start == "forkserver" else None
         if reason is not None:
             channel.send({"is": "note", "message": f"every trial starts a fresh interpreter: {reason}"})
@@ -438,7 +438,7 @@ def _import_objective(options: KeeperOptions) -> str | None:
     if sys.path[:1] != [cwd]:
         sys.path.insert(0, cwd)
     try:
-        check_program(options.program)
+        check_program(next(iter(options.words), None))
         check_call(options.target, locate(options.target), options.kwargs)
     except ConfigError as error:
         return str(error)

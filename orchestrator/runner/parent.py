@@ -25,7 +25,7 @@ from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.handle import MARGIN_S, KeeperHandle
 from orchestrator.runner.output import MIN_LIMIT
 from orchestrator.runner.suggestions import KINDS
-from orchestrator.runner.target import imports_no_more, program_of, target_of
+from orchestrator.runner.target import imports_no_more, target_of, words_of
 from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Runner:
         enough = log_limit_bytes is None or log_limit_bytes >= MIN_LIMIT
         _require("log_limit_bytes", log_limit_bytes, enough, f"at least {MIN_LIMIT}")
         self._target, kwargs = target_of(objective)
-        self._program = program_of(objective)
+        self._words = words_of(objective)
         self._kwargs = tuple(kwargs)
         self._isolation = isolation
         self._start = start
@@ -230,7 +230,7 @@ class Runner:
             threads=self._threads,
             grace_s=self._grace_s,
             silence_s=self._silence_s,
-            program=self._program,
+            words=self._words,
             held=self._held,
             isolation=self._isolation,
         )

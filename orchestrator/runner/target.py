@@ -27,7 +27,8 @@ def target_of(objective: Mapping[str, JSONValue]) -> tuple[str, dict[str, JSONVa
     """
     if program.is_program(objective):
         command = program.read(objective)
-        return _RUN_PROGRAM, {"command": list(command.words), "result": command.result, "overrides": command.overrides}
+        kwargs: dict[str, JSONValue] = {"result": command.result, "overrides": command.overrides, "hydra": command.hydra}
+        return _RUN_PROGRAM, {"command": list(command.words), **kwargs}
     target = objective.get("_target_")
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
         raise ConfigError(f"{_FIELD}: {target!r} is not a dotted path to a function, as in 'package.module.train'")
@@ -52,7 +53,8 @@ def check_allowed(objective: Mapping[str, JSONValue], patterns: Sequence[str] | 
     """
     target, _ = target_of(objective)
     field, name = _FIELD, target
-    if (started := program_of(objective)) is not None:
+    started = next(iter(words_of(objective)), None)
+    if started is not None:
         field, name = program.FIELD, f"{program.PATTERN}{started}"
     if patterns is not None and not any(_allows(pattern, name, started) for pattern in patterns):
         allowed = ", ".join(patterns) or "none"
@@ -65,13 +67,13 @@ def _allows(pattern: str, name: str, started: str | None) -> bool:
     return fnmatchcase(name, pattern)
 
 
-def program_of(objective: Mapping[str, JSONValue]) -> str | None:
-    """The program that the objective starts, as it is written; None for a function.
+def words_of(objective: Mapping[str, JSONValue]) -> tuple[str, ...]:
+    """The words of the command that the objective is, as they are written; none for a function.
 
     Raises:
         ConfigError: There is a command that is none.
     """
-    return program.read(objective).words[0] if program.is_program(objective) else None
+    return program.read(objective).words if program.is_program(objective) else ()
 
 
 def locate(target: str) -> Callable[..., Any]:

@@ -18,7 +18,18 @@ from orchestrator.store.fleet import Fleet, Silent, SlotOffer, WorkerLease
 from orchestrator.store.interventions import Interventions, Retried
 from orchestrator.store.ledger import Ledger
 from orchestrator.store.migrations import migrate
-from orchestrator.store.reads import AttemptRow, CellRow, ClosedFor, Progress, Reads, Servers, StudyRow, TrialRow, WorkerRow
+from orchestrator.store.reads import (
+    AttemptRow,
+    CellRow,
+    ClosedFor,
+    CodeRow,
+    Progress,
+    Reads,
+    Servers,
+    StudyRow,
+    TrialRow,
+    WorkerRow,
+)
 from orchestrator.store.studies import Launched, Studies
 from orchestrator.store.suggested import Suggested
 from orchestrator.store.tickets import MOST_CHOICES, Choice, Undecided
@@ -30,6 +41,7 @@ __all__ = [
     "Choice",
     "Claim",
     "ClosedFor",
+    "CodeRow",
     "Examination",
     "Finding",
     "Launched",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,7 +46,7 @@ class StudyRow:
     reason: str | None
     active: bool
     created_at: datetime
-    launched_s: float = 0.0
+    launched_s: float = field(default=0.0, compare=False)
     followed: bool = False
 
     @property
@@ -150,6 +150,18 @@ class Servers:
     able: int = 0
     elsewhere: int = 0
     refusals: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class CodeRow:
+    """The trials whose value is in the study and that ran one state of the objective's code, by what their facts say of it.
+
+    `git` and `source` as the facts of an attempt have them; `numbers` in order.
+    """
+
+    git: dict[str, Any] | None
+    source: dict[str, Any] | None
+    numbers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -351,6 +363,14 @@ class Reads:
             raise ConfigError(f"trial={number}: the study has no trial of that number that this program ran")
         return [AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome, r.reason, r.facts) for r in rows]
 
+    def code(self, study_id: int) -> list[CodeRow]:
+        """What code the complete and pruned trials of the study ran, those with the lowest number first.
+
+        Trials whose facts nobody wrote down are left out.
+        """
+        rows = self._database.execute(_CODE, {"study_id": study_id})
+        return [CodeRow(r.git, r.source, tuple(r.numbers)) for r in rows]
+
     def artifacts(self, study_id: int, numbers: Collection[int]) -> dict[int, list[dict[str, Any]]]:
         """The records of the artifacts that these trials of ours have, by number; each as Optuna's `ArtifactMeta`."""
         attr = optuna_trial_system_attributes.c
@@ -534,6 +554,22 @@ _SERVERS = sa.text(
     WHERE s.study_id = ANY(CAST(:study_ids AS int[]))
     GROUP BY 1, 2, 3
     ORDER BY workers DESC, why
+    """
+)
+# By the hash of the sources where there is one: many commits change nothing that the objective runs.
+_CODE = sa.text(
+    """
+    SELECT (array_agg(f.git ORDER BY f.number DESC))[1] AS git, (array_agg(f.source ORDER BY f.number DESC))[1] AS source,
+        array_agg(f.number ORDER BY f.number) AS numbers
+    FROM (
+        SELECT t.number, nullif(a.facts -> 'git', 'null') AS git, nullif(a.facts -> 'source', 'null') AS source
+        FROM orchestrator.trial t
+        JOIN orchestrator.attempt a ON a.trial_id = t.trial_id AND a.attempt = t.attempts
+        WHERE t.study_id = :study_id AND t.state IN ('COMPLETE', 'PRUNED') AND a.facts IS NOT NULL
+        OFFSET 0
+    ) AS f
+    GROUP BY coalesce(f.source ->> 'hash', (f.git ->> 'commit') || coalesce(f.git ->> 'diff', f.git ->> 'dirty', ''))
+    ORDER BY min(f.number)
     """
 )
 _FEASIBLE = """

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
+from orchestrator.program import read
 from orchestrator.runner import AttrSet, Message, PruneAsked, Reported, Runner, attempt_dir, check_allowed
+from orchestrator.runner.command import _hydra_words
 from orchestrator.runner.executable import search_path
 from orchestrator.runner.metrics import Lines
 from tests.support.running import all_gone, finish, make_job, pids_of, running_with
@@ -76,7 +78,15 @@ def test_a_program_gets_parameters_as_arguments_environment_and_file(tmp_path: P
     assert seen["argv"] == [str(run_dir / "params.json"), "lr=0.01", "4/7", 'true null [1,{"a":2}]', "{x}", "a  'b'"]
     assert seen["file"]["params"] == {**params, "optim": {"lr": 0.01, "wd": 0.01}}
     checkpoints = str(run_dir / "checkpoints")
-    facts = {"number": 4, "attempt": 2, "resumed": False, "seed": 7, "device": "cpu", "checkpoint_dir": checkpoints}
+    facts: dict[str, Any] = {
+        "number": 4,
+        "attempt": 2,
+        "resumed": False,
+        "seed": 7,
+        "device": "cpu",
+        "checkpoint_dir": checkpoints,
+    }
+    facts["run_dir"] = str(run_dir)
     assert seen["file"]["trial"] == facts
     assert (seen["cwd"], seen["devices"], seen["unbuffered"]) == (str(tmp_path), "GPU-1", "1")
     expected = {
@@ -88,6 +98,7 @@ def test_a_program_gets_parameters_as_arguments_environment_and_file(tmp_path: P
             "STUDY_NAME": "study",
         },
         **{"TRIAL_NUMBER": "4", "TRIAL_SEED": "7", "TRIAL_CHECKPOINT_DIR": checkpoints, "TRIAL_DEVICE": "cpu"},
+        "TRIAL_RUN_DIR": str(run_dir),
         **{"METRICS_FILE": str(run_dir / "metrics.jsonl"), "PARAMS_FILE": str(run_dir / "params.json")},
     }
     assert {key: seen["env"].get(f"ORCHESTRATOR_{key}") for key in expected} == expected
@@ -111,6 +122,77 @@ def test_overrides_are_appended_or_not_when_that_is_said(shell: Runner, tmp_path
     for number, (said, count) in enumerate([("auto", 0.0), (False, 0.0), (True, 1.0)]):
         rules = {"command": ["sh", "-c", "{script}", "sh"], "overrides": said}
         assert attempt(shell, tmp_path, script, rules=rules, number=number)[0] == Completed((count,))
+
+
+HYDRA_APP = """
+import os
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+@hydra.main(version_base=None, config_path="conf", config_name="config")
+def main(cfg):
+    job = HydraConfig.get()
+    said = [job.runtime.output_dir, job.job.num, job.job.id, os.path.exists(os.path.join(job.runtime.output_dir, ".hydra"))]
+    print(__import__("json").dumps({"value": cfg.lr, "said": said}))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture
+def hydra_app(tmp_path: Path) -> Path:
+    """An app of Hydra's as people have them: decorated script, config beside it, and a package that starts it."""
+    (tmp_path / "app" / "conf").mkdir(parents=True)
+    (tmp_path / "app" / "conf" / "config.yaml").write_text("lr: 0.1\n")
+    (tmp_path / "app" / "train.py").write_text(HYDRA_APP)
+    (tmp_path / "app" / "conf" / "__init__.py").touch()
+    (tmp_path / "app" / "lib").mkdir()
+    (tmp_path / "app" / "lib" / "train.py").write_text(HYDRA_APP.replace('"conf"', '"../conf"'))
+    (tmp_path / "app" / "start.py").write_text("from lib.train import main\nmain()\n")
+    return tmp_path / "app"
+
+
+def test_attempts_of_a_hydra_app_have_output_directories_of_their_own(hydra_app: Path, tmp_path: Path) -> None:
+    for number, script in enumerate(("train.py", "start.py")):
+        target = {"command": [sys.executable, script]}
+        with running_with(target, cwd=hydra_app) as runner:
+            job = make_job(tmp_path / "runs", target, params={"lr": 0.1}, values={"lr": 0.5}, number=number)
+            outcome, messages = finish(runner.start(job))
+        assert outcome == Completed((0.5,))
+        assert attributes(messages)["said"] == [str(job.run_dir / "hydra"), number, f"study-{number}", True]
+    assert not (hydra_app / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "added"),
+    [
+        (["{python}", "train.py"], {}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
+        (["{python}", "train.py", "lr={{lr}}"], {}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
+        (["{python}", "-m", "train"], {}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
+        (["{python}", "train.py", "hydra.run.dir=mine"], {}, ["hydra.job.num", "hydra.job.id"]),
+        (["{python}", "train.py", "-m"], {}, ["hydra.sweep.dir"]),
+        (["{python}", "-m", "train", "--multirun", "hydra.sweep.dir=mine"], {}, []),
+        (["{python}", "start.py", "--lr", "{{lr}}"], {}, []),
+        (["{python}", "train.py"], {"hydra": False}, []),
+        (["{python}", "train.py"], {"overrides": False}, []),
+        (["{python}", "plain.py"], {}, []),
+        (["sh", "run.sh"], {}, []),
+        (["sh", "run.sh"], {"hydra": True, "overrides": False}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
+    ],
+)
+def test_only_hydra_apps_are_told_what_only_they_understand(
+    hydra_app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], more: dict[str, Any], added: list[str]
+) -> None:
+    (hydra_app / "plain.py").write_text("import argparse\n# as with @hydra.main(…)\n")
+    (hydra_app / "run.sh").write_text("python train.py $@\n")
+    monkeypatch.chdir(hydra_app)
+    words = [word.format(python=sys.executable) for word in command]
+    told = _hydra_words(read({"command": words, **more}), make_job(tmp_path / "a b", {}))
+    assert [word.partition("=")[0] for word in told] == added
+    parser = OverridesParser.create()
+    directories = [o.value() for o in map(parser.parse_override, told) if o.key_or_group.endswith(".dir")]
+    assert directories == [str(attempt_dir(tmp_path / "a b", "study", 0, 1) / "hydra")] * len(directories)
 
 
 # ---------------------------------------------------------------------------------------------------------------- what it says

@@ -15,6 +15,7 @@ from orchestrator import __version__
 from orchestrator.model import Completed, Failed
 from orchestrator.runner import facts
 from orchestrator.runner.memory import peak_device_bytes
+from orchestrator.runner.sources import Sources
 from tests.support.running import finish, make_job, running_with
 
 DEVICE = {"name": "CPU", "key": "cpu"}
@@ -37,34 +38,45 @@ def module(tmp_path: Path) -> Path:
     return path
 
 
+def of(module: Path) -> Sources:
+    """The sources of a program that is this module."""
+    return Sources({"command": ["python", str(module)]})
+
+
 def test_the_commit_is_told_with_changes_of_tracked_files(
     module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = tmp_path / "repository"
     commit = git(repository, "rev-parse", "HEAD").strip()
     (repository / "notes.txt").write_text("untracked")
-    clean = {"commit": commit, "dirty": False, "directory": str(repository.resolve())}
+    clean = {"commit": commit, "dirty": False, "diff": None, "directory": str(repository.resolve())}
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # as in a hook
-    environment = facts.Environment(str(module))
+    environment = facts.Environment(of(module))
     assert environment.code == clean
     module.write_text("a = 2\n")
     assert environment.code == clean, "what was imported is what counts"
-    environment.look_at_code()
-    assert environment.code == clean | {"dirty": True}
+    diffs = set()
+    for text in ("a = 2\n", "a = 3\n", "a = 2\n"):
+        module.write_text(text)
+        environment.look_at_code()
+        assert environment.code is not None
+        diffs.add(environment.code["diff"])
+        assert environment.code == clean | {"dirty": True, "diff": environment.code["diff"]}
+    assert len(diffs - {None}) == 2, "the same changes are known again"
 
 
 def test_an_installed_objective_is_of_the_repository_one_works_in(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(module.parent)
-    code = facts.Environment(pytest.__file__).code
+    code = facts.Environment(Sources({"_target_": "pytest.main"})).code
     assert code is not None
     assert code["directory"] == str(module.parents[1].resolve())
 
 
 def test_without_git_or_a_repository_there_is_no_commit(module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert facts.Environment(None).code is None
+    assert facts.Environment(Sources({"_target_": "nowhere.train"})).code is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert facts.Environment(str(module)).code is None
+    assert facts.Environment(of(module)).code is None
 
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])

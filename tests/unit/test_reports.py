@@ -19,7 +19,7 @@ from orchestrator.cli.call import Call
 from orchestrator.config import compose
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.model import Axis, Budget, StudySpec
-from orchestrator.store import AttemptRow, Progress, StudyRow, TrialRow
+from orchestrator.store import AttemptRow, CodeRow, Progress, StudyRow, TrialRow
 
 PARAMS: dict[str, Any] = {
     "lr": "${linear_scaling:0.1,256,${data.batch}}",
@@ -55,6 +55,9 @@ class Reads:
 
     def attempts(self, _study_id: int, _number: int) -> list[AttemptRow]:
         return [AttemptRow(1, "here", "/runs", "completed", None)]
+
+    def code(self, _study_id: int) -> list[CodeRow]:
+        return []
 
     def artifacts(self, _study_id: int, numbers: list[int]) -> dict[int, list[Any]]:
         return {number: [] for number in numbers}

@@ -53,12 +53,17 @@ class Environment:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
+        self._code: tuple[dict[str, JSONValue] | None, dict[str, JSONValue] | None] | None = None
+
+    def forget_code(self) -> None:
+        """Has the code looked at anew when it is next asked for: a program reads it whenever it starts."""
+        if self.__dict__.pop("source", None) is None:
+            self._code = None
 
     def look_at_code(self) -> None:
         """Makes `source` and `code` what they are now, while the modules just imported are still what the files hold."""
-        before = self.__dict__.pop("source", None)
-        if self.source is None or self.source != before:
-            self.__dict__.pop("code", None)
+        self.__dict__.pop("source", None)
+        self._code = None
         _ = self.code
 
     @cached_property
@@ -66,12 +71,19 @@ class Environment:
         """The hashes of the objective's source files; None where no file of its own is found."""
         return self._sources.look().facts
 
-    @cached_property
+    @property
     def code(self) -> dict[str, JSONValue] | None:
         """Repository, commit, and whether tracked files differ from it; None outside a repository that git opens for us.
 
-        Of the objective's module or script, or of the working directory if that is of an installed package.
+        Of the objective's module or script, or of the working directory if that is of an installed package. Looked at anew
+        when `source` has changed.
         """
+        source = self.source
+        if self._code is None or self._code[0] != source:
+            self._code = source, self._repository()
+        return self._code[1]
+
+    def _repository(self) -> dict[str, JSONValue] | None:
         for directory in _directories(self._sources.file):
             if (commit := _git(directory, "rev-parse", "--show-toplevel", "HEAD")) is not None:
                 where, _, sha = commit.strip().partition("\n")

@@ -114,7 +114,8 @@ class Keeper:
         self._told: set[str] = set()
         self._remarked: set[str] = set()
         self._leaving = False
-        self._environment = facts.Environment(Sources(options.objective))
+        self._sources = Sources(options.objective)
+        self._environment = facts.Environment(self._sources)
         self._heard_at = time.monotonic()
         self._signalled = True
         self._wake, self._wake_writer = socket.socketpair()
@@ -188,8 +189,10 @@ class Keeper:
     def _begin(self, child: ChildHandle, order: Message, worker: int, ends_at: float | None, *, replaced: bool = False) -> None:
         printed = child.hand_over(order["job"], worker)
         run_dir = Path(order["job"]).parent
-        if self._options.start == "spawn" or self._options.words:  # the code is read for each trial anew
-            self._environment.look_at_code()
+        if self._options.start == "spawn":  # the child imported what was there when it started
+            self._environment = facts.Environment(self._sources)
+        elif self._options.words:
+            self._environment.forget_code()
         told = facts.AttemptFacts(run_dir, self._environment, order["facts"])
         ooms = linux.oom_kills()
         self._attempt = attempt = _Attempt(child, order, ends_at, self._options.grace_s, ooms, worker, printed, told)

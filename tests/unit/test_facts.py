@@ -134,3 +134,18 @@ def test_the_peak_of_the_device_is_asked_of_torch_only_once_it_uses_one(monkeypa
     assert peak_device_bytes() == 21
     fake(is_initialized=lambda: True, device_count=lambda: 1, max_memory_allocated=broken)
     assert peak_device_bytes() is None
+
+
+def test_each_attempt_of_a_program_tells_the_code_that_it_ran(tmp_path: Path) -> None:
+    script = tmp_path / "run.sh"
+    target = {"command": ["sh", "run.sh"]}
+    hashes = []
+    with running_with(target, cwd=tmp_path) as runner:
+        for number, text in enumerate(("echo '{\"value\": 1}'\n", "echo '{\"value\": 1}'\n", "echo '{\"value\": 2.5}'\n")):
+            script.write_text(text)
+            running = runner.start(make_job(tmp_path / "runs", target, params={}, values={}, number=number))
+            assert isinstance(finish(running)[0], Completed)
+            source: Any = running.facts["source"]
+            assert list(source["files"]) == ["run.sh"]
+            hashes.append(source["hash"])
+    assert hashes[0] == hashes[1] != hashes[2]

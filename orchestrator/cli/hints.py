@@ -12,7 +12,7 @@ from orchestrator.cli.call import Call
 COMPOSE: Final = "ORCHESTRATOR_IN_COMPOSE"
 """Set in the containers of docker-compose.yml, where people type `docker compose …` on the host."""
 _IN_COMPOSE: Final = {"launch": "docker compose run --rm launch", "worker": "docker compose up -d worker"}
-_ELSE_IN_COMPOSE: Final = "docker compose run --rm --entrypoint orchestrator launch"  # works without a living worker
+_ELSE_IN_COMPOSE: Final = "docker compose exec dashboard orchestrator"  # it runs where no worker does
 
 
 def command(call: Call, name: str, *words: str) -> str:

@@ -38,7 +38,7 @@ def test_a_command_names_the_storage_where_that_is_not_the_default_one(monkeypat
 def test_in_a_container_of_compose_commands_are_those_of_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(hints.COMPOSE, "1")
     call = Call.parse("launch", ())
-    assert stop() == "docker compose run --rm --entrypoint orchestrator launch stop study.name=mine"
+    assert stop() == "docker compose exec dashboard orchestrator stop study.name=mine"
     assert hints.command(call, "worker") == "docker compose up -d worker"
     assert hints.command(call, "launch") == "docker compose run --rm launch"
     assert "trial is left" in hints.staying(call, "mine", 1)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 _UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, and what ends a line or a paragraph
 JSONValue: TypeAlias = Any  # None, bool, int, float, str, and lists and string-keyed dicts of them
+_NODE_INTERPOLATION = re.compile(r"\$\{(?!\s*[\w.]+:)")  # of another value; a resolver has a colon
 
 ASK_KEY = "orchestrator:ask"
 """Of a trial's system attributes, the one with all that is needed to suggest its parameters again."""
@@ -20,10 +22,26 @@ ASK_KEY = "orchestrator:ask"
 
 @dataclass(frozen=True)
 class Axis:
-    """One grid axis: a dotted path into ``params`` and the values it takes, in the order the user wrote them."""
+    """One grid axis: a dotted path into ``params`` and the values it takes, in the order the user wrote them.
+
+    The values of a config group's axis are the names of its options. `contents` has what each of them stands for; it is empty
+    where the group is the program's own, which is told the name. `group` is the group as an override chooses of it (``model``,
+    ``+model``, ``net@params.net``); empty for any other axis.
+    """
 
     path: str
     values: tuple[JSONValue, ...]
+    contents: tuple[JSONValue, ...] = ()
+    group: str = ""
+
+    @property
+    def of_program(self) -> bool:
+        """Whether its values are options of a config group that the program itself has."""
+        return bool(self.group) and not self.contents
+
+    def content(self, value: JSONValue) -> JSONValue:
+        """What stands in ``params`` where the axis has this value, which is one of `values`."""
+        return self.contents[self.values.index(value)] if self.contents else value
 
 
 @dataclass(frozen=True)
@@ -101,9 +119,42 @@ class StudySpec:
         """Whether the parameter is of the grid or of the search; others are those that the objective asks for as it runs."""
         return any(axis.path == name for axis in self.grid) or any(searched.path == name for searched in self.search)
 
+    def contents(self, values: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
+        """Of a trial's values, what the options of config groups among them stand for, by the path of their axis."""
+        return {a.path: a.content(values[a.path]) for a in self.grid if a.contents and a.path in values}
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The paths of the axes whose values are options of the program's own config groups."""
+        return tuple(axis.path for axis in self.grid if axis.of_program)
+
+    def as_launched_before(self, old: StudySpec) -> StudySpec:
+        """This spec with its axes as the study that goes on under `old` has them.
+
+        Options of config groups were once stored by their content, with what ``${oc.env:…}`` and the like said at the launch in
+        place; options of a program's own groups as any other words. What has trials stays as it is.
+        """
+        stored = {axis.path: axis for axis in old.grid if not axis.group}
+        kept = {a.path: stored[a.path] for a in self.grid if a.path in stored and _is_earlier_form(stored[a.path], a)}
+        named = {axis.path: axis for axis in self.grid}
+        choices = {searched.path: searched.choices for searched in old.search}
+        search = []
+        for searched in self.search:
+            when = {
+                path: tuple(kept[path].values[named[path].values.index(value)] for value in values) if path in kept else values
+                for path, values in searched.when.items()
+            }
+            before = choices.get(searched.path, ())
+            alike = len(before) == len(searched.choices) and all(map(_was_stored, searched.choices, before))
+            search.append(replace(searched, when=when, choices=before if alike else searched.choices))
+        return replace(self, grid=tuple(kept.get(axis.path, axis) for axis in self.grid), search=tuple(search))
+
     def identity(self) -> dict[str, JSONValue]:
         """What may not change under one name: grid, search, direction and metric, objective, defaults of params."""
         data = self.to_json()
+        for axis in data["grid"]:
+            if "contents" in axis:
+                del axis["group"]  # how the group is called on the command line
         return {key: data[key] for key in ("directions", "metrics", "objective", "params", "grid", "search")}
 
     def spec_hash(self) -> str:
@@ -117,6 +168,10 @@ class StudySpec:
         for searched in data["search"]:  # what has no condition is written as before there were any
             if not searched["when"]:
                 del searched["when"]
+        for axis in data["grid"]:
+            for key in ("contents", "group"):
+                if not axis[key]:
+                    del axis[key]
         return data
 
     @staticmethod
@@ -124,10 +179,31 @@ class StudySpec:
         fields = dict(data)
         fields["directions"] = tuple(data["directions"])
         fields["metrics"] = tuple(data["metrics"])
-        fields["grid"] = tuple(Axis(a["path"], tuple(a["values"])) for a in data["grid"])
+        fields["grid"] = tuple(_axis(a) for a in data["grid"])
         fields["search"] = tuple(_searched(s) for s in data["search"])
         fields["budget"] = Budget(**data["budget"])
         return StudySpec(**fields)
+
+
+def _axis(data: Mapping[str, Any]) -> Axis:
+    return Axis(data["path"], tuple(data["values"]), tuple(data.get("contents", ())), data.get("group", ""))
+
+
+def _is_earlier_form(stored: Axis, axis: Axis) -> bool:
+    """Whether an older version stored this axis so."""
+    values = axis.contents or axis.values
+    return len(stored.values) == len(values) and all(map(_was_stored, values, stored.values))
+
+
+def _was_stored(value: JSONValue, stored: JSONValue) -> bool:
+    """Whether `stored` is what an older version made of `value`: resolvers had answered when the study was launched."""
+    if isinstance(value, str) and value != stored:
+        return "${" in value and not _NODE_INTERPOLATION.search(value)
+    if isinstance(value, Mapping) and isinstance(stored, Mapping):
+        return value.keys() == stored.keys() and all(_was_stored(value[key], stored[key]) for key in value)
+    if isinstance(value, list | tuple) and isinstance(stored, list | tuple):
+        return len(value) == len(stored) and all(map(_was_stored, value, stored))
+    return json.dumps(value) == json.dumps(stored)  # 1 is not True here
 
 
 def _searched(data: Mapping[str, Any]) -> Searched:

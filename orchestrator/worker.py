@@ -207,6 +207,7 @@ class Worker:
 
     def _job(self, served: Served, claim: Claim, kept: Kept) -> Job:
         assert claim.number is not None
+        values = served.declared(claim.values or {})
         return Job(
             study=served.row.name,
             number=claim.number,
@@ -214,7 +215,9 @@ class Worker:
             seed=trial_seed(served.spec.seed, claim.ticket, claim.failures),
             device=torch_device(self._device.device),
             params=served.spec.params,
-            values=served.declared(claim.values or {}),
+            values=values,
+            contents=served.spec.contents(values),
+            options=served.spec.options,
             objective=served.spec.objective,
             metrics=served.spec.metrics,
             run_dir=self._run_dir(served.row, claim, claim.attempt),

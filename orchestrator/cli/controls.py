@@ -43,7 +43,9 @@ def enqueue(call: Call) -> int:
         raise ConfigError("enqueue needs the parameters of the trial: orchestrator enqueue study.name=… optim.lr=0.01")
     with call.store() as store:
         row = store.reads.find(name)
-        spec, typed = store.reads.spec(row.study_id), call.composed.values
+        spec = store.reads.spec(row.study_id)
+        named = {axis.group.lstrip("+"): axis.path for axis in spec.grid}
+        typed = {named.get(name, name): value for name, value in call.composed.values.items()}
         later = search.values_by_hand(search.parameters(spec), typed, store.suggested.distributions(row.study_id))
         cell, given = search.by_hand(spec, {name: value for name, value in typed.items() if name not in later})
         given |= later

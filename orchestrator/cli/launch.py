@@ -43,9 +43,8 @@ _PAUSE_S = (0.2, 10.0)  # before a dead worker is replaced; doubled from one to 
 
 def run(call: Call) -> int:
     """Returns 0 when the study has a complete trial in the end; 130 when the user interrupted."""
-    spec = config.study_spec(call.composed)
+    spec, distributions = _checked(call)
     if "--dry-run" in call.switches:
-        distributions = search.describe(spec)
         print(json.dumps(screen.plan_data(spec, distributions), indent=2) if call.json else screen.plan(spec, distributions))
         return 0
     count = _worker_count(call)
@@ -56,6 +55,7 @@ def run(call: Call) -> int:
         _check_places(call, store, spec, count)
         launched = store.studies.launch(spec)
         row = store.reads.find(spec.name)
+        spec = store.reads.spec(row.study_id)  # one that goes on keeps the form it has
         view = screen.View(spec, as_json=call.json)
         view.say(_announcement(spec, launched))
         for line in _about_code(store, row, spec, created=launched.created):
@@ -68,6 +68,17 @@ def run(call: Call) -> int:
             with following.shown(), _Workers(call, spec, count, output, view) as workers:
                 interrupted = _follow(store, row, spec, workers, view, following)
         return _conclude(call, store, row, spec, interrupted)
+
+
+def _checked(call: Call) -> tuple[StudySpec, list[tuple[str, str]]]:
+    """The study, and its parameters in words; all that a dry run checks, a launch checks by this before it writes anything.
+
+    Raises:
+        ConfigError: a rule of the study is broken, or a worker could not search its space.
+    """
+    spec = config.study_spec(call.composed)
+    search.Search(spec)
+    return spec, search.describe(spec)
 
 
 def _announcement(spec: StudySpec, launched: Launched) -> str:

@@ -26,6 +26,7 @@ from orchestrator.cli.following import unfollowed, unserved
 from orchestrator.config import grid_words, rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import StudySpec, value_label
+from orchestrator.overlay import overlay
 from orchestrator.runner import couplings, rundir
 from orchestrator.store import Store, StudyRow, TrialRow, WorkerRow
 
@@ -188,7 +189,7 @@ def _overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> lis
     try:
         declared = {name: value for name, value in trial.params.items() if spec.declares(name)}
         asked = {name: value for name, value in trial.params.items() if name not in declared}
-        return [shlex.quote(word) for word in [*rerun_words(declared, spec.params, groups), *grid_words(asked)]]
+        return [shlex.quote(word) for word in [*rerun_words(declared, spec.params, groups, spec.grid), *grid_words(asked)]]
     except ConfigError:
         return None
 
@@ -220,10 +221,11 @@ def _trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
     """
     couplings.register()
     config = OmegaConf.create(dict(spec.params))
+    contents = spec.contents(trial.params)
+    declared = {name: contents.get(name, value) for name, value in trial.params.items() if spec.declares(name)}
+    overlay(config, {name: value for name, value in declared.items() if name not in spec.options})
     for name, value in trial.params.items():
-        if spec.declares(name):
-            OmegaConf.update(config, name, value, merge=False, force_add=True)
-        else:
+        if name not in declared:
             config[name] = value  # by the very name that the objective asks for
     with _no_environment():
         raw: dict[str, Any] = _uncoupled(config, OmegaConf.to_container(config, resolve=False))

@@ -102,6 +102,7 @@ def _job(call: Call, row: StudyRow, spec: StudySpec, trial: TrialRow, seed: int,
         run_dir = Path(tempfile.mkdtemp(prefix="rerun-", dir=place))
     except OSError as error:
         raise OrchestratorError(f"paths.runs={runs}: {error.strerror} ({error.filename})") from error
+    values = {name: value for name, value in trial.params.items() if spec.declares(name)}
     return Job(
         study=row.name,
         number=trial.number,
@@ -109,7 +110,9 @@ def _job(call: Call, row: StudyRow, spec: StudySpec, trial: TrialRow, seed: int,
         seed=seed,
         device=torch_device(device),
         params=spec.params,
-        values={name: value for name, value in trial.params.items() if spec.declares(name)},
+        values=values,
+        contents=spec.contents(values),
+        options=spec.options,
         objective=spec.objective,
         metrics=spec.metrics,
         run_dir=run_dir,

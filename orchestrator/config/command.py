@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +13,7 @@ from orchestrator.config.grammar import check_finite
 from orchestrator.config.space import Space, has, leaf_paths
 from orchestrator.config.words import program_words
 from orchestrator.model import JSONValue
+from orchestrator.overlay import overlay
 
 
 def command_objective(
@@ -26,11 +27,11 @@ def command_objective(
     check_finite({key: value for key, value in objective.items() if value is not None}, "objective")
     command = program.read(objective)
     command.result_of(metrics)
-    for values in space.examples():
+    options = [axis.path for axis in space.grid.values() if axis.of_program]
+    for _, values in space.examples():
         root = OmegaConf.create(dict(params))
-        for path, value in values.items():
-            OmegaConf.update(root, path, value, merge=False, force_add=True)
-        _check_parameters(command, root)
+        overlay(root, values)
+        _check_parameters(command, root, options)
     if command.appends_overrides:
         for path, offered in _structured_values(space):
             program_words({path: offered})
@@ -44,9 +45,11 @@ def command_objective(
     return form
 
 
-def _check_parameters(command: program.Program, root: DictConfig) -> None:
+def _check_parameters(command: program.Program, root: DictConfig, options: Collection[str]) -> None:
     container: Any = OmegaConf.to_container(root, resolve=False)
-    program.check_placeholders(command, lambda name: has(container, name) or _resolves(root, name), leaf_paths(container))
+    program.check_placeholders(
+        command, lambda name: name in options or has(container, name) or _resolves(root, name), leaf_paths(container)
+    )
     if command.appends_overrides:
         program_words(container)
 
@@ -62,7 +65,7 @@ def _resolves(root: DictConfig, name: str) -> bool:
 
 def _structured_values(space: Space) -> Iterator[tuple[str, JSONValue]]:
     """The lists and mappings that a parameter may become; any other value has a word."""
-    offered = [(path, axis.values) for path, axis in space.grid.items()]
+    offered = [(path, axis.contents or axis.values) for path, axis in space.grid.items()]
     offered += [(path, searched.choices) for path, searched in space.search.items()]
     for path, values in offered:
         yield from ((path, value) for value in values if isinstance(value, (list, Mapping)))

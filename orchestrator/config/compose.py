@@ -24,12 +24,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from orchestrator import program
 from orchestrator.config import grammar
 from orchestrator.config.infeasible import leave_out_fixed
 from orchestrator.config.overrides import (
     Word,
     apply_to_params,
     check_setting,
+    path_of_group,
     read_words,
     refuse_study_settings,
     refuse_sweeps_of_groups,
@@ -37,7 +39,7 @@ from orchestrator.config.overrides import (
     values_by_hand,
 )
 from orchestrator.config.schema import HOST, SECTIONS, STUDY_SECTIONS, HostConfig, checked, settings
-from orchestrator.config.space import Space
+from orchestrator.config.space import Group, Space
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Axis
 
@@ -59,7 +61,8 @@ class Composed:
         overrides: the words as typed.
         host: the settings of this host, resolved and checked.
         groups: the names of all config groups there are.
-        values: of ``enqueue``: the parameters that the words give a value, by path.
+        values: of ``enqueue``: what the words give a value, parameters by path and options of config groups by the group.
+        space: of ``launch``: grid and search.
     """
 
     config: DictConfig
@@ -68,6 +71,7 @@ class Composed:
     host: HostConfig
     groups: frozenset[str] = frozenset()
     values: Mapping[str, Any] = field(default_factory=dict)
+    space: Space = field(default_factory=Space)
 
 
 def compose(command: str, overrides: Sequence[str], *, config_dir: str | None = None, config_name: str = "config") -> Composed:
@@ -95,9 +99,10 @@ def _compose(command: str, overrides: Sequence[str], config_dir: str | None, con
     if command != "launch":
         refuse_study_settings(command, words)
         refuse_sweeps_of_groups(words)
-    axes = _group_axes(loader, words)
     chosen = [word.text for word in words if word.role == "hydra"]
-    chosen += [loader.checked_choice(word) for word in words if word.role == "group"]
+    chosen += [
+        _one_choice(loader, word) for word in words if word.role == "group" and not (command == "enqueue" and word.of_user)
+    ]
     if url is not None and not _chooses(words, "storage"):
         chosen.append("storage=postgres")
     try:
@@ -116,17 +121,19 @@ def _compose(command: str, overrides: Sequence[str], config_dir: str | None, con
 
     before: Any = OmegaConf.to_container(base, resolve=False)
     _check_host_sections(before, loader.config_name)
+    groups = _groups_in_params(loader, chosen, base) if command == "launch" else {}
+    refuse_sweeps_of_groups([word for word in words if path_of_group(word, groups) is None])
     forwarded = [check_setting(word, before) for word in words if word.role == "setting"]
     space = Space()
     if command == "launch":
         _check_sections(before, loader.groups)
         params = _section(before, "params")
         HydraConfig.instance().set_config(base)  # for ${hydra:…}
-        space = Space.from_yaml(resolved(base, "grid"), resolved(base, "search"))
+        appends = _appends_overrides(loader, base, chosen, forwarded)
+        space = Space.from_yaml(declared(base, "grid"), declared(base, "search"), groups, appends_overrides=appends)
         space.check_spelling(params)
-        for axis in axes:
-            space.put(axis)
         forwarded += apply_to_params(words, params, space)
+        space.fill({axis.path: _contents(loader, axis, chosen, forwarded) for axis in space.unfilled()})
         space.check(params)
     full = loader.load([*chosen, *forwarded]) if forwarded else base
     HydraConfig.instance().set_config(full)
@@ -135,7 +142,7 @@ def _compose(command: str, overrides: Sequence[str], config_dir: str | None, con
     host = _host(full, url, typed_embedded="storage=embedded" in chosen)
     config = _shown_config(command, full, space, host)
     values = values_by_hand(words) if command == "enqueue" else {}
-    return Composed(config, full.hydra, tuple(mask(text) for text in overrides), host, loader.groups, values)
+    return Composed(config, full.hydra, tuple(mask(text) for text in overrides), host, loader.groups, values, space)
 
 
 def _shown_config(command: str, full: DictConfig, space: Space, host: HostConfig) -> DictConfig:
@@ -224,12 +231,18 @@ class Loader:
                 )
         return word.text
 
-    def package(self, overrides: Sequence[str], group: str) -> str | None:
-        """Returns where the chosen option of a group lands in the config, or None when none is chosen."""
+    def packages(self, overrides: Sequence[str]) -> dict[str, str]:
+        """Returns where the chosen option of each group lands in the config, by the key that chooses it."""
         defaults = translated(
             lambda: self.hydra.config_loader.compute_defaults_list(self.config_name, list(overrides), RunMode.RUN)
         )
-        return next((d.package for d in defaults.defaults if d.override_key and d.override_key.split("@")[0] == group), None)
+        return {d.override_key: d.package for d in defaults.defaults if d.override_key and d.package}
+
+    def header_package(self, group: str, options: Sequence[str]) -> str | None:
+        """Returns what the first lines of a group's options say is their package, if all say the same."""
+        found = translated(lambda: [self._repository.load_config(f"{group}/{option}") for option in options])
+        packages = {result.header.get("package") if result is not None else None for result in found}
+        return packages.pop() if len(packages) == 1 else None
 
 
 def shipped_directory() -> Path:
@@ -272,6 +285,44 @@ def resolved(config: DictConfig, section: str) -> Any:
         return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     except OmegaConfBaseException as error:
         raise ConfigError(f"{section}{_where(section, error)}: {_one_line(str(error).splitlines()[0])}") from error
+
+
+def declared(config: DictConfig, section: str) -> Any:
+    """Returns ``grid`` or ``search`` as plain containers. What makes a declaration is resolved, by the whole config; values in
+    it are not: they are resolved in each trial, by its params.
+
+    Raises:
+        ConfigError: an interpolation cannot be resolved; names the section and the reason.
+    """
+    if section not in config:
+        return None
+    try:
+        return _declarations(config[section], section)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{section}{_where(section, error)}: {_one_line(str(error).splitlines()[0])}") from error
+
+
+def _declarations(node: Any, shown: str) -> Any:
+    if not isinstance(node, DictConfig):
+        return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+    found: dict[Any, Any] = {}
+    for key in map(str, node):
+        text = node._get_node(key)._value()  # type: ignore[union-attr]
+        if key == "when" and OmegaConf.is_config(node[key]):
+            found[key] = OmegaConf.to_container(node[key], resolve=True)
+        elif isinstance(text, str) and "${" in text and _lists_values(text, f"{shown}.{key}"):
+            found[key] = text
+        else:
+            found[key] = _declarations(node[key], f"{shown}.{key}")
+    return found
+
+
+def _lists_values(text: str, shown: str) -> bool:
+    """Whether a declaration that interpolates is a sweep over values which do: ``choice(${lr}, 0.1)``."""
+    try:
+        return isinstance(grammar.parse_value(text, shown=shown), ChoiceSweep)
+    except ConfigError:
+        return False
 
 
 def _where(section: str, error: OmegaConfBaseException) -> str:
@@ -322,33 +373,97 @@ def _check_host_sections(config: Mapping[str, Any] | DictConfig, name: str) -> N
         raise ConfigError(f"{name}.yaml has no {', '.join(missing)}: let it begin with 'defaults: [config, _self_]'")
 
 
-def _group_axes(loader: Loader, words: list[Word]) -> list[Axis]:
-    """Takes the sweeps over config groups that are mounted in params out of `words`: each is an axis of their options.
+def _one_choice(loader: Loader, word: Word) -> str:
+    """The choice of a group as an override for Hydra; of a sweep the first option, for the config must be composed with one.
 
     Raises:
-        ConfigError: the group is mounted elsewhere, or the sweep is no list.
+        ConfigError: the group has no such option, or is one of ours, or the sweep is no list.
     """
-    swept = [word for word in words if word.role == "group" and word.sweep is not None]
-    if not swept:
-        return []
-    axes = []
-    others = [word for word in words if word not in swept]
-    chosen = [loader.checked_choice(word) for word in others if word.role == "group"]
-    for word in swept:
-        sweep = word.sweep
-        options = [Override._convert_value(item) for item in sweep.list] if isinstance(sweep, ChoiceSweep) else []
-        choices = [f"{word.override.get_key_element()}={option}" for option in options]
-        for word_of_one in read_words(choices, loader.groups):
-            loader.checked_choice(word_of_one)
-        packages = {loader.package([*chosen, choice], word.path) for choice in choices}
-        package = packages.pop() if len(packages) == 1 else None
-        if package is None or not package.startswith("params."):
-            refuse_sweeps_of_groups([word])
-        path = str(package).removeprefix("params.")
-        values = [OmegaConf.to_container(OmegaConf.select(loader.load([*chosen, choice]), str(package))) for choice in choices]
-        axes.append(grammar.axis(path, values, shown=word.text))
-        words[words.index(word)] = read_words(choices[:1], loader.groups)[0]
-    return axes
+    if word.sweep is None:
+        return loader.checked_choice(word)
+    options = [Override._convert_value(item) for item in getattr(word.sweep, "list", ())]
+    choices = [f"{word.override.get_key_element()}={option}" for option in options]
+    for choice in read_words(choices, loader.groups):
+        loader.checked_choice(choice)
+    if not (word.of_user and choices):
+        refuse_sweeps_of_groups([word])
+    return choices[0]
+
+
+def _groups_in_params(loader: Loader, chosen: Sequence[str], base: DictConfig) -> dict[str, Group]:
+    """The user's config groups that fill a section of params, by its path."""
+    choices: Mapping[str, Any] = base.hydra.runtime.choices
+    listed = {str(key): str(key).split("@")[0] for key in choices}
+    typed = {word.split("=", 1)[0] for word in chosen}
+    candidates = [(f"+{key}" if f"+{key}" in typed else key, group, choices[key]) for key, group in listed.items()]
+    candidates += [(f"+{group}", group, None) for group in loader.groups if group not in listed.values()]
+    candidates = [c for c in candidates if c[1].split("/")[0] not in (*SECTIONS, "experiment", "hydra")]
+    packages = loader.packages(chosen) if candidates else {}
+    groups: dict[str, Group] = {}
+    for key, group, option in candidates:
+        options = loader.options(group)
+        package = packages.get(key.lstrip("+")) or (key.split("@")[1] if "@" in key else None) or loader.header_package(group, options)
+        if options and package is not None and package.startswith("params."):
+            groups.setdefault(package.removeprefix("params."), Group(key, tuple(options), option))
+    return groups
+
+
+def _contents(loader: Loader, axis: Axis, chosen: Sequence[str], forwarded: Sequence[str]) -> tuple[Any, ...]:
+    """What each option of an axis puts in its place in params, with the plain values of the command line in it.
+
+    Raises:
+        ConfigError: an option cannot be composed with them, or differs from another one elsewhere in the config too.
+    """
+    contents, first = [], None
+    for option in axis.values:
+        choice = f"{axis.group}={option}"
+        key = choice.lstrip("+")
+        others = [word for word in chosen if word.split("=", 1)[0].lstrip("+") != key.split("=", 1)[0]]
+        try:
+            whole: Any = OmegaConf.to_container(loader.load([*others, choice, *forwarded]), resolve=False)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from error
+        del whole["hydra"]
+        _check_sections(whole, loader.groups)
+        contents.append(_taken_out(whole["params"], axis.path))
+        first = whole if first is None else first
+        if (other := _first_difference(first, whole)) is not None:
+            raise ConfigError(
+                f"{key}: differs from {axis.group.lstrip('+')}={axis.values[0]} in {other} too, and the axis stands for"
+                f" params.{axis.path} alone; keep all that an option says in that section"
+            )
+    return tuple(contents)
+
+
+def _taken_out(params: Any, path: str) -> Any:
+    *above, last = path.split(".")
+    for part in above:
+        params = params.get(part, {})
+    return params.pop(last, {})
+
+
+def _first_difference(a: Any, b: Any, above: str = "") -> str | None:
+    """The path of the first difference between nested mappings, None where there is none."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in dict.fromkeys([*a, *b]):
+            path = f"{above}.{key}" if above else str(key)
+            if key not in a or key not in b:
+                return path
+            if (found := _first_difference(a[key], b[key], path)) is not None:
+                return found
+        return None
+    return None if repr(a) == repr(b) else above
+
+
+def _appends_overrides(loader: Loader, base: DictConfig, chosen: Sequence[str], settings: Sequence[str]) -> bool:
+    """Whether the objective is a program that gets the parameters as overrides."""
+    of_objective = any(re.match(r"[+~]*objective\b", text) for text in settings)
+    config = loader.load([*chosen, *settings]) if of_objective else base
+    objective: Any = OmegaConf.to_container(config, resolve=False).get("objective")  # type: ignore[union-attr]
+    try:
+        return isinstance(objective, dict) and program.is_program(objective) and program.read(objective).appends_overrides
+    except ConfigError:  # said when the objective is checked
+        return False
 
 
 # -------------------------------------------------------------------------------------------------------------- this host
@@ -425,4 +540,4 @@ def _data_directory() -> str:
 
 OmegaConf.register_new_resolver("orchestrator.data_dir", _data_directory, replace=True)
 
-__all__ = ["STUDY_SECTIONS", "Composed", "Loader", "compose", "mask", "resolved", "shipped_directory", "translated"]
+__all__ = ["STUDY_SECTIONS", "Composed", "Loader", "compose", "declared", "mask", "resolved", "shipped_directory", "translated"]

@@ -7,12 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hydra.core.override_parser.types import Override, OverrideType, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, Sweep
 
 from orchestrator.config import grammar
 from orchestrator.config.schema import HOST, SECTIONS, settings
-from orchestrator.config.space import Space, at, check_ancestors, check_path, flatten, has, leaf_paths, suggestion
+from orchestrator.config.space import Group, Space, at, check_ancestors, check_path, flatten, has, leaf_paths, suggestion
 from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.model import Axis
 
 _URL = re.compile(r"\+{0,2}storage\.url=(.*)", re.DOTALL)
 _PREFIX = {OverrideType.CHANGE: "", OverrideType.ADD: "+", OverrideType.FORCE_ADD: "++", OverrideType.DEL: "~"}
@@ -47,6 +48,16 @@ class Word:
     def sweep(self) -> Sweep | None:
         value = self.override._value
         return value if isinstance(value, Sweep) else None
+
+    @property
+    def of_user(self) -> bool:
+        """Whether it is about a config group of the user's, which may fill a section of params."""
+        return self.role == "group" and re.split(r"[./]", self.path)[0] not in (*SECTIONS, "experiment", "hydra")
+
+    @property
+    def key(self) -> str:
+        """The key as typed, without a ``+`` before it; of a group with the package: ``net@params.net``."""
+        return self.override.get_key_element().lstrip("+")
 
     def under(self, path: str, *, force: bool = False) -> str:
         """The same override of another key; `force` adds the key where there is none."""
@@ -146,7 +157,7 @@ def refuse_study_settings(command: str, words: Sequence[Word]) -> None:
             continue
         if command in NAMING and word.path == "study.name" and word.role == "setting":
             continue
-        if command == "enqueue" and word.role == "param":
+        if command == "enqueue" and (word.role == "param" or word.of_user):
             continue
         taken = [*(["study.name"] if command in NAMING else []), *(f"{section}.*" for section in HOST)]
         known = [name for name in settings() if name.split(".")[0] in HOST]
@@ -157,20 +168,21 @@ def refuse_study_settings(command: str, words: Sequence[Word]) -> None:
 
 
 def values_by_hand(words: Sequence[Word]) -> dict[str, Any]:
-    """The parameters that the words give one value each.
+    """The parameters that the words give one value each; a config group's option under the group's name.
 
     Raises:
         ConfigError: a sweep, a deletion, a parameter without a name, or one given twice.
     """
     values: dict[str, Any] = {}
     for word in words:
-        if word.role != "param":
+        if word.role != "param" and not word.of_user:
             continue
         if word.sweep is not None or word.override.is_delete() or not word.path:
             raise ConfigError(f"{word.text}: a trial by hand takes one value for a parameter, such as optim.lr=0.01")
-        if word.path in values:
-            raise ConfigError(f"{word.text}: {word.path} is given twice")
-        values[word.path] = word.value
+        path = word.path if word.role == "param" else word.key
+        if path in values:
+            raise ConfigError(f"{word.text}: {path} is given twice")
+        values[path] = word.value
     return values
 
 
@@ -213,8 +225,12 @@ def apply_to_params(words: Sequence[Word], params: dict[str, Any], space: Space)
     Raises:
         ConfigError: a path that does not exist and is not added with ``+``, or a declaration without meaning.
     """
-    forwarded = []
+    forwarded = _fixed_options(words, params, space)
+    for word in words:  # a value may be typed before the option that it lands in
+        _of_group(word, space)
     for word in words:
+        space.find_options(params, lambda path: _below(path, words, space))
+        _of_group(word, space)
         if word.role == "param":
             if word.path:
                 check_path(word.path, shown=word.text)
@@ -222,22 +238,83 @@ def apply_to_params(words: Sequence[Word], params: dict[str, Any], space: Space)
                 _sweep(word, word.sweep, params, space)
             elif word.override.is_delete():
                 forwarded += _delete(word, params, space)
+            elif _is_option_of_program(word, words, params, space):
+                space.put(Axis(word.path, (word.value,), group=word.path))
             else:
                 forwarded += _set(word, params, space)
         elif word.role in ("grid", "search"):
             _declare(word, params, space)
+    space.find_options(params, lambda path: _below(path, words, space))
     return forwarded
+
+
+def _of_group(word: Word, space: Space) -> None:
+    """Makes a sweep over a group that fills a section of params an axis; a choice of one of its options takes the axis out."""
+    path = path_of_group(word, space.groups)
+    if path is None:
+        return
+    if isinstance(word.sweep, ChoiceSweep):
+        space.put(grammar.axis(path, map(Override._convert_value, word.sweep.list), shown=word.text))
+    else:
+        space.choose(path, None if word.override.is_delete() else word.value)
+
+
+def path_of_group(word: Word, groups: Mapping[str, Group]) -> str | None:
+    """Where in params the group that a word is about lands; None for a group that does not, and for other words."""
+    if word.role != "group":
+        return None
+    return next((path for path, group in groups.items() if group.key.lstrip("+") == word.key), None)
+
+
+def _is_option_of_program(word: Word, words: Sequence[Word], params: Mapping[str, Any], space: Space) -> bool:
+    """Whether a word fixes an option of a config group that the program has: what lies below it is set or searched as well."""
+    if not space.appends_overrides or not word.path or not isinstance(word.value, str):
+        return False
+    section = at(params, word.path) if has(params, word.path) else None
+    return _below(word.path, words, space) or (isinstance(section, Mapping) and bool(section))
+
+
+def _fixed_options(words: Sequence[Word], params: dict[str, Any], space: Space) -> list[str]:
+    """Takes words out of params under which something is declared, where they are options of the program's own groups.
+
+    Returns the overrides that do the same in Hydra.
+    """
+    gone = []
+    for path in leaf_paths(params) if space.appends_overrides else ():
+        value = at(params, path)
+        if isinstance(value, str) and "${" not in value and path not in space.paths() and _below(path, words, space):
+            space.put(Axis(path, (value,), group=path))
+            above, _, last = path.rpartition(".")
+            del (at(params, above) if above else params)[last]
+            gone.append(f"~params.{path}")
+    return gone
+
+
+def _below(path: str, words: Sequence[Word], space: Space) -> bool:
+    """Whether anything is declared or given a value below `path`."""
+    typed = (word.path for word in words if word.role in ("param", "grid", "search") and not word.override.is_delete())
+    return space.below(path) or any(other.startswith(f"{path}.") for other in typed)
 
 
 def _sweep(word: Word, sweep: Sweep, params: Mapping[str, Any], space: Space) -> None:
     if word.override.is_delete() or not word.path:
         raise ConfigError(f"{word.text}: a sweep belongs to one parameter: optim.lr=interval(0, 1)")
-    if word.override.type == OverrideType.CHANGE and not has(params, word.path) and word.path not in space.paths():
+    if word.override.type == OverrideType.CHANGE and _is_new(word.path, params, space):
         raise _unknown(word, params, space)
     space.put(grammar.declaration(word.path, sweep, section=None, shown=word.text))
+    if word.override.type != OverrideType.CHANGE:
+        space.added.add(word.path)
+
+
+def _is_new(path: str, params: Mapping[str, Any], space: Space) -> bool:
+    """Whether nothing knows the path; what lies below an axis is compared with the axis's values later."""
+    return not has(params, path) and path not in space.paths() and space.parent_of(path) not in space.grid
 
 
 def _delete(word: Word, params: dict[str, Any], space: Space) -> list[str]:
+    axis = space.grid.get(space.parent_of(word.path) or "")
+    if axis is not None and not axis.group:
+        raise ConfigError(f"{word.text}: {word.path} lies below {axis.path}, whose values replace it")
     dropped = space.drop(word.path) if word.path else False
     if not has(params, word.path):
         if dropped:
@@ -268,17 +345,19 @@ def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
             f"{word.text}: {word.path} is a section of params; set {inside}=…, or replace it whole with ++{word.text}"
         )
     fixes = any(path == word.path or path.startswith(f"{word.path}.") for path in space.paths())
-    if new and word.override.type == OverrideType.CHANGE and not fixes:
+    of_option = space.parent_of(word.path) in space.grid
+    if new and word.override.type == OverrideType.CHANGE and not fixes and not of_option:
         raise _unknown(word, params, space)
     above = space.parent_of(word.path)
-    if above is not None:
+    if above is not None and not (above in space.grid and space.grid[above].group):
         raise ConfigError(f"{word.text}: {word.path} lies below {above}, whose values replace it; fix {above} or drop it first")
-    if word.path:
+    if word.path and above is None:
         check_ancestors(word.path, params, shown=word.text)
     for path, item in (below or {word.path: value}).items():
         space.drop(path)
         _put(params, path, item)
-    return [word.under(f"params.{word.path}" if word.path else "params", force=new and fixes)]
+    of_program = above is not None and space.grid[above].of_program and above not in space.groups
+    return [word.under(f"params.{word.path}" if word.path else "params", force=new and (fixes or of_program))]
 
 
 def _put(params: dict[str, Any], path: str, value: Any) -> None:
@@ -306,10 +385,12 @@ def _declare(word: Word, params: Mapping[str, Any], space: Space) -> None:
     values = {word.path: word.value} if word.path and not isinstance(word.value, dict) else _nested(word)
     for path, value in values.items():
         check_path(path, shown=word.text)
-        if word.override.type == OverrideType.CHANGE and not has(params, path) and path not in space.paths():
+        if word.override.type == OverrideType.CHANGE and _is_new(path, params, space):
             raise _unknown(word, params, space)
         # A declaration of one section may not hide in the other: put() moves it.
         space.declare(section, path, value)
+        if word.override.type != OverrideType.CHANGE:
+            space.added.add(path)
 
 
 def _nested(word: Word) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra.core.override_parser.types import Sweep
@@ -19,26 +19,54 @@ from orchestrator.config import grammar
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Axis, JSONValue, Searched, same_value, value_label
 
+_MAX_SHOWN = 60
 _PATH = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
-class Space:
-    """The axes and searched parameters of one study, each path at most once; the last word wins."""
+@dataclass(frozen=True)
+class Group:
+    """A config group of the user's that fills a path of ``params``.
 
-    def __init__(self) -> None:
+    Attributes:
+        key: how an override chooses of it: ``model``, ``+model`` where no defaults list has it, ``net@params.net``.
+        options: the names of its options.
+        chosen: the one that is composed, None for none.
+    """
+
+    key: str
+    options: tuple[str, ...]
+    chosen: str | None = None
+
+
+class Space:
+    """The axes and searched parameters of one study, each path at most once; the last word wins.
+
+    Words of an axis at a path that a config group fills are options of the group. `appends_overrides` says that the objective
+    is a program that gets the parameters as overrides: there words of an axis are options of a group of the program's own, if
+    anything lies below its path.
+    """
+
+    def __init__(self, groups: Mapping[str, Group] | None = None, *, appends_overrides: bool = False) -> None:
         self.grid: dict[str, Axis] = {}
         self.search: dict[str, Searched] = {}
+        self.groups: Mapping[str, Group] = groups or {}
+        self.appends_overrides = appends_overrides
+        self.added: set[str] = set()
+        """Paths that options of an axis above need not have: ``+model.norm=…`` adds them."""
         self._conditions: dict[str, Mapping[str, Any]] = {}
         self._fixed: set[str] = set()
+        self._chosen: dict[str, str | None] = {path: group.chosen for path, group in self.groups.items()}
 
     @staticmethod
-    def from_yaml(grid: Any, search: Any) -> Space:
+    def from_yaml(
+        grid: Any, search: Any, groups: Mapping[str, Group] | None = None, *, appends_overrides: bool = False
+    ) -> Space:
         """Reads the sections ``grid`` and ``search``; null takes a declaration of another file back.
 
         Raises:
             ConfigError: a path in both sections or in two spellings, or a declaration without meaning.
         """
-        space = Space()
+        space = Space(groups, appends_overrides=appends_overrides)
         declared: dict[str, str] = {}
         for section, node in (("grid", grid), ("search", search)):
             for path, value in flatten(section, node).items():
@@ -77,8 +105,15 @@ class Space:
             raise ConfigError(f"{shown}: a plain value is set under params; {section}.{path} takes values such as {form}")
 
     def put(self, declared: Axis | Searched) -> None:
-        """Puts an axis or a searched parameter in place of what was declared for its path."""
+        """Puts an axis or a searched parameter in place of what was declared for its path.
+
+        Raises:
+            ConfigError: a config group fills the path, and a word is none of its options or is searched.
+        """
+        if declared.path in self.groups:
+            declared = _of_group(declared, self.groups[declared.path])
         self._conditions.pop(declared.path, None)
+        self.added.discard(declared.path)
         if isinstance(declared, Axis):
             self.search.pop(declared.path, None)
             self.grid[declared.path] = declared
@@ -96,6 +131,33 @@ class Space:
             self._conditions.pop(known, None)
         return bool(gone)
 
+    def choose(self, path: str, option: str | None) -> None:
+        """Fixes the group at `path` to one of its options: it is no axis any more, and conditions on it are settled by this."""
+        self._chosen[path] = option
+        if self.grid.pop(path, None) is not None:
+            self._fixed.add(path)
+
+    def fill(self, contents: Mapping[str, tuple[JSONValue, ...]]) -> None:
+        """Says what the options of each axis of a config group stand for, in their order."""
+        for path, of_options in contents.items():
+            self.grid[path] = replace(self.grid[path], contents=of_options)
+
+    def unfilled(self) -> list[Axis]:
+        """The axes whose options stand for something that `fill` has not said yet."""
+        return [axis for path, axis in self.grid.items() if path in self.groups and axis.of_program]
+
+    def find_options(self, params: Mapping[str, Any], below: Callable[[str], bool]) -> None:
+        """Sees which axes of words are options of config groups that the program has: those with something below them."""
+        for path, axis in self.grid.items() if self.appends_overrides else ():
+            words = any(isinstance(v, str) for v in axis.values) and all(v is None or isinstance(v, str) for v in axis.values)
+            section = at(params, path) if has(params, path) else None
+            if words and not axis.group and (below(path) or (isinstance(section, Mapping) and section)):
+                self.grid[path] = replace(axis, group=path)
+
+    def below(self, path: str) -> bool:
+        """Whether anything is declared below `path`."""
+        return any(known.startswith(f"{path}.") for known in self.paths())
+
     def paths(self) -> list[str]:
         return [*self.grid, *self.search]
 
@@ -104,8 +166,8 @@ class Space:
         return path in self._fixed and path not in self.grid
 
     def parent_of(self, path: str) -> str | None:
-        """Returns the declared path that `path` lies below, or None."""
-        return next((known for known in self.paths() if path.startswith(f"{known}.")), None)
+        """Returns the declared path that `path` lies below, the longest if there are several, or None."""
+        return max((known for known in self.paths() if path.startswith(f"{known}.")), key=len, default=None)
 
     def check(self, params: Mapping[str, Any]) -> None:
         """Checks the paths against each other and against the defaults, and settles in which cells each parameter exists.
@@ -113,20 +175,57 @@ class Space:
         An axis that was taken out again has the one value of `params`: what exists for another value is not searched at all.
 
         Raises:
-            ConfigError: a path below another, or below a plain value; a condition on what is no axis, or no value of one.
+            ConfigError: a path below a plain value, below what is searched, or below an axis with a value that has no such
+                path; a plain value in place of a section; a condition on what is no axis, or no value of one.
         """
         for section, paths in (("grid", self.grid), ("search", self.search)):
-            for path in paths:
-                above = self.parent_of(path)
-                if above is not None:
-                    raise ConfigError(f"{section}.{path} lies below {above}, which is declared too; declare one of them")
-                check_ancestors(path, params, shown=f"{section}.{path}")
+            for path, declared in paths.items():
+                shown, above = f"{section}.{path}", self.parent_of(path)
+                if above in self.search:
+                    raise ConfigError(f"{shown} lies below {above}, which is searched; declare one of them")
+                if above is None:
+                    check_ancestors(path, params, shown=shown)
+                if not (isinstance(declared, Axis) and declared.group):
+                    check_replaced(declared, at(params, path) if has(params, path) else None, shown=shown)
         for path, condition in list(self._conditions.items()):
             when = self._settled(path, condition, params)
             if when is None:
                 self.drop(path)
             else:
                 self.search[path] = replace(self.search[path], when=when)
+        for path in self.paths():
+            self._check_above(path)
+
+    def _check_above(self, path: str) -> None:
+        """Raises ConfigError unless every value of the axis above has the path, in the cells where it is declared for."""
+        axis = self.grid.get(self.parent_of(path) or "")
+        if axis is None or axis.of_program:
+            return
+        rest = path.removeprefix(f"{axis.path}.")
+        have = [value for value in axis.values if _may_hold(axis.content(value), rest)]
+        searched = self.search.get(path)
+        concerned = searched.when.get(axis.path, axis.values) if searched is not None else axis.values
+        lacking = [value for value in concerned if not any(same_value(value, other) for other in have)]
+        if path in self.added:
+            lacking = [value for value in lacking if not isinstance(axis.content(value), Mapping)]
+        if not lacking:
+            return
+        section = "grid" if searched is None else "search"
+        if not any(isinstance(axis.content(value), Mapping) for value in axis.values):
+            raise ConfigError(f"{section}.{path} lies below {axis.path}, whose values hold nothing; declare one of them")
+        what = f"{section}.{path}: {axis.path}={_short(lacking[0])} has no {rest}"
+        if not have:
+            known = [leaf for value in axis.values for leaf in _leaves_of(axis.content(value))]
+            raise ConfigError(f"{what}{did_you_mean(rest, known)}; no value of {axis.path} has it")
+        there = ", ".join(map(_short, have))
+        if searched is None:
+            raise ConfigError(
+                f"{what}, and an axis has its values in every cell; search it where it exists: when: {axis.path}: {there}"
+            )
+        if searched.when.get(axis.path):
+            raise ConfigError(f"{what}; name in when those that have it: {there}")
+        form = f"{{space: …, when: {{{axis.path}: {there if len(have) == 1 else f'[{there}]'}}}}}"
+        raise ConfigError(f"{what}; let it exist where it is, in YAML: search: {{{path}: {form}}}")
 
     def _settled(
         self, path: str, condition: Mapping[str, Any], params: Mapping[str, Any]
@@ -138,6 +237,7 @@ class Space:
             grammar.check_finite(wanted, shown)
             if name not in self.grid:
                 fixed = at(params, name) if has(params, name) else None
+                fixed = self._chosen[name] if name in self.groups else fixed
                 if isinstance(fixed, str) and "${" in fixed:
                     raise ConfigError(f"{shown}: {name} is no axis any more, and its value {fixed} is known in a trial only")
                 if not any(same_value(fixed, value) for value in _any_of(wanted, [fixed])):
@@ -157,7 +257,7 @@ class Space:
         """The axes that a condition names, by dotted or nested keys, with what it says of each."""
         for key, value in node.items():
             name = f"{above}{key}"
-            if name in self.grid or name in self._fixed:
+            if name in self.grid or name in self._fixed or name in self.groups:
                 yield name, value
             elif isinstance(value, Mapping) and value:
                 yield from self._named(path, value, f"{name}.")
@@ -175,7 +275,8 @@ class Space:
         leaves = [leaf for leaf in leaf_paths(params) if leaf not in self.grid and leaf not in self.search]
         for section, paths in (("grid", self.grid), ("search", self.search)):
             for path in paths:
-                close = [] if has(params, path) else difflib.get_close_matches(path, leaves, n=1, cutoff=0.8)
+                of_group = any(path.startswith(f"{group}.") for group in self.groups)  # what an option has is checked with it
+                close = [] if of_group or has(params, path) else difflib.get_close_matches(path, leaves, n=1, cutoff=0.8)
                 if close and re.sub(r"\d", "", close[0]) != re.sub(r"\d", "", path):
                     raise ConfigError(
                         f"{section}.{path}: params has no {path} (did you mean {close[0]!r}?); if it is new, give it a"
@@ -189,13 +290,101 @@ class Space:
             "search": {path: grammar.normal_form(searched) for path, searched in self.search.items()},
         }
 
-    def examples(self) -> list[dict[str, JSONValue]]:
-        """Returns one value for every path, first values and low ends; then again without what exists in some cells only."""
-        values: dict[str, JSONValue] = {path: axis.values[0] for path, axis in self.grid.items()}
+    def examples(self) -> Iterator[tuple[str, dict[str, JSONValue]]]:
+        """Yields what trials lay over params, and for which value of an axis that is; empty text for any.
+
+        First values and low ends; then again without what exists in some cells only; then with every other value that holds
+        something itself, or interpolates.
+        """
+        cell = {path: axis.values[0] for path, axis in self.grid.items()}
+        always = [path for path, searched in self.search.items() if not searched.when]
+        yield "", self._laid(cell, list(self.search))
+        if len(always) < len(self.search):
+            yield "", self._laid(cell, always)
+        for path, axis in self.grid.items():
+            for value in axis.values:
+                content = axis.content(value)
+                if not axis.of_program and (isinstance(content, (Mapping, list)) or "${" in str(content)):
+                    there = {**cell, path: value}
+                    yield (
+                        f"{path}={_short(value)}",
+                        self._laid(there, [p for p, s in self.search.items() if s.exists_in(there)]),
+                    )
         for path, searched in self.search.items():
-            values[path] = searched.choices[0] if searched.kind == "categorical" else searched.low
-        always = {path: value for path, value in values.items() if path not in self.search or not self.search[path].when}
-        return [values, always] if len(always) < len(values) else [values]
+            for choice in searched.choices:
+                if isinstance(choice, (Mapping, list)) or "${" in str(choice):
+                    yield f"{path}={_short(choice)}", {**self._laid(cell, always), path: choice}
+
+    def _laid(self, cell: Mapping[str, JSONValue], searched: Collection[str]) -> dict[str, JSONValue]:
+        values = {path: axis.content(cell[path]) for path, axis in self.grid.items() if not axis.of_program}
+        for path in searched:
+            one = self.search[path]
+            values[path] = one.choices[0] if one.kind == "categorical" else one.low
+        return values
+
+
+def _of_group(declared: Axis | Searched, group: Group) -> Axis | Searched:
+    """The axis as one of options, where its values are words."""
+    key = group.key.lstrip("+")
+    values = declared.values if isinstance(declared, Axis) else declared.choices
+    words = [value for value in values if isinstance(value, str)]
+    if not words or (isinstance(declared, Axis) and declared.contents):
+        return declared
+    listed = ", ".join(sorted(group.options))
+    if isinstance(declared, Searched):
+        raise ConfigError(
+            f"search.{declared.path}: {key} is a config group, and its options make an axis of the grid:"
+            f" {key}={','.join(words)}, or grid: {{{declared.path}: [{', '.join(words)}]}}"
+        )
+    for value in values:
+        if value not in group.options:
+            guess = did_you_mean(str(value), group.options)
+            raise ConfigError(
+                f"grid.{declared.path}={_short(value)}: the config group {key} fills {declared.path} and has no such option"
+                f"{guess}; it has {listed}"
+            )
+    return replace(declared, group=group.key)
+
+
+def check_replaced(declared: Axis | Searched, section: Any, *, shown: str) -> None:
+    """Raises ConfigError where a plain value would take the place of a section of params; null may.
+
+    Args:
+        section: what params has at the path.
+    """
+    if not (isinstance(section, Mapping) and section):
+        return
+    values = declared.values if isinstance(declared, Axis) else declared.choices
+    plain = [value for value in values if value is not None and not isinstance(value, Mapping)]
+    if plain or (isinstance(declared, Searched) and declared.kind != "categorical"):
+        value = f"={_short(plain[0])}" if plain else ""
+        inside = f"{declared.path}.{leaf_paths(section)[0]}"
+        raise ConfigError(
+            f"{shown}{value}: {declared.path} is a section of params, and a plain value would take its place; declare what is"
+            f" in it ({inside}), or give the axis mappings. Options of a config group are its words where the first line of"
+            f" {declared.path.replace('.', '/')}/*.yaml is '# @package params.{declared.path}'"
+        )
+
+
+def _may_hold(content: JSONValue, path: str) -> bool:
+    """Whether there is something at a dotted path; below an interpolation there may be."""
+    node = content
+    for part in path.split("."):
+        if isinstance(node, str) and "${" in node:
+            return True
+        if not has(node, part):
+            return False
+        node = at(node, part)
+    return True
+
+
+def _leaves_of(content: JSONValue) -> list[str]:
+    return leaf_paths(content) if isinstance(content, Mapping) else []
+
+
+def _short(value: JSONValue) -> str:
+    text = value_label(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
 
 
 def flatten(section: str, node: Any) -> dict[str, Any]:

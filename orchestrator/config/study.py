@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +31,8 @@ from orchestrator.config.schema import (
 )
 from orchestrator.config.space import Space, leaf_paths
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import Budget, Direction, JSONValue, StudySpec
+from orchestrator.model import Budget, Direction, JSONValue, StudySpec, value_label
+from orchestrator.overlay import overlay
 from orchestrator.program import is_program
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -41,6 +42,7 @@ _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 ALLOCATIONS = ("uniform", "adaptive")
 _DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
 _LAUNCH_ONLY = re.compile(r"\$\{(hydra|now|python_version):")  # resolvers that Hydra registers where it runs
+_FROM_PARAMS = re.compile(r"(?<!\\)(\$\{\s*(?:oc\.select:\s*)?)params\.")
 _INSTANTIATE_KEYS = ("_args_", "_partial_", "_recursive_", "_convert_")
 
 
@@ -55,9 +57,10 @@ def study_spec(composed: Composed) -> StudySpec:
     name = _name(study.name)
     directions, metrics = _goals(study)
     params = _params(config)
-    space = Space.from_yaml(resolved(config, "grid"), resolved(config, "search"))
+    space = composed.space
     space.check(params)
     _check_lengths(space)
+    _check_values(space, params)
     _check_resolution(params, space)
     objective = _objective(config, params, space, metrics)
     allocation = resolved(config, "allocation") or "uniform"
@@ -140,9 +143,47 @@ def _params(config: DictConfig) -> dict[str, JSONValue]:
     for path in leaf_paths(params):
         value = _at_leaf(params, path)
         check_finite(value, f"params.{path}")
-        if _LAUNCH_ONLY.search(str(value)):
-            raise ConfigError(f"params.{path}={value}: this is resolved on the worker, where Hydra is not; write the value")
+        _check_interpolations(value, f"params.{path}", params)
     return params
+
+
+def _check_values(space: Space, params: Mapping[str, JSONValue]) -> None:
+    """Checks what the values of axes and choices put into params."""
+    for axis in space.grid.values():
+        for value, content in zip(axis.values, axis.contents or axis.values, strict=True):
+            shown = f"grid.{axis.path}" if isinstance(content, str) else f"{axis.path}={value_label(value)}"
+            check_finite(content, shown)
+            if axis.contents:
+                _check_keys(content, shown)
+            _check_interpolations(content, shown, params)
+    for searched in space.search.values():
+        for choice in searched.choices:
+            shown = f"search.{searched.path}" if isinstance(choice, str) else f"{searched.path}={value_label(choice)}"
+            _check_interpolations(choice, shown, params)
+
+
+def _check_interpolations(value: JSONValue, shown: str, params: Mapping[str, JSONValue]) -> None:
+    """Checks the text in a value that is resolved in a trial, with params as root.
+
+    Raises:
+        ConfigError: it names what is not there: Hydra, or params as if they were a section.
+    """
+    for path, text in _texts(value, ""):
+        where = f"{shown}: {path}={text}" if path else f"{shown}={text}"
+        if _LAUNCH_ONLY.search(text):
+            raise ConfigError(f"{where}: this is resolved on the worker, where Hydra is not; write the value")
+        if _FROM_PARAMS.search(text) and "params" not in params:
+            right = _FROM_PARAMS.sub(r"\1", text)
+            raise ConfigError(f"{where}: interpolations see params as their root: write {right}")
+
+
+def _texts(value: JSONValue, above: str) -> Iterator[tuple[str, str]]:
+    """All text in a value, with its path."""
+    if isinstance(value, str):
+        yield above, value
+    elif isinstance(value, Mapping | list | tuple):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _texts(item, f"{above}.{key}" if above else str(key))
 
 
 def _check_keys(node: Mapping[Any, Any], above: str) -> None:
@@ -179,14 +220,16 @@ def _check_resolution(params: Mapping[str, JSONValue], space: Space) -> None:
 
     What only a worker can answer (its environment, resolvers that the user's code registers) is left to the worker.
     """
-    for values in space.examples():
-        _resolve(params, values)
+    for of_value, values in space.examples():
+        try:
+            _resolve(params, values)
+        except ConfigError as error:
+            raise ConfigError(f"{of_value}: {error}" if of_value else str(error)) from error
 
 
 def _resolve(params: Mapping[str, JSONValue], values: Mapping[str, JSONValue]) -> None:
     root = OmegaConf.create(dict(params))
-    for path, value in values.items():
-        OmegaConf.update(root, path, value, merge=False, force_add=True)
+    overlay(root, values)
     container: Any = OmegaConf.to_container(root, resolve=False)
     for path in leaf_paths(container):
         try:
@@ -233,6 +276,7 @@ def _objective(
                 f"objective.{key}: every key but _target_ is passed to the function by name, and this is no name for it"
             )
         check_finite(value, f"objective.{key}")
+        _check_interpolations(value, f"objective.{key}", params)
     return objective
 
 

@@ -38,19 +38,26 @@ def hydra_word(value: JSONValue) -> str:
     return word
 
 
-def rerun_words(values: Mapping[str, JSONValue], params: Mapping[str, Any], groups: Collection[str]) -> list[str]:
+def rerun_words(
+    values: Mapping[str, JSONValue], params: Mapping[str, Any], groups: Collection[str], grid: Collection[Axis] = ()
+) -> list[str]:
     """Returns the overrides that give the parameters of a study these values, one word each, not quoted for a shell.
 
     Args:
         values: by dotted path; each takes the place of all that is there, as it does in a trial.
         params: the defaults that the overrides are laid over.
         groups: the config groups known.
+        grid: the axes of the study, some of which may be of config groups: an option of them is chosen, not set.
 
     Raises:
         ConfigError: as `hydra_word`, or the grammar has no way to write a path.
     """
     words = []
+    of_groups = {axis.path: axis.group for axis in grid if axis.contents}
     for path, value in values.items():
+        if path in of_groups:
+            words.append(f"{of_groups[path]}={value}")
+            continue
         first = path.partition(".")[0]
         key = f"params.{path}" if first in (*SECTIONS, "hydra", *groups) else path
         old = at(params, path) if has(params, path) else None

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from orchestrator.config import at, hydra_word, program_words
 from orchestrator.errors import ConfigError
 from orchestrator.model import Failed, JSONValue
-from orchestrator.program import FACTS, FIELD, Program, read, written
+from orchestrator.program import FIELD, Program, read, written
 from orchestrator.runner import linux, rundir, sources
 from orchestrator.runner.channel import wait_readable
 from orchestrator.runner.contract import Job
@@ -75,11 +75,13 @@ class _Attempt:
         self._oom_kills = linux.oom_kills()
         metrics_file = Path(str(facts["metrics_file"]))
         rundir.move_aside(metrics_file)
-        _write_params(Path(str(facts["params_file"])), params, facts)
-        words = _words(program, lambda name: facts[name] if name in FACTS else at(params, name), params)
+        options = {path: job.values[path] for path in job.options}
+        chosen = {path: job.values[path] for path in (*job.contents, *job.options)}
+        _write_params(Path(str(facts["params_file"])), params, facts, chosen)
+        words = _words(program, {**facts, **options}, params, options)
         words += _hydra_words(program, job)
         by_regex = "regex" in program.result if isinstance(program.result, Mapping) else False
-        self._process = _start(words, _environment(facts, params), pipe_errors=by_regex)
+        self._process = _start(words, _environment(facts, params, options), pipe_errors=by_regex)
         self._file = MetricsFile(metrics_file, metrics)
         self._pumps = [
             Pump(stream.fileno(), descriptor, take, b"" if by_regex else b"{")
@@ -160,10 +162,15 @@ def _failure(code: int, *, out_of_memory: bool) -> Failed:
     return Failed("signal", f"the program was killed by {name}", ("signal", f"signal:{name}"))
 
 
-def _words(program: Program, value_of: Callable[[str], JSONValue], params: Mapping[str, JSONValue]) -> list[str]:
+def _words(
+    program: Program, known: Mapping[str, JSONValue], params: Mapping[str, JSONValue], options: Mapping[str, JSONValue]
+) -> list[str]:
     try:
-        words = program.arguments(value_of)
-        return [*words, *(program_words(params) if program.appends_overrides else [])]
+        words = program.arguments(lambda name: known[name] if name in known else at(params, name))
+        if not program.appends_overrides:
+            return words
+        # The option is chosen first, then what is below it gets its value.
+        return [*words, *(f"{path}={hydra_word(option)}" for path, option in options.items()), *program_words(params)]
     except KeyError as error:
         raise ResultError(f"{FIELD}: this trial has no parameter {error}") from None
     except ConfigError as error:
@@ -198,20 +205,24 @@ def _start(words: Sequence[str], env: Mapping[str, str], *, pipe_errors: bool) -
         raise AttemptFailed(Failed("exception", text, ("exception", *causes_of(error)))) from error
 
 
-def _write_params(path: Path, params: Mapping[str, JSONValue], facts: Mapping[str, JSONValue]) -> None:
+def _write_params(
+    path: Path, params: Mapping[str, JSONValue], facts: Mapping[str, JSONValue], options: Mapping[str, JSONValue]
+) -> None:
     """Writes all that a program may want to know, as one JSON object."""
     trial = {name.partition(".")[2]: value for name, value in facts.items() if name.startswith("trial.")}
     study = {"name": facts["study.name"]}
-    content = {"params": params, "trial": trial, "study": study, "metrics_file": facts["metrics_file"]}
+    content = {"params": params, "options": options, "trial": trial, "study": study, "metrics_file": facts["metrics_file"]}
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _environment(facts: Mapping[str, JSONValue], params: Mapping[str, JSONValue]) -> dict[str, str]:
+def _environment(
+    facts: Mapping[str, JSONValue], params: Mapping[str, JSONValue], options: Mapping[str, JSONValue]
+) -> dict[str, str]:
     """This process's environment, with the facts and the parameters; two parameters of one name are left out."""
     # Python would hold back what it prints into a pipe.
     env = {"PYTHONUNBUFFERED": "1", **os.environ, "PATH": search_path()}
     names: dict[str, list[str]] = {}
-    for path, value in _leaves(params):
+    for path, value in [*_leaves(params), *options.items()]:
         names.setdefault(_variable(f"param_{path}"), []).append(written(value))
     env |= {name: values[0] for name, values in names.items() if len(values) == 1 and len(values[0].encode()) <= _MAX_VARIABLE}
     return env | {_variable(name): written(value) for name, value in facts.items()}

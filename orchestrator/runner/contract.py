@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ class Job:
     """Everything a child needs to run one attempt of one trial.
 
     `params` are the study's defaults and `objective` its ``_target_`` with keyword arguments, or its command, both unresolved;
-    `values` maps a dotted path into `params` to the true value this trial uses there; `device` is a torch device as the child
-    sees it.
+    `values` maps a dotted path into `params` to the true value this trial uses there. Where that is the name of an option of a
+    config group, `contents` has by the same path what it stands for, or `options` names the path: the group is the program's
+    own. `device` is a torch device as the child sees it.
     `resumed` says that an earlier attempt ran, `resumed_from` which one's files are in `checkpoint_dir`; `grace_s` is the time
     from SIGTERM to SIGKILL for a program that the child ends itself. `artifacts` is the
     place for what the trial stores, an absolute directory or a URL; None where nobody keeps any.
@@ -38,6 +39,8 @@ class Job:
     resumed_from: int | None = None
     grace_s: float = 5.0
     artifacts: str | None = None
+    contents: Mapping[str, JSONValue] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, JSONValue]:
         return {**vars(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}
@@ -49,7 +52,7 @@ class Job:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Job:
         paths = {"run_dir": Path(data["run_dir"]), "checkpoint_dir": Path(data["checkpoint_dir"])}
-        return Job(**{**data, **paths, "metrics": tuple(data["metrics"])})
+        return Job(**{**data, **paths, "metrics": tuple(data["metrics"]), "options": tuple(data.get("options", ()))})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from orchestrator.model import JSONValue
+from orchestrator.overlay import overlay
 from orchestrator.runner import couplings
 from orchestrator.runner.contract import Job
 from orchestrator.runner.target import target_of
@@ -45,8 +45,8 @@ def build_config(job: Job, template: Template | None = None) -> tuple[DictConfig
     cfg = template.take(job) if template is not None else None
     if cfg is None:
         cfg = _create(job)
-    for path, value in job.values.items():
-        _set(cfg, path, value)
+    # Of the program's own groups the program is told; what is below their paths in `params` stays.
+    overlay(cfg, {path: job.contents.get(path, value) for path, value in job.values.items() if path not in job.options})
     OmegaConf.resolve(cfg)
     resolved: dict[str, Any] = OmegaConf.to_container(cfg.pop(_OBJECTIVE))  # type: ignore[assignment]
     OmegaConf.set_struct(cfg, True)
@@ -60,18 +60,3 @@ def _source(job: Job) -> str:
 def _create(job: Job) -> DictConfig:
     _, kwargs = target_of(job.objective)
     return OmegaConf.create({**job.params, _OBJECTIVE: kwargs})
-
-
-def _set(cfg: DictConfig, path: str, value: JSONValue) -> None:
-    if "." not in path:
-        cfg[path] = value  # as `update` does in the end, in a quarter of the time
-        return
-    # A parent that is an interpolation (`optim: ${presets.adam}`) becomes a copy: one new value must not hide the rest of it.
-    parts = path.split(".")
-    for count in range(1, len(parts)):
-        parent = ".".join(parts[:count])
-        node = OmegaConf.select(cfg, parent)
-        owner = OmegaConf.select(cfg, ".".join(parts[: count - 1])) if count > 1 else cfg
-        if OmegaConf.is_config(node) and OmegaConf.is_dict(owner) and OmegaConf.is_interpolation(owner, parts[count - 1]):
-            OmegaConf.update(cfg, parent, OmegaConf.to_container(node), merge=False)
-    OmegaConf.update(cfg, path, value, merge=False, force_add=True)

@@ -29,7 +29,7 @@ from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY, PART_KEY
 from orchestrator.search.mirror import Mirror, frozen
 from orchestrator.search.quasirandom import POSITION_KEY, strided
 from orchestrator.search.samplers import GeneticSampler
-from orchestrator.search.space import Parameter, check_exist, check_limits, describe_one
+from orchestrator.search.space import Parameter, check_exist, check_limits, describe_one, in_steps
 from orchestrator.search.tpe import HybridTPESampler
 
 ENOUGH = 10
@@ -113,7 +113,7 @@ class Answers:
             return Answer(internal, warnings=warned)
         if name in self._discovered.first:
             check_agrees(name, self._discovered.first[name], asked)
-        internal = self._new_value(name, asked)
+        internal = in_steps(asked, self._new_value(name, asked))
         return Answer(internal, Param(name, internal, distribution_to_json(asked)), asked.to_external_repr(internal), warned)
 
     def check_of(self, new: Param) -> Callable[[str], None] | None:
@@ -264,7 +264,7 @@ def internal_in(asked: BaseDistribution, value: JSONValue) -> float | None:
     if isinstance(asked, CategoricalDistribution):
         return next((float(i) for i, choice in enumerate(asked.choices) if same_value(choice, value)), None)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and asked._contains(float(value)) else None
+    return in_steps(asked, float(value)) if is_number and asked._contains(float(value)) else None
 
 
 def values_by_hand(

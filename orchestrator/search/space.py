@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from optuna.distributions import (
     BaseDistribution,
@@ -55,18 +56,26 @@ class Parameter:
                 if _identical(choice, value):
                     return float(index)
         elif _is_number(value) and abs(value) <= sys.float_info.max and self.distribution._contains(float(value)):
-            return float(value)
+            return in_steps(self.distribution, float(value))
         raise ConfigError(f"{self.path}={value_label(value)}: not a value of this study's {describe_one(self)}")
 
     def true_value(self, internal: float) -> JSONValue:
         """The value that user code receives for Optuna's internal number."""
         if isinstance(self.distribution, CategoricalDistribution):
             return self.choices[int(internal)]
-        return self.distribution.to_external_repr(internal)
+        return self.distribution.to_external_repr(in_steps(self.distribution, internal))
 
     def param(self, internal: float) -> Param:
         """The parameter as Optuna's tables hold it."""
-        return Param(self.path, float(internal), distribution_to_json(self.distribution))
+        return Param(self.path, in_steps(self.distribution, float(internal)), distribution_to_json(self.distribution))
+
+
+def in_steps(distribution: BaseDistribution, internal: float) -> float:
+    """Optuna's internal number as one would write it: the third step of 0.1 from 0 is 0.3, not 0.30000000000000004."""
+    if not isinstance(distribution, FloatDistribution) or distribution.step is None:
+        return internal
+    low, step = Fraction(str(distribution.low)), Fraction(str(distribution.step))
+    return float(low + round((Fraction(str(internal)) - low) / step) * step)
 
 
 def parameters(spec: StudySpec) -> dict[str, Parameter]:
@@ -112,12 +121,15 @@ def by_hand(spec: StudySpec, values: Mapping[str, JSONValue]) -> tuple[dict[str,
         if not parameter.grid and parameter.path in values:
             given[parameter.path] = parameter.true_value(parameter.internal(values[parameter.path]))
     for axis in spec.grid:
-        wanted = values[axis.path] if axis.path in values else _default(spec.params, axis.path)
-        found = [v for v in axis.values if same_value(v, wanted)]
+        if axis.path in values:
+            found = [v for v in axis.values if same_value(v, values[axis.path])]
+        else:
+            default = _default(spec.params, axis.path)
+            found = [v for v in axis.values if len(axis.values) == 1 or same_value(axis.content(v), default)]
         if not found:
             there = ", ".join(map(value_label, axis.values))
             typed = axis.path in values
-            what = f"{axis.path}={value_label(wanted)}: not on the grid" if typed else f"{axis.path} must be given"
+            what = f"{axis.path}={value_label(values[axis.path])}: not on the grid" if typed else f"{axis.path} must be given"
             raise ConfigError(f"{what}; the grid has {there}")
         cell[axis.path] = found[0]
     check_exist([known[path] for path in given], cell)

@@ -26,7 +26,7 @@ from orchestrator.search.mirror import Mirror, asked, frozen
 from orchestrator.search.pruners import Judge
 from orchestrator.search.quasirandom import POSITION_KEY, strided
 from orchestrator.search.samplers import GeneticSampler, make_sampler
-from orchestrator.search.space import Parameter, check_exist, parameters
+from orchestrator.search.space import Parameter, check_exist, in_steps, parameters
 from orchestrator.search.summary import CellEstimate, summarise
 from orchestrator.search.surrogate import Fits
 from orchestrator.search.threads import one_thread
@@ -134,7 +134,8 @@ class Search:
             "sampler": self._spec.sampler.get("name"),
             "version": __version__,
         }
-        internal = fixed | {path: float(self._space[path].to_internal_repr(value)) for path, value in drawn.items()}
+        spaces = {path: self._space[path] for path in drawn}
+        internal = fixed | {path: in_steps(d, float(d.to_internal_repr(drawn[path]))) for path, d in spaces.items()}
         params = tuple(parameter.param(internal[path]) for path, parameter in present.items())
         known = {**cell, **given}
         values = {path: known[path] if path in known else p.true_value(internal[path]) for path, p in present.items()}

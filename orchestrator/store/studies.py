@@ -62,7 +62,9 @@ class Studies:
                 self._create(c, study_id, spec)
                 changes: tuple[str, ...] = ()
             else:
-                changes = self._continue(c, study_id, StudySpec.from_json(row.spec), spec)
+                old = StudySpec.from_json(row.spec)
+                spec = spec.as_launched_before(old)
+                changes = self._continue(c, study_id, old, spec)
             added = grid.write_tickets(c, study_id, spec, new=row is None)
             tickets.end_study_if_spent(c, study_id)
             open_tickets = tickets.unspent(c, study_id)
@@ -207,7 +209,10 @@ def _shown(section: Mapping[str, Any], key: str) -> str:
 def _by_path(spec: StudySpec, section: str) -> dict[str, Any]:
     data = spec.to_json()[section]
     if section == "grid":
-        return {axis["path"]: axis["values"] for axis in data}
+        return {
+            axis["path"]: dict(zip(axis["values"], axis["contents"], strict=True)) if "contents" in axis else axis["values"]
+            for axis in data
+        }
     return {
         p["path"]: {k: v for k, v in p.items() if k != "path" and v is not None and v is not False and v not in ([], {})}
         for p in data

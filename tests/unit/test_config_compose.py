@@ -274,9 +274,14 @@ def test_a_sweep_over_a_users_config_group_is_a_grid_axis_of_its_options(mine: A
     flag = mine(experiment__nets=text, **NETS)
     assert spec(flag, "experiment=nets", "net@params.net=mlp", "budget.trials=1").params["net"]["kind"] == "mlp"
     swept = spec(flag, "experiment=nets", "net@params.net=cnn,mlp")
-    assert swept.grid == (Axis("net", ({"kind": "cnn", "width": 3}, {"kind": "mlp", "width": 4, "depth": 2})),)
+    contents = ({"kind": "cnn", "width": 3}, {"kind": "mlp", "width": 4, "depth": 2})
+    assert swept.grid == (Axis("net", ("cnn", "mlp"), contents, "net@params.net"),)
     assert "did you mean 'cnn'" in refusal(flag, "experiment=nets", "net@params.net=mlp,cn")
-    assert "net.width lies below net" in refusal(flag, "experiment=nets", "net@params.net=cnn,mlp", "net.width=8")
+    inside = spec(flag, "experiment=nets", "net@params.net=cnn,mlp", "net.width=8").grid[0].contents
+    assert [content["width"] for content in inside] == [8, 8]
+    refused = refusal(flag, "experiment=nets", "net@params.net=mlp,cnn", "net.depth=8")
+    assert "net@params.net=cnn" in refused
+    assert "depth" in refused
     assert "a sweep over a config group is not possible" in refusal(flag, *OWN, "+net=cnn,mlp")
 
 

@@ -69,8 +69,8 @@ def test_null_takes_a_declaration_back() -> None:
     assert Space.from_yaml({"a": None, "b": [1]}, {"a": "interval(0, 1)"}).paths() == ["b", "a"]
 
 
-def test_a_path_below_another_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"grid\.model\.x lies below model"):
+def test_a_path_below_what_is_searched_or_plain_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"grid\.model\.x lies below model, which is searched"):
         Space.from_yaml({"model.x": [1, 2]}, {"model": [{"x": 1}, {"x": 2}]}).check({})
     with pytest.raises(ConfigError, match=r"params\.optim=3 is a plain value"):
         Space.from_yaml({"optim.lr": [1, 2]}, {}).check({"optim": 3})

@@ -239,8 +239,11 @@ class Loader:
         return {d.override_key: d.package for d in defaults.defaults if d.override_key and d.package}
 
     def header_package(self, group: str, options: Sequence[str]) -> str | None:
-        """Returns what the first lines of a group's options say is their package, if all say the same."""
-        found = translated(lambda: [self._repository.load_config(f"{group}/{option}") for option in options])
+        """Returns what the first lines of a group's options say is their package, if all can be read and say the same."""
+        try:
+            found = translated(lambda: [self._repository.load_config(f"{group}/{option}") for option in options])
+        except ConfigError:  # said when one is chosen
+            return None
         packages = {result.header.get("package") if result is not None else None for result in found}
         return packages.pop() if len(packages) == 1 else None
 
@@ -402,7 +405,11 @@ def _groups_in_params(loader: Loader, chosen: Sequence[str], base: DictConfig) -
     groups: dict[str, Group] = {}
     for key, group, option in candidates:
         options = loader.options(group)
-        package = packages.get(key.lstrip("+")) or (key.split("@")[1] if "@" in key else None) or loader.header_package(group, options)
+        package = (
+            packages.get(key.lstrip("+"))
+            or (key.split("@")[1] if "@" in key else None)
+            or loader.header_package(group, options)
+        )
         if options and package is not None and package.startswith("params."):
             groups.setdefault(package.removeprefix("params."), Group(key, tuple(options), option))
     return groups

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 
 def quick(cfg: Any, trial: Any) -> float:
     """Takes 20 ms; the value names the cell."""
@@ -94,3 +96,7 @@ def hungry(cfg: Any, trial: Any, limit: int) -> float:
     if cfg.a >= limit:
         raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
     return float(cfg.a)
+
+
+def tells_its_config(cfg: Any, trial: Any) -> dict[str, Any]:
+    return {"value": cfg.lr, "cfg": OmegaConf.to_container(cfg, resolve=True), "seen": dict(trial.params)}

@@ -253,3 +253,11 @@ def test_the_model_of_the_cells_knows_the_parameters_that_were_discovered() -> N
     cell, why = study.search.choose_cell([(0, {"opt": "sgd"}), (1, {"opt": "adam"})], ticket=20, retry=0)
     assert cell in (0, 1)
     assert why["rule"] != "fewest trials"
+
+
+def test_a_step_is_answered_with_the_number_that_one_would_write() -> None:
+    study = AskedStudy(BARE)
+    for _ in range(12):
+        trial = study.start()
+        assert trial.suggest_float("x", 0.0, 1.0, step=0.1) in [k / 10 for k in range(11)]
+        study.end(trial, 1.0)

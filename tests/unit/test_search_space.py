@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import Axis, Budget, Searched, StudySpec
-from orchestrator.search import describe, distributions
+from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
+from orchestrator.search import Search, by_hand, describe, distributions
 from orchestrator.search.space import parameters
 
 
@@ -100,3 +101,29 @@ def test_describe_says_every_parameter_in_words() -> None:
         ("net", "grid: one of a, b"),
         ("lr", "search: float from 0.0001 to 0.1 (log)"),
     ]
+
+
+def test_a_step_gives_the_number_that_one_would_write() -> None:
+    study = spec(search=[Searched("x", "float", 0.0, 1.0, step=0.1), Searched("y", "float", 1e-4, 1.0001, step=0.03)])
+    known = parameters(study)
+    assert known["x"].true_value(0.1 + 0.1 + 0.1) == 0.3 != 0.1 + 0.1 + 0.1
+    assert known["x"].internal(0.1 + 0.1 + 0.1) == 0.3
+    assert known["x"].param(3 * 0.1).internal == 0.3
+    for sampler in ("random", "tpe", "gp", "qmc", "nsga2"):
+        search = Search(replace(study, sampler={"name": sampler}))
+        for ticket in range(12):
+            made = search.ask({}, ticket=ticket, retry=0)
+            assert made.values["x"] in [k / 10 for k in range(11)]
+            assert made.values["y"] in [float(f"{1 + 300 * k}e-4") for k in range(34)]
+            assert {param.name: param.internal for param in made.params} == made.values
+            search.feed([TrialNews(ticket, "COMPLETE", made.params, (float(made.values["x"]),), {}, made.system_attrs)])
+
+
+def test_the_options_of_a_group_are_told_apart_by_their_names() -> None:
+    axis = Axis("model", ("resnet", "vit"), ({"depth": 2}, {"depth": 2}), "model")
+    study = replace(spec([axis, Axis("lr", (0.1,))]), params={"model": {"depth": 2}, "lr": 0.1})
+    assert distributions(study)["model"] == CategoricalDistribution(("resnet", "vit"))
+    assert [parameters(study)["model"].internal(name) for name in axis.values] == [0.0, 1.0]
+    assert by_hand(study, {"model": "vit"}) == ({"model": "vit", "lr": 0.1}, {})
+    assert by_hand(study, {"lr": 0.1})[0]["model"] == "resnet", "what params say is the default"
+    assert study.contents({"model": "vit", "lr": 0.1}) == {"model": {"depth": 2}}

@@ -1,0 +1,76 @@
+"""Studies that an older version launched, with the options of a config group stored by their content, go on under this one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.errors import ConfigError
+from orchestrator.model import Axis, Searched, StudySpec
+from orchestrator.search import Search
+from orchestrator.store import Store, WorkerLease
+from tests.support.studies import PLACE, end, spec
+
+MLP, CNN = {"kind": "mlp", "width": 4}, {"kind": "cnn", "root": "/data"}
+HASH = "c02e7e59bb2976792617bde7725b65b9a1c2079e590ee483d4bd0a094d9ead27"  # as the version before options had names made it
+
+
+def old_form() -> StudySpec:
+    depth = Searched("depth", "int", 1, 3, when={"arch": (CNN,)})
+    changes = {"params": {"a": 0, "x": 0.5, "arch": MLP}, "grid": (Axis("arch", (MLP, CNN)),)}
+    return spec("old", trials=4, search=(depth, Searched("x", "float", 0.0, 1.0)), **changes)
+
+
+def new_form(cnn: dict[str, object], trials: int = 6) -> StudySpec:
+    old = old_form()
+    depth = replace(old.search[0], when={"arch": ("cnn",)})
+    axis = Axis("arch", ("mlp", "cnn"), (MLP, cnn), "arch")
+    return replace(old, grid=(axis,), search=(depth, old.search[1]), budget=replace(old.budget, trials=trials))
+
+
+def test_what_an_older_version_launched_has_the_hash_it_had() -> None:
+    assert old_form().spec_hash() == HASH
+    assert StudySpec.from_json(old_form().to_json()).spec_hash() == HASH
+    assert new_form(CNN).spec_hash() != HASH
+    assert StudySpec.from_json(new_form(CNN).to_json()) == new_form(CNN)
+
+
+@pytest.mark.parametrize("root", ["/data", "${oc.env:DATA_ROOT}"])
+def test_a_study_whose_options_have_no_names_goes_on_as_it_is(store: Store, lease: WorkerLease, root: str) -> None:
+    study = store.studies.launch(old_form()).study_id
+    first = store.ledger.claim(lease, [study], PLACE)
+    assert first is not None
+    search = Search(store.reads.spec(study))
+    made = store.ledger.create(first, search.ask(first.cell_values, ticket=0, retry=0), lease, PLACE)
+    assert made is not None
+    end(store, made)
+
+    again = store.studies.launch(new_form({"kind": "cnn", "root": root}))
+    assert (again.created, again.added, again.changes) == (False, 2, ("budget.trials: 4 -> 6",))
+    stored = store.reads.spec(study)
+    assert stored.spec_hash() == HASH
+    assert stored.search[0].when == {"arch": (CNN,)}
+    second = store.ledger.claim(lease, [study], PLACE)
+    assert second is not None
+    assert second.cell_values == {"arch": CNN}
+    suggested = Search(stored).ask(second.cell_values, ticket=1, retry=0)
+    assert set(suggested.values) == {"arch", "x", "depth"}
+    assert len(store.reads.progress(store.reads.find("old"), maximize=True).cells) == 2
+
+
+@pytest.mark.parametrize("root", ["/elsewhere", "${root}", 1])
+def test_another_content_is_another_study(store: Store, root: object) -> None:
+    store.studies.launch(old_form())
+    with pytest.raises(ConfigError, match=r"another grid arch .*\"mlp\":"):
+        store.studies.launch(new_form({"kind": "cnn", "root": root}))
+
+
+def test_the_way_a_group_is_typed_is_no_part_of_a_studys_identity(store: Store) -> None:
+    axis = Axis("arch", ("mlp", "cnn"), (MLP, CNN), "arch")
+    study = spec("new", trials=4, params={"x": 0.5, "arch": MLP}, grid=(axis,))
+    store.studies.launch(study)
+    typed = replace(study, grid=(replace(axis, group="arch@params.arch"),))
+    assert store.studies.launch(typed).changes == ()
+    with pytest.raises(ConfigError, match="another grid arch"):
+        store.studies.launch(replace(study, grid=(replace(axis, contents=(MLP, MLP)),)))

@@ -1,14 +1,18 @@
-"""Studies that an older version launched, with the options of a config group stored by their content, go on under this one."""
+"""Studies of an older version go on under this one: options stored by their content, steps that were binary."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestrator.cli import main
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Searched, StudySpec
 from orchestrator.search import Search
+from orchestrator.serving import Served
 from orchestrator.store import Store, WorkerLease
 from tests.support.studies import PLACE, end, spec
 
@@ -74,3 +78,27 @@ def test_the_way_a_group_is_typed_is_no_part_of_a_studys_identity(store: Store) 
     assert store.studies.launch(typed).changes == ()
     with pytest.raises(ConfigError, match="another grid arch"):
         store.studies.launch(replace(study, grid=(replace(axis, contents=(MLP, MLP)),)))
+
+
+def test_a_step_that_an_older_version_stored_in_binary_replays_as_the_same(
+    store: Store, lease: WorkerLease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = Searched("x", "float", 0.0, 1.0, step=0.1)
+    study = store.studies.launch(spec("old", search=(steps,), grid=(), cells=1, trials=40)).study_id
+    row, stored = store.reads.find("old"), store.reads.spec(study)
+    served: Any = Served(row, stored, Search(stored), runner=None)  # type: ignore[arg-type]
+    number = None
+    while number is None:  # until one is drawn that binary has no exact form of, such as 0.3
+        claim = store.ledger.claim(lease, [study], PLACE)
+        assert claim is not None
+        made = served.suggest(claim, asks=1)
+        binary = round(made.params[0].internal * 10) * 0.1
+        exact = binary == made.params[0].internal
+        older = replace(made, params=(replace(made.params[0], internal=binary),), values={"x": binary})
+        created = store.ledger.create(claim, older, lease, PLACE)
+        assert created is not None
+        end(store, created)
+        number = None if exact else created.number
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", store.url)
+    assert main(["replay", "study.name=old", f"trial={number}", f"paths.data={tmp_path}"]) == 0
+    assert "the same suggestion" in capsys.readouterr().out

@@ -69,7 +69,7 @@ def test_the_options_of_a_group_are_cells_and_what_they_refer_to_is_the_trials_o
 
 
 def test_a_hydra_app_is_told_the_option_first_and_then_what_is_searched_inside_it(commands: Commands) -> None:
-    command = f'objective.command=[python,"{APP}","hydra.run.dir={{trial.checkpoint_dir}}"]'
+    command = f'objective.command=[python,"{APP}"]'
     words = ("study.direction=maximize", command, "worker.count=1", "worker.prefetch=0")
     searched = "+model.optimizer.lr=tag(log, interval(1e-4, 10))"
     pruner = ("pruner=median", "pruner.n_startup_trials=1", "sampler=random", "study.seed=31")
@@ -89,6 +89,8 @@ def test_a_hydra_app_is_told_the_option_first_and_then_what_is_searched_inside_i
         }
         assert trial.state.name == ("PRUNED" if lr > 1 else "COMPLETE")
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4 + ["PRUNED"] * 2
+    found = commands.directory.glob("runs/app-*/trial-*/attempt-1/hydra/.hydra/overrides.yaml")
+    assert sorted(len(path.read_text().splitlines()) for path in found) == [3] * 6, "an output directory for each attempt"
     best: Any = json.loads(commands.check("best", "--json", "study.name=app"))["best"][0]
     assert best["params"]["model"] == "conv"
     overrides = shlex.split(" ".join(best["overrides"]))

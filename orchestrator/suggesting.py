@@ -61,13 +61,13 @@ class Suggesting:
 
     def _answer(self, asked: SuggestAsked, running: Running) -> None:
         answers = self._answers = self._answers or self._begin()
-        answer = answers.answer(asked.name, asked.kind, asked.arguments)
+        answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
         if answer.new is not None:
             check = answers.check_of(answer.new)
             stored = self._store.suggested.add(self._claim, answer.new, answer.value, check_first=check)
             answers.keep(stored)
             if stored != answer.new:  # the answer to an earlier try was lost, and this one has other news
-                answer = answers.answer(asked.name, asked.kind, asked.arguments)
+                answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
             logger.debug("trial %s: %s = %r", self._claim.number, asked.name, answer.value)
         running.answer_suggest(asked.name, answer.internal, warnings=answer.warnings)
 

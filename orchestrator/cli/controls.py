@@ -44,7 +44,8 @@ def enqueue(call: Call) -> int:
     with call.store() as store:
         row = store.reads.find(name)
         spec, typed = store.reads.spec(row.study_id), call.composed.values
-        later = search.values_by_hand(search.parameters(spec), typed, store.suggested.distributions(row.study_id))
+        known = store.suggested.distributions(row.study_id)
+        later = search.values_by_hand(search.parameters(spec), typed, known, spec.params)
         cell, given = search.by_hand(spec, {name: value for name, value in typed.items() if name not in later})
         given |= later
         store.interventions.enqueue(row.study_id, cell, given)

@@ -23,7 +23,7 @@ from rich.text import Text
 from orchestrator.cli import estimates, hints, provenance, screen
 from orchestrator.cli.call import Call
 from orchestrator.cli.following import unfollowed, unserved
-from orchestrator.config import grid_words, rerun_words
+from orchestrator.config import rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import StudySpec, value_label
 from orchestrator.runner import couplings, rundir
@@ -188,7 +188,7 @@ def _overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> lis
     try:
         declared = {name: value for name, value in trial.params.items() if spec.declares(name)}
         asked = {name: value for name, value in trial.params.items() if name not in declared}
-        return [shlex.quote(word) for word in [*rerun_words(declared, spec.params, groups), *grid_words(asked)]]
+        return [shlex.quote(word) for word in rerun_words(declared, asked, spec.params, groups)]
     except ConfigError:
         return None
 
@@ -224,10 +224,19 @@ def _trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
         if spec.declares(name):
             OmegaConf.update(config, name, value, merge=False, force_add=True)
         else:
-            config[name] = value  # by the very name that the objective asks for
+            _put_asked(config, name, value)
     with _no_environment():
         raw: dict[str, Any] = _uncoupled(config, OmegaConf.to_container(config, resolve=False))
     return OmegaConf.create(raw)
+
+
+def _put_asked(config: DictConfig, name: str, value: Any) -> None:
+    """Puts a value where an objective that asks for `name` finds it: at that path, else under the very name."""
+    if all(name.split(".")):
+        with suppress(OmegaConfBaseException):  # such as a.b beside a plain value called a
+            OmegaConf.update(config, name, value, merge=False, force_add=True)
+            return
+    config[name] = value
 
 
 def _uncoupled(node: Any, raw: Any) -> Any:

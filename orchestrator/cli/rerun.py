@@ -140,7 +140,7 @@ def _run(job: Job, spec: StudySpec, held: HeldSlot, told: TrialNews | None) -> R
 
 def _answer(running: Running, asked: SuggestAsked, answers: search.Answers | None) -> None:
     try:
-        answer = None if answers is None else answers.answer(asked.name, asked.kind, asked.arguments)
+        answer = None if answers is None else answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
     except (ValueError, TypeError) as error:
         running.answer_suggest(asked.name, None, refused=(type(error).__name__, str(error)))
         return

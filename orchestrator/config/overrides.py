@@ -11,8 +11,9 @@ from hydra.core.override_parser.types import Override, OverrideType, Sweep
 
 from orchestrator.config import grammar
 from orchestrator.config.schema import HOST, SECTIONS, settings
-from orchestrator.config.space import Space, at, check_ancestors, check_path, flatten, has, leaf_paths, suggestion
+from orchestrator.config.space import Space, check_ancestors, check_path, flatten, suggestion
 from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.model import at, has, leaf_paths
 
 _URL = re.compile(r"\+{0,2}storage\.url=(.*)", re.DOTALL)
 _PREFIX = {OverrideType.CHANGE: "", OverrideType.ADD: "+", OverrideType.FORCE_ADD: "++", OverrideType.DEL: "~"}
@@ -252,14 +253,9 @@ def _delete(word: Word, params: dict[str, Any], space: Space) -> list[str]:
 
 def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
     value = word.value
-    if not word.path:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{word.text}: params is a section; set its parameters: optim.lr=…")
-        below = flatten("params", value)
-    else:
-        below = (
-            {f"{word.path}.{leaf}": item for leaf, item in flatten(word.path, value).items()} if isinstance(value, dict) else {}
-        )
+    if not word.path and not isinstance(value, dict):
+        raise ConfigError(f"{word.text}: params is a section; set its parameters: optim.lr=…")
+    below = _inside(value, f"{word.path}." if word.path else "") if isinstance(value, dict) else {}
     new = bool(word.path) and not has(params, word.path)
     is_section = bool(word.path) and not new and isinstance(at(params, word.path), Mapping) and at(params, word.path) != {}
     if is_section and value is not None and not isinstance(value, dict) and word.override.type != OverrideType.FORCE_ADD:
@@ -275,10 +271,20 @@ def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
         raise ConfigError(f"{word.text}: {word.path} lies below {above}, whose values replace it; fix {above} or drop it first")
     if word.path:
         check_ancestors(word.path, params, shown=word.text)
+    if word.path in space.paths():  # also where the value is a mapping, whose leaves are put below
+        space.drop(word.path)
     for path, item in (below or {word.path: value}).items():
         space.drop(path)
         _put(params, path, item)
     return [word.under(f"params.{word.path}" if word.path else "params", force=new and fixes)]
+
+
+def _inside(value: Mapping[str, Any], above: str) -> dict[str, Any]:
+    """The leaves of a mapping that is a value; its keys may be any words."""
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= _inside(item, f"{above}{key}.") if isinstance(item, Mapping) and item else {f"{above}{key}": item}
+    return leaves
 
 
 def _put(params: dict[str, Any], path: str, value: Any) -> None:

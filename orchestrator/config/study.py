@@ -29,9 +29,9 @@ from orchestrator.config.schema import (
     StudyConfig,
     checked,
 )
-from orchestrator.config.space import Space, leaf_paths
+from orchestrator.config.space import Space
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import Budget, Direction, JSONValue, StudySpec
+from orchestrator.model import Budget, Direction, JSONValue, StudySpec, leaf_paths
 from orchestrator.program import is_program
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

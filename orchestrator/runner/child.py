@@ -26,7 +26,7 @@ from orchestrator.runner import facts, linux, memory, rundir
 from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
 from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.executable import check_program
-from orchestrator.runner.merge import Template, build_config
+from orchestrator.runner.merge import Settled, Template, build_config
 from orchestrator.runner.output import configure_streams, flush_streams
 from orchestrator.runner.suggestions import WorkerGoneError
 from orchestrator.runner.target import (
@@ -279,6 +279,7 @@ def _execute(
         traces.note()
     try:
         cfg, kwargs = build_config(job, template)
+        trial._settled = Settled(job, cfg)
         alone = takes_trial_alone(function, kwargs)
         returned = _call(function, (trial,) if alone else (cfg, trial), kwargs)
         if returned is None and trial.should_stop():

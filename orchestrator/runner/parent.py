@@ -77,11 +77,15 @@ class ArtifactLogged:
 
 @dataclass(frozen=True)
 class SuggestAsked:
-    """The objective waits in ``trial.suggest_*`` for `Running.answer_suggest`; `arguments` are its own, as plain data."""
+    """The objective waits in ``trial.suggest_*`` for `Running.answer_suggest`; `arguments` are its own, as plain data.
+
+    `fixed` holds the value that the study's ``params`` have for the name in this trial, if they have one.
+    """
 
     name: str
     kind: str
     arguments: Mapping[str, JSONValue]
+    fixed: tuple[JSONValue, ...] = ()
 
 
 Message: TypeAlias = Reported | PruneAsked | AttrSet | ConstraintSet | ArtifactLogged | SuggestAsked
@@ -384,7 +388,7 @@ class Running:
             name, kind, arguments = line["suggest"]
             if not isinstance(name, str) or kind not in KINDS or not isinstance(arguments, dict):
                 raise ValueError(kind)
-            self._inbox.append(SuggestAsked(name, kind, arguments))
+            self._inbox.append(SuggestAsked(name, kind, arguments, tuple(line.get("fixed", ()))))
         elif "done" in line:
             self._keeper.send({"do": "linger"}, wait=False)
             if line["done"] is not None:

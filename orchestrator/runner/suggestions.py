@@ -40,10 +40,14 @@ class Suggests:
         """The worker's answer to a question about a parameter; None when it is gone."""
         raise NotImplementedError
 
+    def _fixed(self, name: str) -> tuple[JSONValue, ...]:
+        """The value that the study's `params` have for the name, if they have one."""
+        return ()
+
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
         """A number from `low` to `high`, both included, as `optuna.Trial.suggest_float`; the same in every attempt.
 
-        For a name of the study's grid or search it is the value that the trial has there.
+        For a name of the study's grid or search it is the value that the trial has there, for one of `params` the value there.
 
         Args:
             name: At most 512 characters.
@@ -55,7 +59,7 @@ class Suggests:
         Raises:
             TypeError: An argument is of the wrong type.
             ValueError: The arguments make no range, contradict what this name was asked as before, or leave out the value
-                that the trial has by its grid, its search or by hand.
+                that the trial has by its grid, its search, its `params` or by hand.
         """
         arguments = {"low": _plain(low), "high": _plain(high), "step": None if step is None else _plain(step), "log": bool(log)}
         return float(self._suggest(name, "float", arguments))
@@ -63,7 +67,7 @@ class Suggests:
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """A whole number from `low` to `high`, both included, as `optuna.Trial.suggest_int`; the same in every attempt.
 
-        For a name of the study's grid or search it is the value that the trial has there.
+        For a name of the study's grid or search it is the value that the trial has there, for one of `params` the value there.
 
         Args:
             name: At most 512 characters.
@@ -82,7 +86,7 @@ class Suggests:
     def suggest_categorical(self, name: str, choices: Iterable[Choice]) -> Choice:
         """One of `choices`, the very object, as `optuna.Trial.suggest_categorical`; the same in every attempt.
 
-        For a name of the study's grid or search it is the value that the trial has there.
+        For a name of the study's grid or search it is the value that the trial has there, for one of `params` the value there.
 
         Args:
             name: At most 512 characters.
@@ -119,8 +123,9 @@ class Suggests:
             known = self._asked.get(name)
             if known is not None and known[0] == question:
                 return float(known[1])
+            fixed = self._fixed(name)
             try:
-                answer = self._ask(question)
+                answer = self._ask({**question, "fixed": fixed} if fixed else question)
             except MessageTooLongError as error:
                 raise ValueError(f"parameter {shown(name)}: {error}") from None
             if answer is None:

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.errors import did_you_mean
-from orchestrator.model import JSONValue
+from orchestrator.model import JSONValue, at, leaf_paths
 from orchestrator.runner.artifacts import ArtifactPlace, ArtifactRecord
 from orchestrator.runner.channel import Channel, Message, MessageTooLongError, wait_readable
 from orchestrator.runner.contract import Job
 from orchestrator.runner.journal import Journal
+from orchestrator.runner.merge import Settled
 from orchestrator.runner.suggestions import Suggests
-from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step
+from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step, shown
 
 _T = TypeVar("_T")
+_MOST_REMARKS = 20
 
 
 class TrialPruned(Exception):  # noqa: N818 - Optuna's name
@@ -41,6 +43,7 @@ class Trial(Suggests):
         self._stop = False
         self._answers: dict[str, Any] = {}
         self._told_all = False  # of its parameters, whether or not it asked for each
+        self._settled: Settled | None = None
 
     # ------------------------------------------------------------------------------------------------------------- what it is
 
@@ -248,14 +251,27 @@ class Trial(Suggests):
         others = asked.keys() - self._job.values.keys()
         return {
             name: f"trial {self.number} completed without asking for {name}, which the study sets{did_you_mean(name, others)}"
-            for name in self._job.values
+            for name in [*self._job.values, *self._set_by_params()]
             if name not in asked
         }
+
+    def _set_by_params(self) -> list[str]:
+        """The parameters that ``params`` give a value which nothing else in ``params`` may use."""
+        if "${" in str(self._job.params):
+            return []
+        return [path for path in leaf_paths(self._job.params) if at(self._job.params, path) not in (None, {})][:_MOST_REMARKS]
 
     def _end(self) -> None:
         """Ends the attempt for whoever still has this object: nothing is reported or written any more."""
         self._journal.close()
         self._channel.shut()
+
+    def _fixed(self, name: str) -> tuple[JSONValue, ...]:
+        found = self._settled.value(name) if self._settled is not None else ()
+        try:
+            return tuple(as_json(value) for value in found)
+        except (TypeError, ValueError):  # what a resolver of the user's made: no value that anybody asks for
+            return tuple(map(shown, found))
 
     def _ask(self, question: Message) -> Message | None:
         with self._lock:
@@ -295,5 +311,5 @@ def _explain(key: object, convert: Callable[[], _T]) -> _T:
     try:
         return convert()
     except (TypeError, ValueError) as error:
-        shown = repr(key) if isinstance(key, str) and len(key) <= 80 else type(key).__name__
-        raise type(error)(f"user attribute {shown}: {error}") from None
+        name = repr(key) if isinstance(key, str) and len(key) <= 80 else type(key).__name__
+        raise type(error)(f"user attribute {name}: {error}") from None

@@ -19,9 +19,13 @@ from orchestrator.store.schema import (
     event,
     optuna_directions,
     optuna_studies,
+    optuna_study_system_attributes,
     optuna_study_user_attributes,
     study,
 )
+
+_METRIC_NAMES = "study:metric_names"
+"""The system attribute that Optuna's ``Study.set_metric_names`` sets."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Studies:
                 changes: tuple[str, ...] = ()
             else:
                 changes = self._continue(c, study_id, StudySpec.from_json(row.spec), spec)
+            self._name_metrics(c, study_id, spec)
             added = grid.write_tickets(c, study_id, spec, new=row is None)
             tickets.end_study_if_spent(c, study_id)
             open_tickets = tickets.unspent(c, study_id)
@@ -105,6 +110,13 @@ class Studies:
             sa.select(optuna_studies.c.study_id).where(optuna_studies.c.study_name == spec.name).with_for_update()
         ).scalar_one()
         return int(found), False
+
+    def _name_metrics(self, c: Connection, study_id: int, spec: StudySpec) -> None:
+        """Tells Optuna's tools how the objectives are called, also of a study made before we did; names that are there stay."""
+        named = insert(optuna_study_system_attributes).values(
+            study_id=study_id, key=_METRIC_NAMES, value_json=json.dumps(list(spec.metrics))
+        )
+        c.execute(named.on_conflict_do_nothing(index_elements=["study_id", "key"]))
 
     def _create(self, c: Connection, study_id: int, spec: StudySpec) -> None:
         c.execute(

@@ -26,9 +26,10 @@ class AskedTrial(Suggests):
         return self._suggested()
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        name, kind, arguments = json.loads(json.dumps(question))["suggest"]
+        sent = json.loads(json.dumps(question))
+        name, kind, arguments = sent["suggest"]
         try:
-            answer = self._answers.answer(name, kind, arguments)
+            answer = self._answers.answer(name, kind, arguments, sent.get("fixed", ()))
         except (ValueError, TypeError) as error:
             return {"name": name, "refused": [type(error).__name__, str(error)]}
         if answer.new is not None:

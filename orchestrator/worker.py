@@ -216,6 +216,7 @@ class Worker:
             params=served.spec.params,
             values=served.declared(claim.values or {}),
             objective=served.spec.objective,
+            directions=served.spec.directions,
             metrics=served.spec.metrics,
             run_dir=self._run_dir(served.row, claim, claim.attempt),
             checkpoint_dir=kept.directory,

@@ -167,7 +167,7 @@ def best(call: Call) -> int:
     if call.json:
         data = {**screen.as_data(spec, progress, chosen, believed), "code": provenance.code_data(code)}
         for entry, trial, origin in zip(data["best"], chosen, origins, strict=True):
-            entry |= {"overrides": _overrides(spec, trial, groups), **origin}
+            entry |= {"overrides": overrides(spec, trial, groups), **origin}
         print(json.dumps(data, indent=2))
         return 0
     for trial, origin in zip(chosen, origins, strict=True):
@@ -175,7 +175,7 @@ def best(call: Call) -> int:
             yaml.safe_dump({"study": spec.name, **screen.trial_data(spec, trial)}, sort_keys=False, allow_unicode=True), end=""
         )
         print(provenance.comment(origin))
-        print(_overrides_comment(_overrides(spec, trial, groups)))
+        print(_overrides_comment(overrides(spec, trial, groups)))
     if mixed := provenance.changes_within(code):
         print(f"# {value_label(mixed)}")
     if spec.grid and any(believed):
@@ -183,7 +183,7 @@ def best(call: Call) -> int:
     return 0
 
 
-def _overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> list[str] | None:
+def overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> list[str] | None:
     """The words that make a launch of the same study take this trial's values, quoted for a shell; None where no word can."""
     try:
         declared = {name: value for name, value in trial.params.items() if spec.declares(name)}
@@ -207,13 +207,13 @@ def _write_config(path: str, spec: StudySpec, chosen: list[TrialRow]) -> None:
         numbers = ", ".join(str(t.number) for t in chosen)
         raise ConfigError(f"out={path}: several trials are best (trials {numbers}); choose one with trial=N")
     try:
-        Path(path).write_text(OmegaConf.to_yaml(_trained_with(spec, chosen[0])), encoding="utf-8")
+        Path(path).write_text(OmegaConf.to_yaml(trained_with(spec, chosen[0])), encoding="utf-8")
     except OSError as error:
         raise OrchestratorError(f"out={path}: {error.strerror}") from error
     print(f"wrote the params of trial {chosen[0].number} to {path}", file=sys.stderr)
 
 
-def _trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
+def trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
     """The params with the trial's values in place, for plain OmegaConf: our own resolvers are answered, if they can be.
 
     Other interpolations stay as they are, and nothing is read from this process's environment: no secret may get in.

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.model import JSONValue
+from orchestrator.model import Direction, JSONValue
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Job:
     resumed_from: int | None = None
     grace_s: float = 5.0
     artifacts: str | None = None
+    directions: tuple[Direction, ...] = ("minimize",)
 
     def to_json(self) -> dict[str, JSONValue]:
         return {**vars(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}
@@ -49,7 +50,7 @@ class Job:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Job:
         paths = {"run_dir": Path(data["run_dir"]), "checkpoint_dir": Path(data["checkpoint_dir"])}
-        return Job(**{**data, **paths, "metrics": tuple(data["metrics"])})
+        return Job(**{**data, **paths, "metrics": tuple(data["metrics"]), "directions": tuple(data["directions"])})
 
 
 @dataclass(frozen=True)

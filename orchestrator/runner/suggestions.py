@@ -17,7 +17,8 @@ Choice = TypeVar("Choice", bound=bool | int | float | str | None)
 
 KINDS: Final = ("float", "int", "categorical")
 _MAX_NAME: Final = 512  # Optuna's column for parameter names
-_NOT_HERE: Final = ("study", "storage", "distributions", "datetime_start", "relative_params", "system_attrs", "set_system_attr")
+_STORED = "the objective runs without the study's storage; trial.set_user_attr and trial.log_artifact store with the trial"
+_NOT_HERE: Final = dict.fromkeys(("storage", "system_attrs", "set_system_attr", "study_id", "_trial_id", "_study_id"), _STORED)
 _REFUSALS: Final[Mapping[str, type[Exception]]] = {"TypeError": TypeError, "ValueError": ValueError}
 _WARNINGS: Final[Mapping[str, type[Warning]]] = {"RuntimeWarning": RuntimeWarning}
 
@@ -144,7 +145,7 @@ class Suggests:
         def __getattr__(self, name: str) -> NoReturn:
             text = f"{type(self).__name__!r} object has no attribute {name!r}"
             if name in _NOT_HERE:
-                text += ": Optuna's trial has it, but here the objective runs without the study and its storage"
+                text += f": {_NOT_HERE[name]}"
             elif not name.startswith("_"):
                 text += did_you_mean(name, [known for known in dir(type(self)) if not known.startswith("_")])
             raise AttributeError(text)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import warnings
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +18,8 @@ from orchestrator.runner.channel import Channel, Message, MessageTooLongError, w
 from orchestrator.runner.contract import Job
 from orchestrator.runner.journal import Journal
 from orchestrator.runner.merge import Settled
-from orchestrator.runner.suggestions import Suggests
+from orchestrator.runner.study import Study
+from orchestrator.runner.suggestions import Suggests, WorkerGoneError
 from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step, shown
 
 _T = TypeVar("_T")
@@ -62,6 +65,33 @@ class Trial(Suggests):
     def user_attrs(self) -> dict[str, Any]:
         """The attributes set in this attempt, as they are stored."""
         return dict(self._user_attrs)
+
+    @property
+    def study(self) -> Study:
+        """The study of this trial, to look at: its name, directions, metric names, user attributes and best trial."""
+        return Study(self._job, self._ask_about)
+
+    @property
+    def relative_params(self) -> dict[str, Any]:
+        """The parameters that were chosen before the attempt began: those of grid and search."""
+        return dict(self._job.values)
+
+    @property
+    def distributions(self) -> dict[str, Any]:
+        """Optuna's distribution of every parameter that the trial has by now; imports Optuna.
+
+        Raises:
+            ValueError: They are too large to be handed to a trial.
+        """
+        # Not imported above: an objective that asks for no such object is started without Optuna.
+        optuna = importlib.import_module("optuna.distributions")
+        return {name: optuna.json_to_distribution(text) for name, text in self._ask_about("distributions").items()}
+
+    @property
+    def datetime_start(self) -> datetime | None:
+        """When the first attempt of the trial began, by the database's clock, in local time without a zone, as in Optuna."""
+        started = self._ask_about("started")
+        return None if started is None else datetime.fromisoformat(started).astimezone().replace(tzinfo=None)
 
     @property
     def constraints(self) -> dict[str, float]:
@@ -281,6 +311,18 @@ class Trial(Suggests):
                 answer = self._wait_for("suggest")
             return answer
 
+    def _ask_about(self, what: str) -> Any:
+        """What the database has of the study or the trial: one of `ABOUT`."""
+        with self._lock:
+            answer: Message | None = self._wait_for("study", {"study": what})
+            while answer is not None and answer["about"] != what:  # late, to a question that a signal cut short
+                answer = self._wait_for("study")
+        if answer is None:
+            raise WorkerGoneError("the worker that knows the study is gone")
+        if "refused" in answer:
+            raise ValueError(f"{what}: {answer['refused']}")
+        return answer["value"]
+
     def _wait_for(self, kind: str, question: Message | None = None) -> Any:
         """The worker's next answer of that kind, after putting the question if there is one; None when the worker is gone."""
         self._refuse_fork()
@@ -296,7 +338,7 @@ class Trial(Suggests):
         for message in self._channel.receive():
             if message.get("stop"):
                 self._stop = True
-            self._answers |= {kind: message[kind] for kind in ("prune", "suggest") if kind in message}
+            self._answers |= {kind: message[kind] for kind in ("prune", "suggest", "study") if kind in message}
 
     def _refuse_several(self, method: str) -> None:
         if len(self._job.metrics) > 1:

@@ -155,7 +155,7 @@ def test_the_commands_know_parameters_that_were_asked_for(
     replayed = json.loads(said("replay", "--json", "trial=1"))
     assert (replayed["same"], replayed["later"]) == (True, ["lr"])
     best = json.loads(said("best", "--json", "trial=2"))["best"][0]
-    assert (best["params"], best["overrides"]) == ({"lr": 0.125}, ["'++grid.lr=[0.125]'"])
+    assert (best["params"], best["overrides"]) == ({"lr": 0.125}, ["++lr=0.125"])
     out = tmp_path / "best.yaml"
     said("best", "trial=2", f"out={out}")
     assert yaml.safe_load(out.read_text()) == {"lr": 0.125}

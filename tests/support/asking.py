@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.model import Param, StudySpec, TrialNews
+from orchestrator.runner.merge import Settled
 from orchestrator.runner.suggestions import Suggests
 from orchestrator.search import FIXED_KEY, Answers, Search
 
@@ -15,8 +16,9 @@ from orchestrator.search import FIXED_KEY, Answers, Search
 class AskedTrial(Suggests):
     """A trial whose questions travel as JSON to `Answers`; `added` are the parameters it got by asking."""
 
-    def __init__(self, answers: Answers, created: TrialNews) -> None:
+    def __init__(self, answers: Answers, created: TrialNews, settled: Settled | None = None) -> None:
         super().__init__()
+        self._settled = settled
         self._answers = answers
         self.created = created
         self.added: list[Param] = []
@@ -24,6 +26,9 @@ class AskedTrial(Suggests):
     @property
     def params(self) -> dict[str, Any]:
         return self._suggested()
+
+    def _fixed(self, name: str) -> tuple[Any, ...]:
+        return () if self._settled is None else self._settled.value(name)
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         sent = json.loads(json.dumps(question))
@@ -46,19 +51,21 @@ class AskedStudy:
         self._cells = list(spec.cells())
         self._count = 0
 
-    def start(self, by_hand: Mapping[str, Any] | None = None) -> AskedTrial:
-        """The next trial; the cells take turns."""
+    def start(
+        self, by_hand: Mapping[str, Any] | None = None, *, cell: int | None = None, settled: Settled | None = None
+    ) -> AskedTrial:
+        """The next trial; the cells take turns unless one is named. `settled` are the values of its `params`."""
         number, self._count = self._count, self._count + 1
-        cell = number % len(self._cells)
+        cell = number % len(self._cells) if cell is None else cell
         created = self.search.ask(self._cells[cell], ticket=number, retry=0)
         attrs = {**created.system_attrs, **({FIXED_KEY: dict(by_hand)} if by_hand else {})}
         mine = TrialNews(number, "RUNNING", created.params, system_attrs=attrs, cell=cell)
         self.search.feed([mine])
-        return self.again(mine)
+        return self.again(mine, settled)
 
-    def again(self, stored: TrialNews) -> AskedTrial:
+    def again(self, stored: TrialNews, settled: Settled | None = None) -> AskedTrial:
         """Another attempt of a trial of which this is stored."""
-        return AskedTrial(self.search.answers(stored, ticket=stored.number, retry=0), stored)
+        return AskedTrial(self.search.answers(stored, ticket=stored.number, retry=0), stored, settled)
 
     def stored(self, trial: AskedTrial) -> TrialNews:
         """What is stored of the trial as it runs."""

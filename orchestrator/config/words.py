@@ -70,10 +70,11 @@ def _set_words(path: str, value: JSONValue, params: Mapping[str, Any], groups: C
     first = path.partition(".")[0]
     key = f"params.{path}" if first in (*SECTIONS, "hydra", *groups) else path
     old = at(params, path) if has(params, path) else None
-    # Hydra merges a mapping into the one that is there.
-    words = [f"~{key}"] if isinstance(old, Mapping) and isinstance(value, Mapping) else []
-    add = "" if has(params, path) and not isinstance(old, Mapping) else "++"
-    return [*words, _checked(f"{add}{key}", hydra_word(value), path)]
+    # Hydra merges a mapping into the one that is there, and neither into a list.
+    holders = isinstance(old, (Mapping, list)) and isinstance(value, (Mapping, list))
+    replaced = holders and not (isinstance(old, list) and isinstance(value, list))
+    add = "" if has(params, path) and not isinstance(old, Mapping) and not replaced else "++"
+    return [*([f"~{key}"] if replaced else []), _checked(f"{add}{key}", hydra_word(value), path)]
 
 
 def _fits_params(value: JSONValue) -> bool:

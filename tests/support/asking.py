@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from orchestrator.model import Param, StudySpec, TrialNews
-from orchestrator.runner.merge import Settled
 from orchestrator.runner.suggestions import Suggests
 from orchestrator.search import FIXED_KEY, Answers, Search
+
+
+class HasValues(Protocol):
+    """As `orchestrator.runner.merge.Settled` has it."""
+
+    def value(self, path: str) -> tuple[Any, ...]: ...
 
 
 class AskedTrial(Suggests):
     """A trial whose questions travel as JSON to `Answers`; `added` are the parameters it got by asking."""
 
-    def __init__(self, answers: Answers, created: TrialNews, settled: Settled | None = None) -> None:
+    def __init__(self, answers: Answers, created: TrialNews, settled: HasValues | None = None) -> None:
         super().__init__()
         self._settled = settled
         self._answers = answers
@@ -52,7 +57,7 @@ class AskedStudy:
         self._count = 0
 
     def start(
-        self, by_hand: Mapping[str, Any] | None = None, *, cell: int | None = None, settled: Settled | None = None
+        self, by_hand: Mapping[str, Any] | None = None, *, cell: int | None = None, settled: HasValues | None = None
     ) -> AskedTrial:
         """The next trial; the cells take turns unless one is named. `settled` are the values of its `params`."""
         number, self._count = self._count, self._count + 1
@@ -63,7 +68,7 @@ class AskedStudy:
         self.search.feed([mine])
         return self.again(mine, settled)
 
-    def again(self, stored: TrialNews, settled: Settled | None = None) -> AskedTrial:
+    def again(self, stored: TrialNews, settled: HasValues | None = None) -> AskedTrial:
         """Another attempt of a trial of which this is stored."""
         return AskedTrial(self.search.answers(stored, ticket=stored.number, retry=0), stored, settled)
 

@@ -82,6 +82,7 @@ PARAMS = {
     "model": {"kind": "mlp", "width": 8},
     "data": {"batch": 32},
     "worker": "plain",
+    "layers": [1, 2],
     "base": {"batch": 32},
     "scaled": "${linear_scaling:0.5,32,${base.batch}}",
 }
@@ -133,6 +134,7 @@ def without(cfg: Any, names: Mapping[str, Any]) -> dict[str, Any]:
         2,
     )
 )
+@example(({"grid": {"model": [[{"a": 1}, {}]], "layers": [{"deep": 1}]}, "search": {}}, {}, 0))
 @example(({"grid": {"model": [{"a.b": 1, "c d": [None]}]}, "search": {}}, {"encoder/lr": [None, "1", 1]}, 0))
 @example(({"grid": {"new.one": ["a", "b"]}, "search": {"gamma": {"space": [1e-05, 2], "when": {"new.one": "b"}}}}, {}, 0))
 def test_the_printed_overrides_run_exactly_the_parameters_of_the_trial(
@@ -140,7 +142,12 @@ def test_the_printed_overrides_run_exactly_the_parameters_of_the_trial(
 ) -> None:
     sections, wanted, cell = study
     (tmp_path / "experiment").mkdir(exist_ok=True)
-    config = {"study": {"name": "first"}, "objective": {"_target_": "my.train"}, "params": PARAMS, "budget": {"trials": 99}}
+    config = {
+        "study": {"name": "first"},
+        "objective": {"_target_": "my.train"},
+        "params": PARAMS,
+        "budget": {"trials": 99, "per_cell": 2},
+    }
     text = yaml.safe_dump({**config, **sections}, allow_unicode=True)
     (tmp_path / "experiment" / "one.yaml").write_text(f"# @package _global_\n{text}")
     words = ["experiment=one"]

@@ -255,6 +255,22 @@ def test_a_name_of_the_study_that_is_never_asked_for_is_said_once(
     assert remarks == [text.format(name) for name in said]
 
 
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [({"lr": 0.5, "lrr": 0.5, "open": None}, ["lrr"]), ({"optim": {"lr": 1}}, ["optim.lr"]), ({"lrr": 1, "x": "${lrr}"}, [])],
+    ids=str,
+)
+def test_a_value_in_params_that_a_function_of_the_trial_never_asks_for_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, params: dict[str, Any], said: list[str]
+) -> None:
+    objective = {"_target_": f"{THIS}.asks_for_lr"}
+    with running_with(objective) as runner:
+        answered(runner, make_job(tmp_path, objective, params=params, values={}), {"lr": {"internal": 0.5}})
+    remarks = [record.getMessage() for record in caplog.records if "without asking" in record.getMessage()]
+    text = "trial 0 completed without asking for {}, which the study sets (did you mean 'lr'?)"
+    assert remarks == [text.format(name) for name in said]
+
+
 def test_an_objective_of_cfg_and_trial_may_ask_as_well(tmp_path: Path) -> None:
     job = make_job(tmp_path, {"_target_": f"{THIS}.with_cfg"})
     with running_with(dict(job.objective)) as runner:

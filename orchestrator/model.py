@@ -211,6 +211,42 @@ def _searched(data: Mapping[str, Any]) -> Searched:
     return Searched(**{**data, "choices": tuple(data["choices"]), "when": when})
 
 
+def at(node: Any, path: str) -> Any:
+    """Returns what plain containers hold at a dotted path (numbers index lists).
+
+    Raises:
+        KeyError: nothing is there.
+    """
+    for part in path.split("."):
+        if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, Mapping) and part in node:
+            node = node[part]
+        else:
+            raise KeyError(path)
+    return node
+
+
+def has(node: Any, path: str) -> bool:
+    """Whether plain containers hold anything, null included, at a dotted path."""
+    try:
+        at(node, path)
+    except KeyError:
+        return False
+    return True
+
+
+def leaf_paths(node: Mapping[str, Any], above: str = "") -> list[str]:
+    """Returns the dotted paths of everything in nested mappings that is no mapping itself."""
+    paths: list[str] = []
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            paths += leaf_paths(value, f"{above}{key}.")
+        else:
+            paths.append(f"{above}{key}")
+    return paths
+
+
 def same_value(a: JSONValue, b: JSONValue) -> bool:
     """Whether two values are one: numbers by their size, true and 1 apart, lists and mappings as they are written."""
     numbers = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in (a, b)]

@@ -1,4 +1,4 @@
-"""Answers the parameters that the objective of one attempt asks for as it runs; the child waits, the worker never does."""
+"""Answers what the objective of one attempt asks for as it runs; the child waits, the worker never does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 from orchestrator.contact import Contact
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
-from orchestrator.runner import Message, Running, SuggestAsked
+from orchestrator.model import JSONValue
+from orchestrator.runner import Message, Running, StudyAsked, SuggestAsked
 from orchestrator.search import Answers
 from orchestrator.serving import Served
 from orchestrator.store import Claim, Store
@@ -25,13 +26,13 @@ class Suggesting:
         self._served = served
         self._claim = claim
         self._answers: Answers | None = None
-        self._waiting: SuggestAsked | None = None
+        self._waiting: SuggestAsked | StudyAsked | None = None
         self._again_at = 0.0
         self._pause_s = _AGAIN_S[0]
 
     def note(self, message: Message) -> None:
         """Keeps the question, if it is one."""
-        if isinstance(message, SuggestAsked):
+        if isinstance(message, SuggestAsked | StudyAsked):
             self._waiting, self._again_at, self._pause_s = message, 0.0, _AGAIN_S[0]
 
     def serve(self, running: Running) -> None:
@@ -44,30 +45,41 @@ class Suggesting:
         if asked is None or running.outcome is not None or time.monotonic() < self._again_at:
             return
         try:
-            self._answer(asked, running)
+            if isinstance(asked, StudyAsked):
+                running.answer_study(asked.about, self._about(asked.about))
+            else:
+                self._answer_or_refuse(asked, running)
         except StoreUnavailableError as error:
             self._contact.lost(error)
             self._again_at = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, _AGAIN_S[1])
             return
-        except LeaseLostError:
+        self._waiting = None
+
+    def _about(self, what: str) -> JSONValue:
+        assert self._claim.number is not None
+        return self._store.reads.about(what, self._claim.study_id, self._claim.number, self._served.spec.directions)
+
+    def _answer_or_refuse(self, asked: SuggestAsked, running: Running) -> None:
+        try:
+            self._answer(asked, running)
+        except (StoreUnavailableError, LeaseLostError):
             raise
         except (ValueError, TypeError) as error:
             kind = "TypeError" if isinstance(error, TypeError) else "ValueError"
             running.answer_suggest(asked.name, None, refused=(kind, str(error)))
         except OrchestratorError as error:  # what no database takes
             running.answer_suggest(asked.name, None, refused=("ValueError", f"parameter {asked.name!r}: {error}"))
-        self._waiting = None
 
     def _answer(self, asked: SuggestAsked, running: Running) -> None:
         answers = self._answers = self._answers or self._begin()
-        answer = answers.answer(asked.name, asked.kind, asked.arguments)
+        answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
         if answer.new is not None:
             check = answers.check_of(answer.new)
             stored = self._store.suggested.add(self._claim, answer.new, answer.value, check_first=check)
             answers.keep(stored)
             if stored != answer.new:  # the answer to an earlier try was lost, and this one has other news
-                answer = answers.answer(asked.name, asked.kind, asked.arguments)
+                answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
             logger.debug("trial %s: %s = %r", self._claim.number, asked.name, answer.value)
         running.answer_suggest(asked.name, answer.internal, warnings=answer.warnings)
 

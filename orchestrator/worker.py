@@ -219,6 +219,7 @@ class Worker:
             contents=served.spec.contents(values),
             options=served.spec.options,
             objective=served.spec.objective,
+            directions=served.spec.directions,
             metrics=served.spec.metrics,
             run_dir=self._run_dir(served.row, claim, claim.attempt),
             checkpoint_dir=kept.directory,

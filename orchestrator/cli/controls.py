@@ -46,7 +46,8 @@ def enqueue(call: Call) -> int:
         spec = store.reads.spec(row.study_id)
         named = {axis.group.lstrip("+"): axis.path for axis in spec.grid}
         typed = {named.get(name, name): value for name, value in call.composed.values.items()}
-        later = search.values_by_hand(search.parameters(spec), typed, store.suggested.distributions(row.study_id))
+        known = store.suggested.distributions(row.study_id)
+        later = search.values_by_hand(search.parameters(spec), typed, known, spec.params)
         cell, given = search.by_hand(spec, {name: value for name, value in typed.items() if name not in later})
         given |= later
         store.interventions.enqueue(row.study_id, cell, given)

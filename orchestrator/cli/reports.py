@@ -23,7 +23,7 @@ from rich.text import Text
 from orchestrator.cli import estimates, hints, provenance, screen
 from orchestrator.cli.call import Call
 from orchestrator.cli.following import unfollowed, unserved
-from orchestrator.config import grid_words, rerun_words
+from orchestrator.config import rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import StudySpec, value_label
 from orchestrator.overlay import overlay
@@ -168,7 +168,7 @@ def best(call: Call) -> int:
     if call.json:
         data = {**screen.as_data(spec, progress, chosen, believed), "code": provenance.code_data(code)}
         for entry, trial, origin in zip(data["best"], chosen, origins, strict=True):
-            entry |= {"overrides": _overrides(spec, trial, groups), **origin}
+            entry |= {"overrides": overrides(spec, trial, groups), **origin}
         print(json.dumps(data, indent=2))
         return 0
     for trial, origin in zip(chosen, origins, strict=True):
@@ -176,7 +176,7 @@ def best(call: Call) -> int:
             yaml.safe_dump({"study": spec.name, **screen.trial_data(spec, trial)}, sort_keys=False, allow_unicode=True), end=""
         )
         print(provenance.comment(origin))
-        print(_overrides_comment(_overrides(spec, trial, groups)))
+        print(_overrides_comment(overrides(spec, trial, groups)))
     if mixed := provenance.changes_within(code):
         print(f"# {value_label(mixed)}")
     if spec.grid and any(believed):
@@ -184,12 +184,12 @@ def best(call: Call) -> int:
     return 0
 
 
-def _overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> list[str] | None:
+def overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> list[str] | None:
     """The words that make a launch of the same study take this trial's values, quoted for a shell; None where no word can."""
     try:
         declared = {name: value for name, value in trial.params.items() if spec.declares(name)}
         asked = {name: value for name, value in trial.params.items() if name not in declared}
-        return [shlex.quote(word) for word in [*rerun_words(declared, spec.params, groups, spec.grid), *grid_words(asked)]]
+        return [shlex.quote(word) for word in rerun_words(declared, asked, spec.params, groups, spec.grid)]
     except ConfigError:
         return None
 
@@ -208,13 +208,13 @@ def _write_config(path: str, spec: StudySpec, chosen: list[TrialRow]) -> None:
         numbers = ", ".join(str(t.number) for t in chosen)
         raise ConfigError(f"out={path}: several trials are best (trials {numbers}); choose one with trial=N")
     try:
-        Path(path).write_text(OmegaConf.to_yaml(_trained_with(spec, chosen[0])), encoding="utf-8")
+        Path(path).write_text(OmegaConf.to_yaml(trained_with(spec, chosen[0])), encoding="utf-8")
     except OSError as error:
         raise OrchestratorError(f"out={path}: {error.strerror}") from error
     print(f"wrote the params of trial {chosen[0].number} to {path}", file=sys.stderr)
 
 
-def _trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
+def trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
     """The params with the trial's values in place, for plain OmegaConf: our own resolvers are answered, if they can be.
 
     Other interpolations stay as they are, and nothing is read from this process's environment: no secret may get in.
@@ -226,10 +226,19 @@ def _trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
     overlay(config, {name: value for name, value in declared.items() if name not in spec.options})
     for name, value in trial.params.items():
         if name not in declared:
-            config[name] = value  # by the very name that the objective asks for
+            _put_asked(config, name, value)
     with _no_environment():
         raw: dict[str, Any] = _uncoupled(config, OmegaConf.to_container(config, resolve=False))
     return OmegaConf.create(raw)
+
+
+def _put_asked(config: DictConfig, name: str, value: Any) -> None:
+    """Puts a value where an objective that asks for `name` finds it: at that path, else under the very name."""
+    if all(name.split(".")):
+        with suppress(OmegaConfBaseException):  # such as a.b beside a plain value called a
+            OmegaConf.update(config, name, value, merge=False, force_add=True)
+            return
+    config[name] = value
 
 
 def _uncoupled(node: Any, raw: Any) -> Any:

@@ -14,8 +14,19 @@ from orchestrator.cli import provenance, replay, screen
 from orchestrator.cli.call import Call
 from orchestrator.devices import Device, DeviceLock, discover, torch_device
 from orchestrator.errors import ConfigError, DeviceError, OrchestratorError, StudyFailedError
-from orchestrator.model import ASK_KEY, Completed, Failed, Interrupted, Outcome, Pruned, StudySpec, TrialNews, trial_seed
-from orchestrator.runner import Job, PruneAsked, Running, SuggestAsked, check_allowed, rundir
+from orchestrator.model import (
+    ASK_KEY,
+    Completed,
+    Failed,
+    Interrupted,
+    JSONValue,
+    Outcome,
+    Pruned,
+    StudySpec,
+    TrialNews,
+    trial_seed,
+)
+from orchestrator.runner import ABOUT, Job, PruneAsked, Running, StudyAsked, SuggestAsked, check_allowed, rundir
 from orchestrator.slots import HeldSlot
 from orchestrator.store import Store, StudyRow, TrialRow
 
@@ -35,6 +46,7 @@ def run(call: Call) -> int:
         seed = int(then["seed"]) if "seed" in then else _seed_of_ask(store, row, trial.number)
         asked_for = set(trial.params) - {name for name in trial.params if spec.declares(name)}
         told = replay.asked(store, row, trial.number) if asked_for else None
+        known = {what: store.reads.about(what, row.study_id, trial.number, spec.directions) for what in ABOUT}
     check_allowed(spec.objective, call.composed.host.worker.allow_targets)
     with _device(call, then) as held:
         print(
@@ -42,7 +54,7 @@ def run(call: Call) -> int:
             f" {'the libraries’ own' if held.threads is None else held.threads} threads",
             file=sys.stderr,
         )
-        running = _run(_job(call, row, spec, trial, seed, held.device), spec, held, told)
+        running = _run(_job(call, row, spec, trial, seed, held.device), spec, held, told, known)
     outcome, differs = running.outcome, provenance.differences(then, running.facts) if then else []
     values = outcome.values if isinstance(outcome, Completed) else None
     same = values == trial.values if values is not None and trial.values is not None else None
@@ -114,6 +126,7 @@ def _job(call: Call, row: StudyRow, spec: StudySpec, trial: TrialRow, seed: int,
         contents=spec.contents(values),
         options=spec.options,
         objective=spec.objective,
+        directions=spec.directions,
         metrics=spec.metrics,
         run_dir=run_dir,
         checkpoint_dir=run_dir / "checkpoints",
@@ -121,8 +134,12 @@ def _job(call: Call, row: StudyRow, spec: StudySpec, trial: TrialRow, seed: int,
     )
 
 
-def _run(job: Job, spec: StudySpec, held: HeldSlot, told: TrialNews | None) -> Running:
-    """Runs it to its end, whatever a pruner would say; what the objective asks for is what it got, as `told`."""
+def _run(job: Job, spec: StudySpec, held: HeldSlot, told: TrialNews | None, known: Mapping[str, JSONValue]) -> Running:
+    """Runs it to its end, whatever a pruner would say; what the objective asks for is what it got, as `told`.
+
+    Args:
+        known: what it may ask about its study, as that is now.
+    """
     from orchestrator.serving import runner_for  # brings Optuna
 
     answers = None if told is None else search.Search(spec).answers(told, ticket=0, retry=0)
@@ -136,6 +153,8 @@ def _run(job: Job, spec: StudySpec, held: HeldSlot, told: TrialNews | None) -> R
                     running.answer_prune(False)
                 elif isinstance(message, SuggestAsked):
                     _answer(running, message, answers)
+                elif isinstance(message, StudyAsked):
+                    running.answer_study(message.about, known[message.about])
         return running
     finally:
         runner.close()
@@ -143,7 +162,7 @@ def _run(job: Job, spec: StudySpec, held: HeldSlot, told: TrialNews | None) -> R
 
 def _answer(running: Running, asked: SuggestAsked, answers: search.Answers | None) -> None:
     try:
-        answer = None if answers is None else answers.answer(asked.name, asked.kind, asked.arguments)
+        answer = None if answers is None else answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
     except (ValueError, TypeError) as error:
         running.answer_suggest(asked.name, None, refused=(type(error).__name__, str(error)))
         return

@@ -3,9 +3,8 @@
 from orchestrator.config.compose import URL_VARIABLE, Composed, compose, default_storage_path
 from orchestrator.config.flags import Flags, parse_flags, show
 from orchestrator.config.schema import DashboardConfig, HostConfig, PathsConfig, StorageConfig, WorkerConfig
-from orchestrator.config.space import at
 from orchestrator.config.study import study_spec
-from orchestrator.config.words import grid_words, hydra_word, normal_form, program_words, rerun_words
+from orchestrator.config.words import hydra_word, normal_form, program_words, rerun_words
 
 __all__ = [
     "URL_VARIABLE",
@@ -16,10 +15,8 @@ __all__ = [
     "PathsConfig",
     "StorageConfig",
     "WorkerConfig",
-    "at",
     "compose",
     "default_storage_path",
-    "grid_words",
     "hydra_word",
     "normal_form",
     "parse_flags",

@@ -10,9 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator import program
 from orchestrator.config.grammar import check_finite
-from orchestrator.config.space import Space, has, leaf_paths
+from orchestrator.config.space import Space
 from orchestrator.config.words import program_words
-from orchestrator.model import JSONValue
+from orchestrator.model import JSONValue, has, leaf_paths
 from orchestrator.overlay import overlay
 
 

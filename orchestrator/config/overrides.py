@@ -11,9 +11,9 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
 
 from orchestrator.config import grammar
 from orchestrator.config.schema import HOST, SECTIONS, settings
-from orchestrator.config.space import Group, Space, at, check_ancestors, check_path, flatten, has, leaf_paths, suggestion
+from orchestrator.config.space import Group, Space, check_ancestors, check_path, flatten, suggestion
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import Axis
+from orchestrator.model import Axis, at, has, leaf_paths
 
 _URL = re.compile(r"\+{0,2}storage\.url=(.*)", re.DOTALL)
 _PREFIX = {OverrideType.CHANGE: "", OverrideType.ADD: "+", OverrideType.FORCE_ADD: "++", OverrideType.DEL: "~"}
@@ -329,14 +329,9 @@ def _delete(word: Word, params: dict[str, Any], space: Space) -> list[str]:
 
 def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
     value = word.value
-    if not word.path:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{word.text}: params is a section; set its parameters: optim.lr=…")
-        below = flatten("params", value)
-    else:
-        below = (
-            {f"{word.path}.{leaf}": item for leaf, item in flatten(word.path, value).items()} if isinstance(value, dict) else {}
-        )
+    if not word.path and not isinstance(value, dict):
+        raise ConfigError(f"{word.text}: params is a section; set its parameters: optim.lr=…")
+    below = _inside(value, f"{word.path}." if word.path else "") if isinstance(value, dict) else {}
     new = bool(word.path) and not has(params, word.path)
     is_section = bool(word.path) and not new and isinstance(at(params, word.path), Mapping) and at(params, word.path) != {}
     if is_section and value is not None and not isinstance(value, dict) and word.override.type != OverrideType.FORCE_ADD:
@@ -353,11 +348,21 @@ def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
         raise ConfigError(f"{word.text}: {word.path} lies below {above}, whose values replace it; fix {above} or drop it first")
     if word.path and above is None:
         check_ancestors(word.path, params, shown=word.text)
+    if word.path in space.paths():  # also where the value is a mapping, whose leaves are put below
+        space.drop(word.path)
     for path, item in (below or {word.path: value}).items():
         space.drop(path)
         _put(params, path, item)
     of_program = above is not None and space.grid[above].of_program and above not in space.groups
     return [word.under(f"params.{word.path}" if word.path else "params", force=new and (fixes or of_program))]
+
+
+def _inside(value: Mapping[str, Any], above: str) -> dict[str, Any]:
+    """The leaves of a mapping that is a value; its keys may be any words."""
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= _inside(item, f"{above}{key}.") if isinstance(item, Mapping) and item else {f"{above}{key}": item}
+    return leaves
 
 
 def _put(params: dict[str, Any], path: str, value: Any) -> None:

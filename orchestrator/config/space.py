@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Sweep
 
 from orchestrator.config import grammar
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import Axis, JSONValue, Searched, same_value, value_label
+from orchestrator.model import Axis, JSONValue, Searched, at, has, leaf_paths, same_value, value_label
 
 _MAX_SHOWN = 60
 _PATH = re.compile(r"[\w-]+(\.[\w-]+)*")
@@ -450,9 +450,14 @@ def _any_of(wanted: Any, values: Collection[JSONValue]) -> list[JSONValue]:
     return [wanted] if whole else list(wanted)
 
 
+def is_path(text: str) -> bool:
+    """Whether `text` is a dotted path."""
+    return _PATH.fullmatch(text) is not None
+
+
 def check_path(path: str, *, shown: str) -> None:
     """Raises ConfigError unless `path` is a dotted path."""
-    if not _PATH.fullmatch(path):
+    if not is_path(path):
         raise ConfigError(f"{shown}: {path!r} is no dotted path such as optim.lr")
 
 
@@ -464,42 +469,6 @@ def check_ancestors(path: str, params: Mapping[str, Any], *, shown: str) -> None
         value = at(params, above) if has(params, above) else None
         if value is not None and not isinstance(value, (Mapping, list)):
             raise ConfigError(f"{shown}: params.{above}={value!r} is a plain value and holds nothing")
-
-
-def at(node: Any, path: str) -> Any:
-    """Returns what plain containers hold at a dotted path (numbers index lists).
-
-    Raises:
-        KeyError: nothing is there.
-    """
-    for part in path.split("."):
-        if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-            node = node[int(part)]
-        elif isinstance(node, Mapping) and part in node:
-            node = node[part]
-        else:
-            raise KeyError(path)
-    return node
-
-
-def has(node: Any, path: str) -> bool:
-    """Whether plain containers hold anything, null included, at a dotted path."""
-    try:
-        at(node, path)
-    except KeyError:
-        return False
-    return True
-
-
-def leaf_paths(node: Mapping[str, Any], above: str = "") -> list[str]:
-    """Returns the dotted paths of everything in nested mappings that is no mapping itself."""
-    paths: list[str] = []
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            paths += leaf_paths(value, f"{above}{key}.")
-        else:
-            paths.append(f"{above}{key}")
-    return paths
 
 
 def suggestion(path: str, params: Mapping[str, Any], space: Space, settings: list[str]) -> str:

@@ -29,9 +29,9 @@ from orchestrator.config.schema import (
     StudyConfig,
     checked,
 )
-from orchestrator.config.space import Space, leaf_paths
+from orchestrator.config.space import Space
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import Budget, Direction, JSONValue, StudySpec, value_label
+from orchestrator.model import Budget, Direction, JSONValue, StudySpec, leaf_paths, value_label
 from orchestrator.overlay import overlay
 from orchestrator.program import is_program
 
@@ -285,7 +285,10 @@ def _budget(config: DictConfig, space: Space) -> Budget:
     cells = 1
     for axis in space.grid.values():
         cells *= len(axis.values)
-    shares = cells * budget.per_cell
+    per_cell = budget.per_cell
+    if cells == 1 and budget.trials is not None:  # the one cell gets all there is
+        per_cell = min(per_cell, budget.trials)
+    shares = cells * per_cell
     if budget.trials is None and not space.grid:
         raise ConfigError("budget.trials must be given: there is no grid to derive it from")
     if budget.trials is None and shares > MAX_TRIALS:
@@ -298,7 +301,7 @@ def _budget(config: DictConfig, space: Space) -> Budget:
             f"budget.per_cell={budget.per_cell} for {cells} cells makes {shares} trials, more than budget.trials={trials};"
             f" raise budget.trials to {shares}, or lower budget.per_cell or the grid"
         )
-    return Budget(trials, budget.per_cell, budget.hours, budget.max_failures_per_cell)
+    return Budget(trials, per_cell, budget.hours, budget.max_failures_per_cell)
 
 
 def _runner(config: DictConfig) -> dict[str, JSONValue]:

@@ -12,9 +12,9 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from orchestrator.config import grammar
 from orchestrator.config.schema import SECTIONS
-from orchestrator.config.space import at, check_path, has
+from orchestrator.config.space import check_ancestors, is_path
 from orchestrator.errors import ConfigError
-from orchestrator.model import Axis, JSONValue, Searched, value_label
+from orchestrator.model import Axis, JSONValue, Searched, at, has, value_label
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _RESERVED = ("null", "true", "false", "nan", "inf")
@@ -39,36 +39,74 @@ def hydra_word(value: JSONValue) -> str:
 
 
 def rerun_words(
-    values: Mapping[str, JSONValue], params: Mapping[str, Any], groups: Collection[str], grid: Collection[Axis] = ()
+    declared: Mapping[str, JSONValue],
+    asked: Mapping[str, JSONValue],
+    params: Mapping[str, Any],
+    groups: Collection[str],
+    grid: Collection[Axis] = (),
 ) -> list[str]:
-    """Returns the overrides that give the parameters of a study these values, one word each, not quoted for a shell.
+    """Returns the overrides with which a launch gives the parameters of a study these values and no others.
+
+    Lay them over the words of the study. None is quoted for a shell.
 
     Args:
-        values: by dotted path; each takes the place of all that is there, as it does in a trial.
+        declared: of grid and search, by dotted path; each takes the place of all that is there, as it does in a trial.
+        asked: of what an objective asked for as it ran, by the names that it used.
         params: the defaults that the overrides are laid over.
         groups: the config groups known.
         grid: the axes of the study, some of which may be of config groups: an option of them is chosen, not set.
 
     Raises:
-        ConfigError: as `hydra_word`, or the grammar has no way to write a path.
+        ConfigError: as `hydra_word`, or the grammar has no way to write a path, or `params` no place for a name.
     """
-    words = []
     of_groups = {axis.path: axis.group for axis in grid if axis.contents}
-    for path, value in values.items():
-        if path in of_groups:
-            words.append(f"{of_groups[path]}={value}")
-            continue
-        first = path.partition(".")[0]
-        key = f"params.{path}" if first in (*SECTIONS, "hydra", *groups) else path
-        old = at(params, path) if has(params, path) else None
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            words.append(f"~{key}")  # Hydra merges a mapping into the one that is there
-        add = "" if has(params, path) and not isinstance(old, Mapping) else "++"
-        word = f"{add}{key}={hydra_word(value)}"
-        if grammar.parse_override(word).key_or_group != key:
-            raise ConfigError(f"{path}: Hydra's override grammar has no way to write this parameter")
-        words.append(word)
+    words = []
+    for path, value in declared.items():
+        words += [f"{of_groups[path]}={value}"] if path in of_groups else _set_words(path, value, params, groups)
+    for name, value in asked.items():
+        _check_place(name, {**declared, **asked}, params)
+        if is_path(name):
+            words += _set_words(name, value, params, groups)
+        else:
+            words.append(f"++params={hydra_word({name: value})}")
     return words
+
+
+def _set_words(path: str, value: JSONValue, params: Mapping[str, Any], groups: Collection[str]) -> list[str]:
+    if not _fits_params(value):  # the values of an axis may have any keys
+        return [_checked(f"++grid.{path}", f"[{hydra_word(value)}]", path)]
+    first = path.partition(".")[0]
+    key = f"params.{path}" if first in (*SECTIONS, "hydra", *groups) else path
+    old = at(params, path) if has(params, path) else None
+    # Hydra merges a mapping into the one that is there, and neither into a list.
+    holders = isinstance(old, (Mapping, list)) and isinstance(value, (Mapping, list))
+    replaced = holders and not (isinstance(old, list) and isinstance(value, list))
+    add = "" if has(params, path) and not isinstance(old, Mapping) and not replaced else "++"
+    return [*([f"~{key}"] if replaced else []), _checked(f"{add}{key}", hydra_word(value), path)]
+
+
+def _fits_params(value: JSONValue) -> bool:
+    """Whether ``params`` take all the keys in it."""
+    if not isinstance(value, Mapping):
+        return True
+    return all(key and key.isprintable() and "." not in key and _fits_params(item) for key, item in value.items())
+
+
+def _checked(key: str, value: str, path: str) -> str:
+    word = f"{key}={value}"
+    if grammar.parse_override(word).key_or_group != key.lstrip("+"):
+        raise ConfigError(f"{path}: Hydra's override grammar has no way to write this parameter")
+    return word
+
+
+def _check_place(name: str, names: Collection[str], params: Mapping[str, Any]) -> None:
+    """Raises ConfigError where `params` cannot hold a plain value of that name beside all the others."""
+    check_ancestors(name, params, shown=name)
+    inside = any(other.startswith(f"{name}.") for other in names)
+    if inside or (has(params, name) and isinstance(at(params, name), Mapping)):
+        raise ConfigError(f"{name}: params has a section of that name and no place for a value")
+    if not is_path(name) and "." in name:
+        raise ConfigError(f"{name}: the name holds a dot and is no dotted path")
 
 
 def program_words(params: Mapping[str, Any]) -> list[str]:
@@ -91,17 +129,6 @@ def program_words(params: Mapping[str, Any]) -> list[str]:
             )
         words.append(word)
     return words
-
-
-def grid_words(values: Mapping[str, JSONValue]) -> list[str]:
-    """Returns the overrides that fix parameters which an objective asks for as it runs: an axis of one value for each.
-
-    Raises:
-        ConfigError: as `hydra_word`, or a name is no dotted path.
-    """
-    for name in values:
-        check_path(name, shown=name)
-    return [f"++grid.{name}=[{hydra_word(value)}]" for name, value in values.items()]
 
 
 def normal_form(declared: Axis | Searched) -> str:

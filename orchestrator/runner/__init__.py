@@ -15,14 +15,17 @@ from orchestrator.runner.parent import (
     Reported,
     Runner,
     Running,
+    StudyAsked,
     SuggestAsked,
 )
 from orchestrator.runner.rundir import attempt_dir, log_path, read_result
 from orchestrator.runner.sources import HYDRA_DIRECTORY, is_hydra_app
+from orchestrator.runner.study import ABOUT
 from orchestrator.runner.target import check_allowed
 from orchestrator.runner.trial import Trial, TrialPruned
 
 __all__ = [
+    "ABOUT",
     "HYDRA_DIRECTORY",
     "ArtifactLogged",
     "AttrSet",
@@ -33,6 +36,7 @@ __all__ = [
     "Reported",
     "Runner",
     "Running",
+    "StudyAsked",
     "SuggestAsked",
     "Trial",
     "TrialPruned",

@@ -26,17 +26,19 @@ from orchestrator.runner import facts, linux, memory, rundir
 from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
 from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.executable import check_program
-from orchestrator.runner.merge import Template, build_config
+from orchestrator.runner.merge import Settled, Template, build_config
 from orchestrator.runner.output import configure_streams, flush_streams
 from orchestrator.runner.suggestions import WorkerGoneError
 from orchestrator.runner.target import (
+    arguments_of,
     causes_of,
     describe_exception,
     describe_import_error,
+    hint_for,
     imports_no_more,
     locate,
-    takes_trial_alone,
     target_of,
+    undecorated,
     words_of,
 )
 from orchestrator.runner.traces import Traces
@@ -279,8 +281,9 @@ def _execute(
         traces.note()
     try:
         cfg, kwargs = build_config(job, template)
-        alone = takes_trial_alone(function, kwargs)
-        returned = _call(function, (trial,) if alone else (cfg, trial), kwargs)
+        trial._settled = Settled(job, cfg)
+        takes = arguments_of(function, kwargs)
+        returned = _call(undecorated(function), tuple({"cfg": cfg, "trial": trial}[name] for name in takes), kwargs)
         if returned is None and trial.should_stop():
             return Interrupted("stopped when asked")
         completed, left_out = as_result(returned, job.metrics)
@@ -294,7 +297,7 @@ def _execute(
         return _judge_exception(error, trial)
     for line in left_out:
         _say(line)
-    for name, remark in trial._never_asked().items() if alone else ():
+    for name, remark in trial._never_asked().items() if takes == ("trial",) else ():
         control.send({"is": "remark", "about": name, "why": remark})
     return completed
 
@@ -324,9 +327,13 @@ def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)  # as the interpreter does
         text = f"the objective called sys.exit({shown(error.code)}) instead of returning a result"
         return _failed("exit", text, f"exit:{code & 0xFF}")
+    hint = hint_for(error)
+    if hint is not None:
+        error.add_note(hint)
     _print_traceback(error)
     ran_out = memory.ran_out(error)
-    failed = _failed("exception" if ran_out is None else "oom", describe_exception(error), *causes_of(error))
+    text = describe_exception(error) if hint is None else f"{describe_exception(error)} {hint}"
+    failed = _failed("exception" if ran_out is None else "oom", text, *causes_of(error))
     return failed if ran_out is None else replace(failed, memory=ran_out, peak_bytes=memory.peak_bytes(ran_out))
 
 

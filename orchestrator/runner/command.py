@@ -19,9 +19,9 @@ from typing import Any, Final
 
 from omegaconf import DictConfig, OmegaConf
 
-from orchestrator.config import at, hydra_word, program_words
+from orchestrator.config import hydra_word, program_words
 from orchestrator.errors import ConfigError
-from orchestrator.model import Failed, JSONValue
+from orchestrator.model import Failed, JSONValue, at
 from orchestrator.program import FIELD, Program, read, written
 from orchestrator.runner import linux, rundir, sources
 from orchestrator.runner.channel import wait_readable

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.model import JSONValue
+from orchestrator.model import Direction, JSONValue
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Job:
     artifacts: str | None = None
     contents: Mapping[str, JSONValue] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    directions: tuple[Direction, ...] = ("minimize",)
 
     def to_json(self) -> dict[str, JSONValue]:
         return {**vars(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}
@@ -52,7 +53,8 @@ class Job:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Job:
         paths = {"run_dir": Path(data["run_dir"]), "checkpoint_dir": Path(data["checkpoint_dir"])}
-        return Job(**{**data, **paths, "metrics": tuple(data["metrics"]), "options": tuple(data.get("options", ()))})
+        words = {name: tuple(data[name]) for name in ("metrics", "directions", "options")}
+        return Job(**{**data, **paths, **words})
 
 
 @dataclass(frozen=True)

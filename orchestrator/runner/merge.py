@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from orchestrator.model import at, has
 from orchestrator.overlay import overlay
 from orchestrator.runner import couplings
 from orchestrator.runner.contract import Job
@@ -51,6 +53,26 @@ def build_config(job: Job, template: Template | None = None) -> tuple[DictConfig
     resolved: dict[str, Any] = OmegaConf.to_container(cfg.pop(_OBJECTIVE))  # type: ignore[assignment]
     OmegaConf.set_struct(cfg, True)
     return cfg, resolved
+
+
+class Settled:
+    """What ``params`` are in one trial as it begins, whatever user code does to its `cfg` later."""
+
+    def __init__(self, job: Job, cfg: DictConfig) -> None:
+        self._job = job
+        self._plain: Any = None
+        # An interpolation is resolved once: it may give another value the next time. All else can wait for who asks.
+        if "${" in str(job.params) or "${" in str(job.values):
+            self._plain = OmegaConf.to_container(cfg)
+
+    def value(self, path: str) -> tuple[Any, ...]:
+        """The plain value at a dotted path; none where there is nothing, a section, or a value of grid or search."""
+        if path in self._job.values:
+            return ()
+        if self._plain is None:
+            self._plain = OmegaConf.to_container(build_config(self._job)[0])
+        found = at(self._plain, path) if has(self._plain, path) else {}
+        return () if isinstance(found, Mapping) else (found,)
 
 
 def _source(job: Job) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from orchestrator.runner.channel import Message as Line
 from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.handle import MARGIN_S, KeeperHandle
 from orchestrator.runner.output import MIN_LIMIT
+from orchestrator.runner.study import ABOUT
 from orchestrator.runner.suggestions import KINDS
 from orchestrator.runner.target import imports_no_more, target_of, words_of
 from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step
@@ -35,6 +37,7 @@ SECRETS: Final = ("ORCHESTRATOR_STORAGE_URL", "ORCHESTRATOR_STORAGE_PASSWORD_FIL
 
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _SLICE_S: Final = 0.25
+_MAX_ANSWER: Final = 60_000  # bytes that the buffer of an idle socket takes at once on any system
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,25 @@ class ArtifactLogged:
 
 @dataclass(frozen=True)
 class SuggestAsked:
-    """The objective waits in ``trial.suggest_*`` for `Running.answer_suggest`; `arguments` are its own, as plain data."""
+    """The objective waits in ``trial.suggest_*`` for `Running.answer_suggest`; `arguments` are its own, as plain data.
+
+    `fixed` holds the value that the study's ``params`` have for the name in this trial, if they have one.
+    """
 
     name: str
     kind: str
     arguments: Mapping[str, JSONValue]
+    fixed: tuple[JSONValue, ...] = ()
 
 
-Message: TypeAlias = Reported | PruneAsked | AttrSet | ConstraintSet | ArtifactLogged | SuggestAsked
+@dataclass(frozen=True)
+class StudyAsked:
+    """The objective waits for `Running.answer_study`, for one of `ABOUT`: what the database has of its study or its trial."""
+
+    about: str
+
+
+Message: TypeAlias = Reported | PruneAsked | AttrSet | ConstraintSet | ArtifactLogged | SuggestAsked | StudyAsked
 
 
 class Runner:
@@ -309,6 +323,13 @@ class Running:
         answer |= {"internal": internal} if refused is None else {"refused": refused}
         self._channel.send({"suggest": answer}, wait=False)
 
+    def answer_study(self, about: str, value: JSONValue) -> None:
+        """Answers the last `StudyAsked`; the child waits for it. A value too large for that is refused there."""
+        answer: Line = {"about": about, "value": value}
+        if (size := len(json.dumps(value))) > _MAX_ANSWER:
+            answer = {"about": about, "refused": f"{size} bytes of JSON, at most {_MAX_ANSWER} are handed to a trial"}
+        self._channel.send({"study": answer}, wait=False)
+
     def ask_to_stop(self) -> None:
         """Makes ``trial.should_stop()`` true; what the child does about it is its own affair. Asking again changes nothing."""
         if not self._stop_asked:
@@ -384,7 +405,11 @@ class Running:
             name, kind, arguments = line["suggest"]
             if not isinstance(name, str) or kind not in KINDS or not isinstance(arguments, dict):
                 raise ValueError(kind)
-            self._inbox.append(SuggestAsked(name, kind, arguments))
+            self._inbox.append(SuggestAsked(name, kind, arguments, tuple(line.get("fixed", ()))))
+        elif "study" in line:
+            if line["study"] not in ABOUT:
+                raise ValueError(line["study"])
+            self._inbox.append(StudyAsked(line["study"]))
         elif "done" in line:
             self._keeper.send({"do": "linger"}, wait=False)
             if line["done"] is not None:

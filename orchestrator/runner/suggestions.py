@@ -17,7 +17,8 @@ Choice = TypeVar("Choice", bound=bool | int | float | str | None)
 
 KINDS: Final = ("float", "int", "categorical")
 _MAX_NAME: Final = 512  # Optuna's column for parameter names
-_NOT_HERE: Final = ("study", "storage", "distributions", "datetime_start", "relative_params", "system_attrs", "set_system_attr")
+_STORED = "the objective runs without the study's storage; trial.set_user_attr and trial.log_artifact store with the trial"
+_NOT_HERE: Final = dict.fromkeys(("storage", "system_attrs", "set_system_attr", "study_id", "_trial_id", "_study_id"), _STORED)
 _REFUSALS: Final[Mapping[str, type[Exception]]] = {"TypeError": TypeError, "ValueError": ValueError}
 _WARNINGS: Final[Mapping[str, type[Warning]]] = {"RuntimeWarning": RuntimeWarning}
 
@@ -40,10 +41,14 @@ class Suggests:
         """The worker's answer to a question about a parameter; None when it is gone."""
         raise NotImplementedError
 
+    def _fixed(self, name: str) -> tuple[JSONValue, ...]:
+        """The value that the study's `params` have for the name, if they have one."""
+        return ()
+
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
         """A number from `low` to `high`, both included, as `optuna.Trial.suggest_float`; the same in every attempt.
 
-        For a name of the study's grid or search it is the value that the trial has there.
+        For a name of the study's grid or search it is the value that the trial has there, for one of `params` the value there.
 
         Args:
             name: At most 512 characters.
@@ -55,7 +60,7 @@ class Suggests:
         Raises:
             TypeError: An argument is of the wrong type.
             ValueError: The arguments make no range, contradict what this name was asked as before, or leave out the value
-                that the trial has by its grid, its search or by hand.
+                that the trial has by its grid, its search, its `params` or by hand.
         """
         arguments = {"low": _plain(low), "high": _plain(high), "step": None if step is None else _plain(step), "log": bool(log)}
         return float(self._suggest(name, "float", arguments))
@@ -63,7 +68,7 @@ class Suggests:
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """A whole number from `low` to `high`, both included, as `optuna.Trial.suggest_int`; the same in every attempt.
 
-        For a name of the study's grid or search it is the value that the trial has there.
+        For a name of the study's grid or search it is the value that the trial has there, for one of `params` the value there.
 
         Args:
             name: At most 512 characters.
@@ -82,7 +87,7 @@ class Suggests:
     def suggest_categorical(self, name: str, choices: Iterable[Choice]) -> Choice:
         """One of `choices`, the very object, as `optuna.Trial.suggest_categorical`; the same in every attempt.
 
-        For a name of the study's grid or search it is the value that the trial has there.
+        For a name of the study's grid or search it is the value that the trial has there, for one of `params` the value there.
 
         Args:
             name: At most 512 characters.
@@ -119,8 +124,9 @@ class Suggests:
             known = self._asked.get(name)
             if known is not None and known[0] == question:
                 return float(known[1])
+            fixed = self._fixed(name)
             try:
-                answer = self._ask(question)
+                answer = self._ask({**question, "fixed": fixed} if fixed else question)
             except MessageTooLongError as error:
                 raise ValueError(f"parameter {shown(name)}: {error}") from None
             if answer is None:
@@ -139,7 +145,7 @@ class Suggests:
         def __getattr__(self, name: str) -> NoReturn:
             text = f"{type(self).__name__!r} object has no attribute {name!r}"
             if name in _NOT_HERE:
-                text += ": Optuna's trial has it, but here the objective runs without the study and its storage"
+                text += f": {_NOT_HERE[name]}"
             elif not name.startswith("_"):
                 text += did_you_mean(name, [known for known in dir(type(self)) if not known.startswith("_")])
             raise AttributeError(text)

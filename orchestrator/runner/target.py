@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -90,9 +90,14 @@ def locate(target: str) -> Callable[..., Any]:
             _import_submodule(".".join(parts[:count]))
         if not hasattr(found, part):
             known = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name, None))]
-            owner = ".".join(parts[: count - 1])
-            raise ConfigError(f"{_FIELD}: {target!r}: {owner!r} has no attribute {part!r}{did_you_mean(part, known)}")
-        found = getattr(found, part)
+            above = ".".join(parts[: count - 1])
+            raise ConfigError(f"{_FIELD}: {target!r}: {above!r} has no attribute {part!r}{did_you_mean(part, known)}")
+        owner, found = found, getattr(found, part)
+        if inspect.isclass(owner) and isinstance(inspect.getattr_static(owner, part, None), FunctionType):
+            raise ConfigError(
+                f"{_FIELD}: {target!r} is a method of the class {owner.__name__!r}: instantiate it in its module and name the"
+                " method of that instance"
+            )
         if isinstance(found, ModuleType) and found.__name__.partition(".")[0] != parts[0]:
             # Else `my_project.os.system` would pass for a target of `my_project` under `worker.allow_targets`.
             alias = ".".join(parts[:count])
@@ -102,43 +107,78 @@ def locate(target: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def takes_trial_alone(function: Callable[..., Any], kwargs: Iterable[str]) -> bool:
-    """Whether `function` is called as Optuna calls an objective, ``function(trial, **kwargs)``, instead of with cfg and trial.
+def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function below ``@hydra.main``, which would read the command line and compose a config of its own; else the same."""
+    return function.__wrapped__ if _is_hydra_main(function) else function  # type: ignore[attr-defined]
 
-    It is if its first parameter is called ``trial``, or if it takes one argument only (and does not call that ``cfg``).
+
+def _is_hydra_main(function: Callable[..., Any]) -> bool:
+    made_by = function.__globals__.get("__name__") if isinstance(function, FunctionType) else None
+    return made_by == "hydra.main" and callable(getattr(function, "__wrapped__", None))
+
+
+def arguments_of(function: Callable[..., Any], kwargs: Iterable[str]) -> tuple[str, ...]:
+    """What `function` is called with by position, before its keyword arguments: cfg and trial, or one of them.
+
+    It gets the trial alone, as from Optuna, if its first parameter is called ``trial``, or if it takes one argument only; cfg
+    alone if it calls that one ``cfg``, ``config`` or ``conf``, or is decorated with ``@hydra.main``.
     """
+    if _is_hydra_main(function):
+        return ("cfg",)
     judge = _judge_function if isinstance(function, FunctionType) else _judge  # other callables may not be hashable
     return judge(function, tuple(sorted(kwargs)))
 
 
-def _judge(function: Callable[..., Any], names: tuple[str, ...]) -> bool:
+def _judge(function: Callable[..., Any], names: tuple[str, ...]) -> tuple[str, ...]:
+    both = ("cfg", "trial")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in callables have none
-        return False
+        return both
     first = next(iter(signature.parameters.values()), None)
-    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD) or first.name in _CFG:
-        return False
+    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+        return both
+    if first.name == "trial":
+        return ("trial",)
     one, two = (_refusal(signature, count, names) is None for count in (1, 2))
-    return first.name == "trial" or (one and not two)
+    if two or not one:
+        return both
+    return ("cfg",) if first.name in _CFG else ("trial",)
 
 
 _judge_function = cache(_judge)  # the keeper asks; its forks then know
 
 
 def check_call(target: str, function: Callable[..., Any], kwargs: Iterable[str]) -> None:
-    """Raises ConfigError when `function` can be called neither with ``(cfg, trial, **kwargs)`` nor as `takes_trial_alone`."""
+    """Raises ConfigError when `function` cannot be called as `arguments_of` says, or does not return a result when called."""
+    if (problem := _no_function(undecorated(function))) is not None:
+        raise ConfigError(f"{_FIELD}: {target!r} {problem}")
     names = sorted(kwargs)
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in callables have none
         return
-    leading = ["trial"] if takes_trial_alone(function, names) else ["cfg", "trial"]
+    leading = arguments_of(function, names)
     refusal = _refusal(signature, len(leading), names)
     if refusal is not None:
         call = ", ".join([*leading, *(f"{name}=…" for name in names)])
-        swapped = "; a function of both takes cfg first" if len(leading) == 1 and "cfg" in signature.parameters else ""
+        swapped = "; a function of both takes cfg first" if leading == ("trial",) and "cfg" in signature.parameters else ""
         raise ConfigError(f"{_FIELD}: {target!r} cannot be called as ({call}): {refusal}{swapped}")
+
+
+def _no_function(found: Callable[..., Any]) -> str | None:
+    """What is wrong with a callable whose call trains nothing, and what to do; None for any other."""
+    if inspect.isclass(found):
+        return (
+            f"is a class: instantiate it in its module, as in objective = {found.__name__}(…), and name that instance (if it"
+            " has __call__) or a method of it; or name a function"
+        )
+    called = found if inspect.isroutine(found) or isinstance(found, partial) else type(found).__call__
+    if inspect.iscoroutinefunction(called):
+        return "is an async function, whose call runs nothing: name a function that runs it, with asyncio.run(…), and returns"
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        return "is a generator, whose call runs nothing: let it return its result instead of yielding, and report the others"
+    return None
 
 
 def _refusal(signature: inspect.Signature, leading: int, names: Iterable[str]) -> str | None:
@@ -169,6 +209,25 @@ def describe_exception(error: BaseException, limit: int = 500) -> str:
         text = f"(its text cannot be shown: {type(broken).__name__})"
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+_INSTEAD = {  # modules that take a trial and refuse ours, in words that do not say what to do here
+    "optuna.artifacts": "Here trial.log_artifact(path) stores a file with the trial.",
+    "optuna_integration.pytorch_distributed": "Here let the process that the objective was called in use trial itself, and send"
+    " the others what it got (torch.distributed.broadcast_object_list).",
+}
+
+
+def hint_for(error: BaseException) -> str | None:
+    """What to use in place of a helper of Optuna's that raised `error` because it wants the trial to be Optuna's own."""
+    trace = error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__"))
+        for name, instead in _INSTEAD.items():
+            if isinstance(error, (ValueError, AttributeError)) and f"{module}.".startswith(f"{name}."):
+                return instead
+        trace = trace.tb_next
+    return None
 
 
 def causes_of(error: BaseException) -> tuple[str, ...]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import warnings
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.errors import did_you_mean
-from orchestrator.model import JSONValue
+from orchestrator.model import JSONValue, at, leaf_paths
 from orchestrator.runner.artifacts import ArtifactPlace, ArtifactRecord
 from orchestrator.runner.channel import Channel, Message, MessageTooLongError, wait_readable
 from orchestrator.runner.contract import Job
 from orchestrator.runner.journal import Journal
-from orchestrator.runner.suggestions import Suggests
-from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step
+from orchestrator.runner.merge import Settled
+from orchestrator.runner.study import Study
+from orchestrator.runner.suggestions import Suggests, WorkerGoneError
+from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step, shown
 
 _T = TypeVar("_T")
+_MOST_REMARKS = 20
 
 
 class TrialPruned(Exception):  # noqa: N818 - Optuna's name
@@ -41,6 +46,7 @@ class Trial(Suggests):
         self._stop = False
         self._answers: dict[str, Any] = {}
         self._told_all = False  # of its parameters, whether or not it asked for each
+        self._settled: Settled | None = None
 
     # ------------------------------------------------------------------------------------------------------------- what it is
 
@@ -59,6 +65,33 @@ class Trial(Suggests):
     def user_attrs(self) -> dict[str, Any]:
         """The attributes set in this attempt, as they are stored."""
         return dict(self._user_attrs)
+
+    @property
+    def study(self) -> Study:
+        """The study of this trial, to look at: its name, directions, metric names, user attributes and best trial."""
+        return Study(self._job, self._ask_about)
+
+    @property
+    def relative_params(self) -> dict[str, Any]:
+        """The parameters that were chosen before the attempt began: those of grid and search."""
+        return dict(self._job.values)
+
+    @property
+    def distributions(self) -> dict[str, Any]:
+        """Optuna's distribution of every parameter that the trial has by now; imports Optuna.
+
+        Raises:
+            ValueError: They are too large to be handed to a trial.
+        """
+        # Not imported above: an objective that asks for no such object is started without Optuna.
+        optuna = importlib.import_module("optuna.distributions")
+        return {name: optuna.json_to_distribution(text) for name, text in self._ask_about("distributions").items()}
+
+    @property
+    def datetime_start(self) -> datetime | None:
+        """When the first attempt of the trial began, by the database's clock, in local time without a zone, as in Optuna."""
+        started = self._ask_about("started")
+        return None if started is None else datetime.fromisoformat(started).astimezone().replace(tzinfo=None)
 
     @property
     def constraints(self) -> dict[str, float]:
@@ -248,14 +281,27 @@ class Trial(Suggests):
         others = asked.keys() - self._job.values.keys()
         return {
             name: f"trial {self.number} completed without asking for {name}, which the study sets{did_you_mean(name, others)}"
-            for name in self._job.values
+            for name in [*self._job.values, *self._set_by_params()]
             if name not in asked
         }
+
+    def _set_by_params(self) -> list[str]:
+        """The parameters that ``params`` give a value which nothing else in ``params`` may use."""
+        if "${" in str(self._job.params):
+            return []
+        return [path for path in leaf_paths(self._job.params) if at(self._job.params, path) not in (None, {})][:_MOST_REMARKS]
 
     def _end(self) -> None:
         """Ends the attempt for whoever still has this object: nothing is reported or written any more."""
         self._journal.close()
         self._channel.shut()
+
+    def _fixed(self, name: str) -> tuple[JSONValue, ...]:
+        found = self._settled.value(name) if self._settled is not None else ()
+        try:
+            return tuple(as_json(value) for value in found)
+        except (TypeError, ValueError):  # what a resolver of the user's made: no value that anybody asks for
+            return tuple(map(shown, found))
 
     def _ask(self, question: Message) -> Message | None:
         with self._lock:
@@ -264,6 +310,18 @@ class Trial(Suggests):
             while answer is not None and answer["name"] != question["suggest"][0]:
                 answer = self._wait_for("suggest")
             return answer
+
+    def _ask_about(self, what: str) -> Any:
+        """What the database has of the study or the trial: one of `ABOUT`."""
+        with self._lock:
+            answer: Message | None = self._wait_for("study", {"study": what})
+            while answer is not None and answer["about"] != what:  # late, to a question that a signal cut short
+                answer = self._wait_for("study")
+        if answer is None:
+            raise WorkerGoneError("the worker that knows the study is gone")
+        if "refused" in answer:
+            raise ValueError(f"{what}: {answer['refused']}")
+        return answer["value"]
 
     def _wait_for(self, kind: str, question: Message | None = None) -> Any:
         """The worker's next answer of that kind, after putting the question if there is one; None when the worker is gone."""
@@ -280,7 +338,7 @@ class Trial(Suggests):
         for message in self._channel.receive():
             if message.get("stop"):
                 self._stop = True
-            self._answers |= {kind: message[kind] for kind in ("prune", "suggest") if kind in message}
+            self._answers |= {kind: message[kind] for kind in ("prune", "suggest", "study") if kind in message}
 
     def _refuse_several(self, method: str) -> None:
         if len(self._job.metrics) > 1:
@@ -295,5 +353,5 @@ def _explain(key: object, convert: Callable[[], _T]) -> _T:
     try:
         return convert()
     except (TypeError, ValueError) as error:
-        shown = repr(key) if isinstance(key, str) and len(key) <= 80 else type(key).__name__
-        raise type(error)(f"user attribute {shown}: {error}") from None
+        name = repr(key) if isinstance(key, str) and len(key) <= 80 else type(key).__name__
+        raise type(error)(f"user attribute {name}: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import JSONValue, Param, StudySpec, TrialNews, same_value, value_label
+from orchestrator.model import JSONValue, Param, StudySpec, TrialNews, at, has, same_value, value_label
 from orchestrator.search.discovered import Discovered, check_agrees, common, group_of, undeclared, widened
 from orchestrator.search.gp import HybridGPSampler
 from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY, PART_KEY
@@ -55,8 +56,9 @@ class Answers:
     """The answers to one running trial, as Optuna's `Trial` would give them; a name is answered the same way every time.
 
     A name of the grid or the search has the value that the trial got when it was created. Another one keeps the value it had
-    in an earlier attempt, has one given by hand, or is left to the sampler: once a trial for all names that are known, which
-    are drawn together for the trial's cell, and by itself for one that is new or was asked for with other limits.
+    in an earlier attempt, has one given by hand or the one that `params` has for it, or is left to the sampler: once a trial
+    for all names that are known, which are drawn together for the trial's cell, and by itself for one that is new or was
+    asked for with other limits.
 
     Args:
         trial: what is stored of the trial.
@@ -84,6 +86,7 @@ class Answers:
         self._attrs = dict(trial.system_attrs)
         self._by_hand: dict[str, JSONValue] = dict(self._attrs.get(FIXED_KEY, {}))
         self._had: dict[str, tuple[BaseDistribution, float]] = {}
+        self._params = spec.params
         self._seed = [abs(spec.seed), int(spec.seed < 0)]
         self._n_cells, self._ticket, self._retry = spec.n_cells, ticket, retry
         self._drawn: dict[str, Any] = {}
@@ -94,11 +97,15 @@ class Answers:
         """From now on the trial has this parameter."""
         self._had[param.name] = json_to_distribution(param.distribution), param.internal
 
-    def answer(self, name: str, kind: str, arguments: Mapping[str, Any]) -> Answer:
+    def answer(self, name: str, kind: str, arguments: Mapping[str, Any], fixed: Sequence[JSONValue] = ()) -> Answer:
         """The value of one parameter; asks no more of the sampler for a name that was answered before.
 
+        Args:
+            fixed: the value that the trial's resolved `params` have for the name; nothing where they have none.
+
         Raises:
-            ValueError: the arguments make no distribution, or contradict what the study knows of that name.
+            ValueError: the arguments make no distribution, contradict what the study knows of that name, or leave out the
+                value that it has.
             TypeError: an argument is of the wrong type.
         """
         asked, warned = distribution_of(name, kind, arguments)
@@ -113,7 +120,7 @@ class Answers:
             return Answer(internal, warnings=warned)
         if name in self._discovered.first:
             check_agrees(name, self._discovered.first[name], asked)
-        internal = in_steps(asked, self._new_value(name, asked))
+        internal = in_steps(asked, self._new_value(name, asked, fixed))
         return Answer(internal, Param(name, internal, distribution_to_json(asked)), asked.to_external_repr(internal), warned)
 
     def check_of(self, new: Param) -> Callable[[str], None] | None:
@@ -150,7 +157,7 @@ class Answers:
         axes = [parameter for parameter in self._declared.values() if parameter.grid]
         return {axis.path: axis.true_value(self._had[axis.path][1]) for axis in axes}
 
-    def _new_value(self, name: str, asked: BaseDistribution) -> float:
+    def _new_value(self, name: str, asked: BaseDistribution, fixed: Sequence[JSONValue]) -> float:
         if name in self._by_hand:
             given = internal_in(asked, self._by_hand[name])
             if given is None:
@@ -159,6 +166,8 @@ class Answers:
                     f"{name}={value_label(self._by_hand[name])} was given by hand; the objective asks for {wanted}"
                 )
             return given
+        if fixes(fixed, asked):
+            return _fixed_value(name, asked, fixed[0])
         if asked.single():
             return 0.0 if isinstance(asked, CategoricalDistribution) else float(asked.low)  # type: ignore[attr-defined]
         if name not in self._drawn and name in self._discovered.space:
@@ -216,6 +225,7 @@ class Answers:
         axes = {path: parameter.distribution for path, parameter in self._declared.items() if parameter.grid}
         fixed = {path: d.to_external_repr(self._had[path][1]) for path, d in axes.items()}
         fixed |= {name: d.to_external_repr(self._had[name][1]) for name, d in space.items() if name in self._had}
+        fixed |= {name: value[0] for name, d in space.items() if name not in fixed and (value := self._to_be(name, d))}
         fixed |= {name: value for name, value in self._by_hand.items() if name in space}
         number = zlib.crc32(key.encode())
         seeds = [
@@ -231,6 +241,30 @@ class Answers:
         self._sampler.reseed(seed)
         drawn = self._sampler.sample_relative(study, trial, {**axes, **space}) if space else {}
         return drawn, lambda name, asked: self._sampler.sample_independent(study, trial, name, asked)
+
+    def _to_be(self, name: str, distribution: BaseDistribution) -> tuple[JSONValue, ...]:
+        """The value that a name will have by `params` once it is asked for, as far as that is known here."""
+        value = plain_value(self._params, name)
+        return value if fixes(value, distribution) and internal_in(distribution, value[0]) is not None else ()
+
+
+def plain_value(params: Mapping[str, JSONValue], name: str) -> tuple[JSONValue, ...]:
+    """What unresolved `params` hold at the dotted path `name`: one value, or none where that is a section or interpolated."""
+    value = at(params, name) if has(params, name) else {}
+    return () if isinstance(value, Mapping) or "${" in str(value) else (value,)
+
+
+def fixes(values: Sequence[JSONValue], asked: BaseDistribution) -> bool:
+    """Whether the value of `params` is to be the answer. Null is, if it is a choice; else it leaves the name open."""
+    return bool(values) and (values[0] is not None or internal_in(asked, None) is not None)
+
+
+def _fixed_value(name: str, asked: BaseDistribution, value: JSONValue) -> float:
+    internal = internal_in(asked, value)
+    if internal is None:
+        wanted = describe_one(undeclared(name, asked))
+        raise ValueError(f"params.{name}={value_label(value)}: not what the objective asks for, {wanted}")
+    return internal
 
 
 def distribution_of(name: str, kind: str, arguments: Mapping[str, Any]) -> tuple[BaseDistribution, Warned]:
@@ -263,17 +297,20 @@ def internal_in(asked: BaseDistribution, value: JSONValue) -> float | None:
     """Optuna's internal number of a true value, whatever distribution that came from; None if it is outside of `asked`."""
     if isinstance(asked, CategoricalDistribution):
         return next((float(i) for i, choice in enumerate(asked.choices) if same_value(choice, value)), None)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return in_steps(asked, float(value)) if is_number and asked._contains(float(value)) else None
 
 
 def values_by_hand(
-    declared: Mapping[str, Parameter], values: Mapping[str, JSONValue], asked: Mapping[str, str]
+    declared: Mapping[str, Parameter],
+    values: Mapping[str, JSONValue],
+    asked: Mapping[str, str],
+    params: Mapping[str, JSONValue] = MappingProxyType({}),
 ) -> dict[str, JSONValue]:
     """Those of the values a person typed that are of names which objectives asked for; `asked` has a distribution of each.
 
     Raises:
-        ConfigError: a value is none of that distribution.
+        ConfigError: a value is none of that distribution, or another one than `params` fix.
     """
     found = {}
     for name, value in values.items():
@@ -282,5 +319,8 @@ def values_by_hand(
             if internal_in(distribution, value) is None:
                 wanted = describe_one(undeclared(name, distribution))
                 raise ConfigError(f"{name}={value_label(value)}: not what this study's objective asks for, {wanted}")
+            there = plain_value(params, name)
+            if fixes(there, distribution) and not same_value(there[0], value):
+                raise ConfigError(f"{name}={value_label(value)}: this study fixes it, params.{name}={value_label(there[0])}")
             found[name] = value
     return found

@@ -22,7 +22,10 @@ from orchestrator.store.schema import (
     cell,
     is_active,
     optuna_studies,
+    optuna_study_user_attributes,
+    optuna_trial_params,
     optuna_trial_system_attributes,
+    optuna_trials,
     slot,
     study,
     ticket,
@@ -347,6 +350,32 @@ class Reads:
         query = sa.text(_BEST.format(order="DESC" if directions[0] == "maximize" else "ASC", feasible=_FEASIBLE))
         best = self._database.execute(query, {"study_id": study_id})
         return self.trials(study_id, number=best[0].number) if best else []
+
+    def about(self, what: str, study_id: int, number: int, directions: Sequence[str]) -> JSONValue:
+        """What an objective asks of its study, or of its own trial `number`.
+
+        ``best``: number, values and parameters of the best trial that is complete, None if none is or there are several
+        objectives; ``user_attrs`` of the study; ``started``: when the trial began, in ISO format; ``distributions`` (JSON) of
+        the parameters that it has.
+        """
+        if what == "best":
+            best = self.contenders(study_id, directions) if len(directions) == 1 else []
+            best = [trial for trial in best if trial.feasible and trial.values]
+            return {"number": best[0].number, "values": best[0].values, "params": best[0].params} if best else None
+        if what == "user_attrs":
+            attrs = optuna_study_user_attributes.c
+            rows = self._database.execute(sa.select(attrs.key, attrs.value_json).where(attrs.study_id == study_id))
+            return {row.key: json.loads(row.value_json) for row in rows}
+        mine = sa.and_(optuna_trials.c.study_id == study_id, optuna_trials.c.number == number)
+        if what == "started":
+            began = [
+                row.datetime_start for row in self._database.execute(sa.select(optuna_trials.c.datetime_start).where(mine))
+            ]
+            return f"{began[0].isoformat()}+00:00" if began and began[0] is not None else None
+        params = optuna_trial_params.c
+        query = sa.select(params.param_name, params.distribution_json).where(mine)
+        query = query.join(optuna_trials, optuna_trials.c.trial_id == params.trial_id).order_by(params.param_id)
+        return {row.param_name: row.distribution_json for row in self._database.execute(query)}
 
     def attempts(self, study_id: int, number: int) -> list[AttemptRow]:
         """The attempts of trial `number`, the first one first.

@@ -264,6 +264,7 @@ def _optuna_attributes(table: str, owner: str) -> sa.Table:
 
 
 optuna_study_user_attributes = _optuna_attributes("study_user_attributes", "study_id")
+optuna_study_system_attributes = _optuna_attributes("study_system_attributes", "study_id")
 optuna_trial_system_attributes = _optuna_attributes("trial_system_attributes", "trial_id")
 optuna_trials = sa.Table(
     "trials",

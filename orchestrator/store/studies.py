@@ -19,9 +19,13 @@ from orchestrator.store.schema import (
     event,
     optuna_directions,
     optuna_studies,
+    optuna_study_system_attributes,
     optuna_study_user_attributes,
     study,
 )
+
+_METRIC_NAMES = "study:metric_names"
+"""The system attribute that Optuna's ``Study.set_metric_names`` sets."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Studies:
                 old = StudySpec.from_json(row.spec)
                 spec = spec.as_launched_before(old)
                 changes = self._continue(c, study_id, old, spec)
+            self._name_metrics(c, study_id, spec)
             added = grid.write_tickets(c, study_id, spec, new=row is None)
             tickets.end_study_if_spent(c, study_id)
             open_tickets = tickets.unspent(c, study_id)
@@ -107,6 +112,15 @@ class Studies:
             sa.select(optuna_studies.c.study_id).where(optuna_studies.c.study_name == spec.name).with_for_update()
         ).scalar_one()
         return int(found), False
+
+    def _name_metrics(self, c: Connection, study_id: int, spec: StudySpec) -> None:
+        """Tells Optuna's tools how the objectives are called, also of a study made before we did; names that are there stay."""
+        if not c.execute(sa.select(sa.func.has_table_privilege(optuna_study_system_attributes.name, "INSERT"))).scalar_one():
+            return  # a role from before this needed the right; without names a study works as well
+        named = insert(optuna_study_system_attributes).values(
+            study_id=study_id, key=_METRIC_NAMES, value_json=json.dumps(list(spec.metrics))
+        )
+        c.execute(named.on_conflict_do_nothing(index_elements=["study_id", "key"]))
 
     def _create(self, c: Connection, study_id: int, spec: StudySpec) -> None:
         c.execute(

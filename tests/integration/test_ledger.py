@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
-from orchestrator.model import Axis, Budget, Completed, Failed, Pruned, Searched
+from orchestrator.model import Axis, Budget, Completed, Direction, Failed, Pruned, Searched
 from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease, fleet
 from tests.support.counting import count_messages
 from tests.support.studies import PLACE, end, spec, start, suggestion, work
@@ -125,6 +125,22 @@ def test_a_study_of_plain_optuna_is_not_taken_over(store: Store) -> None:
     optuna.create_study(study_name="study", storage=store.url)
     with pytest.raises(ConfigError, match="made by other means"):
         store.studies.launch(spec())
+
+
+@pytest.mark.parametrize(("directions", "metrics"), [(("maximize",), ("acc",)), (("minimize", "maximize"), ("loss", "acc"))])
+def test_optuna_knows_the_objectives_by_their_names(
+    store: Store, directions: tuple[Direction, ...], metrics: tuple[str, ...]
+) -> None:
+    made = replace(spec(), directions=directions, metrics=metrics)
+    study = store.studies.launch(made).study_id
+    assert optuna.load_study(study_name="study", storage=store.url).metric_names == list(metrics)
+    sql(store.url, f"DELETE FROM study_system_attributes WHERE study_id = {study}")  # as an older version left it
+    store.studies.launch(made)
+    named = optuna.load_study(study_name="study", storage=store.url)
+    assert named.metric_names == list(metrics)
+    named.set_metric_names([f"my {metric}" for metric in metrics])
+    store.studies.launch(made)
+    assert optuna.load_study(study_name="study", storage=store.url).metric_names == [f"my {metric}" for metric in metrics]
 
 
 def test_of_two_launches_with_different_spaces_one_wins(database_url: str) -> None:

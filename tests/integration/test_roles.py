@@ -134,6 +134,20 @@ def test_people_launch_and_change_studies_with_the_role_for_launches(roles: Role
         store.ledger.deregister(lease, "done")
 
 
+def test_a_role_without_the_right_to_name_the_objectives_launches_all_the_same(roles: Roles) -> None:
+    change = _here("{} INSERT ON study_system_attributes {} orchestrator_launch")
+    roles.execute(None, change.format("REVOKE", "FROM"))
+    try:
+        with roles.store("orchestrator_launch") as people:
+            assert people.studies.launch(spec("nameless")).created
+            assert optuna.load_study(study_name="nameless", storage=roles.url).metric_names is None
+            roles.execute(None, change.format("GRANT", "TO"))
+            people.studies.launch(spec("nameless"))
+    finally:
+        roles.execute(None, change.format("GRANT", "TO"))
+    assert optuna.load_study(study_name="nameless", storage=roles.url).metric_names == list(spec().metrics)
+
+
 def test_a_launch_clears_what_a_study_deleted_elsewhere_left(roles: Roles) -> None:
     with roles.store("orchestrator_launch") as store:
         study = store.studies.launch(spec("deleted")).study_id

@@ -14,11 +14,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, dis
 
 from orchestrator.cli import main
 from orchestrator.config import WorkerConfig
-from orchestrator.errors import LeaseLostError, StoreUnavailableError
+from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
 from orchestrator.model import Axis, Budget, Param
+from orchestrator.search import values_by_hand
 from orchestrator.store import Claim, Store, WorkerLease
 from orchestrator.store.suggested import Suggested
 from orchestrator.worker import Worker
+from tests.support import optuna_style
+from tests.support.asking import AskedStudy
 from tests.support.studies import RUNNER, end, spec, start
 
 THIS = "tests.support.optuna_style"
@@ -155,7 +158,7 @@ def test_the_commands_know_parameters_that_were_asked_for(
     replayed = json.loads(said("replay", "--json", "trial=1"))
     assert (replayed["same"], replayed["later"]) == (True, ["lr"])
     best = json.loads(said("best", "--json", "trial=2"))["best"][0]
-    assert (best["params"], best["overrides"]) == ({"lr": 0.125}, ["'++grid.lr=[0.125]'"])
+    assert (best["params"], best["overrides"]) == ({"lr": 0.125}, ["++lr=0.125"])
     out = tmp_path / "best.yaml"
     said("best", "trial=2", f"out={out}")
     assert yaml.safe_load(out.read_text()) == {"lr": 0.125}
@@ -198,3 +201,80 @@ def test_an_answer_waits_until_the_database_is_back(store: Store, tmp_path: Path
     (trial,) = store.reads.trials(study)
     assert (trial.state, trial.attempts, len(calls)) == ("COMPLETE", 1, 3)
     assert len({arguments[1] for arguments in calls}) == 1, "the same value each time"
+
+
+def test_a_value_in_params_is_what_is_suggested_and_stands_in_every_trial(store: Store, tmp_path: Path) -> None:
+    made = spec(
+        params={"batch_size": 128, "width3": 16, "depth": None, "base": 0.5, "lr": "${linear_scaling:${base},500,10}"},
+        grid=(),
+        search=(),
+        budget=Budget(6),
+        objective={"_target_": f"{THIS}.tuned"},
+        runner=RUNNER,
+    )
+    store.studies.launch(made)
+    assert work(store, tmp_path) == 6
+    trials = optuna.load_study(study_name="study", storage=store.url).trials
+    assert [t.state.name for t in trials] == ["COMPLETE"] * 6
+    assert [(t.params["batch_size"], t.params["lr"]) for t in trials] == [(128, 0.01)] * 6
+    assert {t.params.get("width3", 16) for t in trials} == {16}
+    assert len({t.params["depth"] for t in trials}) > 1, "null leaves it open"
+    assert trials[0].distributions["batch_size"] == CategoricalDistribution([32, 64, 128])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("batch_size", 48, "one of 32, 64, 128"),
+        ("batch_size", "64", "one of 32, 64, 128"),
+        ("depth", 2.5, "int from 1 to 4"),
+        ("lr", 0.5, r"float from 1e-05 to 0\.1 \(log\)"),
+        ("lr", [0.01], r"float from 1e-05 to 0\.1 \(log\)"),
+        ("depth", True, "int from 1 to 4"),
+    ],
+)
+def test_a_value_in_params_that_the_objective_does_not_ask_for_is_refused(name: str, value: Any, wanted: str) -> None:
+    bare = spec(params={name: value}, grid=(), search=(), budget=Budget(1))
+    trial = AskedStudy(bare).start(settled=Fixed({name: value}))
+    with pytest.raises(ValueError, match=rf"params\.{name}=.*: not what the objective asks for, {wanted}"):
+        optuna_style.tuned(trial)
+
+
+class Fixed:
+    """What `Settled` says of plain params."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        self._params = params
+
+    def value(self, name: str) -> tuple[Any, ...]:
+        return (self._params[name],) if name in self._params else ()
+
+
+def test_a_value_by_hand_that_contradicts_the_one_in_params_is_refused_at_the_door() -> None:
+    asked = {"lr": LR.distribution}
+    assert values_by_hand({}, {"lr": 0.25}, asked, {"lr": 0.25}) == {"lr": 0.25}
+    assert values_by_hand({}, {"lr": 0.25}, asked, {"lr": None}) == {"lr": 0.25}
+    with pytest.raises(ConfigError, match=r"lr=0\.5: this study fixes it, params\.lr=0\.25"):
+        values_by_hand({}, {"lr": 0.5}, asked, {"lr": 0.25})
+
+
+def test_a_trial_shows_its_study_as_it_is_and_optunas_lightgbm_callback_goes_by_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", store.url)
+    made = spec(
+        params={}, search=(), grid=(), budget=Budget(2), objective={"_target_": f"{THIS}.looks_at_its_study"}, runner=RUNNER
+    )
+    study = store.studies.launch(made).study_id
+    assert work(store, tmp_path) == 2
+    first, second = optuna.load_study(study_name="study", storage=store.url).trials
+    assert (first.state.name, first.intermediate_values) == ("COMPLETE", dict.fromkeys(range(3), first.value))
+    seen = first.user_attrs["seen"]
+    assert (seen["name"], seen["direction"], seen["metrics"]) == ("study", "MAXIMIZE", list(made.metrics))
+    assert seen["attrs"]["orchestrator:metrics"] == list(made.metrics)
+    assert seen["best"] == "No trials are completed yet."
+    assert seen["started"] == str(first.datetime_start)
+    assert (seen["relative"], seen["distributions"]) == ({}, {name: str(d) for name, d in first.distributions.items()})
+    assert second.user_attrs["seen"]["best"] == [0, first.value, first.params]
+    assert main(["rerun", "study.name=study", "trial=1", f"paths.data={tmp_path}", "worker.devices=[cpu]"]) == 0
+    assert store.reads.about("started", study, 99, ("maximize",)) is None, "of a trial that was deleted meanwhile"

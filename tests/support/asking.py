@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from orchestrator.model import Param, StudySpec, TrialNews
 from orchestrator.runner.suggestions import Suggests
 from orchestrator.search import FIXED_KEY, Answers, Search
 
 
+class HasValues(Protocol):
+    """As `orchestrator.runner.merge.Settled` has it."""
+
+    def value(self, path: str) -> tuple[Any, ...]: ...
+
+
 class AskedTrial(Suggests):
     """A trial whose questions travel as JSON to `Answers`; `added` are the parameters it got by asking."""
 
-    def __init__(self, answers: Answers, created: TrialNews) -> None:
+    def __init__(self, answers: Answers, created: TrialNews, settled: HasValues | None = None) -> None:
         super().__init__()
+        self._settled = settled
         self._answers = answers
         self.created = created
         self.added: list[Param] = []
@@ -25,10 +32,14 @@ class AskedTrial(Suggests):
     def params(self) -> dict[str, Any]:
         return self._suggested()
 
+    def _fixed(self, name: str) -> tuple[Any, ...]:
+        return () if self._settled is None else self._settled.value(name)
+
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        name, kind, arguments = json.loads(json.dumps(question))["suggest"]
+        sent = json.loads(json.dumps(question))
+        name, kind, arguments = sent["suggest"]
         try:
-            answer = self._answers.answer(name, kind, arguments)
+            answer = self._answers.answer(name, kind, arguments, sent.get("fixed", ()))
         except (ValueError, TypeError) as error:
             return {"name": name, "refused": [type(error).__name__, str(error)]}
         if answer.new is not None:
@@ -45,19 +56,21 @@ class AskedStudy:
         self._cells = list(spec.cells())
         self._count = 0
 
-    def start(self, by_hand: Mapping[str, Any] | None = None) -> AskedTrial:
-        """The next trial; the cells take turns."""
+    def start(
+        self, by_hand: Mapping[str, Any] | None = None, *, cell: int | None = None, settled: HasValues | None = None
+    ) -> AskedTrial:
+        """The next trial; the cells take turns unless one is named. `settled` are the values of its `params`."""
         number, self._count = self._count, self._count + 1
-        cell = number % len(self._cells)
+        cell = number % len(self._cells) if cell is None else cell
         created = self.search.ask(self._cells[cell], ticket=number, retry=0)
         attrs = {**created.system_attrs, **({FIXED_KEY: dict(by_hand)} if by_hand else {})}
         mine = TrialNews(number, "RUNNING", created.params, system_attrs=attrs, cell=cell)
         self.search.feed([mine])
-        return self.again(mine)
+        return self.again(mine, settled)
 
-    def again(self, stored: TrialNews) -> AskedTrial:
+    def again(self, stored: TrialNews, settled: HasValues | None = None) -> AskedTrial:
         """Another attempt of a trial of which this is stored."""
-        return AskedTrial(self.search.answers(stored, ticket=stored.number, retry=0), stored)
+        return AskedTrial(self.search.answers(stored, ticket=stored.number, retry=0), stored, settled)
 
     def stored(self, trial: AskedTrial) -> TrialNews:
         """What is stored of the trial as it runs."""

@@ -32,3 +32,46 @@ def breaks_once(trial: Any) -> float:
     if trial.number == 0:
         raise RuntimeError("broken")
     return float(lr)
+
+
+def tuned(trial: Any) -> float:
+    """README's function, without the training."""
+    lr = trial.suggest_float("lr", 1e-5, 1e-1, log=True)
+    widths = [trial.suggest_int(f"width{i}", 8, 256, log=True) for i in range(trial.suggest_int("depth", 1, 4))]
+    return float(lr * sum(widths) * trial.suggest_categorical("batch_size", [32, 64, 128]))
+
+
+class LightGBMsCallback:
+    """Asks of a trial what ``LightGBMPruningCallback`` of optuna-integration 5.0.0 asks, and as it does."""
+
+    def __init__(self, trial: Any) -> None:
+        self._trial = trial
+
+    def __call__(self, score: float, iteration: int, is_higher_better: bool) -> None:
+        import optuna
+
+        if is_higher_better:
+            if self._trial.study.direction != optuna.study.StudyDirection.MAXIMIZE:
+                raise ValueError("The intermediate values are inconsistent with the objective values.")
+        elif self._trial.study.direction != optuna.study.StudyDirection.MINIMIZE:
+            raise ValueError("The intermediate values are inconsistent with the objective values.")
+        self._trial.report(score, step=iteration)
+        if self._trial.should_prune():
+            raise optuna.TrialPruned(f"Trial was pruned at iteration {iteration}.")
+
+
+def looks_at_its_study(trial: Any) -> float:
+    x = float(trial.suggest_float("x", 0.0, 1.0))
+    callback = LightGBMsCallback(trial)
+    for iteration in range(3):
+        callback(x, iteration, is_higher_better=True)
+    seen = {"name": trial.study.study_name, "direction": trial.study.direction.name, "metrics": trial.study.metric_names}
+    seen |= {"attrs": trial.study.user_attrs, "relative": trial.relative_params, "started": str(trial.datetime_start)}
+    seen["distributions"] = {name: str(distribution) for name, distribution in trial.distributions.items()}
+    try:
+        best = trial.study.best_trial
+        seen["best"] = [best.number, trial.study.best_value, trial.study.best_params]
+    except ValueError as error:
+        seen["best"] = str(error)
+    trial.set_user_attr("seen", seen)
+    return x

@@ -103,7 +103,7 @@ def test_the_words_of_a_trial_give_its_values_through_a_shell_and_hydra(mine: st
     }
     first = compose("launch", ["experiment=mine"], config_dir=mine)
     params: Any = OmegaConf.to_container(first.config.params, resolve=False)
-    words = rerun_words(values, params, first.groups)
+    words = rerun_words(values, {}, params, first.groups)
     assert "optim.lr=1e-05" in words
     assert '++new.one="-nan"' in words
     line = " ".join(map(shlex.quote, words))
@@ -116,4 +116,4 @@ def test_the_words_of_a_trial_give_its_values_through_a_shell_and_hydra(mine: st
 
 def test_a_path_that_no_word_can_say_is_refused() -> None:
     with pytest.raises(ConfigError, match="größe"):
-        rerun_words({"größe.x": 1}, {}, ())
+        rerun_words({"größe.x": 1}, {}, {}, ())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted
 from orchestrator.runner import Job, PruneAsked, Runner, SuggestAsked
-from orchestrator.runner.target import check_call, takes_trial_alone
+from orchestrator.runner.target import arguments_of, check_call, locate
 from tests.support.running import make_job, running_with
 from tests.support.waiting import wait_until
 
@@ -28,34 +30,41 @@ class Unhashable(Objective):
         return self is other
 
 
+@hydra.main(version_base=None, config_path=None)
+def main(anything: Any) -> float:
+    return float(anything.optim.lr)
+
+
 @pytest.mark.parametrize(
-    ("function", "kwargs", "alone"),
+    ("function", "kwargs", "takes"),
     [
-        (lambda trial: 0, [], True),
-        (lambda t: 0, [], True),
-        (lambda trial, data=None: 0, [], True),
-        (lambda trial, data: 0, ["data"], True),
-        (lambda trial, *, data: 0, ["data"], True),
-        (Objective(), [], True),
-        (Unhashable(), [], True),
-        (lambda cfg, trial: 0, [], False),
-        (lambda cfg, trial, data: 0, ["data"], False),
-        (lambda cfg, trial=None: 0, [], False),
-        (lambda config, data=None: 0, [], False),
-        (lambda *both: 0, [], False),
+        (lambda trial: 0, [], "trial"),
+        (lambda t: 0, [], "trial"),
+        (lambda trial, data=None: 0, [], "trial"),
+        (lambda trial, data: 0, ["data"], "trial"),
+        (lambda trial, *, data: 0, ["data"], "trial"),
+        (Objective(), [], "trial"),
+        (Unhashable(), [], "trial"),
+        (lambda cfg: 0, [], "cfg"),
+        (lambda config, *, data: 0, ["data"], "cfg"),
+        (lambda conf, **others: 0, ["data"], "cfg"),
+        (main, [], "cfg"),
+        (lambda cfg, trial: 0, [], "cfg trial"),
+        (lambda cfg, trial, data: 0, ["data"], "cfg trial"),
+        (lambda cfg, trial=None: 0, [], "cfg trial"),
+        (lambda config, data=None: 0, [], "cfg trial"),
+        (lambda *both: 0, [], "cfg trial"),
     ],
 )
-def test_a_function_of_the_trial_alone_is_called_as_optuna_calls_it(
-    function: Callable[..., Any], kwargs: list[str], alone: bool
-) -> None:
+def test_a_function_is_called_with_what_it_takes(function: Callable[..., Any], kwargs: list[str], takes: str) -> None:
     check_call("a.b", function, kwargs)
-    assert takes_trial_alone(function, kwargs) is alone
+    assert arguments_of(function, kwargs) == tuple(takes.split())
 
 
 @pytest.mark.parametrize(
     ("function", "kwargs", "message"),
     [
-        (lambda cfg: 0, [], r"cannot be called as \(cfg, trial\): too many positional arguments"),
+        (lambda cfg: 0, ["lr"], r"cannot be called as \(cfg, trial, lr=…\): too many positional arguments"),
         (lambda trial, data: 0, [], r"cannot be called as \(trial\): missing a required argument: 'data'"),
         (lambda trial: 0, ["lr"], r"cannot be called as \(trial, lr=…\): got an unexpected keyword argument 'lr'"),
         (lambda trial, cfg: 0, [], r"\(trial\): missing a required argument: 'cfg'; a function of both takes cfg first"),
@@ -65,6 +74,72 @@ def test_a_function_of_the_trial_alone_is_called_as_optuna_calls_it(
 def test_a_function_that_fits_neither_call_is_refused(function: Callable[..., Any], kwargs: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_call("a.b", function, kwargs)
+
+
+class Training:
+    """What people have in place of a function."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def run(self, cfg: Any, trial: Any) -> float:
+        return 0.0
+
+    @staticmethod
+    def train(cfg: Any, trial: Any) -> float:
+        return 0.0
+
+
+training = Training(1)
+
+
+async def coroutine(trial: Any) -> float:
+    return 0.0
+
+
+def generator(trial: Any) -> Iterator[float]:
+    yield 0.0
+
+
+async def stream(trial: Any) -> AsyncIterator[float]:
+    yield 0.0
+
+
+class Asynchronous:
+    async def __call__(self, trial: Any) -> float:
+        return 0.0
+
+
+asynchronous = Asynchronous()
+later = partial(coroutine)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "Training",
+            r"Training' is a class: instantiate it in its module, as in objective = Training\(…\), and name that instance",
+        ),
+        (
+            "Training.run",
+            r"is a method of the class 'Training': instantiate it in its module and name the method of that instance",
+        ),
+        ("coroutine", r"is an async function, whose call runs nothing: .*asyncio\.run"),
+        ("asynchronous", "is an async function"),
+        ("later", "is an async function"),
+        ("generator", r"is a generator, whose call runs nothing: let it return its result"),
+        ("stream", "is a generator"),
+    ],
+)
+def test_what_trains_nothing_when_it_is_called_is_refused_at_once(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"objective\._target_: .*{message}"):
+        check_call(f"{THIS}.{name}", locate(f"{THIS}.{name}"), [])
+
+
+@pytest.mark.parametrize("name", ["training.run", "Training.train"])
+def test_a_method_of_an_instance_and_a_static_one_are_functions(name: str) -> None:
+    check_call(f"{THIS}.{name}", locate(f"{THIS}.{name}"), [])
 
 
 # --------------------------------------------------------------------------------------------------- in a process of its own
@@ -90,8 +165,31 @@ def refused(trial: Any) -> float:
     return float(trial.suggest_int("x", 0, 1))
 
 
-def wants_the_study(trial: Any) -> float:
-    return float(trial.study.best_value)
+def cfg_alone(cfg: Any) -> float:
+    return float(cfg.optim.lr)
+
+
+def wants_the_storage(trial: Any) -> float:
+    return float(trial.storage.get_best())
+
+
+def wants_to_stop_the_study(trial: Any) -> None:
+    trial.study.stop()
+
+
+def uploads(trial: Any) -> None:
+    import optuna
+
+    store: Any = optuna.artifacts.FileSystemArtifactStore(str(trial.checkpoint_dir))
+    optuna.artifacts.upload_artifact(artifact_store=store, file_path=__file__, study_or_trial=trial)
+
+
+def distributes(trial: Any) -> None:
+    """As ``TorchDistributedTrial`` of optuna-integration 5.0.0 begins, in a module of that name."""
+    text = "def init(trial):\n    raise ValueError('Rank 0 node expects an optuna.trial.Trial instance as the trial argument.')"
+    module: dict[str, Any] = {"__name__": "optuna_integration.pytorch_distributed.pytorch_distributed"}
+    exec(text, module)
+    module["init"](trial)
 
 
 def mistypes(trial: Any) -> float:
@@ -157,11 +255,52 @@ def test_a_name_of_the_study_that_is_never_asked_for_is_said_once(
     assert remarks == [text.format(name) for name in said]
 
 
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [({"lr": 0.5, "lrr": 0.5, "open": None}, ["lrr"]), ({"optim": {"lr": 1}}, ["optim.lr"]), ({"lrr": 1, "x": "${lrr}"}, [])],
+    ids=str,
+)
+def test_a_value_in_params_that_a_function_of_the_trial_never_asks_for_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, params: dict[str, Any], said: list[str]
+) -> None:
+    objective = {"_target_": f"{THIS}.asks_for_lr"}
+    with running_with(objective) as runner:
+        answered(runner, make_job(tmp_path, objective, params=params, values={}), {"lr": {"internal": 0.5}})
+    remarks = [record.getMessage() for record in caplog.records if "without asking" in record.getMessage()]
+    text = "trial 0 completed without asking for {}, which the study sets (did you mean 'lr'?)"
+    assert remarks == [text.format(name) for name in said]
+
+
 def test_an_objective_of_cfg_and_trial_may_ask_as_well(tmp_path: Path) -> None:
     job = make_job(tmp_path, {"_target_": f"{THIS}.with_cfg"})
     with running_with(dict(job.objective)) as runner:
         outcome, _ = answered(runner, job, {"x": {"internal": 0.5}})
     assert outcome == Completed((0.5,), {"lr": 0.01, "params": {"optim.lr": 0.01, "x": 0.5}})
+
+
+@pytest.mark.parametrize("name", ["cfg_alone", "main"])
+def test_a_function_of_cfg_alone_is_an_objective_and_so_is_one_below_hydra_main(tmp_path: Path, name: str) -> None:
+    job = make_job(tmp_path, {"_target_": f"{THIS}.{name}"})
+    with running_with(dict(job.objective)) as runner:
+        outcome, _ = answered(runner, job, {})
+    assert outcome == Completed((0.01,))
+
+
+def takes_stock(cfg: Any, trial: Any) -> float:
+    cfg.optim.lr = 5.0
+    for name in ("optim.momentum", "optim.lr", "optim", "opt", "wd", "free"):
+        trial.suggest_float(name, 0, 1)
+    return 0.0
+
+
+def test_the_values_of_params_travel_with_the_questions_whatever_is_done_to_cfg(tmp_path: Path) -> None:
+    params = {"optim": {"lr": 0.1, "momentum": 0.9}, "opt": [1, None], "wd": "${.optim.lr}"}
+    job = make_job(tmp_path, {"_target_": f"{THIS}.takes_stock"}, params=params, values={"optim.lr": 0.5})
+    names = ("optim.momentum", "optim.lr", "optim", "opt", "wd", "free")
+    with running_with(dict(job.objective)) as runner:
+        _, asked = answered(runner, job, {name: {"internal": 0.5} for name in names})
+    fixed = {message.name: message.fixed for message in asked}
+    assert fixed == {"optim.momentum": (0.9,), "optim.lr": (), "optim": (), "opt": ([1, None],), "wd": (0.5,), "free": ()}
 
 
 def test_a_refusal_is_raised_where_the_objective_asked(tmp_path: Path) -> None:
@@ -175,7 +314,13 @@ def test_a_refusal_is_raised_where_the_objective_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("wants_the_study", "no attribute 'study': Optuna's trial has it, but here the objective runs without the study"),
+        (
+            "wants_the_storage",
+            "no attribute 'storage': the objective runs without the study's storage; trial.set_user_attr and",
+        ),
+        ("wants_to_stop_the_study", "trial.study has no attribute 'stop': end the study from outside: orchestrator stop"),
+        ("uploads", "storage is required for FrozenTrial. Here trial.log_artifact(path) stores a file with the trial."),
+        ("distributes", "as the trial argument. Here let the process that the objective was called in use trial itself"),
         ("mistypes", "no attribute 'sugest_float' (did you mean 'suggest_float'?)"),
     ],
 )

@@ -16,6 +16,7 @@ from orchestrator.runner.parent import (
     Runner,
     Running,
     SuggestAsked,
+    Told,
 )
 from orchestrator.runner.rundir import attempt_dir, log_path, read_result
 from orchestrator.runner.sources import HYDRA_DIRECTORY, is_hydra_app
@@ -34,6 +35,7 @@ __all__ = [
     "Runner",
     "Running",
     "SuggestAsked",
+    "Told",
     "Trial",
     "TrialPruned",
     "attempt_dir",

@@ -243,21 +243,22 @@ class _Termination:
         self.seen = False
         self._control = control
         self._meant = False
+        self._over = False
         self.signals: dict[int, float] = {}
         """The signals that this attempt got from others than the keeper, and when last, by the monotonic clock."""
         os.register_at_fork(after_in_child=self._forget)
 
     def arm(self) -> None:
         """From here on SIGTERM ends the attempt if the keeper means it. For others a handler of the objective's stays."""
-        self.signals = {}
+        self.signals, self._over = {}, False
         signal.signal(signal.SIGTERM, self._handle)
         for number in self._free(self._note):
             signal.signal(number, self._note)
             signal.siginterrupt(number, False)  # native code that waits is not to notice
 
     def ignore(self) -> None:
-        """From here on the result is being written, and SIGTERM has nothing left to ask for."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        """From here on the result is being written, and SIGTERM has nothing left to ask for; it is told of all the same."""
+        self._over = True
 
     def disarm(self) -> None:
         """From here on, between two attempts, a signal ends the process at once."""
@@ -273,7 +274,7 @@ class _Termination:
         self.listen(self._control.receive())
         if not self._meant:
             self._note(signum, frame)
-        elif not self.seen:
+        elif not self.seen and not self._over:
             self.seen = True
             raise Terminated(128 + signum)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import math
 import os
 import signal
 import socket
@@ -291,8 +292,9 @@ class Running:
         self._ending: str | None = None
         self._stop_asked = False
         self._said_leaving = False
-        self._signalled_at: float | None = None  # when the child last got a signal that was none of ours
-        self._terminated_at: float | None = None  # when it first got such a SIGTERM
+        self._signalled_at = -math.inf  # when the child last got a signal that was none of ours
+        self._stopped_at = math.inf  # when this process, or a person, first wanted the attempt to stop
+        self._terminated_at = math.inf  # when it first got such a SIGTERM
         self._killed = False  # for it
         self._judged: tuple[Outcome, float] | None = None  # the outcome, and when it was there, until it is certain
         self._outcome: Outcome | None = None
@@ -378,7 +380,7 @@ class Running:
             elif line.get("is") == "signalled":
                 self._signalled_at = time.monotonic()
                 if line["signal"] == signal.SIGTERM:
-                    self._terminated_at = self._terminated_at or self._signalled_at
+                    self._terminated_at = min(self._terminated_at, self._signalled_at)
             elif line.get("is") == "ended":
                 self.facts = line["facts"]
                 self._finish(partial(self._judge, line["code"], line["cause"], line["oom"], line["peak_bytes"]))
@@ -397,13 +399,19 @@ class Running:
 
     def _pass_on(self) -> None:
         """Tells the child that this process is to end; ends a child that got SIGTERM where this process got none."""
-        told = self._told()
+        told = self._now_told()
         if told != Told.NOTHING and not self._said_leaving:
             self._said_leaving = self._channel.send({"leaving": True}, wait=False)
-        alone = self._terminated_at is not None and told < Told.STOP and not self._stop_asked
-        if alone and not self._killed and time.monotonic() - (self._terminated_at or 0.0) >= self.job.moment_s:
+        alone = told < Told.STOP and time.monotonic() - self._terminated_at >= self.job.moment_s
+        if alone and not self._killed:
             self._killed = True
             self._keeper.send({"do": "terminate"}, wait=False)
+
+    def _now_told(self) -> Told:
+        told = Told.STOP if self._stop_asked else self._told()
+        if told == Told.STOP:
+            self._stopped_at = min(self._stopped_at, time.monotonic())
+        return told
 
     def _end_orphaned_group(self) -> None:
         """The keeper is dead. The kernel killed the child with it (parent-death signal), but not what the child had started."""
@@ -466,23 +474,21 @@ class Running:
         """Makes `outcome`, known `since` then, certain: at once, unless it is a failure that may come from a signal to all.
 
         A service manager sends it to the child, to what that started, and to this process, in no order. If this process is to
-        end as well, such a failure is none: it comes from the signal. Neither is one after the attempt was asked to stop, but
-        that counts as a lost attempt, for nobody knows whether it would have come all the same.
+        end as well, such a failure is none: it comes from the signal. Neither is one that comes later in an attempt that was
+        asked to stop, but that counts as a lost attempt: for all one knows it would have come all the same.
         """
         self._judged = None
         if isinstance(outcome, Failed) and outcome.kind != "timeout":
-            told = Told.STOP if self._stop_asked else self._told()
-            by_signal = not _BY_SIGNAL.isdisjoint(outcome.causes)
-            struck = by_signal or (self._signalled_at is not None and since - self._signalled_at < self.job.moment_s)
-            struck = struck or (told == Told.STOP and self._signalled_at is not None)
+            told, moment_s = self._now_told(), self.job.moment_s
+            struck = not _BY_SIGNAL.isdisjoint(outcome.causes) or since - self._signalled_at < moment_s
             if told == Told.STOP or (told == Told.LEAVE and struck):
-                outcome = self._excuse(outcome, lost=not struck)
-            elif self._ending is None and not self._killed:
-                # One that shows no sign of it may come from it all the same: the objective has a handler of its own, or a process
-                # that it needs was the first to get the signal.
-                if time.monotonic() - since < (self.job.moment_s if struck else _UNSEEN_S):
-                    self._judged = (outcome, since)
-                    return
+                soon = since - self._stopped_at < moment_s or self._signalled_at > -math.inf
+                outcome = self._excuse(outcome, lost=not (struck or soon))
+            # One that shows no sign of it may come from it all the same: the objective has a handler of its own, or what it had
+            # started was the first to get the signal.
+            elif self._ending is None and not self._killed and time.monotonic() - since < (moment_s if struck else _UNSEEN_S):
+                self._judged = (outcome, since)
+                return
         self._outcome = outcome
 
     def _excuse(self, failed: Failed, *, lost: bool) -> Interrupted:

@@ -1,4 +1,4 @@
-"""A worker, a launch and all that they started get a signal, as from a batch system, a service manager or a closing terminal."""
+"""A worker or a launch and all that it started get a signal, as from a batch system, a service manager or a closed terminal."""
 
 from __future__ import annotations
 

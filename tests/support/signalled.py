@@ -50,9 +50,9 @@ def breaks_with_its_helper(cfg: Any, trial: Trial) -> float:
 
 
 def breaks_when_asked(cfg: Any, trial: Trial) -> float:
-    """Has a bug in what it does about a request to stop."""
+    """Takes note of a request to stop, and raises once there is a file `go`."""
     _say_pids(trial, [os.getpid()])
-    while not trial.should_stop():
+    while not (trial.should_stop() and (trial.checkpoint_dir / "go").exists()):
         time.sleep(0.005)
     raise RuntimeError("no checkpoint")
 

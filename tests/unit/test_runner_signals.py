@@ -163,15 +163,21 @@ def test_an_exception_that_comes_from_a_signal_to_all_is_no_failure_and_leaves_n
     assert "Traceback" in caplog.text
 
 
-def test_a_failure_after_a_request_to_stop_is_given_back_and_counts_as_lost_so_that_it_cannot_go_on_for_ever(
-    tmp_path: Path,
+@pytest.mark.parametrize("late", [False, True])
+def test_a_failure_after_a_request_to_stop_is_given_back_and_counts_as_lost_if_it_comes_late(
+    tmp_path: Path, late: bool
 ) -> None:
     worker, objective = Worker(), target("breaks_when_asked")
-    with running_with(objective) as runner:
+    with running_with(objective, moment_s=0.2 if late else LONG_S) as runner:
         running = runner.start(make_job(tmp_path, objective), worker)
         pids_of(tmp_path)
-        given_back = Interrupted("it failed when it was to end: RuntimeError: no checkpoint", lost=True)
-        assert stop(running, worker) == given_back
+        worker.told = Told.STOP
+        running.ask_to_stop()
+        if late:
+            polled(running, 0.3)
+        (checkpoints(tmp_path) / "go").touch()
+        given_back = Interrupted("it failed when it was to end: RuntimeError: no checkpoint", lost=late)
+        assert finish(running)[0] == given_back
     assert read_result(attempt_dir(tmp_path, "study", 0, 1)) in (None, given_back)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import signal
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 import pytest
@@ -119,4 +122,44 @@ def test_a_launch_and_all_its_processes_signalled_at_once_leave_the_study_to_go_
         wait_until(lambda: trains(commands), 60)
         send(family(launch.pid), signum)
         assert launch.wait(timeout=60) == 130, launch.communicate()[0]
+    goes_on(commands, store)
+
+
+@pytest.mark.parametrize(("command", "code"), [("worker", 0), ("dashboard", 0), ("launch", 130)])
+def test_told_to_end_while_it_is_still_imported_a_command_ends_in_order(tmp_path: Path, command: str, code: int) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / "hydra.py").write_text(f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(300)\n")
+    commands = Commands(None, tmp_path, fresh=True)
+    environment = commands.environment()
+    environment["PYTHONPATH"] = f"{tmp_path}:{environment['PYTHONPATH']}"
+    for signum in (signal.SIGTERM, signal.SIGUSR1):
+        begun.unlink(missing_ok=True)
+        process = subprocess.Popen(commands.line(command), env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            wait_until(begun.exists)
+            process.send_signal(signum)
+            assert process.wait(30) == code
+            assert process.communicate()[1] == ""
+        finally:
+            process.kill()
+
+
+def test_a_launch_whose_terminal_closes_gives_its_trials_back(commands: Commands, store: Store) -> None:
+    words = ("study.name=study", "objective._target_=tests.support.signalled.saves_when_asked", "+a=1", "budget.per_cell=1")
+    line = commands.line("launch", *words, "budget.trials=1", "worker.count=1", "worker.drain_s=60")
+    ours, theirs = pty.openpty()
+    tty = os.ttyname(theirs)
+    process = subprocess.Popen(
+        ["sh", "-c", f'exec "$@" <{tty} >{tty} 2>&1', "sh", *line],  # a session leader's first terminal becomes its own
+        env=commands.environment(),
+        cwd=commands.cwd,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        wait_until(lambda: trains(commands), 60)
+        os.close(ours)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
     goes_on(commands, store)

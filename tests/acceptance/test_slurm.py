@@ -1,6 +1,6 @@
 """Workers as jobs of a real Slurm that runs them on this host: whatever ends a job, the study goes on and no trial fails.
 
-They run where `sinfo` answers, as a user who may submit. A job that was requeued may wait two minutes: it is let go at once.
+They run where `sinfo` answers, as a user who may submit. A job that was requeued would wait two minutes: it is let go earlier.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,12 @@ BREAKS = {"_target_": "tests.support.signalled.breaks_with_its_helper"}
 SAVES = {"_target_": "tests.support.signalled.saves_when_asked"}
 
 
-@cache
+@pytest.fixture(scope="module", autouse=True)
+def slurm() -> None:
+    if reason := _no_slurm():
+        pytest.skip(f"no Slurm that runs jobs here: {reason}")
+
+
 def _no_slurm() -> str | None:
     if shutil.which("sinfo") is None:
         return "there is no sinfo"
@@ -35,7 +39,7 @@ def _no_slurm() -> str | None:
     except subprocess.TimeoutExpired:
         return "sinfo does not answer"
     if done.returncode:
-        return f"sinfo: {done.stderr.strip()}"
+        return done.stderr.splitlines()[0]
     here = socket.gethostname().partition(".")[0]
     return None if here in done.stdout.split() else f"this host, {here}, is no node of it"
 
@@ -81,8 +85,6 @@ class Jobs:
 
 @pytest.fixture
 def jobs(commands: Commands) -> Iterator[Jobs]:
-    if reason := _no_slurm():
-        pytest.skip(f"no Slurm that runs jobs here: {reason}")
     submitted = Jobs(commands)
     yield submitted
     submitted.end()
@@ -112,7 +114,7 @@ def test_a_requeued_job_gives_its_trial_back_and_takes_it_up_when_it_runs_again(
     _slurm("scontrol", "requeue", job)
     wait_until(lambda: _attempts(store) == ["interrupted"], 40)
     wait_until(lambda: jobs.state(job) == "PENDING", 60)
-    _slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+    _slurm("scontrol", "update", f"JobId={job}", "StartTime=now+3")  # in the same second the node refuses it
     wait_until(lambda: store.reads.find("study").state == "FINISHED", 60)
     wait_until(lambda: jobs.state(job) == "COMPLETED", 60)
     assert _attempts(store) == ["interrupted", "completed"]

@@ -10,6 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Final
+
+from orchestrator import signals
+
+_ONE_CTRL_C_S: Final = 0.25
+_ONE_REQUEST_S: Final = 1.0
+"""So soon after the first another signal is the same request: `launch` passes on what a batch system sent to its workers too,
+kernel and shell both tell of a closing terminal, and a service manager may send SIGHUP right after SIGTERM."""
 
 
 class Drain(enum.IntEnum):
@@ -67,20 +75,22 @@ class Draining:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Within this block SIGINT finishes the running trial (a second gives it back) and SIGTERM gives it back in order."""
+        """Within this block signals ask to end.
 
-        def interrupt(_signal: int, _frame: FrameType | None) -> None:
-            self.ask(Drain.FINISH if self.how == Drain.NO else Drain.NOW)
+        SIGINT finishes the running trial, a second one gives it back. SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 give it back in
+        order, another of them at once.
+        """
 
-        def terminate(_signal: int, _frame: FrameType | None) -> None:
-            self.ask(Drain.STOP if self.how < Drain.STOP else Drain.NOW)
+        def ask(number: int, _frame: FrameType | None) -> None:
+            asked_s = time.monotonic() - self.since
+            if number == signal.SIGINT:
+                if self.how == Drain.NO or asked_s >= _ONE_CTRL_C_S:
+                    self.ask(Drain.FINISH if self.how == Drain.NO else Drain.NOW)
+            elif self.how < Drain.STOP or asked_s >= _ONE_REQUEST_S:
+                self.ask(Drain.STOP if self.how < Drain.STOP else Drain.NOW)
 
-        before = {
-            signal.SIGINT: signal.signal(signal.SIGINT, interrupt),
-            signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
-        }
+        before = signals.handle(ask)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signals.restore(before)

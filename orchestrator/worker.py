@@ -33,6 +33,7 @@ from orchestrator.runner import (
     Job,
     PruneAsked,
     Running,
+    Told,
     rundir,
 )
 from orchestrator.runner.checkpoints import CheckpointError, Checkpoints, Kept
@@ -123,7 +124,7 @@ class Worker:
         self._draining.ask(how)
 
     def signals(self) -> AbstractContextManager[None]:
-        """Within this block SIGINT and SIGTERM ask the worker to end, see `Draining.signals`."""
+        """Within this block signals ask the worker to end, see `Draining.signals`."""
         return self._draining.signals()
 
     def _serve(self) -> None:
@@ -241,7 +242,7 @@ class Worker:
         if self._device.gpu is not None:
             self._contact.meanwhile(self._device.settle, hurry=_abandon)
         try:
-            running = served.runner.start(job)
+            running = served.runner.start(job, self._told)
         except OSError as error:
             self._release(claim, "cannot write its run directory")
             raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
@@ -307,6 +308,11 @@ class Worker:
             self._contact.lost(error)
             return False
         return served.search.should_prune(claim.number, reports=curve)
+
+    def _told(self) -> Told:
+        if self._draining.how >= Drain.STOP or self._contact.halted_at is not None:
+            return Told.STOP
+        return Told.NOTHING if self._draining.how == Drain.NO else Told.LEAVE
 
     def _obey(self, running: Running) -> None:
         """Passes a request to end on to the child, and ends it when its time is up."""

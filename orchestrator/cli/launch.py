@@ -18,7 +18,7 @@ from types import FrameType
 
 from omegaconf import OmegaConf
 
-from orchestrator import config, search
+from orchestrator import config, search, signals
 from orchestrator.cli import estimates, hints, provenance, screen
 from orchestrator.cli.call import Call
 from orchestrator.cli.following import Following
@@ -30,9 +30,11 @@ from orchestrator.model import StudySpec
 from orchestrator.runner import HYDRA_DIRECTORY, Runner, check_allowed, code_now, is_hydra_app
 from orchestrator.runner.artifacts import checked_place
 from orchestrator.runner.checkpoints import Checkpoints
+from orchestrator.signals import Ending
 from orchestrator.slots import Slots
 from orchestrator.store import Launched, Store, StudyRow
 
+INTERRUPTED = 130
 CPU_WORKERS = 2
 """Workers that `launch` starts on a machine without a GPU."""
 _FOLLOW_S = 0.5
@@ -47,6 +49,11 @@ def run(call: Call) -> int:
     if "--dry-run" in call.switches:
         print(json.dumps(screen.plan_data(spec, distributions), indent=2) if call.json else screen.plan(spec, distributions))
         return 0
+    with Ending(INTERRUPTED) as ending:
+        return _launch(call, spec, ending)
+
+
+def _launch(call: Call, spec: StudySpec, ending: Ending) -> int:
     count = _worker_count(call)
     _check_runs_directory(call, count)
     _check_objective(call, spec)
@@ -66,7 +73,7 @@ def run(call: Call) -> int:
                 _announce_devices(call, store, view)
             following = Following(call, store, row, view, starts_workers=count > 0)
             with following.shown(), _Workers(call, spec, count, output, view) as workers:
-                interrupted = _follow(store, row, spec, workers, view, following)
+                interrupted = ending.asked = _follow(store, row, spec, workers, view, following)
         return _conclude(call, store, row, spec, interrupted)
 
 
@@ -298,21 +305,34 @@ def _storage_environment(call: Call) -> dict[str, str]:
 
 @contextmanager
 def _interrupts(workers: _Workers, view: screen.View) -> Iterator[list[int]]:
-    """Ctrl-C lets this launch's workers finish their trials, a second gives them back; the list holds the signals got."""
+    """Signals that ask to end are passed on to this launch's workers, who know what they mean; the list holds those got."""
     got: list[int] = []
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         got.append(number)
-        if number == signal.SIGINT and len(got) == 1 and not workers.all_gone:
-            view.say("ending: running trials are finished first; Ctrl-C again gives them back at once. The study stays.")
+        waited_for = not workers.all_gone
         workers.signal(signal.Signals(number))
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        elif number == signal.SIGINT and len(got) == 1 and waited_for:
+            view.say("ending: running trials are finished first; Ctrl-C again gives them back at once. The study stays.")
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = signals.handle(interrupt)
     try:
         yield got
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signals.restore(before)
+
+
+def _leave_terminal() -> None:
+    """Says the rest to nobody if the terminal is gone: writing to it is an error then."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)
 
 
 def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, view: screen.View, following: Following) -> bool:
@@ -377,7 +397,7 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
     if interrupted:
         if progress.study.state == "ACTIVE":
             print(hints.staying(call, spec.name, progress.total - progress.spent), file=sys.stderr if call.json else sys.stdout)
-        return 130
+        return INTERRUPTED
     if progress.study.state != "FINISHED":
         left = progress.total - progress.spent
         raise OrchestratorError(

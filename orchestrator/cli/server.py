@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from contextlib import ExitStack
-from types import FrameType
 
 from orchestrator import logs
 from orchestrator.cli import hints
@@ -17,6 +16,7 @@ from orchestrator.errors import ConfigError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.runner import linux
 from orchestrator.runner.artifacts import ArtifactPlace, checked_place
+from orchestrator.signals import Ending
 from orchestrator.store import Store, embedded
 
 LAUNCHER_PID = "ORCHESTRATOR_LAUNCHER_PID"
@@ -28,11 +28,11 @@ _COLLECT_EVERY = 20_000
 def worker(call: Call) -> int:
     """Serves all active studies until told to end; waits for a database that is not up yet."""
     logs.configure("worker")
-    host = call.composed.host
-    artifacts = checked_place(host.paths.artifacts, host.paths.data)
-    if launcher := os.environ.pop(LAUNCHER_PID, None):
-        linux.die_with_parent(signal.SIGTERM, int(launcher))
-    with _ended_by_signal(), ExitStack() as stack:
+    with Ending(0) as ending, ExitStack() as stack:
+        host = call.composed.host
+        artifacts = checked_place(host.paths.artifacts, host.paths.data)
+        if launcher := os.environ.pop(LAUNCHER_PID, None):
+            linux.die_with_parent(signal.SIGTERM, int(launcher))
         # A study's trials are a million objects that stay; collections that look through them take as long as to read them.
         gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
         from orchestrator.worker import Worker  # brings Optuna, which no other command needs
@@ -42,7 +42,9 @@ def worker(call: Call) -> int:
         command = functools.partial(hints.command, call)
         served = Worker(store, host.worker, host.paths.runs, host.paths.checkpoints, artifacts, command)
         with served.signals():
-            served.run()
+            if not ending.asked:  # by a signal whose `SystemExit` an import swallowed
+                served.run()
+            ending.asked = True  # nothing is to cut short how it takes its leave
     return 0
 
 
@@ -54,7 +56,7 @@ def dashboard(call: Call) -> int:
     host = call.composed.host
     access = Access.checked(host.dashboard)
     artifacts = ArtifactPlace(checked_place(host.paths.artifacts, host.paths.data))
-    with _ended_by_signal(), ExitStack() as stack:
+    with Ending(0), ExitStack() as stack:
         serve(_patiently(call, stack), access, artifacts)
     return 0
 
@@ -92,15 +94,3 @@ def _patiently(call: Call, stack: ExitStack) -> Store:
                 logger.warning("%s; waiting for it", error)
                 said = str(error)
         time.sleep(_RETRY_S)
-
-
-class _ended_by_signal(ExitStack):  # noqa: N801 - reads as a phrase
-    """Within this block SIGTERM and Ctrl-C end the program in order with exit code 0, as a container's stop expects."""
-
-    def __enter__(self) -> _ended_by_signal:
-        def end(_signal: int, _frame: FrameType | None) -> None:
-            raise SystemExit(0)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self.callback(signal.signal, number, signal.signal(number, end))
-        return self

@@ -17,6 +17,7 @@ from orchestrator.runner.parent import (
     Running,
     StudyAsked,
     SuggestAsked,
+    Told,
 )
 from orchestrator.runner.rundir import attempt_dir, log_path, read_result
 from orchestrator.runner.sources import HYDRA_DIRECTORY, is_hydra_app
@@ -38,6 +39,7 @@ __all__ = [
     "Running",
     "StudyAsked",
     "SuggestAsked",
+    "Told",
     "Trial",
     "TrialPruned",
     "attempt_dir",

@@ -13,17 +13,19 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
 
+from orchestrator import signals
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
 from orchestrator.runner import facts, linux, memory, rundir
-from orchestrator.runner.channel import Channel, MessageTooLongError, wait_readable
+from orchestrator.runner.channel import Channel, Message, MessageTooLongError, wait_readable
 from orchestrator.runner.contract import Job, KeeperOptions
 from orchestrator.runner.executable import check_program
 from orchestrator.runner.merge import Settled, Template, build_config
@@ -70,7 +72,7 @@ _INTERPOLATING_TEMPLATE: Final = Template(_INTERPOLATING)
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived: unwinds the user's function so that its ``finally`` blocks run."""
+    """The keeper ends the attempt: unwinds the user's function so that its ``finally`` blocks run."""
 
 
 def serve(control: Channel, keeper_pid: int, options: KeeperOptions, template: Template | None) -> NoReturn:
@@ -85,7 +87,8 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, template: T
     linux.die_with_parent(signal.SIGKILL, keeper_pid)
     linux.prefer_for_oom()
     faulthandler.enable(file=2)
-    termination = _Termination()
+    termination = _Termination(control)
+    termination.disarm()
     sources = _import_ahead(options)
     if options.start == "spawn" and not wait_readable([control], 0):  # otherwise an attempt waits for us
         linux.gather_pages()
@@ -94,7 +97,7 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, template: T
     else:
         rehearse(options.threads, _PLAIN, _PLAIN_TEMPLATE)
     known = next(reversed(sys.modules)) if options.start == "forkserver" else None
-    while (order := _next_order(control)) is not None and not _changed(sources):
+    while (order := _next_order(control, termination)) is not None and not _changed(sources):
         sock, *output = control.fds
         control.fds.clear()
         if output:
@@ -141,18 +144,21 @@ def _attempt(
         return False
     outcome: Outcome | None = None
     trial = Trial(job, channel)
+    trial._signals = termination.signals
     try:
         outcome = _execute(job, trial, control, template, threads, traces)
         termination.ignore()
     except Terminated:
         termination.ignore()
         _say("ended by SIGTERM")
-    # A failure after SIGTERM is most often its consequence, so it is no verdict on the trial; a result is one.
+    # A failure after a signal is most often its consequence, so it is no verdict on the trial; a result is one.
     if outcome is not None and not (termination.seen and isinstance(outcome, Failed)):
-        _deliver(job, control, channel, outcome, known)
+        trial._listen()
+        judged = not isinstance(outcome, Failed) or not (termination.signals or trial._stop)
+        _deliver(job, control, channel, outcome, known, lasting=judged)
     if traces is not None:
         trial._end()
-    return isinstance(outcome, Completed | Pruned) and not termination.seen
+    return isinstance(outcome, Completed | Pruned) and not (termination.seen or termination.signals)
 
 
 def _unfit(traces: Traces) -> str | None:
@@ -162,11 +168,13 @@ def _unfit(traces: Traces) -> str | None:
         return f"it cannot be looked at: {describe_exception(error)}"
 
 
-def _next_order(control: Channel) -> dict[str, Any] | None:
+def _next_order(control: Channel, termination: _Termination) -> dict[str, Any] | None:
     """Waits for the keeper's next attempt; None when there will be none."""
     while not control.closed:
         wait_readable([control], None)
-        for message in control.receive():
+        messages = control.receive()
+        termination.listen(messages)
+        for message in messages:
             if "job" in message:
                 return message
     return None
@@ -227,32 +235,67 @@ def template_of(example: Path) -> Template | None:
 
 
 class _Termination:
-    """Turns the first SIGTERM into `Terminated`, in this process and in no process that it forks."""
+    """Takes the signals of this process, and of no process that it forks.
 
-    def __init__(self) -> None:
+    A SIGTERM of the keeper, which says so on `control`, becomes `Terminated`; the first one. Any other signal was sent to all
+    processes of a service or job, most likely, and is the worker's to obey: the keeper is told of it, and nothing else happens.
+    """
+
+    def __init__(self, control: Channel) -> None:
         self.seen = False
+        self._control = control
+        self._meant = False
+        self._over = False
+        self.signals: dict[int, float] = {}
+        """The signals that this attempt got from others than the keeper, and when last, by the monotonic clock."""
         os.register_at_fork(after_in_child=self._forget)
 
+    def arm(self) -> None:
+        """From here on SIGTERM ends the attempt if the keeper means it. For others a handler of the objective's stays."""
+        self.signals, self._over = {}, False
+        signal.signal(signal.SIGTERM, self._handle)
+        for number in self._free(self._note):
+            signal.signal(number, self._note)
+            signal.siginterrupt(number, False)  # native code that waits is not to notice
+
+    def ignore(self) -> None:
+        """From here on the result is being written, and SIGTERM has nothing left to ask for; it is told of all the same."""
+        self._over = True
+
+    def disarm(self) -> None:
+        """From here on, between two attempts, a signal ends the process at once."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in self._free(self._note):
+            signal.signal(number, signal.SIG_DFL)
+
+    def listen(self, messages: Iterable[Message]) -> None:
+        """Takes in whether the keeper means it."""
+        self._meant = self._meant or any("end" in message for message in messages)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if not self.seen:
+        self.listen(self._control.receive())
+        if not self._meant:
+            self._note(signum, frame)
+        elif not self.seen and not self._over:
             self.seen = True
             raise Terminated(128 + signum)
 
-    def arm(self) -> None:
-        """From here on SIGTERM ends the attempt."""
-        signal.signal(signal.SIGTERM, self._handle)
-
-    def ignore(self) -> None:
-        """From here on the result is being written, and SIGTERM has nothing left to ask for."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def disarm(self) -> None:
-        """From here on, between two attempts, SIGTERM ends the process at once."""
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        self.signals[signum] = time.monotonic()
+        self._control.send({"is": "signalled", "signal": signum}, wait=False)
 
     def _forget(self) -> None:
         if signal.getsignal(signal.SIGTERM) == self._handle:
-            self.disarm()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in signals.ENDING:
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    @staticmethod
+    def _free(ours: signals.Handler) -> list[signal.Signals]:
+        """Those besides SIGTERM for which nobody else has a handler."""
+        nobodys = (signal.SIG_DFL, signal.default_int_handler, ours)
+        return [n for n in signals.ENDING if n != signal.SIGTERM and signal.getsignal(n) in nobodys]
 
 
 def _lead_path() -> None:
@@ -354,10 +397,12 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _deliver(job: Job, control: Channel, channel: Channel, outcome: Outcome, known: str | None) -> None:
+def _deliver(job: Job, control: Channel, channel: Channel, outcome: Outcome, known: str | None, *, lasting: bool) -> None:
+    """Tells the worker; if it is `lasting`, any worker that finds the run directory as well."""
     try:
-        rundir.write_result(job.run_dir, outcome, facts.used_here(known))
-        control.send({"is": "written"})  # the keeper syncs it while this process ends
+        if lasting:
+            rundir.write_result(job.run_dir, outcome, facts.used_here(known))
+            control.send({"is": "written"})  # the keeper syncs it while this process ends
     except OSError as error:
         _say(f"the result could not be written: {error}")
     try:

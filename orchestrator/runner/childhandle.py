@@ -78,6 +78,11 @@ class ChildHandle:
         os.close(output)
         return printed
 
+    def ask_to_end(self) -> None:
+        """Sends SIGTERM to the child and all in its process group, and says that it is meant: one of others is not."""
+        self.channel.send({"end": True}, wait=False)
+        self.signal_group(signal.SIGTERM)
+
     def signal_group(self, signum: signal.Signals) -> None:
         """Sends a signal to the child and all in its process group; none left is no error."""
         try:

@@ -33,9 +33,9 @@ from orchestrator.runner.trial import Trial, TrialPruned
 from orchestrator.runner.values import AttemptFailed, ResultError
 
 _TICK_S: Final = 0.25  # how soon a stop and the metrics file are seen
+_ONCE_S: Final = 0.5  # whoever told the worker may have told the program, and a second SIGTERM would disturb what it does
 _MAX_VARIABLE: Final = 100_000  # Linux takes 128 KiB in one
-_SIGTERM_ENDS: Final = (-signal.SIGTERM, 128 + signal.SIGTERM)  # a shell puts the second in place of the first
-_SIGKILL_ENDS: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
+_SIGKILL_ENDS: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)  # a shell puts the second in place of the first
 
 
 def run(
@@ -69,9 +69,11 @@ class _Attempt:
             "metrics_file": str(job.run_dir / "metrics.jsonl"),
         }
         self._grace_s = job.grace_s
+        self._moment_s = job.moment_s
         self._trial = trial
         self._metrics = metrics
-        self._stopping = False
+        self._stopping = False  # it was told
+        self._stop_at: float | None = None
         self._oom_kills = linux.oom_kills()
         metrics_file = Path(str(facts["metrics_file"]))
         rundir.move_aside(metrics_file)
@@ -121,11 +123,20 @@ class _Attempt:
             if ended:
                 return
             if not self._stopping and until is None and self._trial.should_stop():
-                self._stopping = True
-                self._ask_to_end()
+                self._stop()
             left = _TICK_S if until is None else min(_TICK_S, until - time.monotonic())
             end = [] if self._end is None else [self._end]
             wait_readable([*end, *(pump.source for pump in self._pumps if pump.open)], left)
+
+    def _stop(self) -> None:
+        """Tells the program to end, unless it was told together with this process."""
+        now = time.monotonic()
+        self._stop_at = now + _ONCE_S if self._stop_at is None else self._stop_at
+        if self._trial._signalled(self._moment_s, signal.SIGTERM):
+            self._stopping, self._metrics.asks = True, False
+        elif now >= self._stop_at:
+            self._stopping = True
+            self._ask_to_end()
 
     def _ask_to_end(self) -> None:
         """Sends SIGTERM to the program and what it started; this process, of the same group, has nothing left to be asked."""
@@ -142,14 +153,12 @@ class _Attempt:
         self._follow()
 
     def _judged(self, code: int) -> dict[str, float] | None:
-        if code == 0:
-            return self._metrics.result()
-        if code in _SIGTERM_ENDS:
-            # A service manager sends it to all of us alike, in no order: ours may be on its way, and says what it meant.
-            wait_readable([], _TICK_S)
-            if self._trial.should_stop():
-                return None
-        raise AttemptFailed(_failure(code, out_of_memory=linux.oom_kills() > self._oom_kills))
+        if code != 0:
+            raise AttemptFailed(_failure(code, out_of_memory=linux.oom_kills() > self._oom_kills))
+        # Told to end it may have said all that it had, and that is no result.
+        if self._trial._signalled(self._moment_s) and self._trial._worker_ends(self._moment_s):
+            return None
+        return self._metrics.result()
 
 
 def _failure(code: int, *, out_of_memory: bool) -> Failed:

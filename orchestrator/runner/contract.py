@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from orchestrator.model import Direction, JSONValue
+
+MOMENT_S: Final = 3.0
+"""Within this time a signal that is sent to all processes of a worker has reached each of them."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Job:
     config group, `contents` has by the same path what it stands for, or `options` names the path: the group is the program's
     own. `device` is a torch device as the child sees it.
     `resumed` says that an earlier attempt ran, `resumed_from` which one's files are in `checkpoint_dir`; `grace_s` is the time
-    from SIGTERM to SIGKILL for a program that the child ends itself. `artifacts` is the
+    from SIGTERM to SIGKILL for a program that the child ends itself, `moment_s` as `MOMENT_S`. `artifacts` is the
     place for what the trial stores, an absolute directory or a URL; None where nobody keeps any.
     """
 
@@ -39,6 +42,7 @@ class Job:
     resumed_from: int | None = None
     grace_s: float = 5.0
     artifacts: str | None = None
+    moment_s: float = MOMENT_S
     contents: Mapping[str, JSONValue] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     directions: tuple[Direction, ...] = ("minimize",)

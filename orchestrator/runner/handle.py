@@ -17,6 +17,7 @@ from typing import Final
 
 from orchestrator.runner.channel import Channel, Message
 from orchestrator.runner.contract import KeeperOptions
+from orchestrator.signals import held_back
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class KeeperHandle:
         self.channel = Channel(ours)
         self._sending = threading.Lock()
         self._hung_up = threading.Event()
-        with theirs:
+        with theirs, held_back():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator.runner.keeper", replace(options, control=theirs.fileno()).to_argument()],
                 stdin=subprocess.DEVNULL,

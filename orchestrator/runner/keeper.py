@@ -20,8 +20,10 @@ import traceback
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
+from orchestrator import signals
 from orchestrator.errors import ConfigError
 from orchestrator.runner import child, facts, forking, linux, rundir
 from orchestrator.runner.channel import Channel, Message, wait_readable
@@ -34,7 +36,7 @@ from orchestrator.runner.output import Output, configure_streams, flush_streams,
 from orchestrator.runner.sources import Sources
 from orchestrator.runner.target import check_call, describe_import_error, locate
 
-_WAKING: Final = (signal.SIGCHLD, signal.SIGTERM)
+_WAKING: Final = (signal.SIGCHLD, *signals.ENDING)
 _TICK_S: Final = 1.0
 _CLEANUP_S: Final = 3.0
 _DRAIN_S: Final = 1.5
@@ -72,7 +74,7 @@ class _Attempt:
         """Asks the group to end, and sees to it `grace_s` later; the first cause given stays."""
         if not self.asked:
             self.asked = True
-            self.child.signal_group(signal.SIGTERM)
+            self.child.ask_to_end()
         self.cause = self.cause or cause
         self.end_within(self.grace_s)
 
@@ -111,6 +113,7 @@ class Keeper:
         self._kept: ChildHandle | None = None
         self._example: Path | None = None
         self._template: Template | None = None  # made here once: each fork has a copy of its own
+        self._handlers: dict[signal.Signals, Any] = {}
         self._told: set[str] = set()
         self._remarked: set[str] = set()
         self._leaving = False
@@ -126,7 +129,8 @@ class Keeper:
         """Runs attempts until the worker is gone, then returns None; in a forked child, what it is to begin with."""
         signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
         for signum in _WAKING:
-            signal.signal(signum, lambda *_: None)  # only to be woken
+            self._handlers[signum] = signal.getsignal(signum)
+            signal.signal(signum, _pass)  # only to be woken
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAKING)  # whoever started the worker, or the import, may have blocked them
         try:
             if self._options.start == "forkserver":  # a fresh interpreter takes seconds to get ready: when there is work
@@ -137,7 +141,7 @@ class Keeper:
                 for message in self._channel.receive():
                     self._heard_at = time.monotonic()
                     self._obey(message)
-                # SIGTERM to a whole service reaches us too: as long as the worker lives, it is the worker that decides.
+                # A signal to a whole service reaches us too: as long as the worker lives, it is the worker that decides.
                 if self._channel.closed or os.getppid() != self._options.worker_pid:
                     self._leaving = True
                     if self._attempt is not None:
@@ -260,8 +264,9 @@ class Keeper:
             os.dup2(output, stream)
         os.close(output)
         signal.set_wakeup_fd(-1)
-        for signum in _WAKING:
-            signal.signal(signum, signal.SIG_DFL)
+        for signum, handler in self._handlers.items():  # what the objective's import set, above all faulthandler's and the like
+            ours = signum in (signal.SIGCHLD, signal.SIGTERM) or handler in (_pass, None)
+            signal.signal(signum, signal.SIG_DFL if ours else handler)
         self._channel.close()
         self._wake.close()
         self._wake_writer.close()
@@ -288,6 +293,8 @@ class Keeper:
                     self._tell(f"{_NOT_AGAIN}{message.get('why')}")
                 case "remark":
                     self._remark(str(message.get("about")), str(message.get("why")))
+                case "signalled":
+                    self._channel.send(message)
                 case "free":
                     self._keep(attempt)
 
@@ -400,10 +407,16 @@ class Keeper:
             time.sleep(0.002)
 
 
+def _pass(_signal: int, _frame: FrameType | None) -> None:
+    """What a keeper does about a signal: the worker tells it what is to be done."""
+
+
 def main() -> None:
     """``python -m orchestrator.runner.keeper OPTIONS``: serves the worker at the other end of the control socket."""
+    signals.handle(_pass)
+    signals.let_in()
     options = KeeperOptions.from_argument(sys.argv[1])
-    linux.die_with_parent(signal.SIGTERM, options.worker_pid)
+    linux.die_with_parent(signal.SIGKILL, options.worker_pid)  # it runs what it imports, and nothing of it is to be undone
     for descriptor in (options.control, *options.held):
         os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=options.control))
@@ -429,6 +442,7 @@ def main() -> None:
     if options.start == "forkserver":
         linux.gather_pages()
     channel.send({"is": "ready", "start": options.start})
+    linux.die_with_parent(signal.SIGTERM, options.worker_pid)
     keeper_pid = os.getpid()
     here = Keeper(channel, options).serve()
     if here is not None:
@@ -456,6 +470,7 @@ def _start_over(options: KeeperOptions) -> None:
     for descriptor in (options.control, *options.held):
         os.set_inheritable(descriptor, True)
     flush_streams()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
     os.execv(sys.executable, [sys.executable, "-m", "orchestrator.runner.keeper", options.to_argument()])
 
 

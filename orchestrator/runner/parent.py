@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -14,15 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from orchestrator import signals
 from orchestrator.errors import ConfigError
 from orchestrator.model import Failed, Interrupted, JSONValue, Outcome
 from orchestrator.runner import rundir
 from orchestrator.runner.artifacts import ArtifactRecord
 from orchestrator.runner.channel import Channel, wait_readable
 from orchestrator.runner.channel import Message as Line
-from orchestrator.runner.contract import Job, KeeperOptions
+from orchestrator.runner.contract import MOMENT_S, Job, KeeperOptions
 from orchestrator.runner.handle import MARGIN_S, KeeperHandle
 from orchestrator.runner.output import MIN_LIMIT
 from orchestrator.runner.study import ABOUT
@@ -38,6 +41,18 @@ SECRETS: Final = ("ORCHESTRATOR_STORAGE_URL", "ORCHESTRATOR_STORAGE_PASSWORD_FIL
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _SLICE_S: Final = 0.25
 _MAX_ANSWER: Final = 60_000  # bytes that the buffer of an idle socket takes at once on any system
+_HELD_S: Final = 0.05
+_UNSEEN_S: Final = 0.25
+_BY_SIGNAL: Final = frozenset(cause for n in signals.ENDING for cause in (f"signal:{n.name}", f"exit:{128 + n}"))
+"""Of a failure: what ends by a signal says so, and a shell tells it of what it ran."""
+
+
+class Told(enum.IntEnum):
+    """What this process was told about its own end."""
+
+    NOTHING = 0
+    LEAVE = 1  # to end once the attempt has
+    STOP = 2  # to end the attempt
 
 
 @dataclass(frozen=True)
@@ -121,6 +136,8 @@ class Runner:
         log_limit_bytes: Size that a log never exceeds on disk: of a longer one, head and most recent part are kept. None for
             no limit.
         device: What the facts of an attempt say of the device it ran on.
+        moment_s: How long a failure by a signal waits for this process to be told to end, for then it is none; and how long a
+            child that got SIGTERM from others goes on if this process got none.
 
     Raises:
         ConfigError: A setting is out of range, or the objective has no usable ``_target_`` or command.
@@ -141,6 +158,7 @@ class Runner:
         held: Sequence[int] = (),
         log_limit_bytes: int | None = None,
         device: Mapping[str, JSONValue] | None = None,
+        moment_s: float = MOMENT_S,
     ) -> None:
         if isolation not in ("trial", "worker"):
             raise ConfigError(f"runner.isolation: {isolation!r} is neither 'trial' nor 'worker'")
@@ -166,6 +184,7 @@ class Runner:
         self._held = tuple(held)
         self._log_limit_bytes = log_limit_bytes
         self._device = None if device is None else dict(device)
+        self._moment_s = moment_s
         self._keeper: KeeperHandle | None = None
         self._running: Running | None = None
 
@@ -190,8 +209,11 @@ class Runner:
                 keeper.end(0.0)
                 raise ConfigError(problem)
 
-    def start(self, job: Job) -> Running:
+    def start(self, job: Job, told: Callable[[], Told] = lambda: Told.NOTHING) -> Running:
         """Starts an attempt; it does not wait for the child. A keeper that died is replaced.
+
+        Args:
+            told: What this process was told so far; asked while the attempt runs.
 
         Raises:
             OSError: The run directory cannot be made or written.
@@ -199,7 +221,7 @@ class Runner:
         """
         if self._running is not None and self._running.outcome is None:
             raise RuntimeError("an attempt is running: a runner runs one at a time")
-        job = replace(job, grace_s=self._grace_s)
+        job = replace(job, grace_s=self._grace_s, moment_s=self._moment_s)
         path = rundir.prepare(job)
         keeper = self._living_keeper()
         ours, theirs = socket.socketpair()
@@ -208,7 +230,7 @@ class Runner:
             order = {"job": str(path), "max_runtime_s": self._max_runtime_s, "log_limit_bytes": self._log_limit_bytes}
             known = {**job.known_facts(), "threads": self._threads, "device": self._device}
             keeper.send({"do": "start", **order, "facts": known}, [theirs.fileno()])
-        self._running = Running(job, keeper, Channel(ours), self._grace_s, self._max_runtime_s, self._silence_s)
+        self._running = Running(job, keeper, Channel(ours), told, self._max_runtime_s, self._silence_s)
         return self._running
 
     def close(self) -> None:
@@ -262,21 +284,33 @@ class Running:
     """One attempt under way. `outcome` is None until a `poll` (or `terminate`) finds that it ended; `facts` come with it."""
 
     def __init__(
-        self, job: Job, keeper: KeeperHandle, channel: Channel, grace_s: float, max_runtime_s: float | None, silence_s: float
+        self,
+        job: Job,
+        keeper: KeeperHandle,
+        channel: Channel,
+        told: Callable[[], Told],
+        max_runtime_s: float | None,
+        silence_s: float,
     ) -> None:
         self.job = job
         self.log_path = rundir.log_path(job.run_dir)
         self.facts: dict[str, JSONValue] = {}
         self._keeper = keeper
         self._channel = channel
-        self._grace_s = grace_s
+        self._told = told
         self._max_runtime_s = max_runtime_s
         self._silence_s = silence_s
         self._inbox: list[Message] = []
         self._pid: int | None = None
-        self._done: Outcome | None = None
+        self._done: dict[str, Any] | None = None
         self._ending: str | None = None
         self._stop_asked = False
+        self._said_leaving = False
+        self._signalled_at = -math.inf  # when the child last got a signal that was none of ours
+        self._stopped_at = math.inf  # when this process, or a person, first wanted the attempt to stop
+        self._terminated_at = math.inf  # when it first got such a SIGTERM
+        self._killed = False  # for it
+        self._judged: tuple[Outcome, float] | None = None  # the outcome, and when it was there, until it is certain
         self._outcome: Outcome | None = None
         self._terminating = threading.Lock()
 
@@ -291,12 +325,13 @@ class Running:
         The cap lets the caller look at what its signal handlers did.
         """
         deadline = time.monotonic() + min(timeout, _SLICE_S)
+        self._pass_on()
         while True:
             self._collect()
             left = deadline - time.monotonic()
             if self._inbox or self._outcome is not None or left <= 0:
                 break
-            wait_readable([c for c in (self._channel, self._keeper.channel) if not c.closed], left)
+            self._wait(left)
         messages, self._inbox = self._inbox, []
         return messages
 
@@ -344,9 +379,9 @@ class Running:
         self._ending = self._ending or reason
         with self._terminating:
             self._keeper.send({"do": "terminate"}, wait=False)
-            give_up_at = time.monotonic() + self._grace_s + MARGIN_S
+            give_up_at = time.monotonic() + self.job.grace_s + MARGIN_S
             while self._outcome is None and time.monotonic() < give_up_at:
-                wait_readable([c for c in (self._channel, self._keeper.channel) if not c.closed], _SLICE_S)
+                self._wait(_SLICE_S)
                 self._collect()
             if self._outcome is None:  # the keeper itself hangs: do its work
                 self._keeper.kill()
@@ -356,10 +391,17 @@ class Running:
         """Takes in what has arrived on both sockets, without waiting."""
         if self._outcome is not None:
             return
+        if self._judged is not None:
+            self._settle(*self._judged)
+            return
         self._read_child()
         for line in self._keeper.read():
             if line.get("is") == "started":
                 self._pid = int(line["pid"])
+            elif line.get("is") == "signalled":
+                self._signalled_at = time.monotonic()
+                if line["signal"] == signal.SIGTERM:
+                    self._terminated_at = min(self._terminated_at, self._signalled_at)
             elif line.get("is") == "ended":
                 self.facts = line["facts"]
                 self._finish(partial(self._judge, line["code"], line["cause"], line["oom"], line["peak_bytes"]))
@@ -368,6 +410,29 @@ class Running:
             self._finish(partial(imports_no_more, self._keeper.problem))
         elif self._keeper.channel.closed:
             self._end_orphaned_group()
+
+    def _wait(self, seconds: float) -> None:
+        """Waits until there is something to collect, `seconds` at most."""
+        if self._judged is not None:
+            wait_readable([], min(seconds, _HELD_S))
+        else:
+            wait_readable([c for c in (self._channel, self._keeper.channel) if not c.closed], seconds)
+
+    def _pass_on(self) -> None:
+        """Tells the child that this process is to end; ends a child that got SIGTERM where this process got none."""
+        told = self._now_told()
+        if told != Told.NOTHING and not self._said_leaving:
+            self._said_leaving = self._channel.send({"leaving": True}, wait=False)
+        alone = told < Told.STOP and time.monotonic() - self._terminated_at >= self.job.moment_s
+        if alone and not self._killed:
+            self._killed = True
+            self._keeper.send({"do": "terminate"}, wait=False)
+
+    def _now_told(self) -> Told:
+        told = Told.STOP if self._stop_asked else self._told()
+        if told == Told.STOP:
+            self._stopped_at = min(self._stopped_at, time.monotonic())
+        return told
 
     def _end_orphaned_group(self) -> None:
         """The keeper is dead. The kernel killed the child with it (parent-death signal), but not what the child had started."""
@@ -412,19 +477,54 @@ class Running:
             self._inbox.append(StudyAsked(line["study"]))
         elif "done" in line:
             self._keeper.send({"do": "linger"}, wait=False)
-            if line["done"] is not None:
-                self._done = rundir.result_from_json(line["done"], self.job.run_dir)
+            self._done = line["done"]
 
     def _finish(self, verdict: Callable[[], Outcome]) -> None:
         """Ends the attempt: with the child's own result if it left one, else with `verdict`, which may look at the log."""
         self._read_child()  # the child is dead: all that it sent is here
         self._channel.close()
+        outcome = self._result(rundir.read_result)
+        if outcome is None and (told := self._done) is not None:  # only now: a failure ends with the last lines of the log
+            outcome = self._result(partial(rundir.result_from_json, told))
+        self._settle(outcome or verdict(), time.monotonic())
+
+    def _result(self, read: Callable[[Path], Outcome | None]) -> Outcome | None:
         try:
-            result = rundir.read_result(self.job.run_dir)
+            return read(self.job.run_dir)
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s: the result cannot be read: %s", self.job.run_dir, error)
-            result = None
-        self._outcome = result or self._done or verdict()
+            return None
+
+    def _settle(self, outcome: Outcome, since: float) -> None:
+        """Makes `outcome`, known `since` then, certain: at once, unless it is a failure that may come from a signal to all.
+
+        A service manager sends it to the child, to what that started, and to this process, in no order. If this process is to
+        end as well, such a failure is none: it comes from the signal. Neither is one that comes later in an attempt that was
+        asked to stop, but that counts as a lost attempt: for all one knows it would have come all the same.
+        """
+        self._judged = None
+        if isinstance(outcome, Failed) and outcome.kind != "timeout":
+            told, moment_s = self._now_told(), self.job.moment_s
+            struck = not _BY_SIGNAL.isdisjoint(outcome.causes) or since - self._signalled_at < moment_s
+            if told == Told.STOP or (told == Told.LEAVE and struck):
+                soon = since - self._stopped_at < moment_s or self._signalled_at > -math.inf
+                outcome = self._excuse(outcome, lost=not (struck or soon))
+            # One that shows no sign of it may come from it all the same: the objective has a handler of its own, or what it had
+            # started was the first to get the signal.
+            elif self._ending is None and not self._killed and time.monotonic() - since < (moment_s if struck else _UNSEEN_S):
+                self._judged = (outcome, since)
+                return
+        self._outcome = outcome
+
+    def _excuse(self, failed: Failed, *, lost: bool) -> Interrupted:
+        logger.warning("trial %d failed when it was to end, and is given back: %s", self.job.number, failed.message)
+        outcome = Interrupted(f"it failed when it was to end: {failed.message.splitlines()[0]}", lost=lost)
+        if (self.job.run_dir / "result.json").exists():  # other workers deliver what they find there
+            try:
+                rundir.write_result(self.job.run_dir, outcome)
+            except OSError as error:
+                logger.warning("%s: a failure that is none stays there: %s", self.job.run_dir, error)
+        return outcome
 
     def _judge(self, code: int, cause: str | None, out_of_memory: bool, peak_bytes: int) -> Outcome:
         """The outcome of a child without a result; `code` is negative for a signal, `cause` says why the keeper ended it."""
@@ -433,12 +533,12 @@ class Running:
             return self._failed("timeout", f"the time limit of {limit} (runner.max_runtime_min) was reached")
         if cause == "silence":
             return Interrupted(f"the worker gave no sign of life for {self._silence_s:g} s")
-        if cause is not None:
+        if cause is not None and self._killed and self._ending is None:
+            code = -signal.SIGTERM
+        elif cause is not None:
             return Interrupted(self._ending or cause)
         if code >= 0:
             return self._failed("exit", f"the process exited with code {code} without returning a result", f"exit:{code}")
-        if -code == signal.SIGTERM and self._stop_asked:  # a service manager sends it to the worker and to the child alike
-            return Interrupted("ended by SIGTERM while it was asked to stop")
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"SIG{-code}"
         if -code != signal.SIGKILL:
             return self._failed("signal", f"the process was killed by {name}", f"signal:{name}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +45,8 @@ class Trial(Suggests):
         self._user_attrs: dict[str, JSONValue] = {}
         self._constraints: dict[str, float] = {}
         self._stop = False
+        self._leaving = False
+        self._signals: Mapping[int, float] = {}  # when signals came that may be the worker's as well, by the monotonic clock
         self._answers: dict[str, Any] = {}
         self._told_all = False  # of its parameters, whether or not it asked for each
         self._settled: Settled | None = None
@@ -272,6 +275,21 @@ class Trial(Suggests):
 
     # ---------------------------------------------------------------------------------------------------------------- inside
 
+    def _signalled(self, within_s: float, *numbers: int) -> bool:
+        """Whether one of these signals, or any if none is given, came within the last seconds."""
+        since = time.monotonic() - within_s
+        return any(at >= since for number, at in self._signals.items() if not numbers or number in numbers)
+
+    def _worker_ends(self, within_s: float) -> bool:
+        """Whether the worker says within that time that it ends, or that the trial is to."""
+        give_up_at = time.monotonic() + within_s
+        with self._lock:
+            self._listen()
+            while not (self._stop or self._leaving or self._channel.closed) and (left := give_up_at - time.monotonic()) > 0:
+                wait_readable([self._channel], left)
+                self._listen()
+            return self._stop or self._leaving
+
     def _never_asked(self) -> dict[str, str]:
         """What grid and search set for this trial and a function of the trial alone never heard of, a remark for each."""
         # What it got by an interpolation in its arguments, or asked for in an earlier attempt, it may have heard of.
@@ -338,6 +356,8 @@ class Trial(Suggests):
         for message in self._channel.receive():
             if message.get("stop"):
                 self._stop = True
+            if message.get("leaving"):
+                self._leaving = True
             self._answers |= {kind: message[kind] for kind in ("prune", "suggest", "study") if kind in message}
 
     def _refuse_several(self, method: str) -> None:

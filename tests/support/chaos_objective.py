@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 WHO = "CHAOS_WHO"
 
 
-def train(cfg: Any, trial: Any, seconds: float = 0.5, steps: int = 4) -> dict[str, Any]:
-    """Trains for `seconds` in `steps` steps, from the checkpoint on if there is one; the value is the parameters' alone."""
+def train(
+    cfg: Any, trial: Any, seconds: float = 0.5, steps: int = 4, gate: str | None = None, gated_from: int = 0
+) -> dict[str, Any]:
+    """Trains for `seconds` in `steps` steps, from the checkpoint on if there is one; the value is the parameters' alone.
+
+    Trials from number `gated_from` on do not begin before there is a file `gate`.
+    """
+    while gate is not None and trial.number >= gated_from and not Path(gate).exists() and not trial.should_stop():
+        time.sleep(0.01)
     checkpoint = trial.checkpoint_dir / "step"
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
     for step in range(first, steps):

@@ -74,7 +74,7 @@ def forget() -> None:
     np.random.seed()  # all forks would share its state; random itself sees to that
     atexit._clear()
     gc.freeze()  # what the parent's garbage closes has other owners here
-    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

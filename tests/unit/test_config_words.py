@@ -40,7 +40,7 @@ def parsed(word: str) -> Any:
     return OverridesParser.create().parse_override(text).value()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(VALUES)
 @example([{"a": TEXTS, "b": [{}, [], [[]]]}, SCALARS])
 def test_every_json_value_comes_back(value: Any) -> None:

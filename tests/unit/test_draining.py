@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from orchestrator.draining import Bell, Drain, Draining
+from orchestrator.signals import ENDING, Ending
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -45,3 +47,66 @@ def test_a_bell_rung_before_the_wait_ends_it_at_once_however_often() -> None:
     assert bell.wait(10)
     bell.silence()
     assert not bell.wait(0)
+
+
+@pytest.fixture
+def untouched() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(
+    ("sent", "how"),
+    [
+        ([signal.SIGINT], Drain.FINISH),
+        *(([number], Drain.STOP) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)),
+        ([signal.SIGINT, signal.SIGTERM], Drain.STOP),
+        ([signal.SIGINT, signal.SIGINT], Drain.FINISH),
+        ([signal.SIGTERM, signal.SIGHUP], Drain.STOP),
+        ([signal.SIGUSR1, None, signal.SIGTERM], Drain.NOW),
+        ([signal.SIGINT, None, signal.SIGINT], Drain.NOW),
+    ],
+)
+def test_signals_ask_to_end_and_those_sent_together_once(
+    sent: list[signal.Signals | None], how: Drain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("orchestrator.draining.time.monotonic", lambda: now)
+    draining = Draining()
+    with draining.signals():
+        for number in sent:
+            if number is None:
+                now += 2.0
+            else:
+                os.kill(os.getpid(), number)
+    assert draining.how == how
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    draining = Draining()
+    with draining.signals(), Ending(0):
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert draining.how == Drain.NO
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("untouched")
+def test_the_first_of_several_signals_ends_a_program_in_order_and_the_others_do_not_disturb_it() -> None:
+    steps = []
+
+    def program() -> None:
+        with Ending(7):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGHUP)
+                steps.append("cleaned up")
+
+    with pytest.raises(SystemExit) as ended:
+        program()
+    assert (ended.value.code, steps) == (7, ["cleaned up"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from orchestrator.runner import (
     check_allowed,
     read_result,
 )
+from orchestrator.runner.channel import wait_readable
 from tests.support.running import (
     ROOT,
     alive,
@@ -309,14 +309,24 @@ def test_sigterm_to_the_keeper_is_left_to_the_worker_to_decide(tmp_path: Path) -
         assert finish(running)[0] == Completed((1.0,))
 
 
-def test_poll_does_not_wait_longer_than_asked_nor_a_quarter_of_a_second(tmp_path: Path) -> None:
+def test_poll_does_not_wait_longer_than_asked_nor_a_quarter_of_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with running_with(objective("stops_when_asked", value=1.0)) as runner:
         running = runner.start(make_job(tmp_path, objective("stops_when_asked", value=1.0)))
         pids_of(tmp_path)
-        for timeout, longest in ((0.0, 0.2), (60.0, 2.0)):
-            started = time.monotonic()
-            assert running.poll(timeout) == []
-            assert time.monotonic() - started < longest
+        waits: list[float] = []
+
+        def wait(_: object, seconds: float) -> bool:
+            waits.append(seconds)
+            return wait_readable([], seconds)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("orchestrator.runner.parent.wait_readable", wait)
+            for timeout, longest in ((0.0, []), (0.1, [0.1]), (60.0, [0.25])):
+                waits.clear()
+                assert running.poll(timeout) == []
+                assert waits == pytest.approx(longest, abs=0.09), "as long as asked, once"
         running.ask_to_stop()
         finish(running)
 

@@ -154,7 +154,7 @@ def test_the_time_limit_ends_native_code_that_holds_the_interpreter(tmp_path: Pa
         outcome, _ = finish(runner.start(make_job(tmp_path, target)))
     assert isinstance(outcome, Failed)
     assert outcome.kind == "timeout"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100, "long before the native code is done"
 
 
 def test_a_keeper_that_the_objective_killed_is_a_lost_attempt(tmp_path: Path) -> None:

@@ -107,14 +107,21 @@ def _worker_count(call: Call) -> int:
 
     Raises:
         DeviceError: `worker.devices` names one that this host does not have.
+        ConfigError: several would share one `worker.health_file`.
     """
     settings = call.composed.host.worker
     if settings.count == 0:
         return 0
     gpus = [device for device in discover(settings.devices) if device.kind == "gpu"]
-    if settings.count is not None:
-        return settings.count
-    return len(gpus) * (settings.slots_per_device or 1) if gpus else CPU_WORKERS
+    count = settings.count
+    if count is None:
+        count = len(gpus) * (settings.slots_per_device or 1) if gpus else CPU_WORKERS
+    if count > 1 and settings.health_file is not None:
+        raise ConfigError(
+            f"worker.health_file={settings.health_file}: is of one worker, and {count} would be started here;"
+            " give it to 'orchestrator worker', or set worker.count=1"
+        )
+    return count
 
 
 def _announce_devices(call: Call, store: Store, view: screen.View) -> None:
@@ -271,6 +278,7 @@ def _host_overrides(call: Call, spec: StudySpec, count: int) -> list[str]:
     """What the workers are told of this host, as overrides; never the database's URL."""
     host = call.composed.host
     worker = {key: value for key, value in asdict(host.worker).items() if key != "count"}
+    worker["health_file"] = None if host.worker.health_file is None else str(host.worker.health_file)
     worker["studies"] = worker["studies"] or [spec.name]
     worker["threads"] = worker["threads"] or max(1, usable_cores() // max(1, count))
     overrides = [f"worker.{key}={config.hydra_word(value)}" for key, value in worker.items()]
@@ -373,7 +381,7 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
         if mixed := provenance.changes_within(code):
             print(mixed)
         paths = [o for o in call.composed.overrides if o.startswith("paths.")]
-        print(f"browse it: {hints.command(call, 'dashboard', *paths)}")
+        print(f"browse it: {call.composed.host.dashboard.url or hints.command(call, 'dashboard', *paths)}")
     if interrupted:
         if progress.study.state == "ACTIVE":
             print(hints.staying(call, spec.name, progress.total - progress.spent), file=sys.stderr if call.json else sys.stdout)

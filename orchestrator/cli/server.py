@@ -13,6 +13,7 @@ from types import FrameType
 from orchestrator import logs
 from orchestrator.cli import hints
 from orchestrator.cli.call import Call
+from orchestrator.contact import HealthFile
 from orchestrator.errors import ConfigError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.runner import linux
@@ -30,6 +31,7 @@ def worker(call: Call) -> int:
     logs.configure("worker")
     host = call.composed.host
     artifacts = checked_place(host.paths.artifacts, host.paths.data)
+    HealthFile(host.worker.health_file)  # checked before the wait for the database, and the file of a worker before is gone
     if launcher := os.environ.pop(LAUNCHER_PID, None):
         linux.die_with_parent(signal.SIGTERM, int(launcher))
     with _ended_by_signal(), ExitStack() as stack:

@@ -31,7 +31,8 @@ def test_a_study_runs_to_its_end_and_is_continued_by_the_same_command(commands: 
     study = optuna.load_study(study_name="tiny", storage=str(commands.url))
     assert Counter(t.params["a"] for t in study.trials) == {0: 2, 1: 2, 2: 2}
     assert all(t.state.name == "COMPLETE" and set(t.params) == {"a", "x"} for t in study.trials)
-    again = commands.check("launch", *TINY)
+    again = commands.check("launch", *TINY, "dashboard.url=https://tuning.example.org")
+    assert "browse it: https://tuning.example.org\n" in again
     assert "nothing to add: budget.trials=6 is spent" in again
     assert len(study.get_trials()) == 6
     more = commands.check("launch", *TINY, "budget.trials=8")

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -31,7 +32,12 @@ from orchestrator.runner import HYDRA_DIRECTORY, Runner, check_allowed, code_now
 from orchestrator.runner.artifacts import checked_place
 from orchestrator.runner.checkpoints import Checkpoints
 from orchestrator.slots import Slots
-from orchestrator.store import Launched, Store, StudyRow
+from orchestrator.store import CodeRow, Launched, Progress, Store, StudyRow, TrialRow
+
+if TYPE_CHECKING:
+    from orchestrator.search import CellEstimate
+
+T = TypeVar("T")
 
 CPU_WORKERS = 2
 """Workers that `launch` starts on a machine without a GPU."""
@@ -368,11 +374,11 @@ def _show_failures(store: Store, row: StudyRow, shown: set[int], view: screen.Vi
 
 def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrupted: bool) -> int:
     """Prints how the study stands: best trial, best of every cell, and how to browse it."""
-    most = None if call.json else estimates.MOST_CELLS
-    progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
-    best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
-    believed = estimates.of_cells(store, progress)
-    code = store.reads.code(row.study_id)
+    try:
+        progress, best, believed, code = _insist(store, lambda: _standing(call, store, row, spec), once=interrupted)
+    except StoreUnavailableError as error:
+        print(f"{error}; the study stays", file=sys.stderr)
+        return 130
     if call.json:
         data = {**screen.as_data(spec, progress, best, believed), "code": provenance.code_data(code)}
         print(json.dumps(data, indent=2))
@@ -393,8 +399,38 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
             "(worker.max_trials, worker.idle_timeout_s); the same command goes on"
         )
     if not best:
-        raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){_first_failure(store, row)}")
+        failure = _insist(store, lambda: _first_failure(store, row))
+        raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){failure}")
     return 0
+
+
+def _standing(
+    call: Call, store: Store, row: StudyRow, spec: StudySpec
+) -> tuple[Progress, list[TrialRow], list[CellEstimate | None], list[CodeRow]]:
+    most = None if call.json else estimates.MOST_CELLS
+    progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
+    best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
+    return progress, best, estimates.of_cells(store, progress), store.reads.code(row.study_id)
+
+
+def _insist(store: Store, read: Callable[[], T], *, once: bool = False) -> T:
+    """What `read` returns, as soon as the database answers: it may be away just when the study ends.
+
+    Raises:
+        StoreUnavailableError: it does not, and is to be asked `once`.
+    """
+    said = False
+    while True:
+        try:
+            return read()
+        except StoreUnavailableError as error:
+            if once:
+                raise
+            if not said:
+                print(f"{error}; trying again", file=sys.stderr)
+                said = True
+            store.revive()
+        time.sleep(_FOLLOW_S)
 
 
 def _first_failure(store: Store, row: StudyRow) -> str:

@@ -7,11 +7,13 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.config import WorkerConfig
 from orchestrator.draining import Drain, Draining
-from orchestrator.errors import StoreUnavailableError
+from orchestrator.errors import ConfigError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.maintenance import Maintenance
 from orchestrator.store import Store, WorkerLease
@@ -23,11 +25,53 @@ _KEPT_S = 5.0
 _SWEEP_EVERY_S = 1.0  # a trial whose worker died is taken up again within its lease and two of these
 
 
+class HealthFile:
+    """A file for a health check: there while the worker is registered, its time that of the last renewal of the lease.
+
+    Args:
+        path: None keeps no file. What a worker before left there is removed.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._failed = False
+        if path is not None:
+            try:
+                path.touch()
+                path.unlink()
+            except OSError as error:
+                raise ConfigError(f"worker.health_file={path}: {error.strerror}") from error
+
+    def touch(self) -> None:
+        """The database has just taken the lease; a file that cannot be written is said once, and no trial ends for it."""
+        if self._path is None:
+            return
+        try:
+            self._path.touch()
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                logger.warning("worker.health_file=%s: %s", self._path, error.strerror)
+            self._failed = True
+
+    def remove(self) -> None:
+        """The worker has no lease."""
+        if self._path is not None:
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+
 class Contact:
     """All that is asked of the database goes through here, so that an outage of any length is only waited out.
 
     `halted_at` is when a person's wish to have the running trial back became known, by the monotonic clock; None before.
     Whoever runs the next trial clears it. `brief` says that trials take less than the seconds that a connection may be kept.
+
+    Raises:
+        ConfigError: `worker.health_file` cannot be written.
     """
 
     def __init__(self, store: Store, settings: WorkerConfig, draining: Draining) -> None:
@@ -39,6 +83,7 @@ class Contact:
         self._next_beat = math.inf  # nothing to renew yet
         self._doing = "starting"
         self._lost = False
+        self._health = HealthFile(settings.health_file)
         self._crowded: bool | None = None  # until the server has said how many connections are in use
         self.brief = False
         self.halted_at: float | None = None
@@ -46,7 +91,12 @@ class Contact:
     def hold(self, lease: WorkerLease) -> None:
         """From now on this is the lease to renew."""
         self._lease = lease
+        self._health.touch()
         self._next_beat = time.monotonic() + min(1.0, self._settings.heartbeat_s)  # soon: it tells how crowded the server is
+
+    def let_go(self) -> None:
+        """The worker gives up its lease, or lost it: it counts as healthy no more."""
+        self._health.remove()
 
     def say(self, doing: str) -> None:
         """What `status` shows of this worker from the next renewal on."""
@@ -166,6 +216,7 @@ class Contact:
         self.halted_at = (self.halted_at or time.monotonic()) if told.halted else None
         self._crowded = told.crowded
         self._answered()
+        self._health.touch()
         self._next_beat = time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)
 
     def _overdue(self) -> bool:

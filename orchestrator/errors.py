@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
+import stat
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class OrchestratorError(Exception):
@@ -55,3 +58,22 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if not close:  # 'optm.lr' and 'lr' alike should find 'optim.lr'
         close = [c for c in candidates if c.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:1]
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def denied(path: str | Path) -> str | None:
+    """Returns which directory or file on the way to `path` this process's user may not read, and why; None if it may.
+
+    Python and Hydra pass over a directory that cannot be read as if nothing were in it: a bind mount of mode 0700, for one.
+    """
+    wanted = Path(path).absolute()
+    for place in (*reversed(wanted.parents), wanted):
+        try:
+            status = place.stat()
+        except OSError:
+            return None
+        enter = os.X_OK if stat.S_ISDIR(status.st_mode) else 0
+        read = os.R_OK if place == wanted else 0
+        if not os.access(place, enter | read, effective_ids=os.access in os.supports_effective_ids):
+            mode = f"its mode is {stat.S_IMODE(status.st_mode):04o} and its owner user {status.st_uid}"
+            return f"{place} cannot be read by user {os.geteuid()}: {mode}"
+    return None

@@ -66,7 +66,7 @@ class Worker:
         command: writes the command line that people can type for some words: ``stop study.name=digits``.
 
     Raises:
-        ConfigError: checkpoints cannot be kept there.
+        ConfigError: checkpoints cannot be kept there, or `worker.health_file` cannot be written.
     """
 
     def __init__(
@@ -419,6 +419,7 @@ class Worker:
         try:
             yield
         finally:
+            self._contact.let_go()
             self._serving.keep_only([])
             try:
                 self._store.ledger.deregister(self._lease, "ended in order")

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("reports.status", "studies, cells, running trials, workers, devices"),
     "best": (
         "reports.best",
-        "the best trial as YAML and as overrides (trial=N: another one; out=file.yaml: the config to train with)",
+        "the best trial as YAML and as overrides (trial=N: another one; out=file.yaml: the config to train with, - prints it)",
     ),
     "logs": ("reports.logs", "a trial's log: trial=N (attempt=K: of an earlier attempt)"),
     "pause": ("controls.pause", "begin no trial of a study (--now: give its running trials back)"),

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -32,7 +33,12 @@ from orchestrator.runner.artifacts import checked_place
 from orchestrator.runner.checkpoints import Checkpoints
 from orchestrator.signals import Ending
 from orchestrator.slots import Slots
-from orchestrator.store import Launched, Store, StudyRow
+from orchestrator.store import CodeRow, Launched, Progress, Store, StudyRow, TrialRow
+
+if TYPE_CHECKING:
+    from orchestrator.search import CellEstimate
+
+T = TypeVar("T")
 
 INTERRUPTED = 130
 CPU_WORKERS = 2
@@ -114,14 +120,21 @@ def _worker_count(call: Call) -> int:
 
     Raises:
         DeviceError: `worker.devices` names one that this host does not have.
+        ConfigError: several would share one `worker.health_file`.
     """
     settings = call.composed.host.worker
     if settings.count == 0:
         return 0
     gpus = [device for device in discover(settings.devices) if device.kind == "gpu"]
-    if settings.count is not None:
-        return settings.count
-    return len(gpus) * (settings.slots_per_device or 1) if gpus else CPU_WORKERS
+    count = settings.count
+    if count is None:
+        count = len(gpus) * (settings.slots_per_device or 1) if gpus else CPU_WORKERS
+    if count > 1 and settings.health_file is not None:
+        raise ConfigError(
+            f"worker.health_file={settings.health_file}: is of one worker, and {count} would be started here;"
+            " give it to 'orchestrator worker', or set worker.count=1"
+        )
+    return count
 
 
 def _announce_devices(call: Call, store: Store, view: screen.View) -> None:
@@ -278,6 +291,7 @@ def _host_overrides(call: Call, spec: StudySpec, count: int) -> list[str]:
     """What the workers are told of this host, as overrides; never the database's URL."""
     host = call.composed.host
     worker = {key: value for key, value in asdict(host.worker).items() if key != "count"}
+    worker["health_file"] = None if host.worker.health_file is None else str(host.worker.health_file)
     worker["studies"] = worker["studies"] or [spec.name]
     worker["threads"] = worker["threads"] or max(1, usable_cores() // max(1, count))
     overrides = [f"worker.{key}={config.hydra_word(value)}" for key, value in worker.items()]
@@ -380,11 +394,11 @@ def _show_failures(store: Store, row: StudyRow, shown: set[int], view: screen.Vi
 
 def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrupted: bool) -> int:
     """Prints how the study stands: best trial, best of every cell, and how to browse it."""
-    most = None if call.json else estimates.MOST_CELLS
-    progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
-    best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
-    believed = estimates.of_cells(store, progress)
-    code = store.reads.code(row.study_id)
+    try:
+        progress, best, believed, code = _insist(store, lambda: _standing(call, store, row, spec), once=interrupted)
+    except StoreUnavailableError as error:
+        print(f"{error}; the study stays", file=sys.stderr)
+        return 130
     if call.json:
         data = {**screen.as_data(spec, progress, best, believed), "code": provenance.code_data(code)}
         print(json.dumps(data, indent=2))
@@ -393,7 +407,7 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
         if mixed := provenance.changes_within(code):
             print(mixed)
         paths = [o for o in call.composed.overrides if o.startswith("paths.")]
-        print(f"browse it: {hints.command(call, 'dashboard', *paths)}")
+        print(f"browse it: {call.composed.host.dashboard.url or hints.command(call, 'dashboard', *paths)}")
     if interrupted:
         if progress.study.state == "ACTIVE":
             print(hints.staying(call, spec.name, progress.total - progress.spent), file=sys.stderr if call.json else sys.stdout)
@@ -405,8 +419,38 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
             "(worker.max_trials, worker.idle_timeout_s); the same command goes on"
         )
     if not best:
-        raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){_first_failure(store, row)}")
+        failure = _insist(store, lambda: _first_failure(store, row))
+        raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){failure}")
     return 0
+
+
+def _standing(
+    call: Call, store: Store, row: StudyRow, spec: StudySpec
+) -> tuple[Progress, list[TrialRow], list[CellEstimate | None], list[CodeRow]]:
+    most = None if call.json else estimates.MOST_CELLS
+    progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
+    best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
+    return progress, best, estimates.of_cells(store, progress), store.reads.code(row.study_id)
+
+
+def _insist(store: Store, read: Callable[[], T], *, once: bool = False) -> T:
+    """What `read` returns, as soon as the database answers: it may be away just when the study ends.
+
+    Raises:
+        StoreUnavailableError: it does not, and is to be asked `once`.
+    """
+    said = False
+    while True:
+        try:
+            return read()
+        except StoreUnavailableError as error:
+            if once:
+                raise
+            if not said:
+                print(f"{error}; trying again", file=sys.stderr)
+                said = True
+            store.revive()
+        time.sleep(_FOLLOW_S)
 
 
 def _first_failure(store: Store, row: StudyRow) -> str:

@@ -30,6 +30,7 @@ from orchestrator.overlay import overlay
 from orchestrator.runner import couplings, rundir
 from orchestrator.store import Store, StudyRow, TrialRow, WorkerRow
 
+_STDOUT = "-"
 _COUPLING = re.compile(r"\b(linear|sqrt)_scaling:")
 
 
@@ -142,10 +143,12 @@ def _worker_table(workers: list[WorkerRow], held: dict[int, str], start: str) ->
 
 
 def best(call: Call) -> int:
-    """The best trial (or `trial=N`) as YAML and as overrides; `out=` writes the params to train with."""
+    """The best trial (or `trial=N`) as YAML and as overrides; `out=` writes the params to train with, `out=-` prints them."""
     wanted = call.number("trial")
     if call.words.get("out") == "":
         raise ConfigError("out=: needs a file name, such as out=best.yaml")
+    if call.words.get("out") == _STDOUT and call.json:
+        raise ConfigError("out=- prints the params to train with and nothing else; leave out --json")
     groups = call.composed.groups
     with call.store() as store:
         row = store.reads.find(call.study_name)
@@ -165,6 +168,8 @@ def best(call: Call) -> int:
         raise StudyFailedError(f"study {row.name} has no complete trial yet")
     if "out" in call.words:
         _write_config(call.words["out"], spec, chosen)
+    if call.words.get("out") == _STDOUT:
+        return 0
     if call.json:
         data = {**screen.as_data(spec, progress, chosen, believed), "code": provenance.code_data(code)}
         for entry, trial, origin in zip(data["best"], chosen, origins, strict=True):
@@ -207,10 +212,15 @@ def _write_config(path: str, spec: StudySpec, chosen: list[TrialRow]) -> None:
     if len(chosen) != 1:
         numbers = ", ".join(str(t.number) for t in chosen)
         raise ConfigError(f"out={path}: several trials are best (trials {numbers}); choose one with trial=N")
+    text = OmegaConf.to_yaml(trained_with(spec, chosen[0]))
+    if path == _STDOUT:
+        print(text, end="")
+        return
     try:
-        Path(path).write_text(OmegaConf.to_yaml(trained_with(spec, chosen[0])), encoding="utf-8")
+        Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OrchestratorError(f"out={path}: {error.strerror}") from error
+        elsewhere = "give a file where you can write, or out=- to print the params"
+        raise OrchestratorError(f"out={path}: {error.strerror} ({Path(path).absolute().parent}); {elsewhere}") from error
     print(f"wrote the params of trial {chosen[0].number} to {path}", file=sys.stderr)
 
 

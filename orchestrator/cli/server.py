@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from orchestrator import logs
 from orchestrator.cli import hints
 from orchestrator.cli.call import Call
+from orchestrator.contact import HealthFile
 from orchestrator.errors import ConfigError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.runner import linux
@@ -31,6 +32,7 @@ def worker(call: Call) -> int:
     with Ending(0) as ending, ExitStack() as stack:
         host = call.composed.host
         artifacts = checked_place(host.paths.artifacts, host.paths.data)
+        HealthFile(host.worker.health_file)  # checked before the wait for the database, and the file of a worker before is gone
         if launcher := os.environ.pop(LAUNCHER_PID, None):
             linux.die_with_parent(signal.SIGTERM, int(launcher))
         # A study's trials are a million objects that stay; collections that look through them take as long as to read them.

@@ -40,7 +40,7 @@ from orchestrator.config.overrides import (
 )
 from orchestrator.config.schema import HOST, SECTIONS, STUDY_SECTIONS, HostConfig, checked, settings
 from orchestrator.config.space import Group, Space
-from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.errors import ConfigError, denied, did_you_mean
 from orchestrator.model import Axis
 
 T = TypeVar("T")
@@ -168,7 +168,7 @@ class Loader:
     """Hydra's loader over the user's directory and the shipped one; touches none of Hydra's process-wide state it can avoid.
 
     Raises:
-        ConfigError: the directory does not exist.
+        ConfigError: the directory does not exist, or cannot be read.
     """
 
     def __init__(self, config_dir: str | None, config_name: str, hydra_overrides: Sequence[str] = ()) -> None:
@@ -176,8 +176,8 @@ class Loader:
         path = create_config_search_path(str(shipped_directory()))
         if config_dir is not None:
             directory = Path(config_dir).expanduser().absolute()
-            if not directory.is_dir():
-                raise ConfigError(f"--config-dir {config_dir}: there is no such directory")
+            if not os.path.isdir(directory):  # noqa: PTH112 - pathlib's raises where the way there may not be gone
+                raise ConfigError(f"--config-dir {config_dir}: {denied(directory) or 'there is no such directory'}")
             # Before the shipped one, not behind it as in Hydra: a user's experiment/digits.yaml must not be passed over.
             path.prepend(provider="command-line", path=f"file://{directory}", anchor=SearchPathQuery(provider="main"))
         self.config_name = config_name.removesuffix(".yaml")
@@ -206,7 +206,12 @@ class Loader:
         )
 
     def options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
-        return list(self._repository.get_group_options(group, kind))
+        """The options of a group, or the groups below it.
+
+        Raises:
+            ConfigError: a directory cannot be read.
+        """
+        return translated(lambda: list(self._repository.get_group_options(group, kind)))
 
     def checked_choice(self, word: Word) -> str:
         """Returns the choice of a group as an override for Hydra.
@@ -263,6 +268,8 @@ def translated(action: Callable[[], T]) -> T:
         missing = (error.missing_cfg_file or "").rsplit("/", 1)[-1]
         known = f"; there are {', '.join(error.options)}" if error.options else ""
         raise ConfigError(f"{_one_line(text)}{did_you_mean(missing, error.options or ())}{known}") from error
+    except PermissionError as error:
+        raise ConfigError(denied(error.filename) or _one_line(str(error))) from error
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, LookupError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, (OmegaConfBaseException, yaml.YAMLError)) else None
         parts = [str(error).split("\nSee https:")[0], *([str(cause)] if cause is not None else [])]
@@ -491,7 +498,7 @@ def _host(full: DictConfig, url: str | None, *, typed_embedded: bool) -> HostCon
     for holder, key in lists:  # worker.devices=0 says the same as worker.devices=[0]
         if holder.get(key) is not None and not isinstance(holder[key], list):
             holder[key] = [holder[key]]
-    for holder, key in ((storage, "path"), (paths, "data"), (paths, "runs")):
+    for holder, key in ((storage, "path"), (paths, "data"), (paths, "runs"), (worker, "health_file")):
         if isinstance(holder.get(key), (str, Path)):
             holder[key] = str(Path(holder[key]).expanduser().absolute())
     host = HostConfig(**{section: checked(section, schema, values[section]) for section, schema in HOST.items()})

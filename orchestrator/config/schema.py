@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,10 @@ def _port(value: Any) -> str | None:
     return None if 1 <= value <= 65535 else "must be a port, 1 to 65535"
 
 
+def _web_address(value: Any) -> str | None:
+    return None if re.fullmatch(r"https?://[^/\s]+\S*", value) else "must be an address such as https://tuning.example.org"
+
+
 def _seed(value: Any) -> str | None:
     return None if 0 <= value < 2**32 else "must lie between 0 and 2**32 - 1"
 
@@ -107,6 +112,7 @@ class WorkerConfig:
     threads: int | None = _ruled(None, _at_least(1))
     prefetch: int = _ruled(1, _within(0, 1))
     allow_targets: list[str] | None = field(default=None, metadata={"rule": _some})
+    health_file: Path | None = None
 
 
 @dataclass
@@ -124,11 +130,12 @@ class PathsConfig:
 
 @dataclass
 class DashboardConfig:
-    """Where the dashboard listens, for whom, and what they may do."""
+    """Where the dashboard listens, for whom, what they may do, and the `url` at which people find it."""
 
     host: str = "127.0.0.1"
     port: int = _ruled(8080, _port)
     hosts: list[str] | None = field(default=None, metadata={"rule": _some})
+    url: str | None = _ruled(None, _web_address)
     read_only: bool = False
     password_file: str | None = None
 

@@ -26,7 +26,8 @@ class Access:
     """Settings of the dashboard that hold: a password is there wherever other machines can reach it.
 
     `address` is numeric; `names` are all that a browser may call this server, lower case and without port; `trusted` those of
-    them that the user listed; `password` the bytes to show, or None where every user of this machine may come in.
+    them that the user listed; `password` the bytes to show, or None where every user of this machine may come in;
+    `public_url` is where the user says that people find the page.
     """
 
     family: socket.AddressFamily
@@ -36,6 +37,7 @@ class Access:
     trusted: frozenset[str]
     read_only: bool
     password: bytes | None = field(repr=False)
+    public_url: str | None = None
 
     @staticmethod
     def checked(settings: DashboardConfig) -> Access:
@@ -60,11 +62,14 @@ class Access:
             trusted=trusted,
             read_only=settings.read_only,
             password=None if settings.password_file is None else _password(settings.password_file),
+            public_url=settings.url,
         )
 
     @property
     def url(self) -> str:
-        """Where a browser of this machine finds the page."""
+        """Where a browser finds the page: of this machine, unless `dashboard.url` says otherwise."""
+        if self.public_url is not None:
+            return self.public_url
         shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.address, self.address)
         return f"http://[{shown}]:{self.port}/" if ":" in shown else f"http://{shown}:{self.port}/"
 

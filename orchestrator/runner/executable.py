@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, denied
 from orchestrator.program import FIELD
 
 
@@ -29,5 +29,6 @@ def check_program(name: str | None) -> None:
         return
     if "/" not in name:
         raise ConfigError(f"{FIELD}: there is no program {name!r} on the PATH")
-    problem = "cannot be executed (chmod +x?)" if Path(name).is_file() else "does not exist"
+    there = os.path.isfile(name)  # noqa: PTH113 - pathlib's raises where the way there may not be gone
+    problem = denied(name) or ("cannot be executed (chmod +x?)" if there else "does not exist")
     raise ConfigError(f"{FIELD}: {name!r} {problem}, seen from {Path.cwd()}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache, partial
@@ -11,7 +13,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from orchestrator import program
-from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.errors import ConfigError, denied, did_you_mean
 from orchestrator.model import Interrupted, JSONValue
 
 _FIELD = "objective._target_"
@@ -91,7 +93,8 @@ def locate(target: str) -> Callable[..., Any]:
         if not hasattr(found, part):
             known = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name, None))]
             above = ".".join(parts[: count - 1])
-            raise ConfigError(f"{_FIELD}: {target!r}: {above!r} has no attribute {part!r}{did_you_mean(part, known)}")
+            unread = _unread(getattr(found, "__path__", ()))
+            raise ConfigError(f"{_FIELD}: {target!r}: {above!r} has no attribute {part!r}{did_you_mean(part, known)}{unread}")
         owner, found = found, getattr(found, part)
         if inspect.isclass(owner) and isinstance(inspect.getattr_static(owner, part, None), FunctionType):
             raise ConfigError(
@@ -192,7 +195,8 @@ def _refusal(signature: inspect.Signature, leading: int, names: Iterable[str]) -
 
 def describe_import_error(target: str, error: BaseException) -> str:
     """One line that says why `target` could not be imported: the exception's own words, no traceback."""
-    return f"{_FIELD}: {target!r} cannot be imported: {describe_exception(error)}"
+    unread = _unread(sys.path) if isinstance(error, ModuleNotFoundError) else ""
+    return f"{_FIELD}: {target!r} cannot be imported: {describe_exception(error)}{unread}"
 
 
 def imports_no_more(problem: str) -> Interrupted:
@@ -238,6 +242,11 @@ def causes_of(error: BaseException) -> tuple[str, ...]:
     classes = [cls for cls in type(error).__mro__ if cls not in (BaseException, object)]
     names = [name for cls in classes for name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")]
     return tuple(dict.fromkeys(names))
+
+
+def _unread(directories: Iterable[str]) -> str:
+    """What to add where nothing was found in these directories: one of them cannot be read."""
+    return next((f"; {why}" for directory in directories if (why := denied(directory or os.curdir))), "")
 
 
 def _import_submodule(name: str) -> None:

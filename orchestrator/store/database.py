@@ -46,6 +46,8 @@ _PASSING = ("08", "28", "3D000", "40", "53", "55000", "55P03", "57", "58")
 _RESULT_CHANGED = "0A000"
 _OF_PREPARED = ("26000", "42P05", _RESULT_CHANGED)
 
+_WRONG_PASSWORD = "password authentication failed"  # on connecting, where psycopg2 tells no SQLSTATE (28P01)
+
 _CONNECT_ARGS = {
     "connect_timeout": CONNECT_TIMEOUT_S,
     "application_name": "orchestrator",
@@ -215,6 +217,13 @@ class Database:
         if prepared and sqlstate in _OF_PREPARED:
             self._prepares = self._prepares and sqlstate == _RESULT_CHANGED
             return StoreUnavailableError(f"database {self.shown_url} lost a prepared statement: {text}")
+        if refused := next((line for line in lines if _WRONG_PASSWORD in line), None):
+            return StoreUnavailableError(
+                f"database {self.shown_url} refuses the password: {hide_password(refused, self.url)}. A server keeps the"
+                " password that its data (of a container: its volume) was made with, whatever the password file says now: give"
+                f" that one again, let the server have the new one (ALTER ROLE {self.url.username or 'user'} PASSWORD '…'), or"
+                " remove the volume with all its studies"
+            )
         lost = isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)
         lost = lost or getattr(error, "connection_invalidated", False)
         if sqlstate.startswith(_PASSING) if sqlstate else lost:

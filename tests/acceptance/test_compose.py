@@ -1,4 +1,7 @@
-"""`docker compose up` on a real engine: workers, dashboard, launches, the user's own code, and a database that goes away."""
+"""`docker compose up` on a real engine: workers, dashboard, launches, the user's own code, and what may go wrong.
+
+What shows without an engine is in `tests/unit/test_compose_file.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -65,12 +69,32 @@ class Project:
         }
 
     def compose(self, *arguments: str, timeout: float = 300) -> str:
-        command = ["docker", "compose", *arguments]
-        done = subprocess.run(
-            command, cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=timeout, check=False
-        )
-        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+        done = self.tried(*arguments, timeout=timeout)
+        assert done.returncode == 0, f"{done.args}:\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    def tried(self, *arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+        """What `docker compose` says, whatever its exit code."""
+        return subprocess.run(
+            ["docker", "compose", *arguments],
+            cwd=self.folder,
+            env={**self._environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def started(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["docker", "compose", *arguments],
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def shell(self, command: str) -> str:
         done = subprocess.run(
@@ -88,8 +112,20 @@ class Project:
     def launch(self, *overrides: str) -> str:
         return self.compose("run", "--rm", "-T", "launch", *overrides)
 
+    def orchestrator(self, *words: str) -> str:
+        return self.compose("exec", "-T", "dashboard", "orchestrator", *words)
+
     def containers(self, service: str) -> list[str]:
         return self.compose("ps", "-q", service).split()
+
+    def health(self, service: str) -> set[str]:
+        return {inspected(container)["State"]["Health"]["Status"] for container in self.containers(service)}
+
+
+def inspected(container: str) -> dict[str, Any]:
+    told = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
+    described: dict[str, Any] = json.loads(told)[0]
+    return described
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +150,10 @@ def project(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pr
     assert make_secret, "docker-compose.yml shows how to make the password"
     subprocess.run(["bash", "-c", make_secret[1]], cwd=folder, check=True)
 
+    (folder / ".env").write_text("WORKERS=2\n")
     project = Project(folder)
     try:
-        project.compose("up", "-d", "--wait", "--scale", "worker=2")
+        project.compose("up", "-d", "--wait")
         yield project
     finally:
         project.compose("--profile", "launch", "down", "--volumes", "--remove-orphans")
@@ -125,7 +162,11 @@ def project(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pr
 def write_user_code(folder: Path) -> None:
     (folder / "conf" / "experiment").mkdir(parents=True)
     folder.chmod(0o755)
-    (folder / "mine.py").write_text("def parabola(cfg, trial):\n    return (cfg.x - cfg.target) ** 2\n")
+    (folder / "mine.py").write_text(
+        "import time\n\n\n"
+        "def parabola(cfg, trial):\n    return (cfg.x - cfg.target) ** 2\n\n\n"
+        "def slow(cfg, trial):\n    time.sleep(3)\n    return parabola(cfg, trial)\n"
+    )
     (folder / "conf" / "experiment" / "mine.yaml").write_text(
         "# @package _global_\n"
         "study: {name: mine, direction: minimize}\n"
@@ -149,10 +190,18 @@ def trials_done(said: str) -> str:
 
 def test_a_launch_takes_overrides_and_is_done_by_the_workers(project: Project) -> None:
     assert len(project.containers("worker")) == 2
+    assert project.health("worker") == {"healthy"}
     search = "optim.lr=tag(log, interval(1e-3, 1e-1))"
     said = project.launch("experiment=digits", "sampler=gp", "data.batch_size=64,128", search, "budget.trials=4", *SMALL[1:])
     assert trials_done(said) == "4/4"
     assert "finished" in said
+    assert f"browse it: http://127.0.0.1:{project.port}\n" in said
+
+
+def test_another_up_keeps_the_workers_that_there_are(project: Project) -> None:
+    before = project.containers("worker")
+    project.compose("up", "-d")
+    assert sorted(project.containers("worker")) == sorted(before)
 
 
 def test_workers_survive_a_restart_of_the_database_and_the_study_goes_on(project: Project) -> None:
@@ -162,16 +211,82 @@ def test_workers_survive_a_restart_of_the_database_and_the_study_goes_on(project
     project.compose("restart", "db")
     assert trials_done(project.launch(*study, "budget.trials=8")) == "8/8"
     assert project.containers("worker") == before
-    for container in before:
-        count = subprocess.run(
-            ["docker", "inspect", "-f", "{{.RestartCount}}", container], capture_output=True, text=True, check=True
-        )
-        assert count.stdout.strip() == "0"
+    assert [inspected(container)["RestartCount"] for container in before] == [0, 0]
+
+
+def test_a_killed_worker_comes_back_and_becomes_healthy(project: Project) -> None:
+    container = project.containers("worker")[0]
+    killed = ["docker", "exec", container, "sh", "-c", "kill -9 $(cat /proc/1/task/1/children)"]
+    subprocess.run(killed, capture_output=True, check=False)
+    wait_until(lambda: inspected(container)["RestartCount"] == 1, 60)
+    wait_until(lambda: project.health("worker") == {"healthy"}, 120)
 
 
 def test_mounted_code_and_config_of_the_user_run(project: Project) -> None:
     said = project.launch("--config-dir", "conf", "experiment=mine")
     assert trials_done(said) == "4/4"
+
+
+def test_code_that_the_containers_may_not_read_is_one_clear_error(project: Project) -> None:
+    code = project.folder / "code"
+    code.chmod(0o700)
+    try:
+        config_refused = project.tried("run", "--rm", "-T", "launch", "--config-dir", "conf", "experiment=mine")
+        code_refused = project.tried(
+            "run", "--rm", "-T", "launch", "study.name=closed", "objective._target_=mine.slow", "budget.trials=1"
+        )
+    finally:
+        code.chmod(0o755)
+    for refused in (config_refused, code_refused):
+        (said,) = [line for line in refused.stderr.splitlines() if line.startswith("orchestrator: error: ")]
+        assert "/workspace cannot be read by user 10001: its mode is 0700" in said
+        assert "Traceback" not in refused.stderr
+
+
+def test_a_path_of_code_that_is_not_there_is_no_empty_folder(project: Project) -> None:
+    typo = project.folder / "cdoe"
+    refused = project.tried("run", "--rm", "-T", "launch", "--help", USER_CODE=str(typo))
+    assert refused.returncode != 0
+    assert str(typo) in refused.stderr
+    assert not typo.exists()
+
+
+def test_what_is_best_comes_out_of_a_container_that_cannot_write(project: Project) -> None:
+    project.launch("--config-dir", "conf", "experiment=mine")
+    refused = project.tried("exec", "-T", "dashboard", "orchestrator", "best", "study.name=mine", "out=best.yaml")
+    assert refused.returncode == 1
+    assert "out=best.yaml: Read-only file system (/workspace); " in refused.stderr
+    assert "out=- to print the params" in refused.stderr
+    printed = yaml.safe_load(project.orchestrator("best", "study.name=mine", "out=-"))
+    assert set(printed) == {"x", "target"}
+
+
+def test_no_registry_is_asked_for_our_image(project: Project) -> None:
+    absent = f"absent-{uuid.uuid4().hex[:8]}"
+    refused = project.tried(
+        "up", "-d", "--no-deps", "--no-build", "dashboard", ORCHESTRATOR_IMAGE=absent, COMPOSE_PROJECT_NAME=absent
+    )
+    project.tried("down", "--volumes", COMPOSE_PROJECT_NAME=absent)
+    assert refused.returncode != 0
+    assert f"No such image: {absent}" in refused.stderr
+    assert "Pulling" not in refused.stderr
+
+
+def test_a_launch_outlasts_down_and_goes_on_after_the_next_up(project: Project) -> None:
+    words = ("--config-dir", "conf", "experiment=mine", "study.name=outlasts", "objective._target_=mine.slow")
+    launch = project.started("run", "--rm", "-T", "launch", *words, "budget.trials=16")
+    try:
+        status = ("exec", "-T", "dashboard", "orchestrator", "status", "study.name=outlasts")
+        wait_until(lambda: "2 running" in project.tried(*status).stdout, 120)
+        assert "still in use" in project.tried("down").stderr
+        assert launch.poll() is None
+        project.compose("up", "-d", "--wait")
+        said, _ = launch.communicate(timeout=240)
+    finally:
+        launch.kill()
+    assert launch.returncode == 0, said
+    assert "trying again" in said
+    assert trials_done(said) == "16/16"
 
 
 def test_the_override_grammar_reaches_the_program_as_it_is_typed_in_a_shell(project: Project) -> None:
@@ -218,16 +333,24 @@ def test_containers_run_without_privileges_and_the_password_is_in_a_file_only(pr
     passwords = [(project.folder / "secrets" / f"{name}_password").read_text().strip() for name in ("db", "dashboard")]
     assert [len(password) for password in passwords] == [48, 48]
     for service in ("db", "worker", "dashboard"):
-        (container, *_) = project.containers(service)
-        told = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
-        assert not any(password in told for password in passwords)
-        host = json.loads(told)[0]["HostConfig"]
+        told = inspected(project.containers(service)[0])
+        assert not any(password in json.dumps(told) for password in passwords)
+        host = told["HostConfig"]
         assert host["CapDrop"] == ["ALL"]
+        assert host["PidsLimit"] > 0
+        assert (host["Memory"] > 0) == (service != "worker")
+        assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "3"}
         assert host["ReadonlyRootfs"]
         assert "no-new-privileges:true" in host["SecurityOpt"]
     shown = project.compose("config") + project.compose("logs", "--no-color")
     assert not any(password in shown for password in passwords)
-    assert project.compose("exec", "-T", "worker", "id", "-u").strip() != "0"
+    assert project.compose("exec", "-T", "worker", "id", "-u").strip() == "10001"
+    for service in ("worker", "dashboard", "db"):
+        status = project.compose("exec", "-T", service, "cat", "/proc/1/status")
+        assert re.search(r"^CapEff:\s0+$", status, re.M)
+        assert re.search(r"^CapPrm:\s0+$", status, re.M)
+        assert re.search(r"^NoNewPrivs:\s1$", status, re.M)
+    assert "size=2097152k" in project.compose("exec", "-T", "worker", "grep", " /tmp ", "/proc/mounts")
 
 
 def test_the_gpu_override_shows_every_worker_all_gpus(project: Project) -> None:
@@ -241,8 +364,23 @@ def test_workers_told_to_stop_end_in_order_within_the_grace_period(project: Proj
     workers = project.containers("worker")
     wait_until(lambda: "holds" in project.compose("logs", "worker"))
     project.compose("stop", "worker")
-    for container in workers:
-        state = subprocess.run(
-            ["docker", "inspect", "-f", "{{json .State}}", container], capture_output=True, check=True
-        ).stdout
-        assert json.loads(state)["ExitCode"] == 0
+    assert [inspected(container)["State"]["ExitCode"] for container in workers] == [0, 0]
+    assert "no workers" in project.orchestrator("status"), "status needs no living worker"
+
+
+def test_a_new_password_on_an_old_volume_is_said_with_the_way_out(project: Project) -> None:
+    """Last: it changes the password."""
+    secret = project.folder / "secrets" / "db_password"
+    secret.write_text("another")
+    quick = {"healthcheck": {"start_period": "1s", "interval": "1s", "retries": 2}}
+    (project.folder / "quick.yml").write_text(yaml.safe_dump({"services": {"worker": quick, "dashboard": quick}}))
+    files = ("-f", "docker-compose.yml", "-f", "quick.yml")
+    up = project.tried(*files, "up", "-d", "--force-recreate", "--wait")
+    assert up.returncode == 1
+    assert "is unhealthy" in up.stderr
+    wait_until(lambda: "refuses the password" in project.compose("logs", "worker"), 120)
+    assert "ALTER ROLE orchestrator PASSWORD" in project.compose("logs", "worker")
+    way_out = re.search(r"^ *(echo \"ALTER ROLE .*)$", (ROOT / "docs" / "reference.md").read_text(), re.M)
+    assert way_out, "the reference shows how"
+    project.shell(way_out[1])
+    wait_until(lambda: project.health("worker") == {"healthy"}, 120)

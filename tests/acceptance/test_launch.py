@@ -14,7 +14,10 @@ import psutil
 import pytest
 import yaml
 
-from orchestrator.store import Store
+from orchestrator.cli import main
+from orchestrator.errors import StoreUnavailableError
+from orchestrator.store import Store, TrialRow
+from orchestrator.store.reads import Reads
 from tests.support.commands import CONFIG, Commands, descendants, kill
 from tests.support.waiting import wait_until
 
@@ -31,7 +34,8 @@ def test_a_study_runs_to_its_end_and_is_continued_by_the_same_command(commands: 
     study = optuna.load_study(study_name="tiny", storage=str(commands.url))
     assert Counter(t.params["a"] for t in study.trials) == {0: 2, 1: 2, 2: 2}
     assert all(t.state.name == "COMPLETE" and set(t.params) == {"a", "x"} for t in study.trials)
-    again = commands.check("launch", *TINY)
+    again = commands.check("launch", *TINY, "dashboard.url=https://tuning.example.org")
+    assert "browse it: https://tuning.example.org\n" in again
     assert "nothing to add: budget.trials=6 is spent" in again
     assert len(study.get_trials()) == 6
     more = commands.check("launch", *TINY, "budget.trials=8")
@@ -233,3 +237,22 @@ grid: {data.batch_size: [64, 512]}
     store.rest()
     assert "s3cret-root" not in json.dumps(stored.to_json())
     assert "${oc.env:DATA_ROOT}" in stored.config
+
+
+def test_a_database_that_is_away_just_when_the_study_ends_is_waited_for(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands.check("launch", *TINY, "x=0.25", "a=0,1", "budget.per_cell=1", "budget.trials=2", "worker.count=1")
+    contenders, away = Reads.contenders, [True, True, False]
+
+    def sometimes(reads: Reads, *arguments: object) -> list[TrialRow]:
+        if away.pop(0):
+            raise StoreUnavailableError("the database does not answer")
+        return contenders(reads, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Reads, "contenders", sometimes)
+    words = (*TINY, "x=0.25", "a=0,1", "budget.per_cell=1", "budget.trials=2", f"storage.url={commands.url}")
+    assert main(["launch", *words, "worker.count=0", f"hydra.run.dir={commands.directory}/again"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("the database does not answer; trying again") == 1
+    assert "best of every cell" in said.out

@@ -39,6 +39,7 @@ MISTAKES = {
     "no such study": (("best", "study.name=nothing"), "nothing"),
     "logs without a number": (("logs",), "trial=N"),
     "db without an action": (("db",), "start, stop, url, upgrade"),
+    "a health file of several": (("launch", *TINY, "worker.count=2", "worker.health_file=/tmp/h"), "worker.count=1"),
     "unknown flag": (("launch", *TINY, "--dry-rnu"), "--dry-rnu"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import optuna
 import psycopg2
@@ -13,6 +14,8 @@ from sqlalchemy.engine import make_url
 
 from orchestrator.store import Store
 from tests.support.commands import Commands
+from tests.support.invariants import query
+from tests.support.own_server import WORKER_ROLE, OwnServer
 from tests.support.studies import RUNNER, spec
 from tests.support.waiting import wait_until
 
@@ -103,6 +106,44 @@ def test_a_worker_waits_for_a_database_that_is_not_there_yet(commands: Commands,
         _rename(store, f"{name}_away", name)
         assert worker.wait(timeout=60) == 0
     assert store.reads.find("study").state == "FINISHED"
+
+
+def test_a_worker_refused_for_its_password_says_the_way_out_and_is_not_healthy_until_it_is_let_in(tmp_path: Path) -> None:
+    health, password = tmp_path / "health", tmp_path / "password"
+    health.touch()  # left by a worker that was killed
+    password.write_text("second")
+    with OwnServer() as server:
+        query(server.url, f"ALTER ROLE {WORKER_ROLE} PASSWORD 'first'")
+        (server.data / "pg_hba.conf").write_text(f"local all {WORKER_ROLE} scram-sha-256\nlocal all all trust\n")
+        query(server.url, "SELECT pg_reload_conf()")
+        commands = Commands(server.worker_url, tmp_path)
+        words = (f"storage.password_file={password}", f"worker.health_file={health}", "worker.heartbeat_s=0.2")
+        with commands.started("worker", *words) as worker:
+            assert worker.stdout is not None
+            said = worker.stdout.readline()
+            assert "refuses the password" in said
+            assert f"ALTER ROLE {WORKER_ROLE} PASSWORD" in said
+            assert "second" not in said
+            assert not health.exists()
+            query(server.url, f"ALTER ROLE {WORKER_ROLE} PASSWORD 'second'")
+            wait_until(health.exists, 60)
+            registered = health.stat().st_mtime_ns
+            wait_until(lambda: health.stat().st_mtime_ns > registered, 60)
+            server.stop("fast")
+            wait_until(lambda: "does not answer" in worker.stdout.readline(), 60)
+            last = health.stat().st_mtime_ns
+            server.start()
+            wait_until(lambda: "answers again" in worker.stdout.readline(), 60)
+            wait_until(lambda: health.stat().st_mtime_ns > last, 60)
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(timeout=60) == 0
+        assert not health.exists(), "ended in order: no worker is registered"
+
+
+def test_a_health_file_that_cannot_be_written_is_said_before_anything_else(commands: Commands, store: Store) -> None:
+    done = commands.run("worker", f"worker.health_file={commands.directory}/no/health")
+    assert (done.returncode, store.reads.workers()) == (2, [])
+    assert done.stderr == f"orchestrator: error: worker.health_file={commands.directory}/no/health: No such file or directory\n"
 
 
 def _rename(store: Store, old: str, new: str) -> None:

@@ -21,7 +21,12 @@ OWN = ("study.name=own", "objective._target_=my.train", "budget.trials=9")
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ORCHESTRATOR_STORAGE_URL", "ORCHESTRATOR_STORAGE_PASSWORD_FILE", "ORCHESTRATOR_DATA_DIR"):
+    for name in (
+        "ORCHESTRATOR_STORAGE_URL",
+        "ORCHESTRATOR_STORAGE_PASSWORD_FILE",
+        "ORCHESTRATOR_DATA_DIR",
+        "ORCHESTRATOR_DASHBOARD_URL",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -185,6 +190,7 @@ def test_a_mandatory_value_that_is_searched_is_given() -> None:
         ([*OWN, "worker.cuont=3"], ["did you mean 'worker.count'"]),
         ([*OWN, "worker.on_no_device=stay"], ["wait, exit"]),
         ([*OWN, "dashboard.port=0"], ["dashboard.port=0"]),
+        ([*OWN, "dashboard.url=tuning.example.org"], ["dashboard.url='tuning.example.org'", "https://tuning.example.org"]),
         ([*OWN, "hydra.mode=MULTIRUN"], ["hydra.mode"]),
         (["experiment=digits", "budget.trials=10"], ["24 trials", "budget.trials=10"]),
         (["experiment=digits", "lr=0.1"], ["did you mean 'optim.lr'"]),
@@ -290,6 +296,7 @@ def test_a_sweep_over_a_users_config_group_is_a_grid_axis_of_its_options(mine: A
 
 def test_the_data_directory_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ORCHESTRATOR_DATA_DIR", str(tmp_path / "d"))
+    assert compose("worker", ["worker.health_file=h"]).host.worker.health_file == Path("h").absolute()
     host = compose("worker", ["paths.runs=r"]).host
     assert (host.paths.data, host.paths.runs) == (tmp_path / "d", Path.cwd() / "r")
     assert (host.storage.kind, host.storage.path) == ("embedded", tmp_path / "d" / "postgres")

@@ -158,5 +158,16 @@ def test_out_needs_one_file_and_one_trial(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trials 0, 1\); choose one with trial=N"):
         best({}, f"out={tmp_path}/x.yaml", count=2)
     best({}, f"out={tmp_path}/x.yaml", "trial=1", count=2)
-    with pytest.raises(OrchestratorError, match="No such file or directory"):
+    with pytest.raises(OrchestratorError) as caught:
         best({}, f"out={tmp_path}/no/x.yaml")
+    where = f"No such file or directory ({tmp_path}/no); give a file where you can write, or out=- to print the params"
+    assert str(caught.value) == f"out={tmp_path}/no/x.yaml: {where}"
+    with pytest.raises(ConfigError, match=r"^out=- prints the params to train with and nothing else; leave out --json$"):
+        best({}, "out=-", as_json=True)
+
+
+def test_out_prints_the_very_config_that_it_would_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best({"data.batch": 128}, f"out={tmp_path}/best.yaml")
+    capsys.readouterr()
+    assert best({"data.batch": 128}, "out=-") == 0
+    assert capsys.readouterr().out == (tmp_path / "best.yaml").read_text()

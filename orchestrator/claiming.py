@@ -141,8 +141,9 @@ class Claiming:
             try:
                 self._store.ledger.release(prepared, "prepared and not begun")
             except StoreUnavailableError as error:
-                self._unsure = True  # the next claim gives back what this could not
+                self._unsure = True  # the next claim, or renewal, gives back what this could not
                 self._contact.lost(error)
+            self._contact.gave(prepared)
 
     # ------------------------------------------------------------------------------------------------------------ the parts
 
@@ -155,12 +156,13 @@ class Claiming:
 
     def _give_back(self, claim: Claim, until: Drain) -> None:
         self._contact.insist(lambda: self._store.ledger.release(claim, "prepared and not begun"), until=until)
+        self._contact.gave(claim)
 
     def _claim(self, running: Claim | None = None) -> Claim | None:
         """The next trial of the first active study that has one and whose objective runs here."""
         if self._unsure:
-            but = None if running is None else running.trial_id
-            self._store.ledger.give_back_held(self._lease, "its claim was lost on the way to the worker", but=but)
+            why = "its claim was lost on the way to the worker"
+            self._store.ledger.give_back_held(self._lease, why, but=self._contact.held)
             self._unsure = False
         self._contact.sweep()
         if running is None:  # it may take as long as the database is away
@@ -179,6 +181,7 @@ class Claiming:
                 claim = self._claim_of(self._serving.study(row.study_id), ahead=running is not None)
                 self._unsure = False
                 if claim is not None:
+                    self._contact.took(claim)
                     crash_step("after-claim")
                     return claim
         self._look_at = 0.0
@@ -191,7 +194,7 @@ class Claiming:
         known = served.cursor if served.informed else None
         served.look_for_foreign(self._store)
         likely = served.likely_cells() if adaptive else ()
-        asked: dict[str, Any] = {"adaptive": adaptive, "likely": likely, "ahead": ahead}
+        asked: dict[str, Any] = {"adaptive": adaptive, "likely": likely, "ahead": ahead, "launched": served.row.launched_at}
         claim = ledger.claim_one(self._lease, study_id, self._place, **asked, known=known)
         if isinstance(claim, Undecided):
             served.take_in(*claim.news or ([], served.cursor))
@@ -226,6 +229,8 @@ class Claiming:
             served.take_in(news, position)
             return suggest(ASKS)
 
+        if not served.current:
+            served.learn(self._store)
         alike = served.spec.sampler.get("name") in _DRAW
         for asks in range(1, ASKS):
             known = served.cursor if served.learns else None
@@ -253,5 +258,6 @@ class Claiming:
             self._prepared = self._create(claim, start=False)
         except LeaseLostError as lost:
             logger.debug("%s", lost)
+            self._contact.gave(claim)
             self._prepared = None
         self._paces[claim.study_id].prepared(time.monotonic() - since)

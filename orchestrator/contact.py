@@ -8,15 +8,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.config import WorkerConfig
 from orchestrator.draining import Drain, Draining
-from orchestrator.errors import ConfigError, StoreUnavailableError
+from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
+from orchestrator.failover import Failover
 from orchestrator.logs import logger
 from orchestrator.maintenance import Maintenance
-from orchestrator.store import Store, WorkerLease
+from orchestrator.store import Claim, Store, WorkerLease
 
 T = TypeVar("T")
 
@@ -70,6 +72,10 @@ class Contact:
     `halted_at` is when a person's wish to have the running trial back became known, by the monotonic clock; None before.
     Whoever runs the next trial clears it. `brief` says that trials take less than the seconds that a connection may be kept.
 
+    `running` is the claim of the attempt under way, set by whoever runs it; `doubted` that the database does not know of it.
+    `slotted` says that the worker has been given a device slot. `server` is when the server started that answered last, and
+    `anew` how often that became another one: what was read and written before may be lost then.
+
     Raises:
         ConfigError: `worker.health_file` cannot be written.
     """
@@ -85,14 +91,37 @@ class Contact:
         self._lost = False
         self._health = HealthFile(settings.health_file)
         self._crowded: bool | None = None  # until the server has said how many connections are in use
+        self._failover = Failover(store)
+        self._transaction = 0
+        self._held: set[int] = set()
         self.brief = False
         self.halted_at: float | None = None
+        self.running: Claim | None = None
+        self.doubted = False
+        self.slotted = False
+        self.server: datetime | None = None
+        self.anew = 0
 
     def hold(self, lease: WorkerLease) -> None:
-        """From now on this is the lease to renew."""
+        """From now on this is the lease to renew; of what was held under another one nothing is left."""
         self._lease = lease
+        self._held.clear()
+        self.running, self.doubted, self.slotted = None, False, False
         self._health.touch()
         self._next_beat = time.monotonic() + min(1.0, self._settings.heartbeat_s)  # soon: it tells how crowded the server is
+
+    def took(self, claim: Claim) -> None:
+        """From now on the worker holds this claim: each renewal says so, and what it does not name is given back."""
+        self._held.add(claim.token)
+
+    def gave(self, claim: Claim) -> None:
+        """The worker is done with this claim, or has lost it."""
+        self._held.discard(claim.token)
+
+    @property
+    def held(self) -> frozenset[int]:
+        """The tokens of the claims that the worker holds."""
+        return frozenset(self._held)
 
     def let_go(self) -> None:
         """The worker gives up its lease, or lost it: it counts as healthy no more."""
@@ -160,6 +189,8 @@ class Contact:
     def lost(self, error: StoreUnavailableError) -> None:
         """The database did not answer; says so once, and starts it again if it is ours to start."""
         self._maintenance.lost_contact()
+        if self._lease is not None:  # who answers next may be another server
+            self._next_beat = min(self._next_beat, time.monotonic() + 1.0)
         if not self._lost:
             logger.warning("%s; trying again", error)
             self._lost = True
@@ -212,12 +243,28 @@ class Contact:
             StoreUnavailableError: the database does not answer.
         """
         assert self._lease is not None
-        told = self._store.fleet.renew(self._lease, self._doing)
+        running = None if self.running is None else (self.running.token, self.running.attempt)
+        told = self._store.fleet.renew(self._lease, self._doing, holds=self._held, running=running)
+        self._note_server(told.server, told.transaction)
+        if self.slotted and not told.slotted:
+            raise LeaseLostError(f"the database has lost that worker {self._lease.worker_id} holds a device slot")
+        self.doubted = not told.runs
+        if told.strays:
+            back = self._store.ledger.give_back_held(self._lease, "its worker does not know of it", but=self._held)
+            logger.warning("gave back %d trials that the database held to be this worker's, of which it does not know", back)
         self.halted_at = (self.halted_at or time.monotonic()) if told.halted else None
         self._crowded = told.crowded
         self._answered()
         self._health.touch()
         self._next_beat = time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)
+
+    def _note_server(self, server: datetime, transaction: int) -> None:
+        behind, self._transaction = transaction <= self._transaction, transaction
+        changed, self.server = behind or self._failover.changed(server), server
+        if (why := self._failover.note(server, behind=behind)) is not None:
+            logger.warning("%s", why)
+        if changed:
+            self.anew += 1
 
     def _overdue(self) -> bool:
         """Whether the worker was told to end longer ago than it may take."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.logs import logger
-from orchestrator.model import Interrupted, Outcome
+from orchestrator.model import Interrupted, JSONValue, Outcome, Param
 from orchestrator.runner import ArtifactLogged, AttrSet, ConstraintSet, Message, Reported, facts, journal, rundir
 
 
@@ -15,7 +15,9 @@ from orchestrator.runner import ArtifactLogged, AttrSet, ConstraintSet, Message,
 class Said:
     """What an attempt reported, set and stored, and nobody has written to the database yet.
 
-    `sent` are the reports that are there; `facts` say of an attempt that ended what it ran on and what it took.
+    `sent` are the reports that are there; `facts` say of an attempt that ended what it ran on and what it took. `suggested` are
+    the parameters that were written as it ran. `anew` is `Contact.anew` when the last of it was written; None of an attempt
+    that is known from its run directory, where all is.
     """
 
     reports: dict[int, float] = field(default_factory=dict)
@@ -24,6 +26,10 @@ class Said:
     artifacts: dict[str, Any] = field(default_factory=dict)
     sent: dict[int, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    suggested: dict[str, tuple[Param, JSONValue]] = field(default_factory=dict)
+    anew: int | None = None
+    _written: list[dict[str, Any]] = field(default_factory=list)
+    _lost: bool = False
 
     def note(self, message: Message) -> None:
         """The first value of a step and of a constraint counts, an attribute's last."""
@@ -50,7 +56,23 @@ class Said:
     def forget(self) -> None:
         """It is written."""
         self.sent |= self.reports
+        self._written.append(self.rows)
         self.reports, self.attrs, self.constraints, self.artifacts = {}, {}, {}, {}
+
+    def again(self) -> None:
+        """What was written may be lost: all of it is to be written again."""
+        for name in ("reports", "attrs", "constraints", "artifacts"):
+            known: dict[Any, Any] = {}
+            for rows in [*self._written, self.rows]:
+                known = {**known, **rows[name]} if name == "attrs" else {**rows[name], **known}
+            setattr(self, name, known)
+        self._written.clear()
+        self._lost = True
+
+    @property
+    def lost_suggestions(self) -> list[tuple[Param, JSONValue]]:
+        """The parameters that were written, with their true values, if they may be lost."""
+        return list(self.suggested.values()) if self._lost else []
 
     @property
     def curve(self) -> dict[int, float]:

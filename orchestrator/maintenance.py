@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable
+from datetime import datetime
 
 from orchestrator.errors import OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
@@ -30,6 +31,7 @@ class Maintenance:
         self._next_of_fleet = 0.0
         self._in_contact_since: float | None = None
         self._asleep_s = _slept()
+        self._server: datetime | None = None
 
     def lost_contact(self) -> None:
         """Tells that the database did not answer: nobody is judged silent until contact has lasted for a TTL again."""
@@ -54,7 +56,14 @@ class Maintenance:
         if now < self._next_of_fleet:
             self._evict(self._store.fleet.dead_here())
             return True
-        self._evict(self._store.fleet.silent(now - self._in_contact_since))
+        found = self._store.fleet.silent(now - self._in_contact_since)
+        fleet = self._store.fleet
+        if fleet.read_only or fleet.server != self._server:  # nobody could renew for a while, or what was renewed may be lost
+            self._server = fleet.server
+            self._in_contact_since = now
+            found = [one for one in found if one.dead]
+        if not fleet.read_only:
+            self._evict(found)
         self._store.ledger.end_studies()
         turns = max(1.0, self._store.fleet.size / SWEEPERS)
         self._next_of_fleet = now + self._every_s * (1.0 if turns == 1.0 else turns * random.uniform(0.5, 1.5))

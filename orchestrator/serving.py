@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from orchestrator.config import WorkerConfig
 from orchestrator.contact import Contact
@@ -32,6 +33,7 @@ class Served:
     """A study as it was last launched, the sampler fed with its news, the runner of its objective.
 
     `cursor` is how far its news were read, `foreign` the trials of others that the sampler knows, `foreign_at` when it looked.
+    `current` is false where all that is to be read anew.
     """
 
     row: StudyRow
@@ -41,6 +43,13 @@ class Served:
     cursor: int = 0
     foreign: set[int] = field(default_factory=set)
     foreign_at: float = 0.0
+    current: bool = True
+
+    def forget(self) -> None:
+        """What was read may never have happened: the database went back in time, or may have. All is read anew."""
+        self.search = Search(self.spec)
+        self.cursor, self.foreign, self.foreign_at = 0, set(), 0.0
+        self.current = not self.informed
 
     @property
     def learns(self) -> bool:
@@ -76,7 +85,7 @@ class Served:
     def take_in(self, news: list[TrialNews], position: int) -> None:
         """Feeds the sampler with news up to `position`."""
         self.search.feed(news)
-        self.cursor = position
+        self.cursor, self.current = position, True
 
     def declared(self, values: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
         """Those of a trial's values that are of grid and search; the others its objective asked for."""
@@ -113,10 +122,11 @@ class Serving:
         self._contact = contact
         self._command = command
         self._served: dict[int, Served] = {}
-        self._unservable: dict[tuple[int, int], float] = {}
+        self._unservable: dict[tuple[int, datetime], float] = {}
         self._refusals: dict[int, tuple[int, str]] = {}
         self._refusals_told: dict[int, tuple[int, str]] = {}
-        self._announced: set[tuple[int, int]] = set()
+        self._announced: set[tuple[int, datetime]] = set()
+        self._anew = contact.anew
         self._lease: WorkerLease
         self.device: HeldSlot
 
@@ -127,12 +137,20 @@ class Serving:
 
     def study(self, study_id: int) -> Served:
         """A study that was `ready`."""
+        self.keep_current()
         return self._served[study_id]
+
+    def keep_current(self) -> None:
+        """Forgets what was read of all studies if another server answers than before."""
+        if self._anew != self._contact.anew:
+            self._anew = self._contact.anew
+            for served in self._served.values():
+                served.forget()
 
     def is_ready(self, row: StudyRow) -> bool:
         """Whether it was `ready` as it is now launched; asks and changes nothing."""
         served = self._served.get(row.study_id)
-        return served is not None and served.row.revision == row.revision
+        return served is not None and served.row.launched_at == row.launched_at
 
     def keep_only(self, rows: Collection[StudyRow]) -> None:
         """Ends the processes of all other studies."""
@@ -145,9 +163,9 @@ class Serving:
     def announce(self, rows: Collection[StudyRow]) -> None:
         """Says which studies are served, each once after every launch of it: how old that is, and that nobody follows it."""
         for row in rows:
-            if (row.study_id, row.revision) in self._announced:
+            if (row.study_id, row.launched_at) in self._announced:
                 continue
-            self._announced.add((row.study_id, row.revision))
+            self._announced.add((row.study_id, row.launched_at))
             alone = (
                 "" if row.followed else f"; no launch follows it, '{self._command('stop', f'study.name={row.name}')}' ends it"
             )
@@ -160,7 +178,7 @@ class Serving:
             LeaseLostError: the worker was evicted.
             StoreUnavailableError: the database does not answer.
         """
-        key = (row.study_id, row.revision)
+        key = (row.study_id, row.launched_at)
         able = False
         if time.monotonic() >= self._unservable.get(key, 0.0):
             try:
@@ -178,7 +196,7 @@ class Serving:
         return able
 
     def _refuse(self, row: StudyRow, error: Exception) -> None:
-        key = (row.study_id, row.revision)
+        key = (row.study_id, row.launched_at)
         if row.study_id in self._served:
             self._served.pop(row.study_id).runner.close()
         expected = isinstance(error, ConfigError)
@@ -190,7 +208,7 @@ class Serving:
 
     def _current(self, row: StudyRow) -> Served:
         served = self._served.get(row.study_id)
-        if served is None or served.row.revision != row.revision:
+        if served is None or served.row.launched_at != row.launched_at:
             if served is not None:
                 self._served.pop(row.study_id).runner.close()
             self._contact.say(f"importing the objective of {row.name}")
@@ -199,7 +217,7 @@ class Serving:
             served = self._served[row.study_id] = Served(row, spec, Search(spec), self._runner(spec))
             served.runner.begin()
             # While the objective is imported, and no lock is held for it; but not again and again where it cannot be.
-            if (row.study_id, row.revision) not in self._unservable:
+            if (row.study_id, row.launched_at) not in self._unservable:
                 if served.informed:
                     with ThreadPoolExecutor(1) as beside:  # while the database answers
                         beside.submit(served.search.load)

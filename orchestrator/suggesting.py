@@ -6,6 +6,7 @@ import time
 
 from orchestrator.contact import Contact
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
+from orchestrator.left_results import Said
 from orchestrator.logs import logger
 from orchestrator.model import JSONValue
 from orchestrator.runner import Message, Running, StudyAsked, SuggestAsked
@@ -20,11 +21,12 @@ _AGAIN_S = (0.2, 1.0)
 class Suggesting:
     """The questions of one attempt. `serve` is called after each poll, with or without a new one."""
 
-    def __init__(self, store: Store, contact: Contact, served: Served, claim: Claim) -> None:
+    def __init__(self, store: Store, contact: Contact, served: Served, claim: Claim, said: Said) -> None:
         self._store = store
         self._contact = contact
         self._served = served
         self._claim = claim
+        self._said = said
         self._answers: Answers | None = None
         self._waiting: SuggestAsked | StudyAsked | None = None
         self._again_at = 0.0
@@ -78,6 +80,7 @@ class Suggesting:
             check = answers.check_of(answer.new)
             stored = self._store.suggested.add(self._claim, answer.new, answer.value, check_first=check)
             answers.keep(stored)
+            self._said.suggested[stored.name] = (stored, answer.value)
             if stored != answer.new:  # the answer to an earlier try was lost, and this one has other news
                 answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
             logger.debug("trial %s: %s = %r", self._claim.number, asked.name, answer.value)

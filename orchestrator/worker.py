@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from orchestrator.claiming import Claiming
 from orchestrator.config import WorkerConfig
@@ -39,7 +39,7 @@ from orchestrator.runner import (
 from orchestrator.runner.checkpoints import CheckpointError, Checkpoints, Kept
 from orchestrator.serving import Served, Serving
 from orchestrator.slots import HeldSlot, Slots
-from orchestrator.store import Claim, Place, Store, StudyRow, WorkerLease
+from orchestrator.store import AttemptRow, Claim, Place, Store, StudyRow, WorkerLease
 from orchestrator.suggesting import Suggesting
 
 REPORTS_EVERY_S = 1.0
@@ -158,12 +158,13 @@ class Worker:
             if begun is None:
                 return
             claim = begun
-            earlier = self._earlier_result(served.row, claim)
+            attempts = self._earlier_attempts(served.row, claim)
+            earlier = self._earlier_result(served.row, claim, attempts)
             if earlier is not None:
                 self._deliver(served.row, served.spec, claim, *earlier)
                 return
             self._contact.say(f"trial {claim.number} of {served.row.name}")
-            with self._kept(served, claim) as kept:
+            with self._kept(served, claim, attempts) as kept:
                 job = self._job(served, claim, kept)
                 logger.info(
                     "trial %d of %s starts%s: %s",
@@ -184,17 +185,21 @@ class Worker:
             self._give_back(claim, Interrupted("the worker was told to end"))
         except LeaseLostError as lost:
             logger.warning("%s", lost)
+            self._contact.gave(claim)
             self._contact.insist(self._contact.renew)  # raises if the worker itself is gone
+        finally:
+            self._contact.gave(claim)
 
     @contextmanager
-    def _kept(self, served: Served, claim: Claim) -> Iterator[Kept]:
+    def _kept(self, served: Served, claim: Claim, earlier: Sequence[AttemptRow]) -> Iterator[Kept]:
         """This attempt's checkpoint directory, filled from the one before; the trial is given back if it cannot be made."""
         folder, resume = served.row.folder, bool(served.spec.runner.get("resume", True))
         number = claim.number
         assert number is not None
+        tokens = {attempt.attempt: attempt.token for attempt in earlier} | {claim.attempt: claim.token}
         try:
             kept = self._contact.meanwhile(
-                lambda: self._checkpoints.begin(folder, number, claim.attempt, resume=resume), hurry=_abandon
+                lambda: self._checkpoints.begin(folder, number, claim.attempt, resume=resume, tokens=tokens), hurry=_abandon
             )
         except CheckpointError:
             self._release(claim, "cannot keep its checkpoints")
@@ -222,22 +227,23 @@ class Worker:
             objective=served.spec.objective,
             directions=served.spec.directions,
             metrics=served.spec.metrics,
-            run_dir=self._run_dir(served.row, claim, claim.attempt),
+            run_dir=self._run_dir(served.row, claim, claim.attempt, claim.token),
             checkpoint_dir=kept.directory,
             resumed=claim.resumed,
             resumed_from=kept.resumed_from,
             artifacts=self._artifacts,
         )
 
-    def _run_dir(self, row: StudyRow, claim: Claim, attempt: int) -> Path:
+    def _run_dir(self, row: StudyRow, claim: Claim, attempt: int, token: int | None) -> Path:
         assert claim.number is not None
-        return rundir.attempt_dir(Path(self._place.runs_dir), row.folder, claim.number, attempt)
+        return rundir.attempt_dir(Path(self._place.runs_dir), row.folder, claim.number, attempt, token)
 
     def _attempt(self, served: Served, claim: Claim, job: Job) -> tuple[Outcome, Said]:
         """Runs the child to its end; returns its outcome with what it said that is not written yet."""
         said = Said(sent=self._reported(served.row, claim))
-        suggesting = Suggesting(self._store, self._contact, served, claim)
+        suggesting = Suggesting(self._store, self._contact, served, claim, said)
         self._contact.halted_at = None  # that was the trial before
+        said.anew = self._contact.anew
         next_flush = 0.0
         if self._device.gpu is not None:
             self._contact.meanwhile(self._device.settle, hurry=_abandon)
@@ -248,6 +254,7 @@ class Worker:
             raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
         crash_step("after-start")
         since = time.monotonic()
+        self._contact.running = claim
         try:
             while running.outcome is None:
                 last = self._settings.max_trials is not None and self._ended + 1 >= self._settings.max_trials
@@ -263,16 +270,40 @@ class Worker:
                     self._flush(claim, said)
                     next_flush = time.monotonic() + REPORTS_EVERY_S
                 self._contact.beat()
+                if self._contact.doubted:
+                    self._confirm(claim)
+                if self._contact.anew != said.anew:
+                    said.anew = self._contact.anew
+                    said.again()
+                    self._serving.keep_current()
                 self._contact.rest()
                 self._obey(running)
         except BaseException:
             running.terminate()
             raise
+        finally:
+            self._contact.running = None
         self._claiming.ran(claim, time.monotonic() - since)
         for message in running.poll(0):
             said.note(message)
         said.facts = running.facts
         return self._device.verdict(running.outcome, job.run_dir), said
+
+    def _confirm(self, claim: Claim) -> None:
+        """Sees to it that the database knows of the attempt that runs: it may have lost that it began.
+
+        Raises:
+            LeaseLostError: it has lost the trial, or this worker's claim to it.
+        """
+        try:
+            begun = claim.attempt == 1 and self._store.ledger.start(claim, self._lease, self._place)
+        except StoreUnavailableError as error:
+            self._contact.lost(error)
+            return  # the next renewal asks for it again
+        self._contact.doubted = False
+        if not begun:
+            raise LeaseLostError(f"the database has lost that trial {claim.number} runs here: ending it")
+        logger.warning("the database had lost that trial %s runs here; it is told again", claim.number)
 
     def _reported(self, row: StudyRow, claim: Claim) -> dict[int, float]:
         """What earlier attempts of the trial reported: its curve goes on."""
@@ -328,15 +359,20 @@ class Worker:
 
     # ------------------------------------------------------------------------------------------------------ its end, written
 
-    def _earlier_result(self, row: StudyRow, claim: Claim) -> tuple[Outcome, Said] | None:
-        """A result that an earlier attempt left in a run directory this host sees: delivered, not run again."""
+    def _earlier_attempts(self, row: StudyRow, claim: Claim) -> list[AttemptRow]:
+        """The attempts of the trial before the one that begins."""
         number = claim.number
         if number is None or not claim.resumed:
-            return None
-        for earlier in reversed(self._contact.insist(lambda: self._store.reads.attempts(row.study_id, number))[:-1]):
+            return []
+        attempts = self._contact.insist(lambda: self._store.reads.attempts(row.study_id, number))
+        return [earlier for earlier in attempts if earlier.attempt < claim.attempt]
+
+    def _earlier_result(self, row: StudyRow, claim: Claim, attempts: Sequence[AttemptRow]) -> tuple[Outcome, Said] | None:
+        """A result that an earlier attempt left in a run directory this host sees: delivered, not run again."""
+        for earlier in reversed(attempts):
             if earlier.outcome not in ("lost", "interrupted"):  # its result is known, and made the trial run again
                 break
-            left = self._left.result_in(self._run_dir(row, claim, earlier.attempt))
+            left = self._left.result_in(self._run_dir(row, claim, earlier.attempt, earlier.token))
             if left is not None:
                 return left
         return None
@@ -353,7 +389,9 @@ class Worker:
         rows = {row.study_id: row for row in self._store.reads.studies()} if left else {}
         for claim in left:
             row = rows.get(claim.study_id)
-            found = self._left.result_in(self._run_dir(row, claim, claim.attempt)) if row is not None else None
+            found = None
+            if row is not None:
+                found = self._left.result_in(self._run_dir(row, claim, claim.attempt, claim.ran_under))
             if row is not None and found is not None:
                 try:
                     self._deliver(row, self._store.reads.spec(row.study_id), claim, *found)
@@ -391,6 +429,7 @@ class Worker:
     def _give_back(self, claim: Claim, outcome: Interrupted, facts: Mapping[str, JSONValue] | None = None) -> None:
         ledger = self._store.ledger
         self._contact.insist(lambda: ledger.release(claim, outcome.reason, lost=outcome.lost, facts=facts), until=Drain.NOW)
+        self._contact.gave(claim)
         logger.info("trial %s given back: %s", "not begun" if claim.number is None else claim.number, outcome.reason)
         if outcome.lost:
             self._contact.wait(self._settings.poll_s)  # whatever ended it may be at it still
@@ -399,11 +438,21 @@ class Worker:
         if not spec.runner.get("retries", 0) or not failed.passes(spec.runner.get("retry_on")):
             return False
         ledger = self._store.ledger
-        return self._contact.insist(lambda: ledger.retry(claim, failed, **said.rows, facts=said.facts), until=Drain.NOW)
+        return self._contact.insist(lambda: ledger.retry(claim, failed, **self._all_of(claim, said)), until=Drain.NOW)
 
     def _finish(self, claim: Claim, outcome: Completed | Pruned | Failed, said: Said) -> None:
         ledger = self._store.ledger
-        self._contact.insist(lambda: ledger.finish(claim, outcome, **said.rows, facts=said.facts), until=Drain.NOW)
+        self._contact.insist(lambda: ledger.finish(claim, outcome, **self._all_of(claim, said)), until=Drain.NOW)
+
+    def _all_of(self, claim: Claim, said: Said) -> dict[str, Any]:
+        """What an attempt said, for the server that answers now: all of it, if that is another than it was told to."""
+        if said.anew is not None and said.anew != self._contact.anew:
+            if claim.attempt == 1:
+                self._store.ledger.start(claim, self._lease, self._place)  # that it began may be lost too
+            said.anew = self._contact.anew
+            said.again()
+        server = None if said.anew is None else self._contact.server
+        return {**said.rows, "facts": said.facts, "suggested": said.lost_suggestions, "server": server}
 
     # ------------------------------------------------------------------------------------------------ its row and its device
 
@@ -458,4 +507,5 @@ class Worker:
         logger.info("holds %s, slot %d", held.device.label, held.slot)
         with held:
             self._serving.device = self._device = held
+            self._contact.slotted = True
             yield

@@ -285,7 +285,7 @@ def logs(call: Call) -> int:
     if not matching:
         raise ConfigError(f"attempt={attempt}: trial {number} had {len(attempts)} attempts")
     chosen = matching[-1]
-    path = rundir.log_path(rundir.attempt_dir(Path(chosen.runs_dir), row.folder, number, chosen.attempt))
+    path = rundir.log_path(rundir.attempt_dir(Path(chosen.runs_dir), row.folder, number, chosen.attempt, chosen.token))
     if call.json:
         data = {"trial": number, "attempt": chosen.attempt, "host": chosen.host, "log": str(path), "facts": chosen.facts}
         print(json.dumps(data))

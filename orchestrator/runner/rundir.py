@@ -1,7 +1,8 @@
 """The run directory: the folder through which a worker and the child of one attempt share files.
 
 ```
-<runs>/<study>/trial-<number>/attempt-<k>/checkpoints/  its checkpoints, unless `paths.checkpoints` is another directory
+<runs>/<study>/trial-<number>/attempt-<k>-<token>/
+                                          checkpoints/  its checkpoints, unless `paths.checkpoints` is another directory
                                           environment.json  the code, machine and device it ran on, and what it took
                                           job.json      what the child is to do
                                           params.json   of a command: what the program may read
@@ -39,9 +40,18 @@ class RunDirectoryError(OSError):
         return f"{self.strerror} ({self.filename})"
 
 
-def attempt_dir(runs: Path, study: str, number: int, attempt: int) -> Path:
+def attempt_dir(runs: Path, study: str, number: int, attempt: int, token: int | None = None) -> Path:
     """Where attempt `attempt` (1-based) of trial `number` has its run directory."""
-    return trial_dir(runs, study, number) / f"attempt-{attempt}"
+    return trial_dir(runs, study, number) / attempt_name(attempt, token)
+
+
+def attempt_name(attempt: int, token: int | None) -> str:
+    """The folder of one attempt and of no other, whatever becomes of the database.
+
+    One that went back in time hands out numbers of trials and attempts again, while processes of before may still write, and
+    results lie on disk: a token comes never again. None: of an attempt that is older than this.
+    """
+    return f"attempt-{attempt}" if token is None else f"attempt-{attempt}-{token:016x}"
 
 
 def trial_dir(root: Path, study: str, number: int) -> Path:

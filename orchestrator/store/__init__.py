@@ -27,6 +27,7 @@ from orchestrator.store.reads import (
     Reads,
     Servers,
     StudyRow,
+    TimeLine,
     TrialRow,
     WorkerRow,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "SlotOffer",
     "Store",
     "StudyRow",
+    "TimeLine",
     "TrialRow",
     "Undecided",
     "WorkerLease",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,11 @@ import sqlalchemy as sa
 from orchestrator.model import JSONValue, TrialNews
 from orchestrator.store.schema import attempt, cell, ticket, trial
 from orchestrator.store.wire import Row, Statement
+
+
+def new_token() -> int:
+    """Proves a lease: random, for a database that went back in time would draw the same from a sequence again."""
+    return secrets.randbits(63)
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Claim:
     """What became known in the study by then and its last position, if that was asked for."""
     begun: bool = False
     """Whether this attempt is counted; a trial that was prepared ahead has to `start` first."""
+    ran_under: int | None = None
+    """Of an attempt that was left: the token under which it began; None if it is older than that is kept."""
 
     @property
     def shown(self) -> dict[str, int]:
@@ -96,7 +104,8 @@ ENDING = Statement(
     SELECT o.trial_id, o.token, o.study_id, o.ticket_id, o.cell_id, o.worker_id, o.state, o.number, o.optuna_trial_id,
         o.attempts, o.lost, o.retries, t.extra,
         l.values AS cell_values, l.state AS cell_state, l.completed, l.failures_in_a_row,
-        CAST(s.spec #>> '{budget,max_failures_per_cell}' AS int) AS max_failures, p.study_id AS optuna_study_id
+        CAST(s.spec #>> '{budget,max_failures_per_cell}' AS int) AS max_failures, p.study_id AS optuna_study_id,
+        pg_postmaster_start_time() AS server
     FROM orchestrator.trial o
     JOIN orchestrator.ticket t ON t.ticket_id = o.ticket_id
     JOIN orchestrator.cell l ON l.cell_id = o.cell_id

@@ -37,9 +37,14 @@ RECYCLE_S = 60
 """A connection is not used for longer: tables grow, and what was planned when they were small may be slow by then."""
 OTHERS_PATIENCE_S = 300  # for statements of others in this process, such as the dashboard's
 
-# SQLSTATE classes and codes of troubles that pass: connection, rollback (deadlock), resources, locks, intervention, system;
-# and, while a server is being set up or kept closed, a role (28) or database (3D000, 55000) that is not there for us.
-_PASSING = ("08", "28", "3D000", "40", "53", "55000", "55P03", "57", "58")
+# What is answered is on disk, whatever the server's default: a commit that decides waits for that. Higher levels stay.
+_DURABLE = b"SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+
+# SQLSTATE classes and codes of troubles that pass: connection, a server that takes no writes (a standby, or one that protects
+# its full disk), timeouts that ended the session, rollback (deadlock), resources, locks, intervention, system; and, while a
+# server is being set up or kept closed, a role (28) or database (3D000, 55000) that is not there for us.
+_READ_ONLY = "25006"
+_PASSING = ("08", _READ_ONLY, "25P03", "25P04", "28", "3D000", "40", "53", "55000", "55P03", "57", "58")
 
 # Of a statement that was prepared on the connection: the server has it not, or has it already (behind a pooler that was taken
 # for the server), or a migration changed what it returns. On a new connection nothing is prepared yet.
@@ -146,9 +151,16 @@ class Database:
             self._engine.dispose()
 
     def execute(
-        self, statement: sa.Executable | wire.Statement, parameters: Mapping[str, Any] | None = None
+        self,
+        statement: sa.Executable | wire.Statement,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        decides: bool = False,
     ) -> Sequence[wire.Row]:
         """The rows that one statement returns, a transaction of its own in one round trip.
+
+        Args:
+            decides: it writes what must not be lost once it was answered, as all does that a `transaction` writes.
 
         Raises:
             StoreUnavailableError, SchemaOutdatedError, OrchestratorError: as `transaction` does.
@@ -156,6 +168,8 @@ class Database:
         with self._connected(STATEMENT_TIMEOUT_S) as connection:
             # One message is one transaction, so the limits hold for what comes with them.
             wire.later(connection, _limits("", STATEMENT_TIMEOUT_S, LOCK_TIMEOUT_S, IDLE_TIMEOUT_S))
+            if decides:
+                wire.later(connection, _DURABLE)
             if isinstance(statement, wire.Statement):
                 return wire.answers(connection, statement, parameters)
             return connection.execute(statement, parameters).all()
@@ -164,11 +178,11 @@ class Database:
     def transaction(
         self, *, statement_s: int = STATEMENT_TIMEOUT_S, lock_s: int = LOCK_TIMEOUT_S, idle_s: int = IDLE_TIMEOUT_S
     ) -> Iterator[Connection]:
-        """One transaction: committed when the block ends, rolled back when it raises.
+        """One transaction: committed when the block ends, and on disk then; rolled back when it raises.
 
         Raises:
-            StoreUnavailableError: the server cannot be reached, went away, or a timeout passed; nothing of the block can be
-                relied on, and whether a lost COMMIT took effect is unknown. Trying again may help.
+            StoreUnavailableError: the server cannot be reached, went away, takes no writes, or a timeout passed; nothing of the
+                block can be relied on, and whether a lost COMMIT took effect is unknown. Trying again may help.
             SchemaOutdatedError: a table or column is missing.
             OrchestratorError: the server refused the work itself; trying again will not help.
         """
@@ -178,6 +192,7 @@ class Database:
             try:
                 yield connection
                 faults.step("before-commit")
+                wire.later(connection, _DURABLE)
                 wire.send(connection, b"COMMIT")  # with what was kept back: its errors come here
             except BaseException:
                 below.forget()
@@ -217,6 +232,10 @@ class Database:
         if prepared and sqlstate in _OF_PREPARED:
             self._prepares = self._prepares and sqlstate == _RESULT_CHANGED
             return StoreUnavailableError(f"database {self.shown_url} lost a prepared statement: {text}")
+        if sqlstate == _READ_ONLY:
+            return StoreUnavailableError(
+                f"database {self.shown_url} takes no writes (a standby, or a server with a full disk?): {text}"
+            )
         if refused := next((line for line in lines if _WRONG_PASSWORD in line), None):
             return StoreUnavailableError(
                 f"database {self.shown_url} refuses the password: {hide_password(refused, self.url)}. A server keeps the"

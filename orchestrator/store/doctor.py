@@ -178,9 +178,6 @@ _TRIALS = {
     "news twice": """
         SELECT t.study, format('%s are all at %s in the news', string_agg(t.who, ', ' ORDER BY t.number), t.seq)
         FROM ledger t WHERE t.seq IS NOT NULL GROUP BY t.study_id, t.study, t.seq HAVING count(*) > 1""",
-    "token": """
-        SELECT t.study, format('%s has the token %s, but the last one handed out is %s', t.who, t.token, q.last_value)
-        FROM ledger t CROSS JOIN orchestrator.token_seq q WHERE t.token > q.last_value""",
     "token twice": """
         SELECT min(t.study), format('%s have the same token %s', string_agg(t.who, ', ' ORDER BY t.trial_id), t.token)
         FROM ledger t GROUP BY t.token HAVING count(*) > 1""",
@@ -363,9 +360,16 @@ _FLEET = {
         FROM ledger t
         WHERE t.worker_id IS NOT NULL AND (t.state = 'CLAIMED' OR (t.state = 'RUNNING' AND t.attempts = 0))
         GROUP BY t.worker_id HAVING count(*) > 1""",
-    "token of a worker": """
-        SELECT NULL, format('worker %s has the token %s, but the last one handed out is %s', w.worker_id, w.token, q.last_value)
-        FROM orchestrator.worker w CROSS JOIN orchestrator.token_seq q WHERE w.token > q.last_value""",
+    # What it holds it says with each renewal, and gives back what it does not hold right after. What it got since then it could
+    # not say yet.
+    "not run": """
+        SELECT t.study, format('%s is held by worker %s on %s, which does not run it', t.who, w.worker_id, w.host)
+        FROM ledger t JOIN orchestrator.worker w ON w.worker_id = t.worker_id
+        LEFT JOIN orchestrator.attempt a ON a.trial_id = t.trial_id AND a.attempt = t.attempts
+        WHERE t.live AND w.state = 'ACTIVE' AND w.holds IS NOT NULL AND t.token <> ALL(w.holds)
+            AND (t.state = 'CLAIMED' OR t.attempts > 0)
+            AND coalesce(a.started_at, t.claimed_at) < w.lease_until - make_interval(secs => w.ttl_s)
+            AND now() > w.lease_until - make_interval(secs => w.ttl_s) + interval '5 s'""",
 }
 
 INVARIANTS = _IN_OPTUNA | _TRIALS | _TICKETS | _CELLS | _SHORTAGES | _STUDIES | _FLEET

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from orchestrator.errors import LeaseLostError
+from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned
 from orchestrator.store import infeasible, optuna_rows, tickets
 from orchestrator.store.claims import ENDING, LOCK_TRIAL, Claim
@@ -39,17 +40,23 @@ def has_study(c: Connection, study_id: int) -> bool:
     return optuna_rows.has_study(c, study_id)
 
 
-def lock_to_end(c: Connection, claim: Claim) -> Row:
+def lock_to_end(c: Connection, claim: Claim, server: datetime | None = None) -> Row:
     """Takes every lock that the end of a trial needs, and returns what that depends on (`ENDING`); one round trip.
 
+    Args:
+        server: when the server started that it is to be; None: any.
+
     Raises:
+        StoreUnavailableError: it is another server.
         LeaseLostError: the claim is no longer the trial's last, or the study is gone.
     """
     lock_study(c, claim.study_id)
     later(c, LOCK_TRIAL, claim.shown)
     later(c, _LOCK_CELL, {"trial_id": claim.trial_id})
     row = answer(c, ENDING, claim.shown)
-    if row is None:
+    if row is not None and server is not None and row.server != server:
+        raise StoreUnavailableError("another database server answers than before, which may lack what was written to that one")
+    if row is None or (row.state == "RUNNING" and row.attempts != claim.attempt):  # the latter: that it began was lost
         raise LeaseLostError(refused(claim))
     refuse_deleted(claim, row.optuna_study_id)
     return row
@@ -90,12 +97,14 @@ def end_attempt(c: Connection, row: Row, outcome: str, reason: str | None = None
     later(c, _END_ATTEMPT, {"trial_id": row.trial_id, "attempt": row.attempts, **ended})
 
 
-def give_back_all(c: Connection, worker_id: int, reason: str, *, but: int | None = None) -> None:
-    """Gives back what a worker holds, all `but` one trial."""
-    mine = sa.and_(trial.c.worker_id == worker_id, trial.c.state.in_(LIVE), trial.c.trial_id != (but or 0))
+def give_back_all(c: Connection, worker_id: int, reason: str, *, but: Collection[int] = ()) -> int:
+    """Gives back what a worker holds, all `but` the claims of these tokens; returns how many trials that were."""
+    mine = sa.and_(trial.c.worker_id == worker_id, trial.c.state.in_(LIVE), trial.c.token.not_in(list(but)))
     held = sa.select(trial).where(mine).order_by(trial.c.trial_id)
-    for row in c.execute(held.with_for_update(key_share=True)).all():
+    rows = c.execute(held.with_for_update(key_share=True)).all()
+    for row in rows:
         give_back(c, row, "interrupted", reason, known=False)
+    return len(rows)
 
 
 def give_back_or_fail(c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = None) -> None:

@@ -18,8 +18,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
+from orchestrator.store.claims import new_token
 from orchestrator.store.database import Database
-from orchestrator.store.schema import slot, token_seq, worker
+from orchestrator.store.schema import slot, worker
 from orchestrator.store.wire import Row, Statement
 
 HERE_EVERY_S = 5.0
@@ -41,7 +42,7 @@ class WorkerLease:
 
     def lost(self) -> LeaseLostError:
         """The error to raise when it is not valid any more."""
-        return LeaseLostError(f"worker {self.worker_id} was evicted: its lease had run out")
+        return LeaseLostError(f"worker {self.worker_id} is not registered any more: its lease had run out, or its row was lost")
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,31 @@ class Renewed:
     """What a worker learns when it renews its lease.
 
     `halted`: a person wants what it runs to be given back at once. `crowded`: the server has half of its connections in use.
+    `strays`: it is held to hold trials of which it does not know. `runs`: it is held to run what it runs. `slotted`: it holds a
+    device slot. `server`: when the server started, which tells one from another. `transaction`: the number of this renewal's;
+    on one time line they grow.
     """
 
     halted: bool
     crowded: bool
+    strays: bool
+    runs: bool
+    slotted: bool
+    server: datetime
+    transaction: int
 
 
 @dataclass(frozen=True)
 class Silent:
-    """A worker to be evicted, and why. `dead`: its process was seen to be gone, whatever its lease says."""
+    """A worker to be evicted, and why. `dead`: its process was seen to be gone, whatever its lease says.
+
+    `token` proves that it is meant, for its id may have become another's; None: whoever has that id.
+    """
 
     worker_id: int
     dead: bool
     reason: str
+    token: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,8 @@ class SlotOffer:
 class Fleet:
     """Registers workers, renews their leases, hands out device slots.
 
-    `size` is how many workers were registered at the last `silent`.
+    At the last `silent`: `size` is how many workers were registered, `server` when the server had started, and `read_only`
+    whether it took no writes.
     """
 
     def __init__(self, database: Database) -> None:
@@ -91,6 +105,8 @@ class Fleet:
         self._here: dict[int, Row] = {}
         self._here_at = -math.inf
         self.size = 0
+        self.server: datetime | None = None
+        self.read_only = False
 
     def register(self, ttl_s: float, checkpoints: str | None = None, studies: Collection[str] | None = None) -> WorkerLease:
         """A row for this process under a new lease of `ttl_s` seconds by the database's clock.
@@ -103,7 +119,7 @@ class Fleet:
             row = c.execute(
                 sa.insert(worker)
                 .values(
-                    token=token_seq.next_value(),
+                    token=new_token(),
                     host=socket.gethostname(),
                     process_scope=process_scope(),
                     pid=os.getpid(),
@@ -117,16 +133,25 @@ class Fleet:
             ).one()
         return WorkerLease(row.worker_id, row.token, ttl_s)
 
-    def renew(self, lease: WorkerLease, doing: str) -> Renewed:
-        """Lengthens the lease by its TTL from now and says what the worker does.
+    def renew(
+        self, lease: WorkerLease, doing: str, *, holds: Collection[int] = (), running: tuple[int, int] | None = None
+    ) -> Renewed:
+        """Lengthens the lease by its TTL from now and says what the worker does and holds.
+
+        Args:
+            holds: the tokens of all claims that it knows of.
+            running: token and number of the attempt that it runs.
 
         Raises:
             LeaseLostError: the worker was evicted; its slot and trials may be another's.
         """
-        renewed = self._database.execute(_RENEW, {**lease.shown, "ttl_s": lease.ttl_s, "doing": doing})
+        token, attempt = running or (None, None)
+        said = {"ttl_s": lease.ttl_s, "doing": doing, "holds": list(holds), "running": token, "attempt": attempt}
+        renewed = self._database.execute(_RENEW, {**lease.shown, **said})
         if not renewed:
             raise lease.lost()
-        return Renewed(bool(renewed[0].halted), bool(renewed[0].crowded))
+        row = renewed[0]
+        return Renewed(row.halted, bool(row.crowded), row.strays, row.runs, row.slotted, row.server, row.transaction)
 
     def refuse(self, lease: WorkerLease, refusals: Mapping[int, tuple[int, str]]) -> None:
         """Notes, for `Reads.servers`, all the studies that the worker cannot serve: for each the revision, and why.
@@ -171,7 +196,8 @@ class Fleet:
     def release_slot(self, lease: WorkerLease) -> None:
         """Gives up the worker's slot, if it holds one."""
         with self._database.transaction() as c:
-            c.execute(sa.delete(slot).where(slot.c.worker_id == lease.worker_id))
+            mine = sa.select(worker.c.worker_id).where(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token)
+            c.execute(sa.delete(slot).where(slot.c.worker_id.in_(mine)))
 
     def held(self, scopes: Collection[str], *, but: WorkerLease | None = None) -> set[tuple[str, str, int]]:
         """The slots of `scopes` that workers hold, all `but` one of them, as (scope, device, slot)."""
@@ -202,12 +228,12 @@ class Fleet:
             contact_s: how long the caller has been in unbroken contact with the database, seconds.
         """
         rows = self._database.execute(_SILENT, {"contact_s": contact_s, "scope": process_scope()})
-        self.size = rows[0].size
+        self.size, self.server, self.read_only = rows[0].size, rows[0].server, rows[0].read_only
         workers = [row for row in rows if row.worker_id is not None]
         self._know([row for row in workers if row.here])
         dead = {one.worker_id: one for one in self._found_dead()}
         expired = [
-            Silent(row.worker_id, dead=False, reason=f"it fell silent: no renewal for {row.ttl_s:g} s")
+            Silent(row.worker_id, dead=False, reason=f"it fell silent: no renewal for {row.ttl_s:g} s", token=row.token)
             for row in workers
             if row.expired and row.worker_id not in dead
         ]
@@ -232,21 +258,33 @@ class Fleet:
 
 _RENEW = Statement(
     """
-    UPDATE orchestrator.worker w SET lease_until = clock_timestamp() + make_interval(secs => :ttl_s), doing = :doing
+    UPDATE orchestrator.worker w
+    SET lease_until = clock_timestamp() + make_interval(secs => :ttl_s), doing = :doing, holds = CAST(:holds AS bigint[])
     WHERE w.worker_id = :worker_id AND w.token = :token AND w.state = 'ACTIVE'
     RETURNING EXISTS (
         SELECT FROM orchestrator.trial o JOIN orchestrator.study s ON s.study_id = o.study_id
         WHERE o.worker_id = w.worker_id AND o.state = 'RUNNING' AND o.attempts > 0 AND s.halt
     ) AS halted,
-    (SELECT sum(d.numbackends) FROM pg_stat_database d) > current_setting('max_connections')::int / 2 AS crowded
+    (SELECT sum(d.numbackends) FROM pg_stat_database d) > current_setting('max_connections')::int / 2 AS crowded,
+    EXISTS (
+        SELECT FROM orchestrator.trial o
+        WHERE o.worker_id = w.worker_id AND o.state IN ('CLAIMED', 'RUNNING') AND o.token <> ALL(CAST(:holds AS bigint[]))
+    ) AS strays,
+    CAST(:running AS bigint) IS NULL OR EXISTS (
+        SELECT FROM orchestrator.trial o
+        WHERE o.worker_id = w.worker_id AND o.token = CAST(:running AS bigint) AND o.state = 'RUNNING' AND o.attempts = :attempt
+    ) AS runs,
+    EXISTS (SELECT FROM orchestrator.slot d WHERE d.worker_id = w.worker_id) AS slotted,
+    pg_postmaster_start_time() AS server,
+    CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS transaction
     """
 )
 _SILENT = Statement(
     """
-    SELECT a.size, w.*
+    SELECT a.size, pg_postmaster_start_time() AS server, current_setting('transaction_read_only') = 'on' AS read_only, w.*
     FROM (SELECT count(*) AS size FROM orchestrator.worker WHERE state = 'ACTIVE') AS a
     LEFT JOIN (
-        SELECT w.worker_id, w.pid, w.pid_started, w.host, w.ttl_s, w.process_scope = :scope AS here,
+        SELECT w.worker_id, w.token, w.pid, w.pid_started, w.host, w.ttl_s, w.process_scope = :scope AS here,
             w.lease_until < clock_timestamp() AND w.ttl_s <= :contact_s
                 AND pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => w.ttl_s) AS expired
         FROM orchestrator.worker w WHERE w.state = 'ACTIVE'
@@ -256,14 +294,14 @@ _SILENT = Statement(
 )
 _HERE = Statement(
     """
-    SELECT worker_id, pid, pid_started, host FROM orchestrator.worker
+    SELECT worker_id, token, pid, pid_started, host FROM orchestrator.worker
     WHERE state = 'ACTIVE' AND process_scope = :scope ORDER BY worker_id
     """
 )
 
 
 def _died(row: Row) -> Silent:
-    return Silent(row.worker_id, dead=True, reason=f"its process {row.pid} on {row.host} died")
+    return Silent(row.worker_id, dead=True, reason=f"its process {row.pid} on {row.host} died", token=row.token)
 
 
 def hold_worker(c: Connection, lease: WorkerLease, *, alone: bool = False) -> None:

@@ -10,8 +10,9 @@ Every method may be called again after its answer was lost on the way: it then f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -19,14 +20,15 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
-from orchestrator.model import Completed, Failed, JSONValue, Pruned, Suggestion, TrialNews
+from orchestrator.model import Completed, Failed, JSONValue, Param, Pruned, Suggestion, TrialNews
 from orchestrator.store import endings, infeasible, optuna_rows, tickets
-from orchestrator.store.claims import LOCK_TRIAL, Claim, Place, claim_of, held_by, ran_at, with_ticket
+from orchestrator.store.claims import LOCK_TRIAL, Claim, Place, claim_of, held_by, new_token, ran_at, with_ticket
 from orchestrator.store.database import Database
 from orchestrator.store.endings import LIVE, Facts, has_study, lock_study, lock_to_end, refused
 from orchestrator.store.fleet import Silent, WorkerLease, hold_worker
 from orchestrator.store.reads import news_after
-from orchestrator.store.schema import attempt, cell, event, slot, study, ticket, token_seq, trial, worker
+from orchestrator.store.schema import attempt, cell, event, slot, study, ticket, trial, worker
+from orchestrator.store.suggested import write_missing
 from orchestrator.store.tickets import Choice, Found, Undecided
 from orchestrator.store.wire import Statement, answer, answers, as_text, later
 
@@ -63,6 +65,7 @@ class Ledger:
         likely: Sequence[int] = (),
         ahead: bool = False,
         known: int | None = None,
+        launched: datetime | None = None,
     ) -> Claim | Undecided | None:
         """Takes what is next in a study: a trial given back, else the next ticket, else a trial that another has prepared.
 
@@ -76,14 +79,15 @@ class Ledger:
             likely: ordinals of the cells it would choose among if there are more than `MOST_CHOICES`.
             ahead: only a ticket, and not while a trial waits that was given back.
             known: the answer is to tell the study's news since this position.
+            launched: when the study was launched whose trial is wanted; one that was launched later has none for the caller.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile.
         """
         with self._database.transaction() as c:
-            found: Found | Undecided | None = tickets.look(c, study_id, place, lease)
+            found: Found | Undecided | None = tickets.look(c, study_id, place, lease, launched)
             if found is None:
-                found = tickets.look_further(c, study_id, lease, choice, adaptive=adaptive, likely=likely)
+                found = tickets.look_further(c, study_id, lease, choice, adaptive=adaptive, likely=likely, launched=launched)
             if found is None or (ahead and isinstance(found, Found) and found.kind != "ticket"):
                 return None
             if isinstance(found, Found) and found.kind == "trial":
@@ -98,7 +102,7 @@ class Ledger:
     def _take_up(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> Claim:
         """A trial that was given back: its next attempt begins."""
         mine = trial.c.trial_id == trial_id
-        changed = {"worker_id": lease.worker_id, "token": token_seq.next_value(), "attempts": trial.c.attempts + 1}
+        changed = {"worker_id": lease.worker_id, "token": new_token(), "attempts": trial.c.attempts + 1}
         later(c, sa.update(trial).where(mine).values(changed))
         later(c, _BEGIN_ATTEMPT, {"trial_id": trial_id, **_where(lease, place)})
         later(c, _START_OPTUNA_TRIAL, {"trial_id": trial_id})
@@ -107,7 +111,7 @@ class Ledger:
     def _take_over(self, c: Connection, trial_id: int, lease: WorkerLease) -> Claim:
         """A trial that another worker has prepared: what that one does with it is refused from now on."""
         mine = trial.c.trial_id == trial_id
-        later(c, sa.update(trial).where(mine).values(worker_id=lease.worker_id, token=token_seq.next_value()))
+        later(c, sa.update(trial).where(mine).values(worker_id=lease.worker_id, token=new_token()))
         return replace(claim_of(c.execute(with_ticket().where(mine)).one()), attempt=1)
 
     def _begin(self, c: Connection, lease: WorkerLease, study_id: int, found: Found) -> Claim:
@@ -115,7 +119,7 @@ class Ledger:
         if found.cell_id is not None:
             later(c, _COUNT_BOUND, {"cell_id": found.cell_id})
         later(c, _TAKE_TICKET, {"ticket_id": found.row_id, "cell_id": found.cell_id})
-        later(c, _INSERT_TRIAL, {"ticket_id": found.row_id, "worker_id": lease.worker_id})
+        later(c, _INSERT_TRIAL, {"ticket_id": found.row_id, "worker_id": lease.worker_id, "token": new_token()})
         if found.why is not None:
             why = {"ticket_id": found.row_id, "reason": json.dumps(found.why)}
             later(c, _TELL_ALLOCATED, why)
@@ -190,9 +194,9 @@ class Ledger:
         for the worker's device meanwhile.
         """
         where = _where(lease, place)
-        (row,) = self._database.execute(_START[False], {**claim.shown, **where})
+        (row,) = self._database.execute(_START[False], {**claim.shown, **where}, decides=True)
         if row.short and not row.begun:
-            (row,) = self._database.execute(_START[True], {**claim.shown, **where})
+            (row,) = self._database.execute(_START[True], {**claim.shown, **where}, decides=True)
         return bool(row.begun)
 
     def report(
@@ -234,18 +238,26 @@ class Ledger:
         constraints: Mapping[str, float] = MappingProxyType({}),
         artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
         facts: Facts = None,
+        suggested: Sequence[tuple[Param, JSONValue]] = (),
+        server: datetime | None = None,
     ) -> None:
         """Ends the trial with its last reports and attributes, accepted once; the ticket is spent, or reopened for another try.
 
+        Args:
+            suggested: parameters that the objective asked for, with their true values, of which the trial may have lost some.
+            server: when the server started to which all else was written. Another one may have lost that: nothing is written.
+
         Raises:
+            StoreUnavailableError: as `transaction` does, and if it is another server.
             LeaseLostError: another attempt holds the trial or has ended it, or it was failed meanwhile; nothing was written.
         """
         with self._database.transaction() as c:
-            row = lock_to_end(c, claim)
+            row = lock_to_end(c, claim, server)
             if row.state != "RUNNING":
                 if row.state != endings.state_of(outcome):
                     raise LeaseLostError(refused(claim))
                 return
+            write_missing(c, row, suggested)
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
             endings.end(c, row, outcome, attrs, facts)
@@ -260,40 +272,44 @@ class Ledger:
         constraints: Mapping[str, float] = MappingProxyType({}),
         artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
         facts: Facts = None,
+        suggested: Sequence[tuple[Param, JSONValue]] = (),
+        server: datetime | None = None,
     ) -> bool:
         """Gives a trial back whose attempt failed for a reason that passes: the same trial runs again, as its next attempt.
 
-        False, and nothing is written, when it has had `runner.retries` of them: then `finish` it.
+        False, and nothing is written, when it has had `runner.retries` of them: then `finish` it. Arguments as there.
 
         Raises:
+            StoreUnavailableError: as `finish` does.
             LeaseLostError: another attempt holds the trial or has ended it; nothing was written.
         """
         with self._database.transaction() as c:
-            row = lock_to_end(c, claim)
+            row = lock_to_end(c, claim, server)
             if row.state != "RUNNING":
                 raise LeaseLostError(refused(claim))
             if row.worker_id is None and endings.outcome_of_last(c, row) == "retried":  # by a COMMIT whose answer was lost
                 return True
             if row.retries >= endings.runner_setting(c, claim.study_id, "retries", 0):
                 return False
+            write_missing(c, row, suggested)
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
             optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
             endings.give_back(c, row, "retried", f"{failure.kind}: {failure.message.splitlines()[0]}", known=True, facts=facts)
         return True
 
-    def give_back_held(self, lease: WorkerLease, reason: str, *, but: int | None = None) -> None:
-        """Gives back whatever the worker holds but the trial that it runs: what it was given by an answer that was lost.
+    def give_back_held(self, lease: WorkerLease, reason: str, *, but: Collection[int] = ()) -> int:
+        """Gives back what the worker is held to hold and does not know of, as after a lost answer; returns how many trials.
 
         Args:
-            but: the `trial_id` of what it runs.
+            but: the tokens of the claims that it does hold.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile; then nothing is its own.
         """
         with self._database.transaction() as c:
             hold_worker(c, lease, alone=True)
-            endings.give_back_all(c, lease.worker_id, reason, but=but)
+            return endings.give_back_all(c, lease.worker_id, reason, but=but)
 
     def release(self, claim: Claim, reason: str, *, lost: bool = False, facts: Facts = None) -> None:
         """Gives an unfinished trial back: another worker takes up the same trial.
@@ -322,7 +338,8 @@ class Ledger:
         """
         with self._database.transaction() as c:
             lapsed = sa.or_(worker.c.lease_until < sa.func.clock_timestamp(), sa.literal(silent.dead))
-            gone = sa.and_(worker.c.worker_id == silent.worker_id, worker.c.state == "ACTIVE", lapsed)
+            meant = sa.or_(sa.literal(silent.token is None), worker.c.token == (silent.token or 0))
+            gone = sa.and_(worker.c.worker_id == silent.worker_id, meant, worker.c.state == "ACTIVE", lapsed)
             if not self._remove_worker(c, gone, silent.worker_id, silent.reason):
                 return False
             live = sa.and_(trial.c.worker_id == silent.worker_id, trial.c.state.in_(LIVE))
@@ -340,7 +357,10 @@ class Ledger:
         """
         unknown = attempt.c.outcome.in_(("lost", "interrupted"))  # the result of others is known
         query = with_ticket().where(trial.c.state == "RUNNING", trial.c.worker_id.is_(None), ran_at(place, unknown))
-        return [claim_of(row) for row in self._database.execute(query.order_by(trial.c.trial_id))]
+        last = sa.and_(attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts)
+        query = query.add_columns(sa.select(attempt.c.token).where(last).scalar_subquery().label("ran_under"))
+        rows = self._database.execute(query.order_by(trial.c.trial_id))
+        return [replace(claim_of(row), ran_under=row.ran_under) for row in rows]
 
     def end_studies(self) -> list[int]:
         """Finishes studies that were stopped, or are past their deadline, and run nothing any more; returns their ids.
@@ -404,7 +424,7 @@ class Ledger:
 _INSERT_TRIAL = Statement(
     """
     INSERT INTO orchestrator.trial (study_id, ticket_id, cell_id, worker_id, token, retried_from)
-    SELECT t.study_id, t.ticket_id, t.cell_id, :worker_id, nextval('orchestrator.token_seq'), t.retried_from
+    SELECT t.study_id, t.ticket_id, t.cell_id, :worker_id, :token, t.retried_from
     FROM orchestrator.ticket t WHERE t.ticket_id = :ticket_id
     """
 )
@@ -464,8 +484,9 @@ _CREATE = Statement(
 )
 _BEGIN_ATTEMPT = Statement(  # the one that the trial's row counts by now
     """
-    INSERT INTO orchestrator.attempt (trial_id, attempt, worker_id, host, runs_dir, device_name, gpu_bytes, host_bytes)
-    SELECT o.trial_id, o.attempts, :worker_id, :host, :runs_dir, d.device_name, d.gpu_bytes, coalesce(d.host_bytes, 0)
+    INSERT INTO orchestrator.attempt
+        (trial_id, attempt, token, worker_id, host, runs_dir, device_name, gpu_bytes, host_bytes)
+    SELECT o.trial_id, o.attempts, o.token, :worker_id, :host, :runs_dir, d.device_name, d.gpu_bytes, coalesce(d.host_bytes, 0)
     FROM orchestrator.trial o LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
     WHERE o.trial_id = :trial_id
     """
@@ -484,10 +505,11 @@ _START_TEXT = """
             AND o.worker_id = :worker_id AND s.study_id = o.study_id
             AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())
             AND {fits}
-        RETURNING o.trial_id, o.optuna_trial_id
+        RETURNING o.trial_id, o.token, o.optuna_trial_id
     ), counted AS (
-        INSERT INTO orchestrator.attempt (trial_id, attempt, worker_id, host, runs_dir, device_name, gpu_bytes, host_bytes)
-        SELECT b.trial_id, 1, :worker_id, :host, :runs_dir, d.device_name, d.gpu_bytes, coalesce(d.host_bytes, 0)
+        INSERT INTO orchestrator.attempt
+            (trial_id, attempt, token, worker_id, host, runs_dir, device_name, gpu_bytes, host_bytes)
+        SELECT b.trial_id, 1, b.token, :worker_id, :host, :runs_dir, d.device_name, d.gpu_bytes, coalesce(d.host_bytes, 0)
         FROM begun b LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
     ), shown AS (
         UPDATE trials t SET datetime_start = timezone('utc', clock_timestamp())

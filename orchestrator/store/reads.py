@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.errors import ConfigError, OrchestratorError, did_you_mean
 from orchestrator.model import ASK_KEY, JSONValue, Param, StudySpec, TrialNews
 from orchestrator.store.database import Database
 from orchestrator.store.infeasible import device_label
@@ -37,9 +37,10 @@ from orchestrator.store.wire import Row, Statement, answers
 
 @dataclass(frozen=True)
 class StudyRow:
-    """A study as stored; `active` is false once its budget, its time or its open cells are used up.
+    """A study as it was last launched; `active` is false once its budget, its time or its open cells are used up.
 
-    `launched_s` is how long ago it was last launched, `followed` whether a launch shows it now.
+    Its id and `revision` may come again after the database went back in time; `launched_at`, which the database's clock tells
+    to the microsecond, is of this launch alone. `launched_s` is how long ago that was, `followed` whether a launch shows it now.
     """
 
     study_id: int
@@ -49,6 +50,7 @@ class StudyRow:
     reason: str | None
     active: bool
     created_at: datetime
+    launched_at: datetime
     launched_s: float = field(default=0.0, compare=False)
     followed: bool = False
 
@@ -171,7 +173,8 @@ class CodeRow:
 class AttemptRow:
     """Where one attempt of a trial ran, and how it ended (None: it runs); `reason` if it ended without a result.
 
-    `facts`: what it ran on and took; None if it has not ended, or was lost with its worker.
+    `facts`: what it ran on and took; None if it has not ended, or was lost with its worker. `token` names its run directory;
+    None if it is older than that.
     """
 
     attempt: int
@@ -180,6 +183,18 @@ class AttemptRow:
     outcome: str | None
     reason: str | None
     facts: dict[str, Any] | None = None
+    token: int | None = None
+
+
+@dataclass(frozen=True)
+class TimeLine:
+    """Which history of which cluster a server continues: its system identifier, and its time line (8 hex digits).
+
+    `timeline` is None on a standby, which follows that of another server.
+    """
+
+    system: int
+    timeline: str | None
 
 
 class Reads:
@@ -221,6 +236,14 @@ class Reads:
         Positions are handed out in commit order under the study's lock, so that no late commit is ever behind the cursor.
         """
         return _told(self._database.execute(_NEWS, {"study_id": study_id, "cursor": cursor}), cursor)
+
+    def time_line(self) -> TimeLine | None:
+        """Which history the server continues; None where it does not tell, as some that are managed by others."""
+        try:
+            (row,) = self._database.execute(_TIME_LINE)
+        except OrchestratorError:
+            return None
+        return TimeLine(row.system, row.timeline)
 
     def asked(self, study_id: int, number: int) -> TrialNews | None:
         """One of our trials of the study with what was written down when it was asked for; None if there is none."""
@@ -390,7 +413,7 @@ class Reads:
             rows = c.execute(sa.select(attempt).where(attempt.c.trial_id == trial_id).order_by(attempt.c.attempt)).all()
         if trial_id is None:
             raise ConfigError(f"trial={number}: the study has no trial of that number that this program ran")
-        return [AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome, r.reason, r.facts) for r in rows]
+        return [AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome, r.reason, r.facts, r.token) for r in rows]
 
     def code(self, study_id: int) -> list[CodeRow]:
         """What code the complete and pruned trials of the study ran, those with the lowest number first.
@@ -465,7 +488,8 @@ def _told(rows: Sequence[Row], cursor: int) -> tuple[list[TrialNews], int]:
 
 def _study_row(r: Row) -> StudyRow:
     return StudyRow(
-        r.study_id, r.study_name, r.revision, r.state, r.reason, r.active, r.created_at, float(r.launched_s), r.followed
+        r.study_id, r.study_name, r.revision, r.state, r.reason, r.active, r.created_at, r.launched_at, float(r.launched_s),
+        r.followed,
     )  # fmt: skip
 
 
@@ -546,6 +570,13 @@ _NEWS = Statement(
     WHERE o.study_id = (SELECT CAST(:study_id AS int))
         AND o.seq > (SELECT CAST(:cursor AS bigint)) AND o.seq < (SELECT CAST(9223372036854775807 AS bigint))
     ORDER BY o.seq
+    """
+)
+_TIME_LINE = Statement(
+    """
+    SELECT s.system_identifier AS system,
+        CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8) END AS timeline
+    FROM pg_control_system() AS s
     """
 )
 # A trial without `created_seq` is older than the column, and so than any position that was written down.

@@ -16,9 +16,6 @@ KNOWN_OPTUNA_REVISIONS = frozenset({"v3.2.0.a"})
 metadata = sa.MetaData(schema=SCHEMA)
 _now = sa.text("clock_timestamp()")
 
-token_seq = sa.Sequence("token_seq", schema=SCHEMA, metadata=metadata, data_type=sa.BigInteger)
-"""Every lease gets a larger token than any before it."""
-
 study = sa.Table(
     "study",
     metadata,
@@ -108,6 +105,7 @@ worker = sa.Table(
     sa.Column("checkpoints", sa.Text, comment="the place where it keeps checkpoints; the same for all that share it"),
     sa.Column("studies", sa.JSON(none_as_null=True), comment="names of the only studies it serves; null: all"),
     sa.Column("refusals", JSONB(none_as_null=True), comment="by study_id: a revision that it cannot serve, and why"),
+    sa.Column("holds", sa.ARRAY(sa.BigInteger), comment="tokens of the trials that it says it holds; null: not said"),
     sa.Column("lease_until", sa.DateTime(timezone=True), nullable=False),
     sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("ended_at", sa.DateTime(timezone=True)),
@@ -189,6 +187,7 @@ attempt = sa.Table(
     sa.Column("host_bytes", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("peak_bytes", sa.BigInteger, comment="most memory that it held, of one that ran out of it"),
     sa.Column("facts", JSONB(none_as_null=True), comment="the code, machine and device it ran on, and what it took"),
+    sa.Column("token", sa.BigInteger, comment="of the claim under which it began; null: older than this column"),
 )
 
 shortage = sa.Table(

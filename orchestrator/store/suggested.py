@@ -5,7 +5,7 @@ Locks and lost answers as in `ledger`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on
@@ -17,7 +17,24 @@ from orchestrator.store import optuna_rows
 from orchestrator.store.claims import Claim, held_by
 from orchestrator.store.database import Database
 from orchestrator.store.schema import optuna_trial_params, optuna_trials, trial
-from orchestrator.store.wire import later
+from orchestrator.store.wire import Row, later
+
+
+def write_missing(c: Connection, row: Row, suggested: Sequence[tuple[Param, JSONValue]]) -> None:
+    """Adds the parameters that the trial lacks; under its lock.
+
+    Args:
+        row: the trial's.
+        suggested: parameters with their true values.
+    """
+    if not suggested:
+        return
+    known = c.execute(sa.select(trial.c["values"]).where(trial.c.trial_id == row.trial_id)).scalar_one() or {}
+    missing = [(param, value) for param, value in suggested if param.name not in known]
+    if missing:
+        optuna_rows.write_params(c, row.optuna_trial_id, [param for param, _ in missing])
+        values = {**known, **{param.name: value for param, value in missing}}
+        later(c, sa.update(trial).where(trial.c.trial_id == row.trial_id).values(values=values))
 
 
 class Suggested:

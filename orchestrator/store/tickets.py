@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -51,7 +52,7 @@ class Found:
     why: Mapping[str, JSONValue] | None = None
 
 
-def look(c: Connection, study_id: int, place: Place, lease: WorkerLease) -> Found | None:
+def look(c: Connection, study_id: int, place: Place, lease: WorkerLease, launched: datetime | None = None) -> Found | None:
     """Locks what has its cell already: a trial given back, else the next ticket by hand, else of the next share.
 
     What others are taking is skipped, not waited for, and so is what belongs to a cell closed for the worker's device, but for
@@ -62,10 +63,10 @@ def look(c: Connection, study_id: int, place: Place, lease: WorkerLease) -> Foun
     """
     later(c, _LOCK_WORKER, lease.shown)
     later(c, _BEFORE_LOOK)
-    here = {"host": place.host, "runs_dir": place.runs_dir}
-    (row,) = answers(c, _LOOK[False], {**lease.shown, **here, "study_id": study_id})
+    asked = {**lease.shown, "host": place.host, "runs_dir": place.runs_dir, "study_id": study_id, "launched": launched}
+    (row,) = answers(c, _LOOK[False], asked)
     if row.short:
-        (row,) = answers(c, _LOOK[True], {**lease.shown, **here, "study_id": study_id})
+        (row,) = answers(c, _LOOK[True], asked)
     if row.held is None:
         raise lease.lost()
     return None if row.kind is None else Found(row.kind, row.row_id)
@@ -79,6 +80,7 @@ def look_further(
     *,
     adaptive: bool = False,
     likely: Sequence[int] = (),
+    launched: datetime | None = None,
 ) -> Found | Undecided | None:
     """Locks the next ticket that has no cell, once every share is spent, and chooses its cell; else takes another's trial.
 
@@ -91,7 +93,7 @@ def look_further(
     # be old by now: a launch that holds it may be laying new shares.
     later(c, LOCK_STUDY, {"study_id": study_id})
     chosen = None if choice is None else choice.cell
-    asked = {"study_id": study_id, "worker_id": lease.worker_id, "chosen": chosen}
+    asked = {"study_id": study_id, "worker_id": lease.worker_id, "chosen": chosen, "launched": launched}
     (row,) = answers(c, _LOOK_FURTHER[False], asked)
     if row.short:
         (row,) = answers(c, _LOOK_FURTHER[True], asked)
@@ -118,6 +120,7 @@ _UNDO_LOOK = b"ROLLBACK TO SAVEPOINT before_look"
 LOCK_STUDY = Statement("SELECT FROM orchestrator.study WHERE study_id = :study_id FOR NO KEY UPDATE")
 _ACTIVE = """EXISTS (
     SELECT FROM orchestrator.study s WHERE s.study_id = :study_id
+        AND s.launched_at = coalesce(:launched, s.launched_at)
         AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp()))"""
 SHORT = "EXISTS (SELECT FROM orchestrator.shortage h WHERE h.closed)"
 """Whether any cell is closed for a device: only then is it looked up of which, since to plan for that takes milliseconds."""

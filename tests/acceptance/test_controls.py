@@ -33,7 +33,7 @@ def status(commands: Commands) -> Any:
 def test_a_pause_at_once_is_obeyed_within_a_heartbeat_and_the_trial_goes_on_after_it(commands: Commands, store: Store) -> None:
     study = store.studies.launch(spec(cells=1, objective=SLOW, runner={**RUNNER, "grace_s": 0.2})).study_id
     with commands.started("worker", *SOON):
-        wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1/checkpoints/seen")), 60)
+        wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/checkpoints/seen")), 60)
         said = commands.check("pause", "--now", NAME)
         assert "study study: paused (paused by " in said
         wait_until(lambda: [a.outcome for a in store.reads.attempts(study, 0)] == ["interrupted"], 10)

@@ -36,7 +36,7 @@ def test_hosts_that_share_a_place_need_no_more(commands: Commands, store: Store)
     (shared / ".orchestrator-place").write_text("the same place")
     somebody_elsewhere(commands, store, "the same place")
     assert "finished: budget spent" in commands.check("launch", *TINY, f"paths.checkpoints={shared}")
-    assert list(shared.glob("tiny-*/trial-0/attempt-1")), "that is where they are kept"
+    assert list(shared.glob("tiny-*/trial-0/attempt-1-*")), "that is where they are kept"
 
 
 def test_a_target_that_the_host_does_not_allow_is_not_run(commands: Commands, store: Store) -> None:

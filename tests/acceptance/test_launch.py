@@ -124,7 +124,7 @@ def test_a_terminated_worker_gives_its_trial_back_and_another_resumes_it(command
     with commands.started("launch", *TINY, patient, "a=1", "budget.per_cell=1", "budget.trials=1", "worker.count=0"):
         with commands.started("worker", "worker.drain_s=0") as worker:
             study = wait_until(lambda: next((r for r in store.reads.studies()), None), 60)
-            wait_until(lambda: list(commands.directory.glob("runs/tiny-*/trial-0/attempt-1/checkpoints/seen")), 60)
+            wait_until(lambda: list(commands.directory.glob("runs/tiny-*/trial-0/attempt-1-*/checkpoints/seen")), 60)
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(timeout=30) == 0, worker.communicate()[0]
         assert store.reads.attempts(study.study_id, 0)[0].outcome == "interrupted"

@@ -61,7 +61,7 @@ def test_the_password_of_the_url_shows_up_nowhere(database_url: str, tmp_path: P
     commands = Commands(database_url.replace("postgres@", f"postgres:{CANARY}@"), tmp_path, fresh=True)
     slow = ("objective._target_=tests.support.training.slow", "+objective.seconds=2", "worker.count=1", "budget.trials=3")
     with commands.started("launch", *TINY, *slow, "budget.per_cell=1") as launch:
-        wait_until(lambda: list(tmp_path.glob("runs/tiny-*/trial-0/attempt-1/checkpoints/seen")), 60)
+        wait_until(lambda: list(tmp_path.glob("runs/tiny-*/trial-0/attempt-1-*/checkpoints/seen")), 60)
         family = descendants(launch.pid)
         said = "\n".join(" ".join(psutil.Process(pid).cmdline()) for pid in family)
         child_environments = [e for pid in family if "keeper" in (e := _command_and_environment(pid))]

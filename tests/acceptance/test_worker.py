@@ -178,7 +178,7 @@ def test_a_silent_worker_is_evicted_and_its_trial_goes_on_elsewhere(commands: Co
     study = store.studies.launch(spec(cells=1, objective=slow, runner={**RUNNER, "grace_s": 0.2})).study_id
     lease = ("worker.lease_ttl_s=2", "worker.heartbeat_s=0.5", "worker.poll_s=0.2")
     with commands.started("worker", *lease) as frozen:
-        wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1/checkpoints/seen")), 60)
+        wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/checkpoints/seen")), 60)
         frozen.send_signal(signal.SIGSTOP)
         commands.check("worker", *lease, "worker.max_trials=1", timeout=60)
         frozen.send_signal(signal.SIGCONT)

@@ -90,7 +90,7 @@ def test_told_to_end_while_the_database_is_away_a_worker_with_a_trial_ends_in_or
     store.rest()
     with Fleet(commands, "worker.drain_s=1") as fleet:
         worker = fleet.start(apart=True)
-        (job,) = wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1/job.json")))
+        (job,) = wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/job.json")))
         server.stop()
         wait_until(lambda: job.with_name("result.json").exists())
         os.kill(worker.pid, signal.SIGTERM)

@@ -93,7 +93,7 @@ def test_a_connection_that_stays_up_and_says_nothing_holds_a_worker_for_a_statem
     store.studies.launch(spec(cells=1, objective={**OBJECTIVE, "seconds": 5.0}, runner=RUNNER))
     with Proxy(str(commands.url)) as proxy, Fleet(commands) as fleet:
         worker = fleet.start(url=proxy.url)
-        wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1/job.json")))
+        wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/job.json")))
         proxy.hang_at(b"UPDATE orchestrator.worker")
         assert proxy.hung.wait(30)
         began = time.monotonic()

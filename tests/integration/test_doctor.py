@@ -264,7 +264,6 @@ PLANTS = {
             "trial 0, trial 1 are all at",
         )
     ],
-    "token": [Plant(f"UPDATE orchestrator.trial SET token = 1000 WHERE {trial(0)}", "trial 0 has the token 1000")],
     "token twice": [
         Plant(
             f"UPDATE orchestrator.trial SET token = (SELECT token FROM orchestrator.trial WHERE {trial(0)}) WHERE {trial(1)}",
@@ -417,7 +416,14 @@ PLANTS = {
             "none of the workers that might serve it can: no module train",
         )
     ],
-    "token of a worker": [Plant(f"UPDATE orchestrator.worker SET token = 1000 WHERE {WORKER_1}", "has the token 1000", None)],
+    "not run": [
+        Plant(
+            "UPDATE orchestrator.worker SET holds = '{7}', lease_until = now() + make_interval(secs => ttl_s - 10) "
+            f"WHERE {WORKER_1}; "
+            f"UPDATE orchestrator.attempt SET started_at = now() - interval '1 minute' WHERE {attempt_of(5)}",
+            "trial 5 is held by worker 1 on",
+        )
+    ],
 }
 
 

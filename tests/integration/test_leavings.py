@@ -156,7 +156,7 @@ def test_a_trial_that_is_given_back_keeps_what_it_stored_last(store: Store, tmp_
     worker = Worker(store, WorkerConfig(devices=["cpu"], threads=1), tmp_path / "runs", artifacts=f"{tmp_path}/artifacts")
     running = threading.Thread(target=worker.run)
     running.start()
-    wait_until(lambda: list(tmp_path.glob("runs/study-*/trial-0/attempt-1/checkpoints/mark")), 60)
+    wait_until(lambda: list(tmp_path.glob("runs/study-*/trial-0/attempt-1-*/checkpoints/mark")), 60)
     worker.drain(Drain.STOP)
     running.join(60)
     (kept,) = (tmp_path / "artifacts").iterdir()

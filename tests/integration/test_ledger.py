@@ -245,7 +245,7 @@ def test_a_released_trial_goes_on_as_the_same_trial(store: Store, lease: WorkerL
     again = start(store, lease, study)
     assert again is not None
     assert (again.number, again.values, again.attempt, again.resumed) == (first.number, first.values, 2, True)
-    assert again.token > first.token
+    assert again.token != first.token
     end(store, again)
     trials = optuna.load_study(study_name="study", storage=store.url).trials
     assert [t.state.name for t in trials] == ["COMPLETE"]

@@ -212,7 +212,6 @@ FOR_NOBODY = {
     "delete attempts": "DELETE FROM orchestrator.attempt",
     "write Optuna's version": "UPDATE alembic_version SET version_num = 'x'",
     "write our version": "UPDATE orchestrator.version SET version_num = 'x'",
-    "set the tokens back": "SELECT setval('orchestrator.token_seq', 1)",
     "run a program": "COPY trials TO PROGRAM 'cat'",
     "write a file": "COPY trials TO '/tmp/mine'",
     "read a file": "SELECT pg_read_file('/etc/passwd')",

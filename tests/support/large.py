@@ -11,7 +11,7 @@ import psycopg2.extensions
 _STATEMENTS = (
     "INSERT INTO orchestrator.worker"
     " (token, host, process_scope, pid, pid_started, ttl_s, state, reason, lease_until, ended_at)"
-    " SELECT nextval('orchestrator.token_seq'), 'gone', 'gone', 1, 1, 60, 'GONE', 'ended in order', now(), now()",
+    " SELECT (random() * 9e18)::bigint, 'gone', 'gone', 1, 1, 60, 'GONE', 'ended in order', now(), now()",
     """
     INSERT INTO trials (number, study_id, state, datetime_start, datetime_complete)
     SELECT ordinal, study_id, 'COMPLETE', now() AT TIME ZONE 'utc', now() AT TIME ZONE 'utc'
@@ -21,7 +21,7 @@ _STATEMENTS = (
     INSERT INTO orchestrator.trial (study_id, ticket_id, cell_id, state, number, optuna_trial_id, seq, created_seq, values,
         token, attempts, ended_at)
     SELECT k.study_id, k.ticket_id, k.cell_id, 'COMPLETE', o.number, o.trial_id, 2 * k.ordinal + 2, 2 * k.ordinal + 1,
-        json_build_object('a', k.ordinal, 'x', 0.5), nextval('orchestrator.token_seq'), 1, clock_timestamp()
+        json_build_object('a', k.ordinal, 'x', 0.5), (random() * 9e18)::bigint, 1, clock_timestamp()
     FROM orchestrator.ticket k JOIN trials o ON o.study_id = k.study_id AND o.number = k.ordinal
     WHERE k.study_id = %(study)s AND k.ordinal BETWEEN %(first)s AND %(last)s ORDER BY k.ordinal
     """,

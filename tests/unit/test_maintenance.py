@@ -17,6 +17,7 @@ class Fleet:
 
     def __init__(self, workers: int) -> None:
         self.size, self.whole, self.own_host = workers, 0, 0
+        self.server, self.read_only = None, False
 
     def silent(self, _contact_s: float) -> list[Any]:
         self.whole += 1

@@ -9,8 +9,9 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
 from orchestrator import faults
@@ -27,7 +28,7 @@ MARKER: Final = ".orchestrator-place"
 SETTLES_S: Final = 0.5
 _GIVES_UP_S: Final = 5.0
 _INCOMING: Final = ".incoming"
-_ATTEMPT = re.compile(rf"attempt-([1-9]\d*)(?:{re.escape(_INCOMING)})?")
+_ATTEMPT = re.compile(rf"(attempt-([1-9]\d*)(?:-[0-9a-f]{{16}})?)(?:{re.escape(_INCOMING)})?")
 _PROTOCOL_TYPO = re.compile(r"[A-Za-z][A-Za-z0-9+-]+:(?!//)")
 
 
@@ -40,9 +41,9 @@ class Checkpoints:
 
     Every attempt writes to a directory of its own and reads no other:
 
-    - place None: ``<runs>/<study>/trial-N/attempt-K/checkpoints``;
-    - a directory: ``<place>/<study>/trial-N/attempt-K``;
-    - a URL: as with None, and what is there is uploaded to ``<place>/<study>/trial-N/attempt-K``, see `generations`.
+    - place None: ``<runs>/<study>/trial-N/attempt-K-TOKEN/checkpoints``;
+    - a directory: ``<place>/<study>/trial-N/attempt-K-TOKEN``;
+    - a URL: as with None, and what is there is uploaded to ``<place>/<study>/trial-N/attempt-K-TOKEN``, see `generations`.
 
     Args:
         place: The setting ``paths.checkpoints``.
@@ -80,7 +81,9 @@ class Checkpoints:
         """A random word, the same for all that see this place and for nobody else."""
         return self._identity
 
-    def begin(self, study: str, number: int, attempt: int, *, resume: bool) -> Kept:
+    def begin(
+        self, study: str, number: int, attempt: int, *, resume: bool, tokens: Mapping[int, int | None] = MappingProxyType({})
+    ) -> Kept:
         """Makes the directory of an attempt; with `resume` it holds what the newest earlier attempt that has any left there.
 
         It takes as long as a copy or a download of that does, and shares nothing with other calls: call it in a thread while
@@ -92,11 +95,13 @@ class Checkpoints:
             number: The trial's number in its study.
             attempt: The attempt that begins, from 1. No two calls may have the same one.
             resume: Whether to hand over at all.
+            tokens: That of this attempt and of each earlier one, as the database has them, by attempt. What others left under
+                the trial's number, before the database went back in time, is not the trial's.
 
         Raises:
             CheckpointError: The place cannot be read or written, the disk is full. Nothing that was there is lost.
         """
-        trial = _TrialPlace(self._runs, self._directories, self._store, study, number)
+        trial = _TrialPlace(self._runs, self._directories, self._store, study, number, tokens)
         directory = trial.directory(attempt)
         incoming = directory.with_name(directory.name + _INCOMING)
         try:
@@ -170,7 +175,16 @@ class Kept:
 class _TrialPlace:
     """Where the attempts of one trial have their checkpoints. `store` is None where nothing is uploaded."""
 
-    def __init__(self, runs: Path, directories: Path | None, store: ObjectStore | None, study: str, number: int) -> None:
+    def __init__(
+        self,
+        runs: Path,
+        directories: Path | None,
+        store: ObjectStore | None,
+        study: str,
+        number: int,
+        tokens: Mapping[int, int | None],
+    ) -> None:
+        self._tokens = tokens
         self._with_runs = directories is None
         self._root = rundir.trial_dir(directories or runs, study, number)
         self._below = self._root.relative_to(directories or runs).as_posix()
@@ -178,19 +192,23 @@ class _TrialPlace:
         self.store = store
 
     def directory(self, attempt: int) -> Path:
-        where = self._root / f"attempt-{attempt}"
+        where = self._root / self._name(attempt)
         return where / "checkpoints" if self._with_runs else where
 
     def remote(self, attempt: int) -> str:
-        return f"{self._below}/attempt-{attempt}"
+        return f"{self._below}/{self._name(attempt)}"
+
+    def _name(self, attempt: int) -> str:
+        return rundir.attempt_name(attempt, self._tokens.get(attempt))
 
     def earlier(self, attempt: int) -> list[int]:
         """The attempts before this one that may have left something, the newest first."""
         names = [path.name for path in self._root.iterdir()] if self._root.is_dir() else []
         if self.store is not None and attempt > 1:
             names += self.store.names(self._below)
-        numbers = {int(match[1]) for match in map(_ATTEMPT.fullmatch, names) if match}
-        return sorted((number for number in numbers if number < attempt), reverse=True)
+        found = {(match[1], int(match[2])) for match in map(_ATTEMPT.fullmatch, names) if match}
+        ours = {number for name, number in found if name == self._name(number)}
+        return sorted((number for number in ours if number < attempt), reverse=True)
 
     def copy(self, attempt: int, target: Path) -> bool:
         """Copies what an attempt left to the new directory `target`; False if that is nothing."""

@@ -1,0 +1,43 @@
+"""Notices that the database is not the one it was: a promoted standby, a backup, a copy that lacks the last seconds."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from orchestrator.store import Store, TimeLine
+
+
+class Failover:
+    """Compares who answers with who answered before.
+
+    A database can go back in time only where its server was started anew or is another one, and each start has a time of its
+    own. Most such starts lose nothing; what says that something may be lost is told in words.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._server: datetime | None = None
+        self._line: TimeLine | None = None
+
+    def changed(self, server: datetime) -> bool:
+        """Whether this is another server, or another start of it, than the one told of last."""
+        return self._server is not None and server != self._server
+
+    def note(self, server: datetime, *, behind: bool = False) -> str | None:
+        """Takes note of who answers; why it may have lost what was written before, None if nothing says so.
+
+        Args:
+            server: when it started.
+            behind: it was seen to be in an earlier state than before.
+        """
+        if server == self._server and not behind:
+            return None
+        before, self._server = self._line, server
+        self._line = self._store.reads.time_line() or before
+        if before is None or self._line is None or self._line == before:
+            what = "it is in an earlier state than it was" if behind else None
+        elif self._line.system != before.system:
+            what = "it is another cluster than it was"
+        else:
+            what = f"time line {before.timeline} became {self._line.timeline}: a standby was promoted, or a backup restored"
+        return None if what is None else f"the database went back in time ({what}): what it has lost is done again"

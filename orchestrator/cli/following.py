@@ -23,7 +23,7 @@ _MOST_REASONS: Final = 3
 
 
 class Following:
-    """Of one launch and its study.
+    """Of one launch and its study, whose `row` may become another one.
 
     Args:
         starts_workers: whether this launch has workers of its own, which take a moment to appear.
@@ -32,7 +32,7 @@ class Following:
     def __init__(self, call: Call, store: Store, row: StudyRow, view: View, *, starts_workers: bool) -> None:
         self._call = call
         self._store = store
-        self._row = row
+        self.row = row
         self._view = view
         self._sign_at = 0.0
         self._ask_at = 0.0
@@ -51,7 +51,7 @@ class Following:
             yield
         finally:
             with suppress(OrchestratorError):  # then it is known a little later
-                self._store.studies.follow(self._row.study_id, 0.0)
+                self._store.studies.follow(self.row.study_id, 0.0)
 
     def look(self, progress: Progress | None) -> None:
         """Call it as often as you like; `progress` is what was just read, None if nothing was.
@@ -67,16 +67,16 @@ class Following:
         self._ask_at = now + _ASK_EVERY_S
         problem = None
         if progress.study.state == "ACTIVE" and not progress.running:
-            servers = self._store.reads.servers([self._row.study_id])[self._row.study_id]
+            servers = self._store.reads.servers([self.row.study_id])[self.row.study_id]
             if servers == Servers() and now < self._workers_by:
                 return
-            problem = unserved(self._call, self._row.name, servers)
+            problem = unserved(self._call, self.row.name, servers)
         if problem != self._said:
-            self._view.say(problem or f"study {self._row.name} is served again")
+            self._view.say(problem or f"study {self.row.name} is served again")
             self._said = problem
 
     def _give_sign(self) -> None:
-        self._store.studies.follow(self._row.study_id, FOLLOWED_S)
+        self._store.studies.follow(self.row.study_id, FOLLOWED_S)
         self._sign_at = time.monotonic() + _SIGN_EVERY_S
 
 

@@ -26,6 +26,7 @@ from orchestrator.cli.following import Following
 from orchestrator.cli.server import LAUNCHER_PID
 from orchestrator.devices import discover, usable_cores
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, StudyFailedError
+from orchestrator.failover import Failover
 from orchestrator.maintenance import Maintenance
 from orchestrator.model import StudySpec
 from orchestrator.runner import HYDRA_DIRECTORY, Runner, check_allowed, code_now, is_hydra_app
@@ -79,7 +80,8 @@ def _launch(call: Call, spec: StudySpec, ending: Ending) -> int:
                 _announce_devices(call, store, view)
             following = Following(call, store, row, view, starts_workers=count > 0)
             with following.shown(), _Workers(call, spec, count, output, view) as workers:
-                interrupted = ending.asked = _follow(store, row, spec, workers, view, following)
+                row, interrupted = _follow(store, row, spec, workers, view, following)
+                ending.asked = interrupted
         return _conclude(call, store, row, spec, interrupted)
 
 
@@ -349,21 +351,21 @@ def _leave_terminal() -> None:
             os.close(nowhere)
 
 
-def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, view: screen.View, following: Following) -> bool:
-    """Shows the study until it is finished; returns True when the user ended it before."""
-    maintenance = Maintenance(store, every_s=1.0)
-    failed: set[int] = set()
+def _follow(
+    store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, view: screen.View, following: Following
+) -> tuple[StudyRow, bool]:
+    """Shows the study until it is finished; returns its row, and True when the user ended it before."""
+    maintenance, followed = Maintenance(store, every_s=1.0), _Followed(store, row, spec, view)
     spent, silent, next_look = 0, False, 0.0
     with _interrupts(workers, view) as got, view:
         while True:
             try:
+                following.row = followed.keep_launched()
                 maintenance.sweep()
                 progress, began = None, time.monotonic()
                 if began >= next_look:
-                    progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=view.most_cells)
+                    progress = followed.look()
                     next_look = time.monotonic() + (time.monotonic() - began) / _SHARE_OF_LOOKING
-                    if progress.failed > len(failed):
-                        failed |= _show_failures(store, row, failed, view)
                 following.look(progress)
                 store.rest()
             except StoreUnavailableError as error:
@@ -377,12 +379,59 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
                 if progress is not None:
                     view.update(progress)
                     if progress.study.state == "FINISHED":
-                        return False
+                        return followed.row, False
                     spent = progress.spent
             if workers.all_gone and (got or workers.done):
-                return bool(got)
+                return followed.row, bool(got)
             workers.replace_dead(spent)
             time.sleep(_FOLLOW_S)
+
+
+class _Followed:
+    """The study of this launch, as the database has it; `row` is another one if it had to be launched once more."""
+
+    def __init__(self, store: Store, row: StudyRow, spec: StudySpec, view: screen.View) -> None:
+        self.row = row
+        self._store = store
+        self._spec = spec
+        self._view = view
+        self._failover = Failover(store)
+        self._unsure = False
+        self._failed: set[int] = set()
+        self._news = 0
+
+    def keep_launched(self) -> StudyRow:
+        """The study's row; launches it once more if another server answers than before, which has lost it or this launch."""
+        server = self._store.reads.server()
+        self._unsure = self._unsure or self._failover.changed(server)
+        self._tell(self._failover.note(server))
+        if self._unsure:
+            if not any(map(self._is_launched, self._store.reads.studies())):
+                launched = self._store.studies.launch(self._spec)
+                self.row = self._store.reads.find(self._spec.name)
+                self._view.say(f"the database had lost this launch; {_announcement(self._spec, launched)}")
+            self._unsure = False
+        return self.row
+
+    def look(self) -> Progress:
+        """Where the study stands; tells of trials that failed since the last time."""
+        maximize = self._spec.directions[0] == "maximize"
+        progress = self._store.reads.progress(self.row, maximize=maximize, most=self._view.most_cells)
+        if progress.news < self._news:
+            self._tell(self._failover.note(self._store.reads.server(), behind=True))
+        self._news = progress.news
+        if progress.failed > len(self._failed):
+            self._failed |= _show_failures(self._store, self.row, self._failed, self._view)
+        return progress
+
+    def _is_launched(self, found: StudyRow) -> bool:
+        same = (found.study_id, found.created_at) == (self.row.study_id, self.row.created_at)
+        return same and found.launched_at >= self.row.launched_at
+
+    def _tell(self, why: str | None) -> None:
+        if why is not None:
+            self._view.say(why)
+            self._failed.clear()  # their numbers may be those of other trials now
 
 
 def _show_failures(store: Store, row: StudyRow, shown: set[int], view: screen.View) -> set[int]:

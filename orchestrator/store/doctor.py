@@ -321,6 +321,9 @@ _STUDIES = {
             AND coalesce(a.ended_at, a.started_at, t.claimed_at) < now() - interval '1 minute'""",
 }
 
+# Its own transaction only reads, whatever the server takes.
+_READ_ONLY = "(pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on')"
+
 _FLEET = {
     "not served": """
         SELECT s.study, format('none of the workers that might serve it can: %s',
@@ -337,11 +340,11 @@ _FLEET = {
             w.refusals #>> ARRAY[CAST(s.study_id AS text), 'revision'] = CAST(s.revision AS text), false
         ))""",
     # As long as the living have to notice and to evict: a lease, after it the TTL that a rescuer watches, and one heartbeat.
-    "expired": """
+    "expired": f"""
         SELECT NULL, format('worker %s on %s fell silent %s ago and nobody has evicted it; a worker or launch would',
             w.worker_id, w.host, date_trunc('second', now() - w.lease_until))
         FROM orchestrator.worker w
-        WHERE w.state = 'ACTIVE'
+        WHERE w.state = 'ACTIVE' AND NOT {_READ_ONLY}
             AND now() > greatest(w.lease_until, pg_postmaster_start_time() + make_interval(secs => w.ttl_s))
                 + make_interval(secs => 1.5 * w.ttl_s)""",
     "trial of the gone": """
@@ -376,6 +379,9 @@ INVARIANTS = _IN_OPTUNA | _TRIALS | _TICKETS | _CELLS | _SHORTAGES | _STUDIES | 
 """By kind, the question to which a healthy database has no answer: rows of study and message."""
 
 NOTES = {
+    "read only": f"""
+        SELECT CAST(NULL AS text), 'the server takes no writes now, and workers wait until it does'
+        WHERE {_READ_ONLY}""",
     "deleted": """
         SELECT s.name, 'the study was deleted elsewhere; the next study that is made clears what is left of it'
         FROM orchestrator.study s

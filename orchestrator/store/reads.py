@@ -112,7 +112,8 @@ class Progress:
     """Where a study stands; `total` counts tickets that are or will be run.
 
     `seconds` passed since the last launch by the database's clock, and `spent_since` tickets were spent in them. `best` and
-    `best_trial` are those of the first objective among all `n_cells` cells, of which `cells` may be a part.
+    `best_trial` are those of the first objective among all `n_cells` cells, of which `cells` may be a part. `news` is the
+    study's last news number, which only grows.
     """
 
     study: StudyRow
@@ -128,6 +129,7 @@ class Progress:
     best: float | None
     best_trial: int | None
     cells: tuple[CellRow, ...]
+    news: int = 0
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,12 @@ class Reads:
         """
         return _told(self._database.execute(_NEWS, {"study_id": study_id, "cursor": cursor}), cursor)
 
+    def server(self) -> datetime:
+        """When the server started that answers."""
+        (row,) = self._database.execute(_SERVER)
+        started: datetime = row.server
+        return started
+
     def time_line(self) -> TimeLine | None:
         """Which history the server continues; None where it does not tell, as some that are managed by others."""
         try:
@@ -329,11 +337,12 @@ class Reads:
                 sa.select(
                     study.c.state,
                     study.c.reason,
+                    study.c.news,
                     sa.extract("epoch", sa.func.clock_timestamp() - study.c.launched_at).label("seconds"),
                     sa.extract("epoch", study.c.deadline_at - sa.func.clock_timestamp()).label("left"),
                 )
                 .join(optuna_studies, optuna_studies.c.study_id == study.c.study_id)
-                .where(study.c.study_id == row.study_id)
+                .where(study.c.study_id == row.study_id, study.c.created_at == row.created_at)
             ).one_or_none()
             if now is None:
                 raise ConfigError(f"study {row.name} was deleted from the database")
@@ -357,6 +366,7 @@ class Reads:
             best=cells[0].best_of_all if cells else None,
             best_trial=cells[0].trial_of_all if cells else None,
             cells=tuple(_cell_row(r) for r in cells[:most]),
+            news=now.news,
         )
 
     def trials(
@@ -572,6 +582,7 @@ _NEWS = Statement(
     ORDER BY o.seq
     """
 )
+_SERVER = Statement("SELECT pg_postmaster_start_time() AS server")
 _TIME_LINE = Statement(
     """
     SELECT s.system_identifier AS system,

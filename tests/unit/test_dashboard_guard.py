@@ -98,7 +98,7 @@ class Site:
 def site(tmp_path: Path) -> Site:
     storage = InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name="mine")
-    row = StudyRow(study._study_id, "mine", 1, "ACTIVE", None, True, datetime.now(UTC))
+    row = StudyRow(study._study_id, "mine", 1, "ACTIVE", None, True, datetime.now(UTC), datetime.now(UTC))
     ledger = Ledger([row])
     (tmp_path / "stored").mkdir()
     store = cast(Store, type("Opened", (), {"reads": cast(Reads, ledger)}))

@@ -71,7 +71,7 @@ def test_a_cell_closed_for_a_device_says_which_and_why_and_comes_first() -> None
     assert lines[1].endswith(
         "closed for H100 (79.6 GiB): trial 7 ran out of memory; closed for A100: trial 7 ran out of memory"
     )
-    study = StudyRow(1, "s", 1, "ACTIVE", None, True, datetime.now(UTC))
+    study = StudyRow(1, "s", 1, "ACTIVE", None, True, datetime.now(UTC), datetime.now(UTC))
     progress = Progress(study, 12, 0, 0, 0, 0, 0, 1.0, None, len(shown), None, None, shown)
     told = screen.as_data(SPEC, progress, [])["cells"]
     assert told[0]["closed_for"] == []

@@ -251,7 +251,7 @@ class Contact:
         self.doubted = not told.runs
         if told.strays:
             back = self._store.ledger.give_back_held(self._lease, "its worker does not know of it", but=self._held)
-            logger.warning("gave back %d trials that the database held to be this worker's, of which it does not know", back)
+            logger.warning("gave back %d of its trials, as the database has it, of which this worker does not know", back)
         self.halted_at = (self.halted_at or time.monotonic()) if told.halted else None
         self._crowded = told.crowded
         self._answered()

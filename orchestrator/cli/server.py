@@ -82,6 +82,8 @@ def database(call: Call) -> int:
             print(f"the embedded server is up until 'orchestrator db stop': {store.shown_url}")
         else:
             print(f"the schemas of {store.shown_url} are up to date")
+            if (told := store.doctor.older_optuna()) is not None:
+                print(f"note: {told}")
     return 0
 
 

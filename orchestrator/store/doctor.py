@@ -39,6 +39,14 @@ class Doctor:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def older_optuna(self) -> str | None:
+        """What to know of a storage that an Optuna before 5 made, None of any other."""
+        with self._database.transaction() as c:
+            told: str | None = c.execute(
+                sa.text(f"SELECT message FROM ({NOTES['older Optuna']}) AS f(study, message)")
+            ).scalar()
+        return told
+
     def examine(self, study: str | None = None) -> Examination:
         """Checks one study and the fleet, or all studies. All statements see one moment, so work under way is no finding."""
         with self._database.transaction(statement_s=300) as c:
@@ -378,7 +386,53 @@ _FLEET = {
 INVARIANTS = _IN_OPTUNA | _TRIALS | _TICKETS | _CELLS | _SHORTAGES | _STUDIES | _FLEET
 """By kind, the question to which a healthy database has no answer: rows of study and message."""
 
+# Optuna 5 writes naive UTC where earlier ones wrote naive local time, under the same schema revision. Our own are always UTC.
+# What is certain by itself: times that are still to come, and an end before the beginning. And in a study of ours, where ids
+# are drawn in the order of creation: trials between two of ours that are off by the same quarters of an hour, three at least.
+_LOCAL_TIME = """
+    WITH others AS (
+        SELECT o.study_id, o.study_name, t.trial_id, t.datetime_start AS began, t.datetime_complete AS ended
+        FROM trials t JOIN studies o ON o.study_id = t.study_id
+        WHERE (CAST(:study AS text) IS NULL OR o.study_name = :study)
+            AND NOT EXISTS (SELECT FROM orchestrator.trial u WHERE u.optuna_trial_id = t.trial_id)
+    ), impossible AS (
+        SELECT o.study_id, o.study_name, o.trial_id FROM others o
+        WHERE greatest(o.began, o.ended) > timezone('utc', now()) + interval '10 minutes'
+            OR o.ended < o.began - interval '10 minutes'
+    ), between_ours AS (
+        SELECT o.study_id, o.study_name, o.trial_id, round(extract(epoch FROM o.began - p.at) / 900) AS quarters
+        FROM others o
+        CROSS JOIN LATERAL (
+            SELECT timezone('utc', u.claimed_at) AS at FROM orchestrator.trial u
+            WHERE u.study_id = o.study_id AND u.optuna_trial_id < o.trial_id ORDER BY u.optuna_trial_id DESC LIMIT 1
+        ) AS p
+        CROSS JOIN LATERAL (
+            SELECT t.datetime_start AS at FROM orchestrator.trial u JOIN trials t ON t.trial_id = u.optuna_trial_id
+            WHERE u.study_id = o.study_id AND u.optuna_trial_id > o.trial_id ORDER BY u.optuna_trial_id LIMIT 1
+        ) AS n
+        WHERE n.at - p.at < interval '5 minutes'
+            AND o.began - make_interval(mins => CAST(15 * round(extract(epoch FROM o.began - p.at) / 900) AS int))
+                BETWEEN p.at - interval '5 s' AND n.at + interval '5 s'
+    ), shifted AS (
+        SELECT b.study_id, b.study_name, unnest(array_agg(b.trial_id)) AS trial_id FROM between_ours b
+        WHERE b.quarters <> 0 AND abs(b.quarters) <= 56
+        GROUP BY b.study_id, b.study_name, b.quarters HAVING count(*) >= 3
+    )
+    SELECT f.study_name, format('%s of its trials carry times that are not UTC: an Optuna before 5 writes to it too, which'
+        ' stores local time. Use one version for a storage, or set TZ=UTC where the older one runs', count(*))
+    FROM (SELECT * FROM impossible UNION SELECT * FROM shifted) AS f
+    GROUP BY f.study_id, f.study_name"""
+
 NOTES = {
+    "older Optuna": """
+        SELECT CAST(NULL AS text), format('Optuna %s made these tables. Before 5 it stored local times, since then UTC, under'
+            ' the same schema revision: trials of before the change are shown shifted, unless their hosts were set to UTC',
+            v.library_version)
+        FROM version_info v
+        WHERE v.library_version ~ '^[0-4][.]' AND EXISTS (
+            SELECT FROM trials t WHERE NOT EXISTS (SELECT FROM orchestrator.trial u WHERE u.optuna_trial_id = t.trial_id)
+        )""",
+    "local time": _LOCAL_TIME,
     "read only": f"""
         SELECT CAST(NULL AS text), 'the server takes no writes now, and workers wait until it does'
         WHERE {_READ_ONLY}""",

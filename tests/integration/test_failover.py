@@ -6,12 +6,15 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from orchestrator.cli.launch import _Followed
+from orchestrator.cli.screen import View
 from orchestrator.config import WorkerConfig
 from orchestrator.contact import Contact
 from orchestrator.draining import Draining
@@ -148,6 +151,39 @@ def test_a_restart_that_loses_nothing_is_not_called_a_failover(
     assert not watch.changed(own.reads.server())
 
 
+def test_a_launch_that_was_lost_is_made_once_more(server: OwnServer, own: Store) -> None:
+    first = spec("followed", cells=2)
+    copy = server.backup()
+    own.studies.launch(first)
+    said: list[str] = []
+    view = cast(View, SimpleNamespace(say=said.append, most_cells=100))
+    followed = _Followed(own, own.reads.find("followed"), first, view)
+    followed.keep_launched()
+    assert followed.look().total == 2
+    own.rest()
+    server.fail_over(copy)
+    followed.keep_launched()
+    assert "the database had lost this launch; study followed: 2 trials" in said[-1]
+    lease = own.fleet.register(60)
+    end(own, must(start(own, lease, followed.row.study_id)))
+    assert followed.look().spent == 1
+
+    copy = server.backup()
+    larger = spec("followed", cells=2, trials=5)
+    own.studies.launch(larger)
+    followed = _Followed(own, own.reads.find("followed"), larger, view)
+    followed.keep_launched()
+    end(own, must(start(own, lease, followed.row.study_id)))
+    assert followed.look().spent == 2
+    own.rest()
+    server.fail_over(copy)
+    followed.keep_launched()
+    progress = followed.look()
+    assert (progress.spent, progress.total) == (1, 5)
+    assert "3 trials more" in said[-2]
+    assert "went back in time" in said[-1], "the news is shorter than it was"
+
+
 def contact_of(store: Store) -> Contact:
     contact = Contact(store, WorkerConfig(), Draining())
     contact.hold(store.fleet.register(60))
@@ -230,7 +266,7 @@ def test_a_renewal_gives_back_what_the_worker_does_not_know_of(store: Store, cap
     assert unmade is not None
     with caplog.at_level(logging.WARNING):
         contact.renew()
-    assert "gave back 2 trials" in caplog.text
+    assert "gave back 2 of its trials" in caplog.text
     left = {t.number: t.worker_id for t in store.reads.trials(study, live_only=True)}
     assert left == {running.number: lease.worker_id, stray.number: None}, (
         "and the one that was not created is as if never claimed"

@@ -370,3 +370,23 @@ def test_a_trial_sees_which_attempt_it_goes_on_from(tmp_path: Path) -> None:
                 assert isinstance(outcome, Completed)
                 seen.append((kept.resumed_from, outcome.attrs["attempts"]))
     assert seen == [(None, [1]), (1, [1, 2]), (2, [1, 2, 3])]
+
+
+def test_what_lies_under_a_trials_number_from_before_a_failover_is_not_handed_on(place: str | None, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(place, tmp_path / "runs")
+    lost = checkpoints.begin("digits-1", 0, 1, resume=True, tokens={1: 7}).directory
+    fill(lost, weights="of another trial")
+    first = checkpoints.begin("digits-1", 0, 1, resume=True, tokens={1: 8}).directory
+    assert first != lost, "whoever still writes there reaches nobody's files"
+    shutil.rmtree(first)
+    second = checkpoints.begin("digits-1", 0, 2, resume=True, tokens={1: 8, 2: 9})
+    assert (second.resumed_from, content(second.directory)) == (None, {})
+    second.discard_older()
+    assert content(lost) == {"weights": "of another trial"}
+
+
+def test_an_attempt_of_a_version_that_kept_no_tokens_is_handed_on(place: str | None, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(place, tmp_path / "runs")
+    fill(begin(checkpoints, 1).directory, weights="1")
+    after = checkpoints.begin("digits-1", 0, 2, resume=True, tokens={1: None, 2: 9})
+    assert (after.resumed_from, content(after.directory)) == (1, {"weights": "1"})

@@ -40,7 +40,8 @@ class StudyRow:
     """A study as it was last launched; `active` is false once its budget, its time or its open cells are used up.
 
     Its id and `revision` may come again after the database went back in time; `launched_at`, which the database's clock tells
-    to the microsecond, is of this launch alone. `launched_s` is how long ago that was, `followed` whether a launch shows it now.
+    to the microsecond, is of this launch alone. `launched_s` is how long ago that was, `followed` whether a launch shows it
+    now.
     """
 
     study_id: int

@@ -89,7 +89,7 @@ def test_a_hydra_app_is_told_the_option_first_and_then_what_is_searched_inside_i
         }
         assert trial.state.name == ("PRUNED" if lr > 1 else "COMPLETE")
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4 + ["PRUNED"] * 2
-    found = commands.directory.glob("runs/app-*/trial-*/attempt-1/hydra/.hydra/overrides.yaml")
+    found = commands.directory.glob("runs/app-*/trial-*/attempt-1-*/hydra/.hydra/overrides.yaml")
     assert sorted(len(path.read_text().splitlines()) for path in found) == [3] * 6, "an output directory for each attempt"
     best: Any = json.loads(commands.check("best", "--json", "study.name=app"))["best"][0]
     assert best["params"]["model"] == "conv"

@@ -464,7 +464,7 @@ def test_a_worker_silent_for_less_than_its_rescue_takes_is_no_finding(patient: D
             )
             + "".join(
                 f"DELETE FROM {table} WHERE study_id IN (TABLE gone); "
-                for table in ("trials", "study_directions", "study_user_attributes", "studies")
+                for table in ("trials", "study_directions", "study_user_attributes", "study_system_attributes", "studies")
             ),
             "deleted elsewhere",
         ),

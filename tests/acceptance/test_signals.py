@@ -48,7 +48,7 @@ def send(pids: Sequence[int], signum: int) -> None:
 
 
 def trains(commands: Commands) -> bool:
-    return bool(list(commands.directory.glob("runs/study-*/trial-0/attempt-1/checkpoints/pids.json")))
+    return bool(list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/checkpoints/pids.json")))
 
 
 def goes_on(commands: Commands, store: Store) -> None:
@@ -100,7 +100,7 @@ def test_children_that_get_the_signal_a_second_before_their_worker_are_not_held_
     with commands.started("worker", *QUICK) as worker:
         wait_until(lambda: trains(commands), 60)
         send(family(worker.pid)[1:], signal.SIGTERM)
-        child = next(commands.directory.glob("runs/study-*/trial-0/attempt-1")) / "output.log"
+        child = next(commands.directory.glob("runs/study-*/trial-0/attempt-1-*")) / "output.log"
         wait_until(lambda: "the helper is gone" in child.read_text())
         assert store.reads.find("study").active
         worker.send_signal(signal.SIGTERM)

@@ -96,7 +96,7 @@ def _begins(commands: Commands, store: Store, objective: dict[str, Any]) -> None
 
 
 def _trains(directory: Path) -> bool:
-    return bool(list(directory.glob("runs/study-*/trial-0/attempt-1/checkpoints/pids.json")))
+    return bool(list(directory.glob("runs/study-*/trial-0/attempt-1-*/checkpoints/pids.json")))
 
 
 def _attempts(store: Store) -> list[str | None]:

@@ -301,7 +301,8 @@ class Suggestion:
 class TrialNews:
     """A trial of the study as `store` reads it and `search` learns it; a later one of the same number replaces an earlier.
 
-    `state` is the name of Optuna's ``TrialState``; `cell` the ordinal of its cell, None for a trial that is not ours.
+    `state` is the name of Optuna's ``TrialState``; `cell` the ordinal of its cell, None for a trial that is not ours;
+    `failure` the kind of a failed one (`Failed.kind`), None where nobody said.
     """
 
     number: int
@@ -311,6 +312,7 @@ class TrialNews:
     intermediate: Mapping[int, float] = field(default_factory=dict)
     system_attrs: Mapping[str, JSONValue] = field(default_factory=dict)
     cell: int | None = None
+    failure: str | None = None
 
 
 # ------------------------------------------------------------------------------------------------------- how an attempt ends

@@ -401,7 +401,7 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
         return 130
     if call.json:
         data = {**screen.as_data(spec, progress, best, believed), "code": provenance.code_data(code)}
-        print(json.dumps(data, indent=2))
+        print(screen.as_json(data))
     else:
         print(screen.results(spec, progress, best, believed))
         if mixed := provenance.changes_within(code):

@@ -42,7 +42,7 @@ def status(call: Call) -> int:
         if not rows and call.study_name is None:
             data: dict[str, Any] = {"studies": [], "workers": [_worker_data(w, {}) for w in workers]}
             start = hints.command(call, "launch")
-            print(json.dumps(data, indent=2) if call.json else f"no study yet; start one with: {start} experiment=…")
+            print(screen.as_json(data) if call.json else f"no study yet; start one with: {start} experiment=…")
             return 0
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
@@ -80,7 +80,7 @@ def status(call: Call) -> int:
             ],
             "workers": [_worker_data(w, held) for w in workers],
         }
-        print(json.dumps(data, indent=2))
+        print(screen.as_json(data))
         return 0
     console = Console(highlight=False, width=max(120, Console().width))
     for r in rows:
@@ -174,7 +174,7 @@ def best(call: Call) -> int:
         data = {**screen.as_data(spec, progress, chosen, believed), "code": provenance.code_data(code)}
         for entry, trial, origin in zip(data["best"], chosen, origins, strict=True):
             entry |= {"overrides": overrides(spec, trial, groups), **origin}
-        print(json.dumps(data, indent=2))
+        print(screen.as_json(data))
         return 0
     for trial, origin in zip(chosen, origins, strict=True):
         print(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -318,6 +320,19 @@ def as_data(spec: StudySpec, progress: Progress, best: list[TrialRow], estimates
             for c, belief in zip(progress.cells, believed, strict=True)
         ],
     }
+
+
+def as_json(data: Any) -> str:
+    """`data` as JSON for any reader: it has no infinite numbers, so they are the words ``inf`` and ``-inf``."""
+    return json.dumps(_without_infinities(data), indent=2, allow_nan=False)
+
+
+def _without_infinities(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_infinities(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_without_infinities(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def trial_data(spec: StudySpec, trial: TrialRow) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned
 from orchestrator.store import infeasible, optuna_rows, tickets
 from orchestrator.store.claims import ENDING, LOCK_TRIAL, Claim
-from orchestrator.store.leavings import fact_attrs
+from orchestrator.store.leavings import FAILURE_ATTR, fact_attrs
 from orchestrator.store.schema import attempt, event, study, trial
 from orchestrator.store.wire import Row, Statement, answer, answers, later
 
@@ -22,7 +22,6 @@ LIVE = ("CLAIMED", "RUNNING")
 LEFT_RESULT_S = 10.0
 """How long a study that ends waits for the result that a worker may have left on its host when it died, seconds."""
 # User attributes of a trial, for people who look at it in Optuna's tools.
-FAILURE_ATTR = "orchestrator:failure"
 ATTEMPTS_ATTR = "orchestrator:attempts"
 ATTEMPT_ATTR = "orchestrator:attempt_{}"
 

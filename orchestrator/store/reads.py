@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import ASK_KEY, JSONValue, Param, StudySpec, TrialNews
 from orchestrator.store.database import Database
 from orchestrator.store.infeasible import device_label
-from orchestrator.store.leavings import ARTIFACT_KEY
+from orchestrator.store.leavings import ARTIFACT_KEY, FAILURE_ATTR
 from orchestrator.store.schema import (
     attempt,
     cell,
@@ -318,7 +318,7 @@ class Reads:
             part = most is not None and n_cells > most
             order = "DESC" if maximize else "ASC"
             first = _LOOK_FIRST.format(order=order) if part else ""
-            query = sa.text(_CELLS.format(order=order, feasible=_FEASIBLE, first=first))
+            query = sa.text(_CELLS.format(order=order, value=_VALUE, feasible=_FEASIBLE, first=first))
             cells = c.execute(query, {"study_id": row.study_id, "most": max(1, most or 0) if part else None}).all()
         return Progress(
             study=StudyRow(**{**row.__dict__, "state": now.state, "reason": now.reason}),
@@ -347,7 +347,7 @@ class Reads:
         """The complete trials among which the best are: where there is one objective, that one trial, and none if none is."""
         if len(directions) > 1:
             return self.trials(study_id, state="COMPLETE")
-        query = sa.text(_BEST.format(order="DESC" if directions[0] == "maximize" else "ASC", feasible=_FEASIBLE))
+        query = sa.text(_BEST.format(order="DESC" if directions[0] == "maximize" else "ASC", value=_VALUE, feasible=_FEASIBLE))
         best = self._database.execute(query, {"study_id": study_id})
         return self.trials(study_id, number=best[0].number) if best else []
 
@@ -477,7 +477,7 @@ def _cell_row(r: Row) -> CellRow:
 
 
 def _news(told: Sequence[Any]) -> TrialNews:
-    number, state, ordinal, params, values, intermediate, system_attrs = told
+    number, state, ordinal, params, values, intermediate, system_attrs, failure = told
     return TrialNews(
         number=number,
         state=state,
@@ -486,6 +486,7 @@ def _news(told: Sequence[Any]) -> TrialNews:
         intermediate={step: _float(value, kind) for step, value, kind in intermediate or ()},
         system_attrs={key: json.loads(value) for key, value in system_attrs or ()},
         cell=ordinal,
+        failure=failure,
     )
 
 
@@ -523,9 +524,13 @@ _ALL_TOLD = """
         (SELECT json_agg(json_build_array(i.step, i.intermediate_value, i.intermediate_value_type))
            FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id),
         (SELECT json_agg(json_build_array(a.key, a.value_json))
-           FROM trial_system_attributes a WHERE a.trial_id = t.trial_id)
+           FROM trial_system_attributes a WHERE a.trial_id = t.trial_id),
+        CASE WHEN t.state = 'FAIL' THEN (
+            SELECT CAST(u.value_json AS json) ->> 'kind' FROM trial_user_attributes u
+            WHERE u.trial_id = t.trial_id AND u.key = 'FAILURE_ATTR'
+        ) END
     ) AS told
-"""
+""".replace("FAILURE_ATTR", FAILURE_ATTR.replace(":", r"\:"))
 _TOLD = _ALL_TOLD.replace("WHERE a.trial_id", f"WHERE a.key <> '{ASK_KEY}' AND a.trial_id".replace(":", r"\:"))
 _OURS = """
     FROM orchestrator.trial o
@@ -618,6 +623,10 @@ _TRIALS = sa.text(
     ORDER BY o.number
     """
 )
+_VALUE = """
+    CASE v.value_type WHEN 'INF_POS' THEN CAST('Infinity' AS float8) WHEN 'INF_NEG' THEN CAST('-Infinity' AS float8)
+        ELSE v.value END
+"""
 # Sorted first (OFFSET 0 keeps it apart), so that constraints are looked up from the best trial on and seldom further.
 _BEST = """
     SELECT o.number
@@ -626,8 +635,7 @@ _BEST = """
         FROM orchestrator.trial o
         JOIN trial_values v ON v.trial_id = o.optuna_trial_id AND v.objective = 0
         WHERE o.study_id = :study_id AND o.state = 'COMPLETE'
-        ORDER BY CASE v.value_type WHEN 'INF_POS' THEN 'Infinity' WHEN 'INF_NEG' THEN '-Infinity' ELSE v.value END {order},
-            o.number
+        ORDER BY {value} {order}, o.number
         OFFSET 0
     ) AS o
     WHERE {feasible}
@@ -643,8 +651,8 @@ _CELLS = """
     LEFT JOIN (
         SELECT o.cell_id,
             count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL AND o.attempts > 0) AS running,
-            (array_agg(v.value ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL))[1] AS best,
-            (array_agg(o.number ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL))[1] AS best_trial
+            (array_agg({value} ORDER BY {value} {order}, o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best,
+            (array_agg(o.number ORDER BY {value} {order}, o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best_trial
         FROM orchestrator.trial o
         LEFT JOIN trial_values v
             ON v.trial_id = o.optuna_trial_id AND v.objective = 0 AND o.state = 'COMPLETE' AND {feasible}

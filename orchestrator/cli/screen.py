@@ -149,19 +149,21 @@ def cell_table(
         names = [value_label(cell.values[axis.path]) for axis in spec.grid] or [cell_label(cell.values)]
         best = "" if cell.best is None else f"{cell.best:.6g}"
         number = "" if cell.best_trial is None else str(cell.best_trial)
-        closed = _closed(cell)
-        counts = (f"{cell.completed + cell.pruned}/{cell.bound}", str(cell.pruned), str(cell.failed), str(cell.running))
+        remark = _remark(cell)
+        counts = (f"{cell.spent}/{cell.bound}", str(cell.pruned), str(cell.failed), str(cell.running))
         belief = _belief(believed.get(cell.ordinal)) if believed else ()
-        table.add_row(*map(Text, (*names, *counts, best, number, *belief, closed)))
+        table.add_row(*map(Text, (*names, *counts, best, number, *belief, remark)))
     more = max(len(cells), n_cells or 0) - len(shown)
     return Group(table, Text(f"… and {_cells(more)} more")) if more else table
 
 
-def _closed(cell: CellRow) -> str:
-    """Why the cell gets no trials, or none on some devices; empty where it is open to all."""
+def _remark(cell: CellRow) -> str:
+    """Why the cell gets no trials, or none on some devices, or has none that is complete; empty where it is as it should be."""
     if cell.state == "CLOSED":
         return f"closed: {cell.reason}"
-    return "; ".join(f"closed for {short.device}: {short.reason}" for short in cell.closed_for)
+    pruned = "its one trial pruned itself" if cell.pruned == 1 else f"all {cell.pruned} trials pruned themselves"
+    notes = [f"{pruned}; no complete trial"] if cell.only_pruned else []
+    return "; ".join([*notes, *(f"closed for {short.device}: {short.reason}" for short in cell.closed_for)])
 
 
 def _belief(estimate: CellEstimate | None) -> tuple[str, str]:
@@ -178,7 +180,7 @@ def cell_comments(spec: StudySpec, cells: Sequence[CellRow], estimates: Estimate
     for cell, estimate in rows[:MOST_CELLS]:
         best = "none" if cell.best is None else f"{cell.best:.6g}"
         known = f"{cell.completed}, {best}, {', '.join(_belief(estimate))}".rstrip(" ,")
-        lines.append(f"#   {cell_label(cell.values)}: {known}{value_label(f'; {_closed(cell)}') if _closed(cell) else ''}")
+        lines.append(f"#   {cell_label(cell.values)}: {known}{value_label(f'; {_remark(cell)}') if _remark(cell) else ''}")
     if len(rows) > MOST_CELLS:
         lines.append(f"#   … and {_cells(len(rows) - MOST_CELLS)} more")
     return "\n".join(lines)

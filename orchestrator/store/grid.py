@@ -69,9 +69,11 @@ def write_tickets(c: Connection, study_id: int, spec: StudySpec, *, new: bool) -
 
 
 def _take_back(c: Connection, study_id: int) -> int:
-    """Removes the tickets that no trial ever held; returns how many."""
+    """Removes the tickets that no trial ever held, but for shares that wait for a complete trial; returns how many."""
     untouched = ~sa.exists().where(trial.c.ticket_id == ticket.c.ticket_id)
-    unused = sa.and_(ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "VOID")), ~ticket.c.extra, untouched)
+    only_pruned = sa.exists().where(cell.c.cell_id == ticket.c.cell_id, cell.c.completed == 0, cell.c.pruned > 0)
+    waits = sa.and_(ticket.c.share.is_not(None), only_pruned)
+    unused = sa.and_(ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "VOID")), ~ticket.c.extra, untouched, ~waits)
     return c.execute(sa.delete(ticket).where(unused)).rowcount
 
 

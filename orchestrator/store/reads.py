@@ -70,7 +70,11 @@ class ClosedFor:
 
 @dataclass(frozen=True)
 class CellRow:
-    """One cell's tally; `best` and `best_trial` of its complete trials by the first objective."""
+    """One cell's tally; `best` and `best_trial` of its complete trials by the first objective.
+
+    `spent` of the `bound` tickets are; `pruned` trials spend theirs, but for one that pruned itself and left the cell's last
+    share to another try.
+    """
 
     ordinal: int
     values: dict[str, JSONValue]
@@ -83,7 +87,13 @@ class CellRow:
     running: int
     best: float | None
     best_trial: int | None
+    spent: int
     closed_for: tuple[ClosedFor, ...] = ()
+
+    @property
+    def only_pruned(self) -> bool:
+        """Whether the cell has no complete trial, and what it had prunes itself, so that it waits for one no longer."""
+        return self.completed == 0 and 0 < self.spent == self.bound
 
 
 @dataclass(frozen=True)
@@ -472,7 +482,7 @@ def _study_row(r: Row) -> StudyRow:
 def _cell_row(r: Row) -> CellRow:
     return CellRow(
         r.ordinal, r.values, r.state, r.reason, r.bound, r.completed, r.pruned, r.failed, r.running, r.best, r.best_trial,
-        _closed_for(r.closed_for),
+        r.spent, _closed_for(r.closed_for),
     )  # fmt: skip
 
 
@@ -642,14 +652,15 @@ _BEST = """
     LIMIT 1
 """
 _CELLS = """
-    SELECT c.ordinal, c.values, c.state, c.reason, c.bound + coalesce(e.extra, 0) AS bound, c.completed, c.pruned, c.failed,
-        coalesce(s.running, 0) AS running, s.best, s.best_trial,
+    SELECT c.ordinal, c.values, c.state, c.reason, c.bound + coalesce(e.extra, 0) AS bound, c.completed, c.failed,
+        c.pruned + coalesce(s.waited, 0) AS pruned, c.completed + c.pruned AS spent, coalesce(s.running, 0) AS running, s.best, s.best_trial,
         first_value(s.best) OVER best AS best_of_all, first_value(s.best_trial) OVER best AS trial_of_all,
         (SELECT json_agg(json_build_array(h.memory, h.device_name, h.bytes, h.reason) ORDER BY h.closed_at, h.bytes)
            FROM orchestrator.shortage h WHERE h.cell_id = c.cell_id AND h.closed) AS closed_for
     FROM orchestrator.cell c
     LEFT JOIN (
         SELECT o.cell_id,
+            count(*) FILTER (WHERE o.state = 'PRUNED' AND NOT o.holds_ticket AND o.failure IS NULL) AS waited,
             count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL AND o.attempts > 0) AS running,
             (array_agg({value} ORDER BY {value} {order}, o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best,
             (array_agg(o.number ORDER BY {value} {order}, o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best_trial

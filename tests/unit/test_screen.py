@@ -32,7 +32,7 @@ SPEC = StudySpec(
 
 
 def cells(spec: StudySpec) -> tuple[CellRow, ...]:
-    zeros: dict[str, Any] = {"bound": 3, "completed": 0, "pruned": 0, "failed": 0, "running": 0}
+    zeros: dict[str, Any] = {"bound": 3, "completed": 0, "pruned": 0, "failed": 0, "running": 0, "spent": 0}
     return tuple(
         CellRow(ordinal=k, values=values, state="OPEN", reason=None, best=None, best_trial=None, **zeros)
         for k, values in enumerate(spec.cells())

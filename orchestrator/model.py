@@ -69,12 +69,17 @@ class Searched:
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell; `hours` of wall time a launch."""
+    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell; `hours` of wall time a launch.
+
+    More than `max_failures_per_cell` failures in a row close a cell. While no trial has come to a result,
+    `max_failures_at_start` failures that are all alike pause the study (``auto``: by the number of workers; None: never).
+    """
 
     trials: int
     per_cell: int = 1
     hours: float | None = None
     max_failures_per_cell: int = 3
+    max_failures_at_start: int | Literal["auto"] | None = "auto"
 
 
 @dataclass(frozen=True)

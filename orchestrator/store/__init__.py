@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 
 from orchestrator.errors import StoreUnavailableError
+from orchestrator.store.brake import is_braked, likeness
 from orchestrator.store.claims import Claim, Place
 from orchestrator.store.database import Database, storage_url
 from orchestrator.store.doctor import Doctor, Examination, Finding
@@ -57,6 +58,8 @@ __all__ = [
     "Undecided",
     "WorkerLease",
     "WorkerRow",
+    "is_braked",
+    "likeness",
 ]
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned
-from orchestrator.store import infeasible, optuna_rows, tickets
+from orchestrator.store import brake, infeasible, optuna_rows, tickets
 from orchestrator.store.claims import ENDING, LOCK_TRIAL, Claim
 from orchestrator.store.leavings import FAILURE_ATTR, fact_attrs
 from orchestrator.store.schema import attempt, event, study, trial
@@ -142,9 +142,12 @@ def end(
     terminate(c, row, outcome, attrs, holds_ticket=spends)
     end_attempt(c, row, type(outcome).__name__.lower(), facts=facts)
     if isinstance(outcome, Failed):
-        counts = tickets.reopen(c, row, outcome.message, in_a_row=outcome.kind != "oom")
+        alike = None if row.completed or row.extra else brake.failures_alike(c, row)
+        counts = tickets.reopen(c, row, outcome.message, in_a_row=outcome.kind != "oom" and alike is None)
         if outcome.kind == "oom":
             infeasible.ran_out(c, row, outcome, counts=counts)
+        if alike is not None:
+            brake.pull(c, row, alike, outcome.message)
     else:
         if spends:
             tickets.spend(c, row.ticket_id, row.cell_id, pruned=isinstance(outcome, Pruned))

@@ -653,7 +653,8 @@ _BEST = """
 """
 _CELLS = """
     SELECT c.ordinal, c.values, c.state, c.reason, c.bound + coalesce(e.extra, 0) AS bound, c.completed, c.failed,
-        c.pruned + coalesce(s.waited, 0) AS pruned, c.completed + c.pruned AS spent, coalesce(s.running, 0) AS running, s.best, s.best_trial,
+        c.pruned + coalesce(s.waited, 0) AS pruned, c.completed + c.pruned AS spent,
+        coalesce(s.running, 0) AS running, s.best, s.best_trial,
         first_value(s.best) OVER best AS best_of_all, first_value(s.best_trial) OVER best AS trial_of_all,
         (SELECT json_agg(json_build_array(h.memory, h.device_name, h.bytes, h.reason) ORDER BY h.closed_at, h.bytes)
            FROM orchestrator.shortage h WHERE h.cell_id = c.cell_id AND h.closed) AS closed_for

@@ -353,17 +353,22 @@ def reopen(c: Connection, row: Row, failure: str, *, in_a_row: bool = True) -> b
 def repeat(c: Connection, ticket_id: int, cell_id: int, fixed: Mapping[str, JSONValue], number: int) -> bool | None:
     """Makes the ticket's next trial one of `fixed` parameters in that cell, if it waits for one; under the study's lock.
 
-    A ticket that was given to an open allocation meanwhile is bound to the cell again. Returns whether the ticket is on top of
-    the budget, None if it waits for no trial.
+    Where it waits for none another ticket of the cell is taken that does. A ticket that was given to an open allocation
+    meanwhile is bound to the cell again. Returns whether the ticket is on top of the budget, None if there is none.
     """
-    mine = sa.and_(ticket.c.ticket_id == ticket_id, ticket.c.retried_from.is_(None))
-    waits = sa.or_(ticket.c.state == "OPEN", sa.and_(ticket.c.state == "VOID", ticket.c.extra))
-    here = sa.or_(ticket.c.cell_id == cell_id, ticket.c.cell_id.is_(None))
-    row = c.execute(sa.select(ticket).where(mine, waits, here).with_for_update(key_share=True)).one_or_none()
+    own = ticket.c.ticket_id == ticket_id
+    waits = sa.or_(ticket.c.state == "OPEN", sa.and_(own, ticket.c.state == "VOID", ticket.c.extra))
+    here = sa.or_(
+        sa.and_(own, sa.or_(ticket.c.cell_id == cell_id, ticket.c.cell_id.is_(None))),
+        sa.and_(ticket.c.cell_id == cell_id, ~ticket.c.extra, ticket.c.fixed.is_(None)),
+    )
+    found = sa.select(ticket).where(waits, here, ticket.c.retried_from.is_(None))
+    first = found.order_by(own.desc(), ticket.c.ordinal).limit(1)
+    row = c.execute(first.with_for_update(key_share=True)).one_or_none()
     if row is None:
         return None
     changed = {"state": "OPEN", "cell_id": cell_id, "fixed": dict(fixed), "retried_from": number}
-    c.execute(sa.update(ticket).where(ticket.c.ticket_id == ticket_id).values(changed))
+    c.execute(sa.update(ticket).where(ticket.c.ticket_id == row.ticket_id).values(changed))
     if row.cell_id is None:
         c.execute(sa.update(cell).where(cell.c.cell_id == cell_id).values(bound=cell.c.bound + 1))
     return bool(row.extra)

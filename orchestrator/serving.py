@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from orchestrator.config import WorkerConfig
+from orchestrator.config import WorkerConfig, never_prunes
 from orchestrator.contact import Contact
 from orchestrator.devices import describe
 from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
@@ -195,6 +195,8 @@ class Serving:
                 self._served.pop(row.study_id).runner.close()
             self._contact.say(f"importing the objective of {row.name}")
             spec = self._store.reads.spec(row.study_id)
+            if (idle := never_prunes(spec)) is not None and (row.study_id, row.revision) not in self._unservable:
+                logger.warning("study %s: %s", row.name, idle)
             check_allowed(spec.objective, self._settings.allow_targets)
             served = self._served[row.study_id] = Served(row, spec, Search(spec), self._runner(spec))
             served.runner.begin()

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, TypeVar
 from omegaconf import OmegaConf
 
 from orchestrator import config, search, signals
-from orchestrator.cli import estimates, hints, provenance, screen
-from orchestrator.cli.call import Call
+from orchestrator.cli import controls, estimates, hints, provenance, screen
+from orchestrator.cli.call import RETRY, Call
+from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import Following
 from orchestrator.cli.server import LAUNCHER_PID
 from orchestrator.devices import discover, usable_cores
@@ -33,7 +34,7 @@ from orchestrator.runner.artifacts import checked_place
 from orchestrator.runner.checkpoints import Checkpoints
 from orchestrator.signals import Ending
 from orchestrator.slots import Slots
-from orchestrator.store import CodeRow, Launched, Progress, Store, StudyRow, TrialRow
+from orchestrator.store import CodeRow, Launched, Progress, Store, StudyRow, TrialRow, is_braked
 
 if TYPE_CHECKING:
     from orchestrator.search import CellEstimate
@@ -53,7 +54,8 @@ def run(call: Call) -> int:
     """Returns 0 when the study has a complete trial in the end; 130 when the user interrupted."""
     spec, distributions = _checked(call)
     if "--dry-run" in call.switches:
-        print(json.dumps(screen.plan_data(spec, distributions), indent=2) if call.json else screen.plan(spec, distributions))
+        plan = {**screen.plan_data(spec, distributions), "remarks": _remarks(spec)}
+        print(json.dumps(plan, indent=2) if call.json else screen.plan(spec, distributions, _remarks(spec)))
         return 0
     with Ending(INTERRUPTED) as ending:
         return _launch(call, spec, ending)
@@ -71,16 +73,31 @@ def _launch(call: Call, spec: StudySpec, ending: Ending) -> int:
         spec = store.reads.spec(row.study_id)  # one that goes on keeps the form it has
         view = screen.View(spec, as_json=call.json)
         view.say(_announcement(spec, launched))
-        for line in _about_code(store, row, spec, created=launched.created):
+        for line in [*_about_code(store, row, spec, created=launched.created), *_remarks(spec)]:
             view.say(line)
-        interrupted = False
-        if launched.open_tickets:
+        failures, interrupted = Failures(store, row), False
+        if _retries(call, store, row, view) or launched.open_tickets:
             if count:
                 _announce_devices(call, store, view)
             following = Following(call, store, row, view, starts_workers=count > 0)
             with following.shown(), _Workers(call, spec, count, output, view) as workers:
-                interrupted = ending.asked = _follow(store, row, spec, workers, view, following)
-        return _conclude(call, store, row, spec, interrupted)
+                interrupted = ending.asked = _follow(store, row, spec, workers, view, following, failures)
+        return _conclude(call, store, row, spec, failures, interrupted)
+
+
+def _remarks(spec: StudySpec) -> list[str]:
+    """What will not do what it was chosen for."""
+    idle = config.never_prunes(spec)
+    return [] if idle is None else [idle]
+
+
+def _retries(call: Call, store: Store, row: StudyRow, view: screen.View) -> bool:
+    """Whether failed trials run again, as ``retry=failed`` asks."""
+    if RETRY not in call.switches:
+        return False
+    retried = store.interventions.retry(row.study_id, None)
+    view.say(controls.retried_text(retried))
+    return any(not one.left for one in retried)
 
 
 def _checked(call: Call) -> tuple[StudySpec, list[tuple[str, str]]]:
@@ -103,7 +120,15 @@ def _announcement(spec: StudySpec, launched: Launched) -> str:
         more = f"{launched.added} trials more, " if launched.added > 0 else ""
         return f"study {spec.name} goes on: {more}{launched.open_tickets} to be done{changed}"
     why = f"budget.trials={spec.budget.trials} is spent" if launched.reason == "budget spent" else launched.reason
-    return f"study {spec.name} exists; nothing to add: {why}{changed}"
+    again = f"; {_how_to_retry(spec)}" if launched.reason == "every cell is closed" else ""
+    return f"study {spec.name} exists; nothing to add: {why}{again}{changed}"
+
+
+def _how_to_retry(spec: StudySpec) -> str:
+    return (
+        f"once what failed is mended, the same command with {RETRY} runs the failed trials again (or: orchestrator retry"
+        f" study.name={spec.name} trial=failed)"
+    )
 
 
 def _about_code(store: Store, row: StudyRow, spec: StudySpec, *, created: bool) -> list[str]:
@@ -349,11 +374,13 @@ def _leave_terminal() -> None:
             os.close(nowhere)
 
 
-def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, view: screen.View, following: Following) -> bool:
-    """Shows the study until it is finished; returns True when the user ended it before."""
+def _follow(
+    store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, view: screen.View, following: Following, failures: Failures
+) -> bool:
+    """Shows the study until it is finished or paused itself; returns True when the user ended it before."""
     maintenance = Maintenance(store, every_s=1.0)
-    failed: set[int] = set()
-    spent, silent, next_look = 0, False, 0.0
+    judges = config.has_pruner(spec) and not config.never_prunes(spec)
+    failed, spent, silent, next_look = 0, 0, False, 0.0
     with _interrupts(workers, view) as got, view:
         while True:
             try:
@@ -362,8 +389,13 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
                 if began >= next_look:
                     progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=view.most_cells)
                     next_look = time.monotonic() + (time.monotonic() - began) / _SHARE_OF_LOOKING
-                    if progress.failed > len(failed):
-                        failed |= _show_failures(store, row, failed, view)
+                    if progress.failed != failed:
+                        failures.show(view)
+                        failed = progress.failed
+                    if judges and progress.best is not None:
+                        judges = False
+                        if complete := store.reads.silently_complete(row.study_id):
+                            view.say(config.nothing_reported(spec, complete))
                 following.look(progress)
                 store.rest()
             except StoreUnavailableError as error:
@@ -376,7 +408,8 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
                 silent = False
                 if progress is not None:
                     view.update(progress)
-                    if progress.study.state == "FINISHED":
+                    braked = is_braked(progress.study.state, progress.study.reason) and not progress.running
+                    if progress.study.state == "FINISHED" or braked:
                         return False
                     spent = progress.spent
             if workers.all_gone and (got or workers.done):
@@ -385,24 +418,20 @@ def _follow(store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, vie
             time.sleep(_FOLLOW_S)
 
 
-def _show_failures(store: Store, row: StudyRow, shown: set[int], view: screen.View) -> set[int]:
-    new = {t.number: t for t in store.reads.trials(row.study_id, state="FAIL") if t.number not in shown}
-    for trial in new.values():
-        view.say(f"trial {trial.number} failed: {trial.failure}")
-    return set(new)
-
-
-def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrupted: bool) -> int:
-    """Prints how the study stands: best trial, best of every cell, and how to browse it."""
+def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, failures: Failures, interrupted: bool) -> int:
+    """Prints how the study stands: failures, best trial, best of every cell, and how to browse it."""
     try:
-        progress, best, believed, code = _insist(store, lambda: _standing(call, store, row, spec), once=interrupted)
+        progress, best, believed, code = _insist(store, lambda: _standing(call, store, row, spec, failures), once=interrupted)
     except StoreUnavailableError as error:
         print(f"{error}; the study stays", file=sys.stderr)
         return 130
     if call.json:
-        data = {**screen.as_data(spec, progress, best, believed), "code": provenance.code_data(code)}
-        print(screen.as_json(data))
+        data = {**screen.as_data(spec, progress, best, believed), "failures": failures.data}
+        print(screen.as_json({**data, "code": provenance.code_data(code)}))
     else:
+        for kind in failures.kinds:
+            if len(kind.numbers) > kind.said:
+                print(kind.line)
         print(screen.results(spec, progress, best, believed))
         if mixed := provenance.changes_within(code):
             print(mixed)
@@ -412,6 +441,12 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
         if progress.study.state == "ACTIVE":
             print(hints.staying(call, spec.name, progress.total - progress.spent), file=sys.stderr if call.json else sys.stdout)
         return INTERRUPTED
+    if is_braked(progress.study.state, progress.study.reason):
+        raise StudyFailedError(
+            f"study {spec.name} is {progress.study.reason}. Mend it, and launch again (or: orchestrator resume"
+            f" study.name={spec.name}); orchestrator retry study.name={spec.name} trial=failed runs the failed ones again, with"
+            " the same parameters"
+        )
     if progress.study.state != "FINISHED":
         left = progress.total - progress.spent
         raise OrchestratorError(
@@ -419,17 +454,19 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
             "(worker.max_trials, worker.idle_timeout_s); the same command goes on"
         )
     if not best:
-        failure = _insist(store, lambda: _first_failure(store, row))
-        raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){failure}")
+        closed = f"; {_how_to_retry(spec)}" if progress.study.reason == "every cell is closed" else ""
+        why = "".join(f"; {kind.line}" for kind in failures.kinds[:1]) or _only_pruned(progress)
+        raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){why}{closed}")
     return 0
 
 
 def _standing(
-    call: Call, store: Store, row: StudyRow, spec: StudySpec
+    call: Call, store: Store, row: StudyRow, spec: StudySpec, failures: Failures
 ) -> tuple[Progress, list[TrialRow], list[CellEstimate | None], list[CodeRow]]:
     most = None if call.json else estimates.MOST_CELLS
     progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
     best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
+    failures.read()
     return progress, best, estimates.of_cells(store, progress), store.reads.code(row.study_id)
 
 
@@ -453,6 +490,6 @@ def _insist(store: Store, read: Callable[[], T], *, once: bool = False) -> T:
         time.sleep(_FOLLOW_S)
 
 
-def _first_failure(store: Store, row: StudyRow) -> str:
-    failures = [t for t in store.reads.trials(row.study_id) if t.failure]
-    return f"; trial {failures[0].number}: {failures[0].failure}" if failures else ""
+def _only_pruned(progress: Progress) -> str:
+    pruned = sum(cell.pruned for cell in progress.cells)
+    return f"; {screen.pruned_themselves(pruned)}" if pruned else ""

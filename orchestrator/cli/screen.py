@@ -161,9 +161,13 @@ def _remark(cell: CellRow) -> str:
     """Why the cell gets no trials, or none on some devices, or has none that is complete; empty where it is as it should be."""
     if cell.state == "CLOSED":
         return f"closed: {cell.reason}"
-    pruned = "its one trial pruned itself" if cell.pruned == 1 else f"all {cell.pruned} trials pruned themselves"
-    notes = [f"{pruned}; no complete trial"] if cell.only_pruned else []
+    notes = [f"{pruned_themselves(cell.pruned)}; no complete trial"] if cell.only_pruned else []
     return "; ".join([*notes, *(f"closed for {short.device}: {short.reason}" for short in cell.closed_for)])
+
+
+def pruned_themselves(count: int) -> str:
+    """What `count` pruned trials did that no pruner was asked about."""
+    return "its one trial pruned itself" if count == 1 else f"all {count} trials pruned themselves"
 
 
 def _belief(estimate: CellEstimate | None) -> tuple[str, str]:
@@ -190,8 +194,8 @@ def _cells(count: int) -> str:
     return "1 cell" if count == 1 else f"{count} cells"
 
 
-def plan(spec: StudySpec, distributions: list[tuple[str, str]]) -> str:
-    """What `launch` would do: cells, parameters as they are declared and as Optuna stores them, shares."""
+def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequence[str] = ()) -> str:
+    """What `launch` would do: cells, parameters as they are declared and as Optuna stores them, shares, and `remarks`."""
     lines = [f"study {spec.name}: {', '.join(f'{d} {m}' for d, m in zip(spec.directions, spec.metrics, strict=True))}"]
     lines.append(f"objective {value_label(label(spec.objective))}")
     lines.append(f"sampler {spec.sampler['name']}, pruner {spec.pruner['name']}, seed {spec.seed}")
@@ -217,7 +221,7 @@ def plan(spec: StudySpec, distributions: list[tuple[str, str]]) -> str:
             lines.append(f"  … and {_cells(spec.n_cells - index)} more")
             break
         lines.append(f"  {cell_label(cell)}")
-    return "\n".join([*lines, "", "dry run: nothing was created"])
+    return "\n".join([*lines, "", *remarks, "dry run: nothing was created"])
 
 
 def plan_data(spec: StudySpec, distributions: list[tuple[str, str]]) -> dict[str, Any]:

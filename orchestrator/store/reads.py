@@ -116,6 +116,15 @@ class TrialRow:
 
 
 @dataclass(frozen=True)
+class FailureRow:
+    """A failed trial, and why it failed; `seq` is its position in the news."""
+
+    number: int
+    seq: int
+    message: str
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where a study stands; `total` counts tickets that are or will be run.
 
@@ -352,6 +361,16 @@ class Reads:
         """Our trials of the study by number; if asked for, only those that have not ended, those in a state, or one."""
         which = {"study_id": study_id, "live_only": live_only, "state": state, "number": number}
         return [_trial_row(r) for r in self._database.execute(_TRIALS, which)]
+
+    def failures(self, study_id: int, *, after: int = 0) -> list[FailureRow]:
+        """The trials that failed since the study was last launched, by their position in the news, from `after` on."""
+        rows = self._database.execute(_FAILURES, {"study_id": study_id, "after": after})
+        return [FailureRow(row.number, row.seq, row.failure) for row in rows]
+
+    def silently_complete(self, study_id: int) -> int:
+        """How many trials are complete, if no trial of the study has reported an intermediate value; else 0."""
+        ((complete,),) = self._database.execute(_SILENTLY_COMPLETE, {"study_id": study_id})
+        return int(complete)
 
     def contenders(self, study_id: int, directions: Sequence[str]) -> list[TrialRow]:
         """The complete trials among which the best are: where there is one objective, that one trial, and none if none is."""
@@ -631,6 +650,22 @@ _TRIALS = sa.text(
     WHERE o.study_id = :study_id AND o.number IS NOT NULL AND (NOT :live_only OR o.state IN ('CLAIMED', 'RUNNING'))
         AND o.state = coalesce(:state, o.state) AND o.number = coalesce(:number, o.number)
     ORDER BY o.number
+    """
+)
+_FAILURES = sa.text(
+    """
+    SELECT o.number, o.seq, coalesce(o.failure, 'unknown') AS failure
+    FROM orchestrator.trial o JOIN orchestrator.study s ON s.study_id = o.study_id
+    WHERE o.study_id = :study_id AND o.state = 'FAIL' AND o.seq > :after AND o.ended_at >= s.launched_at
+    ORDER BY o.seq
+    """
+)
+_SILENTLY_COMPLETE = sa.text(
+    """
+    SELECT count(*) FROM orchestrator.trial o
+    WHERE o.study_id = :study_id AND o.state = 'COMPLETE' AND NOT EXISTS (
+        SELECT FROM trials t JOIN trial_intermediate_values i ON i.trial_id = t.trial_id WHERE t.study_id = :study_id
+    )
     """
 )
 _VALUE = """

@@ -72,7 +72,7 @@ def _launch(call: Call, spec: StudySpec, ending: Ending) -> int:
         row = store.reads.find(spec.name)
         spec = store.reads.spec(row.study_id)  # one that goes on keeps the form it has
         view = screen.View(spec, as_json=call.json)
-        view.say(_announcement(spec, launched))
+        view.say(_announcement(spec, launched, again=RETRY in call.switches))
         for line in [*_about_code(store, row, spec, created=launched.created), *_remarks(spec)]:
             view.say(line)
         failures, interrupted = Failures(store, row), False
@@ -111,7 +111,7 @@ def _checked(call: Call) -> tuple[StudySpec, list[tuple[str, str]]]:
     return spec, search.describe(spec)
 
 
-def _announcement(spec: StudySpec, launched: Launched) -> str:
+def _announcement(spec: StudySpec, launched: Launched, *, again: bool) -> str:
     changed = "".join(f"\n  changed {change}" for change in launched.changes)
     if launched.created:
         cells = f"{spec.n_cells} cells x {spec.budget.per_cell} guaranteed" if spec.grid else "no grid"
@@ -119,9 +119,11 @@ def _announcement(spec: StudySpec, launched: Launched) -> str:
     if launched.open_tickets:
         more = f"{launched.added} trials more, " if launched.added > 0 else ""
         return f"study {spec.name} goes on: {more}{launched.open_tickets} to be done{changed}"
+    if again:
+        return f"study {spec.name} goes on{changed}"
     why = f"budget.trials={spec.budget.trials} is spent" if launched.reason == "budget spent" else launched.reason
-    again = f"; {_how_to_retry(spec)}" if launched.reason == "every cell is closed" else ""
-    return f"study {spec.name} exists; nothing to add: {why}{again}{changed}"
+    how = f"; {_how_to_retry(spec)}" if launched.reason == "every cell is closed" else ""
+    return f"study {spec.name} exists; nothing to add: {why}{how}{changed}"
 
 
 def _how_to_retry(spec: StudySpec) -> str:

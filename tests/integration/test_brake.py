@@ -33,7 +33,7 @@ def cells(store: Store) -> list[tuple[str, int, int]]:
 def test_a_bug_that_fails_every_trial_pauses_the_study_after_a_few(
     store: Store, lease: WorkerLease, workers: int, expected: int
 ) -> None:
-    study = store.studies.launch(spec(cells=30)).study_id
+    study = store.studies.launch(spec(cells=30, budget=Budget(30))).study_id
     for _ in range(workers - 1):
         store.fleet.register(60)
     store.fleet.register(60, studies=["other"])
@@ -47,7 +47,7 @@ def test_a_bug_that_fails_every_trial_pauses_the_study_after_a_few(
 def test_a_study_that_braked_goes_on_from_the_start_and_brakes_again_if_nothing_was_mended(
     store: Store, lease: WorkerLease
 ) -> None:
-    wanted = spec(cells=3, per_cell=2, trials=8)
+    wanted = spec(cells=3, budget=Budget(8, 2))
     study = store.studies.launch(wanted).study_id
     assert fail(store, lease, study) == 5
     store.interventions.resume(study, "ada@lab")
@@ -61,7 +61,7 @@ def test_a_study_that_braked_goes_on_from_the_start_and_brakes_again_if_nothing_
 
 @pytest.mark.parametrize("result", [Completed((1.0,)), Pruned(), Failed("exception", "KeyError: 'lr'")])
 def test_one_result_or_another_failure_leaves_the_rest_to_the_cells(store: Store, lease: WorkerLease, result: Any) -> None:
-    study = store.studies.launch(spec(cells=4)).study_id
+    study = store.studies.launch(spec(cells=4, budget=Budget(4))).study_id
     claim = start(store, lease, study)
     assert claim is not None
     end(store, claim, result)
@@ -78,7 +78,7 @@ def test_it_is_set_by_hand_or_off(store: Store, lease: WorkerLease, most: int | 
 
 
 def test_one_broken_cell_is_closed_and_the_others_run(store: Store, lease: WorkerLease) -> None:
-    study = store.studies.launch(spec(cells=3, per_cell=2)).study_id
+    study = store.studies.launch(spec(cells=3, budget=Budget(6, 2))).study_id
     while (claim := start(store, lease, study)) is not None:
         end(store, claim, broken(claim.number) if claim.cell == 0 else None)
     assert store.reads.find("study").reason == "budget spent"
@@ -86,7 +86,7 @@ def test_one_broken_cell_is_closed_and_the_others_run(store: Store, lease: Worke
 
 
 def test_a_study_of_one_cell_is_paused_before_that_is_closed(store: Store, lease: WorkerLease) -> None:
-    study = store.studies.launch(spec(cells=1, trials=20)).study_id
+    study = store.studies.launch(spec(cells=1, budget=Budget(20))).study_id
     assert fail(store, lease, study) == 4
     assert (store.reads.find("study").state, cells(store)[0][0]) == ("PAUSED", "OPEN")
 

@@ -72,7 +72,7 @@ def _launch(call: Call, spec: StudySpec, ending: Ending) -> int:
         row = store.reads.find(spec.name)
         spec = store.reads.spec(row.study_id)  # one that goes on keeps the form it has
         view = screen.View(spec, as_json=call.json)
-        view.say(_announcement(spec, launched, again=RETRY in call.switches))
+        view.say(_announcement(call, spec, launched))
         for line in [*_about_code(store, row, spec, created=launched.created), *_remarks(spec)]:
             view.say(line)
         failures, interrupted = Failures(store, row), False
@@ -111,7 +111,7 @@ def _checked(call: Call) -> tuple[StudySpec, list[tuple[str, str]]]:
     return spec, search.describe(spec)
 
 
-def _announcement(spec: StudySpec, launched: Launched, *, again: bool) -> str:
+def _announcement(call: Call, spec: StudySpec, launched: Launched) -> str:
     changed = "".join(f"\n  changed {change}" for change in launched.changes)
     if launched.created:
         cells = f"{spec.n_cells} cells x {spec.budget.per_cell} guaranteed" if spec.grid else "no grid"
@@ -119,18 +119,16 @@ def _announcement(spec: StudySpec, launched: Launched, *, again: bool) -> str:
     if launched.open_tickets:
         more = f"{launched.added} trials more, " if launched.added > 0 else ""
         return f"study {spec.name} goes on: {more}{launched.open_tickets} to be done{changed}"
-    if again:
+    if RETRY in call.switches:
         return f"study {spec.name} goes on{changed}"
     why = f"budget.trials={spec.budget.trials} is spent" if launched.reason == "budget spent" else launched.reason
-    how = f"; {_how_to_retry(spec)}" if launched.reason == "every cell is closed" else ""
+    how = f"; {_how_to_retry(call, spec)}" if launched.reason == "every cell is closed" else ""
     return f"study {spec.name} exists; nothing to add: {why}{how}{changed}"
 
 
-def _how_to_retry(spec: StudySpec) -> str:
-    return (
-        f"once what failed is mended, the same command with {RETRY} runs the failed trials again (or: orchestrator retry"
-        f" study.name={spec.name} trial=failed)"
-    )
+def _how_to_retry(call: Call, spec: StudySpec) -> str:
+    retry = hints.command(call, "retry", f"study.name={spec.name}", "trial=failed")
+    return f"once what failed is mended, the same command with {RETRY} runs the failed trials again (or: {retry})"
 
 
 def _about_code(store: Store, row: StudyRow, spec: StudySpec, *, created: bool) -> list[str]:
@@ -444,10 +442,11 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, failures
             print(hints.staying(call, spec.name, progress.total - progress.spent), file=sys.stderr if call.json else sys.stdout)
         return INTERRUPTED
     if is_braked(progress.study.state, progress.study.reason):
+        resume = hints.command(call, "resume", f"study.name={spec.name}")
+        retry = hints.command(call, "retry", f"study.name={spec.name}", "trial=failed")
         raise StudyFailedError(
-            f"study {spec.name} is {progress.study.reason}. Mend it, and launch again (or: orchestrator resume"
-            f" study.name={spec.name}); orchestrator retry study.name={spec.name} trial=failed runs the failed ones again, with"
-            " the same parameters"
+            f"study {spec.name} is {progress.study.reason}. Mend it, and launch again (or: {resume}); {retry} runs the"
+            " failed ones again, with the same parameters"
         )
     if progress.study.state != "FINISHED":
         left = progress.total - progress.spent
@@ -456,7 +455,7 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, failures
             "(worker.max_trials, worker.idle_timeout_s); the same command goes on"
         )
     if not best:
-        closed = f"; {_how_to_retry(spec)}" if progress.study.reason == "every cell is closed" else ""
+        closed = f"; {_how_to_retry(call, spec)}" if progress.study.reason == "every cell is closed" else ""
         why = "".join(f"; {kind.line}" for kind in failures.kinds[:1]) or _only_pruned(progress)
         raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){why}{closed}")
     return 0

@@ -103,7 +103,7 @@ def status(call: Call) -> int:
     if mixed := provenance.changes_within(code):
         console.print(Text(mixed), soft_wrap=True)
     console.print(screen.cell_table(spec, progress.cells, n_cells=progress.n_cells))
-    for remark in _remarks(spec, progress, failures, mute):
+    for remark in _remarks(call, spec, progress, failures, mute):
         console.print(Text(remark), soft_wrap=True)
     for t in live:
         who = f"worker {t.worker_id}" if t.worker_id else "waiting for a worker"
@@ -115,11 +115,12 @@ def status(call: Call) -> int:
     return 0
 
 
-def _remarks(spec: StudySpec, progress: Progress, failures: Failures, mute: int) -> list[str]:
+def _remarks(call: Call, spec: StudySpec, progress: Progress, failures: Failures, mute: int) -> list[str]:
     """What is wrong, a paragraph each; `mute`: so many trials completed, and none has reported anything to the pruner."""
     said = [kind.text for kind in failures.kinds]
     if is_braked(progress.study.state, progress.study.reason):
-        said.append(f"mend what failed, then launch again or: orchestrator resume study.name={spec.name}")
+        resume = hints.command(call, "resume", f"study.name={spec.name}")
+        said.append(f"mend what failed, then launch again, or: {resume}")
     idle = config.never_prunes(spec)
     return said + ([idle] if idle else [config.nothing_reported(spec, mute)] if mute else [])
 

@@ -69,12 +69,17 @@ class Searched:
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell; `hours` of wall time a launch."""
+    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell; `hours` of wall time a launch.
+
+    More than `max_failures_per_cell` failures in a row close a cell. While no trial has come to a result,
+    `max_failures_at_start` failures that are all alike pause the study (``auto``: by the number of workers; None: never).
+    """
 
     trials: int
     per_cell: int = 1
     hours: float | None = None
     max_failures_per_cell: int = 3
+    max_failures_at_start: int | Literal["auto"] | None = "auto"
 
 
 @dataclass(frozen=True)
@@ -301,7 +306,8 @@ class Suggestion:
 class TrialNews:
     """A trial of the study as `store` reads it and `search` learns it; a later one of the same number replaces an earlier.
 
-    `state` is the name of Optuna's ``TrialState``; `cell` the ordinal of its cell, None for a trial that is not ours.
+    `state` is the name of Optuna's ``TrialState``; `cell` the ordinal of its cell, None for a trial that is not ours;
+    `failure` the kind of a failed one (`Failed.kind`), None where nobody said.
     """
 
     number: int
@@ -311,6 +317,7 @@ class TrialNews:
     intermediate: Mapping[int, float] = field(default_factory=dict)
     system_attrs: Mapping[str, JSONValue] = field(default_factory=dict)
     cell: int | None = None
+    failure: str | None = None
 
 
 # ------------------------------------------------------------------------------------------------------- how an attempt ends

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from orchestrator.config import WorkerConfig
+from orchestrator.config import WorkerConfig, never_prunes
 from orchestrator.contact import Contact
 from orchestrator.devices import describe
 from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
@@ -213,6 +213,8 @@ class Serving:
                 self._served.pop(row.study_id).runner.close()
             self._contact.say(f"importing the objective of {row.name}")
             spec = self._store.reads.spec(row.study_id)
+            if (idle := never_prunes(spec)) is not None and (row.study_id, row.launched_at) not in self._unservable:
+                logger.warning("study %s: %s", row.name, idle)
             check_allowed(spec.objective, self._settings.allow_targets)
             served = self._served[row.study_id] = Served(row, spec, Search(spec), self._runner(spec))
             served.runner.begin()

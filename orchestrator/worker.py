@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator.claiming import Claiming
-from orchestrator.config import WorkerConfig
+from orchestrator.config import WorkerConfig, has_pruner, never_prunes, nothing_reported
 from orchestrator.contact import Contact
 from orchestrator.devices import torch_device
 from orchestrator.draining import Drain, Draining
@@ -86,6 +86,7 @@ class Worker:
         self._draining = Draining()
         self._contact = Contact(store, settings, self._draining)
         self._ended = 0
+        self._mute: set[int] = set()
         self._next_look = 0.0
         self._left = LeftResults()
         self._serving = Serving(store, settings, self._contact, command)
@@ -424,6 +425,9 @@ class Worker:
         else:
             values = zip(spec.metrics, outcome.values, strict=True)
             logger.info("%s: %s", what, ", ".join(f"{metric}={value:.6g}" for metric, value in values))
+            if not said.curve and has_pruner(spec) and not never_prunes(spec) and row.study_id not in self._mute:
+                self._mute.add(row.study_id)
+                logger.warning("study %s: %s", row.name, nothing_reported(spec, 1))
         return True
 
     def _give_back(self, claim: Claim, outcome: Interrupted, facts: Mapping[str, JSONValue] | None = None) -> None:

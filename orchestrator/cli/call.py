@@ -14,9 +14,11 @@ from orchestrator.errors import ConfigError
 from orchestrator.store import Store
 from orchestrator.store.embedded import EmbeddedServer
 
+RETRY = "retry=failed"
+"""What asks a launch to run the failed trials again."""
 # Words that belong to a command and are taken before Hydra parses the rest.
 _SWITCHES = {
-    "launch": ("--json", "--dry-run"),
+    "launch": ("--json", "--dry-run", RETRY),
     "pause": ("--json", "--now"),
     "stop": ("--json", "--now"),
     **dict.fromkeys(("status", "best", "logs", "resume", "retry", "enqueue", "doctor", "replay", "rerun"), ("--json",)),

@@ -67,17 +67,26 @@ def retry(call: Call) -> int:
     with call.store() as store:
         row = store.reads.find(name)
         retried = store.interventions.retry(row.study_id, number)
-        data = {"retried": [{"trial": r.number, "on_top_of_budget": r.extra} for r in retried]}
-        _say(call, store, row, _retried(retried), data)
+        runs = [{"trial": r.number, "on_top_of_budget": r.extra} for r in retried if not r.left]
+        data = {"retried": runs, "left": [r.number for r in retried if r.left]}
+        _say(call, store, row, retried_text(retried), data)
     return 0
 
 
-def _retried(retried: list[Retried]) -> str:
-    if not retried:
-        return "no failed trial is left to run again"
-    numbers = ", ".join(str(r.number) for r in retried)
-    extra = sum(r.extra for r in retried)
-    return f"runs again as new trials: {numbers}" + (f" ({extra} on top of the budget)" if extra else "")
+def retried_text(retried: list[Retried]) -> str:
+    """What a retry does, for people."""
+    runs, left = [r for r in retried if not r.left], [r for r in retried if r.left]
+    said = []
+    if runs:
+        extra = sum(r.extra for r in runs)
+        on_top = f" ({extra} on top of the budget)" if extra else ""
+        said.append(f"runs again as new trials: {', '.join(str(r.number) for r in runs)}{on_top}")
+    if left:
+        said.append(
+            f"not run again, for other cells have spent what their closed cells left of budget.trials: "
+            f"{', '.join(str(r.number) for r in left)}; launch with a larger budget.trials first"
+        )
+    return "; ".join(said) or "no failed trial is left to run again"
 
 
 def _change(call: Call, change: Callable[[Store, int], None]) -> int:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, TypeVar
 from omegaconf import OmegaConf
 
 from orchestrator import config, search, signals
-from orchestrator.cli import estimates, hints, provenance, screen
-from orchestrator.cli.call import Call
+from orchestrator.cli import controls, estimates, hints, provenance, screen
+from orchestrator.cli.call import RETRY, Call
+from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import Following
 from orchestrator.cli.server import LAUNCHER_PID
 from orchestrator.devices import discover, usable_cores
@@ -34,7 +35,7 @@ from orchestrator.runner.artifacts import checked_place
 from orchestrator.runner.checkpoints import Checkpoints
 from orchestrator.signals import Ending
 from orchestrator.slots import Slots
-from orchestrator.store import CodeRow, Launched, Progress, Store, StudyRow, TrialRow
+from orchestrator.store import CodeRow, Launched, Progress, Store, StudyRow, TrialRow, is_braked
 
 if TYPE_CHECKING:
     from orchestrator.search import CellEstimate
@@ -54,7 +55,8 @@ def run(call: Call) -> int:
     """Returns 0 when the study has a complete trial in the end; 130 when the user interrupted."""
     spec, distributions = _checked(call)
     if "--dry-run" in call.switches:
-        print(json.dumps(screen.plan_data(spec, distributions), indent=2) if call.json else screen.plan(spec, distributions))
+        plan = {**screen.plan_data(spec, distributions), "remarks": _remarks(spec)}
+        print(json.dumps(plan, indent=2) if call.json else screen.plan(spec, distributions, _remarks(spec)))
         return 0
     with Ending(INTERRUPTED) as ending:
         return _launch(call, spec, ending)
@@ -71,18 +73,33 @@ def _launch(call: Call, spec: StudySpec, ending: Ending) -> int:
         row = store.reads.find(spec.name)
         spec = store.reads.spec(row.study_id)  # one that goes on keeps the form it has
         view = screen.View(spec, as_json=call.json)
-        view.say(_announcement(spec, launched))
-        for line in _about_code(store, row, spec, created=launched.created):
+        view.say(_announcement(call, spec, launched))
+        for line in [*_about_code(store, row, spec, created=launched.created), *_remarks(spec)]:
             view.say(line)
-        interrupted = False
-        if launched.open_tickets:
+        failures, interrupted = Failures(store, row), False
+        if _retries(call, store, row, view) or launched.open_tickets:
             if count:
                 _announce_devices(call, store, view)
             following = Following(call, store, row, view, starts_workers=count > 0)
             with following.shown(), _Workers(call, spec, count, output, view) as workers:
-                row, interrupted = _follow(store, row, spec, workers, view, following)
+                row, interrupted = _follow(_Followed(call, store, row, spec, view, failures), workers, following)
                 ending.asked = interrupted
-        return _conclude(call, store, row, spec, interrupted)
+        return _conclude(call, store, row, spec, failures, interrupted)
+
+
+def _remarks(spec: StudySpec) -> list[str]:
+    """What will not do what it was chosen for."""
+    idle = config.never_prunes(spec)
+    return [] if idle is None else [idle]
+
+
+def _retries(call: Call, store: Store, row: StudyRow, view: screen.View) -> bool:
+    """Whether failed trials run again, as ``retry=failed`` asks."""
+    if RETRY not in call.switches:
+        return False
+    retried = store.interventions.retry(row.study_id, None)
+    view.say(controls.retried_text(retried))
+    return any(not one.left for one in retried)
 
 
 def _checked(call: Call) -> tuple[StudySpec, list[tuple[str, str]]]:
@@ -96,7 +113,7 @@ def _checked(call: Call) -> tuple[StudySpec, list[tuple[str, str]]]:
     return spec, search.describe(spec)
 
 
-def _announcement(spec: StudySpec, launched: Launched) -> str:
+def _announcement(call: Call, spec: StudySpec, launched: Launched) -> str:
     changed = "".join(f"\n  changed {change}" for change in launched.changes)
     if launched.created:
         cells = f"{spec.n_cells} cells x {spec.budget.per_cell} guaranteed" if spec.grid else "no grid"
@@ -104,8 +121,16 @@ def _announcement(spec: StudySpec, launched: Launched) -> str:
     if launched.open_tickets:
         more = f"{launched.added} trials more, " if launched.added > 0 else ""
         return f"study {spec.name} goes on: {more}{launched.open_tickets} to be done{changed}"
+    if RETRY in call.switches:
+        return f"study {spec.name} goes on{changed}"
     why = f"budget.trials={spec.budget.trials} is spent" if launched.reason == "budget spent" else launched.reason
-    return f"study {spec.name} exists; nothing to add: {why}{changed}"
+    how = f"; {_how_to_retry(call, spec)}" if launched.reason == "every cell is closed" else ""
+    return f"study {spec.name} exists; nothing to add: {why}{how}{changed}"
+
+
+def _how_to_retry(call: Call, spec: StudySpec) -> str:
+    retry = hints.command(call, "retry", f"study.name={spec.name}", "trial=failed")
+    return f"once what failed is mended, the same command with {RETRY} runs the failed trials again (or: {retry})"
 
 
 def _about_code(store: Store, row: StudyRow, spec: StudySpec, *, created: bool) -> list[str]:
@@ -351,11 +376,10 @@ def _leave_terminal() -> None:
             os.close(nowhere)
 
 
-def _follow(
-    store: Store, row: StudyRow, spec: StudySpec, workers: _Workers, view: screen.View, following: Following
-) -> tuple[StudyRow, bool]:
-    """Shows the study until it is finished; returns its row, and True when the user ended it before."""
-    maintenance, followed = Maintenance(store, every_s=1.0), _Followed(store, row, spec, view)
+def _follow(followed: _Followed, workers: _Workers, following: Following) -> tuple[StudyRow, bool]:
+    """Shows the study until it is finished or paused itself; returns its row, and True when the user ended it before."""
+    store, view = followed.store, followed.view
+    maintenance = Maintenance(store, every_s=1.0)
     spent, silent, next_look = 0, False, 0.0
     with _interrupts(workers, view) as got, view:
         while True:
@@ -378,7 +402,8 @@ def _follow(
                 silent = False
                 if progress is not None:
                     view.update(progress)
-                    if progress.study.state == "FINISHED":
+                    braked = is_braked(progress.study.state, progress.study.reason) and not progress.running
+                    if progress.study.state == "FINISHED" or braked:
                         return followed.row, False
                     spent = progress.spent
             if workers.all_gone and (got or workers.done):
@@ -390,38 +415,47 @@ def _follow(
 class _Followed:
     """The study of this launch, as the database has it; `row` is another one if it had to be launched once more."""
 
-    def __init__(self, store: Store, row: StudyRow, spec: StudySpec, view: screen.View) -> None:
+    def __init__(self, call: Call, store: Store, row: StudyRow, spec: StudySpec, view: screen.View, failures: Failures) -> None:
         self.row = row
-        self._store = store
+        self.store = store
+        self.view = view
+        self._call = call
         self._spec = spec
-        self._view = view
+        self._failures = failures
         self._failover = Failover(store)
         self._unsure = False
-        self._failed: set[int] = set()
+        self._judges = config.has_pruner(spec) and not config.never_prunes(spec)
+        self._failed = 0
         self._news = 0
 
     def keep_launched(self) -> StudyRow:
         """The study's row; launches it once more if another server answers than before, which has lost it or this launch."""
-        server = self._store.reads.server()
+        server = self.store.reads.server()
         self._unsure = self._unsure or self._failover.changed(server)
         self._tell(self._failover.note(server))
         if self._unsure:
-            if not any(map(self._is_launched, self._store.reads.studies())):
-                launched = self._store.studies.launch(self._spec)
-                self.row = self._store.reads.find(self._spec.name)
-                self._view.say(f"the database had lost this launch; {_announcement(self._spec, launched)}")
+            if not any(map(self._is_launched, self.store.reads.studies())):
+                launched = self.store.studies.launch(self._spec)
+                self.row = self.store.reads.find(self._spec.name)
+                self._failures.begin_anew(self.row)
+                self.view.say(f"the database had lost this launch; {_announcement(self._call, self._spec, launched)}")
             self._unsure = False
         return self.row
 
     def look(self) -> Progress:
-        """Where the study stands; tells of trials that failed since the last time."""
+        """Where the study stands; tells of trials that failed since the last time, and of a pruner that cannot act."""
         maximize = self._spec.directions[0] == "maximize"
-        progress = self._store.reads.progress(self.row, maximize=maximize, most=self._view.most_cells)
+        progress = self.store.reads.progress(self.row, maximize=maximize, most=self.view.most_cells)
         if progress.news < self._news:
-            self._tell(self._failover.note(self._store.reads.server(), behind=True))
+            self._tell(self._failover.note(self.store.reads.server(), behind=True))
         self._news = progress.news
-        if progress.failed > len(self._failed):
-            self._failed |= _show_failures(self._store, self.row, self._failed, self._view)
+        if progress.failed != self._failed:
+            self._failures.show(self.view)
+            self._failed = progress.failed
+        if self._judges and progress.best is not None:
+            self._judges = False
+            if complete := self.store.reads.silently_complete(self.row.study_id):
+                self.view.say(config.nothing_reported(self._spec, complete))
         return progress
 
     def _is_launched(self, found: StudyRow) -> bool:
@@ -430,28 +464,25 @@ class _Followed:
 
     def _tell(self, why: str | None) -> None:
         if why is not None:
-            self._view.say(why)
-            self._failed.clear()  # their numbers may be those of other trials now
+            self.view.say(why)
+            self._failures.begin_anew(self.row)  # their numbers may be those of other trials now
+            self._failed = 0
 
 
-def _show_failures(store: Store, row: StudyRow, shown: set[int], view: screen.View) -> set[int]:
-    new = {t.number: t for t in store.reads.trials(row.study_id, state="FAIL") if t.number not in shown}
-    for trial in new.values():
-        view.say(f"trial {trial.number} failed: {trial.failure}")
-    return set(new)
-
-
-def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrupted: bool) -> int:
-    """Prints how the study stands: best trial, best of every cell, and how to browse it."""
+def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, failures: Failures, interrupted: bool) -> int:
+    """Prints how the study stands: failures, best trial, best of every cell, and how to browse it."""
     try:
-        progress, best, believed, code = _insist(store, lambda: _standing(call, store, row, spec), once=interrupted)
+        progress, best, believed, code = _insist(store, lambda: _standing(call, store, row, spec, failures), once=interrupted)
     except StoreUnavailableError as error:
         print(f"{error}; the study stays", file=sys.stderr)
         return 130
     if call.json:
-        data = {**screen.as_data(spec, progress, best, believed), "code": provenance.code_data(code)}
-        print(json.dumps(data, indent=2))
+        data = {**screen.as_data(spec, progress, best, believed), "failures": failures.data}
+        print(screen.as_json({**data, "code": provenance.code_data(code)}))
     else:
+        for kind in failures.kinds:
+            if len(kind.numbers) > kind.said:
+                print(kind.line)
         print(screen.results(spec, progress, best, believed))
         if mixed := provenance.changes_within(code):
             print(mixed)
@@ -461,6 +492,13 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
         if progress.study.state == "ACTIVE":
             print(hints.staying(call, spec.name, progress.total - progress.spent), file=sys.stderr if call.json else sys.stdout)
         return INTERRUPTED
+    if is_braked(progress.study.state, progress.study.reason):
+        resume = hints.command(call, "resume", f"study.name={spec.name}")
+        retry = hints.command(call, "retry", f"study.name={spec.name}", "trial=failed")
+        raise StudyFailedError(
+            f"study {spec.name} is {progress.study.reason}. Mend it, and launch again (or: {resume}); {retry} runs the"
+            " failed ones again, with the same parameters"
+        )
     if progress.study.state != "FINISHED":
         left = progress.total - progress.spent
         raise OrchestratorError(
@@ -468,17 +506,19 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, interrup
             "(worker.max_trials, worker.idle_timeout_s); the same command goes on"
         )
     if not best:
-        failure = _insist(store, lambda: _first_failure(store, row))
-        raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){failure}")
+        closed = f"; {_how_to_retry(call, spec)}" if progress.study.reason == "every cell is closed" else ""
+        why = "".join(f"; {kind.line}" for kind in failures.kinds[:1]) or _only_pruned(progress)
+        raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){why}{closed}")
     return 0
 
 
 def _standing(
-    call: Call, store: Store, row: StudyRow, spec: StudySpec
+    call: Call, store: Store, row: StudyRow, spec: StudySpec, failures: Failures
 ) -> tuple[Progress, list[TrialRow], list[CellEstimate | None], list[CodeRow]]:
     most = None if call.json else estimates.MOST_CELLS
     progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
     best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
+    failures.read()
     return progress, best, estimates.of_cells(store, progress), store.reads.code(row.study_id)
 
 
@@ -502,6 +542,6 @@ def _insist(store: Store, read: Callable[[], T], *, once: bool = False) -> T:
         time.sleep(_FOLLOW_S)
 
 
-def _first_failure(store: Store, row: StudyRow) -> str:
-    failures = [t for t in store.reads.trials(row.study_id) if t.failure]
-    return f"; trial {failures[0].number}: {failures[0].failure}" if failures else ""
+def _only_pruned(progress: Progress) -> str:
+    pruned = sum(cell.pruned for cell in progress.cells)
+    return f"; {screen.pruned_themselves(pruned)}" if pruned else ""

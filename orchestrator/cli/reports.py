@@ -20,15 +20,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator import config
 from orchestrator.cli import estimates, hints, provenance, screen
 from orchestrator.cli.call import Call
+from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import unfollowed, unserved
 from orchestrator.config import rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import StudySpec, value_label
 from orchestrator.overlay import overlay
 from orchestrator.runner import couplings, rundir
-from orchestrator.store import Store, StudyRow, TrialRow, WorkerRow
+from orchestrator.store import Progress, Store, StudyRow, TrialRow, WorkerRow, is_braked
 
 _STDOUT = "-"
 _COUPLING = re.compile(r"\b(linear|sqrt)_scaling:")
@@ -42,7 +44,7 @@ def status(call: Call) -> int:
         if not rows and call.study_name is None:
             data: dict[str, Any] = {"studies": [], "workers": [_worker_data(w, {}) for w in workers]}
             start = hints.command(call, "launch")
-            print(json.dumps(data, indent=2) if call.json else f"no study yet; start one with: {start} experiment=…")
+            print(screen.as_json(data) if call.json else f"no study yet; start one with: {start} experiment=…")
             return 0
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
@@ -53,6 +55,9 @@ def status(call: Call) -> int:
         servers = store.reads.servers([r.study_id for r in rows if r.active])
         best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
         code = store.reads.code(row.study_id)
+        failures = Failures(store, row)
+        failures.read()
+        mute = store.reads.silently_complete(row.study_id) if config.has_pruner(spec) else 0
         earlier = {t.number: store.reads.attempts(row.study_id, t.number)[:-1] for t in live if t.attempts > 1}
     waits = {r.study_id: unserved(call, r.name, servers[r.study_id]) for r in rows if r.active}
     if call.json:
@@ -68,7 +73,11 @@ def status(call: Call) -> int:
                 }
                 for r in rows
             ],
-            "study": {**screen.as_data(spec, progress, best), "code": provenance.code_data(code)},
+            "study": {
+                **screen.as_data(spec, progress, best),
+                "failures": failures.data,
+                "code": provenance.code_data(code),
+            },
             "running": [
                 {
                     **screen.trial_data(spec, t),
@@ -80,7 +89,7 @@ def status(call: Call) -> int:
             ],
             "workers": [_worker_data(w, held) for w in workers],
         }
-        print(json.dumps(data, indent=2))
+        print(screen.as_json(data))
         return 0
     console = Console(highlight=False, width=max(120, Console().width))
     for r in rows:
@@ -94,6 +103,8 @@ def status(call: Call) -> int:
     if mixed := provenance.changes_within(code):
         console.print(Text(mixed), soft_wrap=True)
     console.print(screen.cell_table(spec, progress.cells, n_cells=progress.n_cells))
+    for remark in _remarks(call, spec, progress, failures, mute):
+        console.print(Text(remark), soft_wrap=True)
     for t in live:
         who = f"worker {t.worker_id}" if t.worker_id else "waiting for a worker"
         console.print(Text(f"trial {t.number} runs for {t.seconds or 0:.0f} s, attempt {t.attempts}, {who}"), soft_wrap=True)
@@ -102,6 +113,16 @@ def status(call: Call) -> int:
     console.print()
     console.print(_worker_table(workers, held, hints.command(call, "worker")))
     return 0
+
+
+def _remarks(call: Call, spec: StudySpec, progress: Progress, failures: Failures, mute: int) -> list[str]:
+    """What is wrong, a paragraph each; `mute`: so many trials completed, and none has reported anything to the pruner."""
+    said = [kind.text for kind in failures.kinds]
+    if is_braked(progress.study.state, progress.study.reason):
+        resume = hints.command(call, "resume", f"study.name={spec.name}")
+        said.append(f"mend what failed, then launch again, or: {resume}")
+    idle = config.never_prunes(spec)
+    return said + ([idle] if idle else [config.nothing_reported(spec, mute)] if mute else [])
 
 
 def _held(store: Store, rows: list[StudyRow]) -> dict[int, str]:
@@ -174,7 +195,7 @@ def best(call: Call) -> int:
         data = {**screen.as_data(spec, progress, chosen, believed), "code": provenance.code_data(code)}
         for entry, trial, origin in zip(data["best"], chosen, origins, strict=True):
             entry |= {"overrides": overrides(spec, trial, groups), **origin}
-        print(json.dumps(data, indent=2))
+        print(screen.as_json(data))
         return 0
     for trial, origin in zip(chosen, origins, strict=True):
         print(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -62,7 +61,7 @@ def run(call: Call) -> int:
         data: dict[str, Any] = {"study": row.name, "trial": trial.number, "seed": seed, "same": same}
         data |= {"values": _named(spec, values), "stored": _named(spec, trial.values), "differs": differs}
         data |= {"problem": _problem(outcome), "log": str(running.log_path), "facts": running.facts}
-        print(json.dumps(data, indent=2))
+        print(screen.as_json(data))
     else:
         _tell(spec, trial, values, outcome, differs, running.log_path)
     return 0 if same or (values is not None and trial.values is None) else _DIFFERS

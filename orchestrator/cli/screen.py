@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -147,19 +149,25 @@ def cell_table(
         names = [value_label(cell.values[axis.path]) for axis in spec.grid] or [cell_label(cell.values)]
         best = "" if cell.best is None else f"{cell.best:.6g}"
         number = "" if cell.best_trial is None else str(cell.best_trial)
-        closed = _closed(cell)
-        counts = (f"{cell.completed + cell.pruned}/{cell.bound}", str(cell.pruned), str(cell.failed), str(cell.running))
+        remark = _remark(cell)
+        counts = (f"{cell.spent}/{cell.bound}", str(cell.pruned), str(cell.failed), str(cell.running))
         belief = _belief(believed.get(cell.ordinal)) if believed else ()
-        table.add_row(*map(Text, (*names, *counts, best, number, *belief, closed)))
+        table.add_row(*map(Text, (*names, *counts, best, number, *belief, remark)))
     more = max(len(cells), n_cells or 0) - len(shown)
     return Group(table, Text(f"… and {_cells(more)} more")) if more else table
 
 
-def _closed(cell: CellRow) -> str:
-    """Why the cell gets no trials, or none on some devices; empty where it is open to all."""
+def _remark(cell: CellRow) -> str:
+    """Why the cell gets no trials, or none on some devices, or has none that is complete; empty where it is as it should be."""
     if cell.state == "CLOSED":
         return f"closed: {cell.reason}"
-    return "; ".join(f"closed for {short.device}: {short.reason}" for short in cell.closed_for)
+    notes = [f"{pruned_themselves(cell.pruned)}; no complete trial"] if cell.only_pruned else []
+    return "; ".join([*notes, *(f"closed for {short.device}: {short.reason}" for short in cell.closed_for)])
+
+
+def pruned_themselves(count: int) -> str:
+    """What `count` pruned trials did that no pruner was asked about."""
+    return "its one trial pruned itself" if count == 1 else f"all {count} trials pruned themselves"
 
 
 def _belief(estimate: CellEstimate | None) -> tuple[str, str]:
@@ -176,7 +184,7 @@ def cell_comments(spec: StudySpec, cells: Sequence[CellRow], estimates: Estimate
     for cell, estimate in rows[:MOST_CELLS]:
         best = "none" if cell.best is None else f"{cell.best:.6g}"
         known = f"{cell.completed}, {best}, {', '.join(_belief(estimate))}".rstrip(" ,")
-        lines.append(f"#   {cell_label(cell.values)}: {known}{value_label(f'; {_closed(cell)}') if _closed(cell) else ''}")
+        lines.append(f"#   {cell_label(cell.values)}: {known}{value_label(f'; {_remark(cell)}') if _remark(cell) else ''}")
     if len(rows) > MOST_CELLS:
         lines.append(f"#   … and {_cells(len(rows) - MOST_CELLS)} more")
     return "\n".join(lines)
@@ -186,8 +194,8 @@ def _cells(count: int) -> str:
     return "1 cell" if count == 1 else f"{count} cells"
 
 
-def plan(spec: StudySpec, distributions: list[tuple[str, str]]) -> str:
-    """What `launch` would do: cells, parameters as they are declared and as Optuna stores them, shares."""
+def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequence[str] = ()) -> str:
+    """What `launch` would do: cells, parameters as they are declared and as Optuna stores them, shares, and `remarks`."""
     lines = [f"study {spec.name}: {', '.join(f'{d} {m}' for d, m in zip(spec.directions, spec.metrics, strict=True))}"]
     lines.append(f"objective {value_label(label(spec.objective))}")
     lines.append(f"sampler {spec.sampler['name']}, pruner {spec.pruner['name']}, seed {spec.seed}")
@@ -213,7 +221,7 @@ def plan(spec: StudySpec, distributions: list[tuple[str, str]]) -> str:
             lines.append(f"  … and {_cells(spec.n_cells - index)} more")
             break
         lines.append(f"  {cell_label(cell)}")
-    return "\n".join([*lines, "", "dry run: nothing was created"])
+    return "\n".join([*lines, "", *remarks, "dry run: nothing was created"])
 
 
 def plan_data(spec: StudySpec, distributions: list[tuple[str, str]]) -> dict[str, Any]:
@@ -318,6 +326,19 @@ def as_data(spec: StudySpec, progress: Progress, best: list[TrialRow], estimates
             for c, belief in zip(progress.cells, believed, strict=True)
         ],
     }
+
+
+def as_json(data: Any) -> str:
+    """`data` as JSON for any reader: it has no infinite numbers, so they are the words ``inf`` and ``-inf``."""
+    return json.dumps(_without_infinities(data), indent=2, allow_nan=False)
+
+
+def _without_infinities(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _without_infinities(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_without_infinities(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def trial_data(spec: StudySpec, trial: TrialRow) -> dict[str, Any]:

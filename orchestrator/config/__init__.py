@@ -2,6 +2,7 @@
 
 from orchestrator.config.compose import URL_VARIABLE, Composed, compose, default_storage_path
 from orchestrator.config.flags import Flags, parse_flags, show
+from orchestrator.config.pruning import has_pruner, never_prunes, nothing_reported
 from orchestrator.config.schema import DashboardConfig, HostConfig, PathsConfig, StorageConfig, WorkerConfig
 from orchestrator.config.study import study_spec
 from orchestrator.config.words import hydra_word, normal_form, program_words, rerun_words
@@ -17,8 +18,11 @@ __all__ = [
     "WorkerConfig",
     "compose",
     "default_storage_path",
+    "has_pruner",
     "hydra_word",
+    "never_prunes",
     "normal_form",
+    "nothing_reported",
     "parse_flags",
     "program_words",
     "rerun_words",

@@ -76,6 +76,11 @@ def _resource(value: Any) -> str | None:
     return None if value == "auto" or whole else "must be 'auto' or a whole number of steps, at least 1"
 
 
+def _failures(value: Any) -> str | None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000
+    return None if value == "auto" or whole else "must be 'auto', a whole number of trials, 1 to 1,000,000, or null for never"
+
+
 def _ruled(default: Any, rule: Rule) -> Any:
     return field(default=default, metadata={"rule": rule})
 
@@ -172,6 +177,7 @@ class BudgetConfig:
     per_cell: int = _ruled(1, _within(1, MAX_TRIALS))
     hours: float | None = _ruled(None, _above(0, 100_000))
     max_failures_per_cell: int = _ruled(3, _within(0, 1_000_000))
+    max_failures_at_start: Any = field(default="auto", metadata={"rule": _failures})
 
 
 @dataclass

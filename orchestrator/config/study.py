@@ -301,7 +301,7 @@ def _budget(config: DictConfig, space: Space) -> Budget:
             f"budget.per_cell={budget.per_cell} for {cells} cells makes {shares} trials, more than budget.trials={trials};"
             f" raise budget.trials to {shares}, or lower budget.per_cell or the grid"
         )
-    return Budget(trials, per_cell, budget.hours, budget.max_failures_per_cell)
+    return Budget(trials, per_cell, budget.hours, budget.max_failures_per_cell, budget.max_failures_at_start)
 
 
 def _runner(config: DictConfig) -> dict[str, JSONValue]:

@@ -57,6 +57,7 @@ _PLAIN: Final = Job(
     values={"lr": 0.01},
     objective={"_target_": "rehearsal.train", "epochs": 1},
     metrics=("value",),
+    directions=("minimize",),
     run_dir=Path(),
     checkpoint_dir=Path(),
     resumed=False,
@@ -224,7 +225,7 @@ def rehearse(threads: int | None, job: Job = _INTERPOLATING, template: Template 
     """
     build_config(Job.from_json(json.loads(json.dumps(job.to_json()))), template)
     _seed(0, threads)
-    as_result(0.0, job.metrics)
+    as_result(0.0, job.metrics, job.directions)
 
 
 def template_of(example: Path) -> Template | None:
@@ -329,7 +330,7 @@ def _execute(
         returned = _call(undecorated(function), tuple({"cfg": cfg, "trial": trial}[name] for name in takes), kwargs)
         if returned is None and trial.should_stop():
             return Interrupted("stopped when asked")
-        completed, left_out = as_result(returned, job.metrics)
+        completed, left_out = as_result(returned, job.metrics, job.directions)
     except Terminated:
         raise
     except ResultError as error:

@@ -21,7 +21,7 @@ class Job:
     `params` are the study's defaults and `objective` its ``_target_`` with keyword arguments, or its command, both unresolved;
     `values` maps a dotted path into `params` to the true value this trial uses there. Where that is the name of an option of a
     config group, `contents` has by the same path what it stands for, or `options` names the path: the group is the program's
-    own. `device` is a torch device as the child sees it.
+    own. `directions` has one for each of `metrics`; `device` is a torch device as the child sees it.
     `resumed` says that an earlier attempt ran, `resumed_from` which one's files are in `checkpoint_dir`; `grace_s` is the time
     from SIGTERM to SIGKILL for a program that the child ends itself, `moment_s` as `MOMENT_S`. `artifacts` is the
     place for what the trial stores, an absolute directory or a URL; None where nobody keeps any.
@@ -36,6 +36,7 @@ class Job:
     values: Mapping[str, JSONValue]
     objective: Mapping[str, JSONValue]
     metrics: tuple[str, ...]
+    directions: tuple[Direction, ...]
     run_dir: Path
     checkpoint_dir: Path
     resumed: bool
@@ -45,7 +46,6 @@ class Job:
     moment_s: float = MOMENT_S
     contents: Mapping[str, JSONValue] = field(default_factory=dict)
     options: tuple[str, ...] = ()
-    directions: tuple[Direction, ...] = ("minimize",)
 
     def to_json(self) -> dict[str, JSONValue]:
         return {**vars(self), "run_dir": str(self.run_dir), "checkpoint_dir": str(self.checkpoint_dir)}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.errors import did_you_mean
-from orchestrator.model import Completed, Failed, JSONValue
+from orchestrator.model import Completed, Direction, Failed, JSONValue
 
 MAX_STEP = 2**31 - 1
 """Optuna stores steps in a 32-bit column."""
@@ -132,15 +132,19 @@ def as_json(value: object) -> JSONValue:
     return plain
 
 
-def as_result(returned: object, metrics: Sequence[str]) -> tuple[Completed, list[str]]:
+def as_result(returned: object, metrics: Sequence[str], directions: Sequence[Direction]) -> tuple[Completed, list[str]]:
     """What an objective returned as a result, and one line for each entry that had to be left out of its attributes.
 
     A number for one metric; a sequence with one number for each; or a mapping that holds every metric by name, whose other
-    entries become attributes.
+    entries become attributes. Infinity in the bad direction is a number, the worst there is.
+
+    Args:
+        directions: one for each of `metrics`.
 
     Raises:
-        ResultError: A metric is missing, the length is wrong, or a value is no finite number.
+        ResultError: A metric is missing, the length is wrong, or a value is no number, NaN, or infinite in the good direction.
     """
+    goals = dict(zip(metrics, directions, strict=True))
     if isinstance(returned, Mapping):
         missing = [metric for metric in metrics if metric not in returned]
         if missing:
@@ -148,7 +152,7 @@ def as_result(returned: object, metrics: Sequence[str]) -> tuple[Completed, list
             listed = ", ".join(repr(key) for key in keys[:20]) or "no key at all"
             hint = did_you_mean(missing[0], keys)
             raise ResultError(f"the objective returned a mapping without the metric {missing[0]!r}; it has {listed}{hint}")
-        values = tuple(_metric(returned[metric], metric) for metric in metrics)
+        values = tuple(_metric(returned[metric], metric, direction) for metric, direction in goals.items())
         attrs, left_out = _attributes({key: value for key, value in returned.items() if key not in metrics})
         return Completed(values, attrs), left_out
     if _is_sequence(returned):
@@ -156,20 +160,22 @@ def as_result(returned: object, metrics: Sequence[str]) -> tuple[Completed, list
         if count != len(metrics):
             raise ResultError(f"the objective returned {count} values for {_count(metrics)}")
         items: Iterable[object] = returned  # type: ignore[assignment]
-        return Completed(tuple(_metric(item, metric) for item, metric in zip(items, metrics, strict=True))), []
+        return Completed(tuple(map(_metric, items, metrics, directions))), []
     if len(metrics) > 1:
         raise ResultError(f"the objective returned {shown(returned)} for {_count(metrics)}")
-    return Completed((_metric(returned, metrics[0]),)), []
+    return Completed((_metric(returned, metrics[0], directions[0]),)), []
 
 
-def _metric(value: object, metric: str) -> float:
+def _metric(value: object, metric: str, direction: Direction) -> float:
     try:
         number = as_number(value)
     except (TypeError, ValueError) as error:
         raise ResultError(f"the objective returned no number for {metric!r}: {error}") from None
-    if not math.isfinite(number):
-        raise ResultError(f"the objective returned {number} for {metric!r}; a finite number is needed")
-    return number
+    worst = math.inf if direction == "minimize" else -math.inf
+    if math.isfinite(number) or number == worst:
+        return number
+    why = "NaN is no result" if math.isnan(number) else f"it is to be {direction}d, and nothing is as good as that"
+    raise ResultError(f"the objective returned {number} for {metric!r}: {why}; for a run that diverged return {worst}")
 
 
 def _attributes(entries: Mapping[object, object]) -> tuple[dict[str, JSONValue], list[str]]:

@@ -78,7 +78,7 @@ class HybridGPSampler(BaseSampler):
         context = Context.of(trial, search_space)
         every_cell = slice(len(searched), None)
         history = History.of(study, trial, [*searched, *context.columns], self._rows, required=every_cell)
-        if history.n_useful < max(self._n_startup_trials, 1):
+        if not history.is_enough(self._n_startup_trials):
             point = point_of(searched, trial, self._seed)
         else:
             with one_thread():

@@ -147,7 +147,7 @@ class Context:
 
 @dataclass(frozen=True)
 class History:
-    """Trials as models see them. Losses are to be minimised; inf marks what failed or was infeasible.
+    """Trials as models see them. Losses are to be minimised; inf marks what failed, diverged or was infeasible.
 
     Shapes: loss (n,), step (n,) last reported step of a pruned trial, violation (n,) sum of the constraints a trial did not
     keep, pending (q, columns) coordinates, kept (n,) places of the trials in `read`.
@@ -208,8 +208,15 @@ class History:
 
     @property
     def n_useful(self) -> int:
-        """How many trials ended COMPLETE or PRUNED."""
+        """How many trials ended with a finite value, of their own or of their last report."""
         return int(np.count_nonzero(~self.failed))
+
+    def is_enough(self, n_startup_trials: int) -> bool:
+        """Whether a model can be asked: so many trials have ended, failed ones too, and at least one with a value.
+
+        Where most of the space fails, it takes the model to stay out of it.
+        """
+        return self.n_useful >= 1 and len(self.loss) >= n_startup_trials
 
 
 def _encode(internal: Array, cols: Sequence[Column]) -> Array:

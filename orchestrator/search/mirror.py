@@ -18,8 +18,11 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.model import Direction, TrialNews
+from orchestrator.search.rows import NO_VERDICT_KEY
 
 _LONG_AGO = datetime(2000, 1, 1)
+NO_VERDICT = ("signal", "lost", "budget", "device", "import")
+"""Kinds of failures that say nothing about a trial's parameters: of the machine, of the fleet, of a study that ended."""
 
 
 class Mirror(InMemoryStorage):
@@ -110,6 +113,9 @@ def frozen(news: TrialNews) -> FrozenTrial:
             continue
         dists[param.name] = distribution
     state = TrialState[news.state]
+    system_attrs = dict(news.system_attrs)
+    if news.failure in NO_VERDICT:
+        system_attrs[NO_VERDICT_KEY] = news.failure
     return FrozenTrial(
         number=news.number,
         trial_id=news.number,
@@ -121,7 +127,7 @@ def frozen(news: TrialNews) -> FrozenTrial:
         params=params,
         distributions=dists,
         user_attrs={},
-        system_attrs=dict(news.system_attrs),
+        system_attrs=system_attrs,
         intermediate_values=dict(news.intermediate),
     )
 

@@ -17,9 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 Array = npt.NDArray[np.float64]
 
-_RUNNING, _WAITING = -1, -2
+_RUNNING, _IGNORED = -1, -2
 _ALL = slice(None)
 _STRETCH = 512
+NO_VERDICT_KEY = "orchestrator:no_verdict"
+"""Marks a failed trial whose failure says nothing about its parameters: it is as if it had never been."""
 _FACTS = 4  # value, last step, violation of constraints, state
 _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -30,7 +32,7 @@ class Reading:
 
     Shapes: position (n,) of the finished in `trials`; value (n,) of the first objective (a pruned trial's last report), NaN
     where there is none; step (n,) of the last report or -1; violation (n,) sum of the constraints not kept; running
-    (q, names) internal values.
+    (q, names) internal values. `failed` are those without a finite value too: they teach as much as a failure does.
     """
 
     trials: list[FrozenTrial]
@@ -83,14 +85,15 @@ class Rows:
             place = {name: place for place, name in enumerate(self._readers)}
         wanted = np.array([place[name] for name in names], dtype=np.intp)
         facts = table[row, :_FACTS]
+        state, value = facts[:, 3], facts[:, 0]
         return Reading(
             trials,
             position,
-            facts[:, 0],
+            value,
             facts[:, 1],
             facts[:, 2],
-            facts[:, 3] == _STATES.index(TrialState.PRUNED),
-            facts[:, 3] == _STATES.index(TrialState.FAIL),
+            state == _STATES.index(TrialState.PRUNED),
+            (state == _STATES.index(TrialState.FAIL)) | np.isnan(value),
             np.array(running, dtype=float).reshape(len(running), len(place))[:, wanted],
             table,
             row,
@@ -105,8 +108,10 @@ class Rows:
         return self._row_of_last
 
     def _row(self, trial: FrozenTrial) -> int:
+        if trial.state == TrialState.WAITING or NO_VERDICT_KEY in trial.system_attrs:
+            return _IGNORED
         if not trial.state.is_finished():
-            return _RUNNING if trial.state == TrialState.RUNNING else _WAITING
+            return _RUNNING
         known = self._rows.get(trial.number)
         return known[1] if known is not None and known[0] is trial else self._take(trial)
 

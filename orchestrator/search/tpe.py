@@ -112,7 +112,7 @@ class HybridTPESampler(BaseSampler):
         context = Context.of(trial, search_space)
         every = slice(len(searched), None)
         history = History.of(study, trial, [*searched, *context.columns], self._rows, required=every)
-        if history.n_useful < max(self._n_startup_trials, 1):
+        if not history.is_enough(self._n_startup_trials):
             point = point_of(searched, trial, self._seed)
         else:
             whole = PART_KEY not in trial.system_attrs

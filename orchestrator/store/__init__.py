@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 
 from orchestrator.errors import StoreUnavailableError
+from orchestrator.store.brake import is_braked, likeness
 from orchestrator.store.claims import Claim, Place
 from orchestrator.store.database import Database, storage_url
 from orchestrator.store.doctor import Doctor, Examination, Finding
@@ -23,6 +24,7 @@ from orchestrator.store.reads import (
     CellRow,
     ClosedFor,
     CodeRow,
+    FailureRow,
     Progress,
     Reads,
     Servers,
@@ -44,6 +46,7 @@ __all__ = [
     "ClosedFor",
     "CodeRow",
     "Examination",
+    "FailureRow",
     "Finding",
     "Launched",
     "Place",
@@ -59,6 +62,8 @@ __all__ = [
     "Undecided",
     "WorkerLease",
     "WorkerRow",
+    "is_braked",
+    "likeness",
 ]
 
 

@@ -155,7 +155,7 @@ _TRIALS = {
         FROM ledger t
         WHERE (t.ended_at IS NULL) <> t.live
             OR (t.worker_id IS NOT NULL AND NOT t.live)
-            OR (t.failure IS NULL) <> (t.live OR t.accepted)""",
+            OR (t.failure IS NULL AND t.state = 'FAIL') OR (t.failure IS NOT NULL AND (t.live OR t.accepted))""",
     "attempts": """
         SELECT t.study, format('%s counts %s attempts, but those it has are: %s', t.who, t.attempts, coalesce(a.list, 'none'))
         FROM ledger t
@@ -230,7 +230,8 @@ _TICKETS = {
         ) AS shares ON shares.study_id = k.study_id AND shares.spent_at > t.claimed_at
         WHERE k.share IS NULL AND NOT k.extra AND t.claimed_at > greatest(t.launched_at, (
                 SELECT max(e.at) FROM orchestrator.event e WHERE e.study_id = k.study_id AND e.kind = 'cell opened again'
-            ))""",
+            ))
+            AND NOT EXISTS (SELECT FROM orchestrator.event e WHERE e.trial_id = t.trial_id AND e.kind = 'share waits')""",
     "over budget": """
         SELECT s.study, format('%s tickets count for a budget of %s trials', count(*), s.budget_trials)
         FROM ours s
@@ -245,6 +246,7 @@ _TICKETS = {
 }
 
 _CELLS = {
+    # An older version counted a trial that pruned itself before its cell had a complete one as failed, and said so of it.
     "tally": """
         SELECT c.study, format('cell %s counts %s complete, %s pruned, %s failed, but has %s, %s and %s', c.ordinal,
             c.completed, c.pruned, c.failed, n.completed, n.pruned, n.failed)
@@ -252,7 +254,9 @@ _CELLS = {
         CROSS JOIN LATERAL (
             SELECT count(*) FILTER (WHERE t.state = 'COMPLETE') AS completed,
                 count(*) FILTER (WHERE t.state = 'PRUNED' AND t.holds_ticket) AS pruned,
-                count(*) FILTER (WHERE NOT t.holds_ticket AND a.outcome IN ('failed', 'pruned')) AS failed
+                count(*) FILTER (
+                    WHERE NOT t.holds_ticket AND (a.outcome = 'failed' OR (a.outcome = 'pruned' AND t.failure IS NOT NULL))
+                ) AS failed
             FROM orchestrator.trial t
             LEFT JOIN orchestrator.attempt a ON a.trial_id = t.trial_id AND a.attempt = t.attempts
             WHERE t.cell_id = c.cell_id
@@ -262,9 +266,6 @@ _CELLS = {
         SELECT c.study, format('cell %s counts %s tickets, but has %s', c.ordinal, c.bound, count(k.ticket_id))
         FROM cells c LEFT JOIN tickets k ON k.cell_id = c.cell_id AND k.state <> 'VOID' AND NOT k.extra
         GROUP BY c.cell_id, c.study, c.ordinal, c.bound HAVING c.bound <> count(k.ticket_id)""",
-    "pruned first": """
-        SELECT c.study, format('cell %s has %s pruned trials and no complete one', c.ordinal, c.pruned)
-        FROM cells c WHERE c.pruned > 0 AND c.completed = 0""",
     "left in a closed cell": """
         SELECT c.study, format('ticket %s is open, but its cell %s is closed', k.ordinal, c.ordinal)
         FROM cells c JOIN tickets k ON k.cell_id = c.cell_id
@@ -280,7 +281,9 @@ _CELLS = {
             WHERE e.cell_id = c.cell_id AND e.kind = 'cell opened again' AND e.at > s.launched_at
         )
         GROUP BY c.cell_id, c.study, c.ordinal, c.completed, s.per_cell
-        HAVING count(k.ticket_id) < s.per_cell OR c.completed = 0""",
+        HAVING count(k.ticket_id) < s.per_cell OR (c.completed = 0 AND NOT EXISTS (
+            SELECT FROM orchestrator.event e WHERE e.cell_id = c.cell_id AND e.kind = 'no complete trial'
+        ))""",
 }
 
 # One run to the end on the device takes its row away, so there are never more than have failed. A claim under way may meet the

@@ -12,9 +12,9 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned
-from orchestrator.store import infeasible, optuna_rows, tickets
+from orchestrator.store import brake, infeasible, optuna_rows, tickets
 from orchestrator.store.claims import ENDING, LOCK_TRIAL, Claim
-from orchestrator.store.leavings import fact_attrs
+from orchestrator.store.leavings import FAILURE_ATTR, fact_attrs
 from orchestrator.store.schema import attempt, event, study, trial
 from orchestrator.store.wire import Row, Statement, answer, answers, later
 
@@ -23,7 +23,6 @@ LIVE = ("CLAIMED", "RUNNING")
 LEFT_RESULT_S = 10.0
 """How long a study that ends waits for the result that a worker may have left on its host when it died, seconds."""
 # User attributes of a trial, for people who look at it in Optuna's tools.
-FAILURE_ATTR = "orchestrator:failure"
 ATTEMPTS_ATTR = "orchestrator:attempts"
 ATTEMPT_ATTR = "orchestrator:attempt_{}"
 
@@ -145,20 +144,26 @@ def end(
     facts: Facts = None,
 ) -> None:
     """Writes the terminal state of trial, ticket and cell; under the locks of study and trial."""
-    # A cell's guaranteed trials hold at least one complete one: a trial that prunes itself before that counts as failed.
-    spends = isinstance(outcome, Completed) or (isinstance(outcome, Pruned) and row.completed > 0)
-    failure = "pruned itself before its cell had a complete trial" if isinstance(outcome, Pruned) else None
     attrs = {**attrs, **fact_attrs(facts or {})}
-    terminate(c, row, outcome, attrs, holds_ticket=spends, failure=None if spends else failure)
+    # Of a cell without a complete trial the pruner prunes none, so this one pruned itself.
+    waits = tickets.last_share(c, row) if isinstance(outcome, Pruned) and not row.completed else None
+    spends = not isinstance(outcome, Failed) and (waits is None or waits.free is not None)
+    terminate(c, row, outcome, attrs, holds_ticket=spends)
     end_attempt(c, row, type(outcome).__name__.lower(), facts=facts)
-    if spends:
-        tickets.spend(c, row.ticket_id, row.cell_id, pruned=isinstance(outcome, Pruned))
-        infeasible.fitted(c, row)
-    elif isinstance(outcome, Failed) and outcome.kind == "oom":
-        counts = tickets.reopen(c, row, outcome.message, in_a_row=False)
-        infeasible.ran_out(c, row, outcome, counts=counts)
+    if isinstance(outcome, Failed):
+        alike = None if row.completed or row.extra else brake.failures_alike(c, row)
+        counts = tickets.reopen(c, row, outcome.message, in_a_row=outcome.kind != "oom" and alike is None)
+        if outcome.kind == "oom":
+            infeasible.ran_out(c, row, outcome, counts=counts)
+        if alike is not None:
+            brake.pull(c, row, alike, outcome.message)
     else:
-        tickets.reopen(c, row, outcome.message if isinstance(outcome, Failed) else str(failure))
+        if spends:
+            tickets.spend(c, row.ticket_id, row.cell_id, pruned=isinstance(outcome, Pruned))
+        if waits is not None:
+            tickets.let_share_wait(c, row, waits)
+        if isinstance(outcome, Completed) or outcome.step is not None:  # else it may have needed no memory
+            infeasible.fitted(c, row)
     tickets.end_study_if_spent(c, row.study_id)
 
 
@@ -178,10 +183,9 @@ def terminate(
     attrs: Mapping[str, JSONValue],
     *,
     holds_ticket: bool,
-    failure: str | None = None,
 ) -> None:
     """The trial becomes terminal, in Optuna's tables and in ours, and news."""
-    attrs = dict(attrs)
+    attrs, failure = dict(attrs), None
     if isinstance(outcome, Completed):
         attrs |= outcome.attrs
     if isinstance(outcome, Failed):

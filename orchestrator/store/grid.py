@@ -31,7 +31,7 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def write_tickets(c: Connection, study_id: int, spec: StudySpec, *, new: bool) -> int:
+def write_tickets(c: Connection, study_id: int, spec: StudySpec, *, new: bool, within: bool = False) -> int:
     """Makes the tickets what the budget says; returns how many came. Under the study's lock.
 
     Only tickets that no trial ever held are taken back, so a smaller budget stops a study early and a larger one goes on.
@@ -39,20 +39,25 @@ def write_tickets(c: Connection, study_id: int, spec: StudySpec, *, new: bool) -
 
     Args:
         new: `write_cells` has just made the study's cells, and there is no ticket yet.
+        within: nothing is taken back, shares that do not fit into ``budget.trials`` are not made, and what is for any cell is
+            only made where none is closed.
 
     Raises:
         ConfigError: the guaranteed shares do not fit into ``budget.trials``.
     """
+    if not new and not _has_cell(c, study_id, "OPEN"):  # what is left stays for the cells that are opened again
+        return 0
     which = {"study_id": study_id, "per_cell": spec.budget.per_cell, "trials": spec.budget.trials}
-    laid_anew = new or c.execute(_TO_BE_LAID_ANEW, which).scalar_one()
-    gone = _take_back(c, study_id) if laid_anew and not new else 0
+    laid_anew = new or within or c.execute(_TO_BE_LAID_ANEW, which).scalar_one()
+    gone = _take_back(c, study_id) if laid_anew and not new and not within else 0
     kept, next_ordinal = c.execute(
         sa.select(
             sa.func.count().filter(ticket.c.state != "VOID", ~ticket.c.extra),
             sa.func.coalesce(sa.func.max(ticket.c.ordinal) + 1, 0),
         ).where(ticket.c.study_id == study_id)
     ).one()
-    shares = c.execute(_INSERT_SHARES, {**which, "first": next_ordinal}).rowcount if laid_anew else 0
+    room = max(0, spec.budget.trials - kept) if within else None
+    shares = c.execute(_INSERT_SHARES, {**which, "first": next_ordinal, "room": room}).rowcount if laid_anew else 0
     if shares and kept + shares > spec.budget.trials:
         raise ConfigError(
             f"budget.trials={spec.budget.trials} is too small: {kept} trials are spent or under way and budget.per_cell="
@@ -60,19 +65,25 @@ def write_tickets(c: Connection, study_id: int, spec: StudySpec, *, new: bool) -
         )
     if laid_anew and not new:
         c.execute(_COUNT_BOUND, {"study_id": study_id})
-    rest = max(0, spec.budget.trials - kept - shares)
-    open_cells = sa.exists().where(cell.c.study_id == study_id, cell.c.state == "OPEN")
-    if not c.execute(sa.select(open_cells)).scalar_one():
-        rest = 0
+    rest = 0 if within and _has_cell(c, study_id, "CLOSED") else max(0, spec.budget.trials - kept - shares)
     c.execute(_INSERT_REST, {"study_id": study_id, "first": next_ordinal + shares, "rest": rest})
     return max(0, int(shares + rest - gone))
 
 
+def _has_cell(c: Connection, study_id: int, state: str) -> bool:
+    return bool(c.execute(sa.select(sa.exists().where(cell.c.study_id == study_id, cell.c.state == state))).scalar_one())
+
+
 def _take_back(c: Connection, study_id: int) -> int:
-    """Removes the tickets that no trial ever held; returns how many."""
+    """Removes the tickets that no trial ever held; returns how many.
+
+    Those stay that wait for a complete trial of their cell, or have been given the parameters of a failed one.
+    """
     untouched = ~sa.exists().where(trial.c.ticket_id == ticket.c.ticket_id)
+    only_pruned = sa.exists().where(cell.c.cell_id == ticket.c.cell_id, cell.c.completed == 0, cell.c.pruned > 0)
+    waits = sa.and_(ticket.c.share.is_not(None), only_pruned)
     unused = sa.and_(ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "VOID")), ~ticket.c.extra, untouched)
-    return c.execute(sa.delete(ticket).where(unused)).rowcount
+    return c.execute(sa.delete(ticket).where(unused, ~waits, ticket.c.fixed.is_(None))).rowcount
 
 
 _INSERT_CELLS = sa.text(
@@ -110,6 +121,7 @@ _INSERT_SHARES = sa.text(
         coalesce(had.highest, 0) + 1, coalesce(had.highest, 0) + CAST(:per_cell AS int) - coalesce(had.n, 0)
     ) AS s(share)
     WHERE c.study_id = :study_id AND c.state = 'OPEN'
+    ORDER BY s.share, c.ordinal LIMIT CAST(:room AS int)
     """
 )
 

@@ -190,7 +190,10 @@ def _ran_to_its_end(kind: Mapping[str, Any]) -> sa.ColumnElement[bool]:
     """Whether a trial of the cell did, on a device with no more of that memory."""
     short = sa.select(*(sa.literal(value).label(name) for name, value in kind.items())).subquery()
     last = sa.and_(attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts)
-    done = sa.and_(trial.c.cell_id == cell.c.cell_id, trial.c.state.in_(("COMPLETE", "PRUNED")), trial.c.holds_ticket)
+    # One that pruned itself before it reported anything may have needed none of it.
+    reported = sa.text("EXISTS (SELECT FROM trial_intermediate_values i WHERE i.trial_id = orchestrator.trial.optuna_trial_id)")
+    ended = sa.or_(trial.c.state == "COMPLETE", sa.and_(trial.c.state == "PRUNED", reported))
+    done = sa.and_(trial.c.cell_id == cell.c.cell_id, ended)
     return sa.exists().where(done, last, _is_short(short.c, attempt.c)).correlate_except(trial, attempt, short)
 
 

@@ -16,8 +16,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Connection, Row
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import JSONValue, cell_label
-from orchestrator.store import infeasible, optuna_rows, tickets
+from orchestrator.model import JSONValue, StudySpec, cell_label
+from orchestrator.store import grid, infeasible, optuna_rows, tickets
 from orchestrator.store.database import Database
 from orchestrator.store.schema import cell, event, study, ticket, trial
 from orchestrator.store.wire import later
@@ -27,10 +27,14 @@ _STOPPED = "stopped by "
 
 @dataclass(frozen=True)
 class Retried:
-    """A failed trial that will run again: in its own ticket, or `extra`, on top of the budget, where that is used by now."""
+    """A failed trial that will run again: within the budget, or `extra`, on top of it, where its ticket was used by others.
+
+    `left` is one that will not: its cell was closed, and the budget has no ticket left for it.
+    """
 
     number: int
     extra: bool
+    left: bool = False
 
 
 class Interventions:
@@ -97,19 +101,25 @@ class Interventions:
     def retry(self, study_id: int, number: int | None) -> list[Retried]:
         """Runs failed trials again with the same parameters, as new trials: the failed ones stay as they are.
 
-        A trial whose ticket is open again takes that; else it is on top of the budget. A closed cell is opened again.
+        A closed cell is opened again, with what it lacks of its shares as far as `budget.trials` allows. A trial takes its own
+        ticket if that is open, or another one of its cell; else it is on top of the budget.
 
         Args:
-            number: of one failed trial; None for every failed one that was not run again yet.
+            number: of one failed trial; None for every one that was not run again yet: of several that were tries of one ticket
+                the last, and of a closed cell as many as the budget has tickets for.
 
         Raises:
             ConfigError: there is no such trial, it did not fail, it is being run again, or the study hands out no trials.
         """
         with self._study(study_id) as (c, row):
             failed = self._failed(c, study_id, number)
-            if failed:
-                self._wake(c, row)
-            return [self._retry(c, trial_row) for trial_row in failed]
+            if not failed:
+                return []
+            self._wake(c, row)
+            closed = self._open_cells(c, row, failed)
+            retried = [self._retry(c, one, leave=number is None and one.cell_id in closed) for one in failed]
+            tickets.end_study_if_spent(c, study_id)
+            return retried
 
     # -------------------------------------------------------------------------------------------------------------- the parts
 
@@ -153,7 +163,13 @@ class Interventions:
         asked_for = sa.select(ticket.c.retried_from).where(ticket.c.study_id == study_id, ticket.c.retried_from.is_not(None))
         if number is None:
             done = sa.select(trial.c.retried_from).where(trial.c.study_id == study_id, trial.c.retried_from.is_not(None))
-            return c.execute(ours.where(trial.c.state == "FAIL", trial.c.number.not_in(asked_for.union(done)))).all()
+            # A ticket that failed four times is owed one trial.
+            tries = (
+                sa.select(sa.func.max(trial.c.number))
+                .where(trial.c.study_id == study_id, trial.c.state == "FAIL")
+                .group_by(trial.c.ticket_id, trial.c.cell_id)
+            )
+            return c.execute(ours.where(trial.c.number.in_(tries), trial.c.number.not_in(asked_for.union(done)))).all()
         rows = c.execute(ours.where(trial.c.number == number)).all()
         if not rows:
             raise ConfigError(f"trial={number}: the study has no trial of that number that this program ran")
@@ -165,20 +181,31 @@ class Interventions:
             raise ConfigError(f"trial={number}: it is being run again, or was with success")
         return rows
 
-    def _retry(self, c: Connection, row: Row[Any]) -> Retried:
-        cell_row = c.execute(sa.select(cell).where(cell.c.cell_id == row.cell_id).with_for_update(key_share=True)).one()
-        axes = set(cell_row.values)
+    def _open_cells(self, c: Connection, study_row: Row[Any], failed: Sequence[Row[Any]]) -> set[int]:
+        """Opens the cells of failed trials that are closed, and those that they closed; returns the cells' ids."""
+        opened = set()
+        for row in failed:
+            mine = sa.select(cell).where(cell.c.cell_id == row.cell_id).with_for_update(key_share=True)
+            own = c.execute(mine).one()
+            others = infeasible.try_again(c, row)
+            for one in [own, *(other for other in others if other.cell_id != row.cell_id)]:
+                if one.state == "CLOSED":
+                    tickets.open_again(c, one, row.ticket_id, f"trial {row.number} is run again")
+                    opened.add(int(one.cell_id))
+        if opened:
+            grid.write_tickets(c, study_row.study_id, StudySpec.from_json(study_row.spec), new=False, within=True)
+        return opened
+
+    def _retry(self, c: Connection, row: Row[Any], *, leave: bool) -> Retried:
+        """Runs a trial again; with `leave` not on top of the budget."""
+        axes = c.execute(sa.select(cell.c["values"]).where(cell.c.cell_id == row.cell_id)).scalar_one().keys()
         fixed = {path: value for path, value in row.values.items() if path not in axes}
-        why = f"trial {row.number} is run again"
-        if cell_row.state == "CLOSED":
-            tickets.open_again(c, cell_row, row.ticket_id, why)
-        for other in infeasible.try_again(c, row):
-            if other.cell_id != row.cell_id:
-                tickets.open_again(c, other, row.ticket_id, why)
         extra = tickets.repeat(c, row.ticket_id, row.cell_id, fixed, row.number)
+        if extra is None and leave:
+            return Retried(row.number, extra=False, left=True)
         if extra is None:
             self._add(c, row.study_id, row.cell_id, fixed, row.number)
-        self._tell(c, row.study_id, "retried", why)
+        self._tell(c, row.study_id, "retried", f"trial {row.number} is run again")
         return Retried(row.number, extra=extra is not False)
 
     def _add(

@@ -12,6 +12,8 @@ ARTIFACT_KEY = "artifacts:{}"
 """Of a trial's system attribute; Optuna's `upload_artifact` writes the record below it, as JSON within JSON."""
 FACT_KEYS = tuple(f"orchestrator:{name}" for name in ("host", "device", "commit", "peak_memory_mb", "duration_s"))
 """User attributes for people, which no sampler has to read."""
+FAILURE_ATTR = "orchestrator:failure"
+"""User attribute of a failed trial: its kind and message, and of exhausted memory what is known of that."""
 _SHORT = 12
 
 

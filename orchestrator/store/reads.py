@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError, OrchestratorError, did_you_mean
 from orchestrator.model import ASK_KEY, JSONValue, Param, StudySpec, TrialNews
 from orchestrator.store.database import Database
 from orchestrator.store.infeasible import device_label
-from orchestrator.store.leavings import ARTIFACT_KEY
+from orchestrator.store.leavings import ARTIFACT_KEY, FAILURE_ATTR
 from orchestrator.store.schema import (
     attempt,
     cell,
@@ -73,7 +73,11 @@ class ClosedFor:
 
 @dataclass(frozen=True)
 class CellRow:
-    """One cell's tally; `best` and `best_trial` of its complete trials by the first objective."""
+    """One cell's tally; `best` and `best_trial` of its complete trials by the first objective.
+
+    `spent` of the `bound` tickets are; `pruned` trials spend theirs, but for one that pruned itself and left the cell's last
+    share to another try.
+    """
 
     ordinal: int
     values: dict[str, JSONValue]
@@ -86,7 +90,13 @@ class CellRow:
     running: int
     best: float | None
     best_trial: int | None
+    spent: int
     closed_for: tuple[ClosedFor, ...] = ()
+
+    @property
+    def only_pruned(self) -> bool:
+        """Whether the cell has no complete trial, and what it had prunes itself, so that it waits for one no longer."""
+        return self.completed == 0 and 0 < self.spent == self.bound
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,15 @@ class TrialRow:
     worker_id: int | None
     seconds: float | None
     feasible: bool = True
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """A failed trial, and why it failed; `seq` is its position in the news."""
+
+    number: int
+    seq: int
+    message: str
 
 
 @dataclass(frozen=True)
@@ -351,7 +370,7 @@ class Reads:
             part = most is not None and n_cells > most
             order = "DESC" if maximize else "ASC"
             first = _LOOK_FIRST.format(order=order) if part else ""
-            query = sa.text(_CELLS.format(order=order, feasible=_FEASIBLE, first=first))
+            query = sa.text(_CELLS.format(order=order, value=_VALUE, feasible=_FEASIBLE, first=first))
             cells = c.execute(query, {"study_id": row.study_id, "most": max(1, most or 0) if part else None}).all()
         return Progress(
             study=StudyRow(**{**row.__dict__, "state": now.state, "reason": now.reason}),
@@ -377,11 +396,21 @@ class Reads:
         which = {"study_id": study_id, "live_only": live_only, "state": state, "number": number}
         return [_trial_row(r) for r in self._database.execute(_TRIALS, which)]
 
+    def failures(self, study_id: int, *, after: int = 0) -> list[FailureRow]:
+        """The trials that failed since the study was last launched, by their position in the news, from `after` on."""
+        rows = self._database.execute(_FAILURES, {"study_id": study_id, "after": after})
+        return [FailureRow(row.number, row.seq, row.failure) for row in rows]
+
+    def silently_complete(self, study_id: int) -> int:
+        """How many trials are complete, if no trial of the study has reported an intermediate value; else 0."""
+        ((complete,),) = self._database.execute(_SILENTLY_COMPLETE, {"study_id": study_id})
+        return int(complete)
+
     def contenders(self, study_id: int, directions: Sequence[str]) -> list[TrialRow]:
         """The complete trials among which the best are: where there is one objective, that one trial, and none if none is."""
         if len(directions) > 1:
             return self.trials(study_id, state="COMPLETE")
-        query = sa.text(_BEST.format(order="DESC" if directions[0] == "maximize" else "ASC", feasible=_FEASIBLE))
+        query = sa.text(_BEST.format(order="DESC" if directions[0] == "maximize" else "ASC", value=_VALUE, feasible=_FEASIBLE))
         best = self._database.execute(query, {"study_id": study_id})
         return self.trials(study_id, number=best[0].number) if best else []
 
@@ -507,12 +536,12 @@ def _study_row(r: Row) -> StudyRow:
 def _cell_row(r: Row) -> CellRow:
     return CellRow(
         r.ordinal, r.values, r.state, r.reason, r.bound, r.completed, r.pruned, r.failed, r.running, r.best, r.best_trial,
-        _closed_for(r.closed_for),
+        r.spent, _closed_for(r.closed_for),
     )  # fmt: skip
 
 
 def _news(told: Sequence[Any]) -> TrialNews:
-    number, state, ordinal, params, values, intermediate, system_attrs = told
+    number, state, ordinal, params, values, intermediate, system_attrs, failure = told
     return TrialNews(
         number=number,
         state=state,
@@ -521,6 +550,7 @@ def _news(told: Sequence[Any]) -> TrialNews:
         intermediate={step: _float(value, kind) for step, value, kind in intermediate or ()},
         system_attrs={key: json.loads(value) for key, value in system_attrs or ()},
         cell=ordinal,
+        failure=failure,
     )
 
 
@@ -558,9 +588,13 @@ _ALL_TOLD = """
         (SELECT json_agg(json_build_array(i.step, i.intermediate_value, i.intermediate_value_type))
            FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id),
         (SELECT json_agg(json_build_array(a.key, a.value_json))
-           FROM trial_system_attributes a WHERE a.trial_id = t.trial_id)
+           FROM trial_system_attributes a WHERE a.trial_id = t.trial_id),
+        CASE WHEN t.state = 'FAIL' THEN (
+            SELECT CAST(u.value_json AS json) ->> 'kind' FROM trial_user_attributes u
+            WHERE u.trial_id = t.trial_id AND u.key = 'FAILURE_ATTR'
+        ) END
     ) AS told
-"""
+""".replace("FAILURE_ATTR", FAILURE_ATTR.replace(":", r"\:"))
 _TOLD = _ALL_TOLD.replace("WHERE a.trial_id", f"WHERE a.key <> '{ASK_KEY}' AND a.trial_id".replace(":", r"\:"))
 _OURS = """
     FROM orchestrator.trial o
@@ -661,6 +695,26 @@ _TRIALS = sa.text(
     ORDER BY o.number
     """
 )
+_FAILURES = sa.text(
+    """
+    SELECT o.number, o.seq, coalesce(o.failure, 'unknown') AS failure
+    FROM orchestrator.trial o JOIN orchestrator.study s ON s.study_id = o.study_id
+    WHERE o.study_id = :study_id AND o.state = 'FAIL' AND o.seq > :after AND o.ended_at >= s.launched_at
+    ORDER BY o.seq
+    """
+)
+_SILENTLY_COMPLETE = sa.text(
+    """
+    SELECT count(*) FROM orchestrator.trial o
+    WHERE o.study_id = :study_id AND o.state = 'COMPLETE' AND NOT EXISTS (
+        SELECT FROM trials t JOIN trial_intermediate_values i ON i.trial_id = t.trial_id WHERE t.study_id = :study_id
+    )
+    """
+)
+_VALUE = """
+    CASE v.value_type WHEN 'INF_POS' THEN CAST('Infinity' AS float8) WHEN 'INF_NEG' THEN CAST('-Infinity' AS float8)
+        ELSE v.value END
+"""
 # Sorted first (OFFSET 0 keeps it apart), so that constraints are looked up from the best trial on and seldom further.
 _BEST = """
     SELECT o.number
@@ -669,15 +723,15 @@ _BEST = """
         FROM orchestrator.trial o
         JOIN trial_values v ON v.trial_id = o.optuna_trial_id AND v.objective = 0
         WHERE o.study_id = :study_id AND o.state = 'COMPLETE'
-        ORDER BY CASE v.value_type WHEN 'INF_POS' THEN 'Infinity' WHEN 'INF_NEG' THEN '-Infinity' ELSE v.value END {order},
-            o.number
+        ORDER BY {value} {order}, o.number
         OFFSET 0
     ) AS o
     WHERE {feasible}
     LIMIT 1
 """
 _CELLS = """
-    SELECT c.ordinal, c.values, c.state, c.reason, c.bound + coalesce(e.extra, 0) AS bound, c.completed, c.pruned, c.failed,
+    SELECT c.ordinal, c.values, c.state, c.reason, c.bound + coalesce(e.extra, 0) AS bound, c.completed, c.failed,
+        c.pruned + coalesce(s.waited, 0) AS pruned, c.completed + c.pruned AS spent,
         coalesce(s.running, 0) AS running, s.best, s.best_trial,
         first_value(s.best) OVER best AS best_of_all, first_value(s.best_trial) OVER best AS trial_of_all,
         (SELECT json_agg(json_build_array(h.memory, h.device_name, h.bytes, h.reason) ORDER BY h.closed_at, h.bytes)
@@ -685,9 +739,10 @@ _CELLS = """
     FROM orchestrator.cell c
     LEFT JOIN (
         SELECT o.cell_id,
+            count(*) FILTER (WHERE o.state = 'PRUNED' AND NOT o.holds_ticket AND o.failure IS NULL) AS waited,
             count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL AND o.attempts > 0) AS running,
-            (array_agg(v.value ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL))[1] AS best,
-            (array_agg(o.number ORDER BY v.value {order}, o.number) FILTER (WHERE v.value IS NOT NULL))[1] AS best_trial
+            (array_agg({value} ORDER BY {value} {order}, o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best,
+            (array_agg(o.number ORDER BY {value} {order}, o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best_trial
         FROM orchestrator.trial o
         LEFT JOIN trial_values v
             ON v.trial_id = o.optuna_trial_id AND v.objective = 0 AND o.state = 'COMPLETE' AND {feasible}

@@ -246,6 +246,82 @@ _COUNT_SPENT = Statement(
 )
 
 
+@dataclass(frozen=True)
+class LastShare:
+    """The last unspent share of a cell that has no complete trial; `free` is a ticket that no cell has yet, None if all do."""
+
+    share: int
+    free: int | None
+
+
+def last_share(c: Connection, row: Row) -> LastShare | None:
+    """The share that waits for a complete trial of its cell though this one of it pruned itself; None where none waits.
+
+    None waits once more trials of the cell have pruned themselves than its shares and `budget.max_failures_per_cell`; that is
+    told then. Under the study's lock.
+
+    Args:
+        row: of the trial, as `claims.ENDING` reads it; its cell has no complete trial.
+    """
+    (cell_now,) = answers(c, _LAST_SHARE, {"ticket_id": row.ticket_id, "cell_id": row.cell_id, "study_id": row.study_id})
+    if cell_now.share is None or cell_now.others or row.cell_state != "OPEN":
+        return None
+    pruned = cell_now.pruned + 1
+    if pruned >= cell_now.per_cell + row.max_failures:
+        reason = f"{'its one trial' if pruned == 1 else f'all its {pruned} trials'} pruned themselves"
+        told = {"study_id": row.study_id, "cell_id": row.cell_id, "trial_id": row.trial_id, "kind": NO_COMPLETE_TRIAL}
+        c.execute(sa.insert(event).values(**told, reason=reason))
+        return None
+    return LastShare(cell_now.share, cell_now.free)
+
+
+NO_COMPLETE_TRIAL = "no complete trial"
+"""Kind of the event that tells of a cell whose last share no longer waits for a complete trial."""
+SHARE_WAITS = "share waits"
+"""Kind of the event that tells of a trial that pruned itself, and so left its share to another ticket of its cell."""
+_LAST_SHARE = Statement(
+    """
+    SELECT t.share, CAST(s.spec #>> '{budget,per_cell}' AS int) AS per_cell,
+        (SELECT count(*) FROM orchestrator.trial o WHERE o.cell_id = :cell_id AND o.state = 'PRUNED') AS pruned,
+        EXISTS (
+            SELECT FROM orchestrator.ticket k WHERE k.cell_id = :cell_id AND k.ticket_id <> t.ticket_id
+                AND k.share IS NOT NULL AND k.state IN ('OPEN', 'LIVE')
+        ) AS others,
+        (
+            SELECT k.ticket_id FROM orchestrator.ticket k
+            WHERE k.study_id = :study_id AND k.state = 'OPEN' AND k.cell_id IS NULL ORDER BY k.ordinal LIMIT 1
+        ) AS free
+    FROM orchestrator.ticket t JOIN orchestrator.study s ON s.study_id = t.study_id
+    WHERE t.ticket_id = :ticket_id
+    """
+)
+
+
+def let_share_wait(c: Connection, row: Row, last: LastShare) -> None:
+    """The share goes over to the free ticket, for this one is spent; without one it is this ticket that gets another try.
+
+    Under the study's lock, without which no ticket that has no cell is taken.
+    """
+    if last.free is None:
+        c.execute(_TRY_AGAIN, {"ticket_id": row.ticket_id})
+        c.execute(_NO_FAILURE_IN_A_ROW, {"cell_id": row.cell_id})
+    else:
+        c.execute(sa.update(ticket).where(ticket.c.ticket_id == row.ticket_id).values(share=None))
+        c.execute(sa.update(ticket).where(ticket.c.ticket_id == last.free).values(cell_id=row.cell_id, share=last.share))
+        c.execute(sa.update(cell).where(cell.c.cell_id == row.cell_id).values(bound=cell.c.bound + 1))
+    told = {"study_id": row.study_id, "cell_id": row.cell_id, "trial_id": row.trial_id, "kind": SHARE_WAITS}
+    c.execute(sa.insert(event).values(**told, reason=f"trial {row.number} pruned itself before its cell had a complete one"))
+
+
+_TRY_AGAIN = sa.text(
+    """
+    UPDATE orchestrator.ticket SET state = 'OPEN', failures = failures + 1, fixed = NULL, retried_from = NULL
+    WHERE ticket_id = :ticket_id
+    """
+)
+_NO_FAILURE_IN_A_ROW = sa.text("UPDATE orchestrator.cell SET failures_in_a_row = 0 WHERE cell_id = :cell_id")
+
+
 def reopen(c: Connection, row: Row, failure: str, *, in_a_row: bool = True) -> bool:
     """Gives the ticket of a failed trial another try; closes its cell at more than `budget.max_failures_per_cell` in a row.
 
@@ -280,17 +356,22 @@ def reopen(c: Connection, row: Row, failure: str, *, in_a_row: bool = True) -> b
 def repeat(c: Connection, ticket_id: int, cell_id: int, fixed: Mapping[str, JSONValue], number: int) -> bool | None:
     """Makes the ticket's next trial one of `fixed` parameters in that cell, if it waits for one; under the study's lock.
 
-    A ticket that was given to an open allocation meanwhile is bound to the cell again. Returns whether the ticket is on top of
-    the budget, None if it waits for no trial.
+    Where it waits for none another ticket of the cell is taken that does. A ticket that was given to an open allocation
+    meanwhile is bound to the cell again. Returns whether the ticket is on top of the budget, None if there is none.
     """
-    mine = sa.and_(ticket.c.ticket_id == ticket_id, ticket.c.retried_from.is_(None))
-    waits = sa.or_(ticket.c.state == "OPEN", sa.and_(ticket.c.state == "VOID", ticket.c.extra))
-    here = sa.or_(ticket.c.cell_id == cell_id, ticket.c.cell_id.is_(None))
-    row = c.execute(sa.select(ticket).where(mine, waits, here).with_for_update(key_share=True)).one_or_none()
+    own = ticket.c.ticket_id == ticket_id
+    waits = sa.or_(ticket.c.state == "OPEN", sa.and_(own, ticket.c.state == "VOID", ticket.c.extra))
+    here = sa.or_(
+        sa.and_(own, sa.or_(ticket.c.cell_id == cell_id, ticket.c.cell_id.is_(None))),
+        sa.and_(ticket.c.cell_id == cell_id, ~ticket.c.extra, ticket.c.fixed.is_(None)),
+    )
+    found = sa.select(ticket).where(waits, here, ticket.c.retried_from.is_(None))
+    first = found.order_by(own.desc(), ticket.c.ordinal).limit(1)
+    row = c.execute(first.with_for_update(key_share=True)).one_or_none()
     if row is None:
         return None
     changed = {"state": "OPEN", "cell_id": cell_id, "fixed": dict(fixed), "retried_from": number}
-    c.execute(sa.update(ticket).where(ticket.c.ticket_id == ticket_id).values(changed))
+    c.execute(sa.update(ticket).where(ticket.c.ticket_id == row.ticket_id).values(changed))
     if row.cell_id is None:
         c.execute(sa.update(cell).where(cell.c.cell_id == cell_id).values(bound=cell.c.bound + 1))
     return bool(row.extra)

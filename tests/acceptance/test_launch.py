@@ -171,9 +171,65 @@ def test_failing_trials_say_why_and_close_their_cell(commands: Commands, store: 
     cells = store.reads.progress(store.reads.find("tiny"), maximize=True).cells
     assert [(c.state, c.completed) for c in cells] == [("CLOSED", 0), ("CLOSED", 0), ("OPEN", 6)]
     log = commands.check("logs", "trial=0")
-    assert "Traceback" in log or "about to break" in log
+    assert "about to break" in log or "Segmentation fault" in log, "whichever cell came first"
     failed = next(t for t in store.reads.trials(store.reads.find("tiny").study_id) if t.failure and "ValueError" in t.failure)
     assert "output.log" in str(failed.failure)
+
+
+def test_a_bug_pauses_the_study_is_told_once_and_mended_the_study_goes_on(commands: Commands, store: Store) -> None:
+    mended = commands.directory / "mended"
+    breaks = ("objective._target_=tests.support.training.breaks_until_mended", f"+objective.file={mended}")
+    study = (*TINY, *breaks, "a=tag(grid, range(0, 30))", "budget.per_cell=1", "budget.trials=30", "sampler=random")
+    done = commands.run("launch", *study)
+    failed = sum(t.state == "FAIL" for t in store.reads.trials(store.reads.find("tiny").study_id))
+    assert (done.returncode, 8 <= failed <= 11) == (7, True), (done.stdout, failed)
+    assert done.stdout.count("Traceback") == 1
+    assert f"{failed} trials failed alike, trial 0 first: ValueError: not mended yet" in done.stdout
+    assert "study tiny is paused by itself: the first 8 trials failed alike, and none came to a result" in done.stderr
+    assert "orchestrator resume study.name=tiny" in done.stderr
+    status = commands.check("status")
+    assert status.count("Traceback") == 1
+    assert f"{failed} trials failed alike" in status
+    assert "orchestrator resume study.name=tiny" in status
+    mended.touch()
+    said = commands.check("launch", *study)
+    assert "Traceback" not in said
+    assert "30/30 trials" in said
+    assert "Traceback" not in commands.check("status"), "of an earlier launch"
+
+
+def test_closed_cells_run_again_with_one_word_and_within_the_budget(commands: Commands, store: Store) -> None:
+    mended = commands.directory / "mended"
+    breaks = ("objective._target_=tests.support.training.breaks_until_mended", f"+objective.file={mended}")
+    budget = ("budget.trials=4", "budget.max_failures_per_cell=1", "budget.max_failures_at_start=null")
+    study = (*TINY, *breaks, "a=0,1", *budget, "worker.count=1", "worker.prefetch=0")
+    done = commands.run("launch", *study)
+    assert (done.returncode, "every cell is closed" in done.stderr) == (7, True)
+    again = commands.run("launch", *study)
+    assert again.returncode == 7
+    assert (
+        "nothing to add: every cell is closed; once what failed is mended, the same command with retry=failed" in again.stdout
+    )
+    assert "orchestrator retry study.name=tiny trial=failed" in again.stderr
+    assert "Traceback" not in again.stdout + again.stderr, "no failure of an earlier launch"
+    assert "not mended yet" not in again.stderr
+    mended.touch()
+    said = commands.check("launch", *study, "retry=failed")
+    assert said.startswith("study tiny goes on\nruns again as new trials: 1, 3\n")
+    assert "4/4 trials" in said
+    states = [t.state for t in store.reads.trials(store.reads.find("tiny").study_id)]
+    assert Counter(states) == {"FAIL": 4, "COMPLETE": 4}
+
+
+def test_a_pruner_that_hears_nothing_is_said_once_by_launch_and_by_the_worker(commands: Commands) -> None:
+    said = commands.check("launch", *TINY, "a=1", "pruner=median", "pruner.n_startup_trials=1", "worker.count=1")
+    assert said.count("pruner=median has nothing to judge: ") == 1
+    (log,) = commands.directory.rglob("worker-1.log")
+    assert log.read_text().count("study tiny: pruner=median has nothing to judge: 1 trial completed") == 1
+    assert "pruner=median has nothing to judge: 6 trials completed" in commands.check("status")
+    asleep = ("pruner=median", "study.name=other")
+    assert "pruner=median never acts: it compares" in commands.check("launch", *TINY, *asleep, "--dry-run")
+    assert "never acts" in json.loads(commands.check("launch", *TINY, *asleep, "--dry-run", "--json"))["remarks"][0]
 
 
 def test_pruned_trials_count_once_their_cell_has_a_complete_one(commands: Commands, store: Store) -> None:

@@ -64,6 +64,7 @@ def gaps(isolation: str, start: str, trials: int, work_s: float) -> dict[str, li
                     values={"optim.lr": 0.01, "data.batch_size": 32},
                     objective=objective,
                     metrics=("score",),
+                    directions=("minimize",),
                     run_dir=run_dir,
                     checkpoint_dir=run_dir / "checkpoints",
                     resumed=False,

@@ -318,14 +318,6 @@ PLANTS = {
         Plant(f"UPDATE orchestrator.cell SET pruned = 2 WHERE {cell(0)}", "2 pruned"),
     ],
     "bound": [Plant(f"UPDATE orchestrator.cell SET bound = 3 WHERE {cell(0)}", "cell 0 counts 3 tickets, but has 2")],
-    "pruned first": [
-        Plant(
-            f"UPDATE orchestrator.trial SET state = 'PRUNED' WHERE {trial(0)}; "
-            f"UPDATE trials SET state = 'PRUNED' WHERE {trial(0)}; DELETE FROM trial_values WHERE {of_optuna(0)}; "
-            f"UPDATE orchestrator.cell SET completed = 0, pruned = 2 WHERE {cell(0)}",
-            "cell 0 has 2 pruned trials and no complete one",
-        )
-    ],
     "left in a closed cell": [
         Plant(
             f"UPDATE orchestrator.cell SET state = 'CLOSED', bound = bound + 1 WHERE {cell(0)}; "

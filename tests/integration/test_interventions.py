@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import replace
+
 import optuna
 import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
 from orchestrator.model import Budget, Completed, Failed
-from orchestrator.store import Silent, Store, WorkerLease
+from orchestrator.store import Progress, Silent, Store, WorkerLease
 from tests.support.studies import PLACE, RUNNER, end, spec, start
 
 BROKEN = Failed("exception", "ValueError: no\nlog: /somewhere", ("exception", "ValueError"))
@@ -359,3 +363,51 @@ def test_workers_of_other_studies_and_dead_ones_keep_checkpoints_where_they_like
     store.fleet.register(-1, checkpoints="nowhere")
     assert set(store.reads.checkpoint_places("study")) == {"here"}
     assert set(store.reads.checkpoint_places("other")) == {"here", "there"}
+
+
+def progress(store: Store) -> Progress:
+    return store.reads.progress(store.reads.find("study"), maximize=True)
+
+
+def run(store: Store, lease: WorkerLease, study: int, broken: Collection[int] = ()) -> list[int]:
+    """Runs the study on, with failures in the broken cells; returns the cells of its trials."""
+    cells = []
+    while (claim := start(store, lease, study)) is not None:
+        end(store, claim, BROKEN if claim.cell in broken else None)
+        cells.append(claim.cell)
+    assert store.doctor.examine().findings == ()
+    return cells
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_failed_trials_of_closed_cells_run_again_within_the_budget(store: Store, lease: WorkerLease, launched: bool) -> None:
+    wanted = spec(cells=6, budget=Budget(30, 4, max_failures_at_start=None))
+    study = store.studies.launch(wanted).study_id
+    assert len(run(store, lease, study, range(6))) == 24, "four failures close each cell"
+    assert state(store) == ("FINISHED", "every cell is closed")
+    if launched:
+        assert store.studies.launch(wanted).open_tickets == 0
+    retried = store.interventions.retry(study, None)
+    assert [(r.number, r.extra, r.left) for r in retried] == [(number, False, False) for number in range(3, 24, 4)]
+    assert Counter(run(store, lease, study)) == dict.fromkeys(range(6), 5)
+    assert (progress(store).spent, progress(store).total) == (30, 30)
+    assert store.interventions.retry(study, None) == [], "each ticket has had its trial"
+    assert state(store) == ("FINISHED", "budget spent")
+
+
+def test_a_closed_cell_whose_trials_went_to_others_runs_again_once_the_budget_is_larger(
+    store: Store, lease: WorkerLease
+) -> None:
+    wanted = spec(cells=3, per_cell=2, budget=Budget(6, 2))
+    study = store.studies.launch(wanted).study_id
+    run(store, lease, study, {1})
+    assert (progress(store).spent, progress(store).total) == (6, 6)
+    retried = store.interventions.retry(study, None)
+    assert [(r.extra, r.left) for r in retried] == [(False, True)]
+    assert state(store) == ("FINISHED", "budget spent")
+    assert (progress(store).spent, progress(store).total) == (6, 6)
+    assert store.studies.launch(replace(wanted, budget=Budget(8, 2))).open_tickets == 2
+    assert [(r.extra, r.left) for r in store.interventions.retry(study, None)] == [(False, False)]
+    assert run(store, lease, study) == [1, 1]
+    assert (progress(store).spent, progress(store).total) == (8, 8)
+    assert attrs(store, 10) == {"orchestrator:retried_from": 4}

@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
-from orchestrator.model import Axis, Budget, Completed, Direction, Failed, Pruned, Searched
+from orchestrator.model import Axis, Budget, Completed, Direction, Failed, Searched
 from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease, fleet
 from tests.support.counting import count_messages
 from tests.support.studies import PLACE, end, spec, start, suggestion, work
@@ -204,24 +204,6 @@ def test_when_every_cell_is_closed_the_study_ends_and_says_so(store: Store, leas
     assert store.reads.find("study").reason == "every cell is closed"
     again = store.studies.launch(spec(cells=2, trials=30))
     assert (again.added, again.open_tickets, again.reason) == (0, 0, "every cell is closed")
-
-
-def test_a_cell_that_prunes_itself_without_a_complete_trial_is_not_served_by_that(store: Store, lease: WorkerLease) -> None:
-    study = store.studies.launch(spec(cells=1, trials=2)).study_id
-    first = start(store, lease, study)
-    assert first is not None
-    assert not store.ledger.may_prune(first)
-    end(store, first, Pruned(3))
-    second = start(store, lease, study)
-    assert second is not None
-    assert (second.ticket, second.failures) == (first.ticket, 1)
-    end(store, second)
-    third = start(store, lease, study)
-    assert third is not None
-    assert store.ledger.may_prune(third)
-    end(store, third, Pruned(3))
-    cell = store.reads.progress(store.reads.find("study"), maximize=True).cells[0]
-    assert (cell.completed, cell.pruned, cell.failed) == (1, 1, 1)
 
 
 def test_failures_in_a_row_are_counted_not_failures_in_all(store: Store, lease: WorkerLease) -> None:

@@ -254,9 +254,23 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.store.ledger.finish(claim, outcome, reports={0: 1.0}, attrs={})
             if accepted:
                 known.state, known.worker = state, None
-                spends = state == "COMPLETE" or (state == "PRUNED" and self.complete[known.cell] > 0)
+                spends = state == "COMPLETE" or (state == "PRUNED" and self.holds_ticket(claim, known))
                 self.accepted[known.ticket] += spends
                 self.complete[known.cell] += state == "COMPLETE"
+
+    def holds_ticket(self, claim: Claim, known: Known) -> bool:
+        """Whether a pruned trial has spent its ticket: any but one that left its cell's last share to another try."""
+        ((holds, pruned, free),) = self.sql(
+            "SELECT t.holds_ticket, "
+            "(SELECT count(*) FROM orchestrator.trial o WHERE o.cell_id = t.cell_id AND o.state = 'PRUNED'), EXISTS ("
+            "SELECT FROM orchestrator.ticket k WHERE k.study_id = t.study_id AND k.state = 'OPEN' AND k.cell_id IS NULL) "
+            f"FROM orchestrator.trial t WHERE t.trial_id = {claim.trial_id}"
+        )
+        if not holds:
+            assert self.complete[known.cell] == 0
+            assert not free
+            assert pruned < self.spec.budget.per_cell + self.spec.budget.max_failures_per_cell
+        return bool(holds)
 
     def release(self, which: int, lost: bool, times: int) -> None:
         claim, known = self.claim(which)

@@ -90,7 +90,7 @@ def test_what_was_accepted_reads_back_for_everybody_and_hides_no_study(database:
         assert claim is not None
         said.trial.set_user_attr("extra", make())
         attrs = said.take()[1] | (dict.fromkeys(kept_keys, 1) if claim.number == 0 else {})
-        outcome, _ = as_result(number(), ["value"])
+        outcome, _ = as_result(number(), ["value"], ["minimize"])
         database.end(claim, outcome, dict(enumerate(map(float, UNBOUNDED.values()))) | {2**31 - 1: outcome.values[0]}, attrs)
         database.check_readers("study", study_id)
         results.append(outcome.values[0])
@@ -103,6 +103,30 @@ def test_what_was_accepted_reads_back_for_everybody_and_hides_no_study(database:
         assert last == result
     assert trials[0].user_attrs.keys() == {"extra", *kept_keys}
     assert len(trials) >= 25
+
+
+@pytest.mark.filterwarnings("ignore:Clip non-finite")  # of Optuna's GP
+def test_infinity_in_the_bad_direction_is_the_worst_result_for_every_reader(database: Database) -> None:
+    goals = {"directions": ("minimize", "maximize"), "metrics": ("loss", "accuracy")}
+    for name, changes in (("one", {"directions": ("minimize",)}), ("two", goals)):
+        wanted = spec(name, cells=2, trials=12, **changes)
+        study_id = database.launch(wanted)
+        worst = tuple(math.inf if d == "minimize" else -math.inf for d in wanted.directions)
+        while (claim := start(database.store, database.lease, study_id)) is not None:
+            assert claim.number is not None
+            good = tuple(float(claim.number) for _ in worst)
+            database.end(claim, Completed(worst if claim.cell == 0 or claim.number % 4 == 3 else good), {}, {})
+            database.check_readers(name, study_id)
+        trials = database.read(name, study_id)
+        assert sum(trial.values == list(worst) for trial in trials) == 9
+        progress = database.store.reads.progress(database.store.reads.find(name), maximize=False)
+        assert [(c.completed, c.failed, c.best) for c in progress.cells] == [(6, 0, math.inf), (6, 0, 1.0)]
+        assert (progress.best, progress.best_trial) == (1.0, 1)
+        plain = optuna.load_study(study_name=name, storage=database.url)
+        assert plain.best_trials[0].number == 1
+        samplers = [optuna.samplers.TPESampler(n_startup_trials=2, seed=0), optuna.samplers.NSGAIISampler(seed=0)]
+        for plain.sampler in samplers if name == "two" else [*samplers, optuna.samplers.GPSampler(n_startup_trials=2, seed=0)]:
+            plain.ask(dict(trials[0].distributions))
 
 
 AXES: dict[str, tuple[Any, ...]] = {

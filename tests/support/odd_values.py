@@ -132,7 +132,7 @@ RESULTS: dict[str, tuple[Callable[[], Any], tuple[float, ...] | str]] = {
     "endless range": (lambda: range(10**15), "values for 1 metric (value)"),
     "empty mapping": (dict, "without the metric 'value'; it has no key at all"),
     "mapping without it": (lambda: {"valeu": 1, "loss": 2}, "without the metric 'value'; it has 'valeu', 'loss'"),
-    "mapping with NaN": (lambda: {"value": math.nan}, "the objective returned nan for 'value'; a finite number is needed"),
+    "mapping with NaN": (lambda: {"value": math.nan}, "the objective returned nan for 'value': NaN is no result"),
     "mapping with None": (lambda: {"value": None}, "the objective returned no number for 'value'"),
     "mapping by numpy text": (lambda: {np.str_("value"): 0.5}, (0.5,)),
 }

@@ -33,6 +33,7 @@ def make_job(runs: Path, target: dict[str, Any], **changes: Any) -> Job:
         "values": {"optim.lr": 0.01},
         "objective": target,
         "metrics": ("score",),
+        "directions": ("minimize",) * len(changes.get("metrics", ("score",))),
         "run_dir": attempt_dir(runs, "study", number, attempt),
         "checkpoint_dir": attempt_dir(runs, "study", number, attempt) / "checkpoints",
         "resumed": False,

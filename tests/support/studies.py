@@ -16,8 +16,8 @@ RUNNER = {"max_runtime_min": None, "grace_s": 1.0, "start": "forkserver", "max_a
 
 
 def spec(name: str = "study", cells: int = 4, trials: int | None = None, per_cell: int = 1, **changes: Any) -> StudySpec:
-    """A study with one grid axis `a` of `cells` values and one searched parameter `x` in [0, 1]."""
-    budget = Budget(trials=cells * per_cell if trials is None else trials, per_cell=per_cell)
+    """A study with one grid axis `a` of `cells` values and one searched parameter `x` in [0, 1]; it never brakes."""
+    budget = Budget(cells * per_cell if trials is None else trials, per_cell, max_failures_at_start=None)
     made = StudySpec(
         name=name,
         directions=("maximize",),

@@ -266,7 +266,7 @@ def test_a_metrics_file_prunes_while_the_program_runs_and_may_be_rewritten(shell
         ({"metric": "tset"}, ("score",), "echo '{\"value\": 1}'", "objective.result.metric: the program ended without"),
         ({"regex": "final: (.+)"}, ("score",), "echo fin", "objective.result.regex='final: (.+)' was found in no line"),
         ({"regex": "final: (.+)"}, ("score",), "echo final: x", "found 'x' for 'score', which is no number"),
-        ("last", ("score",), "echo '{\"value\": NaN}'", "nan for 'score'; a finite number is needed"),
+        ("last", ("score",), "echo '{\"value\": NaN}'", "nan for 'score': NaN is no result"),
         ("last", ("a", "b"), "echo '{\"a\": 1}'", "without a value of 'b'"),
     ],
 )  # fmt: skip

@@ -49,8 +49,8 @@ def run(runs: Path, name: str, *, options: dict[str, Any] | None = None, **kwarg
 def test_every_kind_of_number_is_a_result_and_nothing_else_is(tmp_path: Path) -> None:
     good = {"float": 0.5, "int": 3.0, "float32": 0.25, "array0": 0.75, "fraction": 0.25, "decimal": 0.5, "one_of_one": 0.5}
     bad = {
-        "nan": "nan for 'score'; a finite number is needed",
-        "inf": "-inf for 'score'; a finite number is needed",
+        "nan": "nan for 'score': NaN is no result",
+        "inf": "-inf for 'score': it is to be minimized, and nothing is as good as that",
         "none": "None is a NoneType, not a number",
         "bool": "True is a bool, not a number",
         "np_bool": "not a number",

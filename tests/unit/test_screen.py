@@ -32,7 +32,7 @@ SPEC = StudySpec(
 
 
 def cells(spec: StudySpec) -> tuple[CellRow, ...]:
-    zeros: dict[str, Any] = {"bound": 3, "completed": 0, "pruned": 0, "failed": 0, "running": 0}
+    zeros: dict[str, Any] = {"bound": 3, "completed": 0, "pruned": 0, "failed": 0, "running": 0, "spent": 0}
     return tuple(
         CellRow(ordinal=k, values=values, state="OPEN", reason=None, best=None, best_trial=None, **zeros)
         for k, values in enumerate(spec.cells())
@@ -107,7 +107,8 @@ def test_the_plan_of_a_study_without_parameters() -> None:
 def test_the_plan_as_data_is_json_with_every_cell() -> None:
     data = json.loads(json.dumps(screen.plan_data(SPEC, search.describe(SPEC))))
     assert data["study"] == "s"
-    assert data["budget"] == {"trials": 12, "per_cell": 2, "hours": 1.5, "max_failures_per_cell": 3}
+    failures = {"max_failures_per_cell": 3, "max_failures_at_start": "auto"}
+    assert data["budget"] == {"trials": 12, "per_cell": 2, "hours": 1.5, **failures}
     assert data["guaranteed"] == 8
     assert data["cells"][0] == {"batch": 32, "optim.name": "a\nb"}
     assert len(data["cells"]) == 4
@@ -115,3 +116,14 @@ def test_the_plan_as_data_is_json_with_every_cell() -> None:
     assert sections["lr"] == ("search", "tag(log, interval(0.0001, 0.1))")
     assert sections["batch"] == ("grid", "[32,64]")
     assert all(not p["stored"].startswith(("grid", "search")) for p in data["parameters"])
+
+
+def test_infinite_values_are_words_in_json_and_cells_without_a_complete_trial_say_so() -> None:
+    assert json.loads(screen.as_json({"a": [float("inf"), (float("-inf"), 1.5)], "b": True})) == {
+        "a": ["inf", ["-inf", 1.5]],
+        "b": True,
+    }
+    pruned = [replace(cell, pruned=4, spent=3) for cell in cells(SPEC)]
+    waits = [replace(cell, pruned=2, spent=2) for cell in cells(SPEC)]
+    shown = rendered(screen.cell_table(SPEC, (pruned[0], waits[1], replace(pruned[2], completed=1))))
+    assert ["all 4 trials pruned themselves; no complete trial" in line for line in shown[1:4]] == [True, False, False]

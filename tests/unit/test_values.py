@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,14 +26,17 @@ def said(tmp_path: Path) -> Iterator[Said]:
 def test_a_result_or_report_is_the_nearest_float_or_is_refused(what: str, said: Said) -> None:
     make, wanted = NUMBERS[what]
     if isinstance(wanted, str):
-        for where in (lambda: as_result(make(), ["value"]), lambda: as_result({"value": make()}, ["value"])):
+        for where in (
+            lambda: as_result(make(), ["value"], ["minimize"]),
+            lambda: as_result({"value": make()}, ["value"], ["minimize"]),
+        ):
             with pytest.raises(ResultError) as caught:
                 where()
             assert wanted in str(caught.value) or "for 1 metric" in str(caught.value) or "of shape" in str(caught.value)
         assert wanted in refusal(lambda: said.trial.report(make(), 0))
         assert said.take() == ({}, {})
     else:
-        assert as_result(make(), ["value"]) == (Completed((wanted,)), [])
+        assert as_result(make(), ["value"], ["minimize"]) == (Completed((wanted,)), [])
         said.trial.report(make(), 0)
         assert said.take() == ({0: wanted}, {})
 
@@ -40,15 +45,15 @@ def test_a_result_or_report_is_the_nearest_float_or_is_refused(what: str, said: 
 def test_what_is_no_plain_number_is_a_result_if_it_holds_just_the_metrics(what: str) -> None:
     make, wanted = RESULTS[what]
     if isinstance(wanted, str):
-        assert wanted in refusal(lambda: as_result(make(), ["value"]))
+        assert wanted in refusal(lambda: as_result(make(), ["value"], ["minimize"]))
     else:
-        assert as_result(make(), ["value"]) == (Completed(wanted), [])
+        assert as_result(make(), ["value"], ["minimize"]) == (Completed(wanted), [])
 
 
 @pytest.mark.parametrize("what", ATTRS)
 def test_an_attribute_is_kept_exactly_or_refused_and_never_costs_the_trial(what: str, said: Said) -> None:
     make, wanted = ATTRS[what]
-    completed, left_out = as_result({"value": 0.5, "extra": make()}, ["value"])
+    completed, left_out = as_result({"value": 0.5, "extra": make()}, ["value"], ["minimize"])
     assert completed.values == (0.5,)
     if isinstance(wanted, Refused):
         assert wanted.why in refusal(lambda: said.trial.set_user_attr("extra", make()))
@@ -62,7 +67,7 @@ def test_an_attribute_is_kept_exactly_or_refused_and_never_costs_the_trial(what:
 
 
 def test_an_extra_entry_that_raises_while_it_is_read_is_left_out() -> None:
-    completed, left_out = as_result({"value": 0.5, "bad": Broken(), "good": 1}, ["value"])
+    completed, left_out = as_result({"value": 0.5, "bad": Broken(), "good": 1}, ["value"], ["minimize"])
     assert completed == Completed((0.5,), {"good": 1})
     assert left_out == ["the entry 'bad' of the returned mapping was not stored: RuntimeError('boom')"]
 
@@ -70,7 +75,7 @@ def test_an_extra_entry_that_raises_while_it_is_read_is_left_out() -> None:
 @pytest.mark.parametrize("what", KEYS)
 def test_the_name_of_an_attribute_is_kept_exactly_or_refused(what: str, said: Said) -> None:
     key, wanted = KEYS[what]
-    completed, left_out = as_result({"value": 0.5, key: 1}, ["value"])
+    completed, left_out = as_result({"value": 0.5, key: 1}, ["value"], ["minimize"])
     if isinstance(wanted, Refused):
         assert wanted.why in refusal(lambda: said.trial.set_user_attr(key, 1))
         assert completed.attrs == {}
@@ -78,6 +83,14 @@ def test_the_name_of_an_attribute_is_kept_exactly_or_refused(what: str, said: Sa
     else:
         said.trial.set_user_attr(key, 1)
         assert said.take()[1] == completed.attrs == {wanted: 1}
+
+
+def test_each_objective_has_its_own_worst_value() -> None:
+    goals = ["error", "accuracy"], ["minimize", "maximize"]
+    assert as_result((math.inf, -math.inf), *goals)[0].values == (math.inf, -math.inf)
+    assert as_result({"accuracy": 0.5, "error": math.inf}, *goals)[0].values == (math.inf, 0.5)
+    assert "inf for 'accuracy': it is to be maximized" in refusal(lambda: as_result((0.1, math.inf), *goals))
+    assert "-inf for 'error': it is to be minimized" in refusal(lambda: as_result({"error": -math.inf, "accuracy": 1}, *goals))
 
 
 @pytest.mark.parametrize("what", STEPS)
@@ -92,8 +105,13 @@ def test_a_step_is_a_whole_number_of_32_bits_or_is_refused(what: str, said: Said
 
 
 @pytest.mark.parametrize("what", UNBOUNDED)
-def test_a_result_must_be_finite_and_a_report_need_not(what: str, said: Said) -> None:
+def test_a_result_may_be_infinitely_bad_and_no_other_than_finite_else_a_report_is_anything(what: str, said: Said) -> None:
     value = UNBOUNDED[what]
-    assert "a finite number is needed" in refusal(lambda: as_result(value, ["value"]))
+    for direction, worst in (("minimize", math.inf), ("maximize", -math.inf)):
+        give = partial(as_result, value, ["value"], [direction])
+        if float(value) == worst:
+            assert give() == (Completed((worst,)), [])
+        else:
+            assert f"for a run that diverged return {worst}" in refusal(give)
     said.trial.report(value, 0)
     assert identical(said.take()[0][0], float(value))

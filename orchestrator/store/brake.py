@@ -36,7 +36,8 @@ def failures_alike(c: Connection, row: Row) -> int | None:
     """How many trials have failed, all alike, since the study was launched or resumed, if that is enough to pause it.
 
     None while it is not: a trial of the study has come to a result, the failures differ, they are fewer than
-    `budget.max_failures_at_start`, or all are of one cell and others are left to try. Under the study's lock.
+    `budget.max_failures_at_start`, or all are of one cell and others are left to try. Once the brake is pulled, what still ran
+    then and fails alike is counted whatever their number. Under the study's lock.
 
     Args:
         row: of the trial that just failed, as `claims.ENDING` reads it.
@@ -46,7 +47,11 @@ def failures_alike(c: Connection, row: Row) -> int | None:
         return None
     found = answers(c, _FAILURES, {"study_id": row.study_id, "none": list(_NOT_ALIKE)})
     most = min(AT_MOST, A_WORKER * max(1, rule.workers)) if rule.most == "auto" else int(rule.most)
-    if len(found) < most or len({likeness(failed.failure or "") for failed in found}) > 1:
+    if len({likeness(failed.failure or "") for failed in found}) > 1:
+        return None
+    if is_braked(rule.state, rule.reason):
+        return len(found)
+    if len(found) < most:
         return None
     cells = {failed.cell_id for failed in found}
     if len(cells) == 1 and rule.open_cells > 1 and len(found) < max(most, AT_MOST):
@@ -55,11 +60,14 @@ def failures_alike(c: Connection, row: Row) -> int | None:
 
 
 def pull(c: Connection, row: Row, count: int, failure: str) -> None:
-    """Pauses the study; what the failures said against its cells is taken back. Under the study's lock."""
+    """Pauses the study; what the failures said against its cells is taken back. Under the study's lock.
+
+    One that a person has paused meanwhile stays so, also with what runs given back, and says why it would pause itself.
+    """
     line = failure.partition("\n")[0]
     reason = f"{BRAKED}the first {count} trials failed alike, and none came to a result: {line}"
     mine = study.c.study_id == row.study_id
-    c.execute(sa.update(study).where(mine).values(state="PAUSED", reason=reason, halt=False))
+    c.execute(sa.update(study).where(mine).values(state="PAUSED", reason=reason))
     c.execute(sa.insert(event).values(study_id=row.study_id, trial_id=row.trial_id, kind="paused", reason=reason))
     for closed in _closed(c, row.study_id):
         tickets.open_again(c, closed, row.ticket_id, "all trials failed alike")
@@ -75,7 +83,7 @@ def _closed(c: Connection, study_id: int) -> Sequence[Row]:
 # A trial by hand says nothing of the others.
 _RULE = Statement(
     """
-    SELECT coalesce(s.spec #> '{budget,max_failures_at_start}', '"auto"') #>> '{}' AS most,
+    SELECT s.state, s.reason, coalesce(s.spec #> '{budget,max_failures_at_start}', '"auto"') #>> '{}' AS most,
         (SELECT count(*) FROM orchestrator.cell l WHERE l.study_id = s.study_id AND l.state = 'OPEN') AS open_cells,
         (
             SELECT count(*) FROM orchestrator.worker w
@@ -83,7 +91,7 @@ _RULE = Statement(
                 AND (w.studies IS NULL OR CAST(w.studies AS jsonb) @> to_jsonb(s.name))
         ) AS workers
     FROM orchestrator.study s
-    WHERE s.study_id = :study_id AND s.state = 'ACTIVE' AND NOT EXISTS (
+    WHERE s.study_id = :study_id AND s.state IN ('ACTIVE', 'PAUSED') AND NOT EXISTS (
         SELECT FROM orchestrator.trial o WHERE o.study_id = s.study_id AND o.state IN ('COMPLETE', 'PRUNED')
     )
     """

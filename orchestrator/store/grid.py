@@ -43,7 +43,7 @@ def write_tickets(c: Connection, study_id: int, spec: StudySpec, *, new: bool, w
             only made where none is closed.
 
     Raises:
-        ConfigError: the guaranteed shares do not fit into ``budget.trials``.
+        ConfigError: the guaranteed shares, or trials that are to run again, do not fit into ``budget.trials``.
     """
     if not new and not _has_cell(c, study_id, "OPEN"):  # what is left stays for the cells that are opened again
         return 0
@@ -56,12 +56,15 @@ def write_tickets(c: Connection, study_id: int, spec: StudySpec, *, new: bool, w
             sa.func.coalesce(sa.func.max(ticket.c.ordinal) + 1, 0),
         ).where(ticket.c.study_id == study_id)
     ).one()
+    waiting = _untouched(c, study_id) if laid_anew and not new and not within else 0
     room = max(0, spec.budget.trials - kept) if within else None
     shares = c.execute(_INSERT_SHARES, {**which, "first": next_ordinal, "room": room}).rowcount if laid_anew else 0
-    if shares and kept + shares > spec.budget.trials:
+    if shares + waiting and kept + shares > spec.budget.trials:
+        again = f" (of them {waiting} for cells without a complete trial, or by 'retry')" if waiting else ""
         raise ConfigError(
-            f"budget.trials={spec.budget.trials} is too small: {kept} trials are spent or under way and budget.per_cell="
-            f"{spec.budget.per_cell} promises {shares} more; set budget.trials to at least {kept + shares}"
+            f"budget.trials={spec.budget.trials} is too small: {kept - waiting} trials are spent or under way and "
+            f"budget.per_cell={spec.budget.per_cell} promises {shares + waiting} more{again}; set budget.trials to at least "
+            f"{kept + shares}"
         )
     if laid_anew and not new:
         c.execute(_COUNT_BOUND, {"study_id": study_id})
@@ -74,16 +77,24 @@ def _has_cell(c: Connection, study_id: int, state: str) -> bool:
     return bool(c.execute(sa.select(sa.exists().where(cell.c.study_id == study_id, cell.c.state == state))).scalar_one())
 
 
+_UNTOUCHED = ~sa.exists().where(trial.c.ticket_id == ticket.c.ticket_id)
+
+
 def _take_back(c: Connection, study_id: int) -> int:
     """Removes the tickets that no trial ever held; returns how many.
 
     Those stay that wait for a complete trial of their cell, or have been given the parameters of a failed one.
     """
-    untouched = ~sa.exists().where(trial.c.ticket_id == ticket.c.ticket_id)
     only_pruned = sa.exists().where(cell.c.cell_id == ticket.c.cell_id, cell.c.completed == 0, cell.c.pruned > 0)
     waits = sa.and_(ticket.c.share.is_not(None), only_pruned)
-    unused = sa.and_(ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "VOID")), ~ticket.c.extra, untouched)
+    unused = sa.and_(ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "VOID")), ~ticket.c.extra, _UNTOUCHED)
     return c.execute(sa.delete(ticket).where(unused, ~waits, ticket.c.fixed.is_(None))).rowcount
+
+
+def _untouched(c: Connection, study_id: int) -> int:
+    """How many tickets wait that no trial ever held."""
+    which = sa.and_(ticket.c.study_id == study_id, ticket.c.state == "OPEN", ~ticket.c.extra, _UNTOUCHED)
+    return int(c.execute(sa.select(sa.func.count()).select_from(ticket).where(which)).scalar_one())
 
 
 _INSERT_CELLS = sa.text(

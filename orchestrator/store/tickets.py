@@ -221,13 +221,17 @@ def _open_cells(
     return tuple((row.ordinal, row.cell_values) for row in found)
 
 
+_ANYBODYS: Mapping[str, None] = dict.fromkeys(("cell_id", "share", "fixed", "retried_from"))
+"""What a ticket says that leaves its cell: what a trial of that cell was to repeat stays behind, and `retry` may ask again."""
+
+
 def give_back(c: Connection, ticket_id: int, cell_id: int) -> None:
     """The ticket is as if nobody had taken it; no failure is counted. One of a cell closed meanwhile goes to the others."""
     mine = ticket.c.ticket_id == ticket_id
     cell_row = c.execute(sa.select(cell).where(cell.c.cell_id == cell_id).with_for_update(key_share=True)).one()
     extra = c.execute(sa.update(ticket).where(mine).values(state="OPEN").returning(ticket.c.extra)).scalar_one()
     if cell_row.state == "CLOSED" and not extra:
-        c.execute(sa.update(ticket).where(mine).values(cell_id=None, share=None))
+        c.execute(sa.update(ticket).where(mine).values(_ANYBODYS))
         c.execute(sa.update(cell).where(cell.c.cell_id == cell_id).values(bound=cell.c.bound - 1))
 
 
@@ -348,7 +352,7 @@ def reopen(c: Connection, row: Row, failure: str, *, in_a_row: bool = True) -> b
         c.execute(sa.insert(event).values(study_id=row.study_id, cell_id=row.cell_id, kind="cell closed", reason=reason))
     # What a closed cell leaves unspent goes to the others.
     left = sa.update(ticket).where(ticket.c.cell_id == row.cell_id, ticket.c.state == "OPEN", ~ticket.c.extra)
-    freed = c.execute(left.values(cell_id=None, share=None))
+    freed = c.execute(left.values(_ANYBODYS))
     c.execute(sa.update(cell).where(mine).values(bound=cell.c.bound - freed.rowcount))
     return True
 

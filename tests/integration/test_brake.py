@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.model import Budget, Completed, Failed, Pruned
-from orchestrator.store import Store, WorkerLease, is_braked, likeness
+from orchestrator.store import Claim, Store, WorkerLease, is_braked, likeness
 from tests.support.studies import end, spec, start
 
 
@@ -75,6 +75,50 @@ def test_it_is_set_by_hand_or_off(store: Store, lease: WorkerLease, most: int | 
     study = store.studies.launch(spec(cells=3, budget=Budget(3, 1, max_failures_at_start=most))).study_id
     assert fail(store, lease, study) == count
     assert store.reads.find("study").state == ("PAUSED" if count < 12 else "FINISHED")
+
+
+def begin(store: Store, study: int, count: int) -> list[Claim]:
+    """As many trials, each of a worker of its own, all under way."""
+    begun = [start(store, store.fleet.register(60), study) for _ in range(count)]
+    return [claim for claim in begun if claim is not None]
+
+
+def test_what_still_ran_when_the_brake_was_pulled_closes_no_cell_if_it_fails_alike(store: Store) -> None:
+    study = store.studies.launch(spec(cells=2, budget=Budget(60, 30))).study_id
+    for claim in begin(store, study, 40):
+        end(store, claim, broken(claim.number))
+    row = store.reads.find("study")
+    assert is_braked(row.state, row.reason)
+    assert "the first 40 trials failed alike" in str(row.reason)
+    assert cells(store) == [("OPEN", 20, 30)] * 2
+    assert store.doctor.examine().findings == ()
+
+
+def test_a_pause_by_a_person_leaves_cells_open_where_all_that_ran_fails_alike(store: Store) -> None:
+    study = store.studies.launch(spec(cells=2, budget=Budget(60, 30))).study_id
+    running = begin(store, study, 40)
+    for claim in running[:3]:
+        end(store, claim, broken(claim.number))
+    store.interventions.pause(study, "ada@lab", now=True)
+    for claim in running[3:]:
+        end(store, claim, broken(claim.number))
+    assert store.reads.find("study").state == "PAUSED"
+    assert cells(store) == [("OPEN", 20, 30)] * 2
+    store.interventions.resume(study, "ada@lab")
+    assert start(store, store.fleet.register(60), study) is not None
+
+
+def test_what_fails_in_another_way_after_the_brake_speaks_against_its_cell(store: Store) -> None:
+    study = store.studies.launch(spec(cells=2, budget=Budget(60, 30))).study_id
+    running = begin(store, study, 40)
+    for claim in running[:20]:
+        end(store, claim, broken(claim.number))
+    for claim in running[20:]:
+        end(store, claim, Failed("exception", "KeyError: 'lr'") if claim.cell == 0 else Completed((1.0,)))
+    row = store.reads.find("study")
+    assert is_braked(row.state, row.reason)
+    assert [state for state, *_ in cells(store)] == ["CLOSED", "OPEN"]
+    assert store.doctor.examine().findings == ()
 
 
 def test_one_broken_cell_is_closed_and_the_others_run(store: Store, lease: WorkerLease) -> None:

@@ -411,3 +411,43 @@ def test_a_closed_cell_whose_trials_went_to_others_runs_again_once_the_budget_is
     assert run(store, lease, study) == [1, 1]
     assert (progress(store).spent, progress(store).total) == (8, 8)
     assert attrs(store, 10) == {"orchestrator:retried_from": 4}
+
+
+def test_parameters_to_repeat_stay_behind_when_their_cell_is_closed_and_may_be_asked_for_again(
+    store: Store, lease: WorkerLease
+) -> None:
+    study = store.studies.launch(spec(cells=2, trials=8, per_cell=4)).study_id
+    other = store.fleet.register(60)
+    running = [start(store, store.fleet.register(60), study) for _ in range(8)]
+    broken = [claim for claim in running if claim is not None and claim.cell == 0]
+    end(store, broken[0], BROKEN)
+    number = broken[0].number
+    assert number is not None
+    assert [r.extra for r in store.interventions.retry(study, number)] == [False]
+    for claim in broken[1:]:
+        end(store, claim, BROKEN)
+    assert [c.state for c in progress(store).cells] == ["CLOSED", "OPEN"]
+    for claim in running:
+        if claim is not None and claim.cell == 1:
+            end(store, claim)
+    claim = start(store, other, study)
+    assert claim is not None
+    assert (claim.cell, claim.fixed) == (1, None), "what is to be repeated is of the other cell"
+    end(store, claim)
+    assert number in [r.number for r in store.interventions.retry(study, None)]
+    assert store.doctor.examine().findings == ()
+
+
+def test_a_budget_without_room_for_trials_that_are_to_run_again_is_refused(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1, trials=4, per_cell=2)).study_id
+    for outcome in (BROKEN, None):
+        claim = start(store, lease, study)
+        assert claim is not None
+        end(store, claim, outcome)
+    assert [r.extra for r in store.interventions.retry(study, 0)] == [False]
+    with pytest.raises(ConfigError, match=r"1 more \(of them 1 .*'retry'\); set budget\.trials to at least 2"):
+        store.studies.launch(spec(cells=1, trials=1))
+    assert store.studies.launch(spec(cells=1, trials=2)).open_tickets == 1
+    run(store, lease, study)
+    assert (progress(store).total, progress(store).spent) == (2, 2)
+    assert store.doctor.examine().findings == ()

@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 
 from orchestrator.errors import ConfigError, SchemaOutdatedError, StoreUnavailableError
 from orchestrator.search import create_optuna_tables, optuna_schema_head
-from orchestrator.store import Store
+from orchestrator.store import Silent, Store
 from orchestrator.store.database import Database, hide_password, storage_url
 from orchestrator.store.migrations import _config, revisions
 from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS
@@ -78,6 +78,29 @@ def test_a_study_of_the_first_schema_goes_on_after_the_upgrade(empty_database_ur
     migrate(empty_database_url)
     store = Store(empty_database_url)
     claim = start(store, store.fleet.register(60), 1)
+    assert claim is not None
+    end(store, claim)
+    assert store.reads.find("study").reason == "budget spent"
+    store.rest()
+
+
+def test_a_worker_of_the_version_before_goes_on_while_the_schema_is_upgraded(database_url: str) -> None:
+    """What the workers of revision 0006 say when they claim, as they say it."""
+    store = Store(database_url)
+    study = store.studies.launch(spec(cells=1)).study_id
+    execute(
+        database_url,
+        "INSERT INTO orchestrator.worker (token, host, process_scope, pid, pid_started, ttl_s, lease_until)"
+        " VALUES (nextval('orchestrator.token_seq'), 'host', 'elsewhere', 1, 1, 60, clock_timestamp() + interval '60 s');"
+        "UPDATE orchestrator.ticket SET state = 'LIVE';"
+        "INSERT INTO orchestrator.trial (study_id, ticket_id, cell_id, worker_id, token, retried_from)"
+        " SELECT t.study_id, t.ticket_id, t.cell_id, w.worker_id, nextval('orchestrator.token_seq'), t.retried_from"
+        " FROM orchestrator.ticket t, orchestrator.worker w",
+    )
+    assert store.doctor.examine().findings == (), "it says nothing of what it holds, and is not held to lie"
+    execute(database_url, "UPDATE orchestrator.worker SET lease_until = clock_timestamp() - interval '1 s'")
+    assert store.ledger.evict(Silent(1, dead=False, reason="silent"))
+    claim = start(store, store.fleet.register(60), study)
     assert claim is not None
     end(store, claim)
     assert store.reads.find("study").reason == "budget spent"

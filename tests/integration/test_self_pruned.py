@@ -8,6 +8,7 @@ from collections.abc import Callable
 import optuna
 import pytest
 
+from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Pruned
 from orchestrator.store import Claim, Store, WorkerLease
 from tests.support.studies import end, spec, start
@@ -83,3 +84,15 @@ def test_a_trial_that_prunes_itself_breaks_a_row_of_failures_and_a_waiting_share
     run(store, lease, study, lambda claim: Completed((1.0,)))
     assert [(c[1] >= 1, c[4] >= 2) for c in cells_of(store)] == [(True, True)] * 2
     assert sum(c[4] for c in cells_of(store)) == 10
+
+
+def test_a_budget_without_room_for_a_share_that_waits_is_refused(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=1, trials=4)).study_id
+    claim = start(store, lease, study)
+    assert claim is not None
+    end(store, claim, Pruned())
+    with pytest.raises(ConfigError, match=r"budget\.trials=1 is too small: 1 trials .* 1 more .* set budget\.trials to at least 2"):
+        store.studies.launch(spec(cells=1, trials=1))
+    assert store.studies.launch(spec(cells=1, trials=2)).open_tickets == 1
+    run(store, lease, study, lambda claim: Completed((1.0,)))
+    assert cells_of(store) == [("OPEN", 1, 1, 0, 2, 2)]

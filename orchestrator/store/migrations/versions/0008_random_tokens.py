@@ -12,8 +12,8 @@ SCHEMA = "orchestrator"
 
 
 def upgrade() -> None:
-    # A sequence goes back with its database, and then hands out again what somebody still shows.
-    op.execute(f"DROP SEQUENCE {SCHEMA}.token_seq")
+    # A sequence goes back with its database, and then hands out again what somebody still shows: no token is drawn from
+    # `token_seq` any more. It stays for workers of the version before, which may be in the middle of a trial.
     token = sa.Column("token", sa.BigInteger(), comment="of the claim under which it began; null: older than this column")
     op.add_column("attempt", token, schema=SCHEMA)
     holds: sa.Column[list[int]] = sa.Column(

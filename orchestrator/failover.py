@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from orchestrator.errors import StoreUnavailableError
 from orchestrator.store import Store, TimeLine
 
 
@@ -18,6 +19,8 @@ class Failover:
         self._store = store
         self._server: datetime | None = None
         self._line: TimeLine | None = None
+        self._behind = False
+        self._to_ask = False
 
     def changed(self, server: datetime) -> bool:
         """Whether this is another server, or another start of it, than the one told of last."""
@@ -30,10 +33,16 @@ class Failover:
             server: when it started.
             behind: it was seen to be in an earlier state than before.
         """
-        if server == self._server and not behind:
+        behind = behind or self._behind
+        if server == self._server and not behind and not self._to_ask:
             return None
         before, self._server = self._line, server
-        self._line = self._store.reads.time_line() or before
+        try:
+            self._line = self._store.reads.time_line() or before
+        except StoreUnavailableError:  # it went away again: the next note asks
+            self._behind, self._to_ask = behind, True
+            return None
+        self._behind, self._to_ask = False, False
         if before is None or self._line is None or self._line == before:
             what = "it is in an earlier state than it was" if behind else None
         elif self._line.system != before.system:

@@ -60,11 +60,11 @@ def write_tickets(c: Connection, study_id: int, spec: StudySpec, *, new: bool, w
     room = max(0, spec.budget.trials - kept) if within else None
     shares = c.execute(_INSERT_SHARES, {**which, "first": next_ordinal, "room": room}).rowcount if laid_anew else 0
     if shares + waiting and kept + shares > spec.budget.trials:
-        again = f" (of them {waiting} for cells without a complete trial, or by 'retry')" if waiting else ""
+        more = [f"budget.per_cell={spec.budget.per_cell} promises {shares} more"] if shares else []
+        more += [f"{waiting} more are owed to cells without a complete trial, or to 'retry'"] if waiting else []
         raise ConfigError(
             f"budget.trials={spec.budget.trials} is too small: {kept - waiting} trials are spent or under way and "
-            f"budget.per_cell={spec.budget.per_cell} promises {shares + waiting} more{again}; set budget.trials to at least "
-            f"{kept + shares}"
+            f"{' and '.join(more)}; set budget.trials to at least {kept + shares}"
         )
     if laid_anew and not new:
         c.execute(_COUNT_BOUND, {"study_id": study_id})

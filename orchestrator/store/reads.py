@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from orchestrator.errors import ConfigError, OrchestratorError, did_you_mean
+from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, did_you_mean
 from orchestrator.model import ASK_KEY, JSONValue, Param, StudySpec, TrialNews
 from orchestrator.store.database import Database
 from orchestrator.store.infeasible import device_label
@@ -266,9 +266,15 @@ class Reads:
         return started
 
     def time_line(self) -> TimeLine | None:
-        """Which history the server continues; None where it does not tell, as some that are managed by others."""
+        """Which history the server continues; None where it does not tell, as some that are managed by others.
+
+        Raises:
+            StoreUnavailableError: it does not answer.
+        """
         try:
             (row,) = self._database.execute(_TIME_LINE)
+        except StoreUnavailableError:
+            raise
         except OrchestratorError:
             return None
         return TimeLine(row.system, row.timeline)

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import cast
 
@@ -13,6 +14,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from orchestrator.cli.call import Call
+from orchestrator.cli.failures import Failures
 from orchestrator.cli.launch import _Followed
 from orchestrator.cli.screen import View
 from orchestrator.config import WorkerConfig
@@ -21,11 +24,11 @@ from orchestrator.draining import Draining
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
 from orchestrator.failover import Failover
 from orchestrator.left_results import Said
-from orchestrator.model import Completed, Param
+from orchestrator.model import Completed, Param, StudySpec
 from orchestrator.runner import AttrSet, Reported, Runner
 from orchestrator.search import Search
 from orchestrator.serving import Served
-from orchestrator.store import Claim, Silent, SlotOffer, Store
+from orchestrator.store import Claim, Silent, SlotOffer, Store, TimeLine
 from orchestrator.store.database import Database, storage_url
 from tests.support.invariants import plain_trials, query
 from tests.support.own_server import OwnServer
@@ -151,13 +154,39 @@ def test_a_restart_that_loses_nothing_is_not_called_a_failover(
     assert not watch.changed(own.reads.server())
 
 
+def test_it_is_said_later_if_the_server_went_away_again_before_it_told_its_time_line() -> None:
+    first = datetime.now(UTC)
+    lines = iter([TimeLine(1, "00000001"), None, TimeLine(1, "00000002")])
+
+    def time_line() -> TimeLine:
+        line = next(lines)
+        if line is None:
+            raise StoreUnavailableError("away")
+        return line
+
+    watch = Failover(cast("Store", SimpleNamespace(reads=SimpleNamespace(time_line=time_line))))
+    assert watch.note(first) is None
+    second = first + timedelta(seconds=9)
+    assert watch.changed(second)
+    assert watch.note(second) is None
+    assert "time line 00000001 became 00000002" in str(watch.note(second))
+    assert watch.note(second) is None
+
+
+def follow(store: Store, launched: StudySpec, said: list[str]) -> _Followed:
+    """What a launch that has just launched the study follows it by; `said` gets what it tells."""
+    row = store.reads.find(launched.name)
+    call = cast(Call, SimpleNamespace(switches=frozenset()))
+    view = cast(View, SimpleNamespace(say=said.append, most_cells=100))
+    return _Followed(call, store, row, launched, view, Failures(store, row))
+
+
 def test_a_launch_that_was_lost_is_made_once_more(server: OwnServer, own: Store) -> None:
     first = spec("followed", cells=2)
     copy = server.backup()
     own.studies.launch(first)
     said: list[str] = []
-    view = cast(View, SimpleNamespace(say=said.append, most_cells=100))
-    followed = _Followed(own, own.reads.find("followed"), first, view)
+    followed = follow(own, first, said)
     followed.keep_launched()
     assert followed.look().total == 2
     own.rest()
@@ -171,7 +200,7 @@ def test_a_launch_that_was_lost_is_made_once_more(server: OwnServer, own: Store)
     copy = server.backup()
     larger = spec("followed", cells=2, trials=5)
     own.studies.launch(larger)
-    followed = _Followed(own, own.reads.find("followed"), larger, view)
+    followed = follow(own, larger, said)
     followed.keep_launched()
     end(own, must(start(own, lease, followed.row.study_id)))
     assert followed.look().spent == 2

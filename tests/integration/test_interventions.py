@@ -445,7 +445,7 @@ def test_a_budget_without_room_for_trials_that_are_to_run_again_is_refused(store
         assert claim is not None
         end(store, claim, outcome)
     assert [r.extra for r in store.interventions.retry(study, 0)] == [False]
-    with pytest.raises(ConfigError, match=r"1 more \(of them 1 .*'retry'\); set budget\.trials to at least 2"):
+    with pytest.raises(ConfigError, match=r"and 1 more are owed .* 'retry'; set budget\.trials to at least 2"):
         store.studies.launch(spec(cells=1, trials=1))
     assert store.studies.launch(spec(cells=1, trials=2)).open_tickets == 1
     run(store, lease, study)

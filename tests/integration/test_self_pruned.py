@@ -91,7 +91,7 @@ def test_a_budget_without_room_for_a_share_that_waits_is_refused(store: Store, l
     claim = start(store, lease, study)
     assert claim is not None
     end(store, claim, Pruned())
-    with pytest.raises(ConfigError, match=r"budget\.trials=1 is too small: 1 trials .* 1 more .* set budget\.trials to at least 2"):
+    with pytest.raises(ConfigError, match=r"budget\.trials=1 is too small: 1 trials .* 1 more .* to at least 2"):
         store.studies.launch(spec(cells=1, trials=1))
     assert store.studies.launch(spec(cells=1, trials=2)).open_tickets == 1
     run(store, lease, study, lambda claim: Completed((1.0,)))

@@ -46,10 +46,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def database_server(pytestconfig: pytest.Config) -> Iterator[TestServer]:
-    """The PostgreSQL server that all workers of this run share."""
+    """The PostgreSQL server that all workers of this run share: an embedded one, or the one at ``TEST_POSTGRES_URL``."""
     from tests.support.postgres import TestServer  # not for tests without a database: it imports Optuna
 
-    server = TestServer(pytestconfig.stash[_SERVER_PATH] / "server")
+    server = TestServer(pytestconfig.stash[_SERVER_PATH] / "server", os.environ.get("TEST_POSTGRES_URL"))
     yield server
     server.close()
 

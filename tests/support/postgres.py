@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg2
 import psycopg2.extensions
+from sqlalchemy.engine import make_url
 
 from orchestrator.search import create_optuna_tables
 from orchestrator.store import Store
@@ -32,13 +32,15 @@ class TestServer:
     """The server of this test run, shared by its workers; holds a share in it until `close`.
 
     Args:
-        path: Directory of the server, the same for all workers of the run and for no other run.
+        path: Directory of the embedded server, the same for all workers of the run and for no other run.
+        url: A server that runs already, and on which this user may create databases and roles; None for an embedded one.
     """
 
     __test__ = False
 
-    def __init__(self, path: Path) -> None:
-        self._server = EmbeddedServer.open(path)
+    def __init__(self, path: Path, url: str | None = None) -> None:
+        self._embedded = EmbeddedServer.open(path) if url is None else None
+        self._url = make_url(url if self._embedded is None else self._embedded.url)
         with self._connect() as connection, connection.cursor() as cursor:
             # What the tests write is thrown away with the machine's next crash; the server's own default is to be safe.
             cursor.execute("ALTER SYSTEM SET fsync = off")
@@ -46,7 +48,7 @@ class TestServer:
 
     def url(self, database: str) -> str:
         """The URL of a database of this server."""
-        return re.sub(r"@/\w+", f"@/{database}", self._server.url)
+        return self._url.set(database=database).render_as_string(hide_password=False)
 
     @contextlib.contextmanager
     def empty(self) -> Iterator[str]:
@@ -63,7 +65,8 @@ class TestServer:
 
     def close(self) -> None:
         """Gives up the share; the last worker's stops the server."""
-        self._server.close()
+        if self._embedded is not None:
+            self._embedded.close()
 
     def _ensure_template(self) -> None:
         with self._connect() as connection, connection.cursor() as cursor:
@@ -88,7 +91,7 @@ class TestServer:
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[psycopg2.extensions.connection]:
-        connection = psycopg2.connect(self._server.url.replace("+psycopg2", ""))
+        connection = psycopg2.connect(self._url.set(drivername="postgresql").render_as_string(hide_password=False))
         connection.autocommit = True
         try:
             yield connection

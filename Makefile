@@ -1,27 +1,39 @@
 # The tools of the virtual environment here, if there is one, else those on the path.
 BIN ?= $(if $(wildcard .venv/bin/python),.venv/bin/,)
 
-.PHONY: check check-static test chaos secrets
+.PHONY: help check check-static format fast test chaos docs secrets
 .DELETE_ON_ERROR:
 
-check: check-static test
+help:         ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-check-static:
+check: check-static test  ## what CI runs
+
+check-static: ## format, lint, import contracts, types
 	$(BIN)ruff format --check .
 	$(BIN)ruff check .
 	$(BIN)lint-imports
 	$(BIN)mypy
 
-test:
+format:       ## format the code and mend what ruff can mend
+	$(BIN)ruff format .
+	$(BIN)ruff check --fix .
+
+fast:         ## the unit tests alone
+	$(BIN)python -m pytest -n 2 tests/unit
+
+test:         ## all tests
 	$(BIN)python -m pytest -n 2 --dist loadgroup
 
-# Every fault in full: a quarter of an hour.
-chaos:
+chaos:        ## every fault in full: a quarter of an hour
 	$(BIN)python -m pytest -m chaos tests/chaos -n 2 --chaos=long
+
+docs:         ## the documentation site, in build/site; fails at a broken link (pip install -e '.[docs]')
+	$(BIN)python -m mkdocs build
 
 # The passwords of docker-compose.yml's database and dashboard; existing ones are kept. The containers' user, who is neither you
 # nor root, must be able to read the files; the folder keeps others of this host out.
-secrets: secrets/db_password secrets/dashboard_password
+secrets: secrets/db_password secrets/dashboard_password ## the passwords of docker-compose.yml
 
 secrets/%_password:
 	install -d -m 700 secrets

@@ -85,6 +85,6 @@ def test_a_launch_names_the_address_at_which_the_dashboard_is_published(monkeypa
 
 def test_how_many_workers_run_is_a_setting_that_a_later_up_keeps() -> None:
     assert SERVICES["worker"]["scale"] == "${WORKERS:-1}"
-    readme = (ROOT / "README.md").read_text().partition("## Docker Compose")[2]
-    assert re.search(r"^echo WORKERS=3 >> \.env", readme, re.M)
-    assert "--scale" not in readme.partition("\n## ")[0]
+    page = (ROOT / "docs" / "compose.md").read_text()
+    assert re.search(r"^echo WORKERS=3 >> \.env", page, re.M)
+    assert "--scale" not in page

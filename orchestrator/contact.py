@@ -27,6 +27,10 @@ _KEPT_S = 5.0
 _SWEEP_EVERY_S = 1.0  # a trial whose worker died is taken up again within its lease and two of these
 
 
+class ToldToEndError(Exception):
+    """The worker was told to end while it waited."""
+
+
 class HealthFile:
     """A file for a health check: there while the worker is registered, its time that of the last renewal of the lease.
 
@@ -215,6 +219,18 @@ class Contact:
             self._store.rest()
         else:
             self._store.rest(_KEPT_S if self.brief and self._crowded is False else _UNUSED_S)
+
+    def keep_on(self) -> None:
+        """Renews the lease when due, within a wait for something else than the database.
+
+        Raises:
+            LeaseLostError: the worker was evicted.
+            ToldToEndError: the worker was told to end.
+        """
+        if self._draining.how != Drain.NO:
+            raise ToldToEndError
+        self.beat()
+        self.rest()
 
     def until_beat(self, at_most_s: float) -> float:
         """Seconds until the lease is to be renewed, between 0 and `at_most_s`."""

@@ -6,6 +6,7 @@ parameter, ``{trial.number}`` for a fact about the trial, ``{{`` and ``}}`` for 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -82,10 +83,12 @@ class Program:
 
     @property
     def _is_multirun(self) -> bool:
-        """Whether ``-m`` follows the script, and not the interpreter that it is given to."""
+        """Whether ``-m`` follows the script or module, and not the interpreter or launcher that it is given to."""
         words = self.words
         begin = next((index + 1 for index, word in enumerate(words) if word.endswith(".py")), None)
-        begin = begin or (words.index("-m") + 2 if "-m" in words[1:2] else 1)
+        if begin is None:  # of a module: `python -u -m pkg.train`, `torchrun -m pkg.train`
+            module = (at + 2 for at, pair in enumerate(itertools.pairwise(words)) if _names_module(*pair))
+            begin = next(module, 1)
         return any(word in ("-m", "--multirun") for word in words[begin:])
 
     def arguments(self, value_of: Callable[[str], JSONValue]) -> list[str]:
@@ -118,6 +121,10 @@ class Program:
             f"objective.result={rule}: must be last, {{metric: KEY}} or {{regex: 'final: ([0-9.]+)'}}"
             f"{did_you_mean(str(rule), ('last',))}"
         )
+
+
+def _names_module(option: str, word: str) -> bool:
+    return option == "-m" and all(part.isidentifier() for part in word.split("."))
 
 
 def read(objective: Mapping[str, JSONValue]) -> Program:

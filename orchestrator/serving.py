@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from orchestrator.config import WorkerConfig, never_prunes
-from orchestrator.contact import Contact
+from orchestrator.contact import Contact, ToldToEndError
 from orchestrator.devices import describe
 from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
 from orchestrator.logs import logger
@@ -174,6 +174,8 @@ class Serving:
     def ready(self, row: StudyRow) -> bool:
         """Whether the study can be served on this host; if not, that is said once, to all, and tried again now and then.
 
+        False too if the worker is told to end while the objective is imported, however long that would take.
+
         Raises:
             LeaseLostError: the worker was evicted.
             StoreUnavailableError: the database does not answer.
@@ -182,10 +184,12 @@ class Serving:
         able = False
         if time.monotonic() >= self._unservable.get(key, 0.0):
             try:
-                self._current(row).runner.check()
+                self._current(row).runner.check(self._contact.keep_on)
                 able = True
                 self._unservable.pop(key, None)
                 self._refusals.pop(row.study_id, None)
+            except ToldToEndError:
+                return False
             except (LeaseLostError, StoreUnavailableError):
                 raise
             except Exception as error:  # noqa: BLE001 - made by another version, a sampler's package missing: others go on

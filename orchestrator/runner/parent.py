@@ -192,8 +192,12 @@ class Runner:
         """Has a keeper import the objective, and does not wait for it; `check` does."""
         self._living_keeper()
 
-    def check(self) -> None:
+    def check(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Returns once a keeper is ready that has imported the objective; costs nothing when one is. Call it before each claim.
+
+        Args:
+            meanwhile: called every 0.25 s while the objective is imported, which may take minutes. What it raises ends the
+                wait, and is raised; the import goes on, until `close`.
 
         Raises:
             ConfigError: The objective does not import, does not exist, or can be called neither as ``(cfg, trial, **kwargs)``
@@ -201,6 +205,7 @@ class Runner:
         """
         keeper = self._living_keeper()
         while not keeper.ready:
+            meanwhile()
             wait_readable([keeper.channel], _SLICE_S)
             keeper.read()
             if keeper.problem is not None or keeper.channel.closed:

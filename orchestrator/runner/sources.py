@@ -2,13 +2,19 @@
 
 Of a function: the file of its module, and of every module that it imports, by import statements anywhere in them, and that is
 neither installed nor Python's own. Of a command: the files that its words name, what Python files among them import likewise,
-and the config files of a Hydra app. What a program imports by a name that it puts together as it runs is not seen.
+and the config files of a Hydra app. What a program imports by a name that it puts together as it runs, or from a directory that
+it adds to ``sys.path`` itself, is not seen: a launch, which imports nothing, could not see it either.
+
+Whatever is in the files, looking at them raises nothing: what cannot be read or found counts as not there.
 """
+
+# ruff: noqa: PTH112, PTH113, PTH118, PTH119, PTH120, PTH206 - thousands of paths are looked at, and pathlib's raises where one is
+# too long, or where the way to it may not be gone
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -17,6 +23,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Final
 
@@ -29,19 +36,25 @@ HYDRA_DIRECTORY: Final = "hydra"
 """Where in its run directory an attempt of a Hydra app has its output directory."""
 MOST_NAMED: Final = 30
 """Of more files than this the facts of an attempt hold one hash for all, not one for each."""
-_MOST_FILES: Final = 2_000
+_MOST_FILES: Final = 1_000
 _MOST_BYTES: Final = 64_000_000  # a larger file is data
+_MOST_SOURCE: Final = 1_000_000  # of a larger one the imports are not looked for: no person wrote it
+_MOST_WALKED: Final = 20_000  # so many names are looked at for config files: `config_path` may be a directory of data
 _IMPORT: Final = re.compile(
     r"(?:^|;)[ \t]*(?:import[ \t]+(?P<modules>[^\n#;]+)"
-    r"|from[ \t]+(?P<of>\.*[\w.]*)[ \t]+import\b[ \t]*(?P<names>\([^)]*\)|[^\n#;]*))",
+    r"|from[ \t]+(?P<of>\.*[\w.]*)[ \t]+import\b[ \t]*(?P<names>\([^)]{0,5000}\)|[^\n#;]*))",
     re.MULTILINE,
 )
 _NAME: Final = re.compile(r"[^\W\d][\w.]*")
 _PLACEHOLDER: Final = re.compile(r"[{}]")
-_HYDRA_APP: Final = re.compile(r"^[ \t]*@main\b|\bhydra\.main[ \t]*\(", re.MULTILINE)
-_IMPORTS_HYDRA: Final = re.compile(r"^[ \t]*(?:import|from)[ \t]+hydra\b", re.MULTILINE)
+_IMPORTS_HYDRA: Final = re.compile(r"^[^\n#]*\b(?:from|import)\b[^\n#]*\bhydra\b", re.MULTILINE)
+_DECORATES: Final = re.compile(r"^[ \t]*@(?:hydra\.)?main\b", re.MULTILINE)
 _CONFIG_PATH: Final = re.compile(r"\bconfig_path[ \t]*=[ \t]*[\"']([^\"'\n]+)[\"']")
 _INSTALLED: Final = ("site-packages", "dist-packages")
+_NOT_THE_USERS: Final = sys.stdlib_module_names | {"orchestrator"}
+# As they are now: what the objective's import adds to them only the process has that imported it.
+_SYS_PATH: Final = tuple(sys.path)
+_META_PATH: Final = tuple(sys.meta_path)
 
 
 @dataclass(frozen=True)
@@ -82,14 +95,22 @@ class Sources:
     def look(self) -> Source:
         """What they are now."""
         if self._known is None or any(_stamp(path) != stamp for path, stamp in self._stamps.items()):
-            beside = [] if self._words is None else [path.parent for _, path in self._scripts()]
-            scan = _Scan(_Finder(beside), configs=self._words is not None)
-            for name, path in self._entries(scan.finder):
-                scan.add(name, path, entry=True)
+            scan = self._scan(imports=True)
             if self._words is not None:
                 scan.follow(_wrapper(self._words[0]))
             self._known, self._stamps = scan.source(), scan.stamps
         return self._known
+
+    def look_at_entries(self) -> Source:
+        """The same, but nothing that they import: it takes no time."""
+        return self._scan(imports=False).source()
+
+    def _scan(self, *, imports: bool) -> _Scan:
+        beside = [] if self._words is None else [path.parent for _, path in self._scripts()]
+        scan = _Scan(_Finder(beside), imports=imports, configs=imports and self._words is not None)
+        for name, path in self._entries(scan.finder):
+            scan.add(name, path, entry=True)
+        return scan
 
     def _entries(self, finder: _Finder) -> Iterator[tuple[str, Path]]:
         if self._words is not None:
@@ -120,35 +141,42 @@ class _Finder:
     """Finds modules of the user's own as Python would, from the working directory or beside a script, without importing any."""
 
     def __init__(self, beside: Iterable[Path]) -> None:
-        paths = [*beside, Path.cwd(), *(Path(entry or ".") for entry in sys.path)]
-        resolved = dict.fromkeys(path.absolute() for path in paths)
-        self._roots = [path for path in resolved if path.is_dir() and not is_installed(path)]
-        self._tops: dict[str, list[Path]] = {}
+        paths = [*map(str, beside), os.getcwd(), *(entry or "." for entry in _SYS_PATH)]  # noqa: PTH109
+        resolved = dict.fromkeys(map(os.path.abspath, paths))
+        self._roots = [path for path in resolved if os.path.isdir(path) and not _is_installed(path)]
+        self._found: dict[tuple[str, bool], list[str]] = {}
 
     def module(self, name: str, *, installed: bool = False) -> list[tuple[str, Path]]:
         """The module's name and file, if it has one; nothing for one that is not the user's own, unless `installed` counts."""
-        top, *rest = name.split(".")
-        found = self._top(top, installed=installed)
-        for part in rest:
-            inside = [path.parent if path.name == "__init__.py" else path for path in found]
-            found = [path for directory in inside if directory.is_dir() for path in _in_directory(directory, part)][:1]
-        return [(name, path) for path in found if path.is_file()]
+        return [(name, Path(path)) for path in self._places(name, installed) if os.path.isfile(path)]
 
-    def _top(self, name: str, *, installed: bool) -> list[Path]:
-        if not installed and name in (*sys.stdlib_module_names, "orchestrator"):
+    def _places(self, name: str, installed: bool) -> list[str]:
+        """The file of a module, or the directories of a namespace package. Every file names the same few."""
+        if (found := self._found.get((name, installed))) is None:
+            above, _, part = name.rpartition(".")
+            found = self._inside(above, part, installed) if above else self._top(name, installed)
+            self._found[name, installed] = found
+        return found
+
+    def _inside(self, package: str, part: str, installed: bool) -> list[str]:
+        above = self._places(package, installed)
+        inside = [os.path.dirname(path) if os.path.basename(path) == "__init__.py" else path for path in above]
+        return [path for directory in inside for path in _in_directory(directory, part)][:1]
+
+    def _top(self, name: str, installed: bool) -> list[str]:
+        if not installed and name in _NOT_THE_USERS:
             return []
-        if name not in self._tops:
-            here = [path for root in self._roots for path in _in_directory(root, name)]
-            files = [path for path in here if path.is_file()]
-            self._tops[name] = files[:1] or here or _elsewhere(name)
-        return [path for path in self._tops[name] if installed or not is_installed(path)]
+        here = [path for root in self._roots for path in _in_directory(root, name)]
+        files = [path for path in here if os.path.isfile(path)]
+        return [path for path in files[:1] or here or _elsewhere(name) if installed or not _is_installed(path)]
 
 
 class _Scan:
-    """One look at all files; with `configs` also at the config files of Hydra apps among them."""
+    """One look at files: with `imports` at what they import too, with `configs` at the config files of Hydra apps as well."""
 
-    def __init__(self, finder: _Finder, *, configs: bool) -> None:
+    def __init__(self, finder: _Finder, *, imports: bool, configs: bool) -> None:
         self.finder = finder
+        self._follows = imports
         self._configs = configs
         self.stamps: dict[Path, tuple[int, int] | None] = {}
         self._digests: dict[str, str] = {}
@@ -167,10 +195,10 @@ class _Scan:
             except OSError:
                 continue
             self._digests[name] = hashlib.sha256(content).hexdigest()
-            if path.suffix == ".py":
+            if path.suffix == ".py" and len(content) <= _MOST_SOURCE:
                 text = content.decode("utf-8", "replace")
-                waiting += self._imports(text, _package(name, path))
-                if _HYDRA_APP.search(text) and _IMPORTS_HYDRA.search(text):
+                waiting += self._imports(text, _package(name, path)) if self._follows else []
+                if b"hydra" in content and _calls_hydra_main(text):
                     self._hydra_within = True
                     self._hydra_app = self._hydra_app or entry
                     waiting += _config_files(path, text) if self._configs else []
@@ -188,34 +216,61 @@ class _Scan:
         return [found for name in _imported(text, package) for found in self.finder.module(name)]
 
 
+def _calls_hydra_main(text: str) -> bool:
+    """Whether the source has a function below ``@hydra.main(…)``, or calls that otherwise; not whether it mentions it."""
+    if not _IMPORTS_HYDRA.search(text):
+        return False
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # of another Python's grammar: by its looks
+        return _DECORATES.search(text) is not None
+    imported = [name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    modules = {name.asname or name.name for name in imported if name.name == "hydra"}
+    from_hydra = [name for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "hydra" for name in node.names]
+    functions = {name.asname or name.name for name in from_hydra if name.name == "main"}
+    for node in nodes:
+        match node:
+            case ast.Call(func=ast.Name(id=called)) if called in functions:
+                return True
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=module), attr="main")) if module in modules:
+                return True
+    return False
+
+
 def _config_files(script: Path, text: str) -> list[tuple[str, Path]]:
     """The config files of a Hydra app. Where it keeps them with all else, as deep as groups go, not where runs leave some."""
     found = []
     for said in _CONFIG_PATH.findall(text):
         directory = Path(os.path.normpath(script.absolute().parent / said))
         crowded = script.absolute().is_relative_to(directory) or Path.cwd().is_relative_to(directory)
+        walked = 0
         for parent, folders, files in os.walk(directory):
             here = Path(parent).relative_to(directory)
             folders[:] = sorted(name for name in folders if not name.startswith(".") and not (crowded and len(here.parts)))
             names = [here / name for name in sorted(files) if name.endswith((".yaml", ".yml"))]
             found += [(f"{said}/{name}", directory / name) for name in names]
-            if len(found) >= _MOST_FILES:
+            walked += len(folders) + len(files)
+            if len(found) >= _MOST_FILES or walked >= _MOST_WALKED:
                 break
     return found
 
 
 def is_installed(path: Path) -> bool:
     """Whether it belongs to a package that was installed, or to Python itself."""
-    return any(part in _INSTALLED for part in path.parts) or any(path.is_relative_to(root) for root in _places())
+    return _is_installed(str(path))
+
+
+def _is_installed(path: str) -> bool:
+    return any(part in _INSTALLED for part in path.split(os.sep)) or any(f"{path}{os.sep}".startswith(at) for at in _places())
 
 
 @cache
 def _places() -> frozenset[str]:
-    return frozenset(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib", "scripts"))
+    return frozenset(sysconfig.get_path(kind) + os.sep for kind in ("stdlib", "platstdlib", "purelib", "platlib", "scripts"))
 
 
 def _is_file(word: str) -> bool:
-    return os.path.isfile(word)  # noqa: PTH113 - a word may be too long for a path, of which pathlib makes an error
+    return os.path.isfile(word)
 
 
 def _is_of_system(path: Path) -> bool:
@@ -233,25 +288,31 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_size
 
 
-def _in_directory(directory: Path, name: str) -> list[Path]:
+def _in_directory(directory: str, name: str) -> list[str]:
     """The file of a module there, or the directory of a namespace package."""
-    for path in (directory / name / "__init__.py", directory / f"{name}.py"):
-        if path.is_file():
-            return [path]
-    return [directory / name] if (directory / name).is_dir() else []
+    folder = os.path.join(directory, name)
+    if os.path.isdir(folder):
+        package = os.path.join(folder, "__init__.py")
+        if os.path.isfile(package):
+            return [package]
+    file = f"{folder}.py"
+    if os.path.isfile(file):
+        return [file]
+    return [folder] if os.path.isdir(folder) else []
 
 
-def _elsewhere(name: str) -> list[Path]:
+def _elsewhere(name: str) -> list[str]:
     """Where Python's finders have a top-level module: one that is installed, perhaps as a link to the user's own directory."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
-        return []
-    if spec is None:
-        return []
-    if spec.origin is not None and spec.origin.endswith(".py"):
-        return [Path(spec.origin)]
-    return [Path(entry) for entry in spec.submodule_search_locations or () if os.path.isdir(entry)]  # noqa: PTH112
+    for finder in _META_PATH:
+        try:
+            spec = finder.find_spec(name, list(_SYS_PATH) if finder is PathFinder else None)
+        except Exception:  # noqa: BLE001 - a finder of others may raise anything
+            continue
+        if spec is not None:
+            if spec.origin is not None and spec.origin.endswith(".py"):
+                return [spec.origin]
+            return [entry for entry in spec.submodule_search_locations or () if os.path.isdir(entry)]
+    return []
 
 
 def _imported(text: str, package: str) -> list[str]:
@@ -309,8 +370,9 @@ def hydra_app(command: program.Program) -> bool:
     """
     if not command.may_be_hydra or command.hydra is True:
         return command.may_be_hydra
-    source = Sources({"command": list(command.words)}).look()
-    return source.hydra_within if command.appends_overrides else source.hydra_app
+    sources = Sources({"command": list(command.words)})
+    # For each attempt: what a program imports is looked through only where the answer may be there.
+    return sources.look_at_entries().hydra_app or (command.appends_overrides and sources.look().hydra_within)
 
 
 def is_hydra_app(objective: Mapping[str, JSONValue]) -> bool:

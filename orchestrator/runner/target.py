@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -124,7 +125,8 @@ def arguments_of(function: Callable[..., Any], kwargs: Iterable[str]) -> tuple[s
     """What `function` is called with by position, before its keyword arguments: cfg and trial, or one of them.
 
     It gets the trial alone, as from Optuna, if its first parameter is called ``trial``, or if it takes one argument only; cfg
-    alone if it calls that one ``cfg``, ``config`` or ``conf``, or is decorated with ``@hydra.main``.
+    alone if it calls that one ``cfg``, ``config`` or ``conf``, or is decorated with ``@hydra.main``. A second parameter with a
+    default is for the trial only if its name says so: ``train(cfg, verbose=False)`` takes one argument.
     """
     if _is_hydra_main(function):
         return ("cfg",)
@@ -144,9 +146,15 @@ def _judge(function: Callable[..., Any], names: tuple[str, ...]) -> tuple[str, .
     if first.name == "trial":
         return ("trial",)
     one, two = (_refusal(signature, count, names) is None for count in (1, 2))
-    if two or not one:
+    if not one or (two and not _has_default_for_others(signature)):
         return both
     return ("cfg",) if first.name in _CFG else ("trial",)
+
+
+def _has_default_for_others(signature: inspect.Signature) -> bool:
+    """Whether what a second argument would be taken for has a default, and is not the trial by its name."""
+    second = next(itertools.islice(signature.parameters.values(), 1, None), None)
+    return second is not None and second.default is not second.empty and "trial" not in second.name
 
 
 _judge_function = cache(_judge)  # the keeper asks; its forks then know

@@ -125,6 +125,22 @@ def test_a_launch_and_all_its_processes_signalled_at_once_leave_the_study_to_go_
     goes_on(commands, store)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_told_to_end_while_an_objective_is_imported_does_not_wait_for_that(
+    commands: Commands, store: Store, signum: signal.Signals
+) -> None:
+    store.studies.launch(spec(cells=1, objective={"_target_": "tests.support.hangs_at_import.train"}))
+    store.rest()
+    with commands.started("worker", "worker.heartbeat_s=0.2", *QUICK) as worker:
+        importing = "importing the objective of study"
+        wait_until(lambda: importing in [told.doing for told in store.reads.workers()], 60)
+        pids = family(worker.pid)
+        worker.send_signal(signum)
+        assert worker.wait(timeout=60) == 0, worker.communicate()[0]
+    assert store.reads.workers() == [], "it took its leave"
+    wait_until(lambda: not any(map(psutil.pid_exists, pids)))
+
+
 @pytest.mark.parametrize(("command", "code"), [("worker", 0), ("dashboard", 0), ("launch", 130)])
 def test_told_to_end_while_it_is_still_imported_a_command_ends_in_order(tmp_path: Path, command: str, code: int) -> None:
     begun = tmp_path / "begun"

@@ -172,11 +172,16 @@ def test_attempts_of_a_hydra_app_have_output_directories_of_their_own(hydra_app:
         (["{python}", "-m", "train"], {}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
         (["{python}", "train.py", "hydra.run.dir=mine"], {}, ["hydra.job.num", "hydra.job.id"]),
         (["{python}", "train.py", "-m"], {}, ["hydra.sweep.dir"]),
+        (["{python}", "-u", "-m", "train"], {}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
+        (["launcher", "--workers=2", "-m", "lib.train", "-m"], {}, ["hydra.sweep.dir"]),
         (["{python}", "-m", "train", "--multirun", "hydra.sweep.dir=mine"], {}, []),
         (["{python}", "start.py", "--lr", "{{lr}}"], {}, []),
         (["{python}", "train.py"], {"hydra": False}, []),
         (["{python}", "train.py"], {"overrides": False}, []),
         (["{python}", "plain.py"], {}, []),
+        (["{python}", "mentions.py"], {}, []),
+        (["{python}", "renamed.py"], {}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
+        (["{python}", "newer.py"], {}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
         (["sh", "run.sh"], {}, []),
         (["sh", "run.sh"], {"hydra": True, "overrides": False}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
     ],
@@ -186,6 +191,10 @@ def test_only_hydra_apps_are_told_what_only_they_understand(
 ) -> None:
     (hydra_app / "plain.py").write_text("import argparse\n# as with @hydra.main(…)\n")
     (hydra_app / "run.sh").write_text("python train.py $@\n")
+    mentions = 'from hydra import compose\n"""Not:\n@hydra.main()\n"""\n# @hydra.main(…)\nprint("hydra.main(")\n'
+    (hydra_app / "mentions.py").write_text(mentions)
+    (hydra_app / "renamed.py").write_text("import os, hydra as h\n@h.main(version_base=None)\ndef run(cfg): ...\n")
+    (hydra_app / "newer.py").write_text("import hydra\n@hydra.main()\ndef main(cfg): ...\nsyntax of tomorrow\n")
     monkeypatch.chdir(hydra_app)
     words = [word.format(python=sys.executable) for word in command]
     told = _hydra_words(read({"command": words, **more}), make_job(tmp_path / "a b", {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,13 @@ def main(anything: Any) -> float:
         (lambda cfg, trial: 0, [], "cfg trial"),
         (lambda cfg, trial, data: 0, ["data"], "cfg trial"),
         (lambda cfg, trial=None: 0, [], "cfg trial"),
-        (lambda config, data=None: 0, [], "cfg trial"),
+        (lambda cfg, my_trial=None: 0, [], "cfg trial"),
+        (lambda config, data=None: 0, [], "cfg"),
+        (lambda cfg, verbose=False, trial=None: 0, [], "cfg"),
+        (lambda anything, data=None: 0, [], "trial"),
+        (lambda cfg, data, seed=0: 0, [], "cfg trial"),
+        (functools.partial(lambda cfg, trial, lr: 0, lr=1), [], "cfg trial"),
+        (functools.partial(lambda data, cfg: 0, None), [], "cfg"),
         (lambda *both: 0, [], "cfg trial"),
     ],
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.cli import provenance
+from orchestrator.runner import sources
 from orchestrator.runner.sources import MOST_NAMED, Sources
 from orchestrator.store import CodeRow
 
@@ -79,19 +82,19 @@ def test_a_hydra_app_is_made_of_its_config_too_but_not_of_what_runs_left(project
 
 
 def test_the_hash_is_of_the_content_and_is_read_again_when_a_file_changes(project: Path) -> None:
-    sources = Sources({"_target_": "pkg.train.fit"})
-    before = sources.look()
-    assert sources.look() is before
+    files = Sources({"_target_": "pkg.train.fit"})
+    before = files.look()
+    assert files.look() is before
     os.utime(project / "pkg" / "late.py", (1, 1))
-    assert sources.look().facts == before.facts
+    assert files.look().facts == before.facts
     (project / "pkg" / "late.py").write_text("import os, json, sys\n")
-    after = sources.look()
+    after = files.look()
     assert {name for name in after.digests if after.digests[name] != before.digests[name]} == {"pkg.late"}
     assert after.facts is not None
     assert before.facts is not None
     assert after.facts["hash"] != before.facts["hash"]
     (project / "lib" / "net.py").unlink()
-    assert "lib.net" not in sources.look().digests
+    assert "lib.net" not in files.look().digests
 
 
 def test_of_many_files_one_hash_is_told(project: Path) -> None:
@@ -101,6 +104,43 @@ def test_of_many_files_one_hash_is_told(project: Path) -> None:
     known = Sources({"_target_": "many.fit"}).look().facts
     assert known is not None
     assert known["files"] == {}
+
+
+def test_what_an_import_adds_to_the_path_is_seen_by_nobody_for_a_launch_imports_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "hidden").mkdir()
+    (project / "hidden" / "helper.py").write_text("")
+    (project / "finds.py").write_text("import sys\nsys.path.append('hidden')\nimport helper\n")
+    before = names({"_target_": "finds.train"})
+    monkeypatch.syspath_prepend(str(project / "hidden"))
+    monkeypatch.setitem(sys.modules, "helper", None)
+    importlib.invalidate_caches()
+    assert names({"_target_": "finds.train"}) == before == ["finds"]
+
+
+def test_odd_files_are_read_as_far_as_they_can_be(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def find_spec(self, *_: object) -> None:
+            raise RuntimeError("a finder of somebody's")
+
+    monkeypatch.setattr(sources, "_META_PATH", (Broken(), *sys.meta_path))
+    (project / "odd.py").write_bytes(b"def (:\n\x00\xff\nimport pkg.never\nimport " + b"a" * 400 + b"\nimport loop\n")
+    (project / "loop.py").symlink_to("loop.py")
+    assert names({"_target_": "odd.train"}) == ["odd", "pkg", "pkg.never"]
+    assert names({"command": "python odd.py"}) == ["odd.py", "pkg", "pkg.never"]
+    (project / "odd.py").write_text("import pkg\n" * 100_000 + "from x import (a,\n" * 100_000)
+    assert names({"_target_": "odd.train"}) == ["odd"], "what no person wrote is hashed, not searched"
+
+
+def test_a_config_directory_full_of_data_is_not_walked_to_its_end(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_MOST_WALKED", 3)
+    for number in range(9):
+        (project / "elsewhere" / str(number)).mkdir(parents=True)
+        (project / "elsewhere" / str(number) / "a.yaml").write_text("")
+    (project / "src").mkdir()
+    (project / "src" / "app.py").write_text("import hydra\n@hydra.main(config_path='../elsewhere')\ndef main(cfg): ...\n")
+    assert names({"command": "python src/app.py"}) == ["src/app.py"]
 
 
 # ----------------------------------------------------------------------------------------------------------- in words

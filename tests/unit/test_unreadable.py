@@ -15,6 +15,7 @@ import pytest
 from orchestrator.config import compose
 from orchestrator.errors import ConfigError, denied
 from orchestrator.runner.executable import check_program
+from orchestrator.runner.sources import Sources
 from orchestrator.runner.target import describe_import_error, locate
 
 NOBODY = 65534
@@ -97,3 +98,12 @@ def test_a_program_that_cannot_be_reached_is_said_with_the_reason(code: Path, cl
         check_program("closed_package/train")
     with mode_counts(code / closed):
         assert refusal((code / closed).resolve()) in str(caught.value)
+
+
+def test_code_that_cannot_be_reached_counts_as_not_there(code: Path) -> None:
+    (code / "train.py").write_text("import closed_package.mine\n")
+    assert list(Sources({"_target_": "train.fit"}).look().digests) == ["train", "closed_package.mine"]
+    with mode_counts(code / "closed_package"):
+        assert list(Sources({"_target_": "train.fit"}).look().digests) == ["train"]
+        assert not Sources({"_target_": "closed_package.mine.train"}).look().digests
+        assert not Sources({"command": "closed_package/train"}).look().digests

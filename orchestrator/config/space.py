@@ -121,9 +121,9 @@ class Space:
             self.grid.pop(declared.path, None)
             self.search[declared.path] = declared
 
-    def drop(self, path: str) -> bool:
-        """Takes `path` and everything below it out; whether there was anything."""
-        gone = [known for known in self.paths() if known == path or known.startswith(f"{path}.")]
+    def drop(self, path: str, *, below: bool = True) -> bool:
+        """Takes `path` and everything `below` it out; whether there was anything."""
+        gone = [known for known in self.paths() if known == path or (below and known.startswith(f"{path}."))]
         for known in gone:
             if self.grid.pop(known, None) is not None:
                 self._fixed.add(known)

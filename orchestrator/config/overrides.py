@@ -166,8 +166,8 @@ def refuse_sweeps_of_groups(words: Sequence[Word]) -> None:
         if word.role == "group" and word.sweep is not None:
             if word.of_user and isinstance(word.sweep, ChoiceSweep):
                 raise ConfigError(
-                    f"{word.text}: options of a config group are an axis where they fill a section of params: let the first line"
-                    f" of each {word.path}/*.yaml be '# @package params.{word.path.replace('/', '.')}'"
+                    f"{word.text}: options of a config group make an axis where they fill a section of params: let the first"
+                    f" line of each {word.path}/*.yaml be '# @package params.{word.path.replace('/', '.')}'"
                 )
             first = getattr(word.sweep, "list", ["…"])[0]
             raise ConfigError(

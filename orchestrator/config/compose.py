@@ -31,6 +31,7 @@ from orchestrator.config.overrides import (
     Word,
     apply_to_params,
     check_setting,
+    last_choices,
     path_of_group,
     read_words,
     refuse_study_settings,
@@ -96,7 +97,9 @@ def _compose(command: str, overrides: Sequence[str], config_dir: str | None, con
     texts, url = take_url(overrides)
     loader = Loader(config_dir, config_name, [text for text in texts if text.startswith(("hydra.", "+hydra.", "++hydra."))])
     words = read_words(texts, loader.groups)
-    if command != "launch":
+    if command == "launch":
+        words = last_choices(words)
+    else:
         refuse_study_settings(command, words)
         refuse_sweeps_of_groups(words)
     chosen = [word.text for word in words if word.role == "hydra"]
@@ -436,7 +439,7 @@ def _contents(loader: Loader, axis: Axis, chosen: Sequence[str], forwarded: Sequ
         try:
             whole: Any = OmegaConf.to_container(loader.load([*others, choice, *forwarded]), resolve=False)
         except ConfigError as error:
-            raise ConfigError(f"{key}: {error}") from error
+            raise ConfigError(_not_in_option(key, axis.path, str(error)) or f"{key}: {error}") from error
         del whole["hydra"]
         _check_sections(whole, loader.groups)
         contents.append(_taken_out(whole["params"], axis.path))
@@ -447,6 +450,16 @@ def _contents(loader: Loader, axis: Axis, chosen: Sequence[str], forwarded: Sequ
                 f" params.{axis.path} alone; keep all that an option says in that section"
             )
     return tuple(contents)
+
+
+def _not_in_option(choice: str, path: str, message: str) -> str | None:
+    """In our words what Hydra says of a plain value for which an option has no place; None if it says something else."""
+    found = re.match(rf"Could not (override|delete from config\.) '(params\.{re.escape(path)}\.(\S+))'", message)
+    if found is None:
+        return None
+    inside = f"{path}.{found[3]}"
+    how = f"; to give it to every option write +{inside}=…" if found[1] == "override" else ""
+    return f"{inside}: {choice} has no {found[3]}{how}"
 
 
 def _taken_out(params: Any, path: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, Sweep
@@ -56,8 +56,8 @@ class Word:
 
     @property
     def key(self) -> str:
-        """The key as typed, without a ``+`` before it; of a group with the package: ``net@params.net``."""
-        return self.override.get_key_element().lstrip("+")
+        """The key as typed, without ``+`` or ``~`` before it; of a group with the package: ``net@params.net``."""
+        return self.override.get_key_element().lstrip("+~")
 
     def under(self, path: str, *, force: bool = False) -> str:
         """The same override of another key; `force` adds the key where there is none."""
@@ -138,10 +138,37 @@ def _no_sweep(key: str) -> str:
     return f"a sweep over a setting is not possible; give {key} one value, and launch once for each"
 
 
+def last_choices(words: Sequence[Word]) -> list[Word]:
+    """Returns the words with only the last one about each config group of the user's: it wins, where Hydra refuses a second."""
+    chosen: list[Word] = []
+    for word in words:
+        before = next((other for other in chosen if word.of_user and other.of_user and other.key == word.key), None)
+        if before is None:
+            chosen.append(word)
+            continue
+        chosen = [other for other in chosen if other is not before]
+        types = before.override.type, word.override.type
+        if types != (OverrideType.ADD, OverrideType.DEL):
+            # No defaults list has a group that was added, and one has what was deleted.
+            prefix = {(OverrideType.ADD, OverrideType.CHANGE): "+", (OverrideType.DEL, OverrideType.ADD): ""}.get(types)
+            chosen.append(word if prefix is None else _with_prefix(prefix, word))
+    return chosen
+
+
+def _with_prefix(prefix: str, word: Word) -> Word:
+    text = prefix + word.text.lstrip("+")
+    return replace(word, text=text, override=grammar.parse_override(text))
+
+
 def refuse_sweeps_of_groups(words: Sequence[Word]) -> None:
     """Raises ConfigError for a sweep over a config group, with the right form."""
     for word in words:
         if word.role == "group" and word.sweep is not None:
+            if word.of_user and isinstance(word.sweep, ChoiceSweep):
+                raise ConfigError(
+                    f"{word.text}: options of a config group make an axis where they fill a section of params: let the first"
+                    f" line of each {word.path}/*.yaml be '# @package params.{word.path.replace('/', '.')}'"
+                )
             first = getattr(word.sweep, "list", ["…"])[0]
             raise ConfigError(
                 f"{word.text}: a sweep over a config group is not possible; choose one, {word.path}={first},"
@@ -268,7 +295,7 @@ def path_of_group(word: Word, groups: Mapping[str, Group]) -> str | None:
 
 def _is_option_of_program(word: Word, words: Sequence[Word], params: Mapping[str, Any], space: Space) -> bool:
     """Whether a word fixes an option of a config group that the program has: what lies below it is set or searched as well."""
-    if not space.appends_overrides or not word.path or not isinstance(word.value, str):
+    if not space.appends_overrides or not word.path or word.path in space.groups or not isinstance(word.value, str):
         return False
     section = at(params, word.path) if has(params, word.path) else None
     return _below(word.path, words, space) or (isinstance(section, Mapping) and bool(section))
@@ -282,7 +309,8 @@ def _fixed_options(words: Sequence[Word], params: dict[str, Any], space: Space) 
     gone = []
     for path in leaf_paths(params) if space.appends_overrides else ():
         value = at(params, path)
-        if isinstance(value, str) and "${" not in value and path not in space.paths() and _below(path, words, space):
+        known = path in space.paths() or path in space.groups
+        if isinstance(value, str) and "${" not in value and not known and _below(path, words, space):
             space.put(Axis(path, (value,), group=path))
             above, _, last = path.rpartition(".")
             del (at(params, above) if above else params)[last]
@@ -336,8 +364,10 @@ def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
     is_section = bool(word.path) and not new and isinstance(at(params, word.path), Mapping) and at(params, word.path) != {}
     if is_section and value is not None and not isinstance(value, dict) and word.override.type != OverrideType.FORCE_ADD:
         inside = f"{word.path}.{leaf_paths(at(params, word.path))[0]}"
+        group = space.groups.get(word.path)
+        choose = f"choose an option of the config group that fills it with {group.key}=…, " if group is not None else ""
         raise ConfigError(
-            f"{word.text}: {word.path} is a section of params; set {inside}=…, or replace it whole with ++{word.text}"
+            f"{word.text}: {word.path} is a section of params; {choose}set {inside}=…, or replace it whole with ++{word.text}"
         )
     fixes = any(path == word.path or path.startswith(f"{word.path}.") for path in space.paths())
     of_option = space.parent_of(word.path) in space.grid
@@ -354,7 +384,9 @@ def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
         space.drop(path)
         _put(params, path, item)
     of_program = above is not None and space.grid[above].of_program and above not in space.groups
-    return [word.under(f"params.{word.path}" if word.path else "params", force=new and (fixes or of_program))]
+    # Some options of a group may have what is added to all of them.
+    to_all = word.override.type == OverrideType.ADD and any(word.path.startswith(f"{path}.") for path in space.groups)
+    return [word.under(f"params.{word.path}" if word.path else "params", force=to_all or (new and (fixes or of_program)))]
 
 
 def _inside(value: Mapping[str, Any], above: str) -> dict[str, Any]:
@@ -381,11 +413,12 @@ def _declare(word: Word, params: Mapping[str, Any], space: Space) -> None:
     section = word.role
     paths = space.grid if section == "grid" else space.search
     if word.override.is_delete() or (word.path and word.value is None):
-        gone = [path for path in paths if not word.path or path == word.path or path.startswith(f"{word.path}.")]
+        below = [path for path in paths if not word.path or path.startswith(f"{word.path}.")]
+        gone = [word.path] if word.path in paths else below
         if not gone and word.path:
             raise ConfigError(f"{word.text}: {section} has no {word.path}{did_you_mean(word.path, paths)}")
         for path in gone:
-            space.drop(path)
+            space.drop(path, below=False)
         return
     values = {word.path: word.value} if word.path and not isinstance(word.value, dict) else _nested(word)
     for path, value in values.items():

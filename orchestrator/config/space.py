@@ -121,9 +121,9 @@ class Space:
             self.grid.pop(declared.path, None)
             self.search[declared.path] = declared
 
-    def drop(self, path: str) -> bool:
-        """Takes `path` and everything below it out; whether there was anything."""
-        gone = [known for known in self.paths() if known == path or known.startswith(f"{path}.")]
+    def drop(self, path: str, *, below: bool = True) -> bool:
+        """Takes `path` and everything `below` it out; whether there was anything."""
+        gone = [known for known in self.paths() if known == path or (below and known.startswith(f"{path}."))]
         for known in gone:
             if self.grid.pop(known, None) is not None:
                 self._fixed.add(known)
@@ -186,6 +186,7 @@ class Space:
                 if above is None:
                     check_ancestors(path, params, shown=shown)
                 if not (isinstance(declared, Axis) and declared.group):
+                    self._check_mounted(path, declared, params, shown=shown)
                     check_replaced(declared, at(params, path) if has(params, path) else None, shown=shown)
         for path, condition in list(self._conditions.items()):
             when = self._settled(path, condition, params)
@@ -195,6 +196,16 @@ class Space:
                 self.search[path] = replace(self.search[path], when=when)
         for path in self.paths():
             self._check_above(path)
+
+    def _check_mounted(self, path: str, declared: Axis | Searched, params: Mapping[str, Any], *, shown: str) -> None:
+        """Raises ConfigError where words are options of the group of that name, which fills another path."""
+        values = declared.values if isinstance(declared, Axis) else declared.choices
+        for mounted, group in self.groups.items():
+            is_its_name = group.key.lstrip("+").split("@")[0].replace("/", ".") == path and mounted != path
+            if is_its_name and not has(params, path) and any(value in group.options for value in values):
+                raise ConfigError(
+                    f"{shown}: the config group {path} fills params.{mounted}; declare its options as grid.{mounted}"
+                )
 
     def _check_above(self, path: str) -> None:
         """Raises ConfigError unless every value of the axis above has the path, in the cells where it is declared for."""

@@ -30,7 +30,7 @@ from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY, PART_KEY
 from orchestrator.search.mirror import Mirror, frozen
 from orchestrator.search.quasirandom import POSITION_KEY, strided
 from orchestrator.search.samplers import GeneticSampler
-from orchestrator.search.space import Parameter, check_exist, check_limits, describe_one, in_steps
+from orchestrator.search.space import Parameter, check_exist, check_limits, describe_one, in_steps, unmistakable
 from orchestrator.search.tpe import HybridTPESampler
 
 ENOUGH = 10
@@ -148,7 +148,7 @@ class Answers:
         for one in [value] if parameter.grid else [*limits, value]:
             if internal_in(asked, one) is None:
                 wanted = describe_one(undeclared(parameter.path, asked))
-                raise ValueError(f"{where}: {value_label(one)} is not what the objective asks for, {wanted}")
+                raise ValueError(f"{where}: {unmistakable(one)} is not what the objective asks for, {wanted}")
         found = internal_in(asked, value)
         assert found is not None
         return found
@@ -163,7 +163,7 @@ class Answers:
             if given is None:
                 wanted = describe_one(undeclared(name, asked))
                 raise ValueError(
-                    f"{name}={value_label(self._by_hand[name])} was given by hand; the objective asks for {wanted}"
+                    f"{name}={unmistakable(self._by_hand[name])} was given by hand; the objective asks for {wanted}"
                 )
             return given
         if fixes(fixed, asked):
@@ -263,7 +263,7 @@ def _fixed_value(name: str, asked: BaseDistribution, value: JSONValue) -> float:
     internal = internal_in(asked, value)
     if internal is None:
         wanted = describe_one(undeclared(name, asked))
-        raise ValueError(f"params.{name}={value_label(value)}: not what the objective asks for, {wanted}")
+        raise ValueError(f"params.{name}={unmistakable(value)}: not what the objective asks for, {wanted}")
     return internal
 
 
@@ -318,7 +318,7 @@ def values_by_hand(
             distribution = json_to_distribution(asked[name])
             if internal_in(distribution, value) is None:
                 wanted = describe_one(undeclared(name, distribution))
-                raise ConfigError(f"{name}={value_label(value)}: not what this study's objective asks for, {wanted}")
+                raise ConfigError(f"{name}={unmistakable(value)}: not what this study's objective asks for, {wanted}")
             there = plain_value(params, name)
             if fixes(there, distribution) and not same_value(there[0], value):
                 raise ConfigError(f"{name}={value_label(value)}: this study fixes it, params.{name}={value_label(there[0])}")

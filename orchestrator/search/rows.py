@@ -20,6 +20,8 @@ Array = npt.NDArray[np.float64]
 _RUNNING, _IGNORED = -1, -2
 _ALL = slice(None)
 _STRETCH = 512
+_FARTHEST = 1e150
+"""Larger values, such as the largest float for a run that diverged, are taken for this one: models add up squares."""
 NO_VERDICT_KEY = "orchestrator:no_verdict"
 """Marks a failed trial whose failure says nothing about its parameters: it is as if it had never been."""
 _FACTS = 4  # value, last step, violation of constraints, state
@@ -174,7 +176,7 @@ def _value(trial: FrozenTrial) -> float:
         value = trial.values[0]
     elif trial.state == TrialState.PRUNED and trial.intermediate_values:
         value = trial.intermediate_values[max(trial.intermediate_values)]
-    return value if value is not None and math.isfinite(value) else math.nan
+    return max(-_FARTHEST, min(value, _FARTHEST)) if value is not None and math.isfinite(value) else math.nan
 
 
 def checkpoint(n: int) -> int:

@@ -182,11 +182,28 @@ def describe_one(parameter: Parameter) -> str:
     condition = f", if {_condition(parameter)}" if parameter.when else ""
     d = parameter.distribution
     if isinstance(d, CategoricalDistribution):
-        return "one of " + ", ".join(str(choice) for choice in d.choices) + condition
+        return "one of " + ", ".join(map(unmistakable, d.choices)) + condition
     assert isinstance(d, FloatDistribution | IntDistribution)
     word = "int" if isinstance(d, IntDistribution) else "float"
     step = f", step {d.step:g}" if d.step not in (None, 1) else ""
     return f"{word} from {d.low:g} to {d.high:g}{' (log)' if d.log else ''}{step}{condition}"
+
+
+def unmistakable(value: JSONValue) -> str:
+    """A value in Python's words, as the objective has it; text that reads like another value is quoted."""
+    if value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and (value.lower() in ("", "true", "false", "null", "none") or _reads_as_number(value)):
+        return json.dumps(value)
+    return value_label(value)
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _from_axis(axis: Axis) -> Parameter:

@@ -22,6 +22,7 @@ FILES = {
     "arch/far": "# @package params.arch\nkind: far\nlr: ${linear_scaling:${params.lr},32,${batch}}\n",
     "arch/lost": "# @package params.arch\nkind: lost\nlr: ${learning_rate}\n",
     "arch/two": "# @package _global_\nparams: {arch: {kind: two}, seed: 3}\n",
+    "data/tiny": "# @package params.inputs.data\nrows: 3\n",
     "opt/sgd": "# @package params.opt\nname: sgd\n",
     "opt/adam": "# @package params.opt\nname: adam\n",
     "experiment/own": HEAD + OWN + PARAMS,
@@ -72,6 +73,30 @@ def test_an_option_that_is_chosen_takes_the_axis_out_and_settles_conditions(mine
     assert spec(mine, "experiment=opts", "+opt=sgd").grid == ()
 
 
+def test_the_last_word_about_a_group_wins(mine: Path) -> None:
+    added = spec(mine, "experiment=own", "+opt=sgd,adam", "opt=adam", "params.opt.name=choice(a, b)")
+    assert (added.grid, added.params["opt"]) == ((), {"name": "adam"})
+    assert [a.group for a in spec(mine, "experiment=own", "+opt=sgd", "+opt=adam,sgd").grid] == ["+opt"]
+    without = spec(mine, "experiment=own", "arch=mlp,cnn", "~arch")
+    assert (without.grid, "arch" in without.params) == ((), False)
+    assert [a.values for a in spec(mine, "experiment=own", "~arch", "arch=mlp,cnn").grid] == [("mlp", "cnn")]
+    assert spec(mine, "experiment=own", "~arch", "+arch=cnn").params["arch"] == CNN
+    assert "opt" not in spec(mine, "experiment=own", "+opt=sgd,adam", "~opt").params
+
+
+def test_an_axis_that_is_taken_back_leaves_what_is_searched_inside(mine: Path) -> None:
+    for word in ("grid.arch=null", "~grid.arch"):
+        left = spec(mine, "experiment=yaml", "search.arch.optimizer.lr=[0.1,0.2]", word)
+        assert (left.grid, [s.path for s in left.search]) == ((), ["lr", "arch.optimizer.lr"])
+
+
+def test_a_value_is_added_to_all_options_whichever_have_it(mine: Path) -> None:
+    for words in (["arch=mlp,cnn"], ["arch=mlp,cnn", "arch=cnn"]):
+        added = spec(mine, "experiment=own", *words, "+arch.depth=7")
+        held = added.grid[0].contents if added.grid else (added.params["arch"],)
+        assert [content["depth"] for content in held] == [7] * len(held)
+
+
 def test_what_lies_inside_an_option_is_searched_swept_or_set(mine: Path) -> None:
     words = ("experiment=own", "arch=mlp,cnn")
     assert spec(mine, *words, "arch.optimizer.lr=tag(log, interval(1e-4, 0.1))").search[0].path == "arch.optimizer.lr"
@@ -94,7 +119,13 @@ def test_what_lies_inside_an_option_is_searched_swept_or_set(mine: Path) -> None
             ["arch=mlp has no optimizer.lrr", "did you mean 'optimizer.lr'"],
         ),
         (["arch=mlp,cnn", "arch.depth=1,2"], ["grid.arch.depth: arch=mlp has no depth", "when: arch: cnn"]),
-        (["arch=mlp,cnn", "arch.depth=3"], ["arch=mlp", "depth"]),
+        (
+            ["arch=mlp,cnn", "arch.depth=3"],
+            ["arch.depth: arch=mlp has no depth; to give it to every option write +arch.depth=…"],
+        ),
+        (["arch=mlp,cnn", "~arch.width"], ["arch.width: arch=cnn has no width"]),
+        (["+grid.data=[tiny,x]"], ["grid.data: the config group data fills params.inputs.data; declare", "grid.inputs.data"]),
+        (["params.arch=mlp"], ["arch is a section of params; choose an option", "with arch=…"]),
         (["grid.arch=[mlp,cnm]"], ["grid.arch=cnm", "did you mean 'cnn'", "has cnn, far, lost, mlp, two"]),
         (["grid.arch=[mlp,null]"], ["grid.arch=null", "has no such option"]),
         (["search.arch=[mlp,cnn]"], ["arch is a config group", "arch=mlp,cnn"]),

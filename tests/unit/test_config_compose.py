@@ -288,7 +288,7 @@ def test_a_sweep_over_a_users_config_group_is_a_grid_axis_of_its_options(mine: A
     refused = refusal(flag, "experiment=nets", "net@params.net=mlp,cnn", "net.depth=8")
     assert "net@params.net=cnn" in refused
     assert "depth" in refused
-    assert "a sweep over a config group is not possible" in refusal(flag, *OWN, "+net=cnn,mlp")
+    assert "let the first line of each net/*.yaml be '# @package params.net'" in refusal(flag, *OWN, "+net=cnn,mlp")
 
 
 # ---------------------------------------------------------------------------------------------------------------- this host

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
@@ -109,7 +110,8 @@ def run(spec: StudySpec, cell: int, wanted: Mapping[str, Any]) -> tuple[dict[str
     study = AskedStudy(spec)
     values = dict(study.search.ask(list(spec.cells())[cell], ticket=cell, retry=0).values)
     place = {"run_dir": Path("unused"), "checkpoint_dir": Path("unused"), "resumed": False}
-    job = Job("s", 0, 1, 0, "cpu", spec.params, values, {"_target_": "my.train"}, ("value",), **place)  # type: ignore[arg-type]
+    place["contents"] = spec.contents(values)
+    job = Job("s", 0, 1, 0, "cpu", spec.params, values, {"_target_": "my.train"}, ("value",), ("minimize",), **place)  # type: ignore[arg-type]
     cfg, _ = build_config(job)
     trial = study.start(cell=cell, settled=Settled(job, cfg))
     asked = asks(trial, {name: how for name, how in wanted.items() if not spec.declares(name)})
@@ -172,3 +174,46 @@ def test_the_printed_overrides_run_exactly_the_parameters_of_the_trial(
     written = OmegaConf.to_container(reports.trained_with(spec, trial), resolve=True)
     for name, value in trial.params.items():
         assert same_value(at(written, name), value), "out=best.yaml says the same"
+
+
+GROUPS = {
+    "arch/mlp": "# @package params.arch\nkind: mlp\nlr: ${lr}\noptimizer: {lr: 0.1}\nhidden: 8\n",
+    "arch/cnn": "# @package params.arch\nkind: cnn\nlr: ${linear_scaling:${lr},32,64}\noptimizer: {lr: 0.2}\ndepth: 2\n",
+    "optim/sgd": "# @package params.optim\nlr: 0.1\n",
+    "optim/adam": "# @package params.optim\nlr: 0.01\nbetas: [0.9, 0.99]\n",
+    "net/small": "width: 4\n",
+    "net/big": "width: 40\n",
+    "experiment/one": "# @package _global_\ndefaults: [{/arch: mlp}]\nstudy: {name: first}\nobjective: {_target_: my.train}\n"
+    "params: {lr: 0.1, epochs: 3}\nbudget: {trials: 9}\n",
+    "experiment/two": "# @package _global_\ndefaults: [one]\ngrid: {arch: [mlp, cnn], optim: [sgd, adam]}\n"
+    "search: {arch.depth: {space: 'range(1, 4)', when: {arch: cnn}}, lr: 'interval(0.1, 1)'}\n",
+}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=one", "arch=mlp,cnn", "arch.optimizer.lr=tag(log, interval(1e-4, 0.1))", "lr=interval(0.1, 1)"],
+        ["experiment=one", "arch=mlp,cnn", "+arch.hidden=16", "+arch.norm=choice(batch, layer)"],
+        ["experiment=one", "+optim=sgd,adam", "optim.lr=interval(0, 1)"],
+        ["experiment=one", "+net@params.net=small,big", "+net@params.other=big,small"],
+        ["experiment=one", "+optim=adam", "arch=mlp,cnn", "optim=sgd,adam"],
+        ["experiment=two"],
+        ["experiment=two", "arch=cnn,mlp", "+arch.width=1,2"],
+    ],
+)
+def test_the_printed_overrides_of_a_study_of_config_groups_run_the_trial(tmp_path: Path, words: list[str]) -> None:
+    for name, text in GROUPS.items():
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    composed = compose("launch", words, config_dir=str(tmp_path))
+    spec = study_spec(composed)
+    for cell in range(spec.n_cells):
+        values, _, cfg = run(spec, cell, {})
+        printed = reports.overrides(spec, SimpleNamespace(params=values), composed.groups)  # type: ignore[arg-type]
+        assert printed is not None
+        again = [*words, "study.name=other", *shlex.split(" ".join(printed)), "budget.trials=1"]
+        other = study_spec(compose("launch", again, config_dir=str(tmp_path)))
+        assert (other.n_cells, other.search) == (1, ())
+        assert run(other, 0, {})[2] == cfg

@@ -204,6 +204,16 @@ def test_values_by_hand_are_what_the_objective_gets() -> None:
         trial.suggest_int("int_step", 0, 12, step=3)
 
 
+def test_a_word_that_reads_like_a_number_is_told_from_it() -> None:
+    trial = AskedStudy(BARE).start(by_hand={"kind": 1, "rate": "0.5"})
+    with pytest.raises(
+        ValueError, match=r'kind=1 was given by hand; the objective asks for one of None, True, "1", "null", 1\.5'
+    ):
+        trial.suggest_categorical("kind", [None, True, "1", "null", 1.5])
+    with pytest.raises(ValueError, match=r'rate="0\.5" was given by hand; the objective asks for float from 0 to 1'):
+        trial.suggest_float("rate", 0, 1)
+
+
 def test_values_by_hand_are_checked_by_what_was_asked_for_before() -> None:
     trial = AskedStudy(BARE).start()
     everything(trial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -104,6 +105,19 @@ def test_a_failure_of_the_machine_teaches_nothing_and_a_diverged_run_what_a_fail
     failed = [then(state="FAIL", failure=kind) for kind in ("value", "exception", "exit", "timeout", "oom", None)]
     assert failed == [failed[0]] * 6 != ignored[:1] * 6
     assert then(state="COMPLETE", values=(math.inf,)) == failed[0]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.filterwarnings("error")  # numpy says where sums overflow
+def test_the_largest_float_for_a_diverged_run_upsets_no_model(sampler: str) -> None:
+    search = Search(replace(SQUARE, sampler={"name": sampler}))
+    for number in range(14):
+        asked = search.ask({}, ticket=number, retry=0)
+        value = asked.values["x"] if number % 3 == 0 else sys.float_info.max
+        search.feed([TrialNews(number, "COMPLETE", asked.params, (value,), cell=0)])
+    assert all(0 <= value <= 1 for value in search.ask({}, ticket=14, retry=0).values.values())
+    estimate = search.summary([{}])[0]
+    assert estimate is None or math.isfinite(estimate.estimate)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])

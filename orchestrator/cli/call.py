@@ -12,7 +12,7 @@ from orchestrator import config, search
 from orchestrator.config import Composed, Flags
 from orchestrator.errors import ConfigError
 from orchestrator.store import Store
-from orchestrator.store.embedded import EmbeddedServer
+from orchestrator.store.embedded.server import EmbeddedServer
 
 RETRY = "retry=failed"
 """What asks a launch to run the failed trials again."""

@@ -11,9 +11,9 @@ from orchestrator import search
 from orchestrator.cli import hints
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError
-from orchestrator.maintenance import Maintenance
 from orchestrator.model import cell_label
 from orchestrator.store import Retried, Store, StudyRow
+from orchestrator.worker.maintenance import Maintenance
 
 
 def pause(call: Call) -> int:

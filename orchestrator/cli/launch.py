@@ -27,15 +27,15 @@ from orchestrator.cli.following import Following
 from orchestrator.cli.server import LAUNCHER_PID
 from orchestrator.devices import discover, usable_cores
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, StudyFailedError
-from orchestrator.failover import Failover
-from orchestrator.maintenance import Maintenance
 from orchestrator.model import StudySpec
 from orchestrator.runner import HYDRA_DIRECTORY, Runner, check_allowed, code_now, is_hydra_app
-from orchestrator.runner.artifacts import checked_place
-from orchestrator.runner.checkpoints import Checkpoints
+from orchestrator.runner.files import Checkpoints
+from orchestrator.runner.files.artifacts import checked_place
 from orchestrator.signals import Ending
-from orchestrator.slots import Slots
 from orchestrator.store import CodeRow, Launched, Progress, Store, StudyRow, TrialRow, is_braked
+from orchestrator.worker.device_slot import Slots
+from orchestrator.worker.failover import Failover
+from orchestrator.worker.maintenance import Maintenance
 
 if TYPE_CHECKING:
     from orchestrator.search import CellEstimate

@@ -29,7 +29,8 @@ from orchestrator.config import rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import StudySpec, value_label
 from orchestrator.overlay import overlay
-from orchestrator.runner import couplings, rundir
+from orchestrator.runner.child import resolvers as couplings
+from orchestrator.runner.protocol import rundir
 from orchestrator.store import Progress, Store, StudyRow, TrialRow, WorkerRow, is_braked
 
 _STDOUT = "-"

@@ -25,9 +25,10 @@ from orchestrator.model import (
     TrialNews,
     trial_seed,
 )
-from orchestrator.runner import ABOUT, Job, PruneAsked, Running, StudyAsked, SuggestAsked, check_allowed, rundir
-from orchestrator.slots import HeldSlot
+from orchestrator.runner import ABOUT, Job, PruneAsked, Running, StudyAsked, SuggestAsked, check_allowed
+from orchestrator.runner.protocol import rundir
 from orchestrator.store import Store, StudyRow, TrialRow
+from orchestrator.worker.device_slot import HeldSlot
 
 _DIFFERS = 1
 _SILENCE_S = 60.0
@@ -139,7 +140,7 @@ def _run(job: Job, spec: StudySpec, held: HeldSlot, told: TrialNews | None, know
     Args:
         known: what it may ask about its study, as that is now.
     """
-    from orchestrator.serving import runner_for  # brings Optuna
+    from orchestrator.worker.studies import runner_for  # brings Optuna
 
     answers = None if told is None else search.Search(spec).answers(told, ticket=0, retry=0)
     runner = runner_for(spec, held, _SILENCE_S)

@@ -12,13 +12,14 @@ from contextlib import ExitStack
 from orchestrator import logs
 from orchestrator.cli import hints
 from orchestrator.cli.call import Call
-from orchestrator.contact import HealthFile
 from orchestrator.errors import ConfigError, StoreUnavailableError
 from orchestrator.logs import logger
-from orchestrator.runner import linux
-from orchestrator.runner.artifacts import ArtifactPlace, checked_place
+from orchestrator.runner.files.artifacts import ArtifactPlace, checked_place
+from orchestrator.runner.system import linux
 from orchestrator.signals import Ending
-from orchestrator.store import Store, embedded
+from orchestrator.store import Store
+from orchestrator.store.embedded import server as embedded
+from orchestrator.worker.contact import HealthFile
 
 LAUNCHER_PID = "ORCHESTRATOR_LAUNCHER_PID"
 """Set by `launch` for the workers it starts: they end, in order, when it dies."""
@@ -37,7 +38,7 @@ def worker(call: Call) -> int:
             linux.die_with_parent(signal.SIGTERM, int(launcher))
         # A study's trials are a million objects that stay; collections that look through them take as long as to read them.
         gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
-        from orchestrator.worker import Worker  # brings Optuna, which no other command needs
+        from orchestrator.worker.worker import Worker  # brings Optuna, which no other command needs
 
         gc.freeze()
         store = _patiently(call, stack)

@@ -43,13 +43,13 @@ from orchestrator.config.schema import HOST, SECTIONS, STUDY_SECTIONS, HostConfi
 from orchestrator.config.space import Group, Space
 from orchestrator.errors import ConfigError, denied, did_you_mean
 from orchestrator.model import Axis
+from orchestrator.passwords import mask
 
 T = TypeVar("T")
 URL_VARIABLE = "ORCHESTRATOR_STORAGE_URL"
 DATA_VARIABLE = "ORCHESTRATOR_DATA_DIR"
 _EMBEDDED = "postgres"
 _NOISE = re.compile(r"\n\s*((object|reference)_type=.*|full_key: *$)", re.MULTILINE)  # what OmegaConf adds to its messages
-_PASSWORD = re.compile(r"(://[^:/?#\s]*):\S*@|(password=)[^&\s'\"]*")
 
 
 @dataclass(frozen=True)
@@ -278,11 +278,6 @@ def translated(action: Callable[[], T]) -> T:
         parts = [str(error).split("\nSee https:")[0], *([str(cause)] if cause is not None else [])]
         text = _NOISE.sub("", ": ".join(part for part in parts if part.strip()))
         raise ConfigError(_one_line(text) or type(error).__name__) from error
-
-
-def mask(text: str) -> str:
-    """Returns `text` with the password of every URL in it replaced."""
-    return _PASSWORD.sub(lambda match: f"{match[1]}:***@" if match[1] is not None else f"{match[2]}***", text)
 
 
 def resolved(config: DictConfig, section: str) -> Any:
@@ -567,4 +562,4 @@ def _data_directory() -> str:
 
 OmegaConf.register_new_resolver("orchestrator.data_dir", _data_directory, replace=True)
 
-__all__ = ["STUDY_SECTIONS", "Composed", "Loader", "compose", "declared", "mask", "resolved", "shipped_directory", "translated"]
+__all__ = ["STUDY_SECTIONS", "Composed", "Loader", "compose", "declared", "resolved", "shipped_directory", "translated"]

@@ -16,8 +16,9 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestrator.config.compose import Composed, Loader, mask, translated
+from orchestrator.config.compose import Composed, Loader, translated
 from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.passwords import mask
 
 _REFUSED = {
     "multirun": "-m/--multirun: launch runs a sweep by itself, as one study; leave the flag out:"

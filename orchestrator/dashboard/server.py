@@ -15,7 +15,7 @@ from orchestrator.dashboard.guard import BODY_BYTES, Guard
 from orchestrator.dashboard.live import Downloads, LiveStudies
 from orchestrator.errors import ConfigError
 from orchestrator.logs import logger
-from orchestrator.runner.artifacts import ArtifactPlace
+from orchestrator.runner.files.artifacts import ArtifactPlace
 from orchestrator.search import open_storage
 from orchestrator.store import Store
 

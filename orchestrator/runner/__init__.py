@@ -4,9 +4,12 @@ The worker holds a `Runner`. Behind it stands one *keeper* process, and behind t
 user's function with the `Trial` it is given. The three talk in JSON lines over sockets and share a run directory.
 """
 
-from orchestrator.runner.contract import Job
-from orchestrator.runner.facts import code_now
-from orchestrator.runner.parent import (
+from orchestrator.runner.child.study import ABOUT
+from orchestrator.runner.child.trial import Trial, TrialPruned
+from orchestrator.runner.protocol.contract import Job
+from orchestrator.runner.protocol.rundir import attempt_dir, log_path, read_result
+from orchestrator.runner.protocol.target import check_allowed
+from orchestrator.runner.runner import (
     ArtifactLogged,
     AttrSet,
     ConstraintSet,
@@ -19,11 +22,8 @@ from orchestrator.runner.parent import (
     SuggestAsked,
     Told,
 )
-from orchestrator.runner.rundir import attempt_dir, log_path, read_result
-from orchestrator.runner.sources import HYDRA_DIRECTORY, is_hydra_app
-from orchestrator.runner.study import ABOUT
-from orchestrator.runner.target import check_allowed
-from orchestrator.runner.trial import Trial, TrialPruned
+from orchestrator.runner.system.facts import code_now
+from orchestrator.runner.system.sources import HYDRA_DIRECTORY, is_hydra_app
 
 __all__ = [
     "ABOUT",

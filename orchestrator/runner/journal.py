@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from orchestrator.model import JSONValue
-from orchestrator.runner.artifacts import ArtifactRecord
-from orchestrator.runner.channel import Message
-from orchestrator.runner.values import as_constraint, as_json, as_key, as_number, as_step
+from orchestrator.runner.files.artifacts import ArtifactRecord
+from orchestrator.runner.protocol.channel import Message
+from orchestrator.runner.protocol.values import as_constraint, as_json, as_key, as_number, as_step
 
 _NAME: Final = "journal.jsonl"
 _LIMIT: Final = 64 << 20

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.search.answers import Answers, values_by_hand
-    from orchestrator.search.gp import HybridGPSampler
-    from orchestrator.search.history import FIXED_KEY
+    from orchestrator.search.cells.summary import CellEstimate
+    from orchestrator.search.gp.sampler import HybridGPSampler
+    from orchestrator.search.search import Search
     from orchestrator.search.space import by_hand, describe, distributions, parameters
-    from orchestrator.search.study import Search
-    from orchestrator.search.summary import CellEstimate
     from orchestrator.search.tables import create_optuna_tables, open_storage, optuna_schema_head
-    from orchestrator.search.tpe import HybridTPESampler
+    from orchestrator.search.tpe.sampler import HybridTPESampler
+    from orchestrator.search.trials.history import FIXED_KEY
 
 __all__ = [
     "FIXED_KEY",
@@ -39,13 +39,13 @@ __all__ = [
 ]
 _HOME = {
     "answers": ("Answers", "values_by_hand"),
-    "gp": ("HybridGPSampler",),
-    "history": ("FIXED_KEY",),
+    "cells.summary": ("CellEstimate",),
+    "gp.sampler": ("HybridGPSampler",),
+    "search": ("Search",),
     "space": ("by_hand", "describe", "distributions", "parameters"),
-    "study": ("Search",),
-    "summary": ("CellEstimate",),
     "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),
-    "tpe": ("HybridTPESampler",),
+    "tpe.sampler": ("HybridTPESampler",),
+    "trials.history": ("FIXED_KEY",),
 }
 
 

@@ -25,13 +25,13 @@ from optuna.trial import FrozenTrial
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, Param, StudySpec, TrialNews, at, has, same_value, value_label
 from orchestrator.search.discovered import Discovered, check_agrees, common, group_of, undeclared, widened
-from orchestrator.search.gp import HybridGPSampler
-from orchestrator.search.history import BOUNDS_KEY, FIXED_KEY, PART_KEY
-from orchestrator.search.mirror import Mirror, frozen
-from orchestrator.search.quasirandom import POSITION_KEY, strided
+from orchestrator.search.gp.sampler import HybridGPSampler
 from orchestrator.search.samplers import GeneticSampler
 from orchestrator.search.space import Parameter, check_exist, check_limits, describe_one, in_steps, unmistakable
-from orchestrator.search.tpe import HybridTPESampler
+from orchestrator.search.tpe.sampler import HybridTPESampler
+from orchestrator.search.trials.history import BOUNDS_KEY, FIXED_KEY, PART_KEY
+from orchestrator.search.trials.mirror import Mirror, frozen
+from orchestrator.search.trials.quasirandom import POSITION_KEY, strided
 
 ENOUGH = 10
 """Trials that have a parameter; of fewer, those that lack it are looked at as well."""

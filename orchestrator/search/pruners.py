@@ -17,8 +17,8 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.model import JSONValue
-from orchestrator.search.mirror import Mirror
 from orchestrator.search.options import Option, either, flag, read_options, share, whole
+from orchestrator.search.trials.mirror import Mirror
 
 _PRUNERS: dict[str, dict[str, Option]] = {
     "none": {},

@@ -12,11 +12,11 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from orchestrator.model import JSONValue
-from orchestrator.search.gp import HybridGPSampler
-from orchestrator.search.history import BOUNDS_KEY, Column, columns, single_values
+from orchestrator.search.gp.sampler import HybridGPSampler
 from orchestrator.search.options import Option, either, flag, one_of, read_options, share, whole
-from orchestrator.search.quasirandom import POSITION_KEY, unit_point
-from orchestrator.search.tpe import HybridTPESampler
+from orchestrator.search.tpe.sampler import HybridTPESampler
+from orchestrator.search.trials.history import BOUNDS_KEY, Column, columns, single_values
+from orchestrator.search.trials.quasirandom import POSITION_KEY, unit_point
 
 
 class RandomCellSampler(BaseSampler):

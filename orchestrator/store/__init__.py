@@ -11,13 +11,16 @@ import contextlib
 from collections.abc import Callable
 
 from orchestrator.errors import StoreUnavailableError
-from orchestrator.store.brake import is_braked, likeness
-from orchestrator.store.claims import Claim, Place
-from orchestrator.store.database import Database, storage_url
+from orchestrator.store.connection.database import Database, storage_url
 from orchestrator.store.doctor import Doctor, Examination, Finding
-from orchestrator.store.fleet import Fleet, Silent, SlotOffer, WorkerLease
-from orchestrator.store.interventions import Interventions, Retried
-from orchestrator.store.ledger import Ledger
+from orchestrator.store.ledger.brake import is_braked, likeness
+from orchestrator.store.ledger.claims import Claim, Place
+from orchestrator.store.ledger.fleet import Fleet, Silent, SlotOffer, WorkerLease
+from orchestrator.store.ledger.interventions import Interventions, Retried
+from orchestrator.store.ledger.ledger import Ledger
+from orchestrator.store.ledger.studies import Launched, Studies
+from orchestrator.store.ledger.suggested import Suggested
+from orchestrator.store.ledger.tickets import MOST_CHOICES, Choice, Undecided
 from orchestrator.store.migrations import migrate
 from orchestrator.store.reads import (
     AttemptRow,
@@ -33,9 +36,6 @@ from orchestrator.store.reads import (
     TrialRow,
     WorkerRow,
 )
-from orchestrator.store.studies import Launched, Studies
-from orchestrator.store.suggested import Suggested
-from orchestrator.store.tickets import MOST_CHOICES, Choice, Undecided
 
 __all__ = [
     "MOST_CHOICES",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from orchestrator.store.database import Database
+from orchestrator.store.connection.database import Database
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, did_you_mean
 from orchestrator.model import ASK_KEY, JSONValue, Param, StudySpec, TrialNews
-from orchestrator.store.database import Database
-from orchestrator.store.infeasible import device_label
-from orchestrator.store.leavings import ARTIFACT_KEY, FAILURE_ATTR
+from orchestrator.store.connection.database import Database
+from orchestrator.store.connection.statement import Row, Statement, answers
+from orchestrator.store.ledger.shortages import device_label
+from orchestrator.store.optuna.attributes import ARTIFACT_KEY, FAILURE_ATTR
 from orchestrator.store.schema import (
     attempt,
     cell,
@@ -32,7 +33,6 @@ from orchestrator.store.schema import (
     trial,
     worker,
 )
-from orchestrator.store.wire import Row, Statement, answers
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import psutil
 import psycopg2
 import pytest
 
-from orchestrator.store import embedded
+from orchestrator.store.embedded import server as embedded
 from tests.support.commands import CONFIG, Commands, descendants
 from tests.support.waiting import wait_until
 

@@ -24,11 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.claiming import Claiming
 from orchestrator.cli import main as command_line
 from orchestrator.model import Searched, StudySpec
-from orchestrator.serving import Served
 from orchestrator.store import Claim, Store
+from orchestrator.worker.claiming import Claiming
+from orchestrator.worker.studies import Served
 from tests.benchmarks.trial_cost import fill, spec
 from tests.support.own_server import OwnServer
 

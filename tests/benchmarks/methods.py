@@ -14,8 +14,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from orchestrator.model import Suggestion, TrialNews
-from orchestrator.pace import Pace
 from orchestrator.search import Search, distributions
+from orchestrator.worker.pace import Pace
 from tests.benchmarks.problems import Problem, Values
 
 PER_CELL = 2

@@ -30,8 +30,8 @@ import optuna
 from rich.console import Console
 from rich.progress import track
 
-from orchestrator.search import surrogate
-from orchestrator.search.surrogate import Surrogate
+from orchestrator.search.gp import surrogate
+from orchestrator.search.gp.surrogate import Surrogate
 from tests.benchmarks.methods import APART, METHODS, YARDSTICK, Row, play
 from tests.benchmarks.problems import PROBLEMS, Problem, problem
 

@@ -31,11 +31,12 @@ import psutil
 import psycopg2
 
 from orchestrator.config import WorkerConfig
-from orchestrator.contact import Contact
-from orchestrator.draining import Drain, Draining
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Completed
-from orchestrator.store import Claim, Place, SlotOffer, Store, fleet
+from orchestrator.store import Claim, Place, SlotOffer, Store
+from orchestrator.store.ledger import fleet
+from orchestrator.worker.contact import Contact
+from orchestrator.worker.shutdown import Drain, Draining
 from tests.support.own_server import OwnServer
 from tests.support.pooler import Pooler, installed
 from tests.support.studies import spec, suggestion

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.maintenance import Maintenance
 from orchestrator.store import Store
+from orchestrator.worker.maintenance import Maintenance
 from tests.support import invariants
 from tests.support.commands import Commands
 from tests.support.fleet import TTL_S, Fleet

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from orchestrator.maintenance import Maintenance
 from orchestrator.store import Store
+from orchestrator.worker.maintenance import Maintenance
 from tests.support import invariants
 from tests.support.commands import Commands
 from tests.support.fleet import Fleet

@@ -12,8 +12,8 @@ from orchestrator.cli import main
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Searched, StudySpec
 from orchestrator.search import Search
-from orchestrator.serving import Served
 from orchestrator.store import Store, WorkerLease
+from orchestrator.worker.studies import Served
 from tests.support.studies import PLACE, end, spec
 
 MLP, CNN = {"kind": "mlp", "width": 4}, {"kind": "cnn", "root": "/data"}

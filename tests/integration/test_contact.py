@@ -8,9 +8,9 @@ import psycopg2
 from sqlalchemy.engine import make_url
 
 from orchestrator.config import WorkerConfig
-from orchestrator.contact import Contact
-from orchestrator.draining import Draining
 from orchestrator.store import Store
+from orchestrator.worker.contact import Contact
+from orchestrator.worker.shutdown import Draining
 from tests.support.invariants import query
 from tests.support.own_server import OwnServer
 from tests.support.waiting import wait_until

@@ -16,15 +16,16 @@ import psutil
 import pynvml
 import pytest
 
-from orchestrator import logs, slots
+from orchestrator import logs
 from orchestrator.cli import main
 from orchestrator.config import WorkerConfig
 from orchestrator.devices import host_identity, lock, occupancy
 from orchestrator.errors import DeviceError
 from orchestrator.model import Completed
-from orchestrator.slots import HeldSlot, Slots
 from orchestrator.store import Store, WorkerLease
-from orchestrator.worker import Worker
+from orchestrator.worker import device_slot as slots
+from orchestrator.worker.device_slot import HeldSlot, Slots
+from orchestrator.worker.worker import Worker
 from tests.support.nvml import GIB, FakeNvml, process
 from tests.support.running import finish, make_job, running_with
 from tests.support.studies import spec

@@ -16,7 +16,7 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.model import Budget, Completed, Failed, Pruned
 from orchestrator.store import SlotOffer, Store
-from orchestrator.store.database import Database, storage_url
+from orchestrator.store.connection.database import Database, storage_url
 from orchestrator.store.doctor import INVARIANTS, NOTES, Doctor, Examination, look
 from tests.support.postgres import TestServer
 from tests.support.studies import PLACE, end, spec, start, work

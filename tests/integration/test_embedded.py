@@ -23,8 +23,8 @@ import psycopg2
 import pytest
 
 from orchestrator.errors import StoreUnavailableError
-from orchestrator.store import cluster
-from orchestrator.store.embedded import EmbeddedServer, keep_up, running, stop
+from orchestrator.store.embedded import cluster
+from orchestrator.store.embedded.server import EmbeddedServer, keep_up, running, stop
 from tests.support import forking
 from tests.support.waiting import wait_until
 

@@ -19,17 +19,17 @@ from orchestrator.cli.failures import Failures
 from orchestrator.cli.launch import _Followed
 from orchestrator.cli.screen import View
 from orchestrator.config import WorkerConfig
-from orchestrator.contact import Contact
-from orchestrator.draining import Draining
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
-from orchestrator.failover import Failover
-from orchestrator.left_results import Said
 from orchestrator.model import Completed, Param, StudySpec
 from orchestrator.runner import AttrSet, Reported, Runner
 from orchestrator.search import Search
-from orchestrator.serving import Served
 from orchestrator.store import Claim, Silent, SlotOffer, Store, TimeLine
-from orchestrator.store.database import Database, storage_url
+from orchestrator.store.connection.database import Database, storage_url
+from orchestrator.worker.contact import Contact
+from orchestrator.worker.failover import Failover
+from orchestrator.worker.left_results import Said
+from orchestrator.worker.shutdown import Draining
+from orchestrator.worker.studies import Served
 from tests.support.invariants import plain_trials, query
 from tests.support.own_server import OwnServer
 from tests.support.studies import PLACE, end, spec, start, suggestion

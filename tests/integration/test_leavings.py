@@ -15,11 +15,11 @@ from optuna.artifacts import get_all_artifact_meta
 
 from orchestrator.cli import main
 from orchestrator.config import WorkerConfig
-from orchestrator.draining import Drain
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed
 from orchestrator.store import Store, WorkerLease
-from orchestrator.worker import Worker
+from orchestrator.worker.shutdown import Drain
+from orchestrator.worker.worker import Worker
 from tests.support.counting import count_messages
 from tests.support.studies import PLACE, RUNNER, spec, start
 from tests.support.waiting import wait_until

@@ -15,7 +15,8 @@ import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
 from orchestrator.model import Axis, Budget, Completed, Direction, Failed, Searched
-from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease, fleet
+from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease
+from orchestrator.store.ledger import fleet
 from tests.support.counting import count_messages
 from tests.support.studies import PLACE, end, spec, start, suggestion, work
 from tests.support.waiting import wait_until

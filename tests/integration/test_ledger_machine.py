@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from orchestrator.errors import ConfigError, LeaseLostError
 from orchestrator.model import Budget, Completed, Failed, Pruned
 from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease
-from orchestrator.store.database import Database, storage_url
+from orchestrator.store.connection.database import Database, storage_url
 from orchestrator.store.doctor import Doctor
 from tests.support.studies import PLACE, RUNNER, spec, suggestion
 

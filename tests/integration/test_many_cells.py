@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.model import Budget, Completed, Failed
-from orchestrator.store import Store, WorkerLease, grid
+from orchestrator.store import Store, WorkerLease
+from orchestrator.store.ledger import grid
 from tests.support.invariants import query
 from tests.support.studies import PLACE, end, spec, start
 

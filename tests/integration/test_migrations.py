@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from orchestrator.errors import ConfigError, SchemaOutdatedError, StoreUnavailableError
 from orchestrator.search import create_optuna_tables, optuna_schema_head
 from orchestrator.store import Silent, Store
-from orchestrator.store.database import Database, hide_password, storage_url
+from orchestrator.store.connection.database import Database, hide_password, storage_url
 from orchestrator.store.migrations import _config, revisions
 from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS
 from tests.support.studies import end, spec, start

@@ -15,7 +15,7 @@ import optuna_dashboard
 import pytest
 
 from orchestrator.model import Axis, Completed, Searched, StudySpec
-from orchestrator.runner.values import as_result
+from orchestrator.runner.protocol.values import as_result
 from orchestrator.search import Search
 from orchestrator.store import Claim, Store, WorkerLease
 from tests.support.counting import count_messages

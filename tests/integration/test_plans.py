@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from orchestrator.store import Claim, Store, Undecided, WorkerLease, tickets, wire
+from orchestrator.store import Claim, Store, Undecided, WorkerLease
+from orchestrator.store.connection import statement as wire
+from orchestrator.store.ledger import tickets
 from orchestrator.store.reads import news_after
 from tests.support.invariants import query
 from tests.support.large import complete

@@ -18,8 +18,8 @@ from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableErr
 from orchestrator.model import Axis, Budget, Param
 from orchestrator.search import values_by_hand
 from orchestrator.store import Claim, Store, WorkerLease
-from orchestrator.store.suggested import Suggested
-from orchestrator.worker import Worker
+from orchestrator.store.ledger.suggested import Suggested
+from orchestrator.worker.worker import Worker
 from tests.support import optuna_style
 from tests.support.asking import AskedStudy
 from tests.support.studies import RUNNER, end, spec, start

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 import orchestrator.store
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
 from orchestrator.store import Store, WorkerLease
-from orchestrator.store.database import Database, storage_url
-from orchestrator.store.wire import Statement, answers, later, send, wire_of
+from orchestrator.store.connection.database import Database, storage_url
+from orchestrator.store.connection.statement import Statement, answers, later, send, wire_of
 from tests.support.invariants import query
 from tests.support.own_server import OwnServer
 from tests.support.pooler import Pooler, installed
@@ -56,8 +56,9 @@ def written_in(module: Any) -> Iterator[Statement]:
 
 def test_the_server_can_prepare_every_statement(database_url: str) -> None:
     found = set()
-    for name in (module.name for module in pkgutil.iter_modules(orchestrator.store.__path__)):
-        found |= set(written_in(importlib.import_module(f"orchestrator.store.{name}")))
+    for module in pkgutil.walk_packages(orchestrator.store.__path__, "orchestrator.store."):
+        if ".migrations." not in module.name:
+            found |= set(written_in(importlib.import_module(module.name)))
     assert len(found) > 35
     connection = psycopg2.connect(database_url.replace("+psycopg2", ""))
     connection.autocommit = True

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from orchestrator.model import Param, StudySpec, TrialNews
-from orchestrator.runner.suggestions import Suggests
+from orchestrator.runner.child.suggestions import Suggests
 from orchestrator.search import FIXED_KEY, Answers, Search
 
 
 class HasValues(Protocol):
-    """As `orchestrator.runner.merge.Settled` has it."""
+    """As `orchestrator.runner.child.merge.Settled` has it."""
 
     def value(self, path: str) -> tuple[Any, ...]: ...
 

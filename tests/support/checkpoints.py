@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.runner.checkpoints import Checkpoints, Kept
+from orchestrator.runner.files import Checkpoints, Kept
 
 
 def begin(checkpoints: Checkpoints, attempt: int, *, resume: bool = True, number: int = 0) -> Kept:

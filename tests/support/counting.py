@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.store import wire
+from orchestrator.store.connection import statement as wire
 
 
 class Counted:

@@ -148,7 +148,7 @@ class Fleet:
 def _run(arguments: list[str], environment: Mapping[str, str], log: Path, host: str | None) -> None:
     """`orchestrator ARGUMENTS` in this process, as if on `host`."""
     if host is not None:
-        from orchestrator.store import fleet
+        from orchestrator.store.ledger import fleet
 
         mock.patch.object(socket, "gethostname", return_value=host).start()
         mock.patch.object(fleet, "process_scope", return_value=f"the processes of {host}").start()

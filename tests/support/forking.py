@@ -28,7 +28,7 @@ from unittest import mock
 import pytest
 
 _ROOT = Path(__file__).parents[2]
-_PRELOAD = ["orchestrator.cli", "orchestrator.worker", "orchestrator.dashboard", "tests.support.fleet"]
+_PRELOAD = ["orchestrator.cli", "orchestrator.worker.worker", "orchestrator.dashboard", "tests.support.fleet"]
 
 
 def start(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:

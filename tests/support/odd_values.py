@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.runner.channel import Channel
-from orchestrator.runner.trial import Trial
+from orchestrator.runner.child.trial import Trial
+from orchestrator.runner.protocol.channel import Channel
 from tests.support.running import make_job, objective
 
 MB = 1 << 20

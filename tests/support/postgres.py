@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 
 from orchestrator.search import create_optuna_tables
 from orchestrator.store import Store
-from orchestrator.store.embedded import EmbeddedServer
+from orchestrator.store.embedded.server import EmbeddedServer
 
 _TEMPLATE = "prepared"
 _LOCK = 0x7465737473  # "tests": one worker makes the template, the others wait for it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.model import TrialNews
-from orchestrator.search.best_cells import BestOfCells
+from orchestrator.search.cells.best import BestOfCells
 
 
 def told(directions: tuple[str, ...], *trials: tuple[int, str, float]) -> BestOfCells:

@@ -15,8 +15,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from orchestrator.runner.checkpoints import CheckpointError, Checkpoints, Kept, attempts, generations
-from orchestrator.runner.checkpoints.object_store import ObjectStore
+from orchestrator.runner.files import CheckpointError, Checkpoints, Kept, generations
+from orchestrator.runner.files import checkpoints as attempts
+from orchestrator.runner.files.object_store import ObjectStore
 from tests.support.checkpoints import begin, content, fill
 from tests.support.waiting import wait_until
 

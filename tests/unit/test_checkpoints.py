@@ -19,9 +19,10 @@ import pytest
 from orchestrator import faults
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed
-from orchestrator.runner.checkpoints import CheckpointError, Checkpoints, attempts, generations, tree
-from orchestrator.runner.checkpoints.object_store import ObjectStore
-from orchestrator.runner.contract import Job
+from orchestrator.runner.files import CheckpointError, Checkpoints, generations, tree
+from orchestrator.runner.files import checkpoints as attempts
+from orchestrator.runner.files.object_store import ObjectStore
+from orchestrator.runner.protocol.contract import Job
 from tests.support.checkpoints import begin, content, fill
 from tests.support.running import finish, make_job, objective, running_with
 

@@ -18,9 +18,9 @@ from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
 from orchestrator.program import read
 from orchestrator.runner import AttrSet, Message, PruneAsked, Reported, Runner, attempt_dir, check_allowed
-from orchestrator.runner.command import _hydra_words
-from orchestrator.runner.executable import search_path
-from orchestrator.runner.metrics import Lines
+from orchestrator.runner.program.command import _hydra_words
+from orchestrator.runner.program.metrics import Lines
+from orchestrator.runner.protocol.executable import search_path
 from tests.support.running import all_gone, finish, make_job, pids_of, running_with
 from tests.support.waiting import wait_until
 

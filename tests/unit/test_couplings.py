@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from omegaconf import OmegaConf
 
-from orchestrator.runner import couplings
+from orchestrator.runner.child import resolvers as couplings
 
 
 def _clear() -> None:

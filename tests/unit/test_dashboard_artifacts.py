@@ -13,7 +13,7 @@ from optuna.artifacts import upload_artifact
 from optuna.storages import InMemoryStorage
 
 from orchestrator.dashboard.server import pages
-from orchestrator.runner.artifacts import ArtifactPlace
+from orchestrator.runner.files.artifacts import ArtifactPlace
 from orchestrator.store import Store
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.examples import digits
 from orchestrator.runner import TrialPruned
-from orchestrator.runner.checkpoints import Checkpoints
+from orchestrator.runner.files import Checkpoints
 
 
 class FakeTrial:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.draining import Bell, Drain, Draining
 from orchestrator.signals import ENDING, Ending
+from orchestrator.worker.shutdown import Bell, Drain, Draining
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -74,7 +74,7 @@ def test_signals_ask_to_end_and_those_sent_together_once(
     sent: list[signal.Signals | None], how: Drain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("orchestrator.draining.time.monotonic", lambda: now)
+    monkeypatch.setattr("orchestrator.worker.shutdown.time.monotonic", lambda: now)
     draining = Draining()
     with draining.signals():
         for number in sent:

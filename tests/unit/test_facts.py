@@ -13,9 +13,9 @@ import pytest
 
 from orchestrator import __version__
 from orchestrator.model import Completed, Failed
-from orchestrator.runner import facts
-from orchestrator.runner.memory import peak_device_bytes
-from orchestrator.runner.sources import Sources
+from orchestrator.runner.system import facts
+from orchestrator.runner.system.memory import peak_device_bytes
+from orchestrator.runner.system.sources import Sources
 from tests.support.running import finish, make_job, running_with
 
 DEVICE = {"name": "CPU", "key": "cpu"}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import maintenance
-from orchestrator.maintenance import SWEEPERS, Maintenance
+from orchestrator.worker import maintenance
+from orchestrator.worker.maintenance import SWEEPERS, Maintenance
 
 
 class Fleet:

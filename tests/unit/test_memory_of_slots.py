@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator import devices, slots
+from orchestrator import devices
 from orchestrator.config import WorkerConfig
 from orchestrator.devices import Device, host
-from orchestrator.slots import Slots
+from orchestrator.worker import device_slot as slots
+from orchestrator.worker.device_slot import Slots
 
 GIB = 2**30
 GPU = Device("GPU-1", 0, "NVIDIA H100 80GB HBM3", 80 * GIB, "gpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.pace import IDLE_SHARE, LEAD, MARGIN_S, SLACK, Pace
+from orchestrator.worker.pace import IDLE_SHARE, LEAD, MARGIN_S, SLACK, Pace
 
 
 def pace(ran_s: list[float], prepared_s: float) -> Pace:

@@ -19,7 +19,7 @@ from orchestrator.cli import reports
 from orchestrator.config import compose, study_spec
 from orchestrator.model import StudySpec, at, same_value
 from orchestrator.runner import Job
-from orchestrator.runner.merge import Settled, build_config
+from orchestrator.runner.child.merge import Settled, build_config
 from tests.support.asking import AskedStudy
 from tests.unit.test_config_words import TEXTS, VALUES
 

@@ -24,7 +24,7 @@ from orchestrator.runner import (
     check_allowed,
     read_result,
 )
-from orchestrator.runner.channel import wait_readable
+from orchestrator.runner.protocol.channel import wait_readable
 from tests.support.running import (
     ROOT,
     alive,
@@ -322,7 +322,7 @@ def test_poll_does_not_wait_longer_than_asked_nor_a_quarter_of_a_second(
             return wait_readable([], seconds)
 
         with monkeypatch.context() as patch:
-            patch.setattr("orchestrator.runner.parent.wait_readable", wait)
+            patch.setattr("orchestrator.runner.runner.wait_readable", wait)
             for timeout, longest in ((0.0, []), (0.1, [0.1]), (60.0, [0.25])):
                 waits.clear()
                 assert running.poll(timeout) == []

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.model import Completed, Failed
 from orchestrator.runner import ConstraintSet, journal
 from orchestrator.runner.journal import Journal
-from orchestrator.runner.values import as_constraint
+from orchestrator.runner.protocol.values import as_constraint
 from tests.support.running import finish, make_job, running_with
 
 THIS = "tests.unit.test_runner_constraints"

@@ -13,7 +13,8 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Interrupted
-from orchestrator.runner import Job, Runner, attempt_dir, rundir
+from orchestrator.runner import Job, Runner, attempt_dir
+from orchestrator.runner.protocol import rundir
 from tests.support.running import alive, all_gone, finish, make_job, objective, pids_of, running_with
 from tests.support.waiting import wait_until
 
@@ -51,7 +52,7 @@ def test_a_killed_keeper_interrupts_the_attempt_and_is_replaced(tmp_path: Path) 
 
 
 def test_a_hanging_keeper_ended_by_a_worker_that_drains_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.runner.parent.MARGIN_S", 0.2)
+    monkeypatch.setattr("orchestrator.runner.runner.MARGIN_S", 0.2)
     with running_with(objective("hangs_with_grandchild"), grace_s=0.2) as runner:
         running = runner.start(make_job(tmp_path, objective("hangs_with_grandchild")))
         child, grandchild, keeper = pids_of(tmp_path)

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from orchestrator.model import Failed
-from orchestrator.runner import Running, memory, read_result, rundir
+from orchestrator.runner import Running, read_result
+from orchestrator.runner.protocol import rundir
+from orchestrator.runner.system import memory
 from tests.support.running import finish, make_job, objective, running_with
 
 

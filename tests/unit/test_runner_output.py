@@ -15,7 +15,7 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed
 from orchestrator.runner import Runner
-from orchestrator.runner.output import Output
+from orchestrator.runner.keeper.output import Output
 from tests.support.running import finish, make_job, objective, own_children, running_with
 from tests.support.waiting import wait_until
 

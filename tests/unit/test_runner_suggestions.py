@@ -14,7 +14,7 @@ import pytest
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted
 from orchestrator.runner import Job, PruneAsked, Runner, SuggestAsked
-from orchestrator.runner.target import arguments_of, check_call, locate
+from orchestrator.runner.protocol.target import arguments_of, check_call, locate
 from tests.support.running import make_job, running_with
 from tests.support.waiting import wait_until
 

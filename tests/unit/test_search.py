@@ -21,8 +21,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import ASK_KEY, Axis, Budget, Searched, StudySpec, Suggestion, TrialNews
-from orchestrator.search import Search, create_optuna_tables, open_storage, optuna_schema_head, surrogate
-from orchestrator.search.mirror import Mirror, asked
+from orchestrator.search import Search, create_optuna_tables, open_storage, optuna_schema_head
+from orchestrator.search.gp import surrogate
+from orchestrator.search.trials.mirror import Mirror, asked
 
 SAMPLERS = ("tpe", "gp", "random", "qmc", "nsga2")
 SPEC = StudySpec(

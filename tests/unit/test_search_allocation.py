@@ -15,10 +15,11 @@ from scipy import stats
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
-from orchestrator.search import Search, surrogate
-from orchestrator.search.allocation import expected_gains
-from orchestrator.search.gp_model import fit
-from orchestrator.search.optima import Optima
+from orchestrator.search import Search
+from orchestrator.search.cells.allocation import expected_gains
+from orchestrator.search.cells.optima import Optima
+from orchestrator.search.gp import surrogate
+from orchestrator.search.gp.process import fit
 
 SPEC = StudySpec(
     "s",

@@ -14,10 +14,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.search import HybridGPSampler, Search
-from orchestrator.search.gp_model import Layout, Posterior, _Evidence, _prior, fit
-from orchestrator.search.history import Array, Column
-from orchestrator.search.losses import Scale
-from orchestrator.search.surrogate import MAX_TRIALS, Fits, Surrogate
+from orchestrator.search.gp.losses import Scale
+from orchestrator.search.gp.process import Layout, Posterior, _Evidence, _prior, fit
+from orchestrator.search.gp.surrogate import MAX_TRIALS, Fits, Surrogate
+from orchestrator.search.trials.history import Array, Column
 
 LAYOUT = Layout((0, 3, 0, 4), 2)
 SEARCHED = [Column.of("x", FloatDistribution(0.0, 1.0)), Column.of("kind", CategoricalDistribution((1, 2, 3)))]

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.search import Search
-from orchestrator.search.mirror import NO_VERDICT
+from orchestrator.search.trials.mirror import NO_VERDICT
 
 SIDES = (32, 64)
 LIMIT = 16 * 1024

@@ -15,12 +15,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
-from orchestrator.search import HybridTPESampler, Search, tpe
-from orchestrator.search.gp_model import Posterior
-from orchestrator.search.history import Column
-from orchestrator.search.kinship import SHARING, Drift, closeness, learn_sharing
-from orchestrator.search.parzen import Mixture
-from orchestrator.search.rows import Rows
+from orchestrator.search import HybridTPESampler, Search
+from orchestrator.search.gp.process import Posterior
+from orchestrator.search.tpe import sampler as tpe
+from orchestrator.search.tpe.kinship import SHARING, Drift, closeness, learn_sharing
+from orchestrator.search.tpe.parzen import Mixture
+from orchestrator.search.trials.history import Column
+from orchestrator.search.trials.rows import Rows
 
 X = Column.of("x", FloatDistribution(0.0, 1.0))
 KIND = Column.of("kind", CategoricalDistribution(["a", "b", "c"]))

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.search.smallest import smallest
+from orchestrator.search.trials.smallest import smallest
 
 rows = st.lists(st.tuples(st.integers(0, 3), st.floats(-1, 1), st.integers(0, 1)), max_size=40)
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import provenance
-from orchestrator.runner import sources
-from orchestrator.runner.sources import MOST_NAMED, Sources
+from orchestrator.runner.system import sources
+from orchestrator.runner.system.sources import MOST_NAMED, Sources
 from orchestrator.store import CodeRow
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from orchestrator.config import compose
 from orchestrator.errors import ConfigError, denied
-from orchestrator.runner.executable import check_program
-from orchestrator.runner.sources import Sources
-from orchestrator.runner.target import describe_import_error, locate
+from orchestrator.runner.protocol.executable import check_program
+from orchestrator.runner.protocol.target import describe_import_error, locate
+from orchestrator.runner.system.sources import Sources
 
 NOBODY = 65534
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.model import Completed
-from orchestrator.runner.values import ResultError, as_result
+from orchestrator.runner.protocol.values import ResultError, as_result
 from tests.support.odd_values import ATTRS, KEYS, NUMBERS, RESULTS, STEPS, UNBOUNDED, Broken, Refused, Said, identical, refusal
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import SchemaOutdatedError
-from orchestrator.store.database import Database
+from orchestrator.store.connection.database import Database
 from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS, SCHEMA
 
 if TYPE_CHECKING:

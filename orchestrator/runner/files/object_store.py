@@ -1,0 +1,116 @@
+"""An object store behind an fsspec URL: what checkpoints and artifacts need of it. The one place that imports fsspec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.registry import known_implementations
+
+from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.passwords import mask
+
+
+class ObjectStore:
+    """The objects under one URL, by their path below it. Every library behind it raises its own errors: see `reason`.
+
+    Credentials are found as the library of the protocol does: in its environment variables and files.
+
+    Args:
+        url: For instance ``s3://bucket/path``.
+
+    Raises:
+        ConfigError: The protocol is unknown, its package is missing, or the library refuses the URL; names no setting.
+    """
+
+    def __init__(self, url: str) -> None:
+        protocol = url.partition("://")[0]
+        known = fsspec.available_protocols()
+        if protocol not in known:
+            raise ConfigError(f"unknown protocol {protocol!r}{did_you_mean(protocol, known)}")
+        if set("*?[") & set(url):  # fsspec would take them for a pattern, and delete what matches
+            raise ConfigError("the URL of a place may hold none of * ? [")
+        try:
+            self._fs, root = url_to_fs(url)
+        except ImportError as error:
+            package = str(known_implementations.get(protocol, {}).get("class", "")).partition(".")[0]
+            install = f" (pip install {package})" if package not in ("", "fsspec") else ""
+            raise ConfigError(f"{reason(error)}{install}") from error
+        except Exception as error:
+            raise ConfigError(reason(error)) from error
+        self._url = mask(url).rstrip("/")
+        self._root: str = root.rstrip("/")
+        # Object stores have no folders, and making one there may mean to create a bucket.
+        self._has_folders = root.startswith("/")
+
+    def __str__(self) -> str:
+        return self._url
+
+    def read(self, path: str) -> bytes:
+        """The content of an object.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        content: bytes = self._fs.cat_file(self._full(path))
+        return content
+
+    def write(self, path: str, content: bytes) -> None:
+        """Writes an object; an old one of that path is replaced."""
+        self._make_folder(path)
+        self._fs.pipe_file(self._full(path), content)
+
+    def put(self, file: Path, path: str) -> None:
+        """Uploads a file."""
+        self._make_folder(path)
+        self._fs.put_file(str(file), self._full(path))
+
+    def get(self, path: str, file: Path) -> None:
+        """Downloads an object into a file.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+        """
+        self._fs.get_file(self._full(path), str(file))
+
+    def open(self, path: str) -> BinaryIO:
+        """An object to read from, piece by piece.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+        """
+        opened: BinaryIO = self._fs.open(self._full(path), "rb")
+        return opened
+
+    def names(self, path: str) -> list[str]:
+        """The names directly under a path, in no order; what others wrote by now is among them."""
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self._full(path), detail=False)
+        except FileNotFoundError:
+            return []
+        return [str(name).rstrip("/").rpartition("/")[2] for name in found]
+
+    def remove(self, path: str) -> None:
+        """Removes an object, or all under a path; nothing there is no error."""
+        try:
+            self._fs.rm(self._full(path), recursive=True)
+        except FileNotFoundError:
+            pass
+        finally:
+            self._fs.invalidate_cache()
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    def _make_folder(self, path: str) -> None:
+        if self._has_folders:
+            self._fs.makedirs(self._full(path).rpartition("/")[0], exist_ok=True)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, without passwords; its type if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return mask(lines[0]) if lines else type(error).__name__

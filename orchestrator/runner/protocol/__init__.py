@@ -1,0 +1,1 @@
+"""What worker, keeper and child agree on: messages, run directories, values, targets."""

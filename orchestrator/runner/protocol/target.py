@@ -1,0 +1,265 @@
+"""From the dotted path in ``objective._target_`` to the function it names."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import cache, partial
+from types import FunctionType, ModuleType
+from typing import Any
+
+from orchestrator import program
+from orchestrator.errors import ConfigError, denied, did_you_mean
+from orchestrator.model import Interrupted, JSONValue
+
+_FIELD = "objective._target_"
+_RUN_PROGRAM = "orchestrator.runner.program.command.run"
+_CFG = ("cfg", "config", "conf")
+
+
+def target_of(objective: Mapping[str, JSONValue]) -> tuple[str, dict[str, JSONValue]]:
+    """Splits an objective into its dotted path and its keyword arguments; of a command that is our function which runs it.
+
+    Raises:
+        ConfigError: There is no usable ``_target_`` or command, or a key of Hydra's instantiate that has no meaning here.
+    """
+    if program.is_program(objective):
+        command = program.read(objective)
+        kwargs: dict[str, JSONValue] = {"result": command.result, "overrides": command.overrides, "hydra": command.hydra}
+        return _RUN_PROGRAM, {"command": list(command.words), **kwargs}
+    target = objective.get("_target_")
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
+        raise ConfigError(f"{_FIELD}: {target!r} is not a dotted path to a function, as in 'package.module.train'")
+    kwargs = {key: value for key, value in objective.items() if key != "_target_"}
+    reserved = sorted(key for key in kwargs if key.startswith("_") and key.endswith("_"))
+    if reserved:
+        raise ConfigError(
+            f"objective.{reserved[0]}: not supported; the function is called as it is, without Hydra's instantiate"
+        )
+    return target, kwargs
+
+
+def check_allowed(objective: Mapping[str, JSONValue], patterns: Sequence[str] | None) -> None:
+    """Returns when this host may run the objective: `patterns` is None, or one of them matches it.
+
+    A function is matched by its ``_target_``, a command by ``command:`` and its first word as it is written, and only by
+    patterns that begin so. Patterns are those of a shell, with upper and lower case told apart; ``*`` also stands for dots
+    and slashes, but a path that goes up (``..``) matches none. Nothing is imported.
+
+    Raises:
+        ConfigError: None matches, or there is no usable ``_target_`` or command.
+    """
+    target, _ = target_of(objective)
+    field, name = _FIELD, target
+    started = next(iter(words_of(objective)), None)
+    if started is not None:
+        field, name = program.FIELD, f"{program.PATTERN}{started}"
+    if patterns is not None and not any(_allows(pattern, name, started) for pattern in patterns):
+        allowed = ", ".join(patterns) or "none"
+        raise ConfigError(f"{field}: {name!r} may not run on this host; worker.allow_targets has {allowed}")
+
+
+def _allows(pattern: str, name: str, started: str | None) -> bool:
+    if started is not None and (not pattern.startswith(program.PATTERN) or ".." in started.split("/")):
+        return False
+    return fnmatchcase(name, pattern)
+
+
+def words_of(objective: Mapping[str, JSONValue]) -> tuple[str, ...]:
+    """The words of the command that the objective is, as they are written; none for a function.
+
+    Raises:
+        ConfigError: There is a command that is none.
+    """
+    return program.read(objective).words if program.is_program(objective) else ()
+
+
+def locate(target: str) -> Callable[..., Any]:
+    """Returns the callable that `target` names, importing what must be imported.
+
+    Raises:
+        ConfigError: An attribute is missing on the way or is another package's module, or what is there cannot be called.
+        BaseException: Whatever the imported module itself raises.
+    """
+    parts = target.split(".")
+    found: Any = importlib.import_module(parts[0])
+    for count, part in enumerate(parts[1:], 2):
+        if not hasattr(found, part) and isinstance(found, ModuleType):
+            _import_submodule(".".join(parts[:count]))
+        if not hasattr(found, part):
+            known = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name, None))]
+            above = ".".join(parts[: count - 1])
+            unread = _unread(getattr(found, "__path__", ()))
+            raise ConfigError(f"{_FIELD}: {target!r}: {above!r} has no attribute {part!r}{did_you_mean(part, known)}{unread}")
+        owner, found = found, getattr(found, part)
+        if inspect.isclass(owner) and isinstance(inspect.getattr_static(owner, part, None), FunctionType):
+            raise ConfigError(
+                f"{_FIELD}: {target!r} is a method of the class {owner.__name__!r}: instantiate it in its module and name the"
+                " method of that instance"
+            )
+        if isinstance(found, ModuleType) and found.__name__.partition(".")[0] != parts[0]:
+            # Else `my_project.os.system` would pass for a target of `my_project` under `worker.allow_targets`.
+            alias = ".".join(parts[:count])
+            raise ConfigError(f"{_FIELD}: {target!r}: {alias!r} is the module {found.__name__!r}; begin with that name")
+    if not callable(found):
+        raise ConfigError(f"{_FIELD}: {target!r} is not callable, it is {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function below ``@hydra.main``, which would read the command line and compose a config of its own; else the same."""
+    return function.__wrapped__ if _is_hydra_main(function) else function  # type: ignore[attr-defined]
+
+
+def _is_hydra_main(function: Callable[..., Any]) -> bool:
+    made_by = function.__globals__.get("__name__") if isinstance(function, FunctionType) else None
+    return made_by == "hydra.main" and callable(getattr(function, "__wrapped__", None))
+
+
+def arguments_of(function: Callable[..., Any], kwargs: Iterable[str]) -> tuple[str, ...]:
+    """What `function` is called with by position, before its keyword arguments: cfg and trial, or one of them.
+
+    It gets the trial alone, as from Optuna, if its first parameter is called ``trial``, or if it takes one argument only; cfg
+    alone if it calls that one ``cfg``, ``config`` or ``conf``, or is decorated with ``@hydra.main``. A second parameter with a
+    default is for the trial only if its name says so: ``train(cfg, verbose=False)`` takes one argument.
+    """
+    if _is_hydra_main(function):
+        return ("cfg",)
+    judge = _judge_function if isinstance(function, FunctionType) else _judge  # other callables may not be hashable
+    return judge(function, tuple(sorted(kwargs)))
+
+
+def _judge(function: Callable[..., Any], names: tuple[str, ...]) -> tuple[str, ...]:
+    both = ("cfg", "trial")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in callables have none
+        return both
+    first = next(iter(signature.parameters.values()), None)
+    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+        return both
+    if first.name == "trial":
+        return ("trial",)
+    one, two = (_refusal(signature, count, names) is None for count in (1, 2))
+    if not one or (two and not _has_default_for_others(signature)):
+        return both
+    return ("cfg",) if first.name in _CFG else ("trial",)
+
+
+def _has_default_for_others(signature: inspect.Signature) -> bool:
+    """Whether what a second argument would be taken for has a default, and is not the trial by its name."""
+    second = next(itertools.islice(signature.parameters.values(), 1, None), None)
+    return second is not None and second.default is not second.empty and "trial" not in second.name
+
+
+_judge_function = cache(_judge)  # the keeper asks; its forks then know
+
+
+def check_call(target: str, function: Callable[..., Any], kwargs: Iterable[str]) -> None:
+    """Raises ConfigError when `function` cannot be called as `arguments_of` says, or does not return a result when called."""
+    if (problem := _no_function(undecorated(function))) is not None:
+        raise ConfigError(f"{_FIELD}: {target!r} {problem}")
+    names = sorted(kwargs)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in callables have none
+        return
+    leading = arguments_of(function, names)
+    refusal = _refusal(signature, len(leading), names)
+    if refusal is not None:
+        call = ", ".join([*leading, *(f"{name}=…" for name in names)])
+        swapped = "; a function of both takes cfg first" if leading == ("trial",) and "cfg" in signature.parameters else ""
+        raise ConfigError(f"{_FIELD}: {target!r} cannot be called as ({call}): {refusal}{swapped}")
+
+
+def _no_function(found: Callable[..., Any]) -> str | None:
+    """What is wrong with a callable whose call trains nothing, and what to do; None for any other."""
+    if inspect.isclass(found):
+        return (
+            f"is a class: instantiate it in its module, as in objective = {found.__name__}(…), and name that instance (if it"
+            " has __call__) or a method of it; or name a function"
+        )
+    called = found if inspect.isroutine(found) or isinstance(found, partial) else type(found).__call__
+    if inspect.iscoroutinefunction(called):
+        return "is an async function, whose call runs nothing: name a function that runs it, with asyncio.run(…), and returns"
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        return "is a generator, whose call runs nothing: let it return its result instead of yielding, and report the others"
+    return None
+
+
+def _refusal(signature: inspect.Signature, leading: int, names: Iterable[str]) -> str | None:
+    """Why a function cannot be called with so many arguments by position and those names; None if it can."""
+    try:
+        signature.bind(*[None] * leading, **dict.fromkeys(names))
+    except TypeError as error:
+        return str(error)
+    return None
+
+
+def describe_import_error(target: str, error: BaseException) -> str:
+    """One line that says why `target` could not be imported: the exception's own words, no traceback."""
+    unread = _unread(sys.path) if isinstance(error, ModuleNotFoundError) else ""
+    return f"{_FIELD}: {target!r} cannot be imported: {describe_exception(error)}{unread}"
+
+
+def imports_no_more(problem: str) -> Interrupted:
+    """The end of an attempt whose objective had been imported, and cannot be now: no verdict on the trial."""
+    lost = "run here" if problem.startswith(program.FIELD) else "import"
+    return Interrupted(f"the objective does not {lost} any more: {problem.removeprefix(f'{_FIELD}: ')}", lost=True)
+
+
+def describe_exception(error: BaseException, limit: int = 500) -> str:
+    """An exception in one line of at most `limit` characters: ``ValueError: text``."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ may do anything
+        text = f"(its text cannot be shown: {type(broken).__name__})"
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+_INSTEAD = {  # modules that take a trial and refuse ours, in words that do not say what to do here
+    "optuna.artifacts": "Here trial.log_artifact(path) stores a file with the trial.",
+    "optuna_integration.pytorch_distributed": "Here let the process that the objective was called in use trial itself, and send"
+    " the others what it got (torch.distributed.broadcast_object_list).",
+}
+
+
+def hint_for(error: BaseException) -> str | None:
+    """What to use in place of a helper of Optuna's that raised `error` because it wants the trial to be Optuna's own."""
+    trace = error.__traceback__
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__"))
+        for name, instead in _INSTEAD.items():
+            if isinstance(error, (ValueError, AttributeError)) and f"{module}.".startswith(f"{name}."):
+                return instead
+        trace = trace.tb_next
+    return None
+
+
+def causes_of(error: BaseException) -> tuple[str, ...]:
+    """The names that the class of `error` and its bases go by, bare and with their module, from the class upwards.
+
+    ``OSError`` gives OSError, builtins.OSError, Exception, builtins.Exception.
+    """
+    classes = [cls for cls in type(error).__mro__ if cls not in (BaseException, object)]
+    names = [name for cls in classes for name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")]
+    return tuple(dict.fromkeys(names))
+
+
+def _unread(directories: Iterable[str]) -> str:
+    """What to add where nothing was found in these directories: one of them cannot be read."""
+    return next((f"; {why}" for directory in directories if (why := denied(directory or os.curdir))), "")
+
+
+def _import_submodule(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # it exists and misses something that it imports itself
+            raise

@@ -1,0 +1,380 @@
+"""The source files that an objective is made of, by which it is known whether its code has changed. Nothing is imported.
+
+Of a function: the file of its module, and of every module that it imports, by import statements anywhere in them, and that is
+neither installed nor Python's own. Of a command: the files that its words name, what Python files among them import likewise,
+and the config files of a Hydra app. What a program imports by a name that it puts together as it runs, or from a directory that
+it adds to ``sys.path`` itself, is not seen: a launch, which imports nothing, could not see it either.
+
+Whatever is in the files, looking at them raises nothing: what cannot be read or found counts as not there.
+"""
+
+# ruff: noqa: PTH112, PTH113, PTH118, PTH119, PTH120, PTH206 - thousands of paths are looked at, and pathlib's raises where one is
+# too long, or where the way to it may not be gone
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import re
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Final
+
+from orchestrator import program
+from orchestrator.model import JSONValue
+from orchestrator.runner.protocol.executable import search_path
+from orchestrator.runner.protocol.target import target_of
+
+HYDRA_DIRECTORY: Final = "hydra"
+"""Where in its run directory an attempt of a Hydra app has its output directory."""
+MOST_NAMED: Final = 30
+"""Of more files than this the facts of an attempt hold one hash for all, not one for each."""
+_MOST_FILES: Final = 1_000
+_MOST_BYTES: Final = 64_000_000  # a larger file is data
+_MOST_SOURCE: Final = 1_000_000  # of a larger one the imports are not looked for: no person wrote it
+_MOST_WALKED: Final = 20_000  # so many names are looked at for config files: `config_path` may be a directory of data
+_IMPORT: Final = re.compile(
+    r"(?:^|;)[ \t]*(?:import[ \t]+(?P<modules>[^\n#;]+)"
+    r"|from[ \t]+(?P<of>\.*[\w.]*)[ \t]+import\b[ \t]*(?P<names>\([^)]{0,5000}\)|[^\n#;]*))",
+    re.MULTILINE,
+)
+_NAME: Final = re.compile(r"[^\W\d][\w.]*")
+_PLACEHOLDER: Final = re.compile(r"[{}]")
+_IMPORTS_HYDRA: Final = re.compile(r"^[^\n#]*\b(?:from|import)\b[^\n#]*\bhydra\b", re.MULTILINE)
+_DECORATES: Final = re.compile(r"^[ \t]*@(?:hydra\.)?main\b", re.MULTILINE)
+_CONFIG_PATH: Final = re.compile(r"\bconfig_path[ \t]*=[ \t]*[\"']([^\"'\n]+)[\"']")
+_INSTALLED: Final = ("site-packages", "dist-packages")
+_NOT_THE_USERS: Final = sys.stdlib_module_names | {"orchestrator"}
+# As they are now: what the objective's import adds to them only the process has that imported it.
+_SYS_PATH: Final = tuple(sys.path)
+_META_PATH: Final = tuple(sys.meta_path)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the files were at one moment: the hash of each by its module's name, or its path as the command has it.
+
+    `hydra_app` says that the program itself is Hydra's, `hydra_within` that it or something that it imports is.
+    """
+
+    digests: Mapping[str, str]
+    hydra_app: bool = False
+    hydra_within: bool = False
+
+    @property
+    def facts(self) -> dict[str, JSONValue] | None:
+        """What the facts of an attempt say of it: the hash of all, and of each unless they are many; None without any file."""
+        if not self.digests:
+            return None
+        of_all = hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in sorted(self.digests.items())).encode())
+        named = {name: digest[:8] for name, digest in sorted(self.digests.items())}
+        return {"hash": of_all.hexdigest()[:16], "files": named if len(named) <= MOST_NAMED else {}}
+
+
+class Sources:
+    """The files of one objective, as seen from the working directory; read again only if one of them is another than before."""
+
+    def __init__(self, objective: Mapping[str, JSONValue]) -> None:
+        self._words = program.read(objective).words if program.is_program(objective) else None
+        self._target = target_of(objective)[0]
+        self._known: Source | None = None
+        self._stamps: dict[Path, tuple[int, int] | None] = {}
+
+    @property
+    def file(self) -> Path | None:
+        """The first of them: the module's file, or the script of a command."""
+        return next((path for _, path in self._entries(_Finder([]))), None)
+
+    def look(self) -> Source:
+        """What they are now."""
+        if self._known is None or any(_stamp(path) != stamp for path, stamp in self._stamps.items()):
+            scan = self._scan(imports=True)
+            if self._words is not None:
+                scan.follow(_wrapper(self._words[0]))
+            self._known, self._stamps = scan.source(), scan.stamps
+        return self._known
+
+    def look_at_entries(self) -> Source:
+        """The same, but nothing that they import: it takes no time."""
+        return self._scan(imports=False).source()
+
+    def _scan(self, *, imports: bool) -> _Scan:
+        beside = [] if self._words is None else [path.parent for _, path in self._scripts()]
+        scan = _Scan(_Finder(beside), imports=imports, configs=imports and self._words is not None)
+        for name, path in self._entries(scan.finder):
+            scan.add(name, path, entry=True)
+        return scan
+
+    def _entries(self, finder: _Finder) -> Iterator[tuple[str, Path]]:
+        if self._words is not None:
+            yield from self._scripts()
+            for before, word in zip(self._words, self._words[1:], strict=False):
+                if before == "-m" and _NAME.fullmatch(word):
+                    yield from finder.module(word)
+                    yield from finder.module(f"{word}.__main__")
+            return
+        parts = self._target.split(".")
+        for count in range(len(parts) - 1, 0, -1):
+            if found := finder.module(".".join(parts[:count]), installed=True):
+                yield from found
+                return
+
+    def _scripts(self) -> list[tuple[str, Path]]:
+        """The files that the words name, `file` or ``--option=file``; the program itself if it is the user's own."""
+        assert self._words is not None
+        found = []
+        for index, word in enumerate(self._words):
+            path = word if _is_file(word) else word.partition("=")[2]
+            if not _PLACEHOLDER.search(word) and _is_file(path) and (index or ("/" in word and not _is_of_system(Path(word)))):
+                found.append((path, Path(path)))
+        return found
+
+
+class _Finder:
+    """Finds modules of the user's own as Python would, from the working directory or beside a script, without importing any."""
+
+    def __init__(self, beside: Iterable[Path]) -> None:
+        paths = [*map(str, beside), os.getcwd(), *(entry or "." for entry in _SYS_PATH)]  # noqa: PTH109
+        resolved = dict.fromkeys(map(os.path.abspath, paths))
+        self._roots = [path for path in resolved if os.path.isdir(path) and not _is_installed(path)]
+        self._found: dict[tuple[str, bool], list[str]] = {}
+
+    def module(self, name: str, *, installed: bool = False) -> list[tuple[str, Path]]:
+        """The module's name and file, if it has one; nothing for one that is not the user's own, unless `installed` counts."""
+        return [(name, Path(path)) for path in self._places(name, installed) if os.path.isfile(path)]
+
+    def _places(self, name: str, installed: bool) -> list[str]:
+        """The file of a module, or the directories of a namespace package. Every file names the same few."""
+        if (found := self._found.get((name, installed))) is None:
+            above, _, part = name.rpartition(".")
+            found = self._inside(above, part, installed) if above else self._top(name, installed)
+            self._found[name, installed] = found
+        return found
+
+    def _inside(self, package: str, part: str, installed: bool) -> list[str]:
+        above = self._places(package, installed)
+        inside = [os.path.dirname(path) if os.path.basename(path) == "__init__.py" else path for path in above]
+        return [path for directory in inside for path in _in_directory(directory, part)][:1]
+
+    def _top(self, name: str, installed: bool) -> list[str]:
+        if not installed and name in _NOT_THE_USERS:
+            return []
+        here = [path for root in self._roots for path in _in_directory(root, name)]
+        files = [path for path in here if os.path.isfile(path)]
+        return [path for path in files[:1] or here or _elsewhere(name) if installed or not _is_installed(path)]
+
+
+class _Scan:
+    """One look at files: with `imports` at what they import too, with `configs` at the config files of Hydra apps as well."""
+
+    def __init__(self, finder: _Finder, *, imports: bool, configs: bool) -> None:
+        self.finder = finder
+        self._follows = imports
+        self._configs = configs
+        self.stamps: dict[Path, tuple[int, int] | None] = {}
+        self._digests: dict[str, str] = {}
+        self._hydra_app = self._hydra_within = False
+
+    def add(self, name: str, path: Path, *, entry: bool = False) -> None:
+        """Takes in a file, and what it imports."""
+        waiting = [(name, path)]
+        while waiting and len(self._digests) < _MOST_FILES:
+            name, path = waiting.pop()
+            self.stamps[path] = stamp = _stamp(path)
+            if name in self._digests or stamp is None or stamp[1] > _MOST_BYTES:
+                continue
+            try:
+                content = path.read_bytes()
+            except OSError:
+                continue
+            self._digests[name] = hashlib.sha256(content).hexdigest()
+            if path.suffix == ".py" and len(content) <= _MOST_SOURCE:
+                text = content.decode("utf-8", "replace")
+                waiting += self._imports(text, _package(name, path)) if self._follows else []
+                if b"hydra" in content and _calls_hydra_main(text):
+                    self._hydra_within = True
+                    self._hydra_app = self._hydra_app or entry
+                    waiting += _config_files(path, text) if self._configs else []
+            entry = False
+
+    def follow(self, text: str) -> None:
+        """Takes in what this source imports, not itself."""
+        for name, path in self._imports(text, ""):
+            self.add(name, path)
+
+    def source(self) -> Source:
+        return Source(self._digests, self._hydra_app, self._hydra_within)
+
+    def _imports(self, text: str, package: str) -> list[tuple[str, Path]]:
+        return [found for name in _imported(text, package) for found in self.finder.module(name)]
+
+
+def _calls_hydra_main(text: str) -> bool:
+    """Whether the source has a function below ``@hydra.main(…)``, or calls that otherwise; not whether it mentions it."""
+    if not _IMPORTS_HYDRA.search(text):
+        return False
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # of another Python's grammar: by its looks
+        return _DECORATES.search(text) is not None
+    imported = [name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    modules = {name.asname or name.name for name in imported if name.name == "hydra"}
+    from_hydra = [name for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "hydra" for name in node.names]
+    functions = {name.asname or name.name for name in from_hydra if name.name == "main"}
+    for node in nodes:
+        match node:
+            case ast.Call(func=ast.Name(id=called)) if called in functions:
+                return True
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=module), attr="main")) if module in modules:
+                return True
+    return False
+
+
+def _config_files(script: Path, text: str) -> list[tuple[str, Path]]:
+    """The config files of a Hydra app. Where it keeps them with all else, as deep as groups go, not where runs leave some."""
+    found = []
+    for said in _CONFIG_PATH.findall(text):
+        directory = Path(os.path.normpath(script.absolute().parent / said))
+        crowded = script.absolute().is_relative_to(directory) or Path.cwd().is_relative_to(directory)
+        walked = 0
+        for parent, folders, files in os.walk(directory):
+            here = Path(parent).relative_to(directory)
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and not (crowded and len(here.parts)))
+            names = [here / name for name in sorted(files) if name.endswith((".yaml", ".yml"))]
+            found += [(f"{said}/{name}", directory / name) for name in names]
+            walked += len(folders) + len(files)
+            if len(found) >= _MOST_FILES or walked >= _MOST_WALKED:
+                break
+    return found
+
+
+def is_installed(path: Path) -> bool:
+    """Whether it belongs to a package that was installed, or to Python itself."""
+    return _is_installed(str(path))
+
+
+def _is_installed(path: str) -> bool:
+    return any(part in _INSTALLED for part in path.split(os.sep)) or any(f"{path}{os.sep}".startswith(at) for at in _places())
+
+
+@cache
+def _places() -> frozenset[str]:
+    return frozenset(sysconfig.get_path(kind) + os.sep for kind in ("stdlib", "platstdlib", "purelib", "platlib", "scripts"))
+
+
+def _is_file(word: str) -> bool:
+    return os.path.isfile(word)
+
+
+def _is_of_system(path: Path) -> bool:
+    """Whether a program that is named by its path is an interpreter or the like, and not the user's code."""
+    places = {path.absolute(), path.resolve()}
+    names = ("python", "pypy")
+    return any(is_installed(place) or place.is_relative_to("/usr") or place.name.startswith(names) for place in places)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def _in_directory(directory: str, name: str) -> list[str]:
+    """The file of a module there, or the directory of a namespace package."""
+    folder = os.path.join(directory, name)
+    if os.path.isdir(folder):
+        package = os.path.join(folder, "__init__.py")
+        if os.path.isfile(package):
+            return [package]
+    file = f"{folder}.py"
+    if os.path.isfile(file):
+        return [file]
+    return [folder] if os.path.isdir(folder) else []
+
+
+def _elsewhere(name: str) -> list[str]:
+    """Where Python's finders have a top-level module: one that is installed, perhaps as a link to the user's own directory."""
+    for finder in _META_PATH:
+        try:
+            spec = finder.find_spec(name, list(_SYS_PATH) if finder is PathFinder else None)
+        except Exception:  # noqa: BLE001 - a finder of others may raise anything
+            continue
+        if spec is not None:
+            if spec.origin is not None and spec.origin.endswith(".py"):
+                return [spec.origin]
+            return [entry for entry in spec.submodule_search_locations or () if os.path.isdir(entry)]
+    return []
+
+
+def _imported(text: str, package: str) -> list[str]:
+    """The full names of the modules that the source may import: of ``from a import b``, both ``a`` and ``a.b``."""
+    names: list[str] = []
+    for match in _IMPORT.finditer(text.replace("\\\n", " ")):
+        if match["modules"] is not None:
+            names += [found[0] for part in match["modules"].split(",") if (found := _NAME.search(part))]
+            continue
+        base = _absolute(match["of"], package)
+        if base is not None:
+            parts = re.sub(r"#[^\n]*", "", match["names"]).strip("()").split(",")
+            names += [base, *(f"{base}.{found[0]}" for part in parts if (found := _NAME.search(part)))]
+    full = [name.strip(".") for name in names]
+    return list(dict.fromkeys(".".join(name.split(".")[: k + 1]) for name in full if name for k in range(name.count(".") + 1)))
+
+
+def _absolute(of: str, package: str) -> str | None:
+    """The module that ``from OF import …`` means in a module of `package`; None if it leads out of it."""
+    name = of.lstrip(".")
+    up = len(of) - len(name)
+    if not up:
+        return name
+    parts = package.split(".") if package else []
+    if up - 1 > len(parts):
+        return None
+    return ".".join([*parts[: len(parts) - (up - 1)], *([name] if name else [])])
+
+
+def _package(name: str, path: Path) -> str:
+    """The package that relative imports of a module start from."""
+    if "/" in name or name.endswith(".py"):  # a script
+        return ""
+    return name if path.name == "__init__.py" else name.rpartition(".")[0]
+
+
+def _wrapper(word: str) -> str:
+    """The script that the installation of a Python package made for a command; empty if the word starts anything else."""
+    found = None if "/" in word else shutil.which(word, path=search_path())
+    if found is None:
+        return ""
+    try:
+        with Path(found).open("rb") as file:
+            first = file.readline(200)
+            script = first.startswith(b"#!") and b"python" in first
+            return file.read(64_000).decode("utf-8", "replace") if script else ""
+    except OSError:
+        return ""
+
+
+def hydra_app(command: program.Program) -> bool:
+    """Whether a command is to be run as an app of Hydra's, by what it says itself or by how its source looks.
+
+    Its script must be decorated as one; where the parameters are appended for Hydra anyway, what that imports may be.
+    """
+    if not command.may_be_hydra or command.hydra is True:
+        return command.may_be_hydra
+    sources = Sources({"command": list(command.words)})
+    # For each attempt: what a program imports is looked through only where the answer may be there.
+    return sources.look_at_entries().hydra_app or (command.appends_overrides and sources.look().hydra_within)
+
+
+def is_hydra_app(objective: Mapping[str, JSONValue]) -> bool:
+    """Whether the objective is a command that is run as `hydra_app` says, from the working directory."""
+    return program.is_program(objective) and hydra_app(program.read(objective))

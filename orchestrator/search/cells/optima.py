@@ -1,0 +1,121 @@
+"""What the Gaussian process believes of the best loss that each cell can reach: jointly, at a few likely points a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import linalg
+
+from orchestrator.search.gp.process import Posterior
+from orchestrator.search.trials.candidates import around, snapped, spread
+from orchestrator.search.trials.history import Array, Column
+
+N_SPREAD = 256
+N_SEEN = 64
+RADII = (0.1, 0.03)
+MAX_COMPARED = 3000
+"""So many points are looked at closely, over all cells; of those:"""
+MAX_JOINED = 480
+"""so many are joined, over all cells,"""
+PER_CELL = 24
+"""and so many in each, or as many as are asked for."""
+
+
+@dataclass(frozen=True)
+class Optima:
+    """Means (cells, points) and joint covariance of the true losses at likely points of each cell, in the model's units."""
+
+    mean: Array
+    covariance: Array
+    noise: float
+
+    @staticmethod
+    def of(
+        posterior: Posterior,
+        seen: Array,
+        searched: Sequence[Column],
+        cells: Array,
+        fixed: Array,
+        rng: np.random.Generator,
+        per_cell: int = PER_CELL,
+    ) -> Optima:
+        """Looks for each cell's likely optima among points spread, seen and near the best ones.
+
+        Args:
+            seen: searched coordinates of trials, best ones first.
+            cells: coordinates of the cells, a row each.
+            fixed: for each cell the searched coordinates that it does not vary, NaN where it does.
+            rng: draws the points.
+            per_cell: so many points a cell are joined, and about twice as many looked at closely.
+        """
+        n_cells = len(cells)
+        shared = np.vstack([spread(searched, N_SPREAD, rng), snapped(searched, seen[:N_SEEN])])
+        if not searched:
+            shared = shared[:1]
+        mean = posterior.mean_everywhere(shared, cells).T  # a row a cell; what is fixed is put right below
+        n_close = int(np.clip(MAX_COMPARED // (2 * n_cells), 2, 5 * per_cell // 2))
+        order = np.argpartition(mean, min(n_close, mean.shape[1] - 1), axis=1)[:, :n_close]
+        points = _within(shared[order], fixed)  # (cells, points, columns)
+        n_moved = int(np.clip(MAX_COMPARED // (4 * n_cells), 2, per_cell))
+        for radius in RADII if searched else ():
+            points = _within(_refined(posterior, points, searched, cells, radius, n_moved, rng), fixed)
+        k = int(np.clip(MAX_JOINED // n_cells, 1, per_cell)) if searched else 1
+        return Optima._joined(posterior, points, cells, k, rng)
+
+    @staticmethod
+    def _joined(posterior: Posterior, points: Array, cells: Array, k: int, rng: np.random.Generator) -> Optima:
+        """`k` points a cell: the one of lowest mean, then lowest ones of independent draws, so that likely ones differ."""
+        n_cells, n_points, width = points.shape
+        marginal = posterior.at(points.reshape(n_cells * n_points, width), np.repeat(cells, n_points, axis=0))
+        mean, std = marginal.mean[:, 0].reshape(n_cells, n_points), marginal.std.reshape(n_cells, n_points)
+        chosen = np.empty((n_cells, k), dtype=int)
+        chosen[:, 0] = mean.argmin(axis=1)
+        drawn = mean[None] + std[None] * rng.standard_normal((k - 1, *mean.shape))
+        chosen[:, 1:] = drawn.argmin(axis=2).T
+        covariance = marginal.covariance((chosen + n_points * np.arange(n_cells)[:, None]).ravel())
+        return Optima(np.take_along_axis(mean, chosen, axis=1), covariance, posterior.noise)
+
+    def lows(self, rng: np.random.Generator, n: int, *, widened: float = 1.0) -> Array:
+        """Joint draws of each cell's lowest true loss, shape (n, cells); deviations are `widened` times the model's."""
+        factor = widened * _factor(self.covariance)
+        drawn = self.mean.ravel() + rng.standard_normal((n, self.mean.size)) @ factor.T
+        result: Array = drawn.reshape(n, *self.mean.shape).min(axis=2)
+        return result
+
+
+def _refined(
+    posterior: Posterior,
+    points: Array,
+    searched: Sequence[Column],
+    cells: Array,
+    radius: float,
+    n_moved: int,
+    rng: np.random.Generator,
+) -> Array:
+    """Replaces each cell's points by as many of them and of others near its best three that have the lowest means."""
+    n_cells, n_points, width = points.shape
+    mean = posterior.mean_by_cell(points, cells)
+    best = np.take_along_axis(points, np.argsort(mean, axis=1)[:, :3, None], axis=1)
+    each = max(1, n_moved // best.shape[1])
+    moved = around(searched, best.reshape(-1, width), radius, each, rng).reshape(n_cells, -1, width)
+    # The worst give way, so that the points stay spread where the best are few.
+    keep = np.take_along_axis(points, np.argsort(mean, axis=1)[:, : max(1, n_points // 2), None], axis=1)
+    return np.concatenate([keep, moved], axis=1)
+
+
+def _within(points: Array, fixed: Array) -> Array:
+    result: Array = np.where(np.isnan(fixed)[:, None, :], points, fixed[:, None, :])
+    return result
+
+
+def _factor(covariance: Array) -> Array:
+    """A lower triangular root; likely points lie close together, so the matrix is nearly singular."""
+    scale = max(float(np.trace(covariance)) / len(covariance), 1e-12)
+    for jitter in (1e-9, 1e-7, 1e-5, 1e-3):
+        factor, failed = linalg.lapack.dpotrf(covariance + jitter * scale * np.eye(len(covariance)), lower=1, clean=1)
+        if not failed:
+            result: Array = factor
+            return result
+    return np.diag(np.sqrt(np.maximum(np.diag(covariance), 0.0)))

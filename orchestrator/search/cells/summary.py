@@ -1,0 +1,57 @@
+"""What the trials so far tell of each cell: how good its optimum is, how sure that is, and how likely it is the best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from orchestrator.model import JSONValue
+from orchestrator.search.cells.model import CellModel
+from orchestrator.search.trials.mirror import Mirror
+
+N_DRAWS = 2000
+INTERVAL = (0.05, 0.5, 0.95)
+WIDENED = 1.3
+"""The model takes its hyperparameters for certain, which they are not: without this, intervals hold too little."""
+LEAST_TRIALS = 3
+"""Fewer that ended with a value tell nothing."""
+
+
+@dataclass(frozen=True)
+class CellEstimate:
+    """The best true objective value that the cell can reach, in the objective's units, as the model believes.
+
+    `estimate` is the median, `low` to `high` hold nine tenths of the belief; `probability_best` is that of no other cell
+    reaching a better value. True means without noise: a single lucky trial may look better than `low` to `high`.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    probability_best: float
+
+
+def summarise(
+    model: CellModel, mirror: Mirror, cells: Sequence[Mapping[str, JSONValue]], *, maximize: bool, seed: int
+) -> list[CellEstimate | None]:
+    """An estimate for each cell, None where no trial has ended with a value; their probabilities sum to 1."""
+    history = model.history(mirror)
+    state = model.cells(history, cells)
+    tried = np.flatnonzero(state.useful)
+    estimates: list[CellEstimate | None] = [None] * len(cells)
+    if int(state.useful.sum()) < LEAST_TRIALS:
+        return estimates
+    rng = np.random.default_rng(seed)
+    known = model.known(history)
+    known = replace(known, pending=known.pending[:0])
+    lows = model.optima(known, state.only(tried), rng).lows(rng, N_DRAWS, widened=WIDENED)
+    shares = np.bincount(lows.argmin(axis=1), minlength=len(tried)) / len(lows)
+    quantiles = known.scale.original(np.quantile(lows, INTERVAL, axis=0))
+    if maximize:
+        quantiles = -quantiles[::-1]
+    for i, cell in enumerate(tried):
+        low, middle, high = (float(q) for q in quantiles[:, i])
+        estimates[cell] = CellEstimate(middle, low, high, float(shares[i]))
+    return estimates

@@ -1,0 +1,1 @@
+"""The Gaussian process sampler and the model below it."""

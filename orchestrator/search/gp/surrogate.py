@@ -1,0 +1,144 @@
+"""What is known of a study as one Gaussian process, at a cost that is bounded whatever the number of trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.search.gp.losses import Scale
+from orchestrator.search.gp.process import Hyperparameters, Layout, Posterior, fit
+from orchestrator.search.trials.history import Array, Column, History
+from orchestrator.search.trials.rows import checkpoint
+from orchestrator.search.trials.smallest import smallest
+
+MAX_TRIALS = 400
+"""Inference is exact up to so many trials; of more, so many are kept."""
+MAX_FITTED = 200
+MAX_REMEMBERED = 32
+"""So many sets of columns: cells differ in theirs where parameters exist only in some."""
+
+
+class Fits:
+    """Remembers the last fit to each set of columns: hyperparameters change when the number of trials has grown by a tenth.
+
+    Args:
+        most: they are fitted to so many trials at most; the effort grows with their square and more.
+    """
+
+    def __init__(self, most: int = MAX_FITTED) -> None:
+        self._most = most
+        self._last: dict[tuple[str, ...], tuple[object, Hyperparameters]] = {}
+
+    def hyperparameters(
+        self, history: History, losses: Array, columns: Sequence[Column], layout: Layout, least: int
+    ) -> Hyperparameters:
+        """Fitted to the first n trials, where n (`least` or more, if there are) grows in steps of a tenth.
+
+        So they are a function of the history, yet seldom computed.
+        """
+        n = max(checkpoint(len(losses)), min(len(losses), least))
+        chosen = np.unique(np.linspace(0, n - 1, min(n, self._most)).astype(int))
+        x, loss, pruned = layout.filled(history.x[chosen]), losses[chosen], history.pruned[chosen]
+        names = tuple(column.name for column in columns)
+        key = (layout, x.tobytes(), loss.tobytes(), pruned.tobytes())
+        known = self._last.get(names)
+        if known is None or known[0] != key:
+            if len(self._last) >= MAX_REMEMBERED:
+                self._last.clear()
+            known = self._last[names] = (key, fit(x, Scale.of(loss, pruned).standard(loss, pruned), layout))
+        return known[1]
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The process given a study's trials: `x` and standardised losses `y` of those kept, all of them up to 400."""
+
+    layout: Layout
+    hyperparameters: Hyperparameters
+    scale: Scale
+    x: Array
+    y: Array
+    pending: Array
+
+    @staticmethod
+    def of(history: History, searched: Sequence[Column], context: Sequence[Column], fits: Fits, *, least: int) -> Surrogate:
+        """Learns from the history, whose columns are those searched and then the cell's."""
+        layout = Layout.of(searched, context)
+        losses = history.loss
+        if not np.isfinite(losses).any():  # nothing feasible yet: so first look for what is
+            losses = np.where(history.violation > 0, history.violation, np.inf)
+        scale = Scale.of(losses, history.pruned)
+        h = fits.hyperparameters(history, losses, [*searched, *context], layout, least)
+        y = scale.standard(losses, history.pruned)
+        return Surrogate(layout, h, scale, layout.filled(history.x), y, layout.filled(history.pending))
+
+    def near(self, cell: Array, most: int = MAX_TRIALS) -> Surrogate:
+        """For questions about one cell: a quarter of the kept are the best, half the nearest to the cell, the rest a spread."""
+        if len(self.y) <= most:
+            return self
+        n = self.layout.n_searched
+        category = np.array(self.layout.choices[n:], dtype=bool)
+        other = self.x[:, n:]
+        distance = np.where(category, other != cell, (other - cell) ** 2).sum(axis=1)
+        return self._kept(smallest(most, distance, self.y), most)
+
+    def balanced(self) -> Surrogate:
+        """For questions about all cells: a quarter of the kept are the best, half the best of each cell, the rest a spread."""
+        if len(self.y) <= MAX_TRIALS:
+            return self
+        _, which = np.unique(self.x[:, self.layout.n_searched :], axis=0, return_inverse=True)
+        order = np.lexsort((self.y, which.ravel()))
+        first = np.searchsorted(which.ravel()[order], np.arange(which.max() + 1))
+        rank = np.empty(len(order), dtype=int)
+        rank[order] = np.arange(len(order)) - first[which.ravel()[order]]
+        return self._kept(smallest(MAX_TRIALS, rank, self.y), MAX_TRIALS)
+
+    def _kept(self, preferred: npt.NDArray[np.intp], most: int) -> Surrogate:
+        n = len(self.y)
+        taken = np.zeros(n, dtype=bool)
+        taken[smallest(most // 4, self.y)] = True
+        for order, until in ((preferred, 3 * most // 4), (_spread(n, most), most)):
+            free = order[~taken[order]]
+            taken[free[: until - int(taken.sum())]] = True
+        return Surrogate(self.layout, self.hyperparameters, self.scale, self.x[taken], self.y[taken], self.pending)
+
+    def posterior(self) -> Posterior:
+        """Given the finished trials alone."""
+        return Posterior(self.x, self.y, self.layout, self.hyperparameters)
+
+    def imagined(self, normal: npt.NDArray[np.float64]) -> tuple[Posterior, Array, Array]:
+        """Given also ends of the running trials, drawn jointly by standard normals of shape (running, draws).
+
+        Returns:
+            The posterior, the points it is given and the losses there, one column a draw (one in all if nothing runs).
+        """
+        posterior = self.posterior()
+        if not len(self.pending):
+            return posterior, self.x, self.y[:, None]
+        n = self.layout.n_searched
+        ends = posterior.draws(self.pending[:, :n], self.pending[:, n:], normal)
+        y = np.vstack([np.repeat(self.y[:, None], normal.shape[1], axis=1), ends])
+        return posterior.given_also(self.pending, y), np.vstack([self.x, self.pending]), y
+
+    def believing(self) -> tuple[Posterior, Array]:
+        """Given also that each running trial ends as foretold: no mean moves, what they will tell is no longer unknown."""
+        posterior = self.posterior()
+        if not len(self.pending):
+            return posterior, self.x
+        n = self.layout.n_searched
+        ends = posterior.mean(self.pending[:, :n], self.pending[:, n:])
+        return posterior.given_also(self.pending, np.concatenate([self.y, ends[:, 0]])), np.vstack([self.x, self.pending])
+
+
+def _spread(n: int, many: int) -> npt.NDArray[np.intp]:
+    """At least `many` of 0 … n−1 if there are, evenly spread from the first few on: by van der Corput's sequence."""
+    bits = max(1, (n - 1).bit_length())
+    place = np.arange(min(2**bits, 4 * many))  # more than half of any first ones, or nearly, are less than n
+    reverse = np.zeros_like(place)
+    for bit in range(bits):
+        reverse |= ((place >> bit) & 1) << (bits - 1 - bit)
+    result: npt.NDArray[np.intp] = reverse[reverse < n]
+    return result

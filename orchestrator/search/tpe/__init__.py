@@ -1,0 +1,1 @@
+"""The TPE sampler, ranked within cells."""

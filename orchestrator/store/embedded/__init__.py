@@ -1,0 +1,1 @@
+"""The embedded PostgreSQL: one server per directory, shared by all commands that name it."""

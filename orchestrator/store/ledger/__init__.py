@@ -1,0 +1,1 @@
+"""Every change of state of studies, cells, tickets, trials and workers, each one method and one transaction."""

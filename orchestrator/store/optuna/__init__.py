@@ -1,0 +1,1 @@
+"""What we write into Optuna's own tables."""

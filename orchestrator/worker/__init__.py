@@ -1,0 +1,1 @@
+"""One worker's life: registering, claiming, running attempts, delivering their results, ending."""

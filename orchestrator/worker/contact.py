@@ -1,0 +1,292 @@
+"""A worker's contact with the database: its lease kept while it waits or trains, and patience while nothing answers."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from orchestrator.config import WorkerConfig
+from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
+from orchestrator.logs import logger
+from orchestrator.store import Claim, Store, WorkerLease
+from orchestrator.worker.failover import Failover
+from orchestrator.worker.maintenance import Maintenance
+from orchestrator.worker.shutdown import Drain, Draining
+
+T = TypeVar("T")
+
+_UNUSED_S = 0.3
+_KEPT_S = 5.0
+_SWEEP_EVERY_S = 1.0  # a trial whose worker died is taken up again within its lease and two of these
+
+
+class ToldToEndError(Exception):
+    """The worker was told to end while it waited."""
+
+
+class HealthFile:
+    """A file for a health check: there while the worker is registered, its time that of the last renewal of the lease.
+
+    Args:
+        path: None keeps no file. What a worker before left there is removed.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._failed = False
+        if path is not None:
+            try:
+                path.touch()
+                path.unlink()
+            except OSError as error:
+                raise ConfigError(f"worker.health_file={path}: {error.strerror}") from error
+
+    def touch(self) -> None:
+        """The database has just taken the lease; a file that cannot be written is said once, and no trial ends for it."""
+        if self._path is None:
+            return
+        try:
+            self._path.touch()
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                logger.warning("worker.health_file=%s: %s", self._path, error.strerror)
+            self._failed = True
+
+    def remove(self) -> None:
+        """The worker has no lease."""
+        if self._path is not None:
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+
+class Contact:
+    """All that is asked of the database goes through here, so that an outage of any length is only waited out.
+
+    `halted_at` is when a person's wish to have the running trial back became known, by the monotonic clock; None before.
+    Whoever runs the next trial clears it. `brief` says that trials take less than the seconds that a connection may be kept.
+
+    `running` is the claim of the attempt under way, set by whoever runs it; `doubted` that the database does not know of it.
+    `slotted` says that the worker has been given a device slot. `server` is when the server started that answered last, and
+    `anew` how often that became another one: what was read and written before may be lost then.
+
+    Raises:
+        ConfigError: `worker.health_file` cannot be written.
+    """
+
+    def __init__(self, store: Store, settings: WorkerConfig, draining: Draining) -> None:
+        self._store = store
+        self._settings = settings
+        self._draining = draining
+        self._maintenance = Maintenance(store, min(_SWEEP_EVERY_S, settings.heartbeat_s))
+        self._lease: WorkerLease | None = None
+        self._next_beat = math.inf  # nothing to renew yet
+        self._doing = "starting"
+        self._lost = False
+        self._health = HealthFile(settings.health_file)
+        self._crowded: bool | None = None  # until the server has said how many connections are in use
+        self._failover = Failover(store)
+        self._transaction = 0
+        self._held: set[int] = set()
+        self.brief = False
+        self.halted_at: float | None = None
+        self.running: Claim | None = None
+        self.doubted = False
+        self.slotted = False
+        self.server: datetime | None = None
+        self.anew = 0
+
+    def hold(self, lease: WorkerLease) -> None:
+        """From now on this is the lease to renew; of what was held under another one nothing is left."""
+        self._lease = lease
+        self._held.clear()
+        self.running, self.doubted, self.slotted = None, False, False
+        self._health.touch()
+        self._next_beat = time.monotonic() + min(1.0, self._settings.heartbeat_s)  # soon: it tells how crowded the server is
+
+    def took(self, claim: Claim) -> None:
+        """From now on the worker holds this claim: each renewal says so, and what it does not name is given back."""
+        self._held.add(claim.token)
+
+    def gave(self, claim: Claim) -> None:
+        """The worker is done with this claim, or has lost it."""
+        self._held.discard(claim.token)
+
+    @property
+    def held(self) -> frozenset[int]:
+        """The tokens of the claims that the worker holds."""
+        return frozenset(self._held)
+
+    def let_go(self) -> None:
+        """The worker gives up its lease, or lost it: it counts as healthy no more."""
+        self._health.remove()
+
+    def say(self, doing: str) -> None:
+        """What `status` shows of this worker from the next renewal on."""
+        self._doing = doing
+
+    def insist(self, step: Callable[[], T], until: Drain = Drain.STOP) -> T:
+        """Does `step`, again and again with growing, jittered pauses while the database does not answer.
+
+        Raises:
+            StoreUnavailableError: the worker is to end as urgently as `until`, or should have ended after `worker.drain_s`.
+        """
+        pause_s = 0.2
+        while True:
+            try:
+                answer = step()
+                self._answered()
+                return answer
+            except StoreUnavailableError as error:
+                if self._draining.how >= until or self._overdue():
+                    raise
+                self.lost(error)
+                self.wait(pause_s * random.uniform(0.5, 1.5))
+                pause_s = min(pause_s * 2, 1.0)  # a longer one starves those refused at a connection limit
+
+    def meanwhile(self, step: Callable[[], T], hurry: Callable[[], None] | None = None) -> T:
+        """Does `step`, which asks nothing of the database, in a thread of its own while the lease is renewed.
+
+        Args:
+            hurry: called once when the worker should have ended by now; it may make `step` end, or raise to leave it behind.
+        """
+        answers: list[T] = []
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                answers.append(step())
+            except BaseException as error:  # noqa: BLE001 - raised again by the caller's thread
+                errors.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(self.until_beat(0.25))
+            self.beat()
+            self.rest()
+            if hurry is not None and (self._draining.how == Drain.NOW or self._overdue()):
+                urgent, hurry = hurry, None
+                urgent()
+        if errors:
+            raise errors[0]
+        return answers[0]
+
+    def sweep(self) -> bool:
+        """Does what any worker does for all of them, if it is time to; True if it was.
+
+        Raises:
+            StoreUnavailableError: the database does not answer.
+        """
+        return self._maintenance.sweep()
+
+    def lost(self, error: StoreUnavailableError) -> None:
+        """The database did not answer; says so once, and starts it again if it is ours to start."""
+        self._maintenance.lost_contact()
+        if self._lease is not None:  # who answers next may be another server
+            self._next_beat = min(self._next_beat, time.monotonic() + 1.0)
+        if not self._lost:
+            logger.warning("%s; trying again", error)
+            self._lost = True
+        self._store.revive()
+
+    def wait(self, seconds: float) -> None:
+        """Waits without a connection, renewing the lease when due; a request to end cuts it short."""
+        self._store.rest()
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self._draining.woken.wait(self.until_beat(left)):
+            self.beat()
+            self._store.rest()
+        self._draining.woken.silence()
+
+    def rest(self) -> None:
+        """Gives up the connection unless it is used again soon: a new one costs more than a short trial does else.
+
+        Where trials are short it is kept from one to the next, as long as the server has connections to spare. Where it has
+        few it is given up at once: who keeps one from one short trial to the next would keep others waiting for good.
+        """
+        if self._crowded:
+            self._store.rest()
+        else:
+            self._store.rest(_KEPT_S if self.brief and self._crowded is False else _UNUSED_S)
+
+    def keep_on(self) -> None:
+        """Renews the lease when due, within a wait for something else than the database.
+
+        Raises:
+            LeaseLostError: the worker was evicted.
+            ToldToEndError: the worker was told to end.
+        """
+        if self._draining.how != Drain.NO:
+            raise ToldToEndError
+        self.beat()
+        self.rest()
+
+    def until_beat(self, at_most_s: float) -> float:
+        """Seconds until the lease is to be renewed, between 0 and `at_most_s`."""
+        return max(0.0, min(at_most_s, self._next_beat - time.monotonic()))
+
+    def beat(self) -> None:
+        """Renews the lease if it is time to; an unreachable database is met by another try soon.
+
+        Raises:
+            LeaseLostError: the worker was evicted.
+        """
+        if time.monotonic() < self._next_beat:
+            return
+        try:
+            self.renew()
+            self.sweep()
+        except StoreUnavailableError as error:
+            self.lost(error)
+            self._next_beat = time.monotonic() + self._settings.heartbeat_s / 2
+
+    def renew(self) -> None:
+        """Renews the lease now.
+
+        Raises:
+            LeaseLostError: the worker was evicted.
+            StoreUnavailableError: the database does not answer.
+        """
+        assert self._lease is not None
+        running = None if self.running is None else (self.running.token, self.running.attempt)
+        told = self._store.fleet.renew(self._lease, self._doing, holds=self._held, running=running)
+        self._note_server(told.server, told.transaction)
+        if self.slotted and not told.slotted:
+            raise LeaseLostError(f"the database has lost that worker {self._lease.worker_id} holds a device slot")
+        self.doubted = not told.runs
+        if told.strays:
+            back = self._store.ledger.give_back_held(self._lease, "its worker does not know of it", but=self._held)
+            logger.warning("gave back %d of its trials, as the database has it, of which this worker does not know", back)
+        self.halted_at = (self.halted_at or time.monotonic()) if told.halted else None
+        self._crowded = told.crowded
+        self._answered()
+        self._health.touch()
+        self._next_beat = time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)
+
+    def _note_server(self, server: datetime, transaction: int) -> None:
+        behind, self._transaction = transaction <= self._transaction, transaction
+        changed, self.server = behind or self._failover.changed(server), server
+        if (why := self._failover.note(server, behind=behind)) is not None:
+            logger.warning("%s", why)
+        if changed:
+            self.anew += 1
+
+    def _overdue(self) -> bool:
+        """Whether the worker was told to end longer ago than it may take."""
+        return self._draining.how >= Drain.STOP and time.monotonic() - self._draining.since >= self._settings.drain_s
+
+    def _answered(self) -> None:
+        if self._lost:
+            logger.info("the database answers again")
+            self._lost = False

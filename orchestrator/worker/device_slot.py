@@ -1,0 +1,219 @@
+"""A worker's device slot: offered by what this host has, claimed in the database, fenced by a lock on this host."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.config import WorkerConfig
+from orchestrator.devices import (
+    Device,
+    DeviceLock,
+    Nvml,
+    Occupancy,
+    child_environment,
+    cpu_scope,
+    discover,
+    host_identity,
+    slot_environment,
+    strangers,
+    usable_cores,
+    usable_memory,
+    why_no_gpu,
+)
+from orchestrator.errors import DeviceError
+from orchestrator.logs import logger
+from orchestrator.model import Failed, Interrupted, Outcome
+from orchestrator.runner.protocol import rundir
+from orchestrator.store import SlotOffer, Store, WorkerLease
+
+UNLIMITED_CPU_SLOTS = 1024
+"""Every worker a user starts on a CPU is wanted; `worker.slots_per_device` sets a limit where there should be one."""
+FREE_WITHIN_S = 30.0
+"""How long the memory of a process that ended may take to be free again."""
+_CPU_SHARERS = 2
+
+
+@dataclass(frozen=True)
+class HeldSlot(AbstractContextManager["HeldSlot"]):
+    """A claimed slot; the end of the block gives up its lock, the worker's end the slot itself.
+
+    `threads` is the share of the CPU's cores for a trial, None where nothing limits it; `gpu` tells who uses a GPU.
+    """
+
+    device: Device
+    slot: int
+    threads: int | None
+    lock: DeviceLock | None
+    gpu: Occupancy | None = None
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What children keep open, so that the device stays locked as long as one of them lives."""
+        return [] if self.lock is None else [self.lock.fileno()]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What children get: this device and no other, and a mark by which they are known as the slot's."""
+        return {**child_environment(self.device), **slot_environment(self.device, self.slot)}
+
+    def check(self) -> None:
+        """Returns if the device is there; of a GPU, call it before each claim of a trial: it asks the open driver library.
+
+        Raises:
+            DeviceError: It fell off the bus, or its driver does not answer.
+        """
+        if self.gpu is not None:
+            self.gpu.check()
+
+    def verdict(self, outcome: Outcome, run_dir: Path) -> Outcome:
+        """The outcome of an attempt on this device: a failure while the device is gone says nothing of the trial.
+
+        Then the result in `run_dir` is replaced as well, for other workers deliver what they find there.
+        """
+        if isinstance(outcome, Failed):
+            try:
+                self.check()
+            except DeviceError as gone:
+                outcome = Interrupted(str(gone), lost=True)
+                try:
+                    rundir.write_result(run_dir, outcome)
+                except OSError as error:
+                    logger.warning("%s: the result of a device that is gone stays: %s", run_dir, error)
+        return outcome
+
+    def settle(self) -> None:
+        """As `wait_until_free` before an attempt starts, for `FREE_WITHIN_S` at most; then a warning says what is still there.
+
+        Raises:
+            DeviceError: The GPU does not answer.
+        """
+        left = self.wait_until_free(FREE_WITHIN_S)
+        if left is not None:
+            logger.warning("%s after %g s; the trial starts all the same", left, FREE_WITHIN_S)
+
+    def wait_until_free(self, timeout_s: float, stop: threading.Event | None = None) -> str | None:
+        """Waits until no earlier trial of the slot uses the GPU or its memory.
+
+        Returns None then, at once on a CPU; after `timeout_s`, or when `stop` is set, what is still there, in words.
+
+        Raises:
+            DeviceError: The GPU does not answer.
+        """
+        return None if self.gpu is None else self.gpu.wait_until_free(timeout_s, stop)
+
+    def __exit__(self, *_: object) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+
+class Slots:
+    """The slots of this host that a worker may hold. `why_cpu`: why it is the CPU's, None if nobody need be told.
+
+    Raises:
+        DeviceError: `worker.devices` names a device this host does not have, or the NVIDIA driver is there and broken.
+    """
+
+    def __init__(self, store: Store, settings: WorkerConfig) -> None:
+        self._store = store
+        self._settings = settings
+        self._offers: dict[SlotOffer, Device] = {}
+        host_bytes = usable_memory()
+        for device in discover(settings.devices):
+            scope = cpu_scope() if device.kind == "cpu" else host_identity()
+            count = settings.slots_per_device or (UNLIMITED_CPU_SLOTS if device.kind == "cpu" else 1)
+            # What a trial may count on: slots of a GPU share its memory.
+            gpu_bytes = None if device.kind == "cpu" else (device.memory_bytes or 0) // count
+            slots = (SlotOffer(scope, device.key, k, device.name, gpu_bytes, host_bytes) for k in range(count))
+            self._offers |= dict.fromkeys(slots, device)
+        gpus = any(device.kind == "gpu" for device in self._offers.values())
+        self._nvml = Nvml.open() if gpus else None  # for the life of the process: to open it for each look takes long
+        self._in_use: list[str] = []
+        self._gone: list[str] = []
+        self.why_cpu = why_no_gpu() if settings.devices is None and not gpus else None
+        self._said = False
+
+    def claim(self, lease: WorkerLease) -> HeldSlot | None:
+        """Takes a free slot, each device once before any is shared; None when all are held or used by others.
+
+        A GPU must be free in the database and on this host: workers of another database hold its lock there. One that others
+        compute on is passed over, as `worker.require_idle` says.
+
+        Raises:
+            DeviceError: Others compute on all GPUs that are free, and ``worker.require_idle=refuse``; or none of them answers.
+        """
+        left = self._idle(sorted(self._offers, key=lambda offer: offer.slot), lease)
+        while left:
+            taken = self._store.fleet.claim_slot(lease, left)
+            if taken is None:
+                break
+            device = self._offers[taken]
+            lock = None if device.kind == "cpu" else DeviceLock.acquire(taken.device, taken.slot)
+            if device.kind == "cpu" or lock is not None:
+                if self.why_cpu is not None and not self._said:
+                    logger.info("%s: trials run on the CPU", self.why_cpu)
+                    self._said = True
+                return HeldSlot(device, taken.slot, self._threads(taken), lock, self._occupancy(taken))
+            self._store.fleet.release_slot(lease)
+            left.remove(taken)
+        if self._in_use and self._settings.require_idle == "refuse":
+            raise DeviceError(f"worker.require_idle=refuse: {'; '.join(self._in_use)}")
+        return None
+
+    def holders(self) -> str:
+        """For people: who holds them, or uses them without holding any."""
+        lines = [line for scope in {offer.scope for offer in self._offers} for line in self._store.fleet.holders(scope)]
+        hint = ["worker.require_idle=ignore takes a GPU that is in use"] if self._in_use else []
+        return "; ".join([*self._gone, *self._in_use, *hint, *lines]) or "workers of another database hold them"
+
+    def waiting_for(self) -> str:
+        """For `status`: what a worker waits for that could claim none."""
+        return f"waiting for a device{': ' if self._in_use else ''}{'; '.join(self._in_use)}"
+
+    def in_use(self) -> list[str]:
+        """For people: the GPUs that no worker holds and others compute on, with who they are.
+
+        Raises:
+            DeviceError: No GPU answers.
+        """
+        self._idle(list(self._offers), None)
+        return self._in_use
+
+    def _idle(self, offers: list[SlotOffer], lease: WorkerLease | None) -> list[SlotOffer]:
+        """Those that no worker but the holder of `lease` holds, on devices that answer and that nobody else computes on."""
+        self._in_use, self._gone = [], []
+        if self._nvml is None or self._settings.require_idle == "ignore":
+            return offers
+        held = self._store.fleet.held({offer.scope for offer in offers}, but=lease)
+        free = [offer for offer in offers if (offer.scope, offer.device, offer.slot) not in held]
+        passed_over = set()
+        for device in dict.fromkeys(self._offers[offer] for offer in free):
+            if device.kind == "cpu":
+                continue
+            try:
+                who = strangers(self._nvml, device, held=any(key == device.key for _, key, _ in held))
+            except DeviceError as gone:
+                self._gone.append(str(gone))
+                passed_over.add(device)
+                continue
+            if who:
+                self._in_use.append(f"{device.label} is used by {', '.join(who)}")
+                passed_over.add(device)
+        if len(self._gone) == len(set(self._offers.values())):
+            raise DeviceError("; ".join(self._gone))
+        return [offer for offer in free if self._offers[offer] not in passed_over]
+
+    def _occupancy(self, taken: SlotOffer) -> Occupancy | None:
+        if self._nvml is None or self._offers[taken].kind == "cpu":
+            return None
+        alone = (self._settings.slots_per_device or 1) == 1 and self._settings.require_idle != "ignore"
+        return Occupancy(self._nvml, self._offers[taken], taken.slot, alone=alone)
+
+    def _threads(self, taken: SlotOffer) -> int | None:
+        """CPU workers that each take all cores slow each other down tenfold."""
+        if self._settings.threads is not None or self._offers[taken].kind != "cpu":
+            return self._settings.threads
+        sharers = max(self._settings.slots_per_device or _CPU_SHARERS, len(self._store.fleet.holders(taken.scope)))
+        return max(1, usable_cores() // sharers)

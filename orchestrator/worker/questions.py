@@ -1,0 +1,97 @@
+"""Answers what the objective of one attempt asks for as it runs; the child waits, the worker never does."""
+
+from __future__ import annotations
+
+import time
+
+from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
+from orchestrator.logs import logger
+from orchestrator.model import JSONValue
+from orchestrator.runner import Message, Running, StudyAsked, SuggestAsked
+from orchestrator.search import Answers
+from orchestrator.store import Claim, Store
+from orchestrator.worker.contact import Contact
+from orchestrator.worker.left_results import Said
+from orchestrator.worker.studies import Served
+
+_AGAIN_S = (0.2, 1.0)
+"""Until the next try while the database does not answer: the first one, and the longest."""
+
+
+class Suggesting:
+    """The questions of one attempt. `serve` is called after each poll, with or without a new one."""
+
+    def __init__(self, store: Store, contact: Contact, served: Served, claim: Claim, said: Said) -> None:
+        self._store = store
+        self._contact = contact
+        self._served = served
+        self._claim = claim
+        self._said = said
+        self._answers: Answers | None = None
+        self._waiting: SuggestAsked | StudyAsked | None = None
+        self._again_at = 0.0
+        self._pause_s = _AGAIN_S[0]
+
+    def note(self, message: Message) -> None:
+        """Keeps the question, if it is one."""
+        if isinstance(message, SuggestAsked | StudyAsked):
+            self._waiting, self._again_at, self._pause_s = message, 0.0, _AGAIN_S[0]
+
+    def serve(self, running: Running) -> None:
+        """Answers the question that waits, if one does; while the database does not answer a later call does.
+
+        Raises:
+            LeaseLostError: the trial is another's; the question has no answer.
+        """
+        asked = self._waiting
+        if asked is None or running.outcome is not None or time.monotonic() < self._again_at:
+            return
+        try:
+            if isinstance(asked, StudyAsked):
+                running.answer_study(asked.about, self._about(asked.about))
+            else:
+                self._answer_or_refuse(asked, running)
+        except StoreUnavailableError as error:
+            self._contact.lost(error)
+            self._again_at = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _AGAIN_S[1])
+            return
+        self._waiting = None
+
+    def _about(self, what: str) -> JSONValue:
+        assert self._claim.number is not None
+        return self._store.reads.about(what, self._claim.study_id, self._claim.number, self._served.spec.directions)
+
+    def _answer_or_refuse(self, asked: SuggestAsked, running: Running) -> None:
+        try:
+            self._answer(asked, running)
+        except (StoreUnavailableError, LeaseLostError):
+            raise
+        except (ValueError, TypeError) as error:
+            kind = "TypeError" if isinstance(error, TypeError) else "ValueError"
+            running.answer_suggest(asked.name, None, refused=(kind, str(error)))
+        except OrchestratorError as error:  # what no database takes
+            running.answer_suggest(asked.name, None, refused=("ValueError", f"parameter {asked.name!r}: {error}"))
+
+    def _answer(self, asked: SuggestAsked, running: Running) -> None:
+        answers = self._answers = self._answers or self._begin()
+        answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
+        if answer.new is not None:
+            check = answers.check_of(answer.new)
+            stored = self._store.suggested.add(self._claim, answer.new, answer.value, check_first=check)
+            answers.keep(stored)
+            self._said.suggested[stored.name] = (stored, answer.value)
+            if stored != answer.new:  # the answer to an earlier try was lost, and this one has other news
+                answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
+            logger.debug("trial %s: %s = %r", self._claim.number, asked.name, answer.value)
+        running.answer_suggest(asked.name, answer.internal, warnings=answer.warnings)
+
+    def _begin(self) -> Answers:
+        """What the study knows now: the sampler is asked once a trial for all that it can tell."""
+        self._served.learn(self._store)
+        news = self._store.reads.running(self._served.row.study_id)
+        self._served.search.feed(news)
+        mine = next((item for item in news if item.number == self._claim.number), None)
+        if mine is None:
+            raise LeaseLostError(f"trial {self._claim.number} of study {self._claim.study_id} has ended by now")
+        return self._served.search.answers(mine, ticket=self._claim.ticket, retry=self._claim.failures)

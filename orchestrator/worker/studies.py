@@ -1,0 +1,262 @@
+"""The studies a worker can serve: each with its spec, its sampler, and a process that imported its objective."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from orchestrator.config import WorkerConfig, never_prunes
+from orchestrator.devices import describe
+from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
+from orchestrator.logs import logger
+from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews, span_label, value_label
+from orchestrator.runner import Runner, check_allowed
+from orchestrator.search import FIXED_KEY, Search
+from orchestrator.store import MOST_CHOICES, Claim, Store, StudyRow, WorkerLease
+from orchestrator.worker.contact import Contact, ToldToEndError
+from orchestrator.worker.device_slot import HeldSlot
+
+IMPORT_AGAIN_S = 30.0
+FOREIGN_EVERY_S = 10.0
+_FOREIGN_TOLD = 200
+_MOST_WHY = 1000  # characters of a reason that others read
+_MODELS = ("tpe", "gp", "nsga2")  # the samplers that suggest by what they know of the other trials
+LIKELY = 3 * MOST_CHOICES // 4
+"""So many of the cells that an allocation chooses among are the best so far, the others those with the fewest tickets."""
+
+
+@dataclass
+class Served:
+    """A study as it was last launched, the sampler fed with its news, the runner of its objective.
+
+    `cursor` is how far its news were read, `foreign` the trials of others that the sampler knows, `foreign_at` when it looked.
+    `current` is false where all that is to be read anew.
+    """
+
+    row: StudyRow
+    spec: StudySpec
+    search: Search
+    runner: Runner
+    cursor: int = 0
+    foreign: set[int] = field(default_factory=set)
+    foreign_at: float = 0.0
+    current: bool = True
+
+    def forget(self) -> None:
+        """What was read may never have happened: the database went back in time, or may have. All is read anew."""
+        self.search = Search(self.spec)
+        self.cursor, self.foreign, self.foreign_at = 0, set(), 0.0
+        self.current = not self.informed
+
+    @property
+    def learns(self) -> bool:
+        """Whether its sampler suggests by what it knows of the other trials."""
+        return self.spec.sampler.get("name") in _MODELS
+
+    @property
+    def informed(self) -> bool:
+        """Whether trials are chosen, or their cells, by what is known of others."""
+        return self.learns or self.spec.allocation == "adaptive"
+
+    def learn(self, store: Store) -> None:
+        """Feeds the sampler with what became known since the last time.
+
+        Raises:
+            StoreUnavailableError: the database does not answer.
+        """
+        self.take_in(*store.reads.news(self.row.study_id, self.cursor))
+        self.look_for_foreign(store)
+
+    def look_for_foreign(self, store: Store) -> None:
+        """Feeds the sampler with trials that others added to the study; now and then, however often it is called.
+
+        Raises:
+            StoreUnavailableError: the database does not answer.
+        """
+        if time.monotonic() - self.foreign_at >= FOREIGN_EVERY_S:
+            foreign = store.reads.foreign(self.row.study_id, self.foreign)
+            self.foreign |= {t.number for t in foreign}
+            self.foreign_at = time.monotonic()
+            self.search.feed(foreign)
+
+    def take_in(self, news: list[TrialNews], position: int) -> None:
+        """Feeds the sampler with news up to `position`."""
+        self.search.feed(news)
+        self.cursor, self.current = position, True
+
+    def declared(self, values: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
+        """Those of a trial's values that are of grid and search; the others its objective asked for."""
+        return {name: value for name, value in values.items() if self.spec.declares(name)}
+
+    def likely_cells(self) -> list[int]:
+        """Where the allocation would look in a grid too large to look at whole: the best cells so far."""
+        return self.search.likely_cells(LIKELY) if self.spec.n_cells > MOST_CHOICES else []
+
+    def suggest(self, claim: Claim, asks: int) -> Suggestion:
+        """Parameters for the claim, with what `orchestrator replay` needs to suggest them again; `asks` counts the tries."""
+        given = self.declared(claim.fixed or {})
+        suggestion = self.search.ask(claim.cell_values, ticket=claim.ticket, retry=claim.failures, given=given)
+        known = {"position": self.cursor, "foreign": sorted(self.foreign)[:_FOREIGN_TOLD]}
+        asked = {"ticket": claim.ticket, "retry": claim.failures, "given": given, "asks": asks}
+        study = {"study_seed": self.spec.seed, "sampler": dict(self.spec.sampler)}
+        attrs = dict(suggestion.system_attrs)
+        attrs[ASK_KEY] = {**attrs.get(ASK_KEY, {}), **known, **asked, **study}
+        if later := {name: value for name, value in (claim.fixed or {}).items() if name not in given}:
+            attrs[FIXED_KEY] = later  # where the objective will ask for it, as Optuna's `enqueue_trial` leaves it
+        return replace(suggestion, system_attrs=attrs)
+
+
+class Serving:
+    """The studies of one worker. `device` is what their trials run on; set it before the first `ready`, and a lease by `hold`.
+
+    Args:
+        command: writes the command line for some words: ``stop study.name=digits``.
+    """
+
+    def __init__(self, store: Store, settings: WorkerConfig, contact: Contact, command: Callable[..., str]) -> None:
+        self._store = store
+        self._settings = settings
+        self._contact = contact
+        self._command = command
+        self._served: dict[int, Served] = {}
+        self._unservable: dict[tuple[int, datetime], float] = {}
+        self._refusals: dict[int, tuple[int, str]] = {}
+        self._refusals_told: dict[int, tuple[int, str]] = {}
+        self._announced: set[tuple[int, datetime]] = set()
+        self._anew = contact.anew
+        self._lease: WorkerLease
+        self.device: HeldSlot
+
+    def hold(self, lease: WorkerLease) -> None:
+        """From now on this is the worker's row, which says what it cannot serve."""
+        self._lease = lease
+        self._refusals_told = {}
+
+    def study(self, study_id: int) -> Served:
+        """A study that was `ready`."""
+        self.keep_current()
+        return self._served[study_id]
+
+    def keep_current(self) -> None:
+        """Forgets what was read of all studies if another server answers than before."""
+        if self._anew != self._contact.anew:
+            self._anew = self._contact.anew
+            for served in self._served.values():
+                served.forget()
+
+    def is_ready(self, row: StudyRow) -> bool:
+        """Whether it was `ready` as it is now launched; asks and changes nothing."""
+        served = self._served.get(row.study_id)
+        return served is not None and served.row.launched_at == row.launched_at
+
+    def keep_only(self, rows: Collection[StudyRow]) -> None:
+        """Ends the processes of all other studies."""
+        ids = {row.study_id for row in rows}
+        for study_id in self._served.keys() - ids:
+            self._served.pop(study_id).runner.close()
+        for study_id in self._refusals.keys() - ids:
+            del self._refusals[study_id]
+
+    def announce(self, rows: Collection[StudyRow]) -> None:
+        """Says which studies are served, each once after every launch of it: how old that is, and that nobody follows it."""
+        for row in rows:
+            if (row.study_id, row.launched_at) in self._announced:
+                continue
+            self._announced.add((row.study_id, row.launched_at))
+            alone = (
+                "" if row.followed else f"; no launch follows it, '{self._command('stop', f'study.name={row.name}')}' ends it"
+            )
+            logger.info("serves study %s, launched %s ago%s", row.name, span_label(row.launched_s), alone)
+
+    def ready(self, row: StudyRow) -> bool:
+        """Whether the study can be served on this host; if not, that is said once, to all, and tried again now and then.
+
+        False too if the worker is told to end while the objective is imported, however long that would take.
+
+        Raises:
+            LeaseLostError: the worker was evicted.
+            StoreUnavailableError: the database does not answer.
+        """
+        key = (row.study_id, row.launched_at)
+        able = False
+        if time.monotonic() >= self._unservable.get(key, 0.0):
+            try:
+                self._current(row).runner.check(self._contact.keep_on)
+                able = True
+                self._unservable.pop(key, None)
+                self._refusals.pop(row.study_id, None)
+            except ToldToEndError:
+                return False
+            except (LeaseLostError, StoreUnavailableError):
+                raise
+            except Exception as error:  # noqa: BLE001 - made by another version, a sampler's package missing: others go on
+                self._refuse(row, error)
+        if self._refusals != self._refusals_told:
+            self._store.fleet.refuse(self._lease, self._refusals)
+            self._refusals_told = dict(self._refusals)
+        return able
+
+    def _refuse(self, row: StudyRow, error: Exception) -> None:
+        key = (row.study_id, row.launched_at)
+        if row.study_id in self._served:
+            self._served.pop(row.study_id).runner.close()
+        expected = isinstance(error, ConfigError)
+        why = str(error) if expected else f"{type(error).__name__}: {error}"
+        if key not in self._unservable:
+            logger.error("not claiming from study %s: %s", row.name, why, exc_info=None if expected else error)
+        self._unservable[key] = time.monotonic() + IMPORT_AGAIN_S
+        self._refusals[row.study_id] = (row.revision, value_label(why)[:_MOST_WHY])
+
+    def _current(self, row: StudyRow) -> Served:
+        served = self._served.get(row.study_id)
+        if served is None or served.row.launched_at != row.launched_at:
+            if served is not None:
+                self._served.pop(row.study_id).runner.close()
+            self._contact.say(f"importing the objective of {row.name}")
+            spec = self._store.reads.spec(row.study_id)
+            if (idle := never_prunes(spec)) is not None and (row.study_id, row.launched_at) not in self._unservable:
+                logger.warning("study %s: %s", row.name, idle)
+            check_allowed(spec.objective, self._settings.allow_targets)
+            served = self._served[row.study_id] = Served(row, spec, Search(spec), self._runner(spec))
+            served.runner.begin()
+            # While the objective is imported, and no lock is held for it; but not again and again where it cannot be.
+            if (row.study_id, row.launched_at) not in self._unservable:
+                if served.informed:
+                    with ThreadPoolExecutor(1) as beside:  # while the database answers
+                        beside.submit(served.search.load)
+                        served.learn(self._store)
+                served.search.rehearse()
+        return served
+
+    def _runner(self, spec: StudySpec) -> Runner:
+        return runner_for(spec, self.device, self._silence_s(spec.runner.get("grace_s", 5.0)))
+
+    def _silence_s(self, grace_s: float) -> float:
+        """A child whose worker is stopped ends before another worker may take its device: the lease runs on from a renewal."""
+        ttl_s = self._settings.lease_ttl_s
+        return max(ttl_s / 3, ttl_s - self._settings.heartbeat_s - grace_s - 1.0)
+
+
+def runner_for(spec: StudySpec, held: HeldSlot, silence_s: float) -> Runner:
+    """A runner of the study's objective as `runner.*` says, on a device that is held.
+
+    Args:
+        silence_s: how long this process may be stopped or gone before a child of it is ended.
+    """
+    minutes = spec.runner.get("max_runtime_min")
+    return Runner(
+        spec.objective,
+        isolation=spec.runner.get("isolation", "trial"),
+        start=spec.runner.get("start", "forkserver"),
+        env=held.environment,
+        threads=held.threads,
+        grace_s=spec.runner.get("grace_s", 5.0),
+        max_runtime_s=None if minutes is None else minutes * 60,
+        silence_s=silence_s,
+        held=held.descriptors,
+        log_limit_bytes=int(spec.runner.get("log_limit_mb", 10.0) * 1_000_000),
+        device=describe(held.device),
+    )

@@ -14,7 +14,7 @@ from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.model import Suggestion, TrialNews
-from orchestrator.store import Choice, Claim, Place, Store, StudyRow, Undecided, WorkerLease
+from orchestrator.store import Choice, Claim, Place, Store, StudyRow, Undecided
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.pace import Pace
 from orchestrator.worker.shutdown import Drain, Draining
@@ -42,8 +42,8 @@ class Claiming:
         contact: Contact,
         draining: Draining,
         serving: Serving,
-        place: Place,
         between: Callable[[], None],
+        place: Place,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -52,20 +52,12 @@ class Claiming:
         self._serving = serving
         self._place = place
         self._between = between
-        self._lease: WorkerLease
         self._unsure = False
         self._rows: list[StudyRow] = []
         self._look_at = 0.0
         self._prepared: Claim | None = None
         self._prepare_again_at = 0.0
         self._paces: defaultdict[int, Pace] = defaultdict(Pace)
-
-    def hold(self, lease: WorkerLease) -> None:
-        """From now on trials are claimed under this lease; what was prepared under another one is gone with it."""
-        self._lease = lease
-        self._serving.hold(lease)
-        self._prepared = None
-        self._unsure = False
 
     def next(self) -> Claim | None:
         """The trial to run now, None if there is none; it is still to be created if it has no number.
@@ -149,7 +141,7 @@ class Claiming:
 
     def _begun(self, claim: Claim, until: Drain) -> bool:
         ledger = self._store.ledger
-        begun = self._contact.insist(lambda: ledger.start(claim, self._lease, self._place), until=until)
+        begun = self._contact.insist(lambda: ledger.start(claim, self._contact.lease, self._place), until=until)
         if not begun:  # the study was paused, or another worker took the trial over: then there is nothing to give back
             self._give_back(claim, until)
         return begun
@@ -162,7 +154,7 @@ class Claiming:
         """The next trial of the first active study that has one and whose objective runs here."""
         if self._unsure:
             why = "its claim was lost on the way to the worker"
-            self._store.ledger.give_back_held(self._lease, why, but=self._contact.held)
+            self._store.ledger.give_back_held(self._contact.lease, why, but=self._contact.held)
             self._unsure = False
         self._contact.sweep()
         if running is None:  # it may take as long as the database is away
@@ -195,12 +187,12 @@ class Claiming:
         served.look_for_foreign(self._store)
         likely = served.likely_cells() if adaptive else ()
         asked: dict[str, Any] = {"adaptive": adaptive, "likely": likely, "ahead": ahead, "launched": served.row.launched_at}
-        claim = ledger.claim_one(self._lease, study_id, self._place, **asked, known=known)
+        claim = ledger.claim_one(self._contact.lease, study_id, self._place, **asked, known=known)
         if isinstance(claim, Undecided):
             served.take_in(*claim.news or ([], served.cursor))
             cell, why = served.search.choose_cell(claim.cells, ticket=claim.ordinal, retry=claim.failures)
             choice = Choice(cell, {**why, "position": served.cursor})
-            claim = ledger.claim_one(self._lease, study_id, self._place, choice, **asked, known=served.cursor)
+            claim = ledger.claim_one(self._contact.lease, study_id, self._place, choice, **asked, known=served.cursor)
         if not isinstance(claim, Claim):
             return None
         served.take_in(*claim.news or ([], served.cursor))
@@ -234,11 +226,13 @@ class Claiming:
         alike = served.spec.sampler.get("name") in _DRAW
         for asks in range(1, ASKS):
             known = served.cursor if served.learns else None
-            created = ledger.create(claim, suggest(asks), self._lease, self._place, known=known, alike=alike, start=start)
+            created = ledger.create(
+                claim, suggest(asks), self._contact.lease, self._place, known=known, alike=alike, start=start
+            )
             if created is not None:
                 return created
             served.learn(self._store)
-        created = ledger.create(claim, learn_and_suggest, self._lease, self._place, known=served.cursor, start=start)
+        created = ledger.create(claim, learn_and_suggest, self._contact.lease, self._place, known=served.cursor, start=start)
         assert created is not None
         return created
 

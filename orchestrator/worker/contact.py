@@ -114,6 +114,12 @@ class Contact:
         self._health.touch()
         self._next_beat = time.monotonic() + min(1.0, self._settings.heartbeat_s)  # soon: it tells how crowded the server is
 
+    @property
+    def lease(self) -> WorkerLease:
+        """The lease that is held; there is one within the worker's registration."""
+        assert self._lease is not None
+        return self._lease
+
     def took(self, claim: Claim) -> None:
         """From now on the worker holds this claim: each renewal says so, and what it does not name is given back."""
         self._held.add(claim.token)

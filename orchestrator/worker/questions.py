@@ -11,8 +11,8 @@ from orchestrator.runner import Message, Running, StudyAsked, SuggestAsked
 from orchestrator.search import Answers
 from orchestrator.store import Claim, Store
 from orchestrator.worker.contact import Contact
-from orchestrator.worker.left_results import Said
 from orchestrator.worker.studies import Served
+from orchestrator.worker.unwritten import Unwritten
 
 _AGAIN_S = (0.2, 1.0)
 """Until the next try while the database does not answer: the first one, and the longest."""
@@ -21,12 +21,12 @@ _AGAIN_S = (0.2, 1.0)
 class Suggesting:
     """The questions of one attempt. `serve` is called after each poll, with or without a new one."""
 
-    def __init__(self, store: Store, contact: Contact, served: Served, claim: Claim, said: Said) -> None:
+    def __init__(self, store: Store, contact: Contact, served: Served, claim: Claim, unwritten: Unwritten) -> None:
         self._store = store
         self._contact = contact
         self._served = served
         self._claim = claim
-        self._said = said
+        self._unwritten = unwritten
         self._answers: Answers | None = None
         self._waiting: SuggestAsked | StudyAsked | None = None
         self._again_at = 0.0
@@ -80,7 +80,7 @@ class Suggesting:
             check = answers.check_of(answer.new)
             stored = self._store.suggested.add(self._claim, answer.new, answer.value, check_first=check)
             answers.keep(stored)
-            self._said.suggested[stored.name] = (stored, answer.value)
+            self._unwritten.suggested[stored.name] = (stored, answer.value)
             if stored != answer.new:  # the answer to an earlier try was lost, and this one has other news
                 answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
             logger.debug("trial %s: %s = %r", self._claim.number, asked.name, answer.value)

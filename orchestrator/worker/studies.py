@@ -15,7 +15,7 @@ from orchestrator.logs import logger
 from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews, span_label, value_label
 from orchestrator.runner import Runner, check_allowed
 from orchestrator.search import FIXED_KEY, Search
-from orchestrator.store import MOST_CHOICES, Claim, Store, StudyRow, WorkerLease
+from orchestrator.store import MOST_CHOICES, Claim, Store, StudyRow
 from orchestrator.worker.contact import Contact, ToldToEndError
 from orchestrator.worker.device_slot import HeldSlot
 
@@ -110,13 +110,16 @@ class Served:
 
 
 class Serving:
-    """The studies of one worker. `device` is what their trials run on; set it before the first `ready`, and a lease by `hold`.
+    """The studies of one worker under one lease; their processes end with the block.
 
     Args:
         command: writes the command line for some words: ``stop study.name=digits``.
+        device: what their trials run on.
     """
 
-    def __init__(self, store: Store, settings: WorkerConfig, contact: Contact, command: Callable[..., str]) -> None:
+    def __init__(
+        self, store: Store, settings: WorkerConfig, contact: Contact, command: Callable[..., str], device: HeldSlot
+    ) -> None:
         self._store = store
         self._settings = settings
         self._contact = contact
@@ -127,13 +130,13 @@ class Serving:
         self._refusals_told: dict[int, tuple[int, str]] = {}
         self._announced: set[tuple[int, datetime]] = set()
         self._anew = contact.anew
-        self._lease: WorkerLease
-        self.device: HeldSlot
+        self._device = device
 
-    def hold(self, lease: WorkerLease) -> None:
-        """From now on this is the worker's row, which says what it cannot serve."""
-        self._lease = lease
-        self._refusals_told = {}
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.keep_only([])
 
     def study(self, study_id: int) -> Served:
         """A study that was `ready`."""
@@ -195,7 +198,7 @@ class Serving:
             except Exception as error:  # noqa: BLE001 - made by another version, a sampler's package missing: others go on
                 self._refuse(row, error)
         if self._refusals != self._refusals_told:
-            self._store.fleet.refuse(self._lease, self._refusals)
+            self._store.fleet.refuse(self._contact.lease, self._refusals)
             self._refusals_told = dict(self._refusals)
         return able
 
@@ -232,7 +235,7 @@ class Serving:
         return served
 
     def _runner(self, spec: StudySpec) -> Runner:
-        return runner_for(spec, self.device, self._silence_s(spec.runner.get("grace_s", 5.0)))
+        return runner_for(spec, self._device, self._silence_s(spec.runner.get("grace_s", 5.0)))
 
     def _silence_s(self, grace_s: float) -> float:
         """A child whose worker is stopped ends before another worker may take its device: the lease runs on from a renewal."""

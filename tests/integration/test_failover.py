@@ -27,9 +27,9 @@ from orchestrator.store import Claim, Silent, SlotOffer, Store, TimeLine
 from orchestrator.store.connection.database import Database, storage_url
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.failover import Failover
-from orchestrator.worker.left_results import Said
 from orchestrator.worker.shutdown import Draining
 from orchestrator.worker.studies import Served
+from orchestrator.worker.unwritten import Unwritten
 from tests.support.invariants import plain_trials, query
 from tests.support.own_server import OwnServer
 from tests.support.studies import PLACE, end, spec, start, suggestion
@@ -223,7 +223,7 @@ def test_a_result_tells_another_server_all_that_the_trial_said(server: OwnServer
     study = own.studies.launch(spec("told", cells=1)).study_id
     lease = own.fleet.register(60)
     claim = must(start(own, lease, study))
-    before, said = own.reads.server(), Said(anew=0)
+    before, said = own.reads.server(), Unwritten(anew=0)
     copy = server.backup()
     for message in (Reported(1, 0.5), AttrSet("k", 1)):
         said.note(message)

@@ -15,7 +15,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed
 from orchestrator.runner import ArtifactLogged
 from orchestrator.runner.files.artifacts import ArtifactError, ArtifactPlace, ArtifactRecord, checked_place
-from orchestrator.worker.left_results import LeftResults
+from orchestrator.worker.delivery import LeftResults
 from tests.support.running import finish, make_job, running_with
 
 ID = "0f8fad5b-d9cb-469f-a165-70867728950e"

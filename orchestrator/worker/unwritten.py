@@ -1,20 +1,16 @@
-"""What an attempt said and how it ended, as its run directory tells: for results that nobody delivered."""
+"""What an attempt reported and nobody has written to the database yet."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from orchestrator.logs import logger
-from orchestrator.model import Interrupted, JSONValue, Outcome, Param
-from orchestrator.runner import ArtifactLogged, AttrSet, ConstraintSet, Message, Reported, journal
-from orchestrator.runner.protocol import rundir
-from orchestrator.runner.system import facts
+from orchestrator.model import JSONValue, Param
+from orchestrator.runner import ArtifactLogged, AttrSet, ConstraintSet, Message, Reported
 
 
 @dataclass
-class Said:
+class Unwritten:
     """What an attempt reported, set and stored, and nobody has written to the database yet.
 
     `sent` are the reports that are there; `facts` say of an attempt that ended what it ran on and what it took. `suggested` are
@@ -51,9 +47,13 @@ class Said:
 
     @property
     def rows(self) -> dict[str, Any]:
-        """It, by the names that the ledger's writes give it."""
-        told = {"reports": self.reports, "attrs": self.attrs, "constraints": self.constraints}
-        return {**told, "artifacts": self.artifacts}
+        """All of it, by the names that the ledger's writes have for it."""
+        return {
+            "reports": self.reports,
+            "attrs": self.attrs,
+            "constraints": self.constraints,
+            "artifacts": self.artifacts,
+        }
 
     def forget(self) -> None:
         """It is written."""
@@ -79,24 +79,3 @@ class Said:
     @property
     def curve(self) -> dict[int, float]:
         return {**self.reports, **self.sent}
-
-
-class LeftResults:
-    """Reads the results that attempts left; one that cannot be read is warned of once."""
-
-    def __init__(self) -> None:
-        self._unreadable: set[Path] = set()
-
-    def result_in(self, run_dir: Path) -> tuple[Outcome, Said] | None:
-        """How the attempt ended and what it said, None if it left no result or was only interrupted."""
-        try:
-            outcome, said = rundir.read_result(run_dir), journal.read(run_dir)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if run_dir not in self._unreadable:
-                logger.warning("%s: the result cannot be read: %s", run_dir, error)
-                self._unreadable.add(run_dir)
-            return None
-        if outcome is None or isinstance(outcome, Interrupted):
-            return None
-        logger.info("%s holds a result that was not delivered; delivering it", run_dir)
-        return outcome, Said(*said, facts=facts.read(run_dir))

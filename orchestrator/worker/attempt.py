@@ -1,0 +1,217 @@
+"""One attempt of one trial, from its checkpoint directory to the outcome of its child. Read `Attempts.run`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from orchestrator.config import WorkerConfig
+from orchestrator.devices import torch_device
+from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
+from orchestrator.faults import step as crash_step
+from orchestrator.logs import logger
+from orchestrator.model import Outcome, trial_seed
+from orchestrator.runner import Job, PruneAsked, Running, Told
+from orchestrator.runner.files import CheckpointError, Checkpoints, Kept
+from orchestrator.store import AttemptRow, Claim, Place, Store, StudyRow
+from orchestrator.worker.claiming import Claiming
+from orchestrator.worker.contact import Contact
+from orchestrator.worker.delivery import Delivery
+from orchestrator.worker.device_slot import HeldSlot
+from orchestrator.worker.questions import Suggesting
+from orchestrator.worker.shutdown import Drain, Draining
+from orchestrator.worker.studies import Served, Serving
+from orchestrator.worker.unwritten import Unwritten
+
+REPORTS_EVERY_S = 1.0
+
+
+class AbandonedError(Exception):
+    """The worker was told to end before the attempt began."""
+
+
+def abandon() -> NoReturn:
+    raise AbandonedError
+
+
+class Attempts:
+    """Runs the attempts of one worker, one after the other, on the device that it holds."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: WorkerConfig,
+        contact: Contact,
+        draining: Draining,
+        device: HeldSlot,
+        serving: Serving,
+        claiming: Claiming,
+        delivery: Delivery,
+        checkpoints: Checkpoints,
+        place: Place,
+        artifacts: str | None,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._contact = contact
+        self._draining = draining
+        self._device = device
+        self._serving = serving
+        self._claiming = claiming
+        self._delivery = delivery
+        self._checkpoints = checkpoints
+        self._place = place
+        self._artifacts = artifacts
+
+    @contextmanager
+    def checkpoints(self, served: Served, claim: Claim, earlier: Sequence[AttemptRow]) -> Iterator[Kept]:
+        """This attempt's checkpoint directory, filled from the one before; the trial is given back if it cannot be made."""
+        folder, resume = served.row.folder, bool(served.spec.runner.get("resume", True))
+        number = claim.number
+        assert number is not None
+        tokens = {attempt.attempt: attempt.token for attempt in earlier} | {claim.attempt: claim.token}
+        try:
+            kept = self._contact.meanwhile(
+                lambda: self._checkpoints.begin(folder, number, claim.attempt, resume=resume, tokens=tokens), hurry=abandon
+            )
+        except CheckpointError:
+            self._release(claim, "cannot keep its checkpoints")
+            raise
+        with kept:
+            yield kept
+
+    def _release(self, claim: Claim, what: str) -> None:
+        """Gives the trial back: this host cannot run it."""
+        self._contact.insist(lambda: self._store.ledger.release(claim, f"{self._place.host} {what}"))
+
+    def job(self, served: Served, claim: Claim, kept: Kept) -> Job:
+        """What the child needs to run the attempt."""
+        assert claim.number is not None
+        values = served.declared(claim.values or {})
+        return Job(
+            study=served.row.name,
+            number=claim.number,
+            attempt=claim.attempt,
+            seed=trial_seed(served.spec.seed, claim.ticket, claim.failures),
+            device=torch_device(self._device.device),
+            params=served.spec.params,
+            values=values,
+            contents=served.spec.contents(values),
+            options=served.spec.options,
+            objective=served.spec.objective,
+            directions=served.spec.directions,
+            metrics=served.spec.metrics,
+            run_dir=self._delivery.run_dir(served.row, claim, claim.attempt, claim.token),
+            checkpoint_dir=kept.directory,
+            resumed=claim.resumed,
+            resumed_from=kept.resumed_from,
+            artifacts=self._artifacts,
+        )
+
+    def run(self, served: Served, claim: Claim, job: Job) -> tuple[Outcome, Unwritten]:
+        """Runs the child to its end; returns its outcome with what it reported and is not written yet."""
+        unwritten = Unwritten(sent=self._reported(served.row, claim))
+        suggesting = Suggesting(self._store, self._contact, served, claim, unwritten)
+        self._contact.halted_at = None  # that was the trial before
+        unwritten.anew = self._contact.anew
+        next_flush = 0.0
+        if self._device.gpu is not None:
+            self._contact.meanwhile(self._device.settle, hurry=abandon)
+        try:
+            running = served.runner.start(job, self._told)
+        except OSError as error:
+            self._release(claim, "cannot write its run directory")
+            raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
+        crash_step("after-start")
+        since = time.monotonic()
+        self._contact.running = claim
+        try:
+            while running.outcome is None:
+                last = self._settings.max_trials is not None and self._delivery.ended + 1 >= self._settings.max_trials
+                prepare_in_s = self._claiming.prepare(claim, time.monotonic() - since, last=last)
+                for message in running.poll(self._contact.until_beat(min(1.0, prepare_in_s))):
+                    crash_step("mid-run")
+                    unwritten.note(message)
+                    suggesting.note(message)
+                    if isinstance(message, PruneAsked):
+                        running.answer_prune(self._should_prune(served, claim, unwritten.curve))
+                suggesting.serve(running)
+                if unwritten.anything and time.monotonic() >= next_flush and running.outcome is None:
+                    self._delivery.flush(claim, unwritten)
+                    next_flush = time.monotonic() + REPORTS_EVERY_S
+                self._contact.beat()
+                if self._contact.doubted:
+                    self._confirm(claim)
+                if self._contact.anew != unwritten.anew:
+                    unwritten.anew = self._contact.anew
+                    unwritten.again()
+                    self._serving.keep_current()
+                self._contact.rest()
+                self._obey(running)
+        except BaseException:
+            running.terminate()
+            raise
+        finally:
+            self._contact.running = None
+        self._claiming.ran(claim, time.monotonic() - since)
+        for message in running.poll(0):
+            unwritten.note(message)
+        unwritten.facts = running.facts
+        return self._device.verdict(running.outcome, job.run_dir), unwritten
+
+    def _confirm(self, claim: Claim) -> None:
+        """Sees to it that the database knows of the attempt that runs: it may have lost that it began.
+
+        Raises:
+            LeaseLostError: it has lost the trial, or this worker's claim to it.
+        """
+        try:
+            begun = claim.attempt == 1 and self._store.ledger.start(claim, self._contact.lease, self._place)
+        except StoreUnavailableError as error:
+            self._contact.lost(error)
+            return  # the next renewal asks for it again
+        self._contact.doubted = False
+        if not begun:
+            raise LeaseLostError(f"the database has lost that trial {claim.number} runs here: ending it")
+        logger.warning("the database had lost that trial %s runs here; it is told again", claim.number)
+
+    def _reported(self, row: StudyRow, claim: Claim) -> dict[int, float]:
+        """What earlier attempts of the trial reported: its curve goes on."""
+        if not claim.resumed:
+            return {}
+        running = self._contact.insist(lambda: self._store.reads.running(row.study_id))
+        return next((dict(news.intermediate) for news in running if news.number == claim.number), {})
+
+    def _should_prune(self, served: Served, claim: Claim, curve: dict[int, float]) -> bool:
+        """The pruner's verdict, knowing what the others have reported by now; never before the cell has a complete trial."""
+        if served.spec.pruner.get("name") == "none" or len(served.spec.directions) > 1:
+            return False
+        assert claim.number is not None
+        try:
+            if not self._store.ledger.may_prune(claim):
+                return False
+            served.learn(self._store)
+            served.search.feed(self._store.reads.running(served.row.study_id))
+        except StoreUnavailableError as error:
+            self._contact.lost(error)
+            return False
+        return served.search.should_prune(claim.number, reports=curve)
+
+    def _told(self) -> Told:
+        if self._draining.how >= Drain.STOP or self._contact.halted_at is not None:
+            return Told.STOP
+        return Told.NOTHING if self._draining.how == Drain.NO else Told.LEAVE
+
+    def _obey(self, running: Running) -> None:
+        """Passes a request to end on to the child, and ends it when its time is up."""
+        draining = self._draining
+        asked = [(draining.since, "the worker was told to end")] if draining.how >= Drain.STOP else []
+        asked += [(self._contact.halted_at, "the study was paused or stopped")] if self._contact.halted_at is not None else []
+        if not asked:
+            return
+        since, reason = min(asked)
+        running.ask_to_stop()
+        if draining.how == Drain.NOW or time.monotonic() - since >= self._settings.drain_s:
+            self._contact.meanwhile(lambda: running.terminate(reason))

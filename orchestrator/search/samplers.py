@@ -99,7 +99,7 @@ class GeneticSampler(NSGAIISampler):
 
 _SAMPLERS: dict[str, tuple[Callable[..., BaseSampler], dict[str, Option]]] = {
     "tpe": (HybridTPESampler, {"n_startup_trials": whole(10, 0), "n_ei_candidates": whole(24, 1)}),
-    "gp": (HybridGPSampler, {"n_startup_trials": whole(10, 0)}),
+    "gp": (HybridGPSampler, {"n_startup_trials": whole(10, 1)}),
     "random": (RandomCellSampler, {}),
     "qmc": (QuasiRandomSampler, {"qmc_type": one_of("sobol", "halton"), "scramble": flag(True)}),
     "nsga2": (

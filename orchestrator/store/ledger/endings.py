@@ -113,7 +113,7 @@ def give_back_or_fail(c: Connection, row: Row, outcome: str, reason: str, *, kno
     if not row.attempts:  # it was prepared and never begun: nothing is lost
         outcome = "interrupted"
     may_end = outcome == "lost" and row.state == "RUNNING" and known
-    if may_end and row.lost + 1 >= runner_setting(c, row.study_id, "max_attempts", 1):
+    if may_end and row.lost + 1 >= runner_setting(c, row.study_id, "max_attempts", 5):
         later(c, _LOCK_CELL, {"trial_id": row.trial_id})
         (row,) = answers(c, ENDING, {"trial_id": row.trial_id, "token": row.token})
         why = f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"

@@ -23,6 +23,7 @@ from orchestrator.model import (
     Pruned,
     StudySpec,
     cell_label,
+    count_label,
     trial_seed,
 )
 from orchestrator.runner import Job, PruneAsked, Running, Told
@@ -112,7 +113,7 @@ class Worker:
                 if self._draining.how == Drain.NO:
                     raise
                 logger.warning("%s; ending all the same, the lease will run out", error)
-        logger.info("ended after %d trials", self._ended)
+        logger.info("ended after %s", count_label(self._ended, "trial"))
         return self._ended
 
     def drain(self, how: Drain) -> None:

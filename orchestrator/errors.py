@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 
 class OrchestratorError(Exception):
@@ -49,6 +50,10 @@ class StudyFailedError(OrchestratorError):
     """The study ended without a single complete trial."""
 
     exit_code = 7
+
+
+ELSEWHERE: Final = "set ORCHESTRATOR_DATA_DIR to a directory where you can write"
+"""What to do where the default one, below the home directory, is of no use."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

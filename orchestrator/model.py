@@ -269,6 +269,11 @@ def value_label(value: JSONValue) -> str:
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNSEEN else c for c in text)
 
 
+def count_label(count: int, noun: str) -> str:
+    """``1 trial``, ``2 trials``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def span_label(seconds: float) -> str:
     """A span of time for people, in the largest unit that there are two of: ``90 s``, ``3 h``, ``12 d``."""
     for unit, name in ((86_400, "d"), (3_600, "h"), (60, "min")):

@@ -40,6 +40,11 @@ def end_at_once(code: int) -> None:
     handle(lambda *_: os._exit(code))
 
 
+def shut_out() -> None:
+    """From here on none of `ENDING` reaches this process, which ends by itself."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
+
 @contextmanager
 def held_back() -> Iterator[None]:
     """A process started in this block gets none of `ENDING` before it calls `let_in`: those sent meanwhile come then."""

@@ -70,7 +70,10 @@ class Call:
             for word in found:
                 words[key] = word.partition("=")[2]
                 rest.remove(word)
-        return Call(command, config.parse_flags(rest), switches, words, action)
+        if command == "launch" and (odd := next((word for word in rest if word.startswith("retry=")), None)):
+            raise ConfigError(f"{odd}: must be {RETRY}; a parameter of that name is params.retry=…")
+        own = [switch for switch in _SWITCHES.get(command, ()) if switch.startswith("--")]
+        return Call(command, config.parse_flags(rest, own), switches, words, action)
 
     @cached_property
     def composed(self) -> Composed:

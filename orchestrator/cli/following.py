@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -11,7 +12,7 @@ from orchestrator.cli import hints
 from orchestrator.cli.call import Call
 from orchestrator.cli.screen import View
 from orchestrator.errors import OrchestratorError
-from orchestrator.model import span_label
+from orchestrator.model import count_label, span_label
 from orchestrator.store import Progress, Servers, Store, StudyRow
 
 FOLLOWED_S: Final = 30.0
@@ -23,20 +24,16 @@ _MOST_REASONS: Final = 3
 
 
 class Following:
-    """Of one launch and its study, whose `row` may become another one.
+    """Of one launch and its study, whose `row` may become another one."""
 
-    Args:
-        starts_workers: whether this launch has workers of its own, which take a moment to appear.
-    """
-
-    def __init__(self, call: Call, store: Store, row: StudyRow, view: View, *, starts_workers: bool) -> None:
+    def __init__(self, call: Call, store: Store, row: StudyRow, view: View) -> None:
         self._call = call
         self._store = store
         self.row = row
         self._view = view
         self._sign_at = 0.0
         self._ask_at = 0.0
-        self._workers_by = time.monotonic() + (_START_S if starts_workers else 0.0)
+        self._workers_by = time.monotonic() + _START_S
         self._said: str | None = None
 
     @contextmanager
@@ -53,8 +50,12 @@ class Following:
             with suppress(OrchestratorError):  # then it is known a little later
                 self._store.studies.follow(self.row.study_id, 0.0)
 
-    def look(self, progress: Progress | None) -> None:
-        """Call it as often as you like; `progress` is what was just read, None if nothing was.
+    def look(self, progress: Progress | None, own: Collection[int] = ()) -> None:
+        """Call it as often as you like.
+
+        Args:
+            progress: what was just read, None if nothing was.
+            own: the processes of this launch's own workers, which take a moment to appear among the others.
 
         Raises:
             StoreUnavailableError: the database does not answer.
@@ -68,12 +69,16 @@ class Following:
         problem = None
         if progress.study.state == "ACTIVE" and not progress.running:
             servers = self._store.reads.servers([self.row.study_id])[self.row.study_id]
-            if servers == Servers() and now < self._workers_by:
-                return
             problem = unserved(self._call, self.row.name, servers)
+            if problem is not None and now < self._workers_by and not self._registered(own):
+                return
         if problem != self._said:
             self._view.say(problem or f"study {self.row.name} is served again")
             self._said = problem
+
+    def _registered(self, own: Collection[int]) -> bool:
+        host = socket.gethostname()
+        return set(own) <= {worker.pid for worker in self._store.reads.workers() if worker.host == host}
 
     def _give_sign(self) -> None:
         self._store.studies.follow(self.row.study_id, FOLLOWED_S)
@@ -85,10 +90,11 @@ def unserved(call: Call, study: str, servers: Servers) -> str | None:
     if servers.able:
         return None
     if servers.refusals:
-        told = [f"{_workers(count)}: {why}" for why, count in servers.refusals[:_MOST_REASONS]]
+        told = [f"{count_label(count, 'worker')}: {why}" for why, count in servers.refusals[:_MOST_REASONS]]
         more = len(servers.refusals) - len(told)
         return f"no worker can serve study {study}: {'; '.join(told)}{f'; and {more} more reasons' if more else ''}"
-    there = f"{_workers(servers.elsewhere)} serve other studies only (worker.studies)" if servers.elsewhere else "there is none"
+    busy = f"{count_label(servers.elsewhere, 'worker')} serve{'s' if servers.elsewhere == 1 else ''} other studies only"
+    there = f"{busy} (worker.studies)" if servers.elsewhere else "there is none"
     return f"no worker serves study {study}: {there}; start one with: {hints.command(call, 'worker')}"
 
 
@@ -98,7 +104,3 @@ def unfollowed(call: Call, row: StudyRow) -> str | None:
         return None
     stop = hints.command(call, "stop", f"study.name={row.name}")
     return f"no launch follows it; launched {span_label(row.launched_s)} ago; '{stop}' ends it"
-
-
-def _workers(count: int) -> str:
-    return "1 worker" if count == 1 else f"{count} workers"

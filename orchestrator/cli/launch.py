@@ -26,8 +26,8 @@ from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import Following
 from orchestrator.cli.server import LAUNCHER_PID
 from orchestrator.devices import discover, usable_cores
-from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, StudyFailedError
-from orchestrator.model import StudySpec
+from orchestrator.errors import ELSEWHERE, ConfigError, OrchestratorError, StoreUnavailableError, StudyFailedError
+from orchestrator.model import StudySpec, count_label
 from orchestrator.runner import HYDRA_DIRECTORY, Runner, check_allowed, code_now, is_hydra_app
 from orchestrator.runner.files import Checkpoints
 from orchestrator.runner.files.artifacts import checked_place
@@ -80,7 +80,7 @@ def _launch(call: Call, spec: StudySpec, ending: Ending) -> int:
         if _retries(call, store, row, view) or launched.open_tickets:
             if count:
                 _announce_devices(call, store, view)
-            following = Following(call, store, row, view, starts_workers=count > 0)
+            following = Following(call, store, row, view)
             with following.shown(), _Workers(call, spec, count, output, view) as workers:
                 row, interrupted = _follow(_Followed(call, store, row, spec, view, failures), workers, following)
                 ending.asked = interrupted
@@ -116,8 +116,8 @@ def _checked(call: Call) -> tuple[StudySpec, list[tuple[str, str]]]:
 def _announcement(call: Call, spec: StudySpec, launched: Launched) -> str:
     changed = "".join(f"\n  changed {change}" for change in launched.changes)
     if launched.created:
-        cells = f"{spec.n_cells} cells x {spec.budget.per_cell} guaranteed" if spec.grid else "no grid"
-        return f"study {spec.name}: {spec.budget.trials} trials, {cells}, sampler {spec.sampler['name']}"
+        cells = f"{count_label(spec.n_cells, 'cell')} x {spec.budget.per_cell} guaranteed" if spec.grid else "no grid"
+        return f"study {spec.name}: {count_label(spec.budget.trials, 'trial')}, {cells}, sampler {spec.sampler['name']}"
     if launched.open_tickets:
         more = f"{launched.added} trials more, " if launched.added > 0 else ""
         return f"study {spec.name} goes on: {more}{launched.open_tickets} to be done{changed}"
@@ -184,7 +184,7 @@ def _check_runs_directory(call: Call, count: int) -> None:
             with tempfile.TemporaryFile(dir=runs):
                 pass
         except OSError as error:
-            raise ConfigError(f"paths.runs={runs}: workers could not write there: {error.strerror}") from error
+            raise ConfigError(f"paths.runs={runs}: workers could not write there: {error.strerror}; {ELSEWHERE}") from error
 
 
 def _check_objective(call: Call, spec: StudySpec) -> None:
@@ -251,7 +251,7 @@ class _Workers:
         for k in range(self._count):
             self._start(k)
         if self._count:
-            self._view.say(f"{self._count} workers started; their logs: {self._output}/worker-*.log")
+            self._view.say(f"{count_label(self._count, 'worker')} started; logs: {self._output}/worker-*.log")
         else:
             self._view.say("worker.count=0: following; trials run on the workers there are")
         return self
@@ -298,6 +298,11 @@ class _Workers:
             elif time.monotonic() >= self._restart_at[k]:
                 del self._restart_at[k]
                 self._start(k)
+
+    @property
+    def pids(self) -> set[int]:
+        """Of those started last, dead or alive."""
+        return {process.pid for process in self._running.values()}
 
     @property
     def done(self) -> bool:
@@ -390,7 +395,7 @@ def _follow(followed: _Followed, workers: _Workers, following: Following) -> tup
                 if began >= next_look:
                     progress = followed.look()
                     next_look = time.monotonic() + (time.monotonic() - began) / _SHARE_OF_LOOKING
-                following.look(progress)
+                following.look(progress, own=workers.pids)
                 store.rest()
             except StoreUnavailableError as error:
                 maintenance.lost_contact()

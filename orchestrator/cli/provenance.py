@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from orchestrator.model import value_label
+from orchestrator.model import count_label, value_label
 from orchestrator.store import CodeRow, Store, StudyRow, TrialRow
 
 _MOST_FILES: Final = 5
@@ -37,7 +37,7 @@ def comment(origin: Mapping[str, Any]) -> str:
 def _where(facts: Mapping[str, Any]) -> str:
     device, threads, duration = facts.get("device"), facts.get("threads"), facts.get("duration_s")
     told = [f"ran on {facts.get('host')}", *([str(device.get("name"))] if device else [])]
-    told += [f"{threads} threads"] if threads else []
+    told += [count_label(threads, "thread")] if threads else []
     told += [f"{duration:.1f} s"] if duration is not None else []
     for key, of in (("peak_memory_bytes", "of memory"), ("peak_device_bytes", "on the device")):
         told += [f"{facts[key] / 1e6:.0f} MB {of}"] if facts.get(key) is not None else []

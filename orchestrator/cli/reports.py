@@ -27,7 +27,7 @@ from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import unfollowed, unserved
 from orchestrator.config import rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
-from orchestrator.model import StudySpec, value_label
+from orchestrator.model import StudySpec, count_label, value_label
 from orchestrator.overlay import overlay
 from orchestrator.runner.child import resolvers as couplings
 from orchestrator.runner.protocol import rundir
@@ -107,8 +107,9 @@ def status(call: Call) -> int:
     for remark in _remarks(call, spec, progress, failures, mute):
         console.print(Text(remark), soft_wrap=True)
     for t in live:
-        who = f"worker {t.worker_id}" if t.worker_id else "waiting for a worker"
-        console.print(Text(f"trial {t.number} runs for {t.seconds or 0:.0f} s, attempt {t.attempts}, {who}"), soft_wrap=True)
+        runs = f"runs for {t.seconds or 0:.0f} s, attempt {t.attempts}, worker {t.worker_id}"
+        after = f" after {count_label(t.attempts, 'attempt')}" if t.attempts else ""
+        console.print(Text(f"trial {t.number} {runs if t.worker_id else f'waits for a worker{after}'}"), soft_wrap=True)
         for a in earlier.get(t.number, ()):
             console.print(Text(f"  attempt {a.attempt} {a.outcome}: {a.reason}"), soft_wrap=True)
     console.print()

@@ -23,6 +23,7 @@ from orchestrator.model import (
     Pruned,
     StudySpec,
     TrialNews,
+    count_label,
     trial_seed,
 )
 from orchestrator.runner import ABOUT, Job, PruneAsked, Running, StudyAsked, SuggestAsked, check_allowed
@@ -51,7 +52,7 @@ def run(call: Call) -> int:
     with _device(call, then) as held:
         print(
             f"trial {trial.number} of {row.name} again: seed {seed}, {held.device.name},"
-            f" {'the libraries’ own' if held.threads is None else held.threads} threads",
+            f" {'the libraries’ own threads' if held.threads is None else count_label(held.threads, 'thread')}",
             file=sys.stderr,
         )
         running = _run(_job(call, row, spec, trial, seed, held.device), spec, held, told, known)

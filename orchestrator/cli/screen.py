@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.config import normal_form
-from orchestrator.model import Axis, Searched, StudySpec, cell_label, value_label
+from orchestrator.model import Axis, Searched, StudySpec, cell_label, count_label, value_label
 from orchestrator.program import label
 from orchestrator.store import CellRow, Progress, TrialRow
 
@@ -154,7 +154,7 @@ def cell_table(
         belief = _belief(believed.get(cell.ordinal)) if believed else ()
         table.add_row(*map(Text, (*names, *counts, best, number, *belief, remark)))
     more = max(len(cells), n_cells or 0) - len(shown)
-    return Group(table, Text(f"… and {_cells(more)} more")) if more else table
+    return Group(table, Text(f"… and {count_label(more, 'cell')} more")) if more else table
 
 
 def _remark(cell: CellRow) -> str:
@@ -186,12 +186,8 @@ def cell_comments(spec: StudySpec, cells: Sequence[CellRow], estimates: Estimate
         known = f"{cell.completed}, {best}, {', '.join(_belief(estimate))}".rstrip(" ,")
         lines.append(f"#   {cell_label(cell.values)}: {known}{value_label(f'; {_remark(cell)}') if _remark(cell) else ''}")
     if len(rows) > MOST_CELLS:
-        lines.append(f"#   … and {_cells(len(rows) - MOST_CELLS)} more")
+        lines.append(f"#   … and {count_label(len(rows) - MOST_CELLS, 'cell')} more")
     return "\n".join(lines)
-
-
-def _cells(count: int) -> str:
-    return "1 cell" if count == 1 else f"{count} cells"
 
 
 def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequence[str] = ()) -> str:
@@ -212,13 +208,14 @@ def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequenc
         ]
     shares = spec.n_cells * spec.budget.per_cell
     rest = spec.budget.trials - shares
-    lines += ["", f"{spec.n_cells} cells x budget.per_cell={spec.budget.per_cell} = {shares} guaranteed trials"]
+    cells, guaranteed = count_label(spec.n_cells, "cell"), count_label(shares, "guaranteed trial")
+    lines += ["", f"{cells} x budget.per_cell={spec.budget.per_cell} = {guaranteed}"]
     lines.append(f"{rest} more by allocation={spec.allocation}, {spec.budget.trials} in all")
     if spec.budget.hours is not None:
         lines.append(f"no trial is started after {spec.budget.hours:g} h")
     for index, cell in enumerate(spec.cells()):
         if index == MOST_CELLS:
-            lines.append(f"  … and {_cells(spec.n_cells - index)} more")
+            lines.append(f"  … and {count_label(spec.n_cells - index, 'cell')} more")
             break
         lines.append(f"  {cell_label(cell)}")
     return "\n".join([*lines, "", *remarks, "dry run: nothing was created"])
@@ -277,11 +274,9 @@ def results(spec: StudySpec, progress: Progress, best: list[TrialRow], estimates
         console.print(Text(headline(spec, progress)), soft_wrap=True)
         if progress.study.state == "FINISHED":
             console.print(Text(f"finished: {progress.study.reason}"))
-        console.print()
         for trial in best:
-            console.print(Text(describe_trial(spec, trial)), soft_wrap=True)
-        console.print()
-        console.print(Text("best of every cell" if spec.grid else "the study's one cell"))
+            console.print(Text(f"\n{describe_trial(spec, trial)}"), soft_wrap=True)
+        console.print(Text("\nbest of every cell" if spec.grid else "\nthe study's one cell"))
         console.print(cell_table(spec, progress.cells, room=200, estimates=estimates, n_cells=progress.n_cells))
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 

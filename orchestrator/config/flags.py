@@ -7,7 +7,7 @@ import contextlib
 import copy
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -53,15 +53,18 @@ class Flags:
         return bool(self.cfg or self.info or self.help or self.hydra_help)
 
 
-def parse_flags(argv: Sequence[str]) -> Flags:
+def parse_flags(argv: Sequence[str], others: Collection[str] = ()) -> Flags:
     """Returns the flags and overrides of a command line; they may be mixed in any order.
+
+    Args:
+        others: flags of the command's own, taken out before, which an unknown one may have meant.
 
     Raises:
         ConfigError: an unknown flag, one that has no meaning here (the message shows the right form), or two that exclude
             each other.
     """
     try:
-        arguments = _parser().parse_intermixed_args(list(argv))
+        arguments = _parser(others).parse_intermixed_args(list(argv))
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
     for name, message in _REFUSED.items():
@@ -86,7 +89,7 @@ def parse_flags(argv: Sequence[str]) -> Flags:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(others: Collection[str] = ()) -> argparse.ArgumentParser:
     parser = get_args_parser()
     parser.allow_abbrev = False
     for action in parser._actions:
@@ -96,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
                 parser._option_string_actions.pop(option)
             break
     parser.add_argument("--version", action="store_true", help="Show the version and exit")
-    known = [option for action in parser._actions for option in action.option_strings]
+    known = [*others, *(option for action in parser._actions for option in action.option_strings)]
 
     def error(message: str) -> NoReturn:
         _, _, unknown = message.partition("unrecognized arguments: ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.config.schema import PRUNERS
-from orchestrator.model import StudySpec
+from orchestrator.model import StudySpec, count_label
 from orchestrator.program import is_program, read
 
 
@@ -32,9 +32,10 @@ def never_prunes(spec: StudySpec) -> str | None:
     if room <= max(1, needed):
         fewer = f"pruner.n_startup_trials={max(1, (room - 1) // 2)}, " if needed > 1 and room > 1 else ""
         everyone = "pruner.within_cell=false, " if within and spec.budget.trials > max(1, needed) else ""
+        be = "is" if needed <= 1 else "are"
         return (
-            f"{name} never acts: it compares a trial once {_trials(max(1, needed))} of {whom} are complete, and {whom} has"
-            f" {_trials(room)} in all; set {fewer}{everyone}or a larger budget.trials"
+            f"{name} never acts: it compares a trial once {count_label(max(1, needed), 'trial')} of {whom} {be} complete, and"
+            f" {whom} has {count_label(room, 'trial')} in all; set {fewer}{everyone}or a larger budget.trials"
         )
     if is_program(spec.objective) and read(spec.objective).result_of(spec.metrics).regex is not None:
         return (
@@ -48,8 +49,8 @@ def nothing_reported(spec: StudySpec, complete: int) -> str:
     """What to do about an objective that has reported nothing in `complete` trials, in one sentence."""
     how = "print JSON lines with a step" if is_program(spec.objective) else "call trial.report and trial.should_prune in it"
     return (
-        f"pruner={spec.pruner['name']} has nothing to judge: {_trials(complete)} completed and the objective has reported no"
-        f" intermediate value; {how}, or take the pruner out (pruner=none)"
+        f"pruner={spec.pruner['name']} has nothing to judge: {count_label(complete, 'trial')} completed and the objective has"
+        f" reported no intermediate value; {how}, or take the pruner out (pruner=none)"
     )
 
 
@@ -62,7 +63,3 @@ def _most_in_a_cell(spec: StudySpec) -> int:
 
 def _option(spec: StudySpec, option: str) -> Any:
     return spec.pruner.get(option, getattr(PRUNERS[str(spec.pruner["name"])](), option, None))
-
-
-def _trials(count: int) -> str:
-    return "1 trial" if count == 1 else f"{count} trials"

@@ -761,7 +761,7 @@ _CELLS = """
         GROUP BY t.cell_id
     ) e ON e.cell_id = c.cell_id
     WHERE c.study_id = :study_id
-    WINDOW best AS (ORDER BY s.best {order} NULLS LAST, c.ordinal)
+    WINDOW best AS (ORDER BY s.best {order} NULLS LAST, s.best_trial)
     ORDER BY {first} c.ordinal
     LIMIT :most
 """

@@ -12,7 +12,7 @@ from orchestrator.config import WorkerConfig
 from orchestrator.errors import DeviceError, LeaseLostError, OrchestratorError, StoreUnavailableError
 from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
-from orchestrator.model import Interrupted, Pruned, cell_label
+from orchestrator.model import Interrupted, Pruned, cell_label, count_label
 from orchestrator.runner.files import Checkpoints
 from orchestrator.store import Claim, Place, Store
 from orchestrator.worker.attempt import AbandonedError, Attempts
@@ -80,7 +80,7 @@ class Worker:
                 if self._draining.how == Drain.NO:
                     raise
                 logger.warning("%s; ending all the same, the lease will run out", error)
-        logger.info("ended after %d trials", self._delivery.ended)
+        logger.info("ended after %s", count_label(self._delivery.ended, "trial"))
         return self._delivery.ended
 
     def drain(self, how: Drain) -> None:

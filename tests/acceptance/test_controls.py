@@ -38,7 +38,9 @@ def test_a_pause_at_once_is_obeyed_within_a_heartbeat_and_the_trial_goes_on_afte
         assert "study study: paused (paused by " in said
         wait_until(lambda: [a.outcome for a in store.reads.attempts(study, 0)] == ["interrupted"], 10)
         assert status(commands)["running"][0]["worker"] is None
-        assert "paused (paused by" in commands.check("status", NAME)
+        said = commands.check("status", NAME)
+        assert "paused (paused by" in said
+        assert "\ntrial 0 waits for a worker after 1 attempt\n" in said
         assert json.loads(commands.check("resume", "--json", NAME))["state"] == "ACTIVE"
         wait_until(lambda: states(store, study) == ["COMPLETE"], 60)
     assert [a.outcome for a in store.reads.attempts(study, 0)] == ["interrupted", "completed"]

@@ -40,7 +40,7 @@ def test_a_launch_says_within_seconds_that_no_worker_can_serve_its_study_and_why
             with commands.started("worker", "worker.studies=[other]", *SOON) as other:
                 wait_until(lambda: len(store.reads.workers()) == 2)
                 worker.send_signal(signal.SIGTERM)
-                assert "1 worker serve other studies only" in line_with(launch, "no worker serves study tiny")
+                assert "1 worker serves other studies only" in line_with(launch, "no worker serves study tiny")
                 assert commands.run("doctor").returncode == 0
                 other.send_signal(signal.SIGTERM)
                 assert other.wait(timeout=60) == 0
@@ -48,6 +48,18 @@ def test_a_launch_says_within_seconds_that_no_worker_can_serve_its_study_and_why
         with commands.started("worker", *SOON):
             assert launch.wait(timeout=60) == 0
     assert study_of(commands, "tiny")["unserved"] is None
+
+
+def test_a_launch_waits_for_its_own_workers_before_it_says_that_nobody_serves_its_study(
+    commands: Commands, store: Store
+) -> None:
+    with commands.started("worker", "worker.studies=[other]", "worker.slots_per_device=2", *SOON) as other:
+        wait_until(lambda: len(store.reads.workers()) == 1, 60)
+        words = ("x=0.5", "a=1", "budget.trials=1", "budget.per_cell=1", "worker.slots_per_device=2")
+        done = commands.run("launch", *TINY, *words, "worker.count=1")
+        assert (done.returncode, "no worker" in done.stdout + done.stderr) == (0, False), done.stdout + done.stderr
+        other.send_signal(signal.SIGTERM)
+        assert other.wait(timeout=60) == 0
 
 
 def test_a_study_that_a_worker_cannot_make_sense_of_keeps_it_from_no_other(commands: Commands, store: Store) -> None:

@@ -40,7 +40,10 @@ MISTAKES = {
     "logs without a number": (("logs",), "trial=N"),
     "db without an action": (("db",), "start, stop, url, upgrade"),
     "a health file of several": (("launch", *TINY, "worker.count=2", "worker.health_file=/tmp/h"), "worker.count=1"),
-    "unknown flag": (("launch", *TINY, "--dry-rnu"), "--dry-rnu"),
+    "unknown flag": (("launch", *TINY, "--dry-rnu"), "did you mean '--dry-run'"),
+    "unknown flag of a command": (("doctor", "--jsn"), "did you mean '--json'"),
+    "no place for runs": (("launch", *TINY, "paths.runs=/dev/null/runs"), "set ORCHESTRATOR_DATA_DIR to a directory"),
+    "retry of something": (("launch", *TINY, "retry=fialed"), "retry=fialed: must be retry=failed"),
 }
 
 

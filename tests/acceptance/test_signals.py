@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pty
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -158,6 +160,17 @@ def test_told_to_end_while_it_is_still_imported_a_command_ends_in_order(tmp_path
             assert process.communicate()[1] == ""
         finally:
             process.kill()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "on_exit"), reason="glibc has on_exit")
+@pytest.mark.parametrize(("command", "signum"), [("worker", signal.SIGTERM), ("launch", signal.SIGUSR1)])
+def test_a_signal_while_python_takes_its_leave_changes_no_exit_code(command: str, signum: signal.Signals) -> None:
+    script = (
+        f"import ctypes, sys; sys.argv = ['orchestrator', '{command}']; import orchestrator.__main__\n"
+        "libc = ctypes.CDLL(None); libc.on_exit(getattr(libc, 'raise'), None)\n"  # it gets the exit code as its argument
+        f"sys.exit({signum.value})"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == signum
 
 
 def test_a_launch_whose_terminal_closes_gives_its_trials_back(commands: Commands, store: Store) -> None:

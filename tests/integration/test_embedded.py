@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import pwd
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import psycopg2
@@ -226,6 +228,12 @@ def test_a_kept_server_stays_up_without_users_until_stop(path: Path) -> None:
     with EmbeddedServer.open(path):
         assert running(path)
     assert not running(path), "stop also took the mark away"
+
+
+def test_a_directory_that_may_not_be_written_is_named_with_the_way_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "open", Mock(side_effect=PermissionError(errno.EROFS, "Read-only file system", "/home/me")))
+    with pytest.raises(StoreUnavailableError, match=r"Read-only file system \(/home/me\); set ORCHESTRATOR_DATA_DIR to a dir"):
+        EmbeddedServer.open(path)
 
 
 def test_stop_names_the_commands_that_use_the_server_and_force_stops_it_anyway(

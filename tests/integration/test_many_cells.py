@@ -86,6 +86,18 @@ def test_of_many_cells_those_that_need_a_look_are_read_and_the_best_of_all_is_kn
     assert [c.ordinal for c in every.cells] == list(range(6))
 
 
+def test_of_trials_that_are_equally_good_the_first_is_the_best_whatever_its_cell(store: Store, lease: WorkerLease) -> None:
+    study = store.studies.launch(spec(cells=2, trials=4, per_cell=2)).study_id
+    for value in (1.0, 5.0, 5.0, 1.0):  # the first cell reaches it after the second
+        claim = start(store, lease, study)
+        assert claim is not None
+        end(store, claim, Completed((value,)))
+    progress = store.reads.progress(store.reads.find("study"), maximize=True)
+    assert [cell.best_trial for cell in progress.cells] == [2, 1]
+    assert progress.best_trial == 1
+    assert [trial.number for trial in store.reads.contenders(study, ("maximize",))][:1] == [1]
+
+
 def test_the_best_trial_is_found_without_the_others_also_when_it_is_infinite_or_another_breaks_a_constraint(
     store: Store, lease: WorkerLease
 ) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,22 @@ class Worker:
         return self.told
 
 
-def strike(runs: Path, signum: int, number: int = 0) -> None:
-    """Sends the signal to the keeper and to all that it started, as a batch system does."""
+def processes(runs: Path, number: int = 0) -> list[psutil.Process]:
+    """The keeper and all that it started."""
     child = psutil.Process(pids_of(runs, number)[0])
     keeper = next(p for p in [child, *child.parents()] if p.ppid() == os.getpid())
-    for process in [keeper, *keeper.children(recursive=True)]:
+    return [keeper, *keeper.children(recursive=True)]
+
+
+def send(to: Iterable[psutil.Process], signum: int) -> None:
+    for process in to:
         with contextlib.suppress(ProcessLookupError):  # what the keeper runs for itself, such as git
             os.kill(process.pid, signum)
+
+
+def strike(runs: Path, signum: int, number: int = 0) -> None:
+    """Sends the signal to the keeper and to all that it started, as a batch system does."""
+    send(processes(runs, number), signum)
 
 
 def checkpoints(runs: Path, number: int = 0) -> Path:
@@ -118,6 +128,18 @@ def test_what_a_program_says_after_sigterm_to_all_is_no_result(tmp_path: Path) -
         [pid] = pids_of(tmp_path)
         strike(tmp_path, signal.SIGTERM)
         wait_until(lambda: running.poll(0.05) is None or not alive(pid))
+        assert stop(running, worker) == Interrupted("stopped when asked")
+
+
+def test_what_a_program_says_is_no_result_either_if_it_is_the_first_to_get_sigterm(tmp_path: Path) -> None:
+    worker, objective = Worker(), program("trap 'exit 0' TERM; echo '{\"value\": 1}'; " + SAY + "while :; do sleep 0.01; done")
+    with running_with(objective, moment_s=10 * LONG_S) as runner:
+        running = runner.start(make_job(tmp_path, objective), worker)
+        [pid] = pids_of(tmp_path)
+        others = [process for process in processes(tmp_path) if process.pid != pid]
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: running.poll(0.05) is None or not alive(pid))
+        send(others, signal.SIGTERM)
         assert stop(running, worker) == Interrupted("stopped when asked")
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from orchestrator import search
 from orchestrator.cli import screen
-from orchestrator.model import Axis, Budget, Searched, StudySpec, cell_label, value_label
+from orchestrator.model import Axis, Budget, Searched, StudySpec, cell_label, count_label, value_label
 from orchestrator.store import CellRow, ClosedFor, Progress, StudyRow
 
 SPEC = StudySpec(
@@ -51,6 +51,16 @@ def test_labels_are_one_line_and_cannot_steer_a_terminal() -> None:
     assert value_label("日本 ü\\n") == "日本 ü\\n"
     assert value_label({"a": ["\n"]}) == '{"a":["\\n"]}'
     assert cell_label({"x": "a\rb", "y": 1}) == "x=a\\rb y=1"
+
+
+def test_counts_of_one_are_singular() -> None:
+    assert [count_label(n, "trial") for n in (0, 1, 2)] == ["0 trials", "1 trial", "2 trials"]
+
+
+def test_without_a_best_trial_the_results_have_one_blank_line() -> None:
+    study = StudyRow(1, "s", 1, "PAUSED", "by hand", False, datetime.now(UTC), datetime.now(UTC), 0.0, True)
+    progress = Progress(study, 4, 0, 0, 0, 0, 0, 1.0, None, 4, None, None, cells(SPEC))
+    assert screen.results(SPEC, progress, []).splitlines()[1:3] == ["", "best of every cell"]
 
 
 def test_cells_beyond_the_room_are_told_under_the_table() -> None:

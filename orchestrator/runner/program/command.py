@@ -35,6 +35,8 @@ from orchestrator.runner.system import linux, sources
 
 _TICK_S: Final = 0.25  # how soon a stop and the metrics file are seen
 _ONCE_S: Final = 0.5  # whoever told the worker may have told the program, and a second SIGTERM would disturb what it does
+_LATE: Final = 1 / 60  # of `MOMENT_S`, so 0.05 s: each trial that ends well has to wait so long
+_STEP_S: Final = 0.005
 _MAX_VARIABLE: Final = 100_000  # Linux takes 128 KiB in one
 _SIGKILL_ENDS: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)  # a shell puts the second in place of the first
 
@@ -157,9 +159,16 @@ class _Attempt:
         if code != 0:
             raise AttemptFailed(_failure(code, out_of_memory=linux.oom_kills() > self._oom_kills))
         # Told to end it may have said all that it had, and that is no result.
-        if self._trial._signalled(self._moment_s) and self._trial._worker_ends(self._moment_s):
+        if self._struck(self._moment_s * _LATE) and self._trial._worker_ends(self._moment_s):
             return None
         return self._metrics.result()
+
+    def _struck(self, within_s: float) -> bool:
+        """Whether a signal came lately, or comes within that time: whoever signals all processes may begin with the program."""
+        give_up_at = time.monotonic() + within_s
+        while not (struck := self._trial._signalled(self._moment_s)) and time.monotonic() < give_up_at:
+            time.sleep(_STEP_S)
+        return struck
 
 
 def _failure(code: int, *, out_of_memory: bool) -> Failed:

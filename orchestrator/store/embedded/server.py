@@ -13,6 +13,7 @@ The data is in ``pgdata``, the server's messages in ``server.log``; a file ``kee
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -25,7 +26,7 @@ from types import TracebackType
 
 import psycopg2
 
-from orchestrator.errors import OrchestratorError, StoreUnavailableError
+from orchestrator.errors import ELSEWHERE, OrchestratorError, StoreUnavailableError
 from orchestrator.store.embedded.cluster import Cluster, complaint, try_lock
 
 
@@ -194,6 +195,7 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
-        raise StoreUnavailableError(f"embedded database in {path}: {error.strerror or error}{where}") from error
+        hint = f"; {ELSEWHERE}" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
+        raise StoreUnavailableError(f"embedded database in {path}: {error.strerror or error}{where}{hint}") from error
     except (psycopg2.Error, subprocess.SubprocessError) as error:
         raise StoreUnavailableError(f"embedded database in {path}: {complaint(str(error))}") from error

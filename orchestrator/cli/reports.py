@@ -29,7 +29,7 @@ from orchestrator.config import rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import StudySpec, count_label, value_label
 from orchestrator.overlay import overlay
-from orchestrator.runner.child import resolvers as couplings
+from orchestrator.runner.child import resolvers
 from orchestrator.runner.protocol import rundir
 from orchestrator.store import Progress, Store, StudyRow, TrialRow, WorkerRow, is_braked
 
@@ -252,7 +252,7 @@ def trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
 
     Other interpolations stay as they are, and nothing is read from this process's environment: no secret may get in.
     """
-    couplings.register()
+    resolvers.register()
     config = OmegaConf.create(dict(spec.params))
     contents = spec.contents(trial.params)
     declared = {name: contents.get(name, value) for name, value in trial.params.items() if spec.declares(name)}

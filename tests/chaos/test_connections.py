@@ -21,13 +21,14 @@ from tests.support.proxy import Proxy
 from tests.support.studies import RUNNER, spec
 from tests.support.waiting import wait_until
 
-IDLE_IN_TRANSACTION_S = 5.0  # of orchestrator.store.database
+IDLE_IN_TRANSACTION_S = 5.0  # of orchestrator.store.connection.database
 HOLD_AND_FREEZE = """
 import os, signal, sys
-from orchestrator.store import optuna_rows, wire
-from orchestrator.store.database import Database, storage_url
+from orchestrator.store.connection import statement
+from orchestrator.store.connection.database import Database, storage_url
+from orchestrator.store.optuna import rows
 with Database(storage_url(sys.argv[1])).transaction() as c:
-    assert wire.answer(c, optuna_rows.LOCK_STUDY, {"study_id": int(sys.argv[2])}) is not None
+    assert statement.answer(c, rows.LOCK_STUDY, {"study_id": int(sys.argv[2])}) is not None
     os.kill(os.getpid(), signal.SIGSTOP)
 """
 

@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until
 
 OBJECTIVE = {"_target_": "tests.support.chaos_objective.train", "seconds": 0.7}
 FAULTS: dict[str, Callable[[Proxy], None]] = {"freeze": Proxy.freeze, "cut": Proxy.cut, "black_hole": Proxy.swallow}
-STATEMENT_S = 30.0  # of orchestrator.store.database
+STATEMENT_S = 30.0  # of orchestrator.store.connection.database
 
 
 @pytest.mark.chaos("long")

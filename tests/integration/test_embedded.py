@@ -307,7 +307,7 @@ def test_a_forked_child_holds_no_share_and_its_close_takes_none(path: Path) -> N
     program = f"""
 import os, sys
 from pathlib import Path
-from orchestrator.store.embedded import EmbeddedServer, running
+from orchestrator.store.embedded.server import EmbeddedServer, running
 path = Path({str(path)!r})
 server = EmbeddedServer.open(path)
 told, tell = os.pipe()
@@ -387,7 +387,7 @@ import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 from orchestrator.errors import StoreUnavailableError
-from orchestrator.store.embedded import EmbeddedServer
+from orchestrator.store.embedded.server import EmbeddedServer
 try:
     EmbeddedServer.open(Path({str(path)!r}))
 except StoreUnavailableError as error:

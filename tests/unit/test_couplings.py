@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from omegaconf import OmegaConf
 
-from orchestrator.runner.child import resolvers as couplings
+from orchestrator.runner.child import resolvers
 
 
 def _clear() -> None:
@@ -20,8 +20,8 @@ def _replace() -> None:
 
 @pytest.mark.parametrize("meddle", [lambda: None, _clear, _replace])
 def test_the_resolvers_are_there_whatever_user_code_did_to_them(meddle: Callable[[], None]) -> None:
-    couplings.register()
+    resolvers.register()
     meddle()
-    couplings.register()
+    resolvers.register()
     config = OmegaConf.create({"lr": "${linear_scaling:0.1,256,512}", "root": "${sqrt_scaling:0.1,256,1024}"})
     assert (config.lr, config.root) == (0.2, 0.2)

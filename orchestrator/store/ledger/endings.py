@@ -13,8 +13,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned
 from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
-from orchestrator.store.ledger import brake, tickets
-from orchestrator.store.ledger import shortages as infeasible
+from orchestrator.store.ledger import brake, shortages, tickets
 from orchestrator.store.ledger.claims import ENDING, LOCK_TRIAL, Claim
 from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.optuna.attributes import FAILURE_ATTR, fact_attrs
@@ -156,7 +155,7 @@ def end(
         alike = None if row.completed or row.extra else brake.failures_alike(c, row)
         counts = tickets.reopen(c, row, outcome.message, in_a_row=outcome.kind != "oom" and alike is None)
         if outcome.kind == "oom":
-            infeasible.ran_out(c, row, outcome, counts=counts)
+            shortages.ran_out(c, row, outcome, counts=counts)
         if alike is not None:
             brake.pull(c, row, alike, outcome.message)
     else:
@@ -165,7 +164,7 @@ def end(
         if waits is not None:
             tickets.let_share_wait(c, row, waits)
         if isinstance(outcome, Completed) or outcome.step is not None:  # else it may have needed no memory
-            infeasible.fitted(c, row)
+            shortages.fitted(c, row)
     tickets.end_study_if_spent(c, row.study_id)
 
 
@@ -192,7 +191,7 @@ def terminate(
         attrs |= outcome.attrs
     if isinstance(outcome, Failed):
         failure = outcome.message
-        told = infeasible.told(c, row, outcome)
+        told = shortages.told(c, row, outcome)
         attrs[FAILURE_ATTR] = {"kind": outcome.kind, "message": outcome.message, **told}
     if row.attempts > 1:
         attrs[ATTEMPTS_ATTR] = row.attempts

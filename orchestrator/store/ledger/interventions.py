@@ -19,8 +19,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, StudySpec, cell_label
 from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import later
-from orchestrator.store.ledger import grid, tickets
-from orchestrator.store.ledger import shortages as infeasible
+from orchestrator.store.ledger import grid, shortages, tickets
 from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.schema import cell, event, study, ticket, trial
 
@@ -189,7 +188,7 @@ class Interventions:
         for row in failed:
             mine = sa.select(cell).where(cell.c.cell_id == row.cell_id).with_for_update(key_share=True)
             own = c.execute(mine).one()
-            others = infeasible.try_again(c, row)
+            others = shortages.try_again(c, row)
             for one in [own, *(other for other in others if other.cell_id != row.cell_id)]:
                 if one.state == "CLOSED":
                     tickets.open_again(c, one, row.ticket_id, f"trial {row.number} is run again")

@@ -23,8 +23,7 @@ from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed, JSONValue, Param, Pruned, Suggestion, TrialNews
 from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Statement, answer, answers, as_text, later
-from orchestrator.store.ledger import endings, tickets
-from orchestrator.store.ledger import shortages as infeasible
+from orchestrator.store.ledger import endings, shortages, tickets
 from orchestrator.store.ledger.claims import LOCK_TRIAL, Claim, Place, claim_of, held_by, new_token, ran_at, with_ticket
 from orchestrator.store.ledger.endings import LIVE, Facts, has_study, lock_study, lock_to_end, refused
 from orchestrator.store.ledger.fleet import Silent, WorkerLease, hold_worker
@@ -375,7 +374,7 @@ class Ledger:
         for study_id in closed:
             self._end_closed_study(study_id)
         short = any(row.short for row in found)
-        still = infeasible.standing_still(self._database, endings.just_lost()) if short else []
+        still = shortages.standing_still(self._database, endings.just_lost()) if short else []
         for study_id in still:
             self._close_what_fits_nowhere(study_id)
         if closed or still:
@@ -394,7 +393,7 @@ class Ledger:
         """Closes cells for all where a study waits for a device that no living worker has; their tickets go to the others."""
         with self._database.transaction() as c:
             if has_study(c, study_id):
-                reason = infeasible.close_for_all(c, study_id, endings.just_lost())
+                reason = shortages.close_for_all(c, study_id, endings.just_lost())
                 if reason is not None:
                     endings.abandon_all(c, study_id, reason, kind="device")
                     tickets.end_study_if_spent(c, study_id)

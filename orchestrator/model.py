@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 _UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, and what ends a line or a paragraph
+_LIKE_ANOTHER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|true|false|null")  # of JSON's other scalars
 JSONValue: TypeAlias = Any  # None, bool, int, float, str, and lists and string-keyed dicts of them
 _NODE_INTERPOLATION = re.compile(r"\$\{(?!\s*[\w.]+:)")  # of another value; a resolver has a colon
 
@@ -264,8 +265,12 @@ def cell_label(cell: Mapping[str, JSONValue]) -> str:
 
 
 def value_label(value: JSONValue) -> str:
-    """Short text of one line for one value: lists and dicts as compact JSON, strings bare, control characters escaped."""
-    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    """Short text of one line for one value: compact JSON, control characters escaped.
+
+    Strings are bare, except those that would be taken for a number, a truth value or null.
+    """
+    bare = isinstance(value, str) and not _LIKE_ANOTHER.fullmatch(value)
+    text = str(value) if bare else json.dumps(value, separators=(",", ":"))
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNSEEN else c for c in text)
 
 

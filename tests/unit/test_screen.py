@@ -53,6 +53,13 @@ def test_labels_are_one_line_and_cannot_steer_a_terminal() -> None:
     assert cell_label({"x": "a\rb", "y": 1}) == "x=a\\rb y=1"
 
 
+def test_labels_tell_a_text_from_the_number_that_it_looks_like() -> None:
+    assert list(map(value_label, (1, "1", 0.5, "0.5", "-1e3", True, "true", None, "null"))) == [
+        *("1", '"1"', "0.5", '"0.5"', '"-1e3"', "true", '"true"', "null", '"null"')
+    ]
+    assert list(map(value_label, ("relu", "1a", "", "v1.0", "1 2"))) == ["relu", "1a", "", "v1.0", "1 2"]
+
+
 def test_counts_of_one_are_singular() -> None:
     assert [count_label(n, "trial") for n in (0, 1, 2)] == ["0 trials", "1 trial", "2 trials"]
 

@@ -2,7 +2,7 @@
 # Guess: `++model=VALUE` sets model to VALUE, whatever was there. Behaviour: over a section a mapping is merged into it, a list
 # is an error ("Cannot merge DictConfig with ListConfig") although a plain value replaces the section; `~model` before it helps.
 # Who meets it: programs that print overrides to reproduce a run, and whoever pastes them.
-# hydra-core 1.3.2 with omegaconf 2.3.0, as seen:
+# hydra-core 1.3.8 with omegaconf 2.3.1, as seen:
 #   ++model={width: 8}        {'model': {'kind': 'mlp', 'width': 8}}
 #   ++model=plain             {'model': 'plain'}
 #   ++model=[1]               ConfigCompositionException ... Cannot merge DictConfig with ListConfig
@@ -11,7 +11,7 @@ set -euo pipefail
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 python3 -m venv "$place/venv"
-"$place/venv/bin/pip" install -q hydra-core==1.3.2 omegaconf==2.3.0
+"$place/venv/bin/pip" install -q hydra-core==1.3.8 omegaconf==2.3.1
 mkdir "$place/conf"
 printf 'model: {kind: mlp}\n' > "$place/conf/config.yaml"
 "$place/venv/bin/python" - "$place/conf" <<'PYTHON'

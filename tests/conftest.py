@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ _SERVER_PATH = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup, which what is tested would respect
+        signal.signal(signal.SIGHUP, lambda *_: None)
     if not hasattr(config, "workerinput"):
         # Not under pytest's own directory: that is private, and a server started by root runs as another user.
         config.stash[_SERVER_PATH] = Path(tempfile.mkdtemp(prefix="orchestrator-tests-", dir="/tmp"))

@@ -116,7 +116,7 @@ def test_null_takes_a_conditional_declaration_back() -> None:
         ({"space": [1, 2], "when": {"optim.lr": 0.1}}, ["optim.lr is searched", "looks at the grid"]),
         ({"space": [1, 2], "when": {"x": 1}}, ["x is searched"]),
         ({"space": [1, 2], "when": {"model.kind": "sdg"}}, ["when.model.kind=sdg", "grid.model.kind has sgd, adam, rmsprop"]),
-        ({"space": [1, 2], "when": {"data.batch": "32"}}, ["32 is not on the axis; grid.data.batch has 32, 64"]),
+        ({"space": [1, 2], "when": {"data.batch": "32"}}, ['"32" is not on the axis; grid.data.batch has 32, 64']),
         ({"space": [1, 2], "when": {"data.batch": [64, 65]}}, ["65 is not on the axis"]),
         ({"space": [1, 2], "when": {"data.batch": []}}, ["name at least one"]),
         ({"space": 0.5, "when": {"model.kind": "sgd"}}, ["search.x=0.5", "plain value"]),

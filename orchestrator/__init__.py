@@ -1,4 +1,5 @@
-"""Hybrid hyperparameter tuning: an exact grid on the parameters that matter, a search over the rest, one Optuna study.
+"""Hybrid hyperparameter tuning: an exact grid on the parameters that matter, a search over the
+rest, one Optuna study.
 
 For the objective's module: ``from orchestrator import Trial, TrialPruned``.
 """

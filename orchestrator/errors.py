@@ -1,4 +1,6 @@
-"""The errors a user can meet, each with one exit code. Third-party errors are translated to these at the door of each room."""
+"""The errors a user can meet, each with one exit code. Third-party errors are translated to these
+at the door of each room.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,17 @@ class StoreUnavailableError(OrchestratorError):
 
 
 class SchemaOutdatedError(OrchestratorError):
-    """The database holds a schema this version does not know; the message names the command to run."""
+    """The database holds a schema this version does not know; the message names the
+    command to run.
+    """
 
     exit_code = 4
 
 
 class LeaseLostError(OrchestratorError):
-    """The lease shown is no longer the current one, so the write was refused and nothing changed."""
+    """The lease shown is no longer the current one, so the write was refused and
+    nothing changed.
+    """
 
     exit_code = 5
 
@@ -57,7 +63,9 @@ ELSEWHERE: Final = "set ORCHESTRATOR_DATA_DIR to a directory where you can write
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns `` (did you mean 'x'?)`` for the known word closest to `word`, or an empty string when none is close."""
+    """Returns `` (did you mean 'x'?)`` for the known word closest to `word`, or an empty string
+    when none is close.
+    """
     candidates = list(known)
     close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     if not close:  # 'optm.lr' and 'lr' alike should find 'optim.lr'
@@ -66,9 +74,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def denied(path: str | Path) -> str | None:
-    """Returns which directory or file on the way to `path` this process's user may not read, and why; None if it may.
+    """Returns which directory or file on the way to `path` this process's user may not read, and
+    why; None if it may.
 
-    Python and Hydra pass over a directory that cannot be read as if nothing were in it: a bind mount of mode 0700, for one.
+    Python and Hydra pass over a directory that cannot be read as if nothing were in it: a bind
+    mount of mode 0700, for one.
     """
     wanted = Path(path).absolute()
     for place in (*reversed(wanted.parents), wanted):
@@ -79,6 +89,8 @@ def denied(path: str | Path) -> str | None:
         enter = os.X_OK if stat.S_ISDIR(status.st_mode) else 0
         read = os.R_OK if place == wanted else 0
         if not os.access(place, enter | read, effective_ids=os.access in os.supports_effective_ids):
-            mode = f"its mode is {stat.S_IMODE(status.st_mode):04o} and its owner user {status.st_uid}"
+            mode = (
+                f"its mode is {stat.S_IMODE(status.st_mode):04o} and its owner user {status.st_uid}"
+            )
             return f"{place} cannot be read by user {os.geteuid()}: {mode}"
     return None

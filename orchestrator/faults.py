@@ -1,4 +1,6 @@
-"""Places where a test may kill the process: `ORCHESTRATOR_CRASH_AT` names one of them, for nobody but tests to set."""
+"""Places where a test may kill the process: `ORCHESTRATOR_CRASH_AT` names one of them, for nobody
+but tests to set.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,17 @@ import signal
 from collections import Counter
 
 CRASH_AT = "ORCHESTRATOR_CRASH_AT"
-"""``step`` or ``step:n``: SIGKILL to itself when the process comes to that step, or comes to it for the n-th time."""
+"""``step`` or ``step:n``: SIGKILL to itself when the process comes to that step, or comes to it for
+the n-th time.
+"""
 
 _passed: Counter[str] = Counter()
 
 
 def step(name: str) -> None:
-    """Ends this process as SIGKILL would if it is to crash here; costs a dictionary lookup otherwise."""
+    """Ends this process as SIGKILL would if it is to crash here; costs a dictionary lookup
+    otherwise.
+    """
     wanted = os.environ.get(CRASH_AT)
     if wanted is None:
         return

@@ -9,9 +9,13 @@ logger = logging.getLogger("orchestrator")
 
 
 def configure(speaker: str) -> None:
-    """Sends our log lines to standard error as ``12:03:59 worker 3: text``; other libraries speak from WARNING on."""
+    """Sends our log lines to standard error as ``12:03:59 worker 3: text``; other libraries speak
+    from WARNING on.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {speaker}: %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s {speaker}: %(message)s", datefmt="%H:%M:%S")
+    )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

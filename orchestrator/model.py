@@ -1,4 +1,6 @@
-"""The nouns all rooms share: plain immutable values, no behaviour that needs a database, Optuna or Hydra."""
+"""The nouns all rooms share: plain immutable values, no behaviour that needs a database, Optuna or
+Hydra.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,28 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
-_UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, and what ends a line or a paragraph
-_LIKE_ANOTHER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|true|false|null")  # of JSON's other scalars
+# control characters, surrogates, and what ends a line or a paragraph
+_UNSEEN = ("Cc", "Cs", "Zl", "Zp")
+# of JSON's other scalars
+_LIKE_ANOTHER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|true|false|null")
 JSONValue: TypeAlias = Any  # None, bool, int, float, str, and lists and string-keyed dicts of them
 _NODE_INTERPOLATION = re.compile(r"\$\{(?!\s*[\w.]+:)")  # of another value; a resolver has a colon
 
 ASK_KEY = "orchestrator:ask"
-"""Of a trial's system attributes, the one with all that is needed to suggest its parameters again."""
+"""Of a trial's system attributes, the one with all that is needed to suggest its
+parameters again.
+"""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One grid axis: a dotted path into ``params`` and the values it takes, in the order the user wrote them.
+    """One grid axis: a dotted path into ``params`` and the values it takes, in the order the user
+    wrote them.
 
-    The values of a config group's axis are the names of its options. `contents` has what each of them stands for; it is empty
-    where the group is the program's own, which is told the name. `group` is the group as an override chooses of it (``model``,
-    ``+model``, ``net@params.net``); empty for any other axis.
+    The values of a config group's axis are the names of its options. `contents` has what each of
+    them stands for; it is empty where the group is the program's own, which is told the name.
+    `group` is the group as an override chooses of it (``model``, ``+model``, ``net@params.net``);
+    empty for any other axis.
     """
 
     path: str
@@ -49,9 +57,10 @@ class Axis:
 class Searched:
     """One parameter left to the sampler.
 
-    ``float`` and ``int`` use `low`, `high` (both inclusive), `step` (None: continuous, for int every whole number) and `log`;
-    ``categorical`` uses `choices` (JSON values). `when` says in which cells the parameter exists: those that have one of the
-    values given for every axis named; empty: in all.
+    ``float`` and ``int`` use `low`, `high` (both inclusive), `step` (None: continuous, for int
+    every whole number) and `log`; ``categorical`` uses `choices` (JSON values). `when` says in
+    which cells the parameter exists: those that have one of the values given for every axis named;
+    empty: in all.
     """
 
     path: str
@@ -64,16 +73,23 @@ class Searched:
     when: Mapping[str, tuple[JSONValue, ...]] = field(default_factory=dict)
 
     def exists_in(self, cell: Mapping[str, JSONValue]) -> bool:
-        """Whether a trial of that cell has this parameter; `cell` has a value for every axis that `when` names."""
-        return all(any(same_value(cell[axis], value) for value in values) for axis, values in self.when.items())
+        """Whether a trial of that cell has this parameter; `cell` has a value for every axis that
+        `when` names.
+        """
+        return all(
+            any(same_value(cell[axis], value) for value in values)
+            for axis, values in self.when.items()
+        )
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell; `hours` of wall time a launch.
+    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell; `hours`
+    of wall time a launch.
 
-    More than `max_failures_per_cell` failures in a row close a cell. While no trial has come to a result,
-    `max_failures_at_start` failures that are all alike pause the study (``auto``: by the number of workers; None: never).
+    More than `max_failures_per_cell` failures in a row close a cell. While no trial has come to a
+    result, `max_failures_at_start` failures that are all alike pause the study (``auto``: by the
+    number of workers; None: never).
     """
 
     trials: int
@@ -85,10 +101,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class StudySpec:
-    """All that a launch says about a study, as it is stored with it: nothing of the host, no resolved secret.
+    """All that a launch says about a study, as it is stored with it: nothing of the host, no
+    resolved secret.
 
-    `objective`, `params`, `sampler`, `pruner` and `runner` are unresolved plain containers (interpolations are kept as
-    strings); the child resolves `params` after it merged the trial's values in.
+    `objective`, `params`, `sampler`, `pruner` and `runner` are unresolved plain containers
+    (interpolations are kept as strings); the child resolves `params` after it merged the trial's
+    values in.
     """
 
     name: str
@@ -103,14 +121,18 @@ class StudySpec:
     sampler: Mapping[str, JSONValue] = field(default_factory=lambda: {"name": "tpe"})
     pruner: Mapping[str, JSONValue] = field(default_factory=lambda: {"name": "none"})
     runner: Mapping[str, JSONValue] = field(default_factory=dict)
-    infeasible: Mapping[str, JSONValue] = field(default_factory=lambda: {"max_per_cell": None, "monotone": {}})
+    infeasible: Mapping[str, JSONValue] = field(
+        default_factory=lambda: {"max_per_cell": None, "monotone": {}}
+    )
     seed: int = 0
     priority: int = 0
     config: str = ""
     """The composed, unresolved Hydra config (YAML), for people and for `best out=…`."""
 
     def cells(self) -> Iterator[dict[str, JSONValue]]:
-        """Every combination of the grid's values, the last axis fastest; one empty cell when there is no grid."""
+        """Every combination of the grid's values, the last axis fastest; one empty cell when there
+        is no grid.
+        """
         for combination in itertools.product(*(axis.values for axis in self.grid)):
             yield dict(zip((axis.path for axis in self.grid), combination, strict=True))
 
@@ -122,12 +144,20 @@ class StudySpec:
         return count
 
     def declares(self, name: str) -> bool:
-        """Whether the parameter is of the grid or of the search; others are those that the objective asks for as it runs."""
-        return any(axis.path == name for axis in self.grid) or any(searched.path == name for searched in self.search)
+        """Whether the parameter is of the grid or of the search; others are those that the
+        objective asks for as it runs.
+        """
+        return any(axis.path == name for axis in self.grid) or any(
+            searched.path == name for searched in self.search
+        )
 
     def contents(self, values: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
-        """Of a trial's values, what the options of config groups among them stand for, by the path of their axis."""
-        return {a.path: a.content(values[a.path]) for a in self.grid if a.contents and a.path in values}
+        """Of a trial's values, what the options of config groups among them stand for, by the path
+        of their axis.
+        """
+        return {
+            a.path: a.content(values[a.path]) for a in self.grid if a.contents and a.path in values
+        }
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -137,31 +167,49 @@ class StudySpec:
     def as_launched_before(self, old: StudySpec) -> StudySpec:
         """This spec with its axes as the study that goes on under `old` has them.
 
-        Options of config groups were once stored by their content, with what ``${oc.env:…}`` and the like said at the launch in
-        place; options of a program's own groups as any other words. What has trials stays as it is.
+        Options of config groups were once stored by their content, with what ``${oc.env:…}`` and
+        the like said at the launch in place; options of a program's own groups as any other words.
+        What has trials stays as it is.
         """
         stored = {axis.path: axis for axis in old.grid if not axis.group}
-        kept = {a.path: stored[a.path] for a in self.grid if a.path in stored and _is_earlier_form(stored[a.path], a)}
+        kept = {
+            a.path: stored[a.path]
+            for a in self.grid
+            if a.path in stored and _is_earlier_form(stored[a.path], a)
+        }
         named = {axis.path: axis for axis in self.grid}
         choices = {searched.path: searched.choices for searched in old.search}
         search = []
         for searched in self.search:
             when = {
-                path: tuple(kept[path].values[named[path].values.index(value)] for value in values) if path in kept else values
+                path: tuple(kept[path].values[named[path].values.index(value)] for value in values)
+                if path in kept
+                else values
                 for path, values in searched.when.items()
             }
             before = choices.get(searched.path, ())
-            alike = len(before) == len(searched.choices) and all(map(_was_stored, searched.choices, before))
-            search.append(replace(searched, when=when, choices=before if alike else searched.choices))
-        return replace(self, grid=tuple(kept.get(axis.path, axis) for axis in self.grid), search=tuple(search))
+            alike = len(before) == len(searched.choices) and all(
+                map(_was_stored, searched.choices, before)
+            )
+            search.append(
+                replace(searched, when=when, choices=before if alike else searched.choices)
+            )
+        return replace(
+            self, grid=tuple(kept.get(axis.path, axis) for axis in self.grid), search=tuple(search)
+        )
 
     def identity(self) -> dict[str, JSONValue]:
-        """What may not change under one name: grid, search, direction and metric, objective, defaults of params."""
+        """What may not change under one name: grid, search, direction and metric, objective,
+        defaults of params.
+        """
         data = self.to_json()
         for axis in data["grid"]:
             if "contents" in axis:
                 del axis["group"]  # how the group is called on the command line
-        return {key: data[key] for key in ("directions", "metrics", "objective", "params", "grid", "search")}
+        return {
+            key: data[key]
+            for key in ("directions", "metrics", "objective", "params", "grid", "search")
+        }
 
     def spec_hash(self) -> str:
         """SHA-256 (hex) of `identity`, independent of the order in which keys were written."""
@@ -192,7 +240,9 @@ class StudySpec:
 
 
 def _axis(data: Mapping[str, Any]) -> Axis:
-    return Axis(data["path"], tuple(data["values"]), tuple(data.get("contents", ())), data.get("group", ""))
+    return Axis(
+        data["path"], tuple(data["values"]), tuple(data.get("contents", ())), data.get("group", "")
+    )
 
 
 def _is_earlier_form(stored: Axis, axis: Axis) -> bool:
@@ -202,11 +252,15 @@ def _is_earlier_form(stored: Axis, axis: Axis) -> bool:
 
 
 def _was_stored(value: JSONValue, stored: JSONValue) -> bool:
-    """Whether `stored` is what an older version made of `value`: resolvers had answered when the study was launched."""
+    """Whether `stored` is what an older version made of `value`: resolvers had answered when the
+    study was launched.
+    """
     if isinstance(value, str) and value != stored:
         return "${" in value and not _NODE_INTERPOLATION.search(value)
     if isinstance(value, Mapping) and isinstance(stored, Mapping):
-        return value.keys() == stored.keys() and all(_was_stored(value[key], stored[key]) for key in value)
+        return value.keys() == stored.keys() and all(
+            _was_stored(value[key], stored[key]) for key in value
+        )
     if isinstance(value, list | tuple) and isinstance(stored, list | tuple):
         return len(value) == len(stored) and all(map(_was_stored, value, stored))
     return json.dumps(value) == json.dumps(stored)  # 1 is not True here
@@ -254,13 +308,21 @@ def leaf_paths(node: Mapping[str, Any], above: str = "") -> list[str]:
 
 
 def same_value(a: JSONValue, b: JSONValue) -> bool:
-    """Whether two values are one: numbers by their size, true and 1 apart, lists and mappings as they are written."""
+    """Whether two values are one: numbers by their size, true and 1 apart, lists and mappings as
+    they are written.
+    """
     numbers = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in (a, b)]
-    return bool(a == b) if all(numbers) else json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+    return (
+        bool(a == b)
+        if all(numbers)
+        else json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+    )
 
 
 def cell_label(cell: Mapping[str, JSONValue]) -> str:
-    """A cell for people: ``data.batch_size=32 model.hidden_units=64``; ``(no grid)`` for the empty one."""
+    """A cell for people: ``data.batch_size=32 model.hidden_units=64``; ``(no grid)`` for the empty
+    one.
+    """
     return " ".join(f"{path}={value_label(value)}" for path, value in cell.items()) or "(no grid)"
 
 
@@ -271,7 +333,10 @@ def value_label(value: JSONValue) -> str:
     """
     bare = isinstance(value, str) and not _LIKE_ANOTHER.fullmatch(value)
     text = str(value) if bare else json.dumps(value, separators=(",", ":"))
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNSEEN else c for c in text)
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNSEEN else c
+        for c in text
+    )
 
 
 def count_label(count: int, noun: str) -> str:
@@ -280,19 +345,23 @@ def count_label(count: int, noun: str) -> str:
 
 
 def span_label(seconds: float) -> str:
-    """A span of time for people, in the largest unit that there are two of: ``90 s``, ``3 h``, ``12 d``."""
+    """A span of time for people, in the largest unit that there are two of: ``90 s``, ``3 h``, ``12
+    d``.
+    """
     for unit, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.0f} {name}"
     return f"{seconds:.0f} s"
 
 
-# ---------------------------------------------------------------------------------------------- what search and store exchange
+# ------------------------------------------------------------------- what search and store exchange
 
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter of a trial as Optuna stores it: the value in internal representation and the distribution as JSON."""
+    """One parameter of a trial as Optuna stores it: the value in internal representation and the
+    distribution as JSON.
+    """
 
     name: str
     internal: float
@@ -303,8 +372,9 @@ class Param:
 class Suggestion:
     """What `ask` answers for a cell.
 
-    `params` holds every parameter of the trial, grid and search, ready for Optuna's tables; `values` the true value of each
-    (what the user's code receives); `system_attrs` what sampler and replay need, to be stored with the trial.
+    `params` holds every parameter of the trial, grid and search, ready for Optuna's tables;
+    `values` the true value of each (what the user's code receives); `system_attrs` what sampler and
+    replay need, to be stored with the trial.
     """
 
     params: tuple[Param, ...]
@@ -314,10 +384,11 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class TrialNews:
-    """A trial of the study as `store` reads it and `search` learns it; a later one of the same number replaces an earlier.
+    """A trial of the study as `store` reads it and `search` learns it; a later one of the same
+    number replaces an earlier.
 
-    `state` is the name of Optuna's ``TrialState``; `cell` the ordinal of its cell, None for a trial that is not ours;
-    `failure` the kind of a failed one (`Failed.kind`), None where nobody said.
+    `state` is the name of Optuna's ``TrialState``; `cell` the ordinal of its cell, None for a trial
+    that is not ours; `failure` the kind of a failed one (`Failed.kind`), None where nobody said.
     """
 
     number: int
@@ -330,12 +401,14 @@ class TrialNews:
     failure: str | None = None
 
 
-# ------------------------------------------------------------------------------------------------------- how an attempt ends
+# ------------------------------------------------------------------------------ how an attempt ends
 
 
 @dataclass(frozen=True)
 class Completed:
-    """The objective returned: one value an objective of the study, and the other entries of its mapping as `attrs`."""
+    """The objective returned: one value an objective of the study, and the other entries of its
+    mapping as `attrs`.
+    """
 
     values: tuple[float, ...]
     attrs: Mapping[str, JSONValue] = field(default_factory=dict)
@@ -343,7 +416,9 @@ class Completed:
 
 @dataclass(frozen=True)
 class Pruned:
-    """The objective stopped early on purpose, after reporting `step` (None: it had reported nothing)."""
+    """The objective stopped early on purpose, after reporting `step` (None: it had reported
+    nothing).
+    """
 
     step: int | None = None
 
@@ -352,10 +427,11 @@ class Pruned:
 class Failed:
     """The trial failed.
 
-    `kind` is one word (exception, exit, signal, oom, timeout, value, import); `message` says where the log is. `causes` are
-    the words under which `runner.retry_on` may name it: the kind, ``exit:1``, ``signal:SIGKILL``, and of an exception its
-    class and base classes, bare and with their module. Of an ``oom``, `memory` says whose ran out, the device's or the host's,
-    and `peak_bytes` the most that the trial held of it, None where nobody knows.
+    `kind` is one word (exception, exit, signal, oom, timeout, value, import); `message` says where
+    the log is. `causes` are the words under which `runner.retry_on` may name it: the kind,
+    ``exit:1``, ``signal:SIGKILL``, and of an exception its class and base classes, bare and with
+    their module. Of an ``oom``, `memory` says whose ran out, the device's or the host's, and
+    `peak_bytes` the most that the trial held of it, None where nobody knows.
     """
 
     kind: str
@@ -365,15 +441,21 @@ class Failed:
     peak_bytes: int | None = field(default=None, compare=False)
 
     def passes(self, retry_on: Collection[str] | None) -> bool:
-        """Whether `runner.retry_on` names it as what passes; None names exceptions, exit codes and signals of any kind."""
-        return any(word in self.causes for word in (("exception", "exit", "signal") if retry_on is None else retry_on))
+        """Whether `runner.retry_on` names it as what passes; None names exceptions, exit codes and
+        signals of any kind.
+        """
+        return any(
+            word in self.causes
+            for word in (("exception", "exit", "signal") if retry_on is None else retry_on)
+        )
 
 
 @dataclass(frozen=True)
 class Interrupted:
     """Nobody's fault: the attempt was given back unfinished and the same trial may go on elsewhere.
 
-    `lost`: the attempt counts as lost, as those do whose worker dies; a trial may lose `runner.max_attempts` of them.
+    `lost`: the attempt counts as lost, as those do whose worker dies; a trial may lose
+    `runner.max_attempts` of them.
     """
 
     reason: str
@@ -384,6 +466,8 @@ Outcome: TypeAlias = Completed | Pruned | Failed | Interrupted
 
 
 def trial_seed(study_seed: int, ticket: int, failures: int) -> int:
-    """A trial's seed in [0, 2**31): the same for every attempt of it, another one for any other trial of the study."""
+    """A trial's seed in [0, 2**31): the same for every attempt of it, another one for any other
+    trial of the study.
+    """
     digest = hashlib.sha256(f"{study_seed} {ticket} {failures}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

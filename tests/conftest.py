@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
-# How long an example takes, or to make one, says something about the machine and what else it does, not about the program.
-hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# How long an example takes, or to make one, says something about the machine and what else it does,
+# not about the program.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("any machine")
 
-# Before anything imports numpy: the thread pools of tests side by side, and of their children, would crowd the cores.
+# Before anything imports numpy: the thread pools of tests side by side, and of their children,
+# would crowd the cores.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
@@ -28,11 +32,15 @@ _SERVER_PATH = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup, which what is tested would respect
+    # by nohup, which what is tested would respect
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
     if not hasattr(config, "workerinput"):
-        # Not under pytest's own directory: that is private, and a server started by root runs as another user.
-        config.stash[_SERVER_PATH] = Path(tempfile.mkdtemp(prefix="orchestrator-tests-", dir="/tmp"))
+        # Not under pytest's own directory: that is private, and a server started by root runs as
+        # another user.
+        config.stash[_SERVER_PATH] = Path(
+            tempfile.mkdtemp(prefix="orchestrator-tests-", dir="/tmp")
+        )
     else:
         config.stash[_SERVER_PATH] = Path(config.workerinput["server_path"])
 
@@ -49,17 +57,24 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def database_server(pytestconfig: pytest.Config) -> Iterator[TestServer]:
-    """The PostgreSQL server that all workers of this run share: an embedded one, or the one at ``TEST_POSTGRES_URL``."""
-    from tests.support.postgres import TestServer  # not for tests without a database: it imports Optuna
+    """The PostgreSQL server that all workers of this run share: an embedded one, or the one at
+    ``TEST_POSTGRES_URL``.
+    """
+    # not for tests without a database: it imports Optuna
+    from tests.support.postgres import TestServer
 
-    server = TestServer(pytestconfig.stash[_SERVER_PATH] / "server", os.environ.get("TEST_POSTGRES_URL"))
+    server = TestServer(
+        pytestconfig.stash[_SERVER_PATH] / "server", os.environ.get("TEST_POSTGRES_URL")
+    )
     yield server
     server.close()
 
 
 @pytest.fixture
 def database_url(database_server: TestServer) -> Iterator[str]:
-    """A database of the test's own with the current schema; dropped afterwards, whoever is still connected."""
+    """A database of the test's own with the current schema; dropped afterwards, whoever is still
+    connected.
+    """
     with database_server.prepared() as url:
         yield url
 

@@ -1,4 +1,6 @@
-"""The commands: takes the subcommand, composes the Hydra config, builds the objects, maps errors to exit codes."""
+"""The commands: takes the subcommand, composes the Hydra config, builds the objects, maps errors to
+exit codes.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +19,48 @@ from orchestrator.errors import ConfigError, OrchestratorError, did_you_mean
 COMMANDS: dict[str, tuple[str, str]] = {
     "launch": (
         "launch.run",
-        "create or continue a study, run workers on this machine, follow it to its end (--dry-run: only show)",
+        (
+            "create or continue a study, run workers on this machine, follow it to its end "
+            "(--dry-run: only show)"
+        ),
     ),
-    "worker": ("server.worker", "one worker: claims a device and pulls trials of all active studies"),
+    "worker": (
+        "server.worker",
+        "one worker: claims a device and pulls trials of all active studies",
+    ),
     "dashboard": ("server.dashboard", "optuna-dashboard on the same storage"),
     "status": ("reports.status", "studies, cells, running trials, workers, devices"),
     "best": (
         "reports.best",
-        "the best trial as YAML and as overrides (trial=N: another one; out=file.yaml: the config to train with, - prints it)",
+        (
+            "the best trial as YAML and as overrides (trial=N: another one; out=file.yaml: the "
+            "config to train with, - prints it)"
+        ),
     ),
     "logs": ("reports.logs", "a trial's log: trial=N (attempt=K: of an earlier attempt)"),
     "pause": ("controls.pause", "begin no trial of a study (--now: give its running trials back)"),
     "resume": ("controls.resume", "go on with a paused study"),
-    "stop": ("controls.stop", "end a study once its running trials have ended (--now: give them back)"),
-    "retry": ("controls.retry", "run a failed trial again: trial=N, or trial=failed for all of them"),
+    "stop": (
+        "controls.stop",
+        "end a study once its running trials have ended (--now: give them back)",
+    ),
+    "retry": (
+        "controls.retry",
+        "run a failed trial again: trial=N, or trial=failed for all of them",
+    ),
     "enqueue": ("controls.enqueue", "a trial by hand, on top of the budget: key=value …"),
-    "rerun": ("rerun.run", "run the best trial, or trial=N, once more with its seed and compare its value"),
+    "rerun": (
+        "rerun.run",
+        "run the best trial, or trial=N, once more with its seed and compare its value",
+    ),
     "replay": ("replay.run", "make the suggestion of trial=N again, from what was known then"),
-    "doctor": ("doctor.run", "check the invariants of all studies, or of one: nothing lost, nothing twice, nobody forgotten"),
+    "doctor": (
+        "doctor.run",
+        (
+            "check the invariants of all studies, or of one: nothing lost, nothing twice, nobody "
+            "forgotten"
+        ),
+    ),
     "db": ("server.database", "start | stop | url | upgrade: the embedded server and the schema"),
 }
 """Each command's function, loaded when it is called, and what it is for."""
@@ -42,7 +68,9 @@ _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code. A user's mistake is one line on standard error, never a traceback."""
+    """Runs one command; returns its exit code. A user's mistake is one line on standard error,
+    never a traceback.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     logs.configure("orchestrator")
     try:
@@ -61,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO):
             raise
-        print(f"orchestrator: error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        print(
+            f"orchestrator: error: the output cannot be written: {error.strerror}", file=sys.stderr
+        )
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OrchestratorError.exit_code
@@ -76,7 +106,10 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"orchestrator {orchestrator.__version__}")
         return 0
     if name not in COMMANDS:
-        raise ConfigError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; the commands are {', '.join(COMMANDS)}")
+        raise ConfigError(
+            f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; the commands are "
+            f"{', '.join(COMMANDS)}"
+        )
     call = Call.parse(name, rest)
     if call.flags.version:
         print(f"orchestrator {orchestrator.__version__}")

@@ -1,4 +1,6 @@
-"""One call of the program: the subcommand's own words, Hydra's flags, the composed config, and the way to the database."""
+"""One call of the program: the subcommand's own words, Hydra's flags, the composed config, and the
+way to the database.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ _SWITCHES = {
     "launch": ("--json", "--dry-run", RETRY),
     "pause": ("--json", "--now"),
     "stop": ("--json", "--now"),
-    **dict.fromkeys(("status", "best", "logs", "resume", "retry", "enqueue", "doctor", "replay", "rerun"), ("--json",)),
+    **dict.fromkeys(
+        ("status", "best", "logs", "resume", "retry", "enqueue", "doctor", "replay", "rerun"),
+        ("--json",),
+    ),
 }
 _WORDS = {
     "best": ("trial", "out"),
@@ -57,9 +62,14 @@ class Call:
         rest = list(arguments)
         action = None
         if actions := _ACTIONS.get(command):
-            action = rest.pop(0) if rest and not rest[0].startswith("-") and "=" not in rest[0] else None
+            action = (
+                rest.pop(0) if rest and not rest[0].startswith("-") and "=" not in rest[0] else None
+            )
             if action not in actions and "--help" not in rest and "-h" not in rest:
-                raise ConfigError(f"{command} needs one of {', '.join(actions)}: orchestrator {command} {actions[0]}")
+                raise ConfigError(
+                    f"{command} needs one of {', '.join(actions)}: orchestrator {command} "
+                    f"{actions[0]}"
+                )
         switches = frozenset(word for word in rest if word in _SWITCHES.get(command, ()))
         rest = [word for word in rest if word not in switches]
         words = {}
@@ -70,7 +80,9 @@ class Call:
             for word in found:
                 words[key] = word.partition("=")[2]
                 rest.remove(word)
-        if command == "launch" and (odd := next((word for word in rest if word.startswith("retry=")), None)):
+        if command == "launch" and (
+            odd := next((word for word in rest if word.startswith("retry=")), None)
+        ):
             raise ConfigError(f"{odd}: must be {RETRY}; a parameter of that name is params.retry=…")
         own = [switch for switch in _SWITCHES.get(command, ()) if switch.startswith("--")]
         return Call(command, config.parse_flags(rest, own), switches, words, action)
@@ -78,7 +90,10 @@ class Call:
     @cached_property
     def composed(self) -> Composed:
         return config.compose(
-            self.command, self.flags.overrides, config_dir=self.flags.config_dir, config_name=self.flags.config_name
+            self.command,
+            self.flags.overrides,
+            config_dir=self.flags.config_dir,
+            config_name=self.flags.config_name,
         )
 
     @property
@@ -91,7 +106,8 @@ class Call:
         return None if name is None else str(name)
 
     def number(self, key: str, *, or_word: str | None = None) -> int | None:
-        """The command's word `key` as a whole number; `or_word` is what the message says it may be besides.
+        """The command's word `key` as a whole number; `or_word` is what the message says it may be
+        besides.
 
         Raises:
             ConfigError: it is none.
@@ -100,12 +116,15 @@ class Call:
         if text is None:
             return None
         if not re.fullmatch(r"\d+", text):
-            raise ConfigError(f"{key}={text}: must be a whole number{f' or {or_word}' if or_word else ''}")
+            raise ConfigError(
+                f"{key}={text}: must be a whole number{f' or {or_word}' if or_word else ''}"
+            )
         return int(text)
 
     @contextmanager
     def store(self) -> Iterator[Store]:
-        """The database as `storage` says, migrated; an embedded server is shared while the block lasts.
+        """The database as `storage` says, migrated; an embedded server is shared while the block
+        lasts.
 
         Raises:
             StoreUnavailableError: it cannot be reached or started.

@@ -18,7 +18,12 @@ from orchestrator.worker.maintenance import Maintenance
 
 def pause(call: Call) -> int:
     """No trial of the study begins until `resume`."""
-    return _change(call, lambda store, study_id: store.interventions.pause(study_id, _who(), now="--now" in call.switches))
+    return _change(
+        call,
+        lambda store, study_id: store.interventions.pause(
+            study_id, _who(), now="--now" in call.switches
+        ),
+    )
 
 
 def resume(call: Call) -> int:
@@ -27,7 +32,9 @@ def resume(call: Call) -> int:
 
 
 def stop(call: Call) -> int:
-    """Ends the study once its running trials have ended; with ``--now`` they are given back first."""
+    """Ends the study once its running trials have ended; with ``--now`` they are given
+    back first.
+    """
 
     def change(store: Store, study_id: int) -> None:
         store.interventions.stop(study_id, _who(), now="--now" in call.switches)
@@ -40,7 +47,10 @@ def enqueue(call: Call) -> int:
     """Adds a trial by hand, on top of the budget."""
     name = _named(call)
     if not call.composed.values:
-        raise ConfigError("enqueue needs the parameters of the trial: orchestrator enqueue study.name=… optim.lr=0.01")
+        raise ConfigError(
+            "enqueue needs the parameters of the trial: orchestrator enqueue study.name=… "
+            "optim.lr=0.01"
+        )
     with call.store() as store:
         row = store.reads.find(name)
         spec = store.reads.spec(row.study_id)
@@ -48,10 +58,18 @@ def enqueue(call: Call) -> int:
         typed = {named.get(name, name): value for name, value in call.composed.values.items()}
         known = store.suggested.distributions(row.study_id)
         later = search.values_by_hand(search.parameters(spec), typed, known, spec.params)
-        cell, given = search.by_hand(spec, {name: value for name, value in typed.items() if name not in later})
+        cell, given = search.by_hand(
+            spec, {name: value for name, value in typed.items() if name not in later}
+        )
         given |= later
         store.interventions.enqueue(row.study_id, cell, given)
-        _say(call, store, row, f"enqueued {cell_label({**cell, **given})}", {"enqueued": {**cell, **given}})
+        _say(
+            call,
+            store,
+            row,
+            f"enqueued {cell_label({**cell, **given})}",
+            {"enqueued": {**cell, **given}},
+        )
     return 0
 
 
@@ -61,7 +79,8 @@ def retry(call: Call) -> int:
     wanted = call.words.get("trial")
     if wanted is None:
         raise ConfigError(
-            "retry needs the trial's number, or failed for all of them: orchestrator retry study.name=… trial=failed"
+            "retry needs the trial's number, or failed for all of them: orchestrator retry "
+            "study.name=… trial=failed"
         )
     number = None if wanted == "failed" else call.number("trial", or_word="failed")
     with call.store() as store:
@@ -83,7 +102,8 @@ def retried_text(retried: list[Retried]) -> str:
         said.append(f"runs again as new trials: {', '.join(str(r.number) for r in runs)}{on_top}")
     if left:
         said.append(
-            f"not run again, for other cells have spent what their closed cells left of budget.trials: "
+            "not run again, for other cells have spent what their closed cells left of "
+            "budget.trials: "
             f"{', '.join(str(r.number) for r in left)}; launch with a larger budget.trials first"
         )
     return "; ".join(said) or "no failed trial is left to run again"
@@ -95,7 +115,9 @@ def _change(call: Call, change: Callable[[Store, int], None]) -> int:
         row = store.reads.find(name)
         change(store, row.study_id)
         now = store.reads.find(name)
-        running = [t for t in store.reads.trials(row.study_id, live_only=True) if t.worker_id is not None]
+        running = [
+            t for t in store.reads.trials(row.study_id, live_only=True) if t.worker_id is not None
+        ]
         held = "".join(f"\ntrial {t.number} is still held by worker {t.worker_id}" for t in running)
         said = f"{now.state.lower()}{f' ({now.reason})' if now.reason else ''}{held if now.state != 'ACTIVE' else ''}"
         _say(call, store, row, said, {})
@@ -107,11 +129,25 @@ def _say(call: Call, store: Store, row: StudyRow, text: str, data: Mapping[str, 
     now = store.reads.find(row.name)
     workers = len(store.reads.workers())
     if call.json:
-        print(json.dumps({"study": now.name, "state": now.state, "reason": now.reason, **data, "workers": workers}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "study": now.name,
+                    "state": now.state,
+                    "reason": now.reason,
+                    **data,
+                    "workers": workers,
+                },
+                indent=2,
+            )
+        )
         return
     print(f"study {row.name}: {text}")
     if any(data.values()) and now.state == "PAUSED":
-        print(f"it is {now.reason}; go on with: {hints.command(call, 'resume', f'study.name={row.name}')}")
+        print(
+            f"it is {now.reason}; go on with: "
+            f"{hints.command(call, 'resume', f'study.name={row.name}')}"
+        )
     elif now.state == "ACTIVE" and any(data.values()) and not workers:
         print(f"no worker runs now; start one with: {hints.command(call, 'worker')}")
 

@@ -13,7 +13,9 @@ _UNWELL = 1
 
 
 def run(call: Call) -> int:
-    """Prints what is wrong, a line each; 0 when nothing is, else 1. With `study.name` it looks at that study and the fleet."""
+    """Prints what is wrong, a line each; 0 when nothing is, else 1. With `study.name` it looks at
+    that study and the fleet.
+    """
     with call.store() as store:
         row = None if call.study_name is None else store.reads.find(call.study_name)
         examination = store.doctor.examine(None if row is None else row.name)
@@ -36,7 +38,10 @@ def _line(finding: Finding) -> str:
 def _summary(examination: Examination) -> str:
     found = len(examination.findings)
     wrong = "nothing wrong" if not found else _count(found, "thing") + " wrong"
-    return f"{_count(examination.studies, 'study', 'studies')}, {_count(examination.trials, 'trial')}: {wrong}"
+    return (
+        f"{_count(examination.studies, 'study', 'studies')}, "
+        f"{_count(examination.trials, 'trial')}: {wrong}"
+    )
 
 
 def _count(n: int, one: str, many: str | None = None) -> str:

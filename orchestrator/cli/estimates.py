@@ -15,10 +15,13 @@ MOST_CELLS = 500
 
 
 def of_cells(store: Store, progress: Progress) -> list[CellEstimate | None]:
-    """An estimate for each cell of `progress`, None where nothing can be told; the same whoever asks."""
+    """An estimate for each cell of `progress`, None where nothing can be told; the same whoever
+    asks.
+    """
     cells = [cell.values for cell in progress.cells]
     if progress.n_cells > MOST_CELLS or not any(cell.completed for cell in progress.cells):
         return [None] * len(cells)
-    model = search.Search(store.reads.spec(progress.study.study_id))  # Optuna is brought in here, for the commands that need it
+    # Optuna is brought in here, for the commands that need it
+    model = search.Search(store.reads.spec(progress.study.study_id))
     model.feed(store.reads.news(progress.study.study_id, 0)[0])
     return model.summary(cells)

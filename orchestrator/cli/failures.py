@@ -1,4 +1,6 @@
-"""What `launch` and `status` tell of failed trials: each kind of failure once in full, and how many trials failed so."""
+"""What `launch` and `status` tell of failed trials: each kind of failure once in full, and how many
+trials failed so.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ MOST_KINDS = 5
 
 @dataclass
 class Kind:
-    """Failures that are alike: the first one's `message`, and the trials' `numbers`; `said` of them were told by `show`."""
+    """Failures that are alike: the first one's `message`, and the trials' `numbers`; `said` of them
+    were told by `show`.
+    """
 
     message: str
     numbers: list[int] = field(default_factory=list)
@@ -25,7 +29,11 @@ class Kind:
         """All in one line: ``12 trials failed alike, trial 0 first: ValueError: no``."""
         first, line = self.numbers[0], self.message.partition("\n")[0]
         n = len(self.numbers)
-        return f"trial {first} failed: {line}" if n == 1 else f"{n} trials failed alike, trial {first} first: {line}"
+        return (
+            f"trial {first} failed: {line}"
+            if n == 1
+            else f"{n} trials failed alike, trial {first} first: {line}"
+        )
 
     @property
     def text(self) -> str:
@@ -34,7 +42,9 @@ class Kind:
 
 
 class Failures:
-    """The failed trials of a study since it was last launched, by kind, as far as they were read."""
+    """The failed trials of a study since it was last launched, by kind, as far as they
+    were read.
+    """
 
     def __init__(self, store: Store, row: StudyRow) -> None:
         self._store = store
@@ -47,7 +57,8 @@ class Failures:
         self._kinds: dict[str, Kind] = {}
 
     def read(self) -> dict[str, int]:
-        """Reads those that are new; returns how many of their kinds there were before, by what each kind shares.
+        """Reads those that are new; returns how many of their kinds there were before, by what each
+        kind shares.
 
         Raises:
             StoreUnavailableError: the database does not answer.
@@ -62,7 +73,8 @@ class Failures:
         return before
 
     def show(self, view: View) -> None:
-        """Says what is new: a kind that was not met before in full, of others how many there are, ever more seldom.
+        """Says what is new: a kind that was not met before in full, of others how many there are,
+        ever more seldom.
 
         Raises:
             StoreUnavailableError: the database does not answer.
@@ -84,4 +96,6 @@ class Failures:
     @property
     def kinds(self) -> list[Kind]:
         """Those met so far, the most frequent first."""
-        return sorted(self._kinds.values(), key=lambda kind: (-len(kind.numbers), kind.numbers[0]))[:MOST_KINDS]
+        return sorted(self._kinds.values(), key=lambda kind: (-len(kind.numbers), kind.numbers[0]))[
+            :MOST_KINDS
+        ]

@@ -1,4 +1,6 @@
-"""What a launch does for the study that it follows, besides showing it: others see that it is followed; a stall is said."""
+"""What a launch does for the study that it follows, besides showing it: others see that it is
+followed; a stall is said.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ class Following:
 
         Args:
             progress: what was just read, None if nothing was.
-            own: the processes of this launch's own workers, which take a moment to appear among the others.
+            own: the processes of this launch's own workers, which take a moment to appear among the
+                others.
 
         Raises:
             StoreUnavailableError: the database does not answer.
@@ -78,7 +81,9 @@ class Following:
 
     def _registered(self, own: Collection[int]) -> bool:
         host = socket.gethostname()
-        return set(own) <= {worker.pid for worker in self._store.reads.workers() if worker.host == host}
+        return set(own) <= {
+            worker.pid for worker in self._store.reads.workers() if worker.host == host
+        }
 
     def _give_sign(self) -> None:
         self._store.studies.follow(self.row.study_id, FOLLOWED_S)
@@ -90,16 +95,29 @@ def unserved(call: Call, study: str, servers: Servers) -> str | None:
     if servers.able:
         return None
     if servers.refusals:
-        told = [f"{count_label(count, 'worker')}: {why}" for why, count in servers.refusals[:_MOST_REASONS]]
+        told = [
+            f"{count_label(count, 'worker')}: {why}"
+            for why, count in servers.refusals[:_MOST_REASONS]
+        ]
         more = len(servers.refusals) - len(told)
-        return f"no worker can serve study {study}: {'; '.join(told)}{f'; and {more} more reasons' if more else ''}"
-    busy = f"{count_label(servers.elsewhere, 'worker')} serve{'s' if servers.elsewhere == 1 else ''} other studies only"
+        return (
+            f"no worker can serve study {study}: "
+            f"{'; '.join(told)}{f'; and {more} more reasons' if more else ''}"
+        )
+    busy = (
+        f"{count_label(servers.elsewhere, 'worker')} serve{'s' if servers.elsewhere == 1 else ''} "
+        "other studies only"
+    )
     there = f"{busy} (worker.studies)" if servers.elsewhere else "there is none"
-    return f"no worker serves study {study}: {there}; start one with: {hints.command(call, 'worker')}"
+    return (
+        f"no worker serves study {study}: {there}; start one with: {hints.command(call, 'worker')}"
+    )
 
 
 def unfollowed(call: Call, row: StudyRow) -> str | None:
-    """That trials of the study go on though no launch shows it, and how to end it; None if one does, or nothing goes on."""
+    """That trials of the study go on though no launch shows it, and how to end it; None if one
+    does, or nothing goes on.
+    """
     if row.followed or row.state != "ACTIVE":
         return None
     stop = hints.command(call, "stop", f"study.name={row.name}")

@@ -1,4 +1,6 @@
-"""`launch`: create or continue a study, run this machine's workers, follow the study to its end. Read `run` from the top."""
+"""`launch`: create or continue a study, run this machine's workers, follow the study to its end.
+Read `run` from the top.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import Following
 from orchestrator.cli.server import LAUNCHER_PID
 from orchestrator.devices import discover, usable_cores
-from orchestrator.errors import ELSEWHERE, ConfigError, OrchestratorError, StoreUnavailableError, StudyFailedError
+from orchestrator.errors import (
+    ELSEWHERE,
+    ConfigError,
+    OrchestratorError,
+    StoreUnavailableError,
+    StudyFailedError,
+)
 from orchestrator.model import StudySpec, count_label
 from orchestrator.runner import HYDRA_DIRECTORY, Runner, check_allowed, code_now, is_hydra_app
 from orchestrator.runner.files import Checkpoints
@@ -47,8 +55,10 @@ CPU_WORKERS = 2
 """Workers that `launch` starts on a machine without a GPU."""
 _FOLLOW_S = 0.5
 _SHARE_OF_LOOKING = 0.1  # a study so large that a look takes long is looked at less often
-_RESTARTS = 5  # of workers that end by an error of their own, one after the other, while no trial is spent
-_PAUSE_S = (0.2, 10.0)  # before a dead worker is replaced; doubled from one to the next while no trial is spent
+# of workers that end by an error of their own, one after the other, while no trial is spent
+_RESTARTS = 5
+# before a dead worker is replaced; doubled from one to the next while no trial is spent
+_PAUSE_S = (0.2, 10.0)
 
 
 def run(call: Call) -> int:
@@ -56,7 +66,11 @@ def run(call: Call) -> int:
     spec, distributions = _checked(call)
     if "--dry-run" in call.switches:
         plan = {**screen.plan_data(spec, distributions), "remarks": _remarks(spec)}
-        print(json.dumps(plan, indent=2) if call.json else screen.plan(spec, distributions, _remarks(spec)))
+        print(
+            json.dumps(plan, indent=2)
+            if call.json
+            else screen.plan(spec, distributions, _remarks(spec))
+        )
         return 0
     with Ending(INTERRUPTED) as ending:
         return _launch(call, spec, ending)
@@ -82,7 +96,9 @@ def _launch(call: Call, spec: StudySpec, ending: Ending) -> int:
                 _announce_devices(call, store, view)
             following = Following(call, store, row, view)
             with following.shown(), _Workers(call, spec, count, output, view) as workers:
-                row, interrupted = _follow(_Followed(call, store, row, spec, view, failures), workers, following)
+                row, interrupted = _follow(
+                    _Followed(call, store, row, spec, view, failures), workers, following
+                )
                 ending.asked = interrupted
         return _conclude(call, store, row, spec, failures, interrupted)
 
@@ -103,7 +119,8 @@ def _retries(call: Call, store: Store, row: StudyRow, view: screen.View) -> bool
 
 
 def _checked(call: Call) -> tuple[StudySpec, list[tuple[str, str]]]:
-    """The study, and its parameters in words; all that a dry run checks, a launch checks by this before it writes anything.
+    """The study, and its parameters in words; all that a dry run checks, a launch checks by this
+    before it writes anything.
 
     Raises:
         ConfigError: a rule of the study is broken, or a worker could not search its space.
@@ -116,29 +133,50 @@ def _checked(call: Call) -> tuple[StudySpec, list[tuple[str, str]]]:
 def _announcement(call: Call, spec: StudySpec, launched: Launched) -> str:
     changed = "".join(f"\n  changed {change}" for change in launched.changes)
     if launched.created:
-        cells = f"{count_label(spec.n_cells, 'cell')} x {spec.budget.per_cell} guaranteed" if spec.grid else "no grid"
-        return f"study {spec.name}: {count_label(spec.budget.trials, 'trial')}, {cells}, sampler {spec.sampler['name']}"
+        cells = (
+            f"{count_label(spec.n_cells, 'cell')} x {spec.budget.per_cell} guaranteed"
+            if spec.grid
+            else "no grid"
+        )
+        return (
+            f"study {spec.name}: {count_label(spec.budget.trials, 'trial')}, {cells}, sampler "
+            f"{spec.sampler['name']}"
+        )
     if launched.open_tickets:
         more = f"{launched.added} trials more, " if launched.added > 0 else ""
         return f"study {spec.name} goes on: {more}{launched.open_tickets} to be done{changed}"
     if RETRY in call.switches:
         return f"study {spec.name} goes on{changed}"
-    why = f"budget.trials={spec.budget.trials} is spent" if launched.reason == "budget spent" else launched.reason
+    why = (
+        f"budget.trials={spec.budget.trials} is spent"
+        if launched.reason == "budget spent"
+        else launched.reason
+    )
     how = f"; {_how_to_retry(call, spec)}" if launched.reason == "every cell is closed" else ""
     return f"study {spec.name} exists; nothing to add: {why}{how}{changed}"
 
 
 def _how_to_retry(call: Call, spec: StudySpec) -> str:
     retry = hints.command(call, "retry", f"study.name={spec.name}", "trial=failed")
-    return f"once what failed is mended, the same command with {RETRY} runs the failed trials again (or: {retry})"
+    return (
+        f"once what failed is mended, the same command with {RETRY} runs the failed trials again "
+        f"(or: {retry})"
+    )
 
 
 def _about_code(store: Store, row: StudyRow, spec: StudySpec, *, created: bool) -> list[str]:
-    """What is to be known of the objective's code: that it is treated as Hydra's, or is not what it was."""
+    """What is to be known of the objective's code: that it is treated as Hydra's, or is not what it
+    was.
+    """
     if not created:
         return provenance.change_since(store.reads.code(row.study_id), code_now(spec.objective))
     if is_hydra_app(spec.objective):
-        return [f"a Hydra app: each attempt's output directory is {HYDRA_DIRECTORY}/ in its run directory (objective.hydra)"]
+        return [
+            (
+                f"a Hydra app: each attempt's output directory is {HYDRA_DIRECTORY}/ in its run "
+                "directory (objective.hydra)"
+            )
+        ]
     return []
 
 
@@ -158,14 +196,17 @@ def _worker_count(call: Call) -> int:
         count = len(gpus) * (settings.slots_per_device or 1) if gpus else CPU_WORKERS
     if count > 1 and settings.health_file is not None:
         raise ConfigError(
-            f"worker.health_file={settings.health_file}: is of one worker, and {count} would be started here;"
+            f"worker.health_file={settings.health_file}: is of one worker, and {count} would be "
+            "started here;"
             " give it to 'orchestrator worker', or set worker.count=1"
         )
     return count
 
 
 def _announce_devices(call: Call, store: Store, view: screen.View) -> None:
-    """Says what a user would else have to read in the workers' logs: that there is no GPU, or that others are on it."""
+    """Says what a user would else have to read in the workers' logs: that there is no GPU, or that
+    others are on it.
+    """
     settings = call.composed.host.worker
     here = Slots(store, settings)
     if here.why_cpu is not None:
@@ -184,7 +225,9 @@ def _check_runs_directory(call: Call, count: int) -> None:
             with tempfile.TemporaryFile(dir=runs):
                 pass
         except OSError as error:
-            raise ConfigError(f"paths.runs={runs}: workers could not write there: {error.strerror}; {ELSEWHERE}") from error
+            raise ConfigError(
+                f"paths.runs={runs}: workers could not write there: {error.strerror}; {ELSEWHERE}"
+            ) from error
 
 
 def _check_objective(call: Call, spec: StudySpec) -> None:
@@ -201,19 +244,24 @@ def _check_places(call: Call, store: Store, spec: StudySpec, count: int) -> None
     """Sees to it that a trial finds its checkpoints wherever it goes on.
 
     Raises:
-        ConfigError: workers of several hosts would serve the study and keep checkpoints in different places.
+        ConfigError: workers of several hosts would serve the study and keep checkpoints in
+            different places.
     """
     if not spec.runner.get("resume", True):
         return
     places = store.reads.checkpoint_places(spec.name)
     if count:
         paths = call.composed.host.paths
-        places.setdefault(Checkpoints(paths.checkpoints, paths.runs).identity(), set()).add(socket.gethostname())
+        places.setdefault(Checkpoints(paths.checkpoints, paths.runs).identity(), set()).add(
+            socket.gethostname()
+        )
     hosts = sorted(set().union(*places.values()))
     if len(places) > 1 and len(hosts) > 1:
         raise ConfigError(
-            f"paths.checkpoints: the workers on {', '.join(hosts)} keep checkpoints in different places, so a trial could not"
-            " go on elsewhere; set it to a directory or URL that all share, on each of them, or launch with runner.resume=false"
+            f"paths.checkpoints: the workers on {', '.join(hosts)} keep checkpoints in different "
+            "places, so a trial could not"
+            " go on elsewhere; set it to a directory or URL that all share, on each of them, or "
+            "launch with runner.resume=false"
         )
 
 
@@ -222,21 +270,43 @@ def _output_directory(call: Call) -> Path:
     directory = Path(OmegaConf.select(call.composed.hydra, "run.dir")).absolute()
     try:
         (directory / ".hydra").mkdir(parents=True, exist_ok=True)
-        visible = OmegaConf.masked_copy(call.composed.config, [str(k) for k in call.composed.config if k != "storage"])
-        (directory / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(visible), encoding="utf-8")
-        overrides = [o for o in call.composed.overrides if not o.lstrip("+").startswith("storage.url")]
-        (directory / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(overrides)), encoding="utf-8")
+        visible = OmegaConf.masked_copy(
+            call.composed.config, [str(k) for k in call.composed.config if k != "storage"]
+        )
+        (directory / ".hydra" / "config.yaml").write_text(
+            OmegaConf.to_yaml(visible), encoding="utf-8"
+        )
+        overrides = [
+            o for o in call.composed.overrides if not o.lstrip("+").startswith("storage.url")
+        ]
+        (directory / ".hydra" / "overrides.yaml").write_text(
+            OmegaConf.to_yaml(OmegaConf.create(overrides)), encoding="utf-8"
+        )
     except OSError as error:
         raise OrchestratorError(f"hydra.run.dir={directory}: {error.strerror}") from error
     return directory
 
 
 class _Workers:
-    """The worker processes of this launch: started, replaced when they die, ended with the block."""
+    """The worker processes of this launch: started, replaced when they die, ended with
+    the block.
+    """
 
-    def __init__(self, call: Call, spec: StudySpec, count: int, output: Path, view: screen.View) -> None:
-        self._command = [sys.executable, "-m", "orchestrator", "worker", *_host_overrides(call, spec, count)]
-        self._environment = {**os.environ, LAUNCHER_PID: str(os.getpid()), **_storage_environment(call)}
+    def __init__(
+        self, call: Call, spec: StudySpec, count: int, output: Path, view: screen.View
+    ) -> None:
+        self._command = [
+            sys.executable,
+            "-m",
+            "orchestrator",
+            "worker",
+            *_host_overrides(call, spec, count),
+        ]
+        self._environment = {
+            **os.environ,
+            LAUNCHER_PID: str(os.getpid()),
+            **_storage_environment(call),
+        }
         self._output = output
         self._view = view
         self._running: dict[int, subprocess.Popen[bytes]] = {}
@@ -251,7 +321,9 @@ class _Workers:
         for k in range(self._count):
             self._start(k)
         if self._count:
-            self._view.say(f"{count_label(self._count, 'worker')} started; logs: {self._output}/worker-*.log")
+            self._view.say(
+                f"{count_label(self._count, 'worker')} started; logs: {self._output}/worker-*.log"
+            )
         else:
             self._view.say("worker.count=0: following; trials run on the workers there are")
         return self
@@ -264,7 +336,12 @@ class _Workers:
     def _start(self, k: int) -> None:
         with (self._output / f"worker-{k + 1}.log").open("ab") as log:
             process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment, start_new_session=True
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,
             )
         self._running[k] = process
 
@@ -276,23 +353,32 @@ class _Workers:
                 process.send_signal(number)
 
     def replace_dead(self, spent: int) -> None:
-        """Starts another worker for each that died, after a pause that grows while no more trials of the study are `spent`.
+        """Starts another worker for each that died, after a pause that grows while no more trials
+        of the study are `spent`.
 
         Raises:
-            OrchestratorError: workers end by an error of their own, again and again; the last lines of a log say why.
+            OrchestratorError: workers end by an error of their own, again and again; the last lines
+                of a log say why.
         """
         if spent != self._spent:
             self._spent, self._errors, self._pause_s = spent, 0, _PAUSE_S[0]
         for k, process in list(self._running.items()):
-            if process.poll() in (None, 0) or self.ending:  # 0: it ended by itself, as worker.max_trials says
+            # 0: it ended by itself, as worker.max_trials says
+            if process.poll() in (None, 0) or self.ending:
                 continue
             if k not in self._restart_at:
                 self._errors += process.returncode > 0
                 if self._errors > _RESTARTS:
                     log = self._output / f"worker-{k + 1}.log"
-                    tail = "\n  ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
-                    raise OrchestratorError(f"the workers end as soon as they start; {log} ends with\n  {tail}")
-                self._view.say(f"worker {k + 1} ended with {_ending(process.returncode)}; starting another")
+                    tail = "\n  ".join(
+                        log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+                    )
+                    raise OrchestratorError(
+                        f"the workers end as soon as they start; {log} ends with\n  {tail}"
+                    )
+                self._view.say(
+                    f"worker {k + 1} ended with {_ending(process.returncode)}; starting another"
+                )
                 self._restart_at[k] = time.monotonic() + self._pause_s
                 self._pause_s = min(2 * self._pause_s, _PAUSE_S[1])
             elif time.monotonic() >= self._restart_at[k]:
@@ -307,7 +393,9 @@ class _Workers:
     @property
     def done(self) -> bool:
         """Whether there were workers and all ended by themselves, in order."""
-        return bool(self._running) and all(process.poll() == 0 for process in self._running.values())
+        return bool(self._running) and all(
+            process.poll() == 0 for process in self._running.values()
+        )
 
     @property
     def all_gone(self) -> bool:
@@ -323,7 +411,9 @@ def _host_overrides(call: Call, spec: StudySpec, count: int) -> list[str]:
     """What the workers are told of this host, as overrides; never the database's URL."""
     host = call.composed.host
     worker = {key: value for key, value in asdict(host.worker).items() if key != "count"}
-    worker["health_file"] = None if host.worker.health_file is None else str(host.worker.health_file)
+    worker["health_file"] = (
+        None if host.worker.health_file is None else str(host.worker.health_file)
+    )
     worker["studies"] = worker["studies"] or [spec.name]
     worker["threads"] = worker["threads"] or max(1, usable_cores() // max(1, count))
     overrides = [f"worker.{key}={config.hydra_word(value)}" for key, value in worker.items()]
@@ -351,7 +441,9 @@ def _storage_environment(call: Call) -> dict[str, str]:
 
 @contextmanager
 def _interrupts(workers: _Workers, view: screen.View) -> Iterator[list[int]]:
-    """Signals that ask to end are passed on to this launch's workers, who know what they mean; the list holds those got."""
+    """Signals that ask to end are passed on to this launch's workers, who know what they mean; the
+    list holds those got.
+    """
     got: list[int] = []
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
@@ -361,7 +453,10 @@ def _interrupts(workers: _Workers, view: screen.View) -> Iterator[list[int]]:
         if number == signal.SIGHUP:
             _leave_terminal()
         elif number == signal.SIGINT and len(got) == 1 and waited_for:
-            view.say("ending: running trials are finished first; Ctrl-C again gives them back at once. The study stays.")
+            view.say(
+                "ending: running trials are finished first; Ctrl-C again gives them back at "
+                "once. The study stays."
+            )
 
     before = signals.handle(interrupt)
     try:
@@ -382,7 +477,9 @@ def _leave_terminal() -> None:
 
 
 def _follow(followed: _Followed, workers: _Workers, following: Following) -> tuple[StudyRow, bool]:
-    """Shows the study until it is finished or paused itself; returns its row, and True when the user ended it before."""
+    """Shows the study until it is finished or paused itself; returns its row, and True when the
+    user ended it before.
+    """
     store, view = followed.store, followed.view
     maintenance = Maintenance(store, every_s=1.0)
     spent, silent, next_look = 0, False, 0.0
@@ -407,7 +504,10 @@ def _follow(followed: _Followed, workers: _Workers, following: Following) -> tup
                 silent = False
                 if progress is not None:
                     view.update(progress)
-                    braked = is_braked(progress.study.state, progress.study.reason) and not progress.running
+                    braked = (
+                        is_braked(progress.study.state, progress.study.reason)
+                        and not progress.running
+                    )
                     if progress.study.state == "FINISHED" or braked:
                         return followed.row, False
                     spent = progress.spent
@@ -418,9 +518,19 @@ def _follow(followed: _Followed, workers: _Workers, following: Following) -> tup
 
 
 class _Followed:
-    """The study of this launch, as the database has it; `row` is another one if it had to be launched once more."""
+    """The study of this launch, as the database has it; `row` is another one if it had to be
+    launched once more.
+    """
 
-    def __init__(self, call: Call, store: Store, row: StudyRow, spec: StudySpec, view: screen.View, failures: Failures) -> None:
+    def __init__(
+        self,
+        call: Call,
+        store: Store,
+        row: StudyRow,
+        spec: StudySpec,
+        view: screen.View,
+        failures: Failures,
+    ) -> None:
         self.row = row
         self.store = store
         self.view = view
@@ -434,7 +544,9 @@ class _Followed:
         self._news = 0
 
     def keep_launched(self) -> StudyRow:
-        """The study's row; launches it once more if another server answers than before, which has lost it or this launch."""
+        """The study's row; launches it once more if another server answers than before, which has
+        lost it or this launch.
+        """
         server = self.store.reads.server()
         self._unsure = self._unsure or self._failover.changed(server)
         self._tell(self._failover.note(server))
@@ -443,12 +555,17 @@ class _Followed:
                 launched = self.store.studies.launch(self._spec)
                 self.row = self.store.reads.find(self._spec.name)
                 self._failures.begin_anew(self.row)
-                self.view.say(f"the database had lost this launch; {_announcement(self._call, self._spec, launched)}")
+                self.view.say(
+                    "the database had lost this launch; "
+                    f"{_announcement(self._call, self._spec, launched)}"
+                )
             self._unsure = False
         return self.row
 
     def look(self) -> Progress:
-        """Where the study stands; tells of trials that failed since the last time, and of a pruner that cannot act."""
+        """Where the study stands; tells of trials that failed since the last time, and of a pruner
+        that cannot act.
+        """
         maximize = self._spec.directions[0] == "maximize"
         progress = self.store.reads.progress(self.row, maximize=maximize, most=self.view.most_cells)
         if progress.news < self._news:
@@ -474,10 +591,16 @@ class _Followed:
             self._failed = 0
 
 
-def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, failures: Failures, interrupted: bool) -> int:
-    """Prints how the study stands: failures, best trial, best of every cell, and how to browse it."""
+def _conclude(
+    call: Call, store: Store, row: StudyRow, spec: StudySpec, failures: Failures, interrupted: bool
+) -> int:
+    """Prints how the study stands: failures, best trial, best of every cell, and how
+    to browse it.
+    """
     try:
-        progress, best, believed, code = _insist(store, lambda: _standing(call, store, row, spec, failures), once=interrupted)
+        progress, best, believed, code = _insist(
+            store, lambda: _standing(call, store, row, spec, failures), once=interrupted
+        )
     except StoreUnavailableError as error:
         print(f"{error}; the study stays", file=sys.stderr)
         return 130
@@ -492,28 +615,41 @@ def _conclude(call: Call, store: Store, row: StudyRow, spec: StudySpec, failures
         if mixed := provenance.changes_within(code):
             print(mixed)
         paths = [o for o in call.composed.overrides if o.startswith("paths.")]
-        print(f"browse it: {call.composed.host.dashboard.url or hints.command(call, 'dashboard', *paths)}")
+        print(
+            f"browse it: {call.composed.host.dashboard.url or hints.command(call, 'dashboard', *paths)}"
+        )
     if interrupted:
         if progress.study.state == "ACTIVE":
-            print(hints.staying(call, spec.name, progress.total - progress.spent), file=sys.stderr if call.json else sys.stdout)
+            print(
+                hints.staying(call, spec.name, progress.total - progress.spent),
+                file=sys.stderr if call.json else sys.stdout,
+            )
         return INTERRUPTED
     if is_braked(progress.study.state, progress.study.reason):
         resume = hints.command(call, "resume", f"study.name={spec.name}")
         retry = hints.command(call, "retry", f"study.name={spec.name}", "trial=failed")
         raise StudyFailedError(
-            f"study {spec.name} is {progress.study.reason}. Mend it, and launch again (or: {resume}); {retry} runs the"
+            f"study {spec.name} is {progress.study.reason}. Mend it, and launch again (or: "
+            f"{resume}); {retry} runs the"
             " failed ones again, with the same parameters"
         )
     if progress.study.state != "FINISHED":
         left = progress.total - progress.spent
         raise OrchestratorError(
-            f"study {spec.name} is not finished, {left} trials are left: the workers of this launch ended by themselves "
+            f"study {spec.name} is not finished, {left} trials are left: the workers of this "
+            "launch ended by themselves "
             "(worker.max_trials, worker.idle_timeout_s); the same command goes on"
         )
     if not best:
-        closed = f"; {_how_to_retry(call, spec)}" if progress.study.reason == "every cell is closed" else ""
+        closed = (
+            f"; {_how_to_retry(call, spec)}"
+            if progress.study.reason == "every cell is closed"
+            else ""
+        )
         why = "".join(f"; {kind.line}" for kind in failures.kinds[:1]) or _only_pruned(progress)
-        raise StudyFailedError(f"no trial of study {spec.name} completed ({progress.study.reason}){why}{closed}")
+        raise StudyFailedError(
+            f"no trial of study {spec.name} completed ({progress.study.reason}){why}{closed}"
+        )
     return 0
 
 
@@ -528,7 +664,8 @@ def _standing(
 
 
 def _insist(store: Store, read: Callable[[], T], *, once: bool = False) -> T:
-    """What `read` returns, as soon as the database answers: it may be away just when the study ends.
+    """What `read` returns, as soon as the database answers: it may be away just when the study
+    ends.
 
     Raises:
         StoreUnavailableError: it does not, and is to be asked `once`.

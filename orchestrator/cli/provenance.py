@@ -1,4 +1,6 @@
-"""Where a trial's value came from: what it ran on and took, what it left, and how to have it again."""
+"""Where a trial's value came from: what it ran on and took, what it left, and how to
+have it again.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +17,33 @@ _MOST_RANGES: Final = 8
 
 
 def of_trials(store: Store, row: StudyRow, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
-    """For each trial its seed and facts (null where nobody wrote them down), its artifacts, and the command to run it again."""
+    """For each trial its seed and facts (null where nobody wrote them down), its artifacts, and the
+    command to run it again.
+    """
     artifacts = store.reads.artifacts(row.study_id, [trial.number for trial in trials])
     found = []
     for trial in trials:
         facts = store.reads.attempts(row.study_id, trial.number)[-1].facts
         again = f"orchestrator rerun study.name={shlex.quote(row.name)} trial={trial.number}"
         seed = None if facts is None else facts.get("seed")
-        found.append({"seed": seed, "facts": facts, "artifacts": artifacts[trial.number], "rerun": again})
+        found.append(
+            {"seed": seed, "facts": facts, "artifacts": artifacts[trial.number], "rerun": again}
+        )
     return found
 
 
 def comment(origin: Mapping[str, Any]) -> str:
     """The same for people, as lines of a YAML comment."""
     facts = origin["facts"]
-    lines = [] if facts is None else [_where(facts), f"{_code(facts.get('git'))}, seed {facts.get('seed')}"]
-    lines += [f"artifact {value_label(record['filename'])}: {record['artifact_id']}" for record in origin["artifacts"]]
+    lines = (
+        []
+        if facts is None
+        else [_where(facts), f"{_code(facts.get('git'))}, seed {facts.get('seed')}"]
+    )
+    lines += [
+        f"artifact {value_label(record['filename'])}: {record['artifact_id']}"
+        for record in origin["artifacts"]
+    ]
     return "\n".join(f"# {line}" for line in [*lines, f"again: {origin['rerun']}"])
 
 
@@ -45,11 +58,17 @@ def _where(facts: Mapping[str, Any]) -> str:
 
 
 def _code(git: Mapping[str, Any] | None) -> str:
-    return "no repository" if git is None else f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
+    return (
+        "no repository"
+        if git is None
+        else f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
+    )
 
 
 def change_since(rows: Sequence[CodeRow], now: Mapping[str, Any]) -> list[str]:
-    """For a launch: which trials of its study ran other code than `now` would run, a line for each state of the code."""
+    """For a launch: which trials of its study ran other code than `now` would run, a line for each
+    state of the code.
+    """
     return [
         f"the objective's code has changed since {trial_ranges(row.numbers)}: {changed}"
         for row in rows
@@ -58,12 +77,18 @@ def change_since(rows: Sequence[CodeRow], now: Mapping[str, Any]) -> list[str]:
 
 
 def changes_within(rows: Sequence[CodeRow]) -> str | None:
-    """That values of a study come from different code, and from which; None if they do not, as far as is known."""
+    """That values of a study come from different code, and from which; None if they do not, as far
+    as is known.
+    """
     told = [f"{trial_ranges(rows[0].numbers)} ran {_described(_of_row(rows[0]))}"] if rows else []
     for before, row in itertools.pairwise(rows):
         if changed := _changed(_of_row(before), _of_row(row)):
             told.append(f"{trial_ranges(row.numbers)} another: {changed}")
-    return f"the objective's code is not the same in all trials: {'; '.join(told)}" if len(told) > 1 else None
+    return (
+        f"the objective's code is not the same in all trials: {'; '.join(told)}"
+        if len(told) > 1
+        else None
+    )
 
 
 def code_data(rows: Sequence[CodeRow]) -> list[dict[str, Any]]:
@@ -72,11 +97,18 @@ def code_data(rows: Sequence[CodeRow]) -> list[dict[str, Any]]:
 
 
 def trial_ranges(numbers: Sequence[int]) -> str:
-    """``trial 3``, ``trials 0–23, 30``; of many ranges the first ones and how many trials there are besides."""
+    """``trial 3``, ``trials 0–23, 30``; of many ranges the first ones and how many trials there are
+    besides.
+    """
     runs = _runs_of(numbers)
-    shown = [str(first) if first == last else f"{first}–{last}" for first, last in runs[:_MOST_RANGES]]
+    shown = [
+        str(first) if first == last else f"{first}–{last}" for first, last in runs[:_MOST_RANGES]
+    ]
     more = sum(last - first + 1 for first, last in runs[_MOST_RANGES:])
-    return f"trial{'s' if len(numbers) > 1 else ''} {', '.join(shown)}{f' and {more} more' if more else ''}"
+    return (
+        f"trial{'s' if len(numbers) > 1 else ''} "
+        f"{', '.join(shown)}{f' and {more} more' if more else ''}"
+    )
 
 
 def _runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -95,7 +127,9 @@ def _of_row(row: CodeRow) -> dict[str, Any]:
 
 
 def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In a few words what of the code is another now than then; empty if nothing is, or nothing is known."""
+    """In a few words what of the code is another now than then; empty if nothing is, or nothing is
+    known.
+    """
     old, new = then.get("git"), now.get("git")
     if then.get("source") and now.get("source"):
         files = _changed_files(then["source"], now["source"])
@@ -113,13 +147,23 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _changed_files(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Which source files are others now, of too many to tell them apart the hash of all; empty if none is."""
+    """Which source files are others now, of too many to tell them apart the hash of all; empty if
+    none is.
+    """
     if then["hash"] == now["hash"]:
         return ""
     before, after = then["files"], now["files"]
-    names = [name for name in sorted(before | after) if before.get(name) != after.get(name)] if before and after else []
+    names = (
+        [name for name in sorted(before | after) if before.get(name) != after.get(name)]
+        if before and after
+        else []
+    )
     more = f" and {len(names) - _MOST_FILES} more" if len(names) > _MOST_FILES else ""
-    return f"{', '.join(names[:_MOST_FILES])}{more}" if names else f"{then['hash'][:8]} → {now['hash'][:8]}"
+    return (
+        f"{', '.join(names[:_MOST_FILES])}{more}"
+        if names
+        else f"{then['hash'][:8]} → {now['hash'][:8]}"
+    )
 
 
 def _described(code: Mapping[str, Any]) -> str:
@@ -133,13 +177,22 @@ def _commit(git: Mapping[str, Any]) -> str:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is another now than then, of all that may change a result: ``torch 2.13.0 (then 2.12.1)``."""
+    """What is another now than then, of all that may change a result: ``torch 2.13.0 (then
+    2.12.1)``.
+    """
     before, after = _flat(then), _flat(now)
     names = [*after, *(name for name in before if name not in after)]
     changed = [name for name in names if before.get(name) != after.get(name)]
     both = then.get("source") and now.get("source")
-    code = [f"the objective's code ({what})"] if both and (what := _changed_files(then["source"], now["source"])) else []
-    return [*code, *(f"{name} {_said(after.get(name))} (then {_said(before.get(name))})" for name in changed)]
+    code = (
+        [f"the objective's code ({what})"]
+        if both and (what := _changed_files(then["source"], now["source"]))
+        else []
+    )
+    return [
+        *code,
+        *(f"{name} {_said(after.get(name))} (then {_said(before.get(name))})" for name in changed),
+    ]
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,13 @@ def run(call: Call) -> int:
         told = asked(store, row, number)
         got = told.system_attrs[ASK_KEY]
         again = _ask_again(store, row, spec, told, got)
-    declared = search.parameters(spec)  # as they are written today: 0.3 was 0.30000000000000004 once
-    stored = {p.name: declared[p.name].param(p.internal).internal for p in told.params if p.name in declared}
+    # as they are written today: 0.3 was 0.30000000000000004 once
+    declared = search.parameters(spec)
+    stored = {
+        p.name: declared[p.name].param(p.internal).internal
+        for p in told.params
+        if p.name in declared
+    }
     later = [param.name for param in told.params if not spec.declares(param.name)]
     derived = {param.name: param.internal for param in again.params}
     same = stored == derived
@@ -42,11 +47,19 @@ def run(call: Call) -> int:
         }
         print(json.dumps(data, indent=2))
     else:
-        print(f"trial {number} of {row.name}: asked by {got['sampler']['name']} with news up to {got['position']}")
+        print(
+            f"trial {number} of {row.name}: asked by {got['sampler']['name']} with news up to "
+            f"{got['position']}"
+        )
         for path, value in derived.items():
-            print(f"  {path} = {value!r}" + ("" if stored.get(path) == value else f", but the trial has {stored.get(path)!r}"))
+            print(
+                f"  {path} = {value!r}"
+                + ("" if stored.get(path) == value else f", but the trial has {stored.get(path)!r}")
+            )
         if later:
-            print(f"  not asked again, for the objective asked for it as it ran: {', '.join(later)}")
+            print(
+                f"  not asked again, for the objective asked for it as it ran: {', '.join(later)}"
+            )
         print("the same suggestion" if same else "another suggestion than the trial has")
     return 0 if same else _DIFFERS
 
@@ -59,16 +72,27 @@ def asked(store: Store, row: StudyRow, number: int) -> TrialNews:
     """
     found = store.reads.asked(row.study_id, number)
     if found is None:
-        raise ConfigError(f"trial={number}: the study has no trial of that number that this program ran")
+        raise ConfigError(
+            f"trial={number}: the study has no trial of that number that this program ran"
+        )
     if "position" not in found.system_attrs.get(ASK_KEY, {}):
-        raise ConfigError(f"trial={number}: it was made by an older version, which did not write down what it knew")
+        raise ConfigError(
+            f"trial={number}: it was made by an older version, which did not write down what it "
+            "knew"
+        )
     return found
 
 
-def _ask_again(store: Store, row: StudyRow, spec: StudySpec, asked: TrialNews, got: dict[str, JSONValue]) -> Suggestion:
+def _ask_again(
+    store: Store, row: StudyRow, spec: StudySpec, asked: TrialNews, got: dict[str, JSONValue]
+) -> Suggestion:
     again = search.Search(replace(spec, seed=got["study_seed"], sampler=got["sampler"]))
     again.feed(store.reads.news_at(row.study_id, got["position"]))
-    again.feed(news for news in store.reads.foreign(row.study_id, ()) if news.number in got["foreign"])
+    again.feed(
+        news for news in store.reads.foreign(row.study_id, ()) if news.number in got["foreign"]
+    )
     cells = list(spec.cells())
     assert asked.cell is not None
-    return again.ask(cells[asked.cell], ticket=got["ticket"], retry=got["retry"], given=got["given"])
+    return again.ask(
+        cells[asked.cell], ticket=got["ticket"], retry=got["retry"], given=got["given"]
+    )

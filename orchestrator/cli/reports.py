@@ -38,14 +38,23 @@ _COUPLING = re.compile(r"\b(linear|sqrt)_scaling:")
 
 
 def status(call: Call) -> int:
-    """All studies, then one of them (the named or newest) with its cells and running trials, then workers and devices."""
+    """All studies, then one of them (the named or newest) with its cells and running trials, then
+    workers and devices.
+    """
     with call.store() as store:
         rows = store.reads.studies()
         workers = store.reads.workers()
         if not rows and call.study_name is None:
-            data: dict[str, Any] = {"studies": [], "workers": [_worker_data(w, {}) for w in workers]}
+            data: dict[str, Any] = {
+                "studies": [],
+                "workers": [_worker_data(w, {}) for w in workers],
+            }
             start = hints.command(call, "launch")
-            print(screen.as_json(data) if call.json else f"no study yet; start one with: {start} experiment=…")
+            print(
+                screen.as_json(data)
+                if call.json
+                else f"no study yet; start one with: {start} experiment=…"
+            )
             return 0
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
@@ -59,7 +68,11 @@ def status(call: Call) -> int:
         failures = Failures(store, row)
         failures.read()
         mute = store.reads.silently_complete(row.study_id) if config.has_pruner(spec) else 0
-        earlier = {t.number: store.reads.attempts(row.study_id, t.number)[:-1] for t in live if t.attempts > 1}
+        earlier = {
+            t.number: store.reads.attempts(row.study_id, t.number)[:-1]
+            for t in live
+            if t.attempts > 1
+        }
     waits = {r.study_id: unserved(call, r.name, servers[r.study_id]) for r in rows if r.active}
     if call.json:
         data = {
@@ -84,7 +97,10 @@ def status(call: Call) -> int:
                     **screen.trial_data(spec, t),
                     "worker": t.worker_id,
                     "attempts": t.attempts,
-                    "earlier": [{"attempt": a.attempt, "ended": a.outcome, "why": a.reason} for a in earlier.get(t.number, ())],
+                    "earlier": [
+                        {"attempt": a.attempt, "ended": a.outcome, "why": a.reason}
+                        for a in earlier.get(t.number, ())
+                    ],
                 }
                 for t in live
             ],
@@ -97,7 +113,8 @@ def status(call: Call) -> int:
         mark = ">" if r.study_id == row.study_id else " "
         told = [f"{r.state.lower()}{f' ({r.reason})' if r.reason else ''}", unfollowed(call, r)]
         console.print(Text(f"{mark} {r.name}: {'; '.join(filter(None, told))}"), soft_wrap=True)
-        if workers and (why := waits.get(r.study_id)):  # that there is no worker at all is said below, once
+        # that there is no worker at all is said below, once
+        if workers and (why := waits.get(r.study_id)):
             console.print(Text(f"  {why}"), soft_wrap=True)
     console.print()
     console.print(Text(f"{spec.name}: {screen.headline(spec, progress)}"), soft_wrap=True)
@@ -109,7 +126,10 @@ def status(call: Call) -> int:
     for t in live:
         runs = f"runs for {t.seconds or 0:.0f} s, attempt {t.attempts}, worker {t.worker_id}"
         after = f" after {count_label(t.attempts, 'attempt')}" if t.attempts else ""
-        console.print(Text(f"trial {t.number} {runs if t.worker_id else f'waits for a worker{after}'}"), soft_wrap=True)
+        console.print(
+            Text(f"trial {t.number} {runs if t.worker_id else f'waits for a worker{after}'}"),
+            soft_wrap=True,
+        )
         for a in earlier.get(t.number, ()):
             console.print(Text(f"  attempt {a.attempt} {a.outcome}: {a.reason}"), soft_wrap=True)
     console.print()
@@ -117,8 +137,12 @@ def status(call: Call) -> int:
     return 0
 
 
-def _remarks(call: Call, spec: StudySpec, progress: Progress, failures: Failures, mute: int) -> list[str]:
-    """What is wrong, a paragraph each; `mute`: so many trials completed, and none has reported anything to the pruner."""
+def _remarks(
+    call: Call, spec: StudySpec, progress: Progress, failures: Failures, mute: int
+) -> list[str]:
+    """What is wrong, a paragraph each; `mute`: so many trials completed, and none has reported
+    anything to the pruner.
+    """
     said = [kind.text for kind in failures.kinds]
     if is_braked(progress.study.state, progress.study.reason):
         resume = hints.command(call, "resume", f"study.name={spec.name}")
@@ -158,20 +182,39 @@ def _worker_table(workers: list[WorkerRow], held: dict[int, str], start: str) ->
     for name in ("worker", "host", "pid", "device", "slot", "doing"):
         table.add_column(name)
     for w in workers:
-        doing = held.get(w.worker_id, w.doing) + (f" (silent for {w.silent_s:.0f} s)" if w.silent_s > 0 else "")
+        doing = held.get(w.worker_id, w.doing) + (
+            f" (silent for {w.silent_s:.0f} s)" if w.silent_s > 0 else ""
+        )
         slot = "" if w.slot is None else str(w.slot)
-        gpu = f" {w.device_key[:12]}" if w.device_key not in (None, "cpu") else ""  # one host's GPUs have one name
-        table.add_row(*map(Text, (str(w.worker_id), w.host, str(w.pid), f"{w.device or 'none yet'}{gpu}", slot, doing)))
+        # one host's GPUs have one name
+        gpu = f" {w.device_key[:12]}" if w.device_key not in (None, "cpu") else ""
+        table.add_row(
+            *map(
+                Text,
+                (
+                    str(w.worker_id),
+                    w.host,
+                    str(w.pid),
+                    f"{w.device or 'none yet'}{gpu}",
+                    slot,
+                    doing,
+                ),
+            )
+        )
     return table
 
 
 def best(call: Call) -> int:
-    """The best trial (or `trial=N`) as YAML and as overrides; `out=` writes the params to train with, `out=-` prints them."""
+    """The best trial (or `trial=N`) as YAML and as overrides; `out=` writes the params to train
+    with, `out=-` prints them.
+    """
     wanted = call.number("trial")
     if call.words.get("out") == "":
         raise ConfigError("out=: needs a file name, such as out=best.yaml")
     if call.words.get("out") == _STDOUT and call.json:
-        raise ConfigError("out=- prints the params to train with and nothing else; leave out --json")
+        raise ConfigError(
+            "out=- prints the params to train with and nothing else; leave out --json"
+        )
     groups = call.composed.groups
     with call.store() as store:
         row = store.reads.find(call.study_name)
@@ -186,7 +229,9 @@ def best(call: Call) -> int:
         origins = provenance.of_trials(store, row, chosen)
         code = store.reads.code(row.study_id)
     if not chosen and wanted is not None:
-        raise ConfigError(f"trial={wanted}: study {row.name} has no trial of that number that this program ran")
+        raise ConfigError(
+            f"trial={wanted}: study {row.name} has no trial of that number that this program ran"
+        )
     if not chosen:
         raise StudyFailedError(f"study {row.name} has no complete trial yet")
     if "out" in call.words:
@@ -194,14 +239,22 @@ def best(call: Call) -> int:
     if call.words.get("out") == _STDOUT:
         return 0
     if call.json:
-        data = {**screen.as_data(spec, progress, chosen, believed), "code": provenance.code_data(code)}
+        data = {
+            **screen.as_data(spec, progress, chosen, believed),
+            "code": provenance.code_data(code),
+        }
         for entry, trial, origin in zip(data["best"], chosen, origins, strict=True):
             entry |= {"overrides": overrides(spec, trial, groups), **origin}
         print(screen.as_json(data))
         return 0
     for trial, origin in zip(chosen, origins, strict=True):
         print(
-            yaml.safe_dump({"study": spec.name, **screen.trial_data(spec, trial)}, sort_keys=False, allow_unicode=True), end=""
+            yaml.safe_dump(
+                {"study": spec.name, **screen.trial_data(spec, trial)},
+                sort_keys=False,
+                allow_unicode=True,
+            ),
+            end="",
         )
         print(provenance.comment(origin))
         print(_overrides_comment(overrides(spec, trial, groups)))
@@ -213,11 +266,16 @@ def best(call: Call) -> int:
 
 
 def overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> list[str] | None:
-    """The words that make a launch of the same study take this trial's values, quoted for a shell; None where no word can."""
+    """The words that make a launch of the same study take this trial's values, quoted for a shell;
+    None where no word can.
+    """
     try:
         declared = {name: value for name, value in trial.params.items() if spec.declares(name)}
         asked = {name: value for name, value in trial.params.items() if name not in declared}
-        return [shlex.quote(word) for word in rerun_words(declared, asked, spec.params, groups, spec.grid)]
+        return [
+            shlex.quote(word)
+            for word in rerun_words(declared, asked, spec.params, groups, spec.grid)
+        ]
     except ConfigError:
         return None
 
@@ -234,7 +292,9 @@ def _overrides_comment(overrides: list[str] | None) -> str:
 def _write_config(path: str, spec: StudySpec, chosen: list[TrialRow]) -> None:
     if len(chosen) != 1:
         numbers = ", ".join(str(t.number) for t in chosen)
-        raise ConfigError(f"out={path}: several trials are best (trials {numbers}); choose one with trial=N")
+        raise ConfigError(
+            f"out={path}: several trials are best (trials {numbers}); choose one with trial=N"
+        )
     text = OmegaConf.to_yaml(trained_with(spec, chosen[0]))
     if path == _STDOUT:
         print(text, end="")
@@ -243,19 +303,27 @@ def _write_config(path: str, spec: StudySpec, chosen: list[TrialRow]) -> None:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         elsewhere = "give a file where you can write, or out=- to print the params"
-        raise OrchestratorError(f"out={path}: {error.strerror} ({Path(path).absolute().parent}); {elsewhere}") from error
+        raise OrchestratorError(
+            f"out={path}: {error.strerror} ({Path(path).absolute().parent}); {elsewhere}"
+        ) from error
     print(f"wrote the params of trial {chosen[0].number} to {path}", file=sys.stderr)
 
 
 def trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
-    """The params with the trial's values in place, for plain OmegaConf: our own resolvers are answered, if they can be.
+    """The params with the trial's values in place, for plain OmegaConf: our own resolvers are
+    answered, if they can be.
 
-    Other interpolations stay as they are, and nothing is read from this process's environment: no secret may get in.
+    Other interpolations stay as they are, and nothing is read from this process's environment: no
+    secret may get in.
     """
     resolvers.register()
     config = OmegaConf.create(dict(spec.params))
     contents = spec.contents(trial.params)
-    declared = {name: contents.get(name, value) for name, value in trial.params.items() if spec.declares(name)}
+    declared = {
+        name: contents.get(name, value)
+        for name, value in trial.params.items()
+        if spec.declares(name)
+    }
     overlay(config, {name: value for name, value in declared.items() if name not in spec.options})
     for name, value in trial.params.items():
         if name not in declared:
@@ -266,7 +334,9 @@ def trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
 
 
 def _put_asked(config: DictConfig, name: str, value: Any) -> None:
-    """Puts a value where an objective that asks for `name` finds it: at that path, else under the very name."""
+    """Puts a value where an objective that asks for `name` finds it: at that path, else under the
+    very name.
+    """
     if all(name.split(".")):
         with suppress(OmegaConfBaseException):  # such as a.b beside a plain value called a
             OmegaConf.update(config, name, value, merge=False, force_add=True)
@@ -308,9 +378,17 @@ def logs(call: Call) -> int:
     if not matching:
         raise ConfigError(f"attempt={attempt}: trial {number} had {len(attempts)} attempts")
     chosen = matching[-1]
-    path = rundir.log_path(rundir.attempt_dir(Path(chosen.runs_dir), row.folder, number, chosen.attempt, chosen.token))
+    path = rundir.log_path(
+        rundir.attempt_dir(Path(chosen.runs_dir), row.folder, number, chosen.attempt, chosen.token)
+    )
     if call.json:
-        data = {"trial": number, "attempt": chosen.attempt, "host": chosen.host, "log": str(path), "facts": chosen.facts}
+        data = {
+            "trial": number,
+            "attempt": chosen.attempt,
+            "host": chosen.host,
+            "log": str(path),
+            "facts": chosen.facts,
+        }
         print(json.dumps(data))
         return 0
     try:

@@ -1,4 +1,6 @@
-"""The command that runs a trial again, with its parameters and its seed, and says whether the value comes out the same."""
+"""The command that runs a trial again, with its parameters and its seed, and says whether the value
+comes out the same.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,15 @@ from orchestrator.model import (
     count_label,
     trial_seed,
 )
-from orchestrator.runner import ABOUT, Job, PruneAsked, Running, StudyAsked, SuggestAsked, check_allowed
+from orchestrator.runner import (
+    ABOUT,
+    Job,
+    PruneAsked,
+    Running,
+    StudyAsked,
+    SuggestAsked,
+    check_allowed,
+)
 from orchestrator.runner.protocol import rundir
 from orchestrator.store import Store, StudyRow, TrialRow
 from orchestrator.worker.device_slot import HeldSlot
@@ -37,7 +47,9 @@ _FINAL = ("COMPLETE", "PRUNED", "FAIL")
 
 
 def run(call: Call) -> int:
-    """Runs trial N, or the best one, once more and leaves the study alone; 0 if its value comes out bit for bit, 1 if not."""
+    """Runs trial N, or the best one, once more and leaves the study alone; 0 if its value comes out
+    bit for bit, 1 if not.
+    """
     wanted = None if call.words.get("trial") == "best" else call.number("trial", or_word="best")
     with call.store() as store:
         row = store.reads.find(call.study_name)
@@ -47,7 +59,10 @@ def run(call: Call) -> int:
         seed = int(then["seed"]) if "seed" in then else _seed_of_ask(store, row, trial.number)
         asked_for = set(trial.params) - {name for name in trial.params if spec.declares(name)}
         told = replay.asked(store, row, trial.number) if asked_for else None
-        known = {what: store.reads.about(what, row.study_id, trial.number, spec.directions) for what in ABOUT}
+        known = {
+            what: store.reads.about(what, row.study_id, trial.number, spec.directions)
+            for what in ABOUT
+        }
     check_allowed(spec.objective, call.composed.host.worker.allow_targets)
     with _device(call, then) as held:
         print(
@@ -60,8 +75,17 @@ def run(call: Call) -> int:
     values = outcome.values if isinstance(outcome, Completed) else None
     same = values == trial.values if values is not None and trial.values is not None else None
     if call.json:
-        data: dict[str, Any] = {"study": row.name, "trial": trial.number, "seed": seed, "same": same}
-        data |= {"values": _named(spec, values), "stored": _named(spec, trial.values), "differs": differs}
+        data: dict[str, Any] = {
+            "study": row.name,
+            "trial": trial.number,
+            "seed": seed,
+            "same": same,
+        }
+        data |= {
+            "values": _named(spec, values),
+            "stored": _named(spec, trial.values),
+            "differs": differs,
+        }
         data |= {"problem": _problem(outcome), "log": str(running.log_path), "facts": running.facts}
         print(screen.as_json(data))
     else:
@@ -76,24 +100,33 @@ def _chosen(store: Store, row: StudyRow, spec: StudySpec, wanted: int | None) ->
         if not best:
             raise StudyFailedError(f"study {row.name} has no complete trial yet")
         if len(best) > 1:
-            raise ConfigError(f"several trials are best ({', '.join(str(t.number) for t in best)}); choose one with trial=N")
+            raise ConfigError(
+                f"several trials are best ({', '.join(str(t.number) for t in best)}); choose one "
+                "with trial=N"
+            )
         return best[0]
     for trial in trials:
         if trial.number == wanted and trial.state in _FINAL:
             return trial
         if trial.number == wanted:
             raise ConfigError(f"trial={wanted}: it has not ended yet")
-    raise ConfigError(f"trial={wanted}: study {row.name} has no trial of that number that this program ran")
+    raise ConfigError(
+        f"trial={wanted}: study {row.name} has no trial of that number that this program ran"
+    )
 
 
 def _seed_of_ask(store: Store, row: StudyRow, number: int) -> int:
-    """The seed of a trial whose facts nobody wrote down: its host died with it, or it is older than they are."""
+    """The seed of a trial whose facts nobody wrote down: its host died with it, or it is older than
+    they are.
+    """
     got = replay.asked(store, row, number).system_attrs[ASK_KEY]
     return trial_seed(got["study_seed"], got["ticket"], got["retry"])
 
 
 def _device(call: Call, then: Mapping[str, Any]) -> HeldSlot:
-    """A device like the one it ran on, unless `worker.devices` names another, and as many threads."""
+    """A device like the one it ran on, unless `worker.devices` names another, and as
+    many threads.
+    """
     settings = call.composed.host.worker
     kind = (then.get("device") or {}).get("kind")
     selection = ["cpu"] if settings.devices is None and kind == "cpu" else settings.devices
@@ -104,17 +137,23 @@ def _device(call: Call, then: Mapping[str, Any]) -> HeldSlot:
         for slot in range(settings.slots_per_device or 1):
             if (lock := DeviceLock.acquire(device.key, slot)) is not None:
                 return HeldSlot(device, slot, threads, lock)
-    raise DeviceError("every device is in use by a worker; try again later, or name another: worker.devices=[cpu]")
+    raise DeviceError(
+        "every device is in use by a worker; try again later, or name another: worker.devices=[cpu]"
+    )
 
 
-def _job(call: Call, row: StudyRow, spec: StudySpec, trial: TrialRow, seed: int, device: Device) -> Job:
+def _job(
+    call: Call, row: StudyRow, spec: StudySpec, trial: TrialRow, seed: int, device: Device
+) -> Job:
     runs = call.composed.host.paths.runs
     place = rundir.trial_dir(runs, row.folder, trial.number)
     try:
         place.mkdir(parents=True, exist_ok=True)
         run_dir = Path(tempfile.mkdtemp(prefix="rerun-", dir=place))
     except OSError as error:
-        raise OrchestratorError(f"paths.runs={runs}: {error.strerror} ({error.filename})") from error
+        raise OrchestratorError(
+            f"paths.runs={runs}: {error.strerror} ({error.filename})"
+        ) from error
     values = {name: value for name, value in trial.params.items() if spec.declares(name)}
     return Job(
         study=row.name,
@@ -135,8 +174,15 @@ def _job(call: Call, row: StudyRow, spec: StudySpec, trial: TrialRow, seed: int,
     )
 
 
-def _run(job: Job, spec: StudySpec, held: HeldSlot, told: TrialNews | None, known: Mapping[str, JSONValue]) -> Running:
-    """Runs it to its end, whatever a pruner would say; what the objective asks for is what it got, as `told`.
+def _run(
+    job: Job,
+    spec: StudySpec,
+    held: HeldSlot,
+    told: TrialNews | None,
+    known: Mapping[str, JSONValue],
+) -> Running:
+    """Runs it to its end, whatever a pruner would say; what the objective asks for is what it got,
+    as `told`.
 
     Args:
         known: what it may ask about its study, as that is now.
@@ -163,22 +209,38 @@ def _run(job: Job, spec: StudySpec, held: HeldSlot, told: TrialNews | None, know
 
 def _answer(running: Running, asked: SuggestAsked, answers: search.Answers | None) -> None:
     try:
-        answer = None if answers is None else answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
+        answer = (
+            None
+            if answers is None
+            else answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
+        )
     except (ValueError, TypeError) as error:
         running.answer_suggest(asked.name, None, refused=(type(error).__name__, str(error)))
         return
     if answer is None or answer.new is not None:
-        refused = ("ValueError", f"the trial had no parameter {asked.name!r}: its objective is not what it was")
+        refused = (
+            "ValueError",
+            f"the trial had no parameter {asked.name!r}: its objective is not what it was",
+        )
         running.answer_suggest(asked.name, None, refused=refused)
     else:
         running.answer_suggest(asked.name, answer.internal, warnings=answer.warnings)
 
 
 def _tell(
-    spec: StudySpec, trial: TrialRow, values: tuple[float, ...] | None, outcome: Outcome | None, differs: list[str], log: Path
+    spec: StudySpec,
+    trial: TrialRow,
+    values: tuple[float, ...] | None,
+    outcome: Outcome | None,
+    differs: list[str],
+    log: Path,
 ) -> None:
-    for metric, new, old in zip(spec.metrics, values or (), trial.values or [None] * len(spec.metrics), strict=False):
-        verdict = "" if old is None else ", as before" if new == old else f", but the trial has {old!r}"
+    for metric, new, old in zip(
+        spec.metrics, values or (), trial.values or [None] * len(spec.metrics), strict=False
+    ):
+        verdict = (
+            "" if old is None else ", as before" if new == old else f", but the trial has {old!r}"
+        )
         print(f"{metric} = {new!r}{verdict}")
     if (problem := _problem(outcome)) is not None:
         print(problem)

@@ -1,4 +1,6 @@
-"""How studies look: the plan before a launch, live progress, the results. Text in, text out; no database here."""
+"""How studies look: the plan before a launch, live progress, the results. Text in, text out; no
+database here.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,20 @@ _MOST_TEXT = 60  # characters of one declaration in a plan
 
 
 class View:
-    """Progress on standard output: a live table on a terminal, plain lines elsewhere; on standard error with ``--json``."""
+    """Progress on standard output: a live table on a terminal, plain lines elsewhere; on standard
+    error with ``--json``.
+    """
 
     def __init__(self, spec: StudySpec, *, as_json: bool) -> None:
         self._spec = spec
-        self._console = Console(file=sys.stderr if as_json else sys.stdout, highlight=False, soft_wrap=True)
-        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        self._console = Console(
+            file=sys.stderr if as_json else sys.stdout, highlight=False, soft_wrap=True
+        )
+        self._live = (
+            Live(console=self._console, auto_refresh=False, transient=True)
+            if self._console.is_terminal
+            else None
+        )
         self._last: tuple[int, int] | None = None
         self._next_line = 0.0
 
@@ -61,19 +71,27 @@ class View:
             self._console.print(Text(text))
 
     def update(self, progress: Progress) -> None:
-        """Shows where the study stands; without a terminal a line when trials ended, at most one in ten seconds."""
+        """Shows where the study stands; without a terminal a line when trials ended, at most one in
+        ten seconds.
+        """
         if self._live is not None:
             with self._unless_gone():
                 self._live.update(self._table(progress), refresh=True)
             return
         now = (progress.spent, progress.failed)
-        if now != self._last and progress.study.state != "FINISHED" and time.monotonic() >= self._next_line:
+        if (
+            now != self._last
+            and progress.study.state != "FINISHED"
+            and time.monotonic() >= self._next_line
+        ):
             self._last, self._next_line = now, time.monotonic() + _LINE_EVERY_S
             self.say(headline(self._spec, progress))
 
     @contextmanager
     def _unless_gone(self) -> Iterator[None]:
-        """A study does not end because its reader left (rich makes SystemExit of that) or the disk under its output is full."""
+        """A study does not end because its reader left (rich makes SystemExit of that) or the disk
+        under its output is full.
+        """
         try:
             yield
         except (OSError, SystemExit):
@@ -124,33 +142,60 @@ def cell_table(
     estimates: Estimates = (),
     n_cells: int | None = None,
 ) -> RenderableType:
-    """A row a cell: its values, counts, best value; of more cells than there is room for, those that need a look first.
+    """A row a cell: its values, counts, best value; of more cells than there is room for, those
+    that need a look first.
 
     `n_cells` is how many there are in all, if `cells` is a part of them.
-    With `estimates` also what the model believes of the best value each cell can reach, and how likely no other reaches more.
+    With `estimates` also what the model believes of the best value each cell can reach, and how
+    likely no other reaches more.
     """
-    believed = dict(zip((c.ordinal for c in cells), estimates, strict=False)) if any(estimates) else {}
+    believed = (
+        dict(zip((c.ordinal for c in cells), estimates, strict=False)) if any(estimates) else {}
+    )
     table = Table(box=None, pad_edge=False)
     for axis in spec.grid:
         table.add_column(Text(axis.path))
     if not spec.grid:
         table.add_column("cell")
     told = ("its optimum (90 %)", "P(best)") if believed else ()
-    for name in ("done", "pruned", "failed", "running", f"best {spec.metrics[0]}", "trial", *told, ""):
+    for name in (
+        "done",
+        "pruned",
+        "failed",
+        "running",
+        f"best {spec.metrics[0]}",
+        "trial",
+        *told,
+        "",
+    ):
         table.add_column(Text(value_label(name)), justify="right" if name else "left")
     shown = cells
     if len(cells) > max(3, room):
         sign = -1.0 if spec.directions[0] == "maximize" else 1.0
         ranked = sorted(
-            cells, key=lambda c: (c.state == "OPEN", not c.closed_for, -c.running, c.best is None, sign * (c.best or 0.0))
+            cells,
+            key=lambda c: (
+                c.state == "OPEN",
+                not c.closed_for,
+                -c.running,
+                c.best is None,
+                sign * (c.best or 0.0),
+            ),
         )
         shown = tuple(ranked[: max(3, room)])
     for cell in shown:
-        names = [value_label(cell.values[axis.path]) for axis in spec.grid] or [cell_label(cell.values)]
+        names = [value_label(cell.values[axis.path]) for axis in spec.grid] or [
+            cell_label(cell.values)
+        ]
         best = "" if cell.best is None else f"{cell.best:.6g}"
         number = "" if cell.best_trial is None else str(cell.best_trial)
         remark = _remark(cell)
-        counts = (f"{cell.spent}/{cell.bound}", str(cell.pruned), str(cell.failed), str(cell.running))
+        counts = (
+            f"{cell.spent}/{cell.bound}",
+            str(cell.pruned),
+            str(cell.failed),
+            str(cell.running),
+        )
         belief = _belief(believed.get(cell.ordinal)) if believed else ()
         table.add_row(*map(Text, (*names, *counts, best, number, *belief, remark)))
     more = max(len(cells), n_cells or 0) - len(shown)
@@ -158,11 +203,15 @@ def cell_table(
 
 
 def _remark(cell: CellRow) -> str:
-    """Why the cell gets no trials, or none on some devices, or has none that is complete; empty where it is as it should be."""
+    """Why the cell gets no trials, or none on some devices, or has none that is complete; empty
+    where it is as it should be.
+    """
     if cell.state == "CLOSED":
         return f"closed: {cell.reason}"
     notes = [f"{pruned_themselves(cell.pruned)}; no complete trial"] if cell.only_pruned else []
-    return "; ".join([*notes, *(f"closed for {short.device}: {short.reason}" for short in cell.closed_for)])
+    return "; ".join(
+        [*notes, *(f"closed for {short.device}: {short.reason}" for short in cell.closed_for)]
+    )
 
 
 def pruned_themselves(count: int) -> str:
@@ -179,20 +228,38 @@ def _belief(estimate: CellEstimate | None) -> tuple[str, str]:
 
 def cell_comments(spec: StudySpec, cells: Sequence[CellRow], estimates: Estimates) -> str:
     """The cells as YAML comments, those likeliest to be the best first."""
-    rows = sorted(zip(cells, estimates, strict=True), key=lambda row: -(row[1].probability_best if row[1] else -1.0))
-    lines = ["# cells: complete trials, best value, its optimum (90 %), probability that no other cell reaches more"]
+    rows = sorted(
+        zip(cells, estimates, strict=True),
+        key=lambda row: -(row[1].probability_best if row[1] else -1.0),
+    )
+    lines = [
+        (
+            "# cells: complete trials, best value, its optimum (90 %), probability that no other "
+            "cell reaches more"
+        )
+    ]
     for cell, estimate in rows[:MOST_CELLS]:
         best = "none" if cell.best is None else f"{cell.best:.6g}"
         known = f"{cell.completed}, {best}, {', '.join(_belief(estimate))}".rstrip(" ,")
-        lines.append(f"#   {cell_label(cell.values)}: {known}{value_label(f'; {_remark(cell)}') if _remark(cell) else ''}")
+        lines.append(
+            f"#   {cell_label(cell.values)}: "
+            f"{known}{value_label(f'; {_remark(cell)}') if _remark(cell) else ''}"
+        )
     if len(rows) > MOST_CELLS:
         lines.append(f"#   … and {count_label(len(rows) - MOST_CELLS, 'cell')} more")
     return "\n".join(lines)
 
 
 def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequence[str] = ()) -> str:
-    """What `launch` would do: cells, parameters as they are declared and as Optuna stores them, shares, and `remarks`."""
-    lines = [f"study {spec.name}: {', '.join(f'{d} {m}' for d, m in zip(spec.directions, spec.metrics, strict=True))}"]
+    """What `launch` would do: cells, parameters as they are declared and as Optuna stores them,
+    shares, and `remarks`.
+    """
+    lines = [
+        (
+            f"study {spec.name}: "
+            f"{', '.join(f'{d} {m}' for d, m in zip(spec.directions, spec.metrics, strict=True))}"
+        )
+    ]
     lines.append(f"objective {value_label(label(spec.objective))}")
     lines.append(f"sampler {spec.sampler['name']}, pruner {spec.pruner['name']}, seed {spec.seed}")
     rows = [
@@ -243,10 +310,14 @@ def plan_data(spec: StudySpec, distributions: list[tuple[str, str]]) -> dict[str
     }
 
 
-def _parameters(spec: StudySpec, distributions: list[tuple[str, str]]) -> list[tuple[str, str, str, str]]:
+def _parameters(
+    spec: StudySpec, distributions: list[tuple[str, str]]
+) -> list[tuple[str, str, str, str]]:
     """Section, path, declaration and distribution of every parameter."""
     declared: list[Axis | Searched] = [*spec.grid, *spec.search]
-    forms = {d.path: ("grid" if isinstance(d, Axis) else "search", normal_form(d)) for d in declared}
+    forms = {
+        d.path: ("grid" if isinstance(d, Axis) else "search", normal_form(d)) for d in declared
+    }
     rows = []
     for path, text in distributions:
         section, form = forms[path]
@@ -255,7 +326,9 @@ def _parameters(spec: StudySpec, distributions: list[tuple[str, str]]) -> list[t
 
 
 def best_trials(spec: StudySpec, trials: list[TrialRow]) -> list[TrialRow]:
-    """The best feasible complete trial, or with several objectives those that no other one beats (the Pareto front)."""
+    """The best feasible complete trial, or with several objectives those that no other one beats
+    (the Pareto front).
+    """
     signs = [-1.0 if d == "maximize" else 1.0 for d in spec.directions]
     done = [
         (tuple(s * v for s, v in zip(signs, t.values, strict=True)), t)
@@ -264,11 +337,19 @@ def best_trials(spec: StudySpec, trials: list[TrialRow]) -> list[TrialRow]:
     ]
     if len(signs) == 1:
         return [min(done, key=lambda d: (d[0], d[1].number))[1]] if done else []
-    return [t for loss, t in done if not any(o != loss and all(a <= b for a, b in zip(o, loss, strict=True)) for o, _ in done)]
+    return [
+        t
+        for loss, t in done
+        if not any(o != loss and all(a <= b for a, b in zip(o, loss, strict=True)) for o, _ in done)
+    ]
 
 
-def results(spec: StudySpec, progress: Progress, best: list[TrialRow], estimates: Estimates = ()) -> str:
-    """The end of a launch: what was spent, the best trial with its parameters, the best of every cell and its estimate."""
+def results(
+    spec: StudySpec, progress: Progress, best: list[TrialRow], estimates: Estimates = ()
+) -> str:
+    """The end of a launch: what was spent, the best trial with its parameters, the best of every
+    cell and its estimate.
+    """
     console = Console(file=io.StringIO(), width=max(150, Console().width), highlight=False)
     with console.capture() as captured:
         console.print(Text(headline(spec, progress)), soft_wrap=True)
@@ -277,19 +358,27 @@ def results(spec: StudySpec, progress: Progress, best: list[TrialRow], estimates
         for trial in best:
             console.print(Text(f"\n{describe_trial(spec, trial)}"), soft_wrap=True)
         console.print(Text("\nbest of every cell" if spec.grid else "\nthe study's one cell"))
-        console.print(cell_table(spec, progress.cells, room=200, estimates=estimates, n_cells=progress.n_cells))
+        console.print(
+            cell_table(
+                spec, progress.cells, room=200, estimates=estimates, n_cells=progress.n_cells
+            )
+        )
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
 def describe_trial(spec: StudySpec, trial: TrialRow) -> str:
     """``best trial 31: val_accuracy=0.9861`` and its parameters, a line each."""
-    values = ", ".join(f"{m}={v:.6g}" for m, v in zip(spec.metrics, trial.values or (), strict=False))
+    values = ", ".join(
+        f"{m}={v:.6g}" for m, v in zip(spec.metrics, trial.values or (), strict=False)
+    )
     width = max((len(path) for path in trial.params), default=0)
     lines = [f"  {path:<{width}}  {value_label(value)}" for path, value in trial.params.items()]
     return "\n".join([f"best trial {trial.number}: {values}", *lines])
 
 
-def as_data(spec: StudySpec, progress: Progress, best: list[TrialRow], estimates: Estimates = ()) -> dict[str, Any]:
+def as_data(
+    spec: StudySpec, progress: Progress, best: list[TrialRow], estimates: Estimates = ()
+) -> dict[str, Any]:
     """The same for programs: plain data for JSON; without `estimates` their fields are null."""
     believed = [*estimates, *[None] * (len(progress.cells) - len(estimates))]
     return {
@@ -324,7 +413,9 @@ def as_data(spec: StudySpec, progress: Progress, best: list[TrialRow], estimates
 
 
 def as_json(data: Any) -> str:
-    """`data` as JSON for any reader: it has no infinite numbers, so they are the words ``inf`` and ``-inf``."""
+    """`data` as JSON for any reader: it has no infinite numbers, so they are the words ``inf`` and
+    ``-inf``.
+    """
     return json.dumps(_without_infinities(data), indent=2, allow_nan=False)
 
 

@@ -33,17 +33,21 @@ def worker(call: Call) -> int:
     with Ending(0) as ending, ExitStack() as stack:
         host = call.composed.host
         artifacts = checked_place(host.paths.artifacts, host.paths.data)
-        HealthFile(host.worker.health_file)  # checked before the wait for the database, and the file of a worker before is gone
+        # checked before the wait for the database, and the file of a worker before is gone
+        HealthFile(host.worker.health_file)
         if launcher := os.environ.pop(LAUNCHER_PID, None):
             linux.die_with_parent(signal.SIGTERM, int(launcher))
-        # A study's trials are a million objects that stay; collections that look through them take as long as to read them.
+        # A study's trials are a million objects that stay; collections that look through them take
+        # as long as to read them.
         gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
         from orchestrator.worker.worker import Worker  # brings Optuna, which no other command needs
 
         gc.freeze()
         store = _patiently(call, stack)
         command = functools.partial(hints.command, call)
-        served = Worker(store, host.worker, host.paths.runs, host.paths.checkpoints, artifacts, command)
+        served = Worker(
+            store, host.worker, host.paths.runs, host.paths.checkpoints, artifacts, command
+        )
         with served.signals():
             if not ending.asked:  # by a signal whose `SystemExit` an import swallowed
                 served.run()
@@ -53,7 +57,8 @@ def worker(call: Call) -> int:
 
 def dashboard(call: Call) -> int:
     """Serves optuna-dashboard until interrupted."""
-    from orchestrator.dashboard import Access, serve  # slow to import, and no other command needs it
+    # slow to import, and no other command needs it
+    from orchestrator.dashboard import Access, serve
 
     logs.configure("dashboard")
     host = call.composed.host
@@ -68,7 +73,10 @@ def database(call: Call) -> int:
     """`db start|stop|url|upgrade`."""
     storage = call.composed.host.storage
     if call.action in ("start", "stop") and storage.kind != "embedded":
-        raise ConfigError(f"db {call.action} is for the embedded server; storage.url names a server that is run by others")
+        raise ConfigError(
+            f"db {call.action} is for the embedded server; storage.url names a server that is "
+            "run by others"
+        )
     if call.action == "stop":
         assert storage.path is not None
         print("stopped" if embedded.stop(storage.path) else "no embedded server was running")
@@ -89,7 +97,9 @@ def database(call: Call) -> int:
 
 
 def _patiently(call: Call, stack: ExitStack) -> Store:
-    """Opens the database, waiting as long as it takes for it to answer; what was opened is closed with `stack`."""
+    """Opens the database, waiting as long as it takes for it to answer; what was opened is closed
+    with `stack`.
+    """
     said = ""
     while True:
         try:

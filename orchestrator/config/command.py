@@ -1,4 +1,6 @@
-"""The objective that is a command, checked against the study's parameters and metrics before any work starts."""
+"""The objective that is a command, checked against the study's parameters and metrics before any
+work starts.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from orchestrator.overlay import overlay
 
 
 def command_objective(
-    objective: Mapping[str, JSONValue], params: Mapping[str, JSONValue], space: Space, metrics: tuple[str, ...]
+    objective: Mapping[str, JSONValue],
+    params: Mapping[str, JSONValue],
+    space: Space,
+    metrics: tuple[str, ...],
 ) -> dict[str, JSONValue]:
     """Returns the objective in its one form: the command as a list of words, defaults left out.
 
@@ -48,14 +53,18 @@ def command_objective(
 def _check_parameters(command: program.Program, root: DictConfig, options: Collection[str]) -> None:
     container: Any = OmegaConf.to_container(root, resolve=False)
     program.check_placeholders(
-        command, lambda name: name in options or has(container, name) or _resolves(root, name), leaf_paths(container)
+        command,
+        lambda name: name in options or has(container, name) or _resolves(root, name),
+        leaf_paths(container),
     )
     if command.appends_overrides:
         program_words(container)
 
 
 def _resolves(root: DictConfig, name: str) -> bool:
-    """Whether something is there once interpolations are followed: `optim.lr` of ``optim: ${presets.adam}``."""
+    """Whether something is there once interpolations are followed: `optim.lr` of ``optim:
+    ${presets.adam}``.
+    """
     absent = object()
     try:
         return OmegaConf.select(root, name, default=absent) is not absent

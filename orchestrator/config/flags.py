@@ -33,7 +33,8 @@ _REFUSED = {
 class Flags:
     """A command line after its subcommand: Hydra's flags, and the overrides among them in order.
 
-    At most one of `cfg`, `info`, `help`, `hydra_help` and `version` is set: what to show instead of running.
+    At most one of `cfg`, `info`, `help`, `hydra_help` and `version` is set: what to show instead of
+    running.
     """
 
     overrides: tuple[str, ...] = ()
@@ -60,8 +61,8 @@ def parse_flags(argv: Sequence[str], others: Collection[str] = ()) -> Flags:
         others: flags of the command's own, taken out before, which an unknown one may have meant.
 
     Raises:
-        ConfigError: an unknown flag, one that has no meaning here (the message shows the right form), or two that exclude
-            each other.
+        ConfigError: an unknown flag, one that has no meaning here (the message shows the right
+            form), or two that exclude each other.
     """
     try:
         arguments = _parser(others).parse_intermixed_args(list(argv))
@@ -70,10 +71,20 @@ def parse_flags(argv: Sequence[str], others: Collection[str] = ()) -> Flags:
     for name, message in _REFUSED.items():
         if getattr(arguments, name):
             raise ConfigError(message)
-    showing = [name for name in ("cfg", "info", "help", "hydra_help", "version", "run") if getattr(arguments, name)]
+    showing = [
+        name
+        for name in ("cfg", "info", "help", "hydra_help", "version", "run")
+        if getattr(arguments, name)
+    ]
     if len(showing) > 1:
-        raise ConfigError("only one of " + ", ".join(f"--{name.replace('_', '-')}" for name in showing) + " can be given")
-    if (arguments.resolve and not (arguments.cfg or arguments.help)) or (arguments.package and not arguments.cfg):
+        raise ConfigError(
+            "only one of "
+            + ", ".join(f"--{name.replace('_', '-')}" for name in showing)
+            + " can be given"
+        )
+    if (arguments.resolve and not (arguments.cfg or arguments.help)) or (
+        arguments.package and not arguments.cfg
+    ):
         raise ConfigError("--resolve and --package belong to --cfg")
     return Flags(
         overrides=tuple(arguments.overrides),
@@ -111,7 +122,8 @@ def _parser(others: Collection[str] = ()) -> argparse.ArgumentParser:
 
 
 def show(flags: Flags, composed: Composed, command: str) -> str:
-    """Returns the text that ``--cfg``, ``--help``, ``--hydra-help`` or ``--info`` asks for; it holds no password.
+    """Returns the text that ``--cfg``, ``--help``, ``--hydra-help`` or ``--info`` asks for; it
+    holds no password.
 
     Raises:
         ConfigError: ``--package`` names nothing, or ``--resolve`` cannot.
@@ -122,7 +134,9 @@ def show(flags: Flags, composed: Composed, command: str) -> str:
         return mask(translated(lambda: _info(flags, composed)))
     hydra = Loader(flags.config_dir, flags.config_name).hydra
     node = composed.hydra.hydra_help if flags.hydra_help else composed.hydra.help
-    config = OmegaConf.create({"hydra": _plain_hydra(composed)}) if flags.hydra_help else composed.config
+    config = (
+        OmegaConf.create({"hydra": _plain_hydra(composed)}) if flags.hydra_help else composed.config
+    )
     if flags.resolve:
         config = _resolve(config)
     text = translated(lambda: hydra.get_help(node, config, get_args_parser(), resolve=False))
@@ -148,7 +162,8 @@ def _cfg(flags: Flags, composed: Composed) -> str:
     found = translated(lambda: OmegaConf.select(config, str(flags.package)))
     if found is None:
         raise ConfigError(
-            f"--package {flags.package}: there is nothing of that name{did_you_mean(flags.package, map(str, config))}"
+            f"--package {flags.package}: there is nothing of that "
+            f"name{did_you_mean(flags.package, map(str, config))}"
         )
     if not isinstance(found, Container):
         return mask(f"{found}\n")
@@ -156,7 +171,9 @@ def _cfg(flags: Flags, composed: Composed) -> str:
 
 
 def _resolve(config: DictConfig, section: str | None = None) -> DictConfig:
-    """Returns a copy with one section, or all, resolved as a run would: `params` sees itself as root, the rest the whole."""
+    """Returns a copy with one section, or all, resolved as a run would: `params` sees itself as
+    root, the rest the whole.
+    """
     whole = copy.deepcopy(config)
     for name in [section] if section else [str(key) for key in config]:
         node: Any = whole._get_node(name)
@@ -173,7 +190,9 @@ def _resolve(config: DictConfig, section: str | None = None) -> DictConfig:
 
 
 def _info(flags: Flags, composed: Composed) -> str:
-    """Hydra writes this through the root logger: it is caught there, and the logger left as it was."""
+    """Hydra writes this through the root logger: it is caught there, and the logger
+    left as it was.
+    """
     hydra: Hydra = Loader(flags.config_dir, flags.config_name).hydra
     overrides = [*composed.hydra.overrides.hydra, *composed.hydra.overrides.task]
     root = logging.getLogger()

@@ -1,4 +1,6 @@
-"""Hydra's sweep grammar, read as grid axes and searched parameters. Pure: text in, `Axis` and `Searched` out, and back."""
+"""Hydra's sweep grammar, read as grid axes and searched parameters. Pure: text in, `Axis` and
+`Searched` out, and back.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Axis, JSONValue, Searched, value_label
 
 TAGS = ("log", "grid")
-MAX_VALUES = 10_000  # of one axis: more is a slip such as range(0, 1, 1e-6), and would be written out cell by cell
+# of one axis: more is a slip such as range(0, 1, 1e-6), and would be written out cell by cell
+MAX_VALUES = 10_000
 
 
 def parse_override(text: str) -> Override:
@@ -56,8 +59,8 @@ def declaration(path: str, sweep: Sweep, *, section: str | None, shown: str) -> 
     """Returns what `sweep` declares for the parameter `path`.
 
     Args:
-        section: ``grid`` or ``search`` where YAML says so; None on the command line, where a simple list and the tag
-            ``grid`` make an axis and everything else is searched.
+        section: ``grid`` or ``search`` where YAML says so; None on the command line, where a simple
+            list and the tag ``grid`` make an axis and everything else is searched.
         shown: the declaration as the user wrote it, for the message.
 
     Raises:
@@ -65,17 +68,28 @@ def declaration(path: str, sweep: Sweep, *, section: str | None, shown: str) -> 
     """
     unknown = sorted(sweep.tags - set(TAGS))
     if unknown:
-        raise ConfigError(f"{shown}: unknown tag {unknown[0]!r}{did_you_mean(unknown[0], TAGS)}; there are {', '.join(TAGS)}")
+        raise ConfigError(
+            f"{shown}: unknown tag {unknown[0]!r}{did_you_mean(unknown[0], TAGS)}; there are "
+            f"{', '.join(TAGS)}"
+        )
     if section == "search" and "grid" in sweep.tags:
-        raise ConfigError(f"{shown}: the tag grid contradicts search; write the values under grid: {path}: […]")
+        raise ConfigError(
+            f"{shown}: the tag grid contradicts search; write the values under grid: {path}: […]"
+        )
     in_grid = section == "grid" or "grid" in sweep.tags
     in_grid |= section is None and isinstance(sweep, ChoiceSweep) and sweep.simple_form
     if not in_grid:
         return _searched(path, sweep, shown)
     if "log" in sweep.tags:
-        raise ConfigError(f"{shown}: the tag log is for searched intervals; the values of a grid are what they are")
+        raise ConfigError(
+            f"{shown}: the tag log is for searched intervals; the values of a grid are what they "
+            "are"
+        )
     if isinstance(sweep, IntervalSweep):
-        raise ConfigError(f"{shown}: an interval has no list of values; write {path}={_edge(sweep.start)},{_edge(sweep.end)}")
+        raise ConfigError(
+            f"{shown}: an interval has no list of values; write "
+            f"{path}={_edge(sweep.start)},{_edge(sweep.end)}"
+        )
     if isinstance(sweep, RangeSweep):
         return axis(path, _range_values(sweep, shown), shown=shown)
     assert isinstance(sweep, ChoiceSweep)
@@ -108,7 +122,10 @@ def normal_form(declared: Axis | Searched) -> str | list[JSONValue] | dict[str, 
     if isinstance(declared, Axis):
         return list(declared.values)
     if declared.when:
-        when = {axis: values[0] if len(values) == 1 else list(values) for axis, values in declared.when.items()}
+        when = {
+            axis: values[0] if len(values) == 1 else list(values)
+            for axis, values in declared.when.items()
+        }
         return {"space": _sweep_of(declared), "when": when}
     return _sweep_of(declared)
 
@@ -127,7 +144,9 @@ def _sweep_of(declared: Searched) -> str | list[JSONValue]:
 
 
 def check_finite(value: JSONValue, shown: str) -> None:
-    """Raises ConfigError unless `value` and all it holds can be stored: JSON with string keys and finite numbers."""
+    """Raises ConfigError unless `value` and all it holds can be stored: JSON with string keys and
+    finite numbers.
+    """
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -138,11 +157,16 @@ def check_finite(value: JSONValue, shown: str) -> None:
         for item in value:
             check_finite(item, shown)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{shown}: {value} cannot be stored; use a finite number, null, or a quoted word")
+        raise ConfigError(
+            f"{shown}: {value} cannot be stored; use a finite number, null, or a quoted word"
+        )
     elif isinstance(value, str):
         _check_text(value, shown)
     elif value is not None and not isinstance(value, (int, float)):
-        raise ConfigError(f"{shown}: {value!r} is a {type(value).__name__}; use numbers, words, lists and mappings")
+        raise ConfigError(
+            f"{shown}: {value!r} is a {type(value).__name__}; use numbers, words, lists and "
+            "mappings"
+        )
 
 
 def _check_text(text: str, shown: str) -> None:
@@ -152,10 +176,12 @@ def _check_text(text: str, shown: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ConfigError(f"{shown}: text with a lone surrogate cannot be stored; is it UTF-8?") from None
+        raise ConfigError(
+            f"{shown}: text with a lone surrogate cannot be stored; is it UTF-8?"
+        ) from None
 
 
-# --------------------------------------------------------------------------------------------------------------- the parser
+# --------------------------------------------------------------------------------------- the parser
 
 
 def _parse(text: str, rule: str, shown: str) -> Any:
@@ -166,7 +192,8 @@ def _parse(text: str, rule: str, shown: str) -> Any:
         raise ConfigError(f"{shown}: {error}") from error
     except HydraException as error:
         cause: BaseException | None = error
-        while cause is not None:  # our own refusals come out wrapped by the function call that met them
+        # our own refusals come out wrapped by the function call that met them
+        while cause is not None:
             if isinstance(cause, ConfigError):
                 raise ConfigError(f"{shown}: {cause}") from error
             cause = cause.__cause__
@@ -178,12 +205,18 @@ def _parse(text: str, rule: str, shown: str) -> Any:
 @functools.cache
 def _parser() -> OverridesParser:
     functions = create_functions()
-    replaced: dict[str, Callable[..., Any]] = {name: _keep_tags(functions.functions[name]) for name in ("float", "str", "bool")}
+    replaced: dict[str, Callable[..., Any]] = {
+        name: _keep_tags(functions.functions[name]) for name in ("float", "str", "bool")
+    }
     replaced["int"] = _whole(_keep_tags(functions.functions["int"]))
     replaced["tag"] = _join_tags(functions.functions["tag"])
     replaced["sort"] = _sort_values(functions.functions["sort"])
-    replaced["shuffle"] = _refused(functions.functions["shuffle"], "shuffle(…) has no meaning here; write the list itself")
-    replaced["glob"] = _refused(functions.functions["glob"], "glob(…) is not supported; write the options out")
+    replaced["shuffle"] = _refused(
+        functions.functions["shuffle"], "shuffle(…) has no meaning here; write the list itself"
+    )
+    replaced["glob"] = _refused(
+        functions.functions["glob"], "glob(…) is not supported; write the options out"
+    )
     for name, function in replaced.items():
         # Functions has no way to replace one: registering a name twice is an error.
         del functions.definitions[name], functions.functions[name]
@@ -250,16 +283,21 @@ def _sort_values(sort: Callable[..., Any]) -> Callable[..., Any]:
     """Hydra's sort of a range whose step does not divide it has other values than the range."""
 
     @functools.wraps(sort)
-    def sorted_values(*args: Any, sweep: Any = None, list: Any = None, reverse: bool = False) -> Any:
+    def sorted_values(
+        *args: Any, sweep: Any = None, list: Any = None, reverse: bool = False
+    ) -> Any:
         source = sweep if sweep is not None else args[0] if args else None
         if isinstance(source, RangeSweep):
-            raise ConfigError("sort(…) takes a list of values; a range is in order already, and runs down with a negative step")
+            raise ConfigError(
+                "sort(…) takes a list of values; a range is in order already, and runs down with "
+                "a negative step"
+            )
         return sort(*args, sweep=sweep, list=list, reverse=reverse)
 
     return sorted_values
 
 
-# ------------------------------------------------------------------------------------------------------------ what it declares
+# --------------------------------------------------------------------------------- what it declares
 
 
 def _searched(path: str, sweep: Sweep, shown: str) -> Searched:
@@ -276,24 +314,35 @@ def _searched(path: str, sweep: Sweep, shown: str) -> Searched:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ConfigError(f"{shown}: bounds must be finite numbers")
         if low > high:
-            raise ConfigError(f"{shown}: the low end {_edge(low)} must be less than the high end {_edge(high)}")
+            raise ConfigError(
+                f"{shown}: the low end {_edge(low)} must be less than the high end {_edge(high)}"
+            )
     else:
         assert isinstance(sweep, RangeSweep)
         low, high, step = _range_ends(sweep, shown)
     if low == high:
         _single(path, low, shown)
-    kind: Any = "int" if isinstance(low, int) and isinstance(high, int) and not isinstance(step, float) else "float"
+    kind: Any = (
+        "int"
+        if isinstance(low, int) and isinstance(high, int) and not isinstance(step, float)
+        else "float"
+    )
     if kind == "int" and step == 1:
         step = None
     if log and low <= 0:
         raise ConfigError(f"{shown}: the tag log needs a low end greater than 0, not {_edge(low)}")
     if log and step is not None:
-        raise ConfigError(f"{shown}: the tag log and a step of {_edge(step)} exclude each other; leave out one of them")
+        raise ConfigError(
+            f"{shown}: the tag log and a step of {_edge(step)} exclude each other; leave out one "
+            "of them"
+        )
     return Searched(path, kind, low=low, high=high, step=step, log=log)
 
 
 def _single(path: str, value: JSONValue, shown: str) -> NoReturn:
-    raise ConfigError(f"{shown}: there is one value only, nothing to search; fix it: {path}={_edge(value)}")
+    raise ConfigError(
+        f"{shown}: there is one value only, nothing to search; fix it: {path}={_edge(value)}"
+    )
 
 
 def _edge(value: JSONValue) -> str:
@@ -341,7 +390,8 @@ def _range_ends(sweep: RangeSweep, shown: str) -> tuple[float | int, float | int
 def _range_count(sweep: RangeSweep, shown: str) -> tuple[Fraction, Fraction, int, bool]:
     """Start, step, number of values, and whether they are whole.
 
-    Exact in decimals: Hydra counts in binary, and ``range(0, 0.9, 0.3)`` has four values there, 0.9 among them.
+    Exact in decimals: Hydra counts in binary, and ``range(0, 0.9, 0.3)`` has four values there, 0.9
+    among them.
     """
     bounds = (sweep.start, sweep.stop, sweep.step)
     if any(bound is None or not math.isfinite(bound) for bound in bounds):
@@ -349,7 +399,12 @@ def _range_count(sweep: RangeSweep, shown: str) -> tuple[Fraction, Fraction, int
     if sweep.step == 0:
         raise ConfigError(f"{shown}: the step must not be 0")
     start, stop, step = (Fraction(str(bound)) for bound in bounds)
-    return start, step, max(0, math.ceil((stop - start) / step)), all(isinstance(bound, int) for bound in bounds)
+    return (
+        start,
+        step,
+        max(0, math.ceil((stop - start) / step)),
+        all(isinstance(bound, int) for bound in bounds),
+    )
 
 
 def _stop(low: float | int, high: float | int, step: float | int) -> float | int:
@@ -360,4 +415,5 @@ def _stop(low: float | int, high: float | int, step: float | int) -> float | int
     wanted = round((exact - Fraction(str(low))) / Fraction(str(step)))
     pretty = float(exact)
     count = math.ceil((Fraction(str(pretty)) - Fraction(str(low))) / Fraction(str(step)))
-    return pretty if count == wanted else float(exact - Fraction(str(step)) / 2)  # rounded across a value: stop half-way
+    # rounded across a value: stop half-way
+    return pretty if count == wanted else float(exact - Fraction(str(step)) / 2)

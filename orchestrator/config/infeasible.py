@@ -21,20 +21,25 @@ def infeasible(values: Any, space: Space) -> dict[str, JSONValue]:
     """Returns the checked section as it is stored.
 
     Raises:
-        ConfigError: an unknown setting or a value out of range; `monotone` names what is no axis of numbers, or says another
-            word than ``memory``.
+        ConfigError: an unknown setting or a value out of range; `monotone` names what is no axis of
+            numbers, or says another word than ``memory``.
     """
     settings = vars(checked("infeasible", InfeasibleConfig, values or {}))
     monotone: dict[str, JSONValue] = {}
     declared = settings["monotone"]
     if declared is not None and not isinstance(declared, Mapping):
-        raise ConfigError(f"{_SECTION}={declared!r}: must name grid axes, such as {_SECTION}.data.batch_size=memory")
+        raise ConfigError(
+            f"{_SECTION}={declared!r}: must name grid axes, such as "
+            f"{_SECTION}.data.batch_size=memory"
+        )
     for path, need in flatten(_SECTION, declared).items():
         if need is None:  # takes back what another file declares
             continue
         if need != NEED:
             guess = did_you_mean(str(need), [NEED])
-            raise ConfigError(f"{_SECTION}.{path}={value_label(need)}: must be the word {NEED}{guess}")
+            raise ConfigError(
+                f"{_SECTION}.{path}={value_label(need)}: must be the word {NEED}{guess}"
+            )
         if path in space.grid:
             monotone[path] = _of_numbers(space.grid[path], need)
         else:
@@ -43,7 +48,8 @@ def infeasible(values: Any, space: Space) -> dict[str, JSONValue]:
 
 
 def leave_out_fixed(config: DictConfig, space: Space) -> None:
-    """Takes axes that the command line took out of the grid, by fixing them, out of the declaration too, in `config` itself.
+    """Takes axes that the command line took out of the grid, by fixing them, out of the declaration
+    too, in `config` itself.
 
     Raises:
         ConfigError: one path is there in two spellings.
@@ -53,14 +59,21 @@ def leave_out_fixed(config: DictConfig, space: Space) -> None:
         return
     needs = flatten(_SECTION, OmegaConf.to_container(declared, resolve=False))
     if any(map(space.was_axis, needs)):
-        config.infeasible.monotone = {path: need for path, need in needs.items() if not space.was_axis(path)}
+        config.infeasible.monotone = {
+            path: need for path, need in needs.items() if not space.was_axis(path)
+        }
 
 
 def _of_numbers(axis: Axis, need: JSONValue) -> JSONValue:
-    odd = [value for value in axis.values if isinstance(value, bool) or not isinstance(value, (int, float))]
+    odd = [
+        value
+        for value in axis.values
+        if isinstance(value, bool) or not isinstance(value, (int, float))
+    ]
     if odd:
         raise ConfigError(
-            f"{_SECTION}.{axis.path}={need}: the values of {axis.path} must be numbers, for the order of others is not known; "
+            f"{_SECTION}.{axis.path}={need}: the values of {axis.path} must be numbers, for the "
+            "order of others is not known; "
             f"it has {value_label(odd[0])}"
         )
     return need
@@ -69,5 +82,8 @@ def _of_numbers(axis: Axis, need: JSONValue) -> JSONValue:
 def _no_axis(path: str, space: Space) -> str:
     axes = ", ".join(space.grid) or "none"
     if path in space.search:
-        return f"{path} is searched, and only an axis of the grid makes cells to close; the grid has {axes}"
+        return (
+            f"{path} is searched, and only an axis of the grid makes cells to close; the grid has "
+            f"{axes}"
+        )
     return f"{path} is no axis of the grid{did_you_mean(path, space.grid)}; the grid has {axes}"

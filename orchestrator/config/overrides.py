@@ -1,4 +1,6 @@
-"""The words of a command line: which are Hydra's, which are settings, which are parameters; and what the latter do."""
+"""The words of a command line: which are Hydra's, which are settings, which are parameters; and
+what the latter do.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,12 @@ from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Axis, at, has, leaf_paths
 
 _URL = re.compile(r"\+{0,2}storage\.url=(.*)", re.DOTALL)
-_PREFIX = {OverrideType.CHANGE: "", OverrideType.ADD: "+", OverrideType.FORCE_ADD: "++", OverrideType.DEL: "~"}
+_PREFIX = {
+    OverrideType.CHANGE: "",
+    OverrideType.ADD: "+",
+    OverrideType.FORCE_ADD: "++",
+    OverrideType.DEL: "~",
+}
 _CHOSEN = ("sampler.name", "pruner.name", "storage.kind")
 _LISTS = (
     "worker.devices",
@@ -27,13 +34,27 @@ _LISTS = (
     "study.direction",
     "study.metric",
 )
-NAMING = ("status", "best", "logs", "pause", "resume", "stop", "retry", "enqueue", "doctor", "replay", "rerun")
+NAMING = (
+    "status",
+    "best",
+    "logs",
+    "pause",
+    "resume",
+    "stop",
+    "retry",
+    "enqueue",
+    "doctor",
+    "replay",
+    "rerun",
+)
 """The commands that take ``study.name`` besides the settings of this host."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """One override. For the roles param, grid and search `path` is what is below that section, else the whole key."""
+    """One override. For the roles param, grid and search `path` is what is below that section, else
+    the whole key.
+    """
 
     text: str
     role: Literal["hydra", "group", "setting", "param", "grid", "search"]
@@ -52,11 +73,17 @@ class Word:
     @property
     def of_user(self) -> bool:
         """Whether it is about a config group of the user's, which may fill a section of params."""
-        return self.role == "group" and re.split(r"[./]", self.path)[0] not in (*SECTIONS, "experiment", "hydra")
+        return self.role == "group" and re.split(r"[./]", self.path)[0] not in (
+            *SECTIONS,
+            "experiment",
+            "hydra",
+        )
 
     @property
     def key(self) -> str:
-        """The key as typed, without ``+`` or ``~`` before it; of a group with the package: ``net@params.net``."""
+        """The key as typed, without ``+`` or ``~`` before it; of a group with the package:
+        ``net@params.net``.
+        """
         return self.override.get_key_element().lstrip("+~")
 
     def under(self, path: str, *, force: bool = False) -> str:
@@ -69,8 +96,8 @@ class Word:
 def take_url(texts: Sequence[str]) -> tuple[list[str], str | None]:
     """Returns the words without those that set ``storage.url``, and the last URL set.
 
-    A URL is taken as it was typed and never given to Hydra: a password may hold any character of the override grammar, and
-    Hydra keeps its overrides in its config and shows them in messages.
+    A URL is taken as it was typed and never given to Hydra: a password may hold any character of
+    the override grammar, and Hydra keeps its overrides in its config and shows them in messages.
     """
     rest, url = [], None
     for text in texts:
@@ -100,9 +127,15 @@ def _read(text: str, groups: Collection[str]) -> Word:
     word: Word
     if first == "hydra" or key.startswith("hydra/"):
         word = Word(text, "hydra", key, override)
-    elif override.package is not None or "/" in key or (key in groups and not isinstance(override.value(), dict)):
+    elif (
+        override.package is not None
+        or "/" in key
+        or (key in groups and not isinstance(override.value(), dict))
+    ):
         if key not in groups:
-            raise ConfigError(f"{text}: there is no config group {key!r}{did_you_mean(key, groups)}")
+            raise ConfigError(
+                f"{text}: there is no config group {key!r}{did_you_mean(key, groups)}"
+            )
         return Word(text, "group", key, override)
     elif first == "params":
         word = Word(text, "param", rest, override)
@@ -116,7 +149,9 @@ def _read(text: str, groups: Collection[str]) -> Word:
         word = Word(text, "param", key, override)
     _refuse_empty_key(word)
     if word.role == "setting" and first == "storage" and isinstance(override.value(), dict):
-        raise ConfigError("storage={…}: set its keys one by one: storage.url=…, storage.password_file=…")
+        raise ConfigError(
+            "storage={…}: set its keys one by one: storage.url=…, storage.password_file=…"
+        )
     if word.sweep is not None and word.role in ("hydra", "setting"):
         raise ConfigError(f"{text}: {_no_sweep(key)}")
     return word
@@ -125,11 +160,17 @@ def _read(text: str, groups: Collection[str]) -> Word:
 def _refuse_empty_key(word: Word) -> None:
     deleted = word.override.is_delete()
     if not word.override.key_or_group:
-        raise ConfigError(f"{word.text}: there is no name before '='; settings are written key=value")
+        raise ConfigError(
+            f"{word.text}: there is no name before '='; settings are written key=value"
+        )
     if word.role == "param" and not word.path and deleted:
-        raise ConfigError(f"{word.text}: params itself cannot be deleted; delete a parameter: ~optim.lr")
+        raise ConfigError(
+            f"{word.text}: params itself cannot be deleted; delete a parameter: ~optim.lr"
+        )
     if word.role == "setting" and deleted and word.path in (*HOST, "objective", "study"):
-        raise ConfigError(f"{word.text}: the section {word.path} cannot be deleted; change the settings in it")
+        raise ConfigError(
+            f"{word.text}: the section {word.path} cannot be deleted; change the settings in it"
+        )
 
 
 def _no_sweep(key: str) -> str:
@@ -139,10 +180,15 @@ def _no_sweep(key: str) -> str:
 
 
 def last_choices(words: Sequence[Word]) -> list[Word]:
-    """Returns the words with only the last one about each config group of the user's: it wins, where Hydra refuses a second."""
+    """Returns the words with only the last one about each config group of the user's: it wins,
+    where Hydra refuses a second.
+    """
     chosen: list[Word] = []
     for word in words:
-        before = next((other for other in chosen if word.of_user and other.of_user and other.key == word.key), None)
+        before = next(
+            (other for other in chosen if word.of_user and other.of_user and other.key == word.key),
+            None,
+        )
         if before is None:
             chosen.append(word)
             continue
@@ -150,7 +196,10 @@ def last_choices(words: Sequence[Word]) -> list[Word]:
         types = before.override.type, word.override.type
         if types != (OverrideType.ADD, OverrideType.DEL):
             # No defaults list has a group that was added, and one has what was deleted.
-            prefix = {(OverrideType.ADD, OverrideType.CHANGE): "+", (OverrideType.DEL, OverrideType.ADD): ""}.get(types)
+            prefix = {
+                (OverrideType.ADD, OverrideType.CHANGE): "+",
+                (OverrideType.DEL, OverrideType.ADD): "",
+            }.get(types)
             chosen.append(word if prefix is None else _with_prefix(prefix, word))
     return chosen
 
@@ -166,18 +215,23 @@ def refuse_sweeps_of_groups(words: Sequence[Word]) -> None:
         if word.role == "group" and word.sweep is not None:
             if word.of_user and isinstance(word.sweep, ChoiceSweep):
                 raise ConfigError(
-                    f"{word.text}: options of a config group make an axis where they fill a section of params: let the first"
-                    f" line of each {word.path}/*.yaml be '# @package params.{word.path.replace('/', '.')}'"
+                    f"{word.text}: options of a config group make an axis where they fill a "
+                    "section of params: let the first"
+                    f" line of each {word.path}/*.yaml be '# @package "
+                    f"params.{word.path.replace('/', '.')}'"
                 )
             first = getattr(word.sweep, "list", ["…"])[0]
             raise ConfigError(
-                f"{word.text}: a sweep over a config group is not possible; choose one, {word.path}={first},"
+                f"{word.text}: a sweep over a config group is not possible; choose one, "
+                f"{word.path}={first},"
                 " and launch once for each (under a study.name of its own)"
             )
 
 
 def refuse_study_settings(command: str, words: Sequence[Word]) -> None:
-    """Raises ConfigError where a command that only works on stored studies is given a setting of the study."""
+    """Raises ConfigError where a command that only works on stored studies is given a setting of
+    the study.
+    """
     for word in words:
         root = re.split(r"[./]", word.path)[0]
         if word.role == "hydra" or (word.role in ("setting", "group") and root in HOST):
@@ -186,16 +240,21 @@ def refuse_study_settings(command: str, words: Sequence[Word]) -> None:
             continue
         if command == "enqueue" and (word.role == "param" or word.of_user):
             continue
-        taken = [*(["study.name"] if command in NAMING else []), *(f"{section}.*" for section in HOST)]
+        taken = [
+            *(["study.name"] if command in NAMING else []),
+            *(f"{section}.*" for section in HOST),
+        ]
         known = [name for name in settings() if name.split(".")[0] in HOST]
         guess = did_you_mean(word.path, [*known, *(["study.name"] if command in NAMING else [])])
         raise ConfigError(
-            f"{word.text}: {command} takes {', '.join(taken)} only; what a study runs is stored with it by launch{guess}"
+            f"{word.text}: {command} takes {', '.join(taken)} only; what a study runs is stored "
+            f"with it by launch{guess}"
         )
 
 
 def values_by_hand(words: Sequence[Word]) -> dict[str, Any]:
-    """The parameters that the words give one value each; a config group's option under the group's name.
+    """The parameters that the words give one value each; a config group's option under the group's
+    name.
 
     Raises:
         ConfigError: a sweep, a deletion, a parameter without a name, or one given twice.
@@ -205,7 +264,10 @@ def values_by_hand(words: Sequence[Word]) -> dict[str, Any]:
         if word.role != "param" and not word.of_user:
             continue
         if word.sweep is not None or word.override.is_delete() or not word.path:
-            raise ConfigError(f"{word.text}: a trial by hand takes one value for a parameter, such as optim.lr=0.01")
+            raise ConfigError(
+                f"{word.text}: a trial by hand takes one value for a parameter, such as "
+                "optim.lr=0.01"
+            )
         path = word.path if word.role == "param" else word.key
         if path in values:
             raise ConfigError(f"{word.text}: {path} is given twice")
@@ -222,35 +284,52 @@ def check_setting(word: Word, base: Mapping[str, Any]) -> str:
     section = word.path.split(".")[0]
     if word.path in _CHOSEN:
         raise ConfigError(f"{word.text}: choose the whole group: {section}={word.value}")
-    if f"{word.path}.".startswith("infeasible.monotone.") and not word.override.is_delete():  # maps the user's own names
+    # maps the user's own names
+    if f"{word.path}.".startswith("infeasible.monotone.") and not word.override.is_delete():
         return word.under(word.path, force=True)
     if has(base, word.path) and word.override.type != OverrideType.ADD:
         return word.text
     if word.override.type == OverrideType.DEL:
-        raise ConfigError(f"{word.text}: there is no setting {word.path} to delete{did_you_mean(word.path, leaf_paths(base))}")
+        raise ConfigError(
+            f"{word.text}: there is no setting {word.path} to "
+            f"delete{did_you_mean(word.path, leaf_paths(base))}"
+        )
     if section == "objective":
         if word.override.type == OverrideType.CHANGE:
             raise ConfigError(
-                f"{word.text}: objective has no argument {word.path.partition('.')[2]}; to add one write +{word.text}"
+                f"{word.text}: objective has no argument {word.path.partition('.')[2]}; to add "
+                f"one write +{word.text}"
             )
         return word.text
     if word.path in (*settings(), *SECTIONS):
-        name = at(base, f"{section}.name") if section in ("sampler", "pruner") and has(base, f"{section}.name") else None
+        name = (
+            at(base, f"{section}.name")
+            if section in ("sampler", "pruner") and has(base, f"{section}.name")
+            else None
+        )
         if name is not None:
-            options = ", ".join(f"{section}.{key}" for key in base[section] if key != "name") or "no options"
+            options = (
+                ", ".join(f"{section}.{key}" for key in base[section] if key != "name")
+                or "no options"
+            )
             raise ConfigError(f"{word.text}: {section}={name} has no such option; it has {options}")
         return word.under(word.path, force=True)
-    raise ConfigError(f"unknown setting {word.path}{did_you_mean(word.path, settings())}, in {word.text}")
+    raise ConfigError(
+        f"unknown setting {word.path}{did_you_mean(word.path, settings())}, in {word.text}"
+    )
 
 
 def apply_to_params(words: Sequence[Word], params: dict[str, Any], space: Space) -> list[str]:
-    """Changes `space` word by word, so that the last word wins, and returns the plain values as overrides for Hydra.
+    """Changes `space` word by word, so that the last word wins, and returns the plain values as
+    overrides for Hydra.
 
     Args:
-        params: the defaults before these words; changed in place as far as needed to know which paths exist.
+        params: the defaults before these words; changed in place as far as needed to know which
+            paths exist.
 
     Raises:
-        ConfigError: a path that does not exist and is not added with ``+``, or a declaration without meaning.
+        ConfigError: a path that does not exist and is not added with ``+``, or a declaration
+            without meaning.
     """
     forwarded = _fixed_options(words, params, space)
     for word in words:  # a value may be typed before the option that it lands in
@@ -276,33 +355,49 @@ def apply_to_params(words: Sequence[Word], params: dict[str, Any], space: Space)
 
 
 def _of_group(word: Word, space: Space) -> None:
-    """Makes a sweep over a group that fills a section of params an axis; a choice of one of its options takes the axis out."""
+    """Makes a sweep over a group that fills a section of params an axis; a choice of one of its
+    options takes the axis out.
+    """
     path = path_of_group(word, space.groups)
     if path is None:
         return
     if isinstance(word.sweep, ChoiceSweep):
-        space.put(grammar.axis(path, map(Override._convert_value, word.sweep.list), shown=word.text))
+        space.put(
+            grammar.axis(path, map(Override._convert_value, word.sweep.list), shown=word.text)
+        )
     else:
         space.choose(path, None if word.override.is_delete() else word.value)
 
 
 def path_of_group(word: Word, groups: Mapping[str, Group]) -> str | None:
-    """Where in params the group that a word is about lands; None for a group that does not, and for other words."""
+    """Where in params the group that a word is about lands; None for a group that does not, and for
+    other words.
+    """
     if word.role != "group":
         return None
     return next((path for path, group in groups.items() if group.key.lstrip("+") == word.key), None)
 
 
-def _is_option_of_program(word: Word, words: Sequence[Word], params: Mapping[str, Any], space: Space) -> bool:
-    """Whether a word fixes an option of a config group that the program has: what lies below it is set or searched as well."""
-    if not space.appends_overrides or not word.path or word.path in space.groups or not isinstance(word.value, str):
+def _is_option_of_program(
+    word: Word, words: Sequence[Word], params: Mapping[str, Any], space: Space
+) -> bool:
+    """Whether a word fixes an option of a config group that the program has: what lies below it is
+    set or searched as well.
+    """
+    if (
+        not space.appends_overrides
+        or not word.path
+        or word.path in space.groups
+        or not isinstance(word.value, str)
+    ):
         return False
     section = at(params, word.path) if has(params, word.path) else None
     return _below(word.path, words, space) or (isinstance(section, Mapping) and bool(section))
 
 
 def _fixed_options(words: Sequence[Word], params: dict[str, Any], space: Space) -> list[str]:
-    """Takes words out of params under which something is declared, where they are options of the program's own groups.
+    """Takes words out of params under which something is declared, where they are options of the
+    program's own groups.
 
     Returns the overrides that do the same in Hydra.
     """
@@ -310,7 +405,12 @@ def _fixed_options(words: Sequence[Word], params: dict[str, Any], space: Space) 
     for path in leaf_paths(params) if space.appends_overrides else ():
         value = at(params, path)
         known = path in space.paths() or path in space.groups
-        if isinstance(value, str) and "${" not in value and not known and _below(path, words, space):
+        if (
+            isinstance(value, str)
+            and "${" not in value
+            and not known
+            and _below(path, words, space)
+        ):
             space.put(Axis(path, (value,), group=path))
             above, _, last = path.rpartition(".")
             del (at(params, above) if above else params)[last]
@@ -320,7 +420,11 @@ def _fixed_options(words: Sequence[Word], params: dict[str, Any], space: Space) 
 
 def _below(path: str, words: Sequence[Word], space: Space) -> bool:
     """Whether anything is declared or given a value below `path`."""
-    typed = (word.path for word in words if word.role in ("param", "grid", "search") and not word.override.is_delete())
+    typed = (
+        word.path
+        for word in words
+        if word.role in ("param", "grid", "search") and not word.override.is_delete()
+    )
     return space.below(path) or any(other.startswith(f"{path}.") for other in typed)
 
 
@@ -335,14 +439,22 @@ def _sweep(word: Word, sweep: Sweep, params: Mapping[str, Any], space: Space) ->
 
 
 def _is_new(path: str, params: Mapping[str, Any], space: Space) -> bool:
-    """Whether nothing knows the path; what lies below an axis is compared with the axis's values later."""
-    return not has(params, path) and path not in space.paths() and space.parent_of(path) not in space.grid
+    """Whether nothing knows the path; what lies below an axis is compared with the axis's values
+    later.
+    """
+    return (
+        not has(params, path)
+        and path not in space.paths()
+        and space.parent_of(path) not in space.grid
+    )
 
 
 def _delete(word: Word, params: dict[str, Any], space: Space) -> list[str]:
     axis = space.grid.get(space.parent_of(word.path) or "")
     if axis is not None and not axis.group:
-        raise ConfigError(f"{word.text}: {word.path} lies below {axis.path}, whose values replace it")
+        raise ConfigError(
+            f"{word.text}: {word.path} lies below {axis.path}, whose values replace it"
+        )
     dropped = space.drop(word.path) if word.path else False
     if not has(params, word.path):
         if dropped:
@@ -361,13 +473,28 @@ def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
         raise ConfigError(f"{word.text}: params is a section; set its parameters: optim.lr=…")
     below = _inside(value, f"{word.path}." if word.path else "") if isinstance(value, dict) else {}
     new = bool(word.path) and not has(params, word.path)
-    is_section = bool(word.path) and not new and isinstance(at(params, word.path), Mapping) and at(params, word.path) != {}
-    if is_section and value is not None and not isinstance(value, dict) and word.override.type != OverrideType.FORCE_ADD:
+    is_section = (
+        bool(word.path)
+        and not new
+        and isinstance(at(params, word.path), Mapping)
+        and at(params, word.path) != {}
+    )
+    if (
+        is_section
+        and value is not None
+        and not isinstance(value, dict)
+        and word.override.type != OverrideType.FORCE_ADD
+    ):
         inside = f"{word.path}.{leaf_paths(at(params, word.path))[0]}"
         group = space.groups.get(word.path)
-        choose = f"choose an option of the config group that fills it with {group.key}=…, " if group is not None else ""
+        choose = (
+            f"choose an option of the config group that fills it with {group.key}=…, "
+            if group is not None
+            else ""
+        )
         raise ConfigError(
-            f"{word.text}: {word.path} is a section of params; {choose}set {inside}=…, or replace it whole with ++{word.text}"
+            f"{word.text}: {word.path} is a section of params; {choose}set {inside}=…, or "
+            f"replace it whole with ++{word.text}"
         )
     fixes = any(path == word.path or path.startswith(f"{word.path}.") for path in space.paths())
     of_option = space.parent_of(word.path) in space.grid
@@ -375,7 +502,10 @@ def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
         raise _unknown(word, params, space)
     above = space.parent_of(word.path)
     if above is not None and not (above in space.grid and space.grid[above].group):
-        raise ConfigError(f"{word.text}: {word.path} lies below {above}, whose values replace it; fix {above} or drop it first")
+        raise ConfigError(
+            f"{word.text}: {word.path} lies below {above}, whose values replace it; fix {above} "
+            "or drop it first"
+        )
     if word.path and above is None:
         check_ancestors(word.path, params, shown=word.text)
     if word.path in space.paths():  # also where the value is a mapping, whose leaves are put below
@@ -385,15 +515,26 @@ def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
         _put(params, path, item)
     of_program = above is not None and space.grid[above].of_program and above not in space.groups
     # Some options of a group may have what is added to all of them.
-    to_all = word.override.type == OverrideType.ADD and any(word.path.startswith(f"{path}.") for path in space.groups)
-    return [word.under(f"params.{word.path}" if word.path else "params", force=to_all or (new and (fixes or of_program)))]
+    to_all = word.override.type == OverrideType.ADD and any(
+        word.path.startswith(f"{path}.") for path in space.groups
+    )
+    return [
+        word.under(
+            f"params.{word.path}" if word.path else "params",
+            force=to_all or (new and (fixes or of_program)),
+        )
+    ]
 
 
 def _inside(value: Mapping[str, Any], above: str) -> dict[str, Any]:
     """The leaves of a mapping that is a value; its keys may be any words."""
     leaves: dict[str, Any] = {}
     for key, item in value.items():
-        leaves |= _inside(item, f"{above}{key}.") if isinstance(item, Mapping) and item else {f"{above}{key}": item}
+        leaves |= (
+            _inside(item, f"{above}{key}.")
+            if isinstance(item, Mapping) and item
+            else {f"{above}{key}": item}
+        )
     return leaves
 
 
@@ -416,11 +557,15 @@ def _declare(word: Word, params: Mapping[str, Any], space: Space) -> None:
         below = [path for path in paths if not word.path or path.startswith(f"{word.path}.")]
         gone = [word.path] if word.path in paths else below
         if not gone and word.path:
-            raise ConfigError(f"{word.text}: {section} has no {word.path}{did_you_mean(word.path, paths)}")
+            raise ConfigError(
+                f"{word.text}: {section} has no {word.path}{did_you_mean(word.path, paths)}"
+            )
         for path in gone:
             space.drop(path, below=False)
         return
-    values = {word.path: word.value} if word.path and not isinstance(word.value, dict) else _nested(word)
+    values = (
+        {word.path: word.value} if word.path and not isinstance(word.value, dict) else _nested(word)
+    )
     for path, value in values.items():
         check_path(path, shown=word.text)
         if word.override.type == OverrideType.CHANGE and _is_new(path, params, space):
@@ -438,5 +583,9 @@ def _nested(word: Word) -> dict[str, Any]:
 
 def _unknown(word: Word, params: Mapping[str, Any], space: Space) -> ConfigError:
     guess = suggestion(word.path, params, space, settings())
-    add = "" if word.override.is_delete() else f"; to add it to params write +{word.text.lstrip('+~')}"
+    add = (
+        ""
+        if word.override.is_delete()
+        else f"; to add it to params write +{word.text.lstrip('+~')}"
+    )
     return ConfigError(f"{word.text}: {word.path} is no setting and not in params{guess}{add}")

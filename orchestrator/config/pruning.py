@@ -15,41 +15,67 @@ def has_pruner(spec: StudySpec) -> bool:
 
 
 def never_prunes(spec: StudySpec) -> str | None:
-    """Why the study's pruner can end no trial, and what to change, in one sentence; None if it can, or there is none."""
+    """Why the study's pruner can end no trial, and what to change, in one sentence; None if it can,
+    or there is none.
+    """
     if not has_pruner(spec):
         return None
     name = f"pruner={spec.pruner['name']}"
     if len(spec.directions) > 1:
-        return f"{name} never acts: nothing is pruned in a study of several objectives; take it out (pruner=none)"
+        return (
+            f"{name} never acts: nothing is pruned in a study of several objectives; take it out "
+            "(pruner=none)"
+        )
     most, needed = _most_in_a_cell(spec), int(_option(spec, "n_startup_trials") or 0)
     if most < 2 and spec.grid:
         return (
-            f"{name} never acts: nothing is pruned in a cell without a complete trial, and each cell has one trial; set a"
+            f"{name} never acts: nothing is pruned in a cell without a complete trial, and each "
+            "cell has one trial; set a"
             " larger budget.trials, or take it out (pruner=none)"
         )
     within = bool(_option(spec, "within_cell")) and bool(spec.grid)
     room, whom = (most, "its cell") if within else (spec.budget.trials, "the study")
     if room <= max(1, needed):
-        fewer = f"pruner.n_startup_trials={max(1, (room - 1) // 2)}, " if needed > 1 and room > 1 else ""
-        everyone = "pruner.within_cell=false, " if within and spec.budget.trials > max(1, needed) else ""
+        fewer = (
+            f"pruner.n_startup_trials={max(1, (room - 1) // 2)}, "
+            if needed > 1 and room > 1
+            else ""
+        )
+        everyone = (
+            "pruner.within_cell=false, " if within and spec.budget.trials > max(1, needed) else ""
+        )
         be = "is" if needed <= 1 else "are"
         return (
-            f"{name} never acts: it compares a trial once {count_label(max(1, needed), 'trial')} of {whom} {be} complete, and"
-            f" {whom} has {count_label(room, 'trial')} in all; set {fewer}{everyone}or a larger budget.trials"
+            f"{name} never acts: it compares a trial once {count_label(max(1, needed), 'trial')} "
+            f"of {whom} {be} complete, and"
+            f" {whom} has {count_label(room, 'trial')} in all; set {fewer}{everyone}or a larger "
+            "budget.trials"
         )
-    if is_program(spec.objective) and read(spec.objective).result_of(spec.metrics).regex is not None:
+    if (
+        is_program(spec.objective)
+        and read(spec.objective).result_of(spec.metrics).regex is not None
+    ):
         return (
-            f"{name} sees nothing of what objective.result.regex finds; to be judged the program has to print JSON lines with a"
-            f' step as well, such as {{"step": 3, "{spec.metrics[0]}": 0.91}}, or take it out (pruner=none)'
+            f"{name} sees nothing of what objective.result.regex finds; to be judged the program "
+            "has to print JSON lines with a"
+            f' step as well, such as {{"step": 3, "{spec.metrics[0]}": 0.91}}, or take it out '
+            "(pruner=none)"
         )
     return None
 
 
 def nothing_reported(spec: StudySpec, complete: int) -> str:
-    """What to do about an objective that has reported nothing in `complete` trials, in one sentence."""
-    how = "print JSON lines with a step" if is_program(spec.objective) else "call trial.report and trial.should_prune in it"
+    """What to do about an objective that has reported nothing in `complete` trials, in one
+    sentence.
+    """
+    how = (
+        "print JSON lines with a step"
+        if is_program(spec.objective)
+        else "call trial.report and trial.should_prune in it"
+    )
     return (
-        f"pruner={spec.pruner['name']} has nothing to judge: {count_label(complete, 'trial')} completed and the objective has"
+        f"pruner={spec.pruner['name']} has nothing to judge: {count_label(complete, 'trial')} "
+        "completed and the objective has"
         f" reported no intermediate value; {how}, or take the pruner out (pruner=none)"
     )
 

@@ -48,7 +48,11 @@ def _above(low: float, high: float = math.inf) -> Rule:
 
 
 def _one_of(*words: str) -> Rule:
-    return lambda value: None if value in words else f"must be one of {', '.join(words)}{did_you_mean(str(value), words)}"
+    return lambda value: (
+        None
+        if value in words
+        else f"must be one of {', '.join(words)}{did_you_mean(str(value), words)}"
+    )
 
 
 def _share(value: Any) -> str | None:
@@ -64,7 +68,11 @@ def _port(value: Any) -> str | None:
 
 
 def _web_address(value: Any) -> str | None:
-    return None if re.fullmatch(r"https?://[^/\s]+\S*", value) else "must be an address such as https://tuning.example.org"
+    return (
+        None
+        if re.fullmatch(r"https?://[^/\s]+\S*", value)
+        else "must be an address such as https://tuning.example.org"
+    )
 
 
 def _seed(value: Any) -> str | None:
@@ -73,24 +81,34 @@ def _seed(value: Any) -> str | None:
 
 def _resource(value: Any) -> str | None:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    return None if value == "auto" or whole else "must be 'auto' or a whole number of steps, at least 1"
+    return (
+        None
+        if value == "auto" or whole
+        else "must be 'auto' or a whole number of steps, at least 1"
+    )
 
 
 def _failures(value: Any) -> str | None:
     whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000
-    return None if value == "auto" or whole else "must be 'auto', a whole number of trials, 1 to 1,000,000, or null for never"
+    return (
+        None
+        if value == "auto" or whole
+        else "must be 'auto', a whole number of trials, 1 to 1,000,000, or null for never"
+    )
 
 
 def _ruled(default: Any, rule: Rule) -> Any:
     return field(default=default, metadata={"rule": rule})
 
 
-# ---------------------------------------------------------------------------------------------------------------- this host
+# ---------------------------------------------------------------------------------------- this host
 
 
 @dataclass
 class StorageConfig:
-    """Where studies live: an embedded PostgreSQL of this user (`path`) or a server (`url`, which may hold a password)."""
+    """Where studies live: an embedded PostgreSQL of this user (`path`) or a server (`url`, which
+    may hold a password).
+    """
 
     kind: str = _ruled("embedded", _one_of("embedded", "postgres"))
     path: Path | None = None
@@ -100,7 +118,9 @@ class StorageConfig:
 
 @dataclass
 class WorkerConfig:
-    """How this host works: seconds where a name ends in ``_s``; None means "the default of the place that uses it"."""
+    """How this host works: seconds where a name ends in ``_s``; None means "the default of the
+    place that uses it".
+    """
 
     count: int | None = _ruled(None, _at_least(0))
     devices: list[int | str] | None = field(default=None, metadata={"rule": _some})
@@ -124,7 +144,8 @@ class WorkerConfig:
 class PathsConfig:
     """Absolute directories: `data` of this user, `runs` where run directories go.
 
-    `checkpoints` and `artifacts` may be fsspec URLs; None is the default of the place that uses them.
+    `checkpoints` and `artifacts` may be fsspec URLs; None is the default of the place that uses
+    them.
     """
 
     data: Path = Path()
@@ -135,7 +156,9 @@ class PathsConfig:
 
 @dataclass
 class DashboardConfig:
-    """Where the dashboard listens, for whom, what they may do, and the `url` at which people find it."""
+    """Where the dashboard listens, for whom, what they may do, and the `url` at which people find
+    it.
+    """
 
     host: str = "127.0.0.1"
     port: int = _ruled(8080, _port)
@@ -155,12 +178,14 @@ class HostConfig:
     dashboard: DashboardConfig
 
 
-# ---------------------------------------------------------------------------------------------------------------- the study
+# ---------------------------------------------------------------------------------------- the study
 
 
 @dataclass
 class StudyConfig:
-    """Who the study is; `direction` and `metric` are a word or a list of words of the same length."""
+    """Who the study is; `direction` and `metric` are a word or a list of words of the
+    same length.
+    """
 
     name: str | None = None
     direction: Any = "minimize"
@@ -182,7 +207,9 @@ class BudgetConfig:
 
 @dataclass
 class InfeasibleConfig:
-    """How often a cell may run out of memory on a device type, and the axes along which the need of it grows."""
+    """How often a cell may run out of memory on a device type, and the axes along which the need of
+    it grows.
+    """
 
     max_per_cell: int | None = _ruled(None, _within(0, 1_000_000))
     monotone: Any = None
@@ -190,7 +217,9 @@ class InfeasibleConfig:
 
 @dataclass
 class RunnerConfig:
-    """How one attempt runs, and how often a trial is: `max_runtime_min` in minutes, `grace_s` between TERM and KILL."""
+    """How one attempt runs, and how often a trial is: `max_runtime_min` in minutes, `grace_s`
+    between TERM and KILL.
+    """
 
     max_runtime_min: float | None = _ruled(None, _above(0))
     grace_s: float = _ruled(5.0, _at_least(0))
@@ -314,36 +343,50 @@ SECTIONS = (*STUDY_SECTIONS, *HOST)
 
 def settings() -> list[str]:
     """Every dotted setting whose name is fixed: what a misspelt one is compared with."""
-    schemas: list[tuple[str, type[Any]]] = [("study", StudyConfig), ("budget", BudgetConfig), ("runner", RunnerConfig)]
+    schemas: list[tuple[str, type[Any]]] = [
+        ("study", StudyConfig),
+        ("budget", BudgetConfig),
+        ("runner", RunnerConfig),
+    ]
     schemas += [("infeasible", InfeasibleConfig)]
     schemas += [("sampler", schema) for schema in SAMPLERS.values()]
     schemas += [("pruner", schema) for schema in PRUNERS.values()]
     schemas += list(HOST.items())
-    names = [f"{section}.{f.name}" for section, schema in schemas for f in dataclasses.fields(schema)]
+    names = [
+        f"{section}.{f.name}" for section, schema in schemas for f in dataclasses.fields(schema)
+    ]
     return list(dict.fromkeys([*names, "objective._target_", "objective.command", "allocation"]))
 
 
 def checked(section: str, schema: type[T], values: Any) -> T:
-    """Returns `schema` filled with the resolved `values`: every key known, every type and rule kept.
+    """Returns `schema` filled with the resolved `values`: every key known, every type and rule
+    kept.
 
     Raises:
         ConfigError: names the field, the value (unless it may hold a password) and the rule.
     """
     known = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{section}={values!r}: {section} is a section; set {section}.{next(iter(known))}=… and the like")
+        raise ConfigError(
+            f"{section}={values!r}: {section} is a section; set {section}.{next(iter(known))}=… "
+            "and the like"
+        )
     filled = OmegaConf.structured(schema)
     for key, value in values.items():
         if key not in known:
             guess = did_you_mean(f"{section}.{key}", [f"{section}.{name}" for name in known])
-            raise ConfigError(f"unknown setting {section}.{key}{guess}; {section} has {', '.join(known)}")
+            raise ConfigError(
+                f"unknown setting {section}.{key}{guess}; {section} has {', '.join(known)}"
+            )
         shown = f"={value!r}" if known[key].metadata.get("shown", True) else ""
         if value == "???":
             raise ConfigError(f"{section}.{key} must be given: {section}.{key}=…")
         try:
             filled[key] = value
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{section}.{key}{shown}: must be {_type_words(known[key])}") from error
+            raise ConfigError(
+                f"{section}.{key}{shown}: must be {_type_words(known[key])}"
+            ) from error
         rule: Rule | None = known[key].metadata.get("rule")
         value = filled[key]
         broken = rule(value) if rule is not None and value is not None else None

@@ -1,8 +1,9 @@
 """Grid and search of a study: what YAML declares, changed word by word by the command line. Pure.
 
-A searched parameter is a sweep, or a mapping ``{space: <sweep>, when: {axis: value or list of values}}``: it then exists only
-in the cells that have one of the values of every axis named. In `search` the keys ``space`` and ``when`` of a mapping mean
-this; a parameter that is itself called so is declared by its dotted path (``model.space: [a, b]``).
+A searched parameter is a sweep, or a mapping ``{space: <sweep>, when: {axis: value or list of
+values}}``: it then exists only in the cells that have one of the values of every axis named. In
+`search` the keys ``space`` and ``when`` of a mapping mean this; a parameter that is itself called
+so is declared by its dotted path (``model.space: [a, b]``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from hydra.core.override_parser.types import Sweep
 
 from orchestrator.config import grammar
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import Axis, JSONValue, Searched, at, has, leaf_paths, same_value, value_label
+from orchestrator.model import (
+    Axis,
+    JSONValue,
+    Searched,
+    at,
+    has,
+    leaf_paths,
+    same_value,
+    value_label,
+)
 
 _MAX_SHOWN = 60
 _PATH = re.compile(r"[\w-]+(\.[\w-]+)*")
@@ -28,7 +38,8 @@ class Group:
     """A config group of the user's that fills a path of ``params``.
 
     Attributes:
-        key: how an override chooses of it: ``model``, ``+model`` where no defaults list has it, ``net@params.net``.
+        key: how an override chooses of it: ``model``, ``+model`` where no defaults list has it,
+            ``net@params.net``.
         options: the names of its options.
         chosen: the one that is composed, None for none.
     """
@@ -41,12 +52,15 @@ class Group:
 class Space:
     """The axes and searched parameters of one study, each path at most once; the last word wins.
 
-    Words of an axis at a path that a config group fills are options of the group. `appends_overrides` says that the objective
-    is a program that gets the parameters as overrides: there words of an axis are options of a group of the program's own, if
-    anything lies below its path.
+    Words of an axis at a path that a config group fills are options of the group.
+    `appends_overrides` says that the objective is a program that gets the parameters as overrides:
+    there words of an axis are options of a group of the program's own, if anything lies below its
+    path.
     """
 
-    def __init__(self, groups: Mapping[str, Group] | None = None, *, appends_overrides: bool = False) -> None:
+    def __init__(
+        self, groups: Mapping[str, Group] | None = None, *, appends_overrides: bool = False
+    ) -> None:
         self.grid: dict[str, Axis] = {}
         self.search: dict[str, Searched] = {}
         self.groups: Mapping[str, Group] = groups or {}
@@ -55,16 +69,24 @@ class Space:
         """Paths that options of an axis above need not have: ``+model.norm=…`` adds them."""
         self._conditions: dict[str, Mapping[str, Any]] = {}
         self._fixed: set[str] = set()
-        self._chosen: dict[str, str | None] = {path: group.chosen for path, group in self.groups.items()}
+        self._chosen: dict[str, str | None] = {
+            path: group.chosen for path, group in self.groups.items()
+        }
 
     @staticmethod
     def from_yaml(
-        grid: Any, search: Any, groups: Mapping[str, Group] | None = None, *, appends_overrides: bool = False
+        grid: Any,
+        search: Any,
+        groups: Mapping[str, Group] | None = None,
+        *,
+        appends_overrides: bool = False,
     ) -> Space:
-        """Reads the sections ``grid`` and ``search``; null takes a declaration of another file back.
+        """Reads the sections ``grid`` and ``search``; null takes a declaration of another file
+        back.
 
         Raises:
-            ConfigError: a path in both sections or in two spellings, or a declaration without meaning.
+            ConfigError: a path in both sections or in two spellings, or a declaration without
+                meaning.
         """
         space = Space(groups, appends_overrides=appends_overrides)
         declared: dict[str, str] = {}
@@ -74,15 +96,19 @@ class Space:
                     space._fixed.add(path)
                     continue
                 if path in declared:
-                    raise ConfigError(f"{path} is in grid and in search; take it out of one (grid.{path}=null)")
+                    raise ConfigError(
+                        f"{path} is in grid and in search; take it out of one (grid.{path}=null)"
+                    )
                 declared[path] = section
                 space.declare(section, path, value)
         return space
 
     def declare(self, section: str, path: str, value: Any) -> None:
-        """Puts what ``grid`` or ``search`` say about `path`: a list, a sweep, or a sweep written as a string.
+        """Puts what ``grid`` or ``search`` say about `path`: a list, a sweep, or a sweep written as
+        a string.
 
-        In ``search`` it may be a mapping of such a ``space`` and the condition ``when``, which `check` looks into.
+        In ``search`` it may be a mapping of such a ``space`` and the condition ``when``, which
+        `check` looks into.
 
         Raises:
             ConfigError: it is a plain value, or as `grammar.declaration`.
@@ -101,14 +127,22 @@ class Space:
             build = grammar.axis if section == "grid" else grammar.categorical
             self.put(build(path, value, shown=shown))
         else:
-            form = f"[{_text(value)}, …]" if section == "grid" else "tag(log, interval(1e-4, 1e-1)) or [a, b]"
-            raise ConfigError(f"{shown}: a plain value is set under params; {section}.{path} takes values such as {form}")
+            form = (
+                f"[{_text(value)}, …]"
+                if section == "grid"
+                else "tag(log, interval(1e-4, 1e-1)) or [a, b]"
+            )
+            raise ConfigError(
+                f"{shown}: a plain value is set under params; {section}.{path} takes values such "
+                f"as {form}"
+            )
 
     def put(self, declared: Axis | Searched) -> None:
         """Puts an axis or a searched parameter in place of what was declared for its path.
 
         Raises:
-            ConfigError: a config group fills the path, and a word is none of its options or is searched.
+            ConfigError: a config group fills the path, and a word is none of its options or is
+                searched.
         """
         if declared.path in self.groups:
             declared = _of_group(declared, self.groups[declared.path])
@@ -123,7 +157,11 @@ class Space:
 
     def drop(self, path: str, *, below: bool = True) -> bool:
         """Takes `path` and everything `below` it out; whether there was anything."""
-        gone = [known for known in self.paths() if known == path or (below and known.startswith(f"{path}."))]
+        gone = [
+            known
+            for known in self.paths()
+            if known == path or (below and known.startswith(f"{path}."))
+        ]
         for known in gone:
             if self.grid.pop(known, None) is not None:
                 self._fixed.add(known)
@@ -132,7 +170,9 @@ class Space:
         return bool(gone)
 
     def choose(self, path: str, option: str | None) -> None:
-        """Fixes the group at `path` to one of its options: it is no axis any more, and conditions on it are settled by this."""
+        """Fixes the group at `path` to one of its options: it is no axis any more, and conditions
+        on it are settled by this.
+        """
         self._chosen[path] = option
         if self.grid.pop(path, None) is not None:
             self._fixed.add(path)
@@ -147,11 +187,19 @@ class Space:
         return [axis for path, axis in self.grid.items() if path in self.groups and axis.of_program]
 
     def find_options(self, params: Mapping[str, Any], below: Callable[[str], bool]) -> None:
-        """Sees which axes of words are options of config groups that the program has: those with something below them."""
+        """Sees which axes of words are options of config groups that the program has: those with
+        something below them.
+        """
         for path, axis in self.grid.items() if self.appends_overrides else ():
-            words = any(isinstance(v, str) for v in axis.values) and all(v is None or isinstance(v, str) for v in axis.values)
+            words = any(isinstance(v, str) for v in axis.values) and all(
+                v is None or isinstance(v, str) for v in axis.values
+            )
             section = at(params, path) if has(params, path) else None
-            if words and not axis.group and (below(path) or (isinstance(section, Mapping) and section)):
+            if (
+                words
+                and not axis.group
+                and (below(path) or (isinstance(section, Mapping) and section))
+            ):
                 self.grid[path] = replace(axis, group=path)
 
     def below(self, path: str) -> bool:
@@ -166,28 +214,39 @@ class Space:
         return path in self._fixed and path not in self.grid
 
     def parent_of(self, path: str) -> str | None:
-        """Returns the declared path that `path` lies below, the longest if there are several, or None."""
-        return max((known for known in self.paths() if path.startswith(f"{known}.")), key=len, default=None)
+        """Returns the declared path that `path` lies below, the longest if there are several, or
+        None.
+        """
+        return max(
+            (known for known in self.paths() if path.startswith(f"{known}.")), key=len, default=None
+        )
 
     def check(self, params: Mapping[str, Any]) -> None:
-        """Checks the paths against each other and against the defaults, and settles in which cells each parameter exists.
+        """Checks the paths against each other and against the defaults, and settles in which cells
+        each parameter exists.
 
-        An axis that was taken out again has the one value of `params`: what exists for another value is not searched at all.
+        An axis that was taken out again has the one value of `params`: what exists for another
+        value is not searched at all.
 
         Raises:
-            ConfigError: a path below a plain value, below what is searched, or below an axis with a value that has no such
-                path; a plain value in place of a section; a condition on what is no axis, or no value of one.
+            ConfigError: a path below a plain value, below what is searched, or below an axis with a
+                value that has no such path; a plain value in place of a section; a condition on
+                what is no axis, or no value of one.
         """
         for section, paths in (("grid", self.grid), ("search", self.search)):
             for path, declared in paths.items():
                 shown, above = f"{section}.{path}", self.parent_of(path)
                 if above in self.search:
-                    raise ConfigError(f"{shown} lies below {above}, which is searched; declare one of them")
+                    raise ConfigError(
+                        f"{shown} lies below {above}, which is searched; declare one of them"
+                    )
                 if above is None:
                     check_ancestors(path, params, shown=shown)
                 if not (isinstance(declared, Axis) and declared.group):
                     self._check_mounted(path, declared, params, shown=shown)
-                    check_replaced(declared, at(params, path) if has(params, path) else None, shown=shown)
+                    check_replaced(
+                        declared, at(params, path) if has(params, path) else None, shown=shown
+                    )
         for path, condition in list(self._conditions.items()):
             when = self._settled(path, condition, params)
             if when is None:
@@ -197,33 +256,53 @@ class Space:
         for path in self.paths():
             self._check_above(path)
 
-    def _check_mounted(self, path: str, declared: Axis | Searched, params: Mapping[str, Any], *, shown: str) -> None:
-        """Raises ConfigError where words are options of the group of that name, which fills another path."""
+    def _check_mounted(
+        self, path: str, declared: Axis | Searched, params: Mapping[str, Any], *, shown: str
+    ) -> None:
+        """Raises ConfigError where words are options of the group of that name, which fills another
+        path.
+        """
         values = declared.values if isinstance(declared, Axis) else declared.choices
         for mounted, group in self.groups.items():
-            is_its_name = group.key.lstrip("+").split("@")[0].replace("/", ".") == path and mounted != path
-            if is_its_name and not has(params, path) and any(value in group.options for value in values):
+            is_its_name = (
+                group.key.lstrip("+").split("@")[0].replace("/", ".") == path and mounted != path
+            )
+            if (
+                is_its_name
+                and not has(params, path)
+                and any(value in group.options for value in values)
+            ):
                 raise ConfigError(
-                    f"{shown}: the config group {path} fills params.{mounted}; declare its options as grid.{mounted}"
+                    f"{shown}: the config group {path} fills params.{mounted}; declare its "
+                    f"options as grid.{mounted}"
                 )
 
     def _check_above(self, path: str) -> None:
-        """Raises ConfigError unless every value of the axis above has the path, in the cells where it is declared for."""
+        """Raises ConfigError unless every value of the axis above has the path, in the cells where
+        it is declared for.
+        """
         axis = self.grid.get(self.parent_of(path) or "")
         if axis is None or axis.of_program:
             return
         rest = path.removeprefix(f"{axis.path}.")
         have = [value for value in axis.values if _may_hold(axis.content(value), rest)]
         searched = self.search.get(path)
-        concerned = searched.when.get(axis.path, axis.values) if searched is not None else axis.values
-        lacking = [value for value in concerned if not any(same_value(value, other) for other in have)]
+        concerned = (
+            searched.when.get(axis.path, axis.values) if searched is not None else axis.values
+        )
+        lacking = [
+            value for value in concerned if not any(same_value(value, other) for other in have)
+        ]
         if path in self.added:
             lacking = [value for value in lacking if not isinstance(axis.content(value), Mapping)]
         if not lacking:
             return
         section = "grid" if searched is None else "search"
         if not any(isinstance(axis.content(value), Mapping) for value in axis.values):
-            raise ConfigError(f"{section}.{path} lies below {axis.path}, whose values hold nothing; declare one of them")
+            raise ConfigError(
+                f"{section}.{path} lies below {axis.path}, whose values hold nothing; declare "
+                "one of them"
+            )
         what = f"{section}.{path}: {axis.path}={_short(lacking[0])} has no {rest}"
         if not have:
             known = [leaf for value in axis.values for leaf in _leaves_of(axis.content(value))]
@@ -231,7 +310,8 @@ class Space:
         there = ", ".join(map(_short, have))
         if searched is None:
             raise ConfigError(
-                f"{what}, and an axis has its values in every cell; search it where it exists: when: {axis.path}: {there}"
+                f"{what}, and an axis has its values in every cell; search it where it exists: "
+                f"when: {axis.path}: {there}"
             )
         if searched.when.get(axis.path):
             raise ConfigError(f"{what}; name in when those that have it: {there}")
@@ -250,18 +330,29 @@ class Space:
                 fixed = at(params, name) if has(params, name) else None
                 fixed = self._chosen[name] if name in self.groups else fixed
                 if isinstance(fixed, str) and "${" in fixed:
-                    raise ConfigError(f"{shown}: {name} is no axis any more, and its value {fixed} is known in a trial only")
+                    raise ConfigError(
+                        f"{shown}: {name} is no axis any more, and its value {fixed} is known in "
+                        "a trial only"
+                    )
                 if not any(same_value(fixed, value) for value in _any_of(wanted, [fixed])):
                     return None
                 continue
             values = self.grid[name].values
             chosen = _any_of(wanted, values)
-            unknown = [value for value in chosen if not any(same_value(value, known) for known in values)]
+            unknown = [
+                value for value in chosen if not any(same_value(value, known) for known in values)
+            ]
             if unknown or not chosen:
                 there = ", ".join(map(value_label, values))
-                what = f"{value_label(unknown[0])} is not on the axis" if unknown else "there is no value; name at least one"
+                what = (
+                    f"{value_label(unknown[0])} is not on the axis"
+                    if unknown
+                    else "there is no value; name at least one"
+                )
                 raise ConfigError(f"{shown}: {what}; grid.{name} has {there}")
-            when[name] = tuple(known for known in values if any(same_value(value, known) for value in chosen))
+            when[name] = tuple(
+                known for known in values if any(same_value(value, known) for value in chosen)
+            )
         return when
 
     def _named(self, path: str, node: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
@@ -273,39 +364,62 @@ class Space:
             elif isinstance(value, Mapping) and value:
                 yield from self._named(path, value, f"{name}.")
             else:
-                what = "is searched, and a condition looks at the grid" if name in self.search else "is no axis of the grid"
-                there = f"; the axes are {', '.join(self.grid)}" if self.grid else "; there is no grid"
-                raise ConfigError(f"search.{path}.when: {name} {what}{did_you_mean(name, self.grid) or there}")
+                what = (
+                    "is searched, and a condition looks at the grid"
+                    if name in self.search
+                    else "is no axis of the grid"
+                )
+                there = (
+                    f"; the axes are {', '.join(self.grid)}" if self.grid else "; there is no grid"
+                )
+                raise ConfigError(
+                    f"search.{path}.when: {name} {what}{did_you_mean(name, self.grid) or there}"
+                )
 
     def check_spelling(self, params: Mapping[str, Any]) -> None:
-        """Refuses a path that params does not have and that is so close to one of its parameters that it must be a slip.
+        """Refuses a path that params does not have and that is so close to one of its parameters
+        that it must be a slip.
 
         Raises:
-            ConfigError: names both. Paths that differ in a digit only (``beta1``, ``beta2``) are no slip.
+            ConfigError: names both. Paths that differ in a digit only (``beta1``, ``beta2``) are no
+                slip.
         """
-        leaves = [leaf for leaf in leaf_paths(params) if leaf not in self.grid and leaf not in self.search]
+        leaves = [
+            leaf for leaf in leaf_paths(params) if leaf not in self.grid and leaf not in self.search
+        ]
         for section, paths in (("grid", self.grid), ("search", self.search)):
             for path in paths:
-                of_group = any(path.startswith(f"{group}.") for group in self.groups)  # what an option has is checked with it
-                close = [] if of_group or has(params, path) else difflib.get_close_matches(path, leaves, n=1, cutoff=0.8)
+                # what an option has is checked with it
+                of_group = any(path.startswith(f"{group}.") for group in self.groups)
+                close = (
+                    []
+                    if of_group or has(params, path)
+                    else difflib.get_close_matches(path, leaves, n=1, cutoff=0.8)
+                )
                 if close and re.sub(r"\d", "", close[0]) != re.sub(r"\d", "", path):
                     raise ConfigError(
-                        f"{section}.{path}: params has no {path} (did you mean {close[0]!r}?); if it is new, give it a"
+                        f"{section}.{path}: params has no {path} (did you mean {close[0]!r}?); if "
+                        "it is new, give it a"
                         " default in params"
                     )
 
     def to_yaml(self) -> dict[str, dict[str, Any]]:
-        """Returns the sections ``grid`` and ``search`` in normal form: dotted keys, lists, and sweeps as strings."""
+        """Returns the sections ``grid`` and ``search`` in normal form: dotted keys, lists, and
+        sweeps as strings.
+        """
         return {
             "grid": {path: grammar.normal_form(axis) for path, axis in self.grid.items()},
-            "search": {path: grammar.normal_form(searched) for path, searched in self.search.items()},
+            "search": {
+                path: grammar.normal_form(searched) for path, searched in self.search.items()
+            },
         }
 
     def examples(self) -> Iterator[tuple[str, dict[str, JSONValue]]]:
-        """Yields what trials lay over params, and for which value of an axis that is; empty text for any.
+        """Yields what trials lay over params, and for which value of an axis that is; empty text
+        for any.
 
-        First values and low ends; then again without what exists in some cells only; then with every other value that holds
-        something itself, or interpolates.
+        First values and low ends; then again without what exists in some cells only; then with
+        every other value that holds something itself, or interpolates.
         """
         cell = {path: axis.values[0] for path, axis in self.grid.items()}
         always = [path for path, searched in self.search.items() if not searched.when]
@@ -315,19 +429,29 @@ class Space:
         for path, axis in self.grid.items():
             for value in axis.values:
                 content = axis.content(value)
-                if not axis.of_program and (isinstance(content, (Mapping, list)) or "${" in str(content)):
+                if not axis.of_program and (
+                    isinstance(content, (Mapping, list)) or "${" in str(content)
+                ):
                     there = {**cell, path: value}
                     yield (
                         f"{path}={_short(value)}",
-                        self._laid(there, [p for p, s in self.search.items() if s.exists_in(there)]),
+                        self._laid(
+                            there, [p for p, s in self.search.items() if s.exists_in(there)]
+                        ),
                     )
         for path, searched in self.search.items():
             for choice in searched.choices:
                 if isinstance(choice, (Mapping, list)) or "${" in str(choice):
                     yield f"{path}={_short(choice)}", {**self._laid(cell, always), path: choice}
 
-    def _laid(self, cell: Mapping[str, JSONValue], searched: Collection[str]) -> dict[str, JSONValue]:
-        values = {path: axis.content(cell[path]) for path, axis in self.grid.items() if not axis.of_program}
+    def _laid(
+        self, cell: Mapping[str, JSONValue], searched: Collection[str]
+    ) -> dict[str, JSONValue]:
+        values = {
+            path: axis.content(cell[path])
+            for path, axis in self.grid.items()
+            if not axis.of_program
+        }
         for path in searched:
             one = self.search[path]
             values[path] = one.choices[0] if one.kind == "categorical" else one.low
@@ -344,14 +468,16 @@ def _of_group(declared: Axis | Searched, group: Group) -> Axis | Searched:
     listed = ", ".join(sorted(group.options))
     if isinstance(declared, Searched):
         raise ConfigError(
-            f"search.{declared.path}: {key} is a config group, and its options make an axis of the grid:"
+            f"search.{declared.path}: {key} is a config group, and its options make an axis of "
+            "the grid:"
             f" {key}={','.join(words)}, or grid: {{{declared.path}: [{', '.join(words)}]}}"
         )
     for value in values:
         if value not in group.options:
             guess = did_you_mean(str(value), group.options)
             raise ConfigError(
-                f"grid.{declared.path}={_short(value)}: the config group {key} fills {declared.path} and has no such option"
+                f"grid.{declared.path}={_short(value)}: the config group {key} fills "
+                f"{declared.path} and has no such option"
                 f"{guess}; it has {listed}"
             )
     return replace(declared, group=group.key)
@@ -371,8 +497,10 @@ def check_replaced(declared: Axis | Searched, section: Any, *, shown: str) -> No
         value = f"={_short(plain[0])}" if plain else ""
         inside = f"{declared.path}.{leaf_paths(section)[0]}"
         raise ConfigError(
-            f"{shown}{value}: {declared.path} is a section of params, and a plain value would take its place; declare what is"
-            f" in it ({inside}), or give the axis mappings. Options of a config group are its words where the first line of"
+            f"{shown}{value}: {declared.path} is a section of params, and a plain value would "
+            "take its place; declare what is"
+            f" in it ({inside}), or give the axis mappings. Options of a config group are its "
+            "words where the first line of"
             f" {declared.path.replace('.', '/')}/*.yaml is '# @package params.{declared.path}'"
         )
 
@@ -407,7 +535,9 @@ def flatten(section: str, node: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for path, value in _leaves(section, node, ""):
         if path in result:
-            raise ConfigError(f"{section}.{path} is there in two spellings, dotted and nested; keep one of them")
+            raise ConfigError(
+                f"{section}.{path} is there in two spellings, dotted and nested; keep one of them"
+            )
         result[path] = value
     return result
 
@@ -416,7 +546,10 @@ def _leaves(section: str, node: Any, above: str) -> Iterator[tuple[str, Any]]:
     if node is None:
         return
     if not isinstance(node, Mapping):
-        raise ConfigError(f"{section}={_text(node)}: {section} maps parameters to their values: {section}: {{optim.lr: …}}")
+        raise ConfigError(
+            f"{section}={_text(node)}: {section} maps parameters to their values: {section}: "
+            f"{{optim.lr: …}}"
+        )
     for key, value in node.items():
         path = f"{above}{key}"
         check_path(path, shown=f"{section}.{path}")
@@ -431,7 +564,9 @@ def _leaves(section: str, node: Any, above: str) -> Iterator[tuple[str, Any]]:
 def _is_conditional(node: Mapping[Any, Any]) -> bool:
     """Whether a mapping under ``search`` is one declaration, and no level of nesting."""
     says_space = "space" in node and not isinstance(node["space"], Mapping)
-    return says_space or ("when" in node and (node["when"] is None or isinstance(node["when"], Mapping)))
+    return says_space or (
+        "when" in node and (node["when"] is None or isinstance(node["when"], Mapping))
+    )
 
 
 def _condition(path: str, declared: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -443,20 +578,29 @@ def _condition(path: str, declared: Mapping[str, Any]) -> Mapping[str, Any]:
     for key in declared:
         if key not in ("space", "when"):
             raise ConfigError(
-                f"search.{path}.{key}: besides space there may be when{did_you_mean(str(key), ['when'])}; parameters below"
+                f"search.{path}.{key}: besides space there may be "
+                f"when{did_you_mean(str(key), ['when'])}; parameters below"
                 f" {path} are declared by their dotted paths"
             )
     if "space" not in declared or isinstance(declared["space"], Mapping):
-        raise ConfigError(f"search.{path}: there is a condition and no space; write {path}: {{space: interval(0, 1), when: …}}")
+        raise ConfigError(
+            f"search.{path}: there is a condition and no space; write {path}: {{space: "
+            f"interval(0, 1), when: …}}"
+        )
     when = declared.get("when", {})
     if "when" in declared and not (isinstance(when, Mapping) and when):
-        raise ConfigError(f"search.{path}.when={_text(when)}: names the axes: when: {{model.kind: [a, b]}}; or leave it out")
+        raise ConfigError(
+            f"search.{path}.when={_text(when)}: names the axes: when: {{model.kind: [a, b]}}; or "
+            "leave it out"
+        )
     result: Mapping[str, Any] = when
     return result
 
 
 def _any_of(wanted: Any, values: Collection[JSONValue]) -> list[JSONValue]:
-    """The values that a condition takes: a list is one of `values` as a whole, or any of its elements."""
+    """The values that a condition takes: a list is one of `values` as a whole, or any of its
+    elements.
+    """
     whole = not isinstance(wanted, list) or any(same_value(wanted, value) for value in values)
     return [wanted] if whole else list(wanted)
 
@@ -473,13 +617,17 @@ def check_path(path: str, *, shown: str) -> None:
 
 
 def check_ancestors(path: str, params: Mapping[str, Any], *, shown: str) -> None:
-    """Raises ConfigError where `path` lies below a plain value of params; below null there may be something."""
+    """Raises ConfigError where `path` lies below a plain value of params; below null there may be
+    something.
+    """
     parts = path.split(".")
     for length in range(1, len(parts)):
         above = ".".join(parts[:length])
         value = at(params, above) if has(params, above) else None
         if value is not None and not isinstance(value, (Mapping, list)):
-            raise ConfigError(f"{shown}: params.{above}={value!r} is a plain value and holds nothing")
+            raise ConfigError(
+                f"{shown}: params.{above}={value!r} is a plain value and holds nothing"
+            )
 
 
 def suggestion(path: str, params: Mapping[str, Any], space: Space, settings: list[str]) -> str:

@@ -1,4 +1,6 @@
-"""From a composed config to the `StudySpec` that is stored: every rule of a study is checked here, before any work starts."""
+"""From a composed config to the `StudySpec` that is stored: every rule of a study is checked here,
+before any work starts.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +43,15 @@ _MAX_PARAM = 512  # Optuna's column for parameter names
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 ALLOCATIONS = ("uniform", "adaptive")
 _DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
-_LAUNCH_ONLY = re.compile(r"\$\{(hydra|now|python_version):")  # resolvers that Hydra registers where it runs
+# resolvers that Hydra registers where it runs
+_LAUNCH_ONLY = re.compile(r"\$\{(hydra|now|python_version):")
 _FROM_PARAMS = re.compile(r"(?<!\\)(\$\{\s*(?:oc\.select:\s*)?)params\.")
 _INSTANTIATE_KEYS = ("_args_", "_partial_", "_recursive_", "_convert_")
 
 
 def study_spec(composed: Composed) -> StudySpec:
-    """Returns everything a launch says about a study, checked and free of what belongs to this host.
+    """Returns everything a launch says about a study, checked and free of what belongs to this
+    host.
 
     Raises:
         ConfigError: the first rule that is broken, in one line.
@@ -66,7 +70,9 @@ def study_spec(composed: Composed) -> StudySpec:
     allocation = resolved(config, "allocation") or "uniform"
     if allocation not in ALLOCATIONS:
         guess = did_you_mean(str(allocation), ALLOCATIONS)
-        raise ConfigError(f"allocation={allocation}: must be one of {', '.join(ALLOCATIONS)}{guess}")
+        raise ConfigError(
+            f"allocation={allocation}: must be one of {', '.join(ALLOCATIONS)}{guess}"
+        )
     grid, search = tuple(space.grid.values()), tuple(space.search.values())
     spec = StudySpec(
         name=name,
@@ -91,16 +97,22 @@ def study_spec(composed: Composed) -> StudySpec:
 
 def _name(name: str | None) -> str:
     if name is None:
-        raise ConfigError("study.name must be given: study.name=my-study, or an experiment that sets it (experiment=digits)")
+        raise ConfigError(
+            "study.name must be given: study.name=my-study, or an experiment that sets it "
+            "(experiment=digits)"
+        )
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"study.name={name!r}: must be letters, digits, '.', '_' and '-', 100 at most, and begin with a letter or digit"
+            f"study.name={name!r}: must be letters, digits, '.', '_' and '-', 100 at most, and "
+            "begin with a letter or digit"
         )
     return name
 
 
 def _seed_of(name: str) -> int:
-    """The seed of a study that was given none: the same wherever and whenever the study is launched."""
+    """The seed of a study that was given none: the same wherever and whenever the study is
+    launched.
+    """
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
 
 
@@ -110,18 +122,23 @@ def _goals(study: StudyConfig) -> tuple[tuple[Direction, ...], tuple[str, ...]]:
     for direction in directions:
         if direction not in _DIRECTIONS:
             guess = did_you_mean(str(direction), _DIRECTIONS)
-            raise ConfigError(f"study.direction={direction}: must be minimize or maximize, or a list of them{guess}")
+            raise ConfigError(
+                f"study.direction={direction}: must be minimize or maximize, or a list of "
+                f"them{guess}"
+            )
     for metric in metrics:
         if not isinstance(metric, str) or not metric:
             raise ConfigError(f"study.metric={metric!r}: must be a word, or a list of words")
         if not metric.isprintable() or metric != metric.strip() or len(metric) > _MAX_METRIC:
             raise ConfigError(
-                f"study.metric={metric[:_MAX_METRIC]!r}: must be printable, {_MAX_METRIC} characters at most, without blanks"
+                f"study.metric={metric[:_MAX_METRIC]!r}: must be printable, {_MAX_METRIC} "
+                "characters at most, without blanks"
                 " at either end"
             )
     if not directions or len(directions) != len(metrics):
         raise ConfigError(
-            f"study.direction has {len(directions)} and study.metric {len(metrics)}: name one metric for each direction,"
+            f"study.direction has {len(directions)} and study.metric {len(metrics)}: name one "
+            "metric for each direction,"
             " such as study.direction=[maximize,minimize] study.metric=[accuracy,latency]"
         )
     if len(set(metrics)) < len(metrics):
@@ -151,14 +168,22 @@ def _check_values(space: Space, params: Mapping[str, JSONValue]) -> None:
     """Checks what the values of axes and choices put into params."""
     for axis in space.grid.values():
         for value, content in zip(axis.values, axis.contents or axis.values, strict=True):
-            shown = f"grid.{axis.path}" if isinstance(content, str) else f"{axis.path}={value_label(value)}"
+            shown = (
+                f"grid.{axis.path}"
+                if isinstance(content, str)
+                else f"{axis.path}={value_label(value)}"
+            )
             check_finite(content, shown)
             if axis.contents:
                 _check_keys(content, shown)
             _check_interpolations(content, shown, params)
     for searched in space.search.values():
         for choice in searched.choices:
-            shown = f"search.{searched.path}" if isinstance(choice, str) else f"{searched.path}={value_label(choice)}"
+            shown = (
+                f"search.{searched.path}"
+                if isinstance(choice, str)
+                else f"{searched.path}={value_label(choice)}"
+            )
             _check_interpolations(choice, shown, params)
 
 
@@ -171,7 +196,9 @@ def _check_interpolations(value: JSONValue, shown: str, params: Mapping[str, JSO
     for path, text in _texts(value, ""):
         where = f"{shown}: {path}={text}" if path else f"{shown}={text}"
         if _LAUNCH_ONLY.search(text):
-            raise ConfigError(f"{where}: this is resolved on the worker, where Hydra is not; write the value")
+            raise ConfigError(
+                f"{where}: this is resolved on the worker, where Hydra is not; write the value"
+            )
         if _FROM_PARAMS.search(text) and "params" not in params:
             right = _FROM_PARAMS.sub(r"\1", text)
             raise ConfigError(f"{where}: interpolations see params as their root: write {right}")
@@ -191,10 +218,13 @@ def _check_keys(node: Mapping[Any, Any], above: str) -> None:
         if not isinstance(key, str):
             raise ConfigError(f"{above}: the key {key!r} must be a string: quote it")
         if not key or not key.isprintable():
-            raise ConfigError(f"{above}: the key {key!r} must be printable characters, at least one")
+            raise ConfigError(
+                f"{above}: the key {key!r} must be printable characters, at least one"
+            )
         if "." in key:
             raise ConfigError(
-                f"{above}: the key {key!r} holds a dot; nest it: {': {'.join(key.split('.'))}: …{'}' * key.count('.')}"
+                f"{above}: the key {key!r} holds a dot; nest it: "
+                f"{': {'.join(key.split('.'))}: …{'}' * key.count('.')}"
             )
         if isinstance(value, Mapping):
             _check_keys(value, f"{above}.{key}")
@@ -205,7 +235,8 @@ def _check_lengths(space: Space) -> None:
         for path in paths:
             if len(path) > _MAX_PARAM:
                 raise ConfigError(
-                    f"{section}.{path[:40]}…: the name of a parameter has at most {_MAX_PARAM} characters, this one {len(path)}"
+                    f"{section}.{path[:40]}…: the name of a parameter has at most {_MAX_PARAM} "
+                    f"characters, this one {len(path)}"
                 )
 
 
@@ -216,9 +247,11 @@ def _at_leaf(node: Any, path: str) -> Any:
 
 
 def _check_resolution(params: Mapping[str, JSONValue], space: Space) -> None:
-    """Checks that every interpolation in params finds what it names, with params as root and a trial's values in place.
+    """Checks that every interpolation in params finds what it names, with params as root and a
+    trial's values in place.
 
-    What only a worker can answer (its environment, resolvers that the user's code registers) is left to the worker.
+    What only a worker can answer (its environment, resolvers that the user's code registers) is
+    left to the worker.
     """
     for of_value, values in space.examples():
         try:
@@ -240,13 +273,20 @@ def _resolve(params: Mapping[str, JSONValue], values: Mapping[str, JSONValue]) -
             guess = ""
             match = re.search(r"Interpolation key '(.+?)' not found", str(error))
             if match:
-                guess = did_you_mean(match[1], [leaf for leaf in leaf_paths(container) if leaf != path])
-            raise ConfigError(f"params.{path}: {_first_line(error)}{guess}; interpolations see params as their root") from error
+                guess = did_you_mean(
+                    match[1], [leaf for leaf in leaf_paths(container) if leaf != path]
+                )
+            raise ConfigError(
+                f"params.{path}: {_first_line(error)}{guess}; interpolations see params as their "
+                "root"
+            ) from error
         except MissingMandatoryValue as error:
             raise ConfigError(f"params.{path} must be given: {path}=… (it is ???)") from error
         except InterpolationResolutionError as error:
             if "Recursive" in str(error):
-                raise ConfigError(f"params.{path}: its interpolation leads back to itself") from error
+                raise ConfigError(
+                    f"params.{path}: its interpolation leads back to itself"
+                ) from error
         except OmegaConfBaseException as error:
             raise ConfigError(f"params.{path}: {_first_line(error)}") from error
 
@@ -265,15 +305,19 @@ def _objective(
     target = objective.get("_target_")
     if target is None or target == "???":
         raise ConfigError(
-            "objective._target_ must be given: objective._target_=package.module.function, or an experiment that sets it;"
+            "objective._target_ must be given: objective._target_=package.module.function, or an "
+            "experiment that sets it;"
             " or objective.command for a program"
         )
     if not isinstance(target, str) or not _TARGET.fullmatch(target):
-        raise ConfigError(f"objective._target_={target!r}: must be a dotted name such as package.module.function")
+        raise ConfigError(
+            f"objective._target_={target!r}: must be a dotted name such as package.module.function"
+        )
     for key, value in objective.items():
         if key in _INSTANTIATE_KEYS or not isinstance(key, str) or not key.isidentifier():
             raise ConfigError(
-                f"objective.{key}: every key but _target_ is passed to the function by name, and this is no name for it"
+                f"objective.{key}: every key but _target_ is passed to the function by name, and "
+                "this is no name for it"
             )
         check_finite(value, f"objective.{key}")
         _check_interpolations(value, f"objective.{key}", params)
@@ -293,41 +337,54 @@ def _budget(config: DictConfig, space: Space) -> Budget:
         raise ConfigError("budget.trials must be given: there is no grid to derive it from")
     if budget.trials is None and shares > MAX_TRIALS:
         raise ConfigError(
-            f"budget.per_cell={budget.per_cell} for {cells} cells makes {shares:,} trials; must be at most {MAX_TRIALS:,}"
+            f"budget.per_cell={budget.per_cell} for {cells} cells makes {shares:,} trials; must "
+            f"be at most {MAX_TRIALS:,}"
         )
     trials = shares if budget.trials is None else budget.trials
     if shares > trials:
         raise ConfigError(
-            f"budget.per_cell={budget.per_cell} for {cells} cells makes {shares} trials, more than budget.trials={trials};"
+            f"budget.per_cell={budget.per_cell} for {cells} cells makes {shares} trials, more "
+            f"than budget.trials={trials};"
             f" raise budget.trials to {shares}, or lower budget.per_cell or the grid"
         )
-    return Budget(trials, per_cell, budget.hours, budget.max_failures_per_cell, budget.max_failures_at_start)
+    return Budget(
+        trials, per_cell, budget.hours, budget.max_failures_per_cell, budget.max_failures_at_start
+    )
 
 
 def _runner(config: DictConfig) -> dict[str, JSONValue]:
     values = resolved(config, "runner") or {}
-    if isinstance(values, dict) and isinstance(values.get("retry_on"), str):  # one word says the same as a list of it
+    # one word says the same as a list of it
+    if isinstance(values, dict) and isinstance(values.get("retry_on"), str):
         values["retry_on"] = [values["retry_on"]]
     check_finite(values, "runner")
     return vars(checked("runner", RunnerConfig, values))
 
 
-def _option(section: str, schemas: Mapping[str, type[Any]], values: Any, default: str) -> dict[str, JSONValue]:
+def _option(
+    section: str, schemas: Mapping[str, type[Any]], values: Any, default: str
+) -> dict[str, JSONValue]:
     values = {"name": default} if values is None else values
     name = values.get("name") if isinstance(values, dict) else values
     if not isinstance(values, dict) or name not in schemas:
         guess = did_you_mean(str(name), schemas)
-        raise ConfigError(f"{section}={name}: there is no such {section}{guess}; there are {', '.join(schemas)}")
-    foreign = [key for key in values if not hasattr(schemas[str(name)](), str(key))]
-    if any(hasattr(schema(), key) for schema in schemas.values() for key in foreign):  # left over from another option
         raise ConfigError(
-            f"{section}.{foreign[0]}: {section}={name} has no such option; choose the group, {section}={name} or"
+            f"{section}={name}: there is no such {section}{guess}; there are {', '.join(schemas)}"
+        )
+    foreign = [key for key in values if not hasattr(schemas[str(name)](), str(key))]
+    # left over from another option
+    if any(hasattr(schema(), key) for schema in schemas.values() for key in foreign):
+        raise ConfigError(
+            f"{section}.{foreign[0]}: {section}={name} has no such option; choose the group, "
+            f"{section}={name} or"
             f" 'override /{section}: {name}' in a defaults list, instead of setting {section}.name"
         )
     options = vars(checked(section, schemas[str(name)], values))
     low, high = options.get("min_resource"), options.get("max_resource")
     if isinstance(high, int) and high < low:
-        raise ConfigError(f"{section}.max_resource={high}: must be at least {section}.min_resource={low}")
+        raise ConfigError(
+            f"{section}.max_resource={high}: must be at least {section}.min_resource={low}"
+        )
     return dict(options)
 
 

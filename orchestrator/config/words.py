@@ -21,12 +21,14 @@ _RESERVED = ("null", "true", "false", "nan", "inf")
 
 
 def hydra_word(value: JSONValue) -> str:
-    """Returns `value` in Hydra's override grammar: parsed again it is the same value, of the same type.
+    """Returns `value` in Hydra's override grammar: parsed again it is the same value, of the same
+    type.
 
     Interpolations stay what they are. The word may need a shell's quotes.
 
     Raises:
-        ConfigError: the grammar has no way to write it (a mapping with a key such as ``1`` or ``ü``).
+        ConfigError: the grammar has no way to write it (a mapping with a key such as ``1`` or
+            ``ü``).
     """
     word = _written(value)
     try:
@@ -34,7 +36,9 @@ def hydra_word(value: JSONValue) -> str:
     except ConfigError:
         same = False
     if not same:
-        raise ConfigError(f"{value_label(value)}: Hydra's override grammar has no way to write this")
+        raise ConfigError(
+            f"{value_label(value)}: Hydra's override grammar has no way to write this"
+        )
     return word
 
 
@@ -45,24 +49,32 @@ def rerun_words(
     groups: Collection[str],
     grid: Collection[Axis] = (),
 ) -> list[str]:
-    """Returns the overrides with which a launch gives the parameters of a study these values and no others.
+    """Returns the overrides with which a launch gives the parameters of a study these values and no
+    others.
 
     Lay them over the words of the study. None is quoted for a shell.
 
     Args:
-        declared: of grid and search, by dotted path; each takes the place of all that is there, as it does in a trial.
+        declared: of grid and search, by dotted path; each takes the place of all that is there, as
+            it does in a trial.
         asked: of what an objective asked for as it ran, by the names that it used.
         params: the defaults that the overrides are laid over.
         groups: the config groups known.
-        grid: the axes of the study, some of which may be of config groups: an option of them is chosen, not set.
+        grid: the axes of the study, some of which may be of config groups: an option of them is
+            chosen, not set.
 
     Raises:
-        ConfigError: as `hydra_word`, or the grammar has no way to write a path, or `params` no place for a name.
+        ConfigError: as `hydra_word`, or the grammar has no way to write a path, or `params` no
+            place for a name.
     """
     of_groups = {axis.path: axis.group for axis in grid if axis.contents}
     words = []
     for path, value in declared.items():
-        words += [f"{of_groups[path]}={value}"] if path in of_groups else _set_words(path, value, params, groups)
+        words += (
+            [f"{of_groups[path]}={value}"]
+            if path in of_groups
+            else _set_words(path, value, params, groups)
+        )
     for name, value in asked.items():
         _check_place(name, {**declared, **asked}, params)
         if is_path(name):
@@ -72,7 +84,9 @@ def rerun_words(
     return words
 
 
-def _set_words(path: str, value: JSONValue, params: Mapping[str, Any], groups: Collection[str]) -> list[str]:
+def _set_words(
+    path: str, value: JSONValue, params: Mapping[str, Any], groups: Collection[str]
+) -> list[str]:
     if not _fits_params(value):  # the values of an axis may have any keys
         return [_checked(f"++grid.{path}", f"[{hydra_word(value)}]", path)]
     first = path.partition(".")[0]
@@ -89,7 +103,10 @@ def _fits_params(value: JSONValue) -> bool:
     """Whether ``params`` take all the keys in it."""
     if not isinstance(value, Mapping):
         return True
-    return all(key and key.isprintable() and "." not in key and _fits_params(item) for key, item in value.items())
+    return all(
+        key and key.isprintable() and "." not in key and _fits_params(item)
+        for key, item in value.items()
+    )
 
 
 def _checked(key: str, value: str, path: str) -> str:
@@ -100,7 +117,9 @@ def _checked(key: str, value: str, path: str) -> str:
 
 
 def _check_place(name: str, names: Collection[str], params: Mapping[str, Any]) -> None:
-    """Raises ConfigError where `params` cannot hold a plain value of that name beside all the others."""
+    """Raises ConfigError where `params` cannot hold a plain value of that name beside all the
+    others.
+    """
     check_ancestors(name, params, shown=name)
     inside = any(other.startswith(f"{name}.") for other in names)
     if inside or (has(params, name) and isinstance(at(params, name), Mapping)):
@@ -110,7 +129,8 @@ def _check_place(name: str, names: Collection[str], params: Mapping[str, Any]) -
 
 
 def program_words(params: Mapping[str, Any]) -> list[str]:
-    """Returns the overrides that give a Hydra program these parameters, one word a leaf; keys may be dotted.
+    """Returns the overrides that give a Hydra program these parameters, one word a leaf; keys may
+    be dotted.
 
     Raises:
         ConfigError: as `hydra_word`, or the grammar has no way to write a path.
@@ -124,7 +144,8 @@ def program_words(params: Mapping[str, Any]) -> list[str]:
             same = False
         if not same:
             raise ConfigError(
-                f"params.{path}: Hydra's override grammar has no way to write this parameter; use it as a placeholder of"
+                f"params.{path}: Hydra's override grammar has no way to write this parameter; use "
+                "it as a placeholder of"
                 f" objective.command, {{{path}}}, or set objective.overrides=false"
             )
         words.append(word)
@@ -132,7 +153,8 @@ def program_words(params: Mapping[str, Any]) -> list[str]:
 
 
 def normal_form(declared: Axis | Searched) -> str:
-    """Returns a declaration as the command line takes it: ``tag(log, interval(0.0001, 0.1))``, ``choice(a,b)``, ``[1,2]``.
+    """Returns a declaration as the command line takes it: ``tag(log, interval(0.0001, 0.1))``,
+    ``choice(a,b)``, ``[1,2]``.
 
     A condition, which only YAML can say, is left out.
     """
@@ -167,5 +189,12 @@ def _written(value: JSONValue) -> str:
         plain = _PLAIN.fullmatch(value) and value.lower() not in _RESERVED
         return value if plain else str(QuotedString(value, Quote.double).with_quotes())
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{escape_special_characters(str(key))}:{_written(item)}" for key, item in value.items()) + "}"
+        return (
+            "{"
+            + ",".join(
+                f"{escape_special_characters(str(key))}:{_written(item)}"
+                for key, item in value.items()
+            )
+            + "}"
+        )
     return "[" + ",".join(map(_written, value)) + "]"

@@ -1,4 +1,6 @@
-"""The web pages: optuna-dashboard over the study's storage, behind a guard that makes it safe to leave open."""
+"""The web pages: optuna-dashboard over the study's storage, behind a guard that makes it safe to
+leave open.
+"""
 
 from orchestrator.dashboard.access import Access
 from orchestrator.dashboard.server import serve

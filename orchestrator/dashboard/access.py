@@ -1,4 +1,6 @@
-"""Where the dashboard listens, for whom, and what they may do: the settings, checked before anything is opened."""
+"""Where the dashboard listens, for whom, and what they may do: the settings, checked before
+anything is opened.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,19 @@ from orchestrator.logs import logger
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _PASSWORD_BYTES = 1024
-_MOUNTED_SECRETS = Path("/run/secrets")  # of a container: readable by all in it, who are the one program
+# of a container: readable by all in it, who are the one program
+_MOUNTED_SECRETS = Path("/run/secrets")
 
 
 @dataclass(frozen=True)
 class Access:
-    """Settings of the dashboard that hold: a password is there wherever other machines can reach it.
+    """Settings of the dashboard that hold: a password is there wherever other machines can reach
+    it.
 
-    `address` is numeric; `names` are all that a browser may call this server, lower case and without port; `trusted` those of
-    them that the user listed; `password` the bytes to show, or None where every user of this machine may come in;
-    `public_url` is where the user says that people find the page.
+    `address` is numeric; `names` are all that a browser may call this server, lower case and
+    without port; `trusted` those of them that the user listed; `password` the bytes to show, or
+    None where every user of this machine may come in; `public_url` is where the user says that
+    people find the page.
     """
 
     family: socket.AddressFamily
@@ -49,8 +54,10 @@ class Access:
         family, address, loopback = _resolved(settings.host)
         if not loopback and settings.password_file is None:
             raise ConfigError(
-                f"dashboard.host={settings.host}: other machines can reach it, so it needs dashboard.password_file=FILE;"
-                " or leave dashboard.host at 127.0.0.1 and come through 'ssh -L 8080:127.0.0.1:8080 HOST'"
+                f"dashboard.host={settings.host}: other machines can reach it, so it needs "
+                "dashboard.password_file=FILE;"
+                " or leave dashboard.host at 127.0.0.1 and come through 'ssh -L "
+                "8080:127.0.0.1:8080 HOST'"
             )
         trusted = frozenset(_name(entry) for entry in settings.hosts or ())
         own = {*_LOOPBACK_NAMES, settings.host.lower(), address, *_names_of_this_machine(address)}
@@ -67,7 +74,9 @@ class Access:
 
     @property
     def url(self) -> str:
-        """Where a browser finds the page: of this machine, unless `dashboard.url` says otherwise."""
+        """Where a browser finds the page: of this machine, unless `dashboard.url` says
+        otherwise.
+        """
         if self.public_url is not None:
             return self.public_url
         shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.address, self.address)
@@ -76,21 +85,35 @@ class Access:
     @property
     def terms(self) -> str:
         """Who may do what, in words."""
-        who = "open to every user of this machine" if self.password is None else "asks for the password"
+        who = (
+            "open to every user of this machine"
+            if self.password is None
+            else "asks for the password"
+        )
         return f"{who}, read-only" if self.read_only else who
 
 
 def _resolved(host: str) -> tuple[socket.AddressFamily, str, bool]:
-    """The address to listen at, IPv4 where a name has both, and whether only this machine can reach the name."""
+    """The address to listen at, IPv4 where a name has both, and whether only this machine can reach
+    the name.
+    """
     if not host.strip():
-        raise ConfigError("dashboard.host is empty: must be an address of this machine, such as 127.0.0.1")
+        raise ConfigError(
+            "dashboard.host is empty: must be an address of this machine, such as 127.0.0.1"
+        )
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "no host name"
-        raise ConfigError(f"dashboard.host={host}: {why}; must be an address or a name of this machine") from None
+        raise ConfigError(
+            f"dashboard.host={host}: {why}; must be an address or a name of this machine"
+        ) from None
     family, address = min((family, str(place[0])) for family, _, _, _, place in found)
-    return family, address, all(ipaddress.ip_address(str(place[0])).is_loopback for *_, place in found)
+    return (
+        family,
+        address,
+        all(ipaddress.ip_address(str(place[0])).is_loopback for *_, place in found),
+    )
 
 
 def _names_of_this_machine(address: str) -> set[str]:
@@ -110,7 +133,8 @@ def _name(entry: str) -> str:
     except ValueError:
         if not _HOST_NAME.fullmatch(entry):
             raise ConfigError(
-                f"dashboard.hosts={entry}: must be a host name or an address, without scheme, port, path or wildcard,"
+                f"dashboard.hosts={entry}: must be a host name or an address, without scheme, "
+                "port, path or wildcard,"
                 " such as tuning.example.org"
             ) from None
         return entry.lower()
@@ -124,11 +148,19 @@ def _password(file: str) -> bytes:
             mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"dashboard.password_file={file}: {why}; must be a file that holds the password") from None
+        raise ConfigError(
+            f"dashboard.password_file={file}: {why}; must be a file that holds the password"
+        ) from None
     if not password:
         raise ConfigError(f"dashboard.password_file={file}: is empty; must hold the password")
     if len(password) > _PASSWORD_BYTES or len(password.splitlines()) > 1 or b"\0" in password:
-        raise ConfigError(f"dashboard.password_file={file}: must hold one line of at most {_PASSWORD_BYTES} bytes")
+        raise ConfigError(
+            f"dashboard.password_file={file}: must hold one line of at most {_PASSWORD_BYTES} bytes"
+        )
     if mode & stat.S_IROTH and _MOUNTED_SECRETS not in path.absolute().parents:
-        logger.warning("dashboard.password_file=%s can be read by every user of this machine: chmod 600 %s", file, file)
+        logger.warning(
+            "dashboard.password_file=%s can be read by every user of this machine: chmod 600 %s",
+            file,
+            file,
+        )
     return password

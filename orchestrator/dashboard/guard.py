@@ -1,4 +1,6 @@
-"""The guard in front of every page: who asks, from where, and for what; and what browsers may do with the answers."""
+"""The guard in front of every page: who asks, from where, and for what; and what browsers may do
+with the answers.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ class Refusal:
 
 
 class Guard:
-    """Lets a request through to `app` only if all of it is in order; hardens every answer, a refusal's too.
+    """Lets a request through to `app` only if all of it is in order; hardens every answer, a
+    refusal's too.
 
     Knows no routes: each check holds for whatever path is asked for.
     """
@@ -75,11 +78,15 @@ class Guard:
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [refusal.body]
 
     def _name(self, environ: WSGIEnvironment) -> Refusal | None:
-        # A foreign page that has its own name point here (DNS rebinding) is of the same origin, but gives its own name.
+        # A foreign page that has its own name point here (DNS rebinding) is of the same origin, but
+        # gives its own name.
         shown = environ.get("HTTP_HOST", "")
         if (host := _authority(shown)) and host[0] in self._access.names:
             return None
-        return Refusal("403 Forbidden", f"this dashboard is not called {shown[:100]!r}; if it is, set dashboard.hosts=[NAME]")
+        return Refusal(
+            "403 Forbidden",
+            f"this dashboard is not called {shown[:100]!r}; if it is, set dashboard.hosts=[NAME]",
+        )
 
     def _password(self, environ: WSGIEnvironment) -> Refusal | None:
         if self._access.password is None:
@@ -89,22 +96,37 @@ class Guard:
         if given is not None:
             if self._guesses.exhausted(client):
                 wait = ("Retry-After", f"{_GUESSES_S:.0f}")
-                return Refusal("429 Too Many Requests", f"too many wrong passwords; wait {_GUESSES_S:.0f} seconds", (wait,))
+                return Refusal(
+                    "429 Too Many Requests",
+                    f"too many wrong passwords; wait {_GUESSES_S:.0f} seconds",
+                    (wait,),
+                )
             if hmac.compare_digest(_digest(given), _digest(self._access.password)):
                 return None
             self._guesses.add(client, given)
-        challenge = ("WWW-Authenticate", 'Basic realm="orchestrator dashboard (any user name)", charset="UTF-8"')
-        return Refusal("401 Unauthorized", "the password of dashboard.password_file is needed", (challenge,))
+        challenge = (
+            "WWW-Authenticate",
+            'Basic realm="orchestrator dashboard (any user name)", charset="UTF-8"',
+        )
+        return Refusal(
+            "401 Unauthorized", "the password of dashboard.password_file is needed", (challenge,)
+        )
 
     def _origin(self, environ: WSGIEnvironment) -> Refusal | None:
-        # A browser sends the password, and reaches 127.0.0.1, for whatever page it shows: a change must come from our own.
+        # A browser sends the password, and reaches 127.0.0.1, for whatever page it shows: a change
+        # must come from our own.
         if environ["REQUEST_METHOD"] in _READING:
             return None
         site = environ.get("HTTP_SEC_FETCH_SITE", "none")
         pages = [environ[name] for name in ("HTTP_ORIGIN", "HTTP_REFERER") if name in environ]
-        if site in ("same-origin", "none") and all(self._is_own(page, environ["HTTP_HOST"]) for page in pages):
+        if site in ("same-origin", "none") and all(
+            self._is_own(page, environ["HTTP_HOST"]) for page in pages
+        ):
             return None
-        return Refusal("403 Forbidden", "changes are taken from the dashboard's own page only, not from another site's")
+        return Refusal(
+            "403 Forbidden",
+            "changes are taken from the dashboard's own page only, not from another site's",
+        )
 
     def _is_own(self, page: str, host: str) -> bool:
         try:
@@ -115,7 +137,9 @@ class Guard:
         if origin is None or own is None or url.scheme not in _PORTS:
             return False
         port = _PORTS[url.scheme]
-        return (origin[0], origin[1] or port) == (own[0], own[1] or port) or origin[0] in self._access.trusted
+        return (origin[0], origin[1] or port) == (own[0], own[1] or port) or origin[
+            0
+        ] in self._access.trusted
 
     def _writing(self, environ: WSGIEnvironment) -> Refusal | None:
         if not self._access.read_only or environ["REQUEST_METHOD"] in _READING:
@@ -126,11 +150,16 @@ class Guard:
         length = environ.get("CONTENT_LENGTH") or "0"
         if length.isdecimal() and int(length) <= BODY_BYTES:
             return None
-        return Refusal("413 Content Too Large", f"the request holds {length} bytes; {BODY_BYTES} are taken at most")
+        return Refusal(
+            "413 Content Too Large",
+            f"the request holds {length} bytes; {BODY_BYTES} are taken at most",
+        )
 
 
 class _Guesses:
-    """Different wrong passwords by client address; thread-safe. A tab that keeps sending an old one counts once."""
+    """Different wrong passwords by client address; thread-safe. A tab that keeps sending an old one
+    counts once.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -149,7 +178,12 @@ class _Guesses:
                 if len(self._wrong) > _ADDRESSES:
                     self._wrong.popitem(last=False)
             if len(wrong) == _GUESSES:
-                logger.warning("%d wrong passwords from %s; it is refused for up to %.0f s", _GUESSES, client, _GUESSES_S)
+                logger.warning(
+                    "%d wrong passwords from %s; it is refused for up to %.0f s",
+                    _GUESSES,
+                    client,
+                    _GUESSES_S,
+                )
 
     def _current(self, client: str) -> set[bytes]:
         begun, wrong = self._wrong.get(client, (0.0, set[bytes]()))
@@ -163,7 +197,10 @@ def _hardened(start_response: StartResponse) -> StartResponse:
     def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         names = {name.lower() for name, _ in headers}
         kept = [
-            pair for pair in headers if not pair[0].lower().startswith("access-control-") and pair[0].lower() not in _REPLACED
+            pair
+            for pair in headers
+            if not pair[0].lower().startswith("access-control-")
+            and pair[0].lower() not in _REPLACED
         ]
         policy = () if _NO_PAGE[0].lower() in names else (_NO_PAGE,)
         return start_response(status, [*kept, *_HEADERS, *policy], exc_info)
@@ -172,13 +209,21 @@ def _hardened(start_response: StartResponse) -> StartResponse:
 
 
 def _authority(text: str) -> tuple[str, int | None] | None:
-    """Name or address, lower case and without brackets, and port of a `Host` header; None if it is none."""
+    """Name or address, lower case and without brackets, and port of a `Host` header; None if it is
+    none.
+    """
     found = _AUTHORITY.fullmatch(text)
-    return None if found is None else (found[1].strip("[]").lower(), int(found[2]) if found[2] else None)
+    return (
+        None
+        if found is None
+        else (found[1].strip("[]").lower(), int(found[2]) if found[2] else None)
+    )
 
 
 def _credential(header: str) -> bytes | None:
-    """The password of `Basic` (whatever the user name) or the token of `Bearer`; None if the header shows neither."""
+    """The password of `Basic` (whatever the user name) or the token of `Bearer`; None if the header
+    shows neither.
+    """
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip().encode("latin-1", "replace")

@@ -1,4 +1,6 @@
-"""What the pages may change of our studies: Optuna's rows of a live study are the ledger's, and only notes may be added."""
+"""What the pages may change of our studies: Optuna's rows of a live study are the ledger's, and
+only notes may be added.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ _ARTIFACTS = "/artifacts/"
 class LiveStudies:
     """A plugin of Bottle's: every route that changes a study or a trial asks the ledger first.
 
-    It works on matched routes, not on paths, so no spelling of a path leads around it. A route that a later optuna-dashboard
-    brings is refused for live studies until it is known to be harmless.
+    It works on matched routes, not on paths, so no spelling of a path leads around it. A route that
+    a later optuna-dashboard brings is refused for live studies until it is known to be harmless.
     """
 
     name = "live studies"
@@ -43,7 +45,9 @@ class LiveStudies:
         if route.method == "GET" or (route.method, route.rule) in _NOTES:
             return view
         if route.rule == _UPGRADE:
-            return lambda: _refused(403, "the tables are upgraded with 'orchestrator db upgrade', not from here")
+            return lambda: _refused(
+                403, "the tables are upgraded with 'orchestrator db upgrade', not from here"
+            )
 
         def guarded(**ids: Any) -> Any:
             try:
@@ -52,7 +56,8 @@ class LiveStudies:
                 return _refused(503, str(error))
             if reason is None:
                 return view(**ids)
-            logger.warning("refused: %s", reason)  # optuna-dashboard shows for some buttons only that it failed
+            # optuna-dashboard shows for some buttons only that it failed
+            logger.warning("refused: %s", reason)
             return _refused(409, reason)
 
         return guarded
@@ -63,7 +68,9 @@ class LiveStudies:
             return None
         number = None if trial_id is None else self._number(trial_id)
         for row in self._reads.studies():
-            if (row.study_id == study_id or self._has(row, number, trial_id)) and (why := self._live(row)):
+            if (row.study_id == study_id or self._has(row, number, trial_id)) and (
+                why := self._live(row)
+            ):
                 return (
                     f"study {row.name} {why}: until it has ended, only notes can be added here;"
                     f" end it first: orchestrator stop study.name={row.name}"
@@ -86,13 +93,18 @@ class LiveStudies:
         if number is None:
             return False
         try:
-            return bool(self._storage.get_trial_id_from_study_id_trial_number(row.study_id, number) == trial_id)
+            return bool(
+                self._storage.get_trial_id_from_study_id_trial_number(row.study_id, number)
+                == trial_id
+            )
         except KeyError:
             return False
 
 
 class Downloads:
-    """A plugin of Bottle's: what a trial has stored is saved by the browser, and never run in the dashboard's name."""
+    """A plugin of Bottle's: what a trial has stored is saved by the browser, and never run in the
+    dashboard's name.
+    """
 
     name = "downloads"
     api = 2
@@ -112,7 +124,9 @@ class Downloads:
                 return _refused(502, "paths.artifacts cannot be read; the dashboard's log says why")
             if isinstance(answer, HTTPResponse):
                 answer.set_header("Content-Disposition", "attachment")
-                answer.set_header("Content-Security-Policy", "sandbox; default-src 'none'; frame-ancestors 'none'")
+                answer.set_header(
+                    "Content-Security-Policy", "sandbox; default-src 'none'; frame-ancestors 'none'"
+                )
             return answer
 
         return download

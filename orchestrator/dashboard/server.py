@@ -27,14 +27,16 @@ _SERVER = {
     "channel_timeout": 30,  # seconds a client may be silent within a request
     "cleanup_interval": 5,
     "max_request_header_size": 1 << 16,
-    "max_request_body_size": 16 * BODY_BYTES,  # the guard answers what is a little too long; beyond this nothing is read
+    # the guard answers what is a little too long; beyond this nothing is read
+    "max_request_body_size": 16 * BODY_BYTES,
     "ident": None,
     "asyncore_use_poll": True,
 }
 
 
 def serve(store: Store, access: Access, artifacts: ArtifactPlace) -> None:
-    """Serves optuna-dashboard over the studies of `store`, with their artifacts, until the program is told to end.
+    """Serves optuna-dashboard over the studies of `store`, with their artifacts, until the program
+    is told to end.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -46,7 +48,8 @@ def serve(store: Store, access: Access, artifacts: ArtifactPlace) -> None:
         shown = f"dashboard.host={access.address} dashboard.port={access.port}"
         raise ConfigError(f"{shown}: {why}; choose another: dashboard.port=…") from None
     with listening:
-        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page asks for more at once than there are threads
+        # a page asks for more at once than there are threads
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         app = pages(store, open_storage(store.url), artifacts)
         server = waitress.create_server(Guard(app, access), sockets=[listening], **_SERVER)
         logger.info("optuna-dashboard at %s (%s; Ctrl-C ends it)", access.url, access.terms)

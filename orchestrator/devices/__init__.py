@@ -1,4 +1,6 @@
-"""The devices of this host: GPUs by UUID, or its CPU; how a child is pinned to one, a lock on each slot, who else uses it."""
+"""The devices of this host: GPUs by UUID, or its CPU; how a child is pinned to one, a lock on each
+slot, who else uses it.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from typing import Literal
 class Device:
     """One GPU (or MIG instance, with the index of its GPU), or the CPU.
 
-    `key` is the UUID, or ``cpu``; `index` NVML's, which is ``nvidia-smi``'s; `memory_bytes` None where NVML does not say.
+    `key` is the UUID, or ``cpu``; `index` NVML's, which is ``nvidia-smi``'s; `memory_bytes` None
+    where NVML does not say.
     """
 
     key: str
@@ -22,7 +23,9 @@ class Device:
     @property
     def label(self) -> str:
         """For people: ``GPU 2 (NVIDIA H100, GPU-5c3e91b2)``."""
-        return "the CPU" if self.kind == "cpu" else f"GPU {self.index} ({self.name}, {self.key[:12]})"
+        return (
+            "the CPU" if self.kind == "cpu" else f"GPU {self.index} ({self.name}, {self.key[:12]})"
+        )
 
 
 def child_environment(device: Device) -> dict[str, str]:

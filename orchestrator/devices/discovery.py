@@ -18,17 +18,20 @@ _said: set[str] = set()
 
 
 def discover(selection: Sequence[str | int] | None) -> list[Device]:
-    """The devices of this host that this process may use and `selection` names; without GPUs, the CPU.
+    """The devices of this host that this process may use and `selection` names; without GPUs, the
+    CPU.
 
-    ``CUDA_VISIBLE_DEVICES`` set outside limits what there is, read as CUDA reads it with ``CUDA_DEVICE_ORDER=PCI_BUS_ID``:
-    indices count in NVML's order, and the first entry that names nothing hides all later ones. A GPU that does not answer is
-    left out, with a warning.
+    ``CUDA_VISIBLE_DEVICES`` set outside limits what there is, read as CUDA reads it with
+    ``CUDA_DEVICE_ORDER=PCI_BUS_ID``: indices count in NVML's order, and the first entry that names
+    nothing hides all later ones. A GPU that does not answer is left out, with a warning.
 
     Args:
-        selection: Indices as in ``nvidia-smi``, UUIDs or their beginnings, patterns with ``*``, ``cpu``; None for every GPU.
+        selection: Indices as in ``nvidia-smi``, UUIDs or their beginnings, patterns with ``*``,
+            ``cpu``; None for every GPU.
 
     Raises:
-        DeviceError: An entry names nothing (the message lists what there is), or the NVIDIA driver is there and broken.
+        DeviceError: An entry names nothing (the message lists what there is), or the NVIDIA driver
+            is there and broken.
     """
     everything, problems = _list_gpus()
     gpus = _visible(everything, os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -45,7 +48,10 @@ def discover(selection: Sequence[str | int] | None) -> list[Device]:
         if not found:
             there = ", ".join(f"{gpu.index}: {gpu.key} ({gpu.name})" for gpu in gpus) or "no GPU"
             but = "".join(f"; {problem}" for problem in problems)
-            raise DeviceError(f"worker.devices: {entry!r} names no device of this host; there is {there}, and cpu{but}")
+            raise DeviceError(
+                f"worker.devices: {entry!r} names no device of this host; there is {there}, and "
+                f"cpu{but}"
+            )
         chosen |= {device.key: device for device in found}
     return list(chosen.values())
 
@@ -78,7 +84,9 @@ def _list_gpus() -> tuple[list[Device], list[str]]:
 
 
 def _visible(gpus: list[Device], variable: str | None) -> list[Device]:
-    """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves visible, in its order (CUDA Programming Guide, environment variables)."""
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` leaves visible, in its order (CUDA Programming Guide,
+    environment variables).
+    """
     if variable is None:
         return gpus
     visible: list[Device] = []

@@ -14,7 +14,9 @@ from orchestrator.devices.nvml import Nvml
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """`driver` and `cuda` (the newest that the driver runs) are None on a CPU, `cores` (those of this process) on a GPU."""
+    """`driver` and `cuda` (the newest that the driver runs) are None on a CPU, `cores` (those of
+    this process) on a GPU.
+    """
 
     key: str
     kind: str
@@ -37,7 +39,9 @@ def describe(device: Device) -> dict[str, str | int | None]:
 @cache
 def _facts(device: Device) -> DeviceFacts:
     if device.kind == "cpu":
-        return DeviceFacts("cpu", "cpu", _cpu_name(), device.memory_bytes, None, None, usable_cores())
+        return DeviceFacts(
+            "cpu", "cpu", _cpu_name(), device.memory_bytes, None, None, usable_cores()
+        )
     driver: str | None = None
     cuda: str | None = None
     nvml = Nvml.open()
@@ -49,7 +53,9 @@ def _facts(device: Device) -> DeviceFacts:
 
 def _cpu_name() -> str:
     with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return "CPU"

@@ -9,7 +9,9 @@ from pathlib import Path
 
 
 def host_identity() -> str:
-    """What all containers of this machine have in common, until it reboots: to tell its GPUs from those of other machines."""
+    """What all containers of this machine have in common, until it reboots: to tell its GPUs from
+    those of other machines.
+    """
     for path in ("/proc/sys/kernel/random/boot_id", "/etc/machine-id"):
         with suppress(OSError):
             if text := Path(path).read_text().strip():
@@ -18,7 +20,9 @@ def host_identity() -> str:
 
 
 def cpu_scope() -> str:
-    """Who shares CPU slots: the processes of one container, or of the machine outside any (the same host and pid namespace)."""
+    """Who shares CPU slots: the processes of one container, or of the machine outside any (the same
+    host and pid namespace).
+    """
     try:
         return f"{host_identity()}/pid-{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116 - a link that leads nowhere
     except OSError:
@@ -26,7 +30,9 @@ def cpu_scope() -> str:
 
 
 def usable_cores() -> int:
-    """How many CPU cores this process may use: those of the machine, less what affinity and container limits take away."""
+    """How many CPU cores this process may use: those of the machine, less what affinity and
+    container limits take away.
+    """
     import joblib  # slow to import, and only workers ask
 
     return int(joblib.cpu_count())
@@ -40,18 +46,24 @@ def physical_memory() -> int | None:
 
 
 def usable_memory() -> int:
-    """How much memory (RAM) this process may use, in bytes: the machine's, or its container's limit if less; 0: not known.
+    """How much memory (RAM) this process may use, in bytes: the machine's, or its container's limit
+    if less; 0: not known.
 
-    Sources: ``memory.max`` (cgroup v2) and ``memory.limit_in_bytes`` (v1) of this process's control group and those above it.
+    Sources: ``memory.max`` (cgroup v2) and ``memory.limit_in_bytes`` (v1) of this process's control
+    group and those above it.
     """
     limits = [physical_memory() or 0]
     try:
-        entries = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        entries = [
+            line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()
+        ]
     except OSError:
         entries = []
     for _, controllers, group in entries:
         mount, name = (
-            ("/sys/fs/cgroup", "memory.max") if not controllers else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            ("/sys/fs/cgroup", "memory.max")
+            if not controllers
+            else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
         )
         if controllers and "memory" not in controllers.split(","):
             continue

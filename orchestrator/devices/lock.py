@@ -13,10 +13,12 @@ from orchestrator.errors import DeviceError
 
 
 class DeviceLock:
-    """A lock on one slot of one device of this host, for this user: the second fence beside the lease in the database.
+    """A lock on one slot of one device of this host, for this user: the second fence beside the
+    lease in the database.
 
-    The lock belongs to the open file, so every process that inherits the descriptor (`fileno`) holds it too, and it ends
-    when the last of them is gone, however it went. Containers with a ``/tmp`` of their own have locks of their own.
+    The lock belongs to the open file, so every process that inherits the descriptor (`fileno`)
+    holds it too, and it ends when the last of them is gone, however it went. Containers with a
+    ``/tmp`` of their own have locks of their own.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -46,7 +48,8 @@ class DeviceLock:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     break
-            os.close(descriptor)  # somebody deleted the file between open and lock: this lock would exclude nobody
+            # somebody deleted the file between open and lock: this lock would exclude nobody
+            os.close(descriptor)
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())  # for people
         return DeviceLock(descriptor)
@@ -58,14 +61,17 @@ class DeviceLock:
         return self._descriptor
 
     def release(self) -> None:
-        """Lets go of the lock in this process; children that inherited it keep it. Calling it again is allowed."""
+        """Lets go of the lock in this process; children that inherited it keep it. Calling it again
+        is allowed.
+        """
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def _lock_directory() -> Path:
-    # Not TMPDIR, which batch systems set for each job: all workers of this user on this host must find the same place.
+    # Not TMPDIR, which batch systems set for each job: all workers of this user on this host must
+    # find the same place.
     root = Path("/tmp") / f"orchestrator-{os.getuid()}"
     folder = root / "locks"
     try:
@@ -73,8 +79,13 @@ def _lock_directory() -> Path:
             path.mkdir(mode=0o700, exist_ok=True)
             status = path.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-                raise DeviceError(f"{path}: not a directory of this user, so the device locks in it cannot be trusted")
+                raise DeviceError(
+                    f"{path}: not a directory of this user, so the device locks in it cannot be "
+                    "trusted"
+                )
             path.chmod(0o700)
     except OSError as error:
-        raise DeviceError(f"{folder}: the directory for device locks cannot be made: {error}") from error
+        raise DeviceError(
+            f"{folder}: the directory for device locks cannot be made: {error}"
+        ) from error
     return folder

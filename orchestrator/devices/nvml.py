@@ -1,4 +1,6 @@
-"""The one door to NVML, the library of the NVIDIA driver: its answers as plain values, its errors as `DeviceError`."""
+"""The one door to NVML, the library of the NVIDIA driver: its answers as plain values, its errors
+as `DeviceError`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from orchestrator.devices.device import Device
 from orchestrator.errors import DeviceError
 
 _NO_ANSWER: Final = (
-    "NVML_ERROR_NOT_SUPPORTED",  # older GPUs know no MIG, virtual ones no processes, unified memory no size
+    # older GPUs know no MIG, virtual ones no processes, unified memory no size
+    "NVML_ERROR_NOT_SUPPORTED",
     "NVML_ERROR_NOT_FOUND",
     "NVML_ERROR_INVALID_ARGUMENT",
     "NVML_ERROR_NO_PERMISSION",
@@ -22,7 +25,8 @@ _NO_ANSWER: Final = (
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process that NVML sees on a GPU, by the PID it has outside any container; `used_bytes` None where NVML does not say.
+    """A process that NVML sees on a GPU, by the PID it has outside any container; `used_bytes` None
+    where NVML does not say.
 
     `computes`: it has a CUDA context. `draws`: it has a graphics one, as what fills a screen does.
     """
@@ -34,7 +38,9 @@ class GpuProcess:
 
 
 class Nvml:
-    """NVML, opened; for any thread, until `close`. GPUs go by their UUIDs, so nothing here changes when they are renumbered."""
+    """NVML, opened; for any thread, until `close`. GPUs go by their UUIDs, so nothing here changes
+    when they are renumbered.
+    """
 
     def __init__(self, library: Any) -> None:
         self._nvml = library
@@ -54,7 +60,10 @@ class Nvml:
         try:
             nvml.nvmlInit()
         except nvml.NVMLError as error:
-            if error.value in (nvml.NVML_ERROR_LIBRARY_NOT_FOUND, nvml.NVML_ERROR_DRIVER_NOT_LOADED):
+            if error.value in (
+                nvml.NVML_ERROR_LIBRARY_NOT_FOUND,
+                nvml.NVML_ERROR_DRIVER_NOT_LOADED,
+            ):
                 return None
             raise _no_driver(error) from error
         return Nvml(nvml)
@@ -70,7 +79,8 @@ class Nvml:
         self.close()
 
     def gpus(self) -> tuple[list[Device], list[str]]:
-        """Every GPU that answers, by index, one in MIG mode replaced by its instances; and what there is to say of the others.
+        """Every GPU that answers, by index, one in MIG mode replaced by its instances; and what
+        there is to say of the others.
 
         Raises:
             DeviceError: The driver does not answer, or not for a single GPU.
@@ -119,26 +129,32 @@ class Nvml:
         return [GpuProcess(pid, used[pid], pid in computes, pid in draws) for pid in sorted(used)]
 
     def memory_in_use(self, device: Device) -> int | None:
-        """Bytes of the GPU's memory that are allocated, without what the driver keeps for itself; None where NVML cannot tell.
+        """Bytes of the GPU's memory that are allocated, without what the driver keeps for itself;
+        None where NVML cannot tell.
 
         Raises:
             DeviceError: The GPU does not answer.
         """
-        info = self._ask(device, partial(self._nvml.nvmlDeviceGetMemoryInfo, version=self._nvml.nvmlMemory_v2))
+        info = self._ask(
+            device, partial(self._nvml.nvmlDeviceGetMemoryInfo, version=self._nvml.nvmlMemory_v2)
+        )
         if info is not None:
             return int(info.total - info.free - info.reserved)
         info = self._ask(device, self._nvml.nvmlDeviceGetMemoryInfo)
         return None if info is None else int(info.used)
 
     def driver(self) -> tuple[str, str]:
-        """The versions of the driver and of the newest CUDA it runs, such as ``580.159.04`` and ``13.0``.
+        """The versions of the driver and of the newest CUDA it runs, such as ``580.159.04`` and
+        ``13.0``.
 
         Raises:
             DeviceError: The driver does not answer.
         """
         try:
             cuda = self._nvml.nvmlSystemGetCudaDriverVersion()
-            return _text(self._nvml.nvmlSystemGetDriverVersion()), f"{cuda // 1000}.{cuda % 1000 // 10}"
+            return _text(
+                self._nvml.nvmlSystemGetDriverVersion()
+            ), f"{cuda // 1000}.{cuda % 1000 // 10}"
         except self._nvml.NVMLError as error:
             raise _no_driver(error) from error
 
@@ -149,7 +165,9 @@ class Nvml:
             return self._optional(partial(question, handle))
         except self._nvml.NVMLError as error:
             gone = error.value == self._nvml.NVML_ERROR_NOT_FOUND
-            raise DeviceError(f"{device.label} {'is no longer there' if gone else f'does not answer: {error}'}") from error
+            raise DeviceError(
+                f"{device.label} {'is no longer there' if gone else f'does not answer: {error}'}"
+            ) from error
 
     def _optional(self, ask: Callable[[], Any]) -> Any:
         try:
@@ -168,7 +186,9 @@ class Nvml:
             return [self._device(handle, index, name)]
         instances = []
         for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-            instance = self._optional(partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number))
+            instance = self._optional(
+                partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number)
+            )
             if instance is not None:
                 instances.append(self._device(instance, index, name))
         return instances

@@ -1,7 +1,9 @@
-"""Who uses a GPU: strangers, before a slot of it is taken; what a trial left behind, before the next one begins.
+"""Who uses a GPU: strangers, before a slot of it is taken; what a trial left behind, before the
+next one begins.
 
-NVML names processes by the PIDs they have outside any container. Where this process has those PIDs too, each process is known:
-ours, and what they start, carry `SLOT_VARIABLE` in their environment. Inside a container only the memory in use tells.
+NVML names processes by the PIDs they have outside any container. Where this process has those PIDs
+too, each process is known: ours, and what they start, carry `SLOT_VARIABLE` in their environment.
+Inside a container only the memory in use tells.
 """
 
 from __future__ import annotations
@@ -41,15 +43,18 @@ def pids_tell() -> bool:
 
 
 def memory_tells() -> bool:
-    """Whether memory in use is that of programs on this system: under WSL it is that of Windows too."""
+    """Whether memory in use is that of programs on this system: under WSL it is that of Windows
+    too.
+    """
     return not Path("/dev/dxg").exists()
 
 
 def strangers(nvml: Nvml, device: Device, *, held: bool) -> list[str]:
-    """In words, who computes on the GPU and is no trial of any worker; empty if it is idle, or nobody can tell.
+    """In words, who computes on the GPU and is no trial of any worker; empty if it is idle, or
+    nobody can tell.
 
-    What draws as well is taken for a screen's unless it holds more than `SPARE_BYTES`. Where PIDs do not tell, so much memory
-    in use is somebody's.
+    What draws as well is taken for a screen's unless it holds more than `SPARE_BYTES`. Where PIDs
+    do not tell, so much memory in use is somebody's.
 
     Args:
         held: Whether workers hold slots of it: then memory in use may be theirs.
@@ -59,8 +64,16 @@ def strangers(nvml: Nvml, device: Device, *, held: bool) -> list[str]:
     """
     processes = nvml.processes(device)
     if processes is not None and pids_tell():
-        jobs = [p for p in processes if p.computes and not (p.draws and (p.used_bytes or 0) <= SPARE_BYTES)]
-        return [text for p in jobs if _slot_of(p.pid)[:1] != (device.key,) and (text := _who(p)) is not None]
+        jobs = [
+            p
+            for p in processes
+            if p.computes and not (p.draws and (p.used_bytes or 0) <= SPARE_BYTES)
+        ]
+        return [
+            text
+            for p in jobs
+            if _slot_of(p.pid)[:1] != (device.key,) and (text := _who(p)) is not None
+        ]
     used = nvml.memory_in_use(device) if memory_tells() else None
     if held or used is None or used <= SPARE_BYTES:
         return []
@@ -68,7 +81,8 @@ def strangers(nvml: Nvml, device: Device, *, held: bool) -> list[str]:
 
 
 class Occupancy:
-    """The use of one GPU by the slot's holder, this process; from when the slot was taken, with no trial running.
+    """The use of one GPU by the slot's holder, this process; from when the slot was taken, with no
+    trial running.
 
     Args:
         alone: Whether all memory that comes into use is this slot's: nobody shares the GPU.
@@ -85,15 +99,18 @@ class Occupancy:
         """Returns if the GPU is there and answers.
 
         Raises:
-            DeviceError: It fell off the bus, its MIG instance was taken apart, or its driver does not answer.
+            DeviceError: It fell off the bus, its MIG instance was taken apart, or its driver does
+                not answer.
         """
         self._nvml.check(self._device)
 
     def wait_until_free(self, timeout_s: float, stop: threading.Event | None = None) -> str | None:
-        """Returns None once no process of the slot's trials is on the GPU and their memory is free again.
+        """Returns None once no process of the slot's trials is on the GPU and their memory is free
+        again.
 
-        After `timeout_s`, or when `stop` is set, it returns in words what is still there. Where PIDs do not tell, the GPU is
-        free when its memory is, and if others share it nobody can tell: then it does not wait.
+        After `timeout_s`, or when `stop` is set, it returns in words what is still there. Where
+        PIDs do not tell, the GPU is free when its memory is, and if others share it nobody can
+        tell: then it does not wait.
 
         Raises:
             DeviceError: The GPU does not answer.
@@ -107,17 +124,21 @@ class Occupancy:
         return None
 
     def used_bytes(self, pids: Collection[int] | None = None) -> int | None:
-        """GPU memory that `pids` hold now, of those that are on the GPU; without them, what the slot's trial holds.
+        """GPU memory that `pids` hold now, of those that are on the GPU; without them, what the
+        slot's trial holds.
 
-        Where PIDs do not tell, `pids` are not looked at: it is what came into use since the slot was taken. None where nobody
-        can tell, as when others share the GPU then. The peak is the largest of several answers.
+        Where PIDs do not tell, `pids` are not looked at: it is what came into use since the slot
+        was taken. None where nobody can tell, as when others share the GPU then. The peak is the
+        largest of several answers.
 
         Raises:
             DeviceError: The GPU does not answer.
         """
         processes = self._nvml.processes(self._device)
         if processes is not None and pids_tell():
-            mine = [p for p in processes if (p.pid in pids if pids is not None else self._is_trials(p))]
+            mine = [
+                p for p in processes if (p.pid in pids if pids is not None else self._is_trials(p))
+            ]
             sizes = [p.used_bytes for p in mine if p.used_bytes is not None]
             return sum(sizes) if len(sizes) == len(mine) else None
         used = self._nvml.memory_in_use(self._device) if self._alone else None
@@ -135,7 +156,9 @@ class Occupancy:
         return f"{_mib(more - self._at_first)} of {self._device.label} are not free again"
 
     def _unexplained(self, processes: list[GpuProcess] | None = None) -> int | None:
-        """Memory in use that no process accounts for; all of it where PIDs do not tell. None where nobody can tell."""
+        """Memory in use that no process accounts for; all of it where PIDs do not tell. None where
+        nobody can tell.
+        """
         if processes is None:
             processes = self._nvml.processes(self._device)
         used = self._nvml.memory_in_use(self._device)
@@ -147,7 +170,9 @@ class Occupancy:
         return max(0, used - sum(size for size in sizes if size is not None))
 
     def _is_trials(self, process: GpuProcess) -> bool:
-        """Not the keepers, this process's children: they live on, and so does a context that an import made in one."""
+        """Not the keepers, this process's children: they live on, and so does a context that an
+        import made in one.
+        """
         if _slot_of(process.pid) != (self._device.key, str(self._slot)):
             return False
         try:
@@ -158,7 +183,9 @@ class Occupancy:
 
 
 def _slot_of(pid: int) -> tuple[str, ...]:
-    """Device key and slot that the process was started for; ancestors are asked, for a process may have hidden it. Else ()."""
+    """Device key and slot that the process was started for; ancestors are asked, for a process may
+    have hidden it. Else ().
+    """
     try:
         process = psutil.Process(pid)
         line = [process, *process.parents()]

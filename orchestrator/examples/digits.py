@@ -1,7 +1,9 @@
-"""Handwritten digits: a complete objective, from data to checkpoint, that trains in a second or two on one CPU core.
+"""Handwritten digits: a complete objective, from data to checkpoint, that trains in a second or two
+on one CPU core.
 
-`train` is all that the orchestrator asks of your code: a function of the config and the trial that returns the metric. The
-data are the 1,797 images (8x8 grey levels) of the UCI handwritten digits test set, as they come with scikit-learn.
+`train` is all that the orchestrator asks of your code: a function of the config and the trial that
+returns the metric. The data are the 1,797 images (8x8 grey levels) of the UCI handwritten digits
+test set, as they come with scikit-learn.
 """
 
 # mypy: allow-untyped-calls
@@ -26,14 +28,16 @@ CHECKPOINT_EVERY = 4  # epochs
 
 
 def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
-    """Trains an MLP and returns its validation accuracy and loss after the last epoch; None when told to stop before it.
+    """Trains an MLP and returns its validation accuracy and loss after the last epoch; None when
+    told to stop before it.
 
-    Every epoch draws its random numbers from the trial's seed and its own number, so a trial that was interrupted and goes on
-    from its checkpoint ends exactly as if it had never been interrupted.
+    Every epoch draws its random numbers from the trial's seed and its own number, so a trial that
+    was interrupted and goes on from its checkpoint ends exactly as if it had never been
+    interrupted.
 
     Args:
-        cfg: ``data.batch_size``; ``model.hidden_units``, ``.depth``, ``.dropout``, ``.activation``; ``optim.lr`` (the peak),
-            ``.weight_decay``; ``train.epochs``.
+        cfg: ``data.batch_size``; ``model.hidden_units``, ``.depth``, ``.dropout``, ``.activation``;
+            ``optim.lr`` (the peak), ``.weight_decay``; ``train.epochs``.
         trial: The running trial.
 
     Raises:
@@ -42,9 +46,13 @@ def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
     images, labels, val_images, val_labels = (tensor.to(trial.device) for tensor in load_split())
     torch.manual_seed(trial.seed)
     model = mlp(cfg.model).to(trial.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay
+    )
     steps = cfg.train.epochs * -(-len(images) // cfg.data.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=cfg.optim.lr, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=cfg.optim.lr, total_steps=steps
+    )
 
     checkpoint = trial.checkpoint_dir / "last.pt"
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
@@ -76,21 +84,35 @@ def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
 
 
 def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images and labels to train on, and the fifth of all that is held out; the same split always, each class in proportion."""
+    """Images and labels to train on, and the fifth of all that is held out; the same split always,
+    each class in proportion.
+    """
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
     train_images, val_images = (torch.tensor(part, dtype=torch.float32) for part in parts[:2])
     train_labels, val_labels = (torch.tensor(part) for part in parts[2:])
-    mean, deviation = train_images.mean(0), train_images.std(0).clamp(min=1.0)  # of the training images only
-    return (train_images - mean) / deviation, train_labels, (val_images - mean) / deviation, val_labels
+    # of the training images only
+    mean, deviation = train_images.mean(0), train_images.std(0).clamp(min=1.0)
+    return (
+        (train_images - mean) / deviation,
+        train_labels,
+        (val_images - mean) / deviation,
+        val_labels,
+    )
 
 
 def mlp(cfg: DictConfig) -> nn.Sequential:
-    """`depth` hidden layers of `hidden_units`, each with activation and dropout, from 64 pixels to 10 classes."""
+    """`depth` hidden layers of `hidden_units`, each with activation and dropout, from 64 pixels to
+    10 classes.
+    """
     layers: list[nn.Module] = []
     width = 64
     for _ in range(cfg.depth):
-        layers += [nn.Linear(width, cfg.hidden_units), ACTIVATIONS[cfg.activation](), nn.Dropout(cfg.dropout)]
+        layers += [
+            nn.Linear(width, cfg.hidden_units),
+            ACTIVATIONS[cfg.activation](),
+            nn.Dropout(cfg.dropout),
+        ]
         width = cfg.hidden_units
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
@@ -100,13 +122,19 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, f
     """Accuracy (0 to 1) and mean cross-entropy (nats)."""
     model.eval()
     logits = model(images)
-    return (logits.argmax(1) == labels).float().mean().item(), F.cross_entropy(logits, labels).item()
+    return (logits.argmax(1) == labels).float().mean().item(), F.cross_entropy(
+        logits, labels
+    ).item()
 
 
 def save_checkpoint(path: Path, parts: dict[str, Any], epochs: int) -> None:
-    """Writes the state after `epochs` epochs, whole or not at all: the process may be killed at any time."""
+    """Writes the state after `epochs` epochs, whole or not at all: the process may be killed at any
+    time.
+    """
     partial = path.with_suffix(".partial")
-    torch.save({"epochs": epochs} | {name: part.state_dict() for name, part in parts.items()}, partial)
+    torch.save(
+        {"epochs": epochs} | {name: part.state_dict() for name, part in parts.items()}, partial
+    )
     partial.replace(path)
 
 

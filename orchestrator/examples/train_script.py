@@ -1,4 +1,5 @@
-"""A program that knows nothing of the rest: arguments in, JSON lines out. `conf/experiment/command.yaml` tunes it.
+"""A program that knows nothing of the rest: arguments in, JSON lines out.
+`conf/experiment/command.yaml` tunes it.
 
     python -m orchestrator.examples.train_script --lr 0.1 --decay 1e-4 --batch-size 32 --epochs 10
 
@@ -16,7 +17,9 @@ from sklearn.datasets import load_digits
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains a classifier and prints its validation accuracy after each epoch.")
+    parser = argparse.ArgumentParser(
+        description="Trains a classifier and prints its validation accuracy after each epoch."
+    )
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--decay", type=float, default=0.0)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -37,11 +40,21 @@ def main() -> None:
             scores = features[training][rows] @ weights
             probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
             probabilities /= probabilities.sum(axis=1, keepdims=True)
-            loss -= float(np.log((probabilities * targets[training][rows]).sum(axis=1) + 1e-12).sum()) / 1300
-            gradient = features[training][rows].T @ (probabilities - targets[training][rows]) / len(rows)
+            loss -= (
+                float(np.log((probabilities * targets[training][rows]).sum(axis=1) + 1e-12).sum())
+                / 1300
+            )
+            gradient = (
+                features[training][rows].T @ (probabilities - targets[training][rows]) / len(rows)
+            )
             weights -= options.lr * (gradient + options.decay * weights)
-        right = (features[validation] @ weights).argmax(axis=1) == targets[validation].argmax(axis=1)
-        print(json.dumps({"step": epoch, "val_accuracy": float(right.mean()), "train_loss": loss}), flush=True)
+        right = (features[validation] @ weights).argmax(axis=1) == targets[validation].argmax(
+            axis=1
+        )
+        print(
+            json.dumps({"step": epoch, "val_accuracy": float(right.mean()), "train_loss": loss}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Runs one attempt of one trial in one child process; knows no database and no Optuna.
 
-The worker holds a `Runner`. Behind it stands one *keeper* process, and behind that one *child* per attempt, which runs the
-user's function with the `Trial` it is given. The three talk in JSON lines over sockets and share a run directory.
+The worker holds a `Runner`. Behind it stands one *keeper* process, and behind that one *child* per
+attempt, which runs the user's function with the `Trial` it is given. The three talk in JSON lines
+over sockets and share a run directory.
 """
 
 from orchestrator.runner.child.study import ABOUT

@@ -1,4 +1,6 @@
-"""The journal of an attempt: what its child reported, for the worker that delivers the result of a dead one."""
+"""The journal of an attempt: what its child reported, for the worker that delivers the result of a
+dead one.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ _LIMIT: Final = 64 << 20
 class Journal:
     """Writes messages down as they are sent; a disk that is full or gone disturbs nobody.
 
-    It starts anew when a line could not be written, and before it would grow over 64 MB: with a gap in it, it would pass off
-    an attribute's earlier value as the last. What another attempt left under its name is dropped.
+    It starts anew when a line could not be written, and before it would grow over 64 MB: with a gap
+    in it, it would pass off an attribute's earlier value as the last. What another attempt left
+    under its name is dropped.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -29,15 +32,20 @@ class Journal:
         self._identity = (0, 0)
         self._size = 0
         with contextlib.suppress(OSError):
-            self._file = os.open(run_dir / _NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._file = os.open(
+                run_dir / _NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o644
+            )
             self._identity = _identity(self._file)
 
     def append(self, message: Message) -> None:
-        """Adds a message, so that it survives this process (but perhaps not a crash of the machine)."""
+        """Adds a message, so that it survives this process (but perhaps not a crash of the
+        machine).
+        """
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         with contextlib.suppress(OSError):
             if _identity(self._file) != self._identity:
-                return  # the objective closed every descriptor it found, and this is a file of its own now
+                # the objective closed every descriptor it found, and this is a file of its own now
+                return
             if self._size + len(line) > _LIMIT:
                 self._start_anew()
             self._size += len(line)
@@ -61,7 +69,8 @@ class Journal:
 
 
 class Entries(NamedTuple):
-    """What an attempt reported: values by step and constraints (the first of each), user attributes (the last of a key).
+    """What an attempt reported: values by step and constraints (the first of each), user attributes
+    (the last of a key).
 
     `artifacts` are the records of what it stored, by id.
     """
@@ -75,7 +84,8 @@ class Entries(NamedTuple):
 def read(run_dir: Path) -> Entries:
     """What the attempt in `run_dir` reported.
 
-    Nothing without a journal. A line that makes no sense is left out, as the last one of a killed process may be.
+    Nothing without a journal. A line that makes no sense is left out, as the last one of a killed
+    process may be.
 
     Raises:
         OSError: There is a journal, but it cannot be read.
@@ -84,7 +94,10 @@ def read(run_dir: Path) -> Entries:
     attrs: dict[str, JSONValue] = {}
     constraints: dict[str, float] = {}
     artifacts: dict[str, JSONValue] = {}
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), (run_dir / _NAME).open("rb") as lines:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        (run_dir / _NAME).open("rb") as lines,
+    ):
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 message: Any = json.loads(line)

@@ -28,8 +28,8 @@ MARGIN_S: Final = 5.0
 class KeeperHandle:
     """The keeper process as the worker sees it.
 
-    A daemon thread tells it that this process is alive, whatever its other threads wait for. A process that is stopped or dead
-    stops all its threads, and only that is to end the child.
+    A daemon thread tells it that this process is alive, whatever its other threads wait for. A
+    process that is stopped or dead stops all its threads, and only that is to end the child.
     """
 
     def __init__(self, options: KeeperOptions, env: Mapping[str, str], cwd: Path | None) -> None:
@@ -42,7 +42,12 @@ class KeeperHandle:
         self._hung_up = threading.Event()
         with theirs, held_back():
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.runner.keeper", replace(options, control=theirs.fileno()).to_argument()],
+                [
+                    sys.executable,
+                    "-m",
+                    "orchestrator.runner.keeper",
+                    replace(options, control=theirs.fileno()).to_argument(),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=self._output,
@@ -52,7 +57,9 @@ class KeeperHandle:
                 cwd=cwd,
             )
         every_s = min(5.0, options.silence_s / 8)
-        threading.Thread(target=self._show_life, args=[every_s], name="sign-of-life", daemon=True).start()
+        threading.Thread(
+            target=self._show_life, args=[every_s], name="sign-of-life", daemon=True
+        ).start()
 
     def send(self, message: Message, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
         """As `Channel.send`, from any thread; False once `kill` or `end` was called."""
@@ -60,7 +67,9 @@ class KeeperHandle:
             return not self.channel.closed and self.channel.send(message, fds, wait=wait)
 
     def read(self) -> list[Message]:
-        """The lines that have arrived and concern an attempt; takes in those that concern the keeper itself."""
+        """The lines that have arrived and concern an attempt; takes in those that concern the
+        keeper itself.
+        """
         lines = []
         for line in self.channel.receive():
             match line.get("is"):
@@ -82,8 +91,13 @@ class KeeperHandle:
             self._process.wait(MARGIN_S)
         code = self._process.returncode
         how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
-        last = next((line for line in reversed(self._read_output().splitlines()) if line.strip()), "")
-        return f"objective._target_: importing {target!r} ended the process ({how}){': ' + last.strip() if last else ''}"
+        last = next(
+            (line for line in reversed(self._read_output().splitlines()) if line.strip()), ""
+        )
+        return (
+            f"objective._target_: importing {target!r} ended the process "
+            f"({how}){': ' + last.strip() if last else ''}"
+        )
 
     def kill(self) -> None:
         self._process.kill()
@@ -105,7 +119,8 @@ class KeeperHandle:
 
     def _hang_up(self) -> None:
         self._hung_up.set()
-        with self._sending:  # else a thread in the middle of sending could meet the descriptor's next owner
+        # else a thread in the middle of sending could meet the descriptor's next owner
+        with self._sending:
             self.channel.close()
 
     def _read_output(self) -> str:

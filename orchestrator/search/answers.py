@@ -1,4 +1,6 @@
-"""What a running trial is told when its objective asks for a parameter: the study's own value, or one from the sampler."""
+"""What a running trial is told when its objective asks for a parameter: the study's own value, or
+one from the sampler.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,34 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import JSONValue, Param, StudySpec, TrialNews, at, has, same_value, value_label
-from orchestrator.search.discovered import Discovered, check_agrees, common, group_of, undeclared, widened
+from orchestrator.model import (
+    JSONValue,
+    Param,
+    StudySpec,
+    TrialNews,
+    at,
+    has,
+    same_value,
+    value_label,
+)
+from orchestrator.search.discovered import (
+    Discovered,
+    check_agrees,
+    common,
+    group_of,
+    undeclared,
+    widened,
+)
 from orchestrator.search.gp.sampler import HybridGPSampler
 from orchestrator.search.samplers import GeneticSampler
-from orchestrator.search.space import Parameter, check_exist, check_limits, describe_one, in_steps, unmistakable
+from orchestrator.search.space import (
+    Parameter,
+    check_exist,
+    check_limits,
+    describe_one,
+    in_steps,
+    unmistakable,
+)
 from orchestrator.search.tpe.sampler import HybridTPESampler
 from orchestrator.search.trials.history import BOUNDS_KEY, FIXED_KEY, PART_KEY
 from orchestrator.search.trials.mirror import Mirror, frozen
@@ -42,8 +67,9 @@ Warned: TypeAlias = tuple[tuple[str, str], ...]
 class Answer:
     """The answer to one question.
 
-    `internal` is in the representation of the distribution asked for; `new` the parameter to be stored with the trial, None if
-    it has it already, and `value` its true value; `warnings` are classes and texts, for the objective.
+    `internal` is in the representation of the distribution asked for; `new` the parameter to be
+    stored with the trial, None if it has it already, and `value` its true value; `warnings` are
+    classes and texts, for the objective.
     """
 
     internal: float
@@ -53,17 +79,19 @@ class Answer:
 
 
 class Answers:
-    """The answers to one running trial, as Optuna's `Trial` would give them; a name is answered the same way every time.
+    """The answers to one running trial, as Optuna's `Trial` would give them; a name is answered the
+    same way every time.
 
-    A name of the grid or the search has the value that the trial got when it was created. Another one keeps the value it had
-    in an earlier attempt, has one given by hand or the one that `params` has for it, or is left to the sampler: once a trial
-    for all names that are known, which are drawn together for the trial's cell, and by itself for one that is new or was
-    asked for with other limits.
+    A name of the grid or the search has the value that the trial got when it was created. Another
+    one keeps the value it had in an earlier attempt, has one given by hand or the one that `params`
+    has for it, or is left to the sampler: once a trial for all names that are known, which are
+    drawn together for the trial's cell, and by itself for one that is new or was asked for with
+    other limits.
 
     Args:
         trial: what is stored of the trial.
-        ticket: ordinal of its ticket, and `retry` how often that had failed before: with the study's seed they make draws
-            reproducible.
+        ticket: ordinal of its ticket, and `retry` how often that had failed before: with the
+            study's seed they make draws reproducible.
     """
 
     def __init__(
@@ -97,15 +125,19 @@ class Answers:
         """From now on the trial has this parameter."""
         self._had[param.name] = json_to_distribution(param.distribution), param.internal
 
-    def answer(self, name: str, kind: str, arguments: Mapping[str, Any], fixed: Sequence[JSONValue] = ()) -> Answer:
-        """The value of one parameter; asks no more of the sampler for a name that was answered before.
+    def answer(
+        self, name: str, kind: str, arguments: Mapping[str, Any], fixed: Sequence[JSONValue] = ()
+    ) -> Answer:
+        """The value of one parameter; asks no more of the sampler for a name that was answered
+        before.
 
         Args:
-            fixed: the value that the trial's resolved `params` have for the name; nothing where they have none.
+            fixed: the value that the trial's resolved `params` have for the name; nothing where
+                they have none.
 
         Raises:
-            ValueError: the arguments make no distribution, contradict what the study knows of that name, or leave out the
-                value that it has.
+            ValueError: the arguments make no distribution, contradict what the study knows of that
+                name, or leave out the value that it has.
             TypeError: an argument is of the wrong type.
         """
         asked, warned = distribution_of(name, kind, arguments)
@@ -116,21 +148,35 @@ class Answers:
             before, internal = self._had[name]
             check_agrees(name, before, asked)
             if before != asked:
-                warned += (("RuntimeWarning", f"parameter {name!r} is {before} in this trial; {asked} changes nothing"),)
+                warned += (
+                    (
+                        "RuntimeWarning",
+                        f"parameter {name!r} is {before} in this trial; {asked} changes nothing",
+                    ),
+                )
             return Answer(internal, warnings=warned)
         if name in self._discovered.first:
             check_agrees(name, self._discovered.first[name], asked)
         internal = in_steps(asked, self._new_value(name, asked, fixed))
-        return Answer(internal, Param(name, internal, distribution_to_json(asked)), asked.to_external_repr(internal), warned)
+        return Answer(
+            internal,
+            Param(name, internal, distribution_to_json(asked)),
+            asked.to_external_repr(internal),
+            warned,
+        )
 
     def check_of(self, new: Param) -> Callable[[str], None] | None:
-        """What compares a new parameter with the distribution (JSON) that another trial has for its name.
+        """What compares a new parameter with the distribution (JSON) that another trial has for its
+        name.
 
-        It raises ValueError if the two do not go together. None where `answer` has compared: a trial that was learnt has one.
+        It raises ValueError if the two do not go together. None where `answer` has compared: a
+        trial that was learnt has one.
         """
         if new.name in self._discovered.first:
             return None
-        return lambda before: check_agrees(new.name, json_to_distribution(before), json_to_distribution(new.distribution))
+        return lambda before: check_agrees(
+            new.name, json_to_distribution(before), json_to_distribution(new.distribution)
+        )
 
     def _declared_value(self, parameter: Parameter, asked: BaseDistribution) -> float:
         where = f"{'grid' if parameter.grid else 'search'}.{parameter.path}"
@@ -148,7 +194,9 @@ class Answers:
         for one in [value] if parameter.grid else [*limits, value]:
             if internal_in(asked, one) is None:
                 wanted = describe_one(undeclared(parameter.path, asked))
-                raise ValueError(f"{where}: {unmistakable(one)} is not what the objective asks for, {wanted}")
+                raise ValueError(
+                    f"{where}: {unmistakable(one)} is not what the objective asks for, {wanted}"
+                )
         found = internal_in(asked, value)
         assert found is not None
         return found
@@ -163,7 +211,8 @@ class Answers:
             if given is None:
                 wanted = describe_one(undeclared(name, asked))
                 raise ValueError(
-                    f"{name}={unmistakable(self._by_hand[name])} was given by hand; the objective asks for {wanted}"
+                    f"{name}={unmistakable(self._by_hand[name])} was given by hand; the "
+                    f"objective asks for {wanted}"
                 )
             return given
         if fixes(fixed, asked):
@@ -179,12 +228,15 @@ class Answers:
         return float(asked.to_internal_repr(self._drawn_alone(name, asked)))
 
     def _draw_group(self, name: str) -> None:
-        """Draws `name` together with what belongs to it, as far as this trial has no values of them yet."""
+        """Draws `name` together with what belongs to it, as far as this trial has no values of them
+        yet.
+        """
         others, space = self._others(), dict(self._discovered.space)
         trials = [trial for trial in others if name in trial.params]
         if isinstance(self._sampler, HybridTPESampler):
             space = group_of(name, space, others)
-        elif isinstance(self._sampler, GeneticSampler):  # it breeds only from trials that have every parameter
+        elif isinstance(self._sampler, GeneticSampler):
+            # it breeds only from trials that have every parameter
             space = common(space, others)
             trials = [trial for trial in others if space.items() <= trial.distributions.items()]
         else:
@@ -193,9 +245,11 @@ class Answers:
         self._drawn |= self._sample(space, trials if len(trials) >= ENOUGH else others, name)[0]
 
     def _drawn_alone(self, name: str, asked: BaseDistribution) -> Any:
-        """A value for one name, learnt from the trials whose value of it might have been an answer to this question.
+        """A value for one name, learnt from the trials whose value of it might have been an answer
+        to this question.
 
-        A process learns it from all trials together with the other names, and is kept to the limits asked for.
+        A process learns it from all trials together with the other names, and is kept to the limits
+        asked for.
         """
         others = self._others()
         before = self._discovered.widest.get(name) or self._discovered.space.get(name)
@@ -204,15 +258,22 @@ class Answers:
             space = {**self._discovered.space, **self._discovered.widest, name: wide}
             limits = [float(asked.low), float(asked.high)]  # type: ignore[attr-defined]
             return self._sample(space, others, name, {name: limits})[0][name]
-        trials = [t for t in others if name in t.params and internal_in(asked, t.params[name]) is not None]
+        trials = [
+            t for t in others if name in t.params and internal_in(asked, t.params[name]) is not None
+        ]
         if len(trials) < ENOUGH:
             trials += [t for t in others if name not in t.params]
-        space = {} if isinstance(self._sampler, GeneticSampler) else {name: asked}  # Optuna's breeds no such name either
+        # Optuna's breeds no such name either
+        space = {} if isinstance(self._sampler, GeneticSampler) else {name: asked}
         drawn, ask_independent = self._sample(space, trials, name)
         return drawn[name] if name in drawn else ask_independent(name, asked)
 
     def _others(self) -> list[FrozenTrial]:
-        return [trial for trial in self._mirror.get_all_trials(0, deepcopy=False) if trial.number != self._number]
+        return [
+            trial
+            for trial in self._mirror.get_all_trials(0, deepcopy=False)
+            if trial.number != self._number
+        ]
 
     def _sample(
         self,
@@ -221,15 +282,30 @@ class Answers:
         key: str,
         bounds: Mapping[str, list[float]] = MappingProxyType({}),
     ) -> tuple[dict[str, Any], Any]:
-        """Values of `space` from the sampler, which sees the grid and `trials`; and how to ask it for one name more."""
-        axes = {path: parameter.distribution for path, parameter in self._declared.items() if parameter.grid}
+        """Values of `space` from the sampler, which sees the grid and `trials`; and how to ask it
+        for one name more.
+        """
+        axes = {
+            path: parameter.distribution
+            for path, parameter in self._declared.items()
+            if parameter.grid
+        }
         fixed = {path: d.to_external_repr(self._had[path][1]) for path, d in axes.items()}
-        fixed |= {name: d.to_external_repr(self._had[name][1]) for name, d in space.items() if name in self._had}
-        fixed |= {name: value[0] for name, d in space.items() if name not in fixed and (value := self._to_be(name, d))}
+        fixed |= {
+            name: d.to_external_repr(self._had[name][1])
+            for name, d in space.items()
+            if name in self._had
+        }
+        fixed |= {
+            name: value[0]
+            for name, d in space.items()
+            if name not in fixed and (value := self._to_be(name, d))
+        }
         fixed |= {name: value for name, value in self._by_hand.items() if name in space}
         number = zlib.crc32(key.encode())
         seeds = [
-            np.random.SeedSequence([*self._seed, *rest, number]) for rest in ((self._ticket, self._retry, 3), (self._retry, 4))
+            np.random.SeedSequence([*self._seed, *rest, number])
+            for rest in ((self._ticket, self._retry, 3), (self._retry, 4))
         ]
         seed, sequence_seed = (int(sequence.generate_state(1)[0]) for sequence in seeds)
         position = (strided(self._ticket, self._n_cells, len(space)), sequence_seed)
@@ -240,22 +316,34 @@ class Answers:
         study = self._mirror.restricted([*trials, trial]).study(sampler=self._sampler)
         self._sampler.reseed(seed)
         drawn = self._sampler.sample_relative(study, trial, {**axes, **space}) if space else {}
-        return drawn, lambda name, asked: self._sampler.sample_independent(study, trial, name, asked)
+        return drawn, lambda name, asked: self._sampler.sample_independent(
+            study, trial, name, asked
+        )
 
     def _to_be(self, name: str, distribution: BaseDistribution) -> tuple[JSONValue, ...]:
-        """The value that a name will have by `params` once it is asked for, as far as that is known here."""
+        """The value that a name will have by `params` once it is asked for, as far as that is known
+        here.
+        """
         value = plain_value(self._params, name)
-        return value if fixes(value, distribution) and internal_in(distribution, value[0]) is not None else ()
+        return (
+            value
+            if fixes(value, distribution) and internal_in(distribution, value[0]) is not None
+            else ()
+        )
 
 
 def plain_value(params: Mapping[str, JSONValue], name: str) -> tuple[JSONValue, ...]:
-    """What unresolved `params` hold at the dotted path `name`: one value, or none where that is a section or interpolated."""
+    """What unresolved `params` hold at the dotted path `name`: one value, or none where that is a
+    section or interpolated.
+    """
     value = at(params, name) if has(params, name) else {}
     return () if isinstance(value, Mapping) or "${" in str(value) else (value,)
 
 
 def fixes(values: Sequence[JSONValue], asked: BaseDistribution) -> bool:
-    """Whether the value of `params` is to be the answer. Null is, if it is a choice; else it leaves the name open."""
+    """Whether the value of `params` is to be the answer. Null is, if it is a choice; else it leaves
+    the name open.
+    """
     return bool(values) and (values[0] is not None or internal_in(asked, None) is not None)
 
 
@@ -263,12 +351,17 @@ def _fixed_value(name: str, asked: BaseDistribution, value: JSONValue) -> float:
     internal = internal_in(asked, value)
     if internal is None:
         wanted = describe_one(undeclared(name, asked))
-        raise ValueError(f"params.{name}={unmistakable(value)}: not what the objective asks for, {wanted}")
+        raise ValueError(
+            f"params.{name}={unmistakable(value)}: not what the objective asks for, {wanted}"
+        )
     return internal
 
 
-def distribution_of(name: str, kind: str, arguments: Mapping[str, Any]) -> tuple[BaseDistribution, Warned]:
-    """Optuna's distribution for the arguments of ``trial.suggest_<kind>``, and what Optuna warns of.
+def distribution_of(
+    name: str, kind: str, arguments: Mapping[str, Any]
+) -> tuple[BaseDistribution, Warned]:
+    """Optuna's distribution for the arguments of ``trial.suggest_<kind>``, and what Optuna warns
+    of.
 
     Raises:
         ValueError: they make none, or one that no storage keeps.
@@ -284,20 +377,34 @@ def distribution_of(name: str, kind: str, arguments: Mapping[str, Any]) -> tuple
                 for limit in ("low", "high", "step"):
                     if isinstance(arguments[limit], float) and not math.isfinite(arguments[limit]):
                         raise ValueError(f"`{limit}` must be finite, but got {arguments[limit]}.")
-                made = FloatDistribution(**arguments) if kind == "float" else IntDistribution(**arguments)
+                made = (
+                    FloatDistribution(**arguments)
+                    if kind == "float"
+                    else IntDistribution(**arguments)
+                )
                 check_limits(f"suggest_{kind}", made.low, made.high)
         except (ValueError, ConfigError) as error:
             raise ValueError(f"parameter {name!r}: {error}") from None
         except ArithmeticError as error:  # of the decimals in which Optuna counts steps
-            raise ValueError(f"parameter {name!r}: the step is too small for a range that wide") from error
+            raise ValueError(
+                f"parameter {name!r}: the step is too small for a range that wide"
+            ) from error
     return made, tuple((warning.category.__name__, str(warning.message)) for warning in caught)
 
 
 def internal_in(asked: BaseDistribution, value: JSONValue) -> float | None:
-    """Optuna's internal number of a true value, whatever distribution that came from; None if it is outside of `asked`."""
+    """Optuna's internal number of a true value, whatever distribution that came from; None if it is
+    outside of `asked`.
+    """
     if isinstance(asked, CategoricalDistribution):
-        return next((float(i) for i, choice in enumerate(asked.choices) if same_value(choice, value)), None)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        return next(
+            (float(i) for i, choice in enumerate(asked.choices) if same_value(choice, value)), None
+        )
+    is_number = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
     return in_steps(asked, float(value)) if is_number and asked._contains(float(value)) else None
 
 
@@ -307,7 +414,8 @@ def values_by_hand(
     asked: Mapping[str, str],
     params: Mapping[str, JSONValue] = MappingProxyType({}),
 ) -> dict[str, JSONValue]:
-    """Those of the values a person typed that are of names which objectives asked for; `asked` has a distribution of each.
+    """Those of the values a person typed that are of names which objectives asked for; `asked` has
+    a distribution of each.
 
     Raises:
         ConfigError: a value is none of that distribution, or another one than `params` fix.
@@ -318,9 +426,15 @@ def values_by_hand(
             distribution = json_to_distribution(asked[name])
             if internal_in(distribution, value) is None:
                 wanted = describe_one(undeclared(name, distribution))
-                raise ConfigError(f"{name}={unmistakable(value)}: not what this study's objective asks for, {wanted}")
+                raise ConfigError(
+                    f"{name}={unmistakable(value)}: not what this study's objective asks for, "
+                    f"{wanted}"
+                )
             there = plain_value(params, name)
             if fixes(there, distribution) and not same_value(there[0], value):
-                raise ConfigError(f"{name}={value_label(value)}: this study fixes it, params.{name}={value_label(there[0])}")
+                raise ConfigError(
+                    f"{name}={value_label(value)}: this study fixes it, "
+                    f"params.{name}={value_label(there[0])}"
+                )
             found[name] = value
     return found

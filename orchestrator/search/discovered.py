@@ -1,4 +1,6 @@
-"""The parameters that objectives asked for as they ran: names that no grid and no search declares, learnt from the trials."""
+"""The parameters that objectives asked for as they ran: names that no grid and no search declares,
+learnt from the trials.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,13 @@ _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # others may have ended befor
 
 
 class Discovered:
-    """What is known of the undeclared part of a study's space; grows with the trials that are learnt.
+    """What is known of the undeclared part of a study's space; grows with the trials that are
+    learnt.
 
-    `first` holds the first distribution met of every name, which settles kind, scale and choices for the whole study; `space`
-    those names that were asked for in the same way throughout, which a sampler can be asked about together; `widest`, of
-    numbers that were asked for with other limits, the range that holds all of them.
+    `first` holds the first distribution met of every name, which settles kind, scale and choices
+    for the whole study; `space` those names that were asked for in the same way throughout, which a
+    sampler can be asked about together; `widest`, of numbers that were asked for with other limits,
+    the range that holds all of them.
     """
 
     def __init__(self, declared: Collection[str]) -> None:
@@ -60,10 +64,20 @@ class Discovered:
 
 
 def widened(one: BaseDistribution, other: BaseDistribution) -> BaseDistribution | None:
-    """The range that holds two of the same kind and scale; None where they have steps of their own, or choices."""
-    if isinstance(one, IntDistribution) and isinstance(other, IntDistribution) and one.step == other.step == 1:
+    """The range that holds two of the same kind and scale; None where they have steps of their own,
+    or choices.
+    """
+    if (
+        isinstance(one, IntDistribution)
+        and isinstance(other, IntDistribution)
+        and one.step == other.step == 1
+    ):
         return IntDistribution(min(one.low, other.low), max(one.high, other.high), log=one.log)
-    if isinstance(one, FloatDistribution) and isinstance(other, FloatDistribution) and one.step is other.step is None:
+    if (
+        isinstance(one, FloatDistribution)
+        and isinstance(other, FloatDistribution)
+        and one.step is other.step is None
+    ):
         return FloatDistribution(min(one.low, other.low), max(one.high, other.high), log=one.log)
     return None
 
@@ -75,7 +89,8 @@ def undeclared(name: str, distribution: BaseDistribution) -> Parameter:
 
 
 def check_agrees(name: str, before: BaseDistribution, asked: BaseDistribution) -> None:
-    """Returns if a study may hold both distributions for one name: Optuna allows other limits and steps, nothing else.
+    """Returns if a study may hold both distributions for one name: Optuna allows other limits and
+    steps, nothing else.
 
     Raises:
         ValueError: the kind, the scale or the choices differ; names both.
@@ -83,19 +98,27 @@ def check_agrees(name: str, before: BaseDistribution, asked: BaseDistribution) -
     try:
         check_distribution_compatibility(before, asked)
     except ValueError as error:
-        raise ValueError(f"parameter {name!r}: {error} It was {before} before and is {asked} now.") from None
+        raise ValueError(
+            f"parameter {name!r}: {error} It was {before} before and is {asked} now."
+        ) from None
 
 
-def common(space: Mapping[str, BaseDistribution], trials: Collection[FrozenTrial]) -> dict[str, BaseDistribution]:
+def common(
+    space: Mapping[str, BaseDistribution], trials: Collection[FrozenTrial]
+) -> dict[str, BaseDistribution]:
     """The part of `space` that every trial with a result has."""
     ended = [trial.distributions for trial in trials if trial.state in _ENDED]
     return {name: d for name, d in space.items() if all(had.get(name) == d for had in ended)}
 
 
-def group_of(name: str, space: Mapping[str, BaseDistribution], trials: Collection[FrozenTrial]) -> dict[str, BaseDistribution]:
-    """The part of `space` that `name` is always asked for with: names that the same trials with a result have.
+def group_of(
+    name: str, space: Mapping[str, BaseDistribution], trials: Collection[FrozenTrial]
+) -> dict[str, BaseDistribution]:
+    """The part of `space` that `name` is always asked for with: names that the same trials with a
+    result have.
 
-    So the parameters of one branch of an objective are a group, as in Optuna's TPE with ``group=True``.
+    So the parameters of one branch of an objective are a group, as in Optuna's TPE with
+    ``group=True``.
     """
     rest = {other: d for other, d in space.items() if other != name}
     for trial in trials:

@@ -1,4 +1,6 @@
-"""Rules for the options of samplers and pruners, checked before any of Optuna's constructors sees them. Pure."""
+"""Rules for the options of samplers and pruners, checked before any of Optuna's constructors sees
+them. Pure.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Option:
 
 def whole(default: int | None, least: int) -> Option:
     """A whole number, at least so much."""
-    return Option(default, f"a whole number of at least {least}", lambda v: _is_int(v) and v >= least)
+    return Option(
+        default, f"a whole number of at least {least}", lambda v: _is_int(v) and v >= least
+    )
 
 
 def share(default: float) -> Option:
@@ -41,7 +45,11 @@ def one_of(*words: str) -> Option:
 
 def either(option: Option, word: str | None) -> Option:
     """Another option's rule or one special value, which becomes the default."""
-    return Option(word, f"{option.rule}, or {'null' if word is None else word}", lambda v: v == word or option.holds(v))
+    return Option(
+        word,
+        f"{option.rule}, or {'null' if word is None else word}",
+        lambda v: v == word or option.holds(v),
+    )
 
 
 def _is_int(value: Any) -> bool:
@@ -62,7 +70,9 @@ def read_options(
     """
     name = settings.get("name")
     if name not in known:
-        raise ConfigError(f"{group}={name}: must be one of {', '.join(known)}{did_you_mean(str(name), known)}")
+        raise ConfigError(
+            f"{group}={name}: must be one of {', '.join(known)}{did_you_mean(str(name), known)}"
+        )
     rules = known[str(name)]
     result = {option: rule.default for option, rule in rules.items()}
     for option, value in settings.items():
@@ -70,7 +80,9 @@ def read_options(
             continue
         if option not in rules:
             takes = f"takes {', '.join(rules)}" if rules else "takes no options"
-            raise ConfigError(f"{group}.{option}: {group} {name} {takes}{did_you_mean(option, rules)}")
+            raise ConfigError(
+                f"{group}.{option}: {group} {name} {takes}{did_you_mean(option, rules)}"
+            )
         if not rules[option].holds(value):
             raise ConfigError(f"{group}.{option}={value}: must be {rules[option].rule}")
         result[option] = value

@@ -1,8 +1,10 @@
-"""The pruners a study may name, and whom they compare a trial with: its own cell where that is fairer, or everyone.
+"""The pruners a study may name, and whom they compare a trial with: its own cell where that is
+fairer, or everyone.
 
-The median and Wilcoxon pruners ask "is this worse than its peers at the same step?". Cells of a grid differ on purpose (a
-small network is worse than a large one at every step), so they compare inside the cell by default. ASHA and Hyperband share
-out one budget by rank and need many competitors to a rung, more than one cell has; they compare with the whole study.
+The median and Wilcoxon pruners ask "is this worse than its peers at the same step?". Cells of a
+grid differ on purpose (a small network is worse than a large one at every step), so they compare
+inside the cell by default. ASHA and Hyperband share out one budget by rank and need many
+competitors to a rung, more than one cell has; they compare with the whole study.
 """
 
 from __future__ import annotations
@@ -13,7 +15,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner, WilcoxonPruner
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    SuccessiveHalvingPruner,
+    WilcoxonPruner,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.model import JSONValue
@@ -40,7 +49,11 @@ _PRUNERS: dict[str, dict[str, Option]] = {
         "reduction_factor": whole(3, 2),
         "within_cell": flag(False),
     },
-    "wilcoxon": {"p_threshold": share(0.1), "n_startup_steps": whole(2, 0), "within_cell": flag(True)},
+    "wilcoxon": {
+        "p_threshold": share(0.1),
+        "n_startup_steps": whole(2, 0),
+        "within_cell": flag(True),
+    },
 }
 _CLASSES: dict[str, Callable[..., BasePruner]] = {
     "none": NopPruner,
@@ -52,10 +65,12 @@ _CLASSES: dict[str, Callable[..., BasePruner]] = {
 
 
 class Judge:
-    """Says whether a running trial should stop; a function of the reports it is shown, for every pruner.
+    """Says whether a running trial should stop; a function of the reports it is shown, for every
+    pruner.
 
-    Optuna's successive halving leaves a mark on a trial for each rung it reached. Here the marks are worked out from the
-    reports instead, so nothing has to be stored and a trial taken up by another worker is judged alike.
+    Optuna's successive halving leaves a mark on a trial for each rung it reached. Here the marks
+    are worked out from the reports instead, so nothing has to be stored and a trial taken up by
+    another worker is judged alike.
     """
 
     def __init__(self, settings: Mapping[str, JSONValue]) -> None:
@@ -68,13 +83,17 @@ class Judge:
         self._within_cell = bool(options.pop("within_cell", False))
         self._options = options
         self._pruner = _CLASSES[self._name](**options)
-        # Trial number to the last step judged: a rung first complete between two questions is judged at the second.
+        # Trial number to the last step judged: a rung first complete between two questions is
+        # judged at the second.
         self._judged: dict[int, int] = {}
 
-    def should_prune(self, mirror: Mirror, trial: FrozenTrial, cells: Mapping[int, int | None]) -> bool:
+    def should_prune(
+        self, mirror: Mirror, trial: FrozenTrial, cells: Mapping[int, int | None]
+    ) -> bool:
         """The verdict for `trial` (with its reports so far) among the trials of `mirror`.
 
-        A trial of a cell without a COMPLETE trial is never pruned, nor is one of a study with several objectives.
+        A trial of a cell without a COMPLETE trial is never pruned, nor is one of a study with
+        several objectives.
         """
         step = trial.last_step
         if self._name == "none" or step is None or len(mirror.get_study_directions(0)) > 1:
@@ -86,17 +105,21 @@ class Judge:
             return False
         peers = [t for t in (mates if self._within_cell else everyone) if t.number != trial.number]
         if isinstance(self._pruner, SuccessiveHalvingPruner | HyperbandPruner):
-            before = min(self._judged.get(trial.number, step - 1), step - 1)  # asked twice, it answers twice the same
+            # asked twice, it answers twice the same
+            before = min(self._judged.get(trial.number, step - 1), step - 1)
             peers = [self._marked(mirror, peer, math.inf) for peer in peers]
             trial = self._marked(mirror, trial, before)
             self._judged[trial.number] = step
         view = mirror.restricted([*peers, trial])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Wilcoxon's about steps that not all trials have, once a report
+            # Wilcoxon's about steps that not all trials have, once a report
+            warnings.simplefilter("ignore")
             return bool(self._pruner.prune(view.study(pruner=self._pruner), trial))
 
     def _marked(self, mirror: Mirror, trial: FrozenTrial, until: float) -> FrozenTrial:
-        """A copy of the trial with successive halving's mark for each rung that a report up to step `until` completed."""
+        """A copy of the trial with successive halving's mark for each rung that a report up to step
+        `until` completed.
+        """
         first = self._first_rung_step(mirror, trial)
         if first is None or not trial.intermediate_values:
             return trial
@@ -107,12 +130,16 @@ class Judge:
                 marks[f"completed_rung_{rung}"] = trial.intermediate_values[step]
                 rung_step, rung = rung_step * int(self._options["reduction_factor"]), rung + 1
         marked = copy.copy(trial)
-        others = {k: v for k, v in trial.system_attrs.items() if not k.startswith("completed_rung_")}
+        others = {
+            k: v for k, v in trial.system_attrs.items() if not k.startswith("completed_rung_")
+        }
         marked.system_attrs = {**others, **marks}
         return marked
 
     def _first_rung_step(self, mirror: Mirror, trial: FrozenTrial) -> int | None:
-        """The step at which the trial's first rung is complete; None while Hyperband does not know its brackets."""
+        """The step at which the trial's first rung is complete; None while Hyperband does not know
+        its brackets.
+        """
         least: int = int(self._options["min_resource"])
         factor: int = int(self._options["reduction_factor"])
         if isinstance(self._pruner, HyperbandPruner):

@@ -20,7 +20,9 @@ from orchestrator.search.trials.quasirandom import POSITION_KEY, unit_point
 
 
 class RandomCellSampler(BaseSampler):
-    """Suggests the parameters a trial has not fixed uniformly at random on their scales, in its bounds."""
+    """Suggests the parameters a trial has not fixed uniformly at random on their scales, in its
+    bounds.
+    """
 
     def __init__(self, *, seed: int | None = None) -> None:
         self.reseed(seed)
@@ -32,68 +34,100 @@ class RandomCellSampler(BaseSampler):
     def reseed_rng(self) -> None:
         self.reseed(None)
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         return {}
 
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        drawn = {c.name: c.external(float(c.spread(self._rng.random(1))[0])) for c in columns(search_space, trial)}
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        drawn = {
+            c.name: c.external(float(c.spread(self._rng.random(1))[0]))
+            for c in columns(search_space, trial)
+        }
         return drawn | single_values(search_space, trial)
 
     def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         column = Column.of(param_name, param_distribution)
         return column.external(float(column.spread(self._rng.random(1))[0]))
 
 
 class QuasiRandomSampler(RandomCellSampler):
-    """Suggests points of a low-discrepancy sequence: trial number (or ticket) i gets the i-th, whoever asks.
+    """Suggests points of a low-discrepancy sequence: trial number (or ticket) i gets the i-th,
+    whoever asks.
 
     Args:
         qmc_type: ``sobol`` or ``halton``.
         scramble: randomise the sequence by the study's seed.
-        seed: of the scrambling, where the trial does not carry one, and of parameters asked one by one.
+        seed: of the scrambling, where the trial does not carry one, and of parameters asked one by
+            one.
     """
 
-    def __init__(self, *, qmc_type: str = "sobol", scramble: bool = True, seed: int | None = None) -> None:
+    def __init__(
+        self, *, qmc_type: str = "sobol", scramble: bool = True, seed: int | None = None
+    ) -> None:
         super().__init__(seed=seed)
         self._kind = qmc_type
         self._scramble = scramble
         self._sequence_seed = seed
 
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
         searched = columns(search_space, trial)
         suggestion = single_values(search_space, trial)
         if searched:
             index, seed = trial.system_attrs.get(POSITION_KEY, (trial.number, self._sequence_seed))
             kind: Any = self._kind
             unit = unit_point(len(searched), int(index), seed, kind, self._scramble)
-            suggestion |= {c.name: c.external(float(c.spread(unit[j : j + 1])[0])) for j, c in enumerate(searched)}
+            suggestion |= {
+                c.name: c.external(float(c.spread(unit[j : j + 1])[0]))
+                for j, c in enumerate(searched)
+            }
         return suggestion
 
 
 class GeneticSampler(NSGAIISampler):
-    """Optuna's NSGA-II over the parameters a trial has not fixed; what it breeds is moved into the trial's bounds."""
+    """Optuna's NSGA-II over the parameters a trial has not fixed; what it breeds is moved into the
+    trial's bounds.
+    """
 
     def reseed(self, seed: int | None) -> None:
         """Makes all that follows depend on `seed` (None: on the operating system's entropy)."""
         self._rng.rng.seed(seed)
         self._random = RandomCellSampler(seed=seed)
 
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
         searched = columns(search_space, trial)
         bred = super().sample_relative(study, trial, {c.name: c.distribution for c in searched})
         suggestion = single_values(search_space, trial)
         for column in searched:
             if column.name in bred:
-                internal = np.array([column.distribution.to_internal_repr(bred[column.name])], dtype=float)
+                internal = np.array(
+                    [column.distribution.to_internal_repr(bred[column.name])], dtype=float
+                )
                 suggestion[column.name] = column.external(float(column.encode(internal)[0]))
         return suggestion
 
     def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
-        column = Column.of(param_name, param_distribution).within(trial.system_attrs.get(BOUNDS_KEY, {}).get(param_name))
+        column = Column.of(param_name, param_distribution).within(
+            trial.system_attrs.get(BOUNDS_KEY, {}).get(param_name)
+        )
         return column.external(float(column.spread(self._random._rng.random(1))[0]))
 
 
@@ -104,7 +138,11 @@ _SAMPLERS: dict[str, tuple[Callable[..., BaseSampler], dict[str, Option]]] = {
     "qmc": (QuasiRandomSampler, {"qmc_type": one_of("sobol", "halton"), "scramble": flag(True)}),
     "nsga2": (
         GeneticSampler,
-        {"population_size": whole(50, 2), "mutation_prob": either(share(0.0), None), "crossover_prob": share(0.9)},
+        {
+            "population_size": whole(50, 2),
+            "mutation_prob": either(share(0.0), None),
+            "crossover_prob": share(0.9),
+        },
     ),
 }
 
@@ -115,5 +153,7 @@ def make_sampler(settings: Mapping[str, JSONValue]) -> BaseSampler:
     Raises:
         ConfigError: no such sampler, no such option, or a value an option cannot take.
     """
-    name, options = read_options("sampler", settings, {name: rules for name, (_, rules) in _SAMPLERS.items()})
+    name, options = read_options(
+        "sampler", settings, {name: rules for name, (_, rules) in _SAMPLERS.items()}
+    )
     return _SAMPLERS[name][0](**options)

@@ -1,4 +1,6 @@
-"""The door of this room: a study in memory that is fed with news, suggests parameters for a cell and judges running trials."""
+"""The door of this room: a study in memory that is fed with news, suggests parameters for a cell
+and judges running trials.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ _OWN_KEYS = (FIXED_KEY, BOUNDS_KEY, POSITION_KEY)
 
 
 class Search:
-    """Suggestions and pruning verdicts of one study, for one worker; knows no more than the news it was fed.
+    """Suggestions and pruning verdicts of one study, for one worker; knows no more than the news it
+    was fed.
 
     Not safe for threads that share one object.
     """
@@ -62,7 +65,9 @@ class Search:
         self._running: set[int] = set()
 
     def feed(self, news: Iterable[TrialNews]) -> None:
-        """Learns of trials; idempotent, in any order, with gaps. What has ended does not run again."""
+        """Learns of trials; idempotent, in any order, with gaps. What has ended does
+        not run again.
+        """
         for item in news:
             known = self._mirror.known(item.number)
             trial = frozen(item)
@@ -78,13 +83,20 @@ class Search:
             (self._running.add if item.state == "RUNNING" else self._running.discard)(item.number)
 
     def load(self) -> None:
-        """Loads what fitting a model takes, if this study fits one; a thread may do it beside `feed`, but no other method."""
-        # Not while `one_thread` looks through the libraries: that and a load can wait for each other for ever.
-        if self._spec.allocation == "adaptive" or isinstance(self._sampler, HybridGPSampler | HybridTPESampler):
+        """Loads what fitting a model takes, if this study fits one; a thread may do it beside
+        `feed`, but no other method.
+        """
+        # Not while `one_thread` looks through the libraries: that and a load can wait for each
+        # other for ever.
+        if self._spec.allocation == "adaptive" or isinstance(
+            self._sampler, HybridGPSampler | HybridTPESampler
+        ):
             importlib.import_module("scipy.optimize")
 
     def rehearse(self) -> None:
-        """Makes a suggestion for nobody, so that the next one finds loaded and looked through what it needs; changes none."""
+        """Makes a suggestion for nobody, so that the next one finds loaded and looked through what
+        it needs; changes none.
+        """
         self.ask({axis.path: axis.values[0] for axis in self._spec.grid}, ticket=0, retry=0)
 
     def ask(
@@ -96,7 +108,8 @@ class Search:
         bounds: Mapping[str, tuple[float, float]] | None = None,
         given: Mapping[str, JSONValue] | None = None,
     ) -> Suggestion:
-        """Every parameter of a new trial in `cell`; a function of the news, the study's seed, `ticket` and `retry` alone.
+        """Every parameter of a new trial in `cell`; a function of the news, the study's seed,
+        `ticket` and `retry` alone.
 
         Parameters that do not exist in that cell are neither suggested nor shown to the sampler.
 
@@ -104,29 +117,41 @@ class Search:
             cell: a value for each axis of the grid.
             ticket: ordinal of the ticket in the study, from 0.
             retry: how often this ticket has failed before.
-            bounds: narrower limits (both included, in the parameter's units) of searched numbers, for this trial.
-            given: values of searched parameters that are not asked for; the others are suggested with them in view.
+            bounds: narrower limits (both included, in the parameter's units) of searched numbers,
+                for this trial.
+            given: values of searched parameters that are not asked for; the others are suggested
+                with them in view.
 
         Raises:
-            ConfigError: the cell is not one of the grid; a given value is not in its parameter's space; bounds of a parameter
-                that has none, or that leave nothing; a value or bounds of a parameter that does not exist in the cell.
+            ConfigError: the cell is not one of the grid; a given value is not in its parameter's
+                space; bounds of a parameter that has none, or that leave nothing; a value or bounds
+                of a parameter that does not exist in the cell.
         """
         given = given or {}
         fixed = self._internal_cell(cell) | self._internal_given(given)
         limits = self._checked_bounds(bounds or {})
         check_exist([self._parameters[path] for path in [*given, *limits]], cell)
-        present = {path: parameter for path, parameter in self._parameters.items() if parameter.exists_in(cell)}
+        present = {
+            path: parameter
+            for path, parameter in self._parameters.items()
+            if parameter.exists_in(cell)
+        }
         entropy = [abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         sequence_seed = int(np.random.SeedSequence([*entropy[:2], retry, 1]).generate_state(1)[0])
         self._sampler.reseed(seed)
         searched = [p for p in present.values() if p.path not in fixed]
         attrs = {
-            FIXED_KEY: {path: self._space[path].to_external_repr(internal) for path, internal in fixed.items()},
+            FIXED_KEY: {
+                path: self._space[path].to_external_repr(internal)
+                for path, internal in fixed.items()
+            },
             BOUNDS_KEY: limits,
             POSITION_KEY: (strided(ticket, self._spec.n_cells, len(searched)), sequence_seed),
         }
-        drawn, written = self._sample(attrs, searched, {path: self._space[path] for path in present})
+        drawn, written = self._sample(
+            attrs, searched, {path: self._space[path] for path in present}
+        )
         written[ASK_KEY] = {
             "seed": seed,
             "news": self._finished,
@@ -135,14 +160,20 @@ class Search:
             "version": __version__,
         }
         spaces = {path: self._space[path] for path in drawn}
-        internal = fixed | {path: in_steps(d, float(d.to_internal_repr(drawn[path]))) for path, d in spaces.items()}
+        internal = fixed | {
+            path: in_steps(d, float(d.to_internal_repr(drawn[path]))) for path, d in spaces.items()
+        }
         params = tuple(parameter.param(internal[path]) for path, parameter in present.items())
         known = {**cell, **given}
-        values = {path: known[path] if path in known else p.true_value(internal[path]) for path, p in present.items()}
+        values = {
+            path: known[path] if path in known else p.true_value(internal[path])
+            for path, p in present.items()
+        }
         return Suggestion(params, values, written)
 
     def answers(self, trial: TrialNews, *, ticket: int, retry: int) -> Answers:
-        """Answers what the objective of a running trial asks for; by what was fed, the study's seed, `ticket` and `retry`.
+        """Answers what the objective of a running trial asks for; by what was fed, the study's
+        seed, `ticket` and `retry`.
 
         Args:
             trial: what is stored of it.
@@ -150,20 +181,33 @@ class Search:
             retry: how often this ticket had failed before.
         """
         sampler = self._sampler_of_discovered
-        return Answers(self._spec, self._parameters, self._discovered, self._mirror, sampler, trial, ticket=ticket, retry=retry)
+        return Answers(
+            self._spec,
+            self._parameters,
+            self._discovered,
+            self._mirror,
+            sampler,
+            trial,
+            ticket=ticket,
+            retry=retry,
+        )
 
     def likely_cells(self, most: int) -> list[int]:
-        """Ordinals of the cells with the best trials, the best first: where to look in a grid too large to look at whole.
+        """Ordinals of the cells with the best trials, the best first: where to look in a grid too
+        large to look at whole.
 
         None with several objectives, which have no one best cell.
         """
         return self._best.first(most)
 
-    def choose_cell(self, open_cells: OpenCells, *, ticket: int, retry: int) -> tuple[int, dict[str, JSONValue]]:
-        """The cell for the next trial, where it is expected to pay; a function of the news, the seed, `ticket` and `retry`.
+    def choose_cell(
+        self, open_cells: OpenCells, *, ticket: int, retry: int
+    ) -> tuple[int, dict[str, JSONValue]]:
+        """The cell for the next trial, where it is expected to pay; a function of the news, the
+        seed, `ticket` and `retry`.
 
-        Running trials count, as if they ended as foretold. With several objectives, or until ten trials of the study have
-        ended with a value, it is the cell that has had the fewest.
+        Running trials count, as if they ended as foretold. With several objectives, or until ten
+        trials of the study have ended with a value, it is the cell that has had the fewest.
 
         Args:
             open_cells: ordinal and values of every cell that may get a trial; at least one.
@@ -171,7 +215,8 @@ class Search:
             retry: how often this ticket has failed before.
 
         Returns:
-            The ordinal, and the reason as JSON: ``rule``, ``why`` in words, and the figures behind it in the objective's units.
+            The ordinal, and the reason as JSON: ``rule``, ``why`` in words, and the figures behind
+                it in the objective's units.
 
         Raises:
             ConfigError: a cell is not one of the grid.
@@ -185,9 +230,11 @@ class Search:
             return choose(model, self._mirror, question)
 
     def summary(self, cells: Sequence[Mapping[str, JSONValue]]) -> list[CellEstimate | None]:
-        """What is believed of the best value that each cell can reach; None for a cell without a trial that has a value.
+        """What is believed of the best value that each cell can reach; None for a cell without a
+        trial that has a value.
 
-        None throughout for several objectives. A function of the finished trials and the study's seed.
+        None throughout for several objectives. A function of the finished trials and the study's
+        seed.
 
         Raises:
             ConfigError: a cell is not one of the grid.
@@ -199,13 +246,17 @@ class Search:
         maximize = self._spec.directions[0] == "maximize"
         model = self._model()
         with one_thread():
-            return summarise(model, self._mirror, cells, maximize=maximize, seed=abs(self._spec.seed))
+            return summarise(
+                model, self._mirror, cells, maximize=maximize, seed=abs(self._spec.seed)
+            )
 
     def should_prune(self, number: int, *, reports: Mapping[int, float]) -> bool:
-        """The pruner's verdict for the running trial `number` whose reports so far are `reports` (step to value).
+        """The pruner's verdict for the running trial `number` whose reports so far are `reports`
+        (step to value).
 
-        Never true for a trial this object has not heard of, of a cell that has no COMPLETE trial yet, or in a study of
-        several objectives. The order in which `reports` are given does not matter.
+        Never true for a trial this object has not heard of, of a cell that has no COMPLETE trial
+        yet, or in a study of several objectives. The order in which `reports` are given does not
+        matter.
         """
         known = self._mirror.known(number)
         if known is None or not reports:
@@ -216,7 +267,9 @@ class Search:
         return self._judge.should_prune(self._mirror, trial, self._cells)
 
     def _model(self) -> CellModel:
-        """The model of the cells, which knows of the parameters that objectives asked for as well."""
+        """The model of the cells, which knows of the parameters that objectives asked
+        for as well.
+        """
         if self._known_to_model is None or self._known_to_model[0] != self._discovered.space:
             known = CellModel(self._parameters | self._discovered.parameters(), self._fits)
             self._known_to_model = dict(self._discovered.space), known
@@ -229,12 +282,17 @@ class Search:
     def _sample(
         self, attrs: dict[str, Any], searched: list[Parameter], space: dict[str, BaseDistribution]
     ) -> tuple[dict[str, Any], dict[str, JSONValue]]:
-        """External values of the searched parameters, and the attributes the sampler left on the trial."""
+        """External values of the searched parameters, and the attributes the sampler left on the
+        trial.
+        """
         mirror = self._mirror
-        if isinstance(self._sampler, GeneticSampler):  # it breeds only from trials that have every parameter
+        # it breeds only from trials that have every parameter
+        if isinstance(self._sampler, GeneticSampler):
             mine = {p.path: p.distribution for p in searched}
             mirror = mirror.restricted(
-                t for t in mirror.get_all_trials(0, deepcopy=False) if mine.items() <= t.distributions.items()
+                t
+                for t in mirror.get_all_trials(0, deepcopy=False)
+                if mine.items() <= t.distributions.items()
             )
         trial = asked(self._mirror.next_number(), attrs)
         mirror.put(trial)
@@ -267,10 +325,16 @@ class Search:
         checked = {}
         for path, (low, high) in bounds.items():
             parameter = self._parameters.get(path)
-            if parameter is None or parameter.grid or isinstance(parameter.distribution, CategoricalDistribution):
+            if (
+                parameter is None
+                or parameter.grid
+                or isinstance(parameter.distribution, CategoricalDistribution)
+            ):
                 raise ConfigError(f"bounds of {path}: only a searched number has bounds")
             d: Any = parameter.distribution
             if not (low <= high and low <= d.high and high >= d.low):
-                raise ConfigError(f"bounds of {path}: [{low}, {high}] leaves nothing of [{d.low}, {d.high}]")
+                raise ConfigError(
+                    f"bounds of {path}: [{low}, {high}] leaves nothing of [{d.low}, {d.high}]"
+                )
             checked[path] = [float(low), float(high)]
         return checked

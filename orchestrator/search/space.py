@@ -1,4 +1,6 @@
-"""From what a user declared to Optuna's distributions: one for each parameter, the same in the whole study. Pure."""
+"""From what a user declared to Optuna's distributions: one for each parameter, the same in the
+whole study. Pure.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,16 @@ from orchestrator.model import Axis, JSONValue, Param, Searched, StudySpec, same
 MAX_LABEL = 60
 MAX_EXACT_INT = 2**53
 LOG_RATIO = 4
-"""A positive numeric axis whose largest value is this many times its smallest, or more, is ordered by its logarithm."""
+"""A positive numeric axis whose largest value is this many times its smallest, or more, is ordered
+by its logarithm.
+"""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of the study: its distribution, and the true value behind each choice when it is categorical."""
+    """One parameter of the study: its distribution, and the true value behind each choice when it
+    is categorical.
+    """
 
     path: str
     distribution: BaseDistribution
@@ -38,7 +44,9 @@ class Parameter:
 
     @property
     def when(self) -> Mapping[str, tuple[JSONValue, ...]]:
-        """The condition under which it exists: axes and their values; empty for one that always does."""
+        """The condition under which it exists: axes and their values; empty for one that always
+        does.
+        """
         return self.searched.when if self.searched is not None else {}
 
     def exists_in(self, cell: Mapping[str, JSONValue]) -> bool:
@@ -55,9 +63,15 @@ class Parameter:
             for index, choice in enumerate(self.choices):
                 if _identical(choice, value):
                     return float(index)
-        elif _is_number(value) and abs(value) <= sys.float_info.max and self.distribution._contains(float(value)):
+        elif (
+            _is_number(value)
+            and abs(value) <= sys.float_info.max
+            and self.distribution._contains(float(value))
+        ):
             return in_steps(self.distribution, float(value))
-        raise ConfigError(f"{self.path}={value_label(value)}: not a value of this study's {describe_one(self)}")
+        raise ConfigError(
+            f"{self.path}={value_label(value)}: not a value of this study's {describe_one(self)}"
+        )
 
     def true_value(self, internal: float) -> JSONValue:
         """The value that user code receives for Optuna's internal number."""
@@ -67,11 +81,17 @@ class Parameter:
 
     def param(self, internal: float) -> Param:
         """The parameter as Optuna's tables hold it."""
-        return Param(self.path, in_steps(self.distribution, float(internal)), distribution_to_json(self.distribution))
+        return Param(
+            self.path,
+            in_steps(self.distribution, float(internal)),
+            distribution_to_json(self.distribution),
+        )
 
 
 def in_steps(distribution: BaseDistribution, internal: float) -> float:
-    """Optuna's internal number as one would write it: the third step of 0.1 from 0 is 0.3, not 0.30000000000000004."""
+    """Optuna's internal number as one would write it: the third step of 0.1 from 0 is 0.3, not
+    0.30000000000000004.
+    """
     if not isinstance(distribution, FloatDistribution) or distribution.step is None:
         return internal
     low, step = Fraction(str(distribution.low)), Fraction(str(distribution.step))
@@ -82,13 +102,19 @@ def parameters(spec: StudySpec) -> dict[str, Parameter]:
     """Every parameter of the study, grid axes first, in the order the user wrote them.
 
     Raises:
-        ConfigError: an axis is empty, repeats a value or holds one that no storage keeps; limits that make no range;
-            a path that is both in grid and in search; a condition on what is no axis, or no value of one.
+        ConfigError: an axis is empty, repeats a value or holds one that no storage keeps; limits
+            that make no range; a path that is both in grid and in search; a condition on what is no
+            axis, or no value of one.
     """
     result: dict[str, Parameter] = {}
-    for made in [*(_from_axis(axis) for axis in spec.grid), *(_from_searched(item) for item in spec.search)]:
+    for made in [
+        *(_from_axis(axis) for axis in spec.grid),
+        *(_from_searched(item) for item in spec.search),
+    ]:
         if made.path in result:
-            raise ConfigError(f"{made.path}: declared twice; a parameter is in grid or in search, once")
+            raise ConfigError(
+                f"{made.path}: declared twice; a parameter is in grid or in search, once"
+            )
         result[made.path] = made
     for made in result.values():
         for name, values in made.when.items():
@@ -100,20 +126,24 @@ def parameters(spec: StudySpec) -> dict[str, Parameter]:
     return result
 
 
-def by_hand(spec: StudySpec, values: Mapping[str, JSONValue]) -> tuple[dict[str, JSONValue], dict[str, JSONValue]]:
-    """Splits values that a person typed into a cell and the values of searched parameters; each is as the study has it.
+def by_hand(
+    spec: StudySpec, values: Mapping[str, JSONValue]
+) -> tuple[dict[str, JSONValue], dict[str, JSONValue]]:
+    """Splits values that a person typed into a cell and the values of searched parameters; each is
+    as the study has it.
 
     An axis that is given no value takes the default in `params`.
 
     Raises:
-        ConfigError: a parameter that the study neither has in its grid nor searches, or not in that cell; a value outside, or
-            an axis without one.
+        ConfigError: a parameter that the study neither has in its grid nor searches, or not in that
+            cell; a value outside, or an axis without one.
     """
     known = parameters(spec)
     for path in values:
         if path not in known:
             raise ConfigError(
-                f"{path}={value_label(values[path])}: not in this study's grid or search, nor asked for by a trial so far"
+                f"{path}={value_label(values[path])}: not in this study's grid or search, nor "
+                "asked for by a trial so far"
                 f"{did_you_mean(path, known)}"
             )
     cell, given = {}, {}
@@ -125,11 +155,19 @@ def by_hand(spec: StudySpec, values: Mapping[str, JSONValue]) -> tuple[dict[str,
             found = [v for v in axis.values if same_value(v, values[axis.path])]
         else:
             default = _default(spec.params, axis.path)
-            found = [v for v in axis.values if len(axis.values) == 1 or same_value(axis.content(v), default)]
+            found = [
+                v
+                for v in axis.values
+                if len(axis.values) == 1 or same_value(axis.content(v), default)
+            ]
         if not found:
             there = ", ".join(map(value_label, axis.values))
             typed = axis.path in values
-            what = f"{axis.path}={value_label(values[axis.path])}: not on the grid" if typed else f"{axis.path} must be given"
+            what = (
+                f"{axis.path}={value_label(values[axis.path])}: not on the grid"
+                if typed
+                else f"{axis.path} must be given"
+            )
             raise ConfigError(f"{what}; the grid has {there}")
         cell[axis.path] = found[0]
     check_exist([known[path] for path in given], cell)
@@ -141,11 +179,15 @@ def check_exist(wanted: Iterable[Parameter], cell: Mapping[str, JSONValue]) -> N
     for parameter in wanted:
         if not parameter.exists_in(cell):
             there = ", ".join(f"{axis}={value_label(cell[axis])}" for axis in parameter.when)
-            raise ConfigError(f"{parameter.path}: exists only if {_condition(parameter)}, and not where {there}")
+            raise ConfigError(
+                f"{parameter.path}: exists only if {_condition(parameter)}, and not where {there}"
+            )
 
 
 def _condition(parameter: Parameter) -> str:
-    return " and ".join(f"{axis}={'|'.join(map(value_label, values))}" for axis, values in parameter.when.items())
+    return " and ".join(
+        f"{axis}={'|'.join(map(value_label, values))}" for axis, values in parameter.when.items()
+    )
 
 
 def _default(params: Mapping[str, JSONValue], path: str) -> JSONValue:
@@ -178,7 +220,9 @@ def describe(spec: StudySpec) -> list[tuple[str, str]]:
 
 
 def describe_one(parameter: Parameter) -> str:
-    """One parameter in words: ``float from 0.0001 to 0.1 (log)``, ``one of a, b, if model.kind=sgd``."""
+    """One parameter in words: ``float from 0.0001 to 0.1 (log)``, ``one of a, b, if
+    model.kind=sgd``.
+    """
     condition = f", if {_condition(parameter)}" if parameter.when else ""
     d = parameter.distribution
     if isinstance(d, CategoricalDistribution):
@@ -190,10 +234,14 @@ def describe_one(parameter: Parameter) -> str:
 
 
 def unmistakable(value: JSONValue) -> str:
-    """A value in Python's words, as the objective has it; text that reads like another value is quoted."""
+    """A value in Python's words, as the objective has it; text that reads like another value is
+    quoted.
+    """
     if value is None or isinstance(value, bool):
         return str(value)
-    if isinstance(value, str) and (value.lower() in ("", "true", "false", "null", "none") or _reads_as_number(value)):
+    if isinstance(value, str) and (
+        value.lower() in ("", "true", "false", "null", "none") or _reads_as_number(value)
+    ):
         return json.dumps(value)
     return value_label(value)
 
@@ -219,7 +267,9 @@ def _from_axis(axis: Axis) -> Parameter:
         else:
             distribution = FloatDistribution(float(low), float(high), log=log)
         return Parameter(axis.path, distribution, grid=True)
-    return Parameter(axis.path, CategoricalDistribution(_labels(axis.values)), grid=True, choices=axis.values)
+    return Parameter(
+        axis.path, CategoricalDistribution(_labels(axis.values)), grid=True, choices=axis.values
+    )
 
 
 def _from_searched(item: Searched) -> Parameter:
@@ -240,13 +290,21 @@ def _from_searched(item: Searched) -> Parameter:
     distribution: BaseDistribution
     try:
         if item.kind == "float":
-            distribution = FloatDistribution(float(item.low), float(item.high), log=item.log, step=item.step)
+            distribution = FloatDistribution(
+                float(item.low), float(item.high), log=item.log, step=item.step
+            )
         else:
             if any(float(limit) != int(limit) for limit in (item.low, item.high, item.step or 1)):
-                raise ConfigError(f"{where}: an int parameter needs whole numbers as low, high and step")
-            distribution = IntDistribution(int(item.low), int(item.high), log=item.log, step=int(item.step or 1))
+                raise ConfigError(
+                    f"{where}: an int parameter needs whole numbers as low, high and step"
+                )
+            distribution = IntDistribution(
+                int(item.low), int(item.high), log=item.log, step=int(item.step or 1)
+            )
     except ArithmeticError as error:  # of the decimals in which Optuna counts steps
-        raise ConfigError(f"{where}: the step {item.step} is too small for a range that wide") from error
+        raise ConfigError(
+            f"{where}: the step {item.step} is too small for a range that wide"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"{where}: {str(error).replace('`', '')}") from error
     return Parameter(item.path, distribution, grid=False, searched=item)
@@ -259,7 +317,9 @@ def _check_values(where: str, values: Sequence[JSONValue]) -> None:
         _check_scalar(where, value)
         both_numbers = _is_number(value)
         for earlier in values[:position]:
-            if _identical(earlier, value) or (both_numbers and _is_number(earlier) and earlier == value):
+            if _identical(earlier, value) or (
+                both_numbers and _is_number(earlier) and earlier == value
+            ):
                 raise ConfigError(f"{where}: {value_label(value)} is given twice")
 
 
@@ -267,7 +327,9 @@ def _check_scalar(where: str, value: JSONValue) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where}: {value} is not a finite number")
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_EXACT_INT:
-        raise ConfigError(f"{where}: {value} is beyond 2**53 and would be rounded; quote it to use it as text")
+        raise ConfigError(
+            f"{where}: {value} is beyond 2**53 and would be rounded; quote it to use it as text"
+        )
 
 
 def check_limits(where: str, low: float, high: float) -> None:
@@ -279,12 +341,17 @@ def check_limits(where: str, low: float, high: float) -> None:
 
 def _check_width(where: str, low: float, high: float) -> None:
     if not math.isfinite(float(high) - float(low)):
-        raise ConfigError(f"{where}: from {low:g} to {high:g} is wider than a float can say, about 1.8e308")
+        raise ConfigError(
+            f"{where}: from {low:g} to {high:g} is wider than a float can say, about 1.8e308"
+        )
 
 
 def _labels(values: Sequence[JSONValue]) -> tuple[bool | int | float | str | None, ...]:
-    """What Optuna's tables call each choice: scalars themselves, lists and dicts a short text; all different for ``==``."""
-    # Optuna finds a choice by ==, so True would be taken for 1: such lists are labelled as text throughout.
+    """What Optuna's tables call each choice: scalars themselves, lists and dicts a short text; all
+    different for ``==``.
+    """
+    # Optuna finds a choice by ==, so True would be taken for 1: such lists are labelled as text
+    # throughout.
     scalars = [v for v in values if not isinstance(v, list | tuple | dict)]
     ambiguous = any(a == b for i, a in enumerate(scalars) for b in scalars[:i])
     labels: list[bool | int | float | str | None] = []
@@ -307,6 +374,11 @@ def _is_number(value: JSONValue) -> bool:
 
 def _identical(a: JSONValue, b: JSONValue) -> bool:
     """Equality that tells True from 1 and 1 from 1.0, also inside lists and dicts."""
-    if isinstance(a, Mapping) or isinstance(b, Mapping) or isinstance(a, list | tuple) or isinstance(b, list | tuple):
+    if (
+        isinstance(a, Mapping)
+        or isinstance(b, Mapping)
+        or isinstance(a, list | tuple)
+        or isinstance(b, list | tuple)
+    ):
         return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
     return type(a) is type(b) and bool(a == b)

@@ -1,7 +1,7 @@
 """The database: who may do what, decided in one place. The only importer of SQLAlchemy.
 
-`Store` joins the sides: `studies` (launch), `fleet` (workers and devices), `ledger` (trials), `suggested` (parameters that
-objectives ask for), `interventions` (what people do
+`Store` joins the sides: `studies` (launch), `fleet` (workers and devices), `ledger` (trials),
+`suggested` (parameters that objectives ask for), `interventions` (what people do
 to a study under way) and `reads`.
 """
 
@@ -76,7 +76,12 @@ class Store:
         start_again: starts the server again if it should have died; for one that is ours to start.
     """
 
-    def __init__(self, url: str, password_file: str | None = None, start_again: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        password_file: str | None = None,
+        start_again: Callable[[], None] | None = None,
+    ) -> None:
         self._database = Database(storage_url(url, password_file))
         self._start_again = start_again
         self.studies = Studies(self._database)
@@ -92,7 +97,8 @@ class Store:
         migrate(self._database, create_optuna_tables)
 
     def revive(self) -> None:
-        """After the database did not answer: starts it again if it is ours to start; says nothing if that fails for now.
+        """After the database did not answer: starts it again if it is ours to start; says nothing
+        if that fails for now.
 
         Raises:
             OrchestratorError: its data is gone.
@@ -102,7 +108,9 @@ class Store:
                 self._start_again()
 
     def rest(self, unused_s: float = 0.0) -> None:
-        """Gives up idle connections that nobody has used for `unused_s` seconds; at once before a long wait."""
+        """Gives up idle connections that nobody has used for `unused_s` seconds; at once before a
+        long wait.
+        """
         self._database.rest(unused_s)
 
     @property

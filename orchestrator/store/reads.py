@@ -1,4 +1,6 @@
-"""What others learn from the database: the news for samplers, the state of studies for people. Nothing here writes."""
+"""What others learn from the database: the news for samplers, the state of studies for people.
+Nothing here writes.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,12 @@ from orchestrator.store.schema import (
 
 @dataclass(frozen=True)
 class StudyRow:
-    """A study as it was last launched; `active` is false once its budget, its time or its open cells are used up.
+    """A study as it was last launched; `active` is false once its budget, its time or its open
+    cells are used up.
 
-    Its id and `revision` may come again after the database went back in time; `launched_at`, which the database's clock tells
-    to the microsecond, is of this launch alone. `launched_s` is how long ago that was, `followed` whether a launch shows it
-    now.
+    Its id and `revision` may come again after the database went back in time; `launched_at`, which
+    the database's clock tells to the microsecond, is of this launch alone. `launched_s` is how long
+    ago that was, `followed` whether a launch shows it now.
     """
 
     study_id: int
@@ -57,13 +60,17 @@ class StudyRow:
 
     @property
     def folder(self) -> str:
-        """Name of the study's folder among the run directories; another one for a later study of the same name."""
+        """Name of the study's folder among the run directories; another one for a later study of
+        the same name.
+        """
         return f"{self.name}-{self.created_at.astimezone(UTC):%Y%m%d-%H%M%S}"
 
 
 @dataclass(frozen=True)
 class ClosedFor:
-    """A device type that gets no trial of a cell, and why; `bytes` of `memory`: ``gpu``, or ``cpu`` or ``host`` (RAM)."""
+    """A device type that gets no trial of a cell, and why; `bytes` of `memory`: ``gpu``, or ``cpu``
+    or ``host`` (RAM).
+    """
 
     device: str
     memory: str
@@ -75,8 +82,8 @@ class ClosedFor:
 class CellRow:
     """One cell's tally; `best` and `best_trial` of its complete trials by the first objective.
 
-    `spent` of the `bound` tickets are; `pruned` trials spend theirs, but for one that pruned itself and left the cell's last
-    share to another try.
+    `spent` of the `bound` tickets are; `pruned` trials spend theirs, but for one that pruned itself
+    and left the cell's last share to another try.
     """
 
     ordinal: int
@@ -95,7 +102,9 @@ class CellRow:
 
     @property
     def only_pruned(self) -> bool:
-        """Whether the cell has no complete trial, and what it had prunes itself, so that it waits for one no longer."""
+        """Whether the cell has no complete trial, and what it had prunes itself, so that it waits
+        for one no longer.
+        """
         return self.completed == 0 and 0 < self.spent == self.bound
 
 
@@ -131,9 +140,9 @@ class FailureRow:
 class Progress:
     """Where a study stands; `total` counts tickets that are or will be run.
 
-    `seconds` passed since the last launch by the database's clock, and `spent_since` tickets were spent in them. `best` and
-    `best_trial` are those of the first objective among all `n_cells` cells, of which `cells` may be a part. `news` is the
-    study's last news number, which only grows.
+    `seconds` passed since the last launch by the database's clock, and `spent_since` tickets were
+    spent in them. `best` and `best_trial` are those of the first objective among all `n_cells`
+    cells, of which `cells` may be a part. `news` is the study's last news number, which only grows.
     """
 
     study: StudyRow
@@ -170,8 +179,8 @@ class WorkerRow:
 class Servers:
     """The living workers as one study sees them.
 
-    `able` is how many of them may serve it, `refusals` why others cannot: the reason, and how many say it. `elsewhere` are told
-    to serve other studies only.
+    `able` is how many of them may serve it, `refusals` why others cannot: the reason, and how many
+    say it. `elsewhere` are told to serve other studies only.
     """
 
     able: int = 0
@@ -181,7 +190,8 @@ class Servers:
 
 @dataclass(frozen=True)
 class CodeRow:
-    """The trials whose value is in the study and that ran one state of the objective's code, by what their facts say of it.
+    """The trials whose value is in the study and that ran one state of the objective's code, by
+    what their facts say of it.
 
     `git` and `source` as the facts of an attempt have them; `numbers` in order.
     """
@@ -193,10 +203,11 @@ class CodeRow:
 
 @dataclass(frozen=True)
 class AttemptRow:
-    """Where one attempt of a trial ran, and how it ended (None: it runs); `reason` if it ended without a result.
+    """Where one attempt of a trial ran, and how it ended (None: it runs); `reason` if it ended
+    without a result.
 
-    `facts`: what it ran on and took; None if it has not ended, or was lost with its worker. `token` names its run directory;
-    None if it is older than that.
+    `facts`: what it ran on and took; None if it has not ended, or was lost with its worker. `token`
+    names its run directory; None if it is older than that.
     """
 
     attempt: int
@@ -210,7 +221,8 @@ class AttemptRow:
 
 @dataclass(frozen=True)
 class TimeLine:
-    """Which history of which cluster a server continues: its system identifier, and its time line (8 hex digits).
+    """Which history of which cluster a server continues: its system identifier, and its time line
+    (8 hex digits).
 
     `timeline` is None on a standby, which follows that of another server.
     """
@@ -225,24 +237,32 @@ class Reads:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # ---------------------------------------------------------------------------------------------------------- for workers
+    # ---------------------------------------------------------------------------------- for workers
 
-    def studies(self, names: Collection[str] | None = None, *, active_only: bool = False) -> list[StudyRow]:
+    def studies(
+        self, names: Collection[str] | None = None, *, active_only: bool = False
+    ) -> list[StudyRow]:
         """All studies (or those named), in the order workers serve them: by priority, then age."""
         query = (
             sa.select(
                 study,
                 optuna_studies.c.study_name,
                 is_active().label("active"),
-                sa.extract("epoch", sa.func.clock_timestamp() - study.c.launched_at).label("launched_s"),
-                sa.func.coalesce(study.c.followed_until > sa.func.clock_timestamp(), sa.false()).label("followed"),
+                sa.extract("epoch", sa.func.clock_timestamp() - study.c.launched_at).label(
+                    "launched_s"
+                ),
+                sa.func.coalesce(
+                    study.c.followed_until > sa.func.clock_timestamp(), sa.false()
+                ).label("followed"),
             )
             .join(optuna_studies, optuna_studies.c.study_id == study.c.study_id)
             .order_by(study.c.priority.desc(), study.c.created_at, study.c.study_id)
         )
         if names is not None:
             # By the name it was launched under too: a dashboard may have renamed it meanwhile.
-            query = query.where(sa.or_(optuna_studies.c.study_name.in_(list(names)), study.c.name.in_(list(names))))
+            query = query.where(
+                sa.or_(optuna_studies.c.study_name.in_(list(names)), study.c.name.in_(list(names)))
+            )
         if active_only:
             query = query.where(is_active())
         return [_study_row(r) for r in self._database.execute(query)]
@@ -253,11 +273,15 @@ class Reads:
         return StudySpec.from_json(row.spec)
 
     def news(self, study_id: int, cursor: int) -> tuple[list[TrialNews], int]:
-        """Our trials of the study created or ended after `cursor`, and the cursor for the next call.
+        """Our trials of the study created or ended after `cursor`, and the cursor for the next
+        call.
 
-        Positions are handed out in commit order under the study's lock, so that no late commit is ever behind the cursor.
+        Positions are handed out in commit order under the study's lock, so that no late commit is
+        ever behind the cursor.
         """
-        return _told(self._database.execute(_NEWS, {"study_id": study_id, "cursor": cursor}), cursor)
+        return _told(
+            self._database.execute(_NEWS, {"study_id": study_id, "cursor": cursor}), cursor
+        )
 
     def server(self) -> datetime:
         """When the server started that answers."""
@@ -266,7 +290,8 @@ class Reads:
         return started
 
     def time_line(self) -> TimeLine | None:
-        """Which history the server continues; None where it does not tell, as some that are managed by others.
+        """Which history the server continues; None where it does not tell, as some that are managed
+        by others.
 
         Raises:
             StoreUnavailableError: it does not answer.
@@ -280,24 +305,36 @@ class Reads:
         return TimeLine(row.system, row.timeline)
 
     def asked(self, study_id: int, number: int) -> TrialNews | None:
-        """One of our trials of the study with what was written down when it was asked for; None if there is none."""
+        """One of our trials of the study with what was written down when it was asked for; None if
+        there is none.
+        """
         rows = self._database.execute(_ASKED, {"study_id": study_id, "number": number})
         return _news(rows[0].told) if rows else None
 
     def news_at(self, study_id: int, position: int) -> list[TrialNews]:
-        """Our trials of the study as the news told of them up to `position`: what ended later was running then."""
+        """Our trials of the study as the news told of them up to `position`: what ended later was
+        running then.
+        """
         rows = self._database.execute(_NEWS_AT, {"study_id": study_id, "position": position})
         told = [_news(r.told) for r in rows]
         later = {news.number for news, row in zip(told, rows, strict=True) if row.seq > position}
-        return [TrialNews(n.number, "RUNNING", n.params, cell=n.cell) if n.number in later else n for n in told]
+        return [
+            TrialNews(n.number, "RUNNING", n.params, cell=n.cell) if n.number in later else n
+            for n in told
+        ]
 
     def running(self, study_id: int) -> list[TrialNews]:
         """Our unfinished trials of the study with what they have reported so far."""
         return [_news(r.told) for r in self._database.execute(_RUNNING, {"study_id": study_id})]
 
     def foreign(self, study_id: int, known: Iterable[int]) -> list[TrialNews]:
-        """Finished trials that others (plain Optuna, a dashboard) added to the study, but for the numbers already `known`."""
-        return [_news(r.told) for r in self._database.execute(_FOREIGN, {"study_id": study_id, "known": list(known)})]
+        """Finished trials that others (plain Optuna, a dashboard) added to the study, but for the
+        numbers already `known`.
+        """
+        return [
+            _news(r.told)
+            for r in self._database.execute(_FOREIGN, {"study_id": study_id, "known": list(known)})
+        ]
 
     def checkpoint_places(self, name: str | None = None) -> dict[str, set[str]]:
         """The hosts of the living workers by the place where they keep checkpoints.
@@ -306,14 +343,18 @@ class Reads:
             name: only of workers that serve the study of that name.
         """
         places: dict[str, set[str]] = {}
-        alive = sa.and_(worker.c.state == "ACTIVE", worker.c.lease_until > sa.func.clock_timestamp())
-        query = sa.select(worker.c.checkpoints, worker.c.host, worker.c.studies).where(alive, worker.c.checkpoints.is_not(None))
+        alive = sa.and_(
+            worker.c.state == "ACTIVE", worker.c.lease_until > sa.func.clock_timestamp()
+        )
+        query = sa.select(worker.c.checkpoints, worker.c.host, worker.c.studies).where(
+            alive, worker.c.checkpoints.is_not(None)
+        )
         for row in self._database.execute(query):
             if name is None or row.studies is None or name in row.studies:
                 places.setdefault(row.checkpoints, set()).add(row.host)
         return places
 
-    # ----------------------------------------------------------------------------------------------------------- for people
+    # ----------------------------------------------------------------------------------- for people
 
     def find(self, name: str | None) -> StudyRow:
         """The study of that name, or the newest one.
@@ -324,18 +365,24 @@ class Reads:
         rows = self.studies()
         if name is None:
             if not rows:
-                raise ConfigError("there is no study in this database yet; start one with: orchestrator launch experiment=…")
+                raise ConfigError(
+                    "there is no study in this database yet; start one with: orchestrator launch "
+                    "experiment=…"
+                )
             return max(rows, key=lambda r: (r.created_at, r.study_id))
         for row in rows:
             if row.name == name:
                 return row
-        raise ConfigError(f"study.name={name}: there is no such study{did_you_mean(name, [r.name for r in rows])}")
+        raise ConfigError(
+            f"study.name={name}: there is no such study{did_you_mean(name, [r.name for r in rows])}"
+        )
 
     def progress(self, row: StudyRow, *, maximize: bool, most: int | None = None) -> Progress:
         """Counts and cells of a study; the best of a cell is its largest value if `maximize`.
 
         Args:
-            most: of more cells than this only so many are read: closed ones first, then those that run trials, then the best.
+            most: of more cells than this only so many are read: closed ones first, then those that
+                run trials, then the best.
 
         Raises:
             ConfigError: the study was deleted.
@@ -350,11 +397,19 @@ class Reads:
             live = c.execute(
                 sa.select(
                     sa.func.count()
-                    .filter(trial.c.state == "RUNNING", trial.c.worker_id.is_not(None), trial.c.attempts > 0)
+                    .filter(
+                        trial.c.state == "RUNNING",
+                        trial.c.worker_id.is_not(None),
+                        trial.c.attempts > 0,
+                    )
                     .label("running"),
-                    sa.func.count().filter(trial.c.state == "RUNNING", trial.c.worker_id.is_(None)).label("waiting"),
+                    sa.func.count()
+                    .filter(trial.c.state == "RUNNING", trial.c.worker_id.is_(None))
+                    .label("waiting"),
                     sa.func.count().filter(trial.c.state == "FAIL").label("failed"),
-                    sa.func.count().filter(trial.c.holds_ticket, trial.c.ended_at >= study.c.launched_at).label("spent_since"),
+                    sa.func.count()
+                    .filter(trial.c.holds_ticket, trial.c.ended_at >= study.c.launched_at)
+                    .label("spent_since"),
                 )
                 .join(study, study.c.study_id == trial.c.study_id)
                 .where(trial.c.study_id == row.study_id)
@@ -364,20 +419,30 @@ class Reads:
                     study.c.state,
                     study.c.reason,
                     study.c.news,
-                    sa.extract("epoch", sa.func.clock_timestamp() - study.c.launched_at).label("seconds"),
-                    sa.extract("epoch", study.c.deadline_at - sa.func.clock_timestamp()).label("left"),
+                    sa.extract("epoch", sa.func.clock_timestamp() - study.c.launched_at).label(
+                        "seconds"
+                    ),
+                    sa.extract("epoch", study.c.deadline_at - sa.func.clock_timestamp()).label(
+                        "left"
+                    ),
                 )
                 .join(optuna_studies, optuna_studies.c.study_id == study.c.study_id)
                 .where(study.c.study_id == row.study_id, study.c.created_at == row.created_at)
             ).one_or_none()
             if now is None:
                 raise ConfigError(f"study {row.name} was deleted from the database")
-            n_cells = c.execute(sa.select(sa.func.count()).where(cell.c.study_id == row.study_id)).scalar_one()
+            n_cells = c.execute(
+                sa.select(sa.func.count()).where(cell.c.study_id == row.study_id)
+            ).scalar_one()
             part = most is not None and n_cells > most
             order = "DESC" if maximize else "ASC"
             first = _LOOK_FIRST.format(order=order) if part else ""
-            query = sa.text(_CELLS.format(order=order, value=_VALUE, feasible=_FEASIBLE, first=first))
-            cells = c.execute(query, {"study_id": row.study_id, "most": max(1, most or 0) if part else None}).all()
+            query = sa.text(
+                _CELLS.format(order=order, value=_VALUE, feasible=_FEASIBLE, first=first)
+            )
+            cells = c.execute(
+                query, {"study_id": row.study_id, "most": max(1, most or 0) if part else None}
+            ).all()
         return Progress(
             study=StudyRow(**{**row.__dict__, "state": now.state, "reason": now.reason}),
             total=counts.total,
@@ -396,54 +461,84 @@ class Reads:
         )
 
     def trials(
-        self, study_id: int, *, live_only: bool = False, state: str | None = None, number: int | None = None
+        self,
+        study_id: int,
+        *,
+        live_only: bool = False,
+        state: str | None = None,
+        number: int | None = None,
     ) -> list[TrialRow]:
-        """Our trials of the study by number; if asked for, only those that have not ended, those in a state, or one."""
+        """Our trials of the study by number; if asked for, only those that have not ended, those in
+        a state, or one.
+        """
         which = {"study_id": study_id, "live_only": live_only, "state": state, "number": number}
         return [_trial_row(r) for r in self._database.execute(_TRIALS, which)]
 
     def failures(self, study_id: int, *, after: int = 0) -> list[FailureRow]:
-        """The trials that failed since the study was last launched, by their position in the news, from `after` on."""
+        """The trials that failed since the study was last launched, by their position in the news,
+        from `after` on.
+        """
         rows = self._database.execute(_FAILURES, {"study_id": study_id, "after": after})
         return [FailureRow(row.number, row.seq, row.failure) for row in rows]
 
     def silently_complete(self, study_id: int) -> int:
-        """How many trials are complete, if no trial of the study has reported an intermediate value; else 0."""
+        """How many trials are complete, if no trial of the study has reported an intermediate
+        value; else 0.
+        """
         ((complete,),) = self._database.execute(_SILENTLY_COMPLETE, {"study_id": study_id})
         return int(complete)
 
     def contenders(self, study_id: int, directions: Sequence[str]) -> list[TrialRow]:
-        """The complete trials among which the best are: where there is one objective, that one trial, and none if none is."""
+        """The complete trials among which the best are: where there is one objective, that one
+        trial, and none if none is.
+        """
         if len(directions) > 1:
             return self.trials(study_id, state="COMPLETE")
-        query = sa.text(_BEST.format(order="DESC" if directions[0] == "maximize" else "ASC", value=_VALUE, feasible=_FEASIBLE))
+        query = sa.text(
+            _BEST.format(
+                order="DESC" if directions[0] == "maximize" else "ASC",
+                value=_VALUE,
+                feasible=_FEASIBLE,
+            )
+        )
         best = self._database.execute(query, {"study_id": study_id})
         return self.trials(study_id, number=best[0].number) if best else []
 
     def about(self, what: str, study_id: int, number: int, directions: Sequence[str]) -> JSONValue:
         """What an objective asks of its study, or of its own trial `number`.
 
-        ``best``: number, values and parameters of the best trial that is complete, None if none is or there are several
-        objectives; ``user_attrs`` of the study; ``started``: when the trial began, in ISO format; ``distributions`` (JSON) of
-        the parameters that it has.
+        ``best``: number, values and parameters of the best trial that is complete, None if none is
+        or there are several objectives; ``user_attrs`` of the study; ``started``: when the trial
+        began, in ISO format; ``distributions`` (JSON) of the parameters that it has.
         """
         if what == "best":
             best = self.contenders(study_id, directions) if len(directions) == 1 else []
             best = [trial for trial in best if trial.feasible and trial.values]
-            return {"number": best[0].number, "values": best[0].values, "params": best[0].params} if best else None
+            return (
+                {"number": best[0].number, "values": best[0].values, "params": best[0].params}
+                if best
+                else None
+            )
         if what == "user_attrs":
             attrs = optuna_study_user_attributes.c
-            rows = self._database.execute(sa.select(attrs.key, attrs.value_json).where(attrs.study_id == study_id))
+            rows = self._database.execute(
+                sa.select(attrs.key, attrs.value_json).where(attrs.study_id == study_id)
+            )
             return {row.key: json.loads(row.value_json) for row in rows}
         mine = sa.and_(optuna_trials.c.study_id == study_id, optuna_trials.c.number == number)
         if what == "started":
             began = [
-                row.datetime_start for row in self._database.execute(sa.select(optuna_trials.c.datetime_start).where(mine))
+                row.datetime_start
+                for row in self._database.execute(
+                    sa.select(optuna_trials.c.datetime_start).where(mine)
+                )
             ]
             return f"{began[0].isoformat()}+00:00" if began and began[0] is not None else None
         params = optuna_trial_params.c
         query = sa.select(params.param_name, params.distribution_json).where(mine)
-        query = query.join(optuna_trials, optuna_trials.c.trial_id == params.trial_id).order_by(params.param_id)
+        query = query.join(optuna_trials, optuna_trials.c.trial_id == params.trial_id).order_by(
+            params.param_id
+        )
         return {row.param_name: row.distribution_json for row in self._database.execute(query)}
 
     def attempts(self, study_id: int, number: int) -> list[AttemptRow]:
@@ -454,15 +549,25 @@ class Reads:
         """
         with self._database.transaction() as c:
             trial_id = c.execute(
-                sa.select(trial.c.trial_id).where(trial.c.study_id == study_id, trial.c.number == number)
+                sa.select(trial.c.trial_id).where(
+                    trial.c.study_id == study_id, trial.c.number == number
+                )
             ).scalar_one_or_none()
-            rows = c.execute(sa.select(attempt).where(attempt.c.trial_id == trial_id).order_by(attempt.c.attempt)).all()
+            rows = c.execute(
+                sa.select(attempt).where(attempt.c.trial_id == trial_id).order_by(attempt.c.attempt)
+            ).all()
         if trial_id is None:
-            raise ConfigError(f"trial={number}: the study has no trial of that number that this program ran")
-        return [AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome, r.reason, r.facts, r.token) for r in rows]
+            raise ConfigError(
+                f"trial={number}: the study has no trial of that number that this program ran"
+            )
+        return [
+            AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome, r.reason, r.facts, r.token)
+            for r in rows
+        ]
 
     def code(self, study_id: int) -> list[CodeRow]:
-        """What code the complete and pruned trials of the study ran, those with the lowest number first.
+        """What code the complete and pruned trials of the study ran, those with the lowest number
+        first.
 
         Trials whose facts nobody wrote down are left out.
         """
@@ -470,12 +575,18 @@ class Reads:
         return [CodeRow(r.git, r.source, tuple(r.numbers)) for r in rows]
 
     def artifacts(self, study_id: int, numbers: Collection[int]) -> dict[int, list[dict[str, Any]]]:
-        """The records of the artifacts that these trials of ours have, by number; each as Optuna's `ArtifactMeta`."""
+        """The records of the artifacts that these trials of ours have, by number; each as Optuna's
+        `ArtifactMeta`.
+        """
         attr = optuna_trial_system_attributes.c
         query = (
             sa.select(trial.c.number, attr.value_json)
             .join(trial, trial.c.optuna_trial_id == attr.trial_id)
-            .where(trial.c.study_id == study_id, trial.c.number.in_(list(numbers)), attr.key.like(ARTIFACT_KEY.format("%")))
+            .where(
+                trial.c.study_id == study_id,
+                trial.c.number.in_(list(numbers)),
+                attr.key.like(ARTIFACT_KEY.format("%")),
+            )
             .order_by(trial.c.number, attr.key)
         )
         found: dict[int, list[dict[str, Any]]] = {number: [] for number in numbers}
@@ -487,14 +598,18 @@ class Reads:
         return found
 
     def servers(self, study_ids: Collection[int]) -> dict[int, Servers]:
-        """Who of the living workers could serve each of these studies; one that has not tried yet counts as able."""
+        """Who of the living workers could serve each of these studies; one that has not tried yet
+        counts as able.
+        """
         found = {study_id: Servers() for study_id in study_ids}
         for row in self._database.execute(_SERVERS, {"study_ids": list(study_ids)}):
             known = found[row.study_id]
             if row.elsewhere:
                 found[row.study_id] = replace(known, elsewhere=known.elsewhere + row.workers)
             elif row.why is not None:
-                found[row.study_id] = replace(known, refusals=(*known.refusals, (row.why, row.workers)))
+                found[row.study_id] = replace(
+                    known, refusals=(*known.refusals, (row.why, row.workers))
+                )
             else:
                 found[row.study_id] = replace(known, able=known.able + row.workers)
         return found
@@ -511,14 +626,25 @@ class Reads:
                     slot.c.device_name,
                     slot.c.device,
                     slot.c.slot,
-                    sa.extract("epoch", sa.func.clock_timestamp() - worker.c.lease_until).label("late"),
+                    sa.extract("epoch", sa.func.clock_timestamp() - worker.c.lease_until).label(
+                        "late"
+                    ),
                 )
                 .outerjoin(slot, slot.c.worker_id == worker.c.worker_id)
                 .where(worker.c.state == "ACTIVE")
                 .order_by(worker.c.worker_id)
             ).all()
         return [
-            WorkerRow(r.worker_id, r.host, r.pid, r.doing, r.device_name, r.slot, max(0.0, float(r.late)), r.device)
+            WorkerRow(
+                r.worker_id,
+                r.host,
+                r.pid,
+                r.doing,
+                r.device_name,
+                r.slot,
+                max(0.0, float(r.late)),
+                r.device,
+            )
             for r in rows
         ]
 
@@ -551,7 +677,10 @@ def _news(told: Sequence[Any]) -> TrialNews:
     return TrialNews(
         number=number,
         state=state,
-        params=tuple(Param(name, float(internal), distribution) for name, internal, distribution in params or ()),
+        params=tuple(
+            Param(name, float(internal), distribution)
+            for name, internal, distribution in params or ()
+        ),
         values=_values(values),
         intermediate={step: _float(value, kind) for step, value, kind in intermediate or ()},
         system_attrs={key: json.loads(value) for key, value in system_attrs or ()},
@@ -569,7 +698,10 @@ def _trial_row(r: Row) -> TrialRow:
 
 def _closed_for(stored: Sequence[Sequence[Any]] | None) -> tuple[ClosedFor, ...]:
     rows = stored or ()
-    return tuple(ClosedFor(device_label(memory, name, size), memory, size or None, why) for memory, name, size, why in rows)
+    return tuple(
+        ClosedFor(device_label(memory, name, size), memory, size or None, why)
+        for memory, name, size, why in rows
+    )
 
 
 def _values(stored: Sequence[Sequence[Any]] | None) -> tuple[float, ...] | None:
@@ -582,12 +714,14 @@ def _float(value: float | None, kind: str) -> float:
     return {"INF_POS": math.inf, "INF_NEG": -math.inf}.get(kind, math.nan)
 
 
-# A trial as one row and one JSON array, so that news cost one round trip, and one call of the decoder a trial, however many
-# parameters and reports there are. What it was asked with is long, and no sampler's business; nor are user attributes.
+# A trial as one row and one JSON array, so that news cost one round trip, and one call of the
+# decoder a trial, however many parameters and reports there are. What it was asked with is long,
+# and no sampler's business; nor are user attributes.
 _ALL_TOLD = """
     json_build_array(
         t.number, t.state, c.ordinal,
-        (SELECT json_agg(json_build_array(p.param_name, p.param_value, p.distribution_json) ORDER BY p.param_id)
+        (SELECT json_agg(json_build_array(p.param_name, p.param_value,
+            p.distribution_json) ORDER BY p.param_id)
            FROM trial_params p WHERE p.trial_id = t.trial_id),
         (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
            FROM trial_values v WHERE v.trial_id = t.trial_id),
@@ -601,25 +735,30 @@ _ALL_TOLD = """
         ) END
     ) AS told
 """.replace("FAILURE_ATTR", FAILURE_ATTR.replace(":", r"\:"))
-_TOLD = _ALL_TOLD.replace("WHERE a.trial_id", f"WHERE a.key <> '{ASK_KEY}' AND a.trial_id".replace(":", r"\:"))
+_TOLD = _ALL_TOLD.replace(
+    "WHERE a.trial_id", f"WHERE a.key <> '{ASK_KEY}' AND a.trial_id".replace(":", r"\:")
+)
 _OURS = """
     FROM orchestrator.trial o
     JOIN orchestrator.cell c ON c.cell_id = o.cell_id
     JOIN trials t ON t.trial_id = o.optuna_trial_id
     WHERE o.study_id = :study_id
 """
-# Few of many rows, and not to be planned anew for each cursor: so the server does not see the parameters when it plans, takes a
-# range for small, and looks trials up one by one (OFFSET 0 keeps the join in that order).
+# Few of many rows, and not to be planned anew for each cursor: so the server does not see the
+# parameters when it plans, takes a range for small, and looks trials up one by one (OFFSET 0 keeps
+# the join in that order).
 _NEWS = Statement(
     f"""
     SELECT o.seq, {_TOLD}
     FROM orchestrator.trial o
     JOIN orchestrator.cell c ON c.cell_id = o.cell_id
     CROSS JOIN LATERAL (
-        SELECT t.trial_id, t.number, t.state FROM trials t WHERE t.trial_id = o.optuna_trial_id OFFSET 0
+        SELECT t.trial_id, t.number, t.state FROM trials t
+            WHERE t.trial_id = o.optuna_trial_id OFFSET 0
     ) AS t
     WHERE o.study_id = (SELECT CAST(:study_id AS int))
-        AND o.seq > (SELECT CAST(:cursor AS bigint)) AND o.seq < (SELECT CAST(9223372036854775807 AS bigint))
+        AND o.seq > (SELECT CAST(:cursor AS bigint))
+            AND o.seq < (SELECT CAST(9223372036854775807 AS bigint))
     ORDER BY o.seq
     """
 )
@@ -627,19 +766,24 @@ _SERVER = Statement("SELECT pg_postmaster_start_time() AS server")
 _TIME_LINE = Statement(
     """
     SELECT s.system_identifier AS system,
-        CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8) END AS timeline
+        CASE WHEN NOT pg_is_in_recovery()
+            THEN substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8) END AS timeline
     FROM pg_control_system() AS s
     """
 )
-# A trial without `created_seq` is older than the column, and so than any position that was written down.
-_NEWS_AT = sa.text(f"SELECT o.seq, {_TOLD} {_OURS} AND coalesce(o.created_seq, 0) <= :position ORDER BY t.number")
+# A trial without `created_seq` is older than the column, and so than any position that was written
+# down.
+_NEWS_AT = sa.text(
+    f"SELECT o.seq, {_TOLD} {_OURS} AND coalesce(o.created_seq, 0) <= :position ORDER BY t.number"
+)
 _ASKED = sa.text(f"SELECT {_ALL_TOLD} {_OURS} AND o.number = :number")
 _RUNNING = sa.text(f"SELECT {_TOLD} {_OURS} AND o.state = 'RUNNING' ORDER BY t.number")
 _FOREIGN = sa.text(
     f"""
     SELECT {_TOLD}
     FROM trials t LEFT JOIN orchestrator.cell c ON false
-    WHERE t.study_id = :study_id AND t.state IN ('COMPLETE', 'PRUNED', 'FAIL') AND t.number <> ALL(CAST(:known AS int[]))
+    WHERE t.study_id = :study_id AND t.state IN ('COMPLETE', 'PRUNED', 'FAIL')
+        AND t.number <> ALL(CAST(:known AS int[]))
       AND NOT EXISTS (SELECT FROM orchestrator.trial o WHERE o.optuna_trial_id = t.trial_id)
     ORDER BY t.number
     """
@@ -647,16 +791,19 @@ _FOREIGN = sa.text(
 # A worker that waits for a device cannot serve it either, and says so as what it does.
 _SERVERS = sa.text(
     """
-    SELECT s.study_id, w.elsewhere, CASE WHEN NOT w.elsewhere THEN w.why END AS why, count(*) AS workers
+    SELECT s.study_id, w.elsewhere, CASE WHEN NOT w.elsewhere
+        THEN w.why END AS why, count(*) AS workers
     FROM orchestrator.study s
     JOIN studies o ON o.study_id = s.study_id
     CROSS JOIN LATERAL (
         SELECT
             w.studies IS NOT NULL AND NOT EXISTS (
-                SELECT FROM json_array_elements_text(w.studies) AS n(name) WHERE n.name IN (s.name, o.study_name)
+                SELECT FROM json_array_elements_text(w.studies) AS n(name)
+                    WHERE n.name IN (s.name, o.study_name)
             ) AS elsewhere,
             CASE
-                WHEN w.refusals #>> ARRAY[CAST(s.study_id AS text), 'revision'] = CAST(s.revision AS text)
+                WHEN w.refusals #>> ARRAY[CAST(s.study_id AS text),
+                    'revision'] = CAST(s.revision AS text)
                     THEN w.refusals #>> ARRAY[CAST(s.study_id AS text), 'why']
                 WHEN w.doing LIKE 'waiting for a device%' THEN w.doing
             END AS why
@@ -668,19 +815,23 @@ _SERVERS = sa.text(
     ORDER BY workers DESC, why
     """
 )
-# By the hash of the sources where there is one: many commits change nothing that the objective runs.
+# By the hash of the sources where there is one: many commits change nothing that the objective
+# runs.
 _CODE = sa.text(
     """
-    SELECT (array_agg(f.git ORDER BY f.number DESC))[1] AS git, (array_agg(f.source ORDER BY f.number DESC))[1] AS source,
+    SELECT (array_agg(f.git ORDER BY f.number DESC))[1] AS git,
+        (array_agg(f.source ORDER BY f.number DESC))[1] AS source,
         array_agg(f.number ORDER BY f.number) AS numbers
     FROM (
-        SELECT t.number, nullif(a.facts -> 'git', 'null') AS git, nullif(a.facts -> 'source', 'null') AS source
+        SELECT t.number, nullif(a.facts -> 'git', 'null') AS git,
+            nullif(a.facts -> 'source', 'null') AS source
         FROM orchestrator.trial t
         JOIN orchestrator.attempt a ON a.trial_id = t.trial_id AND a.attempt = t.attempts
         WHERE t.study_id = :study_id AND t.state IN ('COMPLETE', 'PRUNED') AND a.facts IS NOT NULL
         OFFSET 0
     ) AS f
-    GROUP BY coalesce(f.source ->> 'hash', (f.git ->> 'commit') || coalesce(f.git ->> 'diff', f.git ->> 'dirty', ''))
+    GROUP BY coalesce(f.source ->> 'hash',
+        (f.git ->> 'commit') || coalesce(f.git ->> 'diff', f.git ->> 'dirty', ''))
     ORDER BY min(f.number)
     """
 )
@@ -690,13 +841,15 @@ _FEASIBLE = """
 """
 _TRIALS = sa.text(
     f"""
-    SELECT o.number, o.state, c.ordinal AS cell, o.values AS params, o.attempts, o.failure, o.worker_id,
+    SELECT o.number, o.state, c.ordinal AS cell, o.values AS params, o.attempts, o.failure,
+        o.worker_id,
         extract(epoch FROM coalesce(o.ended_at, clock_timestamp()) - o.claimed_at) AS seconds,
         (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
            FROM trial_values v WHERE v.trial_id = o.optuna_trial_id) AS values,
         {_FEASIBLE} AS feasible
     FROM orchestrator.trial o JOIN orchestrator.cell c ON c.cell_id = o.cell_id
-    WHERE o.study_id = :study_id AND o.number IS NOT NULL AND (NOT :live_only OR o.state IN ('CLAIMED', 'RUNNING'))
+    WHERE o.study_id = :study_id AND o.number IS NOT NULL
+        AND (NOT :live_only OR o.state IN ('CLAIMED', 'RUNNING'))
         AND o.state = coalesce(:state, o.state) AND o.number = coalesce(:number, o.number)
     ORDER BY o.number
     """
@@ -705,7 +858,8 @@ _FAILURES = sa.text(
     """
     SELECT o.number, o.seq, coalesce(o.failure, 'unknown') AS failure
     FROM orchestrator.trial o JOIN orchestrator.study s ON s.study_id = o.study_id
-    WHERE o.study_id = :study_id AND o.state = 'FAIL' AND o.seq > :after AND o.ended_at >= s.launched_at
+    WHERE o.study_id = :study_id AND o.state = 'FAIL' AND o.seq > :after
+        AND o.ended_at >= s.launched_at
     ORDER BY o.seq
     """
 )
@@ -713,7 +867,8 @@ _SILENTLY_COMPLETE = sa.text(
     """
     SELECT count(*) FROM orchestrator.trial o
     WHERE o.study_id = :study_id AND o.state = 'COMPLETE' AND NOT EXISTS (
-        SELECT FROM trials t JOIN trial_intermediate_values i ON i.trial_id = t.trial_id WHERE t.study_id = :study_id
+        SELECT FROM trials t JOIN trial_intermediate_values i ON i.trial_id = t.trial_id
+            WHERE t.study_id = :study_id
     )
     """
 )
@@ -721,7 +876,8 @@ _VALUE = """
     CASE v.value_type WHEN 'INF_POS' THEN CAST('Infinity' AS float8) WHEN 'INF_NEG' THEN CAST('-Infinity' AS float8)
         ELSE v.value END
 """
-# Sorted first (OFFSET 0 keeps it apart), so that constraints are looked up from the best trial on and seldom further.
+# Sorted first (OFFSET 0 keeps it apart), so that constraints are looked up from the best trial on
+# and seldom further.
 _BEST = """
     SELECT o.number
     FROM (
@@ -736,22 +892,30 @@ _BEST = """
     LIMIT 1
 """
 _CELLS = """
-    SELECT c.ordinal, c.values, c.state, c.reason, c.bound + coalesce(e.extra, 0) AS bound, c.completed, c.failed,
+    SELECT c.ordinal, c.values, c.state, c.reason, c.bound + coalesce(e.extra, 0) AS bound,
+        c.completed, c.failed,
         c.pruned + coalesce(s.waited, 0) AS pruned, c.completed + c.pruned AS spent,
         coalesce(s.running, 0) AS running, s.best, s.best_trial,
-        first_value(s.best) OVER best AS best_of_all, first_value(s.best_trial) OVER best AS trial_of_all,
-        (SELECT json_agg(json_build_array(h.memory, h.device_name, h.bytes, h.reason) ORDER BY h.closed_at, h.bytes)
+        first_value(s.best) OVER best AS best_of_all,
+            first_value(s.best_trial) OVER best AS trial_of_all,
+        (SELECT json_agg(json_build_array(h.memory, h.device_name, h.bytes,
+            h.reason) ORDER BY h.closed_at, h.bytes)
            FROM orchestrator.shortage h WHERE h.cell_id = c.cell_id AND h.closed) AS closed_for
     FROM orchestrator.cell c
     LEFT JOIN (
         SELECT o.cell_id,
-            count(*) FILTER (WHERE o.state = 'PRUNED' AND NOT o.holds_ticket AND o.failure IS NULL) AS waited,
-            count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL AND o.attempts > 0) AS running,
-            (array_agg({value} ORDER BY {value} {order}, o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best,
-            (array_agg(o.number ORDER BY {value} {order}, o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best_trial
+            count(*) FILTER (WHERE o.state = 'PRUNED' AND NOT o.holds_ticket
+                AND o.failure IS NULL) AS waited,
+            count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL
+                AND o.attempts > 0) AS running,
+            (array_agg({value} ORDER BY {value} {order},
+                o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best,
+            (array_agg(o.number ORDER BY {value} {order},
+                o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best_trial
         FROM orchestrator.trial o
         LEFT JOIN trial_values v
-            ON v.trial_id = o.optuna_trial_id AND v.objective = 0 AND o.state = 'COMPLETE' AND {feasible}
+            ON v.trial_id = o.optuna_trial_id AND v.objective = 0 AND o.state = 'COMPLETE'
+                AND {feasible}
         WHERE o.study_id = :study_id
         GROUP BY o.cell_id
     ) s ON s.cell_id = c.cell_id

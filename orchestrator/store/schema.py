@@ -1,7 +1,8 @@
 """Our tables, and the part of Optuna's that we write.
 
-The unique indexes are the promises: one row a (cell, share), at most one trial that holds a ticket, numbers distinct.
-No foreign key leads from ours into Optuna's tables, so that a dashboard may delete a study without asking us.
+The unique indexes are the promises: one row a (cell, share), at most one trial that holds a ticket,
+numbers distinct. No foreign key leads from ours into Optuna's tables, so that a dashboard may
+delete a study without asking us.
 """
 
 from __future__ import annotations
@@ -19,20 +20,48 @@ _now = sa.text("clock_timestamp()")
 study = sa.Table(
     "study",
     metadata,
-    sa.Column("study_id", sa.Integer, primary_key=True, autoincrement=False, comment="Optuna's studies.study_id"),
+    sa.Column(
+        "study_id",
+        sa.Integer,
+        primary_key=True,
+        autoincrement=False,
+        comment="Optuna's studies.study_id",
+    ),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("revision", sa.Integer, nullable=False, server_default="1"),
     sa.Column("spec", sa.JSON, nullable=False, comment="StudySpec.to_json()"),
     sa.Column("spec_hash", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False, server_default="ACTIVE", comment="ACTIVE | PAUSED | STOPPING | FINISHED"),
+    sa.Column(
+        "state",
+        sa.Text,
+        nullable=False,
+        server_default="ACTIVE",
+        comment="ACTIVE | PAUSED | STOPPING | FINISHED",
+    ),
     sa.Column("reason", sa.Text, comment="why it is not ACTIVE"),
-    sa.Column("halt", sa.Boolean, nullable=False, server_default=sa.false(), comment="give running trials back at once"),
+    sa.Column(
+        "halt",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="give running trials back at once",
+    ),
     sa.Column("priority", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("news", sa.BigInteger, nullable=False, server_default="0", comment="last trial.seq handed out"),
+    sa.Column(
+        "news",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="last trial.seq handed out",
+    ),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("launched_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("deadline_at", sa.DateTime(timezone=True)),
-    sa.Column("followed_until", sa.DateTime(timezone=True), comment="a launch follows it, and will have said so again by then"),
+    sa.Column(
+        "followed_until",
+        sa.DateTime(timezone=True),
+        comment="a launch follows it, and will have said so again by then",
+    ),
     sa.CheckConstraint("state IN ('ACTIVE', 'PAUSED', 'STOPPING', 'FINISHED')", name="study_state"),
 )
 
@@ -45,14 +74,22 @@ cell = sa.Table(
     sa.Column("values", sa.JSON, nullable=False, comment="true value by axis path"),
     sa.Column("state", sa.Text, nullable=False, server_default="OPEN", comment="OPEN | CLOSED"),
     sa.Column("reason", sa.Text, comment="why it is CLOSED"),
-    sa.Column("bound", sa.Integer, nullable=False, server_default="0", comment="tickets that name this cell"),
+    sa.Column(
+        "bound",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="tickets that name this cell",
+    ),
     sa.Column("completed", sa.Integer, nullable=False, server_default="0"),
     sa.Column("pruned", sa.Integer, nullable=False, server_default="0"),
     sa.Column("failed", sa.Integer, nullable=False, server_default="0"),
     sa.Column("failures_in_a_row", sa.Integer, nullable=False, server_default="0"),
     sa.CheckConstraint("state IN ('OPEN', 'CLOSED')", name="cell_state"),
     sa.UniqueConstraint("study_id", "ordinal", name="cell_ordinal"),
-    sa.Index("cell_by_bound", "study_id", "bound", "ordinal", postgresql_where=sa.text("state = 'OPEN'")),
+    sa.Index(
+        "cell_by_bound", "study_id", "bound", "ordinal", postgresql_where=sa.text("state = 'OPEN'")
+    ),
 )
 
 ticket = sa.Table(
@@ -60,30 +97,78 @@ ticket = sa.Table(
     metadata,
     sa.Column("ticket_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
     sa.Column("study_id", sa.ForeignKey(study.c.study_id, ondelete="CASCADE"), nullable=False),
-    sa.Column("ordinal", sa.Integer, nullable=False, comment="place in the claim order; part of the trial's seed"),
-    sa.Column("cell_id", sa.ForeignKey(cell.c.cell_id, ondelete="CASCADE"), comment="null: allocation binds it when claimed"),
-    sa.Column("share", sa.Integer, comment="k-th guaranteed trial of its cell; null: not part of a guarantee"),
-    sa.Column("state", sa.Text, nullable=False, server_default="OPEN", comment="OPEN | LIVE | SPENT | VOID"),
+    sa.Column(
+        "ordinal",
+        sa.Integer,
+        nullable=False,
+        comment="place in the claim order; part of the trial's seed",
+    ),
+    sa.Column(
+        "cell_id",
+        sa.ForeignKey(cell.c.cell_id, ondelete="CASCADE"),
+        comment="null: allocation binds it when claimed",
+    ),
+    sa.Column(
+        "share",
+        sa.Integer,
+        comment="k-th guaranteed trial of its cell; null: not part of a guarantee",
+    ),
+    sa.Column(
+        "state",
+        sa.Text,
+        nullable=False,
+        server_default="OPEN",
+        comment="OPEN | LIVE | SPENT | VOID",
+    ),
     sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("extra", sa.Boolean, nullable=False, server_default=sa.false(), comment="by hand, on top of budget.trials"),
-    sa.Column("fixed", sa.JSON(none_as_null=True), comment="true value by path of what its next trial does not ask for"),
-    sa.Column("retried_from", sa.Integer, comment="number of the failed trial that its next one repeats"),
+    sa.Column(
+        "extra",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="by hand, on top of budget.trials",
+    ),
+    sa.Column(
+        "fixed",
+        sa.JSON(none_as_null=True),
+        comment="true value by path of what its next trial does not ask for",
+    ),
+    sa.Column(
+        "retried_from", sa.Integer, comment="number of the failed trial that its next one repeats"
+    ),
     sa.CheckConstraint("state IN ('OPEN', 'LIVE', 'SPENT', 'VOID')", name="ticket_state"),
     sa.CheckConstraint("share IS NULL OR cell_id IS NOT NULL", name="ticket_share_has_cell"),
-    sa.CheckConstraint("NOT extra OR (share IS NULL AND cell_id IS NOT NULL)", name="ticket_extra_has_cell"),
+    sa.CheckConstraint(
+        "NOT extra OR (share IS NULL AND cell_id IS NOT NULL)", name="ticket_extra_has_cell"
+    ),
     sa.UniqueConstraint("study_id", "ordinal", name="ticket_ordinal"),
     sa.UniqueConstraint("cell_id", "share", name="ticket_share"),
-    sa.Index("ticket_share_open", "study_id", "ordinal", postgresql_where=sa.text("state = 'OPEN' AND share IS NOT NULL")),
     sa.Index(
-        "ticket_rest_open", "study_id", "ordinal", postgresql_where=sa.text("state = 'OPEN' AND share IS NULL AND NOT extra")
+        "ticket_share_open",
+        "study_id",
+        "ordinal",
+        postgresql_where=sa.text("state = 'OPEN' AND share IS NOT NULL"),
     ),
-    sa.Index("ticket_extra_open", "study_id", "ordinal", postgresql_where=sa.text("state = 'OPEN' AND extra")),
+    sa.Index(
+        "ticket_rest_open",
+        "study_id",
+        "ordinal",
+        postgresql_where=sa.text("state = 'OPEN' AND share IS NULL AND NOT extra"),
+    ),
+    sa.Index(
+        "ticket_extra_open",
+        "study_id",
+        "ordinal",
+        postgresql_where=sa.text("state = 'OPEN' AND extra"),
+    ),
     sa.Index(
         "ticket_share_unspent",
         "study_id",
         postgresql_where=sa.text("share IS NOT NULL AND state IN ('OPEN', 'LIVE')"),
     ),
-    sa.Index("ticket_unspent", "study_id", "state", postgresql_where=sa.text("state IN ('OPEN', 'LIVE')")),
+    sa.Index(
+        "ticket_unspent", "study_id", "state", postgresql_where=sa.text("state IN ('OPEN', 'LIVE')")
+    ),
 )
 
 UNSPENT = ("OPEN", "LIVE")
@@ -95,22 +180,55 @@ worker = sa.Table(
     sa.Column("worker_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
     sa.Column("token", sa.BigInteger, nullable=False),
     sa.Column("host", sa.Text, nullable=False, comment="host name, for people"),
-    sa.Column("process_scope", sa.Text, nullable=False, comment="boot and PID namespace in which pid is meant"),
+    sa.Column(
+        "process_scope",
+        sa.Text,
+        nullable=False,
+        comment="boot and PID namespace in which pid is meant",
+    ),
     sa.Column("pid", sa.Integer, nullable=False),
-    sa.Column("pid_started", sa.BigInteger, nullable=False, comment="ticks since boot, so that a reused pid is told apart"),
+    sa.Column(
+        "pid_started",
+        sa.BigInteger,
+        nullable=False,
+        comment="ticks since boot, so that a reused pid is told apart",
+    ),
     sa.Column("ttl_s", sa.Double, nullable=False),
     sa.Column("state", sa.Text, nullable=False, server_default="ACTIVE", comment="ACTIVE | GONE"),
     sa.Column("reason", sa.Text, comment="why it is GONE"),
-    sa.Column("doing", sa.Text, nullable=False, server_default="starting", comment="what it does, for people"),
-    sa.Column("checkpoints", sa.Text, comment="the place where it keeps checkpoints; the same for all that share it"),
-    sa.Column("studies", sa.JSON(none_as_null=True), comment="names of the only studies it serves; null: all"),
-    sa.Column("refusals", JSONB(none_as_null=True), comment="by study_id: a revision that it cannot serve, and why"),
-    sa.Column("holds", sa.ARRAY(sa.BigInteger), comment="tokens of the trials that it says it holds; null: not said"),
+    sa.Column(
+        "doing",
+        sa.Text,
+        nullable=False,
+        server_default="starting",
+        comment="what it does, for people",
+    ),
+    sa.Column(
+        "checkpoints",
+        sa.Text,
+        comment="the place where it keeps checkpoints; the same for all that share it",
+    ),
+    sa.Column(
+        "studies",
+        sa.JSON(none_as_null=True),
+        comment="names of the only studies it serves; null: all",
+    ),
+    sa.Column(
+        "refusals",
+        JSONB(none_as_null=True),
+        comment="by study_id: a revision that it cannot serve, and why",
+    ),
+    sa.Column(
+        "holds",
+        sa.ARRAY(sa.BigInteger),
+        comment="tokens of the trials that it says it holds; null: not said",
+    ),
     sa.Column("lease_until", sa.DateTime(timezone=True), nullable=False),
     sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("ended_at", sa.DateTime(timezone=True)),
     sa.CheckConstraint("state IN ('ACTIVE', 'GONE')", name="worker_state"),
-    # Not by lease_until: a renewal then changes no index, so that thousands of workers leave few dead rows.
+    # Not by lease_until: a renewal then changes no index, so that thousands of workers leave few
+    # dead rows.
     sa.Index("worker_active", "process_scope", postgresql_where=sa.text("state = 'ACTIVE'")),
 )
 
@@ -122,11 +240,23 @@ slot = sa.Table(
     sa.Column("slot", sa.Integer, primary_key=True),
     sa.Column("worker_id", sa.ForeignKey(worker.c.worker_id, ondelete="CASCADE"), nullable=False),
     sa.Column("device_name", sa.Text, nullable=False),
-    sa.Column("gpu_bytes", sa.BigInteger, comment="its share of the GPU's memory, 0: not known; null: the CPU"),
-    sa.Column("host_bytes", sa.BigInteger, nullable=False, server_default="0", comment="RAM of its host, 0: not known"),
+    sa.Column(
+        "gpu_bytes",
+        sa.BigInteger,
+        comment="its share of the GPU's memory, 0: not known; null: the CPU",
+    ),
+    sa.Column(
+        "host_bytes",
+        sa.BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="RAM of its host, 0: not known",
+    ),
     sa.UniqueConstraint("worker_id", name="slot_one_a_worker"),
 )
-"""A held device slot. Its lease is its worker's: renewed with it, freed when the worker deregisters or is evicted."""
+"""A held device slot. Its lease is its worker's: renewed with it, freed when the worker deregisters
+or is evicted.
+"""
 
 trial = sa.Table(
     "trial",
@@ -136,38 +266,87 @@ trial = sa.Table(
     sa.Column("ticket_id", sa.ForeignKey(ticket.c.ticket_id, ondelete="CASCADE"), nullable=False),
     sa.Column("cell_id", sa.ForeignKey(cell.c.cell_id, ondelete="CASCADE"), nullable=False),
     sa.Column(
-        "state", sa.Text, nullable=False, server_default="CLAIMED", comment="CLAIMED | RUNNING | COMPLETE | PRUNED | FAIL"
+        "state",
+        sa.Text,
+        nullable=False,
+        server_default="CLAIMED",
+        comment="CLAIMED | RUNNING | COMPLETE | PRUNED | FAIL",
     ),
     sa.Column(
-        "holds_ticket", sa.Boolean, nullable=False, server_default=sa.true(), comment="false once the ticket was reopened"
+        "holds_ticket",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.true(),
+        comment="false once the ticket was reopened",
     ),
     sa.Column("number", sa.Integer, comment="Optuna's trial number"),
     sa.Column("optuna_trial_id", sa.Integer),
-    sa.Column("seq", sa.BigInteger, comment="position in the study's news, grows with each change readers must see"),
+    sa.Column(
+        "seq",
+        sa.BigInteger,
+        comment="position in the study's news, grows with each change readers must see",
+    ),
     sa.Column("created_seq", sa.BigInteger, comment="its first position in the news"),
     sa.Column("values", sa.JSON, comment="true value by parameter path"),
     sa.Column("worker_id", sa.ForeignKey(worker.c.worker_id), comment="null: nobody runs it"),
     sa.Column(
-        "token", sa.BigInteger, nullable=False, comment="of the last lease; kept when it lapses, replaced by the next claim"
+        "token",
+        sa.BigInteger,
+        nullable=False,
+        comment="of the last lease; kept when it lapses, replaced by the next claim",
     ),
-    sa.Column("attempts", sa.Integer, nullable=False, server_default="0", comment="times a child was started"),
-    sa.Column("lost", sa.Integer, nullable=False, server_default="0", comment="attempts whose worker fell silent"),
-    sa.Column("retries", sa.Integer, nullable=False, server_default="0", comment="attempts that failed and were run again"),
-    sa.Column("retried_from", sa.Integer, comment="number of the failed trial that this one repeats"),
+    sa.Column(
+        "attempts",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="times a child was started",
+    ),
+    sa.Column(
+        "lost",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="attempts whose worker fell silent",
+    ),
+    sa.Column(
+        "retries",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="attempts that failed and were run again",
+    ),
+    sa.Column(
+        "retried_from", sa.Integer, comment="number of the failed trial that this one repeats"
+    ),
     sa.Column("failure", sa.Text, comment="why it is FAIL"),
     sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("ended_at", sa.DateTime(timezone=True)),
-    sa.CheckConstraint("state IN ('CLAIMED', 'RUNNING', 'COMPLETE', 'PRUNED', 'FAIL')", name="trial_state"),
-    sa.CheckConstraint("state = 'CLAIMED' OR (number IS NOT NULL AND optuna_trial_id IS NOT NULL)", name="trial_has_number"),
+    sa.CheckConstraint(
+        "state IN ('CLAIMED', 'RUNNING', 'COMPLETE', 'PRUNED', 'FAIL')", name="trial_state"
+    ),
+    sa.CheckConstraint(
+        "state = 'CLAIMED' OR (number IS NOT NULL AND optuna_trial_id IS NOT NULL)",
+        name="trial_has_number",
+    ),
     sa.UniqueConstraint("study_id", "number", name="trial_number"),
     sa.UniqueConstraint("optuna_trial_id", name="trial_optuna"),
-    sa.Index("trial_one_a_ticket", "ticket_id", unique=True, postgresql_where=sa.text("holds_ticket")),
+    sa.Index(
+        "trial_one_a_ticket", "ticket_id", unique=True, postgresql_where=sa.text("holds_ticket")
+    ),
     sa.Index("trial_by_ticket", "ticket_id"),
     sa.Index("trial_by_cell", "cell_id"),
     sa.Index("trial_news", "study_id", "seq"),
     sa.Index("trial_created", "study_id", "created_seq"),
-    sa.Index("trial_live", "study_id", "trial_id", postgresql_where=sa.text("state IN ('CLAIMED', 'RUNNING')")),
-    sa.Index("trial_by_worker", "worker_id", postgresql_where=sa.text("state IN ('CLAIMED', 'RUNNING')")),
+    sa.Index(
+        "trial_live",
+        "study_id",
+        "trial_id",
+        postgresql_where=sa.text("state IN ('CLAIMED', 'RUNNING')"),
+    ),
+    sa.Index(
+        "trial_by_worker", "worker_id", postgresql_where=sa.text("state IN ('CLAIMED', 'RUNNING')")
+    ),
 )
 
 attempt = sa.Table(
@@ -177,29 +356,63 @@ attempt = sa.Table(
     sa.Column("attempt", sa.Integer, primary_key=True),
     sa.Column("worker_id", sa.ForeignKey(worker.c.worker_id), nullable=False),
     sa.Column("host", sa.Text, nullable=False),
-    sa.Column("runs_dir", sa.Text, nullable=False, comment="root of the run directories on that host"),
+    sa.Column(
+        "runs_dir", sa.Text, nullable=False, comment="root of the run directories on that host"
+    ),
     sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("ended_at", sa.DateTime(timezone=True)),
-    sa.Column("outcome", sa.Text, comment="completed | pruned | failed | interrupted | lost | retried"),
+    sa.Column(
+        "outcome", sa.Text, comment="completed | pruned | failed | interrupted | lost | retried"
+    ),
     sa.Column("reason", sa.Text, comment="why it was interrupted, lost or retried"),
     sa.Column("device_name", sa.Text, comment="of the slot it ran on, as are the next two"),
     sa.Column("gpu_bytes", sa.BigInteger),
     sa.Column("host_bytes", sa.BigInteger, nullable=False, server_default="0"),
-    sa.Column("peak_bytes", sa.BigInteger, comment="most memory that it held, of one that ran out of it"),
-    sa.Column("facts", JSONB(none_as_null=True), comment="the code, machine and device it ran on, and what it took"),
-    sa.Column("token", sa.BigInteger, comment="of the claim under which it began; null: older than this column"),
+    sa.Column(
+        "peak_bytes", sa.BigInteger, comment="most memory that it held, of one that ran out of it"
+    ),
+    sa.Column(
+        "facts",
+        JSONB(none_as_null=True),
+        comment="the code, machine and device it ran on, and what it took",
+    ),
+    sa.Column(
+        "token",
+        sa.BigInteger,
+        comment="of the claim under which it began; null: older than this column",
+    ),
 )
 
 shortage = sa.Table(
     "shortage",
     metadata,
     sa.Column("cell_id", sa.ForeignKey(cell.c.cell_id, ondelete="CASCADE"), primary_key=True),
-    sa.Column("memory", sa.Text, primary_key=True, comment="gpu | cpu: RAM, on the CPU | host: RAM, on a GPU"),
-    sa.Column("device_name", sa.Text, primary_key=True),
-    sa.Column("bytes", sa.BigInteger, primary_key=True, comment="how much there is of that memory, 0: not known"),
-    sa.Column("in_a_row", sa.Integer, nullable=False, server_default="0", comment="trials of the cell that ran out of it"),
     sa.Column(
-        "closed", sa.Boolean, nullable=False, server_default=sa.false(), comment="no such device gets a trial of the cell"
+        "memory",
+        sa.Text,
+        primary_key=True,
+        comment="gpu | cpu: RAM, on the CPU | host: RAM, on a GPU",
+    ),
+    sa.Column("device_name", sa.Text, primary_key=True),
+    sa.Column(
+        "bytes",
+        sa.BigInteger,
+        primary_key=True,
+        comment="how much there is of that memory, 0: not known",
+    ),
+    sa.Column(
+        "in_a_row",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="trials of the cell that ran out of it",
+    ),
+    sa.Column(
+        "closed",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="no such device gets a trial of the cell",
     ),
     sa.Column("reason", sa.Text, comment="why it is closed"),
     sa.Column("trial_id", sa.BigInteger, comment="the trial that closed it"),
@@ -207,7 +420,9 @@ shortage = sa.Table(
     sa.CheckConstraint("memory IN ('gpu', 'cpu', 'host')", name="shortage_memory"),
     sa.CheckConstraint("closed = (reason IS NOT NULL)", name="shortage_has_reason"),
 )
-"""A cell that ran out of memory on a device type, which is the name of the device and how much memory it has."""
+"""A cell that ran out of memory on a device type, which is the name of the device and how much
+memory it has.
+"""
 
 event = sa.Table(
     "event",
@@ -230,10 +445,12 @@ def is_active() -> sa.ColumnElement[bool]:
     return sa.and_(study.c.state == "ACTIVE", in_time)
 
 
-# ------------------------------------------------------------------------------------------------------------ Optuna's tables
+# ---------------------------------------------------------------------------------- Optuna's tables
 
 optuna_metadata = sa.MetaData()
-trial_state = ENUM("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING", name="trialstate", create_type=False)
+trial_state = ENUM(
+    "RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING", name="trialstate", create_type=False
+)
 study_direction = ENUM("NOT_SET", "MINIMIZE", "MAXIMIZE", name="studydirection", create_type=False)
 
 optuna_studies = sa.Table(

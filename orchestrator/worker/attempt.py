@@ -1,4 +1,6 @@
-"""One attempt of one trial, from its checkpoint directory to the outcome of its child. Read `Attempts.run`."""
+"""One attempt of one trial, from its checkpoint directory to the outcome of its child. Read
+`Attempts.run`.
+"""
 
 from __future__ import annotations
 
@@ -66,15 +68,24 @@ class Attempts:
         self._artifacts = artifacts
 
     @contextmanager
-    def checkpoints(self, served: Served, claim: Claim, earlier: Sequence[AttemptRow]) -> Iterator[Kept]:
-        """This attempt's checkpoint directory, filled from the one before; the trial is given back if it cannot be made."""
+    def checkpoints(
+        self, served: Served, claim: Claim, earlier: Sequence[AttemptRow]
+    ) -> Iterator[Kept]:
+        """This attempt's checkpoint directory, filled from the one before; the trial is given back
+        if it cannot be made.
+        """
         folder, resume = served.row.folder, bool(served.spec.runner.get("resume", True))
         number = claim.number
         assert number is not None
-        tokens = {attempt.attempt: attempt.token for attempt in earlier} | {claim.attempt: claim.token}
+        tokens = {attempt.attempt: attempt.token for attempt in earlier} | {
+            claim.attempt: claim.token
+        }
         try:
             kept = self._contact.meanwhile(
-                lambda: self._checkpoints.begin(folder, number, claim.attempt, resume=resume, tokens=tokens), hurry=abandon
+                lambda: self._checkpoints.begin(
+                    folder, number, claim.attempt, resume=resume, tokens=tokens
+                ),
+                hurry=abandon,
             )
         except CheckpointError:
             self._release(claim, "cannot keep its checkpoints")
@@ -84,7 +95,9 @@ class Attempts:
 
     def _release(self, claim: Claim, what: str) -> None:
         """Gives the trial back: this host cannot run it."""
-        self._contact.insist(lambda: self._store.ledger.release(claim, f"{self._place.host} {what}"))
+        self._contact.insist(
+            lambda: self._store.ledger.release(claim, f"{self._place.host} {what}")
+        )
 
     def job(self, served: Served, claim: Claim, kept: Kept) -> Job:
         """What the child needs to run the attempt."""
@@ -111,7 +124,9 @@ class Attempts:
         )
 
     def run(self, served: Served, claim: Claim, job: Job) -> tuple[Outcome, Unwritten]:
-        """Runs the child to its end; returns its outcome with what it reported and is not written yet."""
+        """Runs the child to its end; returns its outcome with what it reported and is not written
+        yet.
+        """
         unwritten = Unwritten(sent=self._reported(served.row, claim))
         suggesting = Suggesting(self._store, self._contact, served, claim, unwritten)
         self._contact.halted_at = None  # that was the trial before
@@ -129,7 +144,10 @@ class Attempts:
         self._contact.running = claim
         try:
             while running.outcome is None:
-                last = self._settings.max_trials is not None and self._delivery.ended + 1 >= self._settings.max_trials
+                last = (
+                    self._settings.max_trials is not None
+                    and self._delivery.ended + 1 >= self._settings.max_trials
+                )
                 prepare_in_s = self._claiming.prepare(claim, time.monotonic() - since, last=last)
                 for message in running.poll(self._contact.until_beat(min(1.0, prepare_in_s))):
                     crash_step("mid-run")
@@ -138,7 +156,11 @@ class Attempts:
                     if isinstance(message, PruneAsked):
                         running.answer_prune(self._should_prune(served, claim, unwritten.curve))
                 suggesting.serve(running)
-                if unwritten.anything and time.monotonic() >= next_flush and running.outcome is None:
+                if (
+                    unwritten.anything
+                    and time.monotonic() >= next_flush
+                    and running.outcome is None
+                ):
                     self._delivery.flush(claim, unwritten)
                     next_flush = time.monotonic() + REPORTS_EVERY_S
                 self._contact.beat()
@@ -162,30 +184,41 @@ class Attempts:
         return self._device.verdict(running.outcome, job.run_dir), unwritten
 
     def _confirm(self, claim: Claim) -> None:
-        """Sees to it that the database knows of the attempt that runs: it may have lost that it began.
+        """Sees to it that the database knows of the attempt that runs: it may have lost that it
+        began.
 
         Raises:
             LeaseLostError: it has lost the trial, or this worker's claim to it.
         """
         try:
-            begun = claim.attempt == 1 and self._store.ledger.start(claim, self._contact.lease, self._place)
+            begun = claim.attempt == 1 and self._store.ledger.start(
+                claim, self._contact.lease, self._place
+            )
         except StoreUnavailableError as error:
             self._contact.lost(error)
             return  # the next renewal asks for it again
         self._contact.doubted = False
         if not begun:
-            raise LeaseLostError(f"the database has lost that trial {claim.number} runs here: ending it")
-        logger.warning("the database had lost that trial %s runs here; it is told again", claim.number)
+            raise LeaseLostError(
+                f"the database has lost that trial {claim.number} runs here: ending it"
+            )
+        logger.warning(
+            "the database had lost that trial %s runs here; it is told again", claim.number
+        )
 
     def _reported(self, row: StudyRow, claim: Claim) -> dict[int, float]:
         """What earlier attempts of the trial reported: its curve goes on."""
         if not claim.resumed:
             return {}
         running = self._contact.insist(lambda: self._store.reads.running(row.study_id))
-        return next((dict(news.intermediate) for news in running if news.number == claim.number), {})
+        return next(
+            (dict(news.intermediate) for news in running if news.number == claim.number), {}
+        )
 
     def _should_prune(self, served: Served, claim: Claim, curve: dict[int, float]) -> bool:
-        """The pruner's verdict, knowing what the others have reported by now; never before the cell has a complete trial."""
+        """The pruner's verdict, knowing what the others have reported by now; never before the cell
+        has a complete trial.
+        """
         if served.spec.pruner.get("name") == "none" or len(served.spec.directions) > 1:
             return False
         assert claim.number is not None
@@ -207,8 +240,14 @@ class Attempts:
     def _obey(self, running: Running) -> None:
         """Passes a request to end on to the child, and ends it when its time is up."""
         draining = self._draining
-        asked = [(draining.since, "the worker was told to end")] if draining.how >= Drain.STOP else []
-        asked += [(self._contact.halted_at, "the study was paused or stopped")] if self._contact.halted_at is not None else []
+        asked = (
+            [(draining.since, "the worker was told to end")] if draining.how >= Drain.STOP else []
+        )
+        asked += (
+            [(self._contact.halted_at, "the study was paused or stopped")]
+            if self._contact.halted_at is not None
+            else []
+        )
         if not asked:
             return
         since, reason = min(asked)

@@ -1,4 +1,6 @@
-"""Where a worker's trials come from: claimed, given their parameters, and one prepared ahead while another one trains."""
+"""Where a worker's trials come from: claimed, given their parameters, and one prepared ahead while
+another one trains.
+"""
 
 from __future__ import annotations
 
@@ -60,20 +62,23 @@ class Claiming:
         self._paces: defaultdict[int, Pace] = defaultdict(Pace)
 
     def next(self) -> Claim | None:
-        """The trial to run now, None if there is none; it is still to be created if it has no number.
+        """The trial to run now, None if there is none; it is still to be created if it has no
+        number.
 
         Raises:
             StoreUnavailableError: the database does not answer and the worker was told to end.
         """
         prepared, self._prepared = self._prepared, None
-        if prepared is not None and prepared.number is None:  # whether it was created is not known: back with it
+        # whether it was created is not known: back with it
+        if prepared is not None and prepared.number is None:
             self._give_back(prepared, Drain.FINISH)
         elif prepared is not None and self._begun(prepared, Drain.FINISH):
             return replace(prepared, begun=True)
         return self._contact.insist(self._claim, until=Drain.FINISH)
 
     def begun(self, claim: Claim) -> Claim | None:
-        """The claim of a trial that `next` returned, created and begun; None if it may not begin, and was given back.
+        """The claim of a trial that `next` returned, created and begun; None if it may not begin,
+        and was given back.
 
         Raises:
             LeaseLostError: the trial is another's.
@@ -89,10 +94,11 @@ class Claiming:
         return made
 
     def prepare(self, running: Claim, ran_s: float, *, last: bool) -> float:
-        """Prepares the next trial while `running` runs, if that pays and it is time to. Nothing of it is ever waited for.
+        """Prepares the next trial while `running` runs, if that pays and it is time to. Nothing of
+        it is ever waited for.
 
-        What is prepared is known to all, like a running trial, but no attempt of it counts until it begins. Another worker that
-        has nothing to do may take it over.
+        What is prepared is known to all, like a running trial, but no attempt of it counts until it
+        begins. Another worker that has nothing to do may take it over.
 
         Args:
             running: the trial that runs.
@@ -112,7 +118,8 @@ class Claiming:
         left = max(prepare_at - ran_s, self._prepare_again_at - now)
         if left > 0:
             return left
-        self._prepare_again_at = now + self._settings.heartbeat_s  # should there be nothing: no connection is held for it
+        # should there be nothing: no connection is held for it
+        self._prepare_again_at = now + self._settings.heartbeat_s
         try:
             self._prepare(running)
         except StoreUnavailableError as error:
@@ -127,7 +134,9 @@ class Claiming:
         self._prepare_again_at = 0.0
 
     def give_back(self) -> None:
-        """Gives back what was prepared, now if the database answers, else when the worker leaves."""
+        """Gives back what was prepared, now if the database answers, else when the
+        worker leaves.
+        """
         if self._prepared is not None:
             prepared, self._prepared = self._prepared, None
             try:
@@ -137,17 +146,23 @@ class Claiming:
                 self._contact.lost(error)
             self._contact.gave(prepared)
 
-    # ------------------------------------------------------------------------------------------------------------ the parts
+    # ------------------------------------------------------------------------------------ the parts
 
     def _begun(self, claim: Claim, until: Drain) -> bool:
         ledger = self._store.ledger
-        begun = self._contact.insist(lambda: ledger.start(claim, self._contact.lease, self._place), until=until)
-        if not begun:  # the study was paused, or another worker took the trial over: then there is nothing to give back
+        begun = self._contact.insist(
+            lambda: ledger.start(claim, self._contact.lease, self._place), until=until
+        )
+        # the study was paused, or another worker took the trial over: then there is nothing to give
+        # back
+        if not begun:
             self._give_back(claim, until)
         return begun
 
     def _give_back(self, claim: Claim, until: Drain) -> None:
-        self._contact.insist(lambda: self._store.ledger.release(claim, "prepared and not begun"), until=until)
+        self._contact.insist(
+            lambda: self._store.ledger.release(claim, "prepared and not begun"), until=until
+        )
         self._contact.gave(claim)
 
     def _claim(self, running: Claim | None = None) -> Claim | None:
@@ -166,7 +181,8 @@ class Claiming:
             if running is None:
                 self._serving.keep_only(self._rows)
         for row in self._rows:
-            if running is not None and not self._serving.is_ready(row):  # it comes next, and is imported when nothing runs
+            # it comes next, and is imported when nothing runs
+            if running is not None and not self._serving.is_ready(row):
                 return None
             if self._draining.how == Drain.NO and (running is not None or self._serving.ready(row)):
                 self._unsure = True  # until there is an answer
@@ -180,35 +196,49 @@ class Claiming:
         return None
 
     def _claim_of(self, served: Served, *, ahead: bool) -> Claim | None:
-        """The next trial of one study; where its allocation is adaptive the model chooses the cell of a ticket without one."""
+        """The next trial of one study; where its allocation is adaptive the model chooses the cell
+        of a ticket without one.
+        """
         ledger, study_id = self._store.ledger, served.row.study_id
         adaptive = served.spec.allocation == "adaptive"
         known = served.cursor if served.informed else None
         served.look_for_foreign(self._store)
         likely = served.likely_cells() if adaptive else ()
-        asked: dict[str, Any] = {"adaptive": adaptive, "likely": likely, "ahead": ahead, "launched": served.row.launched_at}
+        asked: dict[str, Any] = {
+            "adaptive": adaptive,
+            "likely": likely,
+            "ahead": ahead,
+            "launched": served.row.launched_at,
+        }
         claim = ledger.claim_one(self._contact.lease, study_id, self._place, **asked, known=known)
         if isinstance(claim, Undecided):
             served.take_in(*claim.news or ([], served.cursor))
-            cell, why = served.search.choose_cell(claim.cells, ticket=claim.ordinal, retry=claim.failures)
+            cell, why = served.search.choose_cell(
+                claim.cells, ticket=claim.ordinal, retry=claim.failures
+            )
             choice = Choice(cell, {**why, "position": served.cursor})
-            claim = ledger.claim_one(self._contact.lease, study_id, self._place, choice, **asked, known=served.cursor)
+            claim = ledger.claim_one(
+                self._contact.lease, study_id, self._place, choice, **asked, known=served.cursor
+            )
         if not isinstance(claim, Claim):
             return None
         served.take_in(*claim.news or ([], served.cursor))
         return replace(claim, news=None)
 
     def _timed_create(self, claim: Claim) -> Claim:
-        since = time.monotonic()  # of the try that succeeds: an outage says nothing of how long it takes
+        # of the try that succeeds: an outage says nothing of how long it takes
+        since = time.monotonic()
         made = self._create(claim, start=True)
         self._paces[claim.study_id].prepared(time.monotonic() - since)
         return made
 
     def _create(self, claim: Claim, *, start: bool) -> Claim:
-        """Asks the sampler for this cell, knowing what the claim told, and creates the Optuna trial.
+        """Asks the sampler for this cell, knowing what the claim told, and creates the Optuna
+        trial.
 
-        Where others have created trials meanwhile that make a difference, they are learnt and the sampler is asked again, so
-        that no two suggest alike; should that happen `ASKS` times, the last ask is under the study's lock, where others wait.
+        Where others have created trials meanwhile that make a difference, they are learnt and the
+        sampler is asked again, so that no two suggest alike; should that happen `ASKS` times, the
+        last ask is under the study's lock, where others wait.
         """
         served, ledger = self._serving.study(claim.study_id), self._store.ledger
 
@@ -227,17 +257,32 @@ class Claiming:
         for asks in range(1, ASKS):
             known = served.cursor if served.learns else None
             created = ledger.create(
-                claim, suggest(asks), self._contact.lease, self._place, known=known, alike=alike, start=start
+                claim,
+                suggest(asks),
+                self._contact.lease,
+                self._place,
+                known=known,
+                alike=alike,
+                start=start,
             )
             if created is not None:
                 return created
             served.learn(self._store)
-        created = ledger.create(claim, learn_and_suggest, self._contact.lease, self._place, known=served.cursor, start=start)
+        created = ledger.create(
+            claim,
+            learn_and_suggest,
+            self._contact.lease,
+            self._place,
+            known=served.cursor,
+            start=start,
+        )
         assert created is not None
         return created
 
     def _prepare_at(self, study_id: int) -> float | None:
-        """So many seconds into a trial the next one is prepared: at once where nothing is learnt; None: never."""
+        """So many seconds into a trial the next one is prepared: at once where nothing is learnt;
+        None: never.
+        """
         if not self._settings.prefetch:
             return None
         return self._paces[study_id].prepare_at() if self._serving.study(study_id).informed else 0.0

@@ -1,4 +1,6 @@
-"""A worker's contact with the database: its lease kept while it waits or trains, and patience while nothing answers."""
+"""A worker's contact with the database: its lease kept while it waits or trains, and patience while
+nothing answers.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ T = TypeVar("T")
 
 _UNUSED_S = 0.3
 _KEPT_S = 5.0
-_SWEEP_EVERY_S = 1.0  # a trial whose worker died is taken up again within its lease and two of these
+# a trial whose worker died is taken up again within its lease and two of these
+_SWEEP_EVERY_S = 1.0
 
 
 class ToldToEndError(Exception):
@@ -32,7 +35,8 @@ class ToldToEndError(Exception):
 
 
 class HealthFile:
-    """A file for a health check: there while the worker is registered, its time that of the last renewal of the lease.
+    """A file for a health check: there while the worker is registered, its time that of the last
+    renewal of the lease.
 
     Args:
         path: None keeps no file. What a worker before left there is removed.
@@ -52,7 +56,9 @@ class HealthFile:
                 raise ConfigError(f"worker.health_file={path}: {error.strerror}") from error
 
     def touch(self) -> None:
-        """The database has just taken the lease; a file that cannot be written is said once, and no trial ends for it."""
+        """The database has just taken the lease; a file that cannot be written is said once, and no
+        trial ends for it.
+        """
         if self._path is None:
             return
         try:
@@ -71,14 +77,17 @@ class HealthFile:
 
 
 class Contact:
-    """All that is asked of the database goes through here, so that an outage of any length is only waited out.
+    """All that is asked of the database goes through here, so that an outage of any length is only
+    waited out.
 
-    `halted_at` is when a person's wish to have the running trial back became known, by the monotonic clock; None before.
-    Whoever runs the next trial clears it. `brief` says that trials take less than the seconds that a connection may be kept.
+    `halted_at` is when a person's wish to have the running trial back became known, by the
+    monotonic clock; None before. Whoever runs the next trial clears it. `brief` says that trials
+    take less than the seconds that a connection may be kept.
 
-    `running` is the claim of the attempt under way, set by whoever runs it; `doubted` that the database does not know of it.
-    `slotted` says that the worker has been given a device slot. `server` is when the server started that answered last, and
-    `anew` how often that became another one: what was read and written before may be lost then.
+    `running` is the claim of the attempt under way, set by whoever runs it; `doubted` that the
+    database does not know of it. `slotted` says that the worker has been given a device slot.
+    `server` is when the server started that answered last, and `anew` how often that became another
+    one: what was read and written before may be lost then.
 
     Raises:
         ConfigError: `worker.health_file` cannot be written.
@@ -94,7 +103,8 @@ class Contact:
         self._doing = "starting"
         self._lost = False
         self._health = HealthFile(settings.health_file)
-        self._crowded: bool | None = None  # until the server has said how many connections are in use
+        # until the server has said how many connections are in use
+        self._crowded: bool | None = None
         self._failover = Failover(store)
         self._transaction = 0
         self._held: set[int] = set()
@@ -107,12 +117,15 @@ class Contact:
         self.anew = 0
 
     def hold(self, lease: WorkerLease) -> None:
-        """From now on this is the lease to renew; of what was held under another one nothing is left."""
+        """From now on this is the lease to renew; of what was held under another one nothing is
+        left.
+        """
         self._lease = lease
         self._held.clear()
         self.running, self.doubted, self.slotted = None, False, False
         self._health.touch()
-        self._next_beat = time.monotonic() + min(1.0, self._settings.heartbeat_s)  # soon: it tells how crowded the server is
+        # soon: it tells how crowded the server is
+        self._next_beat = time.monotonic() + min(1.0, self._settings.heartbeat_s)
 
     @property
     def lease(self) -> WorkerLease:
@@ -121,7 +134,9 @@ class Contact:
         return self._lease
 
     def took(self, claim: Claim) -> None:
-        """From now on the worker holds this claim: each renewal says so, and what it does not name is given back."""
+        """From now on the worker holds this claim: each renewal says so, and what it does not name
+        is given back.
+        """
         self._held.add(claim.token)
 
     def gave(self, claim: Claim) -> None:
@@ -142,10 +157,12 @@ class Contact:
         self._doing = doing
 
     def insist(self, step: Callable[[], T], until: Drain = Drain.STOP) -> T:
-        """Does `step`, again and again with growing, jittered pauses while the database does not answer.
+        """Does `step`, again and again with growing, jittered pauses while the database does not
+        answer.
 
         Raises:
-            StoreUnavailableError: the worker is to end as urgently as `until`, or should have ended after `worker.drain_s`.
+            StoreUnavailableError: the worker is to end as urgently as `until`, or should have ended
+                after `worker.drain_s`.
         """
         pause_s = 0.2
         while True:
@@ -158,13 +175,16 @@ class Contact:
                     raise
                 self.lost(error)
                 self.wait(pause_s * random.uniform(0.5, 1.5))
-                pause_s = min(pause_s * 2, 1.0)  # a longer one starves those refused at a connection limit
+                # a longer one starves those refused at a connection limit
+                pause_s = min(pause_s * 2, 1.0)
 
     def meanwhile(self, step: Callable[[], T], hurry: Callable[[], None] | None = None) -> T:
-        """Does `step`, which asks nothing of the database, in a thread of its own while the lease is renewed.
+        """Does `step`, which asks nothing of the database, in a thread of its own while the lease
+        is renewed.
 
         Args:
-            hurry: called once when the worker should have ended by now; it may make `step` end, or raise to leave it behind.
+            hurry: called once when the worker should have ended by now; it may make `step` end, or
+                raise to leave it behind.
         """
         answers: list[T] = []
         errors: list[BaseException] = []
@@ -207,19 +227,25 @@ class Contact:
         self._store.revive()
 
     def wait(self, seconds: float) -> None:
-        """Waits without a connection, renewing the lease when due; a request to end cuts it short."""
+        """Waits without a connection, renewing the lease when due; a request to end
+        cuts it short.
+        """
         self._store.rest()
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self._draining.woken.wait(self.until_beat(left)):
+        while (left := end - time.monotonic()) > 0 and not self._draining.woken.wait(
+            self.until_beat(left)
+        ):
             self.beat()
             self._store.rest()
         self._draining.woken.silence()
 
     def rest(self) -> None:
-        """Gives up the connection unless it is used again soon: a new one costs more than a short trial does else.
+        """Gives up the connection unless it is used again soon: a new one costs more than a short
+        trial does else.
 
-        Where trials are short it is kept from one to the next, as long as the server has connections to spare. Where it has
-        few it is given up at once: who keeps one from one short trial to the next would keep others waiting for good.
+        Where trials are short it is kept from one to the next, as long as the server has
+        connections to spare. Where it has few it is given up at once: who keeps one from one short
+        trial to the next would keep others waiting for good.
         """
         if self._crowded:
             self._store.rest()
@@ -269,11 +295,19 @@ class Contact:
         told = self._store.fleet.renew(self._lease, self._doing, holds=self._held, running=running)
         self._note_server(told.server, told.transaction)
         if self.slotted and not told.slotted:
-            raise LeaseLostError(f"the database has lost that worker {self._lease.worker_id} holds a device slot")
+            raise LeaseLostError(
+                f"the database has lost that worker {self._lease.worker_id} holds a device slot"
+            )
         self.doubted = not told.runs
         if told.strays:
-            back = self._store.ledger.give_back_held(self._lease, "its worker does not know of it", but=self._held)
-            logger.warning("gave back %d of its trials, as the database has it, of which this worker does not know", back)
+            back = self._store.ledger.give_back_held(
+                self._lease, "its worker does not know of it", but=self._held
+            )
+            logger.warning(
+                "gave back %d of its trials, as the database has it, of which this worker does "
+                "not know",
+                back,
+            )
         self.halted_at = (self.halted_at or time.monotonic()) if told.halted else None
         self._crowded = told.crowded
         self._answered()
@@ -290,7 +324,10 @@ class Contact:
 
     def _overdue(self) -> bool:
         """Whether the worker was told to end longer ago than it may take."""
-        return self._draining.how >= Drain.STOP and time.monotonic() - self._draining.since >= self._settings.drain_s
+        return (
+            self._draining.how >= Drain.STOP
+            and time.monotonic() - self._draining.since >= self._settings.drain_s
+        )
 
     def _answered(self) -> None:
         if self._lost:

@@ -1,4 +1,6 @@
-"""How an attempt ends in the database: its result is delivered, or its trial given back. Also for workers that died."""
+"""How an attempt ends in the database: its result is delivered, or its trial given back. Also for
+workers that died.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,13 @@ LEFT_EVERY_S = 2.0
 
 
 class Delivery:
-    """Writes how attempts ended, patiently, under the lease that `contact` holds. `ended` counts the trials that did."""
+    """Writes how attempts ended, patiently, under the lease that `contact` holds. `ended` counts
+    the trials that did.
+    """
 
-    def __init__(self, store: Store, settings: WorkerConfig, contact: Contact, place: Place) -> None:
+    def __init__(
+        self, store: Store, settings: WorkerConfig, contact: Contact, place: Place
+    ) -> None:
         self._store = store
         self._settings = settings
         self._contact = contact
@@ -43,10 +49,15 @@ class Delivery:
         attempts = self._contact.insist(lambda: self._store.reads.attempts(row.study_id, number))
         return [earlier for earlier in attempts if earlier.attempt < claim.attempt]
 
-    def earlier_result(self, row: StudyRow, claim: Claim, attempts: Sequence[AttemptRow]) -> tuple[Outcome, Unwritten] | None:
-        """A result that an earlier attempt left in a run directory this host sees: delivered, not run again."""
+    def earlier_result(
+        self, row: StudyRow, claim: Claim, attempts: Sequence[AttemptRow]
+    ) -> tuple[Outcome, Unwritten] | None:
+        """A result that an earlier attempt left in a run directory this host sees: delivered, not
+        run again.
+        """
         for earlier in reversed(attempts):
-            if earlier.outcome not in ("lost", "interrupted"):  # its result is known, and made the trial run again
+            # its result is known, and made the trial run again
+            if earlier.outcome not in ("lost", "interrupted"):
                 break
             left = self._left.result_in(self.run_dir(row, claim, earlier.attempt, earlier.token))
             if left is not None:
@@ -54,7 +65,8 @@ class Delivery:
         return None
 
     def deliver_left(self) -> None:
-        """Delivers results that workers of this host left when they died, also of studies that hand out no trials any more.
+        """Delivers results that workers of this host left when they died, also of studies that hand
+        out no trials any more.
 
         Looks for them every `LEFT_EVERY_S` at most.
         """
@@ -67,15 +79,21 @@ class Delivery:
             row = rows.get(claim.study_id)
             found = None
             if row is not None:
-                found = self._left.result_in(self.run_dir(row, claim, claim.attempt, claim.ran_under))
+                found = self._left.result_in(
+                    self.run_dir(row, claim, claim.attempt, claim.ran_under)
+                )
             if row is not None and found is not None:
                 try:
                     self.deliver(row, self._store.reads.spec(row.study_id), claim, *found)
                 except LeaseLostError as lost:
                     logger.info("%s", lost)
 
-    def deliver(self, row: StudyRow, spec: StudySpec, claim: Claim, outcome: Outcome, unwritten: Unwritten) -> bool:
-        """Writes the end of the attempt; False if the trial goes on: it was interrupted, or failed for what passes."""
+    def deliver(
+        self, row: StudyRow, spec: StudySpec, claim: Claim, outcome: Outcome, unwritten: Unwritten
+    ) -> bool:
+        """Writes the end of the attempt; False if the trial goes on: it was interrupted, or failed
+        for what passes.
+        """
         if isinstance(outcome, Interrupted):
             if unwritten.artifacts:  # their files are there, and nobody would know of them
                 self.flush(claim, unwritten)
@@ -83,59 +101,103 @@ class Delivery:
             return False
         try:
             if isinstance(outcome, Failed) and self._runs_again(spec, claim, outcome, unwritten):
-                logger.warning("trial %s of %s failed and runs again: %s", claim.number, row.name, outcome.message)
+                logger.warning(
+                    "trial %s of %s failed and runs again: %s",
+                    claim.number,
+                    row.name,
+                    outcome.message,
+                )
                 return False
             self._finish(claim, outcome, unwritten)
         except (StoreUnavailableError, LeaseLostError):
             raise
-        except OrchestratorError as error:  # what it reported cannot be stored; the trial must end all the same
-            outcome = Failed("value", f"the database took neither the result nor the attributes: {error}")
+        except OrchestratorError as error:
+            # what it reported cannot be stored; the trial must end all the same
+            outcome = Failed(
+                "value", f"the database took neither the result nor the attributes: {error}"
+            )
             self._finish(claim, outcome, Unwritten())
         self.ended += 1
         what = f"trial {claim.number} of {row.name}"
         if isinstance(outcome, Failed):
             logger.warning("%s failed: %s", what, outcome.message)
         elif isinstance(outcome, Pruned):
-            logger.info("%s pruned%s", what, "" if outcome.step is None else f" at step {outcome.step}")
+            logger.info(
+                "%s pruned%s", what, "" if outcome.step is None else f" at step {outcome.step}"
+            )
         else:
             values = zip(spec.metrics, outcome.values, strict=True)
-            logger.info("%s: %s", what, ", ".join(f"{metric}={value:.6g}" for metric, value in values))
-            if not unwritten.curve and has_pruner(spec) and not never_prunes(spec) and row.study_id not in self._mute:
+            logger.info(
+                "%s: %s", what, ", ".join(f"{metric}={value:.6g}" for metric, value in values)
+            )
+            if (
+                not unwritten.curve
+                and has_pruner(spec)
+                and not never_prunes(spec)
+                and row.study_id not in self._mute
+            ):
                 self._mute.add(row.study_id)
                 logger.warning("study %s: %s", row.name, nothing_reported(spec, 1))
         return True
 
-    def give_back(self, claim: Claim, outcome: Interrupted, facts: Mapping[str, JSONValue] | None = None) -> None:
+    def give_back(
+        self, claim: Claim, outcome: Interrupted, facts: Mapping[str, JSONValue] | None = None
+    ) -> None:
         """Gives an unfinished trial back, for any worker to take up."""
         ledger = self._store.ledger
-        self._contact.insist(lambda: ledger.release(claim, outcome.reason, lost=outcome.lost, facts=facts), until=Drain.NOW)
+        self._contact.insist(
+            lambda: ledger.release(claim, outcome.reason, lost=outcome.lost, facts=facts),
+            until=Drain.NOW,
+        )
         self._contact.gave(claim)
-        logger.info("trial %s given back: %s", "not begun" if claim.number is None else claim.number, outcome.reason)
+        logger.info(
+            "trial %s given back: %s",
+            "not begun" if claim.number is None else claim.number,
+            outcome.reason,
+        )
         if outcome.lost:
             self._contact.wait(self._settings.poll_s)  # whatever ended it may be at it still
 
-    def _runs_again(self, spec: StudySpec, claim: Claim, failed: Failed, unwritten: Unwritten) -> bool:
+    def _runs_again(
+        self, spec: StudySpec, claim: Claim, failed: Failed, unwritten: Unwritten
+    ) -> bool:
         if not spec.runner.get("retries", 0) or not failed.passes(spec.runner.get("retry_on")):
             return False
         ledger = self._store.ledger
-        return self._contact.insist(lambda: ledger.retry(claim, failed, **self._all_of(claim, unwritten)), until=Drain.NOW)
+        return self._contact.insist(
+            lambda: ledger.retry(claim, failed, **self._all_of(claim, unwritten)), until=Drain.NOW
+        )
 
-    def _finish(self, claim: Claim, outcome: Completed | Pruned | Failed, unwritten: Unwritten) -> None:
+    def _finish(
+        self, claim: Claim, outcome: Completed | Pruned | Failed, unwritten: Unwritten
+    ) -> None:
         ledger = self._store.ledger
-        self._contact.insist(lambda: ledger.finish(claim, outcome, **self._all_of(claim, unwritten)), until=Drain.NOW)
+        self._contact.insist(
+            lambda: ledger.finish(claim, outcome, **self._all_of(claim, unwritten)), until=Drain.NOW
+        )
 
     def _all_of(self, claim: Claim, unwritten: Unwritten) -> dict[str, Any]:
-        """What is to be written: all that was reported, if another server answers than before, which may lack some of it."""
+        """What is to be written: all that was reported, if another server answers than before,
+        which may lack some of it.
+        """
         if unwritten.anew is not None and unwritten.anew != self._contact.anew:
             if claim.attempt == 1:
-                self._store.ledger.start(claim, self._contact.lease, self._place)  # that it began may be lost too
+                # that it began may be lost too
+                self._store.ledger.start(claim, self._contact.lease, self._place)
             unwritten.anew = self._contact.anew
             unwritten.again()
         server = None if unwritten.anew is None else self._contact.server
-        return {**unwritten.rows, "facts": unwritten.facts, "suggested": unwritten.lost_suggestions, "server": server}
+        return {
+            **unwritten.rows,
+            "facts": unwritten.facts,
+            "suggested": unwritten.lost_suggestions,
+            "server": server,
+        }
 
     def flush(self, claim: Claim, unwritten: Unwritten) -> None:
-        """Writes what the trial reported; if that does not work now it is tried again later, at last with the result."""
+        """Writes what the trial reported; if that does not work now it is tried again later, at
+        last with the result.
+        """
         try:
             self._store.ledger.report(claim, **unwritten.rows)
         except StoreUnavailableError as error:
@@ -150,7 +212,9 @@ class Delivery:
     def run_dir(self, row: StudyRow, claim: Claim, attempt: int, token: int | None) -> Path:
         """The run directory of one attempt of the claim's trial."""
         assert claim.number is not None
-        return rundir.attempt_dir(Path(self._place.runs_dir), row.folder, claim.number, attempt, token)
+        return rundir.attempt_dir(
+            Path(self._place.runs_dir), row.folder, claim.number, attempt, token
+        )
 
 
 class LeftResults:
@@ -160,7 +224,9 @@ class LeftResults:
         self._unreadable: set[Path] = set()
 
     def result_in(self, run_dir: Path) -> tuple[Outcome, Unwritten] | None:
-        """How the attempt ended and what it said, None if it left no result or was only interrupted."""
+        """How the attempt ended and what it said, None if it left no result or was only
+        interrupted.
+        """
         try:
             outcome, said = rundir.read_result(run_dir), journal.read(run_dir)
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,6 @@
-"""A worker's device slot: offered by what this host has, claimed in the database, fenced by a lock on this host."""
+"""A worker's device slot: offered by what this host has, claimed in the database, fenced by a lock
+on this host.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ from orchestrator.runner.protocol import rundir
 from orchestrator.store import SlotOffer, Store, WorkerLease
 
 UNLIMITED_CPU_SLOTS = 1024
-"""Every worker a user starts on a CPU is wanted; `worker.slots_per_device` sets a limit where there should be one."""
+"""Every worker a user starts on a CPU is wanted; `worker.slots_per_device` sets a limit where there
+should be one.
+"""
 FREE_WITHIN_S = 30.0
 """How long the memory of a process that ended may take to be free again."""
 _CPU_SHARERS = 2
@@ -40,7 +44,8 @@ _CPU_SHARERS = 2
 class HeldSlot(AbstractContextManager["HeldSlot"]):
     """A claimed slot; the end of the block gives up its lock, the worker's end the slot itself.
 
-    `threads` is the share of the CPU's cores for a trial, None where nothing limits it; `gpu` tells who uses a GPU.
+    `threads` is the share of the CPU's cores for a trial, None where nothing limits it; `gpu` tells
+    who uses a GPU.
     """
 
     device: Device
@@ -56,11 +61,14 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What children get: this device and no other, and a mark by which they are known as the slot's."""
+        """What children get: this device and no other, and a mark by which they are known as the
+        slot's.
+        """
         return {**child_environment(self.device), **slot_environment(self.device, self.slot)}
 
     def check(self) -> None:
-        """Returns if the device is there; of a GPU, call it before each claim of a trial: it asks the open driver library.
+        """Returns if the device is there; of a GPU, call it before each claim of a trial: it asks
+        the open driver library.
 
         Raises:
             DeviceError: It fell off the bus, or its driver does not answer.
@@ -69,9 +77,11 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
             self.gpu.check()
 
     def verdict(self, outcome: Outcome, run_dir: Path) -> Outcome:
-        """The outcome of an attempt on this device: a failure while the device is gone says nothing of the trial.
+        """The outcome of an attempt on this device: a failure while the device is gone says nothing
+        of the trial.
 
-        Then the result in `run_dir` is replaced as well, for other workers deliver what they find there.
+        Then the result in `run_dir` is replaced as well, for other workers deliver what they find
+        there.
         """
         if isinstance(outcome, Failed):
             try:
@@ -81,11 +91,14 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
                 try:
                     rundir.write_result(run_dir, outcome)
                 except OSError as error:
-                    logger.warning("%s: the result of a device that is gone stays: %s", run_dir, error)
+                    logger.warning(
+                        "%s: the result of a device that is gone stays: %s", run_dir, error
+                    )
         return outcome
 
     def settle(self) -> None:
-        """As `wait_until_free` before an attempt starts, for `FREE_WITHIN_S` at most; then a warning says what is still there.
+        """As `wait_until_free` before an attempt starts, for `FREE_WITHIN_S` at most; then a
+        warning says what is still there.
 
         Raises:
             DeviceError: The GPU does not answer.
@@ -97,7 +110,8 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
     def wait_until_free(self, timeout_s: float, stop: threading.Event | None = None) -> str | None:
         """Waits until no earlier trial of the slot uses the GPU or its memory.
 
-        Returns None then, at once on a CPU; after `timeout_s`, or when `stop` is set, what is still there, in words.
+        Returns None then, at once on a CPU; after `timeout_s`, or when `stop` is set, what is still
+        there, in words.
 
         Raises:
             DeviceError: The GPU does not answer.
@@ -110,10 +124,12 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
 
 
 class Slots:
-    """The slots of this host that a worker may hold. `why_cpu`: why it is the CPU's, None if nobody need be told.
+    """The slots of this host that a worker may hold. `why_cpu`: why it is the CPU's, None if nobody
+    need be told.
 
     Raises:
-        DeviceError: `worker.devices` names a device this host does not have, or the NVIDIA driver is there and broken.
+        DeviceError: `worker.devices` names a device this host does not have, or the NVIDIA driver
+            is there and broken.
     """
 
     def __init__(self, store: Store, settings: WorkerConfig) -> None:
@@ -123,26 +139,34 @@ class Slots:
         host_bytes = usable_memory()
         for device in discover(settings.devices):
             scope = cpu_scope() if device.kind == "cpu" else host_identity()
-            count = settings.slots_per_device or (UNLIMITED_CPU_SLOTS if device.kind == "cpu" else 1)
+            count = settings.slots_per_device or (
+                UNLIMITED_CPU_SLOTS if device.kind == "cpu" else 1
+            )
             # What a trial may count on: slots of a GPU share its memory.
             gpu_bytes = None if device.kind == "cpu" else (device.memory_bytes or 0) // count
-            slots = (SlotOffer(scope, device.key, k, device.name, gpu_bytes, host_bytes) for k in range(count))
+            slots = (
+                SlotOffer(scope, device.key, k, device.name, gpu_bytes, host_bytes)
+                for k in range(count)
+            )
             self._offers |= dict.fromkeys(slots, device)
         gpus = any(device.kind == "gpu" for device in self._offers.values())
-        self._nvml = Nvml.open() if gpus else None  # for the life of the process: to open it for each look takes long
+        # for the life of the process: to open it for each look takes long
+        self._nvml = Nvml.open() if gpus else None
         self._in_use: list[str] = []
         self._gone: list[str] = []
         self.why_cpu = why_no_gpu() if settings.devices is None and not gpus else None
         self._said = False
 
     def claim(self, lease: WorkerLease) -> HeldSlot | None:
-        """Takes a free slot, each device once before any is shared; None when all are held or used by others.
+        """Takes a free slot, each device once before any is shared; None when all are held or used
+        by others.
 
-        A GPU must be free in the database and on this host: workers of another database hold its lock there. One that others
-        compute on is passed over, as `worker.require_idle` says.
+        A GPU must be free in the database and on this host: workers of another database hold its
+        lock there. One that others compute on is passed over, as `worker.require_idle` says.
 
         Raises:
-            DeviceError: Others compute on all GPUs that are free, and ``worker.require_idle=refuse``; or none of them answers.
+            DeviceError: Others compute on all GPUs that are free, and
+                ``worker.require_idle=refuse``; or none of them answers.
         """
         left = self._idle(sorted(self._offers, key=lambda offer: offer.slot), lease)
         while left:
@@ -155,7 +179,9 @@ class Slots:
                 if self.why_cpu is not None and not self._said:
                     logger.info("%s: trials run on the CPU", self.why_cpu)
                     self._said = True
-                return HeldSlot(device, taken.slot, self._threads(taken), lock, self._occupancy(taken))
+                return HeldSlot(
+                    device, taken.slot, self._threads(taken), lock, self._occupancy(taken)
+                )
             self._store.fleet.release_slot(lease)
             left.remove(taken)
         if self._in_use and self._settings.require_idle == "refuse":
@@ -164,9 +190,16 @@ class Slots:
 
     def holders(self) -> str:
         """For people: who holds them, or uses them without holding any."""
-        lines = [line for scope in {offer.scope for offer in self._offers} for line in self._store.fleet.holders(scope)]
+        lines = [
+            line
+            for scope in {offer.scope for offer in self._offers}
+            for line in self._store.fleet.holders(scope)
+        ]
         hint = ["worker.require_idle=ignore takes a GPU that is in use"] if self._in_use else []
-        return "; ".join([*self._gone, *self._in_use, *hint, *lines]) or "workers of another database hold them"
+        return (
+            "; ".join([*self._gone, *self._in_use, *hint, *lines])
+            or "workers of another database hold them"
+        )
 
     def waiting_for(self) -> str:
         """For `status`: what a worker waits for that could claim none."""
@@ -182,7 +215,9 @@ class Slots:
         return self._in_use
 
     def _idle(self, offers: list[SlotOffer], lease: WorkerLease | None) -> list[SlotOffer]:
-        """Those that no worker but the holder of `lease` holds, on devices that answer and that nobody else computes on."""
+        """Those that no worker but the holder of `lease` holds, on devices that answer and that
+        nobody else computes on.
+        """
         self._in_use, self._gone = [], []
         if self._nvml is None or self._settings.require_idle == "ignore":
             return offers
@@ -193,7 +228,9 @@ class Slots:
             if device.kind == "cpu":
                 continue
             try:
-                who = strangers(self._nvml, device, held=any(key == device.key for _, key, _ in held))
+                who = strangers(
+                    self._nvml, device, held=any(key == device.key for _, key, _ in held)
+                )
             except DeviceError as gone:
                 self._gone.append(str(gone))
                 passed_over.add(device)
@@ -208,12 +245,17 @@ class Slots:
     def _occupancy(self, taken: SlotOffer) -> Occupancy | None:
         if self._nvml is None or self._offers[taken].kind == "cpu":
             return None
-        alone = (self._settings.slots_per_device or 1) == 1 and self._settings.require_idle != "ignore"
+        alone = (
+            self._settings.slots_per_device or 1
+        ) == 1 and self._settings.require_idle != "ignore"
         return Occupancy(self._nvml, self._offers[taken], taken.slot, alone=alone)
 
     def _threads(self, taken: SlotOffer) -> int | None:
         """CPU workers that each take all cores slow each other down tenfold."""
         if self._settings.threads is not None or self._offers[taken].kind != "cpu":
             return self._settings.threads
-        sharers = max(self._settings.slots_per_device or _CPU_SHARERS, len(self._store.fleet.holders(taken.scope)))
+        sharers = max(
+            self._settings.slots_per_device or _CPU_SHARERS,
+            len(self._store.fleet.holders(taken.scope)),
+        )
         return max(1, usable_cores() // sharers)

@@ -1,4 +1,6 @@
-"""Notices that the database is not the one it was: a promoted standby, a backup, a copy that lacks the last seconds."""
+"""Notices that the database is not the one it was: a promoted standby, a backup, a copy that lacks
+the last seconds.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ from orchestrator.store import Store, TimeLine
 class Failover:
     """Compares who answers with who answered before.
 
-    A database can go back in time only where its server was started anew or is another one, and each start has a time of its
-    own. Most such starts lose nothing; what says that something may be lost is told in words.
+    A database can go back in time only where its server was started anew or is another one, and
+    each start has a time of its own. Most such starts lose nothing; what says that something may be
+    lost is told in words.
     """
 
     def __init__(self, store: Store) -> None:
@@ -27,7 +30,8 @@ class Failover:
         return self._server is not None and server != self._server
 
     def note(self, server: datetime, *, behind: bool = False) -> str | None:
-        """Takes note of who answers; why it may have lost what was written before, None if nothing says so.
+        """Takes note of who answers; why it may have lost what was written before, None if nothing
+        says so.
 
         Args:
             server: when it started.
@@ -48,5 +52,12 @@ class Failover:
         elif self._line.system != before.system:
             what = "it is another cluster than it was"
         else:
-            what = f"time line {before.timeline} became {self._line.timeline}: a standby was promoted, or a backup restored"
-        return None if what is None else f"the database went back in time ({what}): what it has lost is done again"
+            what = (
+                f"time line {before.timeline} became {self._line.timeline}: a standby was "
+                "promoted, or a backup restored"
+            )
+        return (
+            None
+            if what is None
+            else f"the database went back in time ({what}): what it has lost is done again"
+        )

@@ -1,4 +1,6 @@
-"""What any worker (and `launch`) does for all of them: remove the silent, end studies whose time is over."""
+"""What any worker (and `launch`) does for all of them: remove the silent, end studies whose time is
+over.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ SWEEPERS = 8
 
 
 class Maintenance:
-    """Sweeps the fleet at most every `every_s` seconds, and the less often the more workers there are to do it.
+    """Sweeps the fleet at most every `every_s` seconds, and the less often the more workers there
+    are to do it.
 
-    All together look at the fleet about `SWEEPERS` times in `every_s`, however many they are; each at its own host every time.
+    All together look at the fleet about `SWEEPERS` times in `every_s`, however many they are; each
+    at its own host every time.
 
     Args:
         every_s: shortest time between two sweeps, seconds.
@@ -34,20 +38,25 @@ class Maintenance:
         self._server: datetime | None = None
 
     def lost_contact(self) -> None:
-        """Tells that the database did not answer: nobody is judged silent until contact has lasted for a TTL again."""
+        """Tells that the database did not answer: nobody is judged silent until contact has lasted
+        for a TTL again.
+        """
         self._in_contact_since = None
 
     def sweep(self) -> bool:
-        """Evicts workers that fell silent and finishes studies that are over, if it is time to look again; True if it was.
+        """Evicts workers that fell silent and finishes studies that are over, if it is time to look
+        again; True if it was.
 
-        Dead processes of this host are looked for each time, the rest of the fleet when it is this worker's turn.
+        Dead processes of this host are looked for each time, the rest of the fleet when it is this
+        worker's turn.
 
         Raises:
             StoreUnavailableError: the database does not answer.
         """
         now = time.monotonic()
         asleep_s = _slept()
-        if self._in_contact_since is None or asleep_s - self._asleep_s > 1.0:  # the host slept: leases ran on, renewals did not
+        # the host slept: leases ran on, renewals did not
+        if self._in_contact_since is None or asleep_s - self._asleep_s > 1.0:
             self._in_contact_since = now
         self._asleep_s = asleep_s
         if now < self._next:
@@ -58,7 +67,8 @@ class Maintenance:
             return True
         found = self._store.fleet.silent(now - self._in_contact_since)
         fleet = self._store.fleet
-        if fleet.read_only or fleet.server != self._server:  # nobody could renew for a while, or what was renewed may be lost
+        # nobody could renew for a while, or what was renewed may be lost
+        if fleet.read_only or fleet.server != self._server:
             self._server = fleet.server
             self._in_contact_since = now
             found = [one for one in found if one.dead]
@@ -66,7 +76,9 @@ class Maintenance:
             self._evict(found)
         self._store.ledger.end_studies()
         turns = max(1.0, self._store.fleet.size / SWEEPERS)
-        self._next_of_fleet = now + self._every_s * (1.0 if turns == 1.0 else turns * random.uniform(0.5, 1.5))
+        self._next_of_fleet = now + self._every_s * (
+            1.0 if turns == 1.0 else turns * random.uniform(0.5, 1.5)
+        )
         return True
 
     def _evict(self, found: Iterable[Silent]) -> None:
@@ -75,14 +87,21 @@ class Maintenance:
                 evicted = self._store.ledger.evict(silent)
             except StoreUnavailableError:
                 raise
-            except OrchestratorError as error:  # one that cannot be removed must not keep the others in
+            except OrchestratorError as error:
+                # one that cannot be removed must not keep the others in
                 logger.error("worker %d cannot be evicted: %s", silent.worker_id, error)
                 continue
             if evicted:
-                logger.warning("worker %d is gone: %s; its trial is open to others", silent.worker_id, silent.reason)
+                logger.warning(
+                    "worker %d is gone: %s; its trial is open to others",
+                    silent.worker_id,
+                    silent.reason,
+                )
 
 
 def _slept() -> float:
-    """How long this host has been suspended since it booted, seconds: what the monotonic clock leaves out."""
+    """How long this host has been suspended since it booted, seconds: what the monotonic clock
+    leaves out.
+    """
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return 0.0 if boot is None else time.clock_gettime(boot) - time.monotonic()

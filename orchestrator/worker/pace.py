@@ -1,4 +1,6 @@
-"""When a worker prepares its next trial: late, for each result until then improves the suggestion, yet before it is needed."""
+"""When a worker prepares its next trial: late, for each result until then improves the suggestion,
+yet before it is needed.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +8,23 @@ import statistics
 from collections import deque
 
 IDLE_SHARE = 0.01
-"""For no more than this share of its time is a device to wait, on average, for the next trial to be prepared."""
+"""For no more than this share of its time is a device to wait, on average, for the next trial to be
+prepared.
+"""
 LEAD = 2.0
 """Preparing begins so many times as long before the end as it lately took at most."""
 SLACK = 0.15
-"""And by this part of a trial sooner: now and then a model is fitted anew, which takes several times as long."""
+"""And by this part of a trial sooner: now and then a model is fitted anew, which takes several
+times as long.
+"""
 MARGIN_S = 0.1
 _LATELY = 9
 
 
 class Pace:
-    """How long trials of one study ran lately on one worker, and how long it took to prepare one."""
+    """How long trials of one study ran lately on one worker, and how long it took to
+    prepare one.
+    """
 
     def __init__(self) -> None:
         self._ran_s: deque[float] = deque(maxlen=_LATELY)
@@ -36,11 +44,12 @@ class Pace:
         return statistics.median(self._ran_s)
 
     def prepare_at(self) -> float | None:
-        """Seconds after the start of a trial at which to prepare the next one: shortly before it may end.
+        """Seconds after the start of a trial at which to prepare the next one: shortly before it
+        may end.
 
-        As late as leaves the device idle for `IDLE_SHARE` of its time on average: only so many of late ended earlier. None
-        where that holds without preparing at all; nor is one prepared before a first trial has ended, for nothing tells how
-        long one takes.
+        As late as leaves the device idle for `IDLE_SHARE` of its time on average: only so many of
+        late ended earlier. None where that holds without preparing at all; nor is one prepared
+        before a first trial has ended, for nothing tells how long one takes.
         """
         if not self._ran_s or not self._prepared_in_s:
             return None

@@ -1,4 +1,6 @@
-"""Answers what the objective of one attempt asks for as it runs; the child waits, the worker never does."""
+"""Answers what the objective of one attempt asks for as it runs; the child waits, the worker never
+does.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,13 @@ _AGAIN_S = (0.2, 1.0)
 
 
 class Suggesting:
-    """The questions of one attempt. `serve` is called after each poll, with or without a new one."""
+    """The questions of one attempt. `serve` is called after each poll, with or without
+    a new one.
+    """
 
-    def __init__(self, store: Store, contact: Contact, served: Served, claim: Claim, unwritten: Unwritten) -> None:
+    def __init__(
+        self, store: Store, contact: Contact, served: Served, claim: Claim, unwritten: Unwritten
+    ) -> None:
         self._store = store
         self._contact = contact
         self._served = served
@@ -38,7 +44,8 @@ class Suggesting:
             self._waiting, self._again_at, self._pause_s = message, 0.0, _AGAIN_S[0]
 
     def serve(self, running: Running) -> None:
-        """Answers the question that waits, if one does; while the database does not answer a later call does.
+        """Answers the question that waits, if one does; while the database does not answer a later
+        call does.
 
         Raises:
             LeaseLostError: the trial is another's; the question has no answer.
@@ -60,7 +67,9 @@ class Suggesting:
 
     def _about(self, what: str) -> JSONValue:
         assert self._claim.number is not None
-        return self._store.reads.about(what, self._claim.study_id, self._claim.number, self._served.spec.directions)
+        return self._store.reads.about(
+            what, self._claim.study_id, self._claim.number, self._served.spec.directions
+        )
 
     def _answer_or_refuse(self, asked: SuggestAsked, running: Running) -> None:
         try:
@@ -71,17 +80,22 @@ class Suggesting:
             kind = "TypeError" if isinstance(error, TypeError) else "ValueError"
             running.answer_suggest(asked.name, None, refused=(kind, str(error)))
         except OrchestratorError as error:  # what no database takes
-            running.answer_suggest(asked.name, None, refused=("ValueError", f"parameter {asked.name!r}: {error}"))
+            running.answer_suggest(
+                asked.name, None, refused=("ValueError", f"parameter {asked.name!r}: {error}")
+            )
 
     def _answer(self, asked: SuggestAsked, running: Running) -> None:
         answers = self._answers = self._answers or self._begin()
         answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
         if answer.new is not None:
             check = answers.check_of(answer.new)
-            stored = self._store.suggested.add(self._claim, answer.new, answer.value, check_first=check)
+            stored = self._store.suggested.add(
+                self._claim, answer.new, answer.value, check_first=check
+            )
             answers.keep(stored)
             self._unwritten.suggested[stored.name] = (stored, answer.value)
-            if stored != answer.new:  # the answer to an earlier try was lost, and this one has other news
+            # the answer to an earlier try was lost, and this one has other news
+            if stored != answer.new:
                 answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
             logger.debug("trial %s: %s = %r", self._claim.number, asked.name, answer.value)
         running.answer_suggest(asked.name, answer.internal, warnings=answer.warnings)
@@ -93,5 +107,9 @@ class Suggesting:
         self._served.search.feed(news)
         mine = next((item for item in news if item.number == self._claim.number), None)
         if mine is None:
-            raise LeaseLostError(f"trial {self._claim.number} of study {self._claim.study_id} has ended by now")
-        return self._served.search.answers(mine, ticket=self._claim.ticket, retry=self._claim.failures)
+            raise LeaseLostError(
+                f"trial {self._claim.number} of study {self._claim.study_id} has ended by now"
+            )
+        return self._served.search.answers(
+            mine, ticket=self._claim.ticket, retry=self._claim.failures
+        )

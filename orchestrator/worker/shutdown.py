@@ -16,8 +16,10 @@ from orchestrator import signals
 
 _ONE_CTRL_C_S: Final = 0.25
 _ONE_REQUEST_S: Final = 1.0
-"""So soon after the first another signal is the same request: `launch` passes on what a batch system sent to its workers too,
-kernel and shell both tell of a closing terminal, and a service manager may send SIGHUP right after SIGTERM."""
+"""So soon after the first another signal is the same request: `launch` passes on what a batch
+system sent to its workers too, kernel and shell both tell of a closing terminal, and a service
+manager may send SIGHUP right after SIGTERM.
+"""
 
 
 class Drain(enum.IntEnum):
@@ -30,7 +32,8 @@ class Drain(enum.IntEnum):
 
 
 class Bell:
-    """Wakes the thread that waits for it; unlike a `threading.Event` it may be rung by a signal handler of that very thread.
+    """Wakes the thread that waits for it; unlike a `threading.Event` it may be rung by a signal
+    handler of that very thread.
 
     An Event's lock may be held by the code that the handler interrupts, which then never goes on.
     """
@@ -59,7 +62,9 @@ class Bell:
 
 
 class Draining:
-    """What was asked so far: `how` urgently, and `since` when by the monotonic clock. `woken` is rung by every new request."""
+    """What was asked so far: `how` urgently, and `since` when by the monotonic clock. `woken` is
+    rung by every new request.
+    """
 
     def __init__(self) -> None:
         self.how = Drain.NO
@@ -77,8 +82,8 @@ class Draining:
     def signals(self) -> Iterator[None]:
         """Within this block signals ask to end.
 
-        SIGINT finishes the running trial, a second one gives it back. SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 give it back in
-        order, another of them at once.
+        SIGINT finishes the running trial, a second one gives it back. SIGTERM, SIGHUP, SIGUSR1 and
+        SIGUSR2 give it back in order, another of them at once.
         """
 
         def ask(number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,6 @@
-"""The studies a worker can serve: each with its spec, its sampler, and a process that imported its objective."""
+"""The studies a worker can serve: each with its spec, its sampler, and a process that imported its
+objective.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,15 @@ from orchestrator.config import WorkerConfig, never_prunes
 from orchestrator.devices import describe
 from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
 from orchestrator.logs import logger
-from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews, span_label, value_label
+from orchestrator.model import (
+    ASK_KEY,
+    JSONValue,
+    StudySpec,
+    Suggestion,
+    TrialNews,
+    span_label,
+    value_label,
+)
 from orchestrator.runner import Runner, check_allowed
 from orchestrator.search import FIXED_KEY, Search
 from orchestrator.store import MOST_CHOICES, Claim, Store, StudyRow
@@ -25,15 +35,17 @@ _FOREIGN_TOLD = 200
 _MOST_WHY = 1000  # characters of a reason that others read
 _MODELS = ("tpe", "gp", "nsga2")  # the samplers that suggest by what they know of the other trials
 LIKELY = 3 * MOST_CHOICES // 4
-"""So many of the cells that an allocation chooses among are the best so far, the others those with the fewest tickets."""
+"""So many of the cells that an allocation chooses among are the best so far, the others those with
+the fewest tickets.
+"""
 
 
 @dataclass
 class Served:
     """A study as it was last launched, the sampler fed with its news, the runner of its objective.
 
-    `cursor` is how far its news were read, `foreign` the trials of others that the sampler knows, `foreign_at` when it looked.
-    `current` is false where all that is to be read anew.
+    `cursor` is how far its news were read, `foreign` the trials of others that the sampler knows,
+    `foreign_at` when it looked. `current` is false where all that is to be read anew.
     """
 
     row: StudyRow
@@ -46,7 +58,9 @@ class Served:
     current: bool = True
 
     def forget(self) -> None:
-        """What was read may never have happened: the database went back in time, or may have. All is read anew."""
+        """What was read may never have happened: the database went back in time, or may have. All
+        is read anew.
+        """
         self.search = Search(self.spec)
         self.cursor, self.foreign, self.foreign_at = 0, set(), 0.0
         self.current = not self.informed
@@ -71,7 +85,8 @@ class Served:
         self.look_for_foreign(store)
 
     def look_for_foreign(self, store: Store) -> None:
-        """Feeds the sampler with trials that others added to the study; now and then, however often it is called.
+        """Feeds the sampler with trials that others added to the study; now and then, however often
+        it is called.
 
         Raises:
             StoreUnavailableError: the database does not answer.
@@ -88,24 +103,35 @@ class Served:
         self.cursor, self.current = position, True
 
     def declared(self, values: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
-        """Those of a trial's values that are of grid and search; the others its objective asked for."""
+        """Those of a trial's values that are of grid and search; the others its objective asked
+        for.
+        """
         return {name: value for name, value in values.items() if self.spec.declares(name)}
 
     def likely_cells(self) -> list[int]:
-        """Where the allocation would look in a grid too large to look at whole: the best cells so far."""
+        """Where the allocation would look in a grid too large to look at whole: the best cells so
+        far.
+        """
         return self.search.likely_cells(LIKELY) if self.spec.n_cells > MOST_CHOICES else []
 
     def suggest(self, claim: Claim, asks: int) -> Suggestion:
-        """Parameters for the claim, with what `orchestrator replay` needs to suggest them again; `asks` counts the tries."""
+        """Parameters for the claim, with what `orchestrator replay` needs to suggest them again;
+        `asks` counts the tries.
+        """
         given = self.declared(claim.fixed or {})
-        suggestion = self.search.ask(claim.cell_values, ticket=claim.ticket, retry=claim.failures, given=given)
+        suggestion = self.search.ask(
+            claim.cell_values, ticket=claim.ticket, retry=claim.failures, given=given
+        )
         known = {"position": self.cursor, "foreign": sorted(self.foreign)[:_FOREIGN_TOLD]}
         asked = {"ticket": claim.ticket, "retry": claim.failures, "given": given, "asks": asks}
         study = {"study_seed": self.spec.seed, "sampler": dict(self.spec.sampler)}
         attrs = dict(suggestion.system_attrs)
         attrs[ASK_KEY] = {**attrs.get(ASK_KEY, {}), **known, **asked, **study}
-        if later := {name: value for name, value in (claim.fixed or {}).items() if name not in given}:
-            attrs[FIXED_KEY] = later  # where the objective will ask for it, as Optuna's `enqueue_trial` leaves it
+        if later := {
+            name: value for name, value in (claim.fixed or {}).items() if name not in given
+        }:
+            # where the objective will ask for it, as Optuna's `enqueue_trial` leaves it
+            attrs[FIXED_KEY] = later
         return replace(suggestion, system_attrs=attrs)
 
 
@@ -118,7 +144,12 @@ class Serving:
     """
 
     def __init__(
-        self, store: Store, settings: WorkerConfig, contact: Contact, command: Callable[..., str], device: HeldSlot
+        self,
+        store: Store,
+        settings: WorkerConfig,
+        contact: Contact,
+        command: Callable[..., str],
+        device: HeldSlot,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -164,20 +195,31 @@ class Serving:
             del self._refusals[study_id]
 
     def announce(self, rows: Collection[StudyRow]) -> None:
-        """Says which studies are served, each once after every launch of it: how old that is, and that nobody follows it."""
+        """Says which studies are served, each once after every launch of it: how old that is, and
+        that nobody follows it.
+        """
         for row in rows:
             if (row.study_id, row.launched_at) in self._announced:
                 continue
             self._announced.add((row.study_id, row.launched_at))
             alone = (
-                "" if row.followed else f"; no launch follows it, '{self._command('stop', f'study.name={row.name}')}' ends it"
+                ""
+                if row.followed
+                else (
+                    "; no launch follows it, "
+                    f"'{self._command('stop', f'study.name={row.name}')}' ends it"
+                )
             )
-            logger.info("serves study %s, launched %s ago%s", row.name, span_label(row.launched_s), alone)
+            logger.info(
+                "serves study %s, launched %s ago%s", row.name, span_label(row.launched_s), alone
+            )
 
     def ready(self, row: StudyRow) -> bool:
-        """Whether the study can be served on this host; if not, that is said once, to all, and tried again now and then.
+        """Whether the study can be served on this host; if not, that is said once, to all, and
+        tried again now and then.
 
-        False too if the worker is told to end while the objective is imported, however long that would take.
+        False too if the worker is told to end while the objective is imported, however long that
+        would take.
 
         Raises:
             LeaseLostError: the worker was evicted.
@@ -209,7 +251,12 @@ class Serving:
         expected = isinstance(error, ConfigError)
         why = str(error) if expected else f"{type(error).__name__}: {error}"
         if key not in self._unservable:
-            logger.error("not claiming from study %s: %s", row.name, why, exc_info=None if expected else error)
+            logger.error(
+                "not claiming from study %s: %s",
+                row.name,
+                why,
+                exc_info=None if expected else error,
+            )
         self._unservable[key] = time.monotonic() + IMPORT_AGAIN_S
         self._refusals[row.study_id] = (row.revision, value_label(why)[:_MOST_WHY])
 
@@ -220,12 +267,18 @@ class Serving:
                 self._served.pop(row.study_id).runner.close()
             self._contact.say(f"importing the objective of {row.name}")
             spec = self._store.reads.spec(row.study_id)
-            if (idle := never_prunes(spec)) is not None and (row.study_id, row.launched_at) not in self._unservable:
+            if (idle := never_prunes(spec)) is not None and (
+                row.study_id,
+                row.launched_at,
+            ) not in self._unservable:
                 logger.warning("study %s: %s", row.name, idle)
             check_allowed(spec.objective, self._settings.allow_targets)
-            served = self._served[row.study_id] = Served(row, spec, Search(spec), self._runner(spec))
+            served = self._served[row.study_id] = Served(
+                row, spec, Search(spec), self._runner(spec)
+            )
             served.runner.begin()
-            # While the objective is imported, and no lock is held for it; but not again and again where it cannot be.
+            # While the objective is imported, and no lock is held for it; but not again and again
+            # where it cannot be.
             if (row.study_id, row.launched_at) not in self._unservable:
                 if served.informed:
                     with ThreadPoolExecutor(1) as beside:  # while the database answers
@@ -238,7 +291,9 @@ class Serving:
         return runner_for(spec, self._device, self._silence_s(spec.runner.get("grace_s", 5.0)))
 
     def _silence_s(self, grace_s: float) -> float:
-        """A child whose worker is stopped ends before another worker may take its device: the lease runs on from a renewal."""
+        """A child whose worker is stopped ends before another worker may take its device: the lease
+        runs on from a renewal.
+        """
         ttl_s = self._settings.lease_ttl_s
         return max(ttl_s / 3, ttl_s - self._settings.heartbeat_s - grace_s - 1.0)
 

@@ -13,9 +13,10 @@ from orchestrator.runner import ArtifactLogged, AttrSet, ConstraintSet, Message,
 class Unwritten:
     """What an attempt reported, set and stored, and nobody has written to the database yet.
 
-    `sent` are the reports that are there; `facts` say of an attempt that ended what it ran on and what it took. `suggested` are
-    the parameters that were written as it ran. `anew` is `Contact.anew` when the last of it was written; None of an attempt
-    that is known from its run directory, where all is.
+    `sent` are the reports that are there; `facts` say of an attempt that ended what it ran on and
+    what it took. `suggested` are the parameters that were written as it ran. `anew` is
+    `Contact.anew` when the last of it was written; None of an attempt that is known from its run
+    directory, where all is.
     """
 
     reports: dict[int, float] = field(default_factory=dict)

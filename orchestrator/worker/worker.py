@@ -1,4 +1,6 @@
-"""A worker: one process that holds one device slot and runs trials in turn. Read `Worker.run` and `Worker._run_trial`."""
+"""A worker: one process that holds one device slot and runs trials in turn. Read `Worker.run` and
+`Worker._run_trial`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from orchestrator.config import WorkerConfig
-from orchestrator.errors import DeviceError, LeaseLostError, OrchestratorError, StoreUnavailableError
+from orchestrator.errors import (
+    DeviceError,
+    LeaseLostError,
+    OrchestratorError,
+    StoreUnavailableError,
+)
 from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.model import Interrupted, Pruned, cell_label, count_label
@@ -25,15 +32,18 @@ from orchestrator.worker.studies import Serving
 
 
 class Worker:
-    """Pulls trials of all active studies until there is nothing left to wait for; survives whatever user code does.
+    """Pulls trials of all active studies until there is nothing left to wait for; survives whatever
+    user code does.
 
     Args:
         store: the database, migrated.
         settings: `worker.*` of this host.
         runs_dir: root of the run directories.
         checkpoints: where checkpoints are kept, `paths.checkpoints`.
-        artifacts: where artifacts are kept, as `checked_place` returns it; None: in the run directories.
-        command: writes the command line that people can type for some words: ``stop study.name=digits``.
+        artifacts: where artifacts are kept, as `checked_place` returns it; None: in the run
+            directories.
+        command: writes the command line that people can type for some words: ``stop
+            study.name=digits``.
 
     Raises:
         ConfigError: checkpoints cannot be kept there, or `worker.health_file` cannot be written.
@@ -59,14 +69,16 @@ class Worker:
         self._slots = Slots(store, settings)
         self._command = command
 
-    # ------------------------------------------------------------------------------------------------------------- its life
+    # ------------------------------------------------------------------------------------- its life
 
     def run(self) -> int:
-        """Serves until drained, idle for too long, or done with `worker.max_trials`; returns how many trials it ended.
+        """Serves until drained, idle for too long, or done with `worker.max_trials`; returns how
+        many trials it ended.
 
         Raises:
-            DeviceError: no device is free and ``worker.on_no_device=exit`` or ``worker.require_idle=refuse``, the one named
-                does not exist, or the one held is gone; its trial was given back.
+            DeviceError: no device is free and ``worker.on_no_device=exit`` or
+                ``worker.require_idle=refuse``, the one named does not exist, or the one held is
+                gone; its trial was given back.
         """
         while self._draining.how == Drain.NO:
             try:
@@ -93,10 +105,17 @@ class Worker:
 
     def _serve(self, device: HeldSlot) -> None:
         """Runs trials on that device, one after the other."""
-        store, settings, contact, draining = self._store, self._settings, self._contact, self._draining
+        store, settings, contact, draining = (
+            self._store,
+            self._settings,
+            self._contact,
+            self._draining,
+        )
         delivery, place = self._delivery, self._place
         with Serving(store, settings, contact, self._command, device) as serving:
-            claiming = Claiming(store, settings, contact, draining, serving, delivery.deliver_left, place)
+            claiming = Claiming(
+                store, settings, contact, draining, serving, delivery.deliver_left, place
+            )
             attempts = Attempts(
                 store,
                 settings,
@@ -122,15 +141,22 @@ class Worker:
                 elif claim is not None:
                     self._run_trial(claim, serving, claiming, attempts)
                     idle_since = time.monotonic()
-                elif settings.idle_timeout_s is not None and time.monotonic() - idle_since >= settings.idle_timeout_s:
+                elif (
+                    settings.idle_timeout_s is not None
+                    and time.monotonic() - idle_since >= settings.idle_timeout_s
+                ):
                     logger.info("idle for worker.idle_timeout_s=%g", settings.idle_timeout_s)
                     break
                 else:
                     contact.say("idle")
                     contact.wait(settings.poll_s)
 
-    def _run_trial(self, claim: Claim, serving: Serving, claiming: Claiming, attempts: Attempts) -> None:
-        """Takes one claimed trial from its parameters to its end in the database, or gives it back."""
+    def _run_trial(
+        self, claim: Claim, serving: Serving, claiming: Claiming, attempts: Attempts
+    ) -> None:
+        """Takes one claimed trial from its parameters to its end in the database, or
+        gives it back.
+        """
         served, delivery = serving.study(claim.study_id), self._delivery
         try:
             begun = claiming.begun(claim)
@@ -156,7 +182,9 @@ class Worker:
                 crash_step("after-result")
                 # Another attempt may want them, or the user the trained model.
                 if kept.uploads and not isinstance(outcome, Pruned):
-                    self._contact.meanwhile(lambda: kept.close(final=True), hurry=lambda: kept.close(final=False))
+                    self._contact.meanwhile(
+                        lambda: kept.close(final=True), hurry=lambda: kept.close(final=False)
+                    )
                 if delivery.deliver(served.row, served.spec, claim, outcome, unwritten):
                     kept.discard_older()
             crash_step("after-finish")
@@ -169,13 +197,15 @@ class Worker:
         finally:
             self._contact.gave(claim)
 
-    # ------------------------------------------------------------------------------------------------ its row and its device
+    # ----------------------------------------------------------------------- its row and its device
 
     @contextmanager
     def _registered(self) -> Iterator[None]:
         place = self._checkpoints.identity()
         lease = self._contact.insist(
-            lambda: self._store.fleet.register(self._settings.lease_ttl_s, place, self._settings.studies)
+            lambda: self._store.fleet.register(
+                self._settings.lease_ttl_s, place, self._settings.studies
+            )
         )
         self._contact.hold(lease)
         self._warn_of_places(place)
@@ -191,17 +221,22 @@ class Worker:
 
     def _warn_of_places(self, place: str) -> None:
         others = self._contact.insist(self._store.reads.checkpoint_places)
-        hosts = sorted({host for other, hosts in others.items() if other != place for host in hosts})
+        hosts = sorted(
+            {host for other, hosts in others.items() if other != place for host in hosts}
+        )
         if hosts:
             logger.warning(
-                "the workers on %s keep checkpoints elsewhere: a trial that moves between them and this one starts anew"
+                "the workers on %s keep checkpoints elsewhere: a trial that moves between them "
+                "and this one starts anew"
                 " (paths.checkpoints may name a place that all share)",
                 ", ".join(hosts),
             )
 
     @contextmanager
     def _device_slot(self) -> Iterator[HeldSlot | None]:
-        """Holds one slot of one device for the block; waits for one as `worker.on_no_device` says. None: told to end before."""
+        """Holds one slot of one device for the block; waits for one as `worker.on_no_device` says.
+        None: told to end before.
+        """
         lease = self._contact.lease
         held, warned = self._contact.insist(lambda: self._slots.claim(lease)), False
         while held is None and self._draining.how == Drain.NO:

@@ -16,11 +16,19 @@ MODULE = "import helper\n\ndef train(cfg, trial):\n    return cfg.a + helper.{na
 HELPER = "def one():\n    return {value}\n"
 
 
-def test_values_of_changed_code_are_not_mixed_in_silence(commands: Commands, tmp_path: Path) -> None:
+def test_values_of_changed_code_are_not_mixed_in_silence(
+    commands: Commands, tmp_path: Path
+) -> None:
     (tmp_path / "fit.py").write_text(MODULE.format(name="one"))
     (tmp_path / "helper.py").write_text(HELPER.format(value=1))
     here = replace(commands, cwd=tmp_path)
-    words = ("study.name=mixed", "objective._target_=fit.train", "+a=1,2", "budget.per_cell=4", "worker.count=1")
+    words = (
+        "study.name=mixed",
+        "objective._target_=fit.train",
+        "+a=1,2",
+        "budget.per_cell=4",
+        "worker.count=1",
+    )
     here.check("launch", *words, "budget.trials=8")
     again = here.check("launch", *words, "budget.trials=8")
     assert "code has changed" not in again
@@ -41,7 +49,9 @@ def test_values_of_changed_code_are_not_mixed_in_silence(commands: Commands, tmp
     assert "not as then: the objective's code (helper)" in rerun.stdout
 
 
-def test_an_unchanged_hydra_app_has_a_directory_for_each_trial(commands: Commands, store: Store, tmp_path: Path) -> None:
+def test_an_unchanged_hydra_app_has_a_directory_for_each_trial(
+    commands: Commands, store: Store, tmp_path: Path
+) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "config.yaml").write_text("a: 0\n")
     (tmp_path / "app.py").write_text(
@@ -52,14 +62,30 @@ def test_an_unchanged_hydra_app_has_a_directory_for_each_trial(commands: Command
         "main()\n"
     )
     here = replace(commands, cwd=tmp_path)
-    said = here.check("launch", "study.name=app", "objective.command=python app.py", "+a=1,2,3,4", "worker.count=2")
+    said = here.check(
+        "launch",
+        "study.name=app",
+        "objective.command=python app.py",
+        "+a=1,2,3,4",
+        "worker.count=2",
+    )
     assert "a Hydra app: each attempt's output directory is hydra/ in its run directory" in said
-    assert [t.values for t in store.reads.trials(store.reads.find("app").study_id)] == [(1.0,), (2.0,), (3.0,), (4.0,)]
+    assert [t.values for t in store.reads.trials(store.reads.find("app").study_id)] == [
+        (1.0,),
+        (2.0,),
+        (3.0,),
+        (4.0,),
+    ]
     logs = sorted(here.directory.glob("runs/app-*/trial-*/attempt-1-*/hydra/.hydra/overrides.yaml"))
     assert len(logs) == 4
     assert not (tmp_path / "outputs").exists()
     (tmp_path / "conf" / "config.yaml").write_text("a: 0\nnew: 1\n")
     more = here.check(
-        "launch", "study.name=app", "objective.command=python app.py", "+a=1,2,3,4", "worker.count=1", "budget.trials=5"
+        "launch",
+        "study.name=app",
+        "objective.command=python app.py",
+        "+a=1,2,3,4",
+        "worker.count=1",
+        "budget.trials=5",
     )
     assert "the objective's code has changed since trials 0–3: conf/config.yaml" in more

@@ -1,4 +1,5 @@
-"""`docker compose up` on a real engine: workers, dashboard, launches, the user's own code, and what may go wrong.
+"""`docker compose up` on a real engine: workers, dashboard, launches, the user's own code, and what
+may go wrong.
 
 What shows without an engine is in `tests/unit/test_compose_file.py`.
 """
@@ -34,7 +35,10 @@ SMALL = ("budget.trials=6", "budget.per_cell=1", "train.epochs=1")
 
 def engine_missing() -> str | None:
     """Why there is no engine to test with, None if there is one."""
-    for command in (["docker", "version", "--format", "{{.Server.Version}}"], ["docker", "compose", "version"]):
+    for command in (
+        ["docker", "version", "--format", "{{.Server.Version}}"],
+        ["docker", "compose", "version"],
+    ):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -73,7 +77,9 @@ class Project:
         assert done.returncode == 0, f"{done.args}:\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def tried(self, *arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    def tried(
+        self, *arguments: str, timeout: float = 300, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """What `docker compose` says, whatever its exit code."""
         return subprocess.run(
             ["docker", "compose", *arguments],
@@ -119,11 +125,16 @@ class Project:
         return self.compose("ps", "-q", service).split()
 
     def health(self, service: str) -> set[str]:
-        return {inspected(container)["State"]["Health"]["Status"] for container in self.containers(service)}
+        return {
+            inspected(container)["State"]["Health"]["Status"]
+            for container in self.containers(service)
+        }
 
 
 def inspected(container: str) -> dict[str, Any]:
-    told = subprocess.run(["docker", "inspect", container], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        ["docker", "inspect", container], capture_output=True, text=True, check=True
+    ).stdout
     described: dict[str, Any] = json.loads(told)[0]
     return described
 
@@ -135,7 +146,9 @@ def image() -> str:
     ).stdout.strip()
     context = ["--build-context", f"wheels={wheels}"] if wheels and Path(wheels).is_dir() else []
     command = ["docker", "build", "-q", "-f", "docker/Dockerfile", "-t", IMAGE, *context, "."]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1000, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=1000, check=False
+    )
     assert done.returncode == 0, done.stderr
     return IMAGE
 
@@ -146,7 +159,9 @@ def project(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pr
     shutil.copy(ROOT / "docker-compose.yml", folder)
     shutil.copytree(ROOT / "docker", folder / "docker")
     write_user_code(folder / "code")
-    make_secret = re.search(r"^#\s+(install .*secrets/db_password)$", (ROOT / "docker-compose.yml").read_text(), re.M)
+    make_secret = re.search(
+        r"^#\s+(install .*secrets/db_password)$", (ROOT / "docker-compose.yml").read_text(), re.M
+    )
     assert make_secret, "docker-compose.yml shows how to make the password"
     subprocess.run(["bash", "-c", make_secret[1]], cwd=folder, check=True)
 
@@ -192,7 +207,14 @@ def test_a_launch_takes_overrides_and_is_done_by_the_workers(project: Project) -
     assert len(project.containers("worker")) == 2
     assert project.health("worker") == {"healthy"}
     search = "optim.lr=tag(log, interval(1e-3, 1e-1))"
-    said = project.launch("experiment=digits", "sampler=gp", "data.batch_size=64,128", search, "budget.trials=4", *SMALL[1:])
+    said = project.launch(
+        "experiment=digits",
+        "sampler=gp",
+        "data.batch_size=64,128",
+        search,
+        "budget.trials=4",
+        *SMALL[1:],
+    )
     assert trials_done(said) == "4/4"
     assert "finished" in said
     assert f"browse it: http://127.0.0.1:{project.port}\n" in said
@@ -231,14 +253,24 @@ def test_code_that_the_containers_may_not_read_is_one_clear_error(project: Proje
     code = project.folder / "code"
     code.chmod(0o700)
     try:
-        config_refused = project.tried("run", "--rm", "-T", "launch", "--config-dir", "conf", "experiment=mine")
+        config_refused = project.tried(
+            "run", "--rm", "-T", "launch", "--config-dir", "conf", "experiment=mine"
+        )
         code_refused = project.tried(
-            "run", "--rm", "-T", "launch", "study.name=closed", "objective._target_=mine.slow", "budget.trials=1"
+            "run",
+            "--rm",
+            "-T",
+            "launch",
+            "study.name=closed",
+            "objective._target_=mine.slow",
+            "budget.trials=1",
         )
     finally:
         code.chmod(0o755)
     for refused in (config_refused, code_refused):
-        (said,) = [line for line in refused.stderr.splitlines() if line.startswith("orchestrator: error: ")]
+        (said,) = [
+            line for line in refused.stderr.splitlines() if line.startswith("orchestrator: error: ")
+        ]
         assert "/workspace cannot be read by user 10001: its mode is 0700" in said
         assert "Traceback" not in refused.stderr
 
@@ -253,7 +285,9 @@ def test_a_path_of_code_that_is_not_there_is_no_empty_folder(project: Project) -
 
 def test_what_is_best_comes_out_of_a_container_that_cannot_write(project: Project) -> None:
     project.launch("--config-dir", "conf", "experiment=mine")
-    refused = project.tried("exec", "-T", "dashboard", "orchestrator", "best", "study.name=mine", "out=best.yaml")
+    refused = project.tried(
+        "exec", "-T", "dashboard", "orchestrator", "best", "study.name=mine", "out=best.yaml"
+    )
     assert refused.returncode == 1
     assert "out=best.yaml: Read-only file system (/workspace); " in refused.stderr
     assert "out=- to print the params" in refused.stderr
@@ -264,7 +298,13 @@ def test_what_is_best_comes_out_of_a_container_that_cannot_write(project: Projec
 def test_no_registry_is_asked_for_our_image(project: Project) -> None:
     absent = f"absent-{uuid.uuid4().hex[:8]}"
     refused = project.tried(
-        "up", "-d", "--no-deps", "--no-build", "dashboard", ORCHESTRATOR_IMAGE=absent, COMPOSE_PROJECT_NAME=absent
+        "up",
+        "-d",
+        "--no-deps",
+        "--no-build",
+        "dashboard",
+        ORCHESTRATOR_IMAGE=absent,
+        COMPOSE_PROJECT_NAME=absent,
     )
     project.tried("down", "--volumes", COMPOSE_PROJECT_NAME=absent)
     assert refused.returncode != 0
@@ -273,7 +313,13 @@ def test_no_registry_is_asked_for_our_image(project: Project) -> None:
 
 
 def test_a_launch_outlasts_down_and_goes_on_after_the_next_up(project: Project) -> None:
-    words = ("--config-dir", "conf", "experiment=mine", "study.name=outlasts", "objective._target_=mine.slow")
+    words = (
+        "--config-dir",
+        "conf",
+        "experiment=mine",
+        "study.name=outlasts",
+        "objective._target_=mine.slow",
+    )
     launch = project.started("run", "--rm", "-T", "launch", *words, "budget.trials=16")
     try:
         status = ("exec", "-T", "dashboard", "orchestrator", "status", "study.name=outlasts")
@@ -289,13 +335,19 @@ def test_a_launch_outlasts_down_and_goes_on_after_the_next_up(project: Project) 
     assert trials_done(said) == "16/16"
 
 
-def test_the_override_grammar_reaches_the_program_as_it_is_typed_in_a_shell(project: Project) -> None:
+def test_the_override_grammar_reaches_the_program_as_it_is_typed_in_a_shell(
+    project: Project,
+) -> None:
     write_grammar_experiment(project.folder / "code" / "conf")
     words = " ".join(line.bash for line in LINES.values())
     here = config.compose(
-        "launch", ["experiment=grammar", *shlex.split(words)], config_dir=str(project.folder / "code" / "conf")
+        "launch",
+        ["experiment=grammar", *shlex.split(words)],
+        config_dir=str(project.folder / "code" / "conf"),
     )
-    typed = f"docker compose run --rm -T launch --config-dir conf experiment=grammar {words} --cfg job"
+    typed = (
+        f"docker compose run --rm -T launch --config-dir conf experiment=grammar {words} --cfg job"
+    )
     said = yaml.safe_load(project.shell(typed))
     for section in ("grid", "search", "params"):
         assert said[section] == OmegaConf.to_container(here.config[section])
@@ -306,14 +358,29 @@ def test_code_baked_into_an_image_of_the_user_s_own_imports(project: Project) ->
     recipe = f"FROM {IMAGE}\nCOPY mine.py /opt/code/\n"
     (project.folder / "Dockerfile.mine").write_text(recipe)
     subprocess.run(
-        ["docker", "build", "-q", "-f", str(project.folder / "Dockerfile.mine"), "-t", tag, str(project.folder / "code")],
+        [
+            "docker",
+            "build",
+            "-q",
+            "-f",
+            str(project.folder / "Dockerfile.mine"),
+            "-t",
+            tag,
+            str(project.folder / "code"),
+        ],
         check=True,
         capture_output=True,
         timeout=120,
     )
-    probe = "import mine, orchestrator; assert '/opt/orchestrator/' in orchestrator.__file__; print(mine.__file__)"
+    probe = (
+        "import mine, orchestrator; assert '/opt/orchestrator/' in orchestrator.__file__; "
+        "print(mine.__file__)"
+    )
     command = ["docker", "run", "--rm", "--entrypoint", "python", tag, "-c", probe]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == "/opt/code/mine.py"
+    assert (
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        == "/opt/code/mine.py"
+    )
 
 
 def test_the_dashboard_shows_the_study_on_this_host_only(project: Project) -> None:
@@ -329,8 +396,13 @@ def test_the_dashboard_shows_the_study_on_this_host_only(project: Project) -> No
     assert project.compose("port", "dashboard", "8080").strip() == f"127.0.0.1:{project.port}"
 
 
-def test_containers_run_without_privileges_and_the_password_is_in_a_file_only(project: Project) -> None:
-    passwords = [(project.folder / "secrets" / f"{name}_password").read_text().strip() for name in ("db", "dashboard")]
+def test_containers_run_without_privileges_and_the_password_is_in_a_file_only(
+    project: Project,
+) -> None:
+    passwords = [
+        (project.folder / "secrets" / f"{name}_password").read_text().strip()
+        for name in ("db", "dashboard")
+    ]
     assert [len(password) for password in passwords] == [48, 48]
     for service in ("db", "worker", "dashboard"):
         told = inspected(project.containers(service)[0])
@@ -350,12 +422,18 @@ def test_containers_run_without_privileges_and_the_password_is_in_a_file_only(pr
         assert re.search(r"^CapEff:\s0+$", status, re.M)
         assert re.search(r"^CapPrm:\s0+$", status, re.M)
         assert re.search(r"^NoNewPrivs:\s1$", status, re.M)
-    assert "size=2097152k" in project.compose("exec", "-T", "worker", "grep", " /tmp ", "/proc/mounts")
+    assert "size=2097152k" in project.compose(
+        "exec", "-T", "worker", "grep", " /tmp ", "/proc/mounts"
+    )
 
 
 def test_the_gpu_override_shows_every_worker_all_gpus(project: Project) -> None:
-    told = project.compose("-f", "docker-compose.yml", "-f", "docker/compose.gpu.yml", "config", "--format", "json")
-    (device,) = json.loads(told)["services"]["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    told = project.compose(
+        "-f", "docker-compose.yml", "-f", "docker/compose.gpu.yml", "config", "--format", "json"
+    )
+    (device,) = json.loads(told)["services"]["worker"]["deploy"]["resources"]["reservations"][
+        "devices"
+    ]
     assert device["count"] in (-1, "all")
     assert device["driver"] == "nvidia"
 
@@ -373,14 +451,18 @@ def test_a_new_password_on_an_old_volume_is_said_with_the_way_out(project: Proje
     secret = project.folder / "secrets" / "db_password"
     secret.write_text("another")
     quick = {"healthcheck": {"start_period": "1s", "interval": "1s", "retries": 2}}
-    (project.folder / "quick.yml").write_text(yaml.safe_dump({"services": {"worker": quick, "dashboard": quick}}))
+    (project.folder / "quick.yml").write_text(
+        yaml.safe_dump({"services": {"worker": quick, "dashboard": quick}})
+    )
     files = ("-f", "docker-compose.yml", "-f", "quick.yml")
     up = project.tried(*files, "up", "-d", "--force-recreate", "--wait")
     assert up.returncode == 1
     assert "is unhealthy" in up.stderr
     wait_until(lambda: "refuses the password" in project.compose("logs", "worker"), 120)
     assert "ALTER ROLE orchestrator PASSWORD" in project.compose("logs", "worker")
-    way_out = re.search(r"^ *(echo \"ALTER ROLE .*)$", (ROOT / "docs" / "reference.md").read_text(), re.M)
+    way_out = re.search(
+        r"^ *(echo \"ALTER ROLE .*)$", (ROOT / "docs" / "reference.md").read_text(), re.M
+    )
     assert way_out, "the reference shows how"
     project.shell(way_out[1])
     wait_until(lambda: project.health("worker") == {"healthy"}, 120)

@@ -18,7 +18,12 @@ pytestmark = pytest.mark.acceptance
 QUICK = {"_target_": "tests.support.training.quick"}
 SLOW = {"_target_": "tests.support.training.interruptible"}
 BREAKS = {"_target_": "tests.support.training.breaks_until_mended"}
-SOON = ("worker.heartbeat_s=0.5", "worker.lease_ttl_s=10", "worker.poll_s=0.1", "worker.drain_s=0.5")
+SOON = (
+    "worker.heartbeat_s=0.5",
+    "worker.lease_ttl_s=10",
+    "worker.poll_s=0.1",
+    "worker.drain_s=0.5",
+)
 NAME = "study.name=study"
 
 
@@ -30,13 +35,24 @@ def status(commands: Commands) -> Any:
     return json.loads(commands.check("status", "--json", NAME))
 
 
-def test_a_pause_at_once_is_obeyed_within_a_heartbeat_and_the_trial_goes_on_after_it(commands: Commands, store: Store) -> None:
-    study = store.studies.launch(spec(cells=1, objective=SLOW, runner={**RUNNER, "grace_s": 0.2})).study_id
+def test_a_pause_at_once_is_obeyed_within_a_heartbeat_and_the_trial_goes_on_after_it(
+    commands: Commands, store: Store
+) -> None:
+    study = store.studies.launch(
+        spec(cells=1, objective=SLOW, runner={**RUNNER, "grace_s": 0.2})
+    ).study_id
     with commands.started("worker", *SOON):
-        wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/checkpoints/seen")), 60)
+        wait_until(
+            lambda: list(
+                commands.directory.glob("runs/study-*/trial-0/attempt-1-*/checkpoints/seen")
+            ),
+            60,
+        )
         said = commands.check("pause", "--now", NAME)
         assert "study study: paused (paused by " in said
-        wait_until(lambda: [a.outcome for a in store.reads.attempts(study, 0)] == ["interrupted"], 10)
+        wait_until(
+            lambda: [a.outcome for a in store.reads.attempts(study, 0)] == ["interrupted"], 10
+        )
         assert status(commands)["running"][0]["worker"] is None
         said = commands.check("status", NAME)
         assert "paused (paused by" in said
@@ -47,7 +63,9 @@ def test_a_pause_at_once_is_obeyed_within_a_heartbeat_and_the_trial_goes_on_afte
 
 
 def test_a_stopped_study_ends_and_its_worker_lives_on(commands: Commands, store: Store) -> None:
-    study = store.studies.launch(spec(cells=2, objective=SLOW, runner={**RUNNER, "grace_s": 0.2})).study_id
+    study = store.studies.launch(
+        spec(cells=2, objective=SLOW, runner={**RUNNER, "grace_s": 0.2})
+    ).study_id
     with commands.started("worker", "worker.prefetch=0", *SOON) as worker:
         wait_until(lambda: states(store, study) == ["RUNNING"], 60)
         commands.check("stop", "--now", NAME)
@@ -68,11 +86,19 @@ def test_trials_by_hand_and_again(commands: Commands, store: Store) -> None:
     trials = optuna.load_study(study_name="study", storage=store.url).trials
     assert [t.params["a"] for t in trials] == [2, 0, 0, 1, 2]
     assert [t.params["x"] for t in trials[:2]] == [0.125, 0.25]
-    assert [t.user_attrs.get("orchestrator:by_hand") for t in trials] == [True, True, None, None, None]
+    assert [t.user_attrs.get("orchestrator:by_hand") for t in trials] == [
+        True,
+        True,
+        None,
+        None,
+        None,
+    ]
     assert states(store, study) == ["COMPLETE"] * 5
 
 
-def test_failed_trials_run_again_once_what_broke_them_is_mended(commands: Commands, store: Store) -> None:
+def test_failed_trials_run_again_once_what_broke_them_is_mended(
+    commands: Commands, store: Store
+) -> None:
     mended = commands.directory / "mended"
     budget = Budget(trials=2, per_cell=1, max_failures_per_cell=0)
     objective = {**BREAKS, "file": str(mended)}
@@ -95,10 +121,18 @@ def test_what_passes_is_tried_again_as_the_same_trial(commands: Commands, store:
     flaky = {"_target_": "tests.support.training.flaky", "failures": 2}
     study = store.studies.launch(spec(cells=1, objective=flaky, runner=runner)).study_id
     commands.check("worker", "worker.idle_timeout_s=0.5", *SOON)
-    assert [a.outcome for a in store.reads.attempts(study, 0)] == ["retried", "retried", "completed"]
+    assert [a.outcome for a in store.reads.attempts(study, 0)] == [
+        "retried",
+        "retried",
+        "completed",
+    ]
     (trial,) = optuna.load_study(study_name="study", storage=store.url).trials
     assert trial.intermediate_values == {0: 0.0, 1: 1.0, 2: 2.0}
-    assert (trial.value, trial.user_attrs["orchestrator:attempts"], trial.user_attrs["resumed_from"]) == (3.0, 3, 2)
+    assert (
+        trial.value,
+        trial.user_attrs["orchestrator:attempts"],
+        trial.user_attrs["resumed_from"],
+    ) == (3.0, 3, 2)
     assert "ConnectionResetError" in trial.user_attrs["orchestrator:attempt_1"]
 
 

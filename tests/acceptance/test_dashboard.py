@@ -1,4 +1,6 @@
-"""`orchestrator dashboard`: optuna-dashboard on the same storage, safe to leave open beside a running study."""
+"""`orchestrator dashboard`: optuna-dashboard on the same storage, safe to leave open beside a
+running study.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,16 @@ from tests.support.studies import end, spec, start
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.acceptance
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 PASSWORD = "correct-horse-battery"
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.create_server(
+        (host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+    ) as probe:
         return int(probe.getsockname()[1])
 
 
@@ -44,7 +50,9 @@ class Dashboard:
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
-        told = {name.replace("_", "-"): value for name, value in headers.items()} | {"Content-Type": "application/json"}
+        told = {name.replace("_", "-"): value for name, value in headers.items()} | {
+            "Content-Type": "application/json"
+        }
         try:
             connection.request(method, path, None if body is None else json.dumps(body), told)
             answer = connection.getresponse()
@@ -60,7 +68,11 @@ class Dashboard:
             return False
 
     def listening(self) -> list[str]:
-        return [c.laddr.ip for c in psutil.Process(self.process.pid).net_connections() if c.status == psutil.CONN_LISTEN]
+        return [
+            c.laddr.ip
+            for c in psutil.Process(self.process.pid).net_connections()
+            if c.status == psutil.CONN_LISTEN
+        ]
 
     def stop(self) -> str:
         """Ends it as a container does; returns all that it said."""
@@ -91,17 +103,27 @@ def names(store: Store) -> list[str]:
     return [study.study_name for study in open_storage(store.url).get_all_studies()]
 
 
-def test_the_dashboard_shows_the_study_to_this_machine_only(commands: Commands, store: Store) -> None:
+def test_the_dashboard_shows_the_study_to_this_machine_only(
+    commands: Commands, store: Store
+) -> None:
     make_study(store)
     with dashboard(commands) as served:
         status, listing = served.ask("GET", "/api/studies")
-        assert (status, [study["study_name"] for study in json.loads(listing)["study_summaries"]]) == (200, ["shown"])
+        assert (
+            status,
+            [study["study_name"] for study in json.loads(listing)["study_summaries"]],
+        ) == (200, ["shown"])
         assert served.listening() == ["127.0.0.1"]
         said = served.stop()
-    assert f"optuna-dashboard at http://127.0.0.1:{served.port}/ (open to every user of this machine; Ctrl-C ends it)" in said
+    assert (
+        f"optuna-dashboard at http://127.0.0.1:{served.port}/ (open to every user of this "
+        "machine; Ctrl-C ends it)"
+    ) in said
 
 
-def test_a_live_study_can_be_neither_deleted_nor_renamed_nor_its_trials_told(commands: Commands, store: Store) -> None:
+def test_a_live_study_can_be_neither_deleted_nor_renamed_nor_its_trials_told(
+    commands: Commands, store: Store
+) -> None:
     study = store.studies.launch(spec("live", cells=1)).study_id
     lease = store.fleet.register(60)
     claim = start(store, lease, study)
@@ -114,12 +136,29 @@ def test_a_live_study_can_be_neither_deleted_nor_renamed_nor_its_trials_told(com
             served.ask("POST", f"/api/trials/{trial._trial_id}/tell", {"state": "Fail"}),
         ]
         assert [status for status, _ in refused] == [409] * 3
-        assert all("orchestrator stop study.name=live" in json.loads(body)["reason"] for _, body in refused)
-        assert served.ask("PUT", f"/api/studies/{study}/note", {"version": 1, "body": "seen"})[0] == 204
+        assert all(
+            "orchestrator stop study.name=live" in json.loads(body)["reason"] for _, body in refused
+        )
+        assert (
+            served.ask("PUT", f"/api/studies/{study}/note", {"version": 1, "body": "seen"})[0]
+            == 204
+        )
 
         end(store, claim)  # its last trial: the study is finished
-        assert served.ask("DELETE", f"/api/studies/{study}", {}, Origin="http://evil.example")[0] == 403
-        assert served.ask("DELETE", f"/api/studies/{study}", {}, Host="evil.example", Origin="http://evil.example")[0] == 403
+        assert (
+            served.ask("DELETE", f"/api/studies/{study}", {}, Origin="http://evil.example")[0]
+            == 403
+        )
+        assert (
+            served.ask(
+                "DELETE",
+                f"/api/studies/{study}",
+                {},
+                Host="evil.example",
+                Origin="http://evil.example",
+            )[0]
+            == 403
+        )
         assert names(store) == ["live"]
         assert served.ask("POST", f"/api/studies/{study}/rename", {"study_name": "other"})[0] == 201
         assert names(store) == ["other"]
@@ -129,13 +168,19 @@ def test_a_live_study_can_be_neither_deleted_nor_renamed_nor_its_trials_told(com
         assert served.stop().count("refused: study live is ACTIVE") == 3
 
 
-def test_other_machines_are_let_in_with_the_password_only(commands: Commands, store: Store, tmp_path: Path) -> None:
+def test_other_machines_are_let_in_with_the_password_only(
+    commands: Commands, store: Store, tmp_path: Path
+) -> None:
     study = make_study(store)
     file = tmp_path / "password"
     file.write_text(PASSWORD)
     file.chmod(0o600)
     token = f"Bearer {PASSWORD}"
-    words = ("dashboard.host=0.0.0.0", "dashboard.read_only=true", f"dashboard.password_file={file}")
+    words = (
+        "dashboard.host=0.0.0.0",
+        "dashboard.read_only=true",
+        f"dashboard.password_file={file}",
+    )
     with dashboard(replace(commands, fresh=True), *words) as served:
         assert served.listening() == ["0.0.0.0"]
         assert served.ask("GET", "/api/studies")[0] == 401
@@ -155,10 +200,14 @@ def test_a_request_too_long_or_not_finished_holds_up_nobody(commands: Commands) 
     with dashboard(commands) as served:
         unfinished = [socket.create_connection((served.host, served.port)) for _ in range(20)]
         for connection in unfinished:
-            connection.sendall(b"POST /api/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+            connection.sendall(
+                b"POST /api/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+            )
         assert served.ask("POST", "/api/studies", {"study_name": "x" * (1 << 21)})[0] == 413
         announced = socket.create_connection((served.host, served.port), timeout=10)
-        announced.sendall(b"POST /api/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000000\r\n\r\n")
+        announced.sendall(
+            b"POST /api/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000000\r\n\r\n"
+        )
         assert announced.recv(12) == b"HTTP/1.1 413"
         assert served.ask("GET", "/api/studies")[0] == 200
         for connection in [*unfinished, announced]:
@@ -193,10 +242,13 @@ def test_without_a_password_it_does_not_even_look_for_the_database(tmp_path: Pat
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
-def test_a_browser_draws_the_trials_of_the_study(commands: Commands, store: Store, tmp_path: Path) -> None:
+def test_a_browser_draws_the_trials_of_the_study(
+    commands: Commands, store: Store, tmp_path: Path
+) -> None:
     make_study(store)
     flags = (
-        "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+        "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
+        "--disable-background-networking --disable-sync"
     )
     with dashboard(commands) as served:
         page = subprocess.run(

@@ -1,4 +1,6 @@
-"""What is said of a study that stands still, and of one that nobody looks at: by `launch`, `status`, `doctor` and workers."""
+"""What is said of a study that stands still, and of one that nobody looks at: by `launch`,
+`status`, `doctor` and workers.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +28,33 @@ def study_of(commands: Commands, name: str) -> dict[str, Any]:
     return next(study for study in listed if study["name"] == name)
 
 
-def test_a_launch_says_within_seconds_that_no_worker_can_serve_its_study_and_why(commands: Commands, store: Store) -> None:
+def test_a_launch_says_within_seconds_that_no_worker_can_serve_its_study_and_why(
+    commands: Commands, store: Store
+) -> None:
     only_following = ("worker.count=0", "x=0.5", "a=1", "budget.trials=1", "budget.per_cell=1")
     with commands.started("launch", *TINY, *only_following) as launch:
-        assert "there is none; start one with: orchestrator worker" in line_with(launch, "no worker serves study tiny")
+        assert "there is none; start one with: orchestrator worker" in line_with(
+            launch, "no worker serves study tiny"
+        )
         with commands.started("worker", "worker.allow_targets=[nothing]", *SOON) as worker:
             said = line_with(launch, "no worker can serve study tiny")
-            assert "1 worker: objective._target_: 'tests.support.training.quick' may not run on this host" in said
+            assert (
+                "1 worker: objective._target_: 'tests.support.training.quick' may not run on "
+                "this host"
+            ) in said
             assert study_of(commands, "tiny")["unserved"] in said
             assert "no worker can serve study tiny: 1 worker" in commands.check("status")
             doctor = commands.run("doctor")
-            assert (doctor.returncode, "study tiny: not served: none of the workers" in doctor.stdout) == (1, True)
+            assert (
+                doctor.returncode,
+                "study tiny: not served: none of the workers" in doctor.stdout,
+            ) == (1, True)
             with commands.started("worker", "worker.studies=[other]", *SOON) as other:
                 wait_until(lambda: len(store.reads.workers()) == 2)
                 worker.send_signal(signal.SIGTERM)
-                assert "1 worker serves other studies only" in line_with(launch, "no worker serves study tiny")
+                assert "1 worker serves other studies only" in line_with(
+                    launch, "no worker serves study tiny"
+                )
                 assert commands.run("doctor").returncode == 0
                 other.send_signal(signal.SIGTERM)
                 assert other.wait(timeout=60) == 0
@@ -53,18 +67,32 @@ def test_a_launch_says_within_seconds_that_no_worker_can_serve_its_study_and_why
 def test_a_launch_waits_for_its_own_workers_before_it_says_that_nobody_serves_its_study(
     commands: Commands, store: Store
 ) -> None:
-    with commands.started("worker", "worker.studies=[other]", "worker.slots_per_device=2", *SOON) as other:
+    with commands.started(
+        "worker", "worker.studies=[other]", "worker.slots_per_device=2", *SOON
+    ) as other:
         wait_until(lambda: len(store.reads.workers()) == 1, 60)
-        words = ("x=0.5", "a=1", "budget.trials=1", "budget.per_cell=1", "worker.slots_per_device=2")
+        words = (
+            "x=0.5",
+            "a=1",
+            "budget.trials=1",
+            "budget.per_cell=1",
+            "worker.slots_per_device=2",
+        )
         done = commands.run("launch", *TINY, *words, "worker.count=1")
-        assert (done.returncode, "no worker" in done.stdout + done.stderr) == (0, False), done.stdout + done.stderr
+        assert (done.returncode, "no worker" in done.stdout + done.stderr) == (0, False), (
+            done.stdout + done.stderr
+        )
         other.send_signal(signal.SIGTERM)
         assert other.wait(timeout=60) == 0
 
 
-def test_a_study_that_a_worker_cannot_make_sense_of_keeps_it_from_no_other(commands: Commands, store: Store) -> None:
+def test_a_study_that_a_worker_cannot_make_sense_of_keeps_it_from_no_other(
+    commands: Commands, store: Store
+) -> None:
     strange = store.studies.launch(
-        spec("strange", cells=1, objective=QUICK, sampler={"name": "of a later version"}, priority=9)
+        spec(
+            "strange", cells=1, objective=QUICK, sampler={"name": "of a later version"}, priority=9
+        )
     )
     store.studies.launch(spec("plain", cells=1, objective=QUICK))
     done = commands.run("worker", "worker.idle_timeout_s=0.5", *SOON)
@@ -88,7 +116,9 @@ def test_whoever_leaves_a_study_is_told_what_stays_and_workers_and_status_say_th
     assert "study tiny stays active, 6 trials are left" in said
     assert f"go on: the same command; end it: {stop}" in said
     status = commands.check("status")
-    assert re.search(rf"> tiny: active; no launch follows it; launched \d+ s ago; '{stop}' ends it\n", status), status
+    assert re.search(
+        rf"> tiny: active; no launch follows it; launched \d+ s ago; '{stop}' ends it\n", status
+    ), status
     done = commands.run("worker", "worker.max_trials=1")
     assert "serves study tiny, launched " in done.stderr
     assert f"no launch follows it, '{stop}' ends it" in done.stderr
@@ -96,8 +126,12 @@ def test_whoever_leaves_a_study_is_told_what_stays_and_workers_and_status_say_th
     assert "no launch follows it" not in commands.check("status")
 
 
-def test_the_workers_of_a_launch_say_nothing_of_a_study_that_is_followed(commands: Commands) -> None:
-    commands.check("launch", *TINY, "worker.count=1", "x=0.5", "a=1", "budget.trials=1", "budget.per_cell=1")
+def test_the_workers_of_a_launch_say_nothing_of_a_study_that_is_followed(
+    commands: Commands,
+) -> None:
+    commands.check(
+        "launch", *TINY, "worker.count=1", "x=0.5", "a=1", "budget.trials=1", "budget.per_cell=1"
+    )
     log = (commands.directory / "output" / "worker-1.log").read_text()
     assert "serves study tiny, launched " in log
     assert "no launch follows it" not in log

@@ -29,10 +29,16 @@ def test_a_forked_command_says_and_returns_what_a_fresh_one_does(tmp_path: Path)
         ("launch", "budget.trails=3"),
     ):
         one, other = forked.run(*words), fresh.run(*words)
-        assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
+        assert (one.returncode, one.stdout, one.stderr) == (
+            other.returncode,
+            other.stdout,
+            other.stderr,
+        )
 
 
-def test_a_started_command_is_a_session_of_its_own_that_signals_end(commands: Commands, store: Store) -> None:
+def test_a_started_command_is_a_session_of_its_own_that_signals_end(
+    commands: Commands, store: Store
+) -> None:
     with commands.started("worker", "worker.poll_s=0.1") as worker:
         wait_until(lambda: [w.pid for w in store.reads.workers()] == [worker.pid], 60)
         assert psutil.Process(worker.pid).cwd() == str(commands.cwd)

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.acceptance
 
 
 def composed(folder: Path, *overrides: str) -> StudySpec:
-    return config.study_spec(config.compose("launch", ["experiment=grammar", *overrides], config_dir=str(folder)))
+    return config.study_spec(
+        config.compose("launch", ["experiment=grammar", *overrides], config_dir=str(folder))
+    )
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -30,11 +32,18 @@ def test_as_yaml(name: str, tmp_path: Path) -> None:
 
 
 def test_from_bash(tmp_path: Path) -> None:
-    """One shell reads every line; it says the words that it made of them, each with a NUL behind it."""
+    """One shell reads every line; it says the words that it made of them, each with a NUL behind
+    it.
+    """
     write_grammar_experiment(tmp_path)
     script = "\n".join(f"printf '%s\\0' {line.bash}; echo" for line in LINES.values())
     done = subprocess.run(
-        ["bash", "-c", script], cwd=Commands(None, tmp_path).cwd, capture_output=True, text=True, timeout=60, check=True
+        ["bash", "-c", script],
+        cwd=Commands(None, tmp_path).cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     words = [line.split("\0")[:-1] for line in done.stdout.splitlines()]
     for (name, line), overrides in zip(LINES.items(), words, strict=True):
@@ -46,7 +55,10 @@ def test_from_bash(tmp_path: Path) -> None:
 def test_the_command_itself_takes_them_from_bash(tmp_path: Path) -> None:
     write_grammar_experiment(tmp_path)
     line = "data.batch_size=32,64 'optim.lr=tag(log, interval(1e-4, 1e-1))' model.act=gelu"
-    command = f"{sys.executable} -m orchestrator launch --config-dir {tmp_path} experiment=grammar {line} --cfg job"
+    command = (
+        f"{sys.executable} -m orchestrator launch --config-dir {tmp_path} experiment=grammar "
+        f"{line} --cfg job"
+    )
     commands = Commands(None, tmp_path)
     done = subprocess.run(
         ["bash", "-c", command],

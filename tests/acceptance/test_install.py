@@ -1,4 +1,6 @@
-"""The package as users install it: a wheel, not editable, used from a directory of their own with module and config."""
+"""The package as users install it: a wheel, not editable, used from a directory of their own with
+module and config.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,18 @@ budget: {trials: 6, per_cell: 2}
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("hatchling", reason="builds the wheel without an index")
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     return next(folder.glob("*.whl"))
 
@@ -76,7 +89,18 @@ def test_a_users_own_module_and_config_run_from_a_directory_outside_the_clone(
 ) -> None:
     site, mine = tmp_path / "site", tmp_path / "mine"
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(site), str(wheel)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(site),
+            str(wheel),
+        ],
         check=True,
         capture_output=True,
         timeout=120,
@@ -85,13 +109,25 @@ def test_a_users_own_module_and_config_run_from_a_directory_outside_the_clone(
     (mine / "train.py").write_text(TRAIN)
     (mine / "mylib.py").write_text(LIBRARY)
     (mine / "conf" / "experiment" / "mine.yaml").write_text(EXPERIMENT)
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("ORCHESTRATOR_", "PYTEST_", "PYTHON"))}
-    env |= {"PYTHONPATH": str(site), "ORCHESTRATOR_STORAGE_URL": database_url, "ORCHESTRATOR_DATA_DIR": str(tmp_path / "data")}
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("ORCHESTRATOR_", "PYTEST_", "PYTHON"))
+    }
+    env |= {
+        "PYTHONPATH": str(site),
+        "ORCHESTRATOR_STORAGE_URL": database_url,
+        "ORCHESTRATOR_DATA_DIR": str(tmp_path / "data"),
+    }
 
     def orchestrator(*words: str) -> str:
-        """Runs commands, with ``then`` between them, in one interpreter: each of its own would import all of it again."""
+        """Runs commands, with ``then`` between them, in one interpreter: each of its own would
+        import all of it again.
+        """
         command = [sys.executable, "-P", "-c", COMMANDS, *words]
-        done = subprocess.run(command, cwd=mine, env=env, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, cwd=mine, env=env, capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -49,7 +49,9 @@ def test_a_seed_and_one_worker_give_the_same_study_again(commands: Commands) -> 
     words = ("budget.trials=16", "allocation=adaptive", "sampler=gp", "study.seed=7")
     found = []
     for name in ("once", "again"):
-        commands.check("launch", *TINY, *words, f"study.name={name}", "worker.count=1", "worker.prefetch=0")
+        commands.check(
+            "launch", *TINY, *words, f"study.name={name}", "worker.count=1", "worker.prefetch=0"
+        )
         study = optuna.load_study(study_name=name, storage=str(commands.url))
         found.append([(trial.number, trial.params, trial.values) for trial in study.trials])
     assert len(found[0]) == 16
@@ -57,15 +59,27 @@ def test_a_seed_and_one_worker_give_the_same_study_again(commands: Commands) -> 
 
 
 def test_the_commands_that_read_show_the_study(commands: Commands, tmp_path: Path) -> None:
-    commands.check("launch", *TINY, "x=0.25", "a=0,1", "budget.per_cell=1", "budget.trials=2", "worker.count=1")
+    commands.check(
+        "launch", *TINY, "x=0.25", "a=0,1", "budget.per_cell=1", "budget.trials=2", "worker.count=1"
+    )
     status = commands.check("status")
     assert "tiny: finished (budget spent)" in status
     report = json.loads(commands.check("status", "--json"))
-    assert report["study"]["trials"] == {"total": 2, "spent": 2, "running": 0, "waiting": 0, "failed": 0}
+    assert report["study"]["trials"] == {
+        "total": 2,
+        "spent": 2,
+        "running": 0,
+        "waiting": 0,
+        "failed": 0,
+    }
     assert report["workers"] == [], "launch's workers left in order"
     best = yaml.safe_load(commands.check("best", "study.name=tiny", f"out={tmp_path}/best.yaml"))
     assert (best["trial"], best["params"]) == (1, {"a": 1})
-    assert yaml.safe_load((tmp_path / "best.yaml").read_text()) == {"a": 1, "x": 0.25, "kind": "plain"}
+    assert yaml.safe_load((tmp_path / "best.yaml").read_text()) == {
+        "a": 1,
+        "x": 0.25,
+        "kind": "plain",
+    }
     as_json = json.loads(commands.check("best", "--json", "trial=0"))
     assert as_json["best"][0]["overrides"] == ["a=0"]
     assert commands.run("logs", "trial=0").returncode == 0
@@ -76,7 +90,14 @@ def test_the_commands_that_read_show_the_study(commands: Commands, tmp_path: Pat
 def test_eight_workers_cover_a_grid_exactly(commands: Commands, store: Store) -> None:
     cells = ",".join(map(str, range(40)))
     commands.check(
-        "launch", *TINY, f"a={cells}", "sampler=random", "budget.trials=40", "budget.per_cell=1", "worker.count=8", timeout=180
+        "launch",
+        *TINY,
+        f"a={cells}",
+        "sampler=random",
+        "budget.trials=40",
+        "budget.per_cell=1",
+        "worker.count=8",
+        timeout=180,
     )
     trials = optuna.load_study(study_name="tiny", storage=store.url).trials
     assert [t.number for t in trials] == list(range(40))
@@ -85,12 +106,24 @@ def test_eight_workers_cover_a_grid_exactly(commands: Commands, store: Store) ->
 
 def test_ten_kills_of_workers_lose_and_double_nothing(commands: Commands, store: Store) -> None:
     cells = ",".join(map(str, range(24)))
-    slow = ("objective._target_=tests.support.training.slow", "+objective.seconds=0.5", "sampler=random")
+    slow = (
+        "objective._target_=tests.support.training.slow",
+        "+objective.seconds=0.5",
+        "sampler=random",
+    )
     dice = random.Random(1)
     with commands.started(
-        "launch", *TINY, f"a={cells}", *slow, "budget.trials=24", "budget.per_cell=1", "worker.count=4"
+        "launch",
+        *TINY,
+        f"a={cells}",
+        *slow,
+        "budget.trials=24",
+        "budget.per_cell=1",
+        "worker.count=4",
     ) as launch:
-        study = wait_until(lambda: next((r for r in store.reads.studies() if r.name == "tiny"), None), 60)
+        study = wait_until(
+            lambda: next((r for r in store.reads.studies() if r.name == "tiny"), None), 60
+        )
         killed: set[int] = set()
         while len(killed) < 10:
             busy = wait_until(lambda: _held_by(store, study.study_id, killed), 60)
@@ -100,19 +133,29 @@ def test_ten_kills_of_workers_lose_and_double_nothing(commands: Commands, store:
         code = launch.wait(timeout=150)
         assert code == 0, launch.communicate()[0]
     trials = optuna.load_study(study_name="tiny", storage=store.url).trials
-    assert Counter(t.params["a"] for t in trials if t.state.name == "COMPLETE") == dict.fromkeys(range(24), 1)
+    assert Counter(t.params["a"] for t in trials if t.state.name == "COMPLETE") == dict.fromkeys(
+        range(24), 1
+    )
     assert all(t.state.is_finished() for t in trials)
     assert [t.number for t in trials] == list(range(len(trials)))
 
 
 def _held_by(store: Store, study_id: int, but: set[int]) -> list[int]:
     holding = {t.worker_id for t in store.reads.trials(study_id, live_only=True)}
-    return [w.pid for w in store.reads.workers() if w.worker_id in holding and w.pid not in but and psutil.pid_exists(w.pid)]
+    return [
+        w.pid
+        for w in store.reads.workers()
+        if w.worker_id in holding and w.pid not in but and psutil.pid_exists(w.pid)
+    ]
 
 
-def test_a_worker_in_another_terminal_joins_and_reads_what_to_run_from_the_database(commands: Commands, store: Store) -> None:
+def test_a_worker_in_another_terminal_joins_and_reads_what_to_run_from_the_database(
+    commands: Commands, store: Store
+) -> None:
     with (
-        commands.started("launch", *TINY, "budget.trials=9", "budget.per_cell=3", "worker.count=0") as launch,
+        commands.started(
+            "launch", *TINY, "budget.trials=9", "budget.per_cell=3", "worker.count=0"
+        ) as launch,
         commands.started("worker", "worker.idle_timeout_s=30", "worker.max_trials=9") as worker,
     ):
         assert launch.wait(timeout=90) == 0
@@ -120,12 +163,21 @@ def test_a_worker_in_another_terminal_joins_and_reads_what_to_run_from_the_datab
     assert len(optuna.load_study(study_name="tiny", storage=store.url).trials) == 9
 
 
-def test_a_terminated_worker_gives_its_trial_back_and_another_resumes_it(commands: Commands, store: Store) -> None:
+def test_a_terminated_worker_gives_its_trial_back_and_another_resumes_it(
+    commands: Commands, store: Store
+) -> None:
     patient = "objective._target_=tests.support.training.interruptible"
-    with commands.started("launch", *TINY, patient, "a=1", "budget.per_cell=1", "budget.trials=1", "worker.count=0"):
+    with commands.started(
+        "launch", *TINY, patient, "a=1", "budget.per_cell=1", "budget.trials=1", "worker.count=0"
+    ):
         with commands.started("worker", "worker.drain_s=0") as worker:
             study = wait_until(lambda: next((r for r in store.reads.studies()), None), 60)
-            wait_until(lambda: list(commands.directory.glob("runs/tiny-*/trial-0/attempt-1-*/checkpoints/seen")), 60)
+            wait_until(
+                lambda: list(
+                    commands.directory.glob("runs/tiny-*/trial-0/attempt-1-*/checkpoints/seen")
+                ),
+                60,
+            )
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(timeout=30) == 0, worker.communicate()[0]
         assert store.reads.attempts(study.study_id, 0)[0].outcome == "interrupted"
@@ -135,8 +187,14 @@ def test_a_terminated_worker_gives_its_trial_back_and_another_resumes_it(command
     assert (trial.value, trial.user_attrs["orchestrator:attempts"]) == (2.0, 2)
 
 
-def test_ctrl_c_on_launch_ends_its_workers_after_their_trials_and_leaves_the_study(commands: Commands, store: Store) -> None:
-    slow = ("objective._target_=tests.support.training.slow", "+objective.seconds=3", "worker.count=1")
+def test_ctrl_c_on_launch_ends_its_workers_after_their_trials_and_leaves_the_study(
+    commands: Commands, store: Store
+) -> None:
+    slow = (
+        "objective._target_=tests.support.training.slow",
+        "+objective.seconds=3",
+        "worker.count=1",
+    )
     with commands.started("launch", *TINY, *slow) as launch:
         study = wait_until(lambda: next((r for r in store.reads.studies()), None), 60)
         wait_until(lambda: store.reads.trials(study.study_id, live_only=True), 60)
@@ -152,7 +210,10 @@ def test_a_killed_launch_takes_its_workers_with_it(commands: Commands, store: St
     with commands.started("launch", *TINY, *slow) as launch:
         wait_until(lambda: len(store.reads.workers()) == 2, 60)
         pids = [w.pid for w in store.reads.workers()]
-        wait_until(lambda: len(store.reads.trials(store.reads.find("tiny").study_id, live_only=True)) == 2, 60)
+        wait_until(
+            lambda: len(store.reads.trials(store.reads.find("tiny").study_id, live_only=True)) == 2,
+            60,
+        )
         family = [*pids, *(d for pid in pids for d in descendants(pid))]
         kill(launch.pid)
         wait_until(lambda: not any(_runs(pid) for pid in family), 30)
@@ -163,7 +224,12 @@ def _runs(pid: int) -> bool:
 
 
 def test_failing_trials_say_why_and_close_their_cell(commands: Commands, store: Store) -> None:
-    done = commands.run("launch", *TINY, "objective._target_=tests.support.training.breaks", "budget.max_failures_per_cell=1")
+    done = commands.run(
+        "launch",
+        *TINY,
+        "objective._target_=tests.support.training.breaks",
+        "budget.max_failures_per_cell=1",
+    )
     assert done.returncode == 0
     assert "ValueError: a may not be 0" in done.stdout
     assert "SIGSEGV" in done.stdout
@@ -173,23 +239,43 @@ def test_failing_trials_say_why_and_close_their_cell(commands: Commands, store: 
     assert [(c.state, c.completed) for c in cells] == [("CLOSED", 0), ("CLOSED", 0), ("OPEN", 6)]
     log = commands.check("logs", "trial=0")
     assert "about to break" in log or "Segmentation fault" in log, "whichever cell came first"
-    failed = next(t for t in store.reads.trials(store.reads.find("tiny").study_id) if t.failure and "ValueError" in t.failure)
+    failed = next(
+        t
+        for t in store.reads.trials(store.reads.find("tiny").study_id)
+        if t.failure and "ValueError" in t.failure
+    )
     assert "output.log" in str(failed.failure)
 
 
-def test_a_bug_pauses_the_study_is_told_once_and_mended_the_study_goes_on(commands: Commands, store: Store) -> None:
+def test_a_bug_pauses_the_study_is_told_once_and_mended_the_study_goes_on(
+    commands: Commands, store: Store
+) -> None:
     mended = commands.directory / "mended"
-    breaks = ("objective._target_=tests.support.training.breaks_until_mended", f"+objective.file={mended}")
-    study = (*TINY, *breaks, "a=tag(grid, range(0, 30))", "budget.per_cell=1", "budget.trials=30", "sampler=random")
+    breaks = (
+        "objective._target_=tests.support.training.breaks_until_mended",
+        f"+objective.file={mended}",
+    )
+    study = (
+        *TINY,
+        *breaks,
+        "a=tag(grid, range(0, 30))",
+        "budget.per_cell=1",
+        "budget.trials=30",
+        "sampler=random",
+    )
     done = commands.run("launch", *study)
     failed = sum(t.state == "FAIL" for t in store.reads.trials(store.reads.find("tiny").study_id))
     assert (done.returncode, 8 <= failed <= 11) == (7, True), (done.stdout, failed)
     assert done.stdout.count("Traceback") == 1
-    assert re.search(rf"\n{failed} trials failed alike, trial \d+ first: ValueError: not mended yet\n", done.stdout), (
-        done.stdout
-    )
+    assert re.search(
+        rf"\n{failed} trials failed alike, trial \d+ first: ValueError: not mended yet\n",
+        done.stdout,
+    ), done.stdout
     # What still ran when the study paused is counted too.
-    assert f"study tiny is paused by itself: the first {failed} trials failed alike, and none came to" in done.stderr
+    assert (
+        f"study tiny is paused by itself: the first {failed} trials failed alike, and none came to"
+        in done.stderr
+    )
     assert "orchestrator resume study.name=tiny" in done.stderr
     status = commands.check("status")
     assert status.count("Traceback") == 1
@@ -202,18 +288,28 @@ def test_a_bug_pauses_the_study_is_told_once_and_mended_the_study_goes_on(comman
     assert "Traceback" not in commands.check("status"), "of an earlier launch"
 
 
-def test_closed_cells_run_again_with_one_word_and_within_the_budget(commands: Commands, store: Store) -> None:
+def test_closed_cells_run_again_with_one_word_and_within_the_budget(
+    commands: Commands, store: Store
+) -> None:
     mended = commands.directory / "mended"
-    breaks = ("objective._target_=tests.support.training.breaks_until_mended", f"+objective.file={mended}")
-    budget = ("budget.trials=4", "budget.max_failures_per_cell=1", "budget.max_failures_at_start=null")
+    breaks = (
+        "objective._target_=tests.support.training.breaks_until_mended",
+        f"+objective.file={mended}",
+    )
+    budget = (
+        "budget.trials=4",
+        "budget.max_failures_per_cell=1",
+        "budget.max_failures_at_start=null",
+    )
     study = (*TINY, *breaks, "a=0,1", *budget, "worker.count=1", "worker.prefetch=0")
     done = commands.run("launch", *study)
     assert (done.returncode, "every cell is closed" in done.stderr) == (7, True)
     again = commands.run("launch", *study)
     assert again.returncode == 7
     assert (
-        "nothing to add: every cell is closed; once what failed is mended, the same command with retry=failed" in again.stdout
-    )
+        "nothing to add: every cell is closed; once what failed is mended, the same command "
+        "with retry=failed"
+    ) in again.stdout
     assert "orchestrator retry study.name=tiny trial=failed" in again.stderr
     assert "Traceback" not in again.stdout + again.stderr, "no failure of an earlier launch"
     assert "not mended yet" not in again.stderr
@@ -225,18 +321,32 @@ def test_closed_cells_run_again_with_one_word_and_within_the_budget(commands: Co
     assert Counter(states) == {"FAIL": 4, "COMPLETE": 4}
 
 
-def test_a_pruner_that_hears_nothing_is_said_once_by_launch_and_by_the_worker(commands: Commands) -> None:
-    said = commands.check("launch", *TINY, "a=1", "pruner=median", "pruner.n_startup_trials=1", "worker.count=1")
+def test_a_pruner_that_hears_nothing_is_said_once_by_launch_and_by_the_worker(
+    commands: Commands,
+) -> None:
+    said = commands.check(
+        "launch", *TINY, "a=1", "pruner=median", "pruner.n_startup_trials=1", "worker.count=1"
+    )
     assert said.count("pruner=median has nothing to judge: ") == 1
     (log,) = commands.directory.rglob("worker-1.log")
-    assert log.read_text().count("study tiny: pruner=median has nothing to judge: 1 trial completed") == 1
+    assert (
+        log.read_text().count("study tiny: pruner=median has nothing to judge: 1 trial completed")
+        == 1
+    )
     assert "pruner=median has nothing to judge: 6 trials completed" in commands.check("status")
     asleep = ("pruner=median", "study.name=other")
-    assert "pruner=median never acts: it compares" in commands.check("launch", *TINY, *asleep, "--dry-run")
-    assert "never acts" in json.loads(commands.check("launch", *TINY, *asleep, "--dry-run", "--json"))["remarks"][0]
+    assert "pruner=median never acts: it compares" in commands.check(
+        "launch", *TINY, *asleep, "--dry-run"
+    )
+    assert (
+        "never acts"
+        in json.loads(commands.check("launch", *TINY, *asleep, "--dry-run", "--json"))["remarks"][0]
+    )
 
 
-def test_pruned_trials_count_once_their_cell_has_a_complete_one(commands: Commands, store: Store) -> None:
+def test_pruned_trials_count_once_their_cell_has_a_complete_one(
+    commands: Commands, store: Store
+) -> None:
     commands.check(
         "launch",
         *TINY,
@@ -251,7 +361,11 @@ def test_pruned_trials_count_once_their_cell_has_a_complete_one(commands: Comman
     cells = store.reads.progress(store.reads.find("tiny"), maximize=True).cells
     assert all(c.completed >= 1 and c.completed + c.pruned == 8 for c in cells)
     assert sum(c.pruned for c in cells) > 0
-    complete = next(t for t in optuna.load_study(study_name="tiny", storage=store.url).trials if t.state.name == "COMPLETE")
+    complete = next(
+        t
+        for t in optuna.load_study(study_name="tiny", storage=store.url).trials
+        if t.state.name == "COMPLETE"
+    )
     assert list(complete.intermediate_values) == list(range(10))
     assert complete.user_attrs["steps"] == 10
 
@@ -266,7 +380,11 @@ def test_several_objectives_end_with_a_pareto_front(commands: Commands) -> None:
     assert "best trial" in said
     front = json.loads(commands.check("best", "--json"))["best"]
     values = [tuple(t["values"].values()) for t in front]
-    assert all(not (a != b and all(x <= y for x, y in zip(a, b, strict=True))) for a in values for b in values)
+    assert all(
+        not (a != b and all(x <= y for x, y in zip(a, b, strict=True)))
+        for a in values
+        for b in values
+    )
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc"])
@@ -275,7 +393,9 @@ def test_every_sampler_runs(commands: Commands, sampler: str) -> None:
     assert "finished: budget spent" in said
 
 
-def test_couplings_stay_alive_and_secrets_stay_out(commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_couplings_stay_alive_and_secrets_stay_out(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DATA_ROOT", "s3cret-root")
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "coupled.yaml").write_text(
@@ -292,7 +412,9 @@ grid: {data.batch_size: [64, 512]}
     store = Store(str(commands.url))
     trials = optuna.load_study(study_name="coupled", storage=store.url).trials
     assert {t.user_attrs["batch"]: t.value for t in trials} == {64: 0.025, 512: 0.2}
-    assert {t.user_attrs["root"] for t in trials} == {"s3cret-root"}, "resolved where the trial runs"
+    assert {t.user_attrs["root"] for t in trials} == {"s3cret-root"}, (
+        "resolved where the trial runs"
+    )
     stored = store.reads.spec(store.reads.find("coupled").study_id)
     store.rest()
     assert "s3cret-root" not in json.dumps(stored.to_json())
@@ -302,7 +424,9 @@ grid: {data.batch_size: [64, 512]}
 def test_a_database_that_is_away_just_when_the_study_ends_is_waited_for(
     commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands.check("launch", *TINY, "x=0.25", "a=0,1", "budget.per_cell=1", "budget.trials=2", "worker.count=1")
+    commands.check(
+        "launch", *TINY, "x=0.25", "a=0,1", "budget.per_cell=1", "budget.trials=2", "worker.count=1"
+    )
     contenders, away = Reads.contenders, [True, True, False]
 
     def sometimes(reads: Reads, *arguments: object) -> list[TrialRow]:
@@ -311,8 +435,17 @@ def test_a_database_that_is_away_just_when_the_study_ends_is_waited_for(
         return contenders(reads, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Reads, "contenders", sometimes)
-    words = (*TINY, "x=0.25", "a=0,1", "budget.per_cell=1", "budget.trials=2", f"storage.url={commands.url}")
-    assert main(["launch", *words, "worker.count=0", f"hydra.run.dir={commands.directory}/again"]) == 0
+    words = (
+        *TINY,
+        "x=0.25",
+        "a=0,1",
+        "budget.per_cell=1",
+        "budget.trials=2",
+        f"storage.url={commands.url}",
+    )
+    assert (
+        main(["launch", *words, "worker.count=0", f"hydra.run.dir={commands.directory}/again"]) == 0
+    )
     said = capsys.readouterr()
     assert said.err.count("the database does not answer; trying again") == 1
     assert "best of every cell" in said.out

@@ -1,4 +1,6 @@
-"""A user's mistake gets one line that names it, a code that is not 0, no traceback, and leaves nothing behind."""
+"""A user's mistake gets one line that names it, a code that is not 0, no traceback, and leaves
+nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,14 @@ MISTAKES = {
     "low above high": (("launch", *TINY, "x='interval(1,0)'"), "x"),
     "log of zero": (("launch", *TINY, "x='tag(log,interval(0,1))'"), "log"),
     "no such module": (("launch", *TINY, "objective._target_=no.such.module"), "no.such.module"),
-    "no such function": (("launch", *TINY, "objective._target_=tests.support.training.quik"), "did you mean"),
-    "not callable": (("launch", *TINY, "objective._target_=tests.support.objectives.not_callable"), "callable"),
+    "no such function": (
+        ("launch", *TINY, "objective._target_=tests.support.training.quik"),
+        "did you mean",
+    ),
+    "not callable": (
+        ("launch", *TINY, "objective._target_=tests.support.objectives.not_callable"),
+        "callable",
+    ),
     "shares above budget": (("launch", *TINY, "budget.trials=5"), "5"),
     "two samplers": (("launch", *TINY, "sampler=gp,tpe"), "sampler"),
     "sweep of a setting": (("launch", *TINY, "budget.trials=10,20"), "budget.trials"),
@@ -39,17 +47,27 @@ MISTAKES = {
     "no such study": (("best", "study.name=nothing"), "nothing"),
     "logs without a number": (("logs",), "trial=N"),
     "db without an action": (("db",), "start, stop, url, upgrade"),
-    "a health file of several": (("launch", *TINY, "worker.count=2", "worker.health_file=/tmp/h"), "worker.count=1"),
+    "a health file of several": (
+        ("launch", *TINY, "worker.count=2", "worker.health_file=/tmp/h"),
+        "worker.count=1",
+    ),
     "unknown flag": (("launch", *TINY, "--dry-rnu"), "did you mean '--dry-run'"),
     "unknown flag of a command": (("doctor", "--jsn"), "did you mean '--json'"),
-    "no place for runs": (("launch", *TINY, "paths.runs=/dev/null/runs"), "set ORCHESTRATOR_DATA_DIR to a directory"),
+    "no place for runs": (
+        ("launch", *TINY, "paths.runs=/dev/null/runs"),
+        "set ORCHESTRATOR_DATA_DIR to a directory",
+    ),
     "retry of something": (("launch", *TINY, "retry=fialed"), "retry=fialed: must be retry=failed"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_starts_nothing(
-    mistake: str, database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    mistake: str,
+    database_url: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words, named = MISTAKES[mistake]
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", database_url)
@@ -80,23 +98,52 @@ def test_an_unreachable_database_is_one_line_without_its_password(
 
 
 def test_another_space_under_the_same_name_says_what_differs(
-    database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    database_url: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", database_url)
-    launch = ["launch", *TINY, f"hydra.run.dir={tmp_path}", "worker.count=1", "budget.trials=3", "budget.per_cell=1"]
+    launch = [
+        "launch",
+        *TINY,
+        f"hydra.run.dir={tmp_path}",
+        "worker.count=1",
+        "budget.trials=3",
+        "budget.per_cell=1",
+    ]
     assert main(launch) == 0
     assert main([*launch, "x=interval(0,2)", "study.direction=minimize"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r"study.direction \(maximize there, minimize here\).*search x .*study\.name=", error)
+    assert re.search(
+        r"study.direction \(maximize there, minimize here\).*search x .*study\.name=", error
+    )
 
 
 def test_a_metric_missing_from_the_result_fails_the_trial_and_the_launch(
-    database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    database_url: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", database_url)
     monkeypatch.setenv("ORCHESTRATOR_DATA_DIR", str(tmp_path))
-    words = ["objective._target_=tests.support.training.curve", "study.metric=valeu", "budget.max_failures_per_cell=0"]
-    code = main(["launch", *TINY, f"hydra.run.dir={tmp_path}/o", "worker.count=1", "a=1", "budget.trials=2", *words])
+    words = [
+        "objective._target_=tests.support.training.curve",
+        "study.metric=valeu",
+        "budget.max_failures_per_cell=0",
+    ]
+    code = main(
+        [
+            "launch",
+            *TINY,
+            f"hydra.run.dir={tmp_path}/o",
+            "worker.count=1",
+            "a=1",
+            "budget.trials=2",
+            *words,
+        ]
+    )
     error = capsys.readouterr().err
     assert code == 7
     assert "no trial of study tiny completed" in error

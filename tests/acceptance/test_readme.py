@@ -42,10 +42,14 @@ def test_every_link_of_a_page_beside_the_documentation_leads_somewhere(page: str
 
 
 @pytest.mark.timeout(400)
-def test_the_main_job_finds_a_network_that_reads_97_of_100_digits(database_url: str, tmp_path: Path) -> None:
+def test_the_main_job_finds_a_network_that_reads_97_of_100_digits(
+    database_url: str, tmp_path: Path
+) -> None:
     commands = Commands(database_url, tmp_path, fresh=True)
     words = quick_start()[0].split("orchestrator launch ")[1].split()
-    said = commands.check("launch", *words, "budget.trials=6", "budget.per_cell=1", "worker.threads=1", timeout=380)
+    said = commands.check(
+        "launch", *words, "budget.trials=6", "budget.per_cell=1", "worker.threads=1", timeout=380
+    )
     assert "study digits: 6 trials, 6 cells x 1 guaranteed, sampler tpe" in said
     report = json.loads(commands.check("best", "--json"))
     assert report["best"][0]["values"]["val_accuracy"] >= 0.97

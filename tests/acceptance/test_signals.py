@@ -1,4 +1,6 @@
-"""A worker or a launch and all that it started get a signal, as from a batch system, a service manager or a closed terminal."""
+"""A worker or a launch and all that it started get a signal, as from a batch system, a service
+manager or a closed terminal.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ DIES = {
     "command": [
         "sh",
         "-c",
-        'cd "$ORCHESTRATOR_TRIAL_CHECKPOINT_DIR"; if [ "$ORCHESTRATOR_TRIAL_RESUMED" = true ]; then echo "$1"; exit; fi;'
+        'cd "$ORCHESTRATOR_TRIAL_CHECKPOINT_DIR"; if [ "$ORCHESTRATOR_TRIAL_RESUMED" = true ]; '
+        'then echo "$1"; exit; fi;'
         " echo [] > pids.json; exec sleep 300",
         "sh",
         '{{"value": 2}}',
@@ -50,11 +53,15 @@ def send(pids: Sequence[int], signum: int) -> None:
 
 
 def trains(commands: Commands) -> bool:
-    return bool(list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/checkpoints/pids.json")))
+    return bool(
+        list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/checkpoints/pids.json"))
+    )
 
 
 def goes_on(commands: Commands, store: Store) -> None:
-    """The study is not harmed: the trial was given back uncounted, and the next worker completes it."""
+    """The study is not harmed: the trial was given back uncounted, and the next worker completes
+    it.
+    """
     [trial] = [t for t in store.reads.trials(store.reads.find("study").study_id) if t.attempts]
     assert (trial.number, trial.state, trial.worker_id, trial.failure) == (0, "RUNNING", None, None)
     assert store.reads.workers() == []
@@ -82,7 +89,12 @@ def goes_on(commands: Commands, store: Store) -> None:
     ],
 )
 def test_a_signal_to_the_worker_and_to_all_that_it_started_gives_the_trial_back(
-    commands: Commands, store: Store, objective: dict[str, object], signum: signal.Signals, first: str, drain_s: float
+    commands: Commands,
+    store: Store,
+    objective: dict[str, object],
+    signum: signal.Signals,
+    first: str,
+    drain_s: float,
 ) -> None:
     store.studies.launch(spec(cells=1, objective=objective, runner={**RUNNER, "max_attempts": 1}))
     store.rest()
@@ -120,7 +132,9 @@ def test_a_launch_and_all_its_processes_signalled_at_once_leave_the_study_to_go_
         "+a=1",
         "budget.per_cell=1",
     )
-    with commands.started("launch", *words, "budget.trials=1", "worker.count=1", "worker.drain_s=60") as launch:
+    with commands.started(
+        "launch", *words, "budget.trials=1", "worker.count=1", "worker.drain_s=60"
+    ) as launch:
         wait_until(lambda: trains(commands), 60)
         send(family(launch.pid), signum)
         assert launch.wait(timeout=60) == 130, launch.communicate()[0]
@@ -131,7 +145,9 @@ def test_a_launch_and_all_its_processes_signalled_at_once_leave_the_study_to_go_
 def test_a_worker_told_to_end_while_an_objective_is_imported_does_not_wait_for_that(
     commands: Commands, store: Store, signum: signal.Signals
 ) -> None:
-    store.studies.launch(spec(cells=1, objective={"_target_": "tests.support.hangs_at_import.train"}))
+    store.studies.launch(
+        spec(cells=1, objective={"_target_": "tests.support.hangs_at_import.train"})
+    )
     store.rest()
     with commands.started("worker", "worker.heartbeat_s=0.2", *QUICK) as worker:
         importing = "importing the objective of study"
@@ -144,15 +160,21 @@ def test_a_worker_told_to_end_while_an_objective_is_imported_does_not_wait_for_t
 
 
 @pytest.mark.parametrize(("command", "code"), [("worker", 0), ("dashboard", 0), ("launch", 130)])
-def test_told_to_end_while_it_is_still_imported_a_command_ends_in_order(tmp_path: Path, command: str, code: int) -> None:
+def test_told_to_end_while_it_is_still_imported_a_command_ends_in_order(
+    tmp_path: Path, command: str, code: int
+) -> None:
     begun = tmp_path / "begun"
-    (tmp_path / "hydra.py").write_text(f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(300)\n")
+    (tmp_path / "hydra.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(300)\n"
+    )
     commands = Commands(None, tmp_path, fresh=True)
     environment = commands.environment()
     environment["PYTHONPATH"] = f"{tmp_path}:{environment['PYTHONPATH']}"
     for signum in (signal.SIGTERM, signal.SIGUSR1):
         begun.unlink(missing_ok=True)
-        process = subprocess.Popen(commands.line(command), env=environment, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            commands.line(command), env=environment, stderr=subprocess.PIPE, text=True
+        )
         try:
             wait_until(begun.exists)
             process.send_signal(signum)
@@ -163,23 +185,37 @@ def test_told_to_end_while_it_is_still_imported_a_command_ends_in_order(tmp_path
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "on_exit"), reason="glibc has on_exit")
-@pytest.mark.parametrize(("command", "signum"), [("worker", signal.SIGTERM), ("launch", signal.SIGUSR1)])
-def test_a_signal_while_python_takes_its_leave_changes_no_exit_code(command: str, signum: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("command", "signum"), [("worker", signal.SIGTERM), ("launch", signal.SIGUSR1)]
+)
+def test_a_signal_while_python_takes_its_leave_changes_no_exit_code(
+    command: str, signum: signal.Signals
+) -> None:
     script = (
-        f"import ctypes, sys; sys.argv = ['orchestrator', '{command}']; import orchestrator.__main__\n"
-        "libc = ctypes.CDLL(None); libc.on_exit(getattr(libc, 'raise'), None)\n"  # it gets the exit code as its argument
+        f"import ctypes, sys; sys.argv = ['orchestrator', '{command}']; import "
+        "orchestrator.__main__\n"
+        # it gets the exit code as its argument
+        "libc = ctypes.CDLL(None); libc.on_exit(getattr(libc, 'raise'), None)\n"
         f"sys.exit({signum.value})"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == signum
 
 
-def test_a_launch_whose_terminal_closes_gives_its_trials_back(commands: Commands, store: Store) -> None:
-    words = ("study.name=study", "objective._target_=tests.support.signalled.saves_when_asked", "+a=1", "budget.per_cell=1")
+def test_a_launch_whose_terminal_closes_gives_its_trials_back(
+    commands: Commands, store: Store
+) -> None:
+    words = (
+        "study.name=study",
+        "objective._target_=tests.support.signalled.saves_when_asked",
+        "+a=1",
+        "budget.per_cell=1",
+    )
     line = commands.line("launch", *words, "budget.trials=1", "worker.count=1", "worker.drain_s=60")
     ours, theirs = pty.openpty()
     tty = os.ttyname(theirs)
     process = subprocess.Popen(
-        ["sh", "-c", f'exec "$@" <{tty} >{tty} 2>&1', "sh", *line],  # a session leader's first terminal becomes its own
+        # a session leader's first terminal becomes its own
+        ["sh", "-c", f'exec "$@" <{tty} >{tty} 2>&1', "sh", *line],
         env=commands.environment(),
         cwd=commands.cwd,
         start_new_session=True,

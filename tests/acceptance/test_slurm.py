@@ -1,6 +1,8 @@
-"""Workers as jobs of a real Slurm that runs them on this host: whatever ends a job, the study goes on and no trial fails.
+"""Workers as jobs of a real Slurm that runs them on this host: whatever ends a job, the study goes
+on and no trial fails.
 
-They run where `sinfo` answers, as a user who may submit. A job that was requeued would wait two minutes: it is let go earlier.
+They run where `sinfo` answers, as a user who may submit. A job that was requeued would wait two
+minutes: it is let go earlier.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def _no_slurm() -> str | None:
     if shutil.which("sinfo") is None:
         return "there is no sinfo"
     try:
-        done = subprocess.run(["sinfo", "-h", "-N", "-o", "%N"], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["sinfo", "-h", "-N", "-o", "%N"], capture_output=True, text=True, timeout=20
+        )
     except subprocess.TimeoutExpired:
         return "sinfo does not answer"
     if done.returncode:
@@ -59,7 +63,15 @@ class Jobs:
 
     def submit(self, *words: str, options: tuple[str, ...] = ()) -> str:
         script = self._commands.directory / "job.sh"
-        line = [sys.executable, "-m", "orchestrator", "worker", "worker.poll_s=0.1", "worker.slots_per_device=1", *words]
+        line = [
+            sys.executable,
+            "-m",
+            "orchestrator",
+            "worker",
+            "worker.poll_s=0.1",
+            "worker.slots_per_device=1",
+            *words,
+        ]
         script.write_text(f"#!/bin/bash\ncd {self._commands.cwd}\nexec {' '.join(line)}\n")
         log = f"--output={self._commands.directory}/slurm-%j.out"
         self._ids.append(
@@ -79,7 +91,9 @@ class Jobs:
 
     def end(self) -> None:
         for job in self._ids:
-            subprocess.run(["scancel", "-s", "KILL", "--full", job], capture_output=True, timeout=60)
+            subprocess.run(
+                ["scancel", "-s", "KILL", "--full", job], capture_output=True, timeout=60
+            )
             subprocess.run(["scancel", job], capture_output=True, timeout=60)
 
 
@@ -114,7 +128,8 @@ def test_a_requeued_job_gives_its_trial_back_and_takes_it_up_when_it_runs_again(
     _slurm("scontrol", "requeue", job)
     wait_until(lambda: _attempts(store) == ["interrupted"], 40)
     wait_until(lambda: jobs.state(job) == "PENDING", 60)
-    _slurm("scontrol", "update", f"JobId={job}", "StartTime=now+3")  # in the same second the node refuses it
+    # in the same second the node refuses it
+    _slurm("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     wait_until(lambda: store.reads.find("study").state == "FINISHED", 60)
     wait_until(lambda: jobs.state(job) == "COMPLETED", 60)
     assert _attempts(store) == ["interrupted", "completed"]

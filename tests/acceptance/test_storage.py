@@ -1,4 +1,6 @@
-"""Where studies live: the embedded server that commands share, and a password that shows up nowhere."""
+"""Where studies live: the embedded server that commands share, and a password that shows up
+nowhere.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,12 @@ def test_commands_share_the_embedded_server_and_the_last_one_stops_it(home: Path
 
 def test_a_study_survives_the_death_of_its_embedded_server(home: Path) -> None:
     commands = Commands(None, home)
-    slow = ("objective._target_=tests.support.training.slow", "+objective.seconds=1", "worker.count=2", "worker.heartbeat_s=1")
+    slow = (
+        "objective._target_=tests.support.training.slow",
+        "+objective.seconds=1",
+        "worker.count=2",
+        "worker.heartbeat_s=1",
+    )
     with commands.started("launch", *TINY, *slow) as launch:
         wait_until(lambda: list(home.glob("runs/tiny-*/trial-1")), 60)
         postmaster = int((home / "postgres" / "pgdata" / "postmaster.pid").read_text().split()[0])
@@ -58,21 +65,35 @@ def test_a_study_survives_the_death_of_its_embedded_server(home: Path) -> None:
 
 
 def test_the_password_of_the_url_shows_up_nowhere(database_url: str, tmp_path: Path) -> None:
-    commands = Commands(database_url.replace("postgres@", f"postgres:{CANARY}@"), tmp_path, fresh=True)
-    slow = ("objective._target_=tests.support.training.slow", "+objective.seconds=2", "worker.count=1", "budget.trials=3")
+    commands = Commands(
+        database_url.replace("postgres@", f"postgres:{CANARY}@"), tmp_path, fresh=True
+    )
+    slow = (
+        "objective._target_=tests.support.training.slow",
+        "+objective.seconds=2",
+        "worker.count=1",
+        "budget.trials=3",
+    )
     with commands.started("launch", *TINY, *slow, "budget.per_cell=1") as launch:
-        wait_until(lambda: list(tmp_path.glob("runs/tiny-*/trial-0/attempt-1-*/checkpoints/seen")), 60)
+        wait_until(
+            lambda: list(tmp_path.glob("runs/tiny-*/trial-0/attempt-1-*/checkpoints/seen")), 60
+        )
         family = descendants(launch.pid)
         said = "\n".join(" ".join(psutil.Process(pid).cmdline()) for pid in family)
-        child_environments = [e for pid in family if "keeper" in (e := _command_and_environment(pid))]
+        child_environments = [
+            e for pid in family if "keeper" in (e := _command_and_environment(pid))
+        ]
         assert launch.wait(timeout=60) == 0
         said += launch.communicate()[0]
     assert len(family) >= 3, "a worker, a keeper and a child were looked at"
     said += "".join(child_environments)
     said += "".join(
-        commands.check(*words) for words in (("status",), ("best", "--json"), ("launch", *TINY, *slow, "--cfg", "job"))
+        commands.check(*words)
+        for words in (("status",), ("best", "--json"), ("launch", *TINY, *slow, "--cfg", "job"))
     )
-    said += "\n".join(path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
+    said += "\n".join(
+        path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()
+    )
     said += _whole_database(database_url)
     assert "tiny" in said
     assert CANARY not in said

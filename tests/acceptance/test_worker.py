@@ -1,4 +1,6 @@
-"""What a worker does for the studies it finds: priorities, objectives it cannot import, devices, limits of its own life."""
+"""What a worker does for the studies it finds: priorities, objectives it cannot import, devices,
+limits of its own life.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def test_studies_are_served_by_priority_then_age(commands: Commands, store: Stor
     assert sorted(started, key=lambda name: str(started[name])) == ["urgent", "older", "newer"]
 
 
-def test_a_worker_does_not_claim_from_a_study_whose_objective_it_cannot_import(commands: Commands, store: Store) -> None:
+def test_a_worker_does_not_claim_from_a_study_whose_objective_it_cannot_import(
+    commands: Commands, store: Store
+) -> None:
     absent = {"_target_": "tests.support.training.quik"}
     store.studies.launch(spec("absent", cells=2, objective=absent, priority=9))
     store.studies.launch(spec("present", cells=2, objective=QUICK))
@@ -54,12 +58,16 @@ def test_a_worker_ends_by_itself_after_its_trials(commands: Commands, store: Sto
     assert store.reads.workers() == []
 
 
-def test_what_a_worker_has_prepared_is_given_back_intact_when_it_is_told_to_end(commands: Commands, store: Store) -> None:
+def test_what_a_worker_has_prepared_is_given_back_intact_when_it_is_told_to_end(
+    commands: Commands, store: Store
+) -> None:
     waiting = {"_target_": "tests.support.training.interruptible"}
     study = store.studies.launch(spec(cells=3, objective=waiting)).study_id
     with commands.started("worker", "worker.drain_s=20", "worker.slots_per_device=1") as worker:
         wait_until(lambda: len(store.reads.trials(study)) == 2, 60)
-        assert [len(store.reads.attempts(study, number)) for number in (0, 1)] == [1, 0], "one runs, one is prepared"
+        assert [len(store.reads.attempts(study, number)) for number in (0, 1)] == [1, 0], (
+            "one runs, one is prepared"
+        )
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(timeout=60) == 0
     assert [(t.state, t.attempts, t.worker_id) for t in store.reads.trials(study)] == [
@@ -73,7 +81,10 @@ def test_a_worker_serves_only_the_studies_it_is_told_to(commands: Commands, stor
     for name in ("mine", "theirs"):
         store.studies.launch(spec(name, cells=2, objective=QUICK))
     commands.check("worker", "worker.studies=[mine]", "worker.idle_timeout_s=0.5")
-    assert {row.name: row.state for row in store.reads.studies()} == {"mine": "FINISHED", "theirs": "ACTIVE"}
+    assert {row.name: row.state for row in store.reads.studies()} == {
+        "mine": "FINISHED",
+        "theirs": "ACTIVE",
+    }
 
 
 def test_with_no_device_free_a_worker_says_who_holds_it(commands: Commands, store: Store) -> None:
@@ -82,7 +93,9 @@ def test_with_no_device_free_a_worker_says_who_holds_it(commands: Commands, stor
         refused = commands.run("worker", "worker.slots_per_device=1", "worker.on_no_device=exit")
         assert refused.returncode == 6
         assert f"worker {holder.worker_id} (pid {holder.pid}" in refused.stderr
-        with commands.started("worker", "worker.slots_per_device=1", "worker.poll_s=0.2") as waiting:
+        with commands.started(
+            "worker", "worker.slots_per_device=1", "worker.poll_s=0.2"
+        ) as waiting:
             wait_until(lambda: len(store.reads.workers()) == 2, 60)
             first = min(store.reads.workers(), key=lambda w: w.worker_id)
             assert [w.device is None for w in store.reads.workers()] == [False, True]
@@ -97,7 +110,9 @@ def _terminate(pid: int) -> None:
     os.kill(pid, signal.SIGTERM)
 
 
-def test_a_worker_waits_for_a_database_that_is_not_there_yet(commands: Commands, store: Store) -> None:
+def test_a_worker_waits_for_a_database_that_is_not_there_yet(
+    commands: Commands, store: Store
+) -> None:
     store.studies.launch(spec(cells=2, objective=QUICK))
     name = str(make_url(store.url).database)
     _rename(store, name, f"{name}_away")
@@ -108,16 +123,24 @@ def test_a_worker_waits_for_a_database_that_is_not_there_yet(commands: Commands,
     assert store.reads.find("study").state == "FINISHED"
 
 
-def test_a_worker_refused_for_its_password_says_the_way_out_and_is_not_healthy_until_it_is_let_in(tmp_path: Path) -> None:
+def test_a_worker_refused_for_its_password_says_the_way_out_and_is_not_healthy_until_it_is_let_in(
+    tmp_path: Path,
+) -> None:
     health, password = tmp_path / "health", tmp_path / "password"
     health.touch()  # left by a worker that was killed
     password.write_text("second")
     with OwnServer() as server:
         query(server.url, f"ALTER ROLE {WORKER_ROLE} PASSWORD 'first'")
-        (server.data / "pg_hba.conf").write_text(f"local all {WORKER_ROLE} scram-sha-256\nlocal all all trust\n")
+        (server.data / "pg_hba.conf").write_text(
+            f"local all {WORKER_ROLE} scram-sha-256\nlocal all all trust\n"
+        )
         query(server.url, "SELECT pg_reload_conf()")
         commands = Commands(server.worker_url, tmp_path)
-        words = (f"storage.password_file={password}", f"worker.health_file={health}", "worker.heartbeat_s=0.2")
+        words = (
+            f"storage.password_file={password}",
+            f"worker.health_file={health}",
+            "worker.heartbeat_s=0.2",
+        )
         with commands.started("worker", *words) as worker:
             assert worker.stdout is not None
             said = worker.stdout.readline()
@@ -140,10 +163,15 @@ def test_a_worker_refused_for_its_password_says_the_way_out_and_is_not_healthy_u
         assert not health.exists(), "ended in order: no worker is registered"
 
 
-def test_a_health_file_that_cannot_be_written_is_said_before_anything_else(commands: Commands, store: Store) -> None:
+def test_a_health_file_that_cannot_be_written_is_said_before_anything_else(
+    commands: Commands, store: Store
+) -> None:
     done = commands.run("worker", f"worker.health_file={commands.directory}/no/health")
     assert (done.returncode, store.reads.workers()) == (2, [])
-    assert done.stderr == f"orchestrator: error: worker.health_file={commands.directory}/no/health: No such file or directory\n"
+    assert done.stderr == (
+        f"orchestrator: error: worker.health_file={commands.directory}/no/health: No "
+        "such file or directory\n"
+    )
 
 
 def _rename(store: Store, old: str, new: str) -> None:
@@ -159,7 +187,9 @@ def _administrate(store: Store, statement: str) -> None:
     connection.close()
 
 
-def test_told_to_end_while_the_database_is_away_a_worker_ends_in_order(commands: Commands, store: Store) -> None:
+def test_told_to_end_while_the_database_is_away_a_worker_ends_in_order(
+    commands: Commands, store: Store
+) -> None:
     name = str(make_url(store.url).database)
     with commands.started("worker", "worker.poll_s=0.1") as worker:
         wait_until(lambda: [w.device for w in store.reads.workers()] not in ([], [None]), 60)
@@ -173,12 +203,21 @@ def test_told_to_end_while_the_database_is_away_a_worker_ends_in_order(commands:
             _administrate(store, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
-def test_a_silent_worker_is_evicted_and_its_trial_goes_on_elsewhere(commands: Commands, store: Store) -> None:
+def test_a_silent_worker_is_evicted_and_its_trial_goes_on_elsewhere(
+    commands: Commands, store: Store
+) -> None:
     slow = {"_target_": "tests.support.training.slow", "seconds": 60}
-    study = store.studies.launch(spec(cells=1, objective=slow, runner={**RUNNER, "grace_s": 0.2})).study_id
+    study = store.studies.launch(
+        spec(cells=1, objective=slow, runner={**RUNNER, "grace_s": 0.2})
+    ).study_id
     lease = ("worker.lease_ttl_s=2", "worker.heartbeat_s=0.5", "worker.poll_s=0.2")
     with commands.started("worker", *lease) as frozen:
-        wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/checkpoints/seen")), 60)
+        wait_until(
+            lambda: list(
+                commands.directory.glob("runs/study-*/trial-0/attempt-1-*/checkpoints/seen")
+            ),
+            60,
+        )
         frozen.send_signal(signal.SIGSTOP)
         commands.check("worker", *lease, "worker.max_trials=1", timeout=60)
         frozen.send_signal(signal.SIGCONT)
@@ -188,7 +227,9 @@ def test_a_silent_worker_is_evicted_and_its_trial_goes_on_elsewhere(commands: Co
     assert [a.outcome for a in store.reads.attempts(study, 0)] == ["lost", "completed"]
 
 
-def test_the_same_study_can_be_replaced_by_a_larger_one_under_running_workers(commands: Commands, store: Store) -> None:
+def test_the_same_study_can_be_replaced_by_a_larger_one_under_running_workers(
+    commands: Commands, store: Store
+) -> None:
     first = spec(cells=3, objective=QUICK)
     store.studies.launch(first)
     with commands.started("worker", "worker.poll_s=0.1", "worker.idle_timeout_s=20"):

@@ -1,9 +1,12 @@
-"""Grids of 1,000 to 100,000 cells: what a launch, a trial at either end and the reports cost; plain Optuna's queue beside it.
+"""Grids of 1,000 to 100,000 cells: what a launch, a trial at either end and the reports cost; plain
+Optuna's queue beside it.
 
-Ours: seconds of `Studies.launch` and of launching again, the memory that the process took for it, milliseconds of claim, create
-and finish at the first cells, in the middle and at the last ones (those between are completed by SQL, then vacuumed as
-autovacuum would), `status`'s read, the best trial, and doctor. Plain Optuna: `enqueue_trial` for every cell of a much smaller
-grid (``--optuna-cells``; it takes minutes for more) on the same server, and `ask` with that queue. A line of JSON a figure:
+Ours: seconds of `Studies.launch` and of launching again, the memory that the process took for it,
+milliseconds of claim, create and finish at the first cells, in the middle and at the last ones
+(those between are completed by SQL, then vacuumed as autovacuum would), `status`'s read, the best
+trial, and doctor. Plain Optuna: `enqueue_trial` for every cell of a much smaller grid
+(``--optuna-cells``; it takes minutes for more) on the same server, and `ask` with that queue. A
+line of JSON a figure:
 
     python tests/benchmarks/grid_scale.py
 """
@@ -33,7 +36,9 @@ TRIALS = 25
 
 
 def launch(url: str, cells: int, told: Any) -> None:
-    """Launches twice in this process, fresh; sends the seconds of both and the memory that came on top, MiB."""
+    """Launches twice in this process, fresh; sends the seconds of both and the memory that came on
+    top, MiB.
+    """
     store, study = Store(url), spec(cells=cells, trials=cells + 10)
     store.reads.studies()  # connected, and everything imported
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -52,7 +57,9 @@ def ours(server: OwnServer, cells: int) -> None:
     process.start()
     first, again, taken = told.get()
     process.join()
-    line(cells, launch_s=round(first, 2), again_s=round(again, 3), client_memory_mib=round(taken, 1))
+    line(
+        cells, launch_s=round(first, 2), again_s=round(again, 3), client_memory_mib=round(taken, 1)
+    )
     store = Store(server.url)
     study_id = store.reads.find("study").study_id
     lease = store.fleet.register(3600)
@@ -87,7 +94,9 @@ def trials(store: Store, lease: WorkerLease, study_id: int) -> dict[str, float]:
         assert claim is not None
         created = time.monotonic()
         end(store, claim)
-        for name, seconds in zip(took, (claimed - began, created - claimed, time.monotonic() - created), strict=True):
+        for name, seconds in zip(
+            took, (claimed - began, created - claimed, time.monotonic() - created), strict=True
+        ):
             took[name].append(1000 * seconds)
     return {name: round(statistics.median(values), 1) for name, values in took.items()}
 
@@ -95,7 +104,9 @@ def trials(store: Store, lease: WorkerLease, study_id: int) -> dict[str, float]:
 def plain(server: OwnServer, cells: int) -> None:
     """Plain Optuna: the cells as a queue of trials."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(study_name="plain", storage=server.url, sampler=optuna.samplers.RandomSampler())
+    study = optuna.create_study(
+        study_name="plain", storage=server.url, sampler=optuna.samplers.RandomSampler()
+    )
     took = timed(lambda: [study.enqueue_trial({"a": k}) for k in range(cells)])
 
     def one() -> None:
@@ -133,7 +144,9 @@ def line(cells: int, **figures: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cells", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--optuna-cells", type=int, default=300)
     args = parser.parse_args()

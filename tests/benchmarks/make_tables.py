@@ -1,6 +1,8 @@
-"""Trains the runs behind `tables.py` and fits what answers for values in between; rewrites the files in ``data``.
+"""Trains the runs behind `tables.py` and fits what answers for values in between; rewrites the
+files in ``data``.
 
-Run as ``OMP_NUM_THREADS=1 python tests/benchmarks/make_tables.py [name …]``; a few minutes a table on one core.
+Run as ``OMP_NUM_THREADS=1 python tests/benchmarks/make_tables.py [name …]``; a few minutes a table
+on one core.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 def digits() -> list[Any]:
     """Images and labels, 800 to train and the others to validate on."""
     x, y = load_digits(return_X_y=True)
-    split: list[Any] = train_test_split((x / 16.0).astype(np.float32), y, train_size=800, random_state=0, stratify=y)
+    split: list[Any] = train_test_split(
+        (x / 16.0).astype(np.float32), y, train_size=800, random_state=0, stratify=y
+    )
     return split
 
 
@@ -49,7 +53,9 @@ def digits() -> list[Any]:
 def cancer() -> list[Any]:
     """Standardised measurements and labels, half to train and half to validate on."""
     x, y = load_breast_cancer(return_X_y=True)
-    x_train, x_valid, y_train, y_valid = train_test_split(x, y, train_size=0.5, random_state=0, stratify=y)
+    x_train, x_valid, y_train, y_valid = train_test_split(
+        x, y, train_size=0.5, random_state=0, stratify=y
+    )
     scaler = StandardScaler().fit(x_train)
     return [scaler.transform(x_train), scaler.transform(x_valid), y_train, y_valid]
 
@@ -60,7 +66,10 @@ def digits_loss(values: Mapping[str, Any], seed: int) -> float:
     inputs, x_valid, labels, y_valid = map(torch.tensor, digits())
     width = values["width"]
     model = nn.Sequential(
-        nn.Linear(64, width), ACTIVATIONS[values["act"]](), nn.Dropout(values["dropout"]), nn.Linear(width, 10)
+        nn.Linear(64, width),
+        ACTIVATIONS[values["act"]](),
+        nn.Dropout(values["dropout"]),
+        nn.Linear(width, 10),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=values["lr"], weight_decay=values["wd"])
     for _ in range(EPOCHS):
@@ -75,7 +84,9 @@ def digits_loss(values: Mapping[str, Any], seed: int) -> float:
 
 
 def cancer_loss(values: Mapping[str, Any], seed: int) -> float:
-    """Validation cross-entropy of scikit-learn's perceptron on half of the breast-cancer data after a few epochs."""
+    """Validation cross-entropy of scikit-learn's perceptron on half of the breast-cancer data after
+    a few epochs.
+    """
     x_train, x_valid, y_train, y_valid = cancer()
     model = MLPClassifier(
         (values["width"],),
@@ -111,7 +122,9 @@ def from_unit(table: Table, unit: Array) -> list[dict[str, Any]]:
 
 
 def fitted(features: Array, losses: Array) -> dict[str, Array]:
-    """The ensemble: networks of two layers that differ in their first weights and in the tenth of the runs they miss."""
+    """The ensemble: networks of two layers that differ in their first weights and in the tenth of
+    the runs they miss.
+    """
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     floor = FLOOR * float(losses.min())
@@ -121,9 +134,16 @@ def fitted(features: Array, losses: Array) -> dict[str, Array]:
     for _ in range(MEMBERS):
         held = rng.random(len(features)) < 0.1
         model = nn.Sequential(
-            nn.Linear(features.shape[1], UNITS), nn.SiLU(), nn.Linear(UNITS, UNITS), nn.SiLU(), nn.Linear(UNITS, 1)
+            nn.Linear(features.shape[1], UNITS),
+            nn.SiLU(),
+            nn.Linear(UNITS, UNITS),
+            nn.SiLU(),
+            nn.Linear(UNITS, 1),
         )
-        x, y = torch.tensor(features, dtype=torch.float32), torch.tensor((targets - centre) / scale, dtype=torch.float32)
+        x, y = (
+            torch.tensor(features, dtype=torch.float32),
+            torch.tensor((targets - centre) / scale, dtype=torch.float32),
+        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
         for _ in range(1500):
@@ -132,17 +152,29 @@ def fitted(features: Array, losses: Array) -> dict[str, Array]:
             optimizer.step()
             schedule.step()
         with torch.no_grad():
-            missed.append(1.0 - float(((model(x[held])[:, 0] - y[held]) ** 2).mean() / y[held].var()))
+            missed.append(
+                1.0 - float(((model(x[held])[:, 0] - y[held]) ** 2).mean() / y[held].var())
+            )
         members.append([p.detach().numpy() for p in model.parameters()])
     names = ("weight1", "bias1", "weight2", "bias2", "weight3", "bias3")
     stacked = {name: np.stack([m[i].T for m in members]) for i, name in enumerate(names)}
-    parts = {k: (v[:, None, :] if k.startswith("bias") else v).astype(np.float16).astype(float) for k, v in stacked.items()}
-    numbers = {"floor": floor, "centre": centre, "scale": scale, "explained": float(np.mean(missed))}
+    parts = {
+        k: (v[:, None, :] if k.startswith("bias") else v).astype(np.float16).astype(float)
+        for k, v in stacked.items()
+    }
+    numbers = {
+        "floor": floor,
+        "centre": centre,
+        "scale": scale,
+        "explained": float(np.mean(missed)),
+    }
     return parts | {name: np.array(number) for name, number in numbers.items()}
 
 
 def best_in_cell(table: Table, fit: Mapping[str, Any], cell: Mapping[str, Any]) -> float:
-    """Least loss of the ensemble in a cell: a dense design, then its best points climbed to where they lead."""
+    """Least loss of the ensemble in a cell: a dense design, then its best points climbed to where
+    they lead.
+    """
     unit = qmc.Sobol(len(table.search), seed=1).random(2**14)
     rows = [{**cell, **values} for values in from_unit(table, unit)]
     losses = answered(fit, table.features(rows))
@@ -153,9 +185,13 @@ def best_in_cell(table: Table, fit: Mapping[str, Any], cell: Mapping[str, Any]) 
         def at(moved: Array, start: Array = start) -> float:
             point = start.copy()
             point[free] = moved
-            return float(answered(fit, table.features([{**cell, **from_unit(table, point[None])[0]}]))[0])
+            return float(
+                answered(fit, table.features([{**cell, **from_unit(table, point[None])[0]}]))[0]
+            )
 
-        best = min(best, float(optimize.minimize(at, start[free], bounds=[(0.0, 1.0)] * len(free)).fun))
+        best = min(
+            best, float(optimize.minimize(at, start[free], bounds=[(0.0, 1.0)] * len(free)).fun)
+        )
     return best
 
 
@@ -179,8 +215,10 @@ def make(table: Table) -> None:
     }
     np.savez_compressed(table.path, **parts)
     print(
-        f"{table.name}: {RUNS} runs in {time.perf_counter() - before:.0f} s, losses {losses.min():.3f} to {losses.max():.3f},"
-        f" noise {parts['noise']:.3f}, held-out variance explained {parts['explained']:.3f}, {table.path.stat().st_size} bytes,"
+        f"{table.name}: {RUNS} runs in {time.perf_counter() - before:.0f} s, losses "
+        f"{losses.min():.3f} to {losses.max():.3f},"
+        f" noise {parts['noise']:.3f}, held-out variance explained {parts['explained']:.3f}, "
+        f"{table.path.stat().st_size} bytes,"
         f" optima {np.round(parts['optimum'], 3).tolist()}",
         flush=True,
     )

@@ -1,4 +1,6 @@
-"""The ways of spending a study's trials that the benchmarks compare, each asked and told like the others."""
+"""The ways of spending a study's trials that the benchmarks compare, each asked and told like the
+others.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ PER_CELL = 2
 MEDIAN_S, SPREAD = 2.0, 0.3
 """Median duration of the trials of several workers, and the standard deviation of its logarithm."""
 PREPARING_S = 0.06
-"""How long it takes to prepare a trial: enough that trials of the median duration are prepared for."""
+"""How long it takes to prepare a trial: enough that trials of the median duration are
+prepared for.
+"""
 
 Row = tuple[Values, float]
 
@@ -40,11 +44,17 @@ class Tuner(Protocol):
 
 
 class Ours:
-    """`orchestrator.search.Search`: every cell's first share, then every cell's second; adaptive chooses cells afterwards."""
+    """`orchestrator.search.Search`: every cell's first share, then every cell's second; adaptive
+    chooses cells afterwards.
+    """
 
-    def __init__(self, problem: Problem, trials: int, seed: int, sampler: str, *, adaptive: bool = False) -> None:
+    def __init__(
+        self, problem: Problem, trials: int, seed: int, sampler: str, *, adaptive: bool = False
+    ) -> None:
         allocation = "adaptive" if adaptive else "uniform"
-        self._search = Search(problem.spec(trials, seed, sampler, allocation=allocation, per_cell=PER_CELL))
+        self._search = Search(
+            problem.spec(trials, seed, sampler, allocation=allocation, per_cell=PER_CELL)
+        )
         self._cells = problem.cells
         self._shares = PER_CELL * len(self._cells) if adaptive else trials
         self._asked: dict[int, tuple[int, Suggestion]] = {}
@@ -55,30 +65,44 @@ class Ours:
             cell, _ = self._search.choose_cell(list(enumerate(self._cells)), ticket=number, retry=0)
         asked = self._search.ask(self._cells[cell], ticket=number, retry=0)
         self._asked[number] = (cell, asked)
-        self._search.feed([TrialNews(number, "RUNNING", asked.params, system_attrs=asked.system_attrs, cell=cell)])
+        self._search.feed(
+            [TrialNews(number, "RUNNING", asked.params, system_attrs=asked.system_attrs, cell=cell)]
+        )
         return asked.values
 
     def tell(self, number: int, value: float) -> None:
         cell, asked = self._asked.pop(number)
-        news = TrialNews(number, "COMPLETE", asked.params, (value,), system_attrs=asked.system_attrs, cell=cell)
+        news = TrialNews(
+            number, "COMPLETE", asked.params, (value,), system_attrs=asked.system_attrs, cell=cell
+        )
         self._search.feed([news])
 
 
 class Plain:
-    """One Optuna study over everything; grid axes are categories, or (`ordered`) the numeric ones are integers: their ranks."""
+    """One Optuna study over everything; grid axes are categories, or (`ordered`) the numeric ones
+    are integers: their ranks.
+    """
 
-    def __init__(self, problem: Problem, sampler: optuna.samplers.BaseSampler, *, ordered: bool = False) -> None:
+    def __init__(
+        self, problem: Problem, sampler: optuna.samplers.BaseSampler, *, ordered: bool = False
+    ) -> None:
         self.study = optuna.create_study(sampler=sampler)
         self._axes = {axis.path: axis.values for axis in problem.grid}
         self._space: dict[str, BaseDistribution] = dict(distributions(problem.spec(1, 0, "tpe")))
         for path, values in self._axes.items():
             rank = ordered and not isinstance(values[0], str)
-            self._space[path] = IntDistribution(0, len(values) - 1) if rank else CategoricalDistribution(range(len(values)))
+            self._space[path] = (
+                IntDistribution(0, len(values) - 1)
+                if rank
+                else CategoricalDistribution(range(len(values)))
+            )
         self._trials: dict[int, optuna.Trial] = {}
 
     def ask(self, number: int) -> Values:
         trial = self._trials[number] = self.study.ask(self._space)
-        return trial.params | {path: values[trial.params[path]] for path, values in self._axes.items()}
+        return trial.params | {
+            path: values[trial.params[path]] for path, values in self._axes.items()
+        }
 
     def tell(self, number: int, value: float) -> None:
         self.study.tell(self._trials.pop(number), value)
@@ -87,11 +111,19 @@ class Plain:
 class Apart:
     """One Optuna study a cell, each in its turn."""
 
-    def __init__(self, problem: Problem, make: Callable[[int], optuna.samplers.BaseSampler]) -> None:
+    def __init__(
+        self, problem: Problem, make: Callable[[int], optuna.samplers.BaseSampler]
+    ) -> None:
         self._cells = problem.cells
         grid = {axis.path for axis in problem.grid}
-        self._space = {path: d for path, d in distributions(problem.spec(1, 0, "tpe")).items() if path not in grid}
-        self._studies = [optuna.create_study(sampler=make(place)) for place in range(len(self._cells))]
+        self._space = {
+            path: d
+            for path, d in distributions(problem.spec(1, 0, "tpe")).items()
+            if path not in grid
+        }
+        self._studies = [
+            optuna.create_study(sampler=make(place)) for place in range(len(self._cells))
+        ]
         self._trials: dict[int, optuna.Trial] = {}
 
     def ask(self, number: int) -> Values:
@@ -105,7 +137,9 @@ class Apart:
 
 @dataclass(frozen=True)
 class Method:
-    """How to make a tuner for a problem, a number of trials and a seed; none spends trials otherwise where more are to come."""
+    """How to make a tuner for a problem, a number of trials and a seed; none spends trials
+    otherwise where more are to come.
+    """
 
     make: Callable[[Problem, int, int], Tuner]
     slow: bool = False
@@ -123,19 +157,27 @@ METHODS: dict[str, Method] = {
     "plain-tpe-ordered": Method(lambda p, trials, seed: Plain(p, _TPE(seed=seed), ordered=True)),
     "random": Method(lambda p, trials, seed: Plain(p, optuna.samplers.RandomSampler(seed=seed))),
     "plain-gp": Method(lambda p, trials, seed: Plain(p, _GP(seed=seed)), slow=True),
-    "plain-gp-ordered": Method(lambda p, trials, seed: Plain(p, _GP(seed=seed), ordered=True), slow=True),
+    "plain-gp-ordered": Method(
+        lambda p, trials, seed: Plain(p, _GP(seed=seed), ordered=True), slow=True
+    ),
     **{f"hybrid-{name}": _ours(name) for name in ("gp", "tpe", "random", "qmc")},
-    **{f"hybrid-{name}-adaptive": _ours(name, adaptive=True) for name in ("gp", "tpe", "random", "qmc")},
+    **{
+        f"hybrid-{name}-adaptive": _ours(name, adaptive=True)
+        for name in ("gp", "tpe", "random", "qmc")
+    },
 }
 
 
-def play(problem: Problem, tuner: Tuner, trials: int, seed: int, workers: int = 1, ahead: int = 0) -> tuple[list[Row], float]:
-    """Spends the trials; the rows in the order in which trials ended, and the seconds of processor time that the tuner took.
+def play(
+    problem: Problem, tuner: Tuner, trials: int, seed: int, workers: int = 1, ahead: int = 0
+) -> tuple[list[Row], float]:
+    """Spends the trials; the rows in the order in which trials ended, and the seconds of processor
+    time that the tuner took.
 
-    With more than one worker every ask finds the other workers' trials running. How long a trial takes is drawn from a
-    log-normal distribution. With `ahead` a worker asks for its next trial while one runs, when the trials
-    before tell it to (`orchestrator.pace`, preparing takes `PREPARING_S`): the other workers know of
-    it, and it does not know of what ends until it begins.
+    With more than one worker every ask finds the other workers' trials running. How long a trial
+    takes is drawn from a log-normal distribution. With `ahead` a worker asks for its next trial
+    while one runs, when the trials before tell it to (`orchestrator.pace`, preparing takes
+    `PREPARING_S`): the other workers know of it, and it does not know of what ends until it begins.
     """
     normal = np.random.default_rng([seed, 0]).standard_normal(trials)
     lasts = np.random.default_rng([seed, 1]).lognormal(math.log(MEDIAN_S), SPREAD, trials)
@@ -144,7 +186,8 @@ def play(problem: Problem, tuner: Tuner, trials: int, seed: int, workers: int = 
     paces = [Pace() for _ in range(workers)]
     running: list[tuple[int, Values] | None] = [None] * workers
     prepared: list[tuple[int, Values] | None] = [None] * workers
-    events: list[tuple[float, int, int, bool]] = []  # when, of which worker, which trial, whether it ends
+    # when, of which worker, which trial, whether it ends
+    events: list[tuple[float, int, int, bool]] = []
 
     def ask() -> tuple[int, Values] | None:
         nonlocal spent

@@ -1,7 +1,9 @@
-"""What the benchmarks are run on: seven synthetic problems with structure met in practice, and two tables of real runs.
+"""What the benchmarks are run on: seven synthetic problems with structure met in practice, and two
+tables of real runs.
 
-Every constant of the synthetic ones (where the optimum is, how it moves, which cell is best) is drawn from their `variant`:
-0 is the one whose figures are published, others show whether a method was fitted to it.
+Every constant of the synthetic ones (where the optimum is, how it moves, which cell is best) is
+drawn from their `variant`: 0 is the one whose figures are published, others show whether a method
+was fitted to it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ Loss: TypeAlias = Callable[[Values], float]
 
 @dataclass(frozen=True)
 class Problem:
-    """A true loss over a grid and searched parameters; `optimum(cell)` is the least true loss in a cell."""
+    """A true loss over a grid and searched parameters; `optimum(cell)` is the least true loss in a
+    cell.
+    """
 
     name: str
     grid: tuple[Axis, ...]
@@ -33,14 +37,26 @@ class Problem:
     optimum: Loss
     noise: float
     multiplied: bool = False
-    """Noise multiplies the loss (and `noise` is the standard deviation of its logarithm) instead of being added to it."""
+    """Noise multiplies the loss (and `noise` is the standard deviation of its logarithm) instead of
+    being added to it.
+    """
 
     def observed(self, values: Values, normal: float) -> float:
         """What a trial would report, given a draw from the standard normal distribution."""
         true = self.loss(values)
-        return true * math.exp(self.noise * normal) if self.multiplied else true + self.noise * normal
+        return (
+            true * math.exp(self.noise * normal) if self.multiplied else true + self.noise * normal
+        )
 
-    def spec(self, trials: int, seed: int, sampler: str, *, allocation: str = "uniform", per_cell: int = 1) -> StudySpec:
+    def spec(
+        self,
+        trials: int,
+        seed: int,
+        sampler: str,
+        *,
+        allocation: str = "uniform",
+        per_cell: int = 1,
+    ) -> StudySpec:
         """The problem as a study of ours."""
         return StudySpec(
             self.name,
@@ -80,7 +96,9 @@ WARMUP = Searched("warmup", "int", 0, 10)
 
 @dataclass(frozen=True)
 class Basin:
-    """How loss rises around the best searched parameters, where it is 0; lr and wd are coupled by `tilt`."""
+    """How loss rises around the best searched parameters, where it is 0; lr and wd are coupled by
+    `tilt`.
+    """
 
     lr: float
     wd: float
@@ -91,17 +109,23 @@ class Basin:
 
     @staticmethod
     def drawn(rng: np.random.Generator) -> Basin:
-        """One with room to move its learning rate up by a decade and a half, and its dropout by 0.2."""
+        """One with room to move its learning rate up by a decade and a half, and its dropout by
+        0.2.
+        """
         acts = dict(zip(rng.permutation(ACT.choices).tolist(), (0.0, 0.1, 0.25), strict=True))
         low, high = (-4.0, -5.0, 0.05, -0.4), (-2.2, -2.0, 0.35, 0.4)
         lr, wd, dropout, tilt = map(float, rng.uniform(low, high))
         return Basin(lr, wd, dropout, tilt, int(rng.integers(1, 9)), acts)
 
-    def __call__(self, v: Values, *, decades: float = 0.0, dropout: float = 0.0, steep: float = 1.0) -> float:
+    def __call__(
+        self, v: Values, *, decades: float = 0.0, dropout: float = 0.0, steep: float = 1.0
+    ) -> float:
         """Loss where the best log10(lr) has moved by `decades`, the best dropout by `dropout`."""
         wd = math.log10(v["wd"]) - self.wd
         lr = math.log10(v["lr"]) - self.lr - decades + self.tilt * wd
-        loss = 0.35 * steep * lr**2 + 0.06 * wd**2 + 2.0 * (v["dropout"] - self.dropout - dropout) ** 2
+        loss = (
+            0.35 * steep * lr**2 + 0.06 * wd**2 + 2.0 * (v["dropout"] - self.dropout - dropout) ** 2
+        )
         if "act" in v:
             loss += self.act[v["act"]]
         if "warmup" in v:
@@ -111,10 +135,16 @@ class Basin:
 
 def _moving(rng: np.random.Generator) -> Problem:
     """The best learning rate grows with the batch size, the best dropout with the width."""
-    basin, slope, best = Basin.drawn(rng), float(rng.uniform(0.3, 0.5)), (int(rng.integers(4)), int(rng.integers(3)))
+    basin, slope, best = (
+        Basin.drawn(rng),
+        float(rng.uniform(0.3, 0.5)),
+        (int(rng.integers(4)), int(rng.integers(3))),
+    )
 
     def offset(v: Values) -> float:
-        return 0.05 * abs(math.log2(v["batch"] / 32) - best[0]) + 0.06 * abs(math.log2(v["width"] / 64) - best[1])
+        return 0.05 * abs(math.log2(v["batch"] / 32) - best[0]) + 0.06 * abs(
+            math.log2(v["width"] / 64) - best[1]
+        )
 
     def loss(v: Values) -> float:
         decades, dropout = slope * math.log2(v["batch"] / 32), 0.1 * math.log2(v["width"] / 64)
@@ -124,8 +154,14 @@ def _moving(rng: np.random.Generator) -> Problem:
 
 
 def _diverging(rng: np.random.Generator) -> Problem:
-    """The same without activations; above a learning rate not far over the best one training diverges."""
-    basin, slope, margin = Basin.drawn(rng), float(rng.uniform(0.3, 0.5)), float(rng.uniform(0.4, 0.8))
+    """The same without activations; above a learning rate not far over the best one training
+    diverges.
+    """
+    basin, slope, margin = (
+        Basin.drawn(rng),
+        float(rng.uniform(0.3, 0.5)),
+        float(rng.uniform(0.4, 0.8)),
+    )
 
     def offset(v: Values) -> float:
         return 0.05 * abs(math.log2(v["batch"] / 64)) + 0.06 * abs(math.log2(v["width"] / 256))
@@ -158,8 +194,14 @@ def _unrelated(rng: np.random.Generator) -> Problem:
     """Cells have nothing in common: what is learnt in one misleads in another."""
     combinations = [(net, depth) for net in NET.values for depth in DEPTH.values]
     basins = {cell: Basin.drawn(rng) for cell in combinations}
-    decades, heights = rng.uniform(-0.8, 1.8, len(combinations)), rng.uniform(0.0, 0.5, len(combinations))
-    drawn = {cell: (float(d), float(h)) for cell, d, h in zip(combinations, decades, heights, strict=True)}
+    decades, heights = (
+        rng.uniform(-0.8, 1.8, len(combinations)),
+        rng.uniform(0.0, 0.5, len(combinations)),
+    )
+    drawn = {
+        cell: (float(d), float(h))
+        for cell, d, h in zip(combinations, decades, heights, strict=True)
+    }
 
     def offset(v: Values) -> float:
         return drawn[v["net"], v["depth"]][1]
@@ -174,13 +216,17 @@ def _unrelated(rng: np.random.Generator) -> Problem:
 def _flat(rng: np.random.Generator) -> Problem:
     """The grid makes no difference: sixteen cells are one."""
     basin, widths = Basin.drawn(rng), Axis("width", (64, 128, 256, 512))
-    return Problem("flat", (BATCH, widths), (LR, WD, DROPOUT, ACT, WARMUP), basin, lambda cell: 0.0, 0.01)
+    return Problem(
+        "flat", (BATCH, widths), (LR, WD, DROPOUT, ACT, WARMUP), basin, lambda cell: 0.0, 0.01
+    )
 
 
 def _deceptive(rng: np.random.Generator) -> Problem:
     """The best cell has a narrow basin away from the others' and looks worst at first."""
     basin, narrow = Basin.drawn(rng), (str(rng.choice(NET.values)), int(rng.choice(DEPTH.values)))
-    heights = {(net, depth): float(rng.uniform(0.1, 0.35)) for net in NET.values for depth in DEPTH.values} | {narrow: 0.0}
+    heights = {
+        (net, depth): float(rng.uniform(0.1, 0.35)) for net in NET.values for depth in DEPTH.values
+    } | {narrow: 0.0}
 
     def offset(v: Values) -> float:
         return heights[v["net"], v["depth"]]
@@ -192,7 +238,14 @@ def _deceptive(rng: np.random.Generator) -> Problem:
     return Problem("deceptive", (NET, DEPTH), (LR, WD, DROPOUT, ACT), loss, offset, 0.01)
 
 
-_H_A = np.array([[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]])
+_H_A = np.array(
+    [
+        [10, 3, 17, 3.5, 1.7, 8],
+        [0.05, 10, 17, 0.1, 8, 14],
+        [3, 3.5, 1.7, 10, 17, 8],
+        [17, 8, 0.05, 10, 0.1, 14],
+    ]
+)
 _H_P = 1e-4 * np.array(
     [
         [1312, 1696, 5569, 124, 8283, 5886],
@@ -206,11 +259,16 @@ _H_P = 1e-4 * np.array(
 def _hartmann(rng: np.random.Generator) -> Problem:
     """Hartmann-6, multimodal; two of its coordinates are the grid."""
     a, b, *rest = (f"x{i}" for i in rng.permutation(6))
-    levels = [tuple(float(level) for level in np.sort(rng.uniform(0.05, 0.95, n)).round(2)) for n in (4, 3)]
+    levels = [
+        tuple(float(level) for level in np.sort(rng.uniform(0.05, 0.95, n)).round(2))
+        for n in (4, 3)
+    ]
 
     def loss(v: Values) -> float:
         x = np.array([v[f"x{i}"] for i in range(6)])
-        return float(-np.exp(-(_H_A * (x - _H_P) ** 2).sum(axis=1)) @ np.array([1.0, 1.2, 3.0, 3.2]))
+        return float(
+            -np.exp(-(_H_A * (x - _H_P) ** 2).sum(axis=1)) @ np.array([1.0, 1.2, 3.0, 3.2])
+        )
 
     def optimum(cell: Values) -> float:
         def at(x: Any) -> float:
@@ -220,7 +278,9 @@ def _hartmann(rng: np.random.Generator) -> Problem:
         return min(float(optimize.minimize(at, start, bounds=[(0, 1)] * 4).fun) for start in starts)
 
     search = tuple(Searched(path, "float", 0.0, 1.0) for path in rest)
-    return Problem("hartmann", (Axis(a, levels[0]), Axis(b, levels[1])), search, loss, optimum, 0.02)
+    return Problem(
+        "hartmann", (Axis(a, levels[0]), Axis(b, levels[1])), search, loss, optimum, 0.02
+    )
 
 
 _SYNTHETIC = (_moving, _diverging, _backbone, _unrelated, _flat, _deceptive, _hartmann)
@@ -235,4 +295,6 @@ def problem(name: str, variant: int = 0) -> Problem:
         if make.__name__[1:] == name:
             return make(np.random.default_rng([variant, place]))
     table = next(table for table in TABLES if table.name == name)
-    return Problem(name, table.grid, table.search, table.loss, table.optimum, table.noise, multiplied=True)
+    return Problem(
+        name, table.grid, table.search, table.loss, table.optimum, table.noise, multiplied=True
+    )

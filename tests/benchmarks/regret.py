@@ -1,15 +1,19 @@
-"""How well each way of joining a grid with a search spends its trials, every method in the same run.
+"""How well each way of joining a grid with a search spends its trials, every method in the same
+run.
 
-For each method and number of trials: the regret (true value of the trial that looked best, minus the optimum), as the
-geometric mean over problems of medians over seeds, relative to Optuna's TPESampler over the whole space; the same of the
-trial that truly was the best, which says what was found where noise hides it (in the tables of real runs it does); the mean
-over cells of each cell's regret, relative to one TPE study a cell; what several workers at once lose against one; milliseconds
-of processor time a suggestion, asking and telling. In brackets: the 90 % interval under resampled seeds. The two yardsticks
-are always run. Same arguments, same figures (but for times). With ``--lines`` runs are kept, so a long call can be ended and
-taken up again; with ``--known`` take lines of its own. Run as
+For each method and number of trials: the regret (true value of the trial that looked best, minus
+the optimum), as the geometric mean over problems of medians over seeds, relative to Optuna's
+TPESampler over the whole space; the same of the trial that truly was the best, which says what was
+found where noise hides it (in the tables of real runs it does); the mean over cells of each cell's
+regret, relative to one TPE study a cell; what several workers at once lose against one;
+milliseconds of processor time a suggestion, asking and telling. In brackets: the 90 % interval
+under resampled seeds. The two yardsticks are always run. Same arguments, same figures (but for
+times). With ``--lines`` runs are kept, so a long call can be ended and taken up again; with
+``--known`` take lines of its own. Run as
 
     OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --trials 120 --seeds 20 --jobs 4
-    OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --parallel 8 --methods hybrid-gp,plain-gp-ordered --problems moving,flat
+    OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --parallel 8 --methods
+    hybrid-gp,plain-gp-ordered --problems moving,flat
 """
 
 from __future__ import annotations
@@ -60,7 +64,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """Regret over the grid after so many trials: of the trial that looked best, of the truly best; and the mean over cells."""
+    """Regret over the grid after so many trials: of the trial that looked best, of the truly best;
+    and the mean over cells.
+    """
 
     method: str
     problem: str
@@ -76,7 +82,8 @@ class Result:
 
 
 def regrets(task: Problem, rows: Sequence[Row]) -> tuple[float, float, float]:
-    """Regret of the trial that looked best, of the truly best, and the mean over cells of the regret of what looked best there.
+    """Regret of the trial that looked best, of the truly best, and the mean over cells of the
+    regret of what looked best there.
 
     Where nothing was tried the worst true value of all trials stands.
     """
@@ -86,7 +93,11 @@ def regrets(task: Problem, rows: Sequence[Row]) -> tuple[float, float, float]:
         mine = [row for row in judged if all(row[2][path] == value for path, value in cell.items())]
         each.append((min(mine, key=_looks)[0] if mine else worst) - least)
     least = min(task.optima)
-    found = (min(judged, key=_looks)[0] - least, min(true for true, _, _ in judged) - least, float(np.mean(each)))
+    found = (
+        min(judged, key=_looks)[0] - least,
+        min(true for true, _, _ in judged) - least,
+        float(np.mean(each)),
+    )
     return max(found[0], LEAST), max(found[1], LEAST), max(found[2], LEAST)
 
 
@@ -100,7 +111,9 @@ def measure(job: Job) -> list[Result]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     task, method, results = problem(job.problem, job.variant), METHODS[job.method], []
     trials = job.at[-1]
-    rows, spent = play(task, method.make(task, trials, job.seed), trials, job.seed, job.workers, job.ahead)
+    rows, spent = play(
+        task, method.make(task, trials, job.seed), trials, job.seed, job.workers, job.ahead
+    )
     for at in job.at:
         facts = (job.method, job.problem, job.seed, at, job.workers, job.ahead, job.variant)
         results.append(Result(*facts, *regrets(task, rows[:at]), ms=1e3 * spent / trials))
@@ -108,7 +121,9 @@ def measure(job: Job) -> list[Result]:
 
 
 class Figures:
-    """Ratios of medians over seeds, with intervals; the same (resampled) seeds on both sides of a ratio: those both have."""
+    """Ratios of medians over seeds, with intervals; the same (resampled) seeds on both sides of a
+    ratio: those both have.
+    """
 
     def __init__(self, results: Sequence[Result], problems: Sequence[str]) -> None:
         self._problems = problems
@@ -118,10 +133,16 @@ class Figures:
 
     def seeds(self, method: str, at: int, way: Way) -> set[int]:
         """Seeds with which a method was run on every problem."""
-        return set.intersection(*(set(self._of.get((method, name, at, way), {})) for name in self._problems))
+        return set.intersection(
+            *(set(self._of.get((method, name, at, way), {})) for name in self._problems)
+        )
 
-    def ratio(self, field: str, at: int, of: tuple[str, Way], to: tuple[str, Way]) -> dict[str, Any] | None:
-        """Geometric mean of the ratio between two methods, each run in a way, interval, and each problem; None without runs."""
+    def ratio(
+        self, field: str, at: int, of: tuple[str, Way], to: tuple[str, Way]
+    ) -> dict[str, Any] | None:
+        """Geometric mean of the ratio between two methods, each run in a way, interval, and each
+        problem; None without runs.
+        """
         seeds = sorted(self.seeds(of[0], at, of[1]) & self.seeds(to[0], at, to[1]))
         if not seeds:
             return None
@@ -138,15 +159,29 @@ class Figures:
         difference = log_medians(*of) - log_medians(*to)
         means = np.exp(difference.mean(axis=0))
         low, high = np.quantile(means[1:], (0.05, 0.95))
-        problems = dict(zip(self._problems, np.exp(difference[:, 0]).round(3).tolist(), strict=True))
-        return {"ratio": float(means[0]), "low": float(low), "high": float(high), "seeds": len(seeds), "problems": problems}
+        problems = dict(
+            zip(self._problems, np.exp(difference[:, 0]).round(3).tolist(), strict=True)
+        )
+        return {
+            "ratio": float(means[0]),
+            "low": float(low),
+            "high": float(high),
+            "seeds": len(seeds),
+            "problems": problems,
+        }
 
     def ms(self, method: str, at: int, way: Way) -> float:
         """Mean over problems and seeds of milliseconds of processor time a suggestion."""
-        return float(np.mean([r.ms for name in self._problems for r in self._of[method, name, at, way].values()]))
+        return float(
+            np.mean(
+                [r.ms for name in self._problems for r in self._of[method, name, at, way].values()]
+            )
+        )
 
 
-def summaries(figures: Figures, methods: Sequence[str], at: Sequence[int], ways: Sequence[Way]) -> Iterator[dict[str, Any]]:
+def summaries(
+    figures: Figures, methods: Sequence[str], at: Sequence[int], ways: Sequence[Way]
+) -> Iterator[dict[str, Any]]:
     """One a method and number of trials."""
     for trials in at:
         for method in methods:
@@ -162,8 +197,12 @@ def summaries(figures: Figures, methods: Sequence[str], at: Sequence[int], ways:
             }
             for way in ways:
                 if way != ALONE:
-                    line[_loss(way)] = figures.ratio("regret", trials, (method, way), (method, ALONE))
-                    line[f"{_loss(way)}, by cell"] = figures.ratio("by_cell", trials, (method, way), (method, ALONE))
+                    line[_loss(way)] = figures.ratio(
+                        "regret", trials, (method, way), (method, ALONE)
+                    )
+                    line[f"{_loss(way)}, by cell"] = figures.ratio(
+                        "by_cell", trials, (method, way), (method, ALONE)
+                    )
             yield line
 
 
@@ -175,18 +214,33 @@ def table(lines: Sequence[dict[str, Any]], problems: Sequence[str]) -> str:
     """The summaries for people."""
 
     def cell(figure: dict[str, Any] | None) -> str:
-        return f"{figure['ratio']:.3g} [{figure['low']:.2g}, {figure['high']:.2g}]" if figure else "-"
+        return (
+            f"{figure['ratio']:.3g} [{figure['low']:.2g}, {figure['high']:.2g}]" if figure else "-"
+        )
 
     losses = [key for key in lines[0] if "workers" in key]
-    headings = ["trials", "method", "seeds", f"regret / {YARDSTICK}", "of truly best", f"by cell / {APART}", "ms"]
+    headings = [
+        "trials",
+        "method",
+        "seeds",
+        f"regret / {YARDSTICK}",
+        "of truly best",
+        f"by cell / {APART}",
+        "ms",
+    ]
     rows = [[*headings, *losses, *problems]]
     for line in lines:
         row = [str(line["trials"]), line["method"], str(line["regret"]["seeds"])]
         row += [*(cell(line[key]) for key in ("regret", "of_best", "by_cell")), f"{line['ms']:.1f}"]
-        row += [cell(line[key]) + (f" ({line[key]['seeds']})" if line[key] else "") for key in losses]
+        row += [
+            cell(line[key]) + (f" ({line[key]['seeds']})" if line[key] else "") for key in losses
+        ]
         rows.append(row + [f"{line['regret']['problems'][name]:.2f}" for name in problems])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def names(choices: Sequence[str]) -> Any:
@@ -195,7 +249,9 @@ def names(choices: Sequence[str]) -> Any:
     def read(text: str) -> list[str]:
         given = [name for name in text.split(",") if name]
         if unknown := set(given) - set(choices):
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: must be of {', '.join(choices)}")
+            raise argparse.ArgumentTypeError(
+                f"{', '.join(sorted(unknown))}: must be of {', '.join(choices)}"
+            )
         return given
 
     return read
@@ -203,24 +259,77 @@ def names(choices: Sequence[str]) -> Any:
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=120, help="trials of a run")
-    parser.add_argument("--at", type=int, nargs="+", help="numbers of trials to measure at; default: half of all, and all")
+    parser.add_argument(
+        "--at",
+        type=int,
+        nargs="+",
+        help="numbers of trials to measure at; default: half of all, and all",
+    )
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     quick = [name for name, method in METHODS.items() if not method.slow]
-    parser.add_argument("--methods", type=names(list(METHODS)), nargs="+", default=[quick], help=f"of {', '.join(METHODS)}")
+    parser.add_argument(
+        "--methods",
+        type=names(list(METHODS)),
+        nargs="+",
+        default=[quick],
+        help=f"of {', '.join(METHODS)}",
+    )
     parser.add_argument("--slow", action="store_true", help="also Optuna's GPSampler")
-    parser.add_argument("--problems", type=names(PROBLEMS), nargs="+", default=[PROBLEMS], help=f"of {', '.join(PROBLEMS)}")
-    parser.add_argument("--variant", type=int, default=0, help="draws other constants of the synthetic problems")
-    parser.add_argument("--parallel", type=int, default=1, metavar="WORKERS", help="also with so many workers at once")
-    parser.add_argument("--prefetch", action="store_true", help="also with as many that prepare a trial while one runs")
-    parser.add_argument("--slow-seeds", type=int, help="seeds of Optuna's GPSampler, where fewer; ratios are of common seeds")
-    parser.add_argument("--parallel-seeds", type=int, help="seeds of several workers at once, where fewer")
-    parser.add_argument("--known", type=int, metavar="TRIALS", help="the Gaussian process looks at so many trials, not 400")
-    parser.add_argument("--lines", type=Path, metavar="FILE", help="keep each run there as it ends; what is there is not run")
-    parser.add_argument("--only-kept", action="store_true", help="tabulate what the lines hold, whatever seeds; play nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write summaries and every single result there")
+    parser.add_argument(
+        "--problems",
+        type=names(PROBLEMS),
+        nargs="+",
+        default=[PROBLEMS],
+        help=f"of {', '.join(PROBLEMS)}",
+    )
+    parser.add_argument(
+        "--variant", type=int, default=0, help="draws other constants of the synthetic problems"
+    )
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        default=1,
+        metavar="WORKERS",
+        help="also with so many workers at once",
+    )
+    parser.add_argument(
+        "--prefetch",
+        action="store_true",
+        help="also with as many that prepare a trial while one runs",
+    )
+    parser.add_argument(
+        "--slow-seeds",
+        type=int,
+        help="seeds of Optuna's GPSampler, where fewer; ratios are of common seeds",
+    )
+    parser.add_argument(
+        "--parallel-seeds", type=int, help="seeds of several workers at once, where fewer"
+    )
+    parser.add_argument(
+        "--known",
+        type=int,
+        metavar="TRIALS",
+        help="the Gaussian process looks at so many trials, not 400",
+    )
+    parser.add_argument(
+        "--lines",
+        type=Path,
+        metavar="FILE",
+        help="keep each run there as it ends; what is there is not run",
+    )
+    parser.add_argument(
+        "--only-kept",
+        action="store_true",
+        help="tabulate what the lines hold, whatever seeds; play nothing",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write summaries and every single result there"
+    )
     options = parser.parse_args(argv)
     options.at = tuple(sorted(set(options.at or (options.trials // 2, options.trials))))
     if options.only_kept and not options.lines:
@@ -248,11 +357,17 @@ def kept(lines: Path | None, options: argparse.Namespace) -> dict[Job, list[Resu
 def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(argv)
     ways = [ALONE]
-    ways += [(options.parallel, ahead) for ahead in ((0, 1) if options.prefetch else (0,))] if options.parallel > 1 else []
+    ways += (
+        [(options.parallel, ahead) for ahead in ((0, 1) if options.prefetch else (0,))]
+        if options.parallel > 1
+        else []
+    )
     wanted = [
         Job(method, name, options.variant, seed, options.at, *way)
         for way in ways
-        for seed in range(options.seeds if way == ALONE else options.parallel_seeds or options.seeds)
+        for seed in range(
+            options.seeds if way == ALONE else options.parallel_seeds or options.seeds
+        )
         for method in options.methods
         for name in options.problems
         if seed < ((METHODS[method].slow and options.slow_seeds) or options.seeds)
@@ -262,25 +377,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.known:  # in the processes that are forked from here too
         near = Surrogate.near
         surrogate.MAX_TRIALS = options.known
-        Surrogate.near = lambda self, cell, most=options.known: near(self, cell, min(most, options.known))
+        Surrogate.near = lambda self, cell, most=options.known: near(
+            self, cell, min(most, options.known)
+        )
     done = kept(options.lines, options)
     if options.only_kept:
         wanted = [job for job in wanted if job in done]
     missing = [job for job in wanted if job not in done]
     with ProcessPoolExecutor(options.jobs) as pool:
         played = track(
-            pool.map(measure, missing), total=len(missing), console=Console(stderr=True, quiet=not sys.stderr.isatty())
+            pool.map(measure, missing),
+            total=len(missing),
+            console=Console(stderr=True, quiet=not sys.stderr.isatty()),
         )
         for job, results in zip(missing, played, strict=True):
             done[job] = results
             if options.lines:
                 with options.lines.open("a") as file:
-                    file.write(json.dumps([asdict(job), [asdict(result) for result in results]]) + "\n")
+                    file.write(
+                        json.dumps([asdict(job), [asdict(result) for result in results]]) + "\n"
+                    )
     all_results = [result for job in wanted for result in done[job]]
-    lines = list(summaries(Figures(all_results, options.problems), options.methods, options.at, ways))
+    lines = list(
+        summaries(Figures(all_results, options.problems), options.methods, options.at, ways)
+    )
     print(table(lines, options.problems))
     if options.json:
-        written = {"arguments": vars(options), "summaries": lines, "results": [asdict(result) for result in all_results]}
+        written = {
+            "arguments": vars(options),
+            "summaries": lines,
+            "results": [asdict(result) for result in all_results],
+        }
         options.json.write_text(json.dumps(written, default=str, indent=1))
 
 

@@ -1,10 +1,13 @@
-"""Hundreds of simulated workers on one PostgreSQL with ``max_connections=100``: where the curve bends, and what it costs.
+"""Hundreds of simulated workers on one PostgreSQL with ``max_connections=100``: where the curve
+bends, and what it costs.
 
-A simulated worker is a thread that does all a worker asks of the database, by the program's own code: registers, holds a slot,
-sweeps, looks for results that were left, claims, learns the news, creates the trial with a random suggestion, reports once in
-the middle, renews its lease at each heartbeat, finishes. Nothing is trained: it waits as long as a trial takes. Eight of them
-share a host name, as on a machine of eight GPUs. A line of JSON a run; times in milliseconds, processor time per trial.
-At the end `orchestrator doctor`'s invariants are checked, and that as many trials are complete as the workers finished.
+A simulated worker is a thread that does all a worker asks of the database, by the program's own
+code: registers, holds a slot, sweeps, looks for results that were left, claims, learns the news,
+creates the trial with a random suggestion, reports once in the middle, renews its lease at each
+heartbeat, finishes. Nothing is trained: it waits as long as a trial takes. Eight of them share a
+host name, as on a machine of eight GPUs. A line of JSON a run; times in milliseconds, processor
+time per trial. At the end `orchestrator doctor`'s invariants are checked, and that as many trials
+are complete as the workers finished.
 
     python tests/benchmarks/soak.py --workers 50 100 200 500 1000 --through direct pooler
 """
@@ -52,7 +55,9 @@ _here = threading.local()
 class Simulated:
     """One worker: all that `Worker` asks of the database, without a child process."""
 
-    def __init__(self, url: str, who: int, study_id: int, trial_s: float, settings: WorkerConfig) -> None:
+    def __init__(
+        self, url: str, who: int, study_id: int, trial_s: float, settings: WorkerConfig
+    ) -> None:
         self._store = Store(url)
         self._who = who
         self._study_id = study_id
@@ -80,7 +85,9 @@ class Simulated:
         self._store.rest()
 
     def _serve(self) -> None:
-        self._lease = self._insist("register", lambda: self._store.fleet.register(self._settings.lease_ttl_s))
+        self._lease = self._insist(
+            "register", lambda: self._store.fleet.register(self._settings.lease_ttl_s)
+        )
         self._contact.hold(self._lease)
         offer = SlotOffer(self._place.host, f"GPU-{self._who}", 0, "GPU")
         self._insist("slot", lambda: self._store.fleet.claim_slot(self._lease, [offer]))
@@ -96,10 +103,14 @@ class Simulated:
             value = (self._dice.random(),)
             self._insist(
                 "finish",
-                lambda claim=claim, value=value: self._store.ledger.finish(claim, Completed(value), reports={}, attrs={}),
+                lambda claim=claim, value=value: self._store.ledger.finish(
+                    claim, Completed(value), reports={}, attrs={}
+                ),
             )
             self.finished += 1
-        self._insist("deregister", lambda: self._store.ledger.deregister(self._lease, "ended in order"))
+        self._insist(
+            "deregister", lambda: self._store.ledger.deregister(self._lease, "ended in order")
+        )
 
     def _look(self) -> Claim | None:
         self._contact.sweep()
@@ -117,14 +128,18 @@ class Simulated:
 
     def _create(self, claim: Claim) -> Claim:
         _, self._cursor = self._store.reads.news(self._study_id, self._cursor)
-        created = self._store.ledger.create(claim, suggestion(claim, self._dice.random()), self._lease, self._place)
+        created = self._store.ledger.create(
+            claim, suggestion(claim, self._dice.random()), self._lease, self._place
+        )
         assert created is not None
         return created
 
     def _train(self, claim: Claim) -> None:
         length = self._trial_s * self._dice.uniform(0.5, 1.5)
         self._contact.wait(length / 2)
-        self._insist("report", lambda: self._store.ledger.report(claim, {0: self._dice.random()}, {}))
+        self._insist(
+            "report", lambda: self._store.ledger.report(claim, {0: self._dice.random()}, {})
+        )
         if self.draining.how == Drain.NO:
             self._contact.wait(length / 2)
 
@@ -172,7 +187,8 @@ def _process(
     before, began = sum(w.finished for w in workers), time.monotonic()
     end.wait()
     seconds, done = time.monotonic() - began, sum(w.finished for w in workers) - before
-    took = [{step: list(values) for step, values in worker.took.items()} for worker in workers]  # not what they end with
+    # not what they end with
+    took = [{step: list(values) for step, values in worker.took.items()} for worker in workers]
     for worker in workers:
         worker.draining.ask(Drain.FINISH)
     for thread in threads:
@@ -185,7 +201,11 @@ def _process(
 def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
     """One run: `n` workers for `args.seconds`."""
     with ExitStack() as stack:
-        server = stack.enter_context(OwnServer(fsync="on", max_connections=args.connections, superuser_reserved_connections=3))
+        server = stack.enter_context(
+            OwnServer(
+                fsync="on", max_connections=args.connections, superuser_reserved_connections=3
+            )
+        )
         pooler = stack.enter_context(Pooler(server, args.pool)) if through == "pooler" else None
         store = Store(server.url)
         study_id = store.studies.launch(spec(cells=args.cells)).study_id
@@ -197,17 +217,29 @@ def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
         parts = [list(range(n))[k :: args.processes] for k in range(min(n, args.processes))]
         url = pooler.url if pooler else server.worker_url
         common = (study_id, args.trial_s, settings, begin, end, told)
-        processes = [context.Process(target=_process, args=(url, part, *common), daemon=True) for part in parts]
+        processes = [
+            context.Process(target=_process, args=(url, part, *common), daemon=True)
+            for part in parts
+        ]
         for process in processes:
             process.start()
         registered = "SELECT count(*) FROM orchestrator.worker WHERE state = 'ACTIVE'"
         wait_until(lambda: watch(registered) == n, 60 + 3 * args.trial_s)
-        end.wait(args.trial_s)  # they began spread over the length of a trial; now as many end as begin
+        # they began spread over the length of a trial; now as many end as begin
+        end.wait(args.trial_s)
         begin.set()
         postmaster = psutil.Process(int((server.data / "postmaster.pid").read_text().split()[0]))
-        cpu, pooled, began, connections = _cpu_s(postmaster), pooler.cpu_s() if pooler else 0.0, time.monotonic(), []
+        cpu, pooled, began, connections = (
+            _cpu_s(postmaster),
+            pooler.cpu_s() if pooler else 0.0,
+            time.monotonic(),
+            [],
+        )
         while time.monotonic() - began < args.seconds:
-            count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            count = (
+                "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND "
+                "pid <> pg_backend_pid()"
+            )
             connections.append(watch(count))
             end.wait(0.5)
         cpu, pooled = _cpu_s(postmaster) - cpu, (pooler.cpu_s() if pooler else 0.0) - pooled
@@ -221,7 +253,10 @@ def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
         complete = watch("SELECT count(*) FROM orchestrator.trial WHERE state = 'COMPLETE'")
         findings = store.doctor.examine().findings
         store.rest()
-    finished, clients_cpu = sum(answer[5] for answer in answers), sum(answer[4] for answer in answers)
+    finished, clients_cpu = (
+        sum(answer[5] for answer in answers),
+        sum(answer[4] for answer in answers),
+    )
     took: dict[str, list[float]] = {}
     for answer in answers:
         for worker in answer[2]:
@@ -233,7 +268,10 @@ def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
         "trial_s": args.trial_s,
         "trials_a_second": round(done / seconds, 1),
         "wanted": round(n / args.trial_s, 1) if args.trial_s else None,
-        **{step: _milliseconds(took.get(step, [])) for step in ("claim", "look", "create", "report", "finish", "gap")},
+        **{
+            step: _milliseconds(took.get(step, []))
+            for step in ("claim", "look", "create", "report", "finish", "gap")
+        },
         "connections": {"median": statistics.median(connections), "most": max(connections)},
         "server_cpu_ms_a_trial": round(1000 * cpu / max(done, 1), 1),
         "pooler_cpu_ms_a_trial": round(1000 * pooled / max(done, 1), 1),
@@ -283,21 +321,34 @@ def _milliseconds(seconds: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[50, 100, 200, 500, 1000])
-    parser.add_argument("--through", nargs="+", choices=("direct", "pooler"), default=["direct", "pooler"])
-    parser.add_argument("--seconds", type=float, default=30, help="of measuring, once all workers are at work")
+    parser.add_argument(
+        "--through", nargs="+", choices=("direct", "pooler"), default=["direct", "pooler"]
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=30, help="of measuring, once all workers are at work"
+    )
     parser.add_argument("--trial-s", type=float, default=5, help="mean length of a trial")
-    parser.add_argument("--processes", type=int, default=4, help="that the workers' threads are spread over")
-    parser.add_argument("--connections", type=int, default=100, help="max_connections of the server")
+    parser.add_argument(
+        "--processes", type=int, default=4, help="that the workers' threads are spread over"
+    )
+    parser.add_argument(
+        "--connections", type=int, default=100, help="max_connections of the server"
+    )
     parser.add_argument("--pool", type=int, default=80, help="default_pool_size of PgBouncer")
     parser.add_argument("--cells", type=int, default=20_000)
     parser.add_argument("--ttl", type=float, default=60)
     parser.add_argument("--heartbeat", type=float, default=10)
     args = parser.parse_args()
     if "pooler" in args.through and installed() is None:
-        parser.error("pgbouncer is not installed (apt-get install pgbouncer); --through direct goes without")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server and the workers end with this process
+        parser.error(
+            "pgbouncer is not installed (apt-get install pgbouncer); --through direct goes without"
+        )
+    # the server and the workers end with this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for through in args.through:
         for n in args.workers:
             print(json.dumps(soak(args, through, n)), flush=True)

@@ -1,11 +1,13 @@
-"""Problems measured on real training runs: small networks on scikit-learn's digits and breast-cancer data.
+"""Problems measured on real training runs: small networks on scikit-learn's digits and
+breast-cancer data.
 
-Each file in ``data`` holds the runs themselves (`make_tables.py` trained them: a quasi-random design over cells and searched
-parameters, validation loss after a few epochs) and what answers for values in between: an ensemble of small networks fitted
-to the logarithm of the loss less a floor, nine tenths of the least loss seen, so that no answer is far better than any run
-(`explained` is the share of the variance it explains in runs it was not fitted to). The ensemble is the problem's true loss;
-noise multiplies it, as strong as the spread between two trainings of one good configuration. The best loss of each cell,
-found by dense search of the ensemble, is in the file too.
+Each file in ``data`` holds the runs themselves (`make_tables.py` trained them: a quasi-random
+design over cells and searched parameters, validation loss after a few epochs) and what answers for
+values in between: an ensemble of small networks fitted to the logarithm of the loss less a floor,
+nine tenths of the least loss seen, so that no answer is far better than any run (`explained` is the
+share of the variance it explains in runs it was not fitted to). The ensemble is the problem's true
+loss; noise multiplies it, as strong as the spread between two trainings of one good configuration.
+The best loss of each cell, found by dense search of the ensemble, is in the file too.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ class Table:
 
     @property
     def noise(self) -> float:
-        """Standard deviation of the logarithm of the loss between trainings of one good configuration."""
+        """Standard deviation of the logarithm of the loss between trainings of one good
+        configuration.
+        """
         return float(self.stored["noise"])
 
     def cells(self) -> list[dict[str, Any]]:
@@ -68,20 +72,32 @@ class Table:
         return list(StudySpec("", ("minimize",), (), {}, {}, self.grid, (), None).cells())  # type: ignore[arg-type]
 
     def features(self, configurations: Sequence[Mapping[str, Any]]) -> Array:
-        """Inputs of the ensemble, a row a configuration: numbers on [-1, 1] along their scale, categories one-hot."""
+        """Inputs of the ensemble, a row a configuration: numbers on [-1, 1] along their scale,
+        categories one-hot.
+        """
         parts = []
         for axis in self.grid:
             column = [c[axis.path] for c in configurations]
             numeric = not isinstance(axis.values[0], str)
-            parts.append(_scaled(column, axis.values[0], axis.values[-1], True) if numeric else _one_hot(column, axis.values))
+            parts.append(
+                _scaled(column, axis.values[0], axis.values[-1], True)
+                if numeric
+                else _one_hot(column, axis.values)
+            )
         for item in self.search:
             column = [c[item.path] for c in configurations]
-            parts.append(_one_hot(column, item.choices) if item.choices else _scaled(column, item.low, item.high, item.log))
+            parts.append(
+                _one_hot(column, item.choices)
+                if item.choices
+                else _scaled(column, item.low, item.high, item.log)
+            )
         return np.hstack(parts)
 
 
 def losses(stored: Mapping[str, Any], features: Array) -> Array:
-    """The answer of a stored ensemble, a loss a row of features: a floor, and the exponential of the networks' mean."""
+    """The answer of a stored ensemble, a loss a row of features: a floor, and the exponential of
+    the networks' mean.
+    """
     hidden = features
     for layer in ("1", "2"):
         hidden = hidden @ stored[f"weight{layer}"] + stored[f"bias{layer}"]  # (member, row, unit)
@@ -104,7 +120,11 @@ def _one_hot(column: Sequence[Any], choices: Sequence[Any]) -> Array:
 
 
 TABLES = (
-    Table("digits", (Axis("batch", (16, 32, 64, 128)), Axis("width", (16, 64, 128))), (_LR, _WD, _DROPOUT, _ACT)),
+    Table(
+        "digits",
+        (Axis("batch", (16, 32, 64, 128)), Axis("width", (16, 64, 128))),
+        (_LR, _WD, _DROPOUT, _ACT),
+    ),
     Table(
         "cancer",
         (Axis("solver", ("sgd", "adam")), Axis("width", (4, 16, 64, 256))),

@@ -1,18 +1,23 @@
-"""What one trial costs in the database and on the processor, ours beside plain Optuna in the same run, in JSON lines.
+"""What one trial costs in the database and on the processor, ours beside plain Optuna in the same
+run, in JSON lines.
 
-The objective does nothing; five parameters are searched. Each setting runs worker processes of ours and then of plain Optuna
-(``study.optimize`` on ``RDBStorage`` with heartbeats) on one PostgreSQL, with the same finished trials in the study beforehand.
+The objective does nothing; five parameters are searched. Each setting runs worker processes of ours
+and then of plain Optuna (``study.optimize`` on ``RDBStorage`` with heartbeats) on one PostgreSQL,
+with the same finished trials in the study beforehand.
 
 - ``round_trips``: messages from client to server, as the server's log counts them, a trial;
 - ``transactions``: by ``pg_stat_database``, a trial;
-- ``worker_cpu_ms``, ``server_cpu_ms``: processor time of the worker with all its children, and of the server, a trial;
-- ``per_s``: trials a second of all workers together, from when the last of them begins its first trial until the first of
-  them begins its last;
-- ``first_s``: from the start of a worker process to its first trial with all parameters, the median of the workers;
-- ``joined_s``: of that, what follows once all is imported: ours from the worker's registration, plain from ``load_study`` on.
+- ``worker_cpu_ms``, ``server_cpu_ms``: processor time of the worker with all its children, and of
+  the server, a trial;
+- ``per_s``: trials a second of all workers together, from when the last of them begins its first
+  trial until the first of them begins its last;
+- ``first_s``: from the start of a worker process to its first trial with all parameters, the median
+  of the workers;
+- ``joined_s``: of that, what follows once all is imported: ours from the worker's registration,
+  plain from ``load_study`` on.
 
-Counts and processor times are differences between a run of few trials and one of many, so that what a worker costs once is
-not in them. Run as
+Counts and processor times are differences between a run of few trials and one of many, so that what
+a worker costs once is not in them. Run as
 
     python tests/benchmarks/trial_cost.py --history 0 1000 10000 --workers 1 4 16
 """
@@ -97,7 +102,9 @@ def fill(store: Store, made: StudySpec, history: int) -> int:
     for _ in range(history):
         claim = store.ledger.claim(lease, [study], PLACE)
         assert claim is not None
-        claim = store.ledger.create(claim, search.ask({}, ticket=claim.ticket, retry=0), lease, PLACE)
+        claim = store.ledger.create(
+            claim, search.ask({}, ticket=claim.ticket, retry=0), lease, PLACE
+        )
         assert claim is not None
         end(store, claim, Completed((rng.random(),)))
     store.ledger.deregister(lease, "prepared")
@@ -107,7 +114,11 @@ def fill(store: Store, made: StudySpec, history: int) -> int:
 def copy_to_plain(url: str, study: int, name: str) -> None:
     """Makes a study of plain Optuna with the same trials."""
     plain = make_url(url).set(drivername="postgresql").render_as_string()
-    with contextlib.closing(psycopg2.connect(plain)) as connection, connection, connection.cursor() as cursor:
+    with (
+        contextlib.closing(psycopg2.connect(plain)) as connection,
+        connection,
+        connection.cursor() as cursor,
+    ):
         for statement in (*_COPY, "ANALYZE"):
             cursor.execute(statement, {"ours": study, "name": name})
 
@@ -141,8 +152,12 @@ class Bench:
         self._store.rest()
         return name
 
-    def compare(self, name: str, sampler: str, history: int, workers: int, trials: int, isolation: str) -> None:
-        """Prints one line for ours and one for plain Optuna, of a study with `history` trials and some more."""
+    def compare(
+        self, name: str, sampler: str, history: int, workers: int, trials: int, isolation: str
+    ) -> None:
+        """Prints one line for ours and one for plain Optuna, of a study with `history` trials and
+        some more.
+        """
         launched = replace(self._spec(name, sampler), runner={**RUNNER, "isolation": isolation})
         self._store.studies.launch(launched)
         self._store.rest()
@@ -177,7 +192,14 @@ class Bench:
         started = time.time()
         with tempfile.TemporaryDirectory() as scratch:
             if who == "ours":
-                command = [sys.executable, "-m", "orchestrator", "worker", "storage=postgres", f"paths.data={scratch}"]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "orchestrator",
+                    "worker",
+                    "storage=postgres",
+                    f"paths.data={scratch}",
+                ]
                 command += [f"worker.studies=[{name}]", f"worker.max_trials={trials}"]
                 env = {**os.environ, "ORCHESTRATOR_STORAGE_URL": self._server.worker_url}
             else:
@@ -185,17 +207,23 @@ class Bench:
                 command += [str(trials), str(self._reports)]
                 env = dict(os.environ)
             piped: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-            running = [subprocess.Popen(command, env=env, cwd=ROOT, **piped) for _ in range(workers)]
+            running = [
+                subprocess.Popen(command, env=env, cwd=ROOT, **piped) for _ in range(workers)
+            ]
             used = [os.wait4(process.pid, 0) for process in running]
             printed = [process.communicate()[0] for process in running]
         if any(status for _, status, _ in used):
             raise RuntimeError(f"a worker of {study} failed")
         after = self._counters()
         if who == "ours":
-            joined = query(self._server.url, _BEGAN, pids := [process.pid for process in running], pids)
+            joined = query(
+                self._server.url, _BEGAN, pids := [process.pid for process in running], pids
+            )
             told = [(float(ready), [float(at) for at in at_all]) for ready, at_all in joined]
         else:
-            told = [(float(line.split()[0]), [float(at) for at in line.split()[1:]]) for line in printed]
+            told = [
+                (float(line.split()[0]), [float(at) for at in line.split()[1:]]) for line in printed
+            ]
         return Spent(
             messages=after[0] - before[0],
             transactions=after[1] - before[1],
@@ -207,14 +235,24 @@ class Bench:
         )
 
     def _counters(self) -> tuple[int, int, float]:
-        """Messages, transactions and processor seconds of the server so far; what this call adds is the same each time."""
+        """Messages, transactions and processor seconds of the server so far; what this call adds is
+        the same each time.
+        """
         while query(self._server.url, _OTHERS):
             time.sleep(0.05)
         ((transactions,),) = query(
-            self._server.url, "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+            self._server.url,
+            "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = "
+            "current_database()",
         )
-        messages = (self._server.data / "server.log").read_text(errors="replace").count(f"{MARK}LOG:  statement:")
-        postmaster = psutil.Process(int((self._server.data / "postmaster.pid").read_text().split()[0]))
+        messages = (
+            (self._server.data / "server.log")
+            .read_text(errors="replace")
+            .count(f"{MARK}LOG:  statement:")
+        )
+        postmaster = psutil.Process(
+            int((self._server.data / "postmaster.pid").read_text().split()[0])
+        )
         times = [postmaster.cpu_times()]
         seconds = sum(t.user + t.system + t.children_user + t.children_system for t in times)
         for child in postmaster.children():
@@ -224,10 +262,15 @@ class Bench:
         return messages, int(transactions), seconds
 
 
-_OTHERS = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+_OTHERS = (
+    "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> "
+    "pg_backend_pid()"
+)
 _BEGAN = (
-    "SELECT extract(epoch FROM w.started_at), array_agg(extract(epoch FROM a.started_at) ORDER BY a.started_at) "
-    "FROM orchestrator.worker w JOIN orchestrator.attempt a USING (worker_id) WHERE w.pid = ANY(%s) GROUP BY w.worker_id "
+    "SELECT extract(epoch FROM w.started_at), array_agg(extract(epoch FROM a.started_at) ORDER BY "
+    "a.started_at) "
+    "FROM orchestrator.worker w JOIN orchestrator.attempt a USING (worker_id) WHERE w.pid = "
+    "ANY(%s) GROUP BY w.worker_id "
     "ORDER BY w.worker_id DESC LIMIT cardinality(%s)"
 )
 
@@ -235,7 +278,11 @@ _BEGAN = (
 def _rate(starts: Sequence[Sequence[float]]) -> float:
     """Trials a second while all workers work; nan if at no time all of them did."""
     since, until = max(own[0] for own in starts), min(own[-1] for own in starts)
-    return sum(since < at <= until for own in starts for at in own) / (until - since) if until > since else math.nan
+    return (
+        sum(since < at <= until for own in starts for at in own) / (until - since)
+        if until > since
+        else math.nan
+    )
 
 
 # The plain study is a copy of ours, so that both know the same.
@@ -244,14 +291,17 @@ _COPY = (
     "INSERT INTO study_directions (study_id, direction, objective) "
     "SELECT study_id, 'MINIMIZE', 0 FROM studies WHERE study_name = %(name)s",
     "INSERT INTO trials (study_id, number, state, datetime_start, datetime_complete) "
-    "SELECT s.study_id, t.number, t.state, t.datetime_start, t.datetime_complete FROM trials t, studies s "
+    "SELECT s.study_id, t.number, t.state, t.datetime_start, t.datetime_complete FROM trials t, "
+    "studies s "
     "WHERE t.study_id = %(ours)s AND s.study_name = %(name)s ORDER BY t.number",
     "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) "
-    "SELECT n.trial_id, p.param_name, p.param_value, p.distribution_json FROM trials t JOIN trial_params p USING (trial_id) "
+    "SELECT n.trial_id, p.param_name, p.param_value, p.distribution_json FROM trials t JOIN "
+    "trial_params p USING (trial_id) "
     "JOIN trials n ON n.number = t.number JOIN studies s ON s.study_id = n.study_id "
     "WHERE t.study_id = %(ours)s AND s.study_name = %(name)s",
     "INSERT INTO trial_values (trial_id, objective, value, value_type) "
-    "SELECT n.trial_id, v.objective, v.value, v.value_type FROM trials t JOIN trial_values v USING (trial_id) "
+    "SELECT n.trial_id, v.objective, v.value, v.value_type FROM trials t JOIN trial_values v "
+    "USING (trial_id) "
     "JOIN trials n ON n.number = t.number JOIN studies s ON s.study_id = n.study_id "
     "WHERE t.study_id = %(ours)s AND s.study_name = %(name)s",
 )
@@ -259,22 +309,29 @@ _COPY = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs every combination that the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--history", type=int, nargs="+", default=[0, 1000, 10_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--samplers", nargs="+", choices=["tpe", "random"], default=["tpe", "random"])
+    parser.add_argument(
+        "--samplers", nargs="+", choices=["tpe", "random"], default=["tpe", "random"]
+    )
     parser.add_argument("--isolation", nargs="+", choices=["trial", "worker"], default=["trial"])
     parser.add_argument("--trials", type=int, default=30, help="of each worker")
     parser.add_argument("--reports", type=int, default=0, help="of each trial")
     chosen: Any = parser.parse_args(arguments)
-    for folder in ("orchestrator", "tests/support"):  # as an installation has them, whatever PYTHONDONTWRITEBYTECODE says
+    # as an installation has them, whatever PYTHONDONTWRITEBYTECODE says
+    for folder in ("orchestrator", "tests/support"):
         compileall.compile_dir(ROOT / folder, quiet=1)
     settings = {"log_statement": "all", "log_line_prefix": MARK, "max_connections": 100}
     with OwnServer(**settings) as server:
         bench = Bench(server, chosen.reports)
         for history in chosen.history:
             name = bench.prepare(history)
-            for sampler, workers, isolation in itertools.product(chosen.samplers, chosen.workers, chosen.isolation):
+            for sampler, workers, isolation in itertools.product(
+                chosen.samplers, chosen.workers, chosen.isolation
+            ):
                 bench.compare(name, sampler, history, workers, chosen.trials, isolation)
 
 

@@ -18,8 +18,18 @@ FIGURES = "figures"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("chaos")
-    group.addoption("--chaos", choices=("short", "long"), default="short", help="short: as in CI; long: every fault in full")
-    group.addoption("--chaos-seed", type=int, default=None, help="repeats a run of the chaos tests; printed by each")
+    group.addoption(
+        "--chaos",
+        choices=("short", "long"),
+        default="short",
+        help="short: as in CI; long: every fault in full",
+    )
+    group.addoption(
+        "--chaos-seed",
+        type=int,
+        default=None,
+        help="repeats a run of the chaos tests; printed by each",
+    )
 
 
 def is_long(config: pytest.Config) -> bool:
@@ -44,7 +54,9 @@ def long(pytestconfig: pytest.Config) -> bool:
 
 @pytest.fixture
 def dice(pytestconfig: pytest.Config, figures: Callable[..., None]) -> random.Random:
-    """Chance, with its seed noted so that it can be repeated: the same choices, as far as processes keep the same time."""
+    """Chance, with its seed noted so that it can be repeated: the same choices, as far as processes
+    keep the same time.
+    """
     given = pytestconfig.getoption("--chaos-seed", None)
     seed = int.from_bytes(os.urandom(4), "big") if given is None else given
     figures(**{"--chaos-seed": seed})

@@ -1,4 +1,6 @@
-"""Plain Optuna under the same faults: workers of `study.optimize` with heartbeat and retry callback, as its manual has them."""
+"""Plain Optuna under the same faults: workers of `study.optimize` with heartbeat and retry
+callback, as its manual has them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ CELL_ATTR = "cell"
 
 
 class PlainFleet:
-    """Workers of plain Optuna on a grid of `cells`, replaced when killed; all are gone when the block ends.
+    """Workers of plain Optuna on a grid of `cells`, replaced when killed; all are gone when the
+    block ends.
 
     Args:
         url: an empty database.
@@ -41,7 +44,12 @@ class PlainFleet:
     def __enter__(self) -> PlainFleet:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for member in self.living():
             member.kill()
             member.join(10)
@@ -70,7 +78,10 @@ class PlainFleet:
 def _work(url: str, cells: int, seconds: float) -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = RDBStorage(
-        url, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_S, failed_trial_callback=RetryFailedTrialCallback()
+        url,
+        heartbeat_interval=HEARTBEAT_S,
+        grace_period=GRACE_S,
+        failed_trial_callback=RetryFailedTrialCallback(),
     )
     sampler = optuna.samplers.GridSampler({"a": list(range(cells))})
     study = optuna.load_study(study_name=STUDY, storage=storage, sampler=sampler)
@@ -84,7 +95,9 @@ def _work(url: str, cells: int, seconds: float) -> None:
 
 
 def tally(url: str, cells: int) -> dict[str, Any]:
-    """What became of the grid: how many cells are missing, done more than once, and how many trials run for ever."""
+    """What became of the grid: how many cells are missing, done more than once, and how many trials
+    run for ever.
+    """
     storage = RDBStorage(url)
     trials = optuna.load_study(study_name=STUDY, storage=storage).trials
     storage.engine.dispose()

@@ -36,7 +36,11 @@ class Abroad(Commands):
     fresh: bool = True  # the clock is set as Python starts
 
     def environment(self) -> dict[str, str]:
-        return {**super().environment(), "PYTHONPATH": f"{SITECUSTOMIZE}{os.pathsep}{ROOT}", **self.extra}
+        return {
+            **super().environment(),
+            "PYTHONPATH": f"{SITECUSTOMIZE}{os.pathsep}{ROOT}",
+            **self.extra,
+        }
 
 
 @pytest.mark.chaos("long")
@@ -49,7 +53,9 @@ def test_clocks_off_by_an_hour_and_odd_time_zones_change_nothing(
     began = datetime.now(UTC)
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(Abroad(commands.url, commands.directory, extra=zone).started("worker", *LEASE))
+            stack.enter_context(
+                Abroad(commands.url, commands.directory, extra=zone).started("worker", *LEASE)
+            )
             for zone in ZONES
         ]
         wait_until(lambda: store.reads.find("study").state == "FINISHED", 120)
@@ -58,14 +64,25 @@ def test_clocks_off_by_an_hour_and_odd_time_zones_change_nothing(
         assert [worker.wait(30) for worker in workers] == [0, 0, 0]
     invariants.check(commands, "study", cells=cells)
     assert {t.attempts for t in store.reads.trials(study_id)} == {1}, "nobody was taken for dead"
-    assert len(invariants.query(store.url, "SELECT DISTINCT worker_id FROM orchestrator.attempt")) == 3
-    evicted = invariants.query(store.url, "SELECT count(*) FROM orchestrator.event WHERE kind = 'evicted'")
+    assert (
+        len(invariants.query(store.url, "SELECT DISTINCT worker_id FROM orchestrator.attempt")) == 3
+    )
+    evicted = invariants.query(
+        store.url, "SELECT count(*) FROM orchestrator.event WHERE kind = 'evicted'"
+    )
     trials = invariants.plain_trials(store.url, "study")
     starts = [t.datetime_start.replace(tzinfo=UTC) for t in trials if t.datetime_start]
     durations = [t.duration.total_seconds() for t in trials if t.duration]
-    figures(false_takeovers=evicted[0][0], longest_trial_s=round(max(durations), 1), shortest_trial_s=round(min(durations), 1))
+    figures(
+        false_takeovers=evicted[0][0],
+        longest_trial_s=round(max(durations), 1),
+        shortest_trial_s=round(min(durations), 1),
+    )
     assert evicted == [(0,)]
-    assert all(began - timedelta(seconds=5) < start < datetime.now(UTC) + timedelta(seconds=5) for start in starts)
+    assert all(
+        began - timedelta(seconds=5) < start < datetime.now(UTC) + timedelta(seconds=5)
+        for start in starts
+    )
     assert all(seconds <= duration < seconds + 30 for duration in durations)
 
 
@@ -73,14 +90,25 @@ def test_clocks_off_by_an_hour_and_odd_time_zones_change_nothing(
 def test_a_worker_on_a_wrong_clock_that_dies_is_followed_in_time_and_one_that_lives_is_left_alone(
     commands: Commands, store: Store
 ) -> None:
-    objective = {"_target_": "tests.support.chaos_objective.train", "seconds": 2 * TTL_S, "steps": 40}
+    objective = {
+        "_target_": "tests.support.chaos_objective.train",
+        "seconds": 2 * TTL_S,
+        "steps": 40,
+    }
     study_id = store.studies.launch(spec(cells=2, objective=objective, runner=RUNNER)).study_id
     ahead, behind = (Abroad(commands.url, commands.directory, extra=zone) for zone in ZONES[:2])
     words = (*LEASE, "worker.prefetch=0")  # a trial for each of them
     with ahead.started("worker", *words) as doomed, behind.started("worker", *words) as heir:
-        wait_until(lambda: len([t for t in store.reads.trials(study_id, live_only=True) if t.worker_id]) == 2, 60)
+        wait_until(
+            lambda: (
+                len([t for t in store.reads.trials(study_id, live_only=True) if t.worker_id]) == 2
+            ),
+            60,
+        )
         victim = next(w.worker_id for w in store.reads.workers() if w.pid == doomed.pid)
-        number = next(t.number for t in store.reads.trials(study_id, live_only=True) if t.worker_id == victim)
+        number = next(
+            t.number for t in store.reads.trials(study_id, live_only=True) if t.worker_id == victim
+        )
         doomed.kill()
         wait_until(lambda: store.reads.find("study").state == "FINISHED", 60)
         heir.send_signal(signal.SIGTERM)

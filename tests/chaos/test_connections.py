@@ -1,4 +1,6 @@
-"""A server with fewer connections than workers, and a client that is frozen while it holds the study's lock."""
+"""A server with fewer connections than workers, and a client that is frozen while it holds the
+study's lock.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def test_more_workers_than_connections_wait_their_turn_and_all_run(
     cells = workers * per_worker
     with OwnServer(max_connections=limit, superuser_reserved_connections=3) as server:
         commands, store = Commands(server.worker_url, tmp_path), Store(server.url)
-        with Fleet(commands, "worker.lease_ttl_s=30", "worker.heartbeat_s=3", "worker.poll_s=1") as fleet:
+        with Fleet(
+            commands, "worker.lease_ttl_s=30", "worker.heartbeat_s=3", "worker.poll_s=1"
+        ) as fleet:
             for _ in range(workers):
                 fleet.start(apart=True)
             wait_until(lambda: len(store.reads.workers()) == workers, 120)
@@ -54,13 +58,17 @@ def test_more_workers_than_connections_wait_their_turn_and_all_run(
             fleet.dismiss(120)
             said = sum("too many" in m.text() or "reserved" in m.text() for m in fleet.members)
         invariants.check(Commands(server.url, tmp_path), "study", cells=cells)
-        ran = invariants.query(server.url, "SELECT count(DISTINCT worker_id) FROM orchestrator.attempt")[0][0]
+        ran = invariants.query(
+            server.url, "SELECT count(DISTINCT worker_id) FROM orchestrator.attempt"
+        )[0][0]
     figures(max_connections=limit, workers=workers, ran=ran, said_so=said, seconds=round(took_s))
     assert ran >= 0.9 * workers, "none keeps the others from their turn"
     assert said, "they said what they wait for"
 
 
-def test_a_worker_holds_one_connection_at_most_and_none_while_it_trains(commands: Commands, store: Store) -> None:
+def test_a_worker_holds_one_connection_at_most_and_none_while_it_trains(
+    commands: Commands, store: Store
+) -> None:
     objective = {"_target_": "tests.support.chaos_objective.train", "seconds": 4.0, "steps": 2}
     study_id = store.studies.launch(spec(cells=1, objective=objective, runner=RUNNER)).study_id
     while_training: list[int] = []
@@ -72,7 +80,9 @@ def test_a_worker_holds_one_connection_at_most_and_none_while_it_trains(commands
         fleet.dismiss()
         assert proxy.most == 1
     share = while_training.count(0) / len(while_training)
-    assert share > 0.15, "renewals, sweeps and reports connect for moments, here one after the other"
+    assert share > 0.15, (
+        "renewals, sweeps and reports connect for moments, here one after the other"
+    )
 
 
 @pytest.mark.chaos("long")
@@ -85,9 +95,16 @@ def test_a_client_frozen_with_the_study_s_lock_holds_up_the_others_for_seconds_o
         fleet.start()
         fleet.start()
         wait_until(lambda: _completed(store, study_id) >= 2)
-        holder = subprocess.Popen([sys.executable, "-c", HOLD_AND_FREEZE, str(commands.url), str(study_id)], cwd=ROOT)
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLD_AND_FREEZE, str(commands.url), str(study_id)], cwd=ROOT
+        )
         try:
-            wait_until(lambda: Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+            wait_until(
+                lambda: (
+                    Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0]
+                    == "T"
+                )
+            )
             frozen, before = time.monotonic(), _completed(store, study_id)
             wait_until(lambda: _completed(store, study_id) > before + 1)
             held_up_s = time.monotonic() - frozen

@@ -1,4 +1,6 @@
-"""SIGKILL of a worker at every step of a trial and around every COMMIT: the next worker makes the study whole."""
+"""SIGKILL of a worker at every step of a trial and around every COMMIT: the next worker makes the
+study whole.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,12 @@ COMMITS = 30  # more than a worker makes for two trials
 
 
 def survive(commands: Commands, store: Store, crash_at: str, name: str = "study") -> bool:
-    """A worker that dies at that step, then one that does not; False if the first never came to the step."""
-    study = store.studies.launch(spec(name, cells=3, objective=TRAIN, runner={**RUNNER, "max_attempts": 10})).study_id
+    """A worker that dies at that step, then one that does not; False if the first never came to the
+    step.
+    """
+    study = store.studies.launch(
+        spec(name, cells=3, objective=TRAIN, runner={**RUNNER, "max_attempts": 10})
+    ).study_id
     with Fleet(commands, "worker.idle_timeout_s=0.3", f"worker.studies=[{name}]") as fleet:
         doomed = fleet.start(crash_at=crash_at)
         doomed.expected_dead = True
@@ -44,8 +50,12 @@ def survive(commands: Commands, store: Store, crash_at: str, name: str = "study"
     return code != 0
 
 
-@pytest.mark.parametrize("step", [pytest.param(s, marks=() if s in SHORT else pytest.mark.chaos("long")) for s in STEPS])
-def test_a_worker_killed_at_a_step_leaves_nothing_undone(commands: Commands, store: Store, step: str) -> None:
+@pytest.mark.parametrize(
+    "step", [pytest.param(s, marks=() if s in SHORT else pytest.mark.chaos("long")) for s in STEPS]
+)
+def test_a_worker_killed_at_a_step_leaves_nothing_undone(
+    commands: Commands, store: Store, step: str
+) -> None:
     assert survive(commands, store, step), "it came to the step"
 
 
@@ -60,7 +70,9 @@ def test_a_worker_killed_around_a_commit_leaves_nothing_undone(
     assert len(reached) >= 15, "it came to most of them"
 
 
-def test_a_result_that_its_worker_did_not_deliver_is_delivered_and_not_computed_again(commands: Commands, store: Store) -> None:
+def test_a_result_that_its_worker_did_not_deliver_is_delivered_and_not_computed_again(
+    commands: Commands, store: Store
+) -> None:
     study = store.studies.launch(spec(cells=1, objective=TRAIN)).study_id
     with Fleet(commands, "worker.idle_timeout_s=0.3") as fleet:
         doomed = fleet.start(crash_at="after-result")
@@ -70,11 +82,15 @@ def test_a_result_that_its_worker_did_not_deliver_is_delivered_and_not_computed_
         fleet.none_crashed()
     (trial,) = invariants.plain_trials(str(commands.url), "study")
     assert trial.user_attrs["ran_as"] == 1
-    assert set(trial.intermediate_values) == {0, 1, 2, 3}, "the reports that were not written yet come with it"
+    assert set(trial.intermediate_values) == {0, 1, 2, 3}, (
+        "the reports that were not written yet come with it"
+    )
     assert [a.outcome for a in store.reads.attempts(study, 0)] == ["completed"]
 
 
-def test_it_is_delivered_even_if_the_study_was_stopped_meanwhile(commands: Commands, store: Store) -> None:
+def test_it_is_delivered_even_if_the_study_was_stopped_meanwhile(
+    commands: Commands, store: Store
+) -> None:
     study = store.studies.launch(spec(cells=2, objective=TRAIN)).study_id
     with Fleet(commands, "worker.idle_timeout_s=0.3", "worker.prefetch=0") as fleet:
         doomed = fleet.start(crash_at="after-result")

@@ -1,4 +1,6 @@
-"""PostgreSQL crashes and comes back, or stays away for a while: training goes on, nothing is lost or doubled."""
+"""PostgreSQL crashes and comes back, or stays away for a while: training goes on, nothing is lost
+or doubled.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from tests.support.studies import RUNNER, spec
 from tests.support.waiting import wait_until
 
 TTL_S = 8.0
-"""Longer than a crowded machine keeps a worker from its renewal: what is given up here is given up for the database."""
+"""Longer than a crowded machine keeps a worker from its renewal: what is given up here is given up
+for the database.
+"""
 
 
 @pytest.fixture
@@ -47,8 +51,11 @@ def test_restarts_and_an_outage_cost_no_worker_and_no_running_trial(
     long: bool,
     figures: Callable[..., None],
 ) -> None:
-    cells, workers, restarts, away_s, seconds = (60, 6, 5, 60.0, 4.0) if long else (10, 4, 2, TTL_S + 2.0, 1.5)
-    # The last trials, one a worker, wait until the database is away: however slow this process is, there are some to look at.
+    cells, workers, restarts, away_s, seconds = (
+        (60, 6, 5, 60.0, 4.0) if long else (10, 4, 2, TTL_S + 2.0, 1.5)
+    )
+    # The last trials, one a worker, wait until the database is away: however slow this process is,
+    # there are some to look at.
     gate = commands.directory / "gate"
     gated = {"gate": str(gate), "gated_from": cells - workers}
     objective = {"_target_": "tests.support.chaos_objective.train", "seconds": seconds, **gated}
@@ -77,7 +84,13 @@ def test_restarts_and_an_outage_cost_no_worker_and_no_running_trial(
         fleet.dismiss()
     invariants.check(commands, "study", cells=cells)
     attempts = [t.attempts for t in store.reads.trials(study_id)]
-    figures(restarts=restarts, away_s=away_s, attempts=sum(attempts), cells=cells, first_end_s=round(first_end_s, 1))
+    figures(
+        restarts=restarts,
+        away_s=away_s,
+        attempts=sum(attempts),
+        cells=cells,
+        first_end_s=round(first_end_s, 1),
+    )
     assert attempts == [1] * cells, "no running trial was given up for the database's sake"
 
 
@@ -90,7 +103,9 @@ def test_told_to_end_while_the_database_is_away_a_worker_with_a_trial_ends_in_or
     store.rest()
     with Fleet(commands, "worker.drain_s=1") as fleet:
         worker = fleet.start(apart=True)
-        (job,) = wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/job.json")))
+        (job,) = wait_until(
+            lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/job.json"))
+        )
         server.stop()
         wait_until(lambda: job.with_name("result.json").exists())
         os.kill(worker.pid, signal.SIGTERM)
@@ -101,7 +116,9 @@ def test_told_to_end_while_the_database_is_away_a_worker_with_a_trial_ends_in_or
         fleet.dismiss()
     invariants.check(commands, "study", cells=1)
     (trial,) = invariants.plain_trials(server.url, "study")
-    assert trial.user_attrs["ran_as"] == 1, "the result that waited on disk was delivered, not computed again"
+    assert trial.user_attrs["ran_as"] == 1, (
+        "the result that waited on disk was delivered, not computed again"
+    )
 
 
 def _ended(store: Store, study_id: int) -> int:
@@ -109,4 +126,8 @@ def _ended(store: Store, study_id: int) -> int:
 
 
 def _running(store: Store, study_id: int) -> set[int]:
-    return {t.number for t in store.reads.trials(study_id, live_only=True) if t.state == "RUNNING" and t.worker_id}
+    return {
+        t.number
+        for t in store.reads.trials(study_id, live_only=True)
+        if t.state == "RUNNING" and t.worker_id
+    }

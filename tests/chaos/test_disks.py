@@ -24,7 +24,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
     point = tmp_path / "disk"
     point.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(point)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(point)],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
     yield point
@@ -42,7 +46,9 @@ def _fill(disk: Path) -> Path:
 
 
 def _covered_once(store: Store, study: str, cells: int) -> None:
-    """Every cell has its one complete trial, whatever failed on the way, and nothing runs any more."""
+    """Every cell has its one complete trial, whatever failed on the way, and nothing
+    runs any more.
+    """
     trials = invariants.plain_trials(store.url, study)
     complete = [t.params["a"] for t in trials if t.state.name == "COMPLETE"]
     assert sorted(complete) == list(range(cells))
@@ -50,7 +56,9 @@ def _covered_once(store: Store, study: str, cells: int) -> None:
     invariants.check_ledger(store.url, study)
 
 
-def test_a_run_directory_deleted_under_a_trial_costs_that_trial_and_not_the_worker(commands: Commands, store: Store) -> None:
+def test_a_run_directory_deleted_under_a_trial_costs_that_trial_and_not_the_worker(
+    commands: Commands, store: Store
+) -> None:
     study_id = store.studies.launch(spec(cells=3, objective=OBJECTIVE, runner=RUNNER)).study_id
     with Fleet(commands) as fleet:
         worker = fleet.start()
@@ -61,7 +69,9 @@ def test_a_run_directory_deleted_under_a_trial_costs_that_trial_and_not_the_work
         assert worker.process.exitcode == 0
     _covered_once(store, "study", 3)
     failures = [str(t.failure) for t in store.reads.trials(study_id) if t.state == "FAIL"]
-    assert all("FileNotFoundError" in failure and "output.log" in failure for failure in failures), failures
+    assert all(
+        "FileNotFoundError" in failure and "output.log" in failure for failure in failures
+    ), failures
 
 
 @pytest.mark.chaos("long")
@@ -92,7 +102,9 @@ def test_an_embedded_database_whose_data_is_removed_in_use_is_a_clear_error(tmp_
     # PostgreSQL looks after its data once a minute.
     commands = Commands(None, tmp_path)
     words = ("experiment=tiny", f"--config-dir={CONFIG}", "worker.count=1", "budget.trials=300")
-    with commands.started("launch", *words, "objective._target_=tests.support.training.slow", "+objective.seconds=2") as launch:
+    with commands.started(
+        "launch", *words, "objective._target_=tests.support.training.slow", "+objective.seconds=2"
+    ) as launch:
         data = tmp_path / "postgres" / "pgdata"
         wait_until(lambda: list(tmp_path.glob("runs/tiny-*/trial-1")), 60)
         shutil.rmtree(data, ignore_errors=True)

@@ -35,7 +35,12 @@ def store(server: OwnServer) -> Store:
 
 
 def test_after_a_failover_that_loses_the_last_seconds_every_value_is_of_its_own_parameters(
-    server: OwnServer, commands: Commands, store: Store, tmp_path: Path, long: bool, figures: Callable[..., None]
+    server: OwnServer,
+    commands: Commands,
+    store: Store,
+    tmp_path: Path,
+    long: bool,
+    figures: Callable[..., None],
 ) -> None:
     cells, gated, lost_s = (390, 130, 8.0) if long else (45, 15, 1.0)
     gates = tmp_path / "gates"
@@ -43,7 +48,9 @@ def test_after_a_failover_that_loses_the_last_seconds_every_value_is_of_its_own_
     given = {"long_s": 6.0 if long else 1.5, "gates": str(gates), "gated": gated}
     objective = {"_target_": "tests.support.chaos_objective.train_mixed", **given}
     sampler = {"name": "tpe" if long else "random"}
-    study_id = store.studies.launch(spec(cells=cells, objective=objective, sampler=sampler, runner=RUNNER)).study_id
+    study_id = store.studies.launch(
+        spec(cells=cells, objective=objective, sampler=sampler, runner=RUNNER)
+    ).study_id
     store.rest()
     with Fleet(commands) as fleet:
         workers = [fleet.start(apart=True) for _ in range(6)]
@@ -51,17 +58,27 @@ def test_after_a_failover_that_loses_the_last_seconds_every_value_is_of_its_own_
         copy, copied_at = server.backup(), time.monotonic()
         kept = _complete(server)
         (gates / "1").touch()
-        wait_until(lambda: time.monotonic() - copied_at >= lost_s and _complete(server) >= kept + 8, 60)
+        wait_until(
+            lambda: time.monotonic() - copied_at >= lost_s and _complete(server) >= kept + 8, 60
+        )
         lost = _complete(server) - kept
         server.fail_over(copy)
         (gates / "2").touch()
         wait_until(lambda: _state(server) == "FINISHED", 120 if long else 60)
-        said = [worker.name for worker in workers if "the database went back in time" in worker.text()]
+        said = [
+            worker.name for worker in workers if "the database went back in time" in worker.text()
+        ]
         fleet.dismiss()
     invariants.check(commands, "study", cells=cells)
     trials = invariants.plain_trials(server.url, "study")
-    wrong = [t.number for t in trials if t.values != [pytest.approx(value_at(t.params["a"], t.params["x"], 4))]]
-    figures(lost=lost, said=len(said), attempts=sum(t.attempts for t in store.reads.trials(study_id)))
+    wrong = [
+        t.number
+        for t in trials
+        if t.values != [pytest.approx(value_at(t.params["a"], t.params["x"], 4))]
+    ]
+    figures(
+        lost=lost, said=len(said), attempts=sum(t.attempts for t in store.reads.trials(study_id))
+    )
     assert wrong == []
     assert said, "it is said in the log"
     store.rest()
@@ -89,7 +106,9 @@ def test_while_the_server_takes_no_writes_trials_train_on_and_readers_read(
         wait_until(lambda: _state(server) == "FINISHED", 60)
         fleet.dismiss()
     invariants.check(commands, "study", cells=6)
-    assert [t.attempts for t in store.reads.trials(study_id)] == [1] * 6, "no running trial was given up"
+    assert [t.attempts for t in store.reads.trials(study_id)] == [1] * 6, (
+        "no running trial was given up"
+    )
     store.rest()
 
 
@@ -99,7 +118,11 @@ def _read_only(server: OwnServer, setting: str) -> None:
 
 
 def _complete(server: OwnServer) -> int:
-    return int(invariants.query(server.url, "SELECT count(*) FROM orchestrator.trial WHERE state = 'COMPLETE'")[0][0])
+    return int(
+        invariants.query(
+            server.url, "SELECT count(*) FROM orchestrator.trial WHERE state = 'COMPLETE'"
+        )[0][0]
+    )
 
 
 def _state(server: OwnServer) -> str:

@@ -13,7 +13,11 @@ from tests.support import invariants
 from tests.support.commands import CONFIG, Commands
 from tests.support.fleet import Fleet
 
-EXPERIMENT = (f"--config-dir={CONFIG}", "experiment=tiny", "objective._target_=tests.support.chaos_objective.train")
+EXPERIMENT = (
+    f"--config-dir={CONFIG}",
+    "experiment=tiny",
+    "objective._target_=tests.support.chaos_objective.train",
+)
 FAST = ("+objective.seconds=0.1", "sampler=random", "worker.count=0", "budget.per_cell=1")
 
 
@@ -28,7 +32,9 @@ def test_launches_and_workers_at_once_on_an_empty_database_all_run(
     with Fleet(commands) as fleet:
         launches = []
         for k in range(count):
-            launches.append(fleet.start(*words, f"hydra.run.dir={tmp_path}/output-{k}", command="launch"))
+            launches.append(
+                fleet.start(*words, f"hydra.run.dir={tmp_path}/output-{k}", command="launch")
+            )
             fleet.start(apart=True)
         codes = [launch.ended(120) for launch in launches]
         assert codes == [0] * count, [launch.text() for launch in launches]
@@ -51,7 +57,13 @@ def test_of_two_launches_with_different_spaces_one_wins_and_the_other_says_what_
             name = f"study.name=round-{k}"
             rivals = [
                 fleet.start(
-                    *EXPERIMENT, *FAST, *space, name, "budget.trials=3", f"hydra.run.dir={tmp_path}/{k}-{i}", command="launch"
+                    *EXPERIMENT,
+                    *FAST,
+                    *space,
+                    name,
+                    "budget.trials=3",
+                    f"hydra.run.dir={tmp_path}/{k}-{i}",
+                    command="launch",
                 )
                 for i, space in enumerate(pair)
             ]

@@ -1,4 +1,6 @@
-"""Plain Optuna and SQL at work on a live study: it is renamed, deleted, given trials; no worker minds."""
+"""Plain Optuna and SQL at work on a live study: it is renamed, deleted, given trials; no worker
+minds.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def storage(database_url: str) -> Iterator[optuna.storages.RDBStorage]:
 
 
 def _launch(store: Store, name: str, cells: int, **objective: float) -> int:
-    return store.studies.launch(spec(name, cells=cells, objective={**OBJECTIVE, **objective}, runner=RUNNER)).study_id
+    return store.studies.launch(
+        spec(name, cells=cells, objective={**OBJECTIVE, **objective}, runner=RUNNER)
+    ).study_id
 
 
 def _completed(store: Store, study_id: int) -> int:
@@ -34,7 +38,9 @@ def _completed(store: Store, study_id: int) -> int:
 
 
 def _delete(name: str, storage: optuna.storages.RDBStorage) -> None:
-    """Again and again: Optuna's deletion comes to nothing, without a word, when a trial is created meanwhile."""
+    """Again and again: Optuna's deletion comes to nothing, without a word, when a trial is created
+    meanwhile.
+    """
 
     def gone() -> bool:
         with contextlib.suppress(KeyError):
@@ -62,13 +68,17 @@ def test_a_study_deleted_by_plain_optuna_ends_and_the_others_go_on(
 
 
 @pytest.mark.chaos("long")
-def test_a_study_renamed_by_sql_goes_on_under_its_new_name(commands: Commands, store: Store) -> None:
+def test_a_study_renamed_by_sql_goes_on_under_its_new_name(
+    commands: Commands, store: Store
+) -> None:
     study_id = _launch(store, "before", 20)
     with Fleet(commands) as fleet:
         for _ in range(2):
             fleet.start("worker.studies=[before]", apart=True)
         wait_until(lambda: _completed(store, study_id) >= 3)
-        invariants.query(store.url, "UPDATE studies SET study_name = 'after' WHERE study_id = %s", study_id)
+        invariants.query(
+            store.url, "UPDATE studies SET study_name = 'after' WHERE study_id = %s", study_id
+        )
         wait_until(lambda: store.reads.find("after").state == "FINISHED")
         fleet.dismiss()
     invariants.check(commands, "after", cells=20)
@@ -83,7 +93,12 @@ def test_a_study_copied_and_deleted_as_a_dashboard_renames_it_leaves_no_worker_d
         for _ in range(2):
             fleet.start(apart=True)
         wait_until(lambda: _completed(store, study_id) >= 3)
-        optuna.copy_study(from_study_name="original", from_storage=storage, to_storage=storage, to_study_name="copy")
+        optuna.copy_study(
+            from_study_name="original",
+            from_storage=storage,
+            to_storage=storage,
+            to_study_name="copy",
+        )
         _delete("original", storage)
         other = _launch(store, "next", 4)
         wait_until(lambda: _completed(store, other) == 4)
@@ -109,7 +124,9 @@ def test_trials_by_plain_optuna_in_the_middle_of_a_run_are_never_counted(
     theirs = {
         number
         for (number,) in invariants.query(
-            store.url, "SELECT number FROM trials WHERE trial_id NOT IN (SELECT optuna_trial_id FROM orchestrator.trial)"
+            store.url,
+            "SELECT number FROM trials WHERE trial_id NOT IN (SELECT optuna_trial_id FROM "
+            "orchestrator.trial)",
         )
     }
     assert len(theirs) == 7

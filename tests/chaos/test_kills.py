@@ -1,4 +1,6 @@
-"""SIGKILL of workers at random moments: every cell is complete exactly once, and what a dead one held goes on in time."""
+"""SIGKILL of workers at random moments: every cell is complete exactly once, and what a dead one
+held goes on in time.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ def test_workers_killed_at_random_lose_and_double_nothing(
     apart: bool,
 ) -> None:
     cells, workers, kills, seconds = (300, 6, 200, 1.0) if long else (40, 4, 20, 0.5)
-    # The last trials wait until all kills are done: the study does not end before, however slow this process is.
+    # The last trials wait until all kills are done: the study does not end before, however slow
+    # this process is.
     gate = tmp_path / "gate"
     gated = {"gate": str(gate), "gated_from": cells - 2 * workers}
     objective = {"_target_": "tests.support.chaos_objective.train", "seconds": seconds, **gated}
@@ -61,7 +64,8 @@ def test_workers_killed_at_random_lose_and_double_nothing(
         attempts=attempts, cells=cells, seconds=round(time.monotonic() - began),
     )  # fmt: skip
     assert len(killed) == kills
-    # A crowded machine keeps any process waiting for seconds: the slowest few may be its fault, in the short form all.
+    # A crowded machine keeps any process waiting for seconds: the slowest few may be its fault, in
+    # the short form all.
     if long:
         assert statistics.quantiles(delays, n=10, method="inclusive")[-1] <= TAKEN_UP_WITHIN_S
         assert max(delays) <= 3 * TAKEN_UP_WITHIN_S
@@ -69,9 +73,18 @@ def test_workers_killed_at_random_lose_and_double_nothing(
 
 
 def _rampage(
-    fleet: Fleet, store: Store, dice: random.Random, *, workers: int, kills: int, apart: bool, gate: Path
+    fleet: Fleet,
+    store: Store,
+    dice: random.Random,
+    *,
+    workers: int,
+    kills: int,
+    apart: bool,
+    gate: Path,
 ) -> dict[int, float]:
-    """Kills workers, whatever they do, until the study is finished; replaces each at once; returns when each PID was killed."""
+    """Kills workers, whatever they do, until the study is finished; replaces each at once; returns
+    when each PID was killed.
+    """
     maintenance = Maintenance(store, 1.0)  # as `launch` does while it follows
     killed: dict[int, float] = {}
     next_kill, deadline = time.monotonic() + 0.5, time.monotonic() + 600
@@ -95,17 +108,23 @@ def _rampage(
 
 def _busy(store: Store) -> list[int]:
     """The processes of workers that run a trial."""
-    held = "SELECT w.pid FROM orchestrator.trial t JOIN orchestrator.worker w USING (worker_id) WHERE t.attempts > 0"
+    held = (
+        "SELECT w.pid FROM orchestrator.trial t JOIN orchestrator.worker w USING (worker_id) "
+        "WHERE t.attempts > 0"
+    )
     return [pid for (pid,) in invariants.query(store.url, held)]
 
 
 def _takeovers(commands: Commands, killed: dict[int, float]) -> list[float]:
-    """Seconds from each kill of a worker that ran a trial to the start of that trial's next attempt."""
+    """Seconds from each kill of a worker that ran a trial to the start of that trial's next
+    attempt.
+    """
     rows = invariants.query(
         str(commands.url),
         "SELECT w.pid, extract(epoch FROM next.started_at)::float FROM orchestrator.attempt a "
         "JOIN orchestrator.worker w USING (worker_id) "
-        "JOIN orchestrator.attempt next ON next.trial_id = a.trial_id AND next.attempt = a.attempt + 1 "
+        "JOIN orchestrator.attempt next ON next.trial_id = a.trial_id AND next.attempt = "
+        "a.attempt + 1 "
         "WHERE a.outcome = 'lost'",
     )
     # A worker that the machine starved for longer than its lease lost its trial too.

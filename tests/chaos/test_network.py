@@ -1,4 +1,6 @@
-"""The network between workers and the database freezes, is cut, or swallows everything; others stand beside it untouched."""
+"""The network between workers and the database freezes, is cut, or swallows everything; others
+stand beside it untouched.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ from tests.support.studies import RUNNER, spec
 from tests.support.waiting import wait_until
 
 OBJECTIVE = {"_target_": "tests.support.chaos_objective.train", "seconds": 0.7}
-FAULTS: dict[str, Callable[[Proxy], None]] = {"freeze": Proxy.freeze, "cut": Proxy.cut, "black_hole": Proxy.swallow}
+FAULTS: dict[str, Callable[[Proxy], None]] = {
+    "freeze": Proxy.freeze,
+    "cut": Proxy.cut,
+    "black_hole": Proxy.swallow,
+}
 STATEMENT_S = 30.0  # of orchestrator.store.connection.database
 
 
@@ -29,7 +35,9 @@ def test_workers_behind_a_bad_network_survive_and_those_beside_it_go_on(
 ) -> None:
     away_s, cells = (20.0, 110) if long else (3.0, 20)
     faults = FAULTS if long else {name: FAULTS[name] for name in ("cut", "black_hole")}
-    study_id = store.studies.launch(spec(cells=cells * len(faults), objective=OBJECTIVE, runner=RUNNER)).study_id
+    study_id = store.studies.launch(
+        spec(cells=cells * len(faults), objective=OBJECTIVE, runner=RUNNER)
+    ).study_id
     rates: dict[str, float] = {}
     with Proxy(str(commands.url)) as proxy, Fleet(commands) as fleet:
         behind = [fleet.start(apart=True, url=proxy.url) for _ in range(2)]
@@ -44,7 +52,10 @@ def test_workers_behind_a_bad_network_survive_and_those_beside_it_go_on(
             during = _done_by(commands, study_id)
             rates[name] = round(sum(during[m.pid] - before[m.pid] for m in beside) / away_s, 2)
             proxy.thaw()
-            wait_until(partial(_all_completed_more, commands, study_id, [m.pid for m in behind], during), 60)
+            wait_until(
+                partial(_all_completed_more, commands, study_id, [m.pid for m in behind], during),
+                60,
+            )
         wait_until(lambda: store.reads.find("study").state == "FINISHED", 120)
         fleet.dismiss()
         assert all(m.process.exitcode == 0 for m in fleet.members)
@@ -76,7 +87,9 @@ def test_answers_lost_on_the_way_are_asked_for_again_and_nothing_is_done_twice(
     maintenance = Maintenance(store, 0.2)
 
     def none_left() -> bool:
-        """A worker whose farewell, or whose first word, was answered in vain is evicted by whoever comes next."""
+        """A worker whose farewell, or whose first word, was answered in vain is evicted by whoever
+        comes next.
+        """
         maintenance.sweep()
         return not store.reads.workers()
 
@@ -93,7 +106,9 @@ def test_a_connection_that_stays_up_and_says_nothing_holds_a_worker_for_a_statem
     store.studies.launch(spec(cells=1, objective={**OBJECTIVE, "seconds": 5.0}, runner=RUNNER))
     with Proxy(str(commands.url)) as proxy, Fleet(commands) as fleet:
         worker = fleet.start(url=proxy.url)
-        wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/job.json")))
+        wait_until(
+            lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-1-*/job.json"))
+        )
         proxy.hang_at(b"UPDATE orchestrator.worker")
         assert proxy.hung.wait(30)
         began = time.monotonic()
@@ -104,7 +119,9 @@ def test_a_connection_that_stays_up_and_says_nothing_holds_a_worker_for_a_statem
     invariants.check(commands, "study", cells=1)
 
 
-def _all_completed_more(commands: Commands, study_id: int, pids: list[int], before: dict[int, int]) -> bool:
+def _all_completed_more(
+    commands: Commands, study_id: int, pids: list[int], before: dict[int, int]
+) -> bool:
     now = _done_by(commands, study_id)
     return all(now[pid] > before[pid] for pid in pids)
 
@@ -113,8 +130,10 @@ def _done_by(commands: Commands, study_id: int) -> dict[int, int]:
     """How many trials each worker process has completed."""
     rows = invariants.query(
         str(commands.url),
-        "SELECT w.pid, count(*) FROM orchestrator.attempt a JOIN orchestrator.worker w USING (worker_id) "
-        "JOIN orchestrator.trial t USING (trial_id) WHERE t.study_id = %s AND a.outcome = 'completed' GROUP BY w.pid",
+        "SELECT w.pid, count(*) FROM orchestrator.attempt a JOIN orchestrator.worker w USING "
+        "(worker_id) "
+        "JOIN orchestrator.trial t USING (trial_id) WHERE t.study_id = %s AND a.outcome = "
+        "'completed' GROUP BY w.pid",
         study_id,
     )
     return dict(rows)

@@ -1,4 +1,6 @@
-"""SIGTERM in the middle of a trial, also to the first process of a container: given back, and resumed elsewhere."""
+"""SIGTERM in the middle of a trial, also to the first process of a container: given back, and
+resumed elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def _mid_trial(commands: Commands) -> None:
 
 
 def _ended_in_order(commands: Commands, store: Store, study_id: int) -> None:
-    """Nothing is held any more, and the next worker resumes the trial from its checkpoint; no attempt counts as lost."""
+    """Nothing is held any more, and the next worker resumes the trial from its checkpoint; no
+    attempt counts as lost.
+    """
     (row,) = invariants.query(store.url, "SELECT state, worker_id, lost FROM orchestrator.trial")
     assert row == ("RUNNING", None, 0)
     assert store.reads.workers() == []
@@ -56,7 +60,9 @@ def _ended_in_order(commands: Commands, store: Store, study_id: int) -> None:
 
 def _launch(store: Store) -> int:
     objective = {"_target_": "tests.support.chaos_objective.train", "seconds": 3.0, "steps": 10}
-    return store.studies.launch(spec(cells=1, objective=objective, runner={**RUNNER, "max_attempts": 1})).study_id
+    return store.studies.launch(
+        spec(cells=1, objective=objective, runner={**RUNNER, "max_attempts": 1})
+    ).study_id
 
 
 @pytest.mark.chaos("long")
@@ -77,13 +83,20 @@ def test_a_terminated_worker_gives_its_trial_back_uncounted(
 
 
 @pytest.mark.chaos("long")
-def test_the_first_process_of_a_container_obeys_sigterm_all_the_same(commands: Commands, store: Store) -> None:
+def test_the_first_process_of_a_container_obeys_sigterm_all_the_same(
+    commands: Commands, store: Store
+) -> None:
     if reason := _no_namespaces():
         pytest.skip(f"no PID namespaces here: {reason}")
     study_id = _launch(store)
     line = [*ALONE, *commands.line("worker", *LEASE, f"worker.drain_s={DRAIN_S}")]
     process = subprocess.Popen(
-        line, cwd=commands.cwd, env=commands.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        line,
+        cwd=commands.cwd,
+        env=commands.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         _mid_trial(commands)

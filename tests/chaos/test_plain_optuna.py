@@ -1,4 +1,6 @@
-"""The faults that can be given to plain Optuna as well: nothing is promised here, the figures stand beside ours."""
+"""The faults that can be given to plain Optuna as well: nothing is promised here, the figures stand
+beside ours.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ def test_kills(empty_database_url: str, dice: random.Random, figures: Callable[.
         for _ in range(6 - len(fleet.living())):
             fleet.start()
         _let_it_settle(fleet, 120)
-        figures(kills=len(fleet.killed), crashed_workers=fleet.crashed(), **tally(empty_database_url, cells))
+        figures(
+            kills=len(fleet.killed),
+            crashed_workers=fleet.crashed(),
+            **tally(empty_database_url, cells),
+        )
 
 
 def test_no_kills_at_all(empty_database_url: str, figures: Callable[..., None]) -> None:
@@ -87,9 +93,15 @@ def test_different_spaces(empty_database_url: str, figures: Callable[..., None])
     storage = RDBStorage(empty_database_url)
     accepted = 0
     for direction in ("minimize", "maximize"):
-        study = optuna.create_study(study_name=STUDY, storage=storage, direction=direction, load_if_exists=True)
-        study.optimize(lambda trial, high=accepted + 1: trial.suggest_float("x", 0, high), n_trials=1)  # type: ignore[misc]
+        study = optuna.create_study(
+            study_name=STUDY, storage=storage, direction=direction, load_if_exists=True
+        )
+        study.optimize(
+            lambda trial, high=accepted + 1: trial.suggest_float("x", 0, high), n_trials=1
+        )  # type: ignore[misc]
         accepted += 1
-    ranges = {t.distributions["x"] for t in optuna.load_study(study_name=STUDY, storage=storage).trials}
+    ranges = {
+        t.distributions["x"] for t in optuna.load_study(study_name=STUDY, storage=storage).trials
+    }
     storage.engine.dispose()
     figures(launches=2, accepted=accepted, refused=2 - accepted, distributions_of_x=len(ranges))

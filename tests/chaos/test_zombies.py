@@ -1,4 +1,6 @@
-"""Processes that are stopped and come back: what they write too late is refused, and they go on with other work."""
+"""Processes that are stopped and come back: what they write too late is refused, and they go on
+with other work.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ def _thaw(pids: list[int]) -> None:
 
 
 def _runs_trial(store: Store, study_id: int, number: int, attempt: int = 1) -> bool:
-    rows = [t for t in store.reads.trials(study_id, live_only=True) if t.number == number and t.worker_id]
+    rows = [
+        t
+        for t in store.reads.trials(study_id, live_only=True)
+        if t.number == number and t.worker_id
+    ]
     return bool(rows) and rows[0].attempts == attempt
 
 
@@ -54,12 +60,17 @@ def _runs_trial(store: Store, study_id: int, number: int, attempt: int = 1) -> b
     ],
 )
 def test_a_worker_stopped_past_its_lease_is_refused_and_goes_on_with_another_trial(
-    commands: Commands, store: Store, tmp_path: Path, figures: Callable[..., None], with_its_child: bool
+    commands: Commands,
+    store: Store,
+    tmp_path: Path,
+    figures: Callable[..., None],
+    with_its_child: bool,
 ) -> None:
     # Long enough for the second attempt to run still when the first, thawed, wants to write.
     study_id = _launch(store, cells=2, seconds=1.5 * TTL_S)
     with Fleet(commands) as fleet:
-        # Run directories of its own, or the one that takes over would deliver what this one left behind.
+        # Run directories of its own, or the one that takes over would deliver what this one left
+        # behind.
         zombie = fleet.start(f"paths.runs={tmp_path}/elsewhere", apart=True)
         wait_until(lambda: _runs_trial(store, study_id, 0))
         child = wait_until(lambda: _child_of(zombie))
@@ -67,7 +78,9 @@ def test_a_worker_stopped_past_its_lease_is_refused_and_goes_on_with_another_tri
         _freeze(frozen)
         stopped = time.monotonic()
         rescuer = fleet.start("worker.max_trials=2", apart=True)
-        wait_until(lambda: _runs_trial(store, study_id, 0, attempt=2) or _is_over(store, study_id, 0), 30)
+        wait_until(
+            lambda: _runs_trial(store, study_id, 0, attempt=2) or _is_over(store, study_id, 0), 30
+        )
         taken_over_s = time.monotonic() - stopped
         if not with_its_child:
             wait_until(lambda: all_gone([child]), LONGER_THAN_THE_LEASE_S)
@@ -81,7 +94,9 @@ def test_a_worker_stopped_past_its_lease_is_refused_and_goes_on_with_another_tri
         assert "registering anew" in zombie.text()
     invariants.check(commands, "study", cells=2)
     first = optuna.load_study(study_name="study", storage=store.url).trials[0]
-    assert (first.user_attrs["who"], first.user_attrs["ran_as"]) == (rescuer.name, 2), "the late result is not the trial's"
+    assert (first.user_attrs["who"], first.user_attrs["ran_as"]) == (rescuer.name, 2), (
+        "the late result is not the trial's"
+    )
     outcomes = [a.outcome for a in store.reads.attempts(study_id, 0)]
     assert outcomes == ["lost", "completed"]
     figures(taken_over_s=round(taken_over_s, 1), child_gone_s=round(child_gone_s, 1))

@@ -14,7 +14,9 @@ from tests.support.studies import PLACE, end, spec, start, suggestion
 WHY = {"rule": "test", "words": "it looks good"}
 
 
-def next_of(store: Store, lease: WorkerLease, study: int, choice: Choice | None = None) -> Claim | Undecided | None:
+def next_of(
+    store: Store, lease: WorkerLease, study: int, choice: Choice | None = None
+) -> Claim | Undecided | None:
     return store.ledger.claim_one(lease, study, PLACE, choice, adaptive=True)
 
 
@@ -30,7 +32,10 @@ def test_beyond_the_shares_the_caller_chooses_the_cell_and_the_reason_stays_with
     shares(store, lease, study)
     undecided = next_of(store, lease, study)
     assert isinstance(undecided, Undecided)
-    assert (undecided.ordinal, undecided.cells) == (3, ((0, {"a": 0}), (1, {"a": 1}), (2, {"a": 2})))
+    assert (undecided.ordinal, undecided.cells) == (
+        3,
+        ((0, {"a": 0}), (1, {"a": 1}), (2, {"a": 2})),
+    )
     assert next_of(store, lease, study) == undecided, "nothing was taken"
     for _ in range(2):
         claim = next_of(store, lease, study, Choice(2, WHY))
@@ -45,12 +50,20 @@ def test_beyond_the_shares_the_caller_chooses_the_cell_and_the_reason_stays_with
     assert store.doctor.examine().findings == ()
 
 
-def test_a_chosen_cell_that_was_closed_meanwhile_is_replaced(store: Store, lease: WorkerLease) -> None:
-    study = store.studies.launch(spec(cells=2, allocation="adaptive", budget=Budget(4, 1, max_failures_per_cell=0))).study_id
+def test_a_chosen_cell_that_was_closed_meanwhile_is_replaced(
+    store: Store, lease: WorkerLease
+) -> None:
+    study = store.studies.launch(
+        spec(cells=2, allocation="adaptive", budget=Budget(4, 1, max_failures_per_cell=0))
+    ).study_id
     shares(store, lease, study)
     claim = next_of(store, lease, study, Choice(1, WHY))
     assert isinstance(claim, Claim)
-    end(store, store.ledger.create(claim, suggestion(claim), lease, PLACE), Failed("exception", "no"))
+    end(
+        store,
+        store.ledger.create(claim, suggestion(claim), lease, PLACE),
+        Failed("exception", "no"),
+    )
     undecided = next_of(store, lease, study)
     assert isinstance(undecided, Undecided)
     assert [ordinal for ordinal, _ in undecided.cells] == [0]
@@ -60,7 +73,9 @@ def test_a_chosen_cell_that_was_closed_meanwhile_is_replaced(store: Store, lease
     assert "closed meanwhile" in json.dumps(claim.why)
 
 
-def test_a_suggestion_that_did_not_know_of_a_trial_is_refused(store: Store, lease: WorkerLease) -> None:
+def test_a_suggestion_that_did_not_know_of_a_trial_is_refused(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=4)).study_id
     other = store.fleet.register(60)
     _, known = store.reads.news(study, 0)
@@ -76,7 +91,9 @@ def test_a_suggestion_that_did_not_know_of_a_trial_is_refused(store: Store, leas
     assert created.number == 1
 
 
-def test_a_trial_that_ended_since_is_no_reason_to_ask_again(store: Store, lease: WorkerLease) -> None:
+def test_a_trial_that_ended_since_is_no_reason_to_ask_again(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=4)).study_id
     other = store.fleet.register(60)
     theirs = start(store, other, study)
@@ -116,7 +133,10 @@ def test_what_was_known_at_a_position_can_be_told_later(store: Store, lease: Wor
     end(store, second)
     third = start(store, lease, study)
     assert third is not None
-    assert [(n.number, n.state) for n in store.reads.news_at(study, position)] == [(0, "COMPLETE"), (1, "RUNNING")]
+    assert [(n.number, n.state) for n in store.reads.news_at(study, position)] == [
+        (0, "COMPLETE"),
+        (1, "RUNNING"),
+    ]
     assert store.reads.news_at(study, position)[1].values is None
 
 
@@ -124,7 +144,9 @@ def test_of_a_large_grid_the_caller_gets_the_likely_cells_and_those_with_the_few
     store: Store, lease: WorkerLease
 ) -> None:
     cells = 3 * MOST_CHOICES
-    study = store.studies.launch(spec(cells=cells, trials=cells + 9, allocation="adaptive")).study_id
+    study = store.studies.launch(
+        spec(cells=cells, trials=cells + 9, allocation="adaptive")
+    ).study_id
     complete(store.url, study, 0, cells - 1)
     likely = [cells - 1, 700, 300]
     first = store.ledger.claim_one(lease, study, PLACE, adaptive=True, likely=likely)
@@ -135,7 +157,12 @@ def test_of_a_large_grid_the_caller_gets_the_likely_cells_and_those_with_the_few
     assert isinstance(claim, Claim)
     assert claim.cell == 0
     after = store.ledger.claim_one(
-        lease, store.studies.launch(spec(cells=cells, trials=cells + 9)).study_id, PLACE, adaptive=True
+        lease,
+        store.studies.launch(spec(cells=cells, trials=cells + 9)).study_id,
+        PLACE,
+        adaptive=True,
     )
     assert isinstance(after, Undecided)
-    assert [k for k, _ in after.cells] == [*range(1, MOST_CHOICES + 1)], "one with a ticket more stands behind"
+    assert [k for k, _ in after.cells] == [*range(1, MOST_CHOICES + 1)], (
+        "one with a ticket more stands behind"
+    )

@@ -1,4 +1,6 @@
-"""Studies of an older version go on under this one: options stored by their content, steps that were binary."""
+"""Studies of an older version go on under this one: options stored by their content, steps that
+were binary.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from orchestrator.worker.studies import Served
 from tests.support.studies import PLACE, end, spec
 
 MLP, CNN = {"kind": "mlp", "width": 4}, {"kind": "cnn", "root": "/data"}
-HASH = "c02e7e59bb2976792617bde7725b65b9a1c2079e590ee483d4bd0a094d9ead27"  # as the version before options had names made it
+# as the version before options had names made it
+HASH = "c02e7e59bb2976792617bde7725b65b9a1c2079e590ee483d4bd0a094d9ead27"
 
 
 def old_form() -> StudySpec:
@@ -30,7 +33,9 @@ def new_form(cnn: dict[str, object], trials: int = 6) -> StudySpec:
     old = old_form()
     depth = replace(old.search[0], when={"arch": ("cnn",)})
     axis = Axis("arch", ("mlp", "cnn"), (MLP, cnn), "arch")
-    return replace(old, grid=(axis,), search=(depth, old.search[1]), budget=replace(old.budget, trials=trials))
+    return replace(
+        old, grid=(axis,), search=(depth, old.search[1]), budget=replace(old.budget, trials=trials)
+    )
 
 
 def test_what_an_older_version_launched_has_the_hash_it_had() -> None:
@@ -41,12 +46,16 @@ def test_what_an_older_version_launched_has_the_hash_it_had() -> None:
 
 
 @pytest.mark.parametrize("root", ["/data", "${oc.env:DATA_ROOT}"])
-def test_a_study_whose_options_have_no_names_goes_on_as_it_is(store: Store, lease: WorkerLease, root: str) -> None:
+def test_a_study_whose_options_have_no_names_goes_on_as_it_is(
+    store: Store, lease: WorkerLease, root: str
+) -> None:
     study = store.studies.launch(old_form()).study_id
     first = store.ledger.claim(lease, [study], PLACE)
     assert first is not None
     search = Search(store.reads.spec(study))
-    made = store.ledger.create(first, search.ask(first.cell_values, ticket=0, retry=0), lease, PLACE)
+    made = store.ledger.create(
+        first, search.ask(first.cell_values, ticket=0, retry=0), lease, PLACE
+    )
     assert made is not None
     end(store, made)
 
@@ -81,7 +90,11 @@ def test_the_way_a_group_is_typed_is_no_part_of_a_studys_identity(store: Store) 
 
 
 def test_a_step_that_an_older_version_stored_in_binary_replays_as_the_same(
-    store: Store, lease: WorkerLease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: Store,
+    lease: WorkerLease,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     steps = Searched("x", "float", 0.0, 1.0, step=0.1)
     study = store.studies.launch(spec("old", search=(steps,), grid=(), cells=1, trials=40)).study_id
@@ -94,7 +107,9 @@ def test_a_step_that_an_older_version_stored_in_binary_replays_as_the_same(
         made = served.suggest(claim, asks=1)
         binary = round(made.params[0].internal * 10) * 0.1
         exact = binary == made.params[0].internal
-        older = replace(made, params=(replace(made.params[0], internal=binary),), values={"x": binary})
+        older = replace(
+            made, params=(replace(made.params[0], internal=binary),), values={"x": binary}
+        )
         created = store.ledger.create(claim, older, lease, PLACE)
         assert created is not None
         end(store, created)

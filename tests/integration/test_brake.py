@@ -1,4 +1,6 @@
-"""The brake: a study whose first trials all fail alike pauses, and is afterwards as if they had never run."""
+"""The brake: a study whose first trials all fail alike pauses, and is afterwards as if they had
+never run.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from tests.support.studies import end, spec, start
 
 
 def broken(number: int | None) -> Failed:
-    return Failed("exception", f"RuntimeError: shapes (32x{number}) and (20x5) do not fit\nlog: /runs/trial-{number}\n  line")
+    return Failed(
+        "exception",
+        f"RuntimeError: shapes (32x{number}) and (20x5) do not fit\nlog: /runs/trial-{number}\n  "
+        "line",
+    )
 
 
 def fail(store: Store, lease: WorkerLease, study: int, most: int = 100) -> int:
@@ -26,7 +32,10 @@ def fail(store: Store, lease: WorkerLease, study: int, most: int = 100) -> int:
 
 
 def cells(store: Store) -> list[tuple[str, int, int]]:
-    return [(c.state, c.failed, c.bound) for c in store.reads.progress(store.reads.find("study"), maximize=True).cells]
+    return [
+        (c.state, c.failed, c.bound)
+        for c in store.reads.progress(store.reads.find("study"), maximize=True).cells
+    ]
 
 
 @pytest.mark.parametrize(("workers", "expected"), [(1, 5), (2, 8), (9, 20)])
@@ -37,11 +46,18 @@ def test_a_bug_that_fails_every_trial_pauses_the_study_after_a_few(
     for _ in range(workers - 1):
         store.fleet.register(60)
     store.fleet.register(60, studies=["other"])
-    assert fail(store, lease, study) == expected, "with one worker the first cell is given up before a second shows the bug"
+    assert fail(store, lease, study) == expected, (
+        "with one worker the first cell is given up before a second shows the bug"
+    )
     row = store.reads.find("study")
     assert is_braked(row.state, row.reason)
-    assert f"the first {expected} trials failed alike, and none came to a result: RuntimeError: shapes" in str(row.reason)
-    assert {(state, bound) for state, _, bound in cells(store)} == {("OPEN", 1)}, "none stays closed for a bug of them all"
+    assert (
+        f"the first {expected} trials failed alike, and none came to a result: RuntimeError: shapes"
+        in str(row.reason)
+    )
+    assert {(state, bound) for state, _, bound in cells(store)} == {("OPEN", 1)}, (
+        "none stays closed for a bug of them all"
+    )
 
 
 def test_a_study_that_braked_goes_on_from_the_start_and_brakes_again_if_nothing_was_mended(
@@ -55,12 +71,18 @@ def test_a_study_that_braked_goes_on_from_the_start_and_brakes_again_if_nothing_
     assert store.studies.launch(wanted).changes[0].startswith("study: paused by itself")
     while (claim := start(store, lease, study)) is not None:
         end(store, claim)
-    assert [c.spent for c in store.reads.progress(store.reads.find("study"), maximize=True).cells] == [3, 3, 2]
+    assert [
+        c.spent for c in store.reads.progress(store.reads.find("study"), maximize=True).cells
+    ] == [3, 3, 2]
     assert store.doctor.examine().findings == ()
 
 
-@pytest.mark.parametrize("result", [Completed((1.0,)), Pruned(), Failed("exception", "KeyError: 'lr'")])
-def test_one_result_or_another_failure_leaves_the_rest_to_the_cells(store: Store, lease: WorkerLease, result: Any) -> None:
+@pytest.mark.parametrize(
+    "result", [Completed((1.0,)), Pruned(), Failed("exception", "KeyError: 'lr'")]
+)
+def test_one_result_or_another_failure_leaves_the_rest_to_the_cells(
+    store: Store, lease: WorkerLease, result: Any
+) -> None:
     study = store.studies.launch(spec(cells=4, budget=Budget(4))).study_id
     claim = start(store, lease, study)
     assert claim is not None
@@ -71,8 +93,12 @@ def test_one_result_or_another_failure_leaves_the_rest_to_the_cells(store: Store
 
 
 @pytest.mark.parametrize(("most", "count"), [(None, 12), (2, 5), (7, 7), (100, 12)])
-def test_it_is_set_by_hand_or_off(store: Store, lease: WorkerLease, most: int | None, count: int) -> None:
-    study = store.studies.launch(spec(cells=3, budget=Budget(3, 1, max_failures_at_start=most))).study_id
+def test_it_is_set_by_hand_or_off(
+    store: Store, lease: WorkerLease, most: int | None, count: int
+) -> None:
+    study = store.studies.launch(
+        spec(cells=3, budget=Budget(3, 1, max_failures_at_start=most))
+    ).study_id
     assert fail(store, lease, study) == count
     assert store.reads.find("study").state == ("PAUSED" if count < 12 else "FINISHED")
 
@@ -83,7 +109,9 @@ def begin(store: Store, study: int, count: int) -> list[Claim]:
     return [claim for claim in begun if claim is not None]
 
 
-def test_what_still_ran_when_the_brake_was_pulled_closes_no_cell_if_it_fails_alike(store: Store) -> None:
+def test_what_still_ran_when_the_brake_was_pulled_closes_no_cell_if_it_fails_alike(
+    store: Store,
+) -> None:
     study = store.studies.launch(spec(cells=2, budget=Budget(60, 30))).study_id
     for claim in begin(store, study, 40):
         end(store, claim, broken(claim.number))
@@ -114,7 +142,11 @@ def test_what_fails_in_another_way_after_the_brake_speaks_against_its_cell(store
     for claim in running[:20]:
         end(store, claim, broken(claim.number))
     for claim in running[20:]:
-        end(store, claim, Failed("exception", "KeyError: 'lr'") if claim.cell == 0 else Completed((1.0,)))
+        end(
+            store,
+            claim,
+            Failed("exception", "KeyError: 'lr'") if claim.cell == 0 else Completed((1.0,)),
+        )
     row = store.reads.find("study")
     assert is_braked(row.state, row.reason)
     assert [state for state, *_ in cells(store)] == ["CLOSED", "OPEN"]
@@ -129,14 +161,20 @@ def test_one_broken_cell_is_closed_and_the_others_run(store: Store, lease: Worke
     assert [state for state, *_ in cells(store)] == ["CLOSED", "OPEN", "OPEN"]
 
 
-def test_a_study_of_one_cell_is_paused_before_that_is_closed(store: Store, lease: WorkerLease) -> None:
+def test_a_study_of_one_cell_is_paused_before_that_is_closed(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1, budget=Budget(20))).study_id
     assert fail(store, lease, study) == 4
     assert (store.reads.find("study").state, cells(store)[0][0]) == ("PAUSED", "OPEN")
 
 
-def test_memory_lost_workers_and_trials_by_hand_do_not_pull_it(store: Store, lease: WorkerLease) -> None:
-    study = store.studies.launch(spec(cells=6, budget=Budget(6, 1, max_failures_per_cell=0))).study_id
+def test_memory_lost_workers_and_trials_by_hand_do_not_pull_it(
+    store: Store, lease: WorkerLease
+) -> None:
+    study = store.studies.launch(
+        spec(cells=6, budget=Budget(6, 1, max_failures_per_cell=0))
+    ).study_id
     store.interventions.enqueue(study, {"a": 0}, {})
     by_hand = start(store, lease, study)
     assert by_hand is not None
@@ -149,5 +187,7 @@ def test_memory_lost_workers_and_trials_by_hand_do_not_pull_it(store: Store, lea
 
 
 def test_failures_are_alike_whatever_numbers_they_name() -> None:
-    assert likeness("ValueError: lr=1.5e-05 at 0x7f00ab\nlog: a") == likeness("ValueError: lr=0.2 at 0x1\nlog: b")
+    assert likeness("ValueError: lr=1.5e-05 at 0x7f00ab\nlog: a") == likeness(
+        "ValueError: lr=0.2 at 0x1\nlog: b"
+    )
     assert likeness("ValueError: lr") != likeness("KeyError: lr")

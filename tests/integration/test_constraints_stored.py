@@ -16,7 +16,9 @@ def test_a_constraint_is_stored_once_as_optuna_has_it_and_is_news(database_url: 
     claim = start(store, lease, study)
     assert claim is not None
     store.ledger.report(claim, {}, {}, {"memory": 1.5})
-    store.ledger.finish(claim, Completed((1.0,)), reports={}, attrs={}, constraints={"memory": -1.0, "time": 0.0})
+    store.ledger.finish(
+        claim, Completed((1.0,)), reports={}, attrs={}, constraints={"memory": -1.0, "time": 0.0}
+    )
     (news, *_), _ = store.reads.news(study, 0)
     said = {"constraints:memory": 1.5, "constraints:time": 0.0}
     assert said.items() <= news.system_attrs.items()

@@ -1,4 +1,6 @@
-"""What a trial costs in the database, counted: messages to the server, each a round trip, and transactions."""
+"""What a trial costs in the database, counted: messages to the server, each a round trip, and
+transactions.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,25 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     return count_messages(monkeypatch)
 
 
-def test_a_trial_takes_few_round_trips_and_transactions(store: Store, lease: WorkerLease, counted: Counted) -> None:
+def test_a_trial_takes_few_round_trips_and_transactions(
+    store: Store, lease: WorkerLease, counted: Counted
+) -> None:
     study = store.studies.launch(spec(cells=2, trials=4)).study_id
     store.reads.studies()
     counted.take()
     for share in (True, True, False, False):
         claim = store.ledger.claim_one(lease, study, PLACE, known=0)
         assert isinstance(claim, Claim)
-        assert counted.take() == ((4, 1) if share else (5, 1)), "what is next, what was taken, the news, COMMIT"
-        made = store.ledger.create(claim, suggestion(claim), lease, PLACE, known=10_000, start=False)
+        assert counted.take() == ((4, 1) if share else (5, 1)), (
+            "what is next, what was taken, the news, COMMIT"
+        )
+        made = store.ledger.create(
+            claim, suggestion(claim), lease, PLACE, known=10_000, start=False
+        )
         assert made is not None
-        assert counted.take() == (2, 1), "locks with what is read under them, what is written with COMMIT"
+        assert counted.take() == (2, 1), (
+            "locks with what is read under them, what is written with COMMIT"
+        )
         assert store.ledger.start(made, lease, PLACE)
         assert counted.take() == (1, 1)
         store.ledger.report(made, {0: 0.1}, {"k": 1})

@@ -7,7 +7,9 @@ import pytest
 
 
 @pytest.mark.parametrize("turn", [1, 2])
-def test_each_test_has_a_prepared_database_of_its_own(database_url: str, empty_database_url: str, turn: int) -> None:
+def test_each_test_has_a_prepared_database_of_its_own(
+    database_url: str, empty_database_url: str, turn: int
+) -> None:
     for url, tables in ((database_url, True), (empty_database_url, False)):
         connection = psycopg2.connect(url.replace("+psycopg2", ""))
         with connection, connection.cursor() as cursor:

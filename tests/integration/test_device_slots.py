@@ -1,4 +1,6 @@
-"""Slots of declared devices: raced for, passed over while others use the GPU, given back when the GPU is gone."""
+"""Slots of declared devices: raced for, passed over while others use the GPU, given back when the
+GPU is gone.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def names(held: list[HeldSlot]) -> list[tuple[str, int]]:
     return sorted((h.device.key, h.slot) for h in held)
 
 
-def test_twelve_workers_race_for_eight_slots_and_each_is_held_once(fake: FakeNvml, database_url: str) -> None:
+def test_twelve_workers_race_for_eight_slots_and_each_is_held_once(
+    fake: FakeNvml, database_url: str
+) -> None:
     settings = WorkerConfig(devices=[0, "GPU-b*", "GPU-cc", 3], slots_per_device=2)
     start = threading.Barrier(12)
 
@@ -72,7 +76,9 @@ def test_twelve_workers_race_for_eight_slots_and_each_is_held_once(fake: FakeNvm
     assert freed is not None
     with freed:
         winner[0].ledger.deregister(winner[2], "ended in order")
-        assert loser[1].claim(loser[2]) is None, "free in the database, but a process holds its lock"
+        assert loser[1].claim(loser[2]) is None, (
+            "free in the database, but a process holds its lock"
+        )
     taken = loser[1].claim(loser[2])
     assert taken is not None
     assert (taken.device.key, taken.slot) == (freed.device.key, freed.slot)
@@ -87,7 +93,10 @@ def test_each_device_is_taken_once_before_any_is_shared(fake: FakeNvml, store: S
 
 
 def test_status_tells_gpus_of_one_name_apart(
-    fake: FakeNvml, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fake: FakeNvml,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert Slots(store, WorkerConfig(devices=[2])).claim(store.fleet.register(60)) is not None
     assert Slots(store, WorkerConfig(devices=["cpu"])).claim(store.fleet.register(60)) is not None
@@ -99,10 +108,15 @@ def test_status_tells_gpus_of_one_name_apart(
     assert "NVIDIA H100 GPU-cc " in table
     assert " CPU  " in table
     assert main(["status", "--json"]) == 0
-    assert [w["device_key"] for w in json.loads(capsys.readouterr().out)["workers"]] == ["GPU-cc", "cpu"]
+    assert [w["device_key"] for w in json.loads(capsys.readouterr().out)["workers"]] == [
+        "GPU-cc",
+        "cpu",
+    ]
 
 
-def test_a_gpu_that_others_compute_on_is_passed_over(fake: FakeNvml, store: Store, lease: WorkerLease, stranger: int) -> None:
+def test_a_gpu_that_others_compute_on_is_passed_over(
+    fake: FakeNvml, store: Store, lease: WorkerLease, stranger: int
+) -> None:
     fake.computing = {GPUS[0]: {stranger: 4 * GIB}}
     held = Slots(store, WorkerConfig()).claim(lease)
     assert held is not None
@@ -113,7 +127,10 @@ def test_with_no_gpu_idle_a_worker_waits_refuses_or_shares(
     fake: FakeNvml, store: Store, lease: WorkerLease, stranger: int
 ) -> None:
     fake.computing = {GPUS[0]: {stranger: 4 * GIB}}
-    who = f"GPU 0 (NVIDIA H100, GPU-aa) is used by sleep (pid {stranger}, {psutil.Process().username()}, 4,096 MiB)"
+    who = (
+        f"GPU 0 (NVIDIA H100, GPU-aa) is used by sleep (pid {stranger}, "
+        f"{psutil.Process().username()}, 4,096 MiB)"
+    )
     waiting = Slots(store, WorkerConfig(devices=[0]))
     assert waiting.claim(lease) is None
     assert waiting.holders() == f"{who}; worker.require_idle=ignore takes a GPU that is in use"
@@ -146,7 +163,10 @@ def test_in_a_container_the_memory_of_another_workers_trial_is_nobody_elses(
     assert joins.slot == 1
     store.ledger.deregister(lease, "ended in order")
     assert joins.lock is not None
-    assert Slots(store, WorkerConfig(devices=[0], slots_per_device=3)).claim(store.fleet.register(60)) is not None
+    assert (
+        Slots(store, WorkerConfig(devices=[0], slots_per_device=3)).claim(store.fleet.register(60))
+        is not None
+    )
 
 
 def test_a_gpu_that_falls_off_the_bus_while_a_worker_waits_is_passed_over(
@@ -156,7 +176,9 @@ def test_a_gpu_that_falls_off_the_bus_while_a_worker_waits_is_passed_over(
     waiting = Slots(store, WorkerConfig(devices=[0, 1]))
     fake.lost = {GPUS[0]}
     assert waiting.claim(lease) is None
-    assert waiting.holders().startswith("GPU 0 (NVIDIA H100, GPU-aa) does not answer: GPU is lost; GPU 1 (")
+    assert waiting.holders().startswith(
+        "GPU 0 (NVIDIA H100, GPU-aa) does not answer: GPU is lost; GPU 1 ("
+    )
     fake.lost |= {GPUS[1]}
     with pytest.raises(DeviceError, match=r"GPU 1 .* does not answer: GPU is lost$"):
         waiting.claim(lease)
@@ -178,7 +200,11 @@ class FallsOff(FakeNvml):
 
 
 def test_a_trial_whose_gpu_is_gone_is_no_failure_and_goes_on_elsewhere(
-    fake: FakeNvml, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fake: FakeNvml,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     falling = FallsOff(["GPU-bad", "GPU-good"]).install(monkeypatch)
     caplog.set_level(logging.INFO, "orchestrator")
@@ -191,7 +217,9 @@ def test_a_trial_whose_gpu_is_gone_is_no_failure_and_goes_on_elsewhere(
 
     bad, good = worker(0), worker(1)
     falling.watched = True
-    with pytest.raises(DeviceError, match=r"^GPU 0 \(NVIDIA H100, GPU-bad\) does not answer: GPU is lost$"):
+    with pytest.raises(
+        DeviceError, match=r"^GPU 0 \(NVIDIA H100, GPU-bad\) does not answer: GPU is lost$"
+    ):
         bad.run()
     assert store.reads.workers() == [], "it gave back its slot and left in order"
     assert [t.state for t in store.reads.trials(study)] == ["RUNNING"]
@@ -219,7 +247,9 @@ def test_the_threads_of_a_child_on_a_cpu_are_its_slots_share_of_the_cores(
         outcome, _ = finish(runner.start(make_job(tmp_path, objective)))
     assert isinstance(outcome, Completed), outcome
     assert outcome.attrs["limits"] == ["3"]
-    assert 1 <= outcome.values[0] <= 3, "no more than its share; MKL takes no more than there are cores either"
+    assert 1 <= outcome.values[0] <= 3, (
+        "no more than its share; MKL takes no more than there are cores either"
+    )
     unlimited = Slots(store, WorkerConfig(devices=["cpu"]))
     shares = []
     for _ in range(3):

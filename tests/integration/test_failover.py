@@ -1,4 +1,6 @@
-"""The database goes back in time: a standby that lagged is promoted, a backup is started. Nothing of the lost time counts."""
+"""The database goes back in time: a standby that lagged is promoted, a backup is started. Nothing
+of the lost time counts.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def server() -> Iterator[OwnServer]:
 
 @pytest.fixture
 def own(server: OwnServer) -> Iterator[Store]:
-    """On `server`, which each test finds running and with studies of others; those that take no server share one with all."""
+    """On `server`, which each test finds running and with studies of others; those that take no
+    server share one with all.
+    """
     opened = Store(server.url)
     yield opened
     opened.rest()
@@ -62,11 +66,17 @@ def test_what_was_handed_out_in_the_lost_time_gives_no_right_to_what_is_handed_o
     server.fail_over(copy)
 
     again = [own.fleet.register(60) for _ in range(3)]
-    assert {lease.worker_id for lease in lost} & {lease.worker_id for lease in again}, "ids come again"
+    assert {lease.worker_id for lease in lost} & {lease.worker_id for lease in again}, (
+        "ids come again"
+    )
     assert own.fleet.claim_slot(again[0], [offer]) == offer
     claims = [must(start(own, lease, study)) for lease in again]
-    assert {claim.number for claim in claims} == {claim.number for claim in lost_claims}, "and so do numbers"
-    assert not {claim.token for claim in claims} & {claim.token for claim in lost_claims}, "but no token"
+    assert {claim.number for claim in claims} == {claim.number for claim in lost_claims}, (
+        "and so do numbers"
+    )
+    assert not {claim.token for claim in claims} & {claim.token for claim in lost_claims}, (
+        "but no token"
+    )
 
     for lease, claim in zip(lost, lost_claims, strict=True):
         with pytest.raises(LeaseLostError):
@@ -77,7 +87,9 @@ def test_what_was_handed_out_in_the_lost_time_gives_no_right_to_what_is_handed_o
             end(own, claim, Completed((9.0,)))
         own.ledger.release(claim, "it may not")
         own.fleet.release_slot(lease)
-        assert not own.ledger.evict(Silent(lease.worker_id, dead=True, reason="died", token=lease.token))
+        assert not own.ledger.evict(
+            Silent(lease.worker_id, dead=True, reason="died", token=lease.token)
+        )
     assert own.fleet.held(["host"]) == {("host", "GPU", 0)}
     for lease, claim in zip(again, claims, strict=True):
         own.fleet.renew(lease, "training")
@@ -85,7 +97,9 @@ def test_what_was_handed_out_in_the_lost_time_gives_no_right_to_what_is_handed_o
     assert own.doctor.examine("lost").findings == ()
 
 
-def test_a_sampler_learns_what_news_told_again_under_the_same_numbers(server: OwnServer, own: Store) -> None:
+def test_a_sampler_learns_what_news_told_again_under_the_same_numbers(
+    server: OwnServer, own: Store
+) -> None:
     study = own.studies.launch(spec("news", cells=4)).study_id
     lease = own.fleet.register(60)
     own.fleet.renew(lease, "testing")
@@ -101,7 +115,9 @@ def test_a_sampler_learns_what_news_told_again_under_the_same_numbers(server: Ow
     end(own, must(start(own, lease, study)))
     assert start(own, lease, study) is not None
     served.learn(own)
-    assert states(served) == ["RUNNING"] * 3, "it is at position 3, as the study is, and hears of nothing"
+    assert states(served) == ["RUNNING"] * 3, (
+        "it is at position 3, as the study is, and hears of nothing"
+    )
     served.forget()
     served.learn(own)
     assert states(served) == ["COMPLETE", "RUNNING"]
@@ -130,7 +146,11 @@ def test_a_worker_notices_and_says_that_the_database_went_back(
     with caplog.at_level(logging.WARNING):
         contact.renew()
     assert contact.anew == 1
-    why = "time line 00000001 became 00000002" if promoted else "it is in an earlier state than it was"
+    why = (
+        "time line 00000001 became 00000002"
+        if promoted
+        else "it is in an earlier state than it was"
+    )
     (said,) = [record.message for record in caplog.records if "went back in time" in record.message]
     assert why in said
     contact.renew()
@@ -219,7 +239,9 @@ def contact_of(store: Store) -> Contact:
     return contact
 
 
-def test_a_result_tells_another_server_all_that_the_trial_said(server: OwnServer, own: Store) -> None:
+def test_a_result_tells_another_server_all_that_the_trial_said(
+    server: OwnServer, own: Store
+) -> None:
     study = own.studies.launch(spec("told", cells=1)).study_id
     lease = own.fleet.register(60)
     claim = must(start(own, lease, study))
@@ -227,7 +249,13 @@ def test_a_result_tells_another_server_all_that_the_trial_said(server: OwnServer
     copy = server.backup()
     for message in (Reported(1, 0.5), AttrSet("k", 1)):
         said.note(message)
-    asked = Param("y", 0.25, json.dumps({"name": "FloatDistribution", "attributes": {"low": 0.0, "high": 1.0, "log": False}}))
+    asked = Param(
+        "y",
+        0.25,
+        json.dumps(
+            {"name": "FloatDistribution", "attributes": {"low": 0.0, "high": 1.0, "log": False}}
+        ),
+    )
     said.suggested["y"] = (own.suggested.add(claim, asked, 0.25), 0.25)
     own.ledger.report(claim, **said.rows)
     said.forget()
@@ -241,12 +269,18 @@ def test_a_result_tells_another_server_all_that_the_trial_said(server: OwnServer
     known = {"suggested": said.lost_suggestions, "server": own.reads.server()}
     own.ledger.finish(claim, Completed((1.0,)), **said.rows, **known)
     (trial,) = plain_trials(server.url, "told")
-    assert (trial.intermediate_values, trial.user_attrs["k"], trial.params["y"]) == ({1: 0.5, 2: 0.75}, 1, 0.25)
+    assert (trial.intermediate_values, trial.user_attrs["k"], trial.params["y"]) == (
+        {1: 0.5, 2: 0.75},
+        1,
+        0.25,
+    )
     assert own.reads.trials(study)[0].params["y"] == 0.25
     assert own.doctor.examine("told").findings == ()
 
 
-def test_an_attempt_whose_beginning_was_lost_ends_only_once_it_is_told_again(server: OwnServer, own: Store) -> None:
+def test_an_attempt_whose_beginning_was_lost_ends_only_once_it_is_told_again(
+    server: OwnServer, own: Store
+) -> None:
     study = own.studies.launch(spec("begun", cells=1)).study_id
     lease = own.fleet.register(60)
     claim = own.ledger.claim(lease, [study], PLACE)
@@ -267,7 +301,9 @@ def test_an_attempt_whose_beginning_was_lost_ends_only_once_it_is_told_again(ser
     assert own.doctor.examine("begun").findings == ()
 
 
-def test_a_study_that_was_launched_anew_is_not_taken_for_the_one_that_was_seen(store: Store) -> None:
+def test_a_study_that_was_launched_anew_is_not_taken_for_the_one_that_was_seen(
+    store: Store,
+) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
     seen, lease = store.reads.find("study"), store.fleet.register(60)
     assert isinstance(store.ledger.claim_one(lease, study, PLACE, launched=seen.launched_at), Claim)
@@ -278,10 +314,12 @@ def test_a_study_that_was_launched_anew_is_not_taken_for_the_one_that_was_seen(s
     assert isinstance(store.ledger.claim_one(lease, study, PLACE, launched=now.launched_at), Claim)
 
 
-# ------------------------------------------------------------------------------------------- what a worker does not know of
+# ------------------------------------------------------------------- what a worker does not know of
 
 
-def test_a_renewal_gives_back_what_the_worker_does_not_know_of(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_renewal_gives_back_what_the_worker_does_not_know_of(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     study = store.studies.launch(spec(cells=4)).study_id
     lease = store.fleet.register(60)
     contact = Contact(store, WorkerConfig(), Draining())
@@ -339,8 +377,12 @@ def test_what_was_answered_survives_the_server_however_lazily_it_commits(server:
     query(server.url, "SELECT pg_reload_conf()")
 
 
-@pytest.mark.parametrize(("set_to", "used"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")])
-def test_a_commit_that_decides_is_made_no_weaker_than_the_server_asks_for(database_url: str, set_to: str, used: str) -> None:
+@pytest.mark.parametrize(
+    ("set_to", "used"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")]
+)
+def test_a_commit_that_decides_is_made_no_weaker_than_the_server_asks_for(
+    database_url: str, set_to: str, used: str
+) -> None:
     url = storage_url(database_url).update_query_dict({"options": f"-csynchronous_commit={set_to}"})
     database = Database(url)
     (row,) = database.execute(sa.text("SHOW synchronous_commit"), decides=True)
@@ -350,10 +392,12 @@ def test_a_commit_that_decides_is_made_no_weaker_than_the_server_asks_for(databa
     database.rest()
 
 
-# -------------------------------------------------------------------------------------------------- servers that only read
+# --------------------------------------------------------------------------- servers that only read
 
 
-def test_a_standby_answers_readers_and_is_waited_for_by_writers(server: OwnServer, own: Store) -> None:
+def test_a_standby_answers_readers_and_is_waited_for_by_writers(
+    server: OwnServer, own: Store
+) -> None:
     study = own.studies.launch(spec("standby", cells=2)).study_id
     lease = own.fleet.register(60)
     end(own, must(start(own, lease, study)))

@@ -1,4 +1,6 @@
-"""Cells that run out of memory, on a real PostgreSQL: closed for a device type, the larger ones too, and never for ever."""
+"""Cells that run out of memory, on a real PostgreSQL: closed for a device type, the larger ones
+too, and never for ever.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,16 @@ from typing import Any
 import optuna
 import psycopg2
 
-from orchestrator.model import Axis, Budget, Completed, Failed, JSONValue, Param, StudySpec, Suggestion
+from orchestrator.model import (
+    Axis,
+    Budget,
+    Completed,
+    Failed,
+    JSONValue,
+    Param,
+    StudySpec,
+    Suggestion,
+)
 from orchestrator.store import CellRow, Claim, SlotOffer, Store, Undecided, WorkerLease
 from tests.support.studies import PLACE, RUNNER, end, spec, start
 
@@ -21,7 +32,11 @@ NOT_DECLARED: Mapping[str, JSONValue] = {"max_per_cell": None, "monotone": {}}
 
 
 def worker(
-    store: Store, name: str = "small", gpu_gib: float | None = 24, host_gib: int = 256, studies: list[str] | None = None
+    store: Store,
+    name: str = "small",
+    gpu_gib: float | None = 24,
+    host_gib: int = 256,
+    studies: list[str] | None = None,
 ) -> WorkerLease:
     """A worker that holds a device of its own."""
     lease = store.fleet.register(60, studies=studies)
@@ -31,7 +46,9 @@ def worker(
     return lease
 
 
-def launch(store: Store, cells: int = 3, infeasible: Mapping[str, JSONValue] = GROWS, **changes: Any) -> int:
+def launch(
+    store: Store, cells: int = 3, infeasible: Mapping[str, JSONValue] = GROWS, **changes: Any
+) -> int:
     return store.studies.launch(spec(cells=cells, infeasible=infeasible, **changes)).study_id
 
 
@@ -42,7 +59,9 @@ def begin(store: Store, lease: WorkerLease, study: int) -> Claim:
 
 
 def work(store: Store, lease: WorkerLease, study: int, fits: int = 1_000_000) -> list[int]:
-    """Runs all that there is for this worker, where a cell above `fits` exhausts memory; returns the cells in order."""
+    """Runs all that there is for this worker, where a cell above `fits` exhausts memory; returns
+    the cells in order.
+    """
     ran = []
     while (claim := start(store, lease, study)) is not None:
         end(store, claim, OOM if claim.cell > fits else None)
@@ -65,13 +84,19 @@ def cells(store: Store) -> tuple[CellRow, ...]:
 
 def closed(store: Store) -> dict[int, list[str]]:
     """For each cell the devices that get no trial of it."""
-    return {c.ordinal: [f"{k.device}: {k.reason}" for k in c.closed_for] for c in cells(store) if c.closed_for}
+    return {
+        c.ordinal: [f"{k.device}: {k.reason}" for k in c.closed_for]
+        for c in cells(store)
+        if c.closed_for
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------- for a device type
+# -------------------------------------------------------------------------------- for a device type
 
 
-def test_one_death_closes_the_cell_and_those_above_it_for_that_device_type_alone(store: Store) -> None:
+def test_one_death_closes_the_cell_and_those_above_it_for_that_device_type_alone(
+    store: Store,
+) -> None:
     study = launch(store, cells=4)
     small, alike, large = worker(store), worker(store), worker(store, "large", 80)
     assert work(store, small, study, fits=1) == [0, 1, 2]
@@ -85,7 +110,9 @@ def test_one_death_closes_the_cell_and_those_above_it_for_that_device_type_alone
     assert healthy(store)
 
 
-def test_a_device_with_less_memory_is_closed_too_and_one_that_reports_a_little_more_is_the_same(store: Store) -> None:
+def test_a_device_with_less_memory_is_closed_too_and_one_that_reports_a_little_more_is_the_same(
+    store: Store,
+) -> None:
     study = launch(store, cells=2)
     assert work(store, worker(store), study, fits=-1) == [0]
     assert start(store, worker(store, "tiny", 8), study) is None
@@ -116,16 +143,22 @@ def test_with_two_declared_axes_only_what_is_larger_in_both_is_closed(store: Sto
         created = store.ledger.create(claim, params(claim), lease, PLACE)
         assert created is not None
         end(store, created, OOM if claim.cell_values == {"a": 2, "b": 1} else None)
-    assert [made_cell(made, k) for k in closed(store)] == [{"a": a, "b": b} for a in (2, 3) for b in (1, 2)]
+    assert [made_cell(made, k) for k in closed(store)] == [
+        {"a": a, "b": b} for a in (2, 3) for b in (1, 2)
+    ]
 
 
 def params(claim: Claim) -> Suggestion:
-    json = '{"name": "IntDistribution", "attributes": {"log": false, "step": 1, "low": 0, "high": 9}}'
+    json = (
+        '{"name": "IntDistribution", "attributes": {"log": false, "step": 1, "low": 0, "high": 9}}'
+    )
     stored = tuple(Param(path, float(value), json) for path, value in claim.cell_values.items())
     return Suggestion(stored, dict(claim.cell_values))
 
 
-def test_without_a_declaration_memory_is_counted_by_device_and_not_among_other_failures(store: Store) -> None:
+def test_without_a_declaration_memory_is_counted_by_device_and_not_among_other_failures(
+    store: Store,
+) -> None:
     budget = Budget(1, 1, max_failures_per_cell=1)
     study = launch(store, cells=1, infeasible=NOT_DECLARED, budget=budget)
     small, large = worker(store), worker(store, "large", 80)
@@ -134,7 +167,9 @@ def test_without_a_declaration_memory_is_counted_by_device_and_not_among_other_f
     end(store, begin(store, small, study), Failed("exception", "broken"))
     assert closed(store) == {}
     end(store, begin(store, small, study), OOM)
-    assert closed(store) == {0: ["small (24 GiB): 2 trials in a row, the last of them trial 3, ran out of memory"]}
+    assert closed(store) == {
+        0: ["small (24 GiB): 2 trials in a row, the last of them trial 3, ran out of memory"]
+    }
     assert start(store, small, study) is None
     end(store, begin(store, large, study))
     assert state(store) == ("FINISHED", "budget spent")
@@ -152,7 +187,9 @@ def test_a_trial_that_runs_to_its_end_there_opens_the_cell_again(store: Store) -
     assert healthy(store)
 
 
-def test_a_cell_that_ran_to_its_end_on_such_a_device_is_not_closed_for_what_another_cell_did(store: Store) -> None:
+def test_a_cell_that_ran_to_its_end_on_such_a_device_is_not_closed_for_what_another_cell_did(
+    store: Store,
+) -> None:
     study = launch(store, cells=2)
     one, two = worker(store), worker(store)
     first, second = begin(store, one, study), begin(store, two, study)
@@ -162,7 +199,9 @@ def test_a_cell_that_ran_to_its_end_on_such_a_device_is_not_closed_for_what_anot
 
 
 def test_the_hosts_memory_is_not_the_devices(store: Store) -> None:
-    """Died with so many GiB of GPU (None: on the CPU, 0: not told) and of RAM; whether another device still gets the cell."""
+    """Died with so many GiB of GPU (None: on the CPU, 0: not told) and of RAM; whether another
+    device still gets the cell.
+    """
     for number, (died_on, failure, other, gets_one) in enumerate(
         (
             ((None, 64), HOST_OOM, (None, 64), False),
@@ -178,10 +217,16 @@ def test_the_hosts_memory_is_not_the_devices(store: Store) -> None:
     ):
         study = store.studies.launch(spec(f"study-{number}", cells=1, infeasible=GROWS)).study_id
         end(store, begin(store, worker(store, "it", *died_on), study), failure)
-        assert (start(store, worker(store, "it", *other), study) is not None) is gets_one, (died_on, failure, other)
+        assert (start(store, worker(store, "it", *other), study) is not None) is gets_one, (
+            died_on,
+            failure,
+            other,
+        )
 
 
-def test_what_is_known_of_the_death_is_told_with_the_trial_and_kept_with_its_attempt(store: Store) -> None:
+def test_what_is_known_of_the_death_is_told_with_the_trial_and_kept_with_its_attempt(
+    store: Store,
+) -> None:
     study = launch(store, cells=1)
     end(store, begin(store, worker(store), study), OOM)
     (trial,) = optuna.load_study(study_name="study", storage=store.url).trials
@@ -195,7 +240,9 @@ def test_what_is_known_of_the_death_is_told_with_the_trial_and_kept_with_its_att
         "bytes": 24 * GIB,
         "peak_bytes": 23 * GIB,
     }
-    rows = sql(store.url, "SELECT device_name, gpu_bytes, host_bytes, peak_bytes FROM orchestrator.attempt")
+    rows = sql(
+        store.url, "SELECT device_name, gpu_bytes, host_bytes, peak_bytes FROM orchestrator.attempt"
+    )
     assert rows == [("small", 24 * GIB, 256 * GIB, 23 * GIB)]
 
 
@@ -208,7 +255,7 @@ def sql(url: str, statement: str) -> list[tuple[object, ...]]:
     return rows
 
 
-# ---------------------------------------------------------------------------------------------- what is given to whom, and when
+# ------------------------------------------------------------------ what is given to whom, and when
 
 
 def test_a_trial_given_back_is_not_taken_up_where_its_cell_does_not_fit(store: Store) -> None:
@@ -225,7 +272,9 @@ def test_a_trial_given_back_is_not_taken_up_where_its_cell_does_not_fit(store: S
 def test_beyond_the_shares_a_device_gets_the_cells_it_can_run(store: Store) -> None:
     study = launch(store, cells=2, trials=6)
     small, large = worker(store), worker(store, "large", 80)
-    assert work(store, small, study, fits=0) == [0, 1], "the share of cell 1 is the large one's: no cell gets more before"
+    assert work(store, small, study, fits=0) == [0, 1], (
+        "the share of cell 1 is the large one's: no cell gets more before"
+    )
     end(store, begin(store, large, study))
     assert work(store, small, study, fits=0) == [0, 0, 0, 0]
     assert state(store) == ("FINISHED", "budget spent")
@@ -253,10 +302,12 @@ def test_a_trial_by_hand_runs_wherever_it_is_taken(store: Store) -> None:
     assert healthy(store)
 
 
-# ---------------------------------------------------------------------------------------------------------- and never for ever
+# ------------------------------------------------------------------------------- and never for ever
 
 
-def test_what_no_living_worker_can_run_is_closed_for_all_once_nothing_else_is_left(store: Store) -> None:
+def test_what_no_living_worker_can_run_is_closed_for_all_once_nothing_else_is_left(
+    store: Store,
+) -> None:
     study = launch(store, cells=3, trials=5)
     small, alike = worker(store), worker(store)
     running = begin(store, alike, study)
@@ -267,7 +318,10 @@ def test_what_no_living_worker_can_run_is_closed_for_all_once_nothing_else_is_le
     end(store, running)
     store.ledger.end_studies()
     assert [c.state for c in cells(store)] == ["OPEN", "CLOSED", "CLOSED"]
-    assert cells(store)[1].reason == "no living worker has the memory for it; small (24 GiB): trial 1 ran out of memory"
+    assert (
+        cells(store)[1].reason
+        == "no living worker has the memory for it; small (24 GiB): trial 1 ran out of memory"
+    )
     assert work(store, small, study) == [0, 0, 0, 0], "their tickets go to the others"
     assert state(store) == ("FINISHED", "budget spent")
     assert healthy(store)
@@ -314,10 +368,16 @@ def test_a_trial_that_waits_for_a_device_that_is_gone_ends_with_its_cell(store: 
     assert healthy(store)
 
 
-def test_a_trial_given_back_in_a_cell_that_other_failures_closed_does_not_wait_for_ever(store: Store) -> None:
+def test_a_trial_given_back_in_a_cell_that_other_failures_closed_does_not_wait_for_ever(
+    store: Store,
+) -> None:
     study = launch(store, cells=1, per_cell=3, budget=Budget(3, 3, max_failures_per_cell=0))
     small, alike, large = worker(store), worker(store), worker(store, "large", 80)
-    held, dies, fails = begin(store, large, study), begin(store, small, study), begin(store, alike, study)
+    held, dies, fails = (
+        begin(store, large, study),
+        begin(store, small, study),
+        begin(store, alike, study),
+    )
     end(store, dies, OOM)
     end(store, fails, Failed("exception", "broken"))
     assert cells(store)[0].state == "CLOSED"
@@ -329,7 +389,9 @@ def test_a_trial_given_back_in_a_cell_that_other_failures_closed_does_not_wait_f
     assert healthy(store)
 
 
-def test_a_retry_opens_the_cell_and_all_that_the_trial_closed_for_every_device(store: Store) -> None:
+def test_a_retry_opens_the_cell_and_all_that_the_trial_closed_for_every_device(
+    store: Store,
+) -> None:
     study = launch(store, cells=3)
     small = worker(store)
     assert work(store, small, study, fits=0) == [0, 1]
@@ -346,7 +408,10 @@ def test_a_retry_opens_the_cell_and_all_that_the_trial_closed_for_every_device(s
 
 def test_an_older_study_without_the_section_goes_on(store: Store) -> None:
     study = launch(store, cells=1, runner=RUNNER)
-    sql(store.url, "UPDATE orchestrator.study SET spec = CAST(CAST(spec AS jsonb) - 'infeasible' AS json)")
+    sql(
+        store.url,
+        "UPDATE orchestrator.study SET spec = CAST(CAST(spec AS jsonb) - 'infeasible' AS json)",
+    )
     lease = worker(store)
     end(store, begin(store, lease, study), OOM)
     end(store, begin(store, lease, study), Completed((1.0,)))

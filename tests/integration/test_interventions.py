@@ -27,10 +27,12 @@ def attrs(store: Store, number: int) -> dict[str, object]:
     return study.get_trials(deepcopy=False)[number].user_attrs
 
 
-# --------------------------------------------------------------------------------------------------------- pause, resume, stop
+# ------------------------------------------------------------------------------ pause, resume, stop
 
 
-def test_a_paused_study_hands_out_nothing_until_it_is_resumed(store: Store, lease: WorkerLease) -> None:
+def test_a_paused_study_hands_out_nothing_until_it_is_resumed(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec()).study_id
     running = start(store, lease, study)
     assert running is not None
@@ -44,7 +46,9 @@ def test_a_paused_study_hands_out_nothing_until_it_is_resumed(store: Store, leas
     assert start(store, lease, study) is not None
 
 
-def test_a_pause_at_once_reaches_the_worker_with_its_next_renewal(store: Store, lease: WorkerLease) -> None:
+def test_a_pause_at_once_reaches_the_worker_with_its_next_renewal(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec()).study_id
     idle = store.fleet.register(60)
     running = start(store, lease, study)
@@ -61,7 +65,9 @@ def test_a_pause_at_once_reaches_the_worker_with_its_next_renewal(store: Store, 
     assert store.fleet.renew(idle, "training").halted is False
 
 
-def test_a_stopped_study_is_finished_once_its_running_trials_are(store: Store, lease: WorkerLease) -> None:
+def test_a_stopped_study_is_finished_once_its_running_trials_are(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec()).study_id
     running = start(store, lease, study)
     assert running is not None
@@ -74,7 +80,9 @@ def test_a_stopped_study_is_finished_once_its_running_trials_are(store: Store, l
     assert store.studies.launch(spec()).open_tickets == 3
 
 
-def test_a_study_stopped_at_once_leaves_no_trial_running_and_counts_no_failure(store: Store, lease: WorkerLease) -> None:
+def test_a_study_stopped_at_once_leaves_no_trial_running_and_counts_no_failure(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec()).study_id
     running = start(store, lease, study)
     assert running is not None
@@ -88,7 +96,9 @@ def test_a_study_stopped_at_once_leaves_no_trial_running_and_counts_no_failure(s
     assert store.studies.launch(spec()).open_tickets == 4
 
 
-def test_a_study_that_ends_waits_a_moment_for_the_result_a_dead_worker_left(store: Store, lease: WorkerLease) -> None:
+def test_a_study_that_ends_waits_a_moment_for_the_result_a_dead_worker_left(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1)).study_id
     running = start(store, lease, study)
     assert running is not None
@@ -122,7 +132,7 @@ def test_a_launch_goes_on_with_a_paused_study(store: Store, lease: WorkerLease) 
     assert start(store, lease, study) is not None
 
 
-# ---------------------------------------------------------------------------------------------------------------- enqueue
+# ------------------------------------------------------------------------------------------ enqueue
 
 
 def test_a_trial_by_hand_is_next_and_on_top_of_the_budget(store: Store, lease: WorkerLease) -> None:
@@ -142,7 +152,9 @@ def test_a_trial_by_hand_is_next_and_on_top_of_the_budget(store: Store, lease: W
     assert attrs(store, 1) == {}
 
 
-def test_a_trial_by_hand_wakes_a_study_whose_budget_is_spent(store: Store, lease: WorkerLease) -> None:
+def test_a_trial_by_hand_wakes_a_study_whose_budget_is_spent(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1)).study_id
     for _ in range(2):
         claim = start(store, lease, study)
@@ -159,7 +171,9 @@ def test_a_trial_by_hand_wakes_a_study_whose_budget_is_spent(store: Store, lease
 def test_a_trial_by_hand_that_fails_is_not_tried_again_and_says_nothing_against_its_cell(
     store: Store, lease: WorkerLease
 ) -> None:
-    study = store.studies.launch(spec(cells=1, budget=Budget(1, 1, max_failures_per_cell=0))).study_id
+    study = store.studies.launch(
+        spec(cells=1, budget=Budget(1, 1, max_failures_per_cell=0))
+    ).study_id
     store.interventions.enqueue(study, {"a": 0}, {"x": 1.0})
     claim = start(store, lease, study)
     assert claim is not None
@@ -176,17 +190,22 @@ def test_a_cell_that_is_not_there_and_a_stopped_study_take_no_trial(store: Store
     with pytest.raises(ConfigError, match="study study has no cell a=7"):
         store.interventions.enqueue(study, {"a": 7}, {})
     store.interventions.stop(study, "ada@lab")
-    with pytest.raises(ConfigError, match="hands out no trials: stopped by ada@lab; resume it first, or launch it again"):
+    with pytest.raises(
+        ConfigError,
+        match="hands out no trials: stopped by ada@lab; resume it first, or launch it again",
+    ):
         store.interventions.enqueue(study, {"a": 1}, {})
     store.ledger.end_studies()
     with pytest.raises(ConfigError, match="hands out no trials: stopped by ada@lab"):
         store.interventions.enqueue(study, {"a": 1}, {})
 
 
-# ------------------------------------------------------------------------------------------------------------------- retry
+# -------------------------------------------------------------------------------------------- retry
 
 
-def test_a_failed_trial_is_run_again_in_its_own_ticket_as_a_new_trial(store: Store, lease: WorkerLease) -> None:
+def test_a_failed_trial_is_run_again_in_its_own_ticket_as_a_new_trial(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
     failed = start(store, lease, study)
     assert failed is not None
@@ -196,14 +215,21 @@ def test_a_failed_trial_is_run_again_in_its_own_ticket_as_a_new_trial(store: Sto
         store.interventions.retry(study, 0)
     again = start(store, lease, study)
     assert again is not None
-    assert (again.ticket, again.cell, again.fixed, again.number) == (failed.ticket, 0, {"x": 0.5}, 1)
+    assert (again.ticket, again.cell, again.fixed, again.number) == (
+        failed.ticket,
+        0,
+        {"x": 0.5},
+        1,
+    )
     end(store, again)
     assert attrs(store, 1) == {"orchestrator:retried_from": 0}
     assert store.interventions.retry(study, None) == []
     assert [t.state for t in store.reads.trials(study)] == ["FAIL", "COMPLETE"]
 
 
-def test_a_failed_trial_whose_ticket_is_spent_is_run_again_on_top_of_the_budget(store: Store, lease: WorkerLease) -> None:
+def test_a_failed_trial_whose_ticket_is_spent_is_run_again_on_top_of_the_budget(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1)).study_id
     for outcome in (BROKEN, None):
         claim = start(store, lease, study)
@@ -223,7 +249,9 @@ def test_a_failed_trial_whose_ticket_is_spent_is_run_again_on_top_of_the_budget(
 
 
 def test_a_closed_cell_is_opened_again_with_its_share(store: Store, lease: WorkerLease) -> None:
-    study = store.studies.launch(spec(cells=2, per_cell=2, budget=Budget(4, 2, max_failures_per_cell=0))).study_id
+    study = store.studies.launch(
+        spec(cells=2, per_cell=2, budget=Budget(4, 2, max_failures_per_cell=0))
+    ).study_id
     claim = start(store, lease, study)
     assert claim is not None
     end(store, claim, BROKEN)
@@ -237,8 +265,12 @@ def test_a_closed_cell_is_opened_again_with_its_share(store: Store, lease: Worke
     assert state(store) == ("FINISHED", "budget spent")
 
 
-def test_a_study_that_ended_with_every_cell_closed_goes_on(store: Store, lease: WorkerLease) -> None:
-    study = store.studies.launch(spec(cells=1, per_cell=3, budget=Budget(3, 3, max_failures_per_cell=0))).study_id
+def test_a_study_that_ended_with_every_cell_closed_goes_on(
+    store: Store, lease: WorkerLease
+) -> None:
+    study = store.studies.launch(
+        spec(cells=1, per_cell=3, budget=Budget(3, 3, max_failures_per_cell=0))
+    ).study_id
     claim = start(store, lease, study)
     assert claim is not None
     end(store, claim, BROKEN)
@@ -257,23 +289,28 @@ def test_only_a_failed_trial_is_run_again(store: Store, lease: WorkerLease) -> N
     claim = start(store, lease, study)
     assert claim is not None
     end(store, claim)
-    with pytest.raises(ConfigError, match="trial=0: it is COMPLETE; only a failed trial is run again"):
+    with pytest.raises(
+        ConfigError, match="trial=0: it is COMPLETE; only a failed trial is run again"
+    ):
         store.interventions.retry(study, 0)
     with pytest.raises(ConfigError, match="trial=9: the study has no trial of that number"):
         store.interventions.retry(study, 9)
 
 
-# --------------------------------------------------------------------------------------------------- failures that pass
+# ------------------------------------------------------------------------------- failures that pass
 
 
-def test_what_passes_is_run_again_as_the_same_trial_at_most_so_often(store: Store, lease: WorkerLease) -> None:
+def test_what_passes_is_run_again_as_the_same_trial_at_most_so_often(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1, runner={**RUNNER, "retries": 2})).study_id
     for attempt in (1, 2):
         claim = start(store, lease, study)
         assert claim is not None
         assert (claim.number, claim.attempt) == (0, attempt)
         assert store.ledger.retry(claim, BROKEN, reports={attempt: 0.5}, attrs={"k": attempt})
-        assert store.ledger.retry(claim, BROKEN, reports={}, attrs={})  # its answer was lost on the way
+        # its answer was lost on the way
+        assert store.ledger.retry(claim, BROKEN, reports={}, attrs={})
     claim = start(store, lease, study)
     assert claim is not None
     assert not store.ledger.retry(claim, BROKEN, reports={}, attrs={})
@@ -302,7 +339,9 @@ def test_a_stale_attempt_cannot_have_its_trial_run_again(store: Store, lease: Wo
     assert trial.intermediate_values == {}
 
 
-def test_an_attempt_lost_after_a_failure_that_passes_is_counted_once_it_is_known(store: Store, lease: WorkerLease) -> None:
+def test_an_attempt_lost_after_a_failure_that_passes_is_counted_once_it_is_known(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1, runner={**RUNNER, "retries": 1})).study_id
     claim = start(store, lease, study)
     assert claim is not None
@@ -317,7 +356,9 @@ def test_an_attempt_lost_after_a_failure_that_passes_is_counted_once_it_is_known
     assert not store.ledger.retry(again, BROKEN, reports={}, attrs={}), "that was the only one"
 
 
-def test_the_wish_to_have_trials_back_is_not_taken_back_by_a_weaker_one(store: Store, lease: WorkerLease) -> None:
+def test_the_wish_to_have_trials_back_is_not_taken_back_by_a_weaker_one(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec()).study_id
     assert start(store, lease, study) is not None
     store.interventions.pause(study, "ada@lab", now=True)
@@ -357,7 +398,9 @@ def test_opening_cells_again_keeps_to_the_budget(store: Store, lease: WorkerLeas
     assert store.studies.launch(closing).open_tickets == 2
 
 
-def test_workers_of_other_studies_and_dead_ones_keep_checkpoints_where_they_like(store: Store) -> None:
+def test_workers_of_other_studies_and_dead_ones_keep_checkpoints_where_they_like(
+    store: Store,
+) -> None:
     store.fleet.register(60, checkpoints="here")
     store.fleet.register(60, checkpoints="there", studies=["other"])
     store.fleet.register(-1, checkpoints="nowhere")
@@ -380,7 +423,9 @@ def run(store: Store, lease: WorkerLease, study: int, broken: Collection[int] = 
 
 
 @pytest.mark.parametrize("launched", [False, True])
-def test_failed_trials_of_closed_cells_run_again_within_the_budget(store: Store, lease: WorkerLease, launched: bool) -> None:
+def test_failed_trials_of_closed_cells_run_again_within_the_budget(
+    store: Store, lease: WorkerLease, launched: bool
+) -> None:
     wanted = spec(cells=6, budget=Budget(30, 4, max_failures_at_start=None))
     study = store.studies.launch(wanted).study_id
     assert len(run(store, lease, study, range(6))) == 24, "four failures close each cell"
@@ -388,7 +433,9 @@ def test_failed_trials_of_closed_cells_run_again_within_the_budget(store: Store,
     if launched:
         assert store.studies.launch(wanted).open_tickets == 0
     retried = store.interventions.retry(study, None)
-    assert [(r.number, r.extra, r.left) for r in retried] == [(number, False, False) for number in range(3, 24, 4)]
+    assert [(r.number, r.extra, r.left) for r in retried] == [
+        (number, False, False) for number in range(3, 24, 4)
+    ]
     assert Counter(run(store, lease, study)) == dict.fromkeys(range(6), 5)
     assert (progress(store).spent, progress(store).total) == (30, 30)
     assert store.interventions.retry(study, None) == [], "each ticket has had its trial"
@@ -438,14 +485,18 @@ def test_parameters_to_repeat_stay_behind_when_their_cell_is_closed_and_may_be_a
     assert store.doctor.examine().findings == ()
 
 
-def test_a_budget_without_room_for_trials_that_are_to_run_again_is_refused(store: Store, lease: WorkerLease) -> None:
+def test_a_budget_without_room_for_trials_that_are_to_run_again_is_refused(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1, trials=4, per_cell=2)).study_id
     for outcome in (BROKEN, None):
         claim = start(store, lease, study)
         assert claim is not None
         end(store, claim, outcome)
     assert [r.extra for r in store.interventions.retry(study, 0)] == [False]
-    with pytest.raises(ConfigError, match=r"and 1 more are owed .* 'retry'; set budget\.trials to at least 2"):
+    with pytest.raises(
+        ConfigError, match=r"and 1 more are owed .* 'retry'; set budget\.trials to at least 2"
+    ):
         store.studies.launch(spec(cells=1, trials=1))
     assert store.studies.launch(spec(cells=1, trials=2)).open_tickets == 1
     run(store, lease, study)

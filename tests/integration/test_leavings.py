@@ -1,4 +1,6 @@
-"""What a trial leaves in the database: facts, and the records of its artifacts, under the lease and at no extra statement."""
+"""What a trial leaves in the database: facts, and the records of its artifacts, under the lease and
+at no extra statement.
+"""
 
 from __future__ import annotations
 
@@ -74,30 +76,49 @@ def test_every_attempt_keeps_its_own_facts(store: Store, lease: WorkerLease) -> 
     store.ledger.release(first, "told to end", facts=FACTS | {"host": "one"})
     second = start(store, lease, study)
     assert second is not None
-    assert store.ledger.retry(second, Failed("exit", "lost"), reports={}, attrs={}, facts=FACTS | {"host": "two"})
+    assert store.ledger.retry(
+        second, Failed("exit", "lost"), reports={}, attrs={}, facts=FACTS | {"host": "two"}
+    )
     third = start(store, lease, study)
     assert third is not None
-    store.ledger.finish(third, Failed("oom", "too much"), reports={}, attrs={}, facts=FACTS | {"host": "three"})
+    store.ledger.finish(
+        third, Failed("oom", "too much"), reports={}, attrs={}, facts=FACTS | {"host": "three"}
+    )
     told = [(row.outcome, (row.facts or {})["host"]) for row in store.reads.attempts(study, 0)]
     assert told == [("interrupted", "one"), ("retried", "two"), ("failed", "three")]
     assert trials_of(store)[0].user_attrs["orchestrator:host"] == "three"
 
 
-def test_artifacts_are_known_to_optuna_until_a_dashboard_deletes_them(store: Store, lease: WorkerLease) -> None:
+def test_artifacts_are_known_to_optuna_until_a_dashboard_deletes_them(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1)).study_id
     claim = start(store, lease, study)
     assert claim is not None
     assert claim.optuna_trial_id is not None
     store.ledger.report(claim, {}, {}, artifacts={"a": record("a")})
-    store.ledger.finish(claim, Completed((1.0,)), reports={}, attrs={}, artifacts={"a": record("a", "x"), "b": record("b")})
+    store.ledger.finish(
+        claim,
+        Completed((1.0,)),
+        reports={},
+        attrs={},
+        artifacts={"a": record("a", "x"), "b": record("b")},
+    )
     (trial,) = trials_of(store)
     storage = optuna.storages.get_storage(store.url)
-    told = [(meta.artifact_id, meta.filename) for meta in get_all_artifact_meta(trial, storage=storage)]
+    told = [
+        (meta.artifact_id, meta.filename) for meta in get_all_artifact_meta(trial, storage=storage)
+    ]
     assert sorted(told) == [("a", "curve.csv"), ("b", "curve.csv")]
     connection = sa.create_engine(store.url).connect()
     with connection.begin():  # as optuna-dashboard does
         null = {"value": json.dumps(json.dumps(None))}
-        connection.execute(sa.text("UPDATE trial_system_attributes SET value_json = :value WHERE key = 'artifacts:a'"), null)
+        connection.execute(
+            sa.text(
+                "UPDATE trial_system_attributes SET value_json = :value WHERE key = 'artifacts:a'"
+            ),
+            null,
+        )
     connection.close()
     assert store.reads.artifacts(study, [0]) == {0: [record("b")]}
 
@@ -114,12 +135,20 @@ def test_an_attempt_that_lost_its_trial_adds_no_artifact(store: Store, lease: Wo
 
 
 def test_a_worker_writes_what_a_trial_leaves_and_rerun_reproduces_it_bit_for_bit(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    params = {"data": {"batch_size": 64}, "model": {"hidden_units": 32, "depth": 1, "dropout": 0.3, "activation": "relu"}}
+    params = {
+        "data": {"batch_size": 64},
+        "model": {"hidden_units": 32, "depth": 1, "dropout": 0.3, "activation": "relu"},
+    }
     params |= {"optim": {"lr": 0.01, "weight_decay": 0.0}, "train": {"epochs": 1}, "a": 0, "x": 0.0}
     objective = {"_target_": "tests.support.leaving.digits"}
-    store.studies.launch(spec(cells=1, params=params, metrics=("val_accuracy",), objective=objective))
+    store.studies.launch(
+        spec(cells=1, params=params, metrics=("val_accuracy",), objective=objective)
+    )
     settings = WorkerConfig(devices=["cpu"], threads=1, max_trials=1)
     assert Worker(store, settings, tmp_path / "runs", artifacts=f"{tmp_path}/artifacts").run() == 1
 
@@ -144,7 +173,9 @@ def test_a_worker_writes_what_a_trial_leaves_and_rerun_reproduces_it_bit_for_bit
     with connection.begin():
         connection.execute(sa.text("UPDATE trial_values SET value = value + 1e-15"))
     connection.close()
-    monkeypatch.setattr("orchestrator.cli.rerun._run", lambda *_: _Ran(again["values"]["val_accuracy"], tmp_path))
+    monkeypatch.setattr(
+        "orchestrator.cli.rerun._run", lambda *_: _Ran(again["values"]["val_accuracy"], tmp_path)
+    )
     assert main(shlex.split(best["rerun"])[1:]) == 1
     said = capsys.readouterr().out
     assert "not reproduced" in said
@@ -152,15 +183,24 @@ def test_a_worker_writes_what_a_trial_leaves_and_rerun_reproduces_it_bit_for_bit
 
 
 def test_a_trial_that_is_given_back_keeps_what_it_stored_last(store: Store, tmp_path: Path) -> None:
-    study = store.studies.launch(spec(cells=1, objective={"_target_": "tests.support.leaving.stores_when_stopped"})).study_id
-    worker = Worker(store, WorkerConfig(devices=["cpu"], threads=1), tmp_path / "runs", artifacts=f"{tmp_path}/artifacts")
+    study = store.studies.launch(
+        spec(cells=1, objective={"_target_": "tests.support.leaving.stores_when_stopped"})
+    ).study_id
+    worker = Worker(
+        store,
+        WorkerConfig(devices=["cpu"], threads=1),
+        tmp_path / "runs",
+        artifacts=f"{tmp_path}/artifacts",
+    )
     running = threading.Thread(target=worker.run)
     running.start()
     wait_until(lambda: list(tmp_path.glob("runs/study-*/trial-0/attempt-1-*/checkpoints/mark")), 60)
     worker.drain(Drain.STOP)
     running.join(60)
     (kept,) = (tmp_path / "artifacts").iterdir()
-    assert [artifact["artifact_id"] for artifact in store.reads.artifacts(study, [0])[0]] == [kept.name]
+    assert [artifact["artifact_id"] for artifact in store.reads.artifacts(study, [0])[0]] == [
+        kept.name
+    ]
     (attempt,) = store.reads.attempts(study, 0)
     assert attempt.outcome == "interrupted"
     assert attempt.facts is not None
@@ -187,7 +227,12 @@ class _Ran:
     ],
 )
 def test_a_trial_that_cannot_run_again_is_refused_in_one_line(
-    store: Store, lease: WorkerLease, words: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    store: Store,
+    lease: WorkerLease,
+    words: list[str],
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", store.url)
     start(store, lease, store.studies.launch(spec(cells=1)).study_id)

@@ -43,7 +43,7 @@ def sql(url: str, statement: str) -> list[tuple[object, ...]]:
     return rows
 
 
-# ------------------------------------------------------------------------------------------------------- shares and budget
+# -------------------------------------------------------------------------------- shares and budget
 
 
 def test_every_cell_gets_its_share_before_any_gets_more(store: Store, lease: WorkerLease) -> None:
@@ -53,7 +53,9 @@ def test_every_cell_gets_its_share_before_any_gets_more(store: Store, lease: Wor
     assert sorted(Counter(cells).values()) == [3, 4, 4]
 
 
-def test_no_open_ticket_is_handed_out_while_a_share_is_still_running(store: Store, lease: WorkerLease) -> None:
+def test_no_open_ticket_is_handed_out_while_a_share_is_still_running(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=2, trials=5)).study_id
     first, second = start(store, lease, study), start(store, store.fleet.register(60), study)
     assert first is not None
@@ -64,14 +66,18 @@ def test_no_open_ticket_is_handed_out_while_a_share_is_still_running(store: Stor
     assert store.ledger.claim(lease, [study], PLACE) is not None
 
 
-def test_the_total_never_exceeds_the_budget_and_a_spent_study_is_finished(store: Store, lease: WorkerLease) -> None:
+def test_the_total_never_exceeds_the_budget_and_a_spent_study_is_finished(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=2, trials=5)).study_id
     assert len(run_all(store, lease, study)) == 5
     row = store.reads.find("study")
     assert (row.state, row.reason, row.active) == ("FINISHED", "budget spent", False)
 
 
-def test_launching_again_adds_nothing_and_a_larger_budget_goes_on(store: Store, lease: WorkerLease) -> None:
+def test_launching_again_adds_nothing_and_a_larger_budget_goes_on(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=2, trials=5)).study_id
     run_all(store, lease, study)
     again = store.studies.launch(spec(cells=2, trials=5))
@@ -82,7 +88,9 @@ def test_launching_again_adds_nothing_and_a_larger_budget_goes_on(store: Store, 
     assert len(run_all(store, lease, study)) == 4
 
 
-def test_a_smaller_budget_takes_back_only_what_nobody_started(store: Store, lease: WorkerLease) -> None:
+def test_a_smaller_budget_takes_back_only_what_nobody_started(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=2, trials=10)).study_id
     for _ in range(3):
         claim = start(store, lease, study)
@@ -92,19 +100,27 @@ def test_a_smaller_budget_takes_back_only_what_nobody_started(store: Store, leas
     assert len(run_all(store, lease, study)) == 1
 
 
-def test_a_larger_share_is_laid_for_every_cell_counting_what_it_has(store: Store, lease: WorkerLease) -> None:
+def test_a_larger_share_is_laid_for_every_cell_counting_what_it_has(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=3, trials=5)).study_id  # 3 shares and 2 by allocation
     run_all(store, lease, study)
     launched = store.studies.launch(spec(cells=3, trials=9, per_cell=3))
     assert launched.added == 4
     assert Counter(c.cell for c in run_all(store, lease, study)) == {0: 1, 1: 1, 2: 2}
-    assert {c.completed for c in store.reads.progress(store.reads.find("study"), maximize=True).cells} == {3}
+    assert {
+        c.completed for c in store.reads.progress(store.reads.find("study"), maximize=True).cells
+    } == {3}
 
 
-def test_shares_that_no_longer_fit_into_the_budget_are_refused(store: Store, lease: WorkerLease) -> None:
+def test_shares_that_no_longer_fit_into_the_budget_are_refused(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=2, trials=8)).study_id
     run_all(store, lease, study)
-    with pytest.raises(ConfigError, match=r"budget.trials=9 is too small: 8 trials are spent .* promises 2 more"):
+    with pytest.raises(
+        ConfigError, match=r"budget.trials=9 is too small: 8 trials are spent .* promises 2 more"
+    ):
         store.studies.launch(replace(spec(cells=2), budget=Budget(9, 5)))
     assert store.reads.find("study").state == "FINISHED", "a refused launch changes nothing"
 
@@ -112,7 +128,10 @@ def test_shares_that_no_longer_fit_into_the_budget_are_refused(store: Store, lea
 def test_another_space_under_the_same_name_is_refused_and_named(store: Store) -> None:
     store.studies.launch(spec())
     other = replace(spec(), search=(Searched("x", "float", 0.0, 2.0),), directions=("minimize",))
-    with pytest.raises(ConfigError, match=r"study.direction \(maximize there, minimize here\).*search x .*study.name"):
+    with pytest.raises(
+        ConfigError,
+        match=r"study.direction \(maximize there, minimize here\).*search x .*study.name",
+    ):
         store.studies.launch(other)
 
 
@@ -128,20 +147,26 @@ def test_a_study_of_plain_optuna_is_not_taken_over(store: Store) -> None:
         store.studies.launch(spec())
 
 
-@pytest.mark.parametrize(("directions", "metrics"), [(("maximize",), ("acc",)), (("minimize", "maximize"), ("loss", "acc"))])
+@pytest.mark.parametrize(
+    ("directions", "metrics"),
+    [(("maximize",), ("acc",)), (("minimize", "maximize"), ("loss", "acc"))],
+)
 def test_optuna_knows_the_objectives_by_their_names(
     store: Store, directions: tuple[Direction, ...], metrics: tuple[str, ...]
 ) -> None:
     made = replace(spec(), directions=directions, metrics=metrics)
     study = store.studies.launch(made).study_id
     assert optuna.load_study(study_name="study", storage=store.url).metric_names == list(metrics)
-    sql(store.url, f"DELETE FROM study_system_attributes WHERE study_id = {study}")  # as an older version left it
+    # as an older version left it
+    sql(store.url, f"DELETE FROM study_system_attributes WHERE study_id = {study}")
     store.studies.launch(made)
     named = optuna.load_study(study_name="study", storage=store.url)
     assert named.metric_names == list(metrics)
     named.set_metric_names([f"my {metric}" for metric in metrics])
     store.studies.launch(made)
-    assert optuna.load_study(study_name="study", storage=store.url).metric_names == [f"my {metric}" for metric in metrics]
+    assert optuna.load_study(study_name="study", storage=store.url).metric_names == [
+        f"my {metric}" for metric in metrics
+    ]
 
 
 def test_of_two_launches_with_different_spaces_one_wins(database_url: str) -> None:
@@ -150,7 +175,11 @@ def test_of_two_launches_with_different_spaces_one_wins(database_url: str) -> No
     def launch(high: float) -> None:
         store = Store(database_url)
         try:
-            answers.append(store.studies.launch(replace(spec(), search=(Searched("x", "float", 0.0, high),))).created)
+            answers.append(
+                store.studies.launch(
+                    replace(spec(), search=(Searched("x", "float", 0.0, high),))
+                ).created
+            )
         except ConfigError as error:
             answers.append(str(error))
         store.rest()
@@ -173,7 +202,8 @@ def test_a_claim_late_in_a_large_grid_walks_an_index(store: Store, lease: Worker
         str(r[0])
         for r in sql(
             store.url,
-            f"EXPLAIN SELECT * FROM orchestrator.ticket WHERE study_id = {launched.study_id} AND state = 'OPEN' "
+            f"EXPLAIN SELECT * FROM orchestrator.ticket WHERE study_id = {launched.study_id} AND "
+            "state = 'OPEN' "
             "AND share IS NOT NULL ORDER BY ordinal LIMIT 1 FOR UPDATE SKIP LOCKED",
         )
     )
@@ -181,24 +211,33 @@ def test_a_claim_late_in_a_large_grid_walks_an_index(store: Store, lease: Worker
     assert "Sort" not in plan
 
 
-# ---------------------------------------------------------------------------------------------------------------- failures
+# ----------------------------------------------------------------------------------------- failures
 
 
-def test_a_failed_ticket_is_tried_three_times_more_then_its_cell_is_closed(store: Store, lease: WorkerLease) -> None:
+def test_a_failed_ticket_is_tried_three_times_more_then_its_cell_is_closed(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=2, per_cell=2, trials=4)).study_id
     tried: Counter[int] = Counter()
     while (claim := start(store, lease, study)) is not None:
         tried[claim.cell] += 1
-        end(store, claim, Failed("exception", "ValueError: no\nlog: x") if claim.cell == 0 else None)
+        end(
+            store, claim, Failed("exception", "ValueError: no\nlog: x") if claim.cell == 0 else None
+        )
     progress = store.reads.progress(store.reads.find("study"), maximize=True)
     closed, healthy = progress.cells
     assert tried[0] == 4
-    assert (closed.state, closed.reason) == ("CLOSED", "4 trials failed in a row; the last: ValueError: no")
+    assert (closed.state, closed.reason) == (
+        "CLOSED",
+        "4 trials failed in a row; the last: ValueError: no",
+    )
     assert healthy.completed == 4, "what the closed cell left goes to the others"
     assert progress.study.state == "FINISHED"
 
 
-def test_when_every_cell_is_closed_the_study_ends_and_says_so(store: Store, lease: WorkerLease) -> None:
+def test_when_every_cell_is_closed_the_study_ends_and_says_so(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=2, trials=20)).study_id
     while (claim := start(store, lease, study)) is not None:
         end(store, claim, Failed("exception", "no"))
@@ -207,7 +246,9 @@ def test_when_every_cell_is_closed_the_study_ends_and_says_so(store: Store, leas
     assert (again.added, again.open_tickets, again.reason) == (0, 0, "every cell is closed")
 
 
-def test_failures_in_a_row_are_counted_not_failures_in_all(store: Store, lease: WorkerLease) -> None:
+def test_failures_in_a_row_are_counted_not_failures_in_all(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1, trials=10)).study_id
     turns = 0
     while (claim := start(store, lease, study)) is not None:
@@ -217,7 +258,7 @@ def test_failures_in_a_row_are_counted_not_failures_in_all(store: Store, lease: 
     assert (cell.state, cell.completed, cell.failed) == ("OPEN", 10, 10)
 
 
-# ------------------------------------------------------------------------------------------------------------------ leases
+# ------------------------------------------------------------------------------------------- leases
 
 
 def test_a_released_trial_goes_on_as_the_same_trial(store: Store, lease: WorkerLease) -> None:
@@ -227,7 +268,12 @@ def test_a_released_trial_goes_on_as_the_same_trial(store: Store, lease: WorkerL
     store.ledger.release(first, "drained")
     again = start(store, lease, study)
     assert again is not None
-    assert (again.number, again.values, again.attempt, again.resumed) == (first.number, first.values, 2, True)
+    assert (again.number, again.values, again.attempt, again.resumed) == (
+        first.number,
+        first.values,
+        2,
+        True,
+    )
     assert again.token != first.token
     end(store, again)
     trials = optuna.load_study(study_name="study", storage=store.url).trials
@@ -235,7 +281,9 @@ def test_a_released_trial_goes_on_as_the_same_trial(store: Store, lease: WorkerL
     assert trials[0].user_attrs["orchestrator:attempts"] == 2
 
 
-def test_a_claim_given_back_before_its_trial_exists_leaves_no_trace(store: Store, lease: WorkerLease) -> None:
+def test_a_claim_given_back_before_its_trial_exists_leaves_no_trace(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1)).study_id
     claim = store.ledger.claim(lease, [study], PLACE)
     assert claim is not None
@@ -246,7 +294,9 @@ def test_a_claim_given_back_before_its_trial_exists_leaves_no_trace(store: Store
     assert optuna.load_study(study_name="study", storage=store.url).trials == []
 
 
-def test_the_result_of_an_old_lease_is_refused_once_another_holds_the_trial(store: Store, lease: WorkerLease) -> None:
+def test_the_result_of_an_old_lease_is_refused_once_another_holds_the_trial(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1)).study_id
     old = start(store, lease, study)
     assert old is not None
@@ -261,7 +311,9 @@ def test_the_result_of_an_old_lease_is_refused_once_another_holds_the_trial(stor
     assert optuna.load_study(study_name="study", storage=store.url).best_value == 2.0
 
 
-def test_a_late_result_is_welcome_while_nobody_took_the_trial_up(store: Store, lease: WorkerLease) -> None:
+def test_a_late_result_is_welcome_while_nobody_took_the_trial_up(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1)).study_id
     claim = start(store, lease, study)
     assert claim is not None
@@ -308,7 +360,9 @@ def test_a_worker_that_leaves_gives_back_what_it_holds(store: Store, lease: Work
 
 
 def test_a_worker_that_renewed_in_time_is_not_evicted(store: Store, lease: WorkerLease) -> None:
-    assert not store.ledger.evict(Silent(lease.worker_id, dead=False, reason="looked silent a moment ago"))
+    assert not store.ledger.evict(
+        Silent(lease.worker_id, dead=False, reason="looked silent a moment ago")
+    )
     store.fleet.renew(lease, "idle")
 
 
@@ -318,7 +372,9 @@ def test_no_slot_is_given_to_a_worker_that_is_gone(store: Store, lease: WorkerLe
         store.fleet.claim_slot(lease, [SlotOffer("host", "GPU-0", 0, "H100")])
 
 
-def test_attempts_that_are_lost_with_their_keeper_are_counted(store: Store, lease: WorkerLease) -> None:
+def test_attempts_that_are_lost_with_their_keeper_are_counted(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1)).study_id
     for _ in range(3):
         claim = start(store, lease, study)
@@ -327,7 +383,9 @@ def test_attempts_that_are_lost_with_their_keeper_are_counted(store: Store, leas
     assert store.reads.trials(study)[0].state == "FAIL"
 
 
-def test_a_deleted_study_does_not_stop_the_eviction_of_its_worker(store: Store, lease: WorkerLease) -> None:
+def test_a_deleted_study_does_not_stop_the_eviction_of_its_worker(
+    store: Store, lease: WorkerLease
+) -> None:
     once = replace(spec(cells=1), runner={**spec().runner, "max_attempts": 1})
     study = store.studies.launch(once).study_id
     start(store, lease, study)
@@ -393,14 +451,18 @@ def test_a_trial_that_loses_every_worker_fails_in_the_end(store: Store) -> None:
 def test_only_a_lease_that_ran_out_by_the_databases_clock_is_silent(store: Store) -> None:
     short, long = store.fleet.register(0.2), store.fleet.register(60)
     sql(store.url, "UPDATE orchestrator.worker SET process_scope = 'another host'")
-    wait_until(lambda: [s.worker_id for s in store.fleet.silent(60)] == [short.worker_id], timeout=5)
+    wait_until(
+        lambda: [s.worker_id for s in store.fleet.silent(60)] == [short.worker_id], timeout=5
+    )
     assert store.fleet.silent(0.1) == [], "the caller must have been in contact for the lease's TTL"
     store.fleet.renew(short, "idle")
     store.fleet.renew(long, "idle")
 
 
 def test_a_dead_process_of_this_host_is_silent_at_once(store: Store) -> None:
-    child = multiprocessing.get_context("spawn").Process(target=_register_and_die, args=(store.url,))
+    child = multiprocessing.get_context("spawn").Process(
+        target=_register_and_die, args=(store.url,)
+    )
     child.start()
     child.join()
     assert len(store.fleet.silent(0)) == 1
@@ -422,7 +484,9 @@ def test_the_processes_of_this_host_are_looked_at_more_often_than_asked_for(
     assert store.fleet.dead_here() == [], "it is told once"
     assert counted.take() == (0, 0)
     monkeypatch.setattr(fleet, "HERE_EVERY_S", 0.0)
-    assert [one.dead for one in store.fleet.dead_here()] == [True], "and again if nobody could evict it"
+    assert [one.dead for one in store.fleet.dead_here()] == [True], (
+        "and again if nobody could evict it"
+    )
     assert counted.take() == (1, 1)
 
 
@@ -440,17 +504,21 @@ def test_a_slot_is_held_by_one_worker_until_it_leaves(store: Store) -> None:
     workers = [store.fleet.register(60) for _ in range(3)]
     held = [store.fleet.claim_slot(worker, offers) for worker in workers]
     assert held == [offers[0], offers[1], None]
-    assert store.fleet.claim_slot(workers[0], offers) == offers[0], "asked again, after an answer that was lost"
+    assert store.fleet.claim_slot(workers[0], offers) == offers[0], (
+        "asked again, after an answer that was lost"
+    )
     assert len(store.fleet.holders("host")) == 2
     store.ledger.deregister(workers[0], "done")
     store.ledger.evict(gone(workers[1]))
     assert store.fleet.claim_slot(workers[2], offers) == offers[0]
 
 
-# ------------------------------------------------------------------------------------------------------ time and deadlines
+# ------------------------------------------------------------------------------- time and deadlines
 
 
-def test_after_its_hours_a_study_hands_out_nothing_and_ends(store: Store, lease: WorkerLease) -> None:
+def test_after_its_hours_a_study_hands_out_nothing_and_ends(
+    store: Store, lease: WorkerLease
+) -> None:
     limited = replace(spec(cells=2, trials=9), budget=Budget(9, 1, hours=1.0))
     study = store.studies.launch(limited).study_id
     claim, other = start(store, lease, study), start(store, store.fleet.register(60), study)
@@ -467,10 +535,12 @@ def test_after_its_hours_a_study_hands_out_nothing_and_ends(store: Store, lease:
     assert states == ["COMPLETE", "FAIL"], "none stays RUNNING for ever"
     more = replace(limited, budget=Budget(9, 1))
     assert store.studies.launch(more).open_tickets == 8
-    assert len(run_all(store, store.fleet.register(60), study)) == 8, "running out of time closed no cell"
+    assert len(run_all(store, store.fleet.register(60), study)) == 8, (
+        "running out of time closed no cell"
+    )
 
 
-# -------------------------------------------------------------------------------------------------------------- real races
+# --------------------------------------------------------------------------------------- real races
 
 
 @pytest.mark.parametrize(("fail", "release"), [(0.0, 0.0), (0.1, 0.15)])
@@ -484,7 +554,12 @@ def test_many_processes_race_for_one_grid_and_every_cell_is_done_exactly_once(
     store.rest()
     context = multiprocessing.get_context("spawn")
     with context.Pool(6) as pool:
-        jobs = [pool.apply_async(work, (database_url, study), {"fail": fail, "release": release, "seed": k}) for k in range(6)]
+        jobs = [
+            pool.apply_async(
+                work, (database_url, study), {"fail": fail, "release": release, "seed": k}
+            )
+            for k in range(6)
+        ]
         while not all(job.ready() for job in jobs):
             seen_while_running = max(seen_while_running, len(reader.get_trials(deepcopy=False)))
         ended = sum(job.get() for job in jobs)
@@ -498,7 +573,9 @@ def test_many_processes_race_for_one_grid_and_every_cell_is_done_exactly_once(
     store.rest()
 
 
-def test_numbers_stay_distinct_beside_trials_of_plain_optuna(store: Store, lease: WorkerLease) -> None:
+def test_numbers_stay_distinct_beside_trials_of_plain_optuna(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=20)).study_id
     foreign = optuna.load_study(study_name="study", storage=store.url)
 
@@ -513,19 +590,28 @@ def test_numbers_stay_distinct_beside_trials_of_plain_optuna(store: Store, lease
     numbers = [t.number for t in optuna.load_study(study_name="study", storage=store.url).trials]
     assert numbers == list(range(30))
     assert len(done) == 20, "foreign trials are observed, never counted"
-    assert {n.number for n in store.reads.foreign(study, [])} == set(numbers) - {c.number for c in done}
+    assert {n.number for n in store.reads.foreign(study, [])} == set(numbers) - {
+        c.number for c in done
+    }
 
 
-def test_news_never_skips_a_trial_whose_transaction_commits_late(store: Store, lease: WorkerLease) -> None:
+def test_news_never_skips_a_trial_whose_transaction_commits_late(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
     other = store.fleet.register(60)
-    slow, quick = store.ledger.claim(lease, [study], PLACE), store.ledger.claim(other, [study], PLACE)
+    slow, quick = (
+        store.ledger.claim(lease, [study], PLACE),
+        store.ledger.claim(other, [study], PLACE),
+    )
     assert slow is not None
     assert quick is not None
     holder = psycopg2.connect(store.url.replace("+psycopg2", ""))
     holder.cursor().execute("SELECT FROM studies WHERE study_id = %s FOR UPDATE", (study,))
     created: list[Claim] = []
-    thread = threading.Thread(target=lambda: created.append(store.ledger.create(slow, suggestion(slow), lease, PLACE)))
+    thread = threading.Thread(
+        target=lambda: created.append(store.ledger.create(slow, suggestion(slow), lease, PLACE))
+    )
     thread.start()
     wait_until(_waits_for_lock(store.url), timeout=10)
     assert store.reads.news(study, 0) == ([], 0)
@@ -540,7 +626,10 @@ def test_news_never_skips_a_trial_whose_transaction_commits_late(store: Store, l
 
 
 def _waits_for_lock(url: str) -> Callable[[], object]:
-    return lambda: sql(url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%studies%'")
+    return lambda: sql(
+        url,
+        "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%studies%'",
+    )
 
 
 def test_a_trial_as_plain_optuna_reads_it_is_whole(store: Store, lease: WorkerLease) -> None:
@@ -552,17 +641,29 @@ def test_a_trial_as_plain_optuna_reads_it_is_whole(store: Store, lease: WorkerLe
     assert running.params == {"a": 0, "x": 0.5}
     store.ledger.report(claim, {0: 0.1, 2: float("nan")}, {"note": "ü \u0000"})
     store.ledger.report(claim, {0: 9.9, 3: float("-inf")}, {"note": "second"})
-    store.ledger.finish(claim, Completed((float("inf"),), {"loss": 0.25}), reports={4: 1.0}, attrs={"last": [1, None]})
+    store.ledger.finish(
+        claim,
+        Completed((float("inf"),), {"loss": 0.25}),
+        reports={4: 1.0},
+        attrs={"last": [1, None]},
+    )
     done = optuna.load_study(study_name="study", storage=store.url).trials[0]
     assert done.value == float("inf")
-    assert {k: str(v) for k, v in done.intermediate_values.items()} == {0: "0.1", 2: "nan", 3: "-inf", 4: "1.0"}
+    assert {k: str(v) for k, v in done.intermediate_values.items()} == {
+        0: "0.1",
+        2: "nan",
+        3: "-inf",
+        4: "1.0",
+    }
     assert done.user_attrs == {"note": "second", "loss": 0.25, "last": [1, None]}
     assert done.duration is not None
     assert 0 <= done.duration.total_seconds() < 60
     assert done.system_attrs == {"k": 1}
 
 
-def test_deleting_the_study_elsewhere_ends_its_trials_as_lost_and_frees_the_name(store: Store, lease: WorkerLease) -> None:
+def test_deleting_the_study_elsewhere_ends_its_trials_as_lost_and_frees_the_name(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=1)).study_id
     claim = start(store, lease, study)
     assert claim is not None
@@ -573,8 +674,12 @@ def test_deleting_the_study_elsewhere_ends_its_trials_as_lost_and_frees_the_name
     assert store.studies.launch(spec(cells=3)).created
 
 
-def test_a_share_given_back_after_its_cell_was_closed_goes_to_the_others(store: Store, lease: WorkerLease) -> None:
-    study = store.studies.launch(spec(cells=2, per_cell=2, budget=Budget(4, 2, max_failures_per_cell=0))).study_id
+def test_a_share_given_back_after_its_cell_was_closed_goes_to_the_others(
+    store: Store, lease: WorkerLease
+) -> None:
+    study = store.studies.launch(
+        spec(cells=2, per_cell=2, budget=Budget(4, 2, max_failures_per_cell=0))
+    ).study_id
     others = [store.fleet.register(60) for _ in range(2)]
     failing, running = start(store, lease, study), start(store, others[0], study)
     waiting = store.ledger.claim(others[1], [study], PLACE)
@@ -590,8 +695,12 @@ def test_a_share_given_back_after_its_cell_was_closed_goes_to_the_others(store: 
     assert store.doctor.examine().findings == ()
 
 
-def test_a_study_ends_when_the_last_claim_is_given_back_into_closed_cells(store: Store, lease: WorkerLease) -> None:
-    study = store.studies.launch(spec(cells=1, per_cell=2, budget=Budget(2, 2, max_failures_per_cell=0))).study_id
+def test_a_study_ends_when_the_last_claim_is_given_back_into_closed_cells(
+    store: Store, lease: WorkerLease
+) -> None:
+    study = store.studies.launch(
+        spec(cells=1, per_cell=2, budget=Budget(2, 2, max_failures_per_cell=0))
+    ).study_id
     other = store.fleet.register(60)
     failing, waiting = start(store, lease, study), store.ledger.claim(other, [study], PLACE)
     assert failing is not None

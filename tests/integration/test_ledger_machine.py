@@ -1,6 +1,8 @@
-"""The ledger as a state machine: several workers, people and faults in random orders, against a model and the doctor.
+"""The ledger as a state machine: several workers, people and faults in random orders, against a
+model and the doctor.
 
-A longer search than the one of every run: ``LEDGER_EXAMPLES=2000 pytest --timeout=0 tests/integration/test_ledger_machine.py``.
+A longer search than the one of every run: ``LEDGER_EXAMPLES=2000 pytest --timeout=0
+tests/integration/test_ledger_machine.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from orchestrator.errors import ConfigError, LeaseLostError
 from orchestrator.model import Budget, Completed, Failed, Pruned
@@ -30,7 +39,8 @@ SETTINGS = settings(
     max_examples=_EXAMPLES or 8,
     stateful_step_count=60 if _EXAMPLES else 30,
     derandomize=not _EXAMPLES,
-    phases=tuple(Phase) if _EXAMPLES else (Phase.generate,),  # to make a failure small takes minutes
+    # to make a failure small takes minutes
+    phases=tuple(Phase) if _EXAMPLES else (Phase.generate,),
     database=None,
     deadline=None,
     print_blob=True,
@@ -39,7 +49,9 @@ SETTINGS = settings(
 
 ANY = st.integers(0, 11)
 REPEATED = st.sampled_from([1, 1, 2])
-"""How often a step is done: the second time as by a worker that never got the first one's answer."""
+"""How often a step is done: the second time as by a worker that never got the first
+one's answer.
+"""
 OUTCOMES = st.sampled_from(
     [
         Completed((1.0,), {"note": "x"}),
@@ -53,7 +65,9 @@ OUTCOMES = st.sampled_from(
 
 @dataclass
 class Known:
-    """What the model knows of a trial. `token` is of its last claim; `worker` None: nobody runs it."""
+    """What the model knows of a trial. `token` is of its last claim; `worker` None:
+    nobody runs it.
+    """
 
     state: str
     token: int
@@ -71,7 +85,9 @@ class Known:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """One study a run; trials by their id, claims in the order in which workers got them, old ones too."""
+    """One study a run; trials by their id, claims in the order in which workers got them, old ones
+    too.
+    """
 
     numbers = itertools.count()
 
@@ -101,23 +117,32 @@ class LedgerMachine(RuleBasedStateMachine):
         budget = Budget(cells * per_cell + rest, per_cell, max_failures_per_cell=allowed)
         runner = {**RUNNER, "max_attempts": MAX_ATTEMPTS, "retries": MAX_RETRIES}
         infeasible = {"max_per_cell": None, "monotone": {"a": "memory"} if grows else {}}
-        self.spec = replace(spec(self.name, cells=cells), budget=budget, runner=runner, infeasible=infeasible)
+        self.spec = replace(
+            spec(self.name, cells=cells), budget=budget, runner=runner, infeasible=infeasible
+        )
         self.study = self.store.studies.launch(self.spec).study_id
         self.join()
         self.join()
 
-    # ----------------------------------------------------------------------------------------------------------- workers
+    # -------------------------------------------------------------------------------------- workers
 
     @precondition(lambda self: len(self.workers) - len(self.gone) < 4)
     @rule()
     def join(self) -> None:
         lease = self.store.fleet.register(3600)
         assert lease.token not in self.tokens()
-        some = [SlotOffer("host", "GPU", 0, "H100", 80 * 2**30), SlotOffer("host", "GPU", 1, "A10", 24 * 2**30)]
+        some = [
+            SlotOffer("host", "GPU", 0, "H100", 80 * 2**30),
+            SlotOffer("host", "GPU", 1, "A10", 24 * 2**30),
+        ]
         self.store.fleet.claim_slot(lease, some)
         self.workers.append(lease)
 
-    @rule(which=ANY, what=st.sampled_from(["renew", "fall silent", "evict", "dies", "deregister"]), times=REPEATED)
+    @rule(
+        which=ANY,
+        what=st.sampled_from(["renew", "fall silent", "evict", "dies", "deregister"]),
+        times=REPEATED,
+    )
     def worker_event(self, which: int, what: str, times: int) -> None:
         if what == "renew":
             self.renew(which)
@@ -136,7 +161,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def fall_silent(self, which: int) -> None:
         lease = self.worker(which)
-        self.sql(f"UPDATE orchestrator.worker SET lease_until = now() - interval '1 s' WHERE worker_id = {lease.worker_id}")
+        self.sql(
+            "UPDATE orchestrator.worker SET lease_until = now() - interval '1 s' WHERE "
+            f"worker_id = {lease.worker_id}"
+        )
         self.expired.add(lease.worker_id)
 
     def evict(self, which: int, dead: bool, times: int) -> None:
@@ -156,7 +184,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.give_back_all(lease.worker_id)
                 self.gone.add(lease.worker_id)
 
-    # ------------------------------------------------------------------------------------------------------------ trials
+    # --------------------------------------------------------------------------------------- trials
 
     @rule(which=ANY)
     def begin(self, which: int) -> None:
@@ -164,7 +192,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(which=ANY, times=REPEATED, creates=st.sampled_from([0, 1, 2]))
     def begin_stuttering(self, which: int, times: int, creates: int) -> None:
-        """Claims what is next and creates its trial, either of them perhaps twice, or not at all."""
+        """Claims what is next and creates its trial, either of them perhaps twice, or
+        not at all.
+        """
         lease = self.worker(which)
         claim = None
         for _ in range(times):
@@ -250,20 +280,28 @@ class LedgerMachine(RuleBasedStateMachine):
         for outcome in outcomes:
             state = {Completed: "COMPLETE", Pruned: "PRUNED", Failed: "FAIL"}[type(outcome)]
             accepted = self.holds(claim, known) and known.state == "RUNNING"
-            with self.refused_if(not accepted and not (self.holds(claim, known) and known.state == state)):
+            with self.refused_if(
+                not accepted and not (self.holds(claim, known) and known.state == state)
+            ):
                 self.store.ledger.finish(claim, outcome, reports={0: 1.0}, attrs={})
             if accepted:
                 known.state, known.worker = state, None
-                spends = state == "COMPLETE" or (state == "PRUNED" and self.holds_ticket(claim, known))
+                spends = state == "COMPLETE" or (
+                    state == "PRUNED" and self.holds_ticket(claim, known)
+                )
                 self.accepted[known.ticket] += spends
                 self.complete[known.cell] += state == "COMPLETE"
 
     def holds_ticket(self, claim: Claim, known: Known) -> bool:
-        """Whether a pruned trial has spent its ticket: any but one that left its cell's last share to another try."""
+        """Whether a pruned trial has spent its ticket: any but one that left its cell's last share
+        to another try.
+        """
         ((holds, pruned, free),) = self.sql(
             "SELECT t.holds_ticket, "
-            "(SELECT count(*) FROM orchestrator.trial o WHERE o.cell_id = t.cell_id AND o.state = 'PRUNED'), EXISTS ("
-            "SELECT FROM orchestrator.ticket k WHERE k.study_id = t.study_id AND k.state = 'OPEN' AND k.cell_id IS NULL) "
+            "(SELECT count(*) FROM orchestrator.trial o WHERE o.cell_id = t.cell_id AND o.state = "
+            "'PRUNED'), EXISTS ("
+            "SELECT FROM orchestrator.ticket k WHERE k.study_id = t.study_id AND k.state = 'OPEN' "
+            "AND k.cell_id IS NULL) "
             f"FROM orchestrator.trial t WHERE t.trial_id = {claim.trial_id}"
         )
         if not holds:
@@ -284,12 +322,14 @@ class LedgerMachine(RuleBasedStateMachine):
         claim, known = self.claim(which)
         for _ in range(times):
             with self.refused_if(not self.holds(claim, known) or known.state != "RUNNING"):
-                again = self.store.ledger.retry(claim, Failed("exception", "network\nis away"), reports={0: 1.0}, attrs={})
+                again = self.store.ledger.retry(
+                    claim, Failed("exception", "network\nis away"), reports={0: 1.0}, attrs={}
+                )
                 assert again is (known.worker is None or known.retries < MAX_RETRIES)
                 if again and known.worker is not None:
                     known.worker, known.retries = None, known.retries + 1
 
-    # ------------------------------------------------------------------------------------------------- the study and people
+    # ------------------------------------------------------------------------- the study and people
 
     @precondition(lambda self: self.idle)
     @rule()
@@ -299,7 +339,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(more=st.integers(0, 2), share=st.booleans())
     def launch_again(self, more: int, share: bool) -> None:
         before = self.spec.budget
-        budget = replace(before, per_cell=before.per_cell + share, trials=before.trials + more + share * self.spec.n_cells)
+        budget = replace(
+            before,
+            per_cell=before.per_cell + share,
+            trials=before.trials + more + share * self.spec.n_cells,
+        )
         larger = replace(self.spec, budget=budget)
         with suppress(ConfigError):  # closed cells' shares went to others, and one was opened again
             self.store.studies.launch(larger)
@@ -309,9 +353,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.claims) > 2)
     @rule(over=st.booleans(), later=st.booleans())
     def end_studies(self, over: bool, later: bool) -> None:
-        """The sweep of any worker, perhaps after the study's time, perhaps long after the last attempts."""
+        """The sweep of any worker, perhaps after the study's time, perhaps long after the last
+        attempts.
+        """
         if over:
-            self.sql(f"UPDATE orchestrator.study SET deadline_at = now() - interval '1 s' WHERE study_id = {self.study}")
+            self.sql(
+                "UPDATE orchestrator.study SET deadline_at = now() - interval '1 s' WHERE "
+                f"study_id = {self.study}"
+            )
         if later:
             self.sql("UPDATE orchestrator.attempt SET ended_at = ended_at - interval '30 s'")
         held = any(known.live and known.worker is not None for known in self.trials.values())
@@ -337,11 +386,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def add_foreign_trial(self) -> None:
         """As plain Optuna does."""
         self.sql(
-            f"SELECT FROM studies WHERE study_id = {self.study} FOR UPDATE; INSERT INTO trials (number, study_id, state) "
-            f"SELECT coalesce(max(number) + 1, 0), {self.study}, 'WAITING' FROM trials WHERE study_id = {self.study}"
+            f"SELECT FROM studies WHERE study_id = {self.study} FOR UPDATE; INSERT INTO trials "
+            "(number, study_id, state) "
+            f"SELECT coalesce(max(number) + 1, 0), {self.study}, 'WAITING' FROM trials WHERE "
+            f"study_id = {self.study}"
         )
 
-    # ------------------------------------------------------------------------------------------------------ what must hold
+    # ------------------------------------------------------------------------------- what must hold
 
     @invariant()
     def nothing_is_wrong(self) -> None:
@@ -353,10 +404,18 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def the_ledger_is_as_the_model(self) -> None:
         if hasattr(self, "study"):
-            rows = self.sql(f"SELECT trial_id, state, token, worker_id FROM orchestrator.trial WHERE study_id = {self.study}")
-            known = {k: (t.state, t.token, t.worker) for k, t in self.trials.items() if t.state != "gone"}
+            rows = self.sql(
+                "SELECT trial_id, state, token, worker_id FROM orchestrator.trial WHERE "
+                f"study_id = {self.study}"
+            )
+            known = {
+                k: (t.state, t.token, t.worker) for k, t in self.trials.items() if t.state != "gone"
+            }
             assert {row[0]: tuple(row[1:]) for row in rows} == known
-            spent = self.sql(f"SELECT ordinal FROM orchestrator.ticket WHERE study_id = {self.study} AND state = 'SPENT'")
+            spent = self.sql(
+                f"SELECT ordinal FROM orchestrator.ticket WHERE study_id = {self.study} AND "
+                "state = 'SPENT'"
+            )
             assert all(n <= 1 for n in self.accepted.values()), "a ticket is accepted once"
             assert {row[0] for row in spent} == {ticket for ticket, n in self.accepted.items() if n}
 
@@ -370,7 +429,10 @@ class LedgerMachine(RuleBasedStateMachine):
             self.store.studies.launch(self.spec)
         except ConfigError as refused:
             note(str(refused))
-            budget = replace(self.spec.budget, trials=self.spec.budget.trials + self.spec.n_cells * self.spec.budget.per_cell)
+            budget = replace(
+                self.spec.budget,
+                trials=self.spec.budget.trials + self.spec.n_cells * self.spec.budget.per_cell,
+            )
             self.spec = replace(self.spec, budget=budget)
             self.store.studies.launch(self.spec)
         self.join()
@@ -388,10 +450,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def every_cell_has_its_share(self) -> None:
         cells = self.sql(
-            "SELECT c.state, count(*) FILTER (WHERE k.state = 'SPENT' AND NOT k.extra) FROM orchestrator.cell c "
-            f"LEFT JOIN orchestrator.ticket k USING (cell_id) WHERE c.study_id = {self.study} GROUP BY c.cell_id"
+            "SELECT c.state, count(*) FILTER (WHERE k.state = 'SPENT' AND NOT k.extra) FROM "
+            "orchestrator.cell c "
+            f"LEFT JOIN orchestrator.ticket k USING (cell_id) WHERE c.study_id = {self.study} "
+            "GROUP BY c.cell_id"
         )
-        closed = self.sql(f"SELECT 1 FROM orchestrator.event WHERE study_id = {self.study} AND kind = 'cell closed'")
+        closed = self.sql(
+            f"SELECT 1 FROM orchestrator.event WHERE study_id = {self.study} AND kind = 'cell "
+            "closed'"
+        )
         budget = self.spec.budget
         assert sum(n for _, n in cells) <= budget.trials
         assert all(n >= budget.per_cell for state, n in cells if state == "OPEN")
@@ -400,7 +467,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if budget.trials == self.spec.n_cells * budget.per_cell:
                 assert {n for _, n in cells} == {budget.per_cell}
 
-    # ----------------------------------------------------------------------------------------------------------- the model
+    # ------------------------------------------------------------------------------------ the model
 
     def sql(self, statement: str) -> list[Any]:
         with self.database.transaction() as c:
@@ -429,7 +496,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def stale(self) -> list[int]:
         """Positions of the claims whose trial others have taken up, or that is no more."""
-        return [k for k, (_, claim) in enumerate(self.claims) if not self.holds(claim, self.trials[claim.trial_id])]
+        return [
+            k
+            for k, (_, claim) in enumerate(self.claims)
+            if not self.holds(claim, self.trials[claim.trial_id])
+        ]
 
     def tokens(self) -> list[int]:
         return [lease.token for lease in self.workers] + [claim.token for _, claim in self.claims]
@@ -442,10 +513,18 @@ class LedgerMachine(RuleBasedStateMachine):
         known = self.trials.get(claim.trial_id)
         if known is None:
             assert claim.number is None
-            known = self.trials[claim.trial_id] = Known("CLAIMED", claim.token, lease.worker_id, claim.cell, claim.ticket)
+            known = self.trials[claim.trial_id] = Known(
+                "CLAIMED", claim.token, lease.worker_id, claim.cell, claim.ticket
+            )
         else:
-            assert (known.state, known.worker) == ("RUNNING", None), "only what nobody runs is taken up"
-            assert (claim.values, claim.cell, claim.ticket) == (known.values, known.cell, known.ticket), "as the same trial"
+            assert (known.state, known.worker) == ("RUNNING", None), (
+                "only what nobody runs is taken up"
+            )
+            assert (claim.values, claim.cell, claim.ticket) == (
+                known.values,
+                known.cell,
+                known.ticket,
+            ), "as the same trial"
             assert claim.attempt == known.attempts + 1
             known.token, known.worker, known.attempts = claim.token, lease.worker_id, claim.attempt
         self.claims.append((lease, claim))
@@ -482,12 +561,15 @@ class LedgerMachine(RuleBasedStateMachine):
             self.give_back(known, lost=True)
 
     def see_abandoned(self) -> None:
-        """A study that ends fails the trials that nobody runs, and only those; so does a cell that fits nobody's device."""
+        """A study that ends fails the trials that nobody runs, and only those; so does a cell that
+        fits nobody's device.
+        """
         finished = self.store.reads.find(self.name).state == "FINISHED"
         failed = {
             row[0]
             for row in self.sql(
-                "SELECT t.trial_id FROM orchestrator.trial t JOIN orchestrator.cell c ON c.cell_id = t.cell_id "
+                "SELECT t.trial_id FROM orchestrator.trial t JOIN orchestrator.cell c ON "
+                "c.cell_id = t.cell_id "
                 f"WHERE t.state = 'FAIL' AND t.study_id = {self.study} "
                 f"AND ({finished} OR starts_with(c.reason, 'no living worker has'))"
             )
@@ -497,7 +579,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 known.state = "FAIL"
 
 
-def test_in_any_order_of_steps_and_faults_nothing_is_lost_and_nothing_accepted_twice(database_url: str) -> None:
+def test_in_any_order_of_steps_and_faults_nothing_is_lost_and_nothing_accepted_twice(
+    database_url: str,
+) -> None:
     store, database = Store(database_url), Database(storage_url(database_url))
     try:
         run_state_machine_as_test(lambda: LedgerMachine(store, database), settings=SETTINGS)

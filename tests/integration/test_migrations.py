@@ -1,4 +1,6 @@
-"""The schemas: made once however many ask, what the migrations make is what the code says, foreign revisions are refused."""
+"""The schemas: made once however many ask, what the migrations make is what the code says, foreign
+revisions are refused.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def execute(url: str, statement: str) -> None:
     connection.close()
 
 
-def test_ten_that_start_at_once_on_an_empty_database_all_find_it_ready(empty_database_url: str) -> None:
+def test_ten_that_start_at_once_on_an_empty_database_all_find_it_ready(
+    empty_database_url: str,
+) -> None:
     with multiprocessing.get_context("spawn").Pool(10) as pool:
         pool.map(migrate, [empty_database_url] * 10, chunksize=1)
     store = Store(empty_database_url)
@@ -61,11 +65,17 @@ def test_a_study_of_the_first_schema_goes_on_after_the_upgrade(empty_database_ur
         study = spec(cells=1)
         connection.execute(sa.text("INSERT INTO studies (study_name) VALUES ('study')"))
         connection.execute(
-            sa.text("INSERT INTO orchestrator.study (study_id, name, spec, spec_hash) VALUES (1, 'study', :spec, :hash)"),
+            sa.text(
+                "INSERT INTO orchestrator.study (study_id, name, spec, spec_hash) VALUES (1, "
+                "'study', :spec, :hash)"
+            ),
             {"spec": json.dumps(study.to_json()), "hash": study.spec_hash()},
         )
         connection.execute(
-            sa.text("INSERT INTO orchestrator.cell (study_id, ordinal, values, bound) VALUES (1, 0, CAST(:v AS json), 1)"),
+            sa.text(
+                "INSERT INTO orchestrator.cell (study_id, ordinal, values, bound) VALUES (1, 0, "
+                "CAST(:v AS json), 1)"
+            ),
             {"v": json.dumps({"a": 0})},
         )
         connection.execute(
@@ -84,21 +94,32 @@ def test_a_study_of_the_first_schema_goes_on_after_the_upgrade(empty_database_ur
     store.rest()
 
 
-def test_a_worker_of_the_version_before_goes_on_while_the_schema_is_upgraded(database_url: str) -> None:
+def test_a_worker_of_the_version_before_goes_on_while_the_schema_is_upgraded(
+    database_url: str,
+) -> None:
     """What the workers of revision 0006 say when they claim, as they say it."""
     store = Store(database_url)
     study = store.studies.launch(spec(cells=1)).study_id
     execute(
         database_url,
-        "INSERT INTO orchestrator.worker (token, host, process_scope, pid, pid_started, ttl_s, lease_until)"
-        " VALUES (nextval('orchestrator.token_seq'), 'host', 'elsewhere', 1, 1, 60, clock_timestamp() + interval '60 s');"
+        "INSERT INTO orchestrator.worker (token, host, process_scope, pid, pid_started, ttl_s, "
+        "lease_until)"
+        " VALUES (nextval('orchestrator.token_seq'), 'host', 'elsewhere', 1, 1, 60, "
+        "clock_timestamp() + interval '60 s');"
         "UPDATE orchestrator.ticket SET state = 'LIVE';"
-        "INSERT INTO orchestrator.trial (study_id, ticket_id, cell_id, worker_id, token, retried_from)"
-        " SELECT t.study_id, t.ticket_id, t.cell_id, w.worker_id, nextval('orchestrator.token_seq'), t.retried_from"
+        "INSERT INTO orchestrator.trial (study_id, ticket_id, cell_id, worker_id, token, "
+        "retried_from)"
+        " SELECT t.study_id, t.ticket_id, t.cell_id, w.worker_id, "
+        "nextval('orchestrator.token_seq'), t.retried_from"
         " FROM orchestrator.ticket t, orchestrator.worker w",
     )
-    assert store.doctor.examine().findings == (), "it says nothing of what it holds, and is not held to lie"
-    execute(database_url, "UPDATE orchestrator.worker SET lease_until = clock_timestamp() - interval '1 s'")
+    assert store.doctor.examine().findings == (), (
+        "it says nothing of what it holds, and is not held to lie"
+    )
+    execute(
+        database_url,
+        "UPDATE orchestrator.worker SET lease_until = clock_timestamp() - interval '1 s'",
+    )
     assert store.ledger.evict(Silent(1, dead=False, reason="silent"))
     claim = start(store, store.fleet.register(60), study)
     assert claim is not None
@@ -141,7 +162,10 @@ def test_a_bare_scheme_means_psycopg2(scheme: str) -> None:
     assert storage_url(f"{scheme}://me@host/db").drivername == "postgresql+psycopg2"
 
 
-@pytest.mark.parametrize("url", ["mysql://me:s3cret@host/db", "me:s3cret@host", "postgresql+psycopg://me:s3cret@host/db", ""])
+@pytest.mark.parametrize(
+    "url",
+    ["mysql://me:s3cret@host/db", "me:s3cret@host", "postgresql+psycopg://me:s3cret@host/db", ""],
+)
 def test_another_database_is_refused_without_showing_the_password(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         storage_url(url)
@@ -167,7 +191,10 @@ def test_a_lock_that_is_never_released_gives_up_with_an_error(database_url: str)
     holder = psycopg2.connect(database_url.replace("+psycopg2", ""))
     holder.cursor().execute("LOCK TABLE orchestrator.study")
     database = Database(storage_url(database_url))
-    with pytest.raises(StoreUnavailableError, match="lock timeout"), database.transaction(lock_s=1) as connection:
+    with (
+        pytest.raises(StoreUnavailableError, match="lock timeout"),
+        database.transaction(lock_s=1) as connection,
+    ):
         connection.exec_driver_sql("SELECT * FROM orchestrator.study")
     holder.close()
     database.rest()

@@ -1,4 +1,6 @@
-"""Odd values in the database: plain Optuna, its dashboard and we read each as it was said, and it hides nothing else."""
+"""Odd values in the database: plain Optuna, its dashboard and we read each as it was said, and it
+hides nothing else.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,13 @@ class Database:
     def launch(self, wanted: StudySpec) -> int:
         return self.store.studies.launch(wanted).study_id
 
-    def end(self, claim: Claim, outcome: Completed, reports: Mapping[int, float], attrs: Mapping[str, Any]) -> None:
+    def end(
+        self,
+        claim: Claim,
+        outcome: Completed,
+        reports: Mapping[int, float],
+        attrs: Mapping[str, Any],
+    ) -> None:
         self.store.ledger.report(claim, reports, attrs)
         self.store.ledger.finish(claim, outcome, reports={}, attrs={})
 
@@ -49,18 +57,25 @@ class Database:
         self.store.reads.progress(self.store.reads.find(name), maximize=True)
 
     def read(self, name: str, study_id: int) -> list[optuna.trial.FrozenTrial]:
-        """The trials as plain Optuna reads them in a fresh process; checks that we read the same."""
+        """The trials as plain Optuna reads them in a fresh process; checks that we
+        read the same.
+        """
         trials = optuna.load_study(study_name=name, storage=self.url).trials
         ours = sorted(self.store.reads.news(study_id, 0)[0], key=lambda trial: trial.number)
         for plain, own in zip(trials, ours, strict=True):
-            assert (plain.values, plain.params.keys()) == (list(own.values or ()), {param.name for param in own.params})
+            assert (plain.values, plain.params.keys()) == (
+                list(own.values or ()),
+                {param.name for param in own.params},
+            )
         return trials
 
     def _get(self, path: str) -> tuple[str, bytes]:
         environ: dict[str, Any] = {"PATH_INFO": path, "REQUEST_METHOD": "GET"}
         setup_testing_defaults(environ)
         statuses: list[str] = []
-        body = b"".join(self._page(environ, lambda status, headers, exc_info=None: statuses.append(status)))
+        body = b"".join(
+            self._page(environ, lambda status, headers, exc_info=None: statuses.append(status))
+        )
         return statuses[0], body
 
 
@@ -79,8 +94,12 @@ def said(tmp_path: Path) -> Iterator[Said]:
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor")  # of torch, about requires_grad
-def test_what_was_accepted_reads_back_for_everybody_and_hides_no_study(database: Database, said: Said) -> None:
-    kept_attrs = {name: make for name, (make, wanted) in ATTRS.items() if not isinstance(wanted, Refused)}
+def test_what_was_accepted_reads_back_for_everybody_and_hides_no_study(
+    database: Database, said: Said
+) -> None:
+    kept_attrs = {
+        name: make for name, (make, wanted) in ATTRS.items() if not isinstance(wanted, Refused)
+    }
     kept_keys = [key for key, wanted in KEYS.values() if not isinstance(wanted, Refused)]
     numbers = [make for make, wanted in NUMBERS.values() if not isinstance(wanted, str)]
     study_id = database.launch(spec(cells=1, trials=len(kept_attrs)))
@@ -91,7 +110,12 @@ def test_what_was_accepted_reads_back_for_everybody_and_hides_no_study(database:
         said.trial.set_user_attr("extra", make())
         attrs = said.take()[1] | (dict.fromkeys(kept_keys, 1) if claim.number == 0 else {})
         outcome, _ = as_result(number(), ["value"], ["minimize"])
-        database.end(claim, outcome, dict(enumerate(map(float, UNBOUNDED.values()))) | {2**31 - 1: outcome.values[0]}, attrs)
+        database.end(
+            claim,
+            outcome,
+            dict(enumerate(map(float, UNBOUNDED.values()))) | {2**31 - 1: outcome.values[0]},
+            attrs,
+        )
         database.check_readers("study", study_id)
         results.append(outcome.values[0])
     trials = database.read("study", study_id)
@@ -106,7 +130,9 @@ def test_what_was_accepted_reads_back_for_everybody_and_hides_no_study(database:
 
 
 @pytest.mark.filterwarnings("ignore:Clip non-finite")  # of Optuna's GP
-def test_infinity_in_the_bad_direction_is_the_worst_result_for_every_reader(database: Database) -> None:
+def test_infinity_in_the_bad_direction_is_the_worst_result_for_every_reader(
+    database: Database,
+) -> None:
     goals = {"directions": ("minimize", "maximize"), "metrics": ("loss", "accuracy")}
     for name, changes in (("one", {"directions": ("minimize",)}), ("two", goals)):
         wanted = spec(name, cells=2, trials=12, **changes)
@@ -115,17 +141,32 @@ def test_infinity_in_the_bad_direction_is_the_worst_result_for_every_reader(data
         while (claim := start(database.store, database.lease, study_id)) is not None:
             assert claim.number is not None
             good = tuple(float(claim.number) for _ in worst)
-            database.end(claim, Completed(worst if claim.cell == 0 or claim.number % 4 == 3 else good), {}, {})
+            database.end(
+                claim,
+                Completed(worst if claim.cell == 0 or claim.number % 4 == 3 else good),
+                {},
+                {},
+            )
             database.check_readers(name, study_id)
         trials = database.read(name, study_id)
         assert sum(trial.values == list(worst) for trial in trials) == 9
         progress = database.store.reads.progress(database.store.reads.find(name), maximize=False)
-        assert [(c.completed, c.failed, c.best) for c in progress.cells] == [(6, 0, math.inf), (6, 0, 1.0)]
+        assert [(c.completed, c.failed, c.best) for c in progress.cells] == [
+            (6, 0, math.inf),
+            (6, 0, 1.0),
+        ]
         assert (progress.best, progress.best_trial) == (1.0, 1)
         plain = optuna.load_study(study_name=name, storage=database.url)
         assert plain.best_trials[0].number == 1
-        samplers = [optuna.samplers.TPESampler(n_startup_trials=2, seed=0), optuna.samplers.NSGAIISampler(seed=0)]
-        for plain.sampler in samplers if name == "two" else [*samplers, optuna.samplers.GPSampler(n_startup_trials=2, seed=0)]:
+        samplers = [
+            optuna.samplers.TPESampler(n_startup_trials=2, seed=0),
+            optuna.samplers.NSGAIISampler(seed=0),
+        ]
+        for plain.sampler in (
+            samplers
+            if name == "two"
+            else [*samplers, optuna.samplers.GPSampler(n_startup_trials=2, seed=0)]
+        ):
             plain.ask(dict(trials[0].distributions))
 
 
@@ -154,8 +195,14 @@ SEARCHES = {
 
 
 def test_odd_axes_and_searches_run_and_hide_no_study(database: Database) -> None:
-    odd = {name: spec(name.replace(" ", "-"), grid=(Axis("a", axis),), cells=len(axis)) for name, axis in AXES.items()}
-    odd |= {f"search {name}": spec(f"search-{name.replace(' ', '-')}", cells=1, search=(x,)) for name, x in SEARCHES.items()}
+    odd = {
+        name: spec(name.replace(" ", "-"), grid=(Axis("a", axis),), cells=len(axis))
+        for name, axis in AXES.items()
+    }
+    odd |= {
+        f"search {name}": spec(f"search-{name.replace(' ', '-')}", cells=1, search=(x,))
+        for name, x in SEARCHES.items()
+    }
     for wanted in odd.values():
         study_id = database.launch(wanted)
         asked = Search(database.store.reads.spec(study_id))
@@ -178,7 +225,9 @@ def test_two_thousand_attributes_and_three_thousand_reports_are_written_in_bulk(
     claim = start(database.store, database.lease, study_id)
     assert claim is not None
     counted = count_messages(monkeypatch)
-    database.end(claim, Completed((0.5,)), {i: i / 7 for i in range(3000)}, {f"k{i}": i for i in range(2000)})
+    database.end(
+        claim, Completed((0.5,)), {i: i / 7 for i in range(3000)}, {f"k{i}": i for i in range(2000)}
+    )
     assert counted.take()[0] < 20, "plain Optuna needs a transaction for each"
     database.check_readers("study", study_id)
     (read,) = database.read("study", study_id)

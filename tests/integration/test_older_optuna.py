@@ -1,4 +1,6 @@
-"""A storage that an Optuna before 5 made or writes to: it stored local times where 5 stores UTC, and no revision tells."""
+"""A storage that an Optuna before 5 made or writes to: it stored local times where 5 stores UTC,
+and no revision tells.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ OTHERS = "trial_id NOT IN (SELECT optuna_trial_id FROM orchestrator.trial)"
 
 
 def write_beside_optuna(store: Store, study: int) -> None:
-    """Trials of ours, and between them some of plain Optuna, one of which was enqueued and one has times of long ago."""
+    """Trials of ours, and between them some of plain Optuna, one of which was enqueued and one has
+    times of long ago.
+    """
     lease = store.fleet.register(60)
     storage = optuna.storages.RDBStorage(store.url)
     plain = optuna.load_study(study_name="study", storage=storage)
@@ -31,13 +35,16 @@ def write_beside_optuna(store: Store, study: int) -> None:
     claim = start(store, lease, study)
     assert claim is not None
     end(store, claim)
-    query(store.url, f"UPDATE trials SET datetime_start = '2020-01-01', datetime_complete = '2020-01-02' WHERE {OTHERS} "
+    query(store.url, "UPDATE trials SET datetime_start = '2020-01-01', datetime_complete = '2020-01-02' WHERE "
+        f"{OTHERS} "
           "AND trial_id = (SELECT max(trial_id) FROM trials WHERE " + OTHERS + ")")  # fmt: skip
     storage.engine.dispose()
 
 
 @pytest.mark.parametrize(
-    ("hours", "noted"), [(0, False), (-5, True), (5.5, True), (-14, True)], ids=["UTC", "New York", "Kolkata", "far west"]
+    ("hours", "noted"),
+    [(0, False), (-5, True), (5.5, True), (-14, True)],
+    ids=["UTC", "New York", "Kolkata", "far west"],
 )
 def test_trials_that_carry_local_times_are_noticed(store: Store, hours: float, noted: bool) -> None:
     study = store.studies.launch(spec(cells=6)).study_id
@@ -45,7 +52,8 @@ def test_trials_that_carry_local_times_are_noticed(store: Store, hours: float, n
     assert store.doctor.examine().notes == ()
     query(
         store.url,
-        f"UPDATE trials SET datetime_start = datetime_start + make_interval(mins => {int(hours * 60)}), "
+        "UPDATE trials SET datetime_start = datetime_start + make_interval(mins => "
+        f"{int(hours * 60)}), "
         f"datetime_complete = datetime_complete + make_interval(mins => {int(hours * 60)}) "
         f"WHERE {OTHERS} AND datetime_start > '2021-01-01'",
     )
@@ -69,7 +77,10 @@ def test_a_trial_that_one_version_began_and_the_other_ended_is_noticed(store: St
 
 
 def test_tables_that_an_older_optuna_made_are_told_of_where_it_matters(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     study = store.studies.launch(spec(cells=6)).study_id
     query(store.url, "UPDATE version_info SET library_version = '4.9.0'")

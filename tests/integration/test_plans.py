@@ -1,4 +1,6 @@
-"""A claim reads as little at the end of a large grid as at its beginning, and claims do not queue behind one another."""
+"""A claim reads as little at the end of a large grid as at its beginning, and claims do not queue
+behind one another.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ LARGE = {"cell", "ticket", "trial", "trials", "trial_params", "trial_values", "a
 
 @pytest.fixture(scope="module", params=[False, True], ids=["planned anew", "prepared"])
 def prepared(request: pytest.FixtureRequest) -> bool:
-    """Whether statements are planned for their parameters, or for any, as the server does once they are prepared."""
+    """Whether statements are planned for their parameters, or for any, as the server does once they
+    are prepared.
+    """
     return bool(request.param)
 
 
@@ -38,7 +42,9 @@ def large(database_server: TestServer, prepared: bool) -> Iterator[tuple[Store, 
         store.rest()
 
 
-def run_one(store: Store, lease: WorkerLease, study_id: int, prepared: bool) -> tuple[list[Ran], int]:
+def run_one(
+    store: Store, lease: WorkerLease, study_id: int, prepared: bool
+) -> tuple[list[Ran], int]:
     """Claims, creates and finishes a trial; returns the statements of all that, and the ticket."""
     with watched(store, prepared=prepared) as ran:
         claim = store.ledger.claim(lease, [study_id], PLACE)
@@ -58,7 +64,9 @@ def pages(ran: list[Ran]) -> dict[str, int]:
 
 
 def read_whole(one: Ran) -> bool:
-    """Whether a large table was read without an index, but for the first few pages: an EXISTS ends at the first row."""
+    """Whether a large table was read without an index, but for the first few pages: an EXISTS ends
+    at the first row.
+    """
     return bool(one.scanned() & LARGE) and one.pages > 10
 
 
@@ -66,7 +74,8 @@ def vacuum(store: Store) -> None:
     connection = psycopg2.connect(store.url.replace("+psycopg2", ""))
     connection.autocommit = True
     connection.cursor().execute(
-        "VACUUM (ANALYZE, PROCESS_TOAST false) orchestrator.cell, orchestrator.ticket, orchestrator.trial, trials"
+        "VACUUM (ANALYZE, PROCESS_TOAST false) orchestrator.cell, orchestrator.ticket, "
+        "orchestrator.trial, trials"
     )
     connection.close()
 
@@ -82,15 +91,19 @@ def test_a_trial_reads_as_few_pages_at_the_last_cells_as_at_the_tenth(
     early, first = run_one(store, lease, study_id, prepared)
     complete(store.url, study_id, 11, CELLS - 12)
     vacuum(store)
-    run_one(store, lease, study_id, prepared)  # a vacuumed table is entered once by way of its map of free space
+    # a vacuumed table is entered once by way of its map of free space
+    run_one(store, lease, study_id, prepared)
     late, last = run_one(store, lease, study_id, prepared)
     assert (first, last) == (10, CELLS - 10)
-    assert [one for one in (*early, *late) if read_whole(one)] == [], "no large table is read from end to end"
+    assert [one for one in (*early, *late) if read_whole(one)] == [], (
+        "no large table is read from end to end"
+    )
     before, after = pages(early), pages(late)
     assert before.keys() == after.keys(), "the same statements"
     # An index of many entries is a level or two higher than one of ten, and several are written.
     assert {sql: (before[sql], n) for sql, n in after.items() if n > before[sql] + 12} == {}
-    # The tickets past the shares: the shares are looked for in vain first, then a cell with the fewest trials is taken.
+    # The tickets past the shares: the shares are looked for in vain first, then a cell with the
+    # fewest trials is taken.
     for number in range(CELLS - 9, CELLS):
         claim = start(store, lease, study_id)
         assert claim is not None
@@ -99,7 +112,9 @@ def test_a_trial_reads_as_few_pages_at_the_last_cells_as_at_the_tenth(
     rest, ticket = run_one(store, lease, study_id, prepared)
     assert ticket == CELLS
     assert [one for one in rest if read_whole(one)] == []
-    assert max(one.pages for one in rest) < 40, [(one.pages, one.sql) for one in rest if one.pages >= 40]
+    assert max(one.pages for one in rest) < 40, [
+        (one.pages, one.sql) for one in rest if one.pages >= 40
+    ]
 
 
 def test_the_latest_news_of_many_trials_are_looked_up_and_planned_once(
@@ -121,13 +136,17 @@ def test_the_latest_news_of_many_trials_are_looked_up_and_planned_once(
         for back in range(10):
             news_after(c, study_id, position - back)
         ((anew,),) = c.exec_driver_sql(
-            "SELECT custom_plans FROM pg_prepared_statements WHERE name LIKE 'orchestrator_%%' AND statement LIKE '%%o.seq >%%'"
+            "SELECT custom_plans FROM pg_prepared_statements WHERE name LIKE 'orchestrator_%%' "
+            "AND statement LIKE '%%o.seq >%%'"
         ).all()
     assert anew <= 5, "then the server knows that a plan for any cursor is as good"
 
 
 def test_the_tables_whose_rows_change_state_are_vacuumed_by_the_thousand(store: Store) -> None:
-    options = "SELECT relname, reloptions FROM pg_class WHERE relnamespace = 'orchestrator'::regnamespace AND relkind = 'r'"
+    options = (
+        "SELECT relname, reloptions FROM pg_class WHERE relnamespace = "
+        "'orchestrator'::regnamespace AND relkind = 'r'"
+    )
     set_for = {name for name, given in query(store.url, options) if given}
     assert set_for == {"ticket", "trial", "worker"}
     assert all(
@@ -137,7 +156,9 @@ def test_the_tables_whose_rows_change_state_are_vacuumed_by_the_thousand(store: 
     )
 
 
-def test_sixteen_claims_hold_sixteen_tickets_at_once_and_none_waits(store: Store, lease: WorkerLease) -> None:
+def test_sixteen_claims_hold_sixteen_tickets_at_once_and_none_waits(
+    store: Store, lease: WorkerLease
+) -> None:
     study_id = store.studies.launch(spec(cells=32)).study_id
     others = [Store(store.url) for _ in range(16)]
     leases = [other.fleet.register(60) for other in others]
@@ -149,9 +170,12 @@ def test_sixteen_claims_hold_sixteen_tickets_at_once_and_none_waits(store: Store
             found = tickets.look(c, study_id, PLACE, mine)
             assert found is not None
             claims.append(other.ledger._begin(c, mine, study_id, found))
-            all_hold.wait()  # nobody has committed yet: had one waited for another, they would never meet here
+            # nobody has committed yet: had one waited for another, they would never meet here
+            all_hold.wait()
 
-    threads = [threading.Thread(target=claim, args=pair) for pair in zip(others, leases, strict=True)]
+    threads = [
+        threading.Thread(target=claim, args=pair) for pair in zip(others, leases, strict=True)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,6 @@
-"""A trial that is prepared ahead: known to all, not begun, and nobody's loss whatever becomes of its worker."""
+"""A trial that is prepared ahead: known to all, not begun, and nobody's loss whatever becomes of
+its worker.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def healthy(store: Store) -> bool:
     return not store.doctor.examine().findings
 
 
-def test_no_attempt_of_a_prepared_trial_counts_until_it_begins(store: Store, lease: WorkerLease) -> None:
+def test_no_attempt_of_a_prepared_trial_counts_until_it_begins(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec()).study_id
     running = start(store, lease, study)
     prepared = prepare(store, lease, study)
@@ -60,11 +64,15 @@ def test_no_attempt_of_a_prepared_trial_counts_until_it_begins(store: Store, lea
     assert healthy(store)
 
 
-def test_an_idle_worker_takes_over_what_another_has_prepared(store: Store, lease: WorkerLease, other: WorkerLease) -> None:
+def test_an_idle_worker_takes_over_what_another_has_prepared(
+    store: Store, lease: WorkerLease, other: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
     assert start(store, lease, study) is not None
     prepared = prepare(store, lease, study)
-    assert store.ledger.claim_one(other, study, PLACE, ahead=True) is None, "one that is busy leaves it alone"
+    assert store.ledger.claim_one(other, study, PLACE, ahead=True) is None, (
+        "one that is busy leaves it alone"
+    )
     taken = store.ledger.claim_one(other, study, PLACE)
     assert isinstance(taken, Claim)
     assert (taken.number, taken.attempt, taken.values) == (prepared.number, 1, prepared.values)
@@ -78,7 +86,9 @@ def test_an_idle_worker_takes_over_what_another_has_prepared(store: Store, lease
     assert healthy(store)
 
 
-def test_what_was_given_back_comes_before_anything_is_prepared(store: Store, lease: WorkerLease, other: WorkerLease) -> None:
+def test_what_was_given_back_comes_before_anything_is_prepared(
+    store: Store, lease: WorkerLease, other: WorkerLease
+) -> None:
     study = store.studies.launch(spec()).study_id
     claim = start(store, other, study)
     assert claim is not None
@@ -89,7 +99,9 @@ def test_what_was_given_back_comes_before_anything_is_prepared(store: Store, lea
     assert (again.number, again.attempt, again.begun) == (0, 2, True)
 
 
-def test_a_prepared_trial_is_released_and_lost_intact(store: Store, lease: WorkerLease, other: WorkerLease) -> None:
+def test_a_prepared_trial_is_released_and_lost_intact(
+    store: Store, lease: WorkerLease, other: WorkerLease
+) -> None:
     study = store.studies.launch(spec()).study_id
     prepared = prepare(store, lease, study)
     store.ledger.release(prepared, "told to end")
@@ -100,11 +112,19 @@ def test_a_prepared_trial_is_released_and_lost_intact(store: Store, lease: Worke
     third = prepare(store, lease, study)
     assert store.ledger.evict(Silent(lease.worker_id, dead=True, reason="died"))
     assert healthy(store)
-    taken = [store.ledger.claim_one(other, study, PLACE), store.ledger.claim_one(other, study, PLACE)]
-    assert {(c.number, c.attempt) for c in taken if isinstance(c, Claim)} == {(0, 2), (third.number, 1)}
+    taken = [
+        store.ledger.claim_one(other, study, PLACE),
+        store.ledger.claim_one(other, study, PLACE),
+    ]
+    assert {(c.number, c.attempt) for c in taken if isinstance(c, Claim)} == {
+        (0, 2),
+        (third.number, 1),
+    }
 
 
-def test_a_prepared_trial_of_a_paused_study_does_not_begin(store: Store, lease: WorkerLease) -> None:
+def test_a_prepared_trial_of_a_paused_study_does_not_begin(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec()).study_id
     running, prepared = start(store, lease, study), prepare(store, lease, study)
     assert running is not None
@@ -118,7 +138,9 @@ def test_a_prepared_trial_of_a_paused_study_does_not_begin(store: Store, lease: 
     assert (again.number, again.attempt) == (prepared.number, 1)
 
 
-def test_halting_another_study_does_not_end_the_running_trial(store: Store, lease: WorkerLease) -> None:
+def test_halting_another_study_does_not_end_the_running_trial(
+    store: Store, lease: WorkerLease
+) -> None:
     one, two = (store.studies.launch(spec(name)).study_id for name in ("one", "two"))
     assert start(store, lease, one) is not None
     prepare(store, lease, two)
@@ -128,31 +150,42 @@ def test_halting_another_study_does_not_end_the_running_trial(store: Store, leas
     assert store.fleet.renew(lease, "running").halted
 
 
-def test_one_that_never_began_when_its_study_was_stopped_ends_and_counts_for_nothing(store: Store, lease: WorkerLease) -> None:
+def test_one_that_never_began_when_its_study_was_stopped_ends_and_counts_for_nothing(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec()).study_id
     prepared = prepare(store, lease, study)
     store.interventions.stop(study, "me")
     store.ledger.release(prepared, "stopped")
     assert store.ledger.end_studies() == [study]
     (row,) = store.reads.trials(study)
-    assert (row.state, row.failure) == ("FAIL", "it was prepared, and its study ended before it began")
+    assert (row.state, row.failure) == (
+        "FAIL",
+        "it was prepared, and its study ended before it began",
+    )
     progress = store.reads.progress(store.reads.find("study"), maximize=True)
     assert (progress.spent, sum(cell.failed for cell in progress.cells)) == (0, 0)
     assert healthy(store)
 
 
-def test_a_prepared_trial_does_not_keep_its_stopped_study_from_ending(store: Store, lease: WorkerLease) -> None:
+def test_a_prepared_trial_does_not_keep_its_stopped_study_from_ending(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec()).study_id
     prepared = prepare(store, lease, study)
     store.interventions.stop(study, "me")
-    assert store.ledger.end_studies() == [study], "its worker may be busy with another study for hours"
+    assert store.ledger.end_studies() == [study], (
+        "its worker may be busy with another study for hours"
+    )
     assert not store.ledger.start(prepared, lease, PLACE)
     store.ledger.release(prepared, "too late")
     assert [row.state for row in store.reads.trials(study)] == ["FAIL"]
     assert healthy(store)
 
 
-def test_what_was_created_by_a_lost_answer_is_given_back_whole(store: Store, lease: WorkerLease, other: WorkerLease) -> None:
+def test_what_was_created_by_a_lost_answer_is_given_back_whole(
+    store: Store, lease: WorkerLease, other: WorkerLease
+) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
     claim = store.ledger.claim_one(lease, study, PLACE, ahead=True)
     assert isinstance(claim, Claim)

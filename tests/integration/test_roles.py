@@ -1,4 +1,6 @@
-"""The database roles of docs/security.md: with the very statements that it tells, they can do their work and nothing more."""
+"""The database roles of docs/security.md: with the very statements that it tells, they can do their
+work and nothing more.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,14 @@ class Roles:
     url: str
 
     def of(self, role: str) -> str:
-        """A URL whose sessions have the role's rights; the embedded server lets nobody log in but its owner."""
-        return make_url(self.url).update_query_dict({"options": f"-crole={_here(role)}"}).render_as_string(hide_password=False)
+        """A URL whose sessions have the role's rights; the embedded server lets nobody log in but
+        its owner.
+        """
+        return (
+            make_url(self.url)
+            .update_query_dict({"options": f"-crole={_here(role)}"})
+            .render_as_string(hide_password=False)
+        )
 
     @contextmanager
     def store(self, role: str) -> Iterator[Store]:
@@ -61,13 +69,18 @@ class Roles:
 
 
 def _here(text: str) -> str:
-    """Roles are of the whole server, which other tests use at the same time: so those of this process get names of its own."""
+    """Roles are of the whole server, which other tests use at the same time: so those of this
+    process get names of its own.
+    """
     return re.sub(rf"\b({'|'.join(ROLES)})\b", rf"\1_{os.getpid()}", text)
 
 
 @pytest.fixture(scope="module")
 def roles(database_server: TestServer) -> Iterator[Roles]:
-    create, grant = (_here(block) for block in re.findall(r"```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
+    create, grant = (
+        _here(block)
+        for block in re.findall(r"```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    )
     with database_server.prepared() as url:
         made = Roles(url)
         made.execute(None, create)
@@ -78,13 +91,15 @@ def roles(database_server: TestServer) -> Iterator[Roles]:
         Roles(url).execute(None, f"DROP ROLE {', '.join(map(_here, ROLES))}")
 
 
-# ----------------------------------------------------------------------------------------------------------- what they can do
+# --------------------------------------------------------------------------------- what they can do
 
 
 def test_a_worker_lives_its_whole_life_with_the_role_for_workers(roles: Roles) -> None:
     with roles.store("orchestrator_launch") as people:
         runner = {**RUNNER, "max_attempts": 1, "retries": 1}
-        study = people.studies.launch(spec("life", cells=2, per_cell=2, trials=6, runner=runner)).study_id
+        study = people.studies.launch(
+            spec("life", cells=2, per_cell=2, trials=6, runner=runner)
+        ).study_id
         people.interventions.enqueue(study, {"a": 0}, {"x": 0.5})
     with roles.store("orchestrator_worker") as store:
         lease, other = store.fleet.register(60), store.fleet.register(60)
@@ -93,7 +108,13 @@ def test_a_worker_lives_its_whole_life_with_the_role_for_workers(roles: Roles) -
         store.fleet.renew(lease, "working")
         store.fleet.refuse(lease, {study: (1, "no module")})
         short = Failed("oom", "CUDA out of memory", memory="device")
-        for outcome in (Completed((1.0,), {"note": 1}), Completed((2.0,)), Pruned(1), Failed("exception", "broken"), short):
+        for outcome in (
+            Completed((1.0,), {"note": 1}),
+            Completed((2.0,)),
+            Pruned(1),
+            Failed("exception", "broken"),
+            short,
+        ):
             claim = start(store, lease, study)
             assert claim is not None
             store.ledger.report(claim, {1: 0.5}, {"note": 1})
@@ -134,7 +155,9 @@ def test_people_launch_and_change_studies_with_the_role_for_launches(roles: Role
         store.ledger.deregister(lease, "done")
 
 
-def test_a_role_without_the_right_to_name_the_objectives_launches_all_the_same(roles: Roles) -> None:
+def test_a_role_without_the_right_to_name_the_objectives_launches_all_the_same(
+    roles: Roles,
+) -> None:
     change = _here("{} INSERT ON study_system_attributes {} orchestrator_launch")
     roles.execute(None, change.format("REVOKE", "FROM"))
     try:
@@ -145,7 +168,9 @@ def test_a_role_without_the_right_to_name_the_objectives_launches_all_the_same(r
             people.studies.launch(spec("nameless"))
     finally:
         roles.execute(None, change.format("GRANT", "TO"))
-    assert optuna.load_study(study_name="nameless", storage=roles.url).metric_names == list(spec().metrics)
+    assert optuna.load_study(study_name="nameless", storage=roles.url).metric_names == list(
+        spec().metrics
+    )
 
 
 def test_a_launch_clears_what_a_study_deleted_elsewhere_left(roles: Roles) -> None:
@@ -153,7 +178,9 @@ def test_a_launch_clears_what_a_study_deleted_elsewhere_left(roles: Roles) -> No
         study = store.studies.launch(spec("deleted")).study_id
         optuna.delete_study(study_name="deleted", storage=roles.url)
         store.studies.launch(spec("next"))
-        assert roles.execute(None, f"SELECT 1 FROM orchestrator.cell WHERE study_id = {study}") == []
+        assert (
+            roles.execute(None, f"SELECT 1 FROM orchestrator.cell WHERE study_id = {study}") == []
+        )
 
 
 def test_who_only_reads_sees_all_and_writes_nothing(roles: Roles) -> None:
@@ -186,7 +213,7 @@ def page(app: WSGIApplication, path: str) -> str:
     return statuses[0]
 
 
-# ---------------------------------------------------------------------------------------------------------- what they cannot do
+# ------------------------------------------------------------------------------ what they cannot do
 
 FOR_NOBODY = {
     "create a table": "CREATE TABLE mine (a int)",
@@ -219,7 +246,10 @@ FOR_NOBODY = {
 }
 NOT_FOR_WORKERS = {
     "change what a study runs": """UPDATE orchestrator.study SET spec = '{"objective": {"_target_": "os.system"}}'""",
-    "create a study": "INSERT INTO orchestrator.study (study_id, name, spec, spec_hash) VALUES (1, 'x', '{}', 'x')",
+    "create a study": (
+        "INSERT INTO orchestrator.study (study_id, name, spec, spec_hash) VALUES (1, 'x', "
+        "'{}', 'x')"
+    ),
     "create a study of Optuna": "INSERT INTO studies (study_name) VALUES ('x')",
     "delete studies": "DELETE FROM orchestrator.study",
     "create tickets": "INSERT INTO orchestrator.ticket (study_id, ordinal) VALUES (1, 1)",
@@ -227,14 +257,23 @@ NOT_FOR_WORKERS = {
     "change a cell": "UPDATE orchestrator.cell SET values = '{}'",
 }
 ATTACKS = [(role, name, sql) for role in ROLES for name, sql in FOR_NOBODY.items()]
-ATTACKS += [(role, name, sql) for role in ROLES if role != "orchestrator_launch" for name, sql in NOT_FOR_WORKERS.items()]
+ATTACKS += [
+    (role, name, sql)
+    for role in ROLES
+    if role != "orchestrator_launch"
+    for name, sql in NOT_FOR_WORKERS.items()
+]
 
 
-@pytest.mark.parametrize(("role", "name", "sql"), ATTACKS, ids=[f"{role}: {name}" for role, name, _ in ATTACKS])
+@pytest.mark.parametrize(
+    ("role", "name", "sql"), ATTACKS, ids=[f"{role}: {name}" for role, name, _ in ATTACKS]
+)
 def test_a_role_is_refused_to(role: str, name: str, sql: str, roles: Roles) -> None:
     # As few words as may stand in an extension's file: some server builds bring few extensions.
     available = roles.execute(
-        None, "SELECT name FROM pg_available_extensions WHERE installed_version IS NULL ORDER BY name LIMIT 1"
+        None,
+        "SELECT name FROM pg_available_extensions WHERE installed_version IS NULL ORDER BY name "
+        "LIMIT 1",
     )
     sql = sql.replace("{extension}", str(available[0][0] if available else "plpgsql"))
     connection = psycopg2.connect(roles.of(role).replace("+psycopg2", ""))
@@ -247,35 +286,60 @@ def test_a_role_is_refused_to(role: str, name: str, sql: str, roles: Roles) -> N
 def test_who_only_reads_has_no_other_right_on_any_table(roles: Roles) -> None:
     writable = roles.execute(
         None,
-        "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = "
+        "c.relnamespace "
         f"CROSS JOIN (SELECT '{_here('orchestrator_reader')}'::name AS role) AS r "
         "WHERE n.nspname IN ('public', 'orchestrator') AND c.relkind = 'r' AND ("
-        "has_table_privilege(r.role, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER') "
+        "has_table_privilege(r.role, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, "
+        "TRIGGER') "
         "OR has_any_column_privilege(r.role, c.oid, 'INSERT, UPDATE, REFERENCES'))",
     )
     assert writable == []
 
 
 def test_only_the_roles_may_connect_and_none_is_more_than_it_seems(roles: Roles) -> None:
-    (acl,) = roles.execute(None, "SELECT datacl::text FROM pg_database WHERE datname = current_database()")[0]
+    (acl,) = roles.execute(
+        None, "SELECT datacl::text FROM pg_database WHERE datname = current_database()"
+    )[0]
     granted = {entry.partition("/")[0] for entry in re.findall(r"[^{},]+", str(acl))}
-    assert {f"{_here(role)}=c" for role in ROLES} == {entry for entry in granted if entry.startswith("orchestrator_")}
+    assert {f"{_here(role)}=c" for role in ROLES} == {
+        entry for entry in granted if entry.startswith("orchestrator_")
+    }
     assert not any(entry.startswith("=") for entry in granted), "nothing for everybody"
     names = ", ".join(f"'{_here(role)}'" for role in ROLES)
     members = roles.execute(
         None,
-        "SELECT r.rolname FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid JOIN pg_roles u ON u.oid = m.member "
+        "SELECT r.rolname FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid JOIN "
+        "pg_roles u ON u.oid = m.member "
         f"WHERE u.rolname IN ({names})",
     )
-    assert members == [(_here("orchestrator_worker"),)], "of another role only who launches is a member"
+    assert members == [(_here("orchestrator_worker"),)], (
+        "of another role only who launches is a member"
+    )
     flags = "rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls"
-    assert roles.execute(None, f"SELECT rolname FROM pg_roles WHERE rolname IN ({names}) AND ({flags})") == []
+    assert (
+        roles.execute(
+            None, f"SELECT rolname FROM pg_roles WHERE rolname IN ({names}) AND ({flags})"
+        )
+        == []
+    )
 
 
-def test_a_role_that_may_not_migrate_leaves_an_empty_database_as_it_is(empty_database_url: str, roles: Roles) -> None:
+def test_a_role_that_may_not_migrate_leaves_an_empty_database_as_it_is(
+    empty_database_url: str, roles: Roles
+) -> None:
     name = make_url(empty_database_url).database
-    store = Store(make_url(roles.of("orchestrator_reader")).set(database=name).render_as_string(hide_password=False))
+    store = Store(
+        make_url(roles.of("orchestrator_reader"))
+        .set(database=name)
+        .render_as_string(hide_password=False)
+    )
     with pytest.raises(OrchestratorError):
         store.migrate(create_optuna_tables)
     store.rest()
-    assert Roles(empty_database_url).execute(None, "SELECT relname FROM pg_class WHERE relname IN ('trials', 'trial')") == []
+    assert (
+        Roles(empty_database_url).execute(
+            None, "SELECT relname FROM pg_class WHERE relname IN ('trials', 'trial')"
+        )
+        == []
+    )

@@ -10,7 +10,9 @@ from orchestrator.store import Servers, Silent, Store, WorkerLease
 from tests.support.studies import spec
 
 
-def test_every_living_worker_is_able_elsewhere_or_says_why_not(store: Store, lease: WorkerLease, database_url: str) -> None:
+def test_every_living_worker_is_able_elsewhere_or_says_why_not(
+    store: Store, lease: WorkerLease, database_url: str
+) -> None:
     study = store.studies.launch(spec()).study_id
     assert store.reads.servers([study]) == {study: Servers(able=1)}, "it has not tried yet"
     store.fleet.register(60, studies=["other"])
@@ -25,11 +27,15 @@ def test_every_living_worker_is_able_elsewhere_or_says_why_not(store: Store, lea
     assert store.reads.servers([]) == {}
 
 
-def test_a_refusal_is_of_one_launch_and_ends_with_its_worker_or_its_cause(store: Store, lease: WorkerLease) -> None:
+def test_a_refusal_is_of_one_launch_and_ends_with_its_worker_or_its_cause(
+    store: Store, lease: WorkerLease
+) -> None:
     study = store.studies.launch(spec()).study_id
     store.fleet.refuse(lease, {study: (1, "no module train")})
     store.studies.launch(spec(trials=8))
-    assert store.reads.servers([study])[study] == Servers(able=1), "what was launched since has not been tried"
+    assert store.reads.servers([study])[study] == Servers(able=1), (
+        "what was launched since has not been tried"
+    )
     store.fleet.refuse(lease, {study: (2, "no module train")})
     assert store.reads.servers([study])[study].refusals == (("no module train", 1),)
     store.fleet.refuse(lease, {})
@@ -43,7 +49,10 @@ def test_a_refusal_is_of_one_launch_and_ends_with_its_worker_or_its_cause(store:
 
 def test_a_silent_worker_serves_nobody(store: Store, lease: WorkerLease, database_url: str) -> None:
     study = store.studies.launch(spec()).study_id
-    with psycopg2.connect(database_url.replace("+psycopg2", "")) as connection, connection.cursor() as cursor:
+    with (
+        psycopg2.connect(database_url.replace("+psycopg2", "")) as connection,
+        connection.cursor() as cursor,
+    ):
         cursor.execute("UPDATE orchestrator.worker SET lease_until = now() - interval '1 s'")
     connection.close()
     assert store.reads.servers([study])[study] == Servers()

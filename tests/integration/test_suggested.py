@@ -1,4 +1,6 @@
-"""Parameters that objectives ask for as they run, on a real PostgreSQL: written under the lease, kept by every attempt."""
+"""Parameters that objectives ask for as they run, on a real PostgreSQL: written under the lease,
+kept by every attempt.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +44,27 @@ def refuse(before: str) -> None:
     raise ValueError(before)
 
 
-def test_a_parameter_is_written_to_optunas_trial_and_to_ours(store: Store, lease: WorkerLease) -> None:
+def test_a_parameter_is_written_to_optunas_trial_and_to_ours(
+    store: Store, lease: WorkerLease
+) -> None:
     claim = begun(store, lease)
     assert store.suggested.add(claim, LR, 0.25) == LR
     assert store.suggested.add(claim, words("a", "b", index=1.0), "b") == words("a", "b", index=1.0)
     trial = optuna.load_study(study_name="study", storage=store.url).trials[0]
     assert trial.params == {"a": 0, "x": 0.5, "lr": 0.25, "opt": "b"}
     assert trial.distributions["lr"] == FloatDistribution(0.0, 1.0)
-    assert store.reads.trials(claim.study_id)[0].params == {"a": 0, "x": 0.5, "lr": 0.25, "opt": "b"}
-    assert {p.name for news in store.reads.running(claim.study_id) for p in news.params} == {"a", "x", "lr", "opt"}
+    assert store.reads.trials(claim.study_id)[0].params == {
+        "a": 0,
+        "x": 0.5,
+        "lr": 0.25,
+        "opt": "b",
+    }
+    assert {p.name for news in store.reads.running(claim.study_id) for p in news.params} == {
+        "a",
+        "x",
+        "lr",
+        "opt",
+    }
     assert store.suggested.distributions(claim.study_id).keys() == {"a", "x", "lr", "opt"}
     assert store.doctor.examine().findings == ()
 
@@ -73,7 +87,9 @@ def test_it_is_no_news_until_the_trial_ends(store: Store, lease: WorkerLease) ->
     assert LR in news.params
 
 
-def test_an_attempt_that_lost_its_trial_writes_no_parameter(store: Store, lease: WorkerLease) -> None:
+def test_an_attempt_that_lost_its_trial_writes_no_parameter(
+    store: Store, lease: WorkerLease
+) -> None:
     claim = begun(store, lease)
     store.ledger.release(claim, "test")
     again = start(store, store.fleet.register(60), claim.study_id)
@@ -87,7 +103,9 @@ def test_an_attempt_that_lost_its_trial_writes_no_parameter(store: Store, lease:
     assert store.reads.trials(claim.study_id)[0].params.keys() == {"a", "x", "lr"}
 
 
-def test_of_two_trials_that_are_the_first_to_use_a_name_one_sees_the_other(store: Store, lease: WorkerLease) -> None:
+def test_of_two_trials_that_are_the_first_to_use_a_name_one_sees_the_other(
+    store: Store, lease: WorkerLease
+) -> None:
     first = begun(store, lease)
     second = start(store, store.fleet.register(60), first.study_id)
     assert second is not None
@@ -107,7 +125,7 @@ def test_of_two_trials_that_are_the_first_to_use_a_name_one_sees_the_other(store
     assert sorted(map(str, held)) == ["None", "a"], "the one that was refused wrote nothing"
 
 
-# ----------------------------------------------------------------------------------------------------------- with a real worker
+# ------------------------------------------------------------------------------- with a real worker
 
 
 def work(store: Store, runs: Path) -> int:
@@ -116,18 +134,29 @@ def work(store: Store, runs: Path) -> int:
     return Worker(Store(store.url), settings, runs).run()
 
 
-def test_an_attempt_after_a_kill_gets_the_answers_of_the_first(store: Store, tmp_path: Path) -> None:
+def test_an_attempt_after_a_kill_gets_the_answers_of_the_first(
+    store: Store, tmp_path: Path
+) -> None:
     opt = Axis("opt", ("adam", "sgd"))
     runner = {**RUNNER, "retries": 1}
     made = spec(
-        params={}, grid=(opt,), search=(), budget=Budget(4, 2), objective={"_target_": f"{THIS}.dies_once"}, runner=runner
+        params={},
+        grid=(opt,),
+        search=(),
+        budget=Budget(4, 2),
+        objective={"_target_": f"{THIS}.dies_once"},
+        runner=runner,
     )
     study = store.studies.launch(made).study_id
     assert work(store, tmp_path) == 4
     trials = optuna.load_study(study_name="study", storage=store.url).trials
     assert [t.state.name for t in trials] == ["COMPLETE"] * 4
     for trial in trials:
-        assert trial.user_attrs["first"] == trial.user_attrs["second"] == [trial.params["x"], trial.params["kind"]]
+        assert (
+            trial.user_attrs["first"]
+            == trial.user_attrs["second"]
+            == [trial.params["x"], trial.params["kind"]]
+        )
         assert trial.user_attrs["optimizer"] == trial.params["opt"]
         assert trial.value == trial.params["x"] + trial.params["more"]
     assert sorted(t.params["opt"] for t in trials) == ["adam", "adam", "sgd", "sgd"]
@@ -136,10 +165,19 @@ def test_an_attempt_after_a_kill_gets_the_answers_of_the_first(store: Store, tmp
 
 
 def test_the_commands_know_parameters_that_were_asked_for(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", store.url)
-    made = spec(params={}, grid=(), search=(), budget=Budget(2), objective={"_target_": f"{THIS}.tells_its_lr"})
+    made = spec(
+        params={},
+        grid=(),
+        search=(),
+        budget=Budget(2),
+        objective={"_target_": f"{THIS}.tells_its_lr"},
+    )
     study = store.studies.launch(made).study_id
 
     def said(*words: str, code: int = 0) -> str:
@@ -148,7 +186,9 @@ def test_the_commands_know_parameters_that_were_asked_for(
         both = capsys.readouterr()
         return both.err if code else both.out
 
-    assert "lr=0.125: not in this study's grid or search" in said("enqueue", "study.name=study", "lr=0.125", code=2)
+    assert "lr=0.125: not in this study's grid or search" in said(
+        "enqueue", "study.name=study", "lr=0.125", code=2
+    )
     assert work(store, tmp_path) == 2
     refused = said("enqueue", "study.name=study", "lr=5", code=2)
     assert "lr=5: not what this study's objective asks for, float from 0.0001 to 1 (log)" in refused
@@ -165,8 +205,16 @@ def test_the_commands_know_parameters_that_were_asked_for(
     assert "running" in said("status")
 
 
-def test_a_trial_that_is_run_again_gets_the_values_of_the_one_that_failed(store: Store, tmp_path: Path) -> None:
-    made = spec(params={}, grid=(), search=(), budget=Budget(1, 1, None, 0), objective={"_target_": f"{THIS}.breaks_once"})
+def test_a_trial_that_is_run_again_gets_the_values_of_the_one_that_failed(
+    store: Store, tmp_path: Path
+) -> None:
+    made = spec(
+        params={},
+        grid=(),
+        search=(),
+        budget=Budget(1, 1, None, 0),
+        objective={"_target_": f"{THIS}.breaks_once"},
+    )
     study = store.studies.launch(made).study_id
     assert work(store, tmp_path) == 1
     assert [r.number for r in store.interventions.retry(study, None)] == [0]
@@ -176,16 +224,28 @@ def test_a_trial_that_is_run_again_gets_the_values_of_the_one_that_failed(store:
     assert failed.params["lr"] == again.params["lr"]
 
 
-def test_other_choices_for_a_known_name_fail_the_trial_with_the_reason(store: Store, tmp_path: Path) -> None:
-    made = spec(params={}, grid=(), search=(), objective={"_target_": f"{THIS}.changes_its_mind"}, budget=Budget(2, 1, None, 0))
+def test_other_choices_for_a_known_name_fail_the_trial_with_the_reason(
+    store: Store, tmp_path: Path
+) -> None:
+    made = spec(
+        params={},
+        grid=(),
+        search=(),
+        objective={"_target_": f"{THIS}.changes_its_mind"},
+        budget=Budget(2, 1, None, 0),
+    )
     study = store.studies.launch(made).study_id
     work(store, tmp_path)
     first, second = store.reads.trials(study)
     assert (first.state, second.state) == ("COMPLETE", "FAIL")
-    assert "parameter 'opt': CategoricalDistribution does not support dynamic value space" in str(second.failure)
+    assert "parameter 'opt': CategoricalDistribution does not support dynamic value space" in str(
+        second.failure
+    )
 
 
-def test_an_answer_waits_until_the_database_is_back(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_waits_until_the_database_is_back(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add, calls = Suggested.add, []
 
     def away_at_first(self: Suggested, *arguments: Any, **named: Any) -> Param:
@@ -195,7 +255,13 @@ def test_an_answer_waits_until_the_database_is_back(store: Store, tmp_path: Path
         return add(self, *arguments, **named)
 
     monkeypatch.setattr(Suggested, "add", away_at_first)
-    made = spec(params={}, grid=(), search=(), budget=Budget(1), objective={"_target_": f"{THIS}.tells_its_lr"})
+    made = spec(
+        params={},
+        grid=(),
+        search=(),
+        budget=Budget(1),
+        objective={"_target_": f"{THIS}.tells_its_lr"},
+    )
     study = store.studies.launch(made).study_id
     assert work(store, tmp_path) == 1
     (trial,) = store.reads.trials(study)
@@ -203,9 +269,17 @@ def test_an_answer_waits_until_the_database_is_back(store: Store, tmp_path: Path
     assert len({arguments[1] for arguments in calls}) == 1, "the same value each time"
 
 
-def test_a_value_in_params_is_what_is_suggested_and_stands_in_every_trial(store: Store, tmp_path: Path) -> None:
+def test_a_value_in_params_is_what_is_suggested_and_stands_in_every_trial(
+    store: Store, tmp_path: Path
+) -> None:
     made = spec(
-        params={"batch_size": 128, "width3": 16, "depth": None, "base": 0.5, "lr": "${linear_scaling:${base},500,10}"},
+        params={
+            "batch_size": 128,
+            "width3": 16,
+            "depth": None,
+            "base": 0.5,
+            "lr": "${linear_scaling:${base},500,10}",
+        },
         grid=(),
         search=(),
         budget=Budget(6),
@@ -233,10 +307,14 @@ def test_a_value_in_params_is_what_is_suggested_and_stands_in_every_trial(store:
         ("depth", True, "int from 1 to 4"),
     ],
 )
-def test_a_value_in_params_that_the_objective_does_not_ask_for_is_refused(name: str, value: Any, wanted: str) -> None:
+def test_a_value_in_params_that_the_objective_does_not_ask_for_is_refused(
+    name: str, value: Any, wanted: str
+) -> None:
     bare = spec(params={name: value}, grid=(), search=(), budget=Budget(1))
     trial = AskedStudy(bare).start(settled=Fixed({name: value}))
-    with pytest.raises(ValueError, match=rf"params\.{name}=.*: not what the objective asks for, {wanted}"):
+    with pytest.raises(
+        ValueError, match=rf"params\.{name}=.*: not what the objective asks for, {wanted}"
+    ):
         optuna_style.tuned(trial)
 
 
@@ -263,18 +341,46 @@ def test_a_trial_shows_its_study_as_it_is_and_optunas_lightgbm_callback_goes_by_
 ) -> None:
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", store.url)
     made = spec(
-        params={}, search=(), grid=(), budget=Budget(2), objective={"_target_": f"{THIS}.looks_at_its_study"}, runner=RUNNER
+        params={},
+        search=(),
+        grid=(),
+        budget=Budget(2),
+        objective={"_target_": f"{THIS}.looks_at_its_study"},
+        runner=RUNNER,
     )
     study = store.studies.launch(made).study_id
     assert work(store, tmp_path) == 2
     first, second = optuna.load_study(study_name="study", storage=store.url).trials
-    assert (first.state.name, first.intermediate_values) == ("COMPLETE", dict.fromkeys(range(3), first.value))
+    assert (first.state.name, first.intermediate_values) == (
+        "COMPLETE",
+        dict.fromkeys(range(3), first.value),
+    )
     seen = first.user_attrs["seen"]
-    assert (seen["name"], seen["direction"], seen["metrics"]) == ("study", "MAXIMIZE", list(made.metrics))
+    assert (seen["name"], seen["direction"], seen["metrics"]) == (
+        "study",
+        "MAXIMIZE",
+        list(made.metrics),
+    )
     assert seen["attrs"]["orchestrator:metrics"] == list(made.metrics)
     assert seen["best"] == "No trials are completed yet."
     assert seen["started"] == str(first.datetime_start)
-    assert (seen["relative"], seen["distributions"]) == ({}, {name: str(d) for name, d in first.distributions.items()})
+    assert (seen["relative"], seen["distributions"]) == (
+        {},
+        {name: str(d) for name, d in first.distributions.items()},
+    )
     assert second.user_attrs["seen"]["best"] == [0, first.value, first.params]
-    assert main(["rerun", "study.name=study", "trial=1", f"paths.data={tmp_path}", "worker.devices=[cpu]"]) == 0
-    assert store.reads.about("started", study, 99, ("maximize",)) is None, "of a trial that was deleted meanwhile"
+    assert (
+        main(
+            [
+                "rerun",
+                "study.name=study",
+                "trial=1",
+                f"paths.data={tmp_path}",
+                "worker.devices=[cpu]",
+            ]
+        )
+        == 0
+    )
+    assert store.reads.about("started", study, 99, ("maximize",)) is None, (
+        "of a trial that was deleted meanwhile"
+    )

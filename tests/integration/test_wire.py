@@ -1,4 +1,6 @@
-"""Statements that are sent past SQLAlchemy: prepared where that lasts, and never a reason for a wrong or lost write."""
+"""Statements that are sent past SQLAlchemy: prepared where that lasts, and never a reason for a
+wrong or lost write.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from tests.support.pooler import Pooler, installed
 from tests.support.studies import end, spec, start
 
 ONE = Statement(
-    "SELECT CAST(:n AS int) AS n, CAST(:words AS text[]) AS words, '%' AS percent, CAST('1' AS text)\\:\\:int AS one"
+    "SELECT CAST(:n AS int) AS n, CAST(:words AS text[]) AS words, '%' AS percent, CAST('1' AS "
+    "text)\\:\\:int AS one"
 )
 
 
@@ -46,12 +49,18 @@ def grow_up(database: Database) -> None:
 
 def prepared(database: Database) -> set[str]:
     """What the server has prepared on that connection."""
-    return {name for (name,) in database.execute(sa.text("SELECT name FROM pg_prepared_statements"))}
+    return {
+        name for (name,) in database.execute(sa.text("SELECT name FROM pg_prepared_statements"))
+    }
 
 
 def written_in(module: Any) -> Iterator[Statement]:
     for value in vars(module).values():
-        yield from (one for one in (value.values() if isinstance(value, dict) else [value]) if isinstance(one, Statement))
+        yield from (
+            one
+            for one in (value.values() if isinstance(value, dict) else [value])
+            if isinstance(one, Statement)
+        )
 
 
 def test_the_server_can_prepare_every_statement(database_url: str) -> None:
@@ -74,10 +83,17 @@ def test_what_is_sent_prepared_means_the_same(database: Database) -> None:
     for _ in range(25):
         rows += database.execute(ONE, {"n": 7, "words": words})
     assert ONE.key in prepared(database)
-    assert {(row.n, tuple(row.words), row.percent, row.one) for row in rows} == {(7, tuple(words), "%", 1)}
-    numbers = Statement("SELECT CAST(:many AS float8[]) AS many, CAST(:none AS text) AS none, CAST(:yes AS bool) AS yes")
+    assert {(row.n, tuple(row.words), row.percent, row.one) for row in rows} == {
+        (7, tuple(words), "%", 1)
+    }
+    numbers = Statement(
+        "SELECT CAST(:many AS float8[]) AS many, CAST(:none AS text) AS none, CAST(:yes AS bool) "
+        "AS yes"
+    )
     for _ in range(3):
-        (row,) = database.execute(numbers, {"many": [0.1, 1e300, -5, None, float("inf")], "none": None, "yes": True})
+        (row,) = database.execute(
+            numbers, {"many": [0.1, 1e300, -5, None, float("inf")], "none": None, "yes": True}
+        )
         assert (row.many, row.none, row.yes) == ([0.1, 1e300, -5.0, None, float("inf")], None, True)
 
 
@@ -115,7 +131,10 @@ def send_one_that_fails(database: Database, wrong: Statement, other: Statement) 
 
 
 def test_after_an_error_in_a_message_the_next_ones_go_well(database: Database) -> None:
-    other, wrong = Statement("SELECT 5 AS five"), Statement("SELECT 1 / CAST(:by AS int) AS divided")
+    other, wrong = (
+        Statement("SELECT 5 AS five"),
+        Statement("SELECT 1 / CAST(:by AS int) AS divided"),
+    )
     grow_up(database)
     database.execute(other)
     database.execute(wrong, {"by": 1})
@@ -131,7 +150,9 @@ def test_a_connection_that_the_server_ended_is_replaced(database: Database) -> N
     grow_up(database)
     with database.transaction() as c:
         pid = wire_of(c).get_backend_pid()
-    query(database.url.render_as_string(hide_password=False), "SELECT pg_terminate_backend(%s)", pid)
+    query(
+        database.url.render_as_string(hide_password=False), "SELECT pg_terminate_backend(%s)", pid
+    )
     with pytest.raises(StoreUnavailableError):
         ask(database)
     assert ask(database, 3) == 3
@@ -157,7 +178,8 @@ def test_a_migration_under_a_live_connection_costs_one_try(database: Database) -
 def test_a_pooler_that_looks_like_the_server_costs_one_try_and_no_more(database: Database) -> None:
     grow_up(database)
     with database.transaction() as c:
-        wire_of(c).own.execute("DEALLOCATE ALL")  # as if another connection of the pooler served this one now
+        # as if another connection of the pooler served this one now
+        wire_of(c).own.execute("DEALLOCATE ALL")
     with pytest.raises(StoreUnavailableError, match="prepared statement"):
         ask(database)
     for _ in range(40):

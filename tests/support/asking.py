@@ -1,4 +1,6 @@
-"""Optuna objectives run in this process: a study in memory whose trials are answered as a worker answers them."""
+"""Optuna objectives run in this process: a study in memory whose trials are answered as a worker
+answers them.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,13 @@ class HasValues(Protocol):
 
 
 class AskedTrial(Suggests):
-    """A trial whose questions travel as JSON to `Answers`; `added` are the parameters it got by asking."""
+    """A trial whose questions travel as JSON to `Answers`; `added` are the parameters it got by
+    asking.
+    """
 
-    def __init__(self, answers: Answers, created: TrialNews, settled: HasValues | None = None) -> None:
+    def __init__(
+        self, answers: Answers, created: TrialNews, settled: HasValues | None = None
+    ) -> None:
         super().__init__()
         self._settled = settled
         self._answers = answers
@@ -57,9 +63,15 @@ class AskedStudy:
         self._count = 0
 
     def start(
-        self, by_hand: Mapping[str, Any] | None = None, *, cell: int | None = None, settled: HasValues | None = None
+        self,
+        by_hand: Mapping[str, Any] | None = None,
+        *,
+        cell: int | None = None,
+        settled: HasValues | None = None,
     ) -> AskedTrial:
-        """The next trial; the cells take turns unless one is named. `settled` are the values of its `params`."""
+        """The next trial; the cells take turns unless one is named. `settled` are the values of its
+        `params`.
+        """
         number, self._count = self._count, self._count + 1
         cell = number % len(self._cells) if cell is None else cell
         created = self.search.ask(self._cells[cell], ticket=number, retry=0)
@@ -70,7 +82,9 @@ class AskedStudy:
 
     def again(self, stored: TrialNews, settled: HasValues | None = None) -> AskedTrial:
         """Another attempt of a trial of which this is stored."""
-        return AskedTrial(self.search.answers(stored, ticket=stored.number, retry=0), stored, settled)
+        return AskedTrial(
+            self.search.answers(stored, ticket=stored.number, retry=0), stored, settled
+        )
 
     def stored(self, trial: AskedTrial) -> TrialNews:
         """What is stored of the trial as it runs."""

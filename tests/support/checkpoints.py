@@ -12,7 +12,11 @@ def begin(checkpoints: Checkpoints, attempt: int, *, resume: bool = True, number
 
 
 def content(directory: Path) -> dict[str, str]:
-    return {p.relative_to(directory).as_posix(): p.read_text() for p in sorted(directory.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(directory).as_posix(): p.read_text()
+        for p in sorted(directory.rglob("*"))
+        if p.is_file()
+    }
 
 
 def fill(directory: Path, **files: str) -> None:

@@ -27,8 +27,9 @@ class Commands:
 
     Attributes:
         url: the database; None for the embedded one.
-        fresh: whether each has an interpreter of its own from the start, as a user's has, and is no fork of one that has
-            imported the program; for tests that look at command lines, environments, or how Python starts.
+        fresh: whether each has an interpreter of its own from the start, as a user's has, and is no
+            fork of one that has imported the program; for tests that look at command lines,
+            environments, or how Python starts.
     """
 
     url: str | None
@@ -37,19 +38,31 @@ class Commands:
     fresh: bool = False
 
     def environment(self) -> dict[str, str]:
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("ORCHESTRATOR_", "PYTEST_"))}
-        env |= {"ORCHESTRATOR_DATA_DIR": str(self.directory), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        env = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("ORCHESTRATOR_", "PYTEST_"))
+        }
+        env |= {
+            "ORCHESTRATOR_DATA_DIR": str(self.directory),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
         return env if self.url is None else env | {"ORCHESTRATOR_STORAGE_URL": self.url}
 
     def line(self, command: str, *words: str) -> list[str]:
         output = [f"hydra.run.dir={self.directory}/output"] if command == "launch" else []
         return [sys.executable, "-m", "orchestrator", command, *words, *output]
 
-    def run(self, command: str, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, command: str, *words: str, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command to its end and returns its code and both outputs."""
         line, environment = self.line(command, *words), self.environment()
         if self.fresh:
-            return subprocess.run(line, cwd=self.cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+            return subprocess.run(
+                line, cwd=self.cwd, env=environment, capture_output=True, text=True, timeout=timeout
+            )
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             process = ForkedCommand(line[3:], environment, self.cwd, out.fileno(), err.fileno())
             try:
@@ -63,7 +76,9 @@ class Commands:
     def check(self, command: str, *words: str, timeout: float = 120) -> str:
         """Runs a command that must succeed; returns its standard output."""
         done = self.run(command, *words, timeout=timeout)
-        assert done.returncode == 0, f"{command} {words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, (
+            f"{command} {words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        )
         return done.stdout
 
     @contextmanager
@@ -92,12 +107,16 @@ class Commands:
 
 
 def line_with(process: subprocess.Popen[str], words: str, timeout: float = 60) -> str:
-    """The next line of the command's output that holds `words`; what comes before it is passed over."""
+    """The next line of the command's output that holds `words`; what comes before it is passed
+    over.
+    """
     output = process.stdout
     assert output is not None
     reading = ThreadPoolExecutor(1)
     try:
-        return reading.submit(lambda: next((line for line in output if words in line), "")).result(timeout)
+        return reading.submit(lambda: next((line for line in output if words in line), "")).result(
+            timeout
+        )
     finally:
         reading.shutdown(wait=False)
 

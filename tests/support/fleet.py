@@ -23,7 +23,11 @@ from tests.support.forking import become, start
 from tests.support.waiting import wait_until
 
 TTL_S, HEARTBEAT_S, POLL_S = 2.0, 0.5, 0.1
-LEASE = (f"worker.lease_ttl_s={TTL_S}", f"worker.heartbeat_s={HEARTBEAT_S}", f"worker.poll_s={POLL_S}")
+LEASE = (
+    f"worker.lease_ttl_s={TTL_S}",
+    f"worker.heartbeat_s={HEARTBEAT_S}",
+    f"worker.poll_s={POLL_S}",
+)
 """The lease of the chaos tests; every time limit in them is reckoned from these three."""
 
 
@@ -57,7 +61,9 @@ class Member:
     def ended(self, timeout: float = 60) -> int:
         """Its exit code, once it has ended."""
         self.process.join(timeout)
-        assert self.process.exitcode is not None, f"{self.name} still runs after {timeout:g} s:\n{self.text()[-2000:]}"
+        assert self.process.exitcode is not None, (
+            f"{self.name} still runs after {timeout:g} s:\n{self.text()[-2000:]}"
+        )
         return self.process.exitcode
 
 
@@ -77,7 +83,12 @@ class Fleet:
     def __enter__(self) -> Fleet:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for member in self.members:
             if member.alive():
                 for left in [*descendants(member.pid), member.pid]:
@@ -86,7 +97,10 @@ class Fleet:
             member.process.join(30)
         if kind is not None:
             for member in self.members:
-                print(f"---- {member.name} (exit code {member.process.exitcode})\n{member.text()[-3000:]}")
+                print(
+                    f"---- {member.name} (exit code "
+                    f"{member.process.exitcode})\n{member.text()[-3000:]}"
+                )
 
     def start(
         self,
@@ -101,7 +115,8 @@ class Fleet:
         Args:
             words: its own overrides.
             command: what to run instead of a worker.
-            apart: as if on a host of its own, so that nobody sees by its process that it is dead: only the lease tells.
+            apart: as if on a host of its own, so that nobody sees by its process that it is dead:
+                only the lease tells.
             url: its own way to the database.
             crash_at: the step at which it dies as by SIGKILL.
         """
@@ -130,14 +145,20 @@ class Fleet:
         return at
 
     def none_crashed(self) -> None:
-        """Asserts that every worker lives, was killed by the test, or ended with exit code 0 and without a traceback."""
+        """Asserts that every worker lives, was killed by the test, or ended with exit code 0 and
+        without a traceback.
+        """
         for member in self.members:
             if not member.expected_dead:
-                assert member.process.exitcode in (None, 0), f"{member.name} ended: {member.process.exitcode}\n{member.text()}"
+                assert member.process.exitcode in (None, 0), (
+                    f"{member.name} ended: {member.process.exitcode}\n{member.text()}"
+                )
             assert "Traceback" not in member.text(), member.text()
 
     def dismiss(self, timeout: float = 60) -> None:
-        """Ends the workers as a container's stop does, and asserts that each one obeys with exit code 0."""
+        """Ends the workers as a container's stop does, and asserts that each one obeys with exit
+        code 0.
+        """
         for member in self.living():
             if not member.expected_dead:
                 os.kill(member.pid, signal.SIGTERM)

@@ -1,8 +1,10 @@
-"""`orchestrator` in processes of its own that cost milliseconds: forks of one that has imported the program already.
+"""`orchestrator` in processes of its own that cost milliseconds: forks of one that has imported the
+program already.
 
-A fresh interpreter takes one to three seconds of a core until it begins to do what it was told. The forks have the environment,
-working directory, standard streams, session, signals, arguments and exit code that it would have; see `become`. What needs the
-real command line or `/proc/PID/environ` asks for a fresh interpreter: ``Commands(…, fresh=True)``.
+A fresh interpreter takes one to three seconds of a core until it begins to do what it was told. The
+forks have the environment, working directory, standard streams, session, signals, arguments and
+exit code that it would have; see `become`. What needs the real command line or `/proc/PID/environ`
+asks for a fresh interpreter: ``Commands(…, fresh=True)``.
 """
 
 from __future__ import annotations
@@ -28,11 +30,18 @@ from unittest import mock
 import pytest
 
 _ROOT = Path(__file__).parents[2]
-_PRELOAD = ["orchestrator.cli", "orchestrator.worker.worker", "orchestrator.dashboard", "tests.support.fleet"]
+_PRELOAD = [
+    "orchestrator.cli",
+    "orchestrator.worker.worker",
+    "orchestrator.dashboard",
+    "tests.support.fleet",
+]
 
 
 def start(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
-    """A fork of the server of this test process, in which `target` runs; the first call starts the server."""
+    """A fork of the server of this test process, in which `target` runs; the first call starts the
+    server.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     process = context.Process(target=target, args=arguments)
@@ -42,8 +51,12 @@ def start(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     return process
 
 
-def become(arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, stdout: int, stderr: int) -> None:
-    """Ends this process as ``python -m orchestrator ARGUMENTS`` would, whose outputs are these file descriptors."""
+def become(
+    arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, stdout: int, stderr: int
+) -> None:
+    """Ends this process as ``python -m orchestrator ARGUMENTS`` would, whose outputs are these file
+    descriptors.
+    """
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()
@@ -52,10 +65,16 @@ def become(arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, 
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process lives
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(
+        2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
+    )
     forget()
     found = environment.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:] = [str(cwd), *found, *(path for path in sys.path if path not in ("", str(cwd), *found))]
+    sys.path[:] = [
+        str(cwd),
+        *found,
+        *(path for path in sys.path if path not in ("", str(cwd), *found)),
+    ]
     sys.argv[:] = ["orchestrator", *arguments]
     from orchestrator.cli import launch
 
@@ -105,7 +124,10 @@ class ForkedCommand(subprocess.Popen[str]):
             self.stdout = open(reader, encoding="utf-8")  # noqa: SIM115 - the caller's, as any Popen's
         else:
             stdout = os.dup(stdout)
-        with Connection(stdout) as out, Connection(os.dup(stdout if stderr is None else stderr)) as err:
+        with (
+            Connection(stdout) as out,
+            Connection(os.dup(stdout if stderr is None else stderr)) as err,
+        ):
             self._process = start(_command, list(arguments), dict(environment), cwd, out, err)
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -124,7 +146,9 @@ class ForkedCommand(subprocess.Popen[str]):
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self._process.exitcode
 
-    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+    def communicate(
+        self, input: str | None = None, timeout: float | None = None
+    ) -> tuple[str, str]:
         assert input is None
         assert self.stdout is not None
         reading = ThreadPoolExecutor(1)
@@ -143,18 +167,34 @@ class ForkedCommand(subprocess.Popen[str]):
             os.kill(self.pid, sig)
 
 
-def _command(arguments: list[str], environment: dict[str, str], cwd: Path, stdout: Connection, stderr: Connection) -> None:
+def _command(
+    arguments: list[str],
+    environment: dict[str, str],
+    cwd: Path,
+    stdout: Connection,
+    stderr: Connection,
+) -> None:
     with stdout, stderr:
         become(arguments, environment, cwd, stdout.fileno(), stderr.fileno())
 
 
 class _LaunchedWorker:
-    """What `launch` starts in place of an interpreter: a fork of itself, and so its child, as its workers must be."""
+    """What `launch` starts in place of an interpreter: a fork of itself, and so its child, as its
+    workers must be.
+    """
 
-    def __init__(self, command: Sequence[str], *, stdout: IO[bytes], env: Mapping[str, str], **settings: Any) -> None:
+    def __init__(
+        self, command: Sequence[str], *, stdout: IO[bytes], env: Mapping[str, str], **settings: Any
+    ) -> None:
         assert list(command[:3]) == [sys.executable, "-m", "orchestrator"]
-        assert settings == {"stdin": subprocess.DEVNULL, "stderr": stdout, "start_new_session": True}
-        process = multiprocessing.get_context("fork").Process(target=_worker, args=(command[3:], env, stdout.fileno()))
+        assert settings == {
+            "stdin": subprocess.DEVNULL,
+            "stderr": stdout,
+            "start_new_session": True,
+        }
+        process = multiprocessing.get_context("fork").Process(
+            target=_worker, args=(command[3:], env, stdout.fileno())
+        )
         process.start()
         assert process.pid is not None
         self._process, self.pid = process, process.pid

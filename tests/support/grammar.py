@@ -1,4 +1,6 @@
-"""The override grammar, a line each: as it is typed in bash, as YAML says the same, and the space that must come out."""
+"""The override grammar, a line each: as it is typed in bash, as YAML says the same, and the space
+that must come out.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ PARAMS = {
 
 @dataclass(frozen=True)
 class Line:
-    """`bash` as typed after `launch experiment=…`; `yaml` the body of grid and search that means the same."""
+    """`bash` as typed after `launch experiment=…`; `yaml` the body of grid and search that means
+    the same.
+    """
 
     bash: str
     yaml: dict[str, dict[str, Any]]
@@ -29,10 +33,16 @@ class Line:
 
 LINES = {
     "simple list": Line(
-        "data.batch_size=32,64,128", {"grid": {"data.batch_size": [32, 64, 128]}}, {"data.batch_size": [32, 64, 128]}, []
+        "data.batch_size=32,64,128",
+        {"grid": {"data.batch_size": [32, 64, 128]}},
+        {"data.batch_size": [32, 64, 128]},
+        [],
     ),
     "params spelled out": Line(
-        "params.data.batch_size=32,64", {"grid": {"data": {"batch_size": [32, 64]}}}, {"data.batch_size": [32, 64]}, []
+        "params.data.batch_size=32,64",
+        {"grid": {"data": {"batch_size": [32, 64]}}},
+        {"data.batch_size": [32, 64]},
+        [],
     ),
     "tagged choice is an axis": Line(
         "'model.act=tag(grid, choice(relu, gelu))'",
@@ -41,11 +51,22 @@ LINES = {
         [],
     ),
     "tagged range is an axis": Line(
-        "'model.depth=tag(grid, range(1, 4))'", {"grid": {"model.depth": "range(1, 4)"}}, {"model.depth": [1, 2, 3]}, []
+        "'model.depth=tag(grid, range(1, 4))'",
+        {"grid": {"model.depth": "range(1, 4)"}},
+        {"model.depth": [1, 2, 3]},
+        [],
     ),
-    "booleans": Line("model.bias=true,false", {"grid": {"model.bias": [True, False]}}, {"model.bias": [True, False]}, []),
+    "booleans": Line(
+        "model.bias=true,false",
+        {"grid": {"model.bias": [True, False]}},
+        {"model.bias": [True, False]},
+        [],
+    ),
     "mixed types and null": Line(
-        "'model.act=relu,null,3'", {"grid": {"model.act": ["relu", None, 3]}}, {"model.act": ["relu", None, 3]}, []
+        "'model.act=relu,null,3'",
+        {"grid": {"model.act": ["relu", None, 3]}},
+        {"model.act": ["relu", None, 3]},
+        [],
     ),
     "interval is searched": Line(
         "'optim.momentum=interval(0.5, 0.99)'",
@@ -101,6 +122,11 @@ LINES = {
 def write_grammar_experiment(folder: Path, **sections: object) -> None:
     """Writes ``experiment/grammar.yaml`` into a config directory, with `sections` in it."""
     (folder / "experiment").mkdir(parents=True, exist_ok=True)
-    study = {"study": {"name": "grammar"}, "objective": {"_target_": "a.b"}, "params": PARAMS, "budget": {"trials": 20}}
+    study = {
+        "study": {"name": "grammar"},
+        "objective": {"_target_": "a.b"},
+        "params": PARAMS,
+        "budget": {"trials": 20},
+    }
     text = "# @package _global_\n" + yaml.safe_dump({**study, **sections})
     (folder / "experiment" / "grammar.yaml").write_text(text)

@@ -1,4 +1,6 @@
-"""What must hold in the database after any fault, read by plain SQL and plain Optuna: nothing lost, nothing twice."""
+"""What must hold in the database after any fault, read by plain SQL and plain Optuna: nothing lost,
+nothing twice.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,11 @@ def query(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def check(commands: Commands, study: str, *, cells: int, per_cell: int = 1, foreign: Iterable[int] = ()) -> None:
-    """Asserts that every cell is complete exactly `per_cell` times, nothing runs any more, and all three books agree.
+def check(
+    commands: Commands, study: str, *, cells: int, per_cell: int = 1, foreign: Iterable[int] = ()
+) -> None:
+    """Asserts that every cell is complete exactly `per_cell` times, nothing runs any more, and all
+    three books agree.
 
     Args:
         foreign: numbers of trials that others added.
@@ -43,9 +48,9 @@ def check(commands: Commands, study: str, *, cells: int, per_cell: int = 1, fore
     assert Counter(t.params["a"] for t in ours) == dict.fromkeys(range(cells), per_cell)
     for trial in ours:
         for step, value in trial.intermediate_values.items():
-            assert value == pytest.approx(value_at(trial.params["a"], trial.params.get("x", 0.5), step)), (
-                "one curve, of this trial"
-            )
+            assert value == pytest.approx(
+                value_at(trial.params["a"], trial.params.get("x", 0.5), step)
+            ), "one curve, of this trial"
     check_ledger(url, study)
     if _has_doctor():
         said = commands.run("doctor", f"study.name={study}")
@@ -76,7 +81,8 @@ def check_ledger(url: str, study: str) -> None:
         url,
         "SELECT o.number, o.state, count(*) FILTER (WHERE a.outcome IN ('completed', 'pruned')), "
         "count(*) FILTER (WHERE a.outcome IS NULL), max(a.attempt), o.attempts "
-        "FROM orchestrator.trial o JOIN orchestrator.attempt a USING (trial_id) WHERE o.study_id = %s "
+        "FROM orchestrator.trial o JOIN orchestrator.attempt a USING (trial_id) WHERE o.study_id "
+        "= %s "
         "AND o.state IN ('COMPLETE', 'PRUNED') GROUP BY o.trial_id",
         study_id,
     )
@@ -85,22 +91,29 @@ def check_ledger(url: str, study: str) -> None:
     assert [row for row in accepted if row[4] != row[5]] == [], "attempts are counted right"
     tallies = query(
         url,
-        "SELECT c.ordinal, c.completed, count(*) FILTER (WHERE o.state = 'COMPLETE') FROM orchestrator.cell c "
+        "SELECT c.ordinal, c.completed, count(*) FILTER (WHERE o.state = 'COMPLETE') FROM "
+        "orchestrator.cell c "
         "LEFT JOIN orchestrator.trial o USING (cell_id) WHERE c.study_id = %s GROUP BY c.cell_id",
         study_id,
     )
     assert [row for row in tallies if row[1] != row[2]] == [], "the cells' tallies are right"
     twice = query(
         url,
-        "SELECT t.ordinal, t.state, count(o.trial_id) FILTER (WHERE o.holds_ticket) FROM orchestrator.ticket t "
-        "LEFT JOIN orchestrator.trial o USING (ticket_id) WHERE t.study_id = %s GROUP BY t.ticket_id",
+        "SELECT t.ordinal, t.state, count(o.trial_id) FILTER (WHERE o.holds_ticket) FROM "
+        "orchestrator.ticket t "
+        "LEFT JOIN orchestrator.trial o USING (ticket_id) WHERE t.study_id = %s GROUP BY "
+        "t.ticket_id",
         study_id,
     )
-    assert [row for row in twice if row[2] != (row[1] in ("LIVE", "SPENT"))] == [], "a ticket has one trial or none"
+    assert [row for row in twice if row[2] != (row[1] in ("LIVE", "SPENT"))] == [], (
+        "a ticket has one trial or none"
+    )
     silent = query(
         url,
-        "SELECT worker_id FROM orchestrator.worker w WHERE state = 'GONE' AND (EXISTS (SELECT FROM orchestrator.slot s "
-        "WHERE s.worker_id = w.worker_id) OR EXISTS (SELECT FROM orchestrator.trial t WHERE t.worker_id = w.worker_id))",
+        "SELECT worker_id FROM orchestrator.worker w WHERE state = 'GONE' AND (EXISTS (SELECT "
+        "FROM orchestrator.slot s "
+        "WHERE s.worker_id = w.worker_id) OR EXISTS (SELECT FROM orchestrator.trial t WHERE "
+        "t.worker_id = w.worker_id))",
     )
     assert silent == [], "who is gone holds nothing"
 

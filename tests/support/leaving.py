@@ -55,7 +55,9 @@ def uses_memory(cfg: Any, trial: Any, megabytes: int) -> float:
 
 
 def stores_when_stopped(cfg: Any, trial: Any) -> None:
-    """Its last act before it gives up the trial is to store a file, soon after it said something else."""
+    """Its last act before it gives up the trial is to store a file, soon after it said something
+    else.
+    """
     mark = Path(trial.checkpoint_dir, "mark")
     while not trial.should_stop():
         trial.set_user_attr("now", time.monotonic())

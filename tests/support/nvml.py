@@ -1,4 +1,6 @@
-"""A scripted NVML in place of the driver: GPUs, MIG instances, who is on them, and GPUs that fall off the bus."""
+"""A scripted NVML in place of the driver: GPUs, MIG instances, who is on them, and GPUs that fall
+off the bus.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ GIB = 1 << 30
 class FakeNvml:
     """As much of pynvml as is used; a handle is a UUID. Constants and errors are pynvml's own.
 
-    `computing` and `drawing` are the processes on each UUID, PID to bytes (None: NVML does not say); `in_use` is the memory
-    that is allocated beside theirs, `reserved` the driver's own.
+    `computing` and `drawing` are the processes on each UUID, PID to bytes (None: NVML does not
+    say); `in_use` is the memory that is allocated beside theirs, `reserved` the driver's own.
     """
 
     uuids: list[str] = field(default_factory=list)
@@ -78,7 +80,10 @@ class FakeNvml:
         return self._answer(self.uuids[index])
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        if uuid not in [*self.uuids, *(name for names in self.instances.values() for name in names)]:
+        if uuid not in [
+            *self.uuids,
+            *(name for names in self.instances.values() for name in names),
+        ]:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return uuid  # of a lost GPU too: the library knows it from before
 
@@ -102,11 +107,16 @@ class FakeNvml:
         taken = used + self.reserved
         return SimpleNamespace(total=total, reserved=self.reserved, free=total - taken, used=taken)
 
-    def _processes(self, uuid: str, found: dict[str, dict[int, int | None]]) -> list[SimpleNamespace]:
+    def _processes(
+        self, uuid: str, found: dict[str, dict[int, int | None]]
+    ) -> list[SimpleNamespace]:
         self._answer(uuid)
         if self.no_processes:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in found.get(uuid, {}).items()]
+        return [
+            SimpleNamespace(pid=pid, usedGpuMemory=size)
+            for pid, size in found.get(uuid, {}).items()
+        ]
 
     def nvmlDeviceGetComputeRunningProcesses(self, uuid: str) -> list[SimpleNamespace]:  # noqa: N802
         return self._processes(uuid, self.computing)
@@ -133,7 +143,10 @@ class FakeNvml:
 def process(environment: dict[str, str], command: str = "sleep 300") -> Iterator[int]:
     """A process that is not this one's child; `environment` is that of its parent too."""
     shell = subprocess.Popen(
-        ["sh", "-c", f"{command} & echo $!; wait"], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
+        ["sh", "-c", f"{command} & echo $!; wait"],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert shell.stdout is not None
     pid = int(shell.stdout.readline())

@@ -1,4 +1,6 @@
-"""Objectives for the runner's tests, most of them misbehaving. They run in child processes and return what they saw."""
+"""Objectives for the runner's tests, most of them misbehaving. They run in child processes and
+return what they saw.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,12 @@ RETURNED: dict[str, Any] = {
     "array0": np.array(0.75),
     "fraction": Fraction(1, 4),
     "decimal": Decimal("0.5"),
-    "mapping": {"score": np.float64(0.5), "epochs": np.int64(7), "curve": np.array([1.0, float("nan")]), "model": object()},
+    "mapping": {
+        "score": np.float64(0.5),
+        "epochs": np.int64(7),
+        "curve": np.array([1.0, float("nan")]),
+        "model": object(),
+    },
     "one_of_one": [0.5],
     "nan": float("nan"),
     "inf": float("-inf"),
@@ -226,7 +233,9 @@ def leaves_processes(cfg: Any, trial: Any) -> dict[str, Any]:
 
 def starts_many(cfg: Any, trial: Any, count: int) -> dict[str, Any]:
     """Returns while `count` processes still run, every other one in a session of its own."""
-    left = [subprocess.Popen(["sleep", "300"], start_new_session=i % 2 == 0).pid for i in range(count)]
+    left = [
+        subprocess.Popen(["sleep", "300"], start_new_session=i % 2 == 0).pid for i in range(count)
+    ]
     return {"score": 1.0, "left": left}
 
 
@@ -319,7 +328,11 @@ def noisy(cfg: Any, trial: Any) -> float:
 
 def garbles_every_descriptor(cfg: Any, trial: Any) -> float:
     """Writes nonsense into everything it has open."""
-    nonsense = b'nonsense\n[1]\n{"report": 3}\n{"report": [1, "x"]}\n{"attr": [1, 2]}\n{"prune": {}}\n' + b"x" * 100 + b"\n"
+    nonsense = (
+        b'nonsense\n[1]\n{"report": 3}\n{"report": [1, "x"]}\n{"attr": [1, 2]}\n{"prune": {}}\n'
+        + b"x" * 100
+        + b"\n"
+    )
     for fd in range(256):
         with contextlib.suppress(OSError):
             os.write(fd, nonsense)
@@ -401,7 +414,9 @@ opened: list[Any] = []
 
 
 def closes_every_descriptor(cfg: Any, trial: Any) -> dict[str, Any]:
-    """Closes all that it inherited, as daemons do, then reports while files of its own have the same numbers."""
+    """Closes all that it inherited, as daemons do, then reports while files of its own have the
+    same numbers.
+    """
     os.closerange(3, 256)
     with contextlib.ExitStack() as stack:
         paths = [Path(trial.checkpoint_dir) / str(n) for n in range(64)]

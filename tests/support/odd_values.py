@@ -1,4 +1,6 @@
-"""Odd values that a user's code may hand over, and what becomes of each: stored as what it is, or refused with a reason."""
+"""Odd values that a user's code may hand over, and what becomes of each: stored as what it is, or
+refused with a reason.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,7 @@ def circle() -> list[Any]:
     return loop
 
 
-# ------------------------------------------------------------------------------------------------------------------- numbers
+# ------------------------------------------------------------------------------------------ numbers
 
 # What an objective may return or report: the number stored, or a part of the refusal.
 NUMBERS: dict[str, tuple[Callable[[], Any], float | str]] = {
@@ -120,7 +122,12 @@ NUMBERS: dict[str, tuple[Callable[[], Any], float | str]] = {
     "torch complex": (lambda: torch().tensor(1j), "is a Tensor, not a number"),
 }
 # An objective must return a finite one; a report may be any float.
-UNBOUNDED: dict[str, float] = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "numpy nan": np.float32("nan")}
+UNBOUNDED: dict[str, float] = {
+    "nan": math.nan,
+    "inf": math.inf,
+    "-inf": -math.inf,
+    "numpy nan": np.float32("nan"),
+}
 
 # Results that are no plain number: the values stored, or a part of the refusal.
 RESULTS: dict[str, tuple[Callable[[], Any], tuple[float, ...] | str]] = {
@@ -131,13 +138,19 @@ RESULTS: dict[str, tuple[Callable[[], Any], tuple[float, ...] | str]] = {
     "two values": (lambda: Pair(1, 2), "2 values for 1 metric (value)"),
     "endless range": (lambda: range(10**15), "values for 1 metric (value)"),
     "empty mapping": (dict, "without the metric 'value'; it has no key at all"),
-    "mapping without it": (lambda: {"valeu": 1, "loss": 2}, "without the metric 'value'; it has 'valeu', 'loss'"),
-    "mapping with NaN": (lambda: {"value": math.nan}, "the objective returned nan for 'value': NaN is no result"),
+    "mapping without it": (
+        lambda: {"valeu": 1, "loss": 2},
+        "without the metric 'value'; it has 'valeu', 'loss'",
+    ),
+    "mapping with NaN": (
+        lambda: {"value": math.nan},
+        "the objective returned nan for 'value': NaN is no result",
+    ),
     "mapping with None": (lambda: {"value": None}, "the objective returned no number for 'value'"),
     "mapping by numpy text": (lambda: {np.str_("value"): 0.5}, (0.5,)),
 }
 
-# ------------------------------------------------------------------------------------------------------------------- attributes
+# --------------------------------------------------------------------------------------- attributes
 
 # Values of user attributes: what is stored, or a part of the refusal.
 Refused = collections.namedtuple("Refused", "why")
@@ -160,7 +173,10 @@ ATTRS: dict[str, tuple[Callable[[], Any], Any]] = {
     "1 MB once escaped": (lambda: "é" * 200_000, Refused("more than 1,000,000 bytes")),
     "64 MB": (lambda: "x" * 64 * MB, Refused("more than 1,000,000 bytes")),
     "endless range": (lambda: range(10**15), Refused("more than 1,000,000 bytes")),
-    "weights of a model": (lambda: {"w": np.zeros((20_000, 20_000), np.int8)}, Refused("more than 1,000,000 bytes")),
+    "weights of a model": (
+        lambda: {"w": np.zeros((20_000, 20_000), np.int8)},
+        Refused("more than 1,000,000 bytes"),
+    ),
     "tuple": (lambda: (1, (2.5,)), [1, [2.5]]),
     "namedtuple": (lambda: Pair(1, 2), [1, 2]),
     "deque": (lambda: collections.deque([1]), [1]),
@@ -250,7 +266,9 @@ class Said:
 
 
 def refusal(action: Callable[[], Any], *kinds: type[Exception]) -> str:
-    """What a user is told, in one line; an error of another kind (TypeError or ValueError if none is given) fails the test."""
+    """What a user is told, in one line; an error of another kind (TypeError or ValueError if none
+    is given) fails the test.
+    """
     with pytest.raises(kinds or (TypeError, ValueError)) as caught:
         action()
     assert "\n" not in str(caught.value)

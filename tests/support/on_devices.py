@@ -11,7 +11,10 @@ def threads(cfg: Any, trial: Any) -> dict[str, Any]:
     import torch
 
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    return {"score": torch.get_num_threads(), "limits": sorted({os.environ[name] for name in names})}
+    return {
+        "score": torch.get_num_threads(),
+        "limits": sorted({os.environ[name] for name in names}),
+    }
 
 
 def fails_at_first(cfg: Any, trial: Any) -> float:

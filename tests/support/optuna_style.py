@@ -1,4 +1,6 @@
-"""Objectives of the trial alone, as Optuna calls them; without imports that are slow, for each keeper imports them anew."""
+"""Objectives of the trial alone, as Optuna calls them; without imports that are slow, for each
+keeper imports them anew.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,17 @@ def breaks_once(trial: Any) -> float:
 def tuned(trial: Any) -> float:
     """README's function, without the training."""
     lr = trial.suggest_float("lr", 1e-5, 1e-1, log=True)
-    widths = [trial.suggest_int(f"width{i}", 8, 256, log=True) for i in range(trial.suggest_int("depth", 1, 4))]
+    widths = [
+        trial.suggest_int(f"width{i}", 8, 256, log=True)
+        for i in range(trial.suggest_int("depth", 1, 4))
+    ]
     return float(lr * sum(widths) * trial.suggest_categorical("batch_size", [32, 64, 128]))
 
 
 class LightGBMsCallback:
-    """Asks of a trial what ``LightGBMPruningCallback`` of optuna-integration 5.0.0 asks, and as it does."""
+    """Asks of a trial what ``LightGBMPruningCallback`` of optuna-integration 5.0.0 asks, and as it
+    does.
+    """
 
     def __init__(self, trial: Any) -> None:
         self._trial = trial
@@ -52,7 +59,9 @@ class LightGBMsCallback:
 
         if is_higher_better:
             if self._trial.study.direction != optuna.study.StudyDirection.MAXIMIZE:
-                raise ValueError("The intermediate values are inconsistent with the objective values.")
+                raise ValueError(
+                    "The intermediate values are inconsistent with the objective values."
+                )
         elif self._trial.study.direction != optuna.study.StudyDirection.MINIMIZE:
             raise ValueError("The intermediate values are inconsistent with the objective values.")
         self._trial.report(score, step=iteration)
@@ -65,9 +74,19 @@ def looks_at_its_study(trial: Any) -> float:
     callback = LightGBMsCallback(trial)
     for iteration in range(3):
         callback(x, iteration, is_higher_better=True)
-    seen = {"name": trial.study.study_name, "direction": trial.study.direction.name, "metrics": trial.study.metric_names}
-    seen |= {"attrs": trial.study.user_attrs, "relative": trial.relative_params, "started": str(trial.datetime_start)}
-    seen["distributions"] = {name: str(distribution) for name, distribution in trial.distributions.items()}
+    seen = {
+        "name": trial.study.study_name,
+        "direction": trial.study.direction.name,
+        "metrics": trial.study.metric_names,
+    }
+    seen |= {
+        "attrs": trial.study.user_attrs,
+        "relative": trial.relative_params,
+        "started": str(trial.datetime_start),
+    }
+    seen["distributions"] = {
+        name: str(distribution) for name, distribution in trial.distributions.items()
+    }
     try:
         best = trial.study.best_trial
         seen["best"] = [best.number, trial.study.best_value, trial.study.best_params]

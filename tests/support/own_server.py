@@ -44,7 +44,12 @@ class OwnServer:
             prepare(made.url)
         self.data = self._path / "pgdata"
         (self.data / "pg_hba.conf").write_text("local all all trust\nlocal replication all trust\n")
-        given = {"listen_addresses": "", "unix_socket_directories": str(self.data), "fsync": "off", **settings}
+        given = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.data),
+            "fsync": "off",
+            **settings,
+        }
         self._options = " ".join(f"-c{name}='{value}'" for name, value in given.items())
         self.start()
         for statement in (
@@ -73,7 +78,18 @@ class OwnServer:
         if os.geteuid() == 0:
             os.chown(copy, self.data.stat().st_uid, self.data.stat().st_gid)
         fast = ("-c", "fast", "--no-sync", "--no-manifest")
-        self._program("pg_basebackup", "-D", str(copy), "-h", str(self.data), "-U", "postgres", "-X", "stream", *fast)
+        self._program(
+            "pg_basebackup",
+            "-D",
+            str(copy),
+            "-h",
+            str(self.data),
+            "-U",
+            "postgres",
+            "-X",
+            "stream",
+            *fast,
+        )
         for socket in copy.glob(".s.PGSQL.*"):
             socket.unlink()
         return copy
@@ -82,7 +98,8 @@ class OwnServer:
         """The server dies and one that knows no more than `copy` takes its place.
 
         Args:
-            promoted: it begins a time line of its own, as a standby does that is promoted; else the copy is merely started.
+            promoted: it begins a time line of its own, as a standby does that is promoted; else the
+                copy is merely started.
         """
         if (self.data / "postmaster.pid").exists():
             self.stop()
@@ -103,14 +120,21 @@ class OwnServer:
         options = self._options.replace(str(self.data), str(copy))
         self._control("start", "-w", "-l", str(copy / "server.log"), "-o", options, data=copy)
         try:
-            yield self.url.replace(quote(str(self.data), safe=""), quote(str(copy), safe="")).replace(str(self.data), str(copy))
+            yield self.url.replace(
+                quote(str(self.data), safe=""), quote(str(copy), safe="")
+            ).replace(str(self.data), str(copy))
         finally:
             self._control("stop", "-w", "-m", "immediate", data=copy)
 
     def __enter__(self) -> OwnServer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if (self.data / "postmaster.pid").exists():
             self.stop()
         shutil.rmtree(self._path, ignore_errors=True)
@@ -120,7 +144,11 @@ class OwnServer:
 
     def _program(self, name: str, *words: str) -> None:
         owner = pwd.getpwuid(self.data.stat().st_uid)
-        switch = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+        switch = (
+            {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+            if os.geteuid() == 0
+            else {}
+        )
         done = subprocess.run(
             [str(Path(POSTGRES_VERSIONS[MAJOR]) / name), *words],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/", timeout=120, **switch,  # type: ignore[call-overload]

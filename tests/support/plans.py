@@ -15,7 +15,9 @@ from orchestrator.store.connection import statement as wire
 
 @dataclass(frozen=True)
 class Ran:
-    """One statement: its plan's nodes as (kind, table), and the pages it read or found in memory."""
+    """One statement: its plan's nodes as (kind, table), and the pages it read or found
+    in memory.
+    """
 
     sql: str
     nodes: tuple[tuple[str, str], ...]
@@ -28,10 +30,12 @@ class Ran:
 
 @contextmanager
 def watched(store: Store, *, prepared: bool = False) -> Iterator[list[Ran]]:
-    """Within this block each statement of a transaction of `store` is run once more before, under EXPLAIN, and that is undone.
+    """Within this block each statement of a transaction of `store` is run once more before, under
+    EXPLAIN, and that is undone.
 
     Args:
-        prepared: statements that may be prepared are planned for any parameters, as the server does after a while.
+        prepared: statements that may be prepared are planned for any parameters, as the server does
+            after a while.
     """
     ran: list[Ran] = []
     execute = wire.Cursor.execute
@@ -39,16 +43,25 @@ def watched(store: Store, *, prepared: bool = False) -> Iterator[list[Ran]]:
     def explain(cursor: wire.Cursor, statement: Any, parameters: Any = None) -> None:
         text = statement.plain if isinstance(statement, wire.Statement) else statement
         text = text if isinstance(text, str) else text.decode()
-        if cursor.connection.dsn == dsn and text.lstrip().upper().startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
+        if cursor.connection.dsn == dsn and text.lstrip().upper().startswith(
+            ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
+        ):
             kept_back, cursor.connection.keeps_back = cursor.connection.keeps_back, False
             with cursor.connection.cursor() as beside:
                 execute(beside, "SAVEPOINT plan")
-                given = statement.given(parameters or {}) if isinstance(statement, wire.Statement) else parameters
+                given = (
+                    statement.given(parameters or {})
+                    if isinstance(statement, wire.Statement)
+                    else parameters
+                )
                 asked = text
                 if prepared and isinstance(statement, wire.Statement):
                     execute(beside, "SET LOCAL plan_cache_mode = force_generic_plan")
                     execute(beside, statement.prepare.decode().replace(statement.key, "watched"))
-                    asked, given = statement.run.replace(statement.key, "watched"), tuple(given.values())
+                    asked, given = (
+                        statement.run.replace(statement.key, "watched"),
+                        tuple(given.values()),
+                    )
                 execute(beside, f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {asked}", given)
                 plan = beside.fetchone()[0][0]["Plan"]
                 execute(beside, "ROLLBACK TO SAVEPOINT plan")

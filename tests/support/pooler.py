@@ -1,4 +1,6 @@
-"""PgBouncer in transaction mode before a test's own server, as docs/scaling.md says to configure it."""
+"""PgBouncer in transaction mode before a test's own server, as docs/scaling.md says to configure
+it.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Pooler:
         self._directory = server.data.parent / "pooler"
         self._directory.mkdir()
         worker = make_url(server.worker_url)
-        self.url = worker.update_query_dict({"host": str(self._directory), "port": str(PORT)}).render_as_string()
+        self.url = worker.update_query_dict(
+            {"host": str(self._directory), "port": str(PORT)}
+        ).render_as_string()
         configuration = self._directory / "pgbouncer.ini"
         configuration.write_text(
             f"""[databases]
@@ -53,17 +57,29 @@ max_client_conn = {clients}
 logfile = {self._directory}/pgbouncer.log
 """
         )
-        # `auth_type = any` logs everybody in as the user of the database entry: here the workers' role, without a password.
-        text = configuration.read_text().replace(f"host={server.data}", f"host={server.data} user={worker.username}")
+        # `auth_type = any` logs everybody in as the user of the database entry: here the workers'
+        # role, without a password.
+        text = configuration.read_text().replace(
+            f"host={server.data}", f"host={server.data} user={worker.username}"
+        )
         configuration.write_text(text)
-        owner = pwd.getpwuid(server.data.stat().st_uid)  # it refuses to run as root, like the server
+        # it refuses to run as root, like the server
+        owner = pwd.getpwuid(server.data.stat().st_uid)
         for path in (self._directory, configuration):
             os.chown(path, owner.pw_uid, owner.pw_gid)
-        switch = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+        switch = (
+            {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+            if os.geteuid() == 0
+            else {}
+        )
         program = installed()
         assert program is not None, "pgbouncer is not installed"
         self._process = subprocess.Popen([program, "-q", str(configuration)], cwd="/", **switch)  # type: ignore[call-overload]
-        wait_until(lambda: (self._directory / f".s.PGSQL.{PORT}").exists() or self._process.poll() is not None)
+        wait_until(
+            lambda: (
+                (self._directory / f".s.PGSQL.{PORT}").exists() or self._process.poll() is not None
+            )
+        )
         assert self._process.poll() is None, (self._directory / "pgbouncer.log").read_text()
 
     def cpu_s(self) -> float:
@@ -74,6 +90,11 @@ logfile = {self._directory}/pgbouncer.log
     def __enter__(self) -> Pooler:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._process.terminate()
         self._process.wait(30)

@@ -1,4 +1,6 @@
-"""A real PostgreSQL for the tests: one server for all workers of a run, one prepared template, one database a test."""
+"""A real PostgreSQL for the tests: one server for all workers of a run, one prepared template, one
+database a test.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ _numbers = itertools.count()
 
 
 def prepare(url: str) -> None:
-    """Brings a new database to the state in which every test finds its own; leaves no connection open."""
+    """Brings a new database to the state in which every test finds its own; leaves no connection
+    open.
+    """
     store = Store(url)
     store.migrate(create_optuna_tables)
     store.rest()
@@ -32,8 +36,10 @@ class TestServer:
     """The server of this test run, shared by its workers; holds a share in it until `close`.
 
     Args:
-        path: Directory of the embedded server, the same for all workers of the run and for no other run.
-        url: A server that runs already, and on which this user may create databases and roles; None for an embedded one.
+        path: Directory of the embedded server, the same for all workers of the run and for no other
+            run.
+        url: A server that runs already, and on which this user may create databases and roles; None
+            for an embedded one.
     """
 
     __test__ = False
@@ -42,7 +48,8 @@ class TestServer:
         self._embedded = EmbeddedServer.open(path) if url is None else None
         self._url = make_url(url if self._embedded is None else self._embedded.url)
         with self._connect() as connection, connection.cursor() as cursor:
-            # What the tests write is thrown away with the machine's next crash; the server's own default is to be safe.
+            # What the tests write is thrown away with the machine's next crash; the server's own
+            # default is to be safe.
             cursor.execute("ALTER SYSTEM SET fsync = off")
             cursor.execute("SELECT pg_reload_conf()")
 
@@ -73,7 +80,8 @@ class TestServer:
             cursor.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
             cursor.execute("SELECT FROM pg_database WHERE datname = %s", (_TEMPLATE,))
             if cursor.fetchone() is None:
-                cursor.execute(f"DROP DATABASE IF EXISTS {_TEMPLATE}_new WITH (FORCE)")  # of a worker whose `prepare` failed
+                # of a worker whose `prepare` failed
+                cursor.execute(f"DROP DATABASE IF EXISTS {_TEMPLATE}_new WITH (FORCE)")
                 cursor.execute(f"CREATE DATABASE {_TEMPLATE}_new")
                 prepare(self.url(f"{_TEMPLATE}_new"))
                 cursor.execute(f"ALTER DATABASE {_TEMPLATE}_new RENAME TO {_TEMPLATE}")
@@ -91,7 +99,9 @@ class TestServer:
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[psycopg2.extensions.connection]:
-        connection = psycopg2.connect(self._url.set(drivername="postgresql").render_as_string(hide_password=False))
+        connection = psycopg2.connect(
+            self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+        )
         connection.autocommit = True
         try:
             yield connection

@@ -18,7 +18,8 @@ _GOODBYE = b"X\x00\x00\x00\x04"  # Terminate, of PostgreSQL's protocol
 
 
 class Proxy:
-    """Passes connections on to the server of `url`, which it reaches by Unix socket; gone when the block ends.
+    """Passes connections on to the server of `url`, which it reaches by Unix socket; gone when the
+    block ends.
 
     Attributes:
         url: the same database by way of this proxy.
@@ -31,7 +32,9 @@ class Proxy:
         self._target = f"{parsed.query['host']}/.s.PGSQL.{parsed.query.get('port', 5432)}"
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
         port = self._listener.getsockname()[1]
-        self.url = parsed.set(host="127.0.0.1", port=port, query={}).render_as_string(hide_password=False)
+        self.url = parsed.set(host="127.0.0.1", port=port, query={}).render_as_string(
+            hide_password=False
+        )
         self._lock = threading.Lock()
         self._flows = threading.Event()
         self._flows.set()
@@ -51,11 +54,15 @@ class Proxy:
             return len(self._pairs)
 
     def freeze(self) -> None:
-        """Nothing passes any more, in either direction; what is sent waits, and new connections are not answered."""
+        """Nothing passes any more, in either direction; what is sent waits, and new connections are
+        not answered.
+        """
         self._flows.clear()
 
     def thaw(self) -> None:
-        """All passes again, also what was sent meanwhile; of a black hole's connections nothing is left."""
+        """All passes again, also what was sent meanwhile; of a black hole's connections nothing is
+        left.
+        """
         if self._swallows:
             self.cut()
         self._swallows = False
@@ -66,11 +73,15 @@ class Proxy:
         self._swallows = True
 
     def hang_at(self, words: bytes) -> None:
-        """The next connection that says `words` stays up and is never answered, as by a server whose disk hangs."""
+        """The next connection that says `words` stays up and is never answered, as by a server
+        whose disk hangs.
+        """
         self._hangs_at = words
 
     def lose_answers(self, lost: Callable[[bytes], bool]) -> None:
-        """What a client says is passed on, and where it is `lost` the connection breaks before the answer comes."""
+        """What a client says is passed on, and where it is `lost` the connection breaks before the
+        answer comes.
+        """
         self._lost = lost
 
     def cut(self) -> None:
@@ -81,12 +92,18 @@ class Proxy:
             for end in pair:
                 with contextlib.suppress(OSError):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_AT_CLOSE)
-                    end.shutdown(socket.SHUT_RD)  # wakes its thread, which closes it: the reset is then sent
+                    # wakes its thread, which closes it: the reset is then sent
+                    end.shutdown(socket.SHUT_RD)
 
     def __enter__(self) -> Proxy:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._ended.set()
         self._flows.set()
         self._listener.close()
@@ -126,7 +143,11 @@ class Proxy:
                     data = key.fileobj.recv(65536)  # type: ignore[union-attr]
                     if not data:
                         return
-                    if key.fileobj is client and self._hangs_at is not None and self._hangs_at in data:
+                    if (
+                        key.fileobj is client
+                        and self._hangs_at is not None
+                        and self._hangs_at in data
+                    ):
                         self._hangs_at = None
                         self.hung.set()
                         self._ended.wait()

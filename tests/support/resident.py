@@ -49,8 +49,17 @@ def leave(cfg: Any, trial: Any, what: str) -> dict[str, Any]:
         case "process":
             left = [subprocess.Popen(["sleep", "300"]).pid]
         case "daemon":
-            script = "import subprocess; print(subprocess.Popen(['sleep', '300'], start_new_session=True, stdout=-3).pid)"
-            left = [int(subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE).stdout)]
+            script = (
+                "import subprocess; print(subprocess.Popen(['sleep', '300'], "
+                "start_new_session=True, stdout=-3).pid)"
+            )
+            left = [
+                int(
+                    subprocess.run(
+                        [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE
+                    ).stdout
+                )
+            ]
         case "cwd":
             os.chdir(tempfile.gettempdir())
         case "environment":
@@ -59,7 +68,8 @@ def leave(cfg: Any, trial: Any, what: str) -> dict[str, Any]:
             resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
         case "files":
             opened.extend(
-                os.open(os.devnull, os.O_RDONLY) for _ in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 6 // 10)
+                os.open(os.devnull, os.O_RDONLY)
+                for _ in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 6 // 10)
             )
         case "stdout":
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for good

@@ -51,7 +51,9 @@ def running_with(target: dict[str, Any], **options: Any) -> Iterator[Runner]:
         runner.close()
 
 
-def finish(running: Running, judge: Callable[[PruneAsked], bool] = lambda _: False) -> tuple[Outcome, list[Message]]:
+def finish(
+    running: Running, judge: Callable[[PruneAsked], bool] = lambda _: False
+) -> tuple[Outcome, list[Message]]:
     """Serves the attempt as a worker does, to its end."""
     messages: list[Message] = []
 
@@ -88,7 +90,11 @@ def all_gone(pids: list[int]) -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if alive(int(child))]
+    return [
+        int(child)
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if alive(int(child))
+    ]
 
 
 def own_children() -> list[int]:
@@ -96,7 +102,9 @@ def own_children() -> list[int]:
 
 
 def leads(pid: int) -> bool:
-    """Whether it has a session of its own; what the keeper runs for itself, such as git, has none."""
+    """Whether it has a session of its own; what the keeper runs for itself, such as
+    git, has none.
+    """
     try:
         return os.getsid(pid) == pid
     except ProcessLookupError:

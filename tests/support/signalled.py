@@ -12,7 +12,9 @@ from orchestrator import Trial
 
 
 def saves_when_asked(cfg: Any, trial: Trial) -> float | None:
-    """Trains until it is asked to stop, and saves then; what goes on from there completes at once."""
+    """Trains until it is asked to stop, and saves then; what goes on from there
+    completes at once.
+    """
     if (trial.checkpoint_dir / "saved").exists():
         return 2.0
     _say_pids(trial, [os.getpid()])
@@ -40,7 +42,9 @@ def never_ends(cfg: Any, trial: Trial) -> float:
 
 
 def breaks_with_its_helper(cfg: Any, trial: Trial) -> float:
-    """Raises as soon as a process that it started is gone, as a DataLoader does; the next attempt completes."""
+    """Raises as soon as a process that it started is gone, as a DataLoader does; the next attempt
+    completes.
+    """
     if trial.resumed:
         return 2.0
     helper = subprocess.Popen(["sleep", "300"])

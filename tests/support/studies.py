@@ -8,16 +8,36 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.model import Axis, Budget, Completed, Failed, Param, Pruned, Searched, StudySpec, Suggestion
+from orchestrator.model import (
+    Axis,
+    Budget,
+    Completed,
+    Failed,
+    Param,
+    Pruned,
+    Searched,
+    StudySpec,
+    Suggestion,
+)
 from orchestrator.store import Claim, Place, Store, WorkerLease
 
 PLACE = Place("test-host", "/nowhere")
 RUNNER = {"max_runtime_min": None, "grace_s": 1.0, "start": "forkserver", "max_attempts": 3}
 
 
-def spec(name: str = "study", cells: int = 4, trials: int | None = None, per_cell: int = 1, **changes: Any) -> StudySpec:
-    """A study with one grid axis `a` of `cells` values and one searched parameter `x` in [0, 1]; it never brakes."""
-    budget = Budget(cells * per_cell if trials is None else trials, per_cell, max_failures_at_start=None)
+def spec(
+    name: str = "study",
+    cells: int = 4,
+    trials: int | None = None,
+    per_cell: int = 1,
+    **changes: Any,
+) -> StudySpec:
+    """A study with one grid axis `a` of `cells` values and one searched parameter `x` in [0, 1]; it
+    never brakes.
+    """
+    budget = Budget(
+        cells * per_cell if trials is None else trials, per_cell, max_failures_at_start=None
+    )
     made = StudySpec(
         name=name,
         directions=("maximize",),
@@ -35,10 +55,19 @@ def spec(name: str = "study", cells: int = 4, trials: int | None = None, per_cel
 
 def suggestion(claim: Claim, x: float = 0.5) -> Suggestion:
     """Parameters for `claim` as a sampler would give them."""
-    a = json.dumps({"name": "IntDistribution", "attributes": {"log": False, "step": 1, "low": 0, "high": 1000}})
-    b = json.dumps({"name": "FloatDistribution", "attributes": {"step": None, "low": 0.0, "high": 1.0, "log": False}})
+    a = json.dumps(
+        {"name": "IntDistribution", "attributes": {"log": False, "step": 1, "low": 0, "high": 1000}}
+    )
+    b = json.dumps(
+        {
+            "name": "FloatDistribution",
+            "attributes": {"step": None, "low": 0.0, "high": 1.0, "log": False},
+        }
+    )
     value = claim.cell_values.get("a", 0)
-    return Suggestion((Param("a", float(value), a), Param("x", x, b)), {"a": value, "x": x}, {"k": 1})
+    return Suggestion(
+        (Param("a", float(value), a), Param("x", x, b)), {"a": value, "x": x}, {"k": 1}
+    )
 
 
 def start(store: Store, lease: WorkerLease, study_id: int) -> Claim | None:
@@ -50,11 +79,15 @@ def start(store: Store, lease: WorkerLease, study_id: int) -> Claim | None:
 
 
 def end(store: Store, claim: Claim, outcome: Completed | Pruned | Failed | None = None) -> None:
-    store.ledger.finish(claim, outcome or Completed((float(claim.number or 0),)), reports={}, attrs={})
+    store.ledger.finish(
+        claim, outcome or Completed((float(claim.number or 0),)), reports={}, attrs={}
+    )
 
 
 def work(url: str, study_id: int, *, fail: float = 0.0, release: float = 0.0, seed: int = 0) -> int:
-    """A whole worker: runs trials until the study is finished, failing and giving back at random; returns how many it ended."""
+    """A whole worker: runs trials until the study is finished, failing and giving back at random;
+    returns how many it ended.
+    """
     store = Store(url)
     lease = store.fleet.register(60)
     dice = random.Random(seed)

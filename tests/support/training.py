@@ -66,7 +66,12 @@ def two(cfg: Any, trial: Any) -> dict[str, float]:
 
 def coupled(cfg: Any, trial: Any, root: str = "") -> dict[str, Any]:
     """Tells what it was given."""
-    return {"value": float(cfg.optim.lr), "batch": cfg.data.batch_size, "root": root, "cwd": str(Path.cwd())}
+    return {
+        "value": float(cfg.optim.lr),
+        "batch": cfg.data.batch_size,
+        "root": root,
+        "cwd": str(Path.cwd()),
+    }
 
 
 def breaks_until_mended(cfg: Any, trial: Any, file: str = "") -> float:
@@ -99,4 +104,8 @@ def hungry(cfg: Any, trial: Any, limit: int) -> float:
 
 
 def tells_its_config(cfg: Any, trial: Any) -> dict[str, Any]:
-    return {"value": cfg.lr, "cfg": OmegaConf.to_container(cfg, resolve=True), "seen": dict(trial.params)}
+    return {
+        "value": cfg.lr,
+        "cfg": OmegaConf.to_container(cfg, resolve=True),
+        "seen": dict(trial.params),
+    }

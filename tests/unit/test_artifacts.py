@@ -1,4 +1,6 @@
-"""Artifacts: stored as the file was at the call, known by their record, refused in one line that names the file."""
+"""Artifacts: stored as the file was at the call, known by their record, refused in one line that
+names the file.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from optuna.artifacts import FileSystemArtifactStore
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed
 from orchestrator.runner import ArtifactLogged
-from orchestrator.runner.files.artifacts import ArtifactError, ArtifactPlace, ArtifactRecord, checked_place
+from orchestrator.runner.files.artifacts import (
+    ArtifactError,
+    ArtifactPlace,
+    ArtifactRecord,
+    checked_place,
+)
 from orchestrator.worker.delivery import LeftResults
 from tests.support.running import finish, make_job, running_with
 
@@ -25,7 +32,9 @@ def objective(name: str, **kwargs: Any) -> dict[str, Any]:
     return {"_target_": f"tests.support.leaving.{name}", **kwargs}
 
 
-def test_an_artifact_is_what_the_file_was_at_the_call_and_a_dead_workers_successor_learns_of_it(tmp_path: Path) -> None:
+def test_an_artifact_is_what_the_file_was_at_the_call_and_a_dead_workers_successor_learns_of_it(
+    tmp_path: Path,
+) -> None:
     store = tmp_path / "store"
     with running_with(objective("stores")) as runner:
         job = make_job(tmp_path / "runs", objective("stores"), artifacts=str(store))
@@ -33,7 +42,10 @@ def test_an_artifact_is_what_the_file_was_at_the_call_and_a_dead_workers_success
     assert isinstance(outcome, Completed)
     first, second = outcome.attrs["ids"]
     records = [message.record for message in messages if isinstance(message, ArtifactLogged)]
-    assert records == [ArtifactRecord(first, "curve.csv", "text/csv"), ArtifactRecord(second, "net.onnx", "model/onnx")]
+    assert records == [
+        ArtifactRecord(first, "curve.csv", "text/csv"),
+        ArtifactRecord(second, "net.onnx", "model/onnx"),
+    ]
     assert sorted(path.name for path in store.iterdir()) == sorted([first, second])
     with FileSystemArtifactStore(store).open_reader(first) as file:
         assert file.read() == b"as it was"
@@ -46,25 +58,37 @@ def test_an_artifact_is_what_the_file_was_at_the_call_and_a_dead_workers_success
 def test_what_cannot_be_stored_is_refused_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file where the directory should be")
     with running_with(objective("tries_to_store")) as runner:
-        job = make_job(tmp_path / "runs", objective("tries_to_store"), artifacts=str(tmp_path / "store"))
+        job = make_job(
+            tmp_path / "runs", objective("tries_to_store"), artifacts=str(tmp_path / "store")
+        )
         outcome, messages = finish(runner.start(job))
     assert isinstance(outcome, Completed)
     here = job.checkpoint_dir
     assert messages == []
     assert outcome.attrs["errors"] == {
-        "missing": f"FileNotFoundError: [Errno 2] there is no such file to store as an artifact: '{here}/gone.png'",
+        "missing": (
+            "FileNotFoundError: [Errno 2] there is no such file to store as an artifact: "
+            f"'{here}/gone.png'"
+        ),
         "directory": "IsADirectoryError: [Errno 21] an artifact is one file: store an archive of it,"
         f" shutil.make_archive(name, 'zip', directory): '{here}'",
-        "pipe": f"ValueError: {here}/pipe is no regular file, so it cannot be stored as an artifact",
+        "pipe": (
+            f"ValueError: {here}/pipe is no regular file, so it cannot be stored as an artifact"
+        ),
         "name": "TypeError: the name of an artifact must be a string, got 3",
         "empty": "ValueError: the name of an artifact has 1 to 255 characters, got 0",
         "nul": "ValueError: text with a NUL character cannot be stored",
         "type": r"ValueError: mimetype must have the form image/png, got 'text/html\r\nX-Evil: 1'",
-        "place": f"ArtifactError: [Errno 17] File exists: {here}/file could not be stored in paths.artifacts={tmp_path}/store",
+        "place": (
+            f"ArtifactError: [Errno 17] File exists: {here}/file could not be stored in "
+            f"paths.artifacts={tmp_path}/store"
+        ),
     }
 
 
-def test_a_full_disk_leaves_no_half_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_half_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fill(source: Any, target: Any, _length: int) -> None:
         target.write(source.read(1))
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -72,7 +96,9 @@ def test_a_full_disk_leaves_no_half_artifact(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "big").write_text("much")
     place = ArtifactPlace(str(tmp_path / "store"))
     monkeypatch.setattr(shutil, "copyfileobj", fill)
-    with pytest.raises(ArtifactError, match=f"No space left on device: {tmp_path}/big could not be stored in") as caught:
+    with pytest.raises(
+        ArtifactError, match=f"No space left on device: {tmp_path}/big could not be stored in"
+    ) as caught:
         place.add(tmp_path / "big", ID)
     assert caught.value.errno == errno.ENOSPC
     assert list((tmp_path / "store").iterdir()) == []
@@ -128,6 +154,11 @@ def test_a_place_that_does_not_hold_is_refused_at_the_start(tmp_path: Path) -> N
 def test_a_record_that_would_write_headers_is_dropped() -> None:
     good = {"artifact_id": ID, "filename": "a", "mimetype": "a/b", "encoding": None}
     assert ArtifactRecord.from_json(good).to_json() == good
-    for change in ({"mimetype": "a/b\r\nX: y"}, {"artifact_id": "../x"}, {"encoding": "gzip\n"}, {"filename": "\ud800"}):
+    for change in (
+        {"mimetype": "a/b\r\nX: y"},
+        {"artifact_id": "../x"},
+        {"encoding": "gzip\n"},
+        {"filename": "\ud800"},
+    ):
         with pytest.raises(ValueError, match=r"\w"):
             ArtifactRecord.from_json(good | change)

@@ -1,4 +1,6 @@
-"""The benchmarks measure what they say: true optima, methods that keep to the grid, figures that come out again."""
+"""The benchmarks measure what they say: true optima, methods that keep to the grid, figures that
+come out again.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ VARIANTS = [(name, variant) for name in PROBLEMS for variant in (0, 1)]
 def random_values(task: Any, seed: int, count: int) -> list[dict[str, Any]]:
     """Points of the whole search, cells in turn, as our own random sampler draws them."""
     search = Search(task.spec(count, seed, "random"))
-    return [dict(search.ask(task.cells[n % len(task.cells)], ticket=n, retry=0).values) for n in range(count)]
+    return [
+        dict(search.ask(task.cells[n % len(task.cells)], ticket=n, retry=0).values)
+        for n in range(count)
+    ]
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
@@ -34,9 +39,13 @@ def test_no_configuration_is_better_than_the_optimum_of_its_cell(name: str, vari
         assert task.loss(values) >= task.optima[number % len(task.cells)] - 1e-9
 
 
-@pytest.mark.parametrize("name", ["moving", "diverging", "backbone", "unrelated", "flat", "deceptive"])
+@pytest.mark.parametrize(
+    "name", ["moving", "diverging", "backbone", "unrelated", "flat", "deceptive"]
+)
 @pytest.mark.parametrize("variant", [0, 1])
-def test_the_optimum_of_a_drawn_basin_is_inside_the_search_and_reached(name: str, variant: int) -> None:
+def test_the_optimum_of_a_drawn_basin_is_inside_the_search_and_reached(
+    name: str, variant: int
+) -> None:
     task = problem(name, variant)
     space = {item.path: item for item in task.search}
     for place, cell in enumerate(task.cells):
@@ -45,7 +54,9 @@ def test_the_optimum_of_a_drawn_basin_is_inside_the_search_and_reached(name: str
         for combination in itertools.product(*choices):
             best = dict(zip(space, combination, strict=True))
             best |= {
-                path: (item.low * item.high) ** 0.5 if item.log else 0.2 for path, item in space.items() if not item.choices
+                path: (item.low * item.high) ** 0.5 if item.log else 0.2
+                for path, item in space.items()
+                if not item.choices
             }
             found.append(descended(task, {**cell, **best}))
         assert min(found) == pytest.approx(task.optima[place], abs=2e-3)
@@ -63,7 +74,9 @@ def descended(task: Any, values: dict[str, Any]) -> float:
             steps = np.clip(here + width * (high - low) * np.linspace(-1, 1, 9), low, high)
             tried = [float(np.exp(s)) if item.log else float(s) for s in steps]
             tried = [round(t) if item.kind == "int" else t for t in tried]
-            values[item.path] = min([*tried, values[item.path]], key=lambda t, p=item.path: task.loss({**values, p: t}))
+            values[item.path] = min(
+                [*tried, values[item.path]], key=lambda t, p=item.path: task.loss({**values, p: t})
+            )
     return float(task.loss(values))
 
 
@@ -81,9 +94,13 @@ def test_tables_are_small_and_their_fit_explains_the_runs() -> None:
         assert 0.0 < stored["noise"] < 0.5
 
 
-@pytest.mark.parametrize("name", [name for name, method in methods.METHODS.items() if not method.slow])
+@pytest.mark.parametrize(
+    "name", [name for name, method in methods.METHODS.items() if not method.slow]
+)
 @pytest.mark.parametrize("workers", [1, 4])
-def test_every_method_spends_its_trials_on_the_grid_and_comes_out_again(name: str, workers: int) -> None:
+def test_every_method_spends_its_trials_on_the_grid_and_comes_out_again(
+    name: str, workers: int
+) -> None:
     task, played = problem("backbone"), []
     for _ in range(2):
         tuner = methods.METHODS[name].make(task, 20, 3)
@@ -103,7 +120,14 @@ def test_workers_at_once_are_asked_while_the_others_run() -> None:
         def ask(self, number: int) -> Any:
             seen.append(len(running))
             running.add(number)
-            return {**task.cells[0], "lr": 1e-3, "wd": 1e-3, "dropout": 0.1, "act": "relu", "warmup": number % 5}
+            return {
+                **task.cells[0],
+                "lr": 1e-3,
+                "wd": 1e-3,
+                "dropout": 0.1,
+                "act": "relu",
+                "warmup": number % 5,
+            }
 
         def tell(self, number: int, value: float) -> None:
             running.remove(number)
@@ -136,9 +160,20 @@ def test_regret_is_the_true_value_of_what_looked_best_less_the_optimum() -> None
     assert regret.regrets(task, rows[:1])[2] == pytest.approx(true[0])
 
 
-def test_a_run_prints_every_method_beside_the_yardsticks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_prints_every_method_beside_the_yardsticks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "figures.json"
-    argv = ["--trials=12", "--at", "6", "12", "--seeds=2", "--methods=random", "--problems=flat,moving", "--parallel=3"]
+    argv = [
+        "--trials=12",
+        "--at",
+        "6",
+        "12",
+        "--seeds=2",
+        "--methods=random",
+        "--problems=flat,moving",
+        "--parallel=3",
+    ]
     regret.main([*argv, f"--json={out}"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [
@@ -151,19 +186,34 @@ def test_a_run_prints_every_method_beside_the_yardsticks(tmp_path: Path, capsys:
     random = next(s for s in written["summaries"] if s["method"] == "random" and s["trials"] == 12)
     of = {
         method: [
-            np.median([r["regret"] for r in written["results"] if (r["method"], r["problem"], r["at"], r["workers"]) == key])
+            np.median(
+                [
+                    r["regret"]
+                    for r in written["results"]
+                    if (r["method"], r["problem"], r["at"], r["workers"]) == key
+                ]
+            )
             for key in ((method, name, 12, 1) for name in ("flat", "moving"))
         ]
         for method in ("random", "plain-tpe")
     }
-    assert random["regret"]["ratio"] == pytest.approx(np.sqrt(np.prod(of["random"]) / np.prod(of["plain-tpe"])))
+    assert random["regret"]["ratio"] == pytest.approx(
+        np.sqrt(np.prod(of["random"]) / np.prod(of["plain-tpe"]))
+    )
 
 
 def test_runs_that_were_kept_are_not_played_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = tmp_path / "runs.jsonl"
-    argv = ["--trials=6", "--problems=flat", "--methods=random", "--parallel=2", "--prefetch", f"--lines={lines}"]
+    argv = [
+        "--trials=6",
+        "--problems=flat",
+        "--methods=random",
+        "--parallel=2",
+        "--prefetch",
+        f"--lines={lines}",
+    ]
     regret.main([*argv, "--seeds=1"])
     assert len(lines.read_text().splitlines()) == 3 * 3  # methods, ways
     regret.main([*argv, "--seeds=2"])

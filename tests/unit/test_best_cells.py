@@ -14,7 +14,13 @@ def told(directions: tuple[str, ...], *trials: tuple[int, str, float]) -> BestOf
 
 
 def test_cells_are_ranked_by_their_best_complete_trial() -> None:
-    trials = ((0, "COMPLETE", 1.0), (1, "COMPLETE", 3.0), (2, "COMPLETE", 2.0), (0, "COMPLETE", 4.0), (3, "PRUNED", 9.0))
+    trials = (
+        (0, "COMPLETE", 1.0),
+        (1, "COMPLETE", 3.0),
+        (2, "COMPLETE", 2.0),
+        (0, "COMPLETE", 4.0),
+        (3, "PRUNED", 9.0),
+    )
     assert told(("maximize",), *trials).first(2) == [0, 1]
     assert told(("minimize",), *trials).first(9) == [0, 2, 1]
 

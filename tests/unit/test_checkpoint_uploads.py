@@ -1,4 +1,6 @@
-"""Checkpoints in an object store: what is read there is whole, and a store that fails disturbs no trial."""
+"""Checkpoints in an object store: what is read there is whole, and a store that fails disturbs no
+trial.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,10 @@ def test_two_generations_are_kept_and_what_did_not_change_is_uploaded_once(
     look(first)
     kept = {"manifest-000005", "manifest-000006", "objects/1", "objects/6"}
     assert stored(url, 1) == kept
-    assert content(begin(Checkpoints(url, tmp_path / "host2"), 2).directory) == {"last": "4", "renamed": "best"}
+    assert content(begin(Checkpoints(url, tmp_path / "host2"), 2).directory) == {
+        "last": "4",
+        "renamed": "best",
+    }
 
 
 @pytest.mark.parametrize("broken", ["second object", "manifest"])
@@ -135,10 +140,16 @@ def test_an_upload_cut_off_midway_leaves_the_generation_before(
         look(first)
     assert "objects/3" in stored(url, 1)
     with begin(Checkpoints(url, tmp_path / "host2"), 2) as second:
-        assert (second.resumed_from, content(second.directory)) == (1, {"model": "old", "optimizer": "old"})
+        assert (second.resumed_from, content(second.directory)) == (
+            1,
+            {"model": "old", "optimizer": "old"},
+        )
 
     look(first)  # attempt 1 was not dead after all: it goes on where it was cut off
-    assert content(begin(Checkpoints(url, tmp_path / "host3"), 2).directory) == {"model": "new", "optimizer": "new"}
+    assert content(begin(Checkpoints(url, tmp_path / "host3"), 2).directory) == {
+        "model": "new",
+        "optimizer": "new",
+    }
     fill(first.directory, model="newer")
     look(first)
     look(first)
@@ -146,7 +157,9 @@ def test_an_upload_cut_off_midway_leaves_the_generation_before(
 
 
 @pytest.mark.parametrize("damage", ["gone", "short"])
-def test_a_generation_that_is_not_whole_is_passed_over(url: str, damage: str, tmp_path: Path) -> None:
+def test_a_generation_that_is_not_whole_is_passed_over(
+    url: str, damage: str, tmp_path: Path
+) -> None:
     fs, root = fsspec.core.url_to_fs(url)
     where = f"{root}/digits-1/trial-0/attempt-1"
     first = begin(Checkpoints(url, tmp_path / "host1"), 1)
@@ -164,7 +177,9 @@ def test_a_generation_that_is_not_whole_is_passed_over(url: str, damage: str, tm
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "a/../../escaped"])
-def test_a_manifest_cannot_write_outside_the_directory(tmp_path: Path, name: str, caplog: Any) -> None:
+def test_a_manifest_cannot_write_outside_the_directory(
+    tmp_path: Path, name: str, caplog: Any
+) -> None:
     url = f"file://{tmp_path / 'store'}"
     first = begin(Checkpoints(url, tmp_path / "host1"), 1)
     fill(first.directory, last="1")
@@ -179,7 +194,9 @@ def test_a_manifest_cannot_write_outside_the_directory(tmp_path: Path, name: str
     assert not list(tmp_path.rglob("escaped"))
 
 
-def test_a_file_that_is_written_all_the_time_does_not_hold_up_the_others(url: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_file_that_is_written_all_the_time_does_not_hold_up_the_others(
+    url: str, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(generations, "PATIENCE_S", 0.2)
     stop = threading.Event()
     with begin(Checkpoints(url, tmp_path / "host1"), 1) as first:
@@ -204,8 +221,13 @@ def test_a_file_that_is_written_all_the_time_does_not_hold_up_the_others(url: st
     assert set(content(begin(Checkpoints(url, tmp_path / "host3"), 2).directory)) == {"last", "log"}
 
 
-def test_a_file_being_written_is_not_uploaded_yet(url: str, tmp_path: Path, look: Callable[[Kept], None]) -> None:
-    with begin(Checkpoints(url, tmp_path / "host1"), 1) as first, (first.directory / "last").open("w") as file:
+def test_a_file_being_written_is_not_uploaded_yet(
+    url: str, tmp_path: Path, look: Callable[[Kept], None]
+) -> None:
+    with (
+        begin(Checkpoints(url, tmp_path / "host1"), 1) as first,
+        (first.directory / "last").open("w") as file,
+    ):
         for _ in range(3):
             file.write("part ")
             file.flush()
@@ -233,13 +255,20 @@ def test_a_store_that_fails_is_logged_once_and_the_last_upload_makes_up_for_it(
             for _ in range(3):
                 assert failed.acquire(timeout=30)
         first.close(final=True)
-    (complaint,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    (complaint,) = [
+        record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING
+    ]
     where = f"memory://me:***@{host}/digits-1/trial-0/attempt-1"
-    assert complaint == f"{where}: checkpoints cannot be uploaded now, trying again: ftp://me:***@host is away"
+    assert (
+        complaint
+        == f"{where}: checkpoints cannot be uploaded now, trying again: ftp://me:***@host is away"
+    )
     assert content(begin(Checkpoints(url, tmp_path / "host2"), 2).directory) == {"last": "1"}
 
 
-def test_a_last_upload_that_fails_or_hangs_ends_with_a_warning(tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+def test_a_last_upload_that_fails_or_hangs_ends_with_a_warning(
+    tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
     url = f"memory://{uuid.uuid4().hex}"
     go = threading.Event()
 
@@ -275,7 +304,9 @@ def test_a_last_upload_that_fails_or_hangs_ends_with_a_warning(tmp_path: Path, m
         go.set()
 
 
-def test_a_store_that_cannot_be_read_is_an_error_not_an_empty_directory(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_store_that_cannot_be_read_is_an_error_not_an_empty_directory(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     url = f"memory://{uuid.uuid4().hex}"
     checkpoints = Checkpoints(url, tmp_path / "host1")
     begin(checkpoints, 1).close(final=False)
@@ -284,11 +315,15 @@ def test_a_store_that_cannot_be_read_is_an_error_not_an_empty_directory(tmp_path
         raise RuntimeError("Unable to locate credentials")
 
     monkeypatch.setattr(ObjectStore, "names", fail)
-    with pytest.raises(CheckpointError, match=f"^paths.checkpoints={url}: Unable to locate credentials$"):
+    with pytest.raises(
+        CheckpointError, match=f"^paths.checkpoints={url}: Unable to locate credentials$"
+    ):
         begin(checkpoints, 2)
 
 
-def test_an_attempt_that_could_not_upload_is_taken_up_on_its_own_host(tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_attempt_that_could_not_upload_is_taken_up_on_its_own_host(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     url = f"memory://{uuid.uuid4().hex}"
 
     def fail(*_: Any) -> None:
@@ -303,7 +338,9 @@ def test_an_attempt_that_could_not_upload_is_taken_up_on_its_own_host(tmp_path: 
     assert content(begin(Checkpoints(url, tmp_path / "host2"), 2).directory) == {}
 
 
-def test_an_attempt_that_removed_all_its_files_is_passed_over(url: str, tmp_path: Path, look: Callable[[Kept], None]) -> None:
+def test_an_attempt_that_removed_all_its_files_is_passed_over(
+    url: str, tmp_path: Path, look: Callable[[Kept], None]
+) -> None:
     first = begin(Checkpoints(url, tmp_path / "host1"), 1)
     fill(first.directory, last="1")
     look(first)
@@ -317,7 +354,9 @@ def test_an_attempt_that_removed_all_its_files_is_passed_over(url: str, tmp_path
     assert (third.resumed_from, content(third.directory)) == (1, {"last": "1"})
 
 
-def test_a_trial_that_deletes_its_directory_does_not_delete_what_was_uploaded(url: str, tmp_path: Path) -> None:
+def test_a_trial_that_deletes_its_directory_does_not_delete_what_was_uploaded(
+    url: str, tmp_path: Path
+) -> None:
     with begin(Checkpoints(url, tmp_path / "host1"), 1) as first:
         fill(first.directory, last="1")
         wait_until(lambda: "manifest-000001" in stored(url, 1))

@@ -1,4 +1,6 @@
-"""Checkpoints: every attempt has its own, begins with those of the attempt before, and no late writer can touch them."""
+"""Checkpoints: every attempt has its own, begins with those of the attempt before, and no late
+writer can touch them.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
     return None if request.param == "runs" else str(tmp_path / "shared")
 
 
-# --------------------------------------------------------------------------------------------------------------- in directories
+# ----------------------------------------------------------------------------------- in directories
 
 
 def test_three_attempts_hand_their_files_on(place: str | None, tmp_path: Path) -> None:
@@ -70,13 +72,20 @@ def test_each_place_has_its_paths(tmp_path: Path) -> None:
     runs, shared = tmp_path / "runs", tmp_path / "shared"
     with_runs = runs / "digits-1" / "trial-0" / "attempt-1" / "checkpoints"
     assert begin(Checkpoints(None, runs), 1).directory == with_runs
-    assert begin(Checkpoints(str(shared), runs), 1).directory == shared / "digits-1" / "trial-0" / "attempt-1"
+    assert (
+        begin(Checkpoints(str(shared), runs), 1).directory
+        == shared / "digits-1" / "trial-0" / "attempt-1"
+    )
     assert begin(Checkpoints(f"file://{shared}", runs), 1).directory == with_runs
     (tmp_path / "link").symlink_to(runs)
-    assert begin(Checkpoints(str(tmp_path / "link"), runs), 1).directory == with_runs, "logs and results are no checkpoints"
+    assert begin(Checkpoints(str(tmp_path / "link"), runs), 1).directory == with_runs, (
+        "logs and results are no checkpoints"
+    )
 
 
-def test_a_late_writer_never_reaches_the_next_attempts_files(place: str | None, tmp_path: Path) -> None:
+def test_a_late_writer_never_reaches_the_next_attempts_files(
+    place: str | None, tmp_path: Path
+) -> None:
     checkpoints = Checkpoints(place, tmp_path / "runs")
     zombie = begin(checkpoints, 1).directory
     fill(zombie, last="one", log="one")
@@ -113,7 +122,9 @@ def test_an_attempt_that_left_nothing_is_passed_over(place: str | None, tmp_path
     assert (fourth.resumed_from, content(fourth.directory)) == (1, {"last": "1"})
 
 
-def test_an_attempt_cut_off_while_it_began_is_no_source(place: str | None, tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_attempt_cut_off_while_it_began_is_no_source(
+    place: str | None, tmp_path: Path, monkeypatch: Any
+) -> None:
     class Killed(BaseException):
         pass
 
@@ -135,7 +146,9 @@ def test_an_attempt_cut_off_while_it_began_is_no_source(place: str | None, tmp_p
     assert list(tmp_path.rglob("*.incoming")) == []
 
 
-def test_at_the_end_of_a_trial_only_the_last_attempts_files_stay(place: str | None, tmp_path: Path) -> None:
+def test_at_the_end_of_a_trial_only_the_last_attempts_files_stay(
+    place: str | None, tmp_path: Path
+) -> None:
     checkpoints = Checkpoints(place, tmp_path / "runs")
     first = begin(checkpoints, 1)
     fill(first.directory, last="1")
@@ -145,7 +158,9 @@ def test_at_the_end_of_a_trial_only_the_last_attempts_files_stay(place: str | No
         assert content(second.directory) == {"last": "1"}
         assert not first.directory.exists()
         first.discard_older()
-        assert content(second.directory) == {"last": "1"}, "an older attempt deletes nothing of a newer one"
+        assert content(second.directory) == {"last": "1"}, (
+            "an older attempt deletes nothing of a newer one"
+        )
 
 
 def test_files_of_another_study_are_moved_aside(place: str | None, tmp_path: Path) -> None:
@@ -167,7 +182,9 @@ def test_links_lead_into_the_copy(tmp_path: Path) -> None:
     (first / "empty").mkdir()
     second = begin(checkpoints, 2).directory
     shutil.rmtree(first)
-    assert (second / "absolute").read_text() == (second / "epoch" / "relative").read_text() == "three"
+    assert (
+        (second / "absolute").read_text() == (second / "epoch" / "relative").read_text() == "three"
+    )
     assert (second / "folder" / "3").read_text() == "three"
     assert (second / "elsewhere").readlink() == Path("/nowhere/at/all")
     assert (second / "empty").is_dir()
@@ -189,8 +206,12 @@ def test_sockets_and_pipes_are_left_out(tmp_path: Path) -> None:
     assert [path.name for path in second.iterdir()] == ["last"]
 
 
-def test_a_file_that_vanishes_while_it_is_copied_leads_to_another_look(tmp_path: Path, monkeypatch: Any) -> None:
-    """A late writer goes from epoch 1 to 2 after the directory was listed: neither may be missing both."""
+def test_a_file_that_vanishes_while_it_is_copied_leads_to_another_look(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A late writer goes from epoch 1 to 2 after the directory was listed: neither may be missing
+    both.
+    """
     checkpoints = Checkpoints(None, tmp_path / "runs")
     zombie = begin(checkpoints, 1).directory
     fill(zombie, epoch1="1")
@@ -240,14 +261,20 @@ def test_a_full_disk_says_which_setting_and_leaves_no_half(
         patch.setattr(shutil, "copyfileobj", full)
         if kernel_copies and sys.platform == "linux":
             patch.setattr(os, "copy_file_range", full)
-        setting = f"paths.runs={tmp_path / 'runs'}" if place is None else f"paths.checkpoints={place}"
-        with pytest.raises(CheckpointError, match=rf"^{setting}: No space left on device \(.*last\)$"):
+        setting = (
+            f"paths.runs={tmp_path / 'runs'}" if place is None else f"paths.checkpoints={place}"
+        )
+        with pytest.raises(
+            CheckpointError, match=rf"^{setting}: No space left on device \(.*last\)$"
+        ):
             begin(checkpoints, 2)
     assert list(tmp_path.rglob("*.incoming")) == []
     assert content(begin(checkpoints, 3).directory) == {"last": "1"}
 
 
-def test_where_the_kernel_cannot_copy_the_files_are_copied_all_the_same(tmp_path: Path, monkeypatch: Any) -> None:
+def test_where_the_kernel_cannot_copy_the_files_are_copied_all_the_same(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     def refuse(*_: Any) -> int:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
@@ -257,7 +284,7 @@ def test_where_the_kernel_cannot_copy_the_files_are_copied_all_the_same(tmp_path
     assert content(begin(checkpoints, 2).directory) == {"last": "x" * 3_000_000}
 
 
-# ------------------------------------------------------------------------------------------------------ the place, as a setting
+# -------------------------------------------------------------------------- the place, as a setting
 
 
 def test_all_that_see_one_place_call_it_the_same(tmp_path: Path) -> None:
@@ -265,7 +292,9 @@ def test_all_that_see_one_place_call_it_the_same(tmp_path: Path) -> None:
         return Checkpoints(place, tmp_path / runs).identity()
 
     shared, store = str(tmp_path / "shared"), f"file://{tmp_path / 'store'}"
-    seen = [[identity(place, runs) for runs in ("host1", "host2")] for place in (None, shared, store)]
+    seen = [
+        [identity(place, runs) for runs in ("host1", "host2")] for place in (None, shared, store)
+    ]
     assert seen[1][0] == seen[1][1]
     assert seen[2][0] == seen[2][1]
     assert seen[0] == [identity(None, "host1"), identity(None, "host2")]
@@ -312,17 +341,37 @@ def test_an_empty_marker_is_replaced(tmp_path: Path, monkeypatch: Any) -> None:
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("sfpt://host/x", r"paths.checkpoints=sfpt://host/x: unknown protocol 'sfpt' \(did you mean 'sftp'\?\)"),
-        ("sftp2://me:secret@host/x", r"paths.checkpoints=sftp2://me:\*\*\*@host/x: unknown protocol 'sftp2'.*"),
-        ("s3:bucket/x", r"paths.checkpoints=s3:bucket/x: a URL has // after its protocol, as in s3://bucket/path.*"),
-        ("", r"paths.checkpoints=: must be a directory or a URL; null keeps checkpoints with the runs"),
+        (
+            "sfpt://host/x",
+            r"paths.checkpoints=sfpt://host/x: unknown protocol 'sfpt' \(did you mean 'sftp'\?\)",
+        ),
+        (
+            "sftp2://me:secret@host/x",
+            r"paths.checkpoints=sftp2://me:\*\*\*@host/x: unknown protocol 'sftp2'.*",
+        ),
+        (
+            "s3:bucket/x",
+            (
+                r"paths.checkpoints=s3:bucket/x: a URL has // after its protocol, as in "
+                r"s3://bucket/path.*"
+            ),
+        ),
+        (
+            "",
+            (
+                r"paths.checkpoints=: must be a directory or a URL; null keeps checkpoints with "
+                r"the runs"
+            ),
+        ),
         ("memory://a*", r"paths.checkpoints=memory://a\*: .* none of \* \? \["),
         ("data://x", "paths.checkpoints=data://x: Read only filesystem"),
         ("/proc/nowhere", r"paths.checkpoints=/proc/nowhere: .*\(/proc/nowhere\)"),
         ("file:///proc/nowhere", r"paths.checkpoints=file:///proc/nowhere: .*\(/proc/nowhere\)"),
     ],
 )
-def test_a_place_that_cannot_be_is_refused_in_one_line(place: str, message: str, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_is_refused_in_one_line(
+    place: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=f"^{message}$"):
         Checkpoints(place, tmp_path)
 
@@ -332,13 +381,17 @@ def test_a_protocol_that_only_reads_is_refused(tmp_path: Path, monkeypatch: Any)
         raise NotImplementedError
 
     monkeypatch.setattr(ObjectStore, "write", refuse)
-    with pytest.raises(ConfigError, match=r"^paths\.checkpoints=memory://x: nothing can be written there"):
+    with pytest.raises(
+        ConfigError, match=r"^paths\.checkpoints=memory://x: nothing can be written there"
+    ):
         Checkpoints("memory://x", tmp_path)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(ConfigError, match=r"^paths.checkpoints=gs://bucket: .*gcsfs.* \(pip install gcsfs\)$"):
+    with pytest.raises(
+        ConfigError, match=r"^paths.checkpoints=gs://bucket: .*gcsfs.* \(pip install gcsfs\)$"
+    ):
         Checkpoints("gs://bucket", tmp_path)
 
 
@@ -354,7 +407,7 @@ def test_a_place_that_may_not_be_written_is_refused(place: str | None, tmp_path:
         where.chmod(0o700)
 
 
-# ------------------------------------------------------------------------------------------------------------ what a trial sees
+# -------------------------------------------------------------------------------- what a trial sees
 
 
 def test_a_trial_sees_which_attempt_it_goes_on_from(tmp_path: Path) -> None:
@@ -364,7 +417,11 @@ def test_a_trial_sees_which_attempt_it_goes_on_from(tmp_path: Path) -> None:
     with running_with(target) as runner:
         for attempt in (1, 2, 3):
             with checkpoints.begin("study", 0, attempt, resume=True) as kept:
-                changes = {"checkpoint_dir": kept.directory, "resumed": attempt > 1, "resumed_from": kept.resumed_from}
+                changes = {
+                    "checkpoint_dir": kept.directory,
+                    "resumed": attempt > 1,
+                    "resumed_from": kept.resumed_from,
+                }
                 job = make_job(tmp_path, target, attempt=attempt, **changes)
                 assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
                 outcome, _ = finish(runner.start(job))
@@ -373,7 +430,9 @@ def test_a_trial_sees_which_attempt_it_goes_on_from(tmp_path: Path) -> None:
     assert seen == [(None, [1]), (1, [1, 2]), (2, [1, 2, 3])]
 
 
-def test_what_lies_under_a_trials_number_from_before_a_failover_is_not_handed_on(place: str | None, tmp_path: Path) -> None:
+def test_what_lies_under_a_trials_number_from_before_a_failover_is_not_handed_on(
+    place: str | None, tmp_path: Path
+) -> None:
     checkpoints = Checkpoints(place, tmp_path / "runs")
     lost = checkpoints.begin("digits-1", 0, 1, resume=True, tokens={1: 7}).directory
     fill(lost, weights="of another trial")
@@ -386,7 +445,9 @@ def test_what_lies_under_a_trials_number_from_before_a_failover_is_not_handed_on
     assert content(lost) == {"weights": "of another trial"}
 
 
-def test_an_attempt_of_a_version_that_kept_no_tokens_is_handed_on(place: str | None, tmp_path: Path) -> None:
+def test_an_attempt_of_a_version_that_kept_no_tokens_is_handed_on(
+    place: str | None, tmp_path: Path
+) -> None:
     checkpoints = Checkpoints(place, tmp_path / "runs")
     fill(begin(checkpoints, 1).directory, weights="1")
     after = checkpoints.begin("digits-1", 0, 2, resume=True, tokens={1: None, 2: 9})

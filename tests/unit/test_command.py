@@ -1,4 +1,6 @@
-"""What an attempt of a program comes to, however odd the program: with real processes, most of them shell scripts."""
+"""What an attempt of a program comes to, however odd the program: with real processes, most of them
+shell scripts.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ from hypothesis import strategies as st
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
 from orchestrator.program import read
-from orchestrator.runner import AttrSet, Message, PruneAsked, Reported, Runner, attempt_dir, check_allowed
+from orchestrator.runner import (
+    AttrSet,
+    Message,
+    PruneAsked,
+    Reported,
+    Runner,
+    attempt_dir,
+    check_allowed,
+)
 from orchestrator.runner.program.command import _hydra_words
 from orchestrator.runner.program.metrics import Lines
 from orchestrator.runner.protocol.executable import search_path
@@ -36,11 +46,19 @@ def shell() -> Iterator[Runner]:
 
 
 def job(runs: Path, script: str, **changes: Any) -> Any:
-    return make_job(runs, {**SHELL, **changes.pop("rules", {})}, **{"params": {}, "values": {"script": script}, **changes})
+    return make_job(
+        runs,
+        {**SHELL, **changes.pop("rules", {})},
+        **{"params": {}, "values": {"script": script}, **changes},
+    )
 
 
 def attempt(
-    shell: Runner, runs: Path, script: str, judge: Callable[[PruneAsked], bool] = NEVER, **changes: Any
+    shell: Runner,
+    runs: Path,
+    script: str,
+    judge: Callable[[PruneAsked], bool] = NEVER,
+    **changes: Any,
 ) -> tuple[Outcome, list[Message]]:
     return finish(shell.start(job(runs, script, **changes)), judge)
 
@@ -57,25 +75,53 @@ def reports(messages: list[Message]) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in messages if isinstance(m, Reported)]
 
 
-# ------------------------------------------------------------------------------------------------------------- what it is given
+# --------------------------------------------------------------------------------- what it is given
 
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
-def test_a_program_gets_parameters_as_arguments_environment_and_file(tmp_path: Path, start: str) -> None:
+def test_a_program_gets_parameters_as_arguments_environment_and_file(
+    tmp_path: Path, start: str
+) -> None:
     code = (
-        "import json, os, sys; f = json.load(open(sys.argv[1])); v = {k: w for k, w in os.environ.items() if 'ORCH' in k};"
-        "print(json.dumps({'value': 1, 'argv': sys.argv[1:], 'file': f, 'env': v, 'unbuffered': os.environ['PYTHONUNBUFFERED'],"
+        "import json, os, sys; f = json.load(open(sys.argv[1])); v = {k: w for k, w in "
+        "os.environ.items() if 'ORCH' in k};"
+        "print(json.dumps({'value': 1, 'argv': sys.argv[1:], 'file': f, 'env': v, 'unbuffered': "
+        "os.environ['PYTHONUNBUFFERED'],"
         " 'cwd': os.getcwd(), 'devices': os.environ['CUDA_VISIBLE_DEVICES']}))"
     )
-    words = ["{params_file}", "lr={optim.lr}", "{trial.number}/{trial.seed}", "{on} {none} {layers}", "{{x}}", "{name}"]
+    words = [
+        "{params_file}",
+        "lr={optim.lr}",
+        "{trial.number}/{trial.seed}",
+        "{on} {none} {layers}",
+        "{{x}}",
+        "{name}",
+    ]
     target = {"command": [sys.executable, "-c", code.replace("{", "{{").replace("}", "}}"), *words]}
-    params = {"optim": {"lr": 0.1, "wd": "${.lr}"}, "on": True, "none": None, "layers": [1, {"a": 2}], "name": "a  'b'"}
-    with running_with(target, cwd=tmp_path, start=start, env={"CUDA_VISIBLE_DEVICES": "GPU-1"}) as runner:
-        outcome, messages = finish(runner.start(make_job(tmp_path / "runs", target, params=params, number=4, attempt=2)))
+    params = {
+        "optim": {"lr": 0.1, "wd": "${.lr}"},
+        "on": True,
+        "none": None,
+        "layers": [1, {"a": 2}],
+        "name": "a  'b'",
+    }
+    with running_with(
+        target, cwd=tmp_path, start=start, env={"CUDA_VISIBLE_DEVICES": "GPU-1"}
+    ) as runner:
+        outcome, messages = finish(
+            runner.start(make_job(tmp_path / "runs", target, params=params, number=4, attempt=2))
+        )
     assert outcome == Completed((1.0,))
     seen = attributes(messages)
     run_dir = attempt_dir(tmp_path / "runs", "study", 4, 2)
-    assert seen["argv"] == [str(run_dir / "params.json"), "lr=0.01", "4/7", 'true null [1,{"a":2}]', "{x}", "a  'b'"]
+    assert seen["argv"] == [
+        str(run_dir / "params.json"),
+        "lr=0.01",
+        "4/7",
+        'true null [1,{"a":2}]',
+        "{x}",
+        "a  'b'",
+    ]
     assert seen["file"]["params"] == {**params, "optim": {"lr": 0.01, "wd": 0.01}}
     checkpoints = str(run_dir / "checkpoints")
     facts: dict[str, Any] = {
@@ -97,23 +143,46 @@ def test_a_program_gets_parameters_as_arguments_environment_and_file(tmp_path: P
             "PARAM_NAME": "a  'b'",
             "STUDY_NAME": "study",
         },
-        **{"TRIAL_NUMBER": "4", "TRIAL_SEED": "7", "TRIAL_CHECKPOINT_DIR": checkpoints, "TRIAL_DEVICE": "cpu"},
+        **{
+            "TRIAL_NUMBER": "4",
+            "TRIAL_SEED": "7",
+            "TRIAL_CHECKPOINT_DIR": checkpoints,
+            "TRIAL_DEVICE": "cpu",
+        },
         "TRIAL_RUN_DIR": str(run_dir),
-        **{"METRICS_FILE": str(run_dir / "metrics.jsonl"), "PARAMS_FILE": str(run_dir / "params.json")},
+        **{
+            "METRICS_FILE": str(run_dir / "metrics.jsonl"),
+            "PARAMS_FILE": str(run_dir / "params.json"),
+        },
     }
     assert {key: seen["env"].get(f"ORCHESTRATOR_{key}") for key in expected} == expected
 
 
 def test_a_command_that_names_no_parameter_gets_all_as_hydra_overrides(tmp_path: Path) -> None:
     target = {"command": ["sh", "-c", 'printf "%s\\n" "$@"; echo "{{\\"value\\": $#}}"', "sh"]}
-    params = {"a": {"text": "x, y", "none": None, "list": ["1", 1, True]}, "word": "relu", "map": {}, "lr": "${a.list[1]}"}
+    params = {
+        "a": {"text": "x, y", "none": None, "list": ["1", 1, True]},
+        "word": "relu",
+        "map": {},
+        "lr": "${a.list[1]}",
+    }
     with running_with(target) as runner:
-        outcome, _ = finish(runner.start(make_job(tmp_path, target, params=params, values={"a.lr": 1e-05})))
+        outcome, _ = finish(
+            runner.start(make_job(tmp_path, target, params=params, values={"a.lr": 1e-05}))
+        )
     assert outcome == Completed((7.0,))
     lines = log_of(tmp_path).decode().splitlines()[:-1]
     parser = OverridesParser.create()
     read = {o.key_or_group: o.value() for o in map(parser.parse_override, lines)}
-    flat = {"a.text": "x, y", "a.none": None, "a.list": ["1", 1, True], "a.lr": 1e-05, "word": "relu", "map": {}, "lr": 1}
+    flat = {
+        "a.text": "x, y",
+        "a.none": None,
+        "a.list": ["1", 1, True],
+        "a.lr": 1e-05,
+        "word": "relu",
+        "map": {},
+        "lr": 1,
+    }
     assert repr(sorted(read.items())) == repr(sorted(flat.items()))
 
 
@@ -121,7 +190,9 @@ def test_overrides_are_appended_or_not_when_that_is_said(shell: Runner, tmp_path
     script = 'echo "{\\"value\\": $#}"'
     for number, (said, count) in enumerate([("auto", 0.0), (False, 0.0), (True, 1.0)]):
         rules = {"command": ["sh", "-c", "{script}", "sh"], "overrides": said}
-        assert attempt(shell, tmp_path, script, rules=rules, number=number)[0] == Completed((count,))
+        assert attempt(shell, tmp_path, script, rules=rules, number=number)[0] == Completed(
+            (count,)
+        )
 
 
 HYDRA_APP = """
@@ -142,7 +213,9 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def hydra_app(tmp_path: Path) -> Path:
-    """An app of Hydra's as people have them: decorated script, config beside it, and a package that starts it."""
+    """An app of Hydra's as people have them: decorated script, config beside it, and a package that
+    starts it.
+    """
     (tmp_path / "app" / "conf").mkdir(parents=True)
     (tmp_path / "app" / "conf" / "config.yaml").write_text("lr: 0.1\n")
     (tmp_path / "app" / "train.py").write_text(HYDRA_APP)
@@ -153,14 +226,23 @@ def hydra_app(tmp_path: Path) -> Path:
     return tmp_path / "app"
 
 
-def test_attempts_of_a_hydra_app_have_output_directories_of_their_own(hydra_app: Path, tmp_path: Path) -> None:
+def test_attempts_of_a_hydra_app_have_output_directories_of_their_own(
+    hydra_app: Path, tmp_path: Path
+) -> None:
     for number, script in enumerate(("train.py", "start.py")):
         target = {"command": [sys.executable, script]}
         with running_with(target, cwd=hydra_app) as runner:
-            job = make_job(tmp_path / "runs", target, params={"lr": 0.1}, values={"lr": 0.5}, number=number)
+            job = make_job(
+                tmp_path / "runs", target, params={"lr": 0.1}, values={"lr": 0.5}, number=number
+            )
             outcome, messages = finish(runner.start(job))
         assert outcome == Completed((0.5,))
-        assert attributes(messages)["said"] == [str(job.run_dir / "hydra"), number, f"study-{number}", True]
+        assert attributes(messages)["said"] == [
+            str(job.run_dir / "hydra"),
+            number,
+            f"study-{number}",
+            True,
+        ]
     assert not (hydra_app / "outputs").exists()
 
 
@@ -168,7 +250,11 @@ def test_attempts_of_a_hydra_app_have_output_directories_of_their_own(hydra_app:
     ("command", "more", "added"),
     [
         (["{python}", "train.py"], {}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
-        (["{python}", "train.py", "lr={{lr}}"], {}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
+        (
+            ["{python}", "train.py", "lr={{lr}}"],
+            {},
+            ["hydra.run.dir", "hydra.job.num", "hydra.job.id"],
+        ),
         (["{python}", "-m", "train"], {}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
         (["{python}", "train.py", "hydra.run.dir=mine"], {}, ["hydra.job.num", "hydra.job.id"]),
         (["{python}", "train.py", "-m"], {}, ["hydra.sweep.dir"]),
@@ -183,31 +269,53 @@ def test_attempts_of_a_hydra_app_have_output_directories_of_their_own(hydra_app:
         (["{python}", "renamed.py"], {}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
         (["{python}", "newer.py"], {}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
         (["sh", "run.sh"], {}, []),
-        (["sh", "run.sh"], {"hydra": True, "overrides": False}, ["hydra.run.dir", "hydra.job.num", "hydra.job.id"]),
+        (
+            ["sh", "run.sh"],
+            {"hydra": True, "overrides": False},
+            ["hydra.run.dir", "hydra.job.num", "hydra.job.id"],
+        ),
     ],
 )
 def test_only_hydra_apps_are_told_what_only_they_understand(
-    hydra_app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], more: dict[str, Any], added: list[str]
+    hydra_app: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    more: dict[str, Any],
+    added: list[str],
 ) -> None:
     (hydra_app / "plain.py").write_text("import argparse\n# as with @hydra.main(…)\n")
     (hydra_app / "run.sh").write_text("python train.py $@\n")
-    mentions = 'from hydra import compose\n"""Not:\n@hydra.main()\n"""\n# @hydra.main(…)\nprint("hydra.main(")\n'
+    mentions = (
+        'from hydra import compose\n"""Not:\n@hydra.main()\n"""\n# '
+        '@hydra.main(…)\nprint("hydra.main(")\n'
+    )
     (hydra_app / "mentions.py").write_text(mentions)
-    (hydra_app / "renamed.py").write_text("import os, hydra as h\n@h.main(version_base=None)\ndef run(cfg): ...\n")
-    (hydra_app / "newer.py").write_text("import hydra\n@hydra.main()\ndef main(cfg): ...\nsyntax of tomorrow\n")
+    (hydra_app / "renamed.py").write_text(
+        "import os, hydra as h\n@h.main(version_base=None)\ndef run(cfg): ...\n"
+    )
+    (hydra_app / "newer.py").write_text(
+        "import hydra\n@hydra.main()\ndef main(cfg): ...\nsyntax of tomorrow\n"
+    )
     monkeypatch.chdir(hydra_app)
     words = [word.format(python=sys.executable) for word in command]
     told = _hydra_words(read({"command": words, **more}), make_job(tmp_path / "a b", {}))
     assert [word.partition("=")[0] for word in told] == added
     parser = OverridesParser.create()
-    directories = [o.value() for o in map(parser.parse_override, told) if o.key_or_group.endswith(".dir")]
-    assert directories == [str(attempt_dir(tmp_path / "a b", "study", 0, 1) / "hydra")] * len(directories)
+    directories = [
+        o.value() for o in map(parser.parse_override, told) if o.key_or_group.endswith(".dir")
+    ]
+    assert directories == [str(attempt_dir(tmp_path / "a b", "study", 0, 1) / "hydra")] * len(
+        directories
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- what it says
+# ------------------------------------------------------------------------------------- what it says
 
 
-def test_json_lines_are_reports_the_last_value_the_result_and_other_keys_attributes(shell: Runner, tmp_path: Path) -> None:
+def test_json_lines_are_reports_the_last_value_the_result_and_other_keys_attributes(
+    shell: Runner, tmp_path: Path
+) -> None:
     script = """
     echo '{"level": "info", "msg": "not a metric"}'
     echo '{"step": 3, "value": 0.5, "loss": 2}'
@@ -226,11 +334,19 @@ def test_json_lines_are_reports_the_last_value_the_result_and_other_keys_attribu
     assert (step, math.isnan(value)) == (5, True)
     assert attributes(messages) == {"loss": 1.5, "note": {"a": ["nan"]}}
     log = log_of(tmp_path).decode()
-    for text in ("step 2 was reported before", "step must be in 0", "None is a NoneType", "program's own", "not a metric"):
+    for text in (
+        "step 2 was reported before",
+        "step must be in 0",
+        "None is a NoneType",
+        "program's own",
+        "not a metric",
+    ):
         assert text in log
 
 
-def test_the_metrics_file_says_the_same_as_lines_appended_or_as_one_object(shell: Runner, tmp_path: Path) -> None:
+def test_the_metrics_file_says_the_same_as_lines_appended_or_as_one_object(
+    shell: Runner, tmp_path: Path
+) -> None:
     lines = """
     for n in 1 2 3; do echo "{\\"step\\": $n, \\"value\\": 0.$n, \\"n\\": $n}" >> $ORCHESTRATOR_METRICS_FILE; done
     """
@@ -246,7 +362,9 @@ def test_the_metrics_file_says_the_same_as_lines_appended_or_as_one_object(shell
     assert isinstance(stale, Failed), "a file of an earlier study of that name is no result"
 
 
-def test_a_metrics_file_prunes_while_the_program_runs_and_may_be_rewritten(shell: Runner, tmp_path: Path) -> None:
+def test_a_metrics_file_prunes_while_the_program_runs_and_may_be_rewritten(
+    shell: Runner, tmp_path: Path
+) -> None:
     script = """
     echo '{"step": 1, "value": 1}' > "$ORCHESTRATOR_METRICS_FILE"
     while [ ! -e "$ORCHESTRATOR_TRIAL_CHECKPOINT_DIR/go" ]; do sleep 0.01; done
@@ -285,12 +403,16 @@ def test_the_result_is_what_the_rule_says_or_the_failure_names_the_rule(
     outcome, _ = attempt(shell, tmp_path, script, rules={"result": result}, metrics=metrics)
     if isinstance(expected, str):
         assert isinstance(outcome, Failed)
-        assert (outcome.kind, expected in outcome.message.splitlines()[0]) == ("value", True), outcome.message
+        assert (outcome.kind, expected in outcome.message.splitlines()[0]) == ("value", True), (
+            outcome.message
+        )
     else:
         assert outcome == Completed(expected)
 
 
-def test_binary_output_and_endless_lines_pass_into_the_log_and_disturb_nothing(shell: Runner, tmp_path: Path) -> None:
+def test_binary_output_and_endless_lines_pass_into_the_log_and_disturb_nothing(
+    shell: Runner, tmp_path: Path
+) -> None:
     script = """
     printf '\\377\\000{\\n{"value": \\377}\\n{"value"'; echo; echo '{"value": 1e999}'; echo '{"a":'
     head -c 3000000 /dev/zero | tr '\\0' '['; echo
@@ -304,16 +426,21 @@ def test_binary_output_and_endless_lines_pass_into_the_log_and_disturb_nothing(s
     assert b"err\n" in log
 
 
-@given(st.lists(st.sampled_from([b"{", b"a", b"\n", b"\r", b"{b}\n", b"cc\n"]), max_size=30), st.booleans())
+@given(
+    st.lists(st.sampled_from([b"{", b"a", b"\n", b"\r", b"{b}\n", b"cc\n"]), max_size=30),
+    st.booleans(),
+)
 def test_lines_are_the_same_however_they_arrive(pieces: list[bytes], picked: bool) -> None:
     lines = Lines(b"{" if picked else b"")
     taken = [line for piece in pieces for line in lines.feed(piece)]
     taken.append(lines.rest())
     wanted = [line for line in re.split(rb"[\r\n]", b"".join(pieces)) if b"{" in line or not picked]
-    assert [line for line in taken if line and (b"{" in line or not picked)] == [line for line in wanted if line]
+    assert [line for line in taken if line and (b"{" in line or not picked)] == [
+        line for line in wanted if line
+    ]
 
 
-# ----------------------------------------------------------------------------------------------------------------- how it ends
+# -------------------------------------------------------------------------------------- how it ends
 
 
 @pytest.mark.parametrize(
@@ -346,16 +473,22 @@ def test_pruning_sends_term_then_kill_and_keeps_what_it_said(shell: Runner, tmp_
     deaf = "trap '' TERM; " + PIDS
     steps = """ for n in 1 2 3; do echo "{\\"step\\": $n, \\"value\\": $n, \\"n\\": $n}"; done; while :; do sleep 0.05; done"""
     for number, script in enumerate((polite + steps, deaf + steps)):
-        outcome, messages = attempt(shell, tmp_path, script, lambda asked: asked.step == 2, number=number)
+        outcome, messages = attempt(
+            shell, tmp_path, script, lambda asked: asked.step == 2, number=number
+        )
         assert (outcome, reports(messages)) == (Pruned(2), [(1, 1.0), (2, 2.0)])
         assert attributes(messages)["n"] == 2
         assert all_gone(pids_of(tmp_path, number))
     assert "saved" in log_of(tmp_path, 0).decode()
 
 
-def test_asked_to_stop_it_gets_term_and_may_save_a_checkpoint(shell: Runner, tmp_path: Path) -> None:
+def test_asked_to_stop_it_gets_term_and_may_save_a_checkpoint(
+    shell: Runner, tmp_path: Path
+) -> None:
     script = (
-        "trap 'echo state > ckpt; exit 0' TERM; " + PIDS + """ echo '{"step": 1, "value": 1}'; while :; do sleep 0.02; done"""
+        "trap 'echo state > ckpt; exit 0' TERM; "
+        + PIDS
+        + """ echo '{"step": 1, "value": 1}'; while :; do sleep 0.02; done"""
     )
     running = shell.start(job(tmp_path, script))
     pids = pids_of(tmp_path)
@@ -367,7 +500,9 @@ def test_asked_to_stop_it_gets_term_and_may_save_a_checkpoint(shell: Runner, tmp
 
 
 @pytest.mark.parametrize("deaf", [False, True])
-def test_ended_by_the_worker_the_program_has_its_grace_and_leaves_nothing(shell: Runner, tmp_path: Path, deaf: bool) -> None:
+def test_ended_by_the_worker_the_program_has_its_grace_and_leaves_nothing(
+    shell: Runner, tmp_path: Path, deaf: bool
+) -> None:
     trap = "trap '' TERM; " if deaf else "trap 'sleep 0.1; echo late words; exit 0' TERM; "
     running = shell.start(job(tmp_path, trap + PIDS + " while :; do sleep 0.02; done"))
     pids = pids_of(tmp_path)
@@ -406,13 +541,22 @@ def test_it_ends_with_the_program_whoever_holds_its_output(shell: Runner, tmp_pa
     assert attempt(shell, tmp_path, closed, number=1)[0] == Completed((2.0,))
 
 
-# ------------------------------------------------------------------------------------------------------ whether it can run here
+# -------------------------------------------------------------------------- whether it can run here
 
 
-def test_a_program_that_is_not_there_is_found_out_before_and_loses_no_trial_after(tmp_path: Path) -> None:
-    for name, text in (("no-such-program", "on the PATH"), ("./gone.sh", "does not exist"), ("./plain.txt", "chmod")):
+def test_a_program_that_is_not_there_is_found_out_before_and_loses_no_trial_after(
+    tmp_path: Path,
+) -> None:
+    for name, text in (
+        ("no-such-program", "on the PATH"),
+        ("./gone.sh", "does not exist"),
+        ("./plain.txt", "chmod"),
+    ):
         (tmp_path / "plain.txt").write_text("echo")
-        with pytest.raises(ConfigError, match=text) as caught, running_with({"command": name}, cwd=tmp_path):
+        with (
+            pytest.raises(ConfigError, match=text) as caught,
+            running_with({"command": name}, cwd=tmp_path),
+        ):
             pass
         assert str(caught.value).startswith("objective.command: ")
     script = tmp_path / "train.sh"
@@ -430,7 +574,9 @@ def test_a_program_that_is_not_there_is_found_out_before_and_loses_no_trial_afte
         outcome, _ = finish(runner.start(make_job(tmp_path, target, number=2)))
     assert isinstance(outcome, Interrupted)
     assert outcome.lost
-    assert outcome.reason.startswith("the objective does not run here any more: objective.command: './train.sh' does not exist")
+    assert outcome.reason.startswith(
+        "the objective does not run here any more: objective.command: './train.sh' does not exist"
+    )
 
 
 def test_which_programs_may_run_here_is_said_by_patterns_of_their_own() -> None:
@@ -446,7 +592,9 @@ def test_which_programs_may_run_here_is_said_by_patterns_of_their_own() -> None:
             if target in good:
                 check_allowed(target, patterns)
             else:
-                with pytest.raises(ConfigError, match=r"objective.command: 'command:.* may not run on this host"):
+                with pytest.raises(
+                    ConfigError, match=r"objective.command: 'command:.* may not run on this host"
+                ):
                     check_allowed(target, patterns)
     with pytest.raises(ConfigError, match="may not run"):
         check_allowed({"command": "/opt/lab/../../bin/sh"}, ["command:/opt/lab/*"])
@@ -463,4 +611,9 @@ def test_python_is_that_of_the_worker_unless_an_environment_is_activated(
     monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path) if activated else "")
     monkeypatch.setattr(sys, "prefix", "/somewhere/.venv")
     found = search_path().split(":")
-    assert found == [*([] if activated else [str(Path(sys.executable).parent)]), str(tmp_path), "/usr/bin", "/bin"]
+    assert found == [
+        *([] if activated else [str(Path(sys.executable).parent)]),
+        str(tmp_path),
+        "/usr/bin",
+        "/bin",
+    ]

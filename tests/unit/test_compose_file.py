@@ -1,4 +1,6 @@
-"""What `docker-compose.yml` promises that shows without an engine; `tests/acceptance/test_compose.py` runs it on one."""
+"""What `docker-compose.yml` promises that shows without an engine;
+`tests/acceptance/test_compose.py` runs it on one.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_every_container_is_without_privileges_and_within_limits(name: str) -> N
     assert {"max-size", "max-file"} <= service["logging"]["options"].keys(), "logs are rotated"
     assert service["pids_limit"]
     assert "mem_limit" in service
-    assert all("size=" in mount for mount in service["tmpfs"]), "a temporary file system may else take half of the memory"
+    assert all("size=" in mount for mount in service["tmpfs"]), (
+        "a temporary file system may else take half of the memory"
+    )
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -75,12 +79,17 @@ def test_a_worker_s_command_line_and_its_health_check_name_the_same_file(tmp_pat
     assert checked() == 1, "not renewed for longer than a lease lasts"
 
 
-def test_a_launch_names_the_address_at_which_the_dashboard_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launch_names_the_address_at_which_the_dashboard_is_published(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (published,) = (with_defaults(port) for port in SERVICES["dashboard"]["ports"])
     url = with_defaults(SERVICES["launch"]["environment"]["ORCHESTRATOR_DASHBOARD_URL"])
     assert published == f"{url.removeprefix('http://')}:8080"
     monkeypatch.setenv("ORCHESTRATOR_DASHBOARD_URL", url)
-    assert config.compose("launch", ["study.name=s", "objective._target_=a.b"]).host.dashboard.url == url
+    assert (
+        config.compose("launch", ["study.name=s", "objective._target_=a.b"]).host.dashboard.url
+        == url
+    )
 
 
 def test_how_many_workers_run_is_a_setting_that_a_later_up_keeps() -> None:

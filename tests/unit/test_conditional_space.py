@@ -1,4 +1,6 @@
-"""Parameters that exist in some cells only: declared, stored, described, asked for there, and learnt from everywhere."""
+"""Parameters that exist in some cells only: declared, stored, described, asked for there, and
+learnt from everywhere.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,20 @@ from orchestrator.search import Search, by_hand, describe
 
 SAMPLERS = ("tpe", "gp", "random", "qmc", "nsga2")
 GRID = {"model.kind": ["sgd", "adam", "rmsprop"], "data.batch": [32, 64]}
-PARAMS = {"model": {"kind": "sgd"}, "data": {"batch": 32}, "optim": {"lr": 0.1, "momentum": 0.9, "eps": 1e-8}}
+PARAMS = {
+    "model": {"kind": "sgd"},
+    "data": {"batch": 32},
+    "optim": {"lr": 0.1, "momentum": 0.9, "eps": 1e-8},
+}
 SEARCH = {
     "optim.lr": "tag(log, interval(1e-4, 1e-1))",
     "optim": {"momentum": {"space": "interval(0, 0.99)", "when": {"model.kind": "sgd"}}},
-    "optim.eps": {"space": [1e-8, 1e-4], "when": {"model": {"kind": ["rmsprop", "adam"]}, "data.batch": 64}},
-    "optim.nesterov": {"space": [True, False], "when": {"model.kind": "sgd"}},  # params has no default for it
+    "optim.eps": {
+        "space": [1e-8, 1e-4],
+        "when": {"model": {"kind": ["rmsprop", "adam"]}, "data.batch": 64},
+    },
+    # params has no default for it
+    "optim.nesterov": {"space": [True, False], "when": {"model.kind": "sgd"}},
 }
 SPEC = StudySpec(
     "s",
@@ -38,30 +48,38 @@ SPEC = StudySpec(
     (
         Searched("optim.lr", "float", 0.0, 1.0),
         Searched("optim.momentum", "float", 0.0, 1.0, when={"model.kind": ("sgd",)}),
-        Searched("optim.warmup", "int", 1, 8, when={"model.kind": ("adam", None), "data.batch": ("all",)}),
+        Searched(
+            "optim.warmup", "int", 1, 8, when={"model.kind": ("adam", None), "data.batch": ("all",)}
+        ),
         Searched("optim.fixed", "float", 2.0, 2.0, when={"model.kind": (None,)}),
     ),
     Budget(100),
 )
 
 
-def space(search: Mapping[str, Any], grid: Mapping[str, Any] = GRID, params: Mapping[str, Any] = PARAMS) -> Space:
+def space(
+    search: Mapping[str, Any], grid: Mapping[str, Any] = GRID, params: Mapping[str, Any] = PARAMS
+) -> Space:
     made = Space.from_yaml(grid, search)
     made.check(params)
     return made
 
 
 def complete(number: int, asked: Suggestion, *values: float) -> TrialNews:
-    return TrialNews(number, "COMPLETE", asked.params, values, system_attrs=asked.system_attrs, cell=0)
+    return TrialNews(
+        number, "COMPLETE", asked.params, values, system_attrs=asked.system_attrs, cell=0
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- as declared
+# -------------------------------------------------------------------------------------- as declared
 
 
 def test_a_condition_names_axes_by_dotted_or_nested_keys_and_one_value_or_several() -> None:
     declared = space(SEARCH).search
     assert declared["optim.lr"].when == {}
-    assert declared["optim.momentum"] == Searched("optim.momentum", "float", 0.0, 0.99, when={"model.kind": ("sgd",)})
+    assert declared["optim.momentum"] == Searched(
+        "optim.momentum", "float", 0.0, 0.99, when={"model.kind": ("sgd",)}
+    )
     assert declared["optim.eps"].when == {"model.kind": ("adam", "rmsprop"), "data.batch": (64,)}
 
 
@@ -85,21 +103,38 @@ def test_a_condition_is_part_of_the_identity_and_none_is_as_it_was_before_there_
 
 @pytest.mark.parametrize(
     ("value", "holds"),
-    [([32, 64], ([32, 64],)), ([[32], [32, 64]], ([32], [32, 64])), (None, (None,)), (True, (True,)), ([None, 1], (None, 1))],
+    [
+        ([32, 64], ([32, 64],)),
+        ([[32], [32, 64]], ([32], [32, 64])),
+        (None, (None,)),
+        (True, (True,)),
+        ([None, 1], (None, 1)),
+    ],
 )
-def test_values_of_every_kind_are_named_and_a_list_on_the_axis_is_one_value(value: Any, holds: tuple[Any, ...]) -> None:
-    grid = {"layers": [[32], [32, 64], None, True, "1", 2]} | ({"layers": [None, 1, 2]} if value == [None, 1] else {})
-    declared = space({"x": {"space": "interval(0, 1)", "when": {"layers": value}}}, grid).search["x"]
+def test_values_of_every_kind_are_named_and_a_list_on_the_axis_is_one_value(
+    value: Any, holds: tuple[Any, ...]
+) -> None:
+    grid = {"layers": [[32], [32, 64], None, True, "1", 2]} | (
+        {"layers": [None, 1, 2]} if value == [None, 1] else {}
+    )
+    declared = space({"x": {"space": "interval(0, 1)", "when": {"layers": value}}}, grid).search[
+        "x"
+    ]
     assert repr(declared.when["layers"]) == repr(holds)
 
 
 def test_a_parameter_that_is_called_space_is_declared_by_its_dotted_path() -> None:
-    made = space({"model.space": [1, 2], "data": {"space": {"size": "interval(0, 1)"}, "when": [3, 4]}}, {})
+    made = space(
+        {"model.space": [1, 2], "data": {"space": {"size": "interval(0, 1)"}, "when": [3, 4]}}, {}
+    )
     assert list(made.search) == ["model.space", "data.space.size", "data.when"]
 
 
 def test_null_takes_a_conditional_declaration_back() -> None:
-    assert space({"a": {"space": None, "when": {"model.kind": "sgd"}}, "b": [1, 2]}).paths() == [*GRID, "b"]
+    assert space({"a": {"space": None, "when": {"model.kind": "sgd"}}, "b": [1, 2]}).paths() == [
+        *GRID,
+        "b",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -110,20 +145,37 @@ def test_null_takes_a_conditional_declaration_back() -> None:
         ({"space": [1, 2], "when": None}, ["search.x.when", "names the axes"]),
         ({"space": [1, 2], "when": "sgd"}, ["search.x.when=sgd", "names the axes"]),
         ({"space": [1, 2], "wen": {"model.kind": "sgd"}}, ["search.x.wen", "did you mean 'when'"]),
-        ({"space": [1, 2], "when": {"model.knd": "sgd"}}, ["search.x.when: model.knd", "did you mean 'model.kind'"]),
+        (
+            {"space": [1, 2], "when": {"model.knd": "sgd"}},
+            ["search.x.when: model.knd", "did you mean 'model.kind'"],
+        ),
         ({"space": [1, 2], "when": {"model": "sgd"}}, ["model is no axis"]),
-        ({"space": [1, 2], "when": {"nothing": 1}}, ["nothing is no axis", "the axes are model.kind, data.batch"]),
-        ({"space": [1, 2], "when": {"optim.lr": 0.1}}, ["optim.lr is searched", "looks at the grid"]),
+        (
+            {"space": [1, 2], "when": {"nothing": 1}},
+            ["nothing is no axis", "the axes are model.kind, data.batch"],
+        ),
+        (
+            {"space": [1, 2], "when": {"optim.lr": 0.1}},
+            ["optim.lr is searched", "looks at the grid"],
+        ),
         ({"space": [1, 2], "when": {"x": 1}}, ["x is searched"]),
-        ({"space": [1, 2], "when": {"model.kind": "sdg"}}, ["when.model.kind=sdg", "grid.model.kind has sgd, adam, rmsprop"]),
-        ({"space": [1, 2], "when": {"data.batch": "32"}}, ['"32" is not on the axis; grid.data.batch has 32, 64']),
+        (
+            {"space": [1, 2], "when": {"model.kind": "sdg"}},
+            ["when.model.kind=sdg", "grid.model.kind has sgd, adam, rmsprop"],
+        ),
+        (
+            {"space": [1, 2], "when": {"data.batch": "32"}},
+            ['"32" is not on the axis; grid.data.batch has 32, 64'],
+        ),
         ({"space": [1, 2], "when": {"data.batch": [64, 65]}}, ["65 is not on the axis"]),
         ({"space": [1, 2], "when": {"data.batch": []}}, ["name at least one"]),
         ({"space": 0.5, "when": {"model.kind": "sgd"}}, ["search.x=0.5", "plain value"]),
         ({"space": "intervl(0, 1)", "when": {"model.kind": "sgd"}}, ["intervl"]),
     ],
 )
-def test_a_condition_without_meaning_is_refused_in_one_line(declared: Any, words: list[str]) -> None:
+def test_a_condition_without_meaning_is_refused_in_one_line(
+    declared: Any, words: list[str]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         space({"x": declared, "optim.lr": "interval(0, 1)"})
     assert "\n" not in str(caught.value)
@@ -131,7 +183,7 @@ def test_a_condition_without_meaning_is_refused_in_one_line(declared: Any, words
         assert word in str(caught.value)
 
 
-# ---------------------------------------------------------------------------------------------------- changed by a command
+# ----------------------------------------------------------------------------- changed by a command
 
 
 @pytest.fixture
@@ -151,7 +203,14 @@ def launched(tmp_path: Path) -> Any:
 
     def launch(*words: str) -> dict[str, Searched]:
         flags = parse_flags([f"--config-dir={tmp_path}", "experiment=own", *words])
-        spec = study_spec(compose("launch", flags.overrides, config_dir=flags.config_dir, config_name=flags.config_name))
+        spec = study_spec(
+            compose(
+                "launch",
+                flags.overrides,
+                config_dir=flags.config_dir,
+                config_name=flags.config_name,
+            )
+        )
         return {searched.path: searched for searched in spec.search}
 
     return launch
@@ -162,7 +221,9 @@ def test_a_launch_stores_conditions(launched: Any) -> None:
 
 
 def test_a_sweep_on_the_command_line_replaces_space_and_condition(launched: Any) -> None:
-    assert launched("optim.momentum=interval(0.5, 0.9)")["optim.momentum"] == Searched("optim.momentum", "float", 0.5, 0.9)
+    assert launched("optim.momentum=interval(0.5, 0.9)")["optim.momentum"] == Searched(
+        "optim.momentum", "float", 0.5, 0.9
+    )
     assert "optim.momentum" not in launched("optim.momentum=0.5")
     assert "optim.momentum" not in launched("~search.optim.momentum")
 
@@ -178,7 +239,8 @@ def test_a_fixed_axis_settles_the_condition(launched: Any) -> None:
 
 def test_an_axis_on_the_command_line_must_have_the_values_of_the_conditions(launched: Any) -> None:
     with pytest.raises(
-        ConfigError, match=r"when\.model\.kind=sgd: sgd is not on the axis; grid\.model\.kind has adam, rmsprop"
+        ConfigError,
+        match=r"when\.model\.kind=sgd: sgd is not on the axis; grid\.model\.kind has adam, rmsprop",
     ):
         launched("model.kind=adam,rmsprop")
 
@@ -190,7 +252,7 @@ def test_what_reads_a_parameter_must_find_it_in_every_cell(launched: Any) -> Non
         launched("+copy=${optim.nesterov}")
 
 
-# --------------------------------------------------------------------------------------------------------------- as asked
+# ----------------------------------------------------------------------------------------- as asked
 
 
 def present(cell: Mapping[str, Any]) -> list[str]:
@@ -212,7 +274,15 @@ def test_a_trial_has_the_parameters_of_its_cell_and_no_others(name: str, directi
         assert list(asked.values) == present(cell)
         assert [p.name for p in asked.params] == present(cell)
         assert {path: asked.values[path] for path in cell} == cell
-        search.feed([complete(number, asked, *(asked.values["optim.lr"] * sign for sign in (1, -1)[: len(directions)]))])
+        search.feed(
+            [
+                complete(
+                    number,
+                    asked,
+                    *(asked.values["optim.lr"] * sign for sign in (1, -1)[: len(directions)]),
+                )
+            ]
+        )
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp", "nsga2"])
@@ -234,7 +304,10 @@ def test_cells_without_the_parameter_teach_about_the_others(name: str) -> None:
     near, by_chance = [], []
     for seed in range(5):
         spec = replace(SPEC, sampler={"name": name}, seed=seed)
-        search, without = Search(spec), [cell for cell in SPEC.cells() if cell["model.kind"] != "sgd"]
+        search, without = (
+            Search(spec),
+            [cell for cell in SPEC.cells() if cell["model.kind"] != "sgd"],
+        )
         for number in range(32):
             asked = search.ask(without[number % 4], ticket=number, retry=0)
             search.feed([complete(number, asked, (asked.values["optim.lr"] - 0.8) ** 2)])
@@ -255,7 +328,9 @@ def test_a_conditional_parameter_is_optimised_where_it_exists(name: str) -> None
             values = asked.values
             loss = (values["optim.lr"] - 0.3) ** 2 + (values.get("optim.momentum", 0.5) - 0.9) ** 2
             search.feed([complete(number, asked, loss)])
-            late += [values["optim.momentum"]] if number >= 54 and "optim.momentum" in values else []
+            late += (
+                [values["optim.momentum"]] if number >= 54 and "optim.momentum" in values else []
+            )
     assert statistics.median(abs(momentum - 0.9) for momentum in late) < 0.12
 
 
@@ -281,7 +356,8 @@ def test_a_value_or_bounds_of_what_does_not_exist_in_the_cell_are_refused_with_t
     with pytest.raises(ConfigError, match=reason):
         by_hand(SPEC, {**adam, "optim.momentum": 0.5})
     with pytest.raises(
-        ConfigError, match=r"only if model\.kind=adam\|null and data\.batch=all, and not where .*data\.batch=32"
+        ConfigError,
+        match=r"only if model\.kind=adam\|null and data\.batch=all, and not where .*data\.batch=32",
     ):
         by_hand(SPEC, {"optim.warmup": 3})
     cell, given = by_hand(SPEC, {"optim.momentum": 0.5})
@@ -314,7 +390,10 @@ def test_thirty_parameters_and_five_hundred_cells_are_asked_about(name: str) -> 
     spec = replace(SPEC, grid=grid, search=searched, sampler={"name": name})
     search, cells, rng = Search(spec), list(spec.cells()), np.random.default_rng(0)
     random = Search(replace(spec, sampler={"name": "random"}))
-    news = [complete(n, random.ask(cells[n], ticket=n, retry=0), float(rng.random())) for n in range(0, 500, 5)]
+    news = [
+        complete(n, random.ask(cells[n], ticket=n, retry=0), float(rng.random()))
+        for n in range(0, 500, 5)
+    ]
     search.feed(news)
     sizes = {len(search.ask(cells[n], ticket=500 + n, retry=0).values) for n in (0, 1, 499)}
     assert sizes == {2 + 30, 2 + 20, 2 + 10}

@@ -1,4 +1,6 @@
-"""`objective.command` in the config: what becomes of it, and what is said to the user before any work starts."""
+"""`objective.command` in the config: what becomes of it, and what is said to the user before any
+work starts.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from orchestrator.program import label
 
 STUDY: dict[str, Any] = {
     "study": {"name": "own", "metric": "loss"},
-    "params": {"presets": {"adam": {"lr": 0.1}}, "optim": "${presets.adam}", "lay er": 1, "depth": 2},
+    "params": {
+        "presets": {"adam": {"lr": 0.1}},
+        "optim": "${presets.adam}",
+        "lay er": 1,
+        "depth": 2,
+    },
     "search": {"depth": "int(interval(1, 3))"},
     "budget": {"trials": 3},
 }
@@ -24,7 +31,9 @@ STUDY: dict[str, Any] = {
 def spec(directory: Path, objective: Any, *words: str, **changes: Any) -> StudySpec:
     path = directory / "experiment" / "own.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text("# @package _global_\n" + yaml.safe_dump({**STUDY, **changes, "objective": objective}))
+    path.write_text(
+        "# @package _global_\n" + yaml.safe_dump({**STUDY, **changes, "objective": objective})
+    )
     return study_spec(compose("launch", ["experiment=own", *words], config_dir=str(directory)))
 
 
@@ -43,9 +52,15 @@ def test_a_command_is_stored_as_words_whichever_way_it_was_written(tmp_path: Pat
     listed = {"command": [*words[:5], "{lay er}", 3], "result": "last", "overrides": "auto"}
     stored = spec(tmp_path, listed)
     assert stored.objective == {"command": [*words[:5], "{lay er}", "3"]}
-    quoted = spec(tmp_path, {"command": "python 'my train.py' --lr={optim.lr} {trial.seed} {{x}} '{lay er}' 3"})
+    quoted = spec(
+        tmp_path,
+        {"command": "python 'my train.py' --lr={optim.lr} {trial.seed} {{x}} '{lay er}' 3"},
+    )
     assert quoted.spec_hash() == stored.spec_hash()
-    assert label(stored.objective) == "python 'my train.py' --lr={optim.lr} {trial.seed} {{x}} '{lay er}' 3"
+    assert (
+        label(stored.objective)
+        == "python 'my train.py' --lr={optim.lr} {trial.seed} {{x}} '{lay er}' 3"
+    )
     other = spec(tmp_path, {**listed, "result": {"regex": "loss: (.*)"}})
     assert other.spec_hash() != stored.spec_hash()
     assert other.objective["result"] == {"regex": "loss: (.*)"}
@@ -53,8 +68,12 @@ def test_a_command_is_stored_as_words_whichever_way_it_was_written(tmp_path: Pat
 
 def test_the_command_line_gives_a_command_in_place_of_a_function(tmp_path: Path) -> None:
     words = ("objective.command='./train.sh {depth}'", "~objective._target_")
-    assert spec(tmp_path, {"_target_": "my.train"}, *words).objective == {"command": ["./train.sh", "{depth}"]}
-    assert spec(tmp_path, {"_target_": "my.train", "command": None}).objective == {"_target_": "my.train"}
+    assert spec(tmp_path, {"_target_": "my.train"}, *words).objective == {
+        "command": ["./train.sh", "{depth}"]
+    }
+    assert spec(tmp_path, {"_target_": "my.train", "command": None}).objective == {
+        "_target_": "my.train"
+    }
 
 
 @pytest.mark.parametrize(
@@ -74,19 +93,42 @@ def test_the_command_line_gives_a_command_in_place_of_a_function(tmp_path: Path)
         ({"command": ["train", {"depth": None}]}, ["{'depth': None} is no word; quote it"]),
         ({"command": "{depth} x"}, ["the program itself ('{depth}') must be fixed"]),
         ({"command": "a\0b"}, ["NUL"]),
-        ({"command": "t", "_target_": "my.train"}, ["_target_=my.train and a command", "~objective._target_"]),
+        (
+            {"command": "t", "_target_": "my.train"},
+            ["_target_=my.train and a command", "~objective._target_"],
+        ),
         ({"command": "t", "override": True}, ["objective.override:", "did you mean 'overrides'"]),
-        ({"command": "t", "overrides": "yes please"}, ["objective.overrides=yes please: must be auto, true or false"]),
-        ({"command": "t {depth}", "result": "lst"}, ["objective.result=lst", "did you mean 'last'"]),
-        ({"command": "t {depth}", "result": {"regexp": "x"}}, ["objective.result={'regexp': 'x'}", "{regex:"]),
+        (
+            {"command": "t", "overrides": "yes please"},
+            ["objective.overrides=yes please: must be auto, true or false"],
+        ),
+        (
+            {"command": "t {depth}", "result": "lst"},
+            ["objective.result=lst", "did you mean 'last'"],
+        ),
+        (
+            {"command": "t {depth}", "result": {"regexp": "x"}},
+            ["objective.result={'regexp': 'x'}", "{regex:"],
+        ),
         ({"command": "t {depth}", "result": {"regex": "x"}}, ["has 0 groups; must have one group"]),
-        ({"command": "t {depth}", "result": {"regex": "("}}, ["objective.result.regex='('", "unterminated"]),
-        ({"command": "t {depth}", "result": {"regex": 1}}, ["objective.result.regex=1: must be text"]),
-        ({"command": "t {depth}", "result": {"metric": ["a", "b"]}}, ["objective.result.metric=['a', 'b']", "must be a key"]),
+        (
+            {"command": "t {depth}", "result": {"regex": "("}},
+            ["objective.result.regex='('", "unterminated"],
+        ),
+        (
+            {"command": "t {depth}", "result": {"regex": 1}},
+            ["objective.result.regex=1: must be text"],
+        ),
+        (
+            {"command": "t {depth}", "result": {"metric": ["a", "b"]}},
+            ["objective.result.metric=['a', 'b']", "must be a key"],
+        ),
         ({"command": "t"}, ["params.lay er", "objective.overrides=false"]),
     ],
 )
-def test_a_command_that_no_trial_could_run_is_refused_in_one_line(tmp_path: Path, objective: Any, expected: list[str]) -> None:
+def test_a_command_that_no_trial_could_run_is_refused_in_one_line(
+    tmp_path: Path, objective: Any, expected: list[str]
+) -> None:
     message = refusal(tmp_path, objective)
     for words in expected:
         assert words in message
@@ -97,12 +139,22 @@ def test_what_depends_on_the_rest_of_the_study_is_refused_too(tmp_path: Path) ->
         tmp_path, {"command": "t {trial.number}"}, params={"trial": {"number": 1}, "depth": 1}
     )
     some_cells = {"momentum": {"space": "interval(0, 1)", "when": {"kind": "sgd"}}}
-    conditional = {"params": {"kind": "sgd"}, "grid": {"kind": ["sgd", "adam"]}, "search": some_cells}
-    assert "{momentum} is no parameter that every trial has" in refusal(tmp_path, {"command": "t {momentum}"}, **conditional)
+    conditional = {
+        "params": {"kind": "sgd"},
+        "grid": {"kind": ["sgd", "adam"]},
+        "search": some_cells,
+    }
+    assert "{momentum} is no parameter that every trial has" in refusal(
+        tmp_path, {"command": "t {momentum}"}, **conditional
+    )
     spec(tmp_path, {"command": "t {kind}"}, **conditional)
     two = {"study": {"name": "x", "metric": ["a", "b"], "direction": ["minimize", "minimize"]}}
-    assert "2 groups (a, b)" in refusal(tmp_path, {"command": "t {depth}", "result": {"regex": "(x)"}}, **two)
-    assert "a list of 2 for a, b" in refusal(tmp_path, {"command": "t {depth}", "result": {"metric": "a"}}, **two)
+    assert "2 groups (a, b)" in refusal(
+        tmp_path, {"command": "t {depth}", "result": {"regex": "(x)"}}, **two
+    )
+    assert "a list of 2 for a, b" in refusal(
+        tmp_path, {"command": "t {depth}", "result": {"metric": "a"}}, **two
+    )
     shapes = {"params": {"shape": None}, "grid": {"shape": [None, {"1 x": 2}]}, "search": {}}
     assert "no way to write" in refusal(tmp_path, {"command": "t"}, **shapes)
     spec(tmp_path, {"command": "t {shape}"}, **shapes)
@@ -110,5 +162,9 @@ def test_what_depends_on_the_rest_of_the_study_is_refused_too(tmp_path: Path) ->
 
 def test_the_shipped_example_is_good() -> None:
     shipped = study_spec(compose("launch", ["experiment=command"]))
-    assert shipped.objective["command"][:3] == ["python", "-m", "orchestrator.examples.train_script"]
+    assert shipped.objective["command"][:3] == [
+        "python",
+        "-m",
+        "orchestrator.examples.train_script",
+    ]
     assert "{optim.lr}" in shipped.objective["command"]

@@ -32,7 +32,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def launch(*argv: str) -> Composed:
     flags = parse_flags(argv)
-    return compose("launch", flags.overrides, config_dir=flags.config_dir, config_name=flags.config_name)
+    return compose(
+        "launch", flags.overrides, config_dir=flags.config_dir, config_name=flags.config_name
+    )
 
 
 def spec(*argv: str) -> StudySpec:
@@ -42,7 +44,11 @@ def spec(*argv: str) -> StudySpec:
 def refusal(*argv: str, command: str = "launch") -> str:
     flags = parse_flags(argv)
     with pytest.raises(ConfigError) as caught:
-        study_spec(compose(command, flags.overrides, config_dir=flags.config_dir, config_name=flags.config_name))
+        study_spec(
+            compose(
+                command, flags.overrides, config_dir=flags.config_dir, config_name=flags.config_name
+            )
+        )
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -63,8 +69,15 @@ def mine(tmp_path: Path) -> Any:
 
 def test_the_digits_experiment() -> None:
     digits = spec("experiment=digits")
-    assert (digits.name, digits.directions, digits.metrics) == ("digits", ("maximize",), ("val_accuracy",))
-    assert digits.grid == (Axis("data.batch_size", (32, 64, 128)), Axis("model.hidden_units", (64, 256)))
+    assert (digits.name, digits.directions, digits.metrics) == (
+        "digits",
+        ("maximize",),
+        ("val_accuracy",),
+    )
+    assert digits.grid == (
+        Axis("data.batch_size", (32, 64, 128)),
+        Axis("model.hidden_units", (64, 256)),
+    )
     assert digits.search == (
         Searched("optim.lr", "float", 1e-4, 1e-1, log=True),
         Searched("optim.weight_decay", "float", 1e-6, 1e-2, log=True),
@@ -91,7 +104,11 @@ def test_the_digits_experiment() -> None:
 
 def test_the_last_word_wins_through_hydra() -> None:
     changed = spec(
-        "experiment=digits", "data.batch_size=16", "optim.lr=0.1,0.2", "+train.warmup=interval(0, 1)", "budget.hours=1.5"
+        "experiment=digits",
+        "data.batch_size=16",
+        "optim.lr=0.1,0.2",
+        "+train.warmup=interval(0, 1)",
+        "budget.hours=1.5",
     )
     assert changed.params["data"] == {"batch_size": 16}
     assert [axis.path for axis in changed.grid] == ["model.hidden_units", "optim.lr"]
@@ -100,21 +117,35 @@ def test_the_last_word_wins_through_hydra() -> None:
 
 
 def test_the_stored_config_is_the_study_alone_and_composes_to_the_same_study(mine: Any) -> None:
-    first = spec("experiment=digits", "sampler=gp", "optim.lr=range(0, 1, 0.25)", f"storage.url={URL}", "worker.count=3")
+    first = spec(
+        "experiment=digits",
+        "sampler=gp",
+        "optim.lr=range(0, 1, 0.25)",
+        f"storage.url={URL}",
+        "worker.count=3",
+    )
     stored = yaml.safe_load(first.config)
     assert tuple(stored) == STUDY_SECTIONS
     assert "s3cret" not in first.config
-    again = spec(mine(again="defaults: [config, _self_]\n" + first.config), "--config-name=again", "sampler=gp")
+    again = spec(
+        mine(again="defaults: [config, _self_]\n" + first.config),
+        "--config-name=again",
+        "sampler=gp",
+    )
     assert again.spec_hash() == first.spec_hash()
     assert again.grid == first.grid
     assert (again.budget, again.sampler, again.seed) == (first.budget, first.sampler, first.seed)
 
 
-def test_interpolations_of_params_stay_and_see_params_as_root(mine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpolations_of_params_stay_and_see_params_as_root(
+    mine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     text = (
-        "# @package _global_\nstudy: {name: 'n-${hydra:runtime.choices.sampler}'}\nobjective: {_target_: my.train}\n"
-        "params: {optim: {lr: 0.1, wd: '${.lr}'}, width: '${optim.lr}', token: '${oc.env:SECRET_TOKEN}',"
+        "# @package _global_\nstudy: {name: 'n-${hydra:runtime.choices.sampler}'}\nobjective: "
+        "{_target_: my.train}\n"
+        "params: {optim: {lr: 0.1, wd: '${.lr}'}, width: '${optim.lr}', token: "
+        "'${oc.env:SECRET_TOKEN}',"
         " other: '${oc.env:ONLY_ON_WORKERS}', scaled: '${linear_scaling:${optim.lr},32,64}'}\n"
         "grid: {optim.lr: [1, 2]}\nbudget: {per_cell: 2}\n"
     )
@@ -129,7 +160,10 @@ def test_interpolations_of_params_stay_and_see_params_as_root(mine: Any, monkeyp
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["+a=${optm.lr}"], ["params.a", "optm.lr", "did you mean 'optim.lr'", "params as their root"]),
+        (
+            ["+a=${optm.lr}"],
+            ["params.a", "optm.lr", "did you mean 'optim.lr'", "params as their root"],
+        ),
         (["+a=${b}", "+b=${a}"], ["params.a", "back to itself"]),
         (["+a=???"], ["params.a must be given"]),
         (["+a=${hydra:job.name}"], ["params.a", "resolved on the worker"]),
@@ -137,7 +171,9 @@ def test_interpolations_of_params_stay_and_see_params_as_root(mine: Any, monkeyp
         (["+a={b: [inf]}"], ["params.a.b", "cannot be stored"]),
     ],
 )
-def test_params_that_no_worker_could_resolve_are_refused(words: list[str], expected: list[str]) -> None:
+def test_params_that_no_worker_could_resolve_are_refused(
+    words: list[str], expected: list[str]
+) -> None:
     message = refusal("experiment=digits", *words)
     for word in expected:
         assert word in message
@@ -160,7 +196,10 @@ def test_a_mandatory_value_that_is_searched_is_given() -> None:
         ([*OWN, "objective.command=x"], ["_target_=my.train and a command", "~objective._target_"]),
         ([*OWN, "+objective._partial_=true"], ["objective._partial_"]),
         ([*OWN, "objective.x=1"], ["+objective.x=1"]),
-        ([*OWN, "study.direction=maximise"], ["study.direction=maximise", "did you mean 'maximize'"]),
+        (
+            [*OWN, "study.direction=maximise"],
+            ["study.direction=maximise", "did you mean 'maximize'"],
+        ),
         ([*OWN, "study.direction=[maximize,minimize]"], ["has 2 and study.metric 1"]),
         ([*OWN, "study.direction=[maximize,minimize]", "study.metric=[a,a]"], ["must differ"]),
         ([*OWN, "study.metric=3"], ["study.metric=3"]),
@@ -176,21 +215,39 @@ def test_a_mandatory_value_that_is_searched_is_given() -> None:
         ([*OWN, "+budget.trails=3"], ["did you mean 'budget.trials'"]),
         ([*OWN, "runner.start=fork"], ["runner.start='fork'", "forkserver, spawn"]),
         ([*OWN, "runner.isolation=trail"], ["runner.isolation='trail'", "did you mean 'trial'?"]),
-        ([*OWN, "sampler=tpee"], ["sampler=tpee", "did you mean 'tpe'", "gp, nsga2, qmc, random, tpe"]),
+        (
+            [*OWN, "sampler=tpee"],
+            ["sampler=tpee", "did you mean 'tpe'", "gp, nsga2, qmc, random, tpe"],
+        ),
         ([*OWN, "sampler=cmaes"], ["sampler=cmaes"]),
         ([*OWN, "sampler=gp,tpe"], ["sampler=gp,tpe", "choose one, sampler=gp"]),
         ([*OWN, "experiment=digits,x"], ["experiment=x"]),
-        ([*OWN, "sampler=gp", "sampler.n_ei_candidates=3"], ["sampler=gp has no such option", "sampler.n_startup_trials"]),
+        (
+            [*OWN, "sampler=gp", "sampler.n_ei_candidates=3"],
+            ["sampler=gp has no such option", "sampler.n_startup_trials"],
+        ),
         ([*OWN, "sampler.name=gp"], ["sampler=gp"]),
-        ([*OWN, "sampler=nsga2", "sampler.crossover_prob=2"], ["sampler.crossover_prob=2", "between 0 and 1"]),
+        (
+            [*OWN, "sampler=nsga2", "sampler.crossover_prob=2"],
+            ["sampler.crossover_prob=2", "between 0 and 1"],
+        ),
         ([*OWN, "sampler=qmc", "sampler.qmc_type=sobl"], ["did you mean 'sobol'"]),
-        ([*OWN, "pruner=hyperband", "pruner.max_resource=1.5"], ["pruner.max_resource=1.5", "'auto'"]),
+        (
+            [*OWN, "pruner=hyperband", "pruner.max_resource=1.5"],
+            ["pruner.max_resource=1.5", "'auto'"],
+        ),
         ([*OWN, "experiment=digit"], ["did you mean 'digits'"]),
-        ([*OWN, "worker.heartbeat_s=30"], ["worker.heartbeat_s=30", "half of worker.lease_ttl_s=60"]),
+        (
+            [*OWN, "worker.heartbeat_s=30"],
+            ["worker.heartbeat_s=30", "half of worker.lease_ttl_s=60"],
+        ),
         ([*OWN, "worker.cuont=3"], ["did you mean 'worker.count'"]),
         ([*OWN, "worker.on_no_device=stay"], ["wait, exit"]),
         ([*OWN, "dashboard.port=0"], ["dashboard.port=0"]),
-        ([*OWN, "dashboard.url=tuning.example.org"], ["dashboard.url='tuning.example.org'", "https://tuning.example.org"]),
+        (
+            [*OWN, "dashboard.url=tuning.example.org"],
+            ["dashboard.url='tuning.example.org'", "https://tuning.example.org"],
+        ),
         ([*OWN, "hydra.mode=MULTIRUN"], ["hydra.mode"]),
         (["experiment=digits", "budget.trials=10"], ["24 trials", "budget.trials=10"]),
         (["experiment=digits", "lr=0.1"], ["did you mean 'optim.lr'"]),
@@ -222,7 +279,7 @@ def test_several_objectives() -> None:
     assert (several.directions, several.metrics) == (("maximize", "minimize"), ("acc", "ms"))
 
 
-# ------------------------------------------------------------------------------------------------- directories of the user's
+# ------------------------------------------------------------------------ directories of the user's
 
 
 def test_an_experiment_of_the_users_may_build_on_a_shipped_one(mine: Any) -> None:
@@ -231,13 +288,19 @@ def test_an_experiment_of_the_users_may_build_on_a_shipped_one(mine: Any) -> Non
         "search: {optim.lr: null}\ngrid: {optim.lr: [1, 2], data.batch_size: 'range(8, 17, 8)'}\n"
     )
     derived = spec(mine(experiment__derived=text), "experiment=derived", "budget.trials=40")
-    assert [axis.path for axis in derived.grid] == ["data.batch_size", "model.hidden_units", "optim.lr"]
+    assert [axis.path for axis in derived.grid] == [
+        "data.batch_size",
+        "model.hidden_units",
+        "optim.lr",
+    ]
     assert derived.grid[0].values == (8, 16)
     assert derived.sampler["name"] == "gp"
 
 
 def test_a_users_option_goes_before_the_shipped_one_of_its_name(mine: Any) -> None:
-    flag = mine(experiment__digits="# @package _global_\nstudy: {name: not-yours}\nobjective: {_target_: a.b}\n")
+    flag = mine(
+        experiment__digits="# @package _global_\nstudy: {name: not-yours}\nobjective: {_target_: a.b}\n"
+    )
     assert spec(flag, "experiment=digits", "budget.trials=1").name == "not-yours"
 
 
@@ -259,7 +322,9 @@ def test_a_users_option_goes_before_the_shipped_one_of_its_name(mine: Any) -> No
         ("storage: {url: 'postgresql://u:s3cret@h/d', kind: 3}", ["storage.kind"]),
     ],
 )
-def test_mistakes_in_a_file_of_the_users_are_said_in_one_line(mine: Any, text: str, expected: list[str]) -> None:
+def test_mistakes_in_a_file_of_the_users_are_said_in_one_line(
+    mine: Any, text: str, expected: list[str]
+) -> None:
     flag = mine(experiment__mine=f"# @package _global_\ndefaults: [digits]\n{text}\n")
     message = refusal(flag, "experiment=mine")
     assert "s3cret" not in message
@@ -268,7 +333,9 @@ def test_mistakes_in_a_file_of_the_users_are_said_in_one_line(mine: Any, text: s
 
 
 def test_a_config_that_hides_the_shipped_one_is_told_how_not_to(mine: Any) -> None:
-    assert "let it begin with 'defaults: [config, _self_]'" in refusal(mine(config="lr: 1"), "experiment=digits")
+    assert "let it begin with 'defaults: [config, _self_]'" in refusal(
+        mine(config="lr: 1"), "experiment=digits"
+    )
     assert "other.yaml" in refusal(mine(other="lr: 1"), "--config-name=other")
 
 
@@ -276,9 +343,15 @@ NETS = {"net__cnn": "kind: cnn\nwidth: 3\n", "net__mlp": "kind: mlp\nwidth: 4\nd
 
 
 def test_a_sweep_over_a_users_config_group_is_a_grid_axis_of_its_options(mine: Any) -> None:
-    text = "# @package _global_\ndefaults: [{/net@params.net: cnn}]\nstudy: {name: nets}\nobjective: {_target_: a.b}\n"
+    text = (
+        "# @package _global_\ndefaults: [{/net@params.net: cnn}]\nstudy: {name: nets}\nobjective: "
+        "{_target_: a.b}\n"
+    )
     flag = mine(experiment__nets=text, **NETS)
-    assert spec(flag, "experiment=nets", "net@params.net=mlp", "budget.trials=1").params["net"]["kind"] == "mlp"
+    assert (
+        spec(flag, "experiment=nets", "net@params.net=mlp", "budget.trials=1").params["net"]["kind"]
+        == "mlp"
+    )
     swept = spec(flag, "experiment=nets", "net@params.net=cnn,mlp")
     contents = ({"kind": "cnn", "width": 3}, {"kind": "mlp", "width": 4, "depth": 2})
     assert swept.grid == (Axis("net", ("cnn", "mlp"), contents, "net@params.net"),)
@@ -288,15 +361,21 @@ def test_a_sweep_over_a_users_config_group_is_a_grid_axis_of_its_options(mine: A
     refused = refusal(flag, "experiment=nets", "net@params.net=mlp,cnn", "net.depth=8")
     assert "net@params.net=cnn" in refused
     assert "depth" in refused
-    assert "let the first line of each net/*.yaml be '# @package params.net'" in refusal(flag, *OWN, "+net=cnn,mlp")
+    assert "let the first line of each net/*.yaml be '# @package params.net'" in refusal(
+        flag, *OWN, "+net=cnn,mlp"
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- this host
+# ---------------------------------------------------------------------------------------- this host
 
 
-def test_the_data_directory_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_data_directory_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("ORCHESTRATOR_DATA_DIR", str(tmp_path / "d"))
-    assert compose("worker", ["worker.health_file=h"]).host.worker.health_file == Path("h").absolute()
+    assert (
+        compose("worker", ["worker.health_file=h"]).host.worker.health_file == Path("h").absolute()
+    )
     host = compose("worker", ["paths.runs=r"]).host
     assert (host.paths.data, host.paths.runs) == (tmp_path / "d", Path.cwd() / "r")
     assert (host.storage.kind, host.storage.path) == ("embedded", tmp_path / "d" / "postgres")
@@ -307,20 +386,36 @@ def test_a_url_means_a_server_and_its_password_is_in_host_alone() -> None:
         composed = compose(command, [f"storage.url={URL}", "worker.count=2"])
         assert (composed.host.storage.kind, composed.host.storage.url) == ("postgres", URL)
         shown = [composed.config, composed.hydra, composed.overrides, composed.host, composed]
-        assert "s3cret" not in str([str(part) for part in shown]) + repr(shown) + OmegaConf.to_yaml(composed.config)
-        assert composed.overrides == ("storage.url=postgresql+psycopg2://ann:***@db/o", "worker.count=2")
+        assert "s3cret" not in str([str(part) for part in shown]) + repr(shown) + OmegaConf.to_yaml(
+            composed.config
+        )
+        assert composed.overrides == (
+            "storage.url=postgresql+psycopg2://ann:***@db/o",
+            "worker.count=2",
+        )
 
 
-def test_the_url_of_the_environment_is_used_unless_storage_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_url_of_the_environment_is_used_unless_storage_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", URL)
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_PASSWORD_FILE", "/run/secrets/p")
     host = compose("worker", []).host
-    assert (host.storage.kind, host.storage.url, host.storage.password_file) == ("postgres", URL, "/run/secrets/p")
+    assert (host.storage.kind, host.storage.url, host.storage.password_file) == (
+        "postgres",
+        URL,
+        "/run/secrets/p",
+    )
     assert compose("worker", ["storage=embedded"]).host.storage.kind == "embedded"
     typed = compose("worker", ["storage.url=postgresql://u:p@h/d"]).host.storage
-    assert (typed.url, typed.password_file) == ("postgresql://u:p@h/d", None)  # the environment's file is of another URL
+    # the environment's file is of another URL
+    assert (typed.url, typed.password_file) == ("postgresql://u:p@h/d", None)
     composed = compose("worker", [])
-    for argv in (["--cfg=job", "--resolve"], ["--cfg=all", "--resolve", "--package=storage.url"], ["--help", "--resolve"]):
+    for argv in (
+        ["--cfg=job", "--resolve"],
+        ["--cfg=all", "--resolve", "--package=storage.url"],
+        ["--help", "--resolve"],
+    ):
         assert "s3cret" not in show(parse_flags(argv), composed, "worker")
 
 
@@ -347,12 +442,24 @@ def test_no_message_about_storage_holds_the_password(words: list[str]) -> None:
 def test_devices_and_studies_may_be_one_word() -> None:
     host = compose("worker", ["worker.devices=0", "worker.studies=a"]).host
     assert (host.worker.devices, host.worker.studies) == ([0], ["a"])
-    assert compose("worker", ["worker.devices=[cpu,1,GPU-ab]"]).host.worker.devices == ["cpu", 1, "GPU-ab"]
+    assert compose("worker", ["worker.devices=[cpu,1,GPU-ab]"]).host.worker.devices == [
+        "cpu",
+        1,
+        "GPU-ab",
+    ]
     assert "a list like" in refusal("worker.devices={a: 1}", command="worker")
 
 
 @pytest.mark.parametrize(
-    "word", ["experiment=digits", "optim.lr=1", "budget.trials=3", "sampler=gp", "grid.x=[1]", "params.x=1"]
+    "word",
+    [
+        "experiment=digits",
+        "optim.lr=1",
+        "budget.trials=3",
+        "sampler=gp",
+        "grid.x=[1]",
+        "params.x=1",
+    ],
 )
 def test_a_study_setting_is_refused_by_commands_on_stored_studies(word: str) -> None:
     for command in ("worker", "status"):
@@ -369,7 +476,13 @@ def test_readers_take_the_name_of_a_study() -> None:
 
 
 def test_the_config_of_a_worker_holds_its_host_only() -> None:
-    assert list(compose("worker", []).config) == ["storage", "worker", "paths", "dashboard", "study"]
+    assert list(compose("worker", []).config) == [
+        "storage",
+        "worker",
+        "paths",
+        "dashboard",
+        "study",
+    ]
 
 
 def test_the_run_directory_is_hydras() -> None:
@@ -395,7 +508,9 @@ def test_the_run_directory_is_hydras() -> None:
         ("worker.devices", "[cpu]", ["[]", "at least one"]),
     ],
 )
-def test_numbers_no_database_or_timer_can_hold_are_refused(setting: str, legal: str, words: list[str]) -> None:
+def test_numbers_no_database_or_timer_can_hold_are_refused(
+    setting: str, legal: str, words: list[str]
+) -> None:
     beat = ["worker.heartbeat_s=5"] if setting == "worker.lease_ttl_s" else []
     spec("experiment=digits", *beat, f"{setting}={legal}")
     value, rule = words
@@ -411,10 +526,17 @@ def test_a_budget_derived_from_a_grid_is_bounded_too() -> None:
 
 def test_hyperband_needs_resources_in_order() -> None:
     assert (
-        spec("experiment=digits", "pruner=hyperband", "pruner.min_resource=3", "pruner.max_resource=3").pruner["max_resource"]
+        spec(
+            "experiment=digits",
+            "pruner=hyperband",
+            "pruner.min_resource=3",
+            "pruner.max_resource=3",
+        ).pruner["max_resource"]
         == 3
     )
-    message = refusal("experiment=digits", "pruner=hyperband", "pruner.min_resource=4", "pruner.max_resource=3")
+    message = refusal(
+        "experiment=digits", "pruner=hyperband", "pruner.min_resource=4", "pruner.max_resource=3"
+    )
     assert message == "pruner.max_resource=3: must be at least pruner.min_resource=4"
 
 
@@ -430,7 +552,10 @@ def test_hyperband_needs_resources_in_order() -> None:
         ("=5", ["no name before '='", "key=value"]),
         ("++=5", ["no name before '='"]),
         ("objective.foo=3", ["objective has no argument foo", "write +objective.foo=3"]),
-        ("+train.epochs.foo=5", ["+train.epochs.foo=5: params.train.epochs=12 is a plain value and holds nothing"]),
+        (
+            "+train.epochs.foo=5",
+            ["+train.epochs.foo=5: params.train.epochs=12 is a plain value and holds nothing"],
+        ),
         ("++train.epochs.foo={a: 1}", ["params.train.epochs=12 is a plain value"]),
         ("+train.epochs.foo=5,6", ["params.train.epochs=12 is a plain value"]),
     ],
@@ -443,10 +568,17 @@ def test_slips_of_one_word_are_named(word: str, expected: list[str]) -> None:
 
 def test_null_may_be_filled_with_parameters(mine: Any) -> None:
     text = (
-        "# @package _global_\nstudy: {name: n}\nobjective: {_target_: my.train}\nparams: {sched: null}\nbudget: {trials: 1}\n"
+        "# @package _global_\nstudy: {name: n}\nobjective: {_target_: my.train}\nparams: {sched: "
+        "null}\nbudget: {trials: 1}\n"
     )
     folder = mine(experiment__mine=text)
-    filled = spec(folder, "experiment=mine", "+sched.gamma=0.5", "sched.gamma=0.7", "+sched.step=interval(0, 1)")
+    filled = spec(
+        folder,
+        "experiment=mine",
+        "+sched.gamma=0.5",
+        "sched.gamma=0.7",
+        "+sched.step=interval(0, 1)",
+    )
     assert filled.params == {"sched": {"gamma": 0.7}}
     assert [searched.path for searched in filled.search] == ["sched.step"]
 
@@ -457,7 +589,10 @@ def test_an_argument_of_the_objective_is_added_with_a_plus() -> None:
 
 def test_a_missing_package_line_is_named(mine: Any) -> None:
     folder = mine(experiment__mine="study: {name: x}\n", model__cnn="width: 3\n")
-    assert refusal(folder, "experiment=mine") == "experiment/mine.yaml: its first line must be '# @package _global_'"
+    assert (
+        refusal(folder, "experiment=mine")
+        == "experiment/mine.yaml: its first line must be '# @package _global_'"
+    )
     assert "# @package params.model" in refusal(folder, "experiment=digits", "+model=cnn")
 
 

@@ -16,13 +16,31 @@ from orchestrator.errors import ConfigError
 def shown(*argv: str, command: str = "launch") -> str:
     flags = parse_flags(argv)
     assert flags.shows
-    composed = compose(command, flags.overrides, config_dir=flags.config_dir, config_name=flags.config_name)
+    composed = compose(
+        command, flags.overrides, config_dir=flags.config_dir, config_name=flags.config_name
+    )
     return show(flags, composed, command)
 
 
 def test_flags_and_overrides_may_be_mixed() -> None:
-    flags = parse_flags(["a=1", "--config-dir", "d", "~b", "-cn", "mine", "+c=-1", "--cfg", "job", "--resolve", "x=y z"])
-    assert flags == Flags(("a=1", "~b", "+c=-1", "x=y z"), cfg="job", resolve=True, config_dir="d", config_name="mine")
+    flags = parse_flags(
+        [
+            "a=1",
+            "--config-dir",
+            "d",
+            "~b",
+            "-cn",
+            "mine",
+            "+c=-1",
+            "--cfg",
+            "job",
+            "--resolve",
+            "x=y z",
+        ]
+    )
+    assert flags == Flags(
+        ("a=1", "~b", "+c=-1", "x=y z"), cfg="job", resolve=True, config_dir="d", config_name="mine"
+    )
     assert parse_flags([]) == Flags()
     assert parse_flags(["--run", "a=1"]).overrides == ("a=1",)
     assert parse_flags(["--version"]).version
@@ -55,7 +73,11 @@ def test_flags_without_meaning_are_refused(argv: list[str], words: list[str]) ->
 
 def test_cfg_job_shows_grid_and_search_after_the_command_line() -> None:
     config = yaml.safe_load(shown("experiment=digits", "optim.lr=1,2", "--cfg", "job"))
-    assert config["grid"] == {"data.batch_size": [32, 64, 128], "model.hidden_units": [64, 256], "optim.lr": [1, 2]}
+    assert config["grid"] == {
+        "data.batch_size": [32, 64, 128],
+        "model.hidden_units": [64, 256],
+        "optim.lr": [1, 2],
+    }
     assert "optim.lr" not in config["search"]
     assert list(config)[:3] == ["study", "objective", "params"]
     assert "hydra" not in config
@@ -63,8 +85,12 @@ def test_cfg_job_shows_grid_and_search_after_the_command_line() -> None:
 
 def test_cfg_can_be_narrowed_and_resolved() -> None:
     assert shown("experiment=digits", "--cfg", "job", "--package", "budget.trials") == "48\n"
-    assert shown("experiment=digits", "--cfg=job", "--package=budget").startswith("# @package budget\ntrials: 48\n")
-    resolved = yaml.safe_load(shown("experiment=digits", "+train.lr=${optim.lr}", "--cfg=job", "--resolve"))
+    assert shown("experiment=digits", "--cfg=job", "--package=budget").startswith(
+        "# @package budget\ntrials: 48\n"
+    )
+    resolved = yaml.safe_load(
+        shown("experiment=digits", "+train.lr=${optim.lr}", "--cfg=job", "--resolve")
+    )
     assert resolved["params"]["train"]["lr"] == 0.01  # params is its own root
     assert resolved["paths"]["runs"].endswith("/runs")
     assert "outputs/" in shown("--cfg=hydra", "--resolve", "--package=hydra.run.dir")
@@ -103,5 +129,7 @@ def test_info_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_lists_the_commands_there_are() -> None:
-    listed = re.findall(r"^(\w+) {3,}\w", shown("--help").split("== Config groups")[0], flags=re.MULTILINE)
+    listed = re.findall(
+        r"^(\w+) {3,}\w", shown("--help").split("== Config groups")[0], flags=re.MULTILINE
+    )
     assert listed == list(COMMANDS)

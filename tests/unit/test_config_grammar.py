@@ -1,4 +1,6 @@
-"""The sweep grammar by itself: text to axes and searched parameters, and back. No Hydra composition."""
+"""The sweep grammar by itself: text to axes and searched parameters, and back. No Hydra
+composition.
+"""
 
 from __future__ import annotations
 
@@ -156,8 +158,13 @@ def searched(draw: st.DrawFn) -> Searched:
     if kind == "stepped int":
         low, step = draw(whole), draw(st.integers(2, 1000))
         return Searched("x", "int", low, low + count * step, step=step)
-    first, unit = draw(st.integers(-1000, 1000)), draw(st.sampled_from([0.001, 0.01, 0.05, 0.1, 0.25, 0.3]))
-    return Searched("x", "float", round(first * unit, 6), round((first + count) * unit, 6), step=unit)
+    first, unit = (
+        draw(st.integers(-1000, 1000)),
+        draw(st.sampled_from([0.001, 0.01, 0.05, 0.1, 0.25, 0.3])),
+    )
+    return Searched(
+        "x", "float", round(first * unit, 6), round((first + count) * unit, 6), step=unit
+    )
 
 
 @given(searched())
@@ -170,7 +177,13 @@ def test_the_normal_form_reads_back_as_the_same(parameter: Searched) -> None:
 storable = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 
 
-@given(st.lists(st.one_of(st.none(), st.booleans(), storable, whole, finite), min_size=1, unique_by=lambda v: (v is None, v)))
+@given(
+    st.lists(
+        st.one_of(st.none(), st.booleans(), storable, whole, finite),
+        min_size=1,
+        unique_by=lambda v: (v is None, v),
+    )
+)
 def test_an_axis_reads_back_as_the_same(values: list[Any]) -> None:
     axis = Axis("x", tuple(values))
     assert Space.from_yaml({"x": grammar.normal_form(axis)}, {}).grid == {"x": axis}

@@ -23,7 +23,11 @@ OWN = (
 
 def infeasible(*words: str, directory: Path | None = None) -> dict[str, Any]:
     return dict(
-        study_spec(compose("launch", [*OWN, *words], config_dir=None if directory is None else str(directory))).infeasible
+        study_spec(
+            compose(
+                "launch", [*OWN, *words], config_dir=None if directory is None else str(directory)
+            )
+        ).infeasible
     )
 
 
@@ -40,19 +44,31 @@ def test_nothing_is_declared_by_default() -> None:
     ],
 )
 def test_an_axis_is_named_in_any_spelling(word: str) -> None:
-    assert infeasible(word, "infeasible.max_per_cell=2") == {"max_per_cell": 2, "monotone": {"data.batch_size": "memory"}}
+    assert infeasible(word, "infeasible.max_per_cell=2") == {
+        "max_per_cell": 2,
+        "monotone": {"data.batch_size": "memory"},
+    }
 
 
 def test_an_axis_that_the_command_line_fixes_is_left_out(tmp_path: Path) -> None:
     experiment = tmp_path / "experiment" / "mine.yaml"
     experiment.parent.mkdir()
     experiment.write_text(
-        "# @package _global_\nparams: {width: 1}\ngrid: {width: [1, 2]}\ninfeasible: {monotone: {width: memory}}\n", "utf-8"
+        "# @package _global_\nparams: {width: 1}\ngrid: {width: [1, 2]}\ninfeasible: {monotone: "
+        "{width: memory}}\n",
+        "utf-8",
     )
     assert infeasible("experiment=mine", directory=tmp_path)["monotone"] == {"width": "memory"}
     assert infeasible("experiment=mine", "width=2", directory=tmp_path)["monotone"] == {}
-    assert infeasible("experiment=mine", "width=2,4", directory=tmp_path)["monotone"] == {"width": "memory"}
-    assert infeasible("experiment=mine", "infeasible.monotone.width=null", directory=tmp_path)["monotone"] == {}
+    assert infeasible("experiment=mine", "width=2,4", directory=tmp_path)["monotone"] == {
+        "width": "memory"
+    }
+    assert (
+        infeasible("experiment=mine", "infeasible.monotone.width=null", directory=tmp_path)[
+            "monotone"
+        ]
+        == {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,27 +76,49 @@ def test_an_axis_that_the_command_line_fixes_is_left_out(tmp_path: Path) -> None
     [
         (
             "infeasible.monotone.data.batch_sise=memory",
-            "infeasible.monotone.data.batch_sise=memory: data.batch_sise is no axis of the grid (did you mean"
+            "infeasible.monotone.data.batch_sise=memory: data.batch_sise is no axis of the grid "
+            "(did you mean"
             " 'data.batch_size'?); the grid has data.batch_size, model.kind",
         ),
         (
             "infeasible.monotone.optim.lr=memory",
-            "infeasible.monotone.optim.lr=memory: optim.lr is searched, and only an axis of the grid makes cells to close",
+            (
+                "infeasible.monotone.optim.lr=memory: optim.lr is searched, and only an axis of "
+                "the grid makes cells to close"
+            ),
         ),
         ("infeasible.monotone.data.workers=memory", "data.workers is no axis of the grid"),
         (
             "infeasible.monotone.model.kind=memory",
-            "infeasible.monotone.model.kind=memory: the values of model.kind must be numbers, for the order of others is not",
+            (
+                "infeasible.monotone.model.kind=memory: the values of model.kind must be "
+                "numbers, for the order of others is not"
+            ),
         ),
         (
             "infeasible.monotone.data.batch_size=memroy",
-            "infeasible.monotone.data.batch_size=memroy: must be the word memory (did you mean 'memory'?)",
+            (
+                "infeasible.monotone.data.batch_size=memroy: must be the word memory (did you "
+                "mean 'memory'?)"
+            ),
         ),
-        ("infeasible.monotone.data.batch_size=true", "infeasible.monotone.data.batch_size=true: must be the word memory"),
-        ("infeasible.monotone=data.batch_size", "infeasible.monotone='data.batch_size': must name grid axes, such as"),
-        ("infeasible.monoton={}", "unknown setting infeasible.monoton (did you mean 'infeasible.monotone'?)"),
+        (
+            "infeasible.monotone.data.batch_size=true",
+            "infeasible.monotone.data.batch_size=true: must be the word memory",
+        ),
+        (
+            "infeasible.monotone=data.batch_size",
+            "infeasible.monotone='data.batch_size': must name grid axes, such as",
+        ),
+        (
+            "infeasible.monoton={}",
+            "unknown setting infeasible.monoton (did you mean 'infeasible.monotone'?)",
+        ),
         ("infeasible.max_per_cell=-1", "infeasible.max_per_cell=-1: must be at least 0"),
-        ("infeasible.max_per_cell=some", "infeasible.max_per_cell='some': must be a whole number or null"),
+        (
+            "infeasible.max_per_cell=some",
+            "infeasible.max_per_cell='some': must be a whole number or null",
+        ),
         ("infeasible=off", "infeasible"),
     ],
 )

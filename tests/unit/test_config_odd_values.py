@@ -1,4 +1,6 @@
-"""What a launch declares: each odd name or value is kept as it was written, or refused in one line and nothing is stored."""
+"""What a launch declares: each odd name or value is kept as it was written, or refused in one line
+and nothing is stored.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +24,29 @@ LONG = "x" * 600
 
 
 def declared(directory: Path, yaml: str, *words: str) -> StudySpec:
-    """The study that ``launch --dry-run`` would show, of an experiment in `yaml` and the words of a command line."""
+    """The study that ``launch --dry-run`` would show, of an experiment in `yaml` and the words of a
+    command line.
+    """
     (directory / "experiment").mkdir()
     text = f"# @package _global_\ndefaults: [_self_]\n{yaml}\n"
     (directory / "experiment" / "odd.yaml").write_text(text, encoding="utf-8")
     flags = parse_flags((f"--config-dir={directory}", "experiment=odd", *words))
-    made = study_spec(compose("launch", flags.overrides, config_dir=flags.config_dir, config_name=flags.config_name))
+    made = study_spec(
+        compose(
+            "launch", flags.overrides, config_dir=flags.config_dir, config_name=flags.config_name
+        )
+    )
     describe(made)
     return made
 
 
 def parameter(section: str, text: str) -> Axis | Searched:
     """What the YAML `text` under ``grid`` or ``search`` declares for a parameter."""
-    sections: Any = {"grid": None, "search": None, section: OmegaConf.to_container(OmegaConf.create(f"x: {text}"))}
+    sections: Any = {
+        "grid": None,
+        "search": None,
+        section: OmegaConf.to_container(OmegaConf.create(f"x: {text}")),
+    }
     space = Space.from_yaml(**sections)
     describe(replace(spec(), grid=tuple(space.grid.values()), search=tuple(space.search.values())))
     return (space.grid | space.search)["x"]
@@ -58,12 +70,30 @@ STUDIES: dict[str, tuple[str, Any]] = {
     "path": ("name: ../../etc/passwd", Refused("study.name='../../etc/passwd': must be")),
     "list": ("name: [a]", Refused("study.name=['a']: must be a word")),
     "null": ("name: null", Refused("study.name must be given")),
-    "metric of words": ("{name: odd, metric: 'val/F1 (macro) @5 🎉'}", ("odd", "val/F1 (macro) @5 🎉")),
-    "metric of 101 characters": ("{name: odd, metric: " + "m" * 101 + "}", Refused("must be printable, 100 characters")),
-    "metric with newline": (r'{name: odd, metric: "a\nb"}', Refused(r"study.metric='a\nb': must be printable")),
-    "metric with NUL": (r'{name: odd, metric: "a\0b"}', Refused(r"study.metric='a\x00b': must be printable")),
-    "metric of a surrogate": (r'{name: odd, metric: "\uD800"}', Refused(r"study.metric='\ud800': must be printable")),
-    "metric right to left": (r'{name: odd, metric: "a\u202Eb"}', Refused(r"study.metric='a\u202eb': must be printable")),
+    "metric of words": (
+        "{name: odd, metric: 'val/F1 (macro) @5 🎉'}",
+        ("odd", "val/F1 (macro) @5 🎉"),
+    ),
+    "metric of 101 characters": (
+        "{name: odd, metric: " + "m" * 101 + "}",
+        Refused("must be printable, 100 characters"),
+    ),
+    "metric with newline": (
+        r'{name: odd, metric: "a\nb"}',
+        Refused(r"study.metric='a\nb': must be printable"),
+    ),
+    "metric with NUL": (
+        r'{name: odd, metric: "a\0b"}',
+        Refused(r"study.metric='a\x00b': must be printable"),
+    ),
+    "metric of a surrogate": (
+        r'{name: odd, metric: "\uD800"}',
+        Refused(r"study.metric='\ud800': must be printable"),
+    ),
+    "metric right to left": (
+        r'{name: odd, metric: "a\u202Eb"}',
+        Refused(r"study.metric='a\u202eb': must be printable"),
+    ),
     "blank metric": ("{name: odd, metric: ' '}", Refused("study.metric=' ': must be printable")),
     "metric null": ("{name: odd, metric: null}", Refused("study.metric=None: must be a word")),
     "metric a number": ("{name: odd, metric: 5}", Refused("study.metric=5: must be a word")),
@@ -85,9 +115,15 @@ PARAMS: dict[str, tuple[str, Any]] = {
     "dotted key": ("{a.b: 2}", Refused("the key 'a.b' holds a dot")),
     "empty key": ("{'': 2}", Refused("params: the key '' must be printable")),
     "NUL in a key": (r'{v: {"a\0": 2}}', Refused(r"params.v: the key 'a\x00' must be printable")),
-    "surrogate in a key": (r'{"\uD800": 2}', Refused(r"params: the key '\ud800' must be printable")),
+    "surrogate in a key": (
+        r'{"\uD800": 2}',
+        Refused(r"params: the key '\ud800' must be printable"),
+    ),
     "NUL": (r'{v: ["a\0b"]}', Refused("params.v: text with a NUL character cannot be stored")),
-    "lone surrogate": (r'{v: "\uD800"}', Refused("params.v: text with a lone surrogate cannot be stored")),
+    "lone surrogate": (
+        r'{v: "\uD800"}',
+        Refused("params.v: text with a lone surrogate cannot be stored"),
+    ),
     "200 levels": ("{v: " + "[" * 200 + "]" * 200 + "}", Refused("nested too deeply")),
     "a list in itself": ("{v: &x [*x]}", Refused("nested too deeply")),
     "5000 digits": ("{v: " + "9" * 5000 + "}", Refused("4300")),
@@ -121,7 +157,10 @@ SEARCHES: dict[str, tuple[str, Any]] = {
     "log of the least": ("tag(log, interval(5e-324, 1e308))", (5e-324, 1e308)),
     "log of zero": ("tag(log, interval(0, 1))", Refused("a low end greater than 0")),
     "whole to 2**53": ("int(interval(-9007199254740992, 9007199254740992))", (-(2**53), 2**53)),
-    "whole to 2**62": ("int(interval(0, 4611686018427387904))", Refused("beyond 2**53 and would be rounded")),
+    "whole to 2**62": (
+        "int(interval(0, 4611686018427387904))",
+        Refused("beyond 2**53 and would be rounded"),
+    ),
     "one value": ("interval(1, 1)", Refused("there is one value only")),
     "nan": ("interval(nan, 1)", Refused("bounds must be finite numbers")),
     "inf": ("interval(0, 1e400)", Refused("bounds must be finite numbers")),
@@ -144,8 +183,14 @@ WORDS: dict[str, tuple[str, Any]] = {
     "5000 digits": ("+v=" + "9" * 5000, Refused("4300")),
     "newline": ("+v=a\nb", Refused("not in Hydra's override grammar")),
     "axis of 512 characters": ("+" + "n" * 512 + "=1,2", {}),
-    "axis of 513 characters": ("+" + "n" * 513 + "=1,2", Refused("at most 512 characters, this one 513")),
-    "searched with 513 characters": ("+" + "n" * 513 + "=interval(0,1)", Refused("at most 512 characters, this one 513")),
+    "axis of 513 characters": (
+        "+" + "n" * 513 + "=1,2",
+        Refused("at most 512 characters, this one 513"),
+    ),
+    "searched with 513 characters": (
+        "+" + "n" * 513 + "=interval(0,1)",
+        Refused("at most 512 characters, this one 513"),
+    ),
 }
 # Values for a searched parameter in [0, 1], as `enqueue` takes them.
 GIVEN: dict[str, tuple[Any, Any]] = {
@@ -173,7 +218,9 @@ def test_a_name_is_kept_or_refused(what: str, tmp_path: Path) -> None:
     text, wanted = STUDIES[what]
 
     def named() -> tuple[str, str]:
-        made = declared(tmp_path, f"{COMMON}study: {text if text.startswith('{') else '{' + text + '}'}")
+        made = declared(
+            tmp_path, f"{COMMON}study: {text if text.startswith('{') else '{' + text + '}'}"
+        )
         return made.name, made.metrics[0]
 
     check(wanted, named)

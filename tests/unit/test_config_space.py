@@ -1,4 +1,6 @@
-"""Grid and search out of YAML, and the words of a command line that change them. No Hydra composition."""
+"""Grid and search out of YAML, and the words of a command line that change them. No Hydra
+composition.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from orchestrator.config.space import Space
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Searched
 
-PARAMS = {"data": {"batch_size": 64}, "optim": {"lr": 0.1, "wd": 0.0}, "model": {"act": "relu", "layers": [{"width": 8}]}}
+PARAMS = {
+    "data": {"batch_size": 64},
+    "optim": {"lr": 0.1, "wd": 0.0},
+    "model": {"act": "relu", "layers": [{"width": 8}]},
+}
 GRID = {"data.batch_size": [32, 64]}
 SEARCH = {"optim": {"lr": "tag(log, interval(1e-4, 1e-1))"}}
 
@@ -20,7 +26,9 @@ SEARCH = {"optim": {"lr": "tag(log, interval(1e-4, 1e-1))"}}
 def applied(*texts: str) -> tuple[Space, list[str]]:
     space = Space.from_yaml(GRID, SEARCH)
     params = copy.deepcopy(PARAMS)
-    forwarded = apply_to_params(read_words(texts, {"sampler", "experiment", "model/net"}), params, space)
+    forwarded = apply_to_params(
+        read_words(texts, {"sampler", "experiment", "model/net"}), params, space
+    )
     space.check(params)
     return space, forwarded
 
@@ -33,7 +41,9 @@ def refusal(*texts: str) -> str:
 
 
 def test_yaml_keys_are_dotted_or_nested() -> None:
-    space = Space.from_yaml({"a": {"b.c": [1, 2]}, "d.e": "1,2"}, {"f": {"g": {"h": "interval(0, 1)"}}, "i": ["x", "y"]})
+    space = Space.from_yaml(
+        {"a": {"b.c": [1, 2]}, "d.e": "1,2"}, {"f": {"g": {"h": "interval(0, 1)"}}, "i": ["x", "y"]}
+    )
     assert space.grid == {"a.b.c": Axis("a.b.c", (1, 2)), "d.e": Axis("d.e", (1, 2))}
     assert space.search == {
         "f.g.h": Searched("f.g.h", "float", 0.0, 1.0),
@@ -80,8 +90,11 @@ def test_a_yaml_path_that_looks_like_a_slip_is_refused() -> None:
     params = {"optim": {"momentum": 0.9, "beta1": 0.9}}
     with pytest.raises(ConfigError, match=r"optim\.momentun .*did you mean 'optim\.momentum'"):
         Space.from_yaml({}, {"optim.momentun": "interval(0, 1)"}).check_spelling(params)
-    Space.from_yaml({}, {"optim.beta2": "interval(0, 1)"}).check_spelling(params)  # a sibling, no slip
-    Space.from_yaml({"optim.momentum": [1]}, {"optim.momentun": "interval(0, 1)"}).check_spelling(params)
+    # a sibling, no slip
+    Space.from_yaml({}, {"optim.beta2": "interval(0, 1)"}).check_spelling(params)
+    Space.from_yaml({"optim.momentum": [1]}, {"optim.momentun": "interval(0, 1)"}).check_spelling(
+        params
+    )
     Space.from_yaml({}, {"something.else": "interval(0, 1)"}).check_spelling(params)
 
 
@@ -114,7 +127,9 @@ def test_a_sweep_moves_a_parameter() -> None:
         (["optim.wd=1,2", "optim={wd: 3}"], None, ["params.optim={wd: 3}"]),
     ],
 )
-def test_the_last_word_wins(texts: list[str], values: tuple[int, ...] | None, forwarded: list[str]) -> None:
+def test_the_last_word_wins(
+    texts: list[str], values: tuple[int, ...] | None, forwarded: list[str]
+) -> None:
     space, words = applied(*texts)
     assert (space.grid["optim.wd"].values if "optim.wd" in space.grid else None) == values
     assert words == forwarded
@@ -136,7 +151,10 @@ def test_a_new_parameter_needs_a_plus() -> None:
     assert "write +optim.momentum=0.9" in refusal("optim.momentum=0.9")
     assert "write +optim.momentum=interval(0, 1)" in refusal("optim.momentum=interval(0, 1)")
     assert applied("+optim.momentum=0.9")[1] == ["+params.optim.momentum=0.9"]
-    assert applied("++optim.momentum=0.9", "optim.momentum=1")[1] == ["++params.optim.momentum=0.9", "params.optim.momentum=1"]
+    assert applied("++optim.momentum=0.9", "optim.momentum=1")[1] == [
+        "++params.optim.momentum=0.9",
+        "params.optim.momentum=1",
+    ]
     assert "optim.momentum" in applied("+optim.momentum=interval(0, 1)")[0].search
 
 
@@ -158,7 +176,10 @@ def test_list_elements_are_paths_too() -> None:
         (["~optim.lrr"], ["did you mean 'optim.lr'"]),
         (["budgett.trials=1"], ["did you mean 'budget.trials'"]),
         (["grid.optm.lr=1,2"], ["did you mean 'optim.lr'"]),
-        (["~grid.data.batchsize"], ["grid has no data.batchsize", "did you mean 'data.batch_size'"]),
+        (
+            ["~grid.data.batchsize"],
+            ["grid has no data.batchsize", "did you mean 'data.batch_size'"],
+        ),
         (["model=3"], ["model is a section", "model.act=…", "++model=3"]),
         (["model=choice({act: a},{act: b})", "model.act=relu"], ["model.act lies below model"]),
         (["model=choice({act: a},{act: b})", "model.act=a,b"], ["model.act lies below model"]),
@@ -196,7 +217,9 @@ def test_the_first_part_of_a_key_decides_its_role() -> None:
     assert roles == ["group", "group", "setting", "param", "param", "grid", "hydra", "group"]
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:p,a(b'c@h/d", "postgresql://u:p@h/d?x=${y}", "null", ""])
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:p,a(b'c@h/d", "postgresql://u:p@h/d?x=${y}", "null", ""]
+)
 def test_a_storage_url_is_taken_as_typed(url: str) -> None:
     assert take_url(["a=1", f"+storage.url={url}", "b=2"]) == (["a=1", "b=2"], url)
     assert take_url([f"storage.url='{url}'"]) == ([], url)

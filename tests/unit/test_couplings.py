@@ -11,7 +11,8 @@ from orchestrator.runner.child import resolvers
 
 
 def _clear() -> None:
-    OmegaConf.clear_resolver("linear_scaling")  # and not all of them, which other tests have need of
+    # and not all of them, which other tests have need of
+    OmegaConf.clear_resolver("linear_scaling")
 
 
 def _replace() -> None:
@@ -23,5 +24,7 @@ def test_the_resolvers_are_there_whatever_user_code_did_to_them(meddle: Callable
     resolvers.register()
     meddle()
     resolvers.register()
-    config = OmegaConf.create({"lr": "${linear_scaling:0.1,256,512}", "root": "${sqrt_scaling:0.1,256,1024}"})
+    config = OmegaConf.create(
+        {"lr": "${linear_scaling:0.1,256,512}", "root": "${sqrt_scaling:0.1,256,1024}"}
+    )
     assert (config.lr, config.root) == (0.2, 0.2)

@@ -1,4 +1,6 @@
-"""The guard of the dashboard: every route of the installed optuna-dashboard, called as a web server calls it."""
+"""The guard of the dashboard: every route of the installed optuna-dashboard, called as a web server
+calls it.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ class Answer:
 
 @dataclass
 class Ledger:
-    """Stands for the ledger's `Reads`: the studies of ours, and the numbers of the trials that still run."""
+    """Stands for the ledger's `Reads`: the studies of ours, and the numbers of the trials that
+    still run.
+    """
 
     rows: list[StudyRow]
     running: tuple[int, ...] = ()
@@ -76,7 +80,9 @@ class Ledger:
 
 @dataclass
 class Site:
-    """optuna-dashboard on a storage in memory that holds one study of ours with one running trial."""
+    """optuna-dashboard on a storage in memory that holds one study of ours with one
+    running trial.
+    """
 
     app: Any
     storage: InMemoryStorage
@@ -86,10 +92,17 @@ class Site:
 
     def routes(self, *, reading: bool) -> list[tuple[str, str]]:
         """Method and a path that matches, of every route."""
-        return [(r.method, self.path(r.rule)) for r in self.app.routes if (r.method == "GET") == reading]
+        return [
+            (r.method, self.path(r.rule)) for r in self.app.routes if (r.method == "GET") == reading
+        ]
 
     def path(self, rule: str) -> str:
-        ids = {"study_id": str(self.study._study_id), "trial_id": str(self.trial._trial_id), "artifact_id": "a1", "": ""}
+        ids = {
+            "study_id": str(self.study._study_id),
+            "trial_id": str(self.trial._trial_id),
+            "artifact_id": "a1",
+            "": "",
+        }
         ids |= {"plot_type": "edf", "history_id": "h", "filename": "bundle.js"}
         return re.sub(r"<(\w*)(:[^<>]*(<[^<>]*>)?[^<>]*)?>", lambda found: ids[found[1]], rule)
 
@@ -98,7 +111,9 @@ class Site:
 def site(tmp_path: Path) -> Site:
     storage = InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name="mine")
-    row = StudyRow(study._study_id, "mine", 1, "ACTIVE", None, True, datetime.now(UTC), datetime.now(UTC))
+    row = StudyRow(
+        study._study_id, "mine", 1, "ACTIVE", None, True, datetime.now(UTC), datetime.now(UTC)
+    )
     ledger = Ledger([row])
     (tmp_path / "stored").mkdir()
     store = cast(Store, type("Opened", (), {"reads": cast(Reads, ledger)}))
@@ -109,14 +124,28 @@ def site(tmp_path: Path) -> Site:
 def ask(app: Any, method: str, path: str, body: Any = None, **headers: str) -> Answer:
     """One request as the server hands it over; `Host` is a loopback address unless given."""
     content = b"" if body is None else json.dumps(body).encode()
-    environ: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": path.partition("?")[0], "REMOTE_ADDR": "192.0.2.1"}
-    environ |= {"HTTP_HOST": "127.0.0.1:8080", "HTTP_ACCEPT_ENCODING": "", "CONTENT_LENGTH": str(len(content))}
-    environ |= {"CONTENT_TYPE": "application/json", "wsgi.input": io.BytesIO(content), "QUERY_STRING": path.partition("?")[2]}
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": path.partition("?")[0],
+        "REMOTE_ADDR": "192.0.2.1",
+    }
+    environ |= {
+        "HTTP_HOST": "127.0.0.1:8080",
+        "HTTP_ACCEPT_ENCODING": "",
+        "CONTENT_LENGTH": str(len(content)),
+    }
+    environ |= {
+        "CONTENT_TYPE": "application/json",
+        "wsgi.input": io.BytesIO(content),
+        "QUERY_STRING": path.partition("?")[2],
+    }
     environ |= {f"HTTP_{name.upper()}": value for name, value in headers.items()}
     setup_testing_defaults(environ)
     told: list[tuple[str, list[tuple[str, str]]]] = []
 
-    def start_response(status: str, fields: list[tuple[str, str]], _exc_info: Any = None) -> Callable[[bytes], object]:
+    def start_response(
+        status: str, fields: list[tuple[str, str]], _exc_info: Any = None
+    ) -> Callable[[bytes], object]:
         told.append((status, fields))
         return io.BytesIO().write
 
@@ -136,7 +165,7 @@ def basic(password: str, user: str = "anyone") -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
-# ----------------------------------------------------------------------------------------------------------- every route
+# -------------------------------------------------------------------------------------- every route
 
 
 def test_all_routes_are_tried(site: Site) -> None:
@@ -144,16 +173,27 @@ def test_all_routes_are_tried(site: Site) -> None:
     assert len(reading) >= 13
     assert len(changing) >= 20
     for method, path in [*reading, *changing]:
-        route, _ = site.app.router.match({"REQUEST_METHOD": method, "PATH_INFO": path.rstrip("/") or "/"})
+        route, _ = site.app.router.match(
+            {"REQUEST_METHOD": method, "PATH_INFO": path.rstrip("/") or "/"}
+        )
         assert (route.method, site.path(route.rule)) == (method, path)
 
 
 def test_no_route_answers_without_the_password(site: Site) -> None:
     guarded = Guard(site.app, access(password=PASSWORD.encode()))
     for method, path in site.routes(reading=True) + site.routes(reading=False):
-        for headers in ({}, {"authorization": basic("")}, {"authorization": "Bearer"}, {"authorization": "Digest x"}):
+        for headers in (
+            {},
+            {"authorization": basic("")},
+            {"authorization": "Bearer"},
+            {"authorization": "Digest x"},
+        ):
             answer = ask(guarded, method, path, {}, **headers)
-            assert (answer.status, "WWW-Authenticate" in answer.headers) == (401, True), (method, path, headers)
+            assert (answer.status, "WWW-Authenticate" in answer.headers) == (401, True), (
+                method,
+                path,
+                headers,
+            )
             assert PASSWORD.encode() not in answer.body
     assert ask(guarded, "GET", "/no/such/page").status == 401
 
@@ -193,12 +233,23 @@ def test_no_route_takes_a_change_from_another_site(site: Site, foreign: dict[str
     for method, path in site.routes(reading=False):
         answer = ask(guarded, method, path, {}, **foreign)
         assert (answer.status, "own page" in answer.reason) == (403, True), (method, path)
-    assert ask(guarded, "GET", "/dashboard", **foreign).status == 200  # a link from elsewhere may be followed
+    # a link from elsewhere may be followed
+    assert ask(guarded, "GET", "/dashboard", **foreign).status == 200
 
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.", "10.0.0.1", "", "127.0.0.1,x", "a b", "::1"],
+    [
+        "evil.example",
+        "evil.example:8080",
+        "127.0.0.1.evil.example",
+        "localhost.",
+        "10.0.0.1",
+        "",
+        "127.0.0.1,x",
+        "a b",
+        "::1",
+    ],
 )
 def test_no_route_answers_to_a_foreign_name(site: Site, host: str) -> None:
     guarded = Guard(site.app, access())
@@ -209,12 +260,19 @@ def test_no_route_answers_to_a_foreign_name(site: Site, host: str) -> None:
 
 def test_every_answer_is_hardened_and_open_to_no_other_origin(site: Site) -> None:
     guarded = Guard(site.app, access())
-    asked = [*site.routes(reading=True), *site.routes(reading=False), ("GET", "/no/such/page"), ("PATCH", "/dashboard")]
+    asked = [
+        *site.routes(reading=True),
+        *site.routes(reading=False),
+        ("GET", "/no/such/page"),
+        ("PATCH", "/dashboard"),
+    ]
     for (method, path), host in itertools.product(asked, ("localhost", "evil.example")):
         answer = ask(guarded, method, path, {}, host=host)
         assert {name: answer.headers.get(name) for name in HARDENED} == HARDENED, (method, path)
         assert "Content-Security-Policy" in answer.headers, (method, path)
-        assert not [name for name in answer.headers if name.lower().startswith("access-control-")], (method, path)
+        assert not [
+            name for name in answer.headers if name.lower().startswith("access-control-")
+        ], (method, path)
 
 
 def test_the_page_keeps_the_policy_that_optuna_dashboard_gives_it(site: Site) -> None:
@@ -227,30 +285,57 @@ def test_refusals_are_valid_wsgi(site: Site) -> None:
     setup_testing_defaults(environ)
     for method, host in itertools.product(("GET", "HEAD"), ("evil.example", "localhost")):
         checked = validator(Guard(site.app, access(password=b"x")))
-        answered = checked(environ | {"REQUEST_METHOD": method, "HTTP_HOST": host}, lambda *_: io.BytesIO().write)
+        answered = checked(
+            environ | {"REQUEST_METHOD": method, "HTTP_HOST": host}, lambda *_: io.BytesIO().write
+        )
         assert (b"".join(answered) == b"") == (method == "HEAD")
         answered.close()  # type: ignore[attr-defined]
 
 
-# ------------------------------------------------------------------------------------------------------ who may come in
+# ---------------------------------------------------------------------------------- who may come in
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LocalHost:9000", "[::1]:8080", "[::1]", "127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "LocalHost:9000", "[::1]:8080", "[::1]", "127.0.0.1:1"]
+)
 def test_it_answers_to_its_loopback_names_at_any_port(site: Site, host: str) -> None:
     guarded = Guard(site.app, access())
     assert ask(guarded, "GET", "/api/studies", host=host).status == 200
     created = {"study_name": f"of {host}", "directions": ["minimize"]}
-    assert ask(guarded, "POST", "/api/studies", created, host=host, origin=f"http://{host}").status == 201
+    assert (
+        ask(guarded, "POST", "/api/studies", created, host=host, origin=f"http://{host}").status
+        == 201
+    )
 
 
-def test_it_answers_to_the_names_it_is_given_also_through_a_proxy_that_changes_the_host(site: Site) -> None:
+def test_it_answers_to_the_names_it_is_given_also_through_a_proxy_that_changes_the_host(
+    site: Site,
+) -> None:
     guarded = Guard(site.app, Access.checked(DashboardConfig(hosts=["Tuning.example.org"])))
     created = [{"study_name": name, "directions": ["minimize"]} for name in "abc"]
     origin = "https://tuning.example.org"
-    assert ask(guarded, "POST", "/api/studies", created[0], host="tuning.example.org", origin=origin).status == 201
-    assert ask(guarded, "POST", "/api/studies", created[1], host="127.0.0.1:8080", origin=origin).status == 201
     assert (
-        ask(guarded, "POST", "/api/studies", created[2], host="tuning.example.org", origin="https://example.org").status == 403
+        ask(
+            guarded, "POST", "/api/studies", created[0], host="tuning.example.org", origin=origin
+        ).status
+        == 201
+    )
+    assert (
+        ask(
+            guarded, "POST", "/api/studies", created[1], host="127.0.0.1:8080", origin=origin
+        ).status
+        == 201
+    )
+    assert (
+        ask(
+            guarded,
+            "POST",
+            "/api/studies",
+            created[2],
+            host="tuning.example.org",
+            origin="https://example.org",
+        ).status
+        == 403
     )
 
 
@@ -272,7 +357,9 @@ def test_guessing_is_slowed_down_and_an_old_tab_locks_nobody_out(
 
     def status(password: str, client: str = "192.0.2.1") -> int:
         environ = {"authorization": basic(password)}
-        return ask(lambda e, s: guarded(e | {"REMOTE_ADDR": client}, s), "GET", "/api/studies", **environ).status
+        return ask(
+            lambda e, s: guarded(e | {"REMOTE_ADDR": client}, s), "GET", "/api/studies", **environ
+        ).status
 
     assert {status("old") for _ in range(50)} == {401}
     assert status(PASSWORD) == 200
@@ -292,7 +379,12 @@ def test_guessing_is_slowed_down_and_an_old_tab_locks_nobody_out(
 def test_guesses_from_many_addresses_fill_no_memory(site: Site) -> None:
     guarded = Guard(site.app, access(password=PASSWORD.encode()))
     for n in range(guard._ADDRESSES + 50):
-        ask(lambda e, s, n=n: guarded(e | {"REMOTE_ADDR": f"2001:db8::{n:x}"}, s), "GET", "/", authorization=basic("wrong"))
+        ask(
+            lambda e, s, n=n: guarded(e | {"REMOTE_ADDR": f"2001:db8::{n:x}"}, s),
+            "GET",
+            "/",
+            authorization=basic("wrong"),
+        )
     assert len(guarded._guesses._wrong) == guard._ADDRESSES
 
 
@@ -305,7 +397,7 @@ def test_a_long_body_is_refused_before_it_is_read(site: Site) -> None:
     assert (answer.status, "1048576" in answer.reason) == (413, True)
 
 
-# ---------------------------------------------------------------------------------------------------------- live studies
+# ------------------------------------------------------------------------------------- live studies
 
 
 def writes(site: Site) -> Iterator[tuple[str, str]]:
@@ -323,10 +415,14 @@ def test_a_live_study_takes_nothing_but_notes(site: Site, state: str) -> None:
     tried = list(writes(site))
     assert len(tried) >= 13
     for method, path in tried:
-        for spelled in (path, f"{path}/", path.replace("/api/", "/api\xff/", 1)):  # Bottle reads all three alike
+        # Bottle reads all three alike
+        for spelled in (path, f"{path}/", path.replace("/api/", "/api\xff/", 1)):
             body = {"state": "Fail", "study_name": "other", "user_attrs": {"a": 1}}
             answer = ask(site.app, method, spelled, body)
-            assert (answer.status, "orchestrator stop study.name=mine" in answer.reason) == (409, True), (method, spelled)
+            assert (answer.status, "orchestrator stop study.name=mine" in answer.reason) == (
+                409,
+                True,
+            ), (method, spelled)
     assert site.storage.get_all_studies()[0].study_name == "mine"
     assert site.storage.get_trial(site.trial._trial_id) == before
     note = {"version": 1, "body": "seen"}
@@ -344,8 +440,14 @@ def test_a_trial_is_known_by_its_own_study_whatever_study_the_path_names(site: S
 def test_a_finished_study_and_those_of_others_can_be_changed(site: Site) -> None:
     site.ledger.rows = [replace(site.ledger.rows[0], state="FINISHED")]
     other = optuna.create_study(storage=site.storage, study_name="not ours")
-    assert ask(site.app, "POST", f"/api/trials/{other.ask()._trial_id}/tell", {"state": "Fail"}).status == 204
-    assert ask(site.app, "POST", f"/api/studies/{other._study_id}/rename", {"study_name": "b"}).status == 201
+    assert (
+        ask(site.app, "POST", f"/api/trials/{other.ask()._trial_id}/tell", {"state": "Fail"}).status
+        == 204
+    )
+    assert (
+        ask(site.app, "POST", f"/api/studies/{other._study_id}/rename", {"study_name": "b"}).status
+        == 201
+    )
     assert ask(site.app, "DELETE", f"/api/studies/{site.study._study_id}").status == 204
     assert [study.study_name for study in site.storage.get_all_studies()] == ["b"]
 
@@ -365,12 +467,14 @@ def test_the_tables_are_never_upgraded_from_the_browser(site: Site) -> None:
 def test_a_route_that_is_not_known_is_refused_for_a_live_study(site: Site) -> None:
     ledger = cast(Reads, site.ledger)
     route = type("Route", (), {"method": "PATCH", "rule": "/api/new/<study_id:int>"})
-    refused = LiveStudies(ledger, site.storage).apply(lambda **_: "changed", route)(study_id=site.study._study_id)
+    refused = LiveStudies(ledger, site.storage).apply(lambda **_: "changed", route)(
+        study_id=site.study._study_id
+    )
     assert isinstance(refused, HTTPResponse)
     assert refused.status_code == 409
 
 
-# -------------------------------------------------------------------------------------------------------------- artifacts
+# ---------------------------------------------------------------------------------------- artifacts
 
 
 def test_an_artifact_is_downloaded_and_never_shown(site: Site, tmp_path: Path) -> None:
@@ -379,8 +483,12 @@ def test_an_artifact_is_downloaded_and_never_shown(site: Site, tmp_path: Path) -
     store = FileSystemArtifactStore(tmp_path / "stored")
     study, trial = site.study._study_id, site.trial._trial_id
     places = {
-        f"/artifacts/{study}": upload_artifact(artifact_store=store, file_path=str(page), study_or_trial=site.study),
-        f"/artifacts/{study}/{trial}": upload_artifact(artifact_store=store, file_path=str(page), study_or_trial=site.trial),
+        f"/artifacts/{study}": upload_artifact(
+            artifact_store=store, file_path=str(page), study_or_trial=site.study
+        ),
+        f"/artifacts/{study}/{trial}": upload_artifact(
+            artifact_store=store, file_path=str(page), study_or_trial=site.trial
+        ),
     }
     for path, artifact in places.items():
         for prefix in ("/artifacts", "/art\xffifacts"):
@@ -393,7 +501,7 @@ def test_an_artifact_is_downloaded_and_never_shown(site: Site, tmp_path: Path) -
             assert "Access-Control-Allow-Origin" not in answer.headers
 
 
-# --------------------------------------------------------------------------------------------------------------- settings
+# ----------------------------------------------------------------------------------------- settings
 
 
 @pytest.fixture
@@ -406,7 +514,9 @@ def password_file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "0"])
 def test_an_address_that_others_reach_needs_a_password(host: str, password_file: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"dashboard\.host={re.escape(host)}: .* needs dashboard\.password_file"):
+    with pytest.raises(
+        ConfigError, match=rf"dashboard\.host={re.escape(host)}: .* needs dashboard\.password_file"
+    ):
         Access.checked(DashboardConfig(host=host))
     allowed = Access.checked(DashboardConfig(host=host, password_file=str(password_file)))
     assert (allowed.password, "correct horse" in repr(allowed)) == (b"correct horse", False)
@@ -437,9 +547,22 @@ def test_all_addresses_of_this_machine_are_its_names_when_it_listens_at_all(
     ]
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"eth0": ethernet})
     monkeypatch.setattr(socket, "gethostname", lambda: "GPU01")
-    allowed = Access.checked(DashboardConfig(host="0.0.0.0", password_file=str(password_file), read_only=True))
-    assert allowed.names == {"127.0.0.1", "::1", "localhost", "0.0.0.0", "192.0.2.7", "fe80::7", "gpu01"}
-    assert (allowed.url, allowed.terms) == ("http://127.0.0.1:8080/", "asks for the password, read-only")
+    allowed = Access.checked(
+        DashboardConfig(host="0.0.0.0", password_file=str(password_file), read_only=True)
+    )
+    assert allowed.names == {
+        "127.0.0.1",
+        "::1",
+        "localhost",
+        "0.0.0.0",
+        "192.0.2.7",
+        "fe80::7",
+        "gpu01",
+    }
+    assert (allowed.url, allowed.terms) == (
+        "http://127.0.0.1:8080/",
+        "asks for the password, read-only",
+    )
 
 
 @pytest.mark.parametrize(
@@ -451,7 +574,10 @@ def test_all_addresses_of_this_machine_are_its_names_when_it_listens_at_all(
         ({"hosts": ["*"]}, r"dashboard\.hosts=\*: must be a host name"),
         ({"hosts": ["http://a.example"]}, r"dashboard\.hosts=http://a\.example: must be"),
         ({"hosts": ["a.example:8080"]}, r"dashboard\.hosts=a\.example:8080: must be"),
-        ({"password_file": "/nowhere/at/all"}, r"dashboard\.password_file=/nowhere/at/all: No such file"),
+        (
+            {"password_file": "/nowhere/at/all"},
+            r"dashboard\.password_file=/nowhere/at/all: No such file",
+        ),
         ({"password_file": "/"}, r"dashboard\.password_file=/: Is a directory"),
         ({"password_file": "/dev/null"}, r"dashboard\.password_file=/dev/null: is empty"),
     ],
@@ -462,14 +588,18 @@ def test_a_setting_that_cannot_hold_is_named(settings: dict[str, Any], said: str
 
 
 @pytest.mark.parametrize("content", [b"first-word\nsecond-word", b"x" * 1025, b"null\0byte"])
-def test_a_file_that_holds_more_than_a_password_is_refused_and_not_shown(password_file: Path, content: bytes) -> None:
+def test_a_file_that_holds_more_than_a_password_is_refused_and_not_shown(
+    password_file: Path, content: bytes
+) -> None:
     password_file.write_bytes(content)
     with pytest.raises(ConfigError, match="one line of at most 1024 bytes") as refused:
         Access.checked(DashboardConfig(password_file=str(password_file)))
     assert content.decode()[:9] not in str(refused.value).replace(str(password_file), "")
 
 
-def test_a_password_that_all_can_read_is_warned_of(password_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_password_that_all_can_read_is_warned_of(
+    password_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, logger="orchestrator"):
         Access.checked(DashboardConfig(password_file=str(password_file)))
         assert caplog.text == ""

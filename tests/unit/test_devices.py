@@ -38,11 +38,15 @@ def keys(selection: list[str | int] | None = None) -> list[str]:
 
 
 def test_every_gpu_is_a_device_by_uuid(nvml: FakeNvml) -> None:
-    assert discover(None) == [Device(uuid, i, "NVIDIA H100", 80 << 30, "gpu") for i, uuid in enumerate([A, B, C])]
+    assert discover(None) == [
+        Device(uuid, i, "NVIDIA H100", 80 << 30, "gpu") for i, uuid in enumerate([A, B, C])
+    ]
     assert nvml.open == 0
 
 
-def test_without_gpu_driver_or_binding_the_cpu_is_the_device(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_gpu_driver_or_binding_the_cpu_is_the_device(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nvml.uuids = []
     assert keys() == ["cpu"]
     nvml.init_error = pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
@@ -66,11 +70,18 @@ def test_a_gpu_that_is_lost_is_left_out_with_a_warning_and_never_replaced_by_the
     monkeypatch.setattr(discovery, "_said", set())
     nvml.lost = {B}
     assert (keys(), keys(["GPU*"])) == ([A, C], [A, C])
-    assert [record.message for record in caplog.records] == ["GPU 1 does not answer: GPU is lost; it is left out"]
-    with pytest.raises(DeviceError, match=r"'1' names no device of this host; .* and cpu; GPU 1 does not answer: GPU is lost$"):
+    assert [record.message for record in caplog.records] == [
+        "GPU 1 does not answer: GPU is lost; it is left out"
+    ]
+    with pytest.raises(
+        DeviceError,
+        match=r"'1' names no device of this host; .* and cpu; GPU 1 does not answer: GPU is lost$",
+    ):
         discover(["1"])
     nvml.lost = {A, B, C}
-    with pytest.raises(DeviceError, match=r"^no NVIDIA GPU can be used: GPU 0 does not answer: GPU is lost; GPU 1 "):
+    with pytest.raises(
+        DeviceError, match=r"^no NVIDIA GPU can be used: GPU 0 does not answer: GPU is lost; GPU 1 "
+    ):
         discover(None)
 
 
@@ -139,7 +150,9 @@ def test_a_selection_goes_by_index_uuid_beginning_or_pattern(
 
 
 @pytest.mark.parametrize("entry", [3, "GPU-x", "*x*", "", "gpu0"])
-def test_an_entry_that_names_nothing_is_refused_with_a_list_of_what_there_is(nvml: FakeNvml, entry: str | int) -> None:
+def test_an_entry_that_names_nothing_is_refused_with_a_list_of_what_there_is(
+    nvml: FakeNvml, entry: str | int
+) -> None:
     with pytest.raises(DeviceError) as caught:
         discover([entry])
     assert str(caught.value) == (
@@ -157,13 +170,18 @@ def test_a_child_sees_its_device_and_no_other(nvml: FakeNvml) -> None:
 
 
 def test_host_and_cpu_scope_are_the_same_in_every_process_of_it() -> None:
-    code = "from orchestrator.devices import cpu_scope, host_identity; print(host_identity()); print(cpu_scope())"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    code = (
+        "from orchestrator.devices import cpu_scope, host_identity; print(host_identity()); "
+        "print(cpu_scope())"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert other == [host_identity(), cpu_scope()]
     assert cpu_scope().startswith(host_identity())
 
 
-# ----------------------------------------------------------------------------------------------------------------------- locks
+# -------------------------------------------------------------------------------------------- locks
 
 
 def test_a_slot_is_locked_once_until_it_is_released(tmp_path: Path) -> None:
@@ -226,5 +244,7 @@ def test_torch_in_a_child_sees_exactly_the_device_it_was_given() -> None:
     code = "import torch; print(torch.cuda.device_count(), torch.ones(1, device='cuda:0').item())"
     for gpu in gpus:
         env = {**os.environ, **child_environment(gpu)}
-        seen = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        seen = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
         assert seen.stdout.split() == ["1", "1.0"]

@@ -1,4 +1,6 @@
-"""The example objective: it learns, reports, stops, prunes, and goes on from its checkpoint as if nothing had happened."""
+"""The example objective: it learns, reports, stops, prunes, and goes on from its checkpoint as if
+nothing had happened.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,16 @@ from orchestrator.runner.files import Checkpoints
 
 
 class FakeTrial:
-    """A trial without a study: keeps what is reported, and asks for an early end after given epochs."""
+    """A trial without a study: keeps what is reported, and asks for an early end after given
+    epochs.
+    """
 
     device = "cpu"
     seed = 7
 
-    def __init__(self, checkpoint_dir: Path, *, stop_after: int | None = None, prune_after: int | None = None) -> None:
+    def __init__(
+        self, checkpoint_dir: Path, *, stop_after: int | None = None, prune_after: int | None = None
+    ) -> None:
         self.checkpoint_dir = checkpoint_dir
         self.reports: dict[int, float] = {}
         self._stop_after, self._prune_after = stop_after, prune_after
@@ -62,7 +68,9 @@ def test_it_learns_the_digits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("activation", sorted(digits.ACTIVATIONS))
 @pytest.mark.parametrize("depth", [1, 3])
-def test_every_model_of_the_search_space_trains(tmp_path: Path, activation: str, depth: int) -> None:
+def test_every_model_of_the_search_space_trains(
+    tmp_path: Path, activation: str, depth: int
+) -> None:
     changes = {"model__activation": activation, "model__depth": depth, "train__epochs": 1}
     result = digits.train(config(**changes), FakeTrial(tmp_path))  # type: ignore[arg-type]
     assert result is not None
@@ -70,10 +78,14 @@ def test_every_model_of_the_search_space_trains(tmp_path: Path, activation: str,
 
 
 @pytest.mark.parametrize("stop_after", [2, 5, 10])
-def test_a_trial_told_to_stop_goes_on_from_its_checkpoint_as_if_it_had_not_been(tmp_path: Path, stop_after: int) -> None:
+def test_a_trial_told_to_stop_goes_on_from_its_checkpoint_as_if_it_had_not_been(
+    tmp_path: Path, stop_after: int
+) -> None:
     whole = digits.train(config(model__dropout=0.4), FakeTrial(tmp_path))  # type: ignore[arg-type]
     checkpoints = Checkpoints(None, tmp_path)
-    first = FakeTrial(checkpoints.begin("digits", 0, 1, resume=True).directory, stop_after=stop_after)
+    first = FakeTrial(
+        checkpoints.begin("digits", 0, 1, resume=True).directory, stop_after=stop_after
+    )
     assert digits.train(config(model__dropout=0.4), first) is None  # type: ignore[arg-type]
     assert max(first.reports) == stop_after
 
@@ -115,6 +127,8 @@ def test_the_split_is_fixed_and_holds_out_a_fifth_of_every_class() -> None:
     assert (len(images), len(val_images)) == (1437, 360)
     share = torch.bincount(val_labels) / (torch.bincount(labels) + torch.bincount(val_labels))
     assert torch.all((share - 0.2).abs() < 0.01)
-    assert torch.allclose(images.mean(0), torch.zeros(64), atol=1e-5), "standardised by the training images"
+    assert torch.allclose(images.mean(0), torch.zeros(64), atol=1e-5), (
+        "standardised by the training images"
+    )
     assert not torch.allclose(val_images.mean(0), torch.zeros(64), atol=1e-2)
     assert torch.equal(digits.load_split()[0], images)

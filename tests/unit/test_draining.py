@@ -62,7 +62,10 @@ def untouched() -> Iterator[None]:
     ("sent", "how"),
     [
         ([signal.SIGINT], Drain.FINISH),
-        *(([number], Drain.STOP) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)),
+        *(
+            ([number], Drain.STOP)
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+        ),
         ([signal.SIGINT, signal.SIGTERM], Drain.STOP),
         ([signal.SIGINT, signal.SIGINT], Drain.FINISH),
         ([signal.SIGTERM, signal.SIGHUP], Drain.STOP),
@@ -96,7 +99,9 @@ def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
 
 
 @pytest.mark.usefixtures("untouched")
-def test_the_first_of_several_signals_ends_a_program_in_order_and_the_others_do_not_disturb_it() -> None:
+def test_the_first_of_several_signals_ends_a_program_in_order_and_the_others_do_not_disturb_it() -> (
+    None
+):
     steps = []
 
     def program() -> None:

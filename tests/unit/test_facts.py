@@ -23,7 +23,9 @@ DEVICE = {"name": "CPU", "key": "cpu"}
 
 def git(directory: Path, *words: str) -> str:
     who = ("-c", "user.name=me", "-c", "user.email=me@example.org")
-    return subprocess.run(["git", "-C", str(directory), *who, *words], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", "-C", str(directory), *who, *words], check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.fixture
@@ -65,14 +67,18 @@ def test_the_commit_is_told_with_changes_of_tracked_files(
     assert len(diffs - {None}) == 2, "the same changes are known again"
 
 
-def test_an_installed_objective_is_of_the_repository_one_works_in(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_objective_is_of_the_repository_one_works_in(
+    module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(module.parent)
     code = facts.Environment(Sources({"_target_": "pytest.main"})).code
     assert code is not None
     assert code["directory"] == str(module.parents[1].resolve())
 
 
-def test_without_git_or_a_repository_there_is_no_commit(module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_or_a_repository_there_is_no_commit(
+    module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert facts.Environment(Sources({"_target_": "nowhere.train"})).code is None
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -80,7 +86,9 @@ def test_without_git_or_a_repository_there_is_no_commit(module: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
-def test_an_attempt_tells_what_it_ran_on_and_what_it_and_its_processes_took(tmp_path: Path, start: str) -> None:
+def test_an_attempt_tells_what_it_ran_on_and_what_it_and_its_processes_took(
+    tmp_path: Path, start: str
+) -> None:
     target = {"_target_": "tests.support.leaving.uses_memory", "megabytes": 150}
     with running_with(target, start=start, threads=1, device=DEVICE) as runner:
         job = make_job(tmp_path, target, seed=11)
@@ -119,7 +127,9 @@ def test_facts_that_no_database_takes_are_left_out(tmp_path: Path) -> None:
         assert facts.read(tmp_path) == {}
 
 
-def test_the_peak_of_the_device_is_asked_of_torch_only_once_it_uses_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_of_the_device_is_asked_of_torch_only_once_it_uses_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fake(**cuda: Any) -> None:
         monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(**cuda)))
 
@@ -130,7 +140,11 @@ def test_the_peak_of_the_device_is_asked_of_torch_only_once_it_uses_one(monkeypa
     assert peak_device_bytes() is None
     fake(is_initialized=lambda: False)
     assert peak_device_bytes() is None
-    fake(is_initialized=lambda: True, device_count=lambda: 2, max_memory_allocated=lambda index: 10 + index)
+    fake(
+        is_initialized=lambda: True,
+        device_count=lambda: 2,
+        max_memory_allocated=lambda index: 10 + index,
+    )
     assert peak_device_bytes() == 21
     fake(is_initialized=lambda: True, device_count=lambda: 1, max_memory_allocated=broken)
     assert peak_device_bytes() is None
@@ -141,9 +155,13 @@ def test_each_attempt_of_a_program_tells_the_code_that_it_ran(tmp_path: Path) ->
     target = {"command": ["sh", "run.sh"]}
     hashes = []
     with running_with(target, cwd=tmp_path) as runner:
-        for number, text in enumerate(("echo '{\"value\": 1}'\n", "echo '{\"value\": 1}'\n", "echo '{\"value\": 2.5}'\n")):
+        for number, text in enumerate(
+            ("echo '{\"value\": 1}'\n", "echo '{\"value\": 1}'\n", "echo '{\"value\": 2.5}'\n")
+        ):
             script.write_text(text)
-            running = runner.start(make_job(tmp_path / "runs", target, params={}, values={}, number=number))
+            running = runner.start(
+                make_job(tmp_path / "runs", target, params={}, values={}, number=number)
+            )
             assert isinstance(finish(running)[0], Completed)
             source: Any = running.facts["source"]
             assert list(source["files"]) == ["run.sh"]

@@ -12,12 +12,20 @@ from orchestrator.store import FailureRow
 def test_a_kind_of_failure_is_told_once_and_then_ever_more_seldom() -> None:
     rows: list[FailureRow] = []
     said: list[str] = []
-    reads = SimpleNamespace(failures=lambda study_id, *, after: [row for row in rows if row.seq > after])
+    reads = SimpleNamespace(
+        failures=lambda study_id, *, after: [row for row in rows if row.seq > after]
+    )
     store: Any = SimpleNamespace(reads=reads)
     view: Any = SimpleNamespace(say=said.append)
     failures = Failures(store, SimpleNamespace(study_id=1))  # type: ignore[arg-type]
     for number in range(9):
-        rows.append(FailureRow(number, number + 10, f"ValueError: {number} is odd\nlog: /runs/{number}\n  line {number}"))
+        rows.append(
+            FailureRow(
+                number,
+                number + 10,
+                f"ValueError: {number} is odd\nlog: /runs/{number}\n  line {number}",
+            )
+        )
         failures.show(view)
         failures.show(view)
     rows.append(FailureRow(9, 99, "KeyError: 'lr'\nlog: /runs/9"))

@@ -16,7 +16,11 @@ from orchestrator.store import Servers
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ORCHESTRATOR_DATA_DIR", str(tmp_path))
-    for variable in ("ORCHESTRATOR_STORAGE_URL", "ORCHESTRATOR_STORAGE_PASSWORD_FILE", hints.COMPOSE):
+    for variable in (
+        "ORCHESTRATOR_STORAGE_URL",
+        "ORCHESTRATOR_STORAGE_PASSWORD_FILE",
+        hints.COMPOSE,
+    ):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -24,18 +28,30 @@ def stop(*words: str) -> str:
     return hints.command(Call.parse("status", words), "stop", "study.name=mine")
 
 
-def test_a_command_names_the_storage_where_that_is_not_the_default_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_command_names_the_storage_where_that_is_not_the_default_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert stop() == "orchestrator stop study.name=mine"
     assert stop(f"storage.path={tmp_path}/postgres") == "orchestrator stop study.name=mine"
-    assert stop("storage.path=/data/a") == "orchestrator stop study.name=mine 'storage.path=\"/data/a\"'"
-    assert stop("paths.data=/data") == "orchestrator stop study.name=mine 'storage.path=\"/data/postgres\"'"
+    assert (
+        stop("storage.path=/data/a")
+        == "orchestrator stop study.name=mine 'storage.path=\"/data/a\"'"
+    )
+    assert (
+        stop("paths.data=/data")
+        == "orchestrator stop study.name=mine 'storage.path=\"/data/postgres\"'"
+    )
     url = "postgresql+psycopg2://me:secret@db/a"
-    assert stop(f"storage.url={url}") == "orchestrator stop study.name=mine storage.url=…", "a URL may hold a password"
+    assert stop(f"storage.url={url}") == "orchestrator stop study.name=mine storage.url=…", (
+        "a URL may hold a password"
+    )
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", url)
     assert stop() == "orchestrator stop study.name=mine"
 
 
-def test_in_a_container_of_compose_commands_are_those_of_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_container_of_compose_commands_are_those_of_its_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv(hints.COMPOSE, "1")
     call = Call.parse("launch", ())
     assert stop() == "docker compose exec dashboard orchestrator stop study.name=mine"
@@ -51,12 +67,27 @@ def test_who_serves_a_study_is_said_by_the_strongest_reason() -> None:
         "no worker can serve study s: 3 workers: why; 1 worker: not"
     )
     many = tuple((f"why {k}", 1) for k in range(5))
-    assert str(unserved(call, "s", Servers(refusals=many))).endswith("1 worker: why 2; and 2 more reasons")
-    assert unserved(call, "s", Servers()) == "no worker serves study s: there is none; start one with: orchestrator worker"
+    assert str(unserved(call, "s", Servers(refusals=many))).endswith(
+        "1 worker: why 2; and 2 more reasons"
+    )
+    assert (
+        unserved(call, "s", Servers())
+        == "no worker serves study s: there is none; start one with: orchestrator worker"
+    )
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(0.2, "0 s"), (119, "119 s"), (120, "2 min"), (7_199, "120 min"), (7_200, "2 h"), (259_200, "3 d")]
+    ("seconds", "said"),
+    [
+        (0.2, "0 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (7_199, "120 min"),
+        (7_200, "2 h"),
+        (259_200, "3 d"),
+    ],
 )
-def test_a_span_is_said_in_the_largest_unit_that_there_are_two_of(seconds: float, said: str) -> None:
+def test_a_span_is_said_in_the_largest_unit_that_there_are_two_of(
+    seconds: float, said: str
+) -> None:
     assert span_label(seconds) == said

@@ -1,4 +1,6 @@
-"""What a process of ours needs: torch is the objective's to load, and what only the examples need is an extra."""
+"""What a process of ours needs: torch is the objective's to load, and what only the examples need
+is an extra.
+"""
 
 from __future__ import annotations
 
@@ -20,5 +22,7 @@ from orchestrator.search import HybridGPSampler, HybridTPESampler, Search
 
 
 def test_no_module_but_the_examples_needs_torch_or_scikit_learn() -> None:
-    done = subprocess.run([sys.executable, "-c", LOADS_ALL], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS_ALL], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -29,10 +29,14 @@ class Fleet:
 
 
 def looked(workers: int, seconds: int, monkeypatch: pytest.MonkeyPatch) -> Fleet:
-    """The looks of `workers` that sweep whenever they may, each second, for so long after the first of each."""
+    """The looks of `workers` that sweep whenever they may, each second, for so long after the first
+    of each.
+    """
     random.seed(1)
     now = [1000.0]
-    clock = SimpleNamespace(monotonic=lambda: now[0], clock_gettime=lambda _: now[0], CLOCK_BOOTTIME=7)
+    clock = SimpleNamespace(
+        monotonic=lambda: now[0], clock_gettime=lambda _: now[0], CLOCK_BOOTTIME=7
+    )
     monkeypatch.setattr(maintenance, "time", clock)
     fleet = Fleet(workers)
     store: Any = SimpleNamespace(fleet=fleet, ledger=SimpleNamespace(end_studies=lambda: []))
@@ -48,7 +52,9 @@ def looked(workers: int, seconds: int, monkeypatch: pytest.MonkeyPatch) -> Fleet
     return fleet
 
 
-def test_a_thousand_workers_look_at_the_fleet_as_often_together_as_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_workers_look_at_the_fleet_as_often_together_as_eight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     fleet = looked(1000, 500, monkeypatch)
     assert 0.8 * SWEEPERS * 500 < fleet.whole < 1.2 * SWEEPERS * 500
     assert fleet.own_host == 1000 * 500 - fleet.whole, "their own host they look at every time"

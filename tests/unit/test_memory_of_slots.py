@@ -19,14 +19,21 @@ UNTOLD = Device("GPU-2", 1, "GB10", None, "gpu")
 CPU = Device("cpu", None, "CPU", 64 * GIB, "cpu")
 
 
-def offered(monkeypatch: pytest.MonkeyPatch, device: Device, **settings: Any) -> set[tuple[int | None, int]]:
+def offered(
+    monkeypatch: pytest.MonkeyPatch, device: Device, **settings: Any
+) -> set[tuple[int | None, int]]:
     monkeypatch.setattr(slots, "discover", lambda _: [device])
     monkeypatch.setattr(slots, "usable_memory", lambda: 64 * GIB)
     store: Any = None  # none is asked before a slot is claimed
-    return {(offer.gpu_bytes, offer.host_bytes) for offer in Slots(store, WorkerConfig(**settings))._offers}
+    return {
+        (offer.gpu_bytes, offer.host_bytes)
+        for offer in Slots(store, WorkerConfig(**settings))._offers
+    }
 
 
-def test_slots_of_a_gpu_share_its_memory_and_the_hosts_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_of_a_gpu_share_its_memory_and_the_hosts_is_everybodys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert offered(monkeypatch, GPU) == {(80 * GIB, 64 * GIB)}
     assert offered(monkeypatch, GPU, slots_per_device=2) == {(40 * GIB, 64 * GIB)}
     assert offered(monkeypatch, UNTOLD) == {(0, 64 * GIB)}
@@ -50,7 +57,8 @@ def test_a_containers_limit_is_what_a_process_may_use(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "read_text", read)
     assert devices.usable_memory() == 8 * GIB
     files["/proc/self/cgroup"] = "12:cpu:/x\n5:memory:/docker/1\n"
-    files["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = f"{4 * GIB}\n"  # as a container sees its own
+    # as a container sees its own
+    files["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = f"{4 * GIB}\n"
     assert devices.usable_memory() == 4 * GIB
     files.clear()
     assert devices.usable_memory() == 64 * GIB

@@ -14,7 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.devices import Device, Nvml, Occupancy, describe, discover, occupancy, slot_environment, strangers
+from orchestrator.devices import (
+    Device,
+    Nvml,
+    Occupancy,
+    describe,
+    discover,
+    occupancy,
+    slot_environment,
+    strangers,
+)
 from orchestrator.errors import DeviceError
 from tests.support.nvml import GIB, FakeNvml, process
 
@@ -37,20 +46,26 @@ def nvml(fake: FakeNvml) -> Iterator[Nvml]:
     assert fake.open == 0
 
 
-# ------------------------------------------------------------------------------------------------------------------- strangers
+# ---------------------------------------------------------------------------------------- strangers
 
 
 def test_a_stranger_is_named_with_pid_user_and_memory(fake: FakeNvml, nvml: Nvml) -> None:
     assert strangers(nvml, GPU, held=False) == []
     with process({}) as pid:
         fake.computing = {A: {pid: 12 * GIB}, B: {os.getpid(): 1}}
-        assert strangers(nvml, GPU, held=False) == [f"sleep (pid {pid}, {psutil.Process().username()}, 12,288 MiB)"]
+        assert strangers(nvml, GPU, held=False) == [
+            f"sleep (pid {pid}, {psutil.Process().username()}, 12,288 MiB)"
+        ]
         fake.computing[A][pid] = None
-        assert strangers(nvml, GPU, held=False) == [f"sleep (pid {pid}, {psutil.Process().username()})"]
+        assert strangers(nvml, GPU, held=False) == [
+            f"sleep (pid {pid}, {psutil.Process().username()})"
+        ]
     assert strangers(nvml, GPU, held=False) == [], "it has ended, whatever the driver says still"
 
 
-def test_what_trials_start_is_no_stranger_whatever_it_does_to_its_environment(fake: FakeNvml, nvml: Nvml) -> None:
+def test_what_trials_start_is_no_stranger_whatever_it_does_to_its_environment(
+    fake: FakeNvml, nvml: Nvml
+) -> None:
     ours = slot_environment(GPU, 1)
     with process(ours) as plain, process(ours, "env -i sleep 300") as bare:
         fake.computing = {A: {plain: GIB, bare: GIB}}
@@ -81,7 +96,9 @@ def test_the_server_of_mps_is_no_stranger(fake: FakeNvml, nvml: Nvml, tmp_path: 
         assert [line.split()[0] for line in strangers(nvml, GPU, held=False)] == ["sleep"]
 
 
-def test_a_process_that_proc_hides_is_a_stranger(fake: FakeNvml, nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_proc_hides_is_a_stranger(
+    fake: FakeNvml, nvml: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def hidden(pid: int) -> psutil.Process:
         raise psutil.NoSuchProcess(pid)
 
@@ -96,7 +113,8 @@ def test_where_pids_do_not_tell_memory_in_use_does(
 ) -> None:
     if blind == "a container":
         monkeypatch.setattr(occupancy, "pids_tell", lambda: False)
-        fake.computing = {A: {os.getpid(): 0}}  # a PID of the host, which means another process here
+        # a PID of the host, which means another process here
+        fake.computing = {A: {os.getpid(): 0}}
     fake.no_processes = blind != "a container"
     fake.in_use = {A: GIB}
     assert strangers(nvml, GPU, held=False) == []
@@ -113,7 +131,7 @@ def test_where_pids_do_not_tell_memory_in_use_does(
     assert strangers(nvml, GPU, held=False) == [], "nobody can tell"
 
 
-# ------------------------------------------------------------------------------------------------------- between two trials
+# ------------------------------------------------------------------------------- between two trials
 
 
 def test_a_gpu_that_is_gone_is_an_error_with_its_name(fake: FakeNvml, nvml: Nvml) -> None:
@@ -121,10 +139,14 @@ def test_a_gpu_that_is_gone_is_an_error_with_its_name(fake: FakeNvml, nvml: Nvml
     held.check()
     fake.lost = {A}
     for ask in (held.check, lambda: held.wait_until_free(0), held.used_bytes):
-        with pytest.raises(DeviceError, match=r"^GPU 0 \(NVIDIA H100, GPU-aaaa1111\) does not answer: GPU is lost$"):
+        with pytest.raises(
+            DeviceError, match=r"^GPU 0 \(NVIDIA H100, GPU-aaaa1111\) does not answer: GPU is lost$"
+        ):
             ask()
     fake.uuids.remove(A)  # as a MIG instance that was taken apart
-    with pytest.raises(DeviceError, match=r"^GPU 0 \(NVIDIA H100, GPU-aaaa1111\) is no longer there$"):
+    with pytest.raises(
+        DeviceError, match=r"^GPU 0 \(NVIDIA H100, GPU-aaaa1111\) is no longer there$"
+    ):
         held.check()
 
 
@@ -135,7 +157,8 @@ def test_the_next_trial_waits_until_the_last_one_left_the_gpu(fake: FakeNvml, nv
         pid = stack.enter_context(process(slot_environment(GPU, 0)))
         fake.computing = {A: {pid: 5 * GIB}}
         assert held.wait_until_free(0.01) == (
-            f"GPU 0 (NVIDIA H100, GPU-aaaa1111) is still used by sleep (pid {pid}, {psutil.Process().username()}, 5,120 MiB)"
+            f"GPU 0 (NVIDIA H100, GPU-aaaa1111) is still used by sleep (pid {pid}, "
+            f"{psutil.Process().username()}, 5,120 MiB)"
         )
         stop = threading.Event()
         stop.set()
@@ -152,7 +175,10 @@ def test_the_next_trial_waits_for_memory_that_nobody_holds_any_more(
     fake.in_use = {A: GIB // 4}
     held = Occupancy(nvml, GPU, 0, alone=True)
     fake.in_use = {A: 5 * GIB + GIB // 4}
-    assert held.wait_until_free(0) == "5,120 MiB of GPU 0 (NVIDIA H100, GPU-aaaa1111) are not free again"
+    assert (
+        held.wait_until_free(0)
+        == "5,120 MiB of GPU 0 (NVIDIA H100, GPU-aaaa1111) are not free again"
+    )
 
     looks = 0
 
@@ -169,7 +195,8 @@ def test_the_next_trial_waits_for_memory_that_nobody_holds_any_more(
 
 def test_nobody_waits_for_others_on_the_gpu(fake: FakeNvml, nvml: Nvml) -> None:
     held = Occupancy(nvml, GPU, 0, alone=False)
-    keeper = subprocess.Popen(["sleep", "300"], env={**os.environ, **slot_environment(GPU, 0)})  # a child of this process
+    # a child of this process
+    keeper = subprocess.Popen(["sleep", "300"], env={**os.environ, **slot_environment(GPU, 0)})
     with process(slot_environment(GPU, 1)) as neighbour, process({}) as stranger:
         fake.computing = {A: {keeper.pid: GIB, neighbour: 30 * GIB, stranger: 2 * GIB}}
         fake.drawing = {A: {os.getpid(): GIB}}
@@ -191,14 +218,22 @@ def test_in_a_container_only_who_is_alone_on_a_gpu_waits_for_its_memory(
 
 def test_the_memory_of_a_trial_is_that_of_its_processes(fake: FakeNvml, nvml: Nvml) -> None:
     held = Occupancy(nvml, GPU, 0, alone=False)
-    with process(slot_environment(GPU, 0)) as one, process(slot_environment(GPU, 0)) as two, process({}) as other:
+    with (
+        process(slot_environment(GPU, 0)) as one,
+        process(slot_environment(GPU, 0)) as two,
+        process({}) as other,
+    ):
         fake.computing = {A: {one: 2 * GIB, two: GIB, other: 9 * GIB}}
-        assert (held.used_bytes(), held.used_bytes([other]), held.used_bytes([1])) == (3 * GIB, 9 * GIB, 0)
+        assert (held.used_bytes(), held.used_bytes([other]), held.used_bytes([1])) == (
+            3 * GIB,
+            9 * GIB,
+            0,
+        )
         fake.computing[A][two] = None
         assert held.used_bytes() is None, "NVML does not say"
 
 
-# ------------------------------------------------------------------------------------------------------------------- facts
+# -------------------------------------------------------------------------------------------- facts
 
 
 def test_what_is_kept_of_a_device_is_plain_data(fake: FakeNvml) -> None:
@@ -218,17 +253,22 @@ def test_what_is_kept_of_a_device_is_plain_data(fake: FakeNvml) -> None:
     assert facts["cores"]
 
 
-# ------------------------------------------------------------------------------------------------------------------- real GPUs
+# ---------------------------------------------------------------------------------------- real GPUs
 
 
 @pytest.mark.gpu
-def test_on_a_real_gpu_a_trial_is_told_from_a_stranger_and_its_memory_is_free_when_it_ends() -> None:
+def test_on_a_real_gpu_a_trial_is_told_from_a_stranger_and_its_memory_is_free_when_it_ends() -> (
+    None
+):
     gpus = [device for device in discover(None) if device.kind == "gpu"]
     opened = Nvml.open()
     if not gpus or opened is None:
         pytest.skip("this machine has no NVIDIA GPU")
     gpu = gpus[0]
-    code = "import torch; x = torch.zeros(2 << 30, dtype=torch.uint8, device='cuda'); print('there', flush=True); input()"
+    code = (
+        "import torch; x = torch.zeros(2 << 30, dtype=torch.uint8, device='cuda'); print('there', "
+        "flush=True); input()"
+    )
     with opened as nvml:
         if strangers(nvml, gpu, held=False):
             pytest.skip("the GPU is in use")
@@ -237,8 +277,11 @@ def test_on_a_real_gpu_a_trial_is_told_from_a_stranger_and_its_memory_is_free_wh
         assert describe(gpu)["driver"]
         for mark, noticed in ((slot_environment(gpu, 0), False), ({}, True)):
             env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu.key, **mark}
-            shell = ["sh", "-c", '"$1" -c "$0"; true', code, sys.executable]  # not this process's child, as a keeper would be
-            with subprocess.Popen(shell, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as trial:
+            # not this process's child, as a keeper would be
+            shell = ["sh", "-c", '"$1" -c "$0"; true', code, sys.executable]
+            with subprocess.Popen(
+                shell, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as trial:
                 assert trial.stdout is not None
                 assert trial.stdout.readline() == "there\n"
                 blind = not occupancy.pids_tell()

@@ -29,7 +29,9 @@ def test_nothing_is_prepared_where_a_device_hardly_waits() -> None:
 
 
 def test_it_is_prepared_shortly_before_trials_end() -> None:
-    assert pace([2.0] * 4, 0.1).prepare_at() == pytest.approx(2.0 * (1 - SLACK) - LEAD * 0.1 - MARGIN_S)
+    assert pace([2.0] * 4, 0.1).prepare_at() == pytest.approx(
+        2.0 * (1 - SLACK) - LEAD * 0.1 - MARGIN_S
+    )
     assert pace([0.2], 0.1).prepare_at() == 0.0, "at once where there is hardly time"
 
 

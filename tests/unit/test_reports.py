@@ -65,7 +65,9 @@ class Reads:
     def progress(self, row: StudyRow, *, maximize: bool, most: int | None) -> Progress:
         study: Any = SimpleNamespace(state="FINISHED", reason="budget spent")
         counts = {"total": 1, "spent": 1, "running": 0, "waiting": 0, "failed": 0, "n_cells": 0}
-        return cast(Progress, SimpleNamespace(study=study, cells=(), maximize=maximize, most=most, **counts))
+        return cast(
+            Progress, SimpleNamespace(study=study, cells=(), maximize=maximize, most=most, **counts)
+        )
 
 
 def best(params: dict[str, Any], *words: str, as_json: bool = False, count: int = 1) -> int:
@@ -81,7 +83,9 @@ def best(params: dict[str, Any], *words: str, as_json: bool = False, count: int 
         budget=Budget(2),
     )
     values = [(float(k), float(k)) if count > 1 else (1.0,) for k in range(count)]
-    trials = [TrialRow(k, "COMPLETE", 0, params, values[k], 1, None, None, None) for k in range(count)]
+    trials = [
+        TrialRow(k, "COMPLETE", 0, params, values[k], 1, None, None, None) for k in range(count)
+    ]
     call = Call.parse("best", [*words, *(["--json"] if as_json else [])])
 
     @contextmanager
@@ -93,7 +97,12 @@ def best(params: dict[str, Any], *words: str, as_json: bool = False, count: int 
         return reports.best(call)
 
 
-AWKWARD = {"data.batch": 128, "name": 'it\'s "odd" \\', "worker.count": "-5", "new": ["日本", {"a": None}]}
+AWKWARD = {
+    "data.batch": 128,
+    "name": 'it\'s "odd" \\',
+    "worker.count": "-5",
+    "new": ["日本", {"a": None}],
+}
 
 
 def check_rerun(words: list[str], values: dict[str, Any]) -> None:
@@ -160,13 +169,21 @@ def test_out_needs_one_file_and_one_trial(tmp_path: Path) -> None:
     best({}, f"out={tmp_path}/x.yaml", "trial=1", count=2)
     with pytest.raises(OrchestratorError) as caught:
         best({}, f"out={tmp_path}/no/x.yaml")
-    where = f"No such file or directory ({tmp_path}/no); give a file where you can write, or out=- to print the params"
+    where = (
+        f"No such file or directory ({tmp_path}/no); give a file where you can write, or out=- to "
+        "print the params"
+    )
     assert str(caught.value) == f"out={tmp_path}/no/x.yaml: {where}"
-    with pytest.raises(ConfigError, match=r"^out=- prints the params to train with and nothing else; leave out --json$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^out=- prints the params to train with and nothing else; leave out --json$",
+    ):
         best({}, "out=-", as_json=True)
 
 
-def test_out_prints_the_very_config_that_it_would_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_prints_the_very_config_that_it_would_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     best({"data.batch": 128}, f"out={tmp_path}/best.yaml")
     capsys.readouterr()
     assert best({"data.batch": 128}, "out=-") == 0

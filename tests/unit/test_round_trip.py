@@ -1,4 +1,6 @@
-"""The overrides that `best` prints, laid over the words of the study, run exactly the parameters of the trial."""
+"""The overrides that `best` prints, laid over the words of the study, run exactly the parameters of
+the trial.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,36 @@ from tests.support.asking import AskedStudy
 from tests.unit.test_config_words import TEXTS, VALUES
 
 _SCALARS = st.sampled_from(
-    [None, True, False, 1, "1", 64, "64", 1.5, 1e-05, -2.5e-300, 0.1, "true", "null", *[t for t in TEXTS if "$" not in t]]
+    [
+        None,
+        True,
+        False,
+        1,
+        "1",
+        64,
+        "64",
+        1.5,
+        1e-05,
+        -2.5e-300,
+        0.1,
+        "true",
+        "null",
+        *[t for t in TEXTS if "$" not in t],
+    ]
 ).filter(lambda value: value != "???")
 _PATHS = ("optim.lr", "optim.name", "model", "new.one", "study.x", "worker", "layers", "data.batch")
-_NAMES = ("lr", "width0", "encoder/lr", "learning rate", "optimizer", "optimizer_lr", "deep.er", "x-y", "sampler", "größe")
+_NAMES = (
+    "lr",
+    "width0",
+    "encoder/lr",
+    "learning rate",
+    "optimizer",
+    "optimizer_lr",
+    "deep.er",
+    "x-y",
+    "sampler",
+    "größe",
+)
 
 
 def _storable(value: Any) -> bool:
@@ -46,7 +74,9 @@ def _different(values: Sequence[Any]) -> list[Any]:
 
 
 _ANY = VALUES.filter(_storable)
-_AXES = st.dictionaries(st.sampled_from(_PATHS), st.lists(_ANY, min_size=1, max_size=3).map(_different), max_size=3).filter(
+_AXES = st.dictionaries(
+    st.sampled_from(_PATHS), st.lists(_ANY, min_size=1, max_size=3).map(_different), max_size=3
+).filter(
     lambda grid: all(isinstance(value, Mapping) for value in grid.get("model", ()))
 )  # a section of params
 _SEARCHED = st.sampled_from(
@@ -61,7 +91,8 @@ _SEARCHED = st.sampled_from(
 )
 _ASKED = st.dictionaries(
     st.sampled_from(_NAMES),
-    st.lists(_SCALARS, min_size=1, max_size=3).map(_different) | st.sampled_from(["float", "log", "int"]),
+    st.lists(_SCALARS, min_size=1, max_size=3).map(_different)
+    | st.sampled_from(["float", "log", "int"]),
     max_size=4,
 )
 
@@ -71,7 +102,9 @@ def studies(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], int]:
     """A study as YAML has it, what its objective asks for as it runs, and the cell of the trial."""
     grid = draw(_AXES)
     free = [path for path in ("optim.lr", "optim.decay", "kind", "gamma") if path not in grid]
-    search: dict[str, Any] = {path: draw(_SEARCHED) for path in draw(st.sets(st.sampled_from(free)))}
+    search: dict[str, Any] = {
+        path: draw(_SEARCHED) for path in draw(st.sets(st.sampled_from(free)))
+    }
     for path in search:
         if grid and draw(st.booleans()):
             axis = draw(st.sampled_from(sorted(grid)))
@@ -105,13 +138,29 @@ def asks(trial: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return asked
 
 
-def run(spec: StudySpec, cell: int, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """A trial of that cell as it runs: what it was created with, what it asked for, and its `cfg`."""
+def run(
+    spec: StudySpec, cell: int, wanted: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """A trial of that cell as it runs: what it was created with, what it asked for,
+    and its `cfg`.
+    """
     study = AskedStudy(spec)
     values = dict(study.search.ask(list(spec.cells())[cell], ticket=cell, retry=0).values)
     place = {"run_dir": Path("unused"), "checkpoint_dir": Path("unused"), "resumed": False}
     place["contents"] = spec.contents(values)
-    job = Job("s", 0, 1, 0, "cpu", spec.params, values, {"_target_": "my.train"}, ("value",), ("minimize",), **place)  # type: ignore[arg-type]
+    job = Job(
+        "s",
+        0,
+        1,
+        0,
+        "cpu",
+        spec.params,
+        values,
+        {"_target_": "my.train"},
+        ("value",),
+        ("minimize",),
+        **place,
+    )  # type: ignore[arg-type]
     cfg, _ = build_config(job)
     trial = study.start(cell=cell, settled=Settled(job, cfg))
     asked = asks(trial, {name: how for name, how in wanted.items() if not spec.declares(name)})
@@ -120,7 +169,11 @@ def run(spec: StudySpec, cell: int, wanted: Mapping[str, Any]) -> tuple[dict[str
 
 def without(cfg: Any, names: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of `cfg` that are not what an objective asks for under these names."""
-    return {key: value for key, value in cfg.items() if key not in {name.partition(".")[0] for name in names}}
+    return {
+        key: value
+        for key, value in cfg.items()
+        if key not in {name.partition(".")[0] for name in names}
+    }
 
 
 @settings(
@@ -138,8 +191,23 @@ def without(cfg: Any, names: Mapping[str, Any]) -> dict[str, Any]:
     )
 )
 @example(({"grid": {"new.one": [[{"a": 1}, {}]], "layers": [{"deep": 1}]}, "search": {}}, {}, 0))
-@example(({"grid": {"model": [{"a.b": 1, "c d": [None]}]}, "search": {}}, {"encoder/lr": [None, "1", 1]}, 0))
-@example(({"grid": {"new.one": ["a", "b"]}, "search": {"gamma": {"space": [1e-05, 2], "when": {"new.one": "b"}}}}, {}, 0))
+@example(
+    (
+        {"grid": {"model": [{"a.b": 1, "c d": [None]}]}, "search": {}},
+        {"encoder/lr": [None, "1", 1]},
+        0,
+    )
+)
+@example(
+    (
+        {
+            "grid": {"new.one": ["a", "b"]},
+            "search": {"gamma": {"space": [1e-05, 2], "when": {"new.one": "b"}}},
+        },
+        {},
+        0,
+    )
+)
 def test_the_printed_overrides_run_exactly_the_parameters_of_the_trial(
     tmp_path: Path, study: tuple[dict[str, Any], dict[str, Any], int]
 ) -> None:
@@ -161,7 +229,9 @@ def test_the_printed_overrides_run_exactly_the_parameters_of_the_trial(
     trial: Any = SimpleNamespace(params={**values, **asked})
     printed = reports.overrides(spec, trial, composed.groups)
     if printed is None:  # a key that the grammar cannot write
-        assert "größe" in asked or not all(json.dumps(value, ensure_ascii=False).isascii() for value in values.values())
+        assert "größe" in asked or not all(
+            json.dumps(value, ensure_ascii=False).isascii() for value in values.values()
+        )
         return
     again = [*words, "study.name=other", *shlex.split(" ".join(printed)), "budget.trials=1"]
     other = study_spec(compose("launch", again, config_dir=str(tmp_path)))
@@ -169,7 +239,9 @@ def test_the_printed_overrides_run_exactly_the_parameters_of_the_trial(
     assert not other.search
     _, asked_again, cfg_again = run(other, 0, wanted)
     assert json.dumps(asked_again) == json.dumps(asked)
-    assert json.dumps(without(cfg_again, asked), sort_keys=True) == json.dumps(without(cfg, asked), sort_keys=True)
+    assert json.dumps(without(cfg_again, asked), sort_keys=True) == json.dumps(
+        without(cfg, asked), sort_keys=True
+    )
 
     written = OmegaConf.to_container(reports.trained_with(spec, trial), resolve=True)
     for name, value in trial.params.items():
@@ -178,12 +250,16 @@ def test_the_printed_overrides_run_exactly_the_parameters_of_the_trial(
 
 GROUPS = {
     "arch/mlp": "# @package params.arch\nkind: mlp\nlr: ${lr}\noptimizer: {lr: 0.1}\nhidden: 8\n",
-    "arch/cnn": "# @package params.arch\nkind: cnn\nlr: ${linear_scaling:${lr},32,64}\noptimizer: {lr: 0.2}\ndepth: 2\n",
+    "arch/cnn": (
+        "# @package params.arch\nkind: cnn\nlr: ${linear_scaling:${lr},32,64}\noptimizer: "
+        "{lr: 0.2}\ndepth: 2\n"
+    ),
     "optim/sgd": "# @package params.optim\nlr: 0.1\n",
     "optim/adam": "# @package params.optim\nlr: 0.01\nbetas: [0.9, 0.99]\n",
     "net/small": "width: 4\n",
     "net/big": "width: 40\n",
-    "experiment/one": "# @package _global_\ndefaults: [{/arch: mlp}]\nstudy: {name: first}\nobjective: {_target_: my.train}\n"
+    "experiment/one": "# @package _global_\ndefaults: [{/arch: mlp}]\nstudy: {name: first}\nobjective: "
+    "{_target_: my.train}\n"
     "params: {lr: 0.1, epochs: 3}\nbudget: {trials: 9}\n",
     "experiment/two": "# @package _global_\ndefaults: [one]\ngrid: {arch: [mlp, cnn], optim: [sgd, adam]}\n"
     "search: {arch.depth: {space: 'range(1, 4)', when: {arch: cnn}}, lr: 'interval(0.1, 1)'}\n",
@@ -193,7 +269,12 @@ GROUPS = {
 @pytest.mark.parametrize(
     "words",
     [
-        ["experiment=one", "arch=mlp,cnn", "arch.optimizer.lr=tag(log, interval(1e-4, 0.1))", "lr=interval(0.1, 1)"],
+        [
+            "experiment=one",
+            "arch=mlp,cnn",
+            "arch.optimizer.lr=tag(log, interval(1e-4, 0.1))",
+            "lr=interval(0.1, 1)",
+        ],
         ["experiment=one", "arch=mlp,cnn", "+arch.hidden=16", "+arch.norm=choice(batch, layer)"],
         ["experiment=one", "+optim=sgd,adam", "optim.lr=interval(0, 1)"],
         ["experiment=one", "+net@params.net=small,big", "+net@params.other=big,small"],
@@ -202,7 +283,9 @@ GROUPS = {
         ["experiment=two", "arch=cnn,mlp", "+arch.width=1,2"],
     ],
 )
-def test_the_printed_overrides_of_a_study_of_config_groups_run_the_trial(tmp_path: Path, words: list[str]) -> None:
+def test_the_printed_overrides_of_a_study_of_config_groups_run_the_trial(
+    tmp_path: Path, words: list[str]
+) -> None:
     for name, text in GROUPS.items():
         path = tmp_path / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)

@@ -38,16 +38,26 @@ from tests.support.running import (
 )
 
 
-def run(runs: Path, name: str, *, options: dict[str, Any] | None = None, **kwargs: Any) -> tuple[Outcome, list[Message]]:
+def run(
+    runs: Path, name: str, *, options: dict[str, Any] | None = None, **kwargs: Any
+) -> tuple[Outcome, list[Message]]:
     with running_with(objective(name, **kwargs), **(options or {})) as runner:
         return finish(runner.start(make_job(runs, objective(name, **kwargs))))
 
 
-# ------------------------------------------------------------------------------------------------------------ what it returns
+# ---------------------------------------------------------------------------------- what it returns
 
 
 def test_every_kind_of_number_is_a_result_and_nothing_else_is(tmp_path: Path) -> None:
-    good = {"float": 0.5, "int": 3.0, "float32": 0.25, "array0": 0.75, "fraction": 0.25, "decimal": 0.5, "one_of_one": 0.5}
+    good = {
+        "float": 0.5,
+        "int": 3.0,
+        "float32": 0.25,
+        "array0": 0.75,
+        "fraction": 0.25,
+        "decimal": 0.5,
+        "one_of_one": 0.5,
+    }
     bad = {
         "nan": "nan for 'score': NaN is no result",
         "inf": "-inf for 'score': it is to be minimized, and nothing is as good as that",
@@ -66,7 +76,9 @@ def test_every_kind_of_number_is_a_result_and_nothing_else_is(tmp_path: Path) ->
     with running_with(objective("give", what="float")) as runner:
 
         def outcome_of(what: str, number: int) -> Outcome:
-            return finish(runner.start(make_job(tmp_path, objective("give", what=what), number=number)))[0]
+            return finish(
+                runner.start(make_job(tmp_path, objective("give", what=what), number=number))
+            )[0]
 
         for number, (what, value) in enumerate(good.items()):
             assert outcome_of(what, number) == Completed((value,))
@@ -77,28 +89,44 @@ def test_every_kind_of_number_is_a_result_and_nothing_else_is(tmp_path: Path) ->
             assert message in outcome.message.splitlines()[0]
 
 
-def test_a_mapping_gives_the_metric_and_attributes_and_says_what_it_left_out(tmp_path: Path) -> None:
+def test_a_mapping_gives_the_metric_and_attributes_and_says_what_it_left_out(
+    tmp_path: Path,
+) -> None:
     outcome, _ = run(tmp_path, "give", what="mapping")
     assert outcome == Completed((0.5,), {"epochs": 7, "curve": [1.0, "nan"]})
     log = attempt_dir(tmp_path, "study", 0, 1) / "output.log"
-    assert "the entry 'model' of the returned mapping was not stored: object has no JSON form" in log.read_text()
+    assert (
+        "the entry 'model' of the returned mapping was not stored: object has no JSON form"
+        in log.read_text()
+    )
 
 
 def test_several_objectives_take_a_sequence_and_refuse_reports(tmp_path: Path) -> None:
     with running_with(objective("several")) as runner:
         two = finish(runner.start(make_job(tmp_path, objective("several"), metrics=("a", "b"))))[0]
-        three = finish(runner.start(make_job(tmp_path, objective("several"), metrics=("a", "b", "c"), number=1)))[0]
+        three = finish(
+            runner.start(
+                make_job(tmp_path, objective("several"), metrics=("a", "b", "c"), number=1)
+            )
+        )[0]
     assert two == Completed((1.0, 2.0))
     assert isinstance(three, Failed)
     assert three.message.startswith("the objective returned 2 values for 3 metrics (a, b, c)")
 
 
-# ------------------------------------------------------------------------------------------------------------- what it is given
+# --------------------------------------------------------------------------------- what it is given
 
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
-def test_the_child_sees_its_job_and_only_what_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
-    for name in ("ORCHESTRATOR_STORAGE_URL", "ORCHESTRATOR_STORAGE_PASSWORD_FILE", "PGPASSWORD", "PGPASSFILE"):
+def test_the_child_sees_its_job_and_only_what_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    for name in (
+        "ORCHESTRATOR_STORAGE_URL",
+        "ORCHESTRATOR_STORAGE_PASSWORD_FILE",
+        "PGPASSWORD",
+        "PGPASSFILE",
+    ):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("DATA_ROOT", "/data")
     target = objective("see", factor="${model.factor}", extra={"root": "${oc.env:DATA_ROOT}"})
@@ -113,7 +141,16 @@ def test_the_child_sees_its_job_and_only_what_it_may(tmp_path: Path, monkeypatch
     values = {"optim.lr": 0.01, "data.batch_size": 512, "new.layers": [1, {"a": 2}]}
     options = {"start": start, "env": {"CUDA_VISIBLE_DEVICES": ""}, "threads": 1}
     with running_with(target, **options) as runner:
-        job = make_job(tmp_path, target, params=params, values=values, number=4, attempt=2, seed=2**40 + 1, resumed=True)
+        job = make_job(
+            tmp_path,
+            target,
+            params=params,
+            values=values,
+            number=4,
+            attempt=2,
+            seed=2**40 + 1,
+            resumed=True,
+        )
         outcomes = [finish(runner.start(job))[0] for _ in range(2)]
     assert isinstance(outcomes[0], Completed)
     assert isinstance(outcomes[1], Completed)
@@ -125,9 +162,18 @@ def test_the_child_sees_its_job_and_only_what_it_may(tmp_path: Path, monkeypatch
     assert seen["cfg"]["new"] == {"layers": [1, {"a": 2}]}
     assert seen["extra"] == {"root": "/data"}
     assert seen["params"] == values
-    fixed = {"number": 4, "attempt": 2, "device": "cpu", "seed": 2**40 + 1, "resumed": True, "checkpoint_dir_exists": True}
+    fixed = {
+        "number": 4,
+        "attempt": 2,
+        "device": "cpu",
+        "seed": 2**40 + 1,
+        "resumed": True,
+        "checkpoint_dir_exists": True,
+    }
     assert {key: seen[key] for key in fixed} == fixed
-    assert seen["checkpoint_dir"] == str(tmp_path / "study" / "trial-4" / "attempt-2" / "checkpoints")
+    assert seen["checkpoint_dir"] == str(
+        tmp_path / "study" / "trial-4" / "attempt-2" / "checkpoints"
+    )
     assert seen["random"] == again["random"]  # seeded alike
     assert seen["pid"] != again["pid"]
     assert seen["leads_its_session"]
@@ -162,11 +208,20 @@ def test_reports_arrive_in_order_and_the_answer_prunes(tmp_path: Path) -> None:
     assert messages == expected
 
 
-def test_optunas_own_exception_prunes_at_the_highest_step_and_a_repeated_step_is_ignored(tmp_path: Path) -> None:
+def test_optunas_own_exception_prunes_at_the_highest_step_and_a_repeated_step_is_ignored(
+    tmp_path: Path,
+) -> None:
     outcome, messages = run(tmp_path, "pruned_like_optuna")
     assert outcome == Pruned(9)
-    assert [(m.step, repr(m.value)) for m in messages if isinstance(m, Reported)] == [(3, "1.0"), (9, "nan"), (5, "2.0")]
-    assert "step 5 was reported before" in (attempt_dir(tmp_path, "study", 0, 1) / "output.log").read_text()
+    assert [(m.step, repr(m.value)) for m in messages if isinstance(m, Reported)] == [
+        (3, "1.0"),
+        (9, "nan"),
+        (5, "2.0"),
+    ]
+    assert (
+        "step 5 was reported before"
+        in (attempt_dir(tmp_path, "study", 0, 1) / "output.log").read_text()
+    )
 
 
 def test_what_cannot_be_stored_is_refused_where_it_was_said(tmp_path: Path) -> None:
@@ -184,7 +239,10 @@ def test_what_cannot_be_stored_is_refused_where_it_was_said(tmp_path: Path) -> N
         "nul": "ValueError: user attribute 'a': text with a NUL character cannot be stored",
         "surrogate": "ValueError: user attribute 'a': text with a lone surrogate cannot be stored",
         "nul_key": "ValueError: user attribute 'a\\x00': text with a NUL character cannot be stored",
-        "int_key": "TypeError: user attribute int: the name of a user attribute must be a string, got 1 (int)",
+        "int_key": (
+            "TypeError: user attribute int: the name of a user attribute must be a string, "
+            "got 1 (int)"
+        ),
         "set": "TypeError: user attribute 'a': set has no JSON form",
         "bytes": "TypeError: user attribute 'a': bytes has no JSON form",
         "loop": "ValueError: user attribute 'a': it is nested too deeply or contains itself",
@@ -202,7 +260,7 @@ def test_no_message_is_lost_however_many_there_are(tmp_path: Path) -> None:
     assert len(messages) == 20_000
 
 
-# -------------------------------------------------------------------------------------------------------------- how it fails
+# ------------------------------------------------------------------------------------- how it fails
 
 
 def test_a_failure_ends_with_the_last_lines_of_the_log(tmp_path: Path) -> None:
@@ -218,10 +276,12 @@ def test_a_failure_ends_with_the_last_lines_of_the_log(tmp_path: Path) -> None:
     assert b"child.py" not in log  # and the traceback begins in the user's code
 
 
-# -------------------------------------------------------------------------------------------------------- what it leaves behind
+# ---------------------------------------------------------------------------- what it leaves behind
 
 
-def test_exit_functions_of_the_trial_run_and_those_of_the_import_are_not_run_by_each_child(tmp_path: Path) -> None:
+def test_exit_functions_of_the_trial_run_and_those_of_the_import_are_not_run_by_each_child(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "my_exits.py").write_text(
         "import atexit, os, pathlib, tempfile\n"
         "shared = tempfile.TemporaryDirectory()\n"
@@ -262,7 +322,7 @@ def test_an_old_result_in_the_run_directory_is_moved_aside(tmp_path: Path) -> No
     assert (attempt_dir(tmp_path, "study", 0, 1) / "result.json.old-1").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------ ending it early
+# ---------------------------------------------------------------------------------- ending it early
 
 
 def test_terminate_kills_what_ignores_sigterm(tmp_path: Path) -> None:
@@ -288,8 +348,12 @@ def test_sigterm_runs_finally_blocks_and_a_result_returned_after_it_counts(tmp_p
         assert running.outcome == Completed((0.5,))
 
 
-@pytest.mark.parametrize(("value", "outcome"), [(None, Interrupted("stopped when asked")), (0.5, Completed((0.5,)))])
-def test_a_child_asked_to_stop_may_return_nothing_or_its_result(tmp_path: Path, value: float | None, outcome: Outcome) -> None:
+@pytest.mark.parametrize(
+    ("value", "outcome"), [(None, Interrupted("stopped when asked")), (0.5, Completed((0.5,)))]
+)
+def test_a_child_asked_to_stop_may_return_nothing_or_its_result(
+    tmp_path: Path, value: float | None, outcome: Outcome
+) -> None:
     target = objective("stops_when_asked", value=value)
     with running_with(target) as runner:
         running = runner.start(make_job(tmp_path, target))
@@ -340,22 +404,36 @@ def test_one_attempt_at_a_time(tmp_path: Path) -> None:
         running.terminate()
 
 
-# ---------------------------------------------------------------------------------------------------------- what check refuses
+# ------------------------------------------------------------------------------- what check refuses
 
 
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ({"_target_": "tests.support.objectives.giv"}, "has no attribute 'giv' (did you mean 'give'?)"),
+        (
+            {"_target_": "tests.support.objectives.giv"},
+            "has no attribute 'giv' (did you mean 'give'?)",
+        ),
         ({"_target_": "tests.support.no_such.train"}, "'tests.support' has no attribute 'no_such'"),
-        ({"_target_": "no_such_package.train"}, "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"),
+        (
+            {"_target_": "no_such_package.train"},
+            "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'",
+        ),
         ({"_target_": "tests.support.objectives.not_callable"}, "is not callable, it is int"),
-        ({"_target_": "tests.support.objectives.os.system"}, "'tests.support.objectives.os' is the module 'os'"),
-        (objective("wants_epochs"), "cannot be called as (cfg, trial): missing a required argument: 'epochs'"),
+        (
+            {"_target_": "tests.support.objectives.os.system"},
+            "'tests.support.objectives.os' is the module 'os'",
+        ),
+        (
+            objective("wants_epochs"),
+            "cannot be called as (cfg, trial): missing a required argument: 'epochs'",
+        ),
         (objective("give", what="x", wat=1), "got an unexpected keyword argument 'wat'"),
     ],
 )
-def test_check_says_in_one_line_what_is_wrong_with_the_objective(target: dict[str, Any], message: str) -> None:
+def test_check_says_in_one_line_what_is_wrong_with_the_objective(
+    target: dict[str, Any], message: str
+) -> None:
     before = set(own_children())
     with pytest.raises(ConfigError) as caught, running_with(target):
         pass
@@ -368,7 +446,10 @@ def test_check_says_in_one_line_what_is_wrong_with_the_objective(target: dict[st
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("import missing_dependency", "cannot be imported: ModuleNotFoundError: No module named 'missing_dependency'"),
+        (
+            "import missing_dependency",
+            "cannot be imported: ModuleNotFoundError: No module named 'missing_dependency'",
+        ),
         ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
         ("import sys; sys.exit('no')", "cannot be imported: SystemExit: no"),
         ("import os; os.write(2, b'bye\\n'); os._exit(3)", "ended the process (exit code 3): bye"),
@@ -378,7 +459,10 @@ def test_check_says_in_one_line_what_is_wrong_with_the_objective(target: dict[st
 )
 def test_check_survives_whatever_the_import_does(tmp_path: Path, body: str, message: str) -> None:
     (tmp_path / "my_training.py").write_text(body)
-    with pytest.raises(ConfigError) as caught, running_with({"_target_": "my_training.train"}, cwd=tmp_path):
+    with (
+        pytest.raises(ConfigError) as caught,
+        running_with({"_target_": "my_training.train"}, cwd=tmp_path),
+    ):
         pass
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -387,19 +471,34 @@ def test_check_survives_whatever_the_import_does(tmp_path: Path, body: str, mess
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("import threading, time\nthreading.Thread(target=time.sleep, args=(300,), daemon=True).start()", "starts threads"),
-        ("import torch\ntorch.set_num_threads(2)\ntorch.exp(torch.randn(1000000)).sum()", "starts native threads"),
+        (
+            (
+                "import threading, time\nthreading.Thread(target=time.sleep, args=(300,), "
+                "daemon=True).start()"
+            ),
+            "starts threads",
+        ),
+        (
+            "import torch\ntorch.set_num_threads(2)\ntorch.exp(torch.randn(1000000)).sum()",
+            "starts native threads",
+        ),
     ],
 )
 def test_an_import_that_does_not_survive_a_fork_makes_every_trial_a_fresh_interpreter(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, body: str, reason: str
 ) -> None:
-    (tmp_path / "my_threads.py").write_text(f"{body}\nimport os\ndef train(cfg, trial):\n    return os.getpid()\n")
+    (tmp_path / "my_threads.py").write_text(
+        f"{body}\nimport os\ndef train(cfg, trial):\n    return os.getpid()\n"
+    )
     target = {"_target_": "my_threads.train"}
     with running_with(target, cwd=tmp_path) as runner:
-        outcomes = [finish(runner.start(make_job(tmp_path / "runs", target, number=n)))[0] for n in range(2)]
+        outcomes = [
+            finish(runner.start(make_job(tmp_path / "runs", target, number=n)))[0] for n in range(2)
+        ]
     assert all(isinstance(outcome, Completed) for outcome in outcomes)
-    assert f"every trial starts a fresh interpreter: importing the objective {reason}" in caplog.text
+    assert (
+        f"every trial starts a fresh interpreter: importing the objective {reason}" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -419,9 +518,18 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str
 
 
 @pytest.mark.parametrize(
-    "bad", [{}, {"_target_": 3}, {"_target_": "train"}, {"_target_": "a..b"}, {"_target_": "a.b", "_x_": 1}]
+    "bad",
+    [
+        {},
+        {"_target_": 3},
+        {"_target_": "train"},
+        {"_target_": "a..b"},
+        {"_target_": "a.b", "_x_": 1},
+    ],
 )
-def test_an_objective_without_a_usable_target_is_refused_before_any_process_starts(bad: dict[str, Any]) -> None:
+def test_an_objective_without_a_usable_target_is_refused_before_any_process_starts(
+    bad: dict[str, Any],
+) -> None:
     with pytest.raises(ConfigError, match=r"^objective\._"):
         Runner(bad)
 
@@ -430,11 +538,16 @@ def test_a_target_runs_only_where_a_pattern_allows_it() -> None:
     target = {"_target_": "my_project.models.train", "epochs": 3}
     for patterns in (None, ["my_project.*"], ["other.*", "my_project.models.train"], ["*.train"]):
         check_allowed(target, patterns)
-    for patterns, shown in ((["my_project"], "my_project"), (["My_project.*", "x.*"], "My_project.*, x.*"), ([], "none")):
+    for patterns, shown in (
+        (["my_project"], "my_project"),
+        (["My_project.*", "x.*"], "My_project.*, x.*"),
+        ([], "none"),
+    ):
         with pytest.raises(ConfigError) as caught:
             check_allowed(target, patterns)
         assert str(caught.value) == (
-            f"objective._target_: 'my_project.models.train' may not run on this host; worker.allow_targets has {shown}"
+            "objective._target_: 'my_project.models.train' may not run on this host; "
+            f"worker.allow_targets has {shown}"
         )
     with pytest.raises(ConfigError, match="is not a dotted path"):
         check_allowed({}, None)
@@ -447,7 +560,14 @@ def test_a_result_is_read_later_by_anybody(tmp_path: Path) -> None:
     assert isinstance(outcome, Failed)
     assert outcome.message.startswith("ValueError: first line")
     assert read_result(tmp_path / "nowhere") is None
-    left = ["checkpoints", "environment.json", "job.json", "journal.jsonl", "output.log", "result.json"]
+    left = [
+        "checkpoints",
+        "environment.json",
+        "job.json",
+        "journal.jsonl",
+        "output.log",
+        "result.json",
+    ]
     assert sorted(path.name for path in run_dir.iterdir()) == left
 
 

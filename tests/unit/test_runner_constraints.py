@@ -1,4 +1,6 @@
-"""``trial.set_constraint``, as Optuna has it: what is refused, what counts, and where it is written."""
+"""``trial.set_constraint``, as Optuna has it: what is refused, what counts, and where it is
+written.
+"""
 
 from __future__ import annotations
 
@@ -76,19 +78,31 @@ def test_a_failed_trial_keeps_its_constraints_and_nan_fails_one(tmp_path: Path) 
         ("k", math.nan, ValueError, "NaN"),
     ],
 )
-def test_a_constraint_without_meaning_is_refused(key: Any, value: Any, error: type[Exception], says: str) -> None:
+def test_a_constraint_without_meaning_is_refused(
+    key: Any, value: Any, error: type[Exception], says: str
+) -> None:
     with pytest.raises(error, match=says):
         as_constraint(key, value)
 
 
 def test_whatever_float_takes_is_a_value() -> None:
-    values = [as_constraint("k", value)[1] for value in (True, "1.5", np.int64(3), np.array(2.0), math.inf)]
+    values = [
+        as_constraint("k", value)[1]
+        for value in (True, "1.5", np.int64(3), np.array(2.0), math.inf)
+    ]
     assert values == [1.0, 1.5, 3.0, 2.0, sys.float_info.max]
 
 
-def test_of_constraints_in_a_journal_the_first_counts_and_nonsense_is_left_out(tmp_path: Path) -> None:
+def test_of_constraints_in_a_journal_the_first_counts_and_nonsense_is_left_out(
+    tmp_path: Path,
+) -> None:
     written = Journal(tmp_path)
-    for message in ({"constraint": ["a", 1.0]}, {"constraint": ["a", -1.0]}, {"constraint": ["b"]}, {"constraint": [3, 1.0]}):
+    for message in (
+        {"constraint": ["a", 1.0]},
+        {"constraint": ["a", -1.0]},
+        {"constraint": ["b"]},
+        {"constraint": [3, 1.0]},
+    ):
         written.append(message)
     written.append({"constraint": ["c", math.nan]})
     assert journal.read(tmp_path).constraints == {"a": 1.0}

@@ -1,4 +1,6 @@
-"""A child never outlives its worker: the worker is killed, stopped or falls silent, with real processes."""
+"""A child never outlives its worker: the worker is killed, stopped or falls silent, with real
+processes.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def worker(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subproces
 
 
 @pytest.mark.parametrize("worker", [("hangs_with_grandchild", 60)], indirect=True)
-def test_a_killed_workers_child_and_grandchild_are_gone_within_seconds(tmp_path: Path, worker: subprocess.Popen[str]) -> None:
+def test_a_killed_workers_child_and_grandchild_are_gone_within_seconds(
+    tmp_path: Path, worker: subprocess.Popen[str]
+) -> None:
     child, grandchild, keeper = pids_of(tmp_path)
     assert children_of(worker.pid) == [keeper]
     [standby] = wait_until(lambda: {pid for pid in children_of(keeper) if leads(pid)} - {child})
@@ -53,7 +57,9 @@ def test_a_killed_workers_child_and_grandchild_are_gone_within_seconds(tmp_path:
 
 
 @pytest.mark.parametrize("worker", [("hangs_with_grandchild", 60)], indirect=True)
-def test_a_keeper_killed_with_its_worker_takes_the_child_along(tmp_path: Path, worker: subprocess.Popen[str]) -> None:
+def test_a_keeper_killed_with_its_worker_takes_the_child_along(
+    tmp_path: Path, worker: subprocess.Popen[str]
+) -> None:
     child, grandchild, keeper = pids_of(tmp_path)
     [standby] = wait_until(lambda: {pid for pid in children_of(keeper) if leads(pid)} - {child})
     os.kill(worker.pid, signal.SIGSTOP)
@@ -78,7 +84,9 @@ def test_a_stopped_workers_child_is_ended_and_the_worker_learns_it_when_it_goes_
 
 
 @pytest.mark.parametrize("worker", [("result_then_hangs", 60)], indirect=True)
-def test_a_result_survives_the_worker_that_was_to_deliver_it(tmp_path: Path, worker: subprocess.Popen[str]) -> None:
+def test_a_result_survives_the_worker_that_was_to_deliver_it(
+    tmp_path: Path, worker: subprocess.Popen[str]
+) -> None:
     pids = pids_of(tmp_path)
     os.kill(worker.pid, signal.SIGSTOP)  # it cannot take the result any more
     run_dir = attempt_dir(tmp_path, "study", 0, 1)

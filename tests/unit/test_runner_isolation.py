@@ -1,4 +1,6 @@
-"""runner.isolation=worker: one process runs attempt after attempt, each as if it were alone, until one leaves it unfit."""
+"""runner.isolation=worker: one process runs attempt after attempt, each as if it were alone, until
+one leaves it unfit.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,17 @@ import pytest
 
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
 from orchestrator.runner import AttrSet, Reported, Runner, attempt_dir, journal
-from tests.support.running import alive, all_gone, children_of, finish, make_job, objective, own_children, pids_of, running_with
+from tests.support.running import (
+    alive,
+    all_gone,
+    children_of,
+    finish,
+    make_job,
+    objective,
+    own_children,
+    pids_of,
+    running_with,
+)
 from tests.support.waiting import wait_until
 
 LOOK = {"_target_": "tests.support.resident.look"}
@@ -47,7 +59,11 @@ def test_attempts_share_a_process_and_nothing_else(tmp_path: Path, start: str) -
     seen = []
     with running_with(LOOK, isolation="worker", start=start) as runner:
         for number in range(3):
-            changes = {"number": number, "seed": 5 + number // 2, "values": {"optim.lr": 0.1 * number}}
+            changes = {
+                "number": number,
+                "seed": 5 + number // 2,
+                "values": {"optim.lr": 0.1 * number},
+            }
             outcome, messages = finish(runner.start(make_job(tmp_path, LOOK, **changes)))
             assert isinstance(outcome, Completed)
             assert messages == [Reported(1, float(number)), AttrSet("number", number)]
@@ -63,12 +79,16 @@ def test_attempts_share_a_process_and_nothing_else(tmp_path: Path, start: str) -
     assert all_gone([seen[0]["pid"]])
 
 
-def test_a_process_goes_on_after_a_pruned_trial_and_garbage_that_ends_its_processes(runner: Runner, tmp_path: Path) -> None:
+def test_a_process_goes_on_after_a_pruned_trial_and_garbage_that_ends_its_processes(
+    runner: Runner, tmp_path: Path
+) -> None:
     pid = pid_of(runner, tmp_path, 0)
     assert outcome_of(runner, tmp_path, leaving("prune"), 1) == Pruned(None)
     collected = outcome_of(runner, tmp_path, leaving("garbage"), 2)
     assert isinstance(collected, Completed)
-    assert pids_of(tmp_path, 1) == [collected.attrs["pid"]] == [pid] == [pid_of(runner, tmp_path, 3)]
+    assert (
+        pids_of(tmp_path, 1) == [collected.attrs["pid"]] == [pid] == [pid_of(runner, tmp_path, 3)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,10 +113,14 @@ def test_a_process_that_a_trial_left_unfit_is_replaced_and_that_is_said(
         assert all_gone([outcome.attrs["pid"], *outcome.attrs["left"]])
         assert pid_of(runner, tmp_path, 1) == pid_of(runner, tmp_path, 2) != outcome.attrs["pid"]
     said = "runner.isolation=worker: the process of a trial is not used again: "
-    assert [r.getMessage() for r in caplog.records if r.getMessage().startswith(said)] == [said + why]
+    assert [r.getMessage() for r in caplog.records if r.getMessage().startswith(said)] == [
+        said + why
+    ]
 
 
-def test_a_process_is_replaced_after_a_failure_and_after_an_attempt_was_terminated(runner: Runner, tmp_path: Path) -> None:
+def test_a_process_is_replaced_after_a_failure_and_after_an_attempt_was_terminated(
+    runner: Runner, tmp_path: Path
+) -> None:
     assert isinstance(outcome_of(runner, tmp_path, leaving("failure"), 0), Failed)
     [failed] = pids_of(tmp_path)
     assert not alive(failed)
@@ -124,7 +148,9 @@ def test_a_process_is_replaced_after_its_time_was_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
-def test_a_process_damaged_between_two_trials_fails_none(runner: Runner, tmp_path: Path, signum: int) -> None:
+def test_a_process_damaged_between_two_trials_fails_none(
+    runner: Runner, tmp_path: Path, signum: int
+) -> None:
     first = pid_of(runner, tmp_path, 0)
     os.kill(first, signum)
     assert pid_of(runner, tmp_path, 1) != first
@@ -152,5 +178,8 @@ def test_exit_functions_run_when_the_process_ends(tmp_path: Path) -> None:
         pids = [keeper, *children_of(keeper)]
     assert exited.exists()
     assert all_gone(pids)
-    assert json.loads((attempt_dir(tmp_path, "study", 1, 1) / "result.json").read_text())["outcome"] == "completed"
+    assert (
+        json.loads((attempt_dir(tmp_path, "study", 1, 1) / "result.json").read_text())["outcome"]
+        == "completed"
+    )
     wait_until(lambda: set(own_children()) == before)

@@ -23,12 +23,20 @@ def test_what_a_trial_reported_is_read_by_anybody(tmp_path: Path) -> None:
         assert list(reports) == [3, 9, 5]
         assert (reports[3], math.isnan(reports[9]), reports[5]) == (1.0, True, 2.0)
         assert attrs == {}
-        refused = make_job(tmp_path, objective("refused"))  # in the same directory: what was there is dropped
+        # in the same directory: what was there is dropped
+        refused = make_job(tmp_path, objective("refused"))
         finish(runner.start(refused))
-        assert journal.read(job.run_dir) == ({}, {"kept": {"a": [1, [1.5]], "3": "inf", "none": None}}, {}, {})
+        assert journal.read(job.run_dir) == (
+            {},
+            {"kept": {"a": [1, [1.5]], "3": "inf", "none": None}},
+            {},
+            {},
+        )
 
 
-def test_the_first_report_of_a_step_and_the_last_value_of_an_attribute_count(tmp_path: Path) -> None:
+def test_the_first_report_of_a_step_and_the_last_value_of_an_attribute_count(
+    tmp_path: Path,
+) -> None:
     written = Journal(tmp_path)
     for message in (
         {"report": [1, 0.5]},
@@ -66,7 +74,9 @@ def test_a_torn_line_and_lines_without_sense_are_left_out(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("how", ["raises", "short"])
-def test_a_journal_that_missed_a_line_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_a_journal_that_missed_a_line_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     written = Journal(tmp_path)
     written.append({"attr": ["a", "early"]})
     write = os.write

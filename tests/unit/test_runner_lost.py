@@ -1,4 +1,6 @@
-"""What takes an attempt away is no verdict on its trial: it is interrupted, and the runner says whether it counts as lost."""
+"""What takes an attempt away is no verdict on its trial: it is interrupted, and the runner says
+whether it counts as lost.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Interrupted
 from orchestrator.runner import Job, Runner, attempt_dir
 from orchestrator.runner.protocol import rundir
-from tests.support.running import alive, all_gone, finish, make_job, objective, pids_of, running_with
+from tests.support.running import (
+    alive,
+    all_gone,
+    finish,
+    make_job,
+    objective,
+    pids_of,
+    running_with,
+)
 from tests.support.waiting import wait_until
 
 
@@ -45,13 +55,19 @@ def test_a_killed_keeper_interrupts_the_attempt_and_is_replaced(tmp_path: Path) 
         child, grandchild, keeper = pids_of(tmp_path)
         os.kill(keeper, signal.SIGKILL)
         outcome, _ = finish(running)
-        assert outcome == Interrupted("the keeper, the process between worker and child, died", lost=True)
+        assert outcome == Interrupted(
+            "the keeper, the process between worker and child, died", lost=True
+        )
         wait_until(lambda: all_gone([child, grandchild]))
-        after = finish(runner.start(make_job(tmp_path, objective("give", what="float"), number=1)))[0]
+        after = finish(runner.start(make_job(tmp_path, objective("give", what="float"), number=1)))[
+            0
+        ]
         assert after == Completed((0.5,))
 
 
-def test_a_hanging_keeper_ended_by_a_worker_that_drains_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_keeper_ended_by_a_worker_that_drains_is_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("orchestrator.runner.runner.MARGIN_S", 0.2)
     with running_with(objective("hangs_with_grandchild"), grace_s=0.2) as runner:
         running = runner.start(make_job(tmp_path, objective("hangs_with_grandchild")))
@@ -81,12 +97,16 @@ def test_a_run_directory_removed_before_the_child_begins_is_a_lost_attempt_and_t
             patch.setattr(rundir, "prepare", prepare_and_lose)
             outcome, _ = finish(runner.start(make_job(runs, target)))
         job_path = attempt_dir(runs, "study", 0, 1) / "job.json"
-        reason = f"its run directory went away before it began: No such file or directory ({job_path})"
+        reason = (
+            f"its run directory went away before it began: No such file or directory ({job_path})"
+        )
         assert outcome == Interrupted(reason, lost=True)
         assert finish(runner.start(make_job(runs, target)))[0] == Completed((0.5,))
 
 
-def test_a_module_broken_meanwhile_is_a_lost_attempt_and_found_by_the_next_check(tmp_path: Path) -> None:
+def test_a_module_broken_meanwhile_is_a_lost_attempt_and_found_by_the_next_check(
+    tmp_path: Path,
+) -> None:
     module = tmp_path / "my_objective.py"
     good = "def train(cfg, trial):\n    return 0.5\n"
     module.write_text(good)
@@ -102,7 +122,9 @@ def test_a_module_broken_meanwhile_is_a_lost_attempt_and_found_by_the_next_check
             outcome, _ = finish(runner.start(make_job(tmp_path / "runs", target)))
             assert isinstance(outcome, Interrupted)
             assert outcome.lost
-            assert outcome.reason.startswith("the objective does not import any more: 'my_objective.train' ")
+            assert outcome.reason.startswith(
+                "the objective does not import any more: 'my_objective.train' "
+            )
             assert problem in outcome.reason
             with pytest.raises(ConfigError, match=problem):
                 runner.check()
@@ -111,7 +133,9 @@ def test_a_module_broken_meanwhile_is_a_lost_attempt_and_found_by_the_next_check
         assert finish(runner.start(make_job(tmp_path / "runs", target)))[0] == Completed((0.5,))
 
 
-def test_a_full_disk_names_the_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_names_the_run_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

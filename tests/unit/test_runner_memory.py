@@ -51,7 +51,10 @@ def raised_while_handling(error: Exception, handled: Exception) -> Exception:
     return error
 
 
-TORCH = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 3.25 GiB is free."
+TORCH = (
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of "
+    "which 3.25 GiB is free."
+)
 
 
 @pytest.mark.parametrize(
@@ -60,22 +63,50 @@ TORCH = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capa
         (OutOfMemoryError(TORCH), "device"),
         (CuPyOutOfMemoryError("Out of memory allocating 8 bytes"), "device"),
         (RuntimeError(TORCH), "device"),  # torch before 1.13
-        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), "device"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "device"),
+        (
+            RuntimeError(
+                "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"
+            ),
+            "device",
+        ),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            "device",
+        ),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "device"),
         (RuntimeError("cudaErrorMemoryAllocation: out of memory"), "device"),
         (RuntimeError("HIP out of memory. Tried to allocate 1 GiB"), "device"),
         (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), "device"),
-        (Exception("[CUresult.CUDA_ERROR_OUT_OF_MEMORY] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY"), "device"),
-        (XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes."), "device"),
+        (
+            Exception(
+                "[CUresult.CUDA_ERROR_OUT_OF_MEMORY] Call to cuMemAlloc results in "
+                "CUDA_ERROR_OUT_OF_MEMORY"
+            ),
+            "device",
+        ),
+        (
+            XlaRuntimeError(
+                "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes."
+            ),
+            "device",
+        ),
         (ResourceExhaustedError("OOM when allocating tensor with shape[1024,1024]"), "device"),
         (raised_from(ValueError("fold 3 failed"), OutOfMemoryError(TORCH)), "device"),
         (ExceptionGroup("folds", [ValueError("a"), OutOfMemoryError(TORCH)]), "device"),
         (MemoryError(), "host"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "host"),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you"), "host"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't "
+                "allocate memory: you"
+            ),
+            "host",
+        ),
         (RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. "), "host"),
-        (raised_while_handling(ValueError("nan"), OutOfMemoryError(TORCH)), None),  # the smaller batch it tried then
+        # the smaller batch it tried then
+        (raised_while_handling(ValueError("nan"), OutOfMemoryError(TORCH)), None),
         (ValueError("XLA: RESOURCE_EXHAUSTED"), None),  # quotas of a cloud are exhausted too
         (RuntimeError("CUDA error: device-side assert triggered"), None),
         (OSError(errno.ENOSPC, "No space left on device"), None),
@@ -92,13 +123,19 @@ def test_causes_that_lead_in_a_circle_end() -> None:
     assert memory.ran_out(first) is None
 
 
-def test_the_peak_is_what_torch_reserved_on_any_device_it_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = SimpleNamespace(is_initialized=lambda: True, device_count=lambda: 2, max_memory_reserved=lambda k: (7, 9)[k])
+def test_the_peak_is_what_torch_reserved_on_any_device_it_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True, device_count=lambda: 2, max_memory_reserved=lambda k: (7, 9)[k]
+    )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     assert memory.peak_bytes("device") == 9
     cuda.is_initialized = lambda: False
     assert memory.peak_bytes("device") is None
-    cuda.is_initialized = lambda: (_ for _ in ()).throw(RuntimeError("CUDA error: unspecified launch failure"))
+    cuda.is_initialized = lambda: (_ for _ in ()).throw(
+        RuntimeError("CUDA error: unspecified launch failure")
+    )
     assert memory.peak_bytes("device") is None
     monkeypatch.delitem(sys.modules, "torch")
     assert memory.peak_bytes("device") is None

@@ -1,4 +1,6 @@
-"""The log of an attempt: all that was printed, or head and tail of it within the limit, whatever the disk does."""
+"""The log of an attempt: all that was printed, or head and tail of it within the limit, whatever
+the disk does.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +64,13 @@ def test_a_log_never_exceeds_its_limit_and_keeps_head_and_tail(
     printed, kept = b"".join(pieces), log.read_bytes()
     [cut] = MARKER.findall(kept)
     head, tail = (part for index, part in enumerate(MARKER.split(kept)) if index != 1)
-    assert printed.startswith(head) or printed.startswith(head[:-1])  # a line end of ours, where the head has none
+    # a line end of ours, where the head has none
+    assert printed.startswith(head) or printed.startswith(head[:-1])
     assert printed.endswith(tail)
-    assert len(printed) - int(cut.replace(b",", b"")) in (len(head) + len(tail), len(head) - 1 + len(tail))
+    assert len(printed) - int(cut.replace(b",", b"")) in (
+        len(head) + len(tail),
+        len(head) - 1 + len(tail),
+    )
     assert len(head) >= limit * 0.4
     assert len(tail) >= limit * 0.15
     if pieces[0].startswith(b"0"):
@@ -73,7 +79,9 @@ def test_a_log_never_exceeds_its_limit_and_keeps_head_and_tail(
 
 
 @pytest.mark.parametrize("limit", [None, 30_000])
-def test_a_log_within_its_limit_is_what_was_printed_after_what_was_there(tmp_path: Path, limit: int | None) -> None:
+def test_a_log_within_its_limit_is_what_was_printed_after_what_was_there(
+    tmp_path: Path, limit: int | None
+) -> None:
     log = tmp_path / "output.log"
     log.write_bytes(b"before\n")
     assert write_through(log, limit, [b"line\n"] * 5000) is None
@@ -107,7 +115,9 @@ def test_output_that_a_full_disk_refused_is_counted_where_it_is_missing(
     assert log.read_bytes() == b"first\n" + note + b"last\n"
 
 
-def test_a_disk_that_hangs_does_not_hold_up_the_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_hangs_does_not_hold_up_the_keeper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers = threading.Event()
 
     def hang(_file: int, data: bytes, _offset: int) -> int:
@@ -126,7 +136,9 @@ def test_a_disk_that_hangs_does_not_hold_up_the_keeper(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
-def test_a_trial_that_prints_much_ends_with_a_short_log_and_a_small_keeper(tmp_path: Path, start: str) -> None:
+def test_a_trial_that_prints_much_ends_with_a_short_log_and_a_small_keeper(
+    tmp_path: Path, start: str
+) -> None:
     target = objective("prints_much", megabytes=20)
     before = set(own_children())
     with running_with(target, start=start, log_limit_bytes=1_000_000) as runner:
@@ -163,7 +175,9 @@ def test_what_is_printed_can_be_read_while_the_trial_runs(tmp_path: Path) -> Non
         "sys.stdout.close()",
     ],
 )
-def test_the_output_works_whatever_the_import_did_to_the_streams(tmp_path: Path, body: str, start: str) -> None:
+def test_the_output_works_whatever_the_import_did_to_the_streams(
+    tmp_path: Path, body: str, start: str
+) -> None:
     (tmp_path / "my_streams.py").write_text(
         f"import io, logging, os, sys\n{body}\n"
         "def train(cfg, trial):\n"
@@ -179,10 +193,16 @@ def test_the_output_works_whatever_the_import_did_to_the_streams(tmp_path: Path,
         running = runner.start(make_job(tmp_path / "runs", target))
         assert finish(running)[0] == Completed((1.0,))
     prints = [] if "None" in body or "close" in body else ["prints"]
-    assert sorted(running.log_path.read_text().splitlines()) == ["WARNING:root:logs", "echoes", *prints]
+    assert sorted(running.log_path.read_text().splitlines()) == [
+        "WARNING:root:logs",
+        "echoes",
+        *prints,
+    ]
 
 
-def test_a_full_disk_under_the_log_does_not_disturb_the_trial(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_under_the_log_does_not_disturb_the_trial(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     target = objective("chatty", count=10)
     with running_with(target) as runner:
         job = make_job(tmp_path, objective("prints_much", megabytes=1))
@@ -190,7 +210,10 @@ def test_a_full_disk_under_the_log_does_not_disturb_the_trial(tmp_path: Path, ca
         for name in ("output.log", "journal.jsonl"):
             (job.run_dir / name).symlink_to("/dev/full")
         assert finish(runner.start(job))[0] == Completed((1.0,))
-        assert f"the log is incomplete (No space left on device): {job.run_dir / 'output.log'}" in caplog.text
+        assert (
+            f"the log is incomplete (No space left on device): {job.run_dir / 'output.log'}"
+            in caplog.text
+        )
         outcome, messages = finish(runner.start(make_job(tmp_path, target)))
         assert outcome == Completed((1.0,))
         assert len(messages) == 20

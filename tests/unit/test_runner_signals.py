@@ -1,4 +1,6 @@
-"""Signals that reach keeper, child, program and helpers as well as the worker: they mean what the worker was told."""
+"""Signals that reach keeper, child, program and helpers as well as the worker: they mean what the
+worker was told.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def target(name: str) -> dict[str, Any]:
 
 def program(script: str) -> dict[str, Any]:
     braces = script.replace("{", "{{").replace("}", "}}")
-    return {"command": ["sh", "-c", 'cd "$ORCHESTRATOR_TRIAL_CHECKPOINT_DIR"; ' + braces], "overrides": False}
+    return {
+        "command": ["sh", "-c", 'cd "$ORCHESTRATOR_TRIAL_CHECKPOINT_DIR"; ' + braces],
+        "overrides": False,
+    }
 
 
 SAY = "echo [$$] > .p; mv .p pids.json; "
@@ -54,7 +59,8 @@ def processes(runs: Path, number: int = 0) -> list[psutil.Process]:
 
 def send(to: Iterable[psutil.Process], signum: int) -> None:
     for process in to:
-        with contextlib.suppress(ProcessLookupError):  # what the keeper runs for itself, such as git
+        # what the keeper runs for itself, such as git
+        with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signum)
 
 
@@ -102,7 +108,9 @@ def test_the_objective_stops_when_it_is_asked_whatever_signal_came_before(
         assert (checkpoints(tmp_path) / "saved").exists()
         (checkpoints(tmp_path, 1)).mkdir(parents=True)
         (checkpoints(tmp_path, 1) / "saved").touch()
-        assert finish(runner.start(make_job(tmp_path, objective, number=1)))[0] == Completed((2.0,)), "the keeper serves on"
+        assert finish(runner.start(make_job(tmp_path, objective, number=1)))[0] == Completed(
+            (2.0,)
+        ), "the keeper serves on"
 
 
 @pytest.mark.parametrize("signum", ENDING)
@@ -118,11 +126,18 @@ def test_a_program_that_a_signal_to_all_ends_is_interrupted_once_the_worker_lear
         polled(running, 0.1)
         worker.told = Told.LEAVE if signum == signal.SIGINT else Told.STOP
         outcome, _ = finish(running)
-    assert outcome == Interrupted(f"it failed when it was to end: the program was killed by {signum.name}")
+    assert outcome == Interrupted(
+        f"it failed when it was to end: the program was killed by {signum.name}"
+    )
 
 
 def test_what_a_program_says_after_sigterm_to_all_is_no_result(tmp_path: Path) -> None:
-    worker, objective = Worker(), program("trap 'exit 0' TERM; echo '{\"value\": 1}'; " + SAY + "while :; do sleep 0.01; done")
+    worker, objective = (
+        Worker(),
+        program(
+            "trap 'exit 0' TERM; echo '{\"value\": 1}'; " + SAY + "while :; do sleep 0.01; done"
+        ),
+    )
     with running_with(objective, moment_s=LONG_S) as runner:
         running = runner.start(make_job(tmp_path, objective), worker)
         [pid] = pids_of(tmp_path)
@@ -131,8 +146,15 @@ def test_what_a_program_says_after_sigterm_to_all_is_no_result(tmp_path: Path) -
         assert stop(running, worker) == Interrupted("stopped when asked")
 
 
-def test_what_a_program_says_is_no_result_either_if_it_is_the_first_to_get_sigterm(tmp_path: Path) -> None:
-    worker, objective = Worker(), program("trap 'exit 0' TERM; echo '{\"value\": 1}'; " + SAY + "while :; do sleep 0.01; done")
+def test_what_a_program_says_is_no_result_either_if_it_is_the_first_to_get_sigterm(
+    tmp_path: Path,
+) -> None:
+    worker, objective = (
+        Worker(),
+        program(
+            "trap 'exit 0' TERM; echo '{\"value\": 1}'; " + SAY + "while :; do sleep 0.01; done"
+        ),
+    )
     with running_with(objective, moment_s=10 * LONG_S) as runner:
         running = runner.start(make_job(tmp_path, objective), worker)
         [pid] = pids_of(tmp_path)
@@ -151,7 +173,9 @@ def test_a_program_that_ends_well_where_only_it_got_a_signal_has_a_result(tmp_pa
 
 @pytest.mark.parametrize("by_all", [True, False])
 def test_a_program_gets_sigterm_once(tmp_path: Path, by_all: bool) -> None:
-    count = "trap 'echo told >> told' TERM; " + SAY + "while [ ! -e go ]; do sleep 0.01; done; exit 1"
+    count = (
+        "trap 'echo told >> told' TERM; " + SAY + "while [ ! -e go ]; do sleep 0.01; done; exit 1"
+    )
     worker, objective = Worker(), program(count)
     with running_with(objective, moment_s=LONG_S) as runner:
         running = runner.start(make_job(tmp_path, objective), worker)
@@ -171,7 +195,10 @@ def test_an_exception_that_comes_from_a_signal_to_all_is_no_failure_and_leaves_n
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker, objective = Worker(), target("breaks_with_its_helper")
-    with running_with(objective, moment_s=LONG_S) as runner, caplog.at_level(logging.WARNING, "orchestrator"):
+    with (
+        running_with(objective, moment_s=LONG_S) as runner,
+        caplog.at_level(logging.WARNING, "orchestrator"),
+    ):
         running = runner.start(make_job(tmp_path, objective), worker)
         child, helper = pids_of(tmp_path)
         strike(tmp_path, signal.SIGTERM)
@@ -198,12 +225,16 @@ def test_a_failure_after_a_request_to_stop_is_given_back_and_counts_as_lost_if_i
         if late:
             polled(running, 0.3)
         (checkpoints(tmp_path) / "go").touch()
-        given_back = Interrupted("it failed when it was to end: RuntimeError: no checkpoint", lost=late)
+        given_back = Interrupted(
+            "it failed when it was to end: RuntimeError: no checkpoint", lost=late
+        )
         assert finish(running)[0] == given_back
     assert read_result(attempt_dir(tmp_path, "study", 0, 1)) in (None, given_back)
 
 
-def test_sigterm_to_the_process_of_a_trial_alone_ends_it_after_a_moment_and_that_is_a_failure(tmp_path: Path) -> None:
+def test_sigterm_to_the_process_of_a_trial_alone_ends_it_after_a_moment_and_that_is_a_failure(
+    tmp_path: Path,
+) -> None:
     objective = target("never_ends")
     with running_with(objective, moment_s=0.3) as runner:
         running = runner.start(make_job(tmp_path, objective))
@@ -214,7 +245,9 @@ def test_sigterm_to_the_process_of_a_trial_alone_ends_it_after_a_moment_and_that
     assert outcome.causes == ("signal", "signal:SIGTERM")
 
 
-def test_a_worker_that_only_lets_its_trial_finish_gets_its_result_and_its_failure(tmp_path: Path) -> None:
+def test_a_worker_that_only_lets_its_trial_finish_gets_its_result_and_its_failure(
+    tmp_path: Path,
+) -> None:
     worker = Worker()
     worker.told = Told.LEAVE
     objective = target("ends_when_it_may")
@@ -242,7 +275,8 @@ def test_a_keeper_that_imports_survives_the_signals_and_the_child_keeps_handlers
 ) -> None:
     (tmp_path / "mine.py").write_text(
         "import os, pathlib, signal, time\n"
-        "for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2): os.kill(os.getpid(), n)\n"
+        "for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2): "
+        "os.kill(os.getpid(), n)\n"
         "noted = []\n"
         "signal.signal(signal.SIGUSR1, lambda n, f: noted.append(n))\n"
         "def train(cfg, trial):\n"

@@ -1,4 +1,6 @@
-"""A child stands by while a trial runs: the next trial begins in it at once, and what happens to it harms no trial."""
+"""A child stands by while a trial runs: the next trial begins in it at once, and what happens to it
+harms no trial.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,17 @@ import pytest
 
 from orchestrator.model import Completed
 from orchestrator.runner import Runner
-from tests.support.running import all_gone, children_of, finish, leads, make_job, objective, own_children, pids_of, running_with
+from tests.support.running import (
+    all_gone,
+    children_of,
+    finish,
+    leads,
+    make_job,
+    objective,
+    own_children,
+    pids_of,
+    running_with,
+)
 from tests.support.waiting import wait_until
 
 SEE = objective("see")
@@ -93,7 +105,9 @@ def test_a_stopped_standby_does_not_keep_a_runner_from_ending(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("uses_cuda", "ahead"), [(False, True), (True, False)])
-def test_a_standby_imports_ahead_unless_that_would_take_the_device(tmp_path: Path, uses_cuda: bool, ahead: bool) -> None:
+def test_a_standby_imports_ahead_unless_that_would_take_the_device(
+    tmp_path: Path, uses_cuda: bool, ahead: bool
+) -> None:
     (tmp_path / "torch.py").write_text(
         f"class cuda:\n    is_initialized = staticmethod(lambda: {uses_cuda})\n"
         "def manual_seed(seed): pass\ndef set_num_threads(count): pass\n"
@@ -138,7 +152,12 @@ def test_code_that_changed_while_a_child_stood_by_is_the_code_that_runs(tmp_path
     with running_with(target, cwd=tmp_path, start="spawn") as runner:
         running = runner.start(make_job(tmp_path / "runs", target))
         standby = wait_until(lambda: children_of(keeper_of(before))[1:])[0]
-        wait_until(lambda: (tmp_path / "begun").exists() and str(standby) in (tmp_path / "imports").read_text().split())
+        wait_until(
+            lambda: (
+                (tmp_path / "begun").exists()
+                and str(standby) in (tmp_path / "imports").read_text().split()
+            )
+        )
         module.write_text(code.replace("return 1.0", "return 2.25"))
         running.ask_to_stop()
         assert finish(running)[0] == Completed((1.0,))
@@ -149,13 +168,16 @@ def test_code_that_changed_while_a_child_stood_by_is_the_code_that_runs(tmp_path
     assert str(standby) not in log
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells which signals are blocked")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="only Linux tells which signals are blocked"
+)
 def test_a_keeper_hears_its_children_end_whatever_signals_its_starter_had_blocked() -> None:
     before = set(own_children())
     masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     try:
         with running_with(SEE):
             keeper = keeper_of(before)
-            wait_until(lambda: not blocked(keeper) & {signal.SIGCHLD, signal.SIGTERM})  # all are while it forks
+            # all are while it forks
+            wait_until(lambda: not blocked(keeper) & {signal.SIGCHLD, signal.SIGTERM})
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, masked)

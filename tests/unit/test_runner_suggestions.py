@@ -1,4 +1,6 @@
-"""Objectives in Optuna's style: which ones are, and what goes back and forth when they ask for a parameter."""
+"""Objectives in Optuna's style: which ones are, and what goes back and forth when they ask for a
+parameter.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def main(anything: Any) -> float:
         (lambda *both: 0, [], "cfg trial"),
     ],
 )
-def test_a_function_is_called_with_what_it_takes(function: Callable[..., Any], kwargs: list[str], takes: str) -> None:
+def test_a_function_is_called_with_what_it_takes(
+    function: Callable[..., Any], kwargs: list[str], takes: str
+) -> None:
     check_call("a.b", function, kwargs)
     assert arguments_of(function, kwargs) == tuple(takes.split())
 
@@ -71,14 +75,32 @@ def test_a_function_is_called_with_what_it_takes(function: Callable[..., Any], k
 @pytest.mark.parametrize(
     ("function", "kwargs", "message"),
     [
-        (lambda cfg: 0, ["lr"], r"cannot be called as \(cfg, trial, lr=…\): too many positional arguments"),
-        (lambda trial, data: 0, [], r"cannot be called as \(trial\): missing a required argument: 'data'"),
-        (lambda trial: 0, ["lr"], r"cannot be called as \(trial, lr=…\): got an unexpected keyword argument 'lr'"),
-        (lambda trial, cfg: 0, [], r"\(trial\): missing a required argument: 'cfg'; a function of both takes cfg first"),
+        (
+            lambda cfg: 0,
+            ["lr"],
+            r"cannot be called as \(cfg, trial, lr=…\): too many positional arguments",
+        ),
+        (
+            lambda trial, data: 0,
+            [],
+            r"cannot be called as \(trial\): missing a required argument: 'data'",
+        ),
+        (
+            lambda trial: 0,
+            ["lr"],
+            r"cannot be called as \(trial, lr=…\): got an unexpected keyword argument 'lr'",
+        ),
+        (
+            lambda trial, cfg: 0,
+            [],
+            r"\(trial\): missing a required argument: 'cfg'; a function of both takes cfg first",
+        ),
         (lambda: 0, [], r"cannot be called as \(cfg, trial\): too many positional arguments"),
     ],
 )
-def test_a_function_that_fits_neither_call_is_refused(function: Callable[..., Any], kwargs: list[str], message: str) -> None:
+def test_a_function_that_fits_neither_call_is_refused(
+    function: Callable[..., Any], kwargs: list[str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         check_call("a.b", function, kwargs)
 
@@ -126,11 +148,17 @@ later = partial(coroutine)
     [
         (
             "Training",
-            r"Training' is a class: instantiate it in its module, as in objective = Training\(…\), and name that instance",
+            (
+                r"Training' is a class: instantiate it in its module, as in objective = "
+                r"Training\(…\), and name that instance"
+            ),
         ),
         (
             "Training.run",
-            r"is a method of the class 'Training': instantiate it in its module and name the method of that instance",
+            (
+                r"is a method of the class 'Training': instantiate it in its module and name the "
+                r"method of that instance"
+            ),
         ),
         ("coroutine", r"is an async function, whose call runs nothing: .*asyncio\.run"),
         ("asynchronous", "is an async function"),
@@ -149,7 +177,7 @@ def test_a_method_of_an_instance_and_a_static_one_are_functions(name: str) -> No
     check_call(f"{THIS}.{name}", locate(f"{THIS}.{name}"), [])
 
 
-# --------------------------------------------------------------------------------------------------- in a process of its own
+# -------------------------------------------------------------------------- in a process of its own
 
 
 def conditional(trial: Any, most: int = 3) -> dict[str, Any]:
@@ -157,7 +185,12 @@ def conditional(trial: Any, most: int = 3) -> dict[str, Any]:
     depth = trial.suggest_int("depth", 1, most)
     again = trial.suggest_int("depth", 1, most)
     trial.report(0.5, 1)
-    return {"score": trial.suggest_float("x", 0, 1), "same": depth == again, "should": trial.should_prune(), **trial.params}
+    return {
+        "score": trial.suggest_float("x", 0, 1),
+        "same": depth == again,
+        "should": trial.should_prune(),
+        **trial.params,
+    }
 
 
 def with_cfg(cfg: Any, trial: Any) -> dict[str, Any]:
@@ -193,8 +226,13 @@ def uploads(trial: Any) -> None:
 
 def distributes(trial: Any) -> None:
     """As ``TorchDistributedTrial`` of optuna-integration 5.0.0 begins, in a module of that name."""
-    text = "def init(trial):\n    raise ValueError('Rank 0 node expects an optuna.trial.Trial instance as the trial argument.')"
-    module: dict[str, Any] = {"__name__": "optuna_integration.pytorch_distributed.pytorch_distributed"}
+    text = (
+        "def init(trial):\n    raise ValueError('Rank 0 node expects an optuna.trial.Trial "
+        "instance as the trial argument.')"
+    )
+    module: dict[str, Any] = {
+        "__name__": "optuna_integration.pytorch_distributed.pytorch_distributed"
+    }
     exec(text, module)
     module["init"](trial)
 
@@ -210,7 +248,9 @@ def catches_what_it_can(trial: Any) -> float:
         return 0.0
 
 
-def answered(runner: Runner, job: Job, answers: dict[str, dict[str, Any]]) -> tuple[Any, list[SuggestAsked]]:
+def answered(
+    runner: Runner, job: Job, answers: dict[str, dict[str, Any]]
+) -> tuple[Any, list[SuggestAsked]]:
     """Serves the attempt to its end with these answers; returns its outcome and what it asked."""
     running, asked = runner.start(job), []
 
@@ -218,7 +258,8 @@ def answered(runner: Runner, job: Job, answers: dict[str, dict[str, Any]]) -> tu
         for message in running.poll(1.0):
             if isinstance(message, SuggestAsked):
                 asked.append(message)
-                running.answer_suggest("another", 99.0)  # a late answer to another question changes nothing
+                # a late answer to another question changes nothing
+                running.answer_suggest("another", 99.0)
                 running.answer_suggest(message.name, **answers[message.name])
             elif isinstance(message, PruneAsked):
                 running.answer_prune(True)
@@ -247,7 +288,9 @@ def asks_for_lr(trial: Any, look: bool = False, rate: float = 0.0) -> float:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [({}, ["optim.lr"]), ({"look": True}, []), ({"rate": "${optim.lr}"}, [])], ids=str
+    ("arguments", "said"),
+    [({}, ["optim.lr"]), ({"look": True}, []), ({"rate": "${optim.lr}"}, [])],
+    ids=str,
 )
 def test_a_name_of_the_study_that_is_never_asked_for_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, arguments: dict[str, Any], said: list[str]
@@ -255,16 +298,24 @@ def test_a_name_of_the_study_that_is_never_asked_for_is_said_once(
     objective = {"_target_": f"{THIS}.asks_for_lr", **arguments}
     with running_with(objective) as runner:
         for number in range(3):
-            outcome, _ = answered(runner, make_job(tmp_path, objective, number=number), {"lr": {"internal": 0.5}})
+            outcome, _ = answered(
+                runner, make_job(tmp_path, objective, number=number), {"lr": {"internal": 0.5}}
+            )
             assert isinstance(outcome, Completed)
-    remarks = [record.getMessage() for record in caplog.records if "without asking" in record.getMessage()]
+    remarks = [
+        record.getMessage() for record in caplog.records if "without asking" in record.getMessage()
+    ]
     text = "trial 0 completed without asking for {}, which the study sets (did you mean 'lr'?)"
     assert remarks == [text.format(name) for name in said]
 
 
 @pytest.mark.parametrize(
     ("params", "said"),
-    [({"lr": 0.5, "lrr": 0.5, "open": None}, ["lrr"]), ({"optim": {"lr": 1}}, ["optim.lr"]), ({"lrr": 1, "x": "${lrr}"}, [])],
+    [
+        ({"lr": 0.5, "lrr": 0.5, "open": None}, ["lrr"]),
+        ({"optim": {"lr": 1}}, ["optim.lr"]),
+        ({"lrr": 1, "x": "${lrr}"}, []),
+    ],
     ids=str,
 )
 def test_a_value_in_params_that_a_function_of_the_trial_never_asks_for_is_said(
@@ -272,8 +323,14 @@ def test_a_value_in_params_that_a_function_of_the_trial_never_asks_for_is_said(
 ) -> None:
     objective = {"_target_": f"{THIS}.asks_for_lr"}
     with running_with(objective) as runner:
-        answered(runner, make_job(tmp_path, objective, params=params, values={}), {"lr": {"internal": 0.5}})
-    remarks = [record.getMessage() for record in caplog.records if "without asking" in record.getMessage()]
+        answered(
+            runner,
+            make_job(tmp_path, objective, params=params, values={}),
+            {"lr": {"internal": 0.5}},
+        )
+    remarks = [
+        record.getMessage() for record in caplog.records if "without asking" in record.getMessage()
+    ]
     text = "trial 0 completed without asking for {}, which the study sets (did you mean 'lr'?)"
     assert remarks == [text.format(name) for name in said]
 
@@ -286,7 +343,9 @@ def test_an_objective_of_cfg_and_trial_may_ask_as_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cfg_alone", "main"])
-def test_a_function_of_cfg_alone_is_an_objective_and_so_is_one_below_hydra_main(tmp_path: Path, name: str) -> None:
+def test_a_function_of_cfg_alone_is_an_objective_and_so_is_one_below_hydra_main(
+    tmp_path: Path, name: str
+) -> None:
     job = make_job(tmp_path, {"_target_": f"{THIS}.{name}"})
     with running_with(dict(job.objective)) as runner:
         outcome, _ = answered(runner, job, {})
@@ -300,20 +359,33 @@ def takes_stock(cfg: Any, trial: Any) -> float:
     return 0.0
 
 
-def test_the_values_of_params_travel_with_the_questions_whatever_is_done_to_cfg(tmp_path: Path) -> None:
+def test_the_values_of_params_travel_with_the_questions_whatever_is_done_to_cfg(
+    tmp_path: Path,
+) -> None:
     params = {"optim": {"lr": 0.1, "momentum": 0.9}, "opt": [1, None], "wd": "${.optim.lr}"}
-    job = make_job(tmp_path, {"_target_": f"{THIS}.takes_stock"}, params=params, values={"optim.lr": 0.5})
+    job = make_job(
+        tmp_path, {"_target_": f"{THIS}.takes_stock"}, params=params, values={"optim.lr": 0.5}
+    )
     names = ("optim.momentum", "optim.lr", "optim", "opt", "wd", "free")
     with running_with(dict(job.objective)) as runner:
         _, asked = answered(runner, job, {name: {"internal": 0.5} for name in names})
     fixed = {message.name: message.fixed for message in asked}
-    assert fixed == {"optim.momentum": (0.9,), "optim.lr": (), "optim": (), "opt": ([1, None],), "wd": (0.5,), "free": ()}
+    assert fixed == {
+        "optim.momentum": (0.9,),
+        "optim.lr": (),
+        "optim": (),
+        "opt": ([1, None],),
+        "wd": (0.5,),
+        "free": (),
+    }
 
 
 def test_a_refusal_is_raised_where_the_objective_asked(tmp_path: Path) -> None:
     job = make_job(tmp_path, {"_target_": f"{THIS}.refused"})
     with running_with(dict(job.objective)) as runner:
-        outcome, _ = answered(runner, job, {"x": {"internal": None, "refused": ("ValueError", "no such range")}})
+        outcome, _ = answered(
+            runner, job, {"x": {"internal": None, "refused": ("ValueError", "no such range")}}
+        )
     assert isinstance(outcome, Failed)
     assert outcome.message.startswith("ValueError: no such range")
 
@@ -323,11 +395,29 @@ def test_a_refusal_is_raised_where_the_objective_asked(tmp_path: Path) -> None:
     [
         (
             "wants_the_storage",
-            "no attribute 'storage': the objective runs without the study's storage; trial.set_user_attr and",
+            (
+                "no attribute 'storage': the objective runs without the study's storage; "
+                "trial.set_user_attr and"
+            ),
         ),
-        ("wants_to_stop_the_study", "trial.study has no attribute 'stop': end the study from outside: orchestrator stop"),
-        ("uploads", "storage is required for FrozenTrial. Here trial.log_artifact(path) stores a file with the trial."),
-        ("distributes", "as the trial argument. Here let the process that the objective was called in use trial itself"),
+        (
+            "wants_to_stop_the_study",
+            "trial.study has no attribute 'stop': end the study from outside: orchestrator stop",
+        ),
+        (
+            "uploads",
+            (
+                "storage is required for FrozenTrial. Here trial.log_artifact(path) stores a "
+                "file with the trial."
+            ),
+        ),
+        (
+            "distributes",
+            (
+                "as the trial argument. Here let the process that the objective was called in "
+                "use trial itself"
+            ),
+        ),
         ("mistypes", "no attribute 'sugest_float' (did you mean 'suggest_float'?)"),
     ],
 )
@@ -339,7 +429,9 @@ def test_what_a_trial_does_not_have_is_named(tmp_path: Path, name: str, message:
     assert message in outcome.message
 
 
-def test_an_attempt_that_asks_a_worker_that_is_gone_is_no_failure_of_the_trial(tmp_path: Path) -> None:
+def test_an_attempt_that_asks_a_worker_that_is_gone_is_no_failure_of_the_trial(
+    tmp_path: Path,
+) -> None:
     job = make_job(tmp_path, {"_target_": f"{THIS}.catches_what_it_can"})
     with running_with(dict(job.objective)) as runner:
         running = runner.start(job)

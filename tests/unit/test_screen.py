@@ -12,7 +12,15 @@ from rich.console import Console
 
 from orchestrator import search
 from orchestrator.cli import screen
-from orchestrator.model import Axis, Budget, Searched, StudySpec, cell_label, count_label, value_label
+from orchestrator.model import (
+    Axis,
+    Budget,
+    Searched,
+    StudySpec,
+    cell_label,
+    count_label,
+    value_label,
+)
 from orchestrator.store import CellRow, ClosedFor, Progress, StudyRow
 
 SPEC = StudySpec(
@@ -32,9 +40,18 @@ SPEC = StudySpec(
 
 
 def cells(spec: StudySpec) -> tuple[CellRow, ...]:
-    zeros: dict[str, Any] = {"bound": 3, "completed": 0, "pruned": 0, "failed": 0, "running": 0, "spent": 0}
+    zeros: dict[str, Any] = {
+        "bound": 3,
+        "completed": 0,
+        "pruned": 0,
+        "failed": 0,
+        "running": 0,
+        "spent": 0,
+    }
     return tuple(
-        CellRow(ordinal=k, values=values, state="OPEN", reason=None, best=None, best_trial=None, **zeros)
+        CellRow(
+            ordinal=k, values=values, state="OPEN", reason=None, best=None, best_trial=None, **zeros
+        )
         for k, values in enumerate(spec.cells())
     )
 
@@ -57,7 +74,13 @@ def test_labels_tell_a_text_from_the_number_that_it_looks_like() -> None:
     assert list(map(value_label, (1, "1", 0.5, "0.5", "-1e3", True, "true", None, "null"))) == [
         *("1", '"1"', "0.5", '"0.5"', '"-1e3"', "true", '"true"', "null", '"null"')
     ]
-    assert list(map(value_label, ("relu", "1a", "", "v1.0", "1 2"))) == ["relu", "1a", "", "v1.0", "1 2"]
+    assert list(map(value_label, ("relu", "1a", "", "v1.0", "1 2"))) == [
+        "relu",
+        "1a",
+        "",
+        "v1.0",
+        "1 2",
+    ]
 
 
 def test_counts_of_one_are_singular() -> None:
@@ -65,14 +88,26 @@ def test_counts_of_one_are_singular() -> None:
 
 
 def test_without_a_best_trial_the_results_have_one_blank_line() -> None:
-    study = StudyRow(1, "s", 1, "PAUSED", "by hand", False, datetime.now(UTC), datetime.now(UTC), 0.0, True)
+    study = StudyRow(
+        1, "s", 1, "PAUSED", "by hand", False, datetime.now(UTC), datetime.now(UTC), 0.0, True
+    )
     progress = Progress(study, 4, 0, 0, 0, 0, 0, 1.0, None, 4, None, None, cells(SPEC))
     assert screen.results(SPEC, progress, []).splitlines()[1:3] == ["", "best of every cell"]
 
 
 def test_cells_beyond_the_room_are_told_under_the_table() -> None:
     lines = rendered(screen.cell_table(SPEC, cells(SPEC), room=1))
-    assert lines[0].split() == ["batch", "optim.name", "done", "pruned", "failed", "running", "best", "acc[bold]", "trial"]
+    assert lines[0].split() == [
+        "batch",
+        "optim.name",
+        "done",
+        "pruned",
+        "failed",
+        "running",
+        "best",
+        "acc[bold]",
+        "trial",
+    ]
     assert lines[0].startswith("batch  optim.name")  # the last line did not widen the first column
     assert lines[-1] == "… and 1 cell more"
     assert "a\\nb" in lines[1]
@@ -86,7 +121,8 @@ def test_a_cell_closed_for_a_device_says_which_and_why_and_comes_first() -> None
     shown = (*others, replace(last, closed_for=(short, replace(short, device="A100"))))
     lines = rendered(screen.cell_table(SPEC, shown, room=3))
     assert lines[1].endswith(
-        "closed for H100 (79.6 GiB): trial 7 ran out of memory; closed for A100: trial 7 ran out of memory"
+        "closed for H100 (79.6 GiB): trial 7 ran out of memory; closed for A100: trial 7 ran out "
+        "of memory"
     )
     study = StudyRow(1, "s", 1, "ACTIVE", None, True, datetime.now(UTC), datetime.now(UTC))
     progress = Progress(study, 12, 0, 0, 0, 0, 0, 1.0, None, len(shown), None, None, shown)
@@ -98,7 +134,10 @@ def test_a_cell_closed_for_a_device_says_which_and_why_and_comes_first() -> None
         "bytes": 85_000_000_000,
         "reason": "trial 7 ran out of memory",
     }
-    assert "; closed for H100 (79.6 GiB): trial 7" in screen.cell_comments(SPEC, shown, [None] * 4).splitlines()[-1]
+    assert (
+        "; closed for H100 (79.6 GiB): trial 7"
+        in screen.cell_comments(SPEC, shown, [None] * 4).splitlines()[-1]
+    )
 
 
 def test_the_plan_says_every_parameter_once_with_its_step() -> None:
@@ -142,5 +181,11 @@ def test_infinite_values_are_words_in_json_and_cells_without_a_complete_trial_sa
     }
     pruned = [replace(cell, pruned=4, spent=3) for cell in cells(SPEC)]
     waits = [replace(cell, pruned=2, spent=2) for cell in cells(SPEC)]
-    shown = rendered(screen.cell_table(SPEC, (pruned[0], waits[1], replace(pruned[2], completed=1))))
-    assert ["all 4 trials pruned themselves; no complete trial" in line for line in shown[1:4]] == [True, False, False]
+    shown = rendered(
+        screen.cell_table(SPEC, (pruned[0], waits[1], replace(pruned[2], completed=1)))
+    )
+    assert ["all 4 trials pruned themselves; no complete trial" in line for line in shown[1:4]] == [
+        True,
+        False,
+        False,
+    ]

@@ -1,4 +1,6 @@
-"""The door `Search`: what it suggests for a cell, that it is a function of the news, and whom it prunes."""
+"""The door `Search`: what it suggests for a cell, that it is a function of the news, and whom it
+prunes.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,14 @@ SPEC = StudySpec(
     Budget(100),
 )
 ONE = StudySpec(
-    "one", ("minimize",), ("loss",), {}, {}, (Axis("side", (-1, 0, 1)),), (Searched("x", "float", -1.0, 1.0),), Budget(60)
+    "one",
+    ("minimize",),
+    ("loss",),
+    {},
+    {},
+    (Axis("side", (-1, 0, 1)),),
+    (Searched("x", "float", -1.0, 1.0),),
+    Budget(60),
 )
 
 
@@ -55,7 +64,9 @@ def with_sampler(spec: StudySpec, name: str, **options: Any) -> StudySpec:
 
 
 def complete(number: int, asked: Suggestion, value: float, cell: int | None = None) -> TrialNews:
-    return TrialNews(number, "COMPLETE", asked.params, (value,), system_attrs=asked.system_attrs, cell=cell)
+    return TrialNews(
+        number, "COMPLETE", asked.params, (value,), system_attrs=asked.system_attrs, cell=cell
+    )
 
 
 def running(number: int, asked: Suggestion, cell: int | None = None) -> TrialNews:
@@ -63,7 +74,10 @@ def running(number: int, asked: Suggestion, cell: int | None = None) -> TrialNew
 
 
 def drive(
-    spec: StudySpec, loss: Callable[[Mapping[str, Any]], float], trials: int, cells: Iterable[int] | None = None
+    spec: StudySpec,
+    loss: Callable[[Mapping[str, Any]], float],
+    trials: int,
+    cells: Iterable[int] | None = None,
 ) -> list[tuple[int, Mapping[str, Any], float]]:
     """Runs a study sequentially, cells in turn; (cell, values, loss) for each trial."""
     search, grid, rows = Search(spec), list(spec.cells()), []
@@ -78,7 +92,9 @@ def drive(
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_kind_of_parameter_is_suggested_within_its_distribution(name: str) -> None:
-    for cell, values, _ in drive(with_sampler(SPEC, name), lambda v: math.log(v["lr"]) + v["dropout"], 70):
+    for cell, values, _ in drive(
+        with_sampler(SPEC, name), lambda v: math.log(v["lr"]) + v["dropout"], 70
+    ):
         assert values["batch"] == SPEC.grid[0].values[cell // 2]
         assert values["net"] == SPEC.grid[1].values[cell % 2]
         assert 1e-5 <= values["lr"] <= 1e-1
@@ -92,7 +108,10 @@ def test_every_kind_of_parameter_is_suggested_within_its_distribution(name: str)
 
 def test_params_hold_what_optunas_tables_take() -> None:
     asked = Search(SPEC).ask({"batch": 64, "net": [8, 8]}, ticket=0, retry=0)
-    assert [p.name for p in asked.params] == [*(a.path for a in SPEC.grid), *(s.path for s in SPEC.search)]
+    assert [p.name for p in asked.params] == [
+        *(a.path for a in SPEC.grid),
+        *(s.path for s in SPEC.search),
+    ]
     for param in asked.params:
         assert json_to_distribution(param.distribution)._contains(param.internal)
     assert asked.values["net"] == [8, 8]
@@ -145,7 +164,9 @@ def test_the_mirror_holds_its_trials_by_number_whatever_comes_when() -> None:
     assert trials[1] is replaced
     assert mirror.next_number() == 8
     trials.clear()
-    assert [t.number for t in mirror.restricted([asked(3, {}), asked(1, {})]).get_all_trials(0)] == [1, 3]
+    assert [
+        t.number for t in mirror.restricted([asked(3, {}), asked(1, {})]).get_all_trials(0)
+    ] == [1, 3]
     assert len(mirror.get_all_trials(0)) == 3
 
 
@@ -153,7 +174,11 @@ def test_the_mirror_holds_its_trials_by_number_whatever_comes_when() -> None:
 def test_cells_of_opposite_optima_get_separate_suggestions(name: str) -> None:
     late: dict[int, list[float]] = {0: [], 1: [], 2: []}
     for seed in range(3):
-        rows = drive(with_sampler(replace(ONE, seed=seed), name), lambda v: (v["x"] - 0.7 * v["side"]) ** 2, 60)
+        rows = drive(
+            with_sampler(replace(ONE, seed=seed), name),
+            lambda v: (v["x"] - 0.7 * v["side"]) ** 2,
+            60,
+        )
         for cell, values, _ in rows[36:]:
             late[cell].append(values["x"])
     assert statistics.median(late[0]) < -0.3
@@ -166,15 +191,21 @@ def test_what_one_cell_has_learnt_moves_the_others_at_a_shared_optimum(name: str
     near, by_chance = [], []
     for seed in range(15):
         spec = with_sampler(replace(ONE, seed=seed), name)
-        rows = drive(spec, lambda v: (v["x"] - 0.7) ** 2 + 0.3 * v["side"], 25, cells=[0, 1] * 12 + [2])
+        rows = drive(
+            spec, lambda v: (v["x"] - 0.7) ** 2 + 0.3 * v["side"], 25, cells=[0, 1] * 12 + [2]
+        )
         near.append(abs(rows[-1][1]["x"] - 0.7))
-        by_chance.append(abs(drive(with_sampler(spec, "random"), lambda v: 0.0, 25)[-1][1]["x"] - 0.7))
+        by_chance.append(
+            abs(drive(with_sampler(spec, "random"), lambda v: 0.0, 25)[-1][1]["x"] - 0.7)
+        )
     assert statistics.median(near) < 0.25
     assert statistics.median(near) < 0.5 * statistics.median(by_chance)
 
 
 def training_loss(v: Mapping[str, Any]) -> float:
-    """An optimal learning rate that moves with the batch size, a shared dropout, an offset a cell."""
+    """An optimal learning rate that moves with the batch size, a shared dropout, an
+    offset a cell.
+    """
     lr = math.log10(v["lr"]) + 3.5 - 0.5 * math.log2(v["batch"] / 32)
     offset = 0.1 * math.log2(v["batch"] / 32) + (0.2 if v["net"] == "small" else 0.0)
     return 0.4 * lr**2 + 3.0 * (v["dropout"] - 0.15) ** 2 + 0.1 * (v["act"] is not None) + offset
@@ -192,7 +223,10 @@ def test_one_model_of_all_cells_beats_a_study_for_each_cell(name: str) -> None:
         for number, cell in enumerate(cells):
             sampler = optuna.samplers.TPESampler(seed=100 * seed + number)
             study = optuna.create_study(sampler=sampler)
-            space = {s.path: json_to_distribution(d) for s, d in zip(spec.search, _written(spec), strict=True)}
+            space = {
+                s.path: json_to_distribution(d)
+                for s, d in zip(spec.search, _written(spec), strict=True)
+            }
             for _ in range(trials // len(cells)):
                 trial = study.ask(space)
                 act = {"relu": "relu", None: None, "[1,2]": [1, 2]}[trial.params["act"]]
@@ -203,7 +237,9 @@ def test_one_model_of_all_cells_beats_a_study_for_each_cell(name: str) -> None:
 
 
 def _written(spec: StudySpec) -> list[str]:
-    return [p.distribution for p in Search(spec).ask(next(spec.cells()), ticket=0, retry=0).params][len(spec.grid) :]
+    return [p.distribution for p in Search(spec).ask(next(spec.cells()), ticket=0, retry=0).params][
+        len(spec.grid) :
+    ]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -235,10 +271,18 @@ def test_quasi_random_points_fill_every_cell_evenly() -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_bounds_narrow_the_suggestion_and_not_the_distribution(name: str) -> None:
-    search, wide = Search(with_sampler(SPEC, name)), dict(zip(("lr", "depth"), ((1e-5, 1e-1), (1, 8)), strict=True))
+    search, wide = (
+        Search(with_sampler(SPEC, name)),
+        dict(zip(("lr", "depth"), ((1e-5, 1e-1), (1, 8)), strict=True)),
+    )
     cell = {"batch": 32, "net": "small"}
     for number in range(30):
-        asked = search.ask(cell, ticket=number, retry=0, bounds={"lr": (1e-3, 2e-3), "depth": (2.5, 4.2), "heads": (5, 9)})
+        asked = search.ask(
+            cell,
+            ticket=number,
+            retry=0,
+            bounds={"lr": (1e-3, 2e-3), "depth": (2.5, 4.2), "heads": (5, 9)},
+        )
         assert 1e-3 <= asked.values["lr"] <= 2e-3
         assert asked.values["depth"] in (3, 4)
         assert asked.values["heads"] in (6, 8)
@@ -273,7 +317,9 @@ def test_foreign_failed_pruned_and_broken_trials_never_stop_an_ask(name: str) ->
         news.append(complete(number, asked, asked.values["x"] ** 2, 1))
         search.feed(news[-1:])
     other = Search(SPEC).ask({"batch": 32, "net": "small"}, ticket=0, retry=0)
-    strange = replace(asked.params[-1], distribution='{"name": "FutureDistribution", "attributes": {}}')
+    strange = replace(
+        asked.params[-1], distribution='{"name": "FutureDistribution", "attributes": {}}'
+    )
     search.feed(
         [
             complete(101, other, 1.0),
@@ -296,7 +342,11 @@ def test_where_trials_fail_the_sampler_does_not_go(name: str) -> None:
     for number in range(90):
         asked = search.ask(cells[number % 3], ticket=number, retry=0)
         x = asked.values["x"]
-        news = TrialNews(number, "FAIL", asked.params) if x > 0.2 else complete(number, asked, math.sin(40 * x))
+        news = (
+            TrialNews(number, "FAIL", asked.params)
+            if x > 0.2
+            else complete(number, asked, math.sin(40 * x))
+        )
         search.feed([news])
         late.append(x > 0.2)
     assert sum(late[:10]) >= 3
@@ -316,7 +366,10 @@ def test_what_has_ended_does_not_run_again() -> None:
 @pytest.mark.parametrize("name", ["tpe", "gp"])
 def test_ten_thousand_trials_are_taken_in_and_asked_about(name: str) -> None:
     search, rng = Search(with_sampler(SPEC, name)), np.random.default_rng(0)
-    points = [Search(with_sampler(SPEC, "random")).ask(c, ticket=t, retry=0) for t, c in enumerate(list(SPEC.cells()) * 5)]
+    points = [
+        Search(with_sampler(SPEC, "random")).ask(c, ticket=t, retry=0)
+        for t, c in enumerate(list(SPEC.cells()) * 5)
+    ]
     news = [complete(n, points[n % len(points)], float(rng.random()), n % 6) for n in range(10_000)]
     search.feed(news)
     asked = search.ask({"batch": 32, "net": "small"}, ticket=10_000, retry=0)
@@ -324,7 +377,9 @@ def test_ten_thousand_trials_are_taken_in_and_asked_about(name: str) -> None:
     anew = Search(with_sampler(SPEC, name))
     anew.feed(news[5_000:])
     anew.feed(news[:5_000])
-    assert anew.ask({"batch": 32, "net": "small"}, ticket=10_000, retry=0) == asked, "however they came"
+    assert anew.ask({"batch": 32, "net": "small"}, ticket=10_000, retry=0) == asked, (
+        "however they came"
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -334,7 +389,9 @@ def test_several_objectives_and_a_grid(name: str) -> None:
     for number in range(70):
         asked = search.ask(cells[number % 3], ticket=number, retry=0)
         x = asked.values["x"]
-        news = TrialNews(number, "COMPLETE", asked.params, (x**2, -abs(x - 0.3)), system_attrs=asked.system_attrs)
+        news = TrialNews(
+            number, "COMPLETE", asked.params, (x**2, -abs(x - 0.3)), system_attrs=asked.system_attrs
+        )
         search.feed([news])
     assert asked is not None
     assert not search.should_prune(69, reports={1: 5.0})
@@ -348,7 +405,11 @@ def test_a_study_without_grid_or_without_search_is_asked_alike() -> None:
 
 def test_maximising_is_minimising_the_negative() -> None:
     down = drive(with_sampler(ONE, "gp"), lambda v: (v["x"] - 0.4) ** 2, 20)
-    up = drive(replace(with_sampler(ONE, "gp"), directions=("maximize",)), lambda v: -((v["x"] - 0.4) ** 2), 20)
+    up = drive(
+        replace(with_sampler(ONE, "gp"), directions=("maximize",)),
+        lambda v: -((v["x"] - 0.4) ** 2),
+        20,
+    )
     assert [v["x"] for _, v, _ in up] == pytest.approx([v["x"] for _, v, _ in down])
 
 
@@ -357,7 +418,11 @@ def test_maximising_is_minimising_the_negative() -> None:
     [
         ("sampler", {"name": "cmaes"}, "sampler=cmaes: must be one of tpe, gp, random, qmc, nsga2"),
         ("sampler", {"name": "tpe", "n_startup_trial": 3}, "did you mean 'n_startup_trials'"),
-        ("sampler", {"name": "gp", "n_startup_trials": -1}, "sampler.n_startup_trials=-1: must be a whole number"),
+        (
+            "sampler",
+            {"name": "gp", "n_startup_trials": -1},
+            "sampler.n_startup_trials=-1: must be a whole number",
+        ),
         ("sampler", {"name": "qmc", "qmc_type": "niederreiter"}, "sobol or halton"),
         ("sampler", {"name": "random", "seed": 3}, "takes no options"),
         ("sampler", {"name": "nsga2", "mutation_prob": 2.0}, "a number from 0 to 1, or null"),
@@ -367,7 +432,9 @@ def test_maximising_is_minimising_the_negative() -> None:
         ("pruner", {"name": "wilcoxon", "p_threshold": True}, "from 0 to 1"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_in_one_line(group: str, settings: dict[str, Any], says: str) -> None:
+def test_settings_that_make_no_sense_are_refused_in_one_line(
+    group: str, settings: dict[str, Any], says: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         Search(replace(ONE, **{group: settings}))
     assert says in str(caught.value)
@@ -397,7 +464,9 @@ def test_linear_algebra_keeps_to_one_thread_and_leaves_the_others_as_they_were(
         return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
     search, seen, fit = Search(with_sampler(SPEC, name)), [], surrogate.fit
-    monkeypatch.setattr(surrogate, "fit", lambda *arguments: seen.append(threads()) or fit(*arguments))
+    monkeypatch.setattr(
+        surrogate, "fit", lambda *arguments: seen.append(threads()) or fit(*arguments)
+    )
     with threadpool_limits(2, user_api="blas"):
         before = threads()
         for number, cell in enumerate([*SPEC.cells()] * 2):
@@ -411,11 +480,18 @@ def test_linear_algebra_keeps_to_one_thread_and_leaves_the_others_as_they_were(
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists threads")
-def test_loading_the_samplers_starts_no_threads_and_what_the_process_starts_is_not_concerned() -> None:
+def test_loading_the_samplers_starts_no_threads_and_what_the_process_starts_is_not_concerned() -> (
+    None
+):
     loads = (
         "import os\nfrom orchestrator.search import HybridGPSampler, Search\n"
-        "print(len(os.listdir('/proc/self/task')), 'OPENBLAS_NUM_THREADS' in os.environ, 'OMP_NUM_THREADS' in os.environ)"
+        "print(len(os.listdir('/proc/self/task')), 'OPENBLAS_NUM_THREADS' in os.environ, "
+        "'OMP_NUM_THREADS' in os.environ)"
     )
-    environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
-    done = subprocess.run([sys.executable, "-c", loads], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", loads], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["1", "False", "False"]

@@ -43,8 +43,15 @@ def loss(v: Mapping[str, Any]) -> float:
     return offset + (v["x"] - 0.3) ** 2 + (0.2 if v["act"] == "tanh" else 0.0)
 
 
-def drive(spec: StudySpec, of: Loss, trials: int, fails: Callable[[Mapping[str, Any]], bool] = lambda v: False) -> Any:
-    """A sequential adaptive study: the search, the cells chosen after the shares, and the reasons."""
+def drive(
+    spec: StudySpec,
+    of: Loss,
+    trials: int,
+    fails: Callable[[Mapping[str, Any]], bool] = lambda v: False,
+) -> Any:
+    """A sequential adaptive study: the search, the cells chosen after the shares, and
+    the reasons.
+    """
     search, chosen, reasons = Search(spec), [], []
     noise = np.random.default_rng(spec.seed)
     cells = list(enumerate(spec.cells()))
@@ -57,7 +64,9 @@ def drive(spec: StudySpec, of: Loss, trials: int, fails: Callable[[Mapping[str, 
         asked = search.ask(cells[which][1], ticket=number, retry=0)
         value = (of(asked.values) + 0.01 * noise.standard_normal(),)
         done = TrialNews(number, "COMPLETE", asked.params, value, cell=which)
-        search.feed([TrialNews(number, "FAIL", asked.params, cell=which) if fails(asked.values) else done])
+        search.feed(
+            [TrialNews(number, "FAIL", asked.params, cell=which) if fails(asked.values) else done]
+        )
     return search, chosen, reasons
 
 
@@ -73,9 +82,13 @@ def test_the_choice_is_a_function_of_news_seed_ticket_and_retry() -> None:
     search, _, _ = drive(SPEC, loss, 30)
     same, _, _ = drive(SPEC, loss, 30)
     for ticket in range(5):
-        assert search.choose_cell(CELLS, ticket=ticket, retry=1) == same.choose_cell(CELLS, ticket=ticket, retry=1)
+        assert search.choose_cell(CELLS, ticket=ticket, retry=1) == same.choose_cell(
+            CELLS, ticket=ticket, retry=1
+        )
     answers = {json.dumps(search.choose_cell(CELLS, ticket=40, retry=retry)) for retry in range(6)}
-    answers |= {json.dumps(search.choose_cell(CELLS, ticket=ticket, retry=0)) for ticket in range(40, 46)}
+    answers |= {
+        json.dumps(search.choose_cell(CELLS, ticket=ticket, retry=0)) for ticket in range(40, 46)
+    }
     assert len(answers) > 6
 
 
@@ -83,7 +96,11 @@ def test_the_reason_holds_the_figures_in_the_objectives_units() -> None:
     turned = replace(SPEC, directions=("maximize",))
     for spec, sign in ((SPEC, 1.0), (turned, -1.0)):
         _, chosen, reasons = drive(spec, lambda v, sign=sign: sign * (10.0 + loss(v)), 40)  # type: ignore[misc]
-        assert {r["rule"] for r in reasons} <= {"knowledge gradient", "thompson leader", "thompson challenger"}
+        assert {r["rule"] for r in reasons} <= {
+            "knowledge gradient",
+            "thompson leader",
+            "thompson challenger",
+        }
         assert len({r["rule"] for r in reasons}) > 1
         last = reasons[-1]
         assert json.loads(json.dumps(last)) == last
@@ -146,7 +163,9 @@ def test_what_runs_already_promises_less() -> None:
     search, _, _ = drive(SPEC, loss, 12)
 
     def gain() -> float:
-        answers = [search.choose_cell([CELLS[3]], ticket=ticket, retry=0)[1] for ticket in range(40, 48)]
+        answers = [
+            search.choose_cell([CELLS[3]], ticket=ticket, retry=0)[1] for ticket in range(40, 48)
+        ]
         assert all(answer["running"] == running for answer in answers)
         return float(np.mean([answer["expected_gain"] for answer in answers]))
 
@@ -189,7 +208,9 @@ def test_the_expected_gain_of_one_uncertain_cell_is_the_expected_improvement() -
 
 def test_lows_are_joint_draws_of_each_cells_best_point() -> None:
     covariance = np.full((4, 4), 1.0) + 1e-6 * np.eye(4)
-    lows = Optima(np.array([[0.0, 1.0], [0.5, 9.0]]), covariance, 0.0).lows(np.random.default_rng(0), 4000)
+    lows = Optima(np.array([[0.0, 1.0], [0.5, 9.0]]), covariance, 0.0).lows(
+        np.random.default_rng(0), 4000
+    )
     assert lows.mean(axis=0) == pytest.approx([0.0, 0.5], abs=0.05)
     assert lows.std(axis=0) == pytest.approx([1.0, 1.0], abs=0.05)
     assert (lows[:, 0] < lows[:, 1]).all()
@@ -221,7 +242,13 @@ def test_of_what_no_trial_has_told_the_summary_says_nothing() -> None:
         which = number % 4
         asked = search.ask(cells[which], ticket=number, retry=0)
         failed = TrialNews(number, "FAIL", asked.params, cell=which)
-        search.feed([failed if which == 1 else TrialNews(number, "COMPLETE", asked.params, (loss(asked.values),), cell=which)])
+        search.feed(
+            [
+                failed
+                if which == 1
+                else TrialNews(number, "COMPLETE", asked.params, (loss(asked.values),), cell=which)
+            ]
+        )
     waiting = search.ask(cells[5], ticket=12, retry=0)
     before = search.summary(cells)
     search.feed([TrialNews(12, "RUNNING", waiting.params, cell=5)])

@@ -1,4 +1,6 @@
-"""What an unchanged Optuna objective gets for `trial.suggest_*`, beside what Optuna gives for the same calls."""
+"""What an unchanged Optuna objective gets for `trial.suggest_*`, beside what Optuna gives for the
+same calls.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,18 @@ from orchestrator.search import parameters, values_by_hand
 from tests.benchmarks.define_by_run import PROBLEMS, best_of
 from tests.support.asking import AskedStudy
 
-BARE = StudySpec("asked", ("minimize",), ("loss",), {}, {}, (), (), Budget(10), sampler={"name": "random"}, seed=3)
+BARE = StudySpec(
+    "asked",
+    ("minimize",),
+    ("loss",),
+    {},
+    {},
+    (),
+    (),
+    Budget(10),
+    sampler={"name": "random"},
+    seed=3,
+)
 OPT = Axis("opt", ("sgd", "adam"))
 BATCH = Axis("batch", (32, 64))
 LR = Searched("lr", "float", 1e-4, 1e-1, log=True)
@@ -69,7 +82,9 @@ def test_what_is_stored_is_what_optuna_would_store() -> None:
     everything(theirs)
     stored = {param.name: json_to_distribution(param.distribution) for param in trial.added}
     assert stored == theirs.distributions
-    assert {p.name: stored[p.name].to_external_repr(p.internal) for p in trial.added} == theirs.params
+    assert {
+        p.name: stored[p.name].to_external_repr(p.internal) for p in trial.added
+    } == theirs.params
 
 
 WRONG: list[Callable[[Any], Any]] = [
@@ -148,7 +163,10 @@ def test_another_attempt_gets_the_answers_of_the_first_and_new_ones_beside_them(
         everything(trial)
         study.end(trial, value)
     killed = study.start()
-    had = (killed.suggest_float("log", 1e-6, 1.0, log=True), killed.suggest_categorical("choice", ("a", None, True, 3, 0.5)))
+    had = (
+        killed.suggest_float("log", 1e-6, 1.0, log=True),
+        killed.suggest_categorical("choice", ("a", None, True, 3, 0.5)),
+    )
     values = everything(study.again(study.stored(killed)))
     assert (values["log"], values["choice"]) == had
 
@@ -173,9 +191,13 @@ def test_a_name_of_the_grid_has_the_value_of_the_cell_however_it_is_asked_for() 
 
 def test_a_value_of_the_grid_that_is_not_asked_for_is_named_with_what_is() -> None:
     trial = AskedStudy(replace(BARE, grid=(OPT, BATCH))).start()
-    with pytest.raises(ValueError, match=r"grid\.opt: sgd is not what the objective asks for, one of adam, lion"):
+    with pytest.raises(
+        ValueError, match=r"grid\.opt: sgd is not what the objective asks for, one of adam, lion"
+    ):
         trial.suggest_categorical("opt", ["adam", "lion"])
-    with pytest.raises(ValueError, match=r"grid\.batch: 32 is not what the objective asks for, int from 64 to 128"):
+    with pytest.raises(
+        ValueError, match=r"grid\.batch: 32 is not what the objective asks for, int from 64 to 128"
+    ):
         trial.suggest_int("batch", 64, 128)
 
 
@@ -183,14 +205,19 @@ def test_a_searched_name_has_its_own_value_if_all_of_them_are_asked_for() -> Non
     study = AskedStudy(replace(BARE, search=(LR,)))
     trial = study.start()
     assert trial.suggest_float("lr", 1e-5, 1.0, log=True) == trial.created.params[0].internal
-    with pytest.raises(ValueError, match=r"search\.lr: 0\.0001 is not what the objective asks for, float from 0\.001 to 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"search\.lr: 0\.0001 is not what the objective asks for, float from 0\.001 to 1",
+    ):
         trial.suggest_float("lr", 1e-3, 1.0, log=True)
 
 
 def test_a_searched_name_of_other_cells_is_refused() -> None:
     momentum = Searched("momentum", "float", 0.0, 0.9, when={"opt": ("adam",)})
     study = AskedStudy(replace(BARE, grid=(OPT,), search=(momentum,)))
-    with pytest.raises(ValueError, match=r"search\.momentum: exists only if opt=adam, and not where opt=sgd"):
+    with pytest.raises(
+        ValueError, match=r"search\.momentum: exists only if opt=adam, and not where opt=sgd"
+    ):
         study.start().suggest_float("momentum", 0, 1)
     assert 0 <= study.start().suggest_float("momentum", 0, 1) <= 0.9
 
@@ -200,17 +227,26 @@ def test_values_by_hand_are_what_the_objective_gets() -> None:
     trial = study.start(by_hand={"log": 1e-3, "choice": "a", "int_step": 5})
     assert trial.suggest_float("log", 1e-6, 1.0, log=True) == 1e-3
     assert trial.suggest_categorical("choice", ["b", "a"]) == "a"
-    with pytest.raises(ValueError, match="int_step=5 was given by hand; the objective asks for int from 0 to 12, step 3"):
+    with pytest.raises(
+        ValueError,
+        match="int_step=5 was given by hand; the objective asks for int from 0 to 12, step 3",
+    ):
         trial.suggest_int("int_step", 0, 12, step=3)
 
 
 def test_a_word_that_reads_like_a_number_is_told_from_it() -> None:
     trial = AskedStudy(BARE).start(by_hand={"kind": 1, "rate": "0.5"})
     with pytest.raises(
-        ValueError, match=r'kind=1 was given by hand; the objective asks for one of None, True, "1", "null", 1\.5'
+        ValueError,
+        match=(
+            r'kind=1 was given by hand; the objective asks for one of None, True, "1", '
+            r'"null", 1\.5'
+        ),
     ):
         trial.suggest_categorical("kind", [None, True, "1", "null", 1.5])
-    with pytest.raises(ValueError, match=r'rate="0\.5" was given by hand; the objective asks for float from 0 to 1'):
+    with pytest.raises(
+        ValueError, match=r'rate="0\.5" was given by hand; the objective asks for float from 0 to 1'
+    ):
         trial.suggest_float("rate", 0, 1)
 
 
@@ -220,7 +256,9 @@ def test_values_by_hand_are_checked_by_what_was_asked_for_before() -> None:
     asked = {param.name: param.distribution for param in trial.added}
     declared = parameters(replace(BARE, search=(LR,)))
     assert values_by_hand(declared, {"log": 0.5, "lr": 7, "new": 1}, asked) == {"log": 0.5}
-    with pytest.raises(ConfigError, match="choice=z: not what this study's objective asks for, one of a, None"):
+    with pytest.raises(
+        ConfigError, match="choice=z: not what this study's objective asks for, one of a, None"
+    ):
         values_by_hand(declared, {"choice": "z"}, asked)
 
 
@@ -232,12 +270,18 @@ def test_a_space_that_is_discovered_is_learnt() -> None:
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
 def test_limits_may_move_from_trial_to_trial_and_are_kept(sampler: str) -> None:
-    options = {"name": sampler, **({"population_size": 4} if sampler == "nsga2" else {"n_startup_trials": 4})}
+    options = {
+        "name": sampler,
+        **({"population_size": 4} if sampler == "nsga2" else {"n_startup_trials": 4}),
+    }
     study = AskedStudy(replace(BARE, sampler=options))
     for _ in range(12):
         trial = study.start()
         width = trial.suggest_int("width", 2, 64)
-        heads, log = trial.suggest_int("heads", 1, width), trial.suggest_float("log", 1e-3, width, log=True)
+        heads, log = (
+            trial.suggest_int("heads", 1, width),
+            trial.suggest_float("log", 1e-3, width, log=True),
+        )
         assert 1 <= heads <= width
         assert 1e-3 <= log <= width
         stepped = trial.suggest_float("stepped", 0, width, step=0.5)
@@ -256,11 +300,16 @@ def test_the_model_of_the_cells_knows_the_parameters_that_were_discovered() -> N
         trial = study.start()
         x = trial.suggest_float("x", 0, 1)
         y = trial.suggest_float("y", 0, 1) if x > 0.5 else 0.0
-        study.end(trial, x + y + (1.0 if trial.suggest_categorical("opt", ["sgd", "adam"]) == "sgd" else 0.0))
+        study.end(
+            trial,
+            x + y + (1.0 if trial.suggest_categorical("opt", ["sgd", "adam"]) == "sgd" else 0.0),
+        )
     estimates = study.search.summary([{"opt": "sgd"}, {"opt": "adam"}])
     assert estimates[1] is not None
     assert estimates[1].probability_best > 0.9
-    cell, why = study.search.choose_cell([(0, {"opt": "sgd"}), (1, {"opt": "adam"})], ticket=20, retry=0)
+    cell, why = study.search.choose_cell(
+        [(0, {"opt": "sgd"}), (1, {"opt": "adam"})], ticket=20, retry=0
+    )
     assert cell in (0, 1)
     assert why["rule"] != "fewest trials"
 

@@ -1,4 +1,6 @@
-"""The Gaussian process: its algebra, its bounded size, and the sampler on spaces that are awkward."""
+"""The Gaussian process: its algebra, its bounded size, and the sampler on spaces that
+are awkward.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,14 @@ from orchestrator.search.gp.surrogate import MAX_TRIALS, Fits, Surrogate
 from orchestrator.search.trials.history import Array, Column
 
 LAYOUT = Layout((0, 3, 0, 4), 2)
-SEARCHED = [Column.of("x", FloatDistribution(0.0, 1.0)), Column.of("kind", CategoricalDistribution((1, 2, 3)))]
-CONTEXT = [Column.of("a", FloatDistribution(0.0, 1.0)), Column.of("b", CategoricalDistribution((1, 2, 3, 4)))]
+SEARCHED = [
+    Column.of("x", FloatDistribution(0.0, 1.0)),
+    Column.of("kind", CategoricalDistribution((1, 2, 3))),
+]
+CONTEXT = [
+    Column.of("a", FloatDistribution(0.0, 1.0)),
+    Column.of("b", CategoricalDistribution((1, 2, 3, 4))),
+]
 SIDES = (-1, 0, 1)
 SPEC = StudySpec(
     "s",
@@ -39,12 +47,26 @@ SPEC = StudySpec(
 def some(n: int, seed: int = 0) -> tuple[Array, Array]:
     """Points of four columns and standardised losses, whose optimum moves with the third column."""
     rng = np.random.default_rng(seed)
-    x = np.column_stack([rng.random(n), rng.integers(3, size=n), rng.integers(3, size=n) / 2, rng.integers(4, size=n)])
-    y = 4.0 * (x[:, 0] - 0.3 - 0.2 * x[:, 2]) ** 2 + 0.2 * x[:, 1] + 0.3 * x[:, 3] + 0.02 * rng.standard_normal(n)
+    x = np.column_stack(
+        [
+            rng.random(n),
+            rng.integers(3, size=n),
+            rng.integers(3, size=n) / 2,
+            rng.integers(4, size=n),
+        ]
+    )
+    y = (
+        4.0 * (x[:, 0] - 0.3 - 0.2 * x[:, 2]) ** 2
+        + 0.2 * x[:, 1]
+        + 0.3 * x[:, 3]
+        + 0.02 * rng.standard_normal(n)
+    )
     return x, (y - y.mean()) / y.std()
 
 
-def history(x: Array, loss: Array, pending: Array | None = None, violation: Array | None = None) -> Any:
+def history(
+    x: Array, loss: Array, pending: Array | None = None, violation: Array | None = None
+) -> Any:
     """What a model reads of a history."""
     return SimpleNamespace(
         x=x,
@@ -61,9 +83,14 @@ def known(x: Array, loss: Array, pending: Array | None = None) -> Surrogate:
 
 def test_the_gradient_of_the_evidence_is_its_slope() -> None:
     x, y = some(40)
-    evidence, theta = _Evidence(x, y, LAYOUT), _prior(LAYOUT)[0] + 0.3 * np.random.default_rng(1).standard_normal(8)
+    evidence, theta = (
+        _Evidence(x, y, LAYOUT),
+        _prior(LAYOUT)[0] + 0.3 * np.random.default_rng(1).standard_normal(8),
+    )
     _, gradient = evidence(theta)
-    slope = [(evidence(theta + 1e-5 * e)[0] - evidence(theta - 1e-5 * e)[0]) / 2e-5 for e in np.eye(8)]
+    slope = [
+        (evidence(theta + 1e-5 * e)[0] - evidence(theta - 1e-5 * e)[0]) / 2e-5 for e in np.eye(8)
+    ]
     assert gradient == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
@@ -89,8 +116,12 @@ def test_all_ways_of_asking_the_process_agree() -> None:
         assert posterior.mean(points, alone) == pytest.approx(here.mean)
         assert joint.mean == pytest.approx(here.mean)
         assert joint.std == pytest.approx(here.std)
-        assert here.covariance([1, 4]) == pytest.approx(joint.covariance(slice(None))[np.ix_([1, 4], [1, 4])])
-        assert np.sqrt(np.diag(joint.covariance(slice(None)))) == pytest.approx(joint.std[:, 0], abs=1e-6)
+        assert here.covariance([1, 4]) == pytest.approx(
+            joint.covariance(slice(None))[np.ix_([1, 4], [1, 4])]
+        )
+        assert np.sqrt(np.diag(joint.covariance(slice(None)))) == pytest.approx(
+            joint.std[:, 0], abs=1e-6
+        )
     own = some(35, seed=1)[0][:, :2].reshape(5, 7, 2)
     each = [posterior.mean(own[j], cells[j : j + 1])[:, 0] for j in range(5)]
     assert posterior.mean_by_cell(own, cells) == pytest.approx(np.array(each))
@@ -99,7 +130,10 @@ def test_all_ways_of_asking_the_process_agree() -> None:
 def test_further_trials_change_the_process_as_if_known_from_the_start() -> None:
     x, y = some(60)
     h = fit(x, y, LAYOUT)
-    at_once, later = Posterior(x, y, LAYOUT, h), Posterior(x[:53], y[:53], LAYOUT, h).given_also(x[53:], y)
+    at_once, later = (
+        Posterior(x, y, LAYOUT, h),
+        Posterior(x[:53], y[:53], LAYOUT, h).given_also(x[53:], y),
+    )
     for posterior in (at_once, later):
         marginal = posterior.at(x[:9, :2] * 0.5, x[:9, 2:])
         assert marginal.mean == pytest.approx(at_once.at(x[:9, :2] * 0.5, x[:9, 2:]).mean)
@@ -114,7 +148,9 @@ def test_of_many_trials_the_best_and_those_of_the_cell_are_kept() -> None:
     of_cell = int((x[:, 2:] == cell).all(axis=1).sum())
     for kept in (near, balanced):
         assert len(kept.y) == MAX_TRIALS
-        assert sorted(kept.y)[: MAX_TRIALS // 4] == pytest.approx(sorted(everything.y)[: MAX_TRIALS // 4])
+        assert sorted(kept.y)[: MAX_TRIALS // 4] == pytest.approx(
+            sorted(everything.y)[: MAX_TRIALS // 4]
+        )
     assert int((near.x[:, 2:] == cell).all(axis=1).sum()) == of_cell
     _, each = np.unique(balanced.x[:, 2:], axis=0, return_counts=True)
     assert each.min() >= MAX_TRIALS // 2 // 12
@@ -124,7 +160,10 @@ def test_of_many_trials_the_best_and_those_of_the_cell_are_kept() -> None:
 def test_hyperparameters_are_fitted_anew_only_when_a_tenth_more_is_known() -> None:
     x, y = some(120)
     fits = Fits()
-    seen = [Surrogate.of(history(x[:n], y[:n]), SEARCHED, CONTEXT, fits, least=10).hyperparameters for n in range(80, 120)]
+    seen = [
+        Surrogate.of(history(x[:n], y[:n]), SEARCHED, CONTEXT, fits, least=10).hyperparameters
+        for n in range(80, 120)
+    ]
     assert len({id(h) for h in seen}) in (4, 5)
     again = known(x[:119], y[:119]).hyperparameters
     assert np.array_equal(again.inverse_squared, seen[-1].inverse_squared)
@@ -140,7 +179,10 @@ def test_running_trials_move_no_mean_but_are_no_longer_uncertain() -> None:
             before.mean(waiting[:, :2], waiting[:, 2:]), abs=0.02
         )
     assert len(points) == 31
-    assert believing.at(waiting[:, :2], waiting[:, 2:]).std < 0.5 * before.at(waiting[:, :2], waiting[:, 2:]).std
+    assert (
+        believing.at(waiting[:, :2], waiting[:, 2:]).std
+        < 0.5 * before.at(waiting[:, :2], waiting[:, 2:]).std
+    )
 
 
 def test_losses_come_back_in_their_own_units() -> None:
@@ -153,14 +195,19 @@ def test_losses_come_back_in_their_own_units() -> None:
     lonely = np.array([2.0, np.inf, np.inf])
     assert np.ptp(Scale.of(lonely, none[:3]).standard(lonely, none[:3])) > 0.0
     pruned = np.array([True, False, False, False, False, False])
-    assert Scale.of(loss, pruned).standard(loss, pruned)[0] >= Scale.of(loss, pruned).standard(loss, pruned)[1]
+    assert (
+        Scale.of(loss, pruned).standard(loss, pruned)[0]
+        >= Scale.of(loss, pruned).standard(loss, pruned)[1]
+    )
 
 
 def test_where_nothing_is_feasible_yet_the_search_goes_where_less_is_violated() -> None:
     inside = {"x": 0.3, "y": 0.6, "z": 0.45}
 
     def outside(trial: optuna.Trial) -> float:
-        distance = sum((trial.suggest_float(name, 0.0, 1.0) - place) ** 2 for name, place in inside.items())
+        distance = sum(
+            (trial.suggest_float(name, 0.0, 1.0) - place) ** 2 for name, place in inside.items()
+        )
         trial.set_constraint("ball", distance - 0.01)
         return -distance
 
@@ -185,7 +232,11 @@ def test_what_exists_in_some_cells_only_is_modelled_with_the_rest() -> None:
         side = SIDES[number % 3]
         asked = search.ask({"side": side}, ticket=number, retry=0)
         assert ("extra" in asked.values) == (side == 1)
-        loss = (asked.values["x"] - 0.5) ** 2 + (asked.values["extra"] - 0.8) ** 2 * 2 if side == 1 else asked.values["x"] ** 2
+        loss = (
+            (asked.values["x"] - 0.5) ** 2 + (asked.values["extra"] - 0.8) ** 2 * 2
+            if side == 1
+            else asked.values["x"] ** 2
+        )
         search.feed([TrialNews(number, "COMPLETE", asked.params, (loss,), cell=number % 3)])
         if side == 1 and number > 24:
             late.append(asked.values["extra"])
@@ -193,11 +244,19 @@ def test_what_exists_in_some_cells_only_is_modelled_with_the_rest() -> None:
 
 
 def test_a_point_of_a_discrete_space_is_not_tried_twice_while_others_are_left() -> None:
-    discrete = replace(SPEC, search=(Searched("x", "int", 1, 4), Searched("kind", "categorical", choices=("a", "b", "c"))))
+    discrete = replace(
+        SPEC,
+        search=(
+            Searched("x", "int", 1, 4),
+            Searched("kind", "categorical", choices=("a", "b", "c")),
+        ),
+    )
     search, seen = Search(discrete), []
     for number in range(25):
         asked = search.ask({"side": 0}, ticket=number, retry=0)
-        search.feed([TrialNews(number, "COMPLETE", asked.params, (float(asked.values["x"]),), cell=1)])
+        search.feed(
+            [TrialNews(number, "COMPLETE", asked.params, (float(asked.values["x"]),), cell=1)]
+        )
         seen.append((asked.values["x"], asked.values["kind"]))
     startup = len(set(seen[:10]))
     assert len(set(seen[: 10 + 12 - startup])) == 12

@@ -1,4 +1,6 @@
-"""Trials that failed, diverged or ran out of memory are points to keep away from, not missing ones."""
+"""Trials that failed, diverged or ran out of memory are points to keep away from, not
+missing ones.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,15 @@ from orchestrator.search.trials.mirror import NO_VERDICT
 
 SIDES = (32, 64)
 LIMIT = 16 * 1024
-"""The product of batch size and width that fits; the loss falls with the width up to there and beyond."""
+"""The product of batch size and width that fits; the loss falls with the width up to there and
+beyond.
+"""
 
 
 def out_of_memory(sampler: str, *, told: bool) -> int:
-    """How many of the trials 15 to 29 exhaust memory, where the sampler is `told` of those that did, or never hears of them."""
+    """How many of the trials 15 to 29 exhaust memory, where the sampler is `told` of those that
+    did, or never hears of them.
+    """
     spec = StudySpec(
         "s",
         ("minimize",),
@@ -39,7 +45,9 @@ def out_of_memory(sampler: str, *, told: bool) -> int:
         asked = search.ask({"batch": batch}, ticket=number, retry=0)
         width = asked.values["width"]
         if width * batch <= LIMIT:
-            search.feed([TrialNews(number, "COMPLETE", asked.params, (-math.log(width),), cell=number % 2)])
+            search.feed(
+                [TrialNews(number, "COMPLETE", asked.params, (-math.log(width),), cell=number % 2)]
+            )
             continue
         count += number >= 15
         if told:
@@ -49,23 +57,41 @@ def out_of_memory(sampler: str, *, told: bool) -> int:
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_a_sampler_keeps_away_from_what_ran_out_of_memory(sampler: str) -> None:
-    assert out_of_memory(sampler, told=False) >= 12, "better and better, up to where it does not fit"
+    assert out_of_memory(sampler, told=False) >= 12, (
+        "better and better, up to where it does not fit"
+    )
     assert out_of_memory(sampler, told=True) <= 6
 
 
 SQUARE = StudySpec(
-    "s", ("minimize",), ("loss",), {}, {}, (), tuple(Searched(name, "float", 0.0, 1.0) for name in "xy"), Budget(20), seed=3
+    "s",
+    ("minimize",),
+    ("loss",),
+    {},
+    {},
+    (),
+    tuple(Searched(name, "float", 0.0, 1.0) for name in "xy"),
+    Budget(20),
+    seed=3,
 )
 
 
 def diverged(sampler: str, how: Literal["FAIL", "inf"], edge: float = 0.15) -> int:
-    """How many trials diverge on the way to twenty results: all with x above the edge do, and the loss falls up to there."""
+    """How many trials diverge on the way to twenty results: all with x above the edge do, and the
+    loss falls up to there.
+    """
     search = Search(replace(SQUARE, sampler={"name": sampler}))
     count = number = ticket = retry = 0
     while ticket < 20:
         asked = search.ask({}, ticket=ticket, retry=retry)
         if asked.values["x"] <= edge:
-            news = TrialNews(number, "COMPLETE", asked.params, ((asked.values["y"] - 0.5) ** 2 - asked.values["x"],), cell=0)
+            news = TrialNews(
+                number,
+                "COMPLETE",
+                asked.params,
+                ((asked.values["y"] - 0.5) ** 2 - asked.values["x"],),
+                cell=0,
+            )
         elif how == "inf":
             news = TrialNews(number, "COMPLETE", asked.params, (math.inf,), cell=0)
         else:
@@ -93,7 +119,9 @@ def fed(sampler: str, *last: TrialNews) -> Search:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_a_failure_of_the_machine_teaches_nothing_and_a_diverged_run_what_a_failed_one_does(sampler: str) -> None:
+def test_a_failure_of_the_machine_teaches_nothing_and_a_diverged_run_what_a_failed_one_does(
+    sampler: str,
+) -> None:
     params = fed(sampler).ask({}, ticket=12, retry=0).params
 
     def then(**last: Any) -> Any:
@@ -102,7 +130,10 @@ def test_a_failure_of_the_machine_teaches_nothing_and_a_diverged_run_what_a_fail
 
     ignored = [then(state="FAIL", failure=kind) for kind in NO_VERDICT]
     assert ignored == [fed(sampler).ask({}, ticket=13, retry=0).values] * len(NO_VERDICT)
-    failed = [then(state="FAIL", failure=kind) for kind in ("value", "exception", "exit", "timeout", "oom", None)]
+    failed = [
+        then(state="FAIL", failure=kind)
+        for kind in ("value", "exception", "exit", "timeout", "oom", None)
+    ]
     assert failed == [failed[0]] * 6 != ignored[:1] * 6
     assert then(state="COMPLETE", values=(math.inf,)) == failed[0]
 

@@ -13,7 +13,14 @@ from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.search import Search
 
 SPEC = StudySpec(
-    "s", ("minimize",), ("loss",), {}, {}, (Axis("side", (-1, 1)),), (Searched("x", "float", -1.0, 1.0),), Budget(60)
+    "s",
+    ("minimize",),
+    ("loss",),
+    {},
+    {},
+    (Axis("side", (-1, 1)),),
+    (Searched("x", "float", -1.0, 1.0),),
+    Budget(60),
 )
 PRUNERS: list[dict[str, Any]] = [
     {"name": "median"},
@@ -73,9 +80,15 @@ def test_nothing_is_pruned_in_a_cell_without_a_complete_trial(pruner: Mapping[st
 
 @pytest.mark.parametrize(("within_cell", "expected"), [(True, False), (False, True)])
 @pytest.mark.parametrize("pruner", PRUNERS, ids=lambda p: p["name"])
-def test_a_trial_is_compared_in_its_own_cell_if_so_set(pruner: Mapping[str, Any], within_cell: bool, expected: bool) -> None:
-    """Cell 1 is worse than cell 0 throughout; the running trial is the best that cell 1 ever had."""
-    news = [trial(n, 1.0 + 0.1 * n, 0) for n in range(8)] + [trial(8 + n, 6.0 + 0.1 * n, 1) for n in range(6)]
+def test_a_trial_is_compared_in_its_own_cell_if_so_set(
+    pruner: Mapping[str, Any], within_cell: bool, expected: bool
+) -> None:
+    """Cell 1 is worse than cell 0 throughout; the running trial is the best that cell
+    1 ever had.
+    """
+    news = [trial(n, 1.0 + 0.1 * n, 0) for n in range(8)] + [
+        trial(8 + n, 6.0 + 0.1 * n, 1) for n in range(6)
+    ]
     search = searching({**pruner, "within_cell": within_cell}, news)
     search.feed([trial(20 + n, 0.0, 1, "RUNNING") for n in range(4)])
     stops = [pruned_at(search, 20 + n, curve(5.0)) for n in range(4)]
@@ -83,7 +96,9 @@ def test_a_trial_is_compared_in_its_own_cell_if_so_set(pruner: Mapping[str, Any]
 
 
 def test_the_defaults_compare_level_pruners_in_the_cell_and_rank_pruners_in_the_study() -> None:
-    news = [trial(n, 1.0 + 0.1 * n, 0) for n in range(8)] + [trial(8 + n, 6.0 + 0.1 * n, 1) for n in range(6)]
+    news = [trial(n, 1.0 + 0.1 * n, 0) for n in range(8)] + [
+        trial(8 + n, 6.0 + 0.1 * n, 1) for n in range(6)
+    ]
     news += [trial(20 + n, 0.0, 1, "RUNNING") for n in range(4)]
     verdicts = {}
     for pruner in PRUNERS:
@@ -94,7 +109,9 @@ def test_the_defaults_compare_level_pruners_in_the_cell_and_rank_pruners_in_the_
 
 def test_asha_stops_the_same_trials_as_plain_optuna() -> None:
     levels = [3.0, 1.0, 2.0, 5.0, 0.5, 4.0, 0.7, 6.0, 0.2, 2.5, 0.9, 0.1]
-    study = optuna.create_study(pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2))
+    study = optuna.create_study(
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+    )
     search = searching({"name": "asha", "reduction_factor": 2, "within_cell": False}, [])
     for number, level in enumerate(levels):
         plain, stopped = study.ask(), None
@@ -107,9 +124,18 @@ def test_asha_stops_the_same_trials_as_plain_optuna() -> None:
         ours = pruned_at(search, number, curve(level))
         assert ours == stopped, number
         reports = {s: v for s, v in curve(level).items() if stopped is None or s <= stopped}
-        study.tell(plain, None if stopped else level, state=optuna.trial.TrialState.PRUNED if stopped else None)
+        study.tell(
+            plain,
+            None if stopped else level,
+            state=optuna.trial.TrialState.PRUNED if stopped else None,
+        )
         done: Sequence[TrialNews] = [
-            TrialNews(number, "PRUNED" if stopped else "COMPLETE", values=None if stopped else (level,), intermediate=reports)
+            TrialNews(
+                number,
+                "PRUNED" if stopped else "COMPLETE",
+                values=None if stopped else (level,),
+                intermediate=reports,
+            )
         ]
         search.feed(done)
 
@@ -125,14 +151,18 @@ def test_a_trial_taken_up_by_another_worker_is_judged_alike() -> None:
 
 
 def test_a_trial_that_is_not_known_or_has_not_reported_goes_on() -> None:
-    search = searching({"name": "median"}, [trial(n, 1.0, 0) for n in range(8)] + [trial(20, 0.0, 0, "RUNNING")])
+    search = searching(
+        {"name": "median"}, [trial(n, 1.0, 0) for n in range(8)] + [trial(20, 0.0, 0, "RUNNING")]
+    )
     assert not search.should_prune(99, reports=curve(9.0))
     assert not search.should_prune(20, reports={})
     assert search.should_prune(20, reports={1: 9.0})
 
 
 def test_maximising_prunes_the_low_one() -> None:
-    search = searching({"name": "median"}, [trial(n, 1.0, 0) for n in range(8)], directions=("maximize",))
+    search = searching(
+        {"name": "median"}, [trial(n, 1.0, 0) for n in range(8)], directions=("maximize",)
+    )
     search.feed([trial(20, 0.0, 0, "RUNNING")])
     assert search.should_prune(20, reports={1: 0.2})
     assert not search.should_prune(20, reports={1: 1.2})
@@ -141,6 +171,8 @@ def test_maximising_prunes_the_low_one() -> None:
 def test_without_pruner_or_with_several_objectives_nothing_is_pruned() -> None:
     news = [trial(n, 1.0, 0) for n in range(8)] + [trial(20, 0.0, 0, "RUNNING")]
     assert not searching({"name": "none"}, news).should_prune(20, reports=curve(9.0))
-    several = searching({"name": "median"}, [], directions=("minimize", "minimize"), metrics=("a", "b"))
+    several = searching(
+        {"name": "median"}, [], directions=("minimize", "minimize"), metrics=("a", "b")
+    )
     several.feed([replace(item, values=(1.0, 1.0) if item.values else None) for item in news])
     assert not several.should_prune(20, reports=curve(9.0))

@@ -1,4 +1,6 @@
-"""What a user declares becomes one distribution a parameter, and true values survive the way there and back."""
+"""What a user declares becomes one distribution a parameter, and true values survive the way there
+and back.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,22 @@ def spec(grid: Sequence[Axis] = (), search: Sequence[Searched] = ()) -> StudySpe
         (([1], "[1]"), CategoricalDistribution(("[1]", "[1] #2"))),
     ],
 )
-def test_an_axis_becomes_the_distribution_that_keeps_its_order(values: tuple[Any, ...], expected: Any) -> None:
+def test_an_axis_becomes_the_distribution_that_keeps_its_order(
+    values: tuple[Any, ...], expected: Any
+) -> None:
     assert distributions(spec([Axis("a", values)]))["a"] == expected
 
 
 @pytest.mark.parametrize(
     "values",
-    [(32, 64), (0.5, 1), (True, 1), (None, "x", [1, {"b": 2}]), ({"a": 1}, {"a": 1.0}), ("x" * 80 + "1", "x" * 80 + "2")],
+    [
+        (32, 64),
+        (0.5, 1),
+        (True, 1),
+        (None, "x", [1, {"b": 2}]),
+        ({"a": 1}, {"a": 1.0}),
+        ("x" * 80 + "1", "x" * 80 + "2"),
+    ],
 )
 def test_every_value_of_an_axis_survives_with_its_type(values: tuple[Any, ...]) -> None:
     parameter = parameters(spec([Axis("a", values)]))["a"]
@@ -64,7 +75,10 @@ def test_every_value_of_an_axis_survives_with_its_type(values: tuple[Any, ...]) 
         (Searched("p", "float", 0, 1, step=0.25), FloatDistribution(0, 1, step=0.25)),
         (Searched("p", "int", 1, 9, step=2), IntDistribution(1, 9, step=2)),
         (Searched("p", "int", 1, 1000, log=True), IntDistribution(1, 1000, log=True)),
-        (Searched("p", "categorical", choices=("a", None, [1])), CategoricalDistribution(("a", None, "[1]"))),
+        (
+            Searched("p", "categorical", choices=("a", None, [1])),
+            CategoricalDistribution(("a", None, "[1]")),
+        ),
     ],
 )
 def test_a_searched_parameter_becomes_its_distribution(item: Searched, expected: Any) -> None:
@@ -95,7 +109,12 @@ def test_a_space_that_makes_no_sense_is_refused_with_its_field(
 
 
 def test_describe_says_every_parameter_in_words() -> None:
-    rows = describe(spec([Axis("bs", (32, 64, 128)), Axis("net", ("a", "b"))], [Searched("lr", "float", 1e-4, 0.1, log=True)]))
+    rows = describe(
+        spec(
+            [Axis("bs", (32, 64, 128)), Axis("net", ("a", "b"))],
+            [Searched("lr", "float", 1e-4, 0.1, log=True)],
+        )
+    )
     assert rows == [
         ("bs", "grid: int from 32 to 128 (log)"),
         ("net", "grid: one of a, b"),
@@ -104,7 +123,12 @@ def test_describe_says_every_parameter_in_words() -> None:
 
 
 def test_a_step_gives_the_number_that_one_would_write() -> None:
-    study = spec(search=[Searched("x", "float", 0.0, 1.0, step=0.1), Searched("y", "float", 1e-4, 1.0001, step=0.03)])
+    study = spec(
+        search=[
+            Searched("x", "float", 0.0, 1.0, step=0.1),
+            Searched("y", "float", 1e-4, 1.0001, step=0.03),
+        ]
+    )
     known = parameters(study)
     assert known["x"].true_value(0.1 + 0.1 + 0.1) == 0.3 != 0.1 + 0.1 + 0.1
     assert known["x"].internal(0.1 + 0.1 + 0.1) == 0.3
@@ -116,7 +140,18 @@ def test_a_step_gives_the_number_that_one_would_write() -> None:
             assert made.values["x"] in [k / 10 for k in range(11)]
             assert made.values["y"] in [float(f"{1 + 300 * k}e-4") for k in range(34)]
             assert {param.name: param.internal for param in made.params} == made.values
-            search.feed([TrialNews(ticket, "COMPLETE", made.params, (float(made.values["x"]),), {}, made.system_attrs)])
+            search.feed(
+                [
+                    TrialNews(
+                        ticket,
+                        "COMPLETE",
+                        made.params,
+                        (float(made.values["x"]),),
+                        {},
+                        made.system_attrs,
+                    )
+                ]
+            )
 
 
 def test_the_options_of_a_group_are_told_apart_by_their_names() -> None:

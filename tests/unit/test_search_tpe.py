@@ -1,4 +1,6 @@
-"""The estimator that knows the cell: its densities, what it learns of cells, what it reads, and how fast it is."""
+"""The estimator that knows the cell: its densities, what it learns of cells, what it reads, and how
+fast it is.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,12 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
@@ -32,7 +39,10 @@ ALIKE = SHARING[0]
 def integral(mixture: Mixture) -> float:
     """Of the density over the columns X and KIND."""
     x = (np.arange(2000) + 0.5) / 2000
-    return sum(float(np.exp(mixture.log_density(np.column_stack([x, np.full(2000, k)]))).mean()) for k in range(3))
+    return sum(
+        float(np.exp(mixture.log_density(np.column_stack([x, np.full(2000, k)]))).mean())
+        for k in range(3)
+    )
 
 
 def test_a_mixture_is_a_density() -> None:
@@ -49,13 +59,20 @@ def test_a_mixture_draws_as_dense_as_it_says() -> None:
     for kind in range(3):
         share = np.histogram(drawn[drawn[:, 1] == kind, 0], bins=10, range=(0, 1))[0] / len(drawn)
         fine = (np.arange(1000) + 0.5) / 1000
-        said = np.exp(mixture.log_density(np.column_stack([fine, np.full(1000, kind)]))).reshape(10, 100).mean(axis=1) / 10
+        said = (
+            np.exp(mixture.log_density(np.column_stack([fine, np.full(1000, kind)])))
+            .reshape(10, 100)
+            .mean(axis=1)
+            / 10
+        )
         assert share == pytest.approx(said, abs=0.01), (kind, x)
 
 
 def test_draws_keep_to_the_bounds_even_where_no_kernel_is_near() -> None:
     narrow = X.within((0.95, 0.97))
-    drawn = Mixture([narrow], np.array([[0.1]]), np.array([9.0]), np.array([0.01])).sample(np.random.default_rng(0), 200)
+    drawn = Mixture([narrow], np.array([[0.1]]), np.array([9.0]), np.array([0.01])).sample(
+        np.random.default_rng(0), 200
+    )
     assert drawn.min() >= 0.95
     assert drawn.max() <= 0.97
     assert len(np.unique(drawn)) > 100
@@ -88,7 +105,9 @@ def test_other_cells_count_less_the_further_and_the_less_is_shared() -> None:
 
 def test_good_values_that_move_with_the_cell_are_moved_and_others_are_not() -> None:
     cells, noise = cells_in_turn(16)
-    good = np.column_stack([0.2 + 0.5 * cells[:, 0], np.full(16, 0.3)]) + 0.03 * (noise[:, None] - 0.5)
+    good = np.column_stack([0.2 + 0.5 * cells[:, 0], np.full(16, 0.3)]) + 0.03 * (
+        noise[:, None] - 0.5
+    )
     moved = Drift(good, cells, [SIDE]).towards(np.array([0.95]), cells)
     assert good[:, 0] + moved[:, 0] == pytest.approx(np.full(16, 0.675), abs=0.08)
     assert np.abs(moved[:, 1]).max() < 0.02
@@ -97,19 +116,35 @@ def test_good_values_that_move_with_the_cell_are_moved_and_others_are_not() -> N
 
 def test_good_values_move_between_categories_too() -> None:
     cells = np.tile([0.0, 1.0, 2.0], 6)[:, None]
-    good = np.array([0.2, 0.8, 0.5])[cells[:, 0].astype(int)][:, None] + 0.01 * np.arange(18)[:, None] / 18
+    good = (
+        np.array([0.2, 0.8, 0.5])[cells[:, 0].astype(int)][:, None]
+        + 0.01 * np.arange(18)[:, None] / 18
+    )
     moved = good + Drift(good, cells, [KIND]).towards(np.array([1.0]), cells)
     assert moved == pytest.approx(np.full((18, 1), 0.8), abs=0.1)
 
 
 def spec(search: tuple[Searched, ...], grid: tuple[Axis, ...] = (), seed: int = 0) -> StudySpec:
-    return StudySpec("s", ("minimize",), ("loss",), {}, {}, grid, search, Budget(500), sampler={"name": "tpe"}, seed=seed)
+    return StudySpec(
+        "s",
+        ("minimize",),
+        ("loss",),
+        {},
+        {},
+        grid,
+        search,
+        Budget(500),
+        sampler={"name": "tpe"},
+        seed=seed,
+    )
 
 
 def test_the_best_of_a_bad_cell_is_followed_in_that_cell() -> None:
     late = []
     for seed in range(3):
-        search = Search(spec((Searched("x", "float", 0.0, 1.0),), (Axis("net", ("good", "bad")),), seed))
+        search = Search(
+            spec((Searched("x", "float", 0.0, 1.0),), (Axis("net", ("good", "bad")),), seed)
+        )
         for number in range(60):
             cell = {"net": ("good", "bad")[number % 2]}
             asked = search.ask(cell, ticket=number, retry=0)
@@ -123,14 +158,19 @@ def test_the_best_of_a_bad_cell_is_followed_in_that_cell() -> None:
 
 def test_a_cell_has_no_discrete_point_twice_before_it_has_had_all() -> None:
     search = Search(
-        spec((Searched("a", "int", 1, 4), Searched("b", "categorical", choices=("u", "v", "w"))), (Axis("c", (1, 2)),))
+        spec(
+            (Searched("a", "int", 1, 4), Searched("b", "categorical", choices=("u", "v", "w"))),
+            (Axis("c", (1, 2)),),
+        )
     )
     seen: list[tuple[Any, Any]] = []
     for number in range(24):
         asked = search.ask({"c": 1 + number % 2}, ticket=number, retry=0)
         loss = (float(asked.values["a"]),)
         runs = TrialNews(number, "RUNNING", asked.params)
-        search.feed([runs if number % 3 == 0 else TrialNews(number, "COMPLETE", asked.params, loss)])
+        search.feed(
+            [runs if number % 3 == 0 else TrialNews(number, "COMPLETE", asked.params, loss)]
+        )
         if number >= 10 and number % 2:
             assert (asked.values["a"], asked.values["b"]) not in seen
         if number % 2:
@@ -144,10 +184,14 @@ def test_of_infeasible_trials_those_that_miss_least_are_followed() -> None:
         trial = study.ask(space)
         trial.set_constraint("far", 1.0 + abs(trial.params["x"] - 0.8))
         study.tell(trial, trial.params["x"])
-    assert statistics.median(t.params["x"] for t in study.trials[25:]) == pytest.approx(0.8, abs=0.12)
+    assert statistics.median(t.params["x"] for t in study.trials[25:]) == pytest.approx(
+        0.8, abs=0.12
+    )
 
 
-def done(params: Mapping[str, Any], space: Mapping[str, BaseDistribution], value: float) -> FrozenTrial:
+def done(
+    params: Mapping[str, Any], space: Mapping[str, BaseDistribution], value: float
+) -> FrozenTrial:
     return create_trial(params=dict(params), distributions=dict(space), value=value)
 
 
@@ -160,10 +204,16 @@ def test_of_the_likely_points_the_process_picks_the_one_that_promises_most() -> 
         study = optuna.create_study(sampler=HybridTPESampler(seed=seed))
         for point in rng.random((25, 2)):
             params = dict(zip("xy", point.tolist(), strict=True))
-            study.add_trial(create_trial(params=params, distributions=space, value=float(((point - best) ** 2).sum())))
+            study.add_trial(
+                create_trial(
+                    params=params, distributions=space, value=float(((point - best) ** 2).sum())
+                )
+            )
         asked = study.ask(space).params
         missed.append(np.hypot(asked["x"] - best[0], asked["y"] - best[1]))
-    assert statistics.median(missed) < 0.06, "0.14 by the densities alone, whose kernels are wider than that"
+    assert statistics.median(missed) < 0.06, (
+        "0.14 by the densities alone, whose kernels are wider than that"
+    )
 
 
 def test_workers_at_once_do_not_crowd_where_one_would_go() -> None:
@@ -173,14 +223,20 @@ def test_workers_at_once_do_not_crowd_where_one_would_go() -> None:
         value = float(np.sin(7 * x) + np.cos(5 * y) + 0.3 * x)
         study.add_trial(create_trial(params={"x": x, "y": y}, distributions=space, value=value))
     asked = [study.ask(space).params for _ in range(7)]
-    apart = [np.hypot(a["x"] - b["x"], a["y"] - b["y"]) for a, b in itertools.combinations(asked, 2)]
+    apart = [
+        np.hypot(a["x"] - b["x"], a["y"] - b["y"]) for a, b in itertools.combinations(asked, 2)
+    ]
     assert min(apart) > 0.01
 
 
 def test_trials_without_a_parameter_still_tell_of_the_others() -> None:
     sampler = HybridTPESampler(seed=0)
     study = optuna.create_study(sampler=sampler)
-    space = {"net": CategoricalDistribution(["a", "b"]), "x": FloatDistribution(0, 1), "only_a": FloatDistribution(0, 1)}
+    space = {
+        "net": CategoricalDistribution(["a", "b"]),
+        "x": FloatDistribution(0, 1),
+        "only_a": FloatDistribution(0, 1),
+    }
     rng = np.random.default_rng(0)
     for number in range(60):
         x, net, other = float(rng.random()), "ab"[number % 2], float(rng.random())
@@ -199,12 +255,17 @@ def readings_agree(study: optuna.Study, rows: Rows, names: Mapping[str, BaseDist
     if not np.array_equal(kept.internal(), anew.internal(), equal_nan=True):
         return False
     parts = ("position", "value", "step", "violation", "pruned", "failed", "running")
-    return all(np.array_equal(getattr(kept, part), getattr(anew, part), equal_nan=True) for part in parts)
+    return all(
+        np.array_equal(getattr(kept, part), getattr(anew, part), equal_nan=True) for part in parts
+    )
 
 
 def test_what_was_read_before_is_what_would_be_read_anew() -> None:
     study, rows = optuna.create_study(), Rows()
-    names: dict[str, BaseDistribution] = {"x": FloatDistribution(0, 1), "k": CategoricalDistribution(["u", "v"])}
+    names: dict[str, BaseDistribution] = {
+        "x": FloatDistribution(0, 1),
+        "k": CategoricalDistribution(["u", "v"]),
+    }
     running = []
     for number in range(30):
         trial = study.ask(names)
@@ -232,17 +293,33 @@ def test_what_was_read_before_is_what_would_be_read_anew() -> None:
 
 
 @pytest.mark.parametrize("known", [100, 10_000])
-def test_a_suggestion_looks_at_so_many_trials_and_no_more(known: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suggestion_looks_at_so_many_trials_and_no_more(
+    known: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     searched = tuple(Searched(f"x{i}", "float", 0.0, 1.0) for i in range(4))
     cells = Axis("batch", (32, 64, 128, 256)), Axis("width", (64, 128, 256))
     search, draws = Search(spec(searched, cells)), Search(spec(searched, cells))
-    points = [draws.ask(cell, ticket=ticket, retry=0) for ticket, cell in enumerate(list(spec(searched, cells).cells()) * 9)]
+    points = [
+        draws.ask(cell, ticket=ticket, retry=0)
+        for ticket, cell in enumerate(list(spec(searched, cells).cells()) * 9)
+    ]
     loss = np.random.default_rng(0).random(known)
-    search.feed(TrialNews(n, "COMPLETE", points[n % len(points)].params, (float(loss[n]),)) for n in range(known))
+    search.feed(
+        TrialNews(n, "COMPLETE", points[n % len(points)].params, (float(loss[n]),))
+        for n in range(known)
+    )
     kernels, factored = [], []
-    monkeypatch.setattr(tpe, "Mixture", lambda columns, x, *rest: kernels.append(len(x)) or Mixture(columns, x, *rest))
+    monkeypatch.setattr(
+        tpe,
+        "Mixture",
+        lambda columns, x, *rest: kernels.append(len(x)) or Mixture(columns, x, *rest),
+    )
     posterior = Posterior.__init__
-    monkeypatch.setattr(Posterior, "__init__", lambda self, x, *rest: factored.append(len(x)) or posterior(self, x, *rest))
+    monkeypatch.setattr(
+        Posterior,
+        "__init__",
+        lambda self, x, *rest: factored.append(len(x)) or posterior(self, x, *rest),
+    )
     search.ask({"batch": 64, "width": 128}, ticket=known, retry=0)
     assert kernels == ([20, 80] if known == 100 else [tpe.MAX_GOOD, tpe.MAX_REST])
     assert factored == [min(known, tpe.RANKED_BY)]

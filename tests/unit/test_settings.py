@@ -15,7 +15,9 @@ from orchestrator.search.samplers import _SAMPLERS
 from tests.support.commands import ROOT
 
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
-CHOICES = [("sampler", name) for name in schema.SAMPLERS] + [("pruner", name) for name in schema.PRUNERS]
+CHOICES = [("sampler", name) for name in schema.SAMPLERS] + [
+    ("pruner", name) for name in schema.PRUNERS
+]
 
 
 def defaults(of: type[Any]) -> dict[str, Any]:
@@ -38,9 +40,12 @@ def test_a_sampler_and_a_pruner_have_one_set_of_defaults(group: str, name: str) 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_the_reference_says_the_defaults_of_samplers_and_pruners(group: str, name: str) -> None:
     (row,) = re.findall(
-        rf"(?m)^\| `{name}`(?: \(default\))? \|(.*)$", REFERENCE.partition(f"`{group}=…`")[2].partition("\n\n`")[0]
+        rf"(?m)^\| `{name}`(?: \(default\))? \|(.*)$",
+        REFERENCE.partition(f"`{group}=…`")[2].partition("\n\n`")[0],
     )
-    for key, default in defaults((schema.SAMPLERS if group == "sampler" else schema.PRUNERS)[name]).items():
+    for key, default in defaults(
+        (schema.SAMPLERS if group == "sampler" else schema.PRUNERS)[name]
+    ).items():
         assert f"`{group}.{key}={yaml.safe_dump(default).split(chr(10))[0]}`" in row
 
 
@@ -50,5 +55,6 @@ def test_the_runner_has_one_set_of_defaults() -> None:
 
 @pytest.mark.parametrize("setting", schema.settings())
 def test_the_reference_has_every_setting(setting: str) -> None:
-    chosen = setting in ("sampler.name", "pruner.name", "storage.kind")  # by sampler=gp and the like
+    # by sampler=gp and the like
+    chosen = setting in ("sampler.name", "pruner.name", "storage.kind")
     assert chosen or f"`{setting}" in REFERENCE

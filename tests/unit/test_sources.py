@@ -21,7 +21,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package with helpers, a script, and what is none of their code."""
     files = {
         "pkg/__init__.py": "",
-        "pkg/train.py": "import numpy, lib.net as net\nfrom . import data\nfrom .deep import (  # of\n  one,\n  two,\n)\n",
+        "pkg/train.py": (
+            "import numpy, lib.net as net\nfrom . import data\nfrom .deep import (  # of\n  "
+            "one,\n  two,\n)\n"
+        ),
         "pkg/data.py": "def load():\n    from pkg import late  # only when it runs\n",
         "pkg/late.py": "import os, json\n",
         "pkg/deep/__init__.py": "from ..up import *\n",
@@ -55,7 +58,9 @@ def test_a_function_is_made_of_all_that_its_module_imports_of_the_users_own(proj
 
 
 def test_an_objective_that_is_installed_is_made_of_its_own_module() -> None:
-    assert names({"_target_": "orchestrator.examples.digits.train"}) == ["orchestrator.examples.digits"]
+    assert names({"_target_": "orchestrator.examples.digits.train"}) == [
+        "orchestrator.examples.digits"
+    ]
 
 
 def test_a_command_is_made_of_the_files_it_names_and_what_they_import(project: Path) -> None:
@@ -64,21 +69,36 @@ def test_a_command_is_made_of_the_files_it_names_and_what_they_import(project: P
     assert names({"command": "python -m pkg.train"}) == whole
     (project / "run.sh").write_text("python script.py\n")
     (project / "conf.yaml").write_text("a: 1\n")
-    assert names({"command": ["sh", "run.sh", "--config=conf.yaml", "x" * 5000, "pkg", "{a}"]}) == ["conf.yaml", "run.sh"]
+    assert names({"command": ["sh", "run.sh", "--config=conf.yaml", "x" * 5000, "pkg", "{a}"]}) == [
+        "conf.yaml",
+        "run.sh",
+    ]
     assert names({"command": "./run.sh"}) == ["./run.sh"]
     assert names({"command": "true"}) == []
 
 
 def test_a_hydra_app_is_made_of_its_config_too_but_not_of_what_runs_left(project: Path) -> None:
     app = "import hydra\n@hydra.main(version_base=None, config_path='{}')\ndef main(cfg): ...\n"
-    for name in ("conf/a.yaml", "conf/model/deep/b.yml", "a.yaml", "model/b.yaml", "outputs/1/2/c.yaml", ".hydra/d.yaml"):
+    for name in (
+        "conf/a.yaml",
+        "conf/model/deep/b.yml",
+        "a.yaml",
+        "model/b.yaml",
+        "outputs/1/2/c.yaml",
+        ".hydra/d.yaml",
+    ):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("a: 1\n")
     (project / "app.py").write_text(app.format("conf"))
     assert names({"command": "python app.py"}) == ["app.py", "conf/a.yaml", "conf/model/deep/b.yml"]
     assert names({"_target_": "app.main"}) == ["app"], "its config is the study's"
     (project / "app.py").write_text(app.format("."))
-    assert names({"command": "python app.py"}) == ["./a.yaml", "./conf/a.yaml", "./model/b.yaml", "app.py"]
+    assert names({"command": "python app.py"}) == [
+        "./a.yaml",
+        "./conf/a.yaml",
+        "./model/b.yaml",
+        "app.py",
+    ]
 
 
 def test_the_hash_is_of_the_content_and_is_read_again_when_a_file_changes(project: Path) -> None:
@@ -89,7 +109,9 @@ def test_the_hash_is_of_the_content_and_is_read_again_when_a_file_changes(projec
     assert files.look().facts == before.facts
     (project / "pkg" / "late.py").write_text("import os, json, sys\n")
     after = files.look()
-    assert {name for name in after.digests if after.digests[name] != before.digests[name]} == {"pkg.late"}
+    assert {name for name in after.digests if after.digests[name] != before.digests[name]} == {
+        "pkg.late"
+    }
     assert after.facts is not None
     assert before.facts is not None
     assert after.facts["hash"] != before.facts["hash"]
@@ -100,7 +122,9 @@ def test_the_hash_is_of_the_content_and_is_read_again_when_a_file_changes(projec
 def test_of_many_files_one_hash_is_told(project: Path) -> None:
     for number in range(MOST_NAMED + 1):
         (project / f"m{number}.py").write_text("")
-    (project / "many.py").write_text("\n".join(f"import m{number}" for number in range(MOST_NAMED + 1)))
+    (project / "many.py").write_text(
+        "\n".join(f"import m{number}" for number in range(MOST_NAMED + 1))
+    )
     known = Sources({"_target_": "many.fit"}).look().facts
     assert known is not None
     assert known["files"] == {}
@@ -119,35 +143,50 @@ def test_what_an_import_adds_to_the_path_is_seen_by_nobody_for_a_launch_imports_
     assert names({"_target_": "finds.train"}) == before == ["finds"]
 
 
-def test_odd_files_are_read_as_far_as_they_can_be(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_files_are_read_as_far_as_they_can_be(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Broken:
         def find_spec(self, *_: object) -> None:
             raise RuntimeError("a finder of somebody's")
 
     monkeypatch.setattr(sources, "_META_PATH", (Broken(), *sys.meta_path))
-    (project / "odd.py").write_bytes(b"def (:\n\x00\xff\nimport pkg.never\nimport " + b"a" * 400 + b"\nimport loop\n")
+    (project / "odd.py").write_bytes(
+        b"def (:\n\x00\xff\nimport pkg.never\nimport " + b"a" * 400 + b"\nimport loop\n"
+    )
     (project / "loop.py").symlink_to("loop.py")
     assert names({"_target_": "odd.train"}) == ["odd", "pkg", "pkg.never"]
     assert names({"command": "python odd.py"}) == ["odd.py", "pkg", "pkg.never"]
     (project / "odd.py").write_text("import pkg\n" * 100_000 + "from x import (a,\n" * 100_000)
-    assert names({"_target_": "odd.train"}) == ["odd"], "what no person wrote is hashed, not searched"
+    assert names({"_target_": "odd.train"}) == ["odd"], (
+        "what no person wrote is hashed, not searched"
+    )
 
 
-def test_a_config_directory_full_of_data_is_not_walked_to_its_end(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_directory_full_of_data_is_not_walked_to_its_end(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sources, "_MOST_WALKED", 3)
     for number in range(9):
         (project / "elsewhere" / str(number)).mkdir(parents=True)
         (project / "elsewhere" / str(number) / "a.yaml").write_text("")
     (project / "src").mkdir()
-    (project / "src" / "app.py").write_text("import hydra\n@hydra.main(config_path='../elsewhere')\ndef main(cfg): ...\n")
+    (project / "src" / "app.py").write_text(
+        "import hydra\n@hydra.main(config_path='../elsewhere')\ndef main(cfg): ...\n"
+    )
     assert names({"command": "python src/app.py"}) == ["src/app.py"]
 
 
-# ----------------------------------------------------------------------------------------------------------- in words
+# ----------------------------------------------------------------------------------------- in words
 
 
 def git(commit: str, *, dirty: bool = False) -> dict[str, Any]:
-    return {"commit": commit * 40, "dirty": dirty, "diff": "d" if dirty else None, "directory": "/repo"}
+    return {
+        "commit": commit * 40,
+        "dirty": dirty,
+        "diff": "d" if dirty else None,
+        "directory": "/repo",
+    }
 
 
 def source(digest: str, **files: str) -> dict[str, Any]:
@@ -189,4 +228,6 @@ def test_a_rerun_names_the_code_as_a_reason() -> None:
     then = {"source": source("1", train="1", data="1"), "git": git("a", dirty=True)}
     now = {"source": source("2", train="2", data="1"), "git": {**git("a", dirty=True), "diff": "e"}}
     assert provenance.differences(then, now) == ["the objective's code (train)"]
-    assert provenance.differences({"git": then["git"]}, {**now, "git": then["git"]}) == [], "nobody wrote it down then"
+    assert provenance.differences({"git": then["git"]}, {**now, "git": then["git"]}) == [], (
+        "nobody wrote it down then"
+    )

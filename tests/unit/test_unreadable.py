@@ -1,4 +1,6 @@
-"""Code and config that this process's user may not read, such as a bind mount of mode 0700: said, with the directory's name."""
+"""Code and config that this process's user may not read, such as a bind mount of mode 0700: said,
+with the directory's name.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ NOBODY = 65534
 
 @contextmanager
 def mode_counts(closed: Path) -> Iterator[None]:
-    """Within this block nobody can read the directory `closed`, root neither: its mode is 0000, and this process is no root."""
+    """Within this block nobody can read the directory `closed`, root neither: its mode is 0000, and
+    this process is no root.
+    """
     root = os.geteuid() == 0
     mode = closed.stat().st_mode
     closed.chmod(0)
@@ -41,12 +45,16 @@ def mode_counts(closed: Path) -> Iterator[None]:
 
 @pytest.fixture
 def code(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with code and config; not below pytest's own, which others cannot enter."""
+    """A working directory with code and config; not below pytest's own, which others
+    cannot enter.
+    """
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     folder.chmod(0o755)
     for name in ("conf/experiment", "closed_package"):
         (folder / name).mkdir(parents=True)
-    (folder / "conf" / "experiment" / "mine.yaml").write_text("# @package _global_\nparams: {x: 1}\n")
+    (folder / "conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nparams: {x: 1}\n"
+    )
     (folder / "closed_package" / "mine.py").write_text("def train(cfg, trial): ...\n")
     program = folder / "closed_package" / "train"
     program.write_text("#!/bin/sh\n")
@@ -58,7 +66,10 @@ def code(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def refusal(folder: Path) -> str:
-    return f"{folder} cannot be read by user {os.geteuid()}: its mode is 0000 and its owner user {folder.stat().st_uid}"
+    return (
+        f"{folder} cannot be read by user {os.geteuid()}: its mode is 0000 and its owner user "
+        f"{folder.stat().st_uid}"
+    )
 
 
 @pytest.mark.parametrize("closed", [".", "conf", "conf/experiment"])
@@ -73,7 +84,9 @@ def test_a_config_directory_that_cannot_be_read_is_one_clear_error(code: Path, c
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_is_not_found_where_nothing_can_be_read_is_said_with_the_reason(code: Path) -> None:
+def test_a_module_that_is_not_found_where_nothing_can_be_read_is_said_with_the_reason(
+    code: Path,
+) -> None:
     with mode_counts(code):
         with pytest.raises(ModuleNotFoundError) as caught:
             locate("mine_that_is_hidden.train")
@@ -81,20 +94,27 @@ def test_a_module_that_is_not_found_where_nothing_can_be_read_is_said_with_the_r
         assert told.endswith(f"No module named 'mine_that_is_hidden'; {refusal(code)}")
     with pytest.raises(ModuleNotFoundError) as absent:
         locate("mine_that_is_hidden.train")
-    assert describe_import_error("mine_that_is_hidden.train", absent.value).endswith("No module named 'mine_that_is_hidden'")
+    assert describe_import_error("mine_that_is_hidden.train", absent.value).endswith(
+        "No module named 'mine_that_is_hidden'"
+    )
 
 
 def test_a_package_that_cannot_be_read_is_not_taken_for_an_empty_one(code: Path) -> None:
     with mode_counts(code / "closed_package"):
         with pytest.raises(ConfigError) as caught:
             locate("closed_package.mine.train")
-        assert str(caught.value).endswith(f"'closed_package' has no attribute 'mine'; {refusal(code / 'closed_package')}")
+        assert str(caught.value).endswith(
+            f"'closed_package' has no attribute 'mine'; {refusal(code / 'closed_package')}"
+        )
 
 
 @pytest.mark.parametrize("closed", [".", "closed_package"])
 def test_a_program_that_cannot_be_reached_is_said_with_the_reason(code: Path, closed: str) -> None:
     check_program("closed_package/train")
-    with mode_counts(code / closed), pytest.raises(ConfigError, match=r"objective\.command: 'closed_package/train' ") as caught:
+    with (
+        mode_counts(code / closed),
+        pytest.raises(ConfigError, match=r"objective\.command: 'closed_package/train' ") as caught,
+    ):
         check_program("closed_package/train")
     with mode_counts(code / closed):
         assert refusal((code / closed).resolve()) in str(caught.value)
@@ -102,7 +122,10 @@ def test_a_program_that_cannot_be_reached_is_said_with_the_reason(code: Path, cl
 
 def test_code_that_cannot_be_reached_counts_as_not_there(code: Path) -> None:
     (code / "train.py").write_text("import closed_package.mine\n")
-    assert list(Sources({"_target_": "train.fit"}).look().digests) == ["train", "closed_package.mine"]
+    assert list(Sources({"_target_": "train.fit"}).look().digests) == [
+        "train",
+        "closed_package.mine",
+    ]
     with mode_counts(code / "closed_package"):
         assert list(Sources({"_target_": "train.fit"}).look().digests) == ["train"]
         assert not Sources({"_target_": "closed_package.mine.train"}).look().digests

@@ -1,4 +1,6 @@
-"""What a user's function may hand over: each odd value is kept as what it is, or refused with a reason, and costs no trial."""
+"""What a user's function may hand over: each odd value is kept as what it is, or refused with a
+reason, and costs no trial.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,19 @@ import pytest
 
 from orchestrator.model import Completed
 from orchestrator.runner.protocol.values import ResultError, as_result
-from tests.support.odd_values import ATTRS, KEYS, NUMBERS, RESULTS, STEPS, UNBOUNDED, Broken, Refused, Said, identical, refusal
+from tests.support.odd_values import (
+    ATTRS,
+    KEYS,
+    NUMBERS,
+    RESULTS,
+    STEPS,
+    UNBOUNDED,
+    Broken,
+    Refused,
+    Said,
+    identical,
+    refusal,
+)
 
 
 @pytest.fixture
@@ -32,7 +46,11 @@ def test_a_result_or_report_is_the_nearest_float_or_is_refused(what: str, said: 
         ):
             with pytest.raises(ResultError) as caught:
                 where()
-            assert wanted in str(caught.value) or "for 1 metric" in str(caught.value) or "of shape" in str(caught.value)
+            assert (
+                wanted in str(caught.value)
+                or "for 1 metric" in str(caught.value)
+                or "of shape" in str(caught.value)
+            )
         assert wanted in refusal(lambda: said.trial.report(make(), 0))
         assert said.take() == ({}, {})
     else:
@@ -51,7 +69,9 @@ def test_what_is_no_plain_number_is_a_result_if_it_holds_just_the_metrics(what: 
 
 
 @pytest.mark.parametrize("what", ATTRS)
-def test_an_attribute_is_kept_exactly_or_refused_and_never_costs_the_trial(what: str, said: Said) -> None:
+def test_an_attribute_is_kept_exactly_or_refused_and_never_costs_the_trial(
+    what: str, said: Said
+) -> None:
     make, wanted = ATTRS[what]
     completed, left_out = as_result({"value": 0.5, "extra": make()}, ["value"], ["minimize"])
     assert completed.values == (0.5,)
@@ -67,9 +87,13 @@ def test_an_attribute_is_kept_exactly_or_refused_and_never_costs_the_trial(what:
 
 
 def test_an_extra_entry_that_raises_while_it_is_read_is_left_out() -> None:
-    completed, left_out = as_result({"value": 0.5, "bad": Broken(), "good": 1}, ["value"], ["minimize"])
+    completed, left_out = as_result(
+        {"value": 0.5, "bad": Broken(), "good": 1}, ["value"], ["minimize"]
+    )
     assert completed == Completed((0.5,), {"good": 1})
-    assert left_out == ["the entry 'bad' of the returned mapping was not stored: RuntimeError('boom')"]
+    assert left_out == [
+        "the entry 'bad' of the returned mapping was not stored: RuntimeError('boom')"
+    ]
 
 
 @pytest.mark.parametrize("what", KEYS)
@@ -89,8 +113,12 @@ def test_each_objective_has_its_own_worst_value() -> None:
     goals = ["error", "accuracy"], ["minimize", "maximize"]
     assert as_result((math.inf, -math.inf), *goals)[0].values == (math.inf, -math.inf)
     assert as_result({"accuracy": 0.5, "error": math.inf}, *goals)[0].values == (math.inf, 0.5)
-    assert "inf for 'accuracy': it is to be maximized" in refusal(lambda: as_result((0.1, math.inf), *goals))
-    assert "-inf for 'error': it is to be minimized" in refusal(lambda: as_result({"error": -math.inf, "accuracy": 1}, *goals))
+    assert "inf for 'accuracy': it is to be maximized" in refusal(
+        lambda: as_result((0.1, math.inf), *goals)
+    )
+    assert "-inf for 'error': it is to be minimized" in refusal(
+        lambda: as_result({"error": -math.inf, "accuracy": 1}, *goals)
+    )
 
 
 @pytest.mark.parametrize("what", STEPS)
@@ -105,7 +133,9 @@ def test_a_step_is_a_whole_number_of_32_bits_or_is_refused(what: str, said: Said
 
 
 @pytest.mark.parametrize("what", UNBOUNDED)
-def test_a_result_may_be_infinitely_bad_and_no_other_than_finite_else_a_report_is_anything(what: str, said: Said) -> None:
+def test_a_result_may_be_infinitely_bad_and_no_other_than_finite_else_a_report_is_anything(
+    what: str, said: Said
+) -> None:
     value = UNBOUNDED[what]
     for direction, worst in (("minimize", math.inf), ("maximize", -math.inf)):
         give = partial(as_result, value, ["value"], [direction])

@@ -29,7 +29,12 @@ from orchestrator.runner.child.reuse import Traces
 from orchestrator.runner.child.suggestions import WorkerGoneError
 from orchestrator.runner.child.trial import Trial
 from orchestrator.runner.protocol import rundir
-from orchestrator.runner.protocol.channel import Channel, Message, MessageTooLongError, wait_readable
+from orchestrator.runner.protocol.channel import (
+    Channel,
+    Message,
+    MessageTooLongError,
+    wait_readable,
+)
 from orchestrator.runner.protocol.contract import Job, KeeperOptions
 from orchestrator.runner.protocol.executable import check_program
 from orchestrator.runner.protocol.target import (
@@ -65,23 +70,35 @@ _PLAIN: Final = Job(
 )
 _INTERPOLATING: Final = replace(
     _PLAIN,
-    params={"lr": 0.1, "decay": "${.lr}", "scaled": "${linear_scaling:0.1,256,${data.batch_size}}", "data": {}},
+    params={
+        "lr": 0.1,
+        "decay": "${.lr}",
+        "scaled": "${linear_scaling:0.1,256,${data.batch_size}}",
+        "data": {},
+    },
     values={"lr": 0.01, "data.batch_size": 64},
 )
-# A child's rehearsal uses one up, as the attempt does that of the study. The keeper's does without: its forks are to have them.
+# A child's rehearsal uses one up, as the attempt does that of the study. The keeper's does without:
+# its forks are to have them.
 _PLAIN_TEMPLATE: Final = Template(_PLAIN)
 _INTERPOLATING_TEMPLATE: Final = Template(_INTERPOLATING)
 
 
 class Terminated(SystemExit):
-    """The keeper ends the attempt: unwinds the user's function so that its ``finally`` blocks run."""
+    """The keeper ends the attempt: unwinds the user's function so that its ``finally``
+    blocks run.
+    """
 
 
-def serve(control: Channel, keeper_pid: int, options: KeeperOptions, template: Template | None) -> NoReturn:
-    """Gets ready, takes an attempt from the keeper at the other end of `control`, and runs it in this process, which ends here.
+def serve(
+    control: Channel, keeper_pid: int, options: KeeperOptions, template: Template | None
+) -> NoReturn:
+    """Gets ready, takes an attempt from the keeper at the other end of `control`, and runs it in
+    this process, which ends here.
 
-    With ``isolation=worker`` it takes another one as long as what went before leaves it fit for that. It says ``took`` before
-    anything of an attempt happens, and ``free`` when nothing more of it will. Call it in a process of its own session.
+    With ``isolation=worker`` it takes another one as long as what went before leaves it fit for
+    that. It says ``took`` before anything of an attempt happens, and ``free`` when nothing more of
+    it will. Call it in a process of its own session.
 
     Args:
         template: Made of another attempt of the study, which most likely has the same ``params``.
@@ -92,7 +109,8 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, template: T
     termination = _Termination(control)
     termination.disarm()
     sources = _import_ahead(options)
-    if options.start == "spawn" and not wait_readable([control], 0):  # otherwise an attempt waits for us
+    # otherwise an attempt waits for us
+    if options.start == "spawn" and not wait_readable([control], 0):
         linux.gather_pages()
     if options.start == "spawn" or (template is not None and template.interpolates):
         rehearse(options.threads, _INTERPOLATING, _INTERPOLATING_TEMPLATE)
@@ -108,14 +126,17 @@ def serve(control: Channel, keeper_pid: int, options: KeeperOptions, template: T
         control.send({"is": "took"})
         traces = Traces() if options.isolation == "worker" else None
         channel, job_path = Channel(socket.socket(fileno=sock)), Path(order["job"])
-        if not _attempt(control, channel, job_path, template, options.threads, known, termination, traces):
+        if not _attempt(
+            control, channel, job_path, template, options.threads, known, termination, traces
+        ):
             break
         if traces is None:
             break
         if (unfit := _unfit(traces)) is not None:
             control.send({"is": "unfit", "why": unfit})
             break
-        sources = {}  # it has trained with what it imported; one that changes under way changes nothing
+        # it has trained with what it imported; one that changes under way changes nothing
+        sources = {}
         _redirect(os.open(os.devnull, os.O_WRONLY))
         termination.disarm()
         control.send({"is": "free"})
@@ -133,7 +154,8 @@ def _attempt(
     termination: _Termination,
     traces: Traces | None,
 ) -> bool:
-    """Runs the attempt described at `path`; whether it came to a result that says nothing against this process.
+    """Runs the attempt described at `path`; whether it came to a result that says nothing against
+    this process.
 
     Args:
         known: as `facts.used_here` has it.
@@ -153,7 +175,8 @@ def _attempt(
     except Terminated:
         termination.ignore()
         _say("ended by SIGTERM")
-    # A failure after a signal is most often its consequence, so it is no verdict on the trial; a result is one.
+    # A failure after a signal is most often its consequence, so it is no verdict on the trial; a
+    # result is one.
     if outcome is not None and not (termination.seen and isinstance(outcome, Failed)):
         trial._listen()
         judged = not isinstance(outcome, Failed) or not (termination.signals or trial._stop)
@@ -215,13 +238,18 @@ def _modified(file: str) -> int:
         return -1
 
 
-def rehearse(threads: int | None, job: Job = _INTERPOLATING, template: Template | None = None) -> None:
-    """Goes through what every attempt does around the user's function, so that the first one takes no longer than others.
+def rehearse(
+    threads: int | None, job: Job = _INTERPOLATING, template: Template | None = None
+) -> None:
+    """Goes through what every attempt does around the user's function, so that the first one takes
+    no longer than others.
 
-    In a fork of a keeper that did so as well it only makes the pages of memory that this takes the fork's own.
+    In a fork of a keeper that did so as well it only makes the pages of memory that this takes the
+    fork's own.
 
     Args:
-        job: With interpolations in its ``params`` or without; they take ten times as long as all the rest.
+        job: With interpolations in its ``params`` or without; they take ten times as long as all
+            the rest.
         template: Made of `job`; without one its config is made here.
     """
     build_config(Job.from_json(json.loads(json.dumps(job.to_json()))), template)
@@ -230,7 +258,9 @@ def rehearse(threads: int | None, job: Job = _INTERPOLATING, template: Template 
 
 
 def template_of(example: Path) -> Template | None:
-    """The template of that attempt's study; None where it cannot be made. User code is not called."""
+    """The template of that attempt's study; None where it cannot be made. User code is
+    not called.
+    """
     with contextlib.suppress(Exception):  # what is wrong there, the attempt says
         return Template(rundir.read_job(example))
     return None
@@ -239,8 +269,9 @@ def template_of(example: Path) -> Template | None:
 class _Termination:
     """Takes the signals of this process, and of no process that it forks.
 
-    A SIGTERM of the keeper, which says so on `control`, becomes `Terminated`; the first one. Any other signal was sent to all
-    processes of a service or job, most likely, and is the worker's to obey: the keeper is told of it, and nothing else happens.
+    A SIGTERM of the keeper, which says so on `control`, becomes `Terminated`; the first one. Any
+    other signal was sent to all processes of a service or job, most likely, and is the worker's to
+    obey: the keeper is told of it, and nothing else happens.
     """
 
     def __init__(self, control: Channel) -> None:
@@ -253,7 +284,9 @@ class _Termination:
         os.register_at_fork(after_in_child=self._forget)
 
     def arm(self) -> None:
-        """From here on SIGTERM ends the attempt if the keeper means it. For others a handler of the objective's stays."""
+        """From here on SIGTERM ends the attempt if the keeper means it. For others a handler of the
+        objective's stays.
+        """
         self.signals, self._over = {}, False
         signal.signal(signal.SIGTERM, self._handle)
         for number in self._free(self._note):
@@ -261,7 +294,9 @@ class _Termination:
             signal.siginterrupt(number, False)  # native code that waits is not to notice
 
     def ignore(self) -> None:
-        """From here on the result is being written, and SIGTERM has nothing left to ask for; it is told of all the same."""
+        """From here on the result is being written, and SIGTERM has nothing left to ask for; it is
+        told of all the same.
+        """
         self._over = True
 
     def disarm(self) -> None:
@@ -291,7 +326,10 @@ class _Termination:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for number in signals.ENDING:
             if signal.getsignal(number) == self._note:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+                signal.signal(
+                    number,
+                    signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
+                )
 
     @staticmethod
     def _free(ours: signals.Handler) -> list[signal.Signals]:
@@ -307,7 +345,12 @@ def _lead_path() -> None:
 
 
 def _execute(
-    job: Job, trial: Trial, control: Channel, template: Template | None, threads: int | None, traces: Traces | None
+    job: Job,
+    trial: Trial,
+    control: Channel,
+    template: Template | None,
+    threads: int | None,
+    traces: Traces | None,
 ) -> Outcome:
     target, _ = target_of(job.objective)
     _lead_path()
@@ -328,7 +371,11 @@ def _execute(
         cfg, kwargs = build_config(job, template)
         trial._settled = Settled(job, cfg)
         takes = arguments_of(function, kwargs)
-        returned = _call(undecorated(function), tuple({"cfg": cfg, "trial": trial}[name] for name in takes), kwargs)
+        returned = _call(
+            undecorated(function),
+            tuple({"cfg": cfg, "trial": trial}[name] for name in takes),
+            kwargs,
+        )
         if returned is None and trial.should_stop():
             return Interrupted("stopped when asked")
         completed, left_out = as_result(returned, job.metrics, job.directions)
@@ -351,25 +398,30 @@ def _failed(kind: str, message: str, *causes: str) -> Failed:
     return Failed(kind, message, (kind, *causes))
 
 
-def _call(function: Callable[..., object], given: tuple[object, ...], kwargs: Mapping[str, Any]) -> object:
+def _call(
+    function: Callable[..., object], given: tuple[object, ...], kwargs: Mapping[str, Any]
+) -> object:
     pid = os.getpid()
     try:
         return function(*given, **kwargs)
     finally:
-        if os.getpid() != pid:  # the objective forked, and this is the copy: only the original has a result
+        # the objective forked, and this is the copy: only the original has a result
+        if os.getpid() != pid:
             flush_streams()
             os._exit(0)
 
 
 def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
-    if any(cls.__name__ == "TrialPruned" for cls in type(error).__mro__):  # ours, and Optuna's without importing it
+    # ours, and Optuna's without importing it
+    if any(cls.__name__ == "TrialPruned" for cls in type(error).__mro__):
         return Pruned(trial.last_step)
     if isinstance(error, WorkerGoneError):
         return Interrupted(str(error), lost=True)
     if isinstance(error, SystemExit):
         if trial.should_stop():
             return Interrupted("stopped when asked")
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)  # as the interpreter does
+        # as the interpreter does
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
         text = f"the objective called sys.exit({shown(error.code)}) instead of returning a result"
         return _failed("exit", text, f"exit:{code & 0xFF}")
     hint = hint_for(error)
@@ -379,7 +431,11 @@ def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
     ran_out = memory.ran_out(error)
     text = describe_exception(error) if hint is None else f"{describe_exception(error)} {hint}"
     failed = _failed("exception" if ran_out is None else "oom", text, *causes_of(error))
-    return failed if ran_out is None else replace(failed, memory=ran_out, peak_bytes=memory.peak_bytes(ran_out))
+    return (
+        failed
+        if ran_out is None
+        else replace(failed, memory=ran_out, peak_bytes=memory.peak_bytes(ran_out))
+    )
 
 
 def _print_traceback(error: BaseException) -> None:
@@ -399,7 +455,15 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _deliver(job: Job, control: Channel, channel: Channel, outcome: Outcome, known: str | None, *, lasting: bool) -> None:
+def _deliver(
+    job: Job,
+    control: Channel,
+    channel: Channel,
+    outcome: Outcome,
+    known: str | None,
+    *,
+    lasting: bool,
+) -> None:
     """Tells the worker; if it is `lasting`, any worker that finds the run directory as well."""
     try:
         if lasting:
@@ -415,7 +479,9 @@ def _deliver(job: Job, control: Channel, channel: Channel, outcome: Outcome, kno
 
 
 def _leave(termination: _Termination) -> NoReturn:
-    """Ends the process as the interpreter would, without taking apart what the keeper loaded (that costs more than a fork)."""
+    """Ends the process as the interpreter would, without taking apart what the keeper loaded (that
+    costs more than a fork).
+    """
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing does: joins threads, runs executors' hooks
         atexit._run_exitfuncs()
@@ -437,7 +503,9 @@ def _redirect(descriptor: int) -> None:
 
 
 def _seed(seed: int, threads: int | None) -> None:
-    """Seeds ``random``, and numpy and torch if they are imported; gives torch its number of threads."""
+    """Seeds ``random``, and numpy and torch if they are imported; gives torch its number of
+    threads.
+    """
     modules: Mapping[str, Any] = sys.modules
     random.seed(seed)
     if "numpy" in modules:
@@ -449,7 +517,9 @@ def _seed(seed: int, threads: int | None) -> None:
 
 
 def main() -> NoReturn:
-    """``python -m orchestrator.runner.child OPTIONS KEEPER_PID [EXAMPLE]``: a child in an interpreter of its own."""
+    """``python -m orchestrator.runner.child OPTIONS KEEPER_PID [EXAMPLE]``: a child in an
+    interpreter of its own.
+    """
     argument, keeper_pid, *example = sys.argv[1:]
     del sys.argv[1:]
     options = KeeperOptions.from_argument(argument)

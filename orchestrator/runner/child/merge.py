@@ -18,7 +18,9 @@ _OBJECTIVE = "__objective__"
 
 
 class Template:
-    """A study's ``params`` as a config made ahead, which takes half the time of `build_config`. It is used up by one job."""
+    """A study's ``params`` as a config made ahead, which takes half the time of `build_config`. It
+    is used up by one job.
+    """
 
     def __init__(self, job: Job) -> None:
         self._source = _source(job)
@@ -36,9 +38,11 @@ class Template:
 
 
 def build_config(job: Job, template: Template | None = None) -> tuple[DictConfig, dict[str, Any]]:
-    """The `cfg` and the keyword arguments for the user's function: the trial's values merged in, then resolved.
+    """The `cfg` and the keyword arguments for the user's function: the trial's values merged in,
+    then resolved.
 
-    Interpolations in both see `params` as their root. `cfg` is in struct mode: reading or writing an unknown key is an error.
+    Interpolations in both see `params` as their root. `cfg` is in struct mode: reading or writing
+    an unknown key is an error.
 
     Raises:
         omegaconf.errors.OmegaConfBaseException: An interpolation cannot be resolved.
@@ -48,7 +52,14 @@ def build_config(job: Job, template: Template | None = None) -> tuple[DictConfig
     if cfg is None:
         cfg = _create(job)
     # Of the program's own groups the program is told; what is below their paths in `params` stays.
-    overlay(cfg, {path: job.contents.get(path, value) for path, value in job.values.items() if path not in job.options})
+    overlay(
+        cfg,
+        {
+            path: job.contents.get(path, value)
+            for path, value in job.values.items()
+            if path not in job.options
+        },
+    )
     OmegaConf.resolve(cfg)
     resolved: dict[str, Any] = OmegaConf.to_container(cfg.pop(_OBJECTIVE))  # type: ignore[assignment]
     OmegaConf.set_struct(cfg, True)
@@ -61,12 +72,15 @@ class Settled:
     def __init__(self, job: Job, cfg: DictConfig) -> None:
         self._job = job
         self._plain: Any = None
-        # An interpolation is resolved once: it may give another value the next time. All else can wait for who asks.
+        # An interpolation is resolved once: it may give another value the next time. All else can
+        # wait for who asks.
         if "${" in str(job.params) or "${" in str(job.values):
             self._plain = OmegaConf.to_container(cfg)
 
     def value(self, path: str) -> tuple[Any, ...]:
-        """The plain value at a dotted path; none where there is nothing, a section, or a value of grid or search."""
+        """The plain value at a dotted path; none where there is nothing, a section, or a value of
+        grid or search.
+        """
         if path in self._job.values:
             return ()
         if self._plain is None:
@@ -76,7 +90,8 @@ class Settled:
 
 
 def _source(job: Job) -> str:
-    return json.dumps([job.params, job.objective])  # as text, for as values 1, 1.0 and True are equal
+    # as text, for as values 1, 1.0 and True are equal
+    return json.dumps([job.params, job.objective])
 
 
 def _create(job: Job) -> DictConfig:

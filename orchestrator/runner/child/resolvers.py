@@ -1,4 +1,6 @@
-"""Resolvers that tie one parameter to others, for use in ``params``: ``lr: ${linear_scaling:0.1,256,${data.batch_size}}``."""
+"""Resolvers that tie one parameter to others, for use in ``params``: ``lr:
+${linear_scaling:0.1,256,${data.batch_size}}``.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,16 @@ from omegaconf import OmegaConf
 
 
 def linear_scaling(base_lr: float, base_batch: float, batch: float) -> float:
-    """The learning rate scaled in proportion to the batch size (Goyal et al. 2017, arXiv:1706.02677)."""
+    """The learning rate scaled in proportion to the batch size (Goyal et al. 2017,
+    arXiv:1706.02677).
+    """
     return float(base_lr) * float(batch) / float(base_batch)
 
 
 def sqrt_scaling(base_lr: float, base_batch: float, batch: float) -> float:
-    """The learning rate scaled with the square root of the batch size (Krizhevsky 2014, arXiv:1404.5997)."""
+    """The learning rate scaled with the square root of the batch size (Krizhevsky 2014,
+    arXiv:1404.5997).
+    """
     return float(base_lr) * math.sqrt(float(batch) / float(base_batch))
 
 
@@ -25,7 +31,9 @@ _resolver_of = getattr(OmegaConf, "_get_resolver", lambda _name: object())
 
 
 def register() -> None:
-    """Makes the resolvers known to OmegaConf in this process; calling it again puts back what user code cleared or replaced."""
+    """Makes the resolvers known to OmegaConf in this process; calling it again puts back what user
+    code cleared or replaced.
+    """
     for name, resolver in _RESOLVERS.items():
         if name not in _registered or _resolver_of(name) is not _registered[name]:
             OmegaConf.register_new_resolver(name, resolver, replace=True)

@@ -28,11 +28,16 @@ class Traces:
     def unfit(self) -> str | None:
         """What makes the process unfit for another attempt, in words; None if nothing does.
 
-        What nobody holds any more is freed first: with it go GPU memory and the helper processes of data loaders.
+        What nobody holds any more is freed first: with it go GPU memory and the helper processes of
+        data loaders.
         """
         gc.collect()
         _empty_cuda_cache()
-        threads = [thread.name for thread in set(threading.enumerate()) - self._threads if not thread.daemon]
+        threads = [
+            thread.name
+            for thread in set(threading.enumerate()) - self._threads
+            if not thread.daemon
+        ]
         if threads:
             return f"threads run on ({', '.join(threads[:5])})"
         if has_children():
@@ -46,7 +51,10 @@ class Traces:
             return "resource limits were changed"
         if _open_files() > _limits()[resource.RLIMIT_NOFILE][0] / 2:
             return "it left more files open than may be again"
-        replaced = any(now is not before for now, before in zip((sys.stdout, sys.stderr), self._streams, strict=True))
+        replaced = any(
+            now is not before
+            for now, before in zip((sys.stdout, sys.stderr), self._streams, strict=True)
+        )
         if replaced or _outputs() != self._outputs:
             return "stdout or stderr was closed or replaced"
         return None

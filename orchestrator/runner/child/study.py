@@ -1,4 +1,6 @@
-"""The `trial.study` that a user's function sees: what Optuna's helpers read of a study, and nothing that changes one."""
+"""The `trial.study` that a user's function sees: what Optuna's helpers read of a study, and nothing
+that changes one.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +19,35 @@ ABOUT: Final = ("best", "user_attrs", "started", "distributions")
 """What an objective may ask about its study and its trial as the database has them."""
 
 _COMMANDS = (
-    "who looks at a study from outside has them: orchestrator best --json, or optuna.load_study with orchestrator db url"
+    "who looks at a study from outside has them: orchestrator best --json, or optuna.load_study "
+    "with orchestrator db url"
 )
 _NOT_HERE: Final[Mapping[str, str]] = MappingProxyType(
     {
         **dict.fromkeys(("trials", "get_trials", "best_trials", "trials_dataframe"), _COMMANDS),
         **dict.fromkeys(
-            ("optimize", "ask", "tell", "add_trial", "add_trials"), "the workers run the trials: orchestrator launch, worker"
+            ("optimize", "ask", "tell", "add_trial", "add_trials"),
+            "the workers run the trials: orchestrator launch, worker",
         ),
         "enqueue_trial": "add a trial by hand from outside: orchestrator enqueue",
         "stop": "end the study from outside: orchestrator stop",
         "set_metric_names": "the names are those of study.metric",
-        **dict.fromkeys(("sampler", "pruner"), "they are the worker's; choose them with sampler=… and pruner=…"),
+        **dict.fromkeys(
+            ("sampler", "pruner"), "they are the worker's; choose them with sampler=… and pruner=…"
+        ),
         **dict.fromkeys(
             ("set_user_attr", "set_system_attr", "system_attrs", "_storage", "_study_id"),
-            "the objective runs without the storage; trial.set_user_attr and trial.log_artifact store with the trial",
+            "the objective runs without the storage; trial.set_user_attr and trial.log_artifact "
+            "store with the trial",
         ),
     }
 )
 
 
 class StudyDirection(IntEnum):
-    """As ``optuna.study.StudyDirection``, and equal to it; used where the objective has not imported Optuna."""
+    """As ``optuna.study.StudyDirection``, and equal to it; used where the objective has not
+    imported Optuna.
+    """
 
     NOT_SET = 0
     MINIMIZE = 1
@@ -60,7 +69,9 @@ class BestTrial:
 
 
 class Study:
-    """The study of a running trial, to look at. What may change is asked of the worker at each access."""
+    """The study of a running trial, to look at. What may change is asked of the worker at each
+    access.
+    """
 
     def __init__(self, job: Job, ask: Callable[[str], Any]) -> None:
         self._job = job
@@ -73,7 +84,9 @@ class Study:
 
     @property
     def directions(self) -> list[StudyDirection]:
-        """The direction of each objective: Optuna's `StudyDirection` where the objective imported Optuna, else one like it."""
+        """The direction of each objective: Optuna's `StudyDirection` where the objective imported
+        Optuna, else one like it.
+        """
         optuna = sys.modules.get("optuna.study")
         kind = getattr(optuna, "StudyDirection", StudyDirection)
         return [kind[direction.upper()] for direction in self._job.directions]
@@ -128,7 +141,9 @@ class Study:
 
     def _refuse_several(self, name: str) -> None:
         if len(self._job.directions) > 1:
-            raise RuntimeError(f"trial.study.{name}: the study has several objectives; directions has one for each")
+            raise RuntimeError(
+                f"trial.study.{name}: the study has several objectives; directions has one for each"
+            )
 
     if not TYPE_CHECKING:  # else any name would pass for an attribute
 
@@ -137,5 +152,7 @@ class Study:
             if name in _NOT_HERE:
                 text += f": {_NOT_HERE[name]}"
             elif not name.startswith("_"):
-                text += did_you_mean(name, [known for known in dir(type(self)) if not known.startswith("_")])
+                text += did_you_mean(
+                    name, [known for known in dir(type(self)) if not known.startswith("_")]
+                )
             raise AttributeError(text)

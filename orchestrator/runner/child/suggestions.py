@@ -17,16 +17,23 @@ Choice = TypeVar("Choice", bound=bool | int | float | str | None)
 
 KINDS: Final = ("float", "int", "categorical")
 _MAX_NAME: Final = 512  # Optuna's column for parameter names
-_STORED = "the objective runs without the study's storage; trial.set_user_attr and trial.log_artifact store with the trial"
-_NOT_HERE: Final = dict.fromkeys(("storage", "system_attrs", "set_system_attr", "study_id", "_trial_id", "_study_id"), _STORED)
+_STORED = (
+    "the objective runs without the study's storage; trial.set_user_attr and trial.log_artifact "
+    "store with the trial"
+)
+_NOT_HERE: Final = dict.fromkeys(
+    ("storage", "system_attrs", "set_system_attr", "study_id", "_trial_id", "_study_id"), _STORED
+)
 _REFUSALS: Final[Mapping[str, type[Exception]]] = {"TypeError": TypeError, "ValueError": ValueError}
 _WARNINGS: Final[Mapping[str, type[Warning]]] = {"RuntimeWarning": RuntimeWarning}
 
 
 class WorkerGoneError(SystemExit):
-    """The worker that would answer is gone, and this process is about to be ended: no verdict on the trial.
+    """The worker that would answer is gone, and this process is about to be ended: no verdict on
+    the trial.
 
-    No `Exception`, so that an objective that catches those does not take it for a failure of its own.
+    No `Exception`, so that an objective that catches those does not take it for a failure of its
+    own.
     """
 
 
@@ -45,10 +52,14 @@ class Suggests:
         """The value that the study's `params` have for the name, if they have one."""
         return ()
 
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
-        """A number from `low` to `high`, both included, as `optuna.Trial.suggest_float`; the same in every attempt.
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A number from `low` to `high`, both included, as `optuna.Trial.suggest_float`; the same
+        in every attempt.
 
-        For a name of the study's grid or search it is the value that the trial has there, for one of `params` the value there.
+        For a name of the study's grid or search it is the value that the trial has there, for one
+        of `params` the value there.
 
         Args:
             name: At most 512 characters.
@@ -59,16 +70,26 @@ class Suggests:
 
         Raises:
             TypeError: An argument is of the wrong type.
-            ValueError: The arguments make no range, contradict what this name was asked as before, or leave out the value
-                that the trial has by its grid, its search, its `params` or by hand.
+            ValueError: The arguments make no range, contradict what this name was asked as before,
+                or leave out the value that the trial has by its grid, its search, its `params` or
+                by hand.
         """
-        arguments = {"low": _plain(low), "high": _plain(high), "step": None if step is None else _plain(step), "log": bool(log)}
+        arguments = {
+            "low": _plain(low),
+            "high": _plain(high),
+            "step": None if step is None else _plain(step),
+            "log": bool(log),
+        }
         return float(self._suggest(name, "float", arguments))
 
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        """A whole number from `low` to `high`, both included, as `optuna.Trial.suggest_int`; the same in every attempt.
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        """A whole number from `low` to `high`, both included, as `optuna.Trial.suggest_int`; the
+        same in every attempt.
 
-        For a name of the study's grid or search it is the value that the trial has there, for one of `params` the value there.
+        For a name of the study's grid or search it is the value that the trial has there, for one
+        of `params` the value there.
 
         Args:
             name: At most 512 characters.
@@ -81,24 +102,34 @@ class Suggests:
             TypeError: As `suggest_float`.
             ValueError: As `suggest_float`.
         """
-        arguments = {"low": _plain(low), "high": _plain(high), "step": _plain(step), "log": bool(log)}
+        arguments = {
+            "low": _plain(low),
+            "high": _plain(high),
+            "step": _plain(step),
+            "log": bool(log),
+        }
         return int(self._suggest(name, "int", arguments))
 
     def suggest_categorical(self, name: str, choices: Iterable[Choice]) -> Choice:
-        """One of `choices`, the very object, as `optuna.Trial.suggest_categorical`; the same in every attempt.
+        """One of `choices`, the very object, as `optuna.Trial.suggest_categorical`; the same in
+        every attempt.
 
-        For a name of the study's grid or search it is the value that the trial has there, for one of `params` the value there.
+        For a name of the study's grid or search it is the value that the trial has there, for one
+        of `params` the value there.
 
         Args:
             name: At most 512 characters.
-            choices: None, truth values, finite numbers and words; at least one. The same in every trial of the study.
+            choices: None, truth values, finite numbers and words; at least one. The same in every
+                trial of the study.
 
         Raises:
             TypeError: A choice is of another type.
             ValueError: As `suggest_float`, or there is no choice.
         """
         offered = list(choices)
-        place = self._suggest(name, "categorical", {"choices": [_choice(choice) for choice in offered]})
+        place = self._suggest(
+            name, "categorical", {"choices": [_choice(choice) for choice in offered]}
+        )
         return offered[int(place)]
 
     def suggest_uniform(self, name: str, low: float, high: float) -> float:
@@ -115,10 +146,15 @@ class Suggests:
 
     def _suggested(self) -> dict[str, Any]:
         """What was suggested in this attempt, by name."""
-        return {name: _value(question, internal) for name, (question, internal) in list(self._asked.items())}
+        return {
+            name: _value(question, internal)
+            for name, (question, internal) in list(self._asked.items())
+        }
 
     def _suggest(self, name: str, kind: str, arguments: dict[str, JSONValue]) -> float:
-        """Optuna's internal number of the value: the number itself, or the place among the choices."""
+        """Optuna's internal number of the value: the number itself, or the place among
+        the choices.
+        """
         question: Message = {"suggest": [_name(name), kind, arguments]}
         with self._asking:
             known = self._asked.get(name)
@@ -147,7 +183,9 @@ class Suggests:
             if name in _NOT_HERE:
                 text += f": {_NOT_HERE[name]}"
             elif not name.startswith("_"):
-                text += did_you_mean(name, [known for known in dir(type(self)) if not known.startswith("_")])
+                text += did_you_mean(
+                    name, [known for known in dir(type(self)) if not known.startswith("_")]
+                )
             raise AttributeError(text)
 
 
@@ -160,9 +198,13 @@ def _value(question: Message, internal: float) -> JSONValue:
 
 def _name(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"the name of a parameter must be a string, got {shown(name)} ({type(name).__name__})")
+        raise TypeError(
+            f"the name of a parameter must be a string, got {shown(name)} ({type(name).__name__})"
+        )
     if len(name) > _MAX_NAME:
-        raise ValueError(f"the name of a parameter has at most {_MAX_NAME} characters, got {len(name)}")
+        raise ValueError(
+            f"the name of a parameter has at most {_MAX_NAME} characters, got {len(name)}"
+        )
     text: str = _explained(name, lambda: as_json(name))
     return text
 
@@ -179,7 +221,8 @@ def _plain(number: object) -> float | int:
 def _choice(choice: object) -> JSONValue:
     if choice is not None and not isinstance(choice, (bool, int, float, str)):
         raise TypeError(
-            f"a choice must be None, a truth value, a number or a word, got {shown(choice)} ({type(choice).__name__});"
+            f"a choice must be None, a truth value, a number or a word, got {shown(choice)} "
+            f"({type(choice).__name__});"
             " let the choices be names, and look up what they stand for"
         )
     if isinstance(choice, float) and choice - choice != 0:

@@ -1,4 +1,6 @@
-"""The `trial` that a user's function is called with: Optuna's words, and what a training job needs besides."""
+"""The `trial` that a user's function is called with: Optuna's words, and what a training job needs
+besides.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,36 @@ from orchestrator.runner.child.study import Study
 from orchestrator.runner.child.suggestions import Suggests, WorkerGoneError
 from orchestrator.runner.files.artifacts import ArtifactPlace, ArtifactRecord
 from orchestrator.runner.journal import Journal
-from orchestrator.runner.protocol.channel import Channel, Message, MessageTooLongError, wait_readable
+from orchestrator.runner.protocol.channel import (
+    Channel,
+    Message,
+    MessageTooLongError,
+    wait_readable,
+)
 from orchestrator.runner.protocol.contract import Job
-from orchestrator.runner.protocol.values import as_constraint, as_json, as_key, as_number, as_step, shown
+from orchestrator.runner.protocol.values import (
+    as_constraint,
+    as_json,
+    as_key,
+    as_number,
+    as_step,
+    shown,
+)
 
 _T = TypeVar("_T")
 _MOST_REMARKS = 20
 
 
 class TrialPruned(Exception):  # noqa: N818 - Optuna's name
-    """Raise it to end the trial early on purpose, after `Trial.should_prune` said so. ``optuna.TrialPruned`` does as well."""
+    """Raise it to end the trial early on purpose, after `Trial.should_prune` said so.
+    ``optuna.TrialPruned`` does as well.
+    """
 
 
 class Trial(Suggests):
-    """One attempt of one trial, as the user's function sees it. Usable from any thread of the process it was given to."""
+    """One attempt of one trial, as the user's function sees it. Usable from any thread of the
+    process it was given to.
+    """
 
     def __init__(self, job: Job, channel: Channel) -> None:
         super().__init__()
@@ -46,12 +64,13 @@ class Trial(Suggests):
         self._constraints: dict[str, float] = {}
         self._stop = False
         self._leaving = False
-        self._signals: Mapping[int, float] = {}  # when signals came that may be the worker's as well, by the monotonic clock
+        # when signals came that may be the worker's as well, by the monotonic clock
+        self._signals: Mapping[int, float] = {}
         self._answers: dict[str, Any] = {}
         self._told_all = False  # of its parameters, whether or not it asked for each
         self._settled: Settled | None = None
 
-    # ------------------------------------------------------------------------------------------------------------- what it is
+    # ----------------------------------------------------------------------------------- what it is
 
     @property
     def number(self) -> int:
@@ -60,7 +79,9 @@ class Trial(Suggests):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters of this trial by name: those of grid and search, and what was suggested in this attempt."""
+        """The parameters of this trial by name: those of grid and search, and what was suggested in
+        this attempt.
+        """
         self._told_all = True
         return {**self._job.values, **self._suggested()}
 
@@ -71,7 +92,9 @@ class Trial(Suggests):
 
     @property
     def study(self) -> Study:
-        """The study of this trial, to look at: its name, directions, metric names, user attributes and best trial."""
+        """The study of this trial, to look at: its name, directions, metric names, user attributes
+        and best trial.
+        """
         return Study(self._job, self._ask_about)
 
     @property
@@ -88,13 +111,22 @@ class Trial(Suggests):
         """
         # Not imported above: an objective that asks for no such object is started without Optuna.
         optuna = importlib.import_module("optuna.distributions")
-        return {name: optuna.json_to_distribution(text) for name, text in self._ask_about("distributions").items()}
+        return {
+            name: optuna.json_to_distribution(text)
+            for name, text in self._ask_about("distributions").items()
+        }
 
     @property
     def datetime_start(self) -> datetime | None:
-        """When the first attempt of the trial began, by the database's clock, in local time without a zone, as in Optuna."""
+        """When the first attempt of the trial began, by the database's clock, in local time without
+        a zone, as in Optuna.
+        """
         started = self._ask_about("started")
-        return None if started is None else datetime.fromisoformat(started).astimezone().replace(tzinfo=None)
+        return (
+            None
+            if started is None
+            else datetime.fromisoformat(started).astimezone().replace(tzinfo=None)
+        )
 
     @property
     def constraints(self) -> dict[str, float]:
@@ -103,12 +135,15 @@ class Trial(Suggests):
 
     @property
     def device(self) -> str:
-        """The torch device to train on: ``cuda:0`` or ``cpu``. No other GPU is visible to this process."""
+        """The torch device to train on: ``cuda:0`` or ``cpu``. No other GPU is visible to this
+        process.
+        """
         return self._job.device
 
     @property
     def seed(self) -> int:
-        """The trial's seed, the same in every attempt. ``random`` is seeded with it before the function is called.
+        """The trial's seed, the same in every attempt. ``random`` is seeded with it before the
+        function is called.
 
         So are numpy and torch when the objective's module had imported them by then, and only then.
         """
@@ -126,24 +161,29 @@ class Trial(Suggests):
 
     @property
     def resumed_from(self) -> int | None:
-        """The earlier attempt whose files `checkpoint_dir` held at the start; None if it was empty."""
+        """The earlier attempt whose files `checkpoint_dir` held at the start; None if
+        it was empty.
+        """
         return self._job.resumed_from
 
     @property
     def checkpoint_dir(self) -> Path:
-        """An existing directory for this attempt alone; at its start it holds what the attempt before left in its own.
+        """An existing directory for this attempt alone; at its start it holds what the attempt
+        before left in its own.
 
-        Write a checkpoint under another name and rename it when it is whole: the process may be killed at any time, and the
-        next attempt takes what it finds. Links that lead out of the directory are handed on as they are.
+        Write a checkpoint under another name and rename it when it is whole: the process may be
+        killed at any time, and the next attempt takes what it finds. Links that lead out of the
+        directory are handed on as they are.
         """
         return self._job.checkpoint_dir
 
-    # ------------------------------------------------------------------------------------------------------------ what it does
+    # --------------------------------------------------------------------------------- what it does
 
     def report(self, value: float, step: int) -> None:
         """Hands the study an intermediate value of the metric at `step`; it returns at once.
 
-        A step reported before is ignored with a warning. NaN is allowed: a pruner counts it as worse than anything.
+        A step reported before is ignored with a warning. NaN is allowed: a pruner counts it as
+        worse than anything.
 
         Args:
             value: Any real number, a 0-d numpy or torch value included.
@@ -160,7 +200,9 @@ class Trial(Suggests):
         with self._lock:
             self._refuse_fork()
             if step in self._steps:
-                warnings.warn(f"step {step} was reported before; this report is ignored", stacklevel=2)
+                warnings.warn(
+                    f"step {step} was reported before; this report is ignored", stacklevel=2
+                )
                 return
             self._steps.add(step)
             message = {"report": [step, number]}
@@ -168,9 +210,11 @@ class Trial(Suggests):
             self._journal.append(message)
 
     def should_prune(self) -> bool:
-        """Whether the study's pruner says to end this trial, judged on all that was reported so far; waits for the answer.
+        """Whether the study's pruner says to end this trial, judged on all that was reported so
+        far; waits for the answer.
 
-        False when the worker is gone: nobody is left to judge, and the process is about to be ended.
+        False when the worker is gone: nobody is left to judge, and the process is about to be
+        ended.
 
         Raises:
             NotImplementedError: The study has several objectives.
@@ -180,7 +224,8 @@ class Trial(Suggests):
             return bool(self._wait_for("prune", {"prune": self.last_step}))
 
     def should_stop(self) -> bool:
-        """Whether the worker asked for an early end: write a checkpoint and return None, and the trial goes on elsewhere.
+        """Whether the worker asked for an early end: write a checkpoint and return None, and the
+        trial goes on elsewhere.
 
         It costs a microsecond: ask as often as you like.
         """
@@ -190,13 +235,16 @@ class Trial(Suggests):
             return self._stop
 
     def set_user_attr(self, key: str, value: Any) -> None:
-        """Stores an attribute of the trial, shown by dashboards; a later value of the same key replaces an earlier one.
+        """Stores an attribute of the trial, shown by dashboards; a later value of the same key
+        replaces an earlier one.
 
-        NaN and infinities are stored as the strings ``nan``, ``inf`` and ``-inf``, for JSON has no such numbers.
+        NaN and infinities are stored as the strings ``nan``, ``inf`` and ``-inf``, for JSON has no
+        such numbers.
 
         Args:
             key: At most 512 characters.
-            value: Anything with a JSON form: numbers, strings, lists, mappings, numpy and torch values; at most 1 MB.
+            value: Anything with a JSON form: numbers, strings, lists, mappings, numpy and torch
+                values; at most 1 MB.
 
         Raises:
             TypeError: `key` is no string, or `value` has no JSON form.
@@ -215,10 +263,12 @@ class Trial(Suggests):
             self._user_attrs[key] = stored
 
     def set_constraint(self, key: str, value: float) -> None:
-        """Says how well the trial keeps a constraint: zero or less is feasible, more is by how much it is violated.
+        """Says how well the trial keeps a constraint: zero or less is feasible, more is by how much
+        it is violated.
 
-        The trial is feasible if it keeps all; the sampler learns to avoid where others do not. A constraint that was set
-        before is ignored with a warning. Call it before the function returns, for failed trials too.
+        The trial is feasible if it keeps all; the sampler learns to avoid where others do not. A
+        constraint that was set before is ignored with a warning. Call it before the function
+        returns, for failed trials too.
 
         Args:
             key: A name for the constraint, 500 characters at most.
@@ -232,18 +282,24 @@ class Trial(Suggests):
         with self._lock:
             self._refuse_fork()
             if key in self._constraints:
-                warnings.warn(f"constraint {key!r} was set before; this value is ignored", stacklevel=2)
+                warnings.warn(
+                    f"constraint {key!r} was set before; this value is ignored", stacklevel=2
+                )
                 return
             self._constraints[key] = number
             message = {"constraint": [key, number]}
             self._channel.send(message)
             self._journal.append(message)
 
-    def log_artifact(self, path: str | os.PathLike[str], *, name: str | None = None, mimetype: str | None = None) -> str:
-        """Stores a copy of the file as an artifact of the trial, shown by optuna-dashboard; returns the artifact's id.
+    def log_artifact(
+        self, path: str | os.PathLike[str], *, name: str | None = None, mimetype: str | None = None
+    ) -> str:
+        """Stores a copy of the file as an artifact of the trial, shown by optuna-dashboard; returns
+        the artifact's id.
 
-        When it returns the copy is in `paths.artifacts`, and the file may change or go. Every call adds an artifact, under a
-        name used before as well. In a study it is known by once the worker has told the database, a second later or so.
+        When it returns the copy is in `paths.artifacts`, and the file may change or go. Every call
+        adds an artifact, under a name used before as well. In a study it is known by once the
+        worker has told the database, a second later or so.
 
         Args:
             path: A file; of a directory store an archive.
@@ -255,14 +311,16 @@ class Trial(Suggests):
             IsADirectoryError: It is a directory.
             TypeError: `name` or `mimetype` is no string.
             ValueError: `name` or `mimetype` is malformed, or `path` leads to a pipe or the like.
-            orchestrator.runner.files.artifacts.ArtifactError: An `OSError`: the file cannot be read or stored, or the disk
-                is full.
+            orchestrator.runner.files.artifacts.ArtifactError: An `OSError`: the file cannot be read
+                or stored, or the disk is full.
         """
         file = Path(path)
         record = ArtifactRecord.of(file, name, mimetype)
         self._refuse_fork()
         # Outside the lock: a large file must keep no other thread from its reports.
-        ArtifactPlace(self._job.artifacts or str(self._job.run_dir / "artifacts")).add(file, record.artifact_id)
+        ArtifactPlace(self._job.artifacts or str(self._job.run_dir / "artifacts")).add(
+            file, record.artifact_id
+        )
         with self._lock:
             message = {"artifact": record.to_json()}
             self._channel.send(message)
@@ -274,32 +332,43 @@ class Trial(Suggests):
         """The highest step reported in this attempt, None before the first."""
         return max(self._steps, default=None)
 
-    # ---------------------------------------------------------------------------------------------------------------- inside
+    # --------------------------------------------------------------------------------------- inside
 
     def _signalled(self, within_s: float, *numbers: int) -> bool:
         """Whether one of these signals, or any if none is given, came within the last seconds."""
         since = time.monotonic() - within_s
-        return any(at >= since for number, at in self._signals.items() if not numbers or number in numbers)
+        return any(
+            at >= since for number, at in self._signals.items() if not numbers or number in numbers
+        )
 
     def _worker_ends(self, within_s: float) -> bool:
         """Whether the worker says within that time that it ends, or that the trial is to."""
         give_up_at = time.monotonic() + within_s
         with self._lock:
             self._listen()
-            while not (self._stop or self._leaving or self._channel.closed) and (left := give_up_at - time.monotonic()) > 0:
+            while (
+                not (self._stop or self._leaving or self._channel.closed)
+                and (left := give_up_at - time.monotonic()) > 0
+            ):
                 wait_readable([self._channel], left)
                 self._listen()
             return self._stop or self._leaving
 
     def _never_asked(self) -> dict[str, str]:
-        """What grid and search set for this trial and a function of the trial alone never heard of, a remark for each."""
-        # What it got by an interpolation in its arguments, or asked for in an earlier attempt, it may have heard of.
+        """What grid and search set for this trial and a function of the trial alone never heard of,
+        a remark for each.
+        """
+        # What it got by an interpolation in its arguments, or asked for in an earlier attempt, it
+        # may have heard of.
         if self._told_all or self._job.resumed or "${" in str(self._job.objective):
             return {}
         asked = self._suggested()
         others = asked.keys() - self._job.values.keys()
         return {
-            name: f"trial {self.number} completed without asking for {name}, which the study sets{did_you_mean(name, others)}"
+            name: (
+                f"trial {self.number} completed without asking for {name}, which the study "
+                f"sets{did_you_mean(name, others)}"
+            )
             for name in [*self._job.values, *self._set_by_params()]
             if name not in asked
         }
@@ -308,10 +377,16 @@ class Trial(Suggests):
         """The parameters that ``params`` give a value which nothing else in ``params`` may use."""
         if "${" in str(self._job.params):
             return []
-        return [path for path in leaf_paths(self._job.params) if at(self._job.params, path) not in (None, {})][:_MOST_REMARKS]
+        return [
+            path
+            for path in leaf_paths(self._job.params)
+            if at(self._job.params, path) not in (None, {})
+        ][:_MOST_REMARKS]
 
     def _end(self) -> None:
-        """Ends the attempt for whoever still has this object: nothing is reported or written any more."""
+        """Ends the attempt for whoever still has this object: nothing is reported or written any
+        more.
+        """
         self._journal.close()
         self._channel.shut()
 
@@ -319,7 +394,8 @@ class Trial(Suggests):
         found = self._settled.value(name) if self._settled is not None else ()
         try:
             return tuple(as_json(value) for value in found)
-        except (TypeError, ValueError):  # what a resolver of the user's made: no value that anybody asks for
+        except (TypeError, ValueError):
+            # what a resolver of the user's made: no value that anybody asks for
             return tuple(map(shown, found))
 
     def _ask(self, question: Message) -> Message | None:
@@ -334,7 +410,8 @@ class Trial(Suggests):
         """What the database has of the study or the trial: one of `ABOUT`."""
         with self._lock:
             answer: Message | None = self._wait_for("study", {"study": what})
-            while answer is not None and answer["about"] != what:  # late, to a question that a signal cut short
+            # late, to a question that a signal cut short
+            while answer is not None and answer["about"] != what:
                 answer = self._wait_for("study")
         if answer is None:
             raise WorkerGoneError("the worker that knows the study is gone")
@@ -343,7 +420,9 @@ class Trial(Suggests):
         return answer["value"]
 
     def _wait_for(self, kind: str, question: Message | None = None) -> Any:
-        """The worker's next answer of that kind, after putting the question if there is one; None when the worker is gone."""
+        """The worker's next answer of that kind, after putting the question if there is one; None
+        when the worker is gone.
+        """
         self._refuse_fork()
         self._answers.pop(kind, None)
         if question is not None:
@@ -359,15 +438,22 @@ class Trial(Suggests):
                 self._stop = True
             if message.get("leaving"):
                 self._leaving = True
-            self._answers |= {kind: message[kind] for kind in ("prune", "suggest", "study") if kind in message}
+            self._answers |= {
+                kind: message[kind] for kind in ("prune", "suggest", "study") if kind in message
+            }
 
     def _refuse_several(self, method: str) -> None:
         if len(self._job.metrics) > 1:
-            raise NotImplementedError(f"trial.{method} is not supported for a study with several objectives")
+            raise NotImplementedError(
+                f"trial.{method} is not supported for a study with several objectives"
+            )
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._pid:
-            raise RuntimeError("this trial belongs to another process: call it in the process that the objective was called in")
+            raise RuntimeError(
+                "this trial belongs to another process: call it in the process that the "
+                "objective was called in"
+            )
 
 
 def _explain(key: object, convert: Callable[[], _T]) -> _T:

@@ -1,7 +1,9 @@
-"""Artifacts: files that a trial leaves for people, kept by id in one place for all studies, as Optuna's artifact stores do.
+"""Artifacts: files that a trial leaves for people, kept by id in one place for all studies, as
+Optuna's artifact stores do.
 
-A directory holds them flat, a file an artifact, so that `optuna.artifacts.FileSystemArtifactStore` reads it too; a URL is any
-that fsspec knows. The record of an artifact (`ArtifactRecord`) goes into the trial, where Optuna and its dashboard look for it.
+A directory holds them flat, a file an artifact, so that `optuna.artifacts.FileSystemArtifactStore`
+reads it too; a URL is any that fsspec knows. The record of an artifact (`ArtifactRecord`) goes into
+the trial, where Optuna and its dashboard look for it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _PROTOCOL_TYPO = re.compile(r"[A-Za-z][A-Za-z0-9+-]+:(?!//)")
 
 
 class ArtifactError(OSError):
-    """A file could not be stored; says which, where, and what the system said, and holds its `errno`."""
+    """A file could not be stored; says which, where, and what the system said, and holds its
+    `errno`.
+    """
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class ArtifactRecord:
 
     Raises:
         TypeError: a field is no string.
-        ValueError: a field cannot be what it is to be; a header of an HTTP answer is made of the type.
+        ValueError: a field cannot be what it is to be; a header of an HTTP answer is made of the
+            type.
     """
 
     artifact_id: str
@@ -59,13 +64,19 @@ class ArtifactRecord:
         if not isinstance(self.filename, str):
             raise TypeError(f"the name of an artifact must be a string, got {shown(self.filename)}")
         if not 1 <= len(self.filename) <= _MAX_NAME:
-            raise ValueError(f"the name of an artifact has 1 to {_MAX_NAME} characters, got {len(self.filename)}")
+            raise ValueError(
+                f"the name of an artifact has 1 to {_MAX_NAME} characters, got {len(self.filename)}"
+            )
         as_json(self.filename)  # text that a database takes
         if not isinstance(self.mimetype, str):
-            raise TypeError(f"mimetype must be a string such as image/png, got {shown(self.mimetype)}")
+            raise TypeError(
+                f"mimetype must be a string such as image/png, got {shown(self.mimetype)}"
+            )
         if not _TYPE.fullmatch(self.mimetype):
             raise ValueError(f"mimetype must have the form image/png, got {shown(self.mimetype)}")
-        if self.encoding is not None and not (isinstance(self.encoding, str) and _TYPE.fullmatch(f"x/{self.encoding}")):
+        if self.encoding is not None and not (
+            isinstance(self.encoding, str) and _TYPE.fullmatch(f"x/{self.encoding}")
+        ):
             raise ValueError(f"{shown(self.encoding)} is no content encoding")
 
     @staticmethod
@@ -73,18 +84,26 @@ class ArtifactRecord:
         """A record with a new id; name and type come from `path` where they are None."""
         name = path.name if name is None else name
         guessed, encoding = mimetypes.guess_type(name) if isinstance(name, str) else (None, None)
-        return ArtifactRecord(str(uuid.uuid4()), name, guessed or UNKNOWN_TYPE if mimetype is None else mimetype, encoding)
+        return ArtifactRecord(
+            str(uuid.uuid4()),
+            name,
+            guessed or UNKNOWN_TYPE if mimetype is None else mimetype,
+            encoding,
+        )
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> ArtifactRecord:
-        return ArtifactRecord(data["artifact_id"], data["filename"], data["mimetype"], data["encoding"])
+        return ArtifactRecord(
+            data["artifact_id"], data["filename"], data["mimetype"], data["encoding"]
+        )
 
     def to_json(self) -> dict[str, JSONValue]:
         return asdict(self)
 
 
 class ArtifactPlace:
-    """The files of all artifacts, by id. It has what Optuna asks of an artifact store: `open_reader`, `write`, `remove`.
+    """The files of all artifacts, by id. It has what Optuna asks of an artifact store:
+    `open_reader`, `write`, `remove`.
 
     Args:
         place: an absolute directory, made when the first file comes, or an fsspec URL.
@@ -98,12 +117,14 @@ class ArtifactPlace:
         self._directory = None if "://" in place else Path(place)
         self._store: ObjectStore | None = None
         if self._directory is None:
-            from orchestrator.runner.files.object_store import ObjectStore  # no trial waits for fsspec without need
+            # no trial waits for fsspec without need
+            from orchestrator.runner.files.object_store import ObjectStore
 
             self._store = ObjectStore(place)
 
     def add(self, file: Path, artifact_id: str) -> None:
-        """Copies a file, which may change as soon as this returns; it is there under its id as a whole or not at all.
+        """Copies a file, which may change as soon as this returns; it is there under its id as a
+        whole or not at all.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -114,9 +135,14 @@ class ArtifactPlace:
         try:
             mode = file.stat().st_mode
         except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, "there is no such file to store as an artifact", str(file)) from None
+            raise FileNotFoundError(
+                errno.ENOENT, "there is no such file to store as an artifact", str(file)
+            ) from None
         if stat.S_ISDIR(mode):
-            hint = "an artifact is one file: store an archive of it, shutil.make_archive(name, 'zip', directory)"
+            hint = (
+                "an artifact is one file: store an archive of it, shutil.make_archive(name, "
+                "'zip', directory)"
+            )
             raise IsADirectoryError(errno.EISDIR, hint, str(file))
         if not stat.S_ISREG(mode):
             raise ValueError(f"{file} is no regular file, so it cannot be stored as an artifact")
@@ -128,8 +154,14 @@ class ArtifactPlace:
                     self.write(artifact_id, content)
         except Exception as error:
             number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-            said = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
-            raise ArtifactError(number, f"{said}: {file} could not be stored in paths.artifacts={self._place}") from error
+            said = (
+                error.strerror
+                if isinstance(error, OSError) and error.strerror
+                else _first_line(error)
+            )
+            raise ArtifactError(
+                number, f"{said}: {file} could not be stored in paths.artifacts={self._place}"
+            ) from error
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """The content of an artifact.
@@ -144,7 +176,9 @@ class ArtifactPlace:
             except FileNotFoundError:
                 raise
             except Exception as error:
-                raise ArtifactError(errno.EIO, f"{_first_line(error)}: paths.artifacts={self._place}") from error
+                raise ArtifactError(
+                    errno.EIO, f"{_first_line(error)}: paths.artifacts={self._place}"
+                ) from error
         return (self._folder / _checked(artifact_id)).open("rb")
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
@@ -180,9 +214,11 @@ class ArtifactPlace:
 
 
 def checked_place(setting: str | None, data: Path) -> str:
-    """Where artifacts go by `paths.artifacts`: an absolute directory or a URL. One that is named must be writable.
+    """Where artifacts go by `paths.artifacts`: an absolute directory or a URL. One that is named
+    must be writable.
 
-    The default, in `paths.data`, is made when the first artifact comes: a host that stores none does not need it.
+    The default, in `paths.data`, is made when the first artifact comes: a host that stores none
+    does not need it.
 
     Raises:
         ConfigError: it cannot be made or written, or is no place.
@@ -192,13 +228,19 @@ def checked_place(setting: str | None, data: Path) -> str:
     try:
         if "://" in setting:
             if mask(setting) != setting:  # it would lie in the run directory of every trial
-                raise ConfigError("a password does not belong into it; give it as the library of the protocol reads it")
+                raise ConfigError(
+                    "a password does not belong into it; give it as the library of the protocol "
+                    "reads it"
+                )
             ArtifactPlace(setting)
             return setting
         if not setting.strip():
             raise ConfigError("must be a directory or a URL; null keeps artifacts in paths.data")
         if _PROTOCOL_TYPO.match(setting):
-            raise ConfigError("a URL has // after its protocol, as in s3://bucket/path; begin a directory's path with / or ./")
+            raise ConfigError(
+                "a URL has // after its protocol, as in s3://bucket/path; begin a directory's "
+                "path with / or ./"
+            )
         directory = Path(setting).expanduser().absolute()
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as probe:
@@ -206,7 +248,9 @@ def checked_place(setting: str | None, data: Path) -> str:
     except ConfigError as error:
         raise ConfigError(f"paths.artifacts={mask(setting)}: {error}") from error
     except OSError as error:
-        raise ConfigError(f"paths.artifacts={setting}: {error.strerror} ({error.filename or setting})") from error
+        raise ConfigError(
+            f"paths.artifacts={setting}: {error.strerror} ({error.filename or setting})"
+        ) from error
     return str(directory)
 
 

@@ -33,7 +33,9 @@ _PROTOCOL_TYPO = re.compile(r"[A-Za-z][A-Za-z0-9+-]+:(?!//)")
 
 
 class CheckpointError(OrchestratorError):
-    """The checkpoints of an attempt cannot be read or written here; the message names the setting that says where they are."""
+    """The checkpoints of an attempt cannot be read or written here; the message names the setting
+    that says where they are.
+    """
 
 
 class Checkpoints:
@@ -43,21 +45,25 @@ class Checkpoints:
 
     - place None: ``<runs>/<study>/trial-N/attempt-K-TOKEN/checkpoints``;
     - a directory: ``<place>/<study>/trial-N/attempt-K-TOKEN``;
-    - a URL: as with None, and what is there is uploaded to ``<place>/<study>/trial-N/attempt-K-TOKEN``, see `generations`.
+    - a URL: as with None, and what is there is uploaded to
+      ``<place>/<study>/trial-N/attempt-K-TOKEN``, see `generations`.
 
     Args:
         place: The setting ``paths.checkpoints``.
         runs: The setting ``paths.runs``.
 
     Raises:
-        ConfigError: The place cannot be made, read or written from here, its protocol is unknown, or a package is missing.
+        ConfigError: The place cannot be made, read or written from here, its protocol is unknown,
+            or a package is missing.
     """
 
     def __init__(self, place: str | None, runs: Path) -> None:
         self._runs = runs
         self._store: ObjectStore | None = None
         self._directories: Path | None = None
-        self._setting = f"paths.runs={runs}" if place is None else f"paths.checkpoints={mask(place)}"
+        self._setting = (
+            f"paths.runs={runs}" if place is None else f"paths.checkpoints={mask(place)}"
+        )
         try:
             if place is None:
                 self._identity = _identity_of_directory(runs)
@@ -65,10 +71,13 @@ class Checkpoints:
                 self._store = ObjectStore(place)
                 self._identity = _identity_of_store(self._store)
             elif not place.strip():
-                raise ConfigError("must be a directory or a URL; null keeps checkpoints with the runs")
+                raise ConfigError(
+                    "must be a directory or a URL; null keeps checkpoints with the runs"
+                )
             elif _PROTOCOL_TYPO.match(place):
                 raise ConfigError(
-                    "a URL has // after its protocol, as in s3://bucket/path; begin a directory's path with / or ./"
+                    "a URL has // after its protocol, as in s3://bucket/path; begin a "
+                    "directory's path with / or ./"
                 )
             else:
                 directory = Path(place).expanduser().absolute()
@@ -82,24 +91,34 @@ class Checkpoints:
         return self._identity
 
     def begin(
-        self, study: str, number: int, attempt: int, *, resume: bool, tokens: Mapping[int, int | None] = MappingProxyType({})
+        self,
+        study: str,
+        number: int,
+        attempt: int,
+        *,
+        resume: bool,
+        tokens: Mapping[int, int | None] = MappingProxyType({}),
     ) -> Kept:
-        """Makes the directory of an attempt; with `resume` it holds what the newest earlier attempt that has any left there.
+        """Makes the directory of an attempt; with `resume` it holds what the newest earlier attempt
+        that has any left there.
 
-        It takes as long as a copy or a download of that does, and shares nothing with other calls: call it in a thread while
-        the lease of the trial is renewed. An earlier attempt whose files are unreadable, or half there, is passed over with a
-        warning. What attempts before the one taken up left is deleted.
+        It takes as long as a copy or a download of that does, and shares nothing with other calls:
+        call it in a thread while the lease of the trial is renewed. An earlier attempt whose files
+        are unreadable, or half there, is passed over with a warning. What attempts before the one
+        taken up left is deleted.
 
         Args:
             study: The study's folder.
             number: The trial's number in its study.
             attempt: The attempt that begins, from 1. No two calls may have the same one.
             resume: Whether to hand over at all.
-            tokens: That of this attempt and of each earlier one, as the database has them, by attempt. What others left under
-                the trial's number, before the database went back in time, is not the trial's.
+            tokens: That of this attempt and of each earlier one, as the database has them, by
+                attempt. What others left under the trial's number, before the database went back in
+                time, is not the trial's.
 
         Raises:
-            CheckpointError: The place cannot be read or written, the disk is full. Nothing that was there is lost.
+            CheckpointError: The place cannot be read or written, the disk is full. Nothing that was
+                there is lost.
         """
         trial = _TrialPlace(self._runs, self._directories, self._store, study, number, tokens)
         directory = trial.directory(attempt)
@@ -126,12 +145,18 @@ class Checkpoints:
                 if trial.copy(earlier, incoming):
                     return earlier
             except UnreadableError as error:
-                logger.warning("trial %d: no checkpoints from attempt %d: %s", trial.number, earlier, _said(error))
+                logger.warning(
+                    "trial %d: no checkpoints from attempt %d: %s",
+                    trial.number,
+                    earlier,
+                    _said(error),
+                )
         return None
 
 
 class Kept:
-    """The checkpoints of one attempt. As a context manager it ends their upload when left, without a last one.
+    """The checkpoints of one attempt. As a context manager it ends their upload when left, without
+    a last one.
 
     Attributes:
         directory: Where the attempt writes them; exists.
@@ -143,7 +168,11 @@ class Kept:
         self.resumed_from = resumed_from
         self._trial = trial
         self._attempt = attempt
-        self._uploader = None if trial.store is None else Uploader(trial.store, trial.remote(attempt), self.directory)
+        self._uploader = (
+            None
+            if trial.store is None
+            else Uploader(trial.store, trial.remote(attempt), self.directory)
+        )
 
     @property
     def uploads(self) -> bool:
@@ -154,26 +183,36 @@ class Kept:
         """Ends the upload; where nothing is uploaded it does nothing. Calling it again is allowed.
 
         Args:
-            final: Whether to upload first what is there now; the child must have ended. Then it returns when that is done or
-                has failed, after `LAST_UPLOAD_S` at the latest, or soon after another thread calls it without. It raises
-                nothing, so call it in a thread while the lease of the trial is renewed. Without, it returns at once.
+            final: Whether to upload first what is there now; the child must have ended. Then it
+                returns when that is done or has failed, after `LAST_UPLOAD_S` at the latest, or
+                soon after another thread calls it without. It raises nothing, so call it in a
+                thread while the lease of the trial is renewed. Without, it returns at once.
         """
         if self._uploader is not None:
             self._uploader.close(final=final)
 
     def discard_older(self) -> None:
-        """Deletes what all earlier attempts left. For a trial that has ended; this attempt's own checkpoints stay."""
+        """Deletes what all earlier attempts left. For a trial that has ended; this attempt's own
+        checkpoints stay.
+        """
         self._trial.discard(self._attempt)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
         self.close(final=False)
 
 
 class _TrialPlace:
-    """Where the attempts of one trial have their checkpoints. `store` is None where nothing is uploaded."""
+    """Where the attempts of one trial have their checkpoints. `store` is None where nothing is
+    uploaded.
+    """
 
     def __init__(
         self,
@@ -216,7 +255,8 @@ class _TrialPlace:
             return True
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        return copy_tree(self.directory(attempt), target)  # of a URL's: an attempt on this host that could upload nothing
+        # of a URL's: an attempt on this host that could upload nothing
+        return copy_tree(self.directory(attempt), target)
 
     def discard(self, below: int) -> None:
         """Deletes what the attempts before `below` left, as far as that can be done now."""
@@ -228,7 +268,9 @@ class _TrialPlace:
                 if self.store is not None:
                     self.store.remove(self.remote(attempt))
         except Exception as error:  # noqa: BLE001 - litter is no reason to fail
-            logger.debug("trial %d: earlier checkpoints were not removed: %s", self.number, reason(error))
+            logger.debug(
+                "trial %d: earlier checkpoints were not removed: %s", self.number, reason(error)
+            )
 
 
 def _identity_of_directory(root: Path) -> str:
@@ -263,7 +305,8 @@ def _identity_of_store(store: ObjectStore) -> str:
         if not word:
             store.write(MARKER, uuid.uuid4().hex.encode())
         before = word
-        time.sleep(SETTLES_S)  # few stores create exclusively; of those who write a first word at once the last one counts
+        # few stores create exclusively; of those who write a first word at once the last one counts
+        time.sleep(SETTLES_S)
 
 
 def _said(error: Exception) -> str:

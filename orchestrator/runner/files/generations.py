@@ -1,9 +1,10 @@
-"""Checkpoints in an object store: what is read there is always a whole state of the directory, never half of one.
+"""Checkpoints in an object store: what is read there is always a whole state of the directory,
+never half of one.
 
 ```
 <attempt>/objects/<n>               content of one file; never written twice
-<attempt>/manifest-<generation>     the files of one state of the directory; written last, so all it names is there
-```
+<attempt>/manifest-<generation>     the files of one state of the directory; written last, so all it
+names is there ```
 The newest generation and the one before it are kept: somebody may be reading that one.
 """
 
@@ -27,7 +28,9 @@ from orchestrator.runner.files.tree import Stamp, Tree, make_links, scan, stamp_
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 2.0
-"""How often the directory is looked at. It is uploaded when it was the same at two looks, so 2 to 4 s after the last write."""
+"""How often the directory is looked at. It is uploaded when it was the same at two looks, so 2 to 4
+s after the last write.
+"""
 PATIENCE_S: Final = 60.0
 """How long a file that is written all the time keeps the others from being uploaded without it."""
 LAST_UPLOAD_S: Final = 600.0
@@ -39,9 +42,11 @@ _MANIFEST = re.compile(r"manifest-\d{6,}")
 
 
 class Uploader:
-    """Uploads what changes in `directory` to `where`, in a thread of its own; what goes wrong is logged once and tried again.
+    """Uploads what changes in `directory` to `where`, in a thread of its own; what goes wrong is
+    logged once and tried again.
 
-    What is in the directory when it starts counts as uploaded: it came from an earlier attempt, where it still is.
+    What is in the directory when it starts counts as uploaded: it came from an earlier attempt,
+    where it still is.
     """
 
     def __init__(self, store: ObjectStore, where: str, directory: Path) -> None:
@@ -54,7 +59,8 @@ class Uploader:
         self._objects: dict[Stamp, str] = {}
         self._written: set[str] = set()
         self._put_count = 0
-        self._generation = 0  # the last one begun; one whose manifest could not be written is never whole
+        # the last one begun; one whose manifest could not be written is never whole
+        self._generation = 0
         self._whole: list[tuple[int, set[str]]] = []  # the last two, and the objects they name
         self._pruned = 0
         self._trouble: str | None = None
@@ -64,7 +70,8 @@ class Uploader:
         self._thread.start()
 
     def close(self, *, final: bool) -> None:
-        """Tells the thread to end: at once, or after an upload of all that is there now, which it waits for.
+        """Tells the thread to end: at once, or after an upload of all that is there now, which it
+        waits for.
 
         It stops waiting after `LAST_UPLOAD_S`, and when another thread calls it without `final`.
         """
@@ -73,11 +80,15 @@ class Uploader:
         given_up_at = time.monotonic() + LAST_UPLOAD_S
         while self._final and self._thread.is_alive():
             if time.monotonic() >= given_up_at:
-                logger.warning("%s: the last checkpoints were not uploaded within %g s", self._shown, LAST_UPLOAD_S)
+                logger.warning(
+                    "%s: the last checkpoints were not uploaded within %g s",
+                    self._shown,
+                    LAST_UPLOAD_S,
+                )
                 self._final = False
             self._thread.join(0.1)
 
-    # ---------------------------------------------------------------------------------------------------------- in the thread
+    # -------------------------------------------------------------------------------- in the thread
 
     def _run(self) -> None:
         pause_s = LOOK_EVERY_S
@@ -85,7 +96,11 @@ class Uploader:
             began = time.monotonic()
             well = self._tried(self._look)
             # A slow store is not kept busy all the time, a broken one is asked ever more seldom.
-            pause_s = max(LOOK_EVERY_S, time.monotonic() - began) if well else min(2 * pause_s, _SLOWEST_S)
+            pause_s = (
+                max(LOOK_EVERY_S, time.monotonic() - began)
+                if well
+                else min(2 * pause_s, _SLOWEST_S)
+            )
         for pause_s in _LAST_PAUSES_S:
             if not self._final or self._tried(lambda: self._publish(scan(self._directory))):
                 return
@@ -97,7 +112,11 @@ class Uploader:
             step()
         except Exception as error:  # noqa: BLE001 - the trial goes on whatever a store, or what the trial left, makes of it
             if self._trouble is None:
-                logger.warning("%s: checkpoints cannot be uploaded now, trying again: %s", self._shown, reason(error))
+                logger.warning(
+                    "%s: checkpoints cannot be uploaded now, trying again: %s",
+                    self._shown,
+                    reason(error),
+                )
             self._trouble = reason(error)
             return False
         return True
@@ -114,14 +133,22 @@ class Uploader:
         if tree == before:
             self._publish(tree)
         elif time.monotonic() - self._changed_at >= PATIENCE_S:
-            files = {name: stamp for name, stamp in tree.files.items() if before.files.get(name) == stamp}
+            files = {
+                name: stamp for name, stamp in tree.files.items() if before.files.get(name) == stamp
+            }
             busy = tree.files.keys() - files.keys()
-            files |= {name: stamp for name, stamp in self._published.files.items() if name in busy and stamp in self._objects}
+            files |= {
+                name: stamp
+                for name, stamp in self._published.files.items()
+                if name in busy and stamp in self._objects
+            }
             self._publish(Tree(files, tree.links, tree.folders))
             self._changed_at = None
 
     def _publish(self, tree: Tree) -> None:
-        """Makes `tree` the newest generation, unless one of its files changed meanwhile; then the next look will see it."""
+        """Makes `tree` the newest generation, unless one of its files changed meanwhile; then the
+        next look will see it.
+        """
         if tree == self._published or not self._directory.is_dir():
             return
         for name, stamp in tree.files.items():
@@ -130,7 +157,9 @@ class Uploader:
         objects = {name: self._objects[stamp] for name, stamp in tree.files.items()}
         faults.step("checkpoints.manifest")
         self._generation += 1
-        self._store.write(f"{self._where}/manifest-{self._generation:06d}", _manifest(tree, objects))
+        self._store.write(
+            f"{self._where}/manifest-{self._generation:06d}", _manifest(tree, objects)
+        )
         self._published, self._changed_at = tree, None
         self._whole = [*self._whole[-1:], (self._generation, set(objects.values()))]
         try:
@@ -162,11 +191,14 @@ class Uploader:
         for path in sorted(self._written.difference(*(named for _, named in self._whole))):
             self._store.remove(f"{self._where}/{path}")
             self._written.discard(path)
-        self._objects = {stamp: path for stamp, path in self._objects.items() if path in self._written}
+        self._objects = {
+            stamp: path for stamp, path in self._objects.items() if path in self._written
+        }
 
 
 def fetch(store: ObjectStore, where: str, target: Path) -> bool:
-    """Copies the newest whole generation under `where` to the new directory `target`; False if there is none with a file in it.
+    """Copies the newest whole generation under `where` to the new directory `target`; False if
+    there is none with a file in it.
 
     Raises:
         OSError: `target` cannot be written, the disk is full.
@@ -174,7 +206,8 @@ def fetch(store: ObjectStore, where: str, target: Path) -> bool:
     """
     for _ in range(_FETCHES):  # a writer that is at work removes old generations
         manifests = sorted(
-            (name for name in store.names(where) if _MANIFEST.fullmatch(name)), key=lambda name: (len(name), name)
+            (name for name in store.names(where) if _MANIFEST.fullmatch(name)),
+            key=lambda name: (len(name), name),
         )
         if not manifests:
             return False
@@ -191,9 +224,12 @@ def fetch(store: ObjectStore, where: str, target: Path) -> bool:
 
 def _manifest(tree: Tree, objects: dict[str, str]) -> bytes:
     files = {
-        name: {"object": objects[name], "size": stamp.size, "mtime_ns": stamp.mtime_ns} for name, stamp in tree.files.items()
+        name: {"object": objects[name], "size": stamp.size, "mtime_ns": stamp.mtime_ns}
+        for name, stamp in tree.files.items()
     }
-    return json.dumps({"files": files, "links": tree.links, "folders": sorted(tree.folders)}).encode()
+    return json.dumps(
+        {"files": files, "links": tree.links, "folders": sorted(tree.folders)}
+    ).encode()
 
 
 def _read_manifest(store: ObjectStore, path: str) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""An object store behind an fsspec URL: what checkpoints and artifacts need of it. The one place that imports fsspec."""
+"""An object store behind an fsspec URL: what checkpoints and artifacts need of it. The one place
+that imports fsspec.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,18 @@ from orchestrator.passwords import mask
 
 
 class ObjectStore:
-    """The objects under one URL, by their path below it. Every library behind it raises its own errors: see `reason`.
+    """The objects under one URL, by their path below it. Every library behind it raises its own
+    errors: see `reason`.
 
-    Credentials are found as the library of the protocol does: in its environment variables and files.
+    Credentials are found as the library of the protocol does: in its environment variables and
+    files.
 
     Args:
         url: For instance ``s3://bucket/path``.
 
     Raises:
-        ConfigError: The protocol is unknown, its package is missing, or the library refuses the URL; names no setting.
+        ConfigError: The protocol is unknown, its package is missing, or the library refuses the
+            URL; names no setting.
     """
 
     def __init__(self, url: str) -> None:
@@ -35,7 +40,9 @@ class ObjectStore:
         try:
             self._fs, root = url_to_fs(url)
         except ImportError as error:
-            package = str(known_implementations.get(protocol, {}).get("class", "")).partition(".")[0]
+            package = str(known_implementations.get(protocol, {}).get("class", "")).partition(".")[
+                0
+            ]
             install = f" (pip install {package})" if package not in ("", "fsspec") else ""
             raise ConfigError(f"{reason(error)}{install}") from error
         except Exception as error:

@@ -29,8 +29,8 @@ class Stamp:
 class Tree:
     """The content of a directory at one look, by path below it (with ``/``).
 
-    `links` gives where each symbolic link leads; one that leads into the directory by an absolute path has a relative one
-    here, so that it leads into the copy.
+    `links` gives where each symbolic link leads; one that leads into the directory by an absolute
+    path has a relative one here, so that it leads into the copy.
     """
 
     files: dict[str, Stamp] = field(default_factory=dict)
@@ -51,11 +51,16 @@ def stamp_of(path: Path) -> Stamp | None:
         status = path.lstat()
     except FileNotFoundError:
         return None
-    return Stamp(status.st_size, status.st_mtime_ns, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+    return (
+        Stamp(status.st_size, status.st_mtime_ns, status.st_ino)
+        if stat.S_ISREG(status.st_mode)
+        else None
+    )
 
 
 def scan(directory: Path) -> Tree:
-    """Looks at all that is in `directory`; sockets, pipes and devices are left out, and what vanishes meanwhile is as well.
+    """Looks at all that is in `directory`; sockets, pipes and devices are left out, and what
+    vanishes meanwhile is as well.
 
     Raises:
         UnreadableError: A folder cannot be listed.
@@ -78,10 +83,11 @@ def scan(directory: Path) -> Tree:
 
 
 def copy_tree(source: Path, target: Path) -> bool:
-    """Copies what is in `source` to the new or empty directory `target`; False if there is nothing to copy.
+    """Copies what is in `source` to the new or empty directory `target`; False if there is nothing
+    to copy.
 
-    A writer may be at work in `source`: what changed meanwhile is copied again, a few times. The copy shares no file with it
-    and is on disk when this returns.
+    A writer may be at work in `source`: what changed meanwhile is copied again, a few times. The
+    copy shares no file with it and is on disk when this returns.
 
     Raises:
         UnreadableError: Something in `source` cannot be read.
@@ -112,7 +118,9 @@ def make_links(directory: Path, links: dict[str, str]) -> None:
 
 
 def _copy_file(source: Path, target: Path) -> bool:
-    """As `shutil.copy2`, but on disk when it returns, and by reference where the file system can. False if `source` is gone."""
+    """As `shutil.copy2`, but on disk when it returns, and by reference where the file system can.
+    False if `source` is gone.
+    """
     try:
         reader = source.open("rb")
     except FileNotFoundError:
@@ -124,14 +132,16 @@ def _copy_file(source: Path, target: Path) -> bool:
         status = os.fstat(reader.fileno())
         try:
             if sys.platform == "linux":
-                with contextlib.suppress(OSError):  # what it cannot do is left to the plain copy, which goes on from there
+                # what it cannot do is left to the plain copy, which goes on from there
+                with contextlib.suppress(OSError):
                     while os.copy_file_range(reader.fileno(), writer.fileno(), _CHUNK):
                         pass
             shutil.copyfileobj(reader, writer)
         except OSError as error:
             if error.errno in (errno.EIO, errno.ESTALE):
                 _refuse(error)
-            raise OSError(error.errno, error.strerror, str(target)) from error  # the system names no file here
+            # the system names no file here
+            raise OSError(error.errno, error.strerror, str(target)) from error
         writer.flush()
         os.fsync(writer.fileno())
         with contextlib.suppress(OSError):  # not every shared file system lets us

@@ -1,1 +1,3 @@
-"""What the keeper runs: it imports the objective once, forks a child per attempt, and ends what must end."""
+"""What the keeper runs: it imports the objective once, forks a child per attempt, and ends what
+must end.
+"""

@@ -17,12 +17,21 @@ def reason_to_spawn() -> str | None:
     """Why this process, after importing the objective, must not be forked; None when it may be."""
     if uses_cuda():
         return "importing the objective initialises CUDA, which does not survive a fork"
-    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    others = [
+        thread.name for thread in threading.enumerate() if thread is not threading.main_thread()
+    ]
     if others:
-        return f"importing the objective starts threads ({', '.join(others)}), which do not survive a fork"
+        return (
+            f"importing the objective starts threads ({', '.join(others)}), which do not survive "
+            "a fork"
+        )
     if linux.native_threads() - 1 > _fork_safe_threads():
-        # Seen with torch's OpenMP: one parallel operation at import, and the same operation hangs for ever in the fork.
-        return "importing the objective starts native threads (a parallel torch operation?), which do not survive a fork"
+        # Seen with torch's OpenMP: one parallel operation at import, and the same operation hangs
+        # for ever in the fork.
+        return (
+            "importing the objective starts native threads (a parallel torch operation?), which "
+            "do not survive a fork"
+        )
     return None
 
 
@@ -33,7 +42,9 @@ def uses_cuda() -> bool:
 
 
 def _fork_safe_threads() -> int:
-    """Threads of OpenBLAS pools, which numpy and scipy start when imported: OpenBLAS restarts them after a fork by itself."""
+    """Threads of OpenBLAS pools, which numpy and scipy start when imported: OpenBLAS restarts them
+    after a fork by itself.
+    """
     if "numpy" not in sys.modules:
         return 0
     try:
@@ -44,7 +55,9 @@ def _fork_safe_threads() -> int:
 
 
 def forget_exit_functions() -> None:
-    """Leaves to the keeper what its import wants done at exit: the first child would remove the temporary files of them all."""
+    """Leaves to the keeper what its import wants done at exit: the first child would remove the
+    temporary files of them all.
+    """
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         finalizer.atexit = False
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]  # so that the next one registers it again

@@ -1,8 +1,10 @@
-"""The keeper: between worker and child, so that a child can neither outlive its worker nor take it down.
+"""The keeper: between worker and child, so that a child can neither outlive its worker nor take it
+down.
 
-One process per worker and study. It imports the objective once (a child is then a fork that takes milliseconds, with torch
-warm), never calls it, and has one duty: to end the child's whole process group when the worker says so, dies or falls silent,
-or when the trial's time is up. It works while user code holds the interpreter lock, for it runs none.
+One process per worker and study. It imports the objective once (a child is then a fork that takes
+milliseconds, with torch warm), never calls it, and has one duty: to end the child's whole process
+group when the worker says so, dies or falls silent, or when the trial's time is up. It works while
+user code holds the interpreter lock, for it runs none.
 """
 
 from __future__ import annotations
@@ -104,8 +106,9 @@ class _InChildError(BaseException):
 class Keeper:
     """Runs attempts, one at a time, each in a child that got ready for it while the one before ran.
 
-    Of such children there are at most two: the *standby*, made whenever there is none, and with ``isolation=worker`` the one
-    that ran the attempt before. This process forks only while it has no thread.
+    Of such children there are at most two: the *standby*, made whenever there is none, and with
+    ``isolation=worker`` the one that ran the attempt before. This process forks only while it has
+    no thread.
     """
 
     def __init__(self, channel: Channel, options: KeeperOptions) -> None:
@@ -130,14 +133,18 @@ class Keeper:
             end.setblocking(False)
 
     def serve(self) -> _InChildError | None:
-        """Runs attempts until the worker is gone, then returns None; in a forked child, what it is to begin with."""
+        """Runs attempts until the worker is gone, then returns None; in a forked child, what it is
+        to begin with.
+        """
         signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
         for signum in _WAKING:
             self._handlers[signum] = signal.getsignal(signum)
             signal.signal(signum, _pass)  # only to be woken
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAKING)  # whoever started the worker, or the import, may have blocked them
+        # whoever started the worker, or the import, may have blocked them
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAKING)
         try:
-            if self._options.start == "forkserver":  # a fresh interpreter takes seconds to get ready: when there is work
+            # a fresh interpreter takes seconds to get ready: when there is work
+            if self._options.start == "forkserver":
                 self._get_standby()
                 self._environment.look_at_code()
             while self._attempt is not None or not self._leaving:
@@ -145,7 +152,8 @@ class Keeper:
                 for message in self._channel.receive():
                     self._heard_at = time.monotonic()
                     self._obey(message)
-                # A signal to a whole service reaches us too: as long as the worker lives, it is the worker that decides.
+                # A signal to a whole service reaches us too: as long as the worker lives, it is the
+                # worker that decides.
                 if self._channel.closed or os.getppid() != self._options.worker_pid:
                     self._leaving = True
                     if self._attempt is not None:
@@ -158,7 +166,8 @@ class Keeper:
         if self._kept is not None:
             self._kept.dismiss(self._options.grace_s)
         if self._standby is not None:
-            self._standby.dismiss(min(_STANDBY_GRACE_S, self._options.grace_s))  # it may be deep in an import
+            # it may be deep in an import
+            self._standby.dismiss(min(_STANDBY_GRACE_S, self._options.grace_s))
         self._end_adopted()
         return None
 
@@ -166,14 +175,30 @@ class Keeper:
         now = time.monotonic()
         until = now + _TICK_S
         if self._attempt is not None:
-            until = min([until, *(at for at in (self._attempt.ends_at, self._attempt.kill_at) if at is not None)])
-        channels = [self._channel, *([] if self._attempt is None else [self._attempt.child.channel])]
-        # What takes long to look at is looked at when a child of ours may have ended, and now and then.
-        self._signalled = not wait_readable([self._wake.fileno(), *(c for c in channels if not c.closed)], until - now)
+            until = min(
+                [
+                    until,
+                    *(
+                        at
+                        for at in (self._attempt.ends_at, self._attempt.kill_at)
+                        if at is not None
+                    ),
+                ]
+            )
+        channels = [
+            self._channel,
+            *([] if self._attempt is None else [self._attempt.child.channel]),
+        ]
+        # What takes long to look at is looked at when a child of ours may have ended, and now and
+        # then.
+        self._signalled = not wait_readable(
+            [self._wake.fileno(), *(c for c in channels if not c.closed)], until - now
+        )
         with contextlib.suppress(BlockingIOError):
             while self._wake.recv(4096):
                 self._signalled = True
-        # Slept far too long: we were stopped ourselves (machine suspended, container frozen), so the silence was ours.
+        # Slept far too long: we were stopped ourselves (machine suspended, container frozen), so
+        # the silence was ours.
         overslept = time.monotonic() - until
         if overslept > _TICK_S:
             self._heard_at += overslept
@@ -187,14 +212,23 @@ class Keeper:
                 self._begin(self._take_child(), message, self._channel.fds.pop(0), ends_at)
             case "terminate" if attempt is not None:
                 attempt.end("terminated")
-            case "linger" if attempt is not None:  # the result is there; what the process still does is not waited for
+            # the result is there; what the process still does is not waited for
+            case "linger" if attempt is not None:
                 attempt.end_within(self._options.grace_s)
             case "quit":
                 self._leaving = True
                 if attempt is not None:
                     attempt.end("terminated")
 
-    def _begin(self, child: ChildHandle, order: Message, worker: int, ends_at: float | None, *, replaced: bool = False) -> None:
+    def _begin(
+        self,
+        child: ChildHandle,
+        order: Message,
+        worker: int,
+        ends_at: float | None,
+        *,
+        replaced: bool = False,
+    ) -> None:
         printed = child.hand_over(order["job"], worker)
         run_dir = Path(order["job"]).parent
         if self._options.start == "spawn":  # the child imported what was there when it started
@@ -203,7 +237,9 @@ class Keeper:
             self._environment.forget_code()
         told = facts.AttemptFacts(run_dir, self._environment, order["facts"])
         ooms = linux.oom_kills()
-        self._attempt = attempt = _Attempt(child, order, ends_at, self._options.grace_s, ooms, worker, printed, told)
+        self._attempt = attempt = _Attempt(
+            child, order, ends_at, self._options.grace_s, ooms, worker, printed, told
+        )
         attempt.replaced = replaced
         self._learn_from(Path(order["job"]))
         self._channel.send({"is": "started", "pid": child.pid})
@@ -212,13 +248,17 @@ class Keeper:
         told.begin(child.cpu_s())
 
     def _learn_from(self, job: Path) -> None:
-        """Notes what the attempt tells of those that follow: most likely they have the same ``params``."""
+        """Notes what the attempt tells of those that follow: most likely they have the same
+        ``params``.
+        """
         self._example = job
         if self._template is None and self._options.start == "forkserver":
             self._template = child.template_of(job)
 
     def _take_child(self) -> ChildHandle:
-        """A child for the next attempt: the one kept, else the standby, else one that has yet to get ready."""
+        """A child for the next attempt: the one kept, else the standby, else one that has yet to
+        get ready.
+        """
         kept, self._kept = self._kept, None
         if kept is not None:
             if kept.fit():
@@ -232,7 +272,9 @@ class Keeper:
         return self._make_child()
 
     def _get_standby(self) -> None:
-        """Sees to it that there is a child that gets ready for the next attempt; without it the next one only starts later."""
+        """Sees to it that there is a child that gets ready for the next attempt; without it the
+        next one only starts later.
+        """
         if self._standby is None and not self._leaving:
             with contextlib.suppress(OSError):
                 self._standby = self._make_child()
@@ -245,7 +287,8 @@ class Keeper:
         flush_streams()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of native threads, which `forking.reason_to_spawn` judged
+                # of native threads, which `forking.reason_to_spawn` judged
+                warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
         except OSError:
             for descriptor in (printed, output):
@@ -268,7 +311,8 @@ class Keeper:
             os.dup2(output, stream)
         os.close(output)
         signal.set_wakeup_fd(-1)
-        for signum, handler in self._handlers.items():  # what the objective's import set, above all faulthandler's and the like
+        # what the objective's import set, above all faulthandler's and the like
+        for signum, handler in self._handlers.items():
             ours = signum in (signal.SIGCHLD, signal.SIGTERM) or handler in (_pass, None)
             signal.signal(signum, signal.SIG_DFL if ours else handler)
         self._channel.close()
@@ -336,7 +380,8 @@ class Keeper:
         if attempt.worker is not None and not linux.runs(attempt.child.pid):
             self._hear_child()  # what it said before it was stopped
             if attempt.worker is not None:
-                attempt.child.signal_group(signal.SIGKILL)  # `_reap` then gives the attempt to another one
+                # `_reap` then gives the attempt to another one
+                attempt.child.signal_group(signal.SIGKILL)
         if now - self._heard_at >= self._options.silence_s:
             attempt.end("silence")
         if attempt.kill_at is not None and now >= attempt.kill_at:
@@ -367,12 +412,16 @@ class Keeper:
             self._get_standby()
 
     def _begin_anew(self, attempt: _Attempt) -> None:
-        """Gives an attempt whose child ended before it took it to a new one: that says nothing about the trial."""
+        """Gives an attempt whose child ended before it took it to a new one: that says nothing
+        about the trial.
+        """
         assert attempt.output is not None
         assert attempt.worker is not None
         attempt.output.finish(_DRAIN_S)
         self._attempt = None
-        self._begin(self._make_child(), attempt.order, attempt.worker, attempt.ends_at, replaced=True)
+        self._begin(
+            self._make_child(), attempt.order, attempt.worker, attempt.ends_at, replaced=True
+        )
 
     def _conclude(self, attempt: _Attempt, code: int) -> None:
         """Tells the worker how the attempt ended: nothing of it is left."""
@@ -383,15 +432,30 @@ class Keeper:
             self._channel.send({"is": "note", "message": problem})
         out_of_memory = code == -signal.SIGKILL and linux.oom_kills() > attempt.oom_kills
         used = rundir.read_used(attempt.facts.run_dir)
-        known = attempt.facts.end(used, peak_host_bytes=attempt.peak_host_bytes, cpu_s=attempt.cpu_s)
-        ended = {"code": code, "cause": attempt.cause, "oom": out_of_memory, "peak_bytes": attempt.peak_host_bytes}
+        known = attempt.facts.end(
+            used, peak_host_bytes=attempt.peak_host_bytes, cpu_s=attempt.cpu_s
+        )
+        ended = {
+            "code": code,
+            "cause": attempt.cause,
+            "oom": out_of_memory,
+            "peak_bytes": attempt.peak_host_bytes,
+        }
         self._channel.send({"is": "ended", **ended, "facts": known})
         attempt.facts.write()  # nobody waits for it
 
     def _reap_adopted(self) -> set[int]:
         """Reaps the ended ones among the orphans we adopted; returns those that live."""
-        children = (self._kept, self._standby, None if self._attempt is None else self._attempt.child)
-        orphans = linux.own_children() - self._own - {child.pid for child in children if child is not None}
+        children = (
+            self._kept,
+            self._standby,
+            None if self._attempt is None else self._attempt.child,
+        )
+        orphans = (
+            linux.own_children()
+            - self._own
+            - {child.pid for child in children if child is not None}
+        )
         for pid in list(orphans):
             with contextlib.suppress(ChildProcessError):
                 reaped, _, usage = os.wait4(pid, os.WNOHANG)
@@ -402,7 +466,9 @@ class Keeper:
         return orphans
 
     def _end_adopted(self) -> None:
-        """Kills and reaps what the child left running, also those that went into sessions of their own: all are ours now."""
+        """Kills and reaps what the child left running, also those that went into sessions of their
+        own: all are ours now.
+        """
         give_up_at = time.monotonic() + _CLEANUP_S
         while (left := self._reap_adopted()) and time.monotonic() < give_up_at:
             for pid in left:
@@ -416,11 +482,14 @@ def _pass(_signal: int, _frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """``python -m orchestrator.runner.keeper OPTIONS``: serves the worker at the other end of the control socket."""
+    """``python -m orchestrator.runner.keeper OPTIONS``: serves the worker at the other end of the
+    control socket.
+    """
     signals.handle(_pass)
     signals.let_in()
     options = KeeperOptions.from_argument(sys.argv[1])
-    linux.die_with_parent(signal.SIGKILL, options.worker_pid)  # it runs what it imports, and nothing of it is to be undone
+    # it runs what it imports, and nothing of it is to be undone
+    linux.die_with_parent(signal.SIGKILL, options.worker_pid)
     for descriptor in (options.control, *options.held):
         os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=options.control))
@@ -432,17 +501,23 @@ def main() -> None:
             return
         reason = forking.reason_to_spawn() if options.start == "forkserver" else None
         if reason is not None:
-            channel.send({"is": "note", "message": f"every trial starts a fresh interpreter: {reason}"})
+            channel.send(
+                {"is": "note", "message": f"every trial starts a fresh interpreter: {reason}"}
+            )
         if reason is not None or options.start == "spawn":
-            _start_over(replace(options, start="spawn", checked=True, ahead=not forking.uses_cuda()))
+            _start_over(
+                replace(options, start="spawn", checked=True, ahead=not forking.uses_cuda())
+            )
     linux.adopt_orphans()
     configure_streams()
     if "numpy" in sys.modules:
-        importlib.import_module("numpy.random")  # numpy loads it at first use: every child would, to seed it
+        # numpy loads it at first use: every child would, to seed it
+        importlib.import_module("numpy.random")
     if options.start == "forkserver":
         child.rehearse(None)
     gc.collect()
-    gc.freeze()  # forked children then share these pages instead of copying them at their first collection
+    # forked children then share these pages instead of copying them at their first collection
+    gc.freeze()
     if options.start == "forkserver":
         linux.gather_pages()
     channel.send({"is": "ready", "start": options.start})
@@ -470,9 +545,13 @@ def _import_objective(options: KeeperOptions) -> str | None:
 
 
 def _start_over(options: KeeperOptions) -> None:
-    """Replaces this process by a keeper that has not imported the objective: frees a CUDA context, threads and memory."""
+    """Replaces this process by a keeper that has not imported the objective: frees a CUDA context,
+    threads and memory.
+    """
     for descriptor in (options.control, *options.held):
         os.set_inheritable(descriptor, True)
     flush_streams()
     signal.pthread_sigmask(signal.SIG_BLOCK, signals.ENDING)
-    os.execv(sys.executable, [sys.executable, "-m", "orchestrator.runner.keeper", options.to_argument()])
+    os.execv(
+        sys.executable, [sys.executable, "-m", "orchestrator.runner.keeper", options.to_argument()]
+    )

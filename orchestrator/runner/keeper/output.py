@@ -22,14 +22,18 @@ _GATHER_MS: Final = 2  # so that who prints line after line does not wake us for
 
 
 class Output:
-    """Moves everything that comes out of the pipe `source` to the log, from a thread of its own, until `finish`.
+    """Moves everything that comes out of the pipe `source` to the log, from a thread of its own,
+    until `finish`.
 
-    A thread, so that a disk that hangs holds up who prints, and not the keeper, which has to end it. Start it after the fork.
-    For the same reason it is this thread that syncs the attempt's result.
+    A thread, so that a disk that hangs holds up who prints, and not the keeper, which has to end
+    it. Start it after the fork. For the same reason it is this thread that syncs the attempt's
+    result.
     """
 
     def __init__(self, source: int, log: Path, limit: int | None) -> None:
-        """Takes over `source`, the reading end of a pipe; the log has never more than `limit` bytes, None for no limit."""
+        """Takes over `source`, the reading end of a pipe; the log has never more than `limit`
+        bytes, None for no limit.
+        """
         os.set_blocking(source, False)
         if hasattr(fcntl, "F_SETPIPE_SZ"):
             with contextlib.suppress(OSError):  # this user has too many large pipes already
@@ -49,13 +53,18 @@ class Output:
             os.write(self._ask, b"s")
 
     def finish(self, timeout: float) -> str | None:
-        """Ends once all that was printed up to now is in the log, after `timeout` s at the latest; returns what went wrong.
+        """Ends once all that was printed up to now is in the log, after `timeout` s at the latest;
+        returns what went wrong.
 
         It does not wait for those who still have the pipe open.
         """
         os.close(self._ask)
         self._thread.join(timeout)
-        return f"the log is incomplete, the disk hangs: {self._log.path}" if self._thread.is_alive() else self._log.problem
+        return (
+            f"the log is incomplete, the disk hangs: {self._log.path}"
+            if self._thread.is_alive()
+            else self._log.problem
+        )
 
     def _pump(self) -> None:
         anything, asked = select.poll(), select.poll()
@@ -82,7 +91,8 @@ class Output:
     def _drain(self) -> bool:
         """Takes what is in the pipe; False when nobody is left who could print."""
         taken = 0
-        while taken < _PIPE_MAX:  # so that who prints without end cannot keep us from being asked to end
+        # so that who prints without end cannot keep us from being asked to end
+        while taken < _PIPE_MAX:
             try:
                 data = os.read(self._source, self._block)
             except BlockingIOError:
@@ -95,9 +105,11 @@ class Output:
 
 
 class _Log:
-    """A file of at most `limit` bytes: about its first half, one line that says how much was cut there, and the most recent.
+    """A file of at most `limit` bytes: about its first half, one line that says how much was cut
+    there, and the most recent.
 
-    That is so at every moment, whatever happens to this process. What cannot be written is counted and let go.
+    That is so at every moment, whatever happens to this process. What cannot be written is counted
+    and let go.
     """
 
     def __init__(self, path: Path, limit: int | None) -> None:
@@ -105,7 +117,8 @@ class _Log:
         self.problem: str | None = None
         self._limit = limit
         self._head: int | None = None
-        self._tail = 0  # where the part after the head and its line begins: what the next cut shortens
+        # where the part after the head and its line begins: what the next cut shortens
+        self._tail = 0
         self._cut_away = 0
         self._lost = 0
         self._lost_to = ""
@@ -123,7 +136,9 @@ class _Log:
     def append(self, data: bytes) -> None:
         """Adds at most a 16th of the limit."""
         if self._lost:
-            note = f"[orchestrator: {self._lost:,} bytes could not be written here: {self._lost_to}]\n"
+            note = (
+                f"[orchestrator: {self._lost:,} bytes could not be written here: {self._lost_to}]\n"
+            )
             if not self._write(note.encode()):
                 self._lost += len(data)
                 return
@@ -150,7 +165,9 @@ class _Log:
         return True
 
     def _cut(self, file: int, limit: int) -> None:
-        """Leaves the head and the last quarter, each ending or beginning with a whole line unless lines are very long."""
+        """Leaves the head and the last quarter, each ending or beginning with a whole line unless
+        lines are very long.
+        """
         reach = min(4096, limit // 16)
         if self._head is None:
             half = limit // 2
@@ -160,7 +177,9 @@ class _Log:
         start += os.pread(file, reach, start).find(b"\n") + 1
         cut_away = self._cut_away + start - self._tail
         gap = "" if os.pread(file, 1, self._head - 1) == b"\n" else "\n"
-        tail = self._head + _write_at(file, f"{gap}[orchestrator: {cut_away:,} bytes cut here]\n".encode(), self._head)
+        tail = self._head + _write_at(
+            file, f"{gap}[orchestrator: {cut_away:,} bytes cut here]\n".encode(), self._head
+        )
         moved = 0
         # Downwards in one file: what this overwrites was read before.
         while block := os.pread(file, min(_BLOCK, self._size - start - moved), start + moved):

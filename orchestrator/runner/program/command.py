@@ -1,7 +1,8 @@
-"""Runs a program as the objective: starts it, passes on what it says about its metrics, and ends it when it is to end.
+"""Runs a program as the objective: starts it, passes on what it says about its metrics, and ends it
+when it is to end.
 
-`run` is a function like any user's, called in the child. The program stays in the child's process group, so whatever ends the
-child (worker, keeper, time limit) ends the program and all it started.
+`run` is a function like any user's, called in the child. The program stays in the child's process
+group, so whatever ends the child (worker, keeper, time limit) ends the program and all it started.
 """
 
 from __future__ import annotations
@@ -34,31 +35,45 @@ from orchestrator.runner.protocol.values import AttemptFailed, ResultError
 from orchestrator.runner.system import linux, sources
 
 _TICK_S: Final = 0.25  # how soon a stop and the metrics file are seen
-_ONCE_S: Final = 0.5  # whoever told the worker may have told the program, and a second SIGTERM would disturb what it does
+# whoever told the worker may have told the program, and a second SIGTERM would disturb what it does
+_ONCE_S: Final = 0.5
 _LATE: Final = 1 / 60  # of `MOMENT_S`, so 0.05 s: each trial that ends well has to wait so long
 _STEP_S: Final = 0.005
 _MAX_VARIABLE: Final = 100_000  # Linux takes 128 KiB in one
-_SIGKILL_ENDS: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)  # a shell puts the second in place of the first
+# a shell puts the second in place of the first
+_SIGKILL_ENDS: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 def run(
-    cfg: DictConfig, trial: Trial, *, command: Sequence[str], result: JSONValue, overrides: JSONValue, hydra: JSONValue
+    cfg: DictConfig,
+    trial: Trial,
+    *,
+    command: Sequence[str],
+    result: JSONValue,
+    overrides: JSONValue,
+    hydra: JSONValue,
 ) -> dict[str, float] | None:
-    """Runs the program to its end and returns the metrics it reported; None when it was asked to stop.
+    """Runs the program to its end and returns the metrics it reported; None when it was asked to
+    stop.
 
     Raises:
         TrialPruned: The pruner ended it.
         ResultError: It ended well and said no result.
-        AttemptFailed: It could not be started, or ended with an exit code other than 0 or by a signal.
+        AttemptFailed: It could not be started, or ended with an exit code other than 0 or by a
+            signal.
     """
     job = trial._job
-    program = read({"command": list(command), "result": result, "overrides": overrides, "hydra": hydra})
+    program = read(
+        {"command": list(command), "result": result, "overrides": overrides, "hydra": hydra}
+    )
     metrics = Metrics(trial, job.metrics, program.result_of(job.metrics))
     return _Attempt(job, trial, metrics, program, OmegaConf.to_container(cfg)).run()
 
 
 class _Attempt:
-    def __init__(self, job: Job, trial: Trial, metrics: Metrics, program: Program, params: Any) -> None:
+    def __init__(
+        self, job: Job, trial: Trial, metrics: Metrics, program: Program, params: Any
+    ) -> None:
         facts: dict[str, JSONValue] = {
             "trial.number": job.number,
             "trial.attempt": job.attempt,
@@ -142,13 +157,17 @@ class _Attempt:
             self._ask_to_end()
 
     def _ask_to_end(self) -> None:
-        """Sends SIGTERM to the program and what it started; this process, of the same group, has nothing left to be asked."""
+        """Sends SIGTERM to the program and what it started; this process, of the same group, has
+        nothing left to be asked.
+        """
         self._metrics.asks = False
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.killpg(0, signal.SIGTERM)
 
     def _see_out(self) -> None:
-        """Leaves the program, which got SIGTERM, its grace. What it started is killed by the keeper after this process."""
+        """Leaves the program, which got SIGTERM, its grace. What it started is killed by the keeper
+        after this process.
+        """
         self._metrics.asks = False
         self._follow(time.monotonic() + self._grace_s)
         self._process.kill()  # of one that has ended it does nothing
@@ -164,9 +183,13 @@ class _Attempt:
         return self._metrics.result()
 
     def _struck(self, within_s: float) -> bool:
-        """Whether a signal came lately, or comes within that time: whoever signals all processes may begin with the program."""
+        """Whether a signal came lately, or comes within that time: whoever signals all processes
+        may begin with the program.
+        """
         give_up_at = time.monotonic() + within_s
-        while not (struck := self._trial._signalled(self._moment_s)) and time.monotonic() < give_up_at:
+        while (
+            not (struck := self._trial._signalled(self._moment_s)) and time.monotonic() < give_up_at
+        ):
             time.sleep(_STEP_S)
         return struck
 
@@ -182,14 +205,21 @@ def _failure(code: int, *, out_of_memory: bool) -> Failed:
 
 
 def _words(
-    program: Program, known: Mapping[str, JSONValue], params: Mapping[str, JSONValue], options: Mapping[str, JSONValue]
+    program: Program,
+    known: Mapping[str, JSONValue],
+    params: Mapping[str, JSONValue],
+    options: Mapping[str, JSONValue],
 ) -> list[str]:
     try:
         words = program.arguments(lambda name: known[name] if name in known else at(params, name))
         if not program.appends_overrides:
             return words
         # The option is chosen first, then what is below it gets its value.
-        return [*words, *(f"{path}={hydra_word(option)}" for path, option in options.items()), *program_words(params)]
+        return [
+            *words,
+            *(f"{path}={hydra_word(option)}" for path, option in options.items()),
+            *program_words(params),
+        ]
     except KeyError as error:
         raise ResultError(f"{FIELD}: this trial has no parameter {error}") from None
     except ConfigError as error:
@@ -197,14 +227,20 @@ def _words(
 
 
 def _hydra_words(program: Program, job: Job) -> list[str]:
-    """What gives an app of Hydra's an output directory of its own: by its default, attempts of one second share one."""
+    """What gives an app of Hydra's an output directory of its own: by its default, attempts of one
+    second share one.
+    """
     if not sources.hydra_app(program):
         return []
-    settings = program.hydra_settings(str(job.run_dir / sources.HYDRA_DIRECTORY), job.number, f"{job.study}-{job.number}")
+    settings = program.hydra_settings(
+        str(job.run_dir / sources.HYDRA_DIRECTORY), job.number, f"{job.study}-{job.number}"
+    )
     return [f"{key}={hydra_word(value)}" for key, value in settings.items()]
 
 
-def _start(words: Sequence[str], env: Mapping[str, str], *, pipe_errors: bool) -> subprocess.Popen[bytes]:
+def _start(
+    words: Sequence[str], env: Mapping[str, str], *, pipe_errors: bool
+) -> subprocess.Popen[bytes]:
     parent = os.getpid()
 
     def tie() -> None:
@@ -225,25 +261,44 @@ def _start(words: Sequence[str], env: Mapping[str, str], *, pipe_errors: bool) -
 
 
 def _write_params(
-    path: Path, params: Mapping[str, JSONValue], facts: Mapping[str, JSONValue], options: Mapping[str, JSONValue]
+    path: Path,
+    params: Mapping[str, JSONValue],
+    facts: Mapping[str, JSONValue],
+    options: Mapping[str, JSONValue],
 ) -> None:
     """Writes all that a program may want to know, as one JSON object."""
-    trial = {name.partition(".")[2]: value for name, value in facts.items() if name.startswith("trial.")}
+    trial = {
+        name.partition(".")[2]: value for name, value in facts.items() if name.startswith("trial.")
+    }
     study = {"name": facts["study.name"]}
-    content = {"params": params, "options": options, "trial": trial, "study": study, "metrics_file": facts["metrics_file"]}
+    content = {
+        "params": params,
+        "options": options,
+        "trial": trial,
+        "study": study,
+        "metrics_file": facts["metrics_file"],
+    }
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def _environment(
-    facts: Mapping[str, JSONValue], params: Mapping[str, JSONValue], options: Mapping[str, JSONValue]
+    facts: Mapping[str, JSONValue],
+    params: Mapping[str, JSONValue],
+    options: Mapping[str, JSONValue],
 ) -> dict[str, str]:
-    """This process's environment, with the facts and the parameters; two parameters of one name are left out."""
+    """This process's environment, with the facts and the parameters; two parameters of one name are
+    left out.
+    """
     # Python would hold back what it prints into a pipe.
     env = {"PYTHONUNBUFFERED": "1", **os.environ, "PATH": search_path()}
     names: dict[str, list[str]] = {}
     for path, value in [*_leaves(params), *options.items()]:
         names.setdefault(_variable(f"param_{path}"), []).append(written(value))
-    env |= {name: values[0] for name, values in names.items() if len(values) == 1 and len(values[0].encode()) <= _MAX_VARIABLE}
+    env |= {
+        name: values[0]
+        for name, values in names.items()
+        if len(values) == 1 and len(values[0].encode()) <= _MAX_VARIABLE
+    }
     return env | {_variable(name): written(value) for name, value in facts.items()}
 
 
@@ -254,5 +309,9 @@ def _variable(name: str) -> str:
 def _leaves(node: Mapping[str, JSONValue], above: str = "") -> list[tuple[str, JSONValue]]:
     leaves: list[tuple[str, JSONValue]] = []
     for key, value in node.items():
-        leaves += _leaves(value, f"{above}{key}.") if isinstance(value, Mapping) and value else [(f"{above}{key}", value)]
+        leaves += (
+            _leaves(value, f"{above}{key}.")
+            if isinstance(value, Mapping) and value
+            else [(f"{above}{key}", value)]
+        )
     return leaves

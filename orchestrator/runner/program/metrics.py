@@ -1,4 +1,6 @@
-"""What a program says about its metrics: JSON lines that it prints, or appends to a file, and text that a regex finds."""
+"""What a program says about its metrics: JSON lines that it prints, or appends to a file, and text
+that a regex finds.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,12 @@ _ENDS: Final = re.compile(rb"[\r\n]")  # a progress bar ends its lines with the 
 
 
 class Metrics:
-    """Takes lines: reports what they say to the trial, and knows in the end what the trial comes to.
+    """Takes lines: reports what they say to the trial, and knows in the end what the trial comes
+    to.
 
-    A line counts when it is a JSON object that holds a metric: the one that the rule names, else ``study.metric`` or, in a
-    study with one objective, ``value``. With a ``step`` it is an intermediate value; its other keys are attributes.
+    A line counts when it is a JSON object that holds a metric: the one that the rule names, else
+    ``study.metric`` or, in a study with one objective, ``value``. With a ``step`` it is an
+    intermediate value; its other keys are attributes.
 
     Args:
         trial: Gets the reports and, after each, is asked whether to prune; `asks` turns that off.
@@ -74,7 +78,8 @@ class Metrics:
         line = line.strip()
         if not line.startswith(b"{"):
             return
-        with contextlib.suppress(ValueError, RecursionError):  # a program may print whatever it likes
+        # a program may print whatever it likes
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if any(key in record for key in self._keys):
                 self._take(record)
@@ -107,32 +112,48 @@ class Metrics:
             example = json.dumps({"step": 3, key: 0.91})
             also = " (or 'value' instead)" if not missing[0] and key != "value" else ""
             rule = "objective.result.metric" if self._rule.metrics else "objective.result=last"
-            raise ResultError(f"{rule}: the program ended without a value of {key!r}, as in the line {example}{also}")
+            raise ResultError(
+                f"{rule}: the program ended without a value of {key!r}, as in the line "
+                f"{example}{also}"
+            )
         return {metric: self._last[key] for metric, key in zip(self._metrics, wanted, strict=True)}
 
     def _matched(self, pattern: str) -> dict[str, float]:
         if self._found is None:
-            raise ResultError(f"objective.result.regex={pattern!r} was found in no line of the program's output")
+            raise ResultError(
+                f"objective.result.regex={pattern!r} was found in no line of the program's output"
+            )
         values = {}
         for metric, text in zip(self._metrics, self._found, strict=True):
             try:
                 values[metric] = float(text or "")
             except ValueError:
                 raise ResultError(
-                    f"objective.result.regex={pattern!r} found {text!r} for {metric!r}, which is no number"
+                    f"objective.result.regex={pattern!r} found {text!r} for {metric!r}, which is "
+                    "no number"
                 ) from None
         return values
 
     def _take(self, record: dict[str, Any]) -> None:
         self.records += 1
-        numbers = {key: number for key in self._keys if (number := self._number(key, record)) is not None}
-        self._last |= {key: number for key, number in numbers.items() if key not in self._plain or key in self._rule.metrics}
+        numbers = {
+            key: number for key in self._keys if (number := self._number(key, record)) is not None
+        }
+        self._last |= {
+            key: number
+            for key, number in numbers.items()
+            if key not in self._plain or key in self._rule.metrics
+        }
         plain = [numbers[key] for key in self._plain if key in numbers]
         self._last |= {"": plain[0]} if plain else {}
         for key, value in record.items():
             if key not in (*self._keys, "step"):
                 if key not in self._attributes and len(self._attributes) >= _MAX_ATTRIBUTES:
-                    self._note("", f"more than {_MAX_ATTRIBUTES:,} keys; {key!r} and what else is new is not stored")
+                    self._note(
+                        "",
+                        f"more than {_MAX_ATTRIBUTES:,} keys; {key!r} and what else is new is "
+                        "not stored",
+                    )
                     break
                 self._attributes[key] = value
         if numbers and len(self._metrics) == 1 and record.get("step") is not None:
@@ -161,13 +182,18 @@ class Metrics:
         """Says something in the log, once for each key."""
         if key not in self._noted:
             self._noted.add(key)
-            print(f"[orchestrator: metrics: {key + ': ' if key else ''}{text}]", file=sys.stderr, flush=True)  # noqa: T201
+            print(
+                f"[orchestrator: metrics: {key + ': ' if key else ''}{text}]",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 class Lines:
     """Cuts what arrives in pieces into lines, and leaves those out that are longer than `MAX_LINE`.
 
-    With `holding`, lines without these bytes may be left out: a program that prints much and says little is not held up.
+    With `holding`, lines without these bytes may be left out: a program that prints much and says
+    little is not held up.
     """
 
     def __init__(self, holding: bytes = b"") -> None:
@@ -197,7 +223,11 @@ class Lines:
     def _edges(data: bytes) -> list[bytes]:
         """What comes before the first end of a line and after the last."""
         first = _ENDS.search(data)
-        return [data] if first is None else [data[: first.start()], data[max(data.rfind(b"\n"), data.rfind(b"\r")) + 1 :]]
+        return (
+            [data]
+            if first is None
+            else [data[: first.start()], data[max(data.rfind(b"\n"), data.rfind(b"\r")) + 1 :]]
+        )
 
     def _add(self, part: bytes) -> None:
         self._length += len(part)
@@ -208,7 +238,9 @@ class Lines:
 
 
 class MetricsFile:
-    """Reads what a program appends to the file at `path`, which need not exist; one written anew is read from its start."""
+    """Reads what a program appends to the file at `path`, which need not exist; one written anew is
+    read from its start.
+    """
 
     def __init__(self, path: Path, metrics: Metrics) -> None:
         self._path = path
@@ -235,12 +267,16 @@ class MetricsFile:
                 data = file.read(_PER_CALL)
             self._offset += len(data)
             # Only when all of it was read: the rest is not to wait for the next change.
-            self._seen = seen if self._offset >= status.st_size else (status.st_ino, self._offset, 0)
+            self._seen = (
+                seen if self._offset >= status.st_size else (status.st_ino, self._offset, 0)
+            )
             for line in self._lines.feed(data):
                 self._metrics.recorded(line)
 
     def finish(self) -> None:
-        """Takes what is left: a last line without an end, or the one JSON object, over several lines, that the file is."""
+        """Takes what is left: a last line without an end, or the one JSON object, over several
+        lines, that the file is.
+        """
         before = -1
         while self._offset != before:  # a file that grew by more than one call reads
             before = self._offset
@@ -259,9 +295,13 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 class Pump:
-    """Passes what comes out of the pipe `source` on to `sink`, and to `take` each line of it that has `holding` in it."""
+    """Passes what comes out of the pipe `source` on to `sink`, and to `take` each line of it that
+    has `holding` in it.
+    """
 
-    def __init__(self, source: int, sink: int, take: Callable[[bytes], None], holding: bytes) -> None:
+    def __init__(
+        self, source: int, sink: int, take: Callable[[bytes], None], holding: bytes
+    ) -> None:
         os.set_blocking(source, False)
         self.source = source
         self.open = True
@@ -270,7 +310,8 @@ class Pump:
         self._lines = Lines(holding)
 
     def drain(self) -> None:
-        """Takes what is in the pipe, `_PER_CALL` bytes at most: who prints without end is not to be listened to for ever.
+        """Takes what is in the pipe, `_PER_CALL` bytes at most: who prints without end is not to be
+        listened to for ever.
 
         Raises:
             TrialPruned: as `Metrics.printed`.

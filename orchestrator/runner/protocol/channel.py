@@ -14,7 +14,9 @@ from typing import Any, Final
 Message = dict[str, Any]
 
 MAX_LINE: Final = 1 << 20
-"""Longest line in bytes, newline included. A longer one is refused by the sender and skipped by the receiver."""
+"""Longest line in bytes, newline included. A longer one is refused by the sender and skipped by the
+receiver.
+"""
 
 _CHUNK: Final = 1 << 16
 _PER_CALL: Final = 4 << 20  # so that a flood of messages cannot keep one `receive` busy for ever
@@ -27,9 +29,11 @@ class MessageTooLongError(ValueError):
 
 
 class Channel:
-    """One end of a connected stream socket; a peer that is gone is a state (`closed`), never an exception.
+    """One end of a connected stream socket; a peer that is gone is a state (`closed`), never an
+    exception.
 
-    The state is found by `receive`, once it has everything that the peer said before. One thread receives; another may send.
+    The state is found by `receive`, once it has everything that the peer said before. One thread
+    receives; another may send.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -44,7 +48,8 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, message: Message, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
-        """Sends one message; False when the peer is gone, or when `wait` is False and its buffer is full.
+        """Sends one message; False when the peer is gone, or when `wait` is False and its buffer is
+        full.
 
         Raises:
             MessageTooLongError: The encoded message is longer than `MAX_LINE`.
@@ -66,11 +71,15 @@ class Channel:
         return True
 
     def receive(self) -> list[Message]:
-        """Returns the messages that have arrived, without waiting; what is not a JSON object is dropped."""
+        """Returns the messages that have arrived, without waiting; what is not a JSON object is
+        dropped.
+        """
         taken = 0
         while not self.closed and taken < _PER_CALL:
             try:
-                data, ancillary, _, _ = self._socket.recvmsg(_CHUNK, _ANCILLARY, socket.MSG_DONTWAIT)
+                data, ancillary, _, _ = self._socket.recvmsg(
+                    _CHUNK, _ANCILLARY, socket.MSG_DONTWAIT
+                )
             except BlockingIOError:
                 break
             except OSError:
@@ -94,7 +103,8 @@ class Channel:
         self._socket.close()
 
     def _take_fds(self, payload: bytes) -> None:
-        # Not socket.recv_fds and send_fds: they drop their flags (CPython 3.11), so both would wait.
+        # Not socket.recv_fds and send_fds: they drop their flags (CPython 3.11), so both would
+        # wait.
         fds = array.array("i")
         fds.frombytes(payload[: len(payload) // fds.itemsize * fds.itemsize])
         for fd in fds:
@@ -122,7 +132,8 @@ class Channel:
 
 
 def wait_readable(channels: Iterable[Channel | int], timeout: float | None) -> bool:
-    """Waits until one of the channels or descriptors has something to read or was hung up, `timeout` seconds at most.
+    """Waits until one of the channels or descriptors has something to read or was hung up,
+    `timeout` seconds at most.
 
     Returns whether one has or was.
     """

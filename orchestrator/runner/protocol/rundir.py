@@ -2,14 +2,15 @@
 
 ```
 <runs>/<study>/trial-<number>/attempt-<k>-<token>/
-                                          checkpoints/  its checkpoints, unless `paths.checkpoints` is another directory
-                                          environment.json  the code, machine and device it ran on, and what it took
-                                          job.json      what the child is to do
-                                          params.json   of a command: what the program may read
-                                          metrics.jsonl of a command: what the program may append to
-                                          journal.jsonl what it reported, while it ran
-                                          output.log    all that it printed, or head and tail of it
-                                          result.json   how it ended, written by the child, complete or absent
+                                          checkpoints/  its checkpoints, unless `paths.checkpoints`
+                                          is another directory environment.json  the code, machine
+                                          and device it ran on, and what it took job.json      what
+                                          the child is to do params.json   of a command: what the
+                                          program may read metrics.jsonl of a command: what the
+                                          program may append to journal.jsonl what it reported,
+                                          while it ran output.log    all that it printed, or head
+                                          and tail of it result.json   how it ended, written by the
+                                          child, complete or absent
 ```
 """
 
@@ -30,17 +31,23 @@ from orchestrator.runner.protocol.contract import Job
 
 _TAIL_LINES: Final = 15
 _TAIL_BYTES: Final = 4096
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]")
+_ESCAPES = re.compile(
+    r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]"
+)
 
 
 class RunDirectoryError(OSError):
-    """A run directory cannot be made or written; as text, what the system said and the path in one line."""
+    """A run directory cannot be made or written; as text, what the system said and the path in one
+    line.
+    """
 
     def __str__(self) -> str:
         return f"{self.strerror} ({self.filename})"
 
 
-def attempt_dir(runs: Path, study: str, number: int, attempt: int, token: int | None = None) -> Path:
+def attempt_dir(
+    runs: Path, study: str, number: int, attempt: int, token: int | None = None
+) -> Path:
     """Where attempt `attempt` (1-based) of trial `number` has its run directory."""
     return trial_dir(runs, study, number) / attempt_name(attempt, token)
 
@@ -48,14 +55,17 @@ def attempt_dir(runs: Path, study: str, number: int, attempt: int, token: int | 
 def attempt_name(attempt: int, token: int | None) -> str:
     """The folder of one attempt and of no other, whatever becomes of the database.
 
-    One that went back in time hands out numbers of trials and attempts again, while processes of before may still write, and
-    results lie on disk: a token comes never again. None: of an attempt that is older than this.
+    One that went back in time hands out numbers of trials and attempts again, while processes of
+    before may still write, and results lie on disk: a token comes never again. None: of an attempt
+    that is older than this.
     """
     return f"attempt-{attempt}" if token is None else f"attempt-{attempt}-{token:016x}"
 
 
 def trial_dir(root: Path, study: str, number: int) -> Path:
-    """The directory of trial `number` below `root`; whatever the study's name, it is one folder deep."""
+    """The directory of trial `number` below `root`; whatever the study's name, it is one folder
+    deep.
+    """
     name = quote(study, safe=" =+,@")
     if name.startswith("."):  # '.', '..' and hidden folders
         name = "%2E" + name[1:]
@@ -69,8 +79,8 @@ def log_path(run_dir: Path) -> Path:
 def prepare(job: Job) -> Path:
     """Makes the directories of an attempt and writes its job; returns the path of the job.
 
-    What an earlier study of the same name left there cannot leak into this one: an old result is moved aside. Nothing is
-    deleted.
+    What an earlier study of the same name left there cannot leak into this one: an old result is
+    moved aside. Nothing is deleted.
 
     Raises:
         RunDirectoryError: The directory cannot be made or written.
@@ -78,7 +88,9 @@ def prepare(job: Job) -> Path:
     try:
         return _prepare(job)
     except OSError as error:  # a full disk names no file
-        raise RunDirectoryError(error.errno, error.strerror or str(error), error.filename or str(job.run_dir)) from error
+        raise RunDirectoryError(
+            error.errno, error.strerror or str(error), error.filename or str(job.run_dir)
+        ) from error
 
 
 def _prepare(job: Job) -> Path:
@@ -96,8 +108,11 @@ def read_job(path: Path) -> Job:
     return Job.from_json(json.loads(path.read_bytes()))
 
 
-def write_result(run_dir: Path, outcome: Outcome, used: Mapping[str, JSONValue] | None = None) -> None:
-    """Writes the outcome so that half of it is never seen; `sync_result` makes it survive a crash of the machine.
+def write_result(
+    run_dir: Path, outcome: Outcome, used: Mapping[str, JSONValue] | None = None
+) -> None:
+    """Writes the outcome so that half of it is never seen; `sync_result` makes it survive a crash
+    of the machine.
 
     Args:
         used: What the child says of itself besides, see `read_used`.
@@ -109,8 +124,11 @@ def write_result(run_dir: Path, outcome: Outcome, used: Mapping[str, JSONValue] 
 
 
 def sync_result(run_dir: Path) -> None:
-    """Returns when the result in `run_dir`, if there is one, would survive a crash of the machine."""
-    with contextlib.suppress(OSError):  # without a disk there is nothing to survive; the child told the worker as well
+    """Returns when the result in `run_dir`, if there is one, would survive a crash of
+    the machine.
+    """
+    # without a disk there is nothing to survive; the child told the worker as well
+    with contextlib.suppress(OSError):
         for path in (run_dir / "result.json", run_dir):
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -120,7 +138,8 @@ def sync_result(run_dir: Path) -> None:
 
 
 def read_result(run_dir: Path) -> Outcome | None:
-    """The outcome that the child wrote, or None when it did not get that far; a failure comes with its log's last lines.
+    """The outcome that the child wrote, or None when it did not get that far; a failure comes with
+    its log's last lines.
 
     It works at any time after the attempt, for any process that sees the directory.
     """
@@ -146,7 +165,13 @@ def result_to_json(outcome: Outcome) -> dict[str, JSONValue]:
         case Pruned(step):
             return {"outcome": "pruned", "step": step}
         case Failed(kind, message, causes, memory, peak_bytes):
-            told = {"kind": kind, "message": message, "causes": list(causes), "memory": memory, "peak_bytes": peak_bytes}
+            told = {
+                "kind": kind,
+                "message": message,
+                "causes": list(causes),
+                "memory": memory,
+                "peak_bytes": peak_bytes,
+            }
             return {"outcome": "failed", **told}
         case Interrupted(reason, lost):
             return {"outcome": "interrupted", "reason": reason, "lost": lost}
@@ -169,9 +194,15 @@ def result_from_json(data: dict[str, Any], run_dir: Path) -> Outcome:
 
 
 def failure(kind: str, cause: str, run_dir: Path, causes: tuple[str, ...]) -> Failed:
-    """A failure whose message has the cause in its first line, then the path of the log and the log's last lines."""
+    """A failure whose message has the cause in its first line, then the path of the log and the
+    log's last lines.
+    """
     log = log_path(run_dir)
-    lines = [_ESCAPES.sub("", cause).encode("utf-8", "replace").decode(), f"log: {log}", *_tail(log)]
+    lines = [
+        _ESCAPES.sub("", cause).encode("utf-8", "replace").decode(),
+        f"log: {log}",
+        *_tail(log),
+    ]
     return Failed(kind, "\n".join(lines), causes)
 
 

@@ -23,23 +23,36 @@ _CFG = ("cfg", "config", "conf")
 
 
 def target_of(objective: Mapping[str, JSONValue]) -> tuple[str, dict[str, JSONValue]]:
-    """Splits an objective into its dotted path and its keyword arguments; of a command that is our function which runs it.
+    """Splits an objective into its dotted path and its keyword arguments; of a command that is our
+    function which runs it.
 
     Raises:
-        ConfigError: There is no usable ``_target_`` or command, or a key of Hydra's instantiate that has no meaning here.
+        ConfigError: There is no usable ``_target_`` or command, or a key of Hydra's instantiate
+            that has no meaning here.
     """
     if program.is_program(objective):
         command = program.read(objective)
-        kwargs: dict[str, JSONValue] = {"result": command.result, "overrides": command.overrides, "hydra": command.hydra}
+        kwargs: dict[str, JSONValue] = {
+            "result": command.result,
+            "overrides": command.overrides,
+            "hydra": command.hydra,
+        }
         return _RUN_PROGRAM, {"command": list(command.words), **kwargs}
     target = objective.get("_target_")
-    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
-        raise ConfigError(f"{_FIELD}: {target!r} is not a dotted path to a function, as in 'package.module.train'")
+    if (
+        not isinstance(target, str)
+        or not all(part.isidentifier() for part in target.split("."))
+        or "." not in target
+    ):
+        raise ConfigError(
+            f"{_FIELD}: {target!r} is not a dotted path to a function, as in 'package.module.train'"
+        )
     kwargs = {key: value for key, value in objective.items() if key != "_target_"}
     reserved = sorted(key for key in kwargs if key.startswith("_") and key.endswith("_"))
     if reserved:
         raise ConfigError(
-            f"objective.{reserved[0]}: not supported; the function is called as it is, without Hydra's instantiate"
+            f"objective.{reserved[0]}: not supported; the function is called as it is, without "
+            "Hydra's instantiate"
         )
     return target, kwargs
 
@@ -47,9 +60,10 @@ def target_of(objective: Mapping[str, JSONValue]) -> tuple[str, dict[str, JSONVa
 def check_allowed(objective: Mapping[str, JSONValue], patterns: Sequence[str] | None) -> None:
     """Returns when this host may run the objective: `patterns` is None, or one of them matches it.
 
-    A function is matched by its ``_target_``, a command by ``command:`` and its first word as it is written, and only by
-    patterns that begin so. Patterns are those of a shell, with upper and lower case told apart; ``*`` also stands for dots
-    and slashes, but a path that goes up (``..``) matches none. Nothing is imported.
+    A function is matched by its ``_target_``, a command by ``command:`` and its first word as it is
+    written, and only by patterns that begin so. Patterns are those of a shell, with upper and lower
+    case told apart; ``*`` also stands for dots and slashes, but a path that goes up (``..``)
+    matches none. Nothing is imported.
 
     Raises:
         ConfigError: None matches, or there is no usable ``_target_`` or command.
@@ -61,11 +75,15 @@ def check_allowed(objective: Mapping[str, JSONValue], patterns: Sequence[str] | 
         field, name = program.FIELD, f"{program.PATTERN}{started}"
     if patterns is not None and not any(_allows(pattern, name, started) for pattern in patterns):
         allowed = ", ".join(patterns) or "none"
-        raise ConfigError(f"{field}: {name!r} may not run on this host; worker.allow_targets has {allowed}")
+        raise ConfigError(
+            f"{field}: {name!r} may not run on this host; worker.allow_targets has {allowed}"
+        )
 
 
 def _allows(pattern: str, name: str, started: str | None) -> bool:
-    if started is not None and (not pattern.startswith(program.PATTERN) or ".." in started.split("/")):
+    if started is not None and (
+        not pattern.startswith(program.PATTERN) or ".." in started.split("/")
+    ):
         return False
     return fnmatchcase(name, pattern)
 
@@ -83,7 +101,8 @@ def locate(target: str) -> Callable[..., Any]:
     """Returns the callable that `target` names, importing what must be imported.
 
     Raises:
-        ConfigError: An attribute is missing on the way or is another package's module, or what is there cannot be called.
+        ConfigError: An attribute is missing on the way or is another package's module, or what is
+            there cannot be called.
         BaseException: Whatever the imported module itself raises.
     """
     parts = target.split(".")
@@ -92,27 +111,43 @@ def locate(target: str) -> Callable[..., Any]:
         if not hasattr(found, part) and isinstance(found, ModuleType):
             _import_submodule(".".join(parts[:count]))
         if not hasattr(found, part):
-            known = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name, None))]
+            known = [
+                name
+                for name in dir(found)
+                if not name.startswith("_") and callable(getattr(found, name, None))
+            ]
             above = ".".join(parts[: count - 1])
             unread = _unread(getattr(found, "__path__", ()))
-            raise ConfigError(f"{_FIELD}: {target!r}: {above!r} has no attribute {part!r}{did_you_mean(part, known)}{unread}")
-        owner, found = found, getattr(found, part)
-        if inspect.isclass(owner) and isinstance(inspect.getattr_static(owner, part, None), FunctionType):
             raise ConfigError(
-                f"{_FIELD}: {target!r} is a method of the class {owner.__name__!r}: instantiate it in its module and name the"
+                f"{_FIELD}: {target!r}: {above!r} has no attribute "
+                f"{part!r}{did_you_mean(part, known)}{unread}"
+            )
+        owner, found = found, getattr(found, part)
+        if inspect.isclass(owner) and isinstance(
+            inspect.getattr_static(owner, part, None), FunctionType
+        ):
+            raise ConfigError(
+                f"{_FIELD}: {target!r} is a method of the class {owner.__name__!r}: instantiate "
+                "it in its module and name the"
                 " method of that instance"
             )
         if isinstance(found, ModuleType) and found.__name__.partition(".")[0] != parts[0]:
-            # Else `my_project.os.system` would pass for a target of `my_project` under `worker.allow_targets`.
+            # Else `my_project.os.system` would pass for a target of `my_project` under
+            # `worker.allow_targets`.
             alias = ".".join(parts[:count])
-            raise ConfigError(f"{_FIELD}: {target!r}: {alias!r} is the module {found.__name__!r}; begin with that name")
+            raise ConfigError(
+                f"{_FIELD}: {target!r}: {alias!r} is the module {found.__name__!r}; begin with "
+                "that name"
+            )
     if not callable(found):
         raise ConfigError(f"{_FIELD}: {target!r} is not callable, it is {type(found).__name__}")
     return found  # type: ignore[no-any-return]
 
 
 def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function below ``@hydra.main``, which would read the command line and compose a config of its own; else the same."""
+    """The function below ``@hydra.main``, which would read the command line and compose a config of
+    its own; else the same.
+    """
     return function.__wrapped__ if _is_hydra_main(function) else function  # type: ignore[attr-defined]
 
 
@@ -122,15 +157,18 @@ def _is_hydra_main(function: Callable[..., Any]) -> bool:
 
 
 def arguments_of(function: Callable[..., Any], kwargs: Iterable[str]) -> tuple[str, ...]:
-    """What `function` is called with by position, before its keyword arguments: cfg and trial, or one of them.
+    """What `function` is called with by position, before its keyword arguments: cfg and trial, or
+    one of them.
 
-    It gets the trial alone, as from Optuna, if its first parameter is called ``trial``, or if it takes one argument only; cfg
-    alone if it calls that one ``cfg``, ``config`` or ``conf``, or is decorated with ``@hydra.main``. A second parameter with a
-    default is for the trial only if its name says so: ``train(cfg, verbose=False)`` takes one argument.
+    It gets the trial alone, as from Optuna, if its first parameter is called ``trial``, or if it
+    takes one argument only; cfg alone if it calls that one ``cfg``, ``config`` or ``conf``, or is
+    decorated with ``@hydra.main``. A second parameter with a default is for the trial only if its
+    name says so: ``train(cfg, verbose=False)`` takes one argument.
     """
     if _is_hydra_main(function):
         return ("cfg",)
-    judge = _judge_function if isinstance(function, FunctionType) else _judge  # other callables may not be hashable
+    # other callables may not be hashable
+    judge = _judge_function if isinstance(function, FunctionType) else _judge
     return judge(function, tuple(sorted(kwargs)))
 
 
@@ -152,7 +190,9 @@ def _judge(function: Callable[..., Any], names: tuple[str, ...]) -> tuple[str, .
 
 
 def _has_default_for_others(signature: inspect.Signature) -> bool:
-    """Whether what a second argument would be taken for has a default, and is not the trial by its name."""
+    """Whether what a second argument would be taken for has a default, and is not the trial by its
+    name.
+    """
     second = next(itertools.islice(signature.parameters.values(), 1, None), None)
     return second is not None and second.default is not second.empty and "trial" not in second.name
 
@@ -161,7 +201,9 @@ _judge_function = cache(_judge)  # the keeper asks; its forks then know
 
 
 def check_call(target: str, function: Callable[..., Any], kwargs: Iterable[str]) -> None:
-    """Raises ConfigError when `function` cannot be called as `arguments_of` says, or does not return a result when called."""
+    """Raises ConfigError when `function` cannot be called as `arguments_of` says, or does not
+    return a result when called.
+    """
     if (problem := _no_function(undecorated(function))) is not None:
         raise ConfigError(f"{_FIELD}: {target!r} {problem}")
     names = sorted(kwargs)
@@ -173,27 +215,44 @@ def check_call(target: str, function: Callable[..., Any], kwargs: Iterable[str])
     refusal = _refusal(signature, len(leading), names)
     if refusal is not None:
         call = ", ".join([*leading, *(f"{name}=…" for name in names)])
-        swapped = "; a function of both takes cfg first" if leading == ("trial",) and "cfg" in signature.parameters else ""
+        swapped = (
+            "; a function of both takes cfg first"
+            if leading == ("trial",) and "cfg" in signature.parameters
+            else ""
+        )
         raise ConfigError(f"{_FIELD}: {target!r} cannot be called as ({call}): {refusal}{swapped}")
 
 
 def _no_function(found: Callable[..., Any]) -> str | None:
-    """What is wrong with a callable whose call trains nothing, and what to do; None for any other."""
+    """What is wrong with a callable whose call trains nothing, and what to do; None
+    for any other.
+    """
     if inspect.isclass(found):
         return (
-            f"is a class: instantiate it in its module, as in objective = {found.__name__}(…), and name that instance (if it"
+            f"is a class: instantiate it in its module, as in objective = {found.__name__}(…), "
+            "and name that instance (if it"
             " has __call__) or a method of it; or name a function"
         )
-    called = found if inspect.isroutine(found) or isinstance(found, partial) else type(found).__call__
+    called = (
+        found if inspect.isroutine(found) or isinstance(found, partial) else type(found).__call__
+    )
     if inspect.iscoroutinefunction(called):
-        return "is an async function, whose call runs nothing: name a function that runs it, with asyncio.run(…), and returns"
+        return (
+            "is an async function, whose call runs nothing: name a function that runs it, with "
+            "asyncio.run(…), and returns"
+        )
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-        return "is a generator, whose call runs nothing: let it return its result instead of yielding, and report the others"
+        return (
+            "is a generator, whose call runs nothing: let it return its result instead of "
+            "yielding, and report the others"
+        )
     return None
 
 
 def _refusal(signature: inspect.Signature, leading: int, names: Iterable[str]) -> str | None:
-    """Why a function cannot be called with so many arguments by position and those names; None if it can."""
+    """Why a function cannot be called with so many arguments by position and those names; None if
+    it can.
+    """
     try:
         signature.bind(*[None] * leading, **dict.fromkeys(names))
     except TypeError as error:
@@ -202,15 +261,21 @@ def _refusal(signature: inspect.Signature, leading: int, names: Iterable[str]) -
 
 
 def describe_import_error(target: str, error: BaseException) -> str:
-    """One line that says why `target` could not be imported: the exception's own words, no traceback."""
+    """One line that says why `target` could not be imported: the exception's own words, no
+    traceback.
+    """
     unread = _unread(sys.path) if isinstance(error, ModuleNotFoundError) else ""
     return f"{_FIELD}: {target!r} cannot be imported: {describe_exception(error)}{unread}"
 
 
 def imports_no_more(problem: str) -> Interrupted:
-    """The end of an attempt whose objective had been imported, and cannot be now: no verdict on the trial."""
+    """The end of an attempt whose objective had been imported, and cannot be now: no verdict on the
+    trial.
+    """
     lost = "run here" if problem.startswith(program.FIELD) else "import"
-    return Interrupted(f"the objective does not {lost} any more: {problem.removeprefix(f'{_FIELD}: ')}", lost=True)
+    return Interrupted(
+        f"the objective does not {lost} any more: {problem.removeprefix(f'{_FIELD}: ')}", lost=True
+    )
 
 
 def describe_exception(error: BaseException, limit: int = 500) -> str:
@@ -231,30 +296,39 @@ _INSTEAD = {  # modules that take a trial and refuse ours, in words that do not 
 
 
 def hint_for(error: BaseException) -> str | None:
-    """What to use in place of a helper of Optuna's that raised `error` because it wants the trial to be Optuna's own."""
+    """What to use in place of a helper of Optuna's that raised `error` because it wants the trial
+    to be Optuna's own.
+    """
     trace = error.__traceback__
     while trace is not None:
         module = str(trace.tb_frame.f_globals.get("__name__"))
         for name, instead in _INSTEAD.items():
-            if isinstance(error, (ValueError, AttributeError)) and f"{module}.".startswith(f"{name}."):
+            if isinstance(error, (ValueError, AttributeError)) and f"{module}.".startswith(
+                f"{name}."
+            ):
                 return instead
         trace = trace.tb_next
     return None
 
 
 def causes_of(error: BaseException) -> tuple[str, ...]:
-    """The names that the class of `error` and its bases go by, bare and with their module, from the class upwards.
+    """The names that the class of `error` and its bases go by, bare and with their module, from the
+    class upwards.
 
     ``OSError`` gives OSError, builtins.OSError, Exception, builtins.Exception.
     """
     classes = [cls for cls in type(error).__mro__ if cls not in (BaseException, object)]
-    names = [name for cls in classes for name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")]
+    names = [
+        name for cls in classes for name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")
+    ]
     return tuple(dict.fromkeys(names))
 
 
 def _unread(directories: Iterable[str]) -> str:
     """What to add where nothing was found in these directories: one of them cannot be read."""
-    return next((f"; {why}" for directory in directories if (why := denied(directory or os.curdir))), "")
+    return next(
+        (f"; {why}" for directory in directories if (why := denied(directory or os.curdir))), ""
+    )
 
 
 def _import_submodule(name: str) -> None:

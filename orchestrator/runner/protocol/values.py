@@ -1,4 +1,6 @@
-"""What user code may hand over: numbers, attributes and the objective's return value, checked and turned into plain data."""
+"""What user code may hand over: numbers, attributes and the objective's return value, checked and
+turned into plain data.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,17 @@ MAX_JSON = 1_000_000
 _MAX_KEY = 512  # Optuna's column for attribute names
 _MAX_CONSTRAINT = 500  # as Optuna stores it, behind "constraints:"
 _OWN_KEYS = "orchestrator:"  # what the program itself tells in a trial's attributes
-_MAX_DEPTH = 100  # readers recurse, Optuna and its dashboard among them: one value too deep for them hides the whole study
+# readers recurse, Optuna and its dashboard among them: one value too deep for them hides the whole
+# study
+_MAX_DEPTH = 100
 _BYTES = (bytes, bytearray, memoryview)
 _MAX_INT = 10**4300  # Python refuses to parse more digits, so nobody could read the trial
 
 
 class ResultError(ValueError):
-    """What the objective returned cannot be the result of a trial; the message says what would be."""
+    """What the objective returned cannot be the result of a trial; the message says
+    what would be.
+    """
 
 
 class AttemptFailed(Exception):  # noqa: N818 - an outcome that unwinds, not an error of ours
@@ -39,7 +45,8 @@ class AttemptFailed(Exception):  # noqa: N818 - an outcome that unwinds, not an 
 
 
 def as_number(value: object) -> float:
-    """`value` as the nearest float: any real number, a 0-d numpy or torch value included; NaN and infinities pass.
+    """`value` as the nearest float: any real number, a 0-d numpy or torch value included; NaN and
+    infinities pass.
 
     Raises:
         TypeError: It is no real number (bool, str, None, an array with dimensions, complex …).
@@ -69,7 +76,9 @@ def as_step(step: object) -> int:
             raise TypeError
         number = operator.index(step)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"step must be an integer, got {shown(step)} ({type(step).__name__})") from None
+        raise TypeError(
+            f"step must be an integer, got {shown(step)} ({type(step).__name__})"
+        ) from None
     if not 0 <= number <= MAX_STEP:
         raise ValueError(f"step must be in 0 … {MAX_STEP}, got {shown(step)}")
     return number
@@ -80,51 +89,70 @@ def as_key(key: object) -> str:
 
     Raises:
         TypeError: It is no string.
-        ValueError: It is longer than 512 characters, holds text that a database refuses, or begins with ``orchestrator:``.
+        ValueError: It is longer than 512 characters, holds text that a database refuses, or begins
+            with ``orchestrator:``.
     """
     if not isinstance(key, str):
-        raise TypeError(f"the name of a user attribute must be a string, got {shown(key)} ({type(key).__name__})")
+        raise TypeError(
+            f"the name of a user attribute must be a string, got {shown(key)} "
+            f"({type(key).__name__})"
+        )
     if len(key) > _MAX_KEY:
-        raise ValueError(f"the name of a user attribute has at most {_MAX_KEY} characters, got {len(key)}")
+        raise ValueError(
+            f"the name of a user attribute has at most {_MAX_KEY} characters, got {len(key)}"
+        )
     if key.startswith(_OWN_KEYS):
         raise ValueError(f"names that begin with {_OWN_KEYS} are the program's own")
     return _text(key)
 
 
 def as_constraint(key: object, value: object) -> tuple[str, float]:
-    """`key` and `value` if they can be a constraint: anything that `float` takes but NaN; infinities become the largest floats.
+    """`key` and `value` if they can be a constraint: anything that `float` takes but NaN;
+    infinities become the largest floats.
 
     Raises:
         TypeError: The key is no string, or the value no number.
-        ValueError: The key is longer than 500 characters or holds text that a database refuses; the value is NaN, or an
-            integer too large for a float.
+        ValueError: The key is longer than 500 characters or holds text that a database refuses; the
+            value is NaN, or an integer too large for a float.
     """
     if not isinstance(key, str):
-        raise TypeError(f"the name of a constraint must be a string, got {shown(key)} ({type(key).__name__})")
+        raise TypeError(
+            f"the name of a constraint must be a string, got {shown(key)} ({type(key).__name__})"
+        )
     if len(key) > _MAX_CONSTRAINT:
-        raise ValueError(f"the name of a constraint has at most {_MAX_CONSTRAINT} characters, got {len(key)}")
+        raise ValueError(
+            f"the name of a constraint has at most {_MAX_CONSTRAINT} characters, got {len(key)}"
+        )
     try:
         number = float(value)  # type: ignore[arg-type]
     except OverflowError:
-        raise ValueError(f"constraint {shown(key)}: {type(value).__name__} is too large for a float") from None
+        raise ValueError(
+            f"constraint {shown(key)}: {type(value).__name__} is too large for a float"
+        ) from None
     except (TypeError, ValueError):
-        raise TypeError(f"constraint {shown(key)}: {shown(value)} is a {type(value).__name__}, not a number") from None
+        raise TypeError(
+            f"constraint {shown(key)}: {shown(value)} is a {type(value).__name__}, not a number"
+        ) from None
     if math.isnan(number):
-        raise ValueError(f"constraint {shown(key)}: NaN says neither that it holds nor that it is violated")
+        raise ValueError(
+            f"constraint {shown(key)}: NaN says neither that it holds nor that it is violated"
+        )
     return _text(key), max(-sys.float_info.max, min(sys.float_info.max, number))
 
 
 def as_json(value: object) -> JSONValue:
-    """`value` as plain JSON data: numpy and torch values become numbers and lists, tuples lists, mappings dicts.
+    """`value` as plain JSON data: numpy and torch values become numbers and lists, tuples lists,
+    mappings dicts.
 
-    NaN and infinities become the strings ``nan``, ``inf`` and ``-inf``: JSON has no such numbers, and a browser that meets
-    one refuses the whole study. A key that is an integer becomes its digits. A value that is too large is refused before it
-    was copied.
+    NaN and infinities become the strings ``nan``, ``inf`` and ``-inf``: JSON has no such numbers,
+    and a browser that meets one refuses the whole study. A key that is an integer becomes its
+    digits. A value that is too large is refused before it was copied.
 
     Raises:
         TypeError: A part of it has no JSON form.
-        ValueError: It holds NUL or a lone surrogate (no database takes these), is nested more than 100 deep or contains
-            itself, holds an integer of more than 4300 digits or two keys that read the same, or takes more than `MAX_JSON`.
+        ValueError: It holds NUL or a lone surrogate (no database takes these), is nested more than
+            100 deep or contains itself, holds an integer of more than 4300 digits or two keys that
+            read the same, or takes more than `MAX_JSON`.
     """
     plain = _Walk().plain(value)
     if len(json.dumps(plain)) > MAX_JSON:
@@ -132,17 +160,22 @@ def as_json(value: object) -> JSONValue:
     return plain
 
 
-def as_result(returned: object, metrics: Sequence[str], directions: Sequence[Direction]) -> tuple[Completed, list[str]]:
-    """What an objective returned as a result, and one line for each entry that had to be left out of its attributes.
+def as_result(
+    returned: object, metrics: Sequence[str], directions: Sequence[Direction]
+) -> tuple[Completed, list[str]]:
+    """What an objective returned as a result, and one line for each entry that had to be left out
+    of its attributes.
 
-    A number for one metric; a sequence with one number for each; or a mapping that holds every metric by name, whose other
-    entries become attributes. Infinity in the bad direction is a number, the worst there is.
+    A number for one metric; a sequence with one number for each; or a mapping that holds every
+    metric by name, whose other entries become attributes. Infinity in the bad direction is a
+    number, the worst there is.
 
     Args:
         directions: one for each of `metrics`.
 
     Raises:
-        ResultError: A metric is missing, the length is wrong, or a value is no number, NaN, or infinite in the good direction.
+        ResultError: A metric is missing, the length is wrong, or a value is no number, NaN, or
+            infinite in the good direction.
     """
     goals = dict(zip(metrics, directions, strict=True))
     if isinstance(returned, Mapping):
@@ -151,9 +184,16 @@ def as_result(returned: object, metrics: Sequence[str], directions: Sequence[Dir
             keys = [str(key) for key in returned]
             listed = ", ".join(repr(key) for key in keys[:20]) or "no key at all"
             hint = did_you_mean(missing[0], keys)
-            raise ResultError(f"the objective returned a mapping without the metric {missing[0]!r}; it has {listed}{hint}")
-        values = tuple(_metric(returned[metric], metric, direction) for metric, direction in goals.items())
-        attrs, left_out = _attributes({key: value for key, value in returned.items() if key not in metrics})
+            raise ResultError(
+                f"the objective returned a mapping without the metric {missing[0]!r}; it has "
+                f"{listed}{hint}"
+            )
+        values = tuple(
+            _metric(returned[metric], metric, direction) for metric, direction in goals.items()
+        )
+        attrs, left_out = _attributes(
+            {key: value for key, value in returned.items() if key not in metrics}
+        )
         return Completed(values, attrs), left_out
     if _is_sequence(returned):
         count = len(returned)  # type: ignore[arg-type]
@@ -174,8 +214,15 @@ def _metric(value: object, metric: str, direction: Direction) -> float:
     worst = math.inf if direction == "minimize" else -math.inf
     if math.isfinite(number) or number == worst:
         return number
-    why = "NaN is no result" if math.isnan(number) else f"it is to be {direction}d, and nothing is as good as that"
-    raise ResultError(f"the objective returned {number} for {metric!r}: {why}; for a run that diverged return {worst}")
+    why = (
+        "NaN is no result"
+        if math.isnan(number)
+        else f"it is to be {direction}d, and nothing is as good as that"
+    )
+    raise ResultError(
+        f"the objective returned {number} for {metric!r}: {why}; for a run that diverged return "
+        f"{worst}"
+    )
 
 
 def _attributes(entries: Mapping[object, object]) -> tuple[dict[str, JSONValue], list[str]]:
@@ -194,7 +241,9 @@ _TOO_LARGE = f"it takes more than {MAX_JSON:,} bytes as JSON"
 
 
 class _Walk:
-    """One walk through a value to its plain form; it gives up as soon as more was met than may be stored."""
+    """One walk through a value to its plain form; it gives up as soon as more was met than may be
+    stored.
+    """
 
     def __init__(self) -> None:
         self._left = MAX_JSON
@@ -246,7 +295,8 @@ class _Walk:
 def _json_key(key: object) -> str:
     if isinstance(key, str):
         return _text(key)
-    if isinstance(key, int) and not isinstance(key, bool):  # class labels are often ints; json.dumps does the same
+    # class labels are often ints; json.dumps does the same
+    if isinstance(key, int) and not isinstance(key, bool):
         return str(_digits(key))
     raise TypeError(f"a key of type {type(key).__name__} has no JSON form")
 
@@ -270,12 +320,17 @@ def _text(text: str) -> str:
 
 
 def _may_be_real(value: object) -> bool:
-    """False for what `float` and `operator.index` take though it is no real number: truth values, text, complex arrays."""
+    """False for what `float` and `operator.index` take though it is no real number: truth values,
+    text, complex arrays.
+    """
     dtype = getattr(value, "dtype", None)
     kinds = "bcOSUMm"  # of numpy: bool, complex, object, bytes, str, datetime, timedelta
     named = str(dtype)  # as torch has it
     return not (
-        isinstance(value, (bool, str, *_BYTES)) or getattr(dtype, "kind", " ") in kinds or "bool" in named or "complex" in named
+        isinstance(value, (bool, str, *_BYTES))
+        or getattr(dtype, "kind", " ") in kinds
+        or "bool" in named
+        or "complex" in named
     )
 
 

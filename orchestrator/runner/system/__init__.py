@@ -1,1 +1,3 @@
-"""The operating system as an attempt sees it: Linux, memory, streams, the facts of an environment."""
+"""The operating system as an attempt sees it: Linux, memory, streams, the facts of an
+environment.
+"""

@@ -1,7 +1,8 @@
-"""The facts of an attempt: the code, machine and device it ran on, and what it took. Plain JSON data, gathered by the keeper.
+"""The facts of an attempt: the code, machine and device it ran on, and what it took. Plain JSON
+data, gathered by the keeper.
 
-The keeper tells the worker `for_database` of them and writes all to `environment.json` in the run directory, so that they are
-there for a result that is delivered after worker and keeper are gone.
+The keeper tells the worker `for_database` of them and writes all to `environment.json` in the run
+directory, so that they are there for a result that is delivered after worker and keeper are gone.
 """
 
 from __future__ import annotations
@@ -34,18 +35,32 @@ _GIT_S: Final = 1.0
 _GIT_ELSEWHERE: Final = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 # The same text whatever the user's configuration says, and no program of theirs.
 _DIFF: Final = (
-    *("--no-ext-diff", "--no-textconv", "--no-color", "--full-index", "--no-renames", "--unified=3", "--diff-algorithm=myers"),
+    *(
+        "--no-ext-diff",
+        "--no-textconv",
+        "--no-color",
+        "--full-index",
+        "--no-renames",
+        "--unified=3",
+        "--diff-algorithm=myers",
+    ),
     *("--src-prefix=a/", "--dst-prefix=b/"),
 )
 _VERSION = re.compile(r"[\w.+-]{1,40}", re.ASCII)
 _FOLDER = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.dist-info")
-_MODULES: Final = {"PIL": "pillow", "cv2": "opencv-python", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+_MODULES: Final = {
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 """Well-known modules whose package has another name."""
 _ONLY_IN_FILE: Final = ("study", "trial", "attempt", "started_at", "ended_at", "installed")
 
 
 class Environment:
-    """What all attempts of one keeper have in common. Nothing is looked up before it is asked for, and then once.
+    """What all attempts of one keeper have in common. Nothing is looked up before it is asked for,
+    and then once.
 
     Args:
         sources: the objective's source files.
@@ -56,12 +71,16 @@ class Environment:
         self._code: tuple[dict[str, JSONValue] | None, dict[str, JSONValue] | None] | None = None
 
     def forget_code(self) -> None:
-        """Has the code looked at anew when it is next asked for: a program reads it whenever it starts."""
+        """Has the code looked at anew when it is next asked for: a program reads it whenever it
+        starts.
+        """
         if self.__dict__.pop("source", None) is None:
             self._code = None
 
     def look_at_code(self) -> None:
-        """Makes `source` and `code` what they are now, while the modules just imported are still what the files hold."""
+        """Makes `source` and `code` what they are now, while the modules just imported are still
+        what the files hold.
+        """
         self.__dict__.pop("source", None)
         self._code = None
         _ = self.code
@@ -73,10 +92,11 @@ class Environment:
 
     @property
     def code(self) -> dict[str, JSONValue] | None:
-        """Repository, commit, and whether tracked files differ from it; None outside a repository that git opens for us.
+        """Repository, commit, and whether tracked files differ from it; None outside a repository
+        that git opens for us.
 
-        Of the objective's module or script, or of the working directory if that is of an installed package. Looked at anew
-        when `source` has changed.
+        Of the objective's module or script, or of the working directory if that is of an installed
+        package. Looked at anew when `source` has changed.
         """
         source = self.source
         if self._code is None or self._code[0] != source:
@@ -96,9 +116,11 @@ class Environment:
 
     @cached_property
     def installed(self) -> dict[str, str]:
-        """Version by name of every installed package, as the names of their metadata folders say it.
+        """Version by name of every installed package, as the names of their metadata folders say
+        it.
 
-        (`importlib.metadata` parses each package's whole metadata for it: a tenth of a second for sixty.)
+        (`importlib.metadata` parses each package's whole metadata for it: a tenth of a second for
+        sixty.)
         """
         found: dict[str, str] = {}
         for entry in sys.path:
@@ -111,7 +133,11 @@ class Environment:
     @cached_property
     def machine(self) -> dict[str, JSONValue]:
         """Host, operating system and Python."""
-        return {"host": socket.gethostname(), "platform": platform.platform(), "python": platform.python_version()}
+        return {
+            "host": socket.gethostname(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+        }
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
@@ -120,7 +146,9 @@ class Environment:
 
     @cached_property
     def packages(self) -> dict[str, JSONValue]:
-        """Version by package of those that have one of `modules`, and of Optuna, which chose the parameters."""
+        """Version by package of those that have one of `modules`, and of Optuna, which chose the
+        parameters.
+        """
         return self.packages_of(("optuna", *self.modules))
 
     def packages_of(self, modules: Iterable[str]) -> dict[str, JSONValue]:
@@ -136,7 +164,9 @@ class AttemptFacts:
         told: what the worker knows: study, trial, attempt, seed, threads, device.
     """
 
-    def __init__(self, run_dir: Path, environment: Environment, told: Mapping[str, JSONValue]) -> None:
+    def __init__(
+        self, run_dir: Path, environment: Environment, told: Mapping[str, JSONValue]
+    ) -> None:
         self.run_dir = run_dir
         self._environment = environment
         self._known: dict[str, Any] = {**told, "started_at": _now()}
@@ -144,7 +174,8 @@ class AttemptFacts:
         self._cpu_before_s = 0.0
 
     def begin(self, cpu_before_s: float = 0.0) -> None:
-        """Adds what takes time to find out and writes it down; call it when the child runs and nobody waits.
+        """Adds what takes time to find out and writes it down; call it when the child runs and
+        nobody waits.
 
         Args:
             cpu_before_s: what the child's process had used before, which is not this attempt's.
@@ -164,7 +195,8 @@ class AttemptFacts:
         """Completes them; returns what the database is to hold.
 
         Args:
-            used: what the child said about itself, see `used_here`; empty if it did not get that far.
+            used: what the child said about itself, see `used_here`; empty if it did not get that
+                far.
         """
         modules = used.get("modules")
         if isinstance(modules, list) and modules:
@@ -178,20 +210,27 @@ class AttemptFacts:
             "duration_s": round(time.monotonic() - self._began, 3),
             "cpu_s": round(max(0.0, cpu_s - self._cpu_before_s), 3),
             "peak_memory_bytes": peak_host_bytes,
-            "peak_device_bytes": device if isinstance(device, int) and 0 <= device < 1 << 63 else None,
+            "peak_device_bytes": device
+            if isinstance(device, int) and 0 <= device < 1 << 63
+            else None,
         }
         return for_database(self._known)
 
     def write(self) -> None:
-        """Writes them to the run directory, over what is there; a disk that is full or gone disturbs nobody.
+        """Writes them to the run directory, over what is there; a disk that is full or gone
+        disturbs nobody.
 
         Half of them, as a full disk or a crash may leave, count as none.
         """
         # A line for each: `indent` would be the work of Python's own encoder, twenty times as slow.
-        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in self._known.items())
+        lines = ",\n".join(
+            f" {json.dumps(key)}: {json.dumps(value)}" for key, value in self._known.items()
+        )
         with contextlib.suppress(OSError):
             # Neither a pipe that user code put there nor what a link of its leads to.
-            file = os.open(self.run_dir / FILE, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            file = os.open(
+                self.run_dir / FILE, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666
+            )
             try:
                 os.ftruncate(file, os.write(file, f"{{\n{lines}\n}}\n".encode()))
             finally:
@@ -199,14 +238,19 @@ class AttemptFacts:
 
 
 def for_database(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an attempt's facts that its row holds: not what other columns say, nor every installed package."""
+    """The part of an attempt's facts that its row holds: not what other columns say, nor every
+    installed package.
+    """
     return {key: value for key, value in facts.items() if key not in _ONLY_IN_FILE}
 
 
 def read(run_dir: Path) -> dict[str, Any]:
-    """What the database is to hold of the attempt in `run_dir`; empty if nothing is there that it can hold."""
+    """What the database is to hold of the attempt in `run_dir`; empty if nothing is there that it
+    can hold.
+    """
     with contextlib.suppress(OSError, ValueError, TypeError):
-        found = as_json(json.loads((run_dir / FILE).read_text(encoding="utf-8")))  # user code could write there
+        # user code could write there
+        found = as_json(json.loads((run_dir / FILE).read_text(encoding="utf-8")))
         if isinstance(found, dict):
             return for_database(found)
     return {}
@@ -219,35 +263,49 @@ def code_now(objective: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
 
 
 def used_here(known: str | None = None) -> dict[str, JSONValue]:
-    """What only the child can tell, at its end: the most it took of its device, and what it had imported by then.
+    """What only the child can tell, at its end: the most it took of its device, and what it had
+    imported by then.
 
     Args:
         known: the module imported last of those that the keeper tells of.
     """
     modules: Mapping[str, Any] = sys.modules
     cuda = getattr(getattr(modules.get("torch"), "version", None), "cuda", None)
-    return {"peak_device_bytes": peak_device_bytes(), "modules": list(imported(known)), "cuda": cuda}
+    return {
+        "peak_device_bytes": peak_device_bytes(),
+        "modules": list(imported(known)),
+        "cuda": cuda,
+    }
 
 
 def imported(after: str | None = None) -> list[str]:
-    """The top-level modules that this process has imported, without Python's own; those after the module `after` if given.
+    """The top-level modules that this process has imported, without Python's own; those after the
+    module `after` if given.
 
     In a fork each name looked at costs a copy of the page it lies on, and a keeper has thousands.
     """
     # Without a step in Python under way: another thread may import.
-    names = list(sys.modules) if after is None else list(itertools.takewhile(after.__ne__, reversed(sys.modules)))
+    names = (
+        list(sys.modules)
+        if after is None
+        else list(itertools.takewhile(after.__ne__, reversed(sys.modules)))
+    )
     top_level = {name for name in names if "." not in name}
     return sorted(top_level - sys.stdlib_module_names - {"__main__", "__mp_main__"})
 
 
 def _directories(file: Path | None) -> list[Path]:
-    """Where to look for the objective's repository: beside its module, unless that is an installed package, then here."""
+    """Where to look for the objective's repository: beside its module, unless that is an installed
+    package, then here.
+    """
     beside = [file.resolve().parent] if file is not None else []
     return [path for path in [*beside, Path.cwd()] if not is_installed(path)]
 
 
 def _git(directory: Path, *words: str) -> str | None:
-    """What git prints; None if there is no git, no repository, it is somebody else's (safe.directory) or it takes too long."""
+    """What git prints; None if there is no git, no repository, it is somebody else's
+    (safe.directory) or it takes too long.
+    """
     # No lock that a commit of the user's could meet, and no daemon that would outlive the call.
     command = ["git", "-C", str(directory), "-c", "core.fsmonitor=false", *words]
     environment = {key: value for key, value in os.environ.items() if key not in _GIT_ELSEWHERE}
@@ -255,7 +313,13 @@ def _git(directory: Path, *words: str) -> str | None:
     nothing = subprocess.DEVNULL
     try:
         done = subprocess.run(
-            command, stdin=nothing, stdout=subprocess.PIPE, stderr=nothing, env=environment, timeout=_GIT_S, check=False
+            command,
+            stdin=nothing,
+            stdout=subprocess.PIPE,
+            stderr=nothing,
+            env=environment,
+            timeout=_GIT_S,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return None

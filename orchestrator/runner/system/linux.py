@@ -1,4 +1,6 @@
-"""What the runner asks of the Linux kernel; on other systems each of these does nothing and says so by its result."""
+"""What the runner asks of the Linux kernel; on other systems each of these does nothing and says so
+by its result.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,24 @@ _OOM_PREFERENCE: Final = 500
 
 
 def die_with_parent(signum: signal.Signals, parent_pid: int) -> None:
-    """From here on the kernel sends this process `signum` when its parent dies; exits at once if that has happened already."""
+    """From here on the kernel sends this process `signum` when its parent dies; exits at once if
+    that has happened already.
+    """
     _prctl(_PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent_pid:
         os._exit(1)
 
 
 def adopt_orphans() -> None:
-    """Makes this process the new parent of every descendant whose own parent dies, in whatever session it is."""
+    """Makes this process the new parent of every descendant whose own parent dies, in whatever
+    session it is.
+    """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def gather_pages() -> None:
-    """Moves this process's memory into huge pages: to fork it, and for a fork to end, then takes half the time.
+    """Moves this process's memory into huge pages: to fork it, and for a fork to end, then takes
+    half the time.
 
     Without effect before Linux 6.1, and for what no huge page can be had.
     """
@@ -47,12 +54,19 @@ def gather_pages() -> None:
     for line in lines:
         span, rights, _, _, inode, *name = line.split()
         start, end = (int(address, 16) for address in span.split("-"))
-        if rights == "rw-p" and inode == "0" and name in ([], ["[heap]"]) and end - start >= _HUGE_PAGE:
+        if (
+            rights == "rw-p"
+            and inode == "0"
+            and name in ([], ["[heap]"])
+            and end - start >= _HUGE_PAGE
+        ):
             madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_COLLAPSE)
 
 
 def own_children() -> set[int]:
-    """The process ids of this process's direct children, zombies included; empty where the kernel does not list them."""
+    """The process ids of this process's direct children, zombies included; empty where the kernel
+    does not list them.
+    """
     try:
         pids = _read(f"/proc/self/task/{threading.get_native_id()}/children")
     except OSError:
@@ -61,7 +75,9 @@ def own_children() -> set[int]:
 
 
 def runs(pid: int) -> bool:
-    """Whether the process exists and has neither ended nor been stopped; True where the kernel does not say."""
+    """Whether the process exists and has neither ended nor been stopped; True where the kernel does
+    not say.
+    """
     try:
         state = _fields(pid)[0]
     except OSError:
@@ -70,7 +86,9 @@ def runs(pid: int) -> bool:
 
 
 def native_threads() -> int:
-    """How many threads this process has, those started by libraries included; 1 where that cannot be read."""
+    """How many threads this process has, those started by libraries included; 1 where that cannot
+    be read.
+    """
     try:
         return sum(1 for _ in Path("/proc/self/task").iterdir())
     except OSError:
@@ -78,15 +96,23 @@ def native_threads() -> int:
 
 
 def uses_cuda_memory() -> bool:
-    """Whether the CUDA driver was initialised in this process: nothing else opens the unified-memory device."""
+    """Whether the CUDA driver was initialised in this process: nothing else opens the
+    unified-memory device.
+    """
     try:
-        return any(fd.readlink() == Path("/dev/nvidia-uvm") for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink())
+        return any(
+            fd.readlink() == Path("/dev/nvidia-uvm")
+            for fd in Path("/proc/self/fd").iterdir()
+            if fd.is_symlink()
+        )
     except OSError:
         return False
 
 
 def prefer_for_oom() -> None:
-    """Makes the kernel's out-of-memory killer choose this process and its children before the worker and the keeper."""
+    """Makes the kernel's out-of-memory killer choose this process and its children before the
+    worker and the keeper.
+    """
     path = "/proc/self/oom_score_adj"
     with contextlib.suppress(OSError, ValueError):
         preference = max(int(_read(path)), _OOM_PREFERENCE)
@@ -106,7 +132,9 @@ def used(pid: int) -> tuple[int, float]:
 
 
 def cpu_s(pid: int) -> float:
-    """The processor time of a living process and of what it reaped, seconds; 0 where nobody says."""
+    """The processor time of a living process and of what it reaped, seconds; 0 where
+    nobody says.
+    """
     with contextlib.suppress(OSError, ValueError, IndexError):
         ticks = sum(int(field) for field in _fields(pid)[11:15])  # utime, stime, cutime, cstime
         return ticks / os.sysconf("SC_CLK_TCK")
@@ -114,9 +142,11 @@ def cpu_s(pid: int) -> float:
 
 
 def oom_kills() -> int:
-    """A count that grows when the out-of-memory killer runs in our control group or on this machine; 0 if unreadable.
+    """A count that grows when the out-of-memory killer runs in our control group or on this
+    machine; 0 if unreadable.
 
-    Sources: ``oom_kill`` of memory.events (cgroup v2), of memory.oom_control (v1) and of /proc/vmstat.
+    Sources: ``oom_kill`` of memory.events (cgroup v2), of memory.oom_control (v1) and of
+    /proc/vmstat.
     """
     files = ["/proc/vmstat"]
     try:
@@ -134,7 +164,8 @@ def oom_kills() -> int:
 
 def _control_file(mount: str, group: str, name: str) -> str:
     file = f"{mount}/{group.strip('/')}/{name}"
-    # Inside a container without a cgroup namespace the path is the host's, and the mount shows our group at its root.
+    # Inside a container without a cgroup namespace the path is the host's, and the mount shows our
+    # group at its root.
     return file if os.path.exists(file) else f"{mount}/{name}"  # noqa: PTH110 - asked for every attempt
 
 
@@ -153,7 +184,9 @@ def _fields(pid: int) -> list[bytes]:
 
 
 def _read(path: str) -> bytes:
-    """What a file of the kernel's holds: a trial needs a dozen of them, and pathlib takes longer than the kernel."""
+    """What a file of the kernel's holds: a trial needs a dozen of them, and pathlib takes longer
+    than the kernel.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         parts = []
@@ -171,5 +204,7 @@ def _prctl(option: int, value: int) -> None:
 
 @cache
 def _libc() -> ctypes.CDLL:
-    """The C library; made once, for each time takes a new class: in the keeper, for all its forks."""
+    """The C library; made once, for each time takes a new class: in the keeper, for
+    all its forks.
+    """
     return ctypes.CDLL(None)

@@ -1,4 +1,6 @@
-"""Memory of host and device: how much an attempt took at its peak, and how libraries say that there was too little."""
+"""Memory of host and device: how much an attempt took at its peak, and how libraries say that there
+was too little.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from typing import Any, Final, Literal
 
 Memory = Literal["device", "host"]
 
-_MAXRSS_UNIT: Final = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kilobytes elsewhere
+# getrusage(2): bytes on macOS, kilobytes elsewhere
+_MAXRSS_UNIT: Final = 1 if sys.platform == "darwin" else 1024
 
 _DEVICE_CLASSES = ("OutOfMemoryError", "ResourceExhaustedError")  # of torch and CuPy; of TensorFlow
 _JAX_CLASSES = ("XlaRuntimeError", "JaxRuntimeError")
@@ -22,29 +25,35 @@ _DEVICE_WORDS = re.compile(
 )
 _HOST_WORDS = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory"
-    r"|DataLoader worker \(pid(\(s\))? [\d, ]+\) is killed by signal: Killed"  # which the kernel does where memory runs out
+    # which the kernel does where memory runs out
+    r"|DataLoader worker \(pid(\(s\))? [\d, ]+\) is killed by signal: Killed"
 )
 _MAX_CAUSES = 20
 
 
 def ran_out(error: BaseException) -> Memory | None:
-    """Whose memory ran out, the device's or the host's, where that made `error`; None where it did not.
+    """Whose memory ran out, the device's or the host's, where that made `error`; None where it did
+    not.
 
-    What an exception was raised ``from`` counts, and the members of a group; what was merely being handled does not: user
-    code that catches the one and tries again with less may fail of something else.
+    What an exception was raised ``from`` counts, and the members of a group; what was merely being
+    handled does not: user code that catches the one and tries again with less may fail of something
+    else.
     """
     return next((memory for one in _with_causes(error) if (memory := _says(one)) is not None), None)
 
 
 def peak_bytes(memory: Memory) -> int | None:
-    """The most that this process held: of device memory as torch's allocator reserved it, None without; else resident."""
+    """The most that this process held: of device memory as torch's allocator reserved it, None
+    without; else resident.
+    """
     if memory == "host":
         return peak_host_bytes(resource.getrusage(resource.RUSAGE_SELF))
     return max(_told_by_torch("max_memory_reserved"), default=None)
 
 
 def peak_device_bytes() -> int | None:
-    """The most that torch held allocated on this process's GPUs at once; None where it never initialised CUDA.
+    """The most that torch held allocated on this process's GPUs at once; None where it never
+    initialised CUDA.
 
     It initialises nothing itself, imports nothing and raises nothing, whatever state CUDA is in.
     """
@@ -53,7 +62,9 @@ def peak_device_bytes() -> int | None:
 
 
 def peak_host_bytes(usage: resource.struct_rusage) -> int:
-    """The largest resident size that the reaped process, or any descendant that was reaped below it, had at once."""
+    """The largest resident size that the reaped process, or any descendant that was reaped below
+    it, had at once.
+    """
     return usage.ru_maxrss * _MAXRSS_UNIT
 
 
@@ -85,12 +96,16 @@ def _says(error: BaseException) -> Memory | None:
     names = {cls.__name__ for cls in type(error).__mro__}
     if not names.isdisjoint(_DEVICE_CLASSES):  # before MemoryError, of which CuPy's is one
         return "device"
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM
+    ):
         return "host"
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - a user's __str__ may do anything
         return None
-    if _DEVICE_WORDS.search(text) or (not names.isdisjoint(_JAX_CLASSES) and "RESOURCE_EXHAUSTED" in text):
+    if _DEVICE_WORDS.search(text) or (
+        not names.isdisjoint(_JAX_CLASSES) and "RESOURCE_EXHAUSTED" in text
+    ):
         return "device"
     return "host" if _HOST_WORDS.search(text) else None

@@ -1,11 +1,14 @@
-"""The source files that an objective is made of, by which it is known whether its code has changed. Nothing is imported.
+"""The source files that an objective is made of, by which it is known whether its code has changed.
+Nothing is imported.
 
-Of a function: the file of its module, and of every module that it imports, by import statements anywhere in them, and that is
-neither installed nor Python's own. Of a command: the files that its words name, what Python files among them import likewise,
-and the config files of a Hydra app. What a program imports by a name that it puts together as it runs, or from a directory that
-it adds to ``sys.path`` itself, is not seen: a launch, which imports nothing, could not see it either.
+Of a function: the file of its module, and of every module that it imports, by import statements
+anywhere in them, and that is neither installed nor Python's own. Of a command: the files that its
+words name, what Python files among them import likewise, and the config files of a Hydra app. What
+a program imports by a name that it puts together as it runs, or from a directory that it adds to
+``sys.path`` itself, is not seen: a launch, which imports nothing, could not see it either.
 
-Whatever is in the files, looking at them raises nothing: what cannot be read or found counts as not there.
+Whatever is in the files, looking at them raises nothing: what cannot be read or found counts as not
+there.
 """
 
 # ruff: noqa: PTH112, PTH113, PTH118, PTH119, PTH120, PTH206 - thousands of paths are looked at, and pathlib's raises where one is
@@ -38,8 +41,10 @@ MOST_NAMED: Final = 30
 """Of more files than this the facts of an attempt hold one hash for all, not one for each."""
 _MOST_FILES: Final = 1_000
 _MOST_BYTES: Final = 64_000_000  # a larger file is data
-_MOST_SOURCE: Final = 1_000_000  # of a larger one the imports are not looked for: no person wrote it
-_MOST_WALKED: Final = 20_000  # so many names are looked at for config files: `config_path` may be a directory of data
+# of a larger one the imports are not looked for: no person wrote it
+_MOST_SOURCE: Final = 1_000_000
+# so many names are looked at for config files: `config_path` may be a directory of data
+_MOST_WALKED: Final = 20_000
 _IMPORT: Final = re.compile(
     r"(?:^|;)[ \t]*(?:import[ \t]+(?P<modules>[^\n#;]+)"
     r"|from[ \t]+(?P<of>\.*[\w.]*)[ \t]+import\b[ \t]*(?P<names>\([^)]{0,5000}\)|[^\n#;]*))",
@@ -59,9 +64,11 @@ _META_PATH: Final = tuple(sys.meta_path)
 
 @dataclass(frozen=True)
 class Source:
-    """What the files were at one moment: the hash of each by its module's name, or its path as the command has it.
+    """What the files were at one moment: the hash of each by its module's name, or its path as the
+    command has it.
 
-    `hydra_app` says that the program itself is Hydra's, `hydra_within` that it or something that it imports is.
+    `hydra_app` says that the program itself is Hydra's, `hydra_within` that it or something that it
+    imports is.
     """
 
     digests: Mapping[str, str]
@@ -70,16 +77,22 @@ class Source:
 
     @property
     def facts(self) -> dict[str, JSONValue] | None:
-        """What the facts of an attempt say of it: the hash of all, and of each unless they are many; None without any file."""
+        """What the facts of an attempt say of it: the hash of all, and of each unless they are
+        many; None without any file.
+        """
         if not self.digests:
             return None
-        of_all = hashlib.sha256("".join(f"{name}\0{digest}\n" for name, digest in sorted(self.digests.items())).encode())
+        of_all = hashlib.sha256(
+            "".join(f"{name}\0{digest}\n" for name, digest in sorted(self.digests.items())).encode()
+        )
         named = {name: digest[:8] for name, digest in sorted(self.digests.items())}
         return {"hash": of_all.hexdigest()[:16], "files": named if len(named) <= MOST_NAMED else {}}
 
 
 class Sources:
-    """The files of one objective, as seen from the working directory; read again only if one of them is another than before."""
+    """The files of one objective, as seen from the working directory; read again only if one of
+    them is another than before.
+    """
 
     def __init__(self, objective: Mapping[str, JSONValue]) -> None:
         self._words = program.read(objective).words if program.is_program(objective) else None
@@ -94,7 +107,9 @@ class Sources:
 
     def look(self) -> Source:
         """What they are now."""
-        if self._known is None or any(_stamp(path) != stamp for path, stamp in self._stamps.items()):
+        if self._known is None or any(
+            _stamp(path) != stamp for path, stamp in self._stamps.items()
+        ):
             scan = self._scan(imports=True)
             if self._words is not None:
                 scan.follow(_wrapper(self._words[0]))
@@ -127,18 +142,26 @@ class Sources:
                 return
 
     def _scripts(self) -> list[tuple[str, Path]]:
-        """The files that the words name, `file` or ``--option=file``; the program itself if it is the user's own."""
+        """The files that the words name, `file` or ``--option=file``; the program itself if it is
+        the user's own.
+        """
         assert self._words is not None
         found = []
         for index, word in enumerate(self._words):
             path = word if _is_file(word) else word.partition("=")[2]
-            if not _PLACEHOLDER.search(word) and _is_file(path) and (index or ("/" in word and not _is_of_system(Path(word)))):
+            if (
+                not _PLACEHOLDER.search(word)
+                and _is_file(path)
+                and (index or ("/" in word and not _is_of_system(Path(word))))
+            ):
                 found.append((path, Path(path)))
         return found
 
 
 class _Finder:
-    """Finds modules of the user's own as Python would, from the working directory or beside a script, without importing any."""
+    """Finds modules of the user's own as Python would, from the working directory or beside a
+    script, without importing any.
+    """
 
     def __init__(self, beside: Iterable[Path]) -> None:
         paths = [*map(str, beside), os.getcwd(), *(entry or "." for entry in _SYS_PATH)]  # noqa: PTH109
@@ -147,11 +170,17 @@ class _Finder:
         self._found: dict[tuple[str, bool], list[str]] = {}
 
     def module(self, name: str, *, installed: bool = False) -> list[tuple[str, Path]]:
-        """The module's name and file, if it has one; nothing for one that is not the user's own, unless `installed` counts."""
-        return [(name, Path(path)) for path in self._places(name, installed) if os.path.isfile(path)]
+        """The module's name and file, if it has one; nothing for one that is not the user's own,
+        unless `installed` counts.
+        """
+        return [
+            (name, Path(path)) for path in self._places(name, installed) if os.path.isfile(path)
+        ]
 
     def _places(self, name: str, installed: bool) -> list[str]:
-        """The file of a module, or the directories of a namespace package. Every file names the same few."""
+        """The file of a module, or the directories of a namespace package. Every file names the
+        same few.
+        """
         if (found := self._found.get((name, installed))) is None:
             above, _, part = name.rpartition(".")
             found = self._inside(above, part, installed) if above else self._top(name, installed)
@@ -160,7 +189,10 @@ class _Finder:
 
     def _inside(self, package: str, part: str, installed: bool) -> list[str]:
         above = self._places(package, installed)
-        inside = [os.path.dirname(path) if os.path.basename(path) == "__init__.py" else path for path in above]
+        inside = [
+            os.path.dirname(path) if os.path.basename(path) == "__init__.py" else path
+            for path in above
+        ]
         return [path for directory in inside for path in _in_directory(directory, part)][:1]
 
     def _top(self, name: str, installed: bool) -> list[str]:
@@ -168,11 +200,17 @@ class _Finder:
             return []
         here = [path for root in self._roots for path in _in_directory(root, name)]
         files = [path for path in here if os.path.isfile(path)]
-        return [path for path in files[:1] or here or _elsewhere(name) if installed or not _is_installed(path)]
+        return [
+            path
+            for path in files[:1] or here or _elsewhere(name)
+            if installed or not _is_installed(path)
+        ]
 
 
 class _Scan:
-    """One look at files: with `imports` at what they import too, with `configs` at the config files of Hydra apps as well."""
+    """One look at files: with `imports` at what they import too, with `configs` at the config files
+    of Hydra apps as well.
+    """
 
     def __init__(self, finder: _Finder, *, imports: bool, configs: bool) -> None:
         self.finder = finder
@@ -217,36 +255,54 @@ class _Scan:
 
 
 def _calls_hydra_main(text: str) -> bool:
-    """Whether the source has a function below ``@hydra.main(…)``, or calls that otherwise; not whether it mentions it."""
+    """Whether the source has a function below ``@hydra.main(…)``, or calls that otherwise; not
+    whether it mentions it.
+    """
     if not _IMPORTS_HYDRA.search(text):
         return False
     try:
         nodes = list(ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # of another Python's grammar: by its looks
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        # of another Python's grammar: by its looks
         return _DECORATES.search(text) is not None
     imported = [name for node in nodes if isinstance(node, ast.Import) for name in node.names]
     modules = {name.asname or name.name for name in imported if name.name == "hydra"}
-    from_hydra = [name for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "hydra" for name in node.names]
+    from_hydra = [
+        name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module == "hydra"
+        for name in node.names
+    ]
     functions = {name.asname or name.name for name in from_hydra if name.name == "main"}
     for node in nodes:
         match node:
             case ast.Call(func=ast.Name(id=called)) if called in functions:
                 return True
-            case ast.Call(func=ast.Attribute(value=ast.Name(id=module), attr="main")) if module in modules:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=module), attr="main")) if (
+                module in modules
+            ):
                 return True
     return False
 
 
 def _config_files(script: Path, text: str) -> list[tuple[str, Path]]:
-    """The config files of a Hydra app. Where it keeps them with all else, as deep as groups go, not where runs leave some."""
+    """The config files of a Hydra app. Where it keeps them with all else, as deep as groups go, not
+    where runs leave some.
+    """
     found = []
     for said in _CONFIG_PATH.findall(text):
         directory = Path(os.path.normpath(script.absolute().parent / said))
-        crowded = script.absolute().is_relative_to(directory) or Path.cwd().is_relative_to(directory)
+        crowded = script.absolute().is_relative_to(directory) or Path.cwd().is_relative_to(
+            directory
+        )
         walked = 0
         for parent, folders, files in os.walk(directory):
             here = Path(parent).relative_to(directory)
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and not (crowded and len(here.parts)))
+            folders[:] = sorted(
+                name
+                for name in folders
+                if not name.startswith(".") and not (crowded and len(here.parts))
+            )
             names = [here / name for name in sorted(files) if name.endswith((".yaml", ".yml"))]
             found += [(f"{said}/{name}", directory / name) for name in names]
             walked += len(folders) + len(files)
@@ -261,12 +317,17 @@ def is_installed(path: Path) -> bool:
 
 
 def _is_installed(path: str) -> bool:
-    return any(part in _INSTALLED for part in path.split(os.sep)) or any(f"{path}{os.sep}".startswith(at) for at in _places())
+    return any(part in _INSTALLED for part in path.split(os.sep)) or any(
+        f"{path}{os.sep}".startswith(at) for at in _places()
+    )
 
 
 @cache
 def _places() -> frozenset[str]:
-    return frozenset(sysconfig.get_path(kind) + os.sep for kind in ("stdlib", "platstdlib", "purelib", "platlib", "scripts"))
+    return frozenset(
+        sysconfig.get_path(kind) + os.sep
+        for kind in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+    )
 
 
 def _is_file(word: str) -> bool:
@@ -274,10 +335,15 @@ def _is_file(word: str) -> bool:
 
 
 def _is_of_system(path: Path) -> bool:
-    """Whether a program that is named by its path is an interpreter or the like, and not the user's code."""
+    """Whether a program that is named by its path is an interpreter or the like, and not the user's
+    code.
+    """
     places = {path.absolute(), path.resolve()}
     names = ("python", "pypy")
-    return any(is_installed(place) or place.is_relative_to("/usr") or place.name.startswith(names) for place in places)
+    return any(
+        is_installed(place) or place.is_relative_to("/usr") or place.name.startswith(names)
+        for place in places
+    )
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -302,7 +368,9 @@ def _in_directory(directory: str, name: str) -> list[str]:
 
 
 def _elsewhere(name: str) -> list[str]:
-    """Where Python's finders have a top-level module: one that is installed, perhaps as a link to the user's own directory."""
+    """Where Python's finders have a top-level module: one that is installed, perhaps as a link to
+    the user's own directory.
+    """
     for finder in _META_PATH:
         try:
             spec = finder.find_spec(name, list(_SYS_PATH) if finder is PathFinder else None)
@@ -311,27 +379,45 @@ def _elsewhere(name: str) -> list[str]:
         if spec is not None:
             if spec.origin is not None and spec.origin.endswith(".py"):
                 return [spec.origin]
-            return [entry for entry in spec.submodule_search_locations or () if os.path.isdir(entry)]
+            return [
+                entry for entry in spec.submodule_search_locations or () if os.path.isdir(entry)
+            ]
     return []
 
 
 def _imported(text: str, package: str) -> list[str]:
-    """The full names of the modules that the source may import: of ``from a import b``, both ``a`` and ``a.b``."""
+    """The full names of the modules that the source may import: of ``from a import b``, both ``a``
+    and ``a.b``.
+    """
     names: list[str] = []
     for match in _IMPORT.finditer(text.replace("\\\n", " ")):
         if match["modules"] is not None:
-            names += [found[0] for part in match["modules"].split(",") if (found := _NAME.search(part))]
+            names += [
+                found[0] for part in match["modules"].split(",") if (found := _NAME.search(part))
+            ]
             continue
         base = _absolute(match["of"], package)
         if base is not None:
             parts = re.sub(r"#[^\n]*", "", match["names"]).strip("()").split(",")
-            names += [base, *(f"{base}.{found[0]}" for part in parts if (found := _NAME.search(part)))]
+            names += [
+                base,
+                *(f"{base}.{found[0]}" for part in parts if (found := _NAME.search(part))),
+            ]
     full = [name.strip(".") for name in names]
-    return list(dict.fromkeys(".".join(name.split(".")[: k + 1]) for name in full if name for k in range(name.count(".") + 1)))
+    return list(
+        dict.fromkeys(
+            ".".join(name.split(".")[: k + 1])
+            for name in full
+            if name
+            for k in range(name.count(".") + 1)
+        )
+    )
 
 
 def _absolute(of: str, package: str) -> str | None:
-    """The module that ``from OF import …`` means in a module of `package`; None if it leads out of it."""
+    """The module that ``from OF import …`` means in a module of `package`; None if it leads out of
+    it.
+    """
     name = of.lstrip(".")
     up = len(of) - len(name)
     if not up:
@@ -350,7 +436,9 @@ def _package(name: str, path: Path) -> str:
 
 
 def _wrapper(word: str) -> str:
-    """The script that the installation of a Python package made for a command; empty if the word starts anything else."""
+    """The script that the installation of a Python package made for a command; empty if the word
+    starts anything else.
+    """
     found = None if "/" in word else shutil.which(word, path=search_path())
     if found is None:
         return ""
@@ -364,17 +452,23 @@ def _wrapper(word: str) -> str:
 
 
 def hydra_app(command: program.Program) -> bool:
-    """Whether a command is to be run as an app of Hydra's, by what it says itself or by how its source looks.
+    """Whether a command is to be run as an app of Hydra's, by what it says itself or by how its
+    source looks.
 
-    Its script must be decorated as one; where the parameters are appended for Hydra anyway, what that imports may be.
+    Its script must be decorated as one; where the parameters are appended for Hydra anyway, what
+    that imports may be.
     """
     if not command.may_be_hydra or command.hydra is True:
         return command.may_be_hydra
     sources = Sources({"command": list(command.words)})
     # For each attempt: what a program imports is looked through only where the answer may be there.
-    return sources.look_at_entries().hydra_app or (command.appends_overrides and sources.look().hydra_within)
+    return sources.look_at_entries().hydra_app or (
+        command.appends_overrides and sources.look().hydra_within
+    )
 
 
 def is_hydra_app(objective: Mapping[str, JSONValue]) -> bool:
-    """Whether the objective is a command that is run as `hydra_app` says, from the working directory."""
+    """Whether the objective is a command that is run as `hydra_app` says, from the working
+    directory.
+    """
     return program.is_program(objective) and hydra_app(program.read(objective))

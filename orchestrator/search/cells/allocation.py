@@ -1,8 +1,10 @@
-"""Which cell gets the next trial once every cell has had its share: where it is expected to pay, by the Gaussian process.
+"""Which cell gets the next trial once every cell has had its share: where it is expected to pay, by
+the Gaussian process.
 
-Two rules take turns at random. *Knowledge gradient* (Frazier et al., 2009) takes the cell in which a trial is expected to
-lower the best loss known most; it is quick, but trusts the model. *Top-two Thompson sampling* (Russo, 2020) takes a cell in
-proportion to its chance of being the best or the runner-up; it keeps asking whether the leader leads.
+Two rules take turns at random. *Knowledge gradient* (Frazier et al., 2009) takes the cell in which
+a trial is expected to lower the best loss known most; it is quick, but trusts the model. *Top-two
+Thompson sampling* (Russo, 2020) takes a cell in proportion to its chance of being the best or the
+runner-up; it keeps asking whether the leader leads.
 """
 
 from __future__ import annotations
@@ -34,27 +36,45 @@ OpenCells = Sequence[tuple[int, Mapping[str, JSONValue]]]
 
 @dataclass(frozen=True)
 class Question:
-    """One open place: the cells it may go to (ordinal and values), and what makes the answer reproducible."""
+    """One open place: the cells it may go to (ordinal and values), and what makes the answer
+    reproducible.
+    """
 
     open_cells: OpenCells
     maximize: bool
     entropy: tuple[int, ...]
 
 
-def fewest_trials(trials: npt.NDArray[np.intp], question: Question, why: str) -> tuple[int, dict[str, JSONValue]]:
+def fewest_trials(
+    trials: npt.NDArray[np.intp], question: Question, why: str
+) -> tuple[int, dict[str, JSONValue]]:
     """The cell with the fewest trials, running and failed ones too; the first of several."""
     which = int(np.argmin(trials))
-    return question.open_cells[which][0], {"rule": "fewest trials", "why": why, "trials": int(trials[which])}
+    return question.open_cells[which][0], {
+        "rule": "fewest trials",
+        "why": why,
+        "trials": int(trials[which]),
+    }
 
 
-def choose(model: CellModel, mirror: Mirror, question: Question) -> tuple[int, dict[str, JSONValue]]:
-    """Ordinal of the cell for the next trial, and the reason as JSON; a function of the history and the question."""
+def choose(
+    model: CellModel, mirror: Mirror, question: Question
+) -> tuple[int, dict[str, JSONValue]]:
+    """Ordinal of the cell for the next trial, and the reason as JSON; a function of the history and
+    the question.
+    """
     history = model.history(mirror)
     cells = model.cells(history, [values for _, values in question.open_cells])
     if len(mirror.get_study_directions(0)) > 1:
-        return fewest_trials(cells.trials, question, "several objectives have no one best cell: equal shares")
+        return fewest_trials(
+            cells.trials, question, "several objectives have no one best cell: equal shares"
+        )
     if np.count_nonzero(np.isfinite(history.loss)) < N_STARTUP:
-        return fewest_trials(cells.trials, question, f"fewer than {N_STARTUP} trials have ended with a value: equal shares")
+        return fewest_trials(
+            cells.trials,
+            question,
+            f"fewer than {N_STARTUP} trials have ended with a value: equal shares",
+        )
     rng = np.random.default_rng(question.entropy)
     known = model.known(history)
     optima = model.optima(known, cells, rng, LIKELY)
@@ -68,7 +88,9 @@ def choose(model: CellModel, mirror: Mirror, question: Question) -> tuple[int, d
 
 
 def expected_gains(optima: Optima) -> Array:
-    """By how much one more trial in each cell is expected to lower the least posterior mean of all: the knowledge gradient."""
+    """By how much one more trial in each cell is expected to lower the least posterior mean of all:
+    the knowledge gradient.
+    """
     mean, covariance = optima.mean.ravel(), optima.covariance
     n_cells, k = optima.mean.shape
     measured = (np.arange(n_cells)[:, None] * k + np.arange(min(k, N_MEASURED))).ravel()
@@ -82,7 +104,9 @@ def expected_gains(optima: Optima) -> Array:
 
 
 def top_two(lows: Array, rng: np.random.Generator) -> tuple[str, int]:
-    """The cell that is lowest in one joint draw, or by a coin the one that is lowest in the first draw that disagrees."""
+    """The cell that is lowest in one joint draw, or by a coin the one that is lowest in the first
+    draw that disagrees.
+    """
     leaders = lows.argmin(axis=1)
     first = int(leaders[0])
     if rng.random() < 0.5:
@@ -96,7 +120,13 @@ def top_two(lows: Array, rng: np.random.Generator) -> tuple[str, int]:
 
 
 def _reason(
-    rule: str, which: int, lows: Array, gains: Array, cells: Cells, known: Surrogate, question: Question
+    rule: str,
+    which: int,
+    lows: Array,
+    gains: Array,
+    cells: Cells,
+    known: Surrogate,
+    question: Question,
 ) -> dict[str, JSONValue]:
     sign = -1.0 if question.maximize else 1.0
     shares = np.bincount(lows.argmin(axis=1), minlength=lows.shape[1]) / len(lows)
@@ -105,9 +135,14 @@ def _reason(
     gain = float(gains[which] * known.scale.std)
     n, running = int(cells.trials[which]), int(cells.running[which])
     words = {
-        "knowledge gradient": f"a trial here is expected to improve the best result by {gain:.3g}, more than in any other cell",
+        "knowledge gradient": (
+            f"a trial here is expected to improve the best result by {gain:.3g}, more than "
+            "in any other cell"
+        ),
         "thompson leader": f"the best cell with probability {shares[which]:.2f}, drawn in proportion to it",
-        "thompson challenger": f"the likely rival of the leading cell (the best with probability {shares[which]:.2f})",
+        "thompson challenger": (
+            f"the likely rival of the leading cell (the best with probability {shares[which]:.2f})"
+        ),
     }
     return {
         "rule": rule,

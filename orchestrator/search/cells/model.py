@@ -1,4 +1,6 @@
-"""The Gaussian process of a study, asked about whole cells instead of single trials; whatever sampler suggests the trials."""
+"""The Gaussian process of a study, asked about whole cells instead of single trials; whatever
+sampler suggests the trials.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,11 @@ N_STARTUP = 10
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells of a grid with their trials: ended with a value, in all (running and failed ones too), and the least loss.
+    """Cells of a grid with their trials: ended with a value, in all (running and failed ones too),
+    and the least loss.
 
-    `points` are the cells' coordinates; `fixed` those of parameters that do not exist in a cell, NaN for those that do.
+    `points` are the cells' coordinates; `fixed` those of parameters that do not exist in a cell,
+    NaN for those that do.
     """
 
     points: Array
@@ -49,13 +53,23 @@ class CellModel:
         # In the samplers' order: searched as declared, the cell's by name.
         varied = [p for p in parameters.values() if not p.distribution.single()]
         self.searched = [Column.of(p.path, p.distribution) for p in varied if not p.grid]
-        self._context = [Column.of(p.path, p.distribution) for p in sorted(varied, key=lambda p: p.path) if p.grid]
+        self._context = [
+            Column.of(p.path, p.distribution)
+            for p in sorted(varied, key=lambda p: p.path)
+            if p.grid
+        ]
 
     def history(self, mirror: Mirror) -> History:
         """The study's trials by the columns searched and then the cell's."""
         nobody = asked(mirror.next_number(), {})
         every_cell = slice(len(self.searched), None)
-        return History.of(mirror.study(), nobody, [*self.searched, *self._context], self._rows, required=every_cell)
+        return History.of(
+            mirror.study(),
+            nobody,
+            [*self.searched, *self._context],
+            self._rows,
+            required=every_cell,
+        )
 
     def cells(self, history: History, values: Sequence[Mapping[str, JSONValue]]) -> Cells:
         """What has been tried in the cells of these values.
@@ -63,28 +77,41 @@ class CellModel:
         Raises:
             ConfigError: a value is not on the grid.
         """
-        internal = [[self._parameters[c.name].internal(cell[c.name]) for c in self._context] for cell in values]
+        internal = [
+            [self._parameters[c.name].internal(cell[c.name]) for c in self._context]
+            for cell in values
+        ]
         table = np.array(internal, dtype=float).reshape(len(values), len(self._context))
         each = [column.encode(table[:, j]) for j, column in enumerate(self._context)]
         points = np.column_stack(each) if each else table
         n = len(self.searched)
-        of_finished, of_running = _places(history.x[:, n:], points), _places(history.pending[:, n:], points)
+        of_finished, of_running = (
+            _places(history.x[:, n:], points),
+            _places(history.pending[:, n:], points),
+        )
         valued = of_finished[np.isfinite(history.loss)]
         best = np.full(len(points) + 1, np.inf)
         np.minimum.at(best, of_finished, history.loss)
         useful, finished, running = (
-            np.bincount(places, minlength=len(points) + 1)[:-1] for places in (valued, of_finished, of_running)
+            np.bincount(places, minlength=len(points) + 1)[:-1]
+            for places in (valued, of_finished, of_running)
         )
-        exists = [[self._parameters[c.name].exists_in(cell) for c in self.searched] for cell in values]
+        exists = [
+            [self._parameters[c.name].exists_in(cell) for c in self.searched] for cell in values
+        ]
         neutral = Layout.of(self.searched, []).neutral
         fixed = np.where(np.array(exists, dtype=bool).reshape(len(values), n), np.nan, neutral)
         return Cells(points, fixed, useful, finished + running, running, best[:-1])
 
     def known(self, history: History) -> Surrogate:
         """The process of the study, cut to a size that answers questions about all cells."""
-        return Surrogate.of(history, self.searched, self._context, self._fits, least=N_STARTUP).balanced()
+        return Surrogate.of(
+            history, self.searched, self._context, self._fits, least=N_STARTUP
+        ).balanced()
 
-    def optima(self, known: Surrogate, cells: Cells, rng: np.random.Generator, per_cell: int = PER_CELL) -> Optima:
+    def optima(
+        self, known: Surrogate, cells: Cells, rng: np.random.Generator, per_cell: int = PER_CELL
+    ) -> Optima:
         """What is believed of the cells' optima; running trials are believed to end as foretold."""
         posterior, _ = known.believing()
         seen = known.x[np.argsort(known.y, kind="stable"), : len(self.searched)]

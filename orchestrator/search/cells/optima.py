@@ -1,4 +1,6 @@
-"""What the Gaussian process believes of the best loss that each cell can reach: jointly, at a few likely points a cell."""
+"""What the Gaussian process believes of the best loss that each cell can reach: jointly, at a few
+likely points a cell.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ PER_CELL = 24
 
 @dataclass(frozen=True)
 class Optima:
-    """Means (cells, points) and joint covariance of the true losses at likely points of each cell, in the model's units."""
+    """Means (cells, points) and joint covariance of the true losses at likely points of each cell,
+    in the model's units.
+    """
 
     mean: Array
     covariance: Array
@@ -54,22 +58,34 @@ class Optima:
         shared = np.vstack([spread(searched, N_SPREAD, rng), snapped(searched, seen[:N_SEEN])])
         if not searched:
             shared = shared[:1]
-        mean = posterior.mean_everywhere(shared, cells).T  # a row a cell; what is fixed is put right below
+        # a row a cell; what is fixed is put right below
+        mean = posterior.mean_everywhere(shared, cells).T
         n_close = int(np.clip(MAX_COMPARED // (2 * n_cells), 2, 5 * per_cell // 2))
         order = np.argpartition(mean, min(n_close, mean.shape[1] - 1), axis=1)[:, :n_close]
         points = _within(shared[order], fixed)  # (cells, points, columns)
         n_moved = int(np.clip(MAX_COMPARED // (4 * n_cells), 2, per_cell))
         for radius in RADII if searched else ():
-            points = _within(_refined(posterior, points, searched, cells, radius, n_moved, rng), fixed)
+            points = _within(
+                _refined(posterior, points, searched, cells, radius, n_moved, rng), fixed
+            )
         k = int(np.clip(MAX_JOINED // n_cells, 1, per_cell)) if searched else 1
         return Optima._joined(posterior, points, cells, k, rng)
 
     @staticmethod
-    def _joined(posterior: Posterior, points: Array, cells: Array, k: int, rng: np.random.Generator) -> Optima:
-        """`k` points a cell: the one of lowest mean, then lowest ones of independent draws, so that likely ones differ."""
+    def _joined(
+        posterior: Posterior, points: Array, cells: Array, k: int, rng: np.random.Generator
+    ) -> Optima:
+        """`k` points a cell: the one of lowest mean, then lowest ones of independent draws, so that
+        likely ones differ.
+        """
         n_cells, n_points, width = points.shape
-        marginal = posterior.at(points.reshape(n_cells * n_points, width), np.repeat(cells, n_points, axis=0))
-        mean, std = marginal.mean[:, 0].reshape(n_cells, n_points), marginal.std.reshape(n_cells, n_points)
+        marginal = posterior.at(
+            points.reshape(n_cells * n_points, width), np.repeat(cells, n_points, axis=0)
+        )
+        mean, std = (
+            marginal.mean[:, 0].reshape(n_cells, n_points),
+            marginal.std.reshape(n_cells, n_points),
+        )
         chosen = np.empty((n_cells, k), dtype=int)
         chosen[:, 0] = mean.argmin(axis=1)
         drawn = mean[None] + std[None] * rng.standard_normal((k - 1, *mean.shape))
@@ -78,7 +94,9 @@ class Optima:
         return Optima(np.take_along_axis(mean, chosen, axis=1), covariance, posterior.noise)
 
     def lows(self, rng: np.random.Generator, n: int, *, widened: float = 1.0) -> Array:
-        """Joint draws of each cell's lowest true loss, shape (n, cells); deviations are `widened` times the model's."""
+        """Joint draws of each cell's lowest true loss, shape (n, cells); deviations are `widened`
+        times the model's.
+        """
         factor = widened * _factor(self.covariance)
         drawn = self.mean.ravel() + rng.standard_normal((n, self.mean.size)) @ factor.T
         result: Array = drawn.reshape(n, *self.mean.shape).min(axis=2)
@@ -94,14 +112,18 @@ def _refined(
     n_moved: int,
     rng: np.random.Generator,
 ) -> Array:
-    """Replaces each cell's points by as many of them and of others near its best three that have the lowest means."""
+    """Replaces each cell's points by as many of them and of others near its best three that have
+    the lowest means.
+    """
     n_cells, n_points, width = points.shape
     mean = posterior.mean_by_cell(points, cells)
     best = np.take_along_axis(points, np.argsort(mean, axis=1)[:, :3, None], axis=1)
     each = max(1, n_moved // best.shape[1])
     moved = around(searched, best.reshape(-1, width), radius, each, rng).reshape(n_cells, -1, width)
     # The worst give way, so that the points stay spread where the best are few.
-    keep = np.take_along_axis(points, np.argsort(mean, axis=1)[:, : max(1, n_points // 2), None], axis=1)
+    keep = np.take_along_axis(
+        points, np.argsort(mean, axis=1)[:, : max(1, n_points // 2), None], axis=1
+    )
     return np.concatenate([keep, moved], axis=1)
 
 
@@ -111,10 +133,14 @@ def _within(points: Array, fixed: Array) -> Array:
 
 
 def _factor(covariance: Array) -> Array:
-    """A lower triangular root; likely points lie close together, so the matrix is nearly singular."""
+    """A lower triangular root; likely points lie close together, so the matrix is
+    nearly singular.
+    """
     scale = max(float(np.trace(covariance)) / len(covariance), 1e-12)
     for jitter in (1e-9, 1e-7, 1e-5, 1e-3):
-        factor, failed = linalg.lapack.dpotrf(covariance + jitter * scale * np.eye(len(covariance)), lower=1, clean=1)
+        factor, failed = linalg.lapack.dpotrf(
+            covariance + jitter * scale * np.eye(len(covariance)), lower=1, clean=1
+        )
         if not failed:
             result: Array = factor
             return result

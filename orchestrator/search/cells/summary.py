@@ -1,4 +1,6 @@
-"""What the trials so far tell of each cell: how good its optimum is, how sure that is, and how likely it is the best."""
+"""What the trials so far tell of each cell: how good its optimum is, how sure that is, and how
+likely it is the best.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,21 @@ from orchestrator.search.trials.mirror import Mirror
 N_DRAWS = 2000
 INTERVAL = (0.05, 0.5, 0.95)
 WIDENED = 1.3
-"""The model takes its hyperparameters for certain, which they are not: without this, intervals hold too little."""
+"""The model takes its hyperparameters for certain, which they are not: without this, intervals hold
+too little.
+"""
 LEAST_TRIALS = 3
 """Fewer that ended with a value tell nothing."""
 
 
 @dataclass(frozen=True)
 class CellEstimate:
-    """The best true objective value that the cell can reach, in the objective's units, as the model believes.
+    """The best true objective value that the cell can reach, in the objective's units, as the model
+    believes.
 
-    `estimate` is the median, `low` to `high` hold nine tenths of the belief; `probability_best` is that of no other cell
-    reaching a better value. True means without noise: a single lucky trial may look better than `low` to `high`.
+    `estimate` is the median, `low` to `high` hold nine tenths of the belief; `probability_best` is
+    that of no other cell reaching a better value. True means without noise: a single lucky trial
+    may look better than `low` to `high`.
     """
 
     estimate: float
@@ -34,9 +40,16 @@ class CellEstimate:
 
 
 def summarise(
-    model: CellModel, mirror: Mirror, cells: Sequence[Mapping[str, JSONValue]], *, maximize: bool, seed: int
+    model: CellModel,
+    mirror: Mirror,
+    cells: Sequence[Mapping[str, JSONValue]],
+    *,
+    maximize: bool,
+    seed: int,
 ) -> list[CellEstimate | None]:
-    """An estimate for each cell, None where no trial has ended with a value; their probabilities sum to 1."""
+    """An estimate for each cell, None where no trial has ended with a value; their probabilities
+    sum to 1.
+    """
     history = model.history(mirror)
     state = model.cells(history, cells)
     tried = np.flatnonzero(state.useful)

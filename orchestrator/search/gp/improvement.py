@@ -15,9 +15,11 @@ N_FANTASIES = 8
 
 
 class Improvement:
-    """The logarithm of the expected improvement of points in one cell over the best that is foretold there.
+    """The logarithm of the expected improvement of points in one cell over the best that is
+    foretold there.
 
-    Running trials are imagined to end in all likely ways, jointly; the improvement is the mean over them.
+    Running trials are imagined to end in all likely ways, jointly; the improvement is the mean over
+    them.
 
     Attributes:
         x: the trials known and imagined, all columns.
@@ -26,7 +28,9 @@ class Improvement:
     """
 
     def __init__(self, known: Surrogate, cell: Array, rng: np.random.Generator) -> None:
-        posterior, self.x, self.losses = known.imagined(rng.standard_normal((len(known.pending), N_FANTASIES)))
+        posterior, self.x, self.losses = known.imagined(
+            rng.standard_normal((len(known.pending), N_FANTASIES))
+        )
         self._posterior, self._cell = posterior, cell[None, :]
         n = known.layout.n_searched
         self.here: npt.NDArray[np.bool_] = (self.x[:, n:] == cell).all(axis=1)
@@ -43,13 +47,18 @@ class Improvement:
 
 
 def log_improvement(z: Array) -> Array:
-    """Logarithm of ``φ(z) + z·Φ(z)``, the expected improvement in units of the standard deviation, exact far into the tail.
+    """Logarithm of ``φ(z) + z·Φ(z)``, the expected improvement in units of the standard deviation,
+    exact far into the tail.
 
-    Source: Ament et al., "Unexpected improvements to expected improvement for Bayesian optimization", 2023.
+    Source: Ament et al., "Unexpected improvements to expected improvement for Bayesian
+    optimization", 2023.
     """
     density = -0.5 * z**2 - 0.5 * math.log(2.0 * math.pi)
     near = np.log(np.maximum(np.exp(density) + z * special.ndtr(z), 1e-300))
-    ratio = np.maximum(1.0 + z * math.sqrt(math.pi / 2.0) * special.erfcx(-np.minimum(z, 0.0) / math.sqrt(2.0)), 1e-300)
+    ratio = np.maximum(
+        1.0 + z * math.sqrt(math.pi / 2.0) * special.erfcx(-np.minimum(z, 0.0) / math.sqrt(2.0)),
+        1e-300,
+    )
     far = np.where(z > -1e3, np.log(ratio), -2.0 * np.log(np.maximum(-z, 1.0)))
     result: Array = np.where(z > -1.0, near, density + far)
     return result

@@ -1,4 +1,6 @@
-"""Losses as the Gaussian process sees them: the bad tail pressed together, zero mean, unit variance; and the way back."""
+"""Losses as the Gaussian process sees them: the bad tail pressed together, zero mean, unit
+variance; and the way back.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,19 @@ import numpy.typing as npt
 from orchestrator.search.trials.history import Array
 
 MAX_PRESSED = 4.0
-"""No loss lies further than so many widths beyond the cut, in the model's eyes: that of 54 widths in its own units."""
+"""No loss lies further than so many widths beyond the cut, in the model's eyes: that of 54 widths
+in its own units.
+"""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Presses together, by a logarithm, what lies beyond median + 1.5·(median − best); then shifts and divides.
+    """Presses together, by a logarithm, what lies beyond median + 1.5·(median − best); then shifts
+    and divides.
 
-    Diverged trainings would otherwise flatten everything else; yet how bad a cell is can be told. Failures count as the
-    worst loss, or as one at the cut if that is worse. A pruned trial counts by its last report, but never as better than the
-    median: its pruner judged it so.
+    Diverged trainings would otherwise flatten everything else; yet how bad a cell is can be told.
+    Failures count as the worst loss, or as one at the cut if that is worse. A pruned trial counts
+    by its last report, but never as better than the median: its pruner judged it so.
     """
 
     median: float
@@ -48,7 +53,9 @@ class Scale:
         """Losses in the model's units."""
         loss = np.minimum(np.where(pruned, np.maximum(loss, self.median), loss), self.worst)
         beyond = np.maximum(loss - self.cut, 0.0) / self.width
-        pressed = np.minimum(loss, self.cut) + self.width * np.minimum(np.log1p(beyond), MAX_PRESSED)
+        pressed = np.minimum(loss, self.cut) + self.width * np.minimum(
+            np.log1p(beyond), MAX_PRESSED
+        )
         result: Array = (pressed - self.mean) / self.std
         return result
 
@@ -56,5 +63,7 @@ class Scale:
         """Losses in their own units; none is foretold to be worse than the worst."""
         pressed = standard * self.std + self.mean
         beyond = np.clip((pressed - self.cut) / self.width, 0.0, MAX_PRESSED)
-        result: Array = np.minimum(np.minimum(pressed, self.cut) + self.width * np.expm1(beyond), self.worst)
+        result: Array = np.minimum(
+            np.minimum(pressed, self.cut) + self.width * np.expm1(beyond), self.worst
+        )
         return result

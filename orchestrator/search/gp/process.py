@@ -1,10 +1,13 @@
-"""A Gaussian process over searched parameters and cells together: exact, in NumPy, fitted by MAP with analytic gradients.
+"""A Gaussian process over searched parameters and cells together: exact, in NumPy, fitted by MAP
+with analytic gradients.
 
-The kernel between two trials with searched parameters x and cells c is ``s0·M(x, x') + s1·C(c, c') + s2·M(x, x')·C(c, c')``:
-a shape that all cells share, an offset for each cell, and what is particular to a cell. M and C are Matérn-5/2 with one
-length scale a column; categories are near by equality (squared distance 0 or 1). BoTorch's `MixedSingleTaskGP` has this form.
+The kernel between two trials with searched parameters x and cells c is ``s0·M(x, x') + s1·C(c, c')
++ s2·M(x, x')·C(c, c')``: a shape that all cells share, an offset for each cell, and what is
+particular to a cell. M and C are Matérn-5/2 with one length scale a column; categories are near by
+equality (squared distance 0 or 1). BoTorch's `MixedSingleTaskGP` has this form.
 
-Memory is of the order of (trials)² whatever the number of columns: distances and their gradients are matrix products.
+Memory is of the order of (trials)² whatever the number of columns: distances and their gradients
+are matrix products.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ COARSE = 60
 
 @dataclass(frozen=True)
 class Layout:
-    """How many choices each column has (0: ordered); the first `n_searched` columns are searched, the rest tell the cell."""
+    """How many choices each column has (0: ordered); the first `n_searched` columns are searched,
+    the rest tell the cell.
+    """
 
     choices: tuple[int, ...]
     n_searched: int
@@ -44,7 +49,9 @@ class Layout:
         return len(self.choices) - self.n_searched
 
     def filled(self, x: Array) -> Array:
-        """Puts the middle (or no category) where a trial does not have a parameter, which is NaN: like to all, and its like."""
+        """Puts the middle (or no category) where a trial does not have a parameter, which is NaN:
+        like to all, and its like.
+        """
         result: Array = np.where(np.isnan(x), self.neutral[: x.shape[-1]], x)
         return result
 
@@ -61,7 +68,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Weights of the three terms, noise variance (all relative to unit variance of the data), and length scales as ``1/l²``."""
+    """Weights of the three terms, noise variance (all relative to unit variance of the data), and
+    length scales as ``1/l²``.
+    """
 
     shared: float
     offset: float
@@ -72,11 +81,15 @@ class Hyperparameters:
     @staticmethod
     def from_vector(theta: Array) -> Hyperparameters:
         e = np.exp(theta)
-        return Hyperparameters(float(e[0]), float(e[1]), float(e[2]), float(e[3]) + NOISE_FLOOR, e[4:])
+        return Hyperparameters(
+            float(e[0]), float(e[1]), float(e[2]), float(e[3]) + NOISE_FLOOR, e[4:]
+        )
 
 
 def _features(x: Array, choices: Sequence[int]) -> Array:
-    """Columns between whose rows the plain squared distance is meant: a category becomes one column a choice, 0 or √½."""
+    """Columns between whose rows the plain squared distance is meant: a category becomes one column
+    a choice, 0 or √½.
+    """
     parts = []
     for j, n in enumerate(choices):
         column = x[:, j : j + 1]
@@ -117,27 +130,39 @@ def _matern_and_slope(scaled_squared: Array) -> tuple[Array, Array]:
     return slope + (root**2 / 3.0) * decay, (-5.0 / 6.0) * slope
 
 
-# Prior of the logarithms of (shared, offset, particular, noise): means and standard deviations, for data of unit variance.
+# Prior of the logarithms of (shared, offset, particular, noise): means and standard deviations, for
+# data of unit variance.
 _PRIOR_MEAN = np.log([0.5, 0.3, 0.2, 5e-3])
 _PRIOR_STD = np.array([1.0, 1.0, 1.0, 1.5])
 
 
 def _prior(layout: Layout) -> tuple[Array, Array]:
-    """Log-normal priors; length scales grow with the root of the number of searched columns (Hvarfner et al., 2024)."""
-    searched = np.full(layout.n_searched, -2.0 * math.log(0.4 * math.sqrt(max(layout.n_searched, 1))))
+    """Log-normal priors; length scales grow with the root of the number of searched columns
+    (Hvarfner et al., 2024).
+    """
+    searched = np.full(
+        layout.n_searched, -2.0 * math.log(0.4 * math.sqrt(max(layout.n_searched, 1)))
+    )
     mean = np.concatenate([searched, np.zeros(layout.n_context)])
-    return np.concatenate([_PRIOR_MEAN, mean]), np.concatenate([_PRIOR_STD, np.full(len(mean), 1.5)])
+    return np.concatenate([_PRIOR_MEAN, mean]), np.concatenate(
+        [_PRIOR_STD, np.full(len(mean), 1.5)]
+    )
 
 
 class _Evidence:
-    """The negative log posterior of the hyperparameters given losses `y` at `x`, over the number of losses."""
+    """The negative log posterior of the hyperparameters given losses `y` at `x`, over the number of
+    losses.
+    """
 
     def __init__(self, x: Array, y: Array, layout: Layout) -> None:
         self._y = y
         self._searched, self._context = layout.split(x)
         n = layout.n_searched
         self._n = n
-        self._searched_owner, self._context_owner = _owners(layout.choices[:n]), _owners(layout.choices[n:])
+        self._searched_owner, self._context_owner = (
+            _owners(layout.choices[:n]),
+            _owners(layout.choices[n:]),
+        )
         self._mean, self._std = _prior(layout)
 
     def minimum(self, start: Array, iterations: int) -> Array:
@@ -182,10 +207,14 @@ class _Evidence:
         gradient[2] = h.particular * np.vdot(w, mc)
         gradient[3] = (h.noise - NOISE_FLOOR) * np.trace(w)
         by_m = w * (h.shared + h.particular * c) * dm
-        gradient[4 : 4 + self._n] = of_searched * _by_column(self._searched, by_m, self._searched_owner, self._n)
+        gradient[4 : 4 + self._n] = of_searched * _by_column(
+            self._searched, by_m, self._searched_owner, self._n
+        )
         if len(of_context):
             by_c = w * (h.offset + h.particular * m) * dc
-            gradient[4 + self._n :] = of_context * _by_column(self._context, by_c, self._context_owner, len(of_context))
+            gradient[4 + self._n :] = of_context * _by_column(
+                self._context, by_c, self._context_owner, len(of_context)
+            )
         z = (theta - self._mean) / self._std
         return (value + 0.5 * float(z @ z)) / n, (gradient + z / self._std) / n
 
@@ -197,14 +226,22 @@ class _Evidence:
         return _matern_and_slope(squared)
 
 
-def _by_column(features: Array, weight: Array, owner: npt.NDArray[np.intp], n_columns: int) -> Array:
-    """For each column the sum over pairs of symmetric `weight` times the pair's squared distance in that column."""
-    each = 2.0 * ((weight.sum(axis=1) @ features**2) - np.einsum("if,if->f", features, weight @ features))
+def _by_column(
+    features: Array, weight: Array, owner: npt.NDArray[np.intp], n_columns: int
+) -> Array:
+    """For each column the sum over pairs of symmetric `weight` times the pair's squared distance in
+    that column.
+    """
+    each = 2.0 * (
+        (weight.sum(axis=1) @ features**2) - np.einsum("if,if->f", features, weight @ features)
+    )
     return np.bincount(owner, each, n_columns).astype(float)
 
 
 def fit(x: Array, y: Array, layout: Layout) -> Hyperparameters:
-    """The most probable hyperparameters given standardised losses `y` at `x`; a function of its arguments alone."""
+    """The most probable hyperparameters given standardised losses `y` at `x`; a function of its
+    arguments alone.
+    """
     start, _ = _prior(layout)
     n = len(y)
     if n <= COARSE:
@@ -215,10 +252,11 @@ def fit(x: Array, y: Array, layout: Layout) -> Hyperparameters:
 
 
 class Posterior:
-    """The process conditioned on losses at points; several columns of losses (fantasies) share one factorisation.
+    """The process conditioned on losses at points; several columns of losses (fantasies) share one
+    factorisation.
 
-    Where a method takes `points` and `cells`, these are the searched and the cell's coordinates of the same rows; a single
-    row of `cells` stands for all.
+    Where a method takes `points` and `cells`, these are the searched and the cell's coordinates of
+    the same rows; a single row of `cells` stands for all.
     """
 
     def __init__(self, x: Array, y: Array, layout: Layout, h: Hyperparameters) -> None:
@@ -231,16 +269,21 @@ class Posterior:
         k = self._kernel(self._searched, self._context, self._searched, self._context)
         k[np.diag_indices(len(x))] += h.noise + JITTER
         self._factor: Array = linalg.cholesky(k, lower=True, check_finite=False)
-        self._alpha: Array = linalg.cho_solve((self._factor, True), y.reshape(len(x), -1), check_finite=False)
+        self._alpha: Array = linalg.cho_solve(
+            (self._factor, True), y.reshape(len(x), -1), check_finite=False
+        )
         self._prior_variance = h.shared + (h.offset + h.particular if layout.n_context else 0.0)
 
     def given_also(self, x: Array, y: Array) -> Posterior:
-        """Conditioned on further points too; `y` holds the losses of all, in as many columns as wanted.
+        """Conditioned on further points too; `y` holds the losses of all, in as many columns as
+        wanted.
 
         The factor of what was known is continued, for it costs the cube of the number of trials.
         """
         n, q = len(self._factor), len(x)
-        searched, context = self._scaled(x[:, : self._layout.n_searched], x[:, self._layout.n_searched :])
+        searched, context = self._scaled(
+            x[:, : self._layout.n_searched], x[:, self._layout.n_searched :]
+        )
         below = self._solved(self._kernel(searched, context, self._searched, self._context)).T
         corner = self._kernel(searched, context, searched, context) - below @ below.T
         corner[np.diag_indices(q)] += self._h.noise + JITTER
@@ -248,7 +291,10 @@ class Posterior:
         factor[:n, :n], factor[n:, :n] = self._factor, below
         factor[n:, n:] = linalg.cholesky(corner, lower=True, check_finite=False)
         further = copy.copy(self)
-        further._searched, further._context = np.vstack([self._searched, searched]), np.vstack([self._context, context])
+        further._searched, further._context = (
+            np.vstack([self._searched, searched]),
+            np.vstack([self._context, context]),
+        )
         further._factor = factor
         further._alpha = linalg.cho_solve((factor, True), y.reshape(n + q, -1), check_finite=False)
         return further
@@ -264,7 +310,9 @@ class Posterior:
         return result
 
     def mean_everywhere(self, points: Array, cells: Array) -> Array:
-        """Posterior mean (of the first column of losses) at each of the points in each of the cells, shape (points, cells)."""
+        """Posterior mean (of the first column of losses) at each of the points in each of the
+        cells, shape (points, cells).
+        """
         searched, context = self._scaled(points, cells)
         alpha = self._alpha[:, 0]
         m = _matern(_squared_distances(searched, self._searched))
@@ -277,7 +325,8 @@ class Posterior:
         return result
 
     def mean_by_cell(self, points: Array, cells: Array) -> Array:
-        """Posterior mean (of the first column of losses) at each cell's own points, shape (cells, points).
+        """Posterior mean (of the first column of losses) at each cell's own points, shape (cells,
+        points).
 
         Args:
             points: searched coordinates, shape (cells, points, columns).
@@ -285,14 +334,19 @@ class Posterior:
         """
         n_cells, n_points, _ = points.shape
         alpha, result = self._alpha[:, 0], np.empty((n_cells, n_points))
-        weights, offsets = np.repeat(self._h.shared * alpha[None, :], n_cells, axis=0), np.zeros(n_cells)
+        weights, offsets = (
+            np.repeat(self._h.shared * alpha[None, :], n_cells, axis=0),
+            np.zeros(n_cells),
+        )
         if self._layout.n_context:
             c = _matern(_squared_distances(self._scaled(points[0], cells)[1], self._context))
             weights += self._h.particular * c * alpha
             offsets = self._h.offset * (c @ alpha)
         for i in range(n_cells):  # one by one, their matrices stay in the processor's cache
             searched = self._scaled(points[i], cells[:0])[0]
-            result[i] = _matern(_squared_distances(searched, self._searched)) @ weights[i] + offsets[i]
+            result[i] = (
+                _matern(_squared_distances(searched, self._searched)) @ weights[i] + offsets[i]
+            )
         return result
 
     def at(self, points: Array, cells: Array) -> Marginal:
@@ -302,8 +356,12 @@ class Posterior:
         return Marginal(self, searched, context, cross @ self._alpha, self._solved(cross))
 
     def _solved(self, cross: Array) -> Array:
-        """The factor's inverse times what points have in common with the trials, a column a point."""
-        result: Array = linalg.solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
+        """The factor's inverse times what points have in common with the trials, a
+        column a point.
+        """
+        result: Array = linalg.solve_triangular(
+            self._factor, cross.T, lower=True, check_finite=False
+        )
         return result
 
     def draws(self, points: Array, cells: Array, normal: Array) -> Array:
@@ -325,7 +383,9 @@ class Posterior:
     def _cross(self, points: Array, cells: Array) -> Array:
         return self._kernel(*self._scaled(points, cells), self._searched, self._context)
 
-    def _kernel(self, searched: Array, context: Array, other_searched: Array, other_context: Array) -> Array:
+    def _kernel(
+        self, searched: Array, context: Array, other_searched: Array, other_context: Array
+    ) -> Array:
         h = self._h
         m = _matern(_squared_distances(searched, other_searched))
         if not self._layout.n_context:
@@ -340,14 +400,22 @@ def _similar_cells(context: Array, other: Array) -> Array:
     """The cells' Matérn-5/2, found once for each two cells, for many rows are of the same."""
     if len(context) == 1:
         return _matern(_squared_distances(context, other))
-    (rows, of_row), (columns, of_column) = (np.unique(c, axis=0, return_inverse=True) for c in (context, other))
-    result: Array = _matern(_squared_distances(rows, columns)).take(of_row.ravel(), 0).take(of_column.ravel(), 1)
+    (rows, of_row), (columns, of_column) = (
+        np.unique(c, axis=0, return_inverse=True) for c in (context, other)
+    )
+    result: Array = (
+        _matern(_squared_distances(rows, columns))
+        .take(of_row.ravel(), 0)
+        .take(of_column.ravel(), 1)
+    )
     return result
 
 
 @dataclass(frozen=True)
 class Marginal:
-    """A posterior at some points: the mean without noise, shape (points, columns of losses), and on demand the rest."""
+    """A posterior at some points: the mean without noise, shape (points, columns of losses), and on
+    demand the rest.
+    """
 
     posterior: Posterior
     searched: Array
@@ -359,7 +427,9 @@ class Marginal:
     def std(self) -> Array:
         """Standard deviations, shape (points, 1)."""
         explained = np.einsum("ij,ij->j", self.solved, self.solved)
-        result: Array = np.sqrt(np.maximum(self.posterior._prior_variance - explained, 1e-12))[:, None]
+        result: Array = np.sqrt(np.maximum(self.posterior._prior_variance - explained, 1e-12))[
+            :, None
+        ]
         return result
 
     def covariance(self, which: Any) -> Array:

@@ -1,4 +1,6 @@
-"""A Gaussian-process sampler that knows the cell: one model of the whole study, asked for the best point of one cell."""
+"""A Gaussian-process sampler that knows the cell: one model of the whole study, asked for the best
+point of one cell.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ from orchestrator.search.gp.improvement import Improvement
 from orchestrator.search.gp.surrogate import Fits, Surrogate
 from orchestrator.search.tpe.sampler import HybridTPESampler
 from orchestrator.search.trials.candidates import around, repeated, spread
-from orchestrator.search.trials.history import PART_KEY, Array, Column, Context, History, columns, single_values
+from orchestrator.search.trials.history import (
+    PART_KEY,
+    Array,
+    Column,
+    Context,
+    History,
+    columns,
+    single_values,
+)
 from orchestrator.search.trials.quasirandom import point_of
 from orchestrator.search.trials.rows import Rows
 from orchestrator.search.trials.threads import one_thread
@@ -28,18 +38,20 @@ N_LOCAL = 96
 
 
 class HybridGPSampler(BaseSampler):
-    """Suggests, for the parameters a trial has not fixed, the point of greatest expected improvement given the fixed ones.
+    """Suggests, for the parameters a trial has not fixed, the point of greatest expected
+    improvement given the fixed ones.
 
-    The fixed parameters (the cell) are what `study.enqueue_trial` gave the trial. One contextual Gaussian process learns
-    from all cells (see `gp_model`). The bad tail of losses is pressed together, failures count as the worst loss, running
-    trials are imagined to end in all likely ways (joint fantasies). Of more than 400 trials the best, those nearest to the
-    cell and a spread of the others are kept, so time and memory are bounded. Parameters that a trial does not have are
-    taken to be in the middle. Where all parameters are discrete, none is suggested twice in a cell while others are left.
-    Studies of several objectives are left to `HybridTPESampler`.
+    The fixed parameters (the cell) are what `study.enqueue_trial` gave the trial. One contextual
+    Gaussian process learns from all cells (see `gp_model`). The bad tail of losses is pressed
+    together, failures count as the worst loss, running trials are imagined to end in all likely
+    ways (joint fantasies). Of more than 400 trials the best, those nearest to the cell and a spread
+    of the others are kept, so time and memory are bounded. Parameters that a trial does not have
+    are taken to be in the middle. Where all parameters are discrete, none is suggested twice in a
+    cell while others are left. Studies of several objectives are left to `HybridTPESampler`.
 
     Args:
-        n_startup_trials: so many trials of the study (in any cell) must have ended before the model is asked; until then
-            suggestions follow a quasi-random sequence.
+        n_startup_trials: so many trials of the study (in any cell) must have ended before the model
+            is asked; until then suggestions follow a quasi-random sequence.
         seed: for everything random; the same seed, history and trial give the same suggestion.
     """
 
@@ -60,15 +72,23 @@ class HybridGPSampler(BaseSampler):
     def reseed_rng(self) -> None:
         self.reseed(None)
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         return self._space.calculate(study)
 
     def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         return self._tpe.sample_independent(study, trial, param_name, param_distribution)
 
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
         if len(study.directions) > 1:
             return self._tpe.sample_relative(study, trial, search_space)
         searched = columns(search_space, trial)
@@ -77,16 +97,26 @@ class HybridGPSampler(BaseSampler):
             return suggestion
         context = Context.of(trial, search_space)
         every_cell = slice(len(searched), None)
-        history = History.of(study, trial, [*searched, *context.columns], self._rows, required=every_cell)
+        history = History.of(
+            study, trial, [*searched, *context.columns], self._rows, required=every_cell
+        )
         if not history.is_enough(self._n_startup_trials):
             point = point_of(searched, trial, self._seed)
         else:
             with one_thread():
-                point = self._maximise(searched, context, history, whole=PART_KEY not in trial.system_attrs)
-        return suggestion | {column.name: column.external(point[j]) for j, column in enumerate(searched)}
+                point = self._maximise(
+                    searched, context, history, whole=PART_KEY not in trial.system_attrs
+                )
+        return suggestion | {
+            column.name: column.external(point[j]) for j, column in enumerate(searched)
+        }
 
-    def _maximise(self, searched: Sequence[Column], context: Context, history: History, *, whole: bool) -> Array:
-        known = Surrogate.of(history, searched, context.columns, self.fits, least=self._n_startup_trials).near(context.point)
+    def _maximise(
+        self, searched: Sequence[Column], context: Context, history: History, *, whole: bool
+    ) -> Array:
+        known = Surrogate.of(
+            history, searched, context.columns, self.fits, least=self._n_startup_trials
+        ).near(context.point)
         improvement = Improvement(known, context.point, self._rng)
         tried = improvement.x[improvement.here, : len(searched)]
 
@@ -98,7 +128,9 @@ class HybridGPSampler(BaseSampler):
 
         return self._climb(searched, worth, improvement.x[np.argsort(improvement.losses[:, 0])[:5]])
 
-    def _climb(self, searched: Sequence[Column], worth: Callable[[Array], Array], best: Array) -> Array:
+    def _climb(
+        self, searched: Sequence[Column], worth: Callable[[Array], Array], best: Array
+    ) -> Array:
         """Spreads points over the space, then moves the best ones in shrinking steps."""
         rng = self._rng
         points = spread(searched, N_SPREAD, rng)
@@ -107,6 +139,9 @@ class HybridGPSampler(BaseSampler):
         for radius in LOCAL_RADII:
             first = np.argsort(-values)[:4]
             moved = around(searched, points[first], radius, N_LOCAL // len(first), rng)
-            points, values = np.vstack([points[first], moved]), np.concatenate([values[first], worth(moved)])
+            points, values = (
+                np.vstack([points[first], moved]),
+                np.concatenate([values[first], worth(moved)]),
+            )
         result: Array = points[int(np.argmax(values))]
         return result

@@ -1,4 +1,6 @@
-"""What is known of a study as one Gaussian process, at a cost that is bounded whatever the number of trials."""
+"""What is known of a study as one Gaussian process, at a cost that is bounded whatever the number
+of trials.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,12 @@ MAX_REMEMBERED = 32
 
 
 class Fits:
-    """Remembers the last fit to each set of columns: hyperparameters change when the number of trials has grown by a tenth.
+    """Remembers the last fit to each set of columns: hyperparameters change when the number of
+    trials has grown by a tenth.
 
     Args:
-        most: they are fitted to so many trials at most; the effort grows with their square and more.
+        most: they are fitted to so many trials at most; the effort grows with their square and
+            more.
     """
 
     def __init__(self, most: int = MAX_FITTED) -> None:
@@ -35,7 +39,8 @@ class Fits:
     def hyperparameters(
         self, history: History, losses: Array, columns: Sequence[Column], layout: Layout, least: int
     ) -> Hyperparameters:
-        """Fitted to the first n trials, where n (`least` or more, if there are) grows in steps of a tenth.
+        """Fitted to the first n trials, where n (`least` or more, if there are) grows in steps of a
+        tenth.
 
         So they are a function of the history, yet seldom computed.
         """
@@ -48,13 +53,18 @@ class Fits:
         if known is None or known[0] != key:
             if len(self._last) >= MAX_REMEMBERED:
                 self._last.clear()
-            known = self._last[names] = (key, fit(x, Scale.of(loss, pruned).standard(loss, pruned), layout))
+            known = self._last[names] = (
+                key,
+                fit(x, Scale.of(loss, pruned).standard(loss, pruned), layout),
+            )
         return known[1]
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """The process given a study's trials: `x` and standardised losses `y` of those kept, all of them up to 400."""
+    """The process given a study's trials: `x` and standardised losses `y` of those kept, all of
+    them up to 400.
+    """
 
     layout: Layout
     hyperparameters: Hyperparameters
@@ -64,7 +74,14 @@ class Surrogate:
     pending: Array
 
     @staticmethod
-    def of(history: History, searched: Sequence[Column], context: Sequence[Column], fits: Fits, *, least: int) -> Surrogate:
+    def of(
+        history: History,
+        searched: Sequence[Column],
+        context: Sequence[Column],
+        fits: Fits,
+        *,
+        least: int,
+    ) -> Surrogate:
         """Learns from the history, whose columns are those searched and then the cell's."""
         layout = Layout.of(searched, context)
         losses = history.loss
@@ -73,10 +90,14 @@ class Surrogate:
         scale = Scale.of(losses, history.pruned)
         h = fits.hyperparameters(history, losses, [*searched, *context], layout, least)
         y = scale.standard(losses, history.pruned)
-        return Surrogate(layout, h, scale, layout.filled(history.x), y, layout.filled(history.pending))
+        return Surrogate(
+            layout, h, scale, layout.filled(history.x), y, layout.filled(history.pending)
+        )
 
     def near(self, cell: Array, most: int = MAX_TRIALS) -> Surrogate:
-        """For questions about one cell: a quarter of the kept are the best, half the nearest to the cell, the rest a spread."""
+        """For questions about one cell: a quarter of the kept are the best, half the nearest to the
+        cell, the rest a spread.
+        """
         if len(self.y) <= most:
             return self
         n = self.layout.n_searched
@@ -86,7 +107,9 @@ class Surrogate:
         return self._kept(smallest(most, distance, self.y), most)
 
     def balanced(self) -> Surrogate:
-        """For questions about all cells: a quarter of the kept are the best, half the best of each cell, the rest a spread."""
+        """For questions about all cells: a quarter of the kept are the best, half the best of each
+        cell, the rest a spread.
+        """
         if len(self.y) <= MAX_TRIALS:
             return self
         _, which = np.unique(self.x[:, self.layout.n_searched :], axis=0, return_inverse=True)
@@ -103,17 +126,26 @@ class Surrogate:
         for order, until in ((preferred, 3 * most // 4), (_spread(n, most), most)):
             free = order[~taken[order]]
             taken[free[: until - int(taken.sum())]] = True
-        return Surrogate(self.layout, self.hyperparameters, self.scale, self.x[taken], self.y[taken], self.pending)
+        return Surrogate(
+            self.layout,
+            self.hyperparameters,
+            self.scale,
+            self.x[taken],
+            self.y[taken],
+            self.pending,
+        )
 
     def posterior(self) -> Posterior:
         """Given the finished trials alone."""
         return Posterior(self.x, self.y, self.layout, self.hyperparameters)
 
     def imagined(self, normal: npt.NDArray[np.float64]) -> tuple[Posterior, Array, Array]:
-        """Given also ends of the running trials, drawn jointly by standard normals of shape (running, draws).
+        """Given also ends of the running trials, drawn jointly by standard normals of shape
+        (running, draws).
 
         Returns:
-            The posterior, the points it is given and the losses there, one column a draw (one in all if nothing runs).
+            The posterior, the points it is given and the losses there, one column a draw (one in
+            all if nothing runs).
         """
         posterior = self.posterior()
         if not len(self.pending):
@@ -124,19 +156,26 @@ class Surrogate:
         return posterior.given_also(self.pending, y), np.vstack([self.x, self.pending]), y
 
     def believing(self) -> tuple[Posterior, Array]:
-        """Given also that each running trial ends as foretold: no mean moves, what they will tell is no longer unknown."""
+        """Given also that each running trial ends as foretold: no mean moves, what they will tell
+        is no longer unknown.
+        """
         posterior = self.posterior()
         if not len(self.pending):
             return posterior, self.x
         n = self.layout.n_searched
         ends = posterior.mean(self.pending[:, :n], self.pending[:, n:])
-        return posterior.given_also(self.pending, np.concatenate([self.y, ends[:, 0]])), np.vstack([self.x, self.pending])
+        return posterior.given_also(self.pending, np.concatenate([self.y, ends[:, 0]])), np.vstack(
+            [self.x, self.pending]
+        )
 
 
 def _spread(n: int, many: int) -> npt.NDArray[np.intp]:
-    """At least `many` of 0 … n−1 if there are, evenly spread from the first few on: by van der Corput's sequence."""
+    """At least `many` of 0 … n−1 if there are, evenly spread from the first few on: by van der
+    Corput's sequence.
+    """
     bits = max(1, (n - 1).bit_length())
-    place = np.arange(min(2**bits, 4 * many))  # more than half of any first ones, or nearly, are less than n
+    # more than half of any first ones, or nearly, are less than n
+    place = np.arange(min(2**bits, 4 * many))
     reverse = np.zeros_like(place)
     for bit in range(bits):
         reverse |= ((place >> bit) & 1) << (bits - 1 - bit)

@@ -1,4 +1,6 @@
-"""What the cells of a grid have in common, learnt from their trials: how near they are, how optima move between them."""
+"""What the cells of a grid have in common, learnt from their trials: how near they are, how optima
+move between them.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,27 @@ import numpy as np
 from orchestrator.search.trials.history import Array, Column
 
 SHARING = ((math.inf, 1.0), (0.35, 0.3), (0.15, 0.1), (0.07, 0.02))
-"""Degrees of sharing, widest first: width over an ordered axis (of length 1), weight of another category."""
+"""Degrees of sharing, widest first: width over an ordered axis (of length 1), weight of another
+category.
+"""
 GAIN_TO_NARROW = 0.93
 """Cells share less only where that foretells trials better: the error must shrink to this part."""
 GAIN_TO_MOVE = 0.85
-"""Optima move between cells only where that foretells good trials better: the error must shrink to this part."""
+"""Optima move between cells only where that foretells good trials better: the error must shrink to
+this part.
+"""
 RIDGES = (8.0, 1.0, 0.2)
 MAX_COMPARED = 150
 """So many trials are enough to tell how much cells share; the effort grows with their square."""
 LEAST_WEIGHT = 0.02
 
 
-def closeness(cells: Array, cell: Array, context: Sequence[Column], sharing: tuple[float, float]) -> Array:
-    """How much trials in `cells` count in `cell` (arrays of coordinates, the last axis over columns), in (0, 1]."""
+def closeness(
+    cells: Array, cell: Array, context: Sequence[Column], sharing: tuple[float, float]
+) -> Array:
+    """How much trials in `cells` count in `cell` (arrays of coordinates, the last axis over
+    columns), in (0, 1].
+    """
     width, other = sharing
     difference = cells - cell
     weight = np.ones(difference.shape[:-1])
@@ -35,8 +45,11 @@ def closeness(cells: Array, cell: Array, context: Sequence[Column], sharing: tup
     return result
 
 
-def learn_sharing(searched: Sequence[Column], context: Sequence[Column], x: Array, badness: Array) -> tuple[float, float]:
-    """The degree of sharing under which trials foretell each other's places best: leave-one-out regression.
+def learn_sharing(
+    searched: Sequence[Column], context: Sequence[Column], x: Array, badness: Array
+) -> tuple[float, float]:
+    """The degree of sharing under which trials foretell each other's places best: leave-one-out
+    regression.
 
     Args:
         searched: the first columns of `x`.
@@ -61,7 +74,10 @@ def learn_sharing(searched: Sequence[Column], context: Sequence[Column], x: Arra
     cells, which = np.unique(x[:, n:], axis=0, return_inverse=True)
     which, chosen, least = which.ravel(), SHARING[0], math.inf
     for sharing in SHARING:
-        weight = near * closeness(cells[:, None, :], cells[None, :, :], context, sharing)[which][:, which]
+        weight = (
+            near
+            * closeness(cells[:, None, :], cells[None, :, :], context, sharing)[which][:, which]
+        )
         # A little of the mean, so that a trial without neighbours is foretold as middling.
         foretold = (weight @ place + 0.05 * place.mean()) / (weight.sum(axis=1) + 0.05)
         error = float(((foretold - place) ** 2).sum())
@@ -71,9 +87,11 @@ def learn_sharing(searched: Sequence[Column], context: Sequence[Column], x: Arra
 
 
 class Drift:
-    """How good values of the ordered searched columns move with the cell: a ridge regression on the cell's coordinates.
+    """How good values of the ordered searched columns move with the cell: a ridge regression on the
+    cell's coordinates.
 
-    For each column the ridge, or no movement at all, is what foretells each good trial best from the others.
+    For each column the ridge, or no movement at all, is what foretells each good trial best from
+    the others.
 
     Args:
         x: the good trials' ordered coordinates, shape (n, ordered columns), NaN where unknown.
@@ -87,7 +105,11 @@ class Drift:
         self._effect: Array = np.zeros((len(x), x.shape[1]))
         if not context or n < 3:
             return
-        mean = np.nanmean(np.vstack([x, np.full_like(x[:1], 0.5)]), axis=0) if np.isnan(x).any() else x.mean(axis=0)
+        mean = (
+            np.nanmean(np.vstack([x, np.full_like(x[:1], 0.5)]), axis=0)
+            if np.isnan(x).any()
+            else x.mean(axis=0)
+        )
         residual = np.where(np.isnan(x), 0.0, x - mean)
         kernel = _agreement(cells, cells, context)
         kernel = kernel - kernel.mean(axis=0) - kernel.mean(axis=1)[:, None] + kernel.mean()
@@ -104,7 +126,9 @@ class Drift:
             least = np.where(better, error, least)
 
     def towards(self, cell: Array, cells: Array) -> Array:
-        """What to add to good coordinates in `cells` to have good ones in `cell`; shape (len(cells), ordered columns)."""
+        """What to add to good coordinates in `cells` to have good ones in `cell`; shape
+        (len(cells), ordered columns).
+        """
         if not self._effect.any():
             return np.zeros((len(cells), self._effect.shape[1]))
         here, there = (_agreement(c, self._cells, self._context) for c in (cell[None, :], cells))

@@ -1,4 +1,6 @@
-"""Densities of product kernels over the searched columns, in NumPy alone: one matrix product for thousands of trials."""
+"""Densities of product kernels over the searched columns, in NumPy alone: one matrix product for
+thousands of trials.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,24 @@ _TINY = 1e-300
 
 
 class Mixture:
-    """Weighted kernels about points and a flat prior; an unknown (NaN) coordinate of a point is flat too.
+    """Weighted kernels about points and a flat prior; an unknown (NaN) coordinate of a point is
+    flat too.
 
-    A kernel is a normal of the column's width cut off at the ends where the column is ordered, and for a category its own
-    choice with all others sharing what one trial in the whole weight would leave them.
+    A kernel is a normal of the column's width cut off at the ends where the column is ordered, and
+    for a category its own choice with all others sharing what one trial in the whole weight would
+    leave them.
 
     Args:
         searched: the columns.
-        points: shape (n, columns); ordered coordinates may lie outside of [0, 1], from where only their tail counts.
+        points: shape (n, columns); ordered coordinates may lie outside of [0, 1], from where only
+            their tail counts.
         weights: shape (n,), of each kernel; the prior has the weight 1.
         widths: shape (columns,), of the ordered columns.
     """
 
-    def __init__(self, searched: Sequence[Column], points: Array, weights: Array, widths: Array) -> None:
+    def __init__(
+        self, searched: Sequence[Column], points: Array, weights: Array, widths: Array
+    ) -> None:
         self._columns = searched
         self._points = points
         self._widths = widths
@@ -47,7 +54,11 @@ class Mixture:
 
     def log_density(self, at: Array) -> Array:
         """Logarithm of the density at points of shape (m, columns)."""
-        u, v, known = at[:, self._ordered] / self._widths[self._ordered], self._scaled, self._known.astype(float)
+        u, v, known = (
+            at[:, self._ordered] / self._widths[self._ordered],
+            self._scaled,
+            self._known.astype(float),
+        )
         squared = (u * u) @ known.T - 2.0 * u @ v.T + (v * v).sum(axis=1)
         terms = self._constant - 0.5 * np.maximum(squared, 0.0)
         flat = math.log(self._shares[-1])

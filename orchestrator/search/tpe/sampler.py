@@ -1,4 +1,6 @@
-"""A tree-structured Parzen estimator that knows the cell: trials are good *for their cell*, and count by what cells share."""
+"""A tree-structured Parzen estimator that knows the cell: trials are good *for their cell*, and
+count by what cells share.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ from orchestrator.search.gp.surrogate import Fits, Surrogate
 from orchestrator.search.tpe.kinship import MAX_COMPARED, SHARING, Drift, closeness, learn_sharing
 from orchestrator.search.tpe.parzen import Mixture
 from orchestrator.search.trials.candidates import spread
-from orchestrator.search.trials.history import PART_KEY, Array, Column, Context, History, columns, single_values
+from orchestrator.search.trials.history import (
+    PART_KEY,
+    Array,
+    Column,
+    Context,
+    History,
+    columns,
+    single_values,
+)
 from orchestrator.search.trials.quasirandom import point_of
 from orchestrator.search.trials.rows import Rows, checkpoint
 from orchestrator.search.trials.smallest import smallest
@@ -31,54 +41,74 @@ GOOD = 0.2
 """This part of the trials is good, MAX_GOOD of them at most: the nearest cells' first."""
 MAX_GOOD = 40
 OWN_CELL = 3.0
-"""Weight of a trial of the asked cell itself, where one of a cell that is all alike has 1: not all can be shared."""
+"""Weight of a trial of the asked cell itself, where one of a cell that is all alike has 1: not all
+can be shared.
+"""
 BEYOND = (-0.3, 1.3)
 """So far out of the space may trials that are not good be moved: their tail still counts."""
 MAX_NUMBERS = 100_000
 MAX_REST = 600
-"""So many of the others are looked at: half of them the next best, the rest spread over what remains and standing for it."""
+"""So many of the others are looked at: half of them the next best, the rest spread over what
+remains and standing for it.
+"""
 BANDWIDTH = 0.6
 """Width of kernels relative to Scott's rule."""
 SHARPER = 0.8
-"""Width of the kernels of other trials relative to those of good ones, so that one bad trial does not condemn a region."""
+"""Width of the kernels of other trials relative to those of good ones, so that one bad trial does
+not condemn a region.
+"""
 PRIOR_STD = 0.3
-"""Standard deviation of good values that one trial's worth of prior belief adds: about that of all values."""
+"""Standard deviation of good values that one trial's worth of prior belief adds: about that of all
+values.
+"""
 LEAST_WIDTH = 0.02
 RANKED = 32
-"""So many of the points that are likeliest to be good are compared by what the Gaussian process expects of them."""
+"""So many of the points that are likeliest to be good are compared by what the Gaussian process
+expects of them.
+"""
 RANKED_BY = 200
 """So many trials are enough for that."""
 FITTED_TO = 60
-"""So many for the process's hyperparameters: some 10 ms a fit, and many workers at once fit at nearly every trial of theirs."""
+"""So many for the process's hyperparameters: some 10 ms a fit, and many workers at once fit at
+nearly every trial of theirs.
+"""
 DRAWS = 4
-"""Points compared for each of `n_ei_candidates`: they are of all columns together, where Optuna draws column by column."""
+"""Points compared for each of `n_ei_candidates`: they are of all columns together, where Optuna
+draws column by column.
+"""
 
 
 class HybridTPESampler(BaseSampler):
-    """Suggests, for the parameters a trial has not fixed, a point that is likelier among good trials given the fixed ones.
+    """Suggests, for the parameters a trial has not fixed, a point that is likelier among good
+    trials given the fixed ones.
 
-    The fixed parameters (the cell) are what `study.enqueue_trial` gave the trial. The fifth of the trials that did best
-    *for their cell* and the rest are two mixtures of kernels over the parameters to suggest; of points drawn from the first,
-    those are kept that it makes likeliest relative to the second. Among these the Gaussian process of `HybridGPSampler` picks
-    the one of greatest expected improvement, for it knows how good where the densities only know good from bad, and can imagine
-    how running trials end. With several objectives, or where only a part of the trial is asked for, the likeliest is taken.
-    Trials of other cells count by how near their cell is and are moved as good values move from cell to cell; both are
-    learnt, and left out where they do not foretell trials better (see `kinship`). Trials that lack a parameter still tell of
+    The fixed parameters (the cell) are what `study.enqueue_trial` gave the trial. The fifth of the
+    trials that did best *for their cell* and the rest are two mixtures of kernels over the
+    parameters to suggest; of points drawn from the first, those are kept that it makes likeliest
+    relative to the second. Among these the Gaussian process of `HybridGPSampler` picks the one of
+    greatest expected improvement, for it knows how good where the densities only know good from
+    bad, and can imagine how running trials end. With several objectives, or where only a part of
+    the trial is asked for, the likeliest is taken. Trials of other cells count by how near their
+    cell is and are moved as good values move from cell to cell; both are learnt, and left out where
+    they do not foretell trials better (see `kinship`). Trials that lack a parameter still tell of
     the others.
 
-    Running trials count as bad (a constant liar) in their own cell; in other cells they hardly count, for the same point there
-    is no repetition. Complete trials come before pruned ones (by last step, then report),
-    infeasible (by what they miss) and failed ones. Several objectives are split by non-domination over the whole study, as
-    Optuna's TPE does.
+    Running trials count as bad (a constant liar) in their own cell; in other cells they hardly
+    count, for the same point there is no repetition. Complete trials come before pruned ones (by
+    last step, then report), infeasible (by what they miss) and failed ones. Several objectives are
+    split by non-domination over the whole study, as Optuna's TPE does.
 
     Args:
-        n_startup_trials: so many trials of the study (in any cell) must have ended before the estimator is asked; until
-            then suggestions follow a quasi-random sequence.
-        n_ei_candidates: four times as many points are drawn from the good trials' density and compared.
+        n_startup_trials: so many trials of the study (in any cell) must have ended before the
+            estimator is asked; until then suggestions follow a quasi-random sequence.
+        n_ei_candidates: four times as many points are drawn from the good trials' density and
+            compared.
         seed: for everything random; the same seed, history and trial give the same suggestion.
     """
 
-    def __init__(self, *, n_startup_trials: int = 10, n_ei_candidates: int = 24, seed: int | None = None) -> None:
+    def __init__(
+        self, *, n_startup_trials: int = 10, n_ei_candidates: int = 24, seed: int | None = None
+    ) -> None:
         self._n_startup_trials = n_startup_trials
         self._n_ei_candidates = n_ei_candidates
         self._space = IntersectionSearchSpace(include_pruned=True)
@@ -95,32 +125,52 @@ class HybridTPESampler(BaseSampler):
     def reseed_rng(self) -> None:
         self.reseed(None)
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         return self._space.calculate(study)
 
     def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         column = Column.of(param_name, param_distribution)
         return column.external(float(column.spread(self._rng.random(1))[0]))
 
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
         searched = columns(search_space, trial)
         suggestion = single_values(search_space, trial)
         if not searched:
             return suggestion
         context = Context.of(trial, search_space)
         every = slice(len(searched), None)
-        history = History.of(study, trial, [*searched, *context.columns], self._rows, required=every)
+        history = History.of(
+            study, trial, [*searched, *context.columns], self._rows, required=every
+        )
         if not history.is_enough(self._n_startup_trials):
             point = point_of(searched, trial, self._seed)
         else:
             whole = PART_KEY not in trial.system_attrs
             with one_thread():
                 point = self._likeliest(study, searched, context, history, whole=whole)
-        return suggestion | {column.name: column.external(point[j]) for j, column in enumerate(searched)}
+        return suggestion | {
+            column.name: column.external(point[j]) for j, column in enumerate(searched)
+        }
 
-    def _likeliest(self, study: Study, searched: Sequence[Column], context: Context, history: History, *, whole: bool) -> Array:
+    def _likeliest(
+        self,
+        study: Study,
+        searched: Sequence[Column],
+        context: Context,
+        history: History,
+        *,
+        whole: bool,
+    ) -> Array:
         n = len(searched)
         cells = history.coordinates(columns=slice(n, None))
         badness, order, n_good = _split(study, history, cells)
@@ -145,20 +195,30 @@ class HybridTPESampler(BaseSampler):
         _, first = np.unique(candidates.round(9), axis=0, return_index=True)
         candidates = candidates[np.sort(first)]  # few values are drawn often
         ratio = below.log_density(candidates) - above.log_density(candidates)
-        if not whole or len(study.directions) > 1:  # of a part, or of several losses, the process knows nothing
+        # of a part, or of several losses, the process knows nothing
+        if not whole or len(study.directions) > 1:
             best: Array = candidates[int(np.argmax(ratio))]
             return best
         likeliest = candidates[np.argsort(-ratio, kind="stable")[:RANKED]]
-        result: Array = likeliest[int(np.argmax(self._worth(searched, context, history, likeliest)))]
+        result: Array = likeliest[
+            int(np.argmax(self._worth(searched, context, history, likeliest)))
+        ]
         return result
 
-    def _worth(self, searched: Sequence[Column], context: Context, history: History, points: Array) -> Array:
+    def _worth(
+        self, searched: Sequence[Column], context: Context, history: History, points: Array
+    ) -> Array:
         """What the Gaussian process expects of each point."""
-        known = Surrogate.of(history, searched, context.columns, self.fits, least=self._n_startup_trials)
+        known = Surrogate.of(
+            history, searched, context.columns, self.fits, least=self._n_startup_trials
+        )
         return Improvement(known.near(context.point, RANKED_BY), context.point, self._rng)(points)
 
-    def _sharing(self, study: Study, searched: Sequence[Column], context: Context, history: History) -> tuple[float, float]:
-        """How much cells share, learnt anew when there are a tenth more trials: from the latest of the first n of them.
+    def _sharing(
+        self, study: Study, searched: Sequence[Column], context: Context, history: History
+    ) -> tuple[float, float]:
+        """How much cells share, learnt anew when there are a tenth more trials: from the latest of
+        the first n of them.
 
         So it is a function of the history, yet seldom computed.
         """
@@ -167,10 +227,17 @@ class HybridTPESampler(BaseSampler):
         first = history.first(checkpoint(len(history.loss)))
         latest = slice(-MAX_COMPARED, None)
         names = tuple(column.name for column in [*searched, *context.columns])
-        values = (first.read.internal(first.kept[latest]), first.loss[latest], first.pruned[latest], first.violation[latest])
+        values = (
+            first.read.internal(first.kept[latest]),
+            first.loss[latest],
+            first.pruned[latest],
+            first.violation[latest],
+        )
         key = (names, *(array.tobytes() for array in values))
         if self._learnt is None or self._learnt[0] != key:
-            badness, *_ = _split(study, first, first.coordinates(columns=slice(len(searched), None)))
+            badness, *_ = _split(
+                study, first, first.coordinates(columns=slice(len(searched), None))
+            )
             x = first.coordinates(latest)
             self._learnt = key, learn_sharing(searched, context.columns, x, badness[latest])
         return self._learnt[1]
@@ -183,14 +250,18 @@ def _untried(candidates: Array, known: Array) -> Array:
     return candidates[fresh] if any(fresh) else candidates
 
 
-def _moved(searched: Sequence[Column], context: Context, good: Array, others: Array) -> tuple[Array, Array]:
+def _moved(
+    searched: Sequence[Column], context: Context, good: Array, others: Array
+) -> tuple[Array, Array]:
     """The searched coordinates of good and other trials, moved as good ones move between cells."""
     n, ordered = len(searched), [j for j, column in enumerate(searched) if not column.n_choices]
     drift = Drift(good[:, ordered], good[:, n:], context.columns)
     moved = []
     for x, least, most in ((good, 0.0, 1.0), (others, *BEYOND)):
         placed = x[:, :n].copy()
-        placed[:, ordered] = np.clip(x[:, ordered] + drift.towards(context.point, x[:, n:]), least, most)
+        placed[:, ordered] = np.clip(
+            x[:, ordered] + drift.towards(context.point, x[:, n:]), least, most
+        )
         moved.append(placed)
     return moved[0], moved[1]
 
@@ -198,8 +269,9 @@ def _moved(searched: Sequence[Column], context: Context, good: Array, others: Ar
 def _split(study: Study, history: History, cells: Array) -> tuple[Array, npt.NDArray[np.intp], int]:
     """Each trial's badness, the trials from the best on, and how many of them are good.
 
-    With one objective a trial is as good as its place among the trials of its cell, for a good trial of a bad cell says
-    where to search in that cell, and in others; complete ones come first, then pruned, infeasible, and failed ones.
+    With one objective a trial is as good as its place among the trials of its cell, for a good
+    trial of a bad cell says where to search in that cell, and in others; complete ones come first,
+    then pruned, infeasible, and failed ones.
     """
     if len(study.directions) > 1:
         n_good = math.ceil(0.1 * history.n_useful)
@@ -208,12 +280,21 @@ def _split(study: Study, history: History, cells: Array) -> tuple[Array, npt.NDA
         badness = np.array([0.0 if t.number in numbers else 1.0 for t in history.trials])
     else:
         n_good = math.ceil(GOOD * history.n_useful)
-        group = np.where(np.isfinite(history.loss), np.where(history.pruned, 1, 0), np.where(history.violation > 0, 2, 3))
+        group = np.where(
+            np.isfinite(history.loss),
+            np.where(history.pruned, 1, 0),
+            np.where(history.violation > 0, 2, 3),
+        )
         value = np.select([group == 0, group == 2], [history.loss, history.violation], 0.0)
-        value, step = np.where(group == 1, history.loss, value), np.where(group == 1, -history.step, 0.0)
+        value, step = (
+            np.where(group == 1, history.loss, value),
+            np.where(group == 1, -history.step, 0.0),
+        )
         # Between cells' equally placed trials the lower loss comes first.
         badness = _places(cells, (value, step, group)) + group
-        badness += 1e-3 * Scale.of(history.loss, history.pruned).standard(history.loss, history.pruned)
+        badness += 1e-3 * Scale.of(history.loss, history.pruned).standard(
+            history.loss, history.pruned
+        )
     return badness, np.argsort(badness, kind="stable"), n_good
 
 
@@ -230,12 +311,18 @@ def _places(cells: Array, keys: Sequence[Array]) -> Array:
     sizes = np.bincount(number)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     place = np.empty(len(cells))
-    place[order] = (np.arange(len(cells)) - starts[number[order]] + 0.5) / (sizes[number[order]] + 1.0)
+    place[order] = (np.arange(len(cells)) - starts[number[order]] + 0.5) / (
+        sizes[number[order]] + 1.0
+    )
     return place
 
 
-def _rest(order: npt.NDArray[np.intp], good: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], Array]:
-    """Of the trials from the best on those that are not `good`, MAX_REST at most, and for how many trials each stands."""
+def _rest(
+    order: npt.NDArray[np.intp], good: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.intp], Array]:
+    """Of the trials from the best on those that are not `good`, MAX_REST at most, and for how many
+    trials each stands.
+    """
     others = np.ones(len(order), dtype=bool)
     others[good] = False
     rest = order[others[order]]
@@ -243,12 +330,16 @@ def _rest(order: npt.NDArray[np.intp], good: npt.NDArray[np.intp]) -> tuple[npt.
         return rest, np.ones(len(rest))
     half = MAX_REST // 2
     spread = np.linspace(half, len(rest) - 1, MAX_REST - half).astype(int)
-    weights = np.concatenate([np.ones(half), np.full(len(spread), (len(rest) - half) / len(spread))])
+    weights = np.concatenate(
+        [np.ones(half), np.full(len(spread), (len(rest) - half) / len(spread))]
+    )
     return np.concatenate([rest[:half], rest[spread]]), weights
 
 
 def _widths(searched: Sequence[Column], good: Array, weights: Array, n_trials: int) -> Array:
-    """Scott's rule, narrowed, on the spread of the good trials, which a prior widens where they are few."""
+    """Scott's rule, narrowed, on the spread of the good trials, which a prior widens where they are
+    few.
+    """
     effective = float(weights.sum()) ** 2 / float((weights**2).sum())
     factor = BANDWIDTH * effective ** (-1.0 / (len(searched) + 4.0))
     widths = np.ones(len(searched))

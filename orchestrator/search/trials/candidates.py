@@ -1,4 +1,6 @@
-"""Points of the searched space to compare: spread over it, or near others; always values that the columns allow."""
+"""Points of the searched space to compare: spread over it, or near others; always values that the
+columns allow.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,12 @@ def spread(searched: Sequence[Column], n: int, rng: np.random.Generator) -> Arra
     return np.column_stack(each) if each else uniform
 
 
-def around(searched: Sequence[Column], centres: Array, radius: float, each: int, rng: np.random.Generator) -> Array:
-    """`each` points about every centre: half of the columns move by normal steps, categories change by a coin."""
+def around(
+    searched: Sequence[Column], centres: Array, radius: float, each: int, rng: np.random.Generator
+) -> Array:
+    """`each` points about every centre: half of the columns move by normal steps, categories change
+    by a coin.
+    """
     points = np.repeat(centres, each, axis=0)
     if not searched:
         return points
@@ -41,8 +47,12 @@ def around(searched: Sequence[Column], centres: Array, radius: float, each: int,
 
 
 def repeated(searched: Sequence[Column], points: Array, tried: Array) -> npt.NDArray[np.bool_]:
-    """Which points have been tried; none where a column is continuous, for there a point means its neighbourhood."""
+    """Which points have been tried; none where a column is continuous, for there a point means its
+    neighbourhood.
+    """
     if not all(column.n_choices or column.step for column in searched):
         return np.zeros(len(points), dtype=bool)
     known = set(map(tuple, np.round(tried, 9).tolist()))
-    return np.array([point in known for point in map(tuple, np.round(points, 9).tolist())], dtype=bool)
+    return np.array(
+        [point in known for point in map(tuple, np.round(points, 9).tolist())], dtype=bool
+    )

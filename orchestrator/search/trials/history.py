@@ -1,4 +1,6 @@
-"""What a sampler is shown: parameters as columns of numbers, trials as rows, and which columns the asked trial has fixed."""
+"""What a sampler is shown: parameters as columns of numbers, trials as rows, and which columns the
+asked trial has fixed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
@@ -19,19 +26,27 @@ from orchestrator.search.trials.rows import Reading, Rows
 
 _ALL = slice(None)
 FIXED_KEY = "fixed_params"
-"""Where Optuna's `enqueue_trial` leaves the parameters a trial is given, and where we leave the cell."""
+"""Where Optuna's `enqueue_trial` leaves the parameters a trial is given, and where we leave the
+cell.
+"""
 BOUNDS_KEY = "orchestrator:bounds"
-"""Narrower limits for this trial alone: ``{name: [low, high]}`` in the parameter's own units, both included."""
+"""Narrower limits for this trial alone: ``{name: [low, high]}`` in the parameter's own units, both
+included.
+"""
 
 PART_KEY = "orchestrator:part"
-"""Set where the parameters asked about are a part of what the trial will have: the same values again are no repetition."""
+"""Set where the parameters asked about are a part of what the trial will have: the same values
+again are no repetition.
+"""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One parameter as models see it: an ordered one on [0, 1] along its (log) scale, a categorical one as its index.
+    """One parameter as models see it: an ordered one on [0, 1] along its (log) scale, a categorical
+    one as its index.
 
-    `low` and `high` (own units) limit what `decode` returns; the scale is always that of the whole distribution.
+    `low` and `high` (own units) limit what `decode` returns; the scale is always that of the whole
+    distribution.
     """
 
     name: str
@@ -51,19 +66,24 @@ class Column:
         return Column(name, d, 0, float(d.low), float(d.high), float(d.step or 0.0), d.log)
 
     def within(self, bounds: Sequence[float] | None) -> Column:
-        """The same column that yields only values inside `bounds` (moved to the nearest values of the distribution)."""
+        """The same column that yields only values inside `bounds` (moved to the nearest values of
+        the distribution).
+        """
         if bounds is None or self.n_choices:
             return self
         low, high = max(self.low, float(bounds[0])), min(self.high, float(bounds[1]))
         if self.step:
             low = self.low + math.ceil((low - self.low) / self.step - 1e-9) * self.step
             high = self.low + math.floor((high - self.low) / self.step + 1e-9) * self.step
-        return replace(self, low=low, high=high) if low <= high else replace(self, low=high, high=high)
+        return (
+            replace(self, low=low, high=high) if low <= high else replace(self, low=high, high=high)
+        )
 
     def _ends(self) -> tuple[float, float]:
         d = self.distribution
         assert isinstance(d, FloatDistribution | IntDistribution)
-        # A discrete value stands for the interval around it, so that its neighbours are as near as it is wide.
+        # A discrete value stands for the interval around it, so that its neighbours are as near as
+        # it is wide.
         low, high = d.low - self.step / 2, d.high + self.step / 2
         return (math.log(low), math.log(high)) if self.log else (low, high)
 
@@ -78,7 +98,9 @@ class Column:
         return result
 
     def decode(self, coordinate: Array) -> Array:
-        """Model coordinates to the nearest internal values that the distribution and the limits allow."""
+        """Model coordinates to the nearest internal values that the distribution and the limits
+        allow.
+        """
         if self.n_choices:
             return np.clip(np.rint(coordinate), 0, self.n_choices - 1)
         bottom, top = self._ends()
@@ -98,7 +120,9 @@ class Column:
         return float(max(ends[0], 0.0)), float(min(ends[1], 1.0))
 
     def spread(self, uniform: Array) -> Array:
-        """Uniform numbers in [0, 1) to coordinates of values drawn uniformly (on the scale of the distribution)."""
+        """Uniform numbers in [0, 1) to coordinates of values drawn uniformly (on the scale of the
+        distribution).
+        """
         low, high = self.limits()
         return self.encode(self.decode(low + uniform * (high - low)))
 
@@ -108,28 +132,40 @@ class Column:
 
 
 def columns(space: Mapping[str, BaseDistribution], trial: FrozenTrial) -> list[Column]:
-    """Columns of the parameters to suggest: those of `space` the trial has not fixed, in its bounds."""
+    """Columns of the parameters to suggest: those of `space` the trial has not fixed, in its
+    bounds.
+    """
     fixed = trial.system_attrs.get(FIXED_KEY, {})
     bounds = trial.system_attrs.get(BOUNDS_KEY, {})
-    return [Column.of(name, d).within(bounds.get(name)) for name, d in space.items() if name not in fixed and not d.single()]
+    return [
+        Column.of(name, d).within(bounds.get(name))
+        for name, d in space.items()
+        if name not in fixed and not d.single()
+    ]
 
 
 def single_values(space: Mapping[str, BaseDistribution], trial: FrozenTrial) -> dict[str, Any]:
     """The parameters of `space` that can take one value only, with it."""
     fixed = trial.system_attrs.get(FIXED_KEY, {})
-    return {n: Column.of(n, d).external(0.0) for n, d in space.items() if n not in fixed and d.single()}
+    return {
+        n: Column.of(n, d).external(0.0) for n, d in space.items() if n not in fixed and d.single()
+    }
 
 
 @dataclass(frozen=True)
 class Context:
-    """The cell of the asked trial: columns of the fixed parameters that vary in the study, and their coordinates."""
+    """The cell of the asked trial: columns of the fixed parameters that vary in the study, and
+    their coordinates.
+    """
 
     columns: list[Column]
     point: Array
 
     @staticmethod
     def of(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> Context:
-        """Reads the fixed parameters of `trial`; those outside `space` or with one possible value teach nothing."""
+        """Reads the fixed parameters of `trial`; those outside `space` or with one possible value
+        teach nothing.
+        """
         found, point = [], []
         for name, value in sorted(trial.system_attrs.get(FIXED_KEY, {}).items()):
             distribution = space.get(name)
@@ -147,10 +183,12 @@ class Context:
 
 @dataclass(frozen=True)
 class History:
-    """Trials as models see them. Losses are to be minimised; inf marks what failed, diverged or was infeasible.
+    """Trials as models see them. Losses are to be minimised; inf marks what failed, diverged or was
+    infeasible.
 
-    Shapes: loss (n,), step (n,) last reported step of a pruned trial, violation (n,) sum of the constraints a trial did not
-    keep, pending (q, columns) coordinates, kept (n,) places of the trials in `read`.
+    Shapes: loss (n,), step (n,) last reported step of a pruned trial, violation (n,) sum of the
+    constraints a trial did not keep, pending (q, columns) coordinates, kept (n,) places of the
+    trials in `read`.
     """
 
     loss: Array
@@ -165,7 +203,12 @@ class History:
 
     @staticmethod
     def of(
-        study: Study, trial: FrozenTrial, cols: Sequence[Column], rows: Rows | None = None, *, required: slice = _ALL
+        study: Study,
+        trial: FrozenTrial,
+        cols: Sequence[Column],
+        rows: Rows | None = None,
+        *,
+        required: slice = _ALL,
     ) -> History:
         """Reads the study's finished and running trials, without the asked one, ordered by number.
 
@@ -174,9 +217,12 @@ class History:
             trial: the asked one.
             cols: what to read of each.
             rows: keeps what was read between asks.
-            required: the columns a trial must have a value in to be here; it has NaN in others that it lacks.
+            required: the columns a trial must have a value in to be here; it has NaN in others that
+                it lacks.
         """
-        read = (rows or Rows()).read(study, trial.number, {column.name: column.distribution for column in cols})
+        read = (rows or Rows()).read(
+            study, trial.number, {column.name: column.distribution for column in cols}
+        )
         kept = np.flatnonzero(~np.isnan(read.internal(names=required)).any(axis=1))
         running = read.running[~np.isnan(read.running[:, required]).any(axis=1)]
         value, violation = read.value[kept], read.violation[kept]
@@ -191,13 +237,16 @@ class History:
         return self.coordinates()
 
     def coordinates(self, which: Any = _ALL, columns: slice = _ALL) -> Array:
-        """Coordinates of some of the trials in some of the columns: where there are thousands, not all need encoding."""
+        """Coordinates of some of the trials in some of the columns: where there are thousands, not
+        all need encoding.
+        """
         return _encode(self.read.internal(self.kept[which], columns), self.columns[columns])
 
     def first(self, n: int) -> History:
         """As it would be without the finished trials after the first `n`."""
         facts: dict[str, Any] = {
-            name: getattr(self, name)[:n] for name in ("loss", "pruned", "failed", "step", "violation", "kept")
+            name: getattr(self, name)[:n]
+            for name in ("loss", "pruned", "failed", "step", "violation", "kept")
         }
         return replace(self, **facts)
 
@@ -212,7 +261,8 @@ class History:
         return int(np.count_nonzero(~self.failed))
 
     def is_enough(self, n_startup_trials: int) -> bool:
-        """Whether a model can be asked: so many trials have ended, failed ones too, and at least one with a value.
+        """Whether a model can be asked: so many trials have ended, failed ones too, and at least
+        one with a value.
 
         Where most of the space fails, it takes the model to stay out of it.
         """

@@ -1,4 +1,6 @@
-"""The study as it is known here: Optuna's trials built from news, behind Optuna's own storage interface."""
+"""The study as it is known here: Optuna's trials built from news, behind Optuna's own storage
+interface.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +24,30 @@ from orchestrator.search.trials.rows import NO_VERDICT_KEY
 
 _LONG_AGO = datetime(2000, 1, 1)
 NO_VERDICT = ("signal", "lost", "budget", "device", "import")
-"""Kinds of failures that say nothing about a trial's parameters: of the machine, of the fleet, of a study that ended."""
+"""Kinds of failures that say nothing about a trial's parameters: of the machine, of the fleet, of a
+study that ended.
+"""
 
 
 class Mirror(InMemoryStorage):
-    """A storage of one study whose trials keep their numbers, gaps and all; a trial's id here is its number.
+    """A storage of one study whose trials keep their numbers, gaps and all; a trial's id here is
+    its number.
 
-    Only what samplers and pruners call is answered from the news: reading trials and the best one, and attributes written
-    on a trial, which change no trial already handed out.
+    Only what samplers and pruners call is answered from the news: reading trials and the best one,
+    and attributes written on a trial, which change no trial already handed out.
     """
 
-    def __init__(self, name: str, directions: Sequence[Direction], trials: Mapping[int, FrozenTrial] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        directions: Sequence[Direction],
+        trials: Mapping[int, FrozenTrial] | None = None,
+    ) -> None:
         super().__init__()
-        words = [StudyDirection.MAXIMIZE if d == "maximize" else StudyDirection.MINIMIZE for d in directions]
+        words = [
+            StudyDirection.MAXIMIZE if d == "maximize" else StudyDirection.MINIMIZE
+            for d in directions
+        ]
         # Not `create_new_study`, which announces in the log a study that exists only here.
         self._studies[0] = _StudyInfo(name, words)
         self._study_name_to_id[name] = 0
@@ -46,7 +59,9 @@ class Mirror(InMemoryStorage):
     def put(self, trial: FrozenTrial) -> None:
         """Adds the trial or replaces the one of its number."""
         number, numbers = trial.number, self._numbers
-        place = len(numbers) if not numbers or number > numbers[-1] else bisect_left(numbers, number)
+        place = (
+            len(numbers) if not numbers or number > numbers[-1] else bisect_left(numbers, number)
+        )
         if number in self._by_number:
             self._trials[place] = trial
         else:
@@ -71,18 +86,23 @@ class Mirror(InMemoryStorage):
     def restricted(self, trials: Iterable[FrozenTrial]) -> Mirror:
         """A storage of the same study that holds these trials only."""
         directions: list[Direction] = [
-            "maximize" if d == StudyDirection.MAXIMIZE else "minimize" for d in self.get_study_directions(0)
+            "maximize" if d == StudyDirection.MAXIMIZE else "minimize"
+            for d in self.get_study_directions(0)
         ]
         return Mirror(self._name, directions, {trial.number: trial for trial in trials})
 
-    def study(self, *, sampler: BaseSampler | None = None, pruner: BasePruner | None = None) -> Study:
+    def study(
+        self, *, sampler: BaseSampler | None = None, pruner: BasePruner | None = None
+    ) -> Study:
         """An Optuna study on this storage."""
         return Study(self._name, self, sampler or RandomSampler(0), pruner or NopPruner())
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        trials = list(self._trials) if states is None else [t for t in self._trials if t.state in states]
+        trials = (
+            list(self._trials) if states is None else [t for t in self._trials if t.state in states]
+        )
         return copy.deepcopy(trials) if deepcopy else trials
 
     def _get_trial(self, trial_id: int) -> FrozenTrial:
@@ -94,7 +114,9 @@ class Mirror(InMemoryStorage):
         self.put(trial)
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        complete = [t for t in self.get_all_trials(study_id, False, (TrialState.COMPLETE,)) if t.values]
+        complete = [
+            t for t in self.get_all_trials(study_id, False, (TrialState.COMPLETE,)) if t.values
+        ]
         if not complete:
             raise ValueError("No trials are completed yet.")
         maximize = self.get_study_directions(study_id)[0] == StudyDirection.MAXIMIZE
@@ -102,7 +124,9 @@ class Mirror(InMemoryStorage):
 
 
 def frozen(news: TrialNews) -> FrozenTrial:
-    """News as Optuna's trial; parameters whose distribution this Optuna cannot read are left out."""
+    """News as Optuna's trial; parameters whose distribution this Optuna cannot read
+    are left out.
+    """
     params: dict[str, Any] = {}
     dists: dict[str, BaseDistribution] = {}
     for param in news.params:

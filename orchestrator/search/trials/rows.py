@@ -1,4 +1,6 @@
-"""Finished trials as rows of numbers, each read once: what a sampler knows at the next ask costs only what is new."""
+"""Finished trials as rows of numbers, each read once: what a sampler knows at the next ask costs
+only what is new.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,13 @@ _RUNNING, _IGNORED = -1, -2
 _ALL = slice(None)
 _STRETCH = 512
 _FARTHEST = 1e150
-"""Larger values, such as the largest float for a run that diverged, are taken for this one: models add up squares."""
+"""Larger values, such as the largest float for a run that diverged, are taken for this one: models
+add up squares.
+"""
 NO_VERDICT_KEY = "orchestrator:no_verdict"
-"""Marks a failed trial whose failure says nothing about its parameters: it is as if it had never been."""
+"""Marks a failed trial whose failure says nothing about its parameters: it is as if it had never
+been.
+"""
 _FACTS = 4  # value, last step, violation of constraints, state
 _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -32,9 +38,10 @@ _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 class Reading:
     """Finished trials in order of their numbers, and running ones.
 
-    Shapes: position (n,) of the finished in `trials`; value (n,) of the first objective (a pruned trial's last report), NaN
-    where there is none; step (n,) of the last report or -1; violation (n,) sum of the constraints not kept; running
-    (q, names) internal values. `failed` are those without a finite value too: they teach as much as a failure does.
+    Shapes: position (n,) of the finished in `trials`; value (n,) of the first objective (a pruned
+    trial's last report), NaN where there is none; step (n,) of the last report or -1; violation
+    (n,) sum of the constraints not kept; running (q, names) internal values. `failed` are those
+    without a finite value too: they teach as much as a failure does.
     """
 
     trials: list[FrozenTrial]
@@ -56,7 +63,9 @@ class Reading:
 
 
 class Rows:
-    """A growing table of the trials seen. Bounded by the largest study read; may be read from several threads."""
+    """A growing table of the trials seen. Bounded by the largest study read; may be read from
+    several threads.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -76,14 +85,20 @@ class Rows:
         self.__init__()  # type: ignore[misc]
 
     def read(self, study: Study, asked: int, names: Mapping[str, BaseDistribution]) -> Reading:
-        """The study's finished trials and its running ones but number `asked`, with their values of `names`."""
+        """The study's finished trials and its running ones but number `asked`, with their values of
+        `names`.
+        """
         with self._lock:
             self._learn(names)
             trials = study._get_trials(deepcopy=False)
             rows = self._rows_of(trials)
             position = np.flatnonzero(rows >= 0)
             table, row = self._table, rows[position]
-            running = [self._values(trials[i]) for i in np.flatnonzero(rows == _RUNNING) if trials[i].number != asked]
+            running = [
+                self._values(trials[i])
+                for i in np.flatnonzero(rows == _RUNNING)
+                if trials[i].number != asked
+            ]
             place = {name: place for place, name in enumerate(self._readers)}
         wanted = np.array([place[name] for name in names], dtype=np.intp)
         facts = table[row, :_FACTS]
@@ -103,10 +118,15 @@ class Rows:
         )
 
     def _rows_of(self, trials: list[FrozenTrial]) -> npt.NDArray[np.intp]:
-        """Each trial's row of the table, or what it is instead; only what differs from last time is looked at."""
+        """Each trial's row of the table, or what it is instead; only what differs from last time is
+        looked at.
+        """
         same = _same(trials, self._last)
         fresh = np.array([self._row(trial) for trial in trials[same:]], dtype=np.intp)
-        self._last, self._row_of_last = list(trials), np.concatenate([self._row_of_last[:same], fresh])
+        self._last, self._row_of_last = (
+            list(trials),
+            np.concatenate([self._row_of_last[:same], fresh]),
+        )
         return self._row_of_last
 
     def _row(self, trial: FrozenTrial) -> int:
@@ -118,7 +138,9 @@ class Rows:
         return known[1] if known is not None and known[0] is trial else self._take(trial)
 
     def _learn(self, names: Mapping[str, BaseDistribution]) -> None:
-        """Makes room for names not asked for before; all is read anew then, which happens a few times in a study."""
+        """Makes room for names not asked for before; all is read anew then, which happens a few
+        times in a study.
+        """
         if all(name in self._readers and self._readers[name][0] == d for name, d in names.items()):
             return
         readers = self._readers | {name: (d, _reader(d)) for name, d in names.items()}
@@ -141,15 +163,23 @@ class Rows:
 
     def _values(self, trial: FrozenTrial) -> list[float]:
         params = trial.params
-        return [read(params[name]) if name in params else math.nan for name, (_, read) in self._readers.items()]
+        return [
+            read(params[name]) if name in params else math.nan
+            for name, (_, read) in self._readers.items()
+        ]
 
 
 def _same(trials: list[FrozenTrial], last: list[FrozenTrial]) -> int:
-    """How many trials from the first on are the very same objects; whole stretches at a time, for there are thousands."""
+    """How many trials from the first on are the very same objects; whole stretches at a time, for
+    there are thousands.
+    """
     n, at = min(len(trials), len(last)), 0
     while at < n and all(map(operator.is_, trials[at : at + _STRETCH], last[at : at + _STRETCH])):
         at += _STRETCH
-    return next((i for i in range(at, min(at + _STRETCH, n)) if trials[i] is not last[i]), min(at + _STRETCH, n))
+    return next(
+        (i for i in range(at, min(at + _STRETCH, n)) if trials[i] is not last[i]),
+        min(at + _STRETCH, n),
+    )
 
 
 def _reader(distribution: BaseDistribution) -> Callable[[Any], float]:
@@ -176,11 +206,17 @@ def _value(trial: FrozenTrial) -> float:
         value = trial.values[0]
     elif trial.state == TrialState.PRUNED and trial.intermediate_values:
         value = trial.intermediate_values[max(trial.intermediate_values)]
-    return max(-_FARTHEST, min(value, _FARTHEST)) if value is not None and math.isfinite(value) else math.nan
+    return (
+        max(-_FARTHEST, min(value, _FARTHEST))
+        if value is not None and math.isfinite(value)
+        else math.nan
+    )
 
 
 def checkpoint(n: int) -> int:
-    """The largest number up to `n` of the series 1, 2, … 10, 11, 12, 13, 14, 15, 16, 17, 19 … that grows by a tenth."""
+    """The largest number up to `n` of the series 1, 2, … 10, 11, 12, 13, 14, 15, 16, 17, 19 … that
+    grows by a tenth.
+    """
     last = 1
     while (following := last + max(1, last // 10)) <= n:
         last = following

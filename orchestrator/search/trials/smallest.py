@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 
 def smallest(k: int, *keys: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """Places of the `k` smallest by the first key, then by the next, then by place: as ``np.lexsort(keys[::-1])[:k]`` has them.
+    """Places of the `k` smallest by the first key, then by the next, then by place: as
+    ``np.lexsort(keys[::-1])[:k]`` has them.
 
     Takes time in proportion to their number; none may be NaN.
     """

@@ -1,4 +1,6 @@
-"""One engine, one way to open a transaction, and the place where SQLAlchemy's errors become ours."""
+"""One engine, one way to open a transaction, and the place where SQLAlchemy's errors
+become ours.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,16 @@ from sqlalchemy import exc
 from sqlalchemy.engine import URL, Connection, make_url
 
 from orchestrator import faults
-from orchestrator.errors import ConfigError, OrchestratorError, SchemaOutdatedError, StoreUnavailableError
+from orchestrator.errors import (
+    ConfigError,
+    OrchestratorError,
+    SchemaOutdatedError,
+    StoreUnavailableError,
+)
 from orchestrator.store.connection import statement as wire
 
-# SET LOCAL ends with the transaction, so that a pooler in transaction mode (PgBouncer) may hand the server connection to anyone
-# afterwards; a session-wide SET could not be trusted there.
+# SET LOCAL ends with the transaction, so that a pooler in transaction mode (PgBouncer) may hand the
+# server connection to anyone afterwards; a session-wide SET could not be trusted there.
 _LIMITS = (
     "{begin}SET LOCAL statement_timeout = '{statement_s}s'; SET LOCAL lock_timeout = '{lock_s}s'; "
     "SET LOCAL idle_in_transaction_session_timeout = '{idle_s}s'"
@@ -34,24 +41,43 @@ IDLE_TIMEOUT_S = 5
 CONNECT_TIMEOUT_S = 5
 ANSWER_MARGIN_S = 5
 RECYCLE_S = 60
-"""A connection is not used for longer: tables grow, and what was planned when they were small may be slow by then."""
+"""A connection is not used for longer: tables grow, and what was planned when they were small may
+be slow by then.
+"""
 OTHERS_PATIENCE_S = 300  # for statements of others in this process, such as the dashboard's
 
-# What is answered is on disk, whatever the server's default: a commit that decides waits for that. Higher levels stay.
+# What is answered is on disk, whatever the server's default: a commit that decides waits for that.
+# Higher levels stay.
 _DURABLE = b"SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
 
-# SQLSTATE classes and codes of troubles that pass: connection, a server that takes no writes (a standby, or one that protects
-# its full disk), timeouts that ended the session, rollback (deadlock), resources, locks, intervention, system; and, while a
-# server is being set up or kept closed, a role (28) or database (3D000, 55000) that is not there for us.
+# SQLSTATE classes and codes of troubles that pass: connection, a server that takes no writes (a
+# standby, or one that protects its full disk), timeouts that ended the session, rollback
+# (deadlock), resources, locks, intervention, system; and, while a server is being set up or kept
+# closed, a role (28) or database (3D000, 55000) that is not there for us.
 _READ_ONLY = "25006"
-_PASSING = ("08", _READ_ONLY, "25P03", "25P04", "28", "3D000", "40", "53", "55000", "55P03", "57", "58")
+_PASSING = (
+    "08",
+    _READ_ONLY,
+    "25P03",
+    "25P04",
+    "28",
+    "3D000",
+    "40",
+    "53",
+    "55000",
+    "55P03",
+    "57",
+    "58",
+)
 
-# Of a statement that was prepared on the connection: the server has it not, or has it already (behind a pooler that was taken
-# for the server), or a migration changed what it returns. On a new connection nothing is prepared yet.
+# Of a statement that was prepared on the connection: the server has it not, or has it already
+# (behind a pooler that was taken for the server), or a migration changed what it returns. On a new
+# connection nothing is prepared yet.
 _RESULT_CHANGED = "0A000"
 _OF_PREPARED = ("26000", "42P05", _RESULT_CHANGED)
 
-_WRONG_PASSWORD = "password authentication failed"  # on connecting, where psycopg2 tells no SQLSTATE (28P01)
+# on connecting, where psycopg2 tells no SQLSTATE (28P01)
+_WRONG_PASSWORD = "password authentication failed"
 
 _CONNECT_ARGS = {
     "connect_timeout": CONNECT_TIMEOUT_S,
@@ -67,26 +93,34 @@ _CONNECT_ARGS = {
 def storage_url(url: str, password_file: str | None = None) -> URL:
     """Returns `url` for psycopg2, with the password of `password_file` put in.
 
-    A bare ``postgresql://`` (or ``postgres://``) means psycopg2 here; SQLAlchemy 2.1 alone would take it for psycopg 3.
+    A bare ``postgresql://`` (or ``postgres://``) means psycopg2 here; SQLAlchemy 2.1 alone would
+    take it for psycopg 3.
 
     Raises:
-        ConfigError: it is no URL of a PostgreSQL database, or the password file cannot be read. Never shows the password.
+        ConfigError: it is no URL of a PostgreSQL database, or the password file cannot be read.
+            Never shows the password.
     """
     try:
         parsed = make_url(url)
     except (exc.ArgumentError, ValueError):
         raise ConfigError(
-            "storage.url is not a database URL; the form is postgresql+psycopg2://user@host:5432/database"
+            "storage.url is not a database URL; the form is "
+            "postgresql+psycopg2://user@host:5432/database"
         ) from None
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg2")
     if parsed.drivername != "postgresql+psycopg2":
         raise ConfigError(
-            f"storage.url is of {parsed.drivername!r}; it must be postgresql+psycopg2://… (PostgreSQL 14 or newer)"
+            f"storage.url is of {parsed.drivername!r}; it must be postgresql+psycopg2://… "
+            "(PostgreSQL 14 or newer)"
         )
     if "sslpassword" in parsed.query:
-        raise ConfigError("storage.url: sslpassword in the URL would show; use an unencrypted key file with its permissions")
-    if isinstance(password := parsed.query.get("password"), str):  # libpq's other spelling; here it would be shown
+        raise ConfigError(
+            "storage.url: sslpassword in the URL would show; use an unencrypted key file with "
+            "its permissions"
+        )
+    # libpq's other spelling; here it would be shown
+    if isinstance(password := parsed.query.get("password"), str):
         parsed = parsed.difference_update_query(["password"]).set(password=password)
     if password_file:
         try:
@@ -97,18 +131,26 @@ def storage_url(url: str, password_file: str | None = None) -> URL:
 
 
 def _wait(connection: psycopg2.extensions.connection) -> None:
-    """Waits for the server as libpq does, but not for ever, and lets Python's signal handlers run meanwhile.
+    """Waits for the server as libpq does, but not for ever, and lets Python's signal handlers run
+    meanwhile.
 
-    The server's own timeouts and TCP's see nothing wrong with one whose kernel still acknowledges: a stopped pooler.
+    The server's own timeouts and TCP's see nothing wrong with one whose kernel still acknowledges:
+    a stopped pooler.
     """
     connecting = connection.status == psycopg2.extensions.STATUS_SETUP
-    deadline = time.monotonic() + (CONNECT_TIMEOUT_S if connecting else getattr(_patience, "seconds", OTHERS_PATIENCE_S))
+    deadline = time.monotonic() + (
+        CONNECT_TIMEOUT_S if connecting else getattr(_patience, "seconds", OTHERS_PATIENCE_S)
+    )
     while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise psycopg2.OperationalError("no answer from the server")  # psycopg2 closes the connection then
+            # psycopg2 closes the connection then
+            raise psycopg2.OperationalError("no answer from the server")
         poller = select.poll()
-        poller.register(connection.fileno(), select.POLLIN if state == psycopg2.extensions.POLL_READ else select.POLLOUT)
+        poller.register(
+            connection.fileno(),
+            select.POLLIN if state == psycopg2.extensions.POLL_READ else select.POLLOUT,
+        )
         poller.poll(left * 1000)
 
 
@@ -117,7 +159,8 @@ psycopg2.extensions.set_wait_callback(_wait)
 
 
 class Database:
-    """Opens short transactions on one PostgreSQL database; thread-safe, holds at most one idle connection.
+    """Opens short transactions on one PostgreSQL database; thread-safe, holds at most one idle
+    connection.
 
     Args:
         url: as `storage_url` returns it.
@@ -125,11 +168,15 @@ class Database:
 
     def __init__(self, url: URL) -> None:
         self.url = url
-        # Driver-level autocommit: `transaction` sends BEGIN (with its timeouts) and COMMIT itself, so a transaction costs two
-        # round trips and not three.
+        # Driver-level autocommit: `transaction` sends BEGIN (with its timeouts) and COMMIT itself,
+        # so a transaction costs two round trips and not three.
         self._engine = sa.create_engine(
             url,
-            connect_args={**_CONNECT_ARGS, "connection_factory": wire.Connection, "cursor_factory": wire.Cursor},
+            connect_args={
+                **_CONNECT_ARGS,
+                "connection_factory": wire.Connection,
+                "cursor_factory": wire.Cursor,
+            },
             isolation_level="AUTOCOMMIT",
             pool_size=1,
             max_overflow=8,
@@ -146,7 +193,9 @@ class Database:
         return self.url.render_as_string(hide_password=True)
 
     def rest(self, unused_s: float = 0.0) -> None:
-        """Closes idle connections that nobody has used for `unused_s` seconds: none is held while a trial trains."""
+        """Closes idle connections that nobody has used for `unused_s` seconds: none is held while a
+        trial trains.
+        """
         if time.monotonic() - self._used_at >= unused_s:
             self._engine.dispose()
 
@@ -160,7 +209,8 @@ class Database:
         """The rows that one statement returns, a transaction of its own in one round trip.
 
         Args:
-            decides: it writes what must not be lost once it was answered, as all does that a `transaction` writes.
+            decides: it writes what must not be lost once it was answered, as all does that a
+                `transaction` writes.
 
         Raises:
             StoreUnavailableError, SchemaOutdatedError, OrchestratorError: as `transaction` does.
@@ -176,19 +226,28 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(
-        self, *, statement_s: int = STATEMENT_TIMEOUT_S, lock_s: int = LOCK_TIMEOUT_S, idle_s: int = IDLE_TIMEOUT_S
+        self,
+        *,
+        statement_s: int = STATEMENT_TIMEOUT_S,
+        lock_s: int = LOCK_TIMEOUT_S,
+        idle_s: int = IDLE_TIMEOUT_S,
     ) -> Iterator[Connection]:
-        """One transaction: committed when the block ends, and on disk then; rolled back when it raises.
+        """One transaction: committed when the block ends, and on disk then; rolled back when it
+        raises.
 
         Raises:
-            StoreUnavailableError: the server cannot be reached, went away, takes no writes, or a timeout passed; nothing of the
-                block can be relied on, and whether a lost COMMIT took effect is unknown. Trying again may help.
+            StoreUnavailableError: the server cannot be reached, went away, takes no writes, or a
+                timeout passed; nothing of the block can be relied on, and whether a lost COMMIT
+                took effect is unknown. Trying again may help.
             SchemaOutdatedError: a table or column is missing.
             OrchestratorError: the server refused the work itself; trying again will not help.
         """
         with self._connected(statement_s) as connection:
             below = wire.wire_of(connection)
-            wire.later(connection, _limits("BEGIN ISOLATION LEVEL READ COMMITTED; ", statement_s, lock_s, idle_s))
+            wire.later(
+                connection,
+                _limits("BEGIN ISOLATION LEVEL READ COMMITTED; ", statement_s, lock_s, idle_s),
+            )
             try:
                 yield connection
                 faults.step("before-commit")
@@ -227,20 +286,27 @@ class Database:
         sqlstate = getattr(cause, "pgcode", None)
         if sqlstate in ("42P01", "3F000", "42703"):  # undefined table, schema, column
             return SchemaOutdatedError(
-                f"the database lacks our schema or has an old one ({text}); run: orchestrator db upgrade"
+                f"the database lacks our schema or has an old one ({text}); run: orchestrator db "
+                "upgrade"
             )
         if prepared and sqlstate in _OF_PREPARED:
             self._prepares = self._prepares and sqlstate == _RESULT_CHANGED
-            return StoreUnavailableError(f"database {self.shown_url} lost a prepared statement: {text}")
+            return StoreUnavailableError(
+                f"database {self.shown_url} lost a prepared statement: {text}"
+            )
         if sqlstate == _READ_ONLY:
             return StoreUnavailableError(
-                f"database {self.shown_url} takes no writes (a standby, or a server with a full disk?): {text}"
+                f"database {self.shown_url} takes no writes (a standby, or a server with a full "
+                f"disk?): {text}"
             )
         if refused := next((line for line in lines if _WRONG_PASSWORD in line), None):
             return StoreUnavailableError(
-                f"database {self.shown_url} refuses the password: {hide_password(refused, self.url)}. A server keeps the"
-                " password that its data (of a container: its volume) was made with, whatever the password file says now: give"
-                f" that one again, let the server have the new one (ALTER ROLE {self.url.username or 'user'} PASSWORD '…'), or"
+                f"database {self.shown_url} refuses the password: "
+                f"{hide_password(refused, self.url)}. A server keeps the"
+                " password that its data (of a container: its volume) was made with, whatever the "
+                "password file says now: give"
+                " that one again, let the server have the new one (ALTER ROLE "
+                f"{self.url.username or 'user'} PASSWORD '…'), or"
                 " remove the volume with all its studies"
             )
         lost = isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)
@@ -252,12 +318,16 @@ class Database:
 
 @functools.cache
 def _limits(begin: str, statement_s: int, lock_s: int, idle_s: int) -> bytes:
-    return _LIMITS.format(begin=begin, statement_s=statement_s, lock_s=lock_s, idle_s=idle_s).encode()
+    return _LIMITS.format(
+        begin=begin, statement_s=statement_s, lock_s=lock_s, idle_s=idle_s
+    ).encode()
 
 
 @contextlib.contextmanager
 def _patient(statement_s: float) -> Iterator[None]:
-    """Within this block the server has as long for an answer as for the statement, and a little for the way."""
+    """Within this block the server has as long for an answer as for the statement, and a little for
+    the way.
+    """
     _patience.seconds = statement_s + ANSWER_MARGIN_S
     try:
         yield
@@ -266,7 +336,9 @@ def _patient(statement_s: float) -> Iterator[None]:
 
 
 def hide_password(text: str, url: URL) -> str:
-    """Replaces the URL's password, plain or percent-encoded, by ``***`` wherever it stands in `text`."""
+    """Replaces the URL's password, plain or percent-encoded, by ``***`` wherever it stands in
+    `text`.
+    """
     if url.password:
         encoded = re.search(r"://[^:]*:(.*)@", url.render_as_string(hide_password=False))
         for secret in {str(url.password), encoded.group(1) if encoded else ""} - {""}:

@@ -1,8 +1,10 @@
-"""What goes to the server and how: several statements in one message, and those that are sent often planned only once.
+"""What goes to the server and how: several statements in one message, and those that are sent often
+planned only once.
 
-A `Statement` is written once as text and goes to psycopg2 without SQLAlchemy's machinery, which takes longer than the server.
-On a connection that lives for more than a few messages it is prepared when it comes a second time: the server then neither
-parses nor plans it anew, which takes longer than to run it.
+A `Statement` is written once as text and goes to psycopg2 without SQLAlchemy's machinery, which
+takes longer than the server. On a connection that lives for more than a few messages it is prepared
+when it comes a second time: the server then neither parses nor plans it anew, which takes longer
+than to run it.
 """
 
 from __future__ import annotations
@@ -24,29 +26,40 @@ Row: TypeAlias = Any
 
 _PARAMETER = re.compile(r"(?<![:\\\w]):(\w+)")
 _YOUNG = 16
-"""Messages after which a connection is worth preparing statements on: most are closed before, when their trial trains."""
+"""Messages after which a connection is worth preparing statements on: most are closed before, when
+their trial trains.
+"""
 
 
 class Statement:
-    r"""One statement with ``:name`` parameters, as in `sqlalchemy.text` (and ``\:`` for a colon), to be made once.
+    r"""One statement with ``:name`` parameters, as in `sqlalchemy.text` (and ``\:`` for a colon),
+    to be made once.
 
-    The server infers a parameter's type from the first place where it stands; write ``CAST(:name AS type)`` where that does not
-    tell it, or where a number there has another type. A list is an array.
+    The server infers a parameter's type from the first place where it stands; write ``CAST(:name AS
+    type)`` where that does not tell it, or where a number there has another type. A list is an
+    array.
     """
 
     def __init__(self, text: str) -> None:
         self.names = tuple(dict.fromkeys(_PARAMETER.findall(text)))
         self.plain = _PARAMETER.sub(r"%(\1)s", text.replace("%", "%%")).replace(r"\:", ":")
-        numbered = _PARAMETER.sub(lambda found: f"${self.names.index(found[1]) + 1}", text).replace(r"\:", ":")
+        numbered = _PARAMETER.sub(lambda found: f"${self.names.index(found[1]) + 1}", text).replace(
+            r"\:", ":"
+        )
         # Named by what it says: the same name is the same statement whoever prepared it.
         self.key = f"orchestrator_{hashlib.sha256(numbered.encode()).hexdigest()[:16]}"
         self.prepare = f"PREPARE {self.key} AS {numbered}".encode()
-        self.run = f"EXECUTE {self.key}" + (f"({', '.join(['%s'] * len(self.names))})" if self.names else "")
+        self.run = f"EXECUTE {self.key}" + (
+            f"({', '.join(['%s'] * len(self.names))})" if self.names else ""
+        )
         self._row: Any = None
 
     def given(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Its parameters in order, as psycopg2 takes them."""
-        return {name: _array(value) if isinstance(value := parameters[name], list) else value for name in self.names}
+        return {
+            name: _array(value) if isinstance(value := parameters[name], list) else value
+            for name in self.names
+        }
 
     def rows(self, cursor: Cursor) -> list[Row]:
         """The rows that it returned."""
@@ -56,13 +69,16 @@ class Statement:
 
 
 def as_text(query: sa.ClauseElement) -> str:
-    """A query or a condition as text, for a `Statement`; ``sa.literal_column(":name")`` is a parameter."""
+    """A query or a condition as text, for a `Statement`; ``sa.literal_column(":name")`` is a
+    parameter.
+    """
     dialect = PGDialect()  # type: ignore[no-untyped-call]
     return str(query.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
 
 
 class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyped, as the package is
-    """Keeps back statements whose answers nobody needs, see `later`; knows which statements the server has prepared for it.
+    """Keeps back statements whose answers nobody needs, see `later`; knows which statements the
+    server has prepared for it.
 
     `may_prepare` tells whether that lasts; None until `grown_up` has found out.
     """
@@ -92,7 +108,11 @@ class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyp
         if not self.may_prepare or key not in self._seen:
             self._seen.add(key)
             return bytes(cursor.mogrify(statement.plain, given))
-        run = bytes(cursor.mogrify(statement.run, tuple(given.values()))) if given else statement.run.encode()
+        run = (
+            bytes(cursor.mogrify(statement.run, tuple(given.values())))
+            if given
+            else statement.run.encode()
+        )
         if key in self.prepared or key in self._preparing:
             return run
         self._preparing.add(key)
@@ -115,9 +135,11 @@ class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyp
 
 
 class Cursor(psycopg2.extensions.cursor):  # type: ignore[misc]
-    """Sends what its connection kept back in one message with the next statement, whose answer is the one that is returned.
+    """Sends what its connection kept back in one message with the next statement, whose answer is
+    the one that is returned.
 
-    The server runs the statements one after the other, each with a snapshot of its own, and none after one that failed.
+    The server runs the statements one after the other, each with a snapshot of its own, and none
+    after one that failed.
     """
 
     connection: Connection
@@ -130,7 +152,10 @@ class Cursor(psycopg2.extensions.cursor):  # type: ignore[misc]
             connection.kept_back.append(self.mogrify(query, parameters))
             return
         if connection.kept_back:
-            query, parameters = b";\n".join([*connection.kept_back, self.mogrify(query, parameters)]), None
+            query, parameters = (
+                b";\n".join([*connection.kept_back, self.mogrify(query, parameters)]),
+                None,
+            )
             connection.kept_back.clear()
         try:
             super().execute(query, parameters)
@@ -147,10 +172,16 @@ def wire_of(c: sa.Connection) -> Connection:
     return connection
 
 
-def later(c: sa.Connection, statement: Statement | sa.Executable | bytes, parameters: Mapping[str, Any] | None = None) -> None:
-    """Executes a statement in the round trip of the next one of its transaction, at last COMMIT, which also brings its errors.
+def later(
+    c: sa.Connection,
+    statement: Statement | sa.Executable | bytes,
+    parameters: Mapping[str, Any] | None = None,
+) -> None:
+    """Executes a statement in the round trip of the next one of its transaction, at last COMMIT,
+    which also brings its errors.
 
-    For statements whose answer nobody needs; an INSERT into a table with a generated key must be `inline`.
+    For statements whose answer nobody needs; an INSERT into a table with a generated key must be
+    `inline`.
     """
     connection = wire_of(c)
     connection.keeps_back = True
@@ -164,10 +195,11 @@ def later(c: sa.Connection, statement: Statement | sa.Executable | bytes, parame
 
 
 def grown_up(c: sa.Connection) -> None:
-    """To be called between transactions: a connection that lives so long may prepare statements, but not through a pooler.
+    """To be called between transactions: a connection that lives so long may prepare statements,
+    but not through a pooler.
 
-    A pooler gives each transaction whatever connection to the server is free. It tells its clients a process id of its own
-    making, as it has to: it is who must pass on a request to cancel.
+    A pooler gives each transaction whatever connection to the server is free. It tells its clients
+    a process id of its own making, as it has to: it is who must pass on a request to cancel.
     """
     connection = wire_of(c)
     if connection.messages >= _YOUNG and connection.may_prepare is None:
@@ -175,7 +207,9 @@ def grown_up(c: sa.Connection) -> None:
         connection.may_prepare = bool(server.pid == connection.get_backend_pid())
 
 
-def send(c: sa.Connection, statement: Statement | bytes, parameters: Mapping[str, Any] | None = None) -> Cursor:
+def send(
+    c: sa.Connection, statement: Statement | bytes, parameters: Mapping[str, Any] | None = None
+) -> Cursor:
     """Executes a statement now, with what was kept back; its errors are SQLAlchemy's."""
     connection = wire_of(c)
     try:
@@ -186,16 +220,22 @@ def send(c: sa.Connection, statement: Statement | bytes, parameters: Mapping[str
             c.invalidate(error)
         if not isinstance(error, psycopg2.Error):
             raise
-        raise exc.DBAPIError.instance(None, None, error, psycopg2.Error, connection_invalidated=closed) from error
+        raise exc.DBAPIError.instance(
+            None, None, error, psycopg2.Error, connection_invalidated=closed
+        ) from error
     return connection.own
 
 
-def answers(c: sa.Connection, statement: Statement, parameters: Mapping[str, Any] | None = None) -> list[Row]:
+def answers(
+    c: sa.Connection, statement: Statement, parameters: Mapping[str, Any] | None = None
+) -> list[Row]:
     """What a statement returns."""
     return statement.rows(send(c, statement, parameters))
 
 
-def answer(c: sa.Connection, statement: Statement, parameters: Mapping[str, Any] | None = None) -> Row | None:
+def answer(
+    c: sa.Connection, statement: Statement, parameters: Mapping[str, Any] | None = None
+) -> Row | None:
     """The one row that a statement returns, None if it returns none."""
     found = answers(c, statement, parameters)
     return found[0] if found else None

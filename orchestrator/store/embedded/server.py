@@ -1,14 +1,17 @@
 """An embedded PostgreSQL: one server a directory, shared by all commands that name it.
 
-The first of them starts the server and the last one out stops it. What counts is held by the kernel and never written down,
-so a process that is killed leaves nothing to clean up:
+The first of them starts the server and the last one out stops it. What counts is held by the kernel
+and never written down, so a process that is killed leaves nothing to clean up:
 
 - ``lock`` (exclusive): one command at a time opens or closes.
-- ``users.lock`` (shared): held by each process that uses the server; who can have it alone is the last.
-- ``server.lock`` (exclusive): inherited by every process of the server. While it is held the data is in use, whoever started
-  the server and on whichever host, and no second server is started on it.
+- ``users.lock`` (shared): held by each process that uses the server; who can have it alone is the
+  last.
+- ``server.lock`` (exclusive): inherited by every process of the server. While it is held the data
+  is in use, whoever started the server and on whichever host, and no second server is started on
+  it.
 
-The data is in ``pgdata``, the server's messages in ``server.log``; a file ``keep`` says that the server stays up without users.
+The data is in ``pgdata``, the server's messages in ``server.log``; a file ``keep`` says that the
+server stays up without users.
 """
 
 from __future__ import annotations
@@ -31,11 +34,12 @@ from orchestrator.store.embedded.cluster import Cluster, complaint, try_lock
 
 
 class EmbeddedServer:
-    """A running server and this process's share in it; the last share given up stops the server, unless it is kept up.
+    """A running server and this process's share in it; the last share given up stops the server,
+    unless it is kept up.
 
-    Safe to open from several threads and processes at once, and several times in one process. A child made by ``fork`` holds
-    no share. Should PostgreSQL itself have died meanwhile, opening the same path once more starts it again under the same
-    `url`.
+    Safe to open from several threads and processes at once, and several times in one process. A
+    child made by ``fork`` holds no share. Should PostgreSQL itself have died meanwhile, opening the
+    same path once more starts it again under the same `url`.
 
     Attributes:
         url: SQLAlchemy URL (psycopg2, Unix socket) of the database ``orchestrator``, which exists.
@@ -48,20 +52,30 @@ class EmbeddedServer:
         _OPEN.add(self)
 
     @classmethod
-    def open(cls, path: Path, *, keep: bool = False, patience_s: float | None = None, new_data: bool = True) -> EmbeddedServer:
-        """Returns a share in the server of `path`: the running one, else started, on new data if there is none yet.
+    def open(
+        cls,
+        path: Path,
+        *,
+        keep: bool = False,
+        patience_s: float | None = None,
+        new_data: bool = True,
+    ) -> EmbeddedServer:
+        """Returns a share in the server of `path`: the running one, else started, on new data if
+        there is none yet.
 
         Args:
             path: Directory of the server, made if missing; its parent directories too.
             keep: Mark the server to stay up without users until `stop`.
-            patience_s: How long to wait for the other commands that open or close it, and for the server to be ready. None:
-                minutes, for a start on new data or a recovery that takes its time.
+            patience_s: How long to wait for the other commands that open or close it, and for the
+                server to be ready. None: minutes, for a start on new data or a recovery that takes
+                    its time.
             new_data: False where data must be there: it is not made anew then.
 
         Raises:
             OrchestratorError: The data that must be there is gone.
-            StoreUnavailableError: The path cannot be used, belongs to somebody else, holds data of another major version, or
-                the server did not start. After `patience_s` too; what was begun goes on, and a later call finds it done.
+            StoreUnavailableError: The path cannot be used, belongs to somebody else, holds data of
+                another major version, or the server did not start. After `patience_s` too; what was
+                begun goes on, and a later call finds it done.
         """
         cluster = Cluster(path)
         until = None if patience_s is None else time.monotonic() + patience_s
@@ -70,16 +84,20 @@ class EmbeddedServer:
             with cluster.locked(patience_s):
                 if not new_data and not cluster.data.exists():
                     raise OrchestratorError(
-                        f"embedded database in {cluster.path}: its data is gone; it was removed while in use"
+                        f"embedded database in {cluster.path}: its data is gone; it was removed "
+                        "while in use"
                     )
                 users_fd = cluster.open_file("users.lock")
                 try:
                     fcntl.flock(users_fd, fcntl.LOCK_SH)
-                    url = cluster.ensure_running(None if until is None else max(0.0, until - time.monotonic()))
+                    url = cluster.ensure_running(
+                        None if until is None else max(0.0, until - time.monotonic())
+                    )
                     if keep:
                         os.close(cluster.open_file("keep"))
                 except StoreUnavailableError:
-                    os.close(users_fd)  # a server that is still recovering goes on, and the next command finds it ready
+                    # a server that is still recovering goes on, and the next command finds it ready
+                    os.close(users_fd)
                     raise
                 except BaseException:
                     _leave(cluster, users_fd)
@@ -87,7 +105,8 @@ class EmbeddedServer:
         return cls(cluster, users_fd, url)
 
     def close(self) -> None:
-        """Gives up the share; the last one stops the server, unless it is kept up. A second call does nothing.
+        """Gives up the share; the last one stops the server, unless it is kept up. A second call
+        does nothing.
 
         Raises:
             StoreUnavailableError: The server did not stop.
@@ -100,7 +119,12 @@ class EmbeddedServer:
     def __enter__(self) -> EmbeddedServer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _forget(self) -> None:
@@ -113,7 +137,8 @@ _OPEN: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    # A fork shares its parent's lock: it would keep the server up if it outlives the parent, and its close() would unlock both.
+    # A fork shares its parent's lock: it would keep the server up if it outlives the parent, and
+    # its close() would unlock both.
     for server in list(_OPEN):
         server._forget()
 
@@ -148,7 +173,9 @@ def stop(path: Path, *, force: bool = False) -> bool:
         users_fd = cluster.open_file("users.lock")
         try:
             if not force and not try_lock(users_fd):
-                raise StoreUnavailableError(f"embedded database in {cluster.path}: not stopped, {_users_of(users_fd)}")
+                raise StoreUnavailableError(
+                    f"embedded database in {cluster.path}: not stopped, {_users_of(users_fd)}"
+                )
             cluster.keep_mark.unlink(missing_ok=True)
             return cluster.stop()
         finally:
@@ -173,7 +200,8 @@ def _leave(cluster: Cluster, users_fd: int) -> None:
         if try_lock(users_fd) and not cluster.keep_mark.exists():
             cluster.stop()
     finally:
-        fcntl.flock(users_fd, fcntl.LOCK_UN)  # closing does not unlock what a fork in another thread has a copy of
+        # closing does not unlock what a fork in another thread has a copy of
+        fcntl.flock(users_fd, fcntl.LOCK_UN)
         os.close(users_fd)
 
 
@@ -184,8 +212,17 @@ def _users_of(users_fd: int) -> str:
         locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     except OSError:  # only Linux tells
         return "other commands use it"
-    pids = sorted({int(lock[4]) for lock in locks if lock[1] == "FLOCK" and lock[3] == "READ" and lock[5].endswith(inode)})
-    return f"{len(pids)} other command{' uses' if len(pids) == 1 else 's use'} it (process {', '.join(map(str, pids))})"
+    pids = sorted(
+        {
+            int(lock[4])
+            for lock in locks
+            if lock[1] == "FLOCK" and lock[3] == "READ" and lock[5].endswith(inode)
+        }
+    )
+    return (
+        f"{len(pids)} other command{' uses' if len(pids) == 1 else 's use'} it (process "
+        f"{', '.join(map(str, pids))})"
+    )
 
 
 @contextmanager
@@ -194,8 +231,14 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        where = (
+            f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        )
         hint = f"; {ELSEWHERE}" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
-        raise StoreUnavailableError(f"embedded database in {path}: {error.strerror or error}{where}{hint}") from error
+        raise StoreUnavailableError(
+            f"embedded database in {path}: {error.strerror or error}{where}{hint}"
+        ) from error
     except (psycopg2.Error, subprocess.SubprocessError) as error:
-        raise StoreUnavailableError(f"embedded database in {path}: {complaint(str(error))}") from error
+        raise StoreUnavailableError(
+            f"embedded database in {path}: {complaint(str(error))}"
+        ) from error

@@ -1,1 +1,3 @@
-"""Every change of state of studies, cells, tickets, trials and workers, each one method and one transaction."""
+"""Every change of state of studies, cells, tickets, trials and workers, each one method and one
+transaction.
+"""

@@ -1,4 +1,6 @@
-"""The brake: a study whose first trials all fail alike pauses itself, for that is a bug and not its cells' fault."""
+"""The brake: a study whose first trials all fail alike pauses itself, for that is a bug and not its
+cells' fault.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,21 @@ from orchestrator.store.ledger.shortages import NOBODY
 from orchestrator.store.schema import cell, event, study
 
 A_WORKER = 4
-"""By default so many failures alike for each worker that serves the study, and `AT_MOST` of them, pull the brake."""
+"""By default so many failures alike for each worker that serves the study, and `AT_MOST` of them,
+pull the brake.
+"""
 AT_MOST = 20
 BRAKED = "paused by itself: "
 """How the reason of such a pause begins."""
-_NOT_ALIKE = ("oom", "lost", "budget", "device", "import")  # of the machine or the fleet, and memory has rules of its own
+# of the machine or the fleet, and memory has rules of its own
+_NOT_ALIKE = ("oom", "lost", "budget", "device", "import")
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|\d+(\.\d+)?([eE][-+]?\d+)?")
 
 
 def likeness(failure: str) -> str:
-    """What two failures share that are of one cause: the first line of the message, whatever numbers stand in it."""
+    """What two failures share that are of one cause: the first line of the message, whatever
+    numbers stand in it.
+    """
     return _NUMBER.sub("0", failure.partition("\n")[0])
 
 
@@ -33,11 +40,13 @@ def is_braked(state: str, reason: str | None) -> bool:
 
 
 def failures_alike(c: Connection, row: Row) -> int | None:
-    """How many trials have failed, all alike, since the study was launched or resumed, if that is enough to pause it.
+    """How many trials have failed, all alike, since the study was launched or resumed, if that is
+    enough to pause it.
 
-    None while it is not: a trial of the study has come to a result, the failures differ, they are fewer than
-    `budget.max_failures_at_start`, or all are of one cell and others are left to try. Once the brake is pulled, what still ran
-    then and fails alike is counted whatever their number. Under the study's lock.
+    None while it is not: a trial of the study has come to a result, the failures differ, they are
+    fewer than `budget.max_failures_at_start`, or all are of one cell and others are left to try.
+    Once the brake is pulled, what still ran then and fails alike is counted whatever their number.
+    Under the study's lock.
 
     Args:
         row: of the trial that just failed, as `claims.ENDING` reads it.
@@ -60,15 +69,21 @@ def failures_alike(c: Connection, row: Row) -> int | None:
 
 
 def pull(c: Connection, row: Row, count: int, failure: str) -> None:
-    """Pauses the study; what the failures said against its cells is taken back. Under the study's lock.
+    """Pauses the study; what the failures said against its cells is taken back. Under the study's
+    lock.
 
-    One that a person has paused meanwhile stays so, also with what runs given back, and says why it would pause itself.
+    One that a person has paused meanwhile stays so, also with what runs given back, and says why it
+    would pause itself.
     """
     line = failure.partition("\n")[0]
     reason = f"{BRAKED}the first {count} trials failed alike, and none came to a result: {line}"
     mine = study.c.study_id == row.study_id
     c.execute(sa.update(study).where(mine).values(state="PAUSED", reason=reason))
-    c.execute(sa.insert(event).values(study_id=row.study_id, trial_id=row.trial_id, kind="paused", reason=reason))
+    c.execute(
+        sa.insert(event).values(
+            study_id=row.study_id, trial_id=row.trial_id, kind="paused", reason=reason
+        )
+    )
     for closed in _closed(c, row.study_id):
         tickets.open_again(c, closed, row.ticket_id, "all trials failed alike")
     of_study = sa.and_(cell.c.study_id == row.study_id, cell.c.failures_in_a_row > 0)
@@ -76,15 +91,23 @@ def pull(c: Connection, row: Row, count: int, failure: str) -> None:
 
 
 def _closed(c: Connection, study_id: int) -> Sequence[Row]:
-    closed = sa.and_(cell.c.study_id == study_id, cell.c.state == "CLOSED", ~sa.func.starts_with(cell.c.reason, NOBODY))
-    return c.execute(sa.select(cell).where(closed).order_by(cell.c.ordinal).with_for_update(key_share=True)).all()
+    closed = sa.and_(
+        cell.c.study_id == study_id,
+        cell.c.state == "CLOSED",
+        ~sa.func.starts_with(cell.c.reason, NOBODY),
+    )
+    return c.execute(
+        sa.select(cell).where(closed).order_by(cell.c.ordinal).with_for_update(key_share=True)
+    ).all()
 
 
 # A trial by hand says nothing of the others.
 _RULE = Statement(
     """
-    SELECT s.state, s.reason, coalesce(s.spec #> '{budget,max_failures_at_start}', '"auto"') #>> '{}' AS most,
-        (SELECT count(*) FROM orchestrator.cell l WHERE l.study_id = s.study_id AND l.state = 'OPEN') AS open_cells,
+    SELECT s.state, s.reason, coalesce(s.spec #> '{budget,max_failures_at_start}',
+        '"auto"') #>> '{}' AS most,
+        (SELECT count(*) FROM orchestrator.cell l WHERE l.study_id = s.study_id
+            AND l.state = 'OPEN') AS open_cells,
         (
             SELECT count(*) FROM orchestrator.worker w
             WHERE w.state = 'ACTIVE' AND w.lease_until > clock_timestamp()
@@ -92,7 +115,8 @@ _RULE = Statement(
         ) AS workers
     FROM orchestrator.study s
     WHERE s.study_id = :study_id AND s.state IN ('ACTIVE', 'PAUSED') AND NOT EXISTS (
-        SELECT FROM orchestrator.trial o WHERE o.study_id = s.study_id AND o.state IN ('COMPLETE', 'PRUNED')
+        SELECT FROM orchestrator.trial o WHERE o.study_id = s.study_id
+            AND o.state IN ('COMPLETE', 'PRUNED')
     )
     """
 )
@@ -101,11 +125,14 @@ _FAILURES = Statement(
     SELECT o.failure, o.cell_id
     FROM orchestrator.trial o
     JOIN orchestrator.ticket t ON t.ticket_id = o.ticket_id AND NOT t.extra
-    JOIN trial_user_attributes u ON u.trial_id = o.optuna_trial_id AND u.key = 'orchestrator\\:failure'
-    WHERE o.study_id = :study_id AND o.state = 'FAIL' AND CAST(u.value_json AS json) ->> 'kind' <> ALL(CAST(:none AS text[]))
+    JOIN trial_user_attributes u ON u.trial_id = o.optuna_trial_id
+        AND u.key = 'orchestrator\\:failure'
+    WHERE o.study_id = :study_id AND o.state = 'FAIL'
+        AND CAST(u.value_json AS json) ->> 'kind' <> ALL(CAST(:none AS text[]))
         AND o.ended_at >= (
             SELECT greatest(s.launched_at, max(e.at)) FROM orchestrator.study s
-            LEFT JOIN orchestrator.event e ON e.study_id = s.study_id AND e.kind IN ('active', 'retried')
+            LEFT JOIN orchestrator.event e ON e.study_id = s.study_id
+                AND e.kind IN ('active', 'retried')
             WHERE s.study_id = :study_id GROUP BY s.launched_at
         )
     """

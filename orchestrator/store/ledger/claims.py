@@ -15,7 +15,9 @@ from orchestrator.store.schema import attempt, cell, ticket, trial
 
 
 def new_token() -> int:
-    """Proves a lease: random, for a database that went back in time would draw the same from a sequence again."""
+    """Proves a lease: random, for a database that went back in time would draw the same from a
+    sequence again.
+    """
     return secrets.randbits(63)
 
 
@@ -23,8 +25,8 @@ def new_token() -> int:
 class Claim:
     """A ticket held under a lease: what to run, and the token every later write must show.
 
-    `number` is None until `create`; for a trial taken up again it is the number it always had, with `values` its parameters
-    and `attempt` the attempt that begins now.
+    `number` is None until `create`; for a trial taken up again it is the number it always had, with
+    `values` its parameters and `attempt` the attempt that begins now.
     """
 
     study_id: int
@@ -39,7 +41,9 @@ class Claim:
     values: Mapping[str, JSONValue] | None = None
     attempt: int = 1
     fixed: Mapping[str, JSONValue] | None = None
-    """What a trial by hand is given for searched parameters; the sampler is asked for the others."""
+    """What a trial by hand is given for searched parameters; the sampler is asked for
+    the others.
+    """
     why: Mapping[str, JSONValue] | None = None
     """Why an allocation chose this cell."""
     news: tuple[list[TrialNews], int] | None = None
@@ -47,7 +51,9 @@ class Claim:
     begun: bool = False
     """Whether this attempt is counted; a trial that was prepared ahead has to `start` first."""
     ran_under: int | None = None
-    """Of an attempt that was left: the token under which it began; None if it is older than that is kept."""
+    """Of an attempt that was left: the token under which it began; None if it is older than that is
+    kept.
+    """
 
     @property
     def shown(self) -> dict[str, int]:
@@ -71,7 +77,9 @@ def with_ticket() -> sa.Select[Any]:
     """Trials with what a `Claim` says of their ticket and cell."""
     of_cell = (cell.c.ordinal.label("cell"), cell.c["values"].label("cell_values"))
     query = sa.select(trial, ticket.c.ordinal, ticket.c.failures, *of_cell)
-    return query.join(ticket, ticket.c.ticket_id == trial.c.ticket_id).join(cell, cell.c.cell_id == trial.c.cell_id)
+    return query.join(ticket, ticket.c.ticket_id == trial.c.ticket_id).join(
+        cell, cell.c.cell_id == trial.c.cell_id
+    )
 
 
 def claim_of(row: Row) -> Claim:
@@ -92,19 +100,27 @@ def claim_of(row: Row) -> Claim:
 
 
 def ran_at(place: Place, *conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    """Whether the trial's last attempt ran at that place, under further conditions on that attempt."""
+    """Whether the trial's last attempt ran at that place, under further conditions on
+    that attempt.
+    """
     last = sa.and_(attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts)
-    return sa.exists().where(last, attempt.c.host == place.host, attempt.c.runs_dir == place.runs_dir, *conditions)
+    return sa.exists().where(
+        last, attempt.c.host == place.host, attempt.c.runs_dir == place.runs_dir, *conditions
+    )
 
 
-LOCK_TRIAL = Statement("SELECT FROM orchestrator.trial WHERE trial_id = :trial_id AND token = :token FOR NO KEY UPDATE")
+LOCK_TRIAL = Statement(
+    "SELECT FROM orchestrator.trial WHERE trial_id = :trial_id AND token = :token FOR NO KEY UPDATE"
+)
 """Locks the trial's row, if the token is still its last."""
 ENDING = Statement(
     """
-    SELECT o.trial_id, o.token, o.study_id, o.ticket_id, o.cell_id, o.worker_id, o.state, o.number, o.optuna_trial_id,
+    SELECT o.trial_id, o.token, o.study_id, o.ticket_id, o.cell_id, o.worker_id, o.state, o.number,
+        o.optuna_trial_id,
         o.attempts, o.lost, o.retries, t.extra,
         l.values AS cell_values, l.state AS cell_state, l.completed, l.failures_in_a_row,
-        CAST(s.spec #>> '{budget,max_failures_per_cell}' AS int) AS max_failures, p.study_id AS optuna_study_id,
+        CAST(s.spec #>> '{budget,max_failures_per_cell}' AS int) AS max_failures,
+            p.study_id AS optuna_study_id,
         pg_postmaster_start_time() AS server
     FROM orchestrator.trial o
     JOIN orchestrator.ticket t ON t.ticket_id = o.ticket_id

@@ -1,4 +1,6 @@
-"""How a trial stops being run: it ends for good, or is given back, open to others. Under the locks that `ledger` names."""
+"""How a trial stops being run: it ends for good, or is given back, open to others. Under the locks
+that `ledger` names.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from orchestrator.store.schema import attempt, event, study, trial
 Facts: TypeAlias = Mapping[str, JSONValue] | None
 LIVE = ("CLAIMED", "RUNNING")
 LEFT_RESULT_S = 10.0
-"""How long a study that ends waits for the result that a worker may have left on its host when it died, seconds."""
+"""How long a study that ends waits for the result that a worker may have left on its host when it
+died, seconds.
+"""
 # User attributes of a trial, for people who look at it in Optuna's tools.
 ATTEMPTS_ATTR = "orchestrator:attempts"
 ATTEMPT_ATTR = "orchestrator:attempt_{}"
@@ -41,7 +45,8 @@ def has_study(c: Connection, study_id: int) -> bool:
 
 
 def lock_to_end(c: Connection, claim: Claim, server: datetime | None = None) -> Row:
-    """Takes every lock that the end of a trial needs, and returns what that depends on (`ENDING`); one round trip.
+    """Takes every lock that the end of a trial needs, and returns what that depends on (`ENDING`);
+    one round trip.
 
     Args:
         server: when the server started that it is to be; None: any.
@@ -55,8 +60,12 @@ def lock_to_end(c: Connection, claim: Claim, server: datetime | None = None) -> 
     later(c, _LOCK_CELL, {"trial_id": claim.trial_id})
     row = answer(c, ENDING, claim.shown)
     if row is not None and server is not None and row.server != server:
-        raise StoreUnavailableError("another database server answers than before, which may lack what was written to that one")
-    if row is None or (row.state == "RUNNING" and row.attempts != claim.attempt):  # the latter: that it began was lost
+        raise StoreUnavailableError(
+            "another database server answers than before, which may lack what was written to "
+            "that one"
+        )
+    # the latter: that it began was lost
+    if row is None or (row.state == "RUNNING" and row.attempts != claim.attempt):
         raise LeaseLostError(refused(claim))
     refuse_deleted(claim, row.optuna_study_id)
     return row
@@ -70,12 +79,21 @@ def refuse_deleted(claim: Claim, optuna_study_id: int | None) -> None:
 
 def refused(claim: Claim) -> str:
     """Why nothing more is written under that claim."""
-    return f"trial {claim.number} of study {claim.study_id} is another's or has ended by now; this result is refused"
+    return (
+        f"trial {claim.number} of study {claim.study_id} is another's or has ended by now; this "
+        "result is refused"
+    )
 
 
 def state_of(outcome: Completed | Pruned | Failed) -> str:
     """The state of a trial that ended so."""
-    return "COMPLETE" if isinstance(outcome, Completed) else "PRUNED" if isinstance(outcome, Pruned) else "FAIL"
+    return (
+        "COMPLETE"
+        if isinstance(outcome, Completed)
+        else "PRUNED"
+        if isinstance(outcome, Pruned)
+        else "FAIL"
+    )
 
 
 def outcome_of_last(c: Connection, row: Row) -> str | None:
@@ -91,15 +109,21 @@ def runner_setting(c: Connection, study_id: int, name: str, default: int) -> int
     return int(c.execute(sa.select(setting).where(study.c.study_id == study_id)).scalar_one())
 
 
-def end_attempt(c: Connection, row: Row, outcome: str, reason: str | None = None, facts: Facts = None) -> None:
+def end_attempt(
+    c: Connection, row: Row, outcome: str, reason: str | None = None, facts: Facts = None
+) -> None:
     """Writes how the trial's last attempt ended."""
     ended = {"outcome": outcome, "reason": reason, "facts": json.dumps(facts) if facts else None}
     later(c, _END_ATTEMPT, {"trial_id": row.trial_id, "attempt": row.attempts, **ended})
 
 
 def give_back_all(c: Connection, worker_id: int, reason: str, *, but: Collection[int] = ()) -> int:
-    """Gives back what a worker holds, all `but` the claims of these tokens; returns how many trials that were."""
-    mine = sa.and_(trial.c.worker_id == worker_id, trial.c.state.in_(LIVE), trial.c.token.not_in(list(but)))
+    """Gives back what a worker holds, all `but` the claims of these tokens; returns how many trials
+    that were.
+    """
+    mine = sa.and_(
+        trial.c.worker_id == worker_id, trial.c.state.in_(LIVE), trial.c.token.not_in(list(but))
+    )
     held = sa.select(trial).where(mine).order_by(trial.c.trial_id)
     rows = c.execute(held.with_for_update(key_share=True)).all()
     for row in rows:
@@ -107,8 +131,12 @@ def give_back_all(c: Connection, worker_id: int, reason: str, *, but: Collection
     return len(rows)
 
 
-def give_back_or_fail(c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = None) -> None:
-    """Gives a trial back, or fails it when it lost its last attempt; under the study's lock if that is `known`."""
+def give_back_or_fail(
+    c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = None
+) -> None:
+    """Gives a trial back, or fails it when it lost its last attempt; under the study's lock if that
+    is `known`.
+    """
     if not row.attempts:  # it was prepared and never begun: nothing is lost
         outcome = "interrupted"
     may_end = outcome == "lost" and row.state == "RUNNING" and known
@@ -121,20 +149,34 @@ def give_back_or_fail(c: Connection, row: Row, outcome: str, reason: str, *, kno
         give_back(c, row, outcome, reason, known=known, facts=facts)
 
 
-def give_back(c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = None) -> None:
-    """The trial is open to others; how its attempt ended is told in Optuna's study, if that is `known` to be there."""
+def give_back(
+    c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = None
+) -> None:
+    """The trial is open to others; how its attempt ended is told in Optuna's study, if that is
+    `known` to be there.
+    """
     if row.state == "CLAIMED":  # no Optuna trial yet: the ticket is as if never touched
         c.execute(sa.delete(trial).where(trial.c.trial_id == row.trial_id))
         tickets.give_back(c, row.ticket_id, row.cell_id)
         return
-    # The token stays: a result of the old attempt is still welcome until somebody takes the trial up.
-    counted = {"lost": trial.c.lost + int(outcome == "lost"), "retries": trial.c.retries + int(outcome == "retried")}
-    c.execute(sa.update(trial).where(trial.c.trial_id == row.trial_id).values(worker_id=None, **counted))
+    # The token stays: a result of the old attempt is still welcome until somebody takes the trial
+    # up.
+    counted = {
+        "lost": trial.c.lost + int(outcome == "lost"),
+        "retries": trial.c.retries + int(outcome == "retried"),
+    }
+    c.execute(
+        sa.update(trial).where(trial.c.trial_id == row.trial_id).values(worker_id=None, **counted)
+    )
     end_attempt(c, row, outcome, reason, facts)
     if known and outcome in ("lost", "retried"):
         ended = {ATTEMPT_ATTR.format(row.attempts): f"{outcome}: {reason}"}
         optuna_rows.write_user_attrs(c, row.optuna_trial_id, ended)
-    c.execute(sa.insert(event).values(study_id=row.study_id, trial_id=row.trial_id, kind="released", reason=reason))
+    c.execute(
+        sa.insert(event).values(
+            study_id=row.study_id, trial_id=row.trial_id, kind="released", reason=reason
+        )
+    )
 
 
 def end(
@@ -147,13 +189,17 @@ def end(
     """Writes the terminal state of trial, ticket and cell; under the locks of study and trial."""
     attrs = {**attrs, **fact_attrs(facts or {})}
     # Of a cell without a complete trial the pruner prunes none, so this one pruned itself.
-    waits = tickets.last_share(c, row) if isinstance(outcome, Pruned) and not row.completed else None
+    waits = (
+        tickets.last_share(c, row) if isinstance(outcome, Pruned) and not row.completed else None
+    )
     spends = not isinstance(outcome, Failed) and (waits is None or waits.free is not None)
     terminate(c, row, outcome, attrs, holds_ticket=spends)
     end_attempt(c, row, type(outcome).__name__.lower(), facts=facts)
     if isinstance(outcome, Failed):
         alike = None if row.completed or row.extra else brake.failures_alike(c, row)
-        counts = tickets.reopen(c, row, outcome.message, in_a_row=outcome.kind != "oom" and alike is None)
+        counts = tickets.reopen(
+            c, row, outcome.message, in_a_row=outcome.kind != "oom" and alike is None
+        )
         if outcome.kind == "oom":
             shortages.ran_out(c, row, outcome, counts=counts)
         if alike is not None:
@@ -163,15 +209,20 @@ def end(
             tickets.spend(c, row.ticket_id, row.cell_id, pruned=isinstance(outcome, Pruned))
         if waits is not None:
             tickets.let_share_wait(c, row, waits)
-        if isinstance(outcome, Completed) or outcome.step is not None:  # else it may have needed no memory
+        # else it may have needed no memory
+        if isinstance(outcome, Completed) or outcome.step is not None:
             shortages.fitted(c, row)
     tickets.end_study_if_spent(c, row.study_id)
 
 
 def abandon_all(c: Connection, study_id: int, reason: str, *, kind: str = "budget") -> None:
-    """Fails the trials that nobody holds; nobody's fault, so no failure of their cell is counted."""
+    """Fails the trials that nobody holds; nobody's fault, so no failure of their cell
+    is counted.
+    """
     unheld = sa.and_(trial.c.study_id == study_id, trial.c.state == "RUNNING", idle())
-    for row in c.execute(sa.select(trial).where(unheld).order_by(trial.c.trial_id).with_for_update(key_share=True)).all():
+    for row in c.execute(
+        sa.select(trial).where(unheld).order_by(trial.c.trial_id).with_for_update(key_share=True)
+    ).all():
         why = reason if row.attempts else "it was prepared, and its study ended before it began"
         terminate(c, row, Failed(kind, why), {}, holds_ticket=False)
         tickets.give_back(c, row.ticket_id, row.cell_id)
@@ -198,7 +249,11 @@ def terminate(
     values = outcome.values if isinstance(outcome, Completed) else ()
     optuna_rows.end_trial(c, row.optuna_trial_id, state_of(outcome), values, attrs)
     which = {"study_id": row.study_id, "trial_id": row.trial_id}
-    later(c, _TERMINATE, {**which, "state": state_of(outcome), "holds_ticket": holds_ticket, "failure": failure})
+    later(
+        c,
+        _TERMINATE,
+        {**which, "state": state_of(outcome), "holds_ticket": holds_ticket, "failure": failure},
+    )
 
 
 _LOCK_CELL = Statement(
@@ -210,9 +265,11 @@ _LOCK_CELL = Statement(
 )
 _TERMINATE = Statement(
     """
-    WITH told AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id RETURNING news)
+    WITH told AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id
+        RETURNING news)
     UPDATE orchestrator.trial
-    SET state = :state, holds_ticket = :holds_ticket, worker_id = NULL, failure = :failure, seq = told.news,
+    SET state = :state, holds_ticket = :holds_ticket, worker_id = NULL, failure = :failure,
+        seq = told.news,
         ended_at = clock_timestamp()
     FROM told WHERE trial_id = :trial_id
     """
@@ -220,7 +277,8 @@ _TERMINATE = Statement(
 _END_ATTEMPT = Statement(
     """
     UPDATE orchestrator.attempt
-    SET ended_at = clock_timestamp(), outcome = :outcome, reason = :reason, facts = CAST(:facts AS jsonb)
+    SET ended_at = clock_timestamp(), outcome = :outcome, reason = :reason,
+        facts = CAST(:facts AS jsonb)
     WHERE trial_id = :trial_id AND attempt = :attempt
     """
 )
@@ -228,7 +286,9 @@ _END_ATTEMPT = Statement(
 
 def idle() -> sa.ColumnElement[bool]:
     """Whether nobody runs the trial: it was given back, or is only prepared."""
-    return sa.or_(trial.c.worker_id.is_(None), sa.and_(trial.c.state == "RUNNING", trial.c.attempts == 0))
+    return sa.or_(
+        trial.c.worker_id.is_(None), sa.and_(trial.c.state == "RUNNING", trial.c.attempts == 0)
+    )
 
 
 def just_lost() -> sa.ColumnElement[bool]:
@@ -238,5 +298,6 @@ def just_lost() -> sa.ColumnElement[bool]:
         trial.c.state.in_(LIVE),
         attempt.c.trial_id == trial.c.trial_id,
         attempt.c.outcome == "lost",
-        attempt.c.ended_at > sa.func.clock_timestamp() - sa.func.make_interval(0, 0, 0, 0, 0, 0, LEFT_RESULT_S),
+        attempt.c.ended_at
+        > sa.func.clock_timestamp() - sa.func.make_interval(0, 0, 0, 0, 0, 0, LEFT_RESULT_S),
     )

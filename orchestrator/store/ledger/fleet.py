@@ -24,7 +24,9 @@ from orchestrator.store.ledger.claims import new_token
 from orchestrator.store.schema import slot, worker
 
 HERE_EVERY_S = 5.0
-"""How often a process asks which workers there are on its host, if it does not look at the whole fleet."""
+"""How often a process asks which workers there are on its host, if it does not look at the whole
+fleet.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,21 @@ class WorkerLease:
 
     def lost(self) -> LeaseLostError:
         """The error to raise when it is not valid any more."""
-        return LeaseLostError(f"worker {self.worker_id} is not registered any more: its lease had run out, or its row was lost")
+        return LeaseLostError(
+            f"worker {self.worker_id} is not registered any more: its lease had run out, or its "
+            "row was lost"
+        )
 
 
 @dataclass(frozen=True)
 class Renewed:
     """What a worker learns when it renews its lease.
 
-    `halted`: a person wants what it runs to be given back at once. `crowded`: the server has half of its connections in use.
-    `strays`: it is held to hold trials of which it does not know. `runs`: it is held to run what it runs. `slotted`: it holds a
-    device slot. `server`: when the server started, which tells one from another. `transaction`: the number of this renewal's;
-    on one time line they grow.
+    `halted`: a person wants what it runs to be given back at once. `crowded`: the server has half
+    of its connections in use. `strays`: it is held to hold trials of which it does not know.
+    `runs`: it is held to run what it runs. `slotted`: it holds a device slot. `server`: when the
+    server started, which tells one from another. `transaction`: the number of this renewal's; on
+    one time line they grow.
     """
 
     halted: bool
@@ -66,9 +72,11 @@ class Renewed:
 
 @dataclass(frozen=True)
 class Silent:
-    """A worker to be evicted, and why. `dead`: its process was seen to be gone, whatever its lease says.
+    """A worker to be evicted, and why. `dead`: its process was seen to be gone, whatever its lease
+    says.
 
-    `token` proves that it is meant, for its id may have become another's; None: whoever has that id.
+    `token` proves that it is meant, for its id may have become another's; None: whoever has that
+    id.
     """
 
     worker_id: int
@@ -79,10 +87,11 @@ class Silent:
 
 @dataclass(frozen=True)
 class SlotOffer:
-    """A slot a worker could take: `scope` is who shares the device (the host), `device` its UUID or ``cpu``.
+    """A slot a worker could take: `scope` is who shares the device (the host), `device` its UUID or
+    ``cpu``.
 
-    `gpu_bytes` is the slot's share of a GPU's memory (None for the CPU), `host_bytes` what a process of that host may use;
-    0 where that is not known.
+    `gpu_bytes` is the slot's share of a GPU's memory (None for the CPU), `host_bytes` what a
+    process of that host may use; 0 where that is not known.
     """
 
     scope: str
@@ -96,8 +105,8 @@ class SlotOffer:
 class Fleet:
     """Registers workers, renews their leases, hands out device slots.
 
-    At the last `silent`: `size` is how many workers were registered, `server` when the server had started, and `read_only`
-    whether it took no writes.
+    At the last `silent`: `size` is how many workers were registered, `server` when the server had
+    started, and `read_only` whether it took no writes.
     """
 
     def __init__(self, database: Database) -> None:
@@ -108,11 +117,14 @@ class Fleet:
         self.server: datetime | None = None
         self.read_only = False
 
-    def register(self, ttl_s: float, checkpoints: str | None = None, studies: Collection[str] | None = None) -> WorkerLease:
+    def register(
+        self, ttl_s: float, checkpoints: str | None = None, studies: Collection[str] | None = None
+    ) -> WorkerLease:
         """A row for this process under a new lease of `ttl_s` seconds by the database's clock.
 
         Args:
-            checkpoints: the place where this worker keeps checkpoints; the same words for all that share it.
+            checkpoints: the place where this worker keeps checkpoints; the same words for all that
+                share it.
             studies: the names of the only studies it serves.
         """
         with self._database.transaction() as c:
@@ -134,7 +146,12 @@ class Fleet:
         return WorkerLease(row.worker_id, row.token, ttl_s)
 
     def renew(
-        self, lease: WorkerLease, doing: str, *, holds: Collection[int] = (), running: tuple[int, int] | None = None
+        self,
+        lease: WorkerLease,
+        doing: str,
+        *,
+        holds: Collection[int] = (),
+        running: tuple[int, int] | None = None,
     ) -> Renewed:
         """Lengthens the lease by its TTL from now and says what the worker does and holds.
 
@@ -146,35 +163,62 @@ class Fleet:
             LeaseLostError: the worker was evicted; its slot and trials may be another's.
         """
         token, attempt = running or (None, None)
-        said = {"ttl_s": lease.ttl_s, "doing": doing, "holds": list(holds), "running": token, "attempt": attempt}
+        said = {
+            "ttl_s": lease.ttl_s,
+            "doing": doing,
+            "holds": list(holds),
+            "running": token,
+            "attempt": attempt,
+        }
         renewed = self._database.execute(_RENEW, {**lease.shown, **said})
         if not renewed:
             raise lease.lost()
         row = renewed[0]
-        return Renewed(row.halted, bool(row.crowded), row.strays, row.runs, row.slotted, row.server, row.transaction)
+        return Renewed(
+            row.halted,
+            bool(row.crowded),
+            row.strays,
+            row.runs,
+            row.slotted,
+            row.server,
+            row.transaction,
+        )
 
     def refuse(self, lease: WorkerLease, refusals: Mapping[int, tuple[int, str]]) -> None:
-        """Notes, for `Reads.servers`, all the studies that the worker cannot serve: for each the revision, and why.
+        """Notes, for `Reads.servers`, all the studies that the worker cannot serve: for each the
+        revision, and why.
 
         Raises:
             LeaseLostError: the worker was evicted.
         """
-        rows = {str(study_id): {"revision": revision, "why": why} for study_id, (revision, why) in refusals.items()}
+        rows = {
+            str(study_id): {"revision": revision, "why": why}
+            for study_id, (revision, why) in refusals.items()
+        }
         with self._database.transaction() as c:
             hold_worker(c, lease)
-            c.execute(sa.update(worker).where(worker.c.worker_id == lease.worker_id).values(refusals=rows or None))
+            c.execute(
+                sa.update(worker)
+                .where(worker.c.worker_id == lease.worker_id)
+                .values(refusals=rows or None)
+            )
 
     def claim_slot(self, lease: WorkerLease, offers: Sequence[SlotOffer]) -> SlotOffer | None:
-        """Takes the first offered slot that nobody holds, or returns None. A worker holds one slot at most.
+        """Takes the first offered slot that nobody holds, or returns None. A worker holds one slot
+        at most.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile.
         """
         with self._database.transaction() as c:
             hold_worker(c, lease)
-            has = c.execute(sa.select(slot).where(slot.c.worker_id == lease.worker_id)).one_or_none()
+            has = c.execute(
+                sa.select(slot).where(slot.c.worker_id == lease.worker_id)
+            ).one_or_none()
             if has is not None:  # taken before, by a COMMIT whose answer was lost
-                return SlotOffer(has.scope, has.device, has.slot, has.device_name, has.gpu_bytes, has.host_bytes)
+                return SlotOffer(
+                    has.scope, has.device, has.slot, has.device_name, has.gpu_bytes, has.host_bytes
+                )
             for offer in offers:
                 taken = c.execute(
                     insert(slot)
@@ -196,11 +240,17 @@ class Fleet:
     def release_slot(self, lease: WorkerLease) -> None:
         """Gives up the worker's slot, if it holds one."""
         with self._database.transaction() as c:
-            mine = sa.select(worker.c.worker_id).where(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token)
+            mine = sa.select(worker.c.worker_id).where(
+                worker.c.worker_id == lease.worker_id, worker.c.token == lease.token
+            )
             c.execute(sa.delete(slot).where(slot.c.worker_id.in_(mine)))
 
-    def held(self, scopes: Collection[str], *, but: WorkerLease | None = None) -> set[tuple[str, str, int]]:
-        """The slots of `scopes` that workers hold, all `but` one of them, as (scope, device, slot)."""
+    def held(
+        self, scopes: Collection[str], *, but: WorkerLease | None = None
+    ) -> set[tuple[str, str, int]]:
+        """The slots of `scopes` that workers hold, all `but` one of them, as (scope,
+        device, slot).
+        """
         found = sa.select(slot).where(slot.c.scope.in_(scopes))
         if but is not None:
             found = found.where(slot.c.worker_id != but.worker_id)
@@ -211,18 +261,28 @@ class Fleet:
         """For people: who holds the slots of `scope`, a line each."""
         with self._database.transaction() as c:
             rows = c.execute(
-                sa.select(slot.c.device, slot.c.device_name, slot.c.slot, worker.c.worker_id, worker.c.host, worker.c.pid)
+                sa.select(
+                    slot.c.device,
+                    slot.c.device_name,
+                    slot.c.slot,
+                    worker.c.worker_id,
+                    worker.c.host,
+                    worker.c.pid,
+                )
                 .join(worker, worker.c.worker_id == slot.c.worker_id)
                 .where(slot.c.scope == scope)
                 .order_by(slot.c.device, slot.c.slot)
             ).all()
-        return [f"{r.device_name} slot {r.slot}: worker {r.worker_id} (pid {r.pid} on {r.host})" for r in rows]
+        return [
+            f"{r.device_name} slot {r.slot}: worker {r.worker_id} (pid {r.pid} on {r.host})"
+            for r in rows
+        ]
 
     def silent(self, contact_s: float) -> list[Silent]:
         """Workers whose lease has run out, and workers of this host whose process is dead.
 
-        An expired lease counts only once the server has been up, and the caller in contact with it, for the lease's TTL:
-        after an outage the living renew first.
+        An expired lease counts only once the server has been up, and the caller in contact with it,
+        for the lease's TTL: after an outage the living renew first.
 
         Args:
             contact_s: how long the caller has been in unbroken contact with the database, seconds.
@@ -233,14 +293,21 @@ class Fleet:
         self._know([row for row in workers if row.here])
         dead = {one.worker_id: one for one in self._found_dead()}
         expired = [
-            Silent(row.worker_id, dead=False, reason=f"it fell silent: no renewal for {row.ttl_s:g} s", token=row.token)
+            Silent(
+                row.worker_id,
+                dead=False,
+                reason=f"it fell silent: no renewal for {row.ttl_s:g} s",
+                token=row.token,
+            )
             for row in workers
             if row.expired and row.worker_id not in dead
         ]
         return sorted([*dead.values(), *expired], key=lambda one: one.worker_id)
 
     def dead_here(self) -> list[Silent]:
-        """Workers of this host whose process is dead; which workers there are is asked only every `HERE_EVERY_S`."""
+        """Workers of this host whose process is dead; which workers there are is asked only every
+        `HERE_EVERY_S`.
+        """
         if time.monotonic() - self._here_at >= HERE_EVERY_S:
             self._know(self._database.execute(_HERE, {"scope": process_scope()}))
         return self._found_dead()
@@ -259,20 +326,24 @@ class Fleet:
 _RENEW = Statement(
     """
     UPDATE orchestrator.worker w
-    SET lease_until = clock_timestamp() + make_interval(secs => :ttl_s), doing = :doing, holds = CAST(:holds AS bigint[])
+    SET lease_until = clock_timestamp() + make_interval(secs => :ttl_s), doing = :doing,
+        holds = CAST(:holds AS bigint[])
     WHERE w.worker_id = :worker_id AND w.token = :token AND w.state = 'ACTIVE'
     RETURNING EXISTS (
         SELECT FROM orchestrator.trial o JOIN orchestrator.study s ON s.study_id = o.study_id
         WHERE o.worker_id = w.worker_id AND o.state = 'RUNNING' AND o.attempts > 0 AND s.halt
     ) AS halted,
-    (SELECT sum(d.numbackends) FROM pg_stat_database d) > current_setting('max_connections')::int / 2 AS crowded,
+    (SELECT sum(d.numbackends) FROM pg_stat_database d) > current_setting('max_connections')::int /
+        2 AS crowded,
     EXISTS (
         SELECT FROM orchestrator.trial o
-        WHERE o.worker_id = w.worker_id AND o.state IN ('CLAIMED', 'RUNNING') AND o.token <> ALL(CAST(:holds AS bigint[]))
+        WHERE o.worker_id = w.worker_id AND o.state IN ('CLAIMED', 'RUNNING')
+            AND o.token <> ALL(CAST(:holds AS bigint[]))
     ) AS strays,
     CAST(:running AS bigint) IS NULL OR EXISTS (
         SELECT FROM orchestrator.trial o
-        WHERE o.worker_id = w.worker_id AND o.token = CAST(:running AS bigint) AND o.state = 'RUNNING' AND o.attempts = :attempt
+        WHERE o.worker_id = w.worker_id AND o.token = CAST(:running AS bigint)
+            AND o.state = 'RUNNING' AND o.attempts = :attempt
     ) AS runs,
     EXISTS (SELECT FROM orchestrator.slot d WHERE d.worker_id = w.worker_id) AS slotted,
     pg_postmaster_start_time() AS server,
@@ -281,12 +352,15 @@ _RENEW = Statement(
 )
 _SILENT = Statement(
     """
-    SELECT a.size, pg_postmaster_start_time() AS server, current_setting('transaction_read_only') = 'on' AS read_only, w.*
+    SELECT a.size, pg_postmaster_start_time() AS server,
+        current_setting('transaction_read_only') = 'on' AS read_only, w.*
     FROM (SELECT count(*) AS size FROM orchestrator.worker WHERE state = 'ACTIVE') AS a
     LEFT JOIN (
-        SELECT w.worker_id, w.token, w.pid, w.pid_started, w.host, w.ttl_s, w.process_scope = :scope AS here,
+        SELECT w.worker_id, w.token, w.pid, w.pid_started, w.host, w.ttl_s,
+            w.process_scope = :scope AS here,
             w.lease_until < clock_timestamp() AND w.ttl_s <= :contact_s
-                AND pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => w.ttl_s) AS expired
+                AND pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => w.ttl_s)
+                    AS expired
         FROM orchestrator.worker w WHERE w.state = 'ACTIVE'
     ) AS w ON w.here OR w.expired
     ORDER BY w.worker_id
@@ -301,21 +375,36 @@ _HERE = Statement(
 
 
 def _died(row: Row) -> Silent:
-    return Silent(row.worker_id, dead=True, reason=f"its process {row.pid} on {row.host} died", token=row.token)
+    return Silent(
+        row.worker_id,
+        dead=True,
+        reason=f"its process {row.pid} on {row.host} died",
+        token=row.token,
+    )
 
 
 def hold_worker(c: Connection, lease: WorkerLease, *, alone: bool = False) -> None:
-    """Makes an eviction wait for this transaction, so nothing is ever given to a worker that is already gone.
+    """Makes an eviction wait for this transaction, so nothing is ever given to a worker that is
+    already gone.
 
     Args:
-        alone: wait for what this worker has under way elsewhere too, such as a claim whose answer was lost.
+        alone: wait for what this worker has under way elsewhere too, such as a claim whose answer
+            was lost.
 
     Raises:
         LeaseLostError: it is gone.
     """
-    mine = sa.and_(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
+    mine = sa.and_(
+        worker.c.worker_id == lease.worker_id,
+        worker.c.token == lease.token,
+        worker.c.state == "ACTIVE",
+    )
     if (
-        c.execute(sa.select(worker.c.worker_id).where(mine).with_for_update(read=not alone, key_share=alone)).one_or_none()
+        c.execute(
+            sa.select(worker.c.worker_id)
+            .where(mine)
+            .with_for_update(read=not alone, key_share=alone)
+        ).one_or_none()
         is None
     ):
         raise lease.lost()
@@ -339,7 +428,9 @@ def _is_dead(pid: int, started: int) -> bool:
 
 
 def _start_of(pid: int) -> int | None:
-    """When `pid` started, in clock ticks since boot (a step of the host's clock does not move it); None for a zombie."""
+    """When `pid` started, in clock ticks since boot (a step of the host's clock does not move it);
+    None for a zombie.
+    """
     if not Path("/proc/self/stat").exists():
         return int(psutil.Process(pid).create_time())
     status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
@@ -349,7 +440,9 @@ def _start_of(pid: int) -> int | None:
 
 @cache
 def process_scope() -> str:
-    """Where a PID means this process: the kernel's boot and the PID namespace, so containers do not judge each other."""
+    """Where a PID means this process: the kernel's boot and the PID namespace, so containers do not
+    judge each other.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

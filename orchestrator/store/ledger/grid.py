@@ -1,4 +1,6 @@
-"""Lays out a study's cells and tickets in bulk: what a launch writes, whatever the size of the grid."""
+"""Lays out a study's cells and tickets in bulk: what a launch writes, whatever the size of the
+grid.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,17 @@ CELLS_AT_ONCE = 10_000
 
 
 def write_cells(c: Connection, study_id: int, spec: StudySpec) -> None:
-    """Makes the cells of a new study; each counts the shares that `write_tickets` binds to it next."""
+    """Makes the cells of a new study; each counts the shares that `write_tickets`
+    binds to it next.
+    """
     first = 0
     for texts in _batches(json.dumps(values) for values in spec.cells()):
-        which = {"study_id": study_id, "first": first, "cells": texts, "bound": spec.budget.per_cell}
+        which = {
+            "study_id": study_id,
+            "first": first,
+            "cells": texts,
+            "bound": spec.budget.per_cell,
+        }
         c.execute(_INSERT_CELLS, which)
         first += len(texts)
 
@@ -31,21 +40,26 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def write_tickets(c: Connection, study_id: int, spec: StudySpec, *, new: bool, within: bool = False) -> int:
+def write_tickets(
+    c: Connection, study_id: int, spec: StudySpec, *, new: bool, within: bool = False
+) -> int:
     """Makes the tickets what the budget says; returns how many came. Under the study's lock.
 
-    Only tickets that no trial ever held are taken back, so a smaller budget stops a study early and a larger one goes on.
-    Where a larger budget is all that changed, tickets are added and none is laid anew.
+    Only tickets that no trial ever held are taken back, so a smaller budget stops a study early and
+    a larger one goes on. Where a larger budget is all that changed, tickets are added and none is
+    laid anew.
 
     Args:
         new: `write_cells` has just made the study's cells, and there is no ticket yet.
-        within: nothing is taken back, shares that do not fit into ``budget.trials`` are not made, and what is for any cell is
-            only made where none is closed.
+        within: nothing is taken back, shares that do not fit into ``budget.trials`` are not made,
+            and what is for any cell is only made where none is closed.
 
     Raises:
-        ConfigError: the guaranteed shares, or trials that are to run again, do not fit into ``budget.trials``.
+        ConfigError: the guaranteed shares, or trials that are to run again, do not fit into
+            ``budget.trials``.
     """
-    if not new and not _has_cell(c, study_id, "OPEN"):  # what is left stays for the cells that are opened again
+    # what is left stays for the cells that are opened again
+    if not new and not _has_cell(c, study_id, "OPEN"):
         return 0
     which = {"study_id": study_id, "per_cell": spec.budget.per_cell, "trials": spec.budget.trials}
     laid_anew = new or within or c.execute(_TO_BE_LAID_ANEW, which).scalar_one()
@@ -58,23 +72,40 @@ def write_tickets(c: Connection, study_id: int, spec: StudySpec, *, new: bool, w
     ).one()
     waiting = _untouched(c, study_id) if laid_anew and not new and not within else 0
     room = max(0, spec.budget.trials - kept) if within else None
-    shares = c.execute(_INSERT_SHARES, {**which, "first": next_ordinal, "room": room}).rowcount if laid_anew else 0
+    shares = (
+        c.execute(_INSERT_SHARES, {**which, "first": next_ordinal, "room": room}).rowcount
+        if laid_anew
+        else 0
+    )
     if shares + waiting and kept + shares > spec.budget.trials:
         more = [f"budget.per_cell={spec.budget.per_cell} promises {shares} more"] if shares else []
-        more += [f"{waiting} more are owed to cells without a complete trial, or to 'retry'"] if waiting else []
+        more += (
+            [f"{waiting} more are owed to cells without a complete trial, or to 'retry'"]
+            if waiting
+            else []
+        )
         raise ConfigError(
-            f"budget.trials={spec.budget.trials} is too small: {kept - waiting} trials are spent or under way and "
+            f"budget.trials={spec.budget.trials} is too small: {kept - waiting} trials are spent "
+            "or under way and "
             f"{' and '.join(more)}; set budget.trials to at least {kept + shares}"
         )
     if laid_anew and not new:
         c.execute(_COUNT_BOUND, {"study_id": study_id})
-    rest = 0 if within and _has_cell(c, study_id, "CLOSED") else max(0, spec.budget.trials - kept - shares)
+    rest = (
+        0
+        if within and _has_cell(c, study_id, "CLOSED")
+        else max(0, spec.budget.trials - kept - shares)
+    )
     c.execute(_INSERT_REST, {"study_id": study_id, "first": next_ordinal + shares, "rest": rest})
     return max(0, int(shares + rest - gone))
 
 
 def _has_cell(c: Connection, study_id: int, state: str) -> bool:
-    return bool(c.execute(sa.select(sa.exists().where(cell.c.study_id == study_id, cell.c.state == state))).scalar_one())
+    return bool(
+        c.execute(
+            sa.select(sa.exists().where(cell.c.study_id == study_id, cell.c.state == state))
+        ).scalar_one()
+    )
 
 
 _UNTOUCHED = ~sa.exists().where(trial.c.ticket_id == ticket.c.ticket_id)
@@ -83,17 +114,27 @@ _UNTOUCHED = ~sa.exists().where(trial.c.ticket_id == ticket.c.ticket_id)
 def _take_back(c: Connection, study_id: int) -> int:
     """Removes the tickets that no trial ever held; returns how many.
 
-    Those stay that wait for a complete trial of their cell, or have been given the parameters of a failed one.
+    Those stay that wait for a complete trial of their cell, or have been given the parameters of a
+    failed one.
     """
-    only_pruned = sa.exists().where(cell.c.cell_id == ticket.c.cell_id, cell.c.completed == 0, cell.c.pruned > 0)
+    only_pruned = sa.exists().where(
+        cell.c.cell_id == ticket.c.cell_id, cell.c.completed == 0, cell.c.pruned > 0
+    )
     waits = sa.and_(ticket.c.share.is_not(None), only_pruned)
-    unused = sa.and_(ticket.c.study_id == study_id, ticket.c.state.in_(("OPEN", "VOID")), ~ticket.c.extra, _UNTOUCHED)
+    unused = sa.and_(
+        ticket.c.study_id == study_id,
+        ticket.c.state.in_(("OPEN", "VOID")),
+        ~ticket.c.extra,
+        _UNTOUCHED,
+    )
     return c.execute(sa.delete(ticket).where(unused, ~waits, ticket.c.fixed.is_(None))).rowcount
 
 
 def _untouched(c: Connection, study_id: int) -> int:
     """How many tickets wait that no trial ever held."""
-    which = sa.and_(ticket.c.study_id == study_id, ticket.c.state == "OPEN", ~ticket.c.extra, _UNTOUCHED)
+    which = sa.and_(
+        ticket.c.study_id == study_id, ticket.c.state == "OPEN", ~ticket.c.extra, _UNTOUCHED
+    )
     return int(c.execute(sa.select(sa.func.count()).select_from(ticket).where(which)).scalar_one())
 
 
@@ -105,45 +146,54 @@ _INSERT_CELLS = sa.text(
     """
 )
 
-# Whether tickets must give way: there are too many, a cell lacks a share or has one too many, or some are void.
+# Whether tickets must give way: there are too many, a cell lacks a share or has one too many, or
+# some are void.
 _TO_BE_LAID_ANEW = sa.text(
     """
     SELECT EXISTS (
-            SELECT FROM orchestrator.cell c WHERE c.study_id = :study_id AND c.state = 'OPEN' AND c.bound < :per_cell
+            SELECT FROM orchestrator.cell c WHERE c.study_id = :study_id AND c.state = 'OPEN'
+                AND c.bound < :per_cell
         ) OR (
-            SELECT count(*) FILTER (WHERE t.state <> 'VOID') > :trials OR count(*) FILTER (WHERE t.state = 'VOID') > 0
+            SELECT count(*) FILTER (WHERE t.state <> 'VOID') > :trials
+                OR count(*) FILTER (WHERE t.state = 'VOID') > 0
                 OR count(*) FILTER (WHERE t.state = 'OPEN' AND t.share > :per_cell) > 0
             FROM orchestrator.ticket t WHERE t.study_id = :study_id AND NOT t.extra
         )
     """
 )
 
-# The shares a cell still lacks, share-major: every cell's k-th trial comes before any cell's (k+1)-th.
+# The shares a cell still lacks, share-major: every cell's k-th trial comes before any cell's
+# (k+1)-th.
 _INSERT_SHARES = sa.text(
     """
     INSERT INTO orchestrator.ticket (study_id, ordinal, cell_id, share)
-    SELECT :study_id, :first + row_number() OVER (ORDER BY s.share, c.ordinal) - 1, c.cell_id, s.share
+    SELECT :study_id, :first + row_number() OVER (ORDER BY s.share, c.ordinal) - 1, c.cell_id,
+        s.share
     FROM orchestrator.cell c
     LEFT JOIN (
-        SELECT t.cell_id, max(t.share) AS highest, count(*) FILTER (WHERE t.state <> 'VOID' AND NOT t.extra) AS n
+        SELECT t.cell_id, max(t.share) AS highest,
+            count(*) FILTER (WHERE t.state <> 'VOID' AND NOT t.extra) AS n
         FROM orchestrator.ticket t WHERE t.study_id = :study_id GROUP BY t.cell_id
     ) AS had ON had.cell_id = c.cell_id
     CROSS JOIN LATERAL generate_series(
-        coalesce(had.highest, 0) + 1, coalesce(had.highest, 0) + CAST(:per_cell AS int) - coalesce(had.n, 0)
+        coalesce(had.highest, 0) + 1, coalesce(had.highest,
+            0) + CAST(:per_cell AS int) - coalesce(had.n, 0)
     ) AS s(share)
     WHERE c.study_id = :study_id AND c.state = 'OPEN'
     ORDER BY s.share, c.ordinal LIMIT CAST(:room AS int)
     """
 )
 
-# Written only where it changes: the column is part of an index, and each write leaves a dead row in all of them.
+# Written only where it changes: the column is part of an index, and each write leaves a dead row in
+# all of them.
 _COUNT_BOUND = sa.text(
     """
     UPDATE orchestrator.cell c SET bound = n.n
     FROM (
         SELECT c.cell_id, count(t.ticket_id) AS n
         FROM orchestrator.cell c
-        LEFT JOIN orchestrator.ticket t ON t.cell_id = c.cell_id AND t.state <> 'VOID' AND NOT t.extra
+        LEFT JOIN orchestrator.ticket t ON t.cell_id = c.cell_id AND t.state <> 'VOID'
+            AND NOT t.extra
         WHERE c.study_id = :study_id
         GROUP BY c.cell_id
     ) AS n

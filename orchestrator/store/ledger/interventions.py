@@ -1,7 +1,8 @@
-"""What a person may do to a study under way: pause, resume and stop it, run a trial by hand, run a failed one again.
+"""What a person may do to a study under way: pause, resume and stop it, run a trial by hand, run a
+failed one again.
 
-Locks and lost answers as in `ledger`: repeating a call that was answered changes nothing more, except that each `enqueue` is a
-trial of its own.
+Locks and lost answers as in `ledger`: repeating a call that was answered changes nothing more,
+except that each `enqueue` is a trial of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _STOPPED = "stopped by "
 
 @dataclass(frozen=True)
 class Retried:
-    """A failed trial that will run again: within the budget, or `extra`, on top of it, where its ticket was used by others.
+    """A failed trial that will run again: within the budget, or `extra`, on top of it, where its
+    ticket was used by others.
 
     `left` is one that will not: its cell was closed, and the budget has no ticket left for it.
     """
@@ -45,18 +47,22 @@ class Interventions:
         self._database = database
 
     def pause(self, study_id: int, who: str, *, now: bool = False) -> None:
-        """No trial of the study begins until `resume`; running ones finish, or with `now` are given back unfinished.
+        """No trial of the study begins until `resume`; running ones finish, or with `now` are given
+        back unfinished.
 
         Raises:
             ConfigError: the study is finished, or being stopped.
         """
         with self._study(study_id) as (c, row):
             if row.state in ("FINISHED", "STOPPING"):
-                raise ConfigError(f"study {row.name} cannot be paused: it is {row.state.lower()} ({row.reason})")
+                raise ConfigError(
+                    f"study {row.name} cannot be paused: it is {row.state.lower()} ({row.reason})"
+                )
             self._change(c, row, state="PAUSED", reason=f"paused by {who}", halt=now or row.halt)
 
     def resume(self, study_id: int, who: str) -> None:
-        """Trials of a paused study, or of one that is being stopped and is not finished yet, begin again.
+        """Trials of a paused study, or of one that is being stopped and is not finished yet, begin
+        again.
 
         Raises:
             ConfigError: the study is finished, or its time is over.
@@ -64,34 +70,46 @@ class Interventions:
         with self._study(study_id) as (c, row):
             if row.state == "FINISHED":
                 raise ConfigError(
-                    f"study {row.name} is finished ({row.reason}); launch it again, with a larger budget.trials if need be"
+                    f"study {row.name} is finished ({row.reason}); launch it again, with a "
+                    "larger budget.trials if need be"
                 )
             self._refuse_late(c, row)
             if row.state != "ACTIVE":
-                self._change(c, row, state="ACTIVE", reason=None, halt=False, why=f"resumed by {who}")
+                self._change(
+                    c, row, state="ACTIVE", reason=None, halt=False, why=f"resumed by {who}"
+                )
 
     def stop(self, study_id: int, who: str, *, now: bool = False) -> None:
-        """No trial of the study begins any more; it is finished once the running ones have ended, or with `now` are given back.
+        """No trial of the study begins any more; it is finished once the running ones have ended,
+        or with `now` are given back.
 
         A launch of the same study goes on where it stopped. A finished study stays as it is.
         """
         with self._study(study_id) as (c, row):
             if row.state != "FINISHED":
-                self._change(c, row, state="STOPPING", reason=f"{_STOPPED}{who}", halt=now or row.halt)
+                self._change(
+                    c, row, state="STOPPING", reason=f"{_STOPPED}{who}", halt=now or row.halt
+                )
 
-    def enqueue(self, study_id: int, cell_values: Mapping[str, JSONValue], fixed: Mapping[str, JSONValue]) -> None:
-        """Adds a trial on top of the budget, which is next: in the cell of `cell_values`, with the parameters `fixed`.
+    def enqueue(
+        self, study_id: int, cell_values: Mapping[str, JSONValue], fixed: Mapping[str, JSONValue]
+    ) -> None:
+        """Adds a trial on top of the budget, which is next: in the cell of `cell_values`, with the
+        parameters `fixed`.
 
         Args:
             cell_values: a value for each axis of the grid.
-            fixed: values of searched parameters, checked by the caller; the sampler suggests the others.
+            fixed: values of searched parameters, checked by the caller; the sampler suggests the
+                others.
 
         Raises:
             ConfigError: the grid has no such cell, or the study hands out no trials.
         """
         with self._study(study_id) as (c, row):
             cell_row = c.execute(
-                sa.select(cell).where(cell.c.study_id == study_id, _same_json(cell.c["values"], dict(cell_values)))
+                sa.select(cell).where(
+                    cell.c.study_id == study_id, _same_json(cell.c["values"], dict(cell_values))
+                )
             ).one_or_none()
             if cell_row is None:
                 raise ConfigError(f"study {row.name} has no cell {cell_label(cell_values)}")
@@ -100,17 +118,21 @@ class Interventions:
             self._tell(c, study_id, "enqueued", cell_label({**cell_values, **fixed}))
 
     def retry(self, study_id: int, number: int | None) -> list[Retried]:
-        """Runs failed trials again with the same parameters, as new trials: the failed ones stay as they are.
+        """Runs failed trials again with the same parameters, as new trials: the failed ones stay as
+        they are.
 
-        A closed cell is opened again, with what it lacks of its shares as far as `budget.trials` allows. A trial takes its own
-        ticket if that is open, or another one of its cell; else it is on top of the budget.
+        A closed cell is opened again, with what it lacks of its shares as far as `budget.trials`
+        allows. A trial takes its own ticket if that is open, or another one of its cell; else it is
+        on top of the budget.
 
         Args:
-            number: of one failed trial; None for every one that was not run again yet: of several that were tries of one ticket
-                the last, and of a closed cell as many as the budget has tickets for.
+            number: of one failed trial; None for every one that was not run again yet: of several
+                that were tries of one ticket the last, and of a closed cell as many as the budget
+                has tickets for.
 
         Raises:
-            ConfigError: there is no such trial, it did not fail, it is being run again, or the study hands out no trials.
+            ConfigError: there is no such trial, it did not fail, it is being run again, or the
+                study hands out no trials.
         """
         with self._study(study_id) as (c, row):
             failed = self._failed(c, study_id, number)
@@ -118,11 +140,14 @@ class Interventions:
                 return []
             self._wake(c, row)
             closed = self._open_cells(c, row, failed)
-            retried = [self._retry(c, one, leave=number is None and one.cell_id in closed) for one in failed]
+            retried = [
+                self._retry(c, one, leave=number is None and one.cell_id in closed)
+                for one in failed
+            ]
             tickets.end_study_if_spent(c, study_id)
             return retried
 
-    # -------------------------------------------------------------------------------------------------------------- the parts
+    # ------------------------------------------------------------------------------------ the parts
 
     @contextmanager
     def _study(self, study_id: int) -> Iterator[tuple[Connection, Row[Any]]]:
@@ -130,16 +155,34 @@ class Interventions:
         with self._database.transaction() as c:
             later(c, optuna_rows.LOCK_STUDY, {"study_id": study_id})
             known = optuna_rows.has_study(c, study_id)
-            row = c.execute(sa.select(study).where(study.c.study_id == study_id).with_for_update(key_share=True)).one_or_none()
+            row = c.execute(
+                sa.select(study).where(study.c.study_id == study_id).with_for_update(key_share=True)
+            ).one_or_none()
             if row is None or not known:
                 raise ConfigError(f"study {study_id} was deleted from the database")
             yield c, row
 
     def _change(
-        self, c: Connection, row: Row[Any], *, state: str, reason: str | None, halt: bool, why: str | None = None
+        self,
+        c: Connection,
+        row: Row[Any],
+        *,
+        state: str,
+        reason: str | None,
+        halt: bool,
+        why: str | None = None,
     ) -> None:
-        c.execute(sa.update(study).where(study.c.study_id == row.study_id).values(state=state, reason=reason, halt=halt))
-        self._tell(c, row.study_id, state.lower(), why or f"{reason}{', running trials are given back' if halt else ''}")
+        c.execute(
+            sa.update(study)
+            .where(study.c.study_id == row.study_id)
+            .values(state=state, reason=reason, halt=halt)
+        )
+        self._tell(
+            c,
+            row.study_id,
+            state.lower(),
+            why or f"{reason}{', running trials are given back' if halt else ''}",
+        )
 
     def _tell(self, c: Connection, study_id: int, kind: str, reason: str) -> None:
         c.execute(sa.insert(event).values(study_id=study_id, kind=kind, reason=reason))
@@ -148,45 +191,73 @@ class Interventions:
         """Makes a study that has spent its budget hand out trials again."""
         self._refuse_late(c, row)
         if row.state == "STOPPING":
-            raise ConfigError(f"study {row.name} hands out no trials: {row.reason}; resume it first, or launch it again")
+            raise ConfigError(
+                f"study {row.name} hands out no trials: {row.reason}; resume it first, or launch "
+                "it again"
+            )
         if (row.reason or "").startswith(_STOPPED):
-            raise ConfigError(f"study {row.name} hands out no trials: {row.reason}; launch it again first")
+            raise ConfigError(
+                f"study {row.name} hands out no trials: {row.reason}; launch it again first"
+            )
         if row.state == "FINISHED":
-            c.execute(sa.update(study).where(study.c.study_id == row.study_id).values(state="ACTIVE", reason=None))
+            c.execute(
+                sa.update(study)
+                .where(study.c.study_id == row.study_id)
+                .values(state="ACTIVE", reason=None)
+            )
 
     def _refuse_late(self, c: Connection, row: Row[Any]) -> None:
-        late = sa.select(study.c.deadline_at <= sa.func.clock_timestamp()).where(study.c.study_id == row.study_id)
+        late = sa.select(study.c.deadline_at <= sa.func.clock_timestamp()).where(
+            study.c.study_id == row.study_id
+        )
         if c.execute(late).scalar_one():
-            raise ConfigError(f"study {row.name} hands out no trials: budget.hours is over; launch it again first")
+            raise ConfigError(
+                f"study {row.name} hands out no trials: budget.hours is over; launch it again first"
+            )
 
     def _failed(self, c: Connection, study_id: int, number: int | None) -> Sequence[Row[Any]]:
         ours = sa.select(trial).where(trial.c.study_id == study_id).order_by(trial.c.number)
-        asked_for = sa.select(ticket.c.retried_from).where(ticket.c.study_id == study_id, ticket.c.retried_from.is_not(None))
+        asked_for = sa.select(ticket.c.retried_from).where(
+            ticket.c.study_id == study_id, ticket.c.retried_from.is_not(None)
+        )
         if number is None:
-            done = sa.select(trial.c.retried_from).where(trial.c.study_id == study_id, trial.c.retried_from.is_not(None))
+            done = sa.select(trial.c.retried_from).where(
+                trial.c.study_id == study_id, trial.c.retried_from.is_not(None)
+            )
             # A ticket that failed four times is owed one trial.
             tries = (
                 sa.select(sa.func.max(trial.c.number))
                 .where(trial.c.study_id == study_id, trial.c.state == "FAIL")
                 .group_by(trial.c.ticket_id, trial.c.cell_id)
             )
-            return c.execute(ours.where(trial.c.number.in_(tries), trial.c.number.not_in(asked_for.union(done)))).all()
+            return c.execute(
+                ours.where(trial.c.number.in_(tries), trial.c.number.not_in(asked_for.union(done)))
+            ).all()
         rows = c.execute(ours.where(trial.c.number == number)).all()
         if not rows:
-            raise ConfigError(f"trial={number}: the study has no trial of that number that this program ran")
+            raise ConfigError(
+                f"trial={number}: the study has no trial of that number that this program ran"
+            )
         if rows[0].state != "FAIL":
             raise ConfigError(
-                f"trial={number}: it is {rows[0].state}; only a failed trial is run again (enqueue runs any parameters)"
+                f"trial={number}: it is {rows[0].state}; only a failed trial is run again "
+                "(enqueue runs any parameters)"
             )
         if c.execute(asked_for.where(ticket.c.retried_from == number)).first() is not None:
             raise ConfigError(f"trial={number}: it is being run again, or was with success")
         return rows
 
-    def _open_cells(self, c: Connection, study_row: Row[Any], failed: Sequence[Row[Any]]) -> set[int]:
-        """Opens the cells of failed trials that are closed, and those that they closed; returns the cells' ids."""
+    def _open_cells(
+        self, c: Connection, study_row: Row[Any], failed: Sequence[Row[Any]]
+    ) -> set[int]:
+        """Opens the cells of failed trials that are closed, and those that they closed; returns the
+        cells' ids.
+        """
         opened = set()
         for row in failed:
-            mine = sa.select(cell).where(cell.c.cell_id == row.cell_id).with_for_update(key_share=True)
+            mine = (
+                sa.select(cell).where(cell.c.cell_id == row.cell_id).with_for_update(key_share=True)
+            )
             own = c.execute(mine).one()
             others = shortages.try_again(c, row)
             for one in [own, *(other for other in others if other.cell_id != row.cell_id)]:
@@ -194,12 +265,18 @@ class Interventions:
                     tickets.open_again(c, one, row.ticket_id, f"trial {row.number} is run again")
                     opened.add(int(one.cell_id))
         if opened:
-            grid.write_tickets(c, study_row.study_id, StudySpec.from_json(study_row.spec), new=False, within=True)
+            grid.write_tickets(
+                c, study_row.study_id, StudySpec.from_json(study_row.spec), new=False, within=True
+            )
         return opened
 
     def _retry(self, c: Connection, row: Row[Any], *, leave: bool) -> Retried:
         """Runs a trial again; with `leave` not on top of the budget."""
-        axes = c.execute(sa.select(cell.c["values"]).where(cell.c.cell_id == row.cell_id)).scalar_one().keys()
+        axes = (
+            c.execute(sa.select(cell.c["values"]).where(cell.c.cell_id == row.cell_id))
+            .scalar_one()
+            .keys()
+        )
         fixed = {path: value for path, value in row.values.items() if path not in axes}
         extra = tickets.repeat(c, row.ticket_id, row.cell_id, fixed, row.number)
         if extra is None and leave:
@@ -210,14 +287,28 @@ class Interventions:
         return Retried(row.number, extra=extra is not False)
 
     def _add(
-        self, c: Connection, study_id: int, cell_id: int, fixed: Mapping[str, JSONValue], retried_from: int | None
+        self,
+        c: Connection,
+        study_id: int,
+        cell_id: int,
+        fixed: Mapping[str, JSONValue],
+        retried_from: int | None,
     ) -> None:
         """One more ticket, on top of the budget."""
-        last = sa.select(sa.func.coalesce(sa.func.max(ticket.c.ordinal) + 1, 0)).where(ticket.c.study_id == study_id)
-        made = {"study_id": study_id, "ordinal": last.scalar_subquery(), "cell_id": cell_id, "extra": True}
+        last = sa.select(sa.func.coalesce(sa.func.max(ticket.c.ordinal) + 1, 0)).where(
+            ticket.c.study_id == study_id
+        )
+        made = {
+            "study_id": study_id,
+            "ordinal": last.scalar_subquery(),
+            "cell_id": cell_id,
+            "extra": True,
+        }
         c.execute(sa.insert(ticket).values(**made, fixed=dict(fixed), retried_from=retried_from))
 
 
 def _same_json(column: sa.ColumnElement[Any], value: JSONValue) -> sa.ColumnElement[bool]:
-    """Whether the stored JSON says the same; as jsonb, for which the order of keys and spaces are nothing."""
+    """Whether the stored JSON says the same; as jsonb, for which the order of keys and spaces are
+    nothing.
+    """
     return sa.cast(column, JSONB) == sa.cast(value, JSONB)

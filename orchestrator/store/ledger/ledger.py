@@ -1,8 +1,10 @@
-"""Every transition of a trial: claim, create, report, finish, release, evict. One method, one transaction, one lease shown.
+"""Every transition of a trial: claim, create, report, finish, release, evict. One method, one
+transaction, one lease shown.
 
-Locks are always taken in the order worker, Optuna's study row, our study row, trial, cell, ticket (a ticket that is claimed is
-only ever skipped, never waited for); what a transition decides by is read in a statement after the lock, because a statement's
-snapshot is older than the lock it waited for. Our rows are locked FOR NO KEY UPDATE, which lets foreign key checks pass.
+Locks are always taken in the order worker, Optuna's study row, our study row, trial, cell, ticket
+(a ticket that is claimed is only ever skipped, never waited for); what a transition decides by is
+read in a statement after the lock, because a statement's snapshot is older than the lock it waited
+for. Our rows are locked FOR NO KEY UPDATE, which lets foreign key checks pass.
 
 Every method may be called again after its answer was lost on the way: it then finds its work done.
 """
@@ -24,8 +26,24 @@ from orchestrator.model import Completed, Failed, JSONValue, Param, Pruned, Sugg
 from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Statement, answer, answers, as_text, later
 from orchestrator.store.ledger import endings, shortages, tickets
-from orchestrator.store.ledger.claims import LOCK_TRIAL, Claim, Place, claim_of, held_by, new_token, ran_at, with_ticket
-from orchestrator.store.ledger.endings import LIVE, Facts, has_study, lock_study, lock_to_end, refused
+from orchestrator.store.ledger.claims import (
+    LOCK_TRIAL,
+    Claim,
+    Place,
+    claim_of,
+    held_by,
+    new_token,
+    ran_at,
+    with_ticket,
+)
+from orchestrator.store.ledger.endings import (
+    LIVE,
+    Facts,
+    has_study,
+    lock_study,
+    lock_to_end,
+    refused,
+)
 from orchestrator.store.ledger.fleet import Silent, WorkerLease, hold_worker
 from orchestrator.store.ledger.suggested import write_missing
 from orchestrator.store.ledger.tickets import Choice, Found, Undecided
@@ -45,10 +63,12 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # ------------------------------------------------------------------------------------------------------------- claiming
+    # ------------------------------------------------------------------------------------- claiming
 
     def claim(self, lease: WorkerLease, studies: Sequence[int], place: Place) -> Claim | None:
-        """Takes what is next in `studies` (in that order), every cell beyond its share alike; see `claim_one`."""
+        """Takes what is next in `studies` (in that order), every cell beyond its share alike; see
+        `claim_one`.
+        """
         for study_id in studies:
             claimed = self.claim_one(lease, study_id, place)
             if isinstance(claimed, Claim):
@@ -68,19 +88,24 @@ class Ledger:
         known: int | None = None,
         launched: datetime | None = None,
     ) -> Claim | Undecided | None:
-        """Takes what is next in a study: a trial given back, else the next ticket, else a trial that another has prepared.
+        """Takes what is next in a study: a trial given back, else the next ticket, else a trial
+        that another has prepared.
 
-        None if there is nothing of all that. The worker must be done with what it claimed before, unless it claims ahead; when
-        it got no answer it must `give_back_held` first. Trials by hand come first, then the cells' guaranteed shares: no other
-        ticket is handed out before every share of every open cell is spent.
+        None if there is nothing of all that. The worker must be done with what it claimed before,
+        unless it claims ahead; when it got no answer it must `give_back_held` first. Trials by hand
+        come first, then the cells' guaranteed shares: no other ticket is handed out before every
+        share of every open cell is spent.
 
         Args:
-            adaptive: let the caller choose the cell of a ticket that has none: nothing is taken then, and the answer is what
-                there is to choose from. The next call brings the `choice`.
-            likely: ordinals of the cells it would choose among if there are more than `MOST_CHOICES`.
+            adaptive: let the caller choose the cell of a ticket that has none: nothing is taken
+                then, and the answer is what there is to choose from. The next call brings the
+                `choice`.
+            likely: ordinals of the cells it would choose among if there are more than
+                `MOST_CHOICES`.
             ahead: only a ticket, and not while a trial waits that was given back.
             known: the answer is to tell the study's news since this position.
-            launched: when the study was launched whose trial is wanted; one that was launched later has none for the caller.
+            launched: when the study was launched whose trial is wanted; one that was launched later
+                has none for the caller.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile.
@@ -88,14 +113,18 @@ class Ledger:
         with self._database.transaction() as c:
             found: Found | Undecided | None = tickets.look(c, study_id, place, lease, launched)
             if found is None:
-                found = tickets.look_further(c, study_id, lease, choice, adaptive=adaptive, likely=likely, launched=launched)
+                found = tickets.look_further(
+                    c, study_id, lease, choice, adaptive=adaptive, likely=likely, launched=launched
+                )
             if found is None or (ahead and isinstance(found, Found) and found.kind != "ticket"):
                 return None
             if isinstance(found, Found) and found.kind == "trial":
                 return self._take_up(c, found.row_id, lease, place)
             if isinstance(found, Found) and found.kind == "ahead":
                 return self._take_over(c, found.row_id, lease)
-            taken = found if isinstance(found, Undecided) else self._begin(c, lease, study_id, found)
+            taken = (
+                found if isinstance(found, Undecided) else self._begin(c, lease, study_id, found)
+            )
             if known is not None:
                 taken = replace(taken, news=news_after(c, study_id, known))
         return taken
@@ -103,24 +132,36 @@ class Ledger:
     def _take_up(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> Claim:
         """A trial that was given back: its next attempt begins."""
         mine = trial.c.trial_id == trial_id
-        changed = {"worker_id": lease.worker_id, "token": new_token(), "attempts": trial.c.attempts + 1}
+        changed = {
+            "worker_id": lease.worker_id,
+            "token": new_token(),
+            "attempts": trial.c.attempts + 1,
+        }
         later(c, sa.update(trial).where(mine).values(changed))
         later(c, _BEGIN_ATTEMPT, {"trial_id": trial_id, **_where(lease, place)})
         later(c, _START_OPTUNA_TRIAL, {"trial_id": trial_id})
         return replace(claim_of(c.execute(with_ticket().where(mine)).one()), begun=True)
 
     def _take_over(self, c: Connection, trial_id: int, lease: WorkerLease) -> Claim:
-        """A trial that another worker has prepared: what that one does with it is refused from now on."""
+        """A trial that another worker has prepared: what that one does with it is refused from now
+        on.
+        """
         mine = trial.c.trial_id == trial_id
         later(c, sa.update(trial).where(mine).values(worker_id=lease.worker_id, token=new_token()))
         return replace(claim_of(c.execute(with_ticket().where(mine)).one()), attempt=1)
 
     def _begin(self, c: Connection, lease: WorkerLease, study_id: int, found: Found) -> Claim:
-        """A trial for the ticket that was found, in the cell that it has or that was chosen for it."""
+        """A trial for the ticket that was found, in the cell that it has or that was
+        chosen for it.
+        """
         if found.cell_id is not None:
             later(c, _COUNT_BOUND, {"cell_id": found.cell_id})
         later(c, _TAKE_TICKET, {"ticket_id": found.row_id, "cell_id": found.cell_id})
-        later(c, _INSERT_TRIAL, {"ticket_id": found.row_id, "worker_id": lease.worker_id, "token": new_token()})
+        later(
+            c,
+            _INSERT_TRIAL,
+            {"ticket_id": found.row_id, "worker_id": lease.worker_id, "token": new_token()},
+        )
         if found.why is not None:
             why = {"ticket_id": found.row_id, "reason": json.dumps(found.why)}
             later(c, _TELL_ALLOCATED, why)
@@ -137,7 +178,7 @@ class Ledger:
             why=found.why,
         )
 
-    # ------------------------------------------------------------------------------------------------------- while it runs
+    # -------------------------------------------------------------------------------- while it runs
 
     def create(
         self,
@@ -150,12 +191,15 @@ class Ledger:
         alike: bool = False,
         start: bool = True,
     ) -> Claim | None:
-        """Creates the Optuna trial of a fresh claim, RUNNING, with all its parameters; returns the claim with its number.
+        """Creates the Optuna trial of a fresh claim, RUNNING, with all its parameters; returns the
+        claim with its number.
 
-        None, and nothing is created, if others have created trials since the caller knew the study's news up to `known`: it
-        may have suggested what they did. With `alike` only one with the very same parameters counts. A function instead of a
-        suggestion is called under the study's lock, with the news since `known` and their last position; what it suggests is
-        known to be up to date. Without `start` the trial is only prepared: no attempt is counted until `start`.
+        None, and nothing is created, if others have created trials since the caller knew the
+        study's news up to `known`: it may have suggested what they did. With `alike` only one with
+        the very same parameters counts. A function instead of a suggestion is called under the
+        study's lock, with the news since `known` and their last position; what it suggests is known
+        to be up to date. Without `start` the trial is only prepared: no attempt is counted until
+        `start`.
 
         Raises:
             LeaseLostError: the claim is no longer ours, or the study is gone; nothing was created.
@@ -164,35 +208,56 @@ class Ledger:
             lock_study(c, claim.study_id)
             later(c, LOCK_TRIAL, claim.shown)
             values = None if callable(suggestion) else json.dumps(dict(suggestion.values))
-            look = {**claim.shown, "study_id": claim.study_id, "known": known, "values": values if alike else None}
+            look = {
+                **claim.shown,
+                "study_id": claim.study_id,
+                "known": known,
+                "values": values if alike else None,
+            }
             (ours,) = answers(c, _LOOK_BEFORE_CREATE, look)
             endings.refuse_deleted(claim, ours.optuna_study_id)
             if ours.state not in LIVE:
-                raise LeaseLostError(f"the ticket {claim.ticket} of study {claim.study_id} was given to another worker")
+                raise LeaseLostError(
+                    f"the ticket {claim.ticket} of study {claim.study_id} was given to another "
+                    "worker"
+                )
             if ours.state == "RUNNING":
-                made = {"number": ours.number, "optuna_trial_id": ours.optuna_trial_id, "values": ours.values}
+                made = {
+                    "number": ours.number,
+                    "optuna_trial_id": ours.optuna_trial_id,
+                    "values": ours.values,
+                }
                 return replace(claim, **made, begun=ours.attempts > 0)
             if callable(suggestion):
                 suggestion = suggestion(*news_after(c, claim.study_id, known or 0))
             elif ours.newer:
                 return None
             optuna_rows.create_trial(c, claim.study_id, ours.next_id, ours.next_number, suggestion)
-            made = {"number": ours.next_number, "optuna_trial_id": ours.next_id, "values": dict(suggestion.values)}
+            made = {
+                "number": ours.next_number,
+                "optuna_trial_id": ours.next_id,
+                "values": dict(suggestion.values),
+            }
             created = {**made, "values": json.dumps(made["values"]), "attempts": int(start)}
             later(c, _CREATE, {"study_id": claim.study_id, "trial_id": claim.trial_id, **created})
             origin: dict[str, JSONValue] = {} if claim.why is None else {WHY_ATTR: dict(claim.why)}
             if claim.fixed is not None:
-                origin |= {BY_HAND_ATTR: True} if ours.retried_from is None else {RETRIED_FROM_ATTR: ours.retried_from}
+                origin |= (
+                    {BY_HAND_ATTR: True}
+                    if ours.retried_from is None
+                    else {RETRIED_FROM_ATTR: ours.retried_from}
+                )
             optuna_rows.write_user_attrs(c, ours.next_id, origin)
             if start:
                 later(c, _BEGIN_ATTEMPT, {"trial_id": claim.trial_id, **_where(lease, place)})
         return replace(claim, **made, begun=start)
 
     def start(self, claim: Claim, lease: WorkerLease, place: Place) -> bool:
-        """Begins a prepared trial: its first attempt counts from now. False if it may not: it is to be given back then.
+        """Begins a prepared trial: its first attempt counts from now. False if it may not: it is to
+        be given back then.
 
-        It may not when another worker took it over, when its study hands out no trials any more, or when its cell was closed
-        for the worker's device meanwhile.
+        It may not when another worker took it over, when its study hands out no trials any more, or
+        when its cell was closed for the worker's device meanwhile.
         """
         where = _where(lease, place)
         (row,) = self._database.execute(_START[False], {**claim.shown, **where}, decides=True)
@@ -208,26 +273,33 @@ class Ledger:
         constraints: Mapping[str, float] = MappingProxyType({}),
         artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
     ) -> None:
-        """Writes what a running trial reported; a step and a constraint keep their first value, an attribute its last.
+        """Writes what a running trial reported; a step and a constraint keep their first value, an
+        attribute its last.
 
         Raises:
             LeaseLostError: another attempt holds the trial, or it has ended; nothing was written.
         """
         with self._database.transaction() as c:
             row = answer(c, _HOLD, claim.shown)
-            if row is None or row.state != "RUNNING" or not optuna_rows.has_trial(c, row.optuna_trial_id):
+            if (
+                row is None
+                or row.state != "RUNNING"
+                or not optuna_rows.has_trial(c, row.optuna_trial_id)
+            ):
                 raise LeaseLostError(refused(claim))
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
             optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
 
     def may_prune(self, claim: Claim) -> bool:
-        """Whether the trial's cell has a complete trial already; until then nothing in it is pruned."""
+        """Whether the trial's cell has a complete trial already; until then nothing in it is
+        pruned.
+        """
         query = sa.select(cell.c.completed > 0).join(trial, trial.c.cell_id == cell.c.cell_id)
         rows = self._database.execute(query.where(trial.c.trial_id == claim.trial_id))
         return bool(rows and rows[0][0])
 
-    # --------------------------------------------------------------------------------------------------------------- ending
+    # --------------------------------------------------------------------------------------- ending
 
     def finish(
         self,
@@ -242,15 +314,19 @@ class Ledger:
         suggested: Sequence[tuple[Param, JSONValue]] = (),
         server: datetime | None = None,
     ) -> None:
-        """Ends the trial with its last reports and attributes, accepted once; the ticket is spent, or reopened for another try.
+        """Ends the trial with its last reports and attributes, accepted once; the ticket is spent,
+        or reopened for another try.
 
         Args:
-            suggested: parameters that the objective asked for, with their true values, of which the trial may have lost some.
-            server: when the server started to which all else was written. Another one may have lost that: nothing is written.
+            suggested: parameters that the objective asked for, with their true values, of which the
+                trial may have lost some.
+            server: when the server started to which all else was written. Another one may have lost
+                that: nothing is written.
 
         Raises:
             StoreUnavailableError: as `transaction` does, and if it is another server.
-            LeaseLostError: another attempt holds the trial or has ended it, or it was failed meanwhile; nothing was written.
+            LeaseLostError: another attempt holds the trial or has ended it, or it was failed
+                meanwhile; nothing was written.
         """
         with self._database.transaction() as c:
             row = lock_to_end(c, claim, server)
@@ -276,9 +352,11 @@ class Ledger:
         suggested: Sequence[tuple[Param, JSONValue]] = (),
         server: datetime | None = None,
     ) -> bool:
-        """Gives a trial back whose attempt failed for a reason that passes: the same trial runs again, as its next attempt.
+        """Gives a trial back whose attempt failed for a reason that passes: the same trial runs
+        again, as its next attempt.
 
-        False, and nothing is written, when it has had `runner.retries` of them: then `finish` it. Arguments as there.
+        False, and nothing is written, when it has had `runner.retries` of them: then `finish` it.
+        Arguments as there.
 
         Raises:
             StoreUnavailableError: as `finish` does.
@@ -288,7 +366,8 @@ class Ledger:
             row = lock_to_end(c, claim, server)
             if row.state != "RUNNING":
                 raise LeaseLostError(refused(claim))
-            if row.worker_id is None and endings.outcome_of_last(c, row) == "retried":  # by a COMMIT whose answer was lost
+            # by a COMMIT whose answer was lost
+            if row.worker_id is None and endings.outcome_of_last(c, row) == "retried":
                 return True
             if row.retries >= endings.runner_setting(c, claim.study_id, "retries", 0):
                 return False
@@ -296,11 +375,19 @@ class Ledger:
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
             optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
-            endings.give_back(c, row, "retried", f"{failure.kind}: {failure.message.splitlines()[0]}", known=True, facts=facts)
+            endings.give_back(
+                c,
+                row,
+                "retried",
+                f"{failure.kind}: {failure.message.splitlines()[0]}",
+                known=True,
+                facts=facts,
+            )
         return True
 
     def give_back_held(self, lease: WorkerLease, reason: str, *, but: Collection[int] = ()) -> int:
-        """Gives back what the worker is held to hold and does not know of, as after a lost answer; returns how many trials.
+        """Gives back what the worker is held to hold and does not know of, as after a lost answer;
+        returns how many trials.
 
         Args:
             but: the tokens of the claims that it does hold.
@@ -312,62 +399,101 @@ class Ledger:
             hold_worker(c, lease, alone=True)
             return endings.give_back_all(c, lease.worker_id, reason, but=but)
 
-    def release(self, claim: Claim, reason: str, *, lost: bool = False, facts: Facts = None) -> None:
+    def release(
+        self, claim: Claim, reason: str, *, lost: bool = False, facts: Facts = None
+    ) -> None:
         """Gives an unfinished trial back: another worker takes up the same trial.
 
-        Nobody's fault and not counted, unless the attempt was `lost` as if with its worker: then as `evict` says. A lease that
-        was lost meanwhile is no error: then there is nothing left to give back.
+        Nobody's fault and not counted, unless the attempt was `lost` as if with its worker: then as
+        `evict` says. A lease that was lost meanwhile is no error: then there is nothing left to
+        give back.
         """
         with self._database.transaction() as c:
             known = has_study(c, claim.study_id)
-            row = c.execute(held_by(claim).where(trial.c.state.in_(LIVE), trial.c.worker_id.is_not(None))).one_or_none()
+            row = c.execute(
+                held_by(claim).where(trial.c.state.in_(LIVE), trial.c.worker_id.is_not(None))
+            ).one_or_none()
             if row is not None:
-                endings.give_back_or_fail(c, row, "lost" if lost else "interrupted", reason, known=known, facts=facts)
+                endings.give_back_or_fail(
+                    c, row, "lost" if lost else "interrupted", reason, known=known, facts=facts
+                )
 
     def deregister(self, lease: WorkerLease, reason: str) -> None:
-        """The worker leaves in order: its row ends, its slot is free, and what it should still hold is given back."""
+        """The worker leaves in order: its row ends, its slot is free, and what it should still hold
+        is given back.
+        """
         with self._database.transaction() as c:
-            mine = sa.and_(worker.c.worker_id == lease.worker_id, worker.c.token == lease.token, worker.c.state == "ACTIVE")
+            mine = sa.and_(
+                worker.c.worker_id == lease.worker_id,
+                worker.c.token == lease.token,
+                worker.c.state == "ACTIVE",
+            )
             if self._remove_worker(c, mine, lease.worker_id, reason):
                 endings.give_back_all(c, lease.worker_id, reason)
 
     def evict(self, silent: Silent) -> bool:
         """Removes a silent worker: its slot is free, its trials are given back.
 
-        A trial that lost `runner.max_attempts` attempts this way fails: one that kills its host every time must end.
-        Returns False when somebody else did it, or the worker renewed its lease in time.
+        A trial that lost `runner.max_attempts` attempts this way fails: one that kills its host
+        every time must end. Returns False when somebody else did it, or the worker renewed its
+        lease in time.
         """
         with self._database.transaction() as c:
-            lapsed = sa.or_(worker.c.lease_until < sa.func.clock_timestamp(), sa.literal(silent.dead))
+            lapsed = sa.or_(
+                worker.c.lease_until < sa.func.clock_timestamp(), sa.literal(silent.dead)
+            )
             meant = sa.or_(sa.literal(silent.token is None), worker.c.token == (silent.token or 0))
-            gone = sa.and_(worker.c.worker_id == silent.worker_id, meant, worker.c.state == "ACTIVE", lapsed)
+            gone = sa.and_(
+                worker.c.worker_id == silent.worker_id, meant, worker.c.state == "ACTIVE", lapsed
+            )
             if not self._remove_worker(c, gone, silent.worker_id, silent.reason):
                 return False
             live = sa.and_(trial.c.worker_id == silent.worker_id, trial.c.state.in_(LIVE))
             studies = c.execute(sa.select(trial.c.study_id).distinct().where(live)).scalars()
             known = {study_id for study_id in sorted(studies) if has_study(c, study_id)}
-            for row in c.execute(sa.select(trial).where(live).order_by(trial.c.trial_id).with_for_update(key_share=True)).all():
-                endings.give_back_or_fail(c, row, "lost", silent.reason, known=row.study_id in known)
-            c.execute(sa.insert(event).values(worker_id=silent.worker_id, kind="evicted", reason=silent.reason))
+            for row in c.execute(
+                sa.select(trial)
+                .where(live)
+                .order_by(trial.c.trial_id)
+                .with_for_update(key_share=True)
+            ).all():
+                endings.give_back_or_fail(
+                    c, row, "lost", silent.reason, known=row.study_id in known
+                )
+            c.execute(
+                sa.insert(event).values(
+                    worker_id=silent.worker_id, kind="evicted", reason=silent.reason
+                )
+            )
         return True
 
     def left_at(self, place: Place) -> list[Claim]:
-        """Trials that nobody runs and whose last attempt ran at `place`, where its result may lie, as that attempt's claims.
+        """Trials that nobody runs and whose last attempt ran at `place`, where its result may lie,
+        as that attempt's claims.
 
-        Such a claim may still `finish` its trial, until another attempt takes it up; also in a study that hands out no trials.
+        Such a claim may still `finish` its trial, until another attempt takes it up; also in a
+        study that hands out no trials.
         """
         unknown = attempt.c.outcome.in_(("lost", "interrupted"))  # the result of others is known
-        query = with_ticket().where(trial.c.state == "RUNNING", trial.c.worker_id.is_(None), ran_at(place, unknown))
-        last = sa.and_(attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts)
-        query = query.add_columns(sa.select(attempt.c.token).where(last).scalar_subquery().label("ran_under"))
+        query = with_ticket().where(
+            trial.c.state == "RUNNING", trial.c.worker_id.is_(None), ran_at(place, unknown)
+        )
+        last = sa.and_(
+            attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts
+        )
+        query = query.add_columns(
+            sa.select(attempt.c.token).where(last).scalar_subquery().label("ran_under")
+        )
         rows = self._database.execute(query.order_by(trial.c.trial_id))
         return [replace(claim_of(row), ran_under=row.ran_under) for row in rows]
 
     def end_studies(self) -> list[int]:
-        """Finishes studies that were stopped, or are past their deadline, and run nothing any more; returns their ids.
+        """Finishes studies that were stopped, or are past their deadline, and run nothing any more;
+        returns their ids.
 
-        Trials given back and not taken up again by then end as failed, so that none stays RUNNING for ever; their tickets
-        stay for a launch with more time. One whose worker died a moment ago is left to that host, where its result may be.
+        Trials given back and not taken up again by then end as failed, so that none stays RUNNING
+        for ever; their tickets stay for a launch with more time. One whose worker died a moment ago
+        is left to that host, where its result may be.
         """
         found = self._database.execute(_TO_END)
         closed = [row.study_id for row in found if row.closed]
@@ -381,16 +507,20 @@ class Ledger:
             found = self._database.execute(_TO_END)
         return [row.study_id for row in found if row.over and self._end_study(row.study_id)]
 
-    # -------------------------------------------------------------------------------------------------------------- the parts
+    # ------------------------------------------------------------------------------------ the parts
 
     def _end_closed_study(self, study_id: int) -> None:
-        """Finishes a study that has no open cell left: a ticket given back after its last cell closed ends nothing itself."""
+        """Finishes a study that has no open cell left: a ticket given back after its last cell
+        closed ends nothing itself.
+        """
         with self._database.transaction() as c:
             if has_study(c, study_id):
                 tickets.end_study_if_spent(c, study_id)
 
     def _close_what_fits_nowhere(self, study_id: int) -> None:
-        """Closes cells for all where a study waits for a device that no living worker has; their tickets go to the others."""
+        """Closes cells for all where a study waits for a device that no living worker has; their
+        tickets go to the others.
+        """
         with self._database.transaction() as c:
             if has_study(c, study_id):
                 reason = shortages.close_for_all(c, study_id, endings.just_lost())
@@ -399,10 +529,14 @@ class Ledger:
                     tickets.end_study_if_spent(c, study_id)
 
     def _end_study(self, study_id: int) -> bool:
-        """Fails what nobody runs of a study that is over, and finishes it; False if it is not, or was finished before."""
+        """Fails what nobody runs of a study that is over, and finishes it; False if it is not, or
+        was finished before.
+        """
         with self._database.transaction() as c:
             known = has_study(c, study_id)
-            which = sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id, _over())
+            which = sa.select(study.c.state, study.c.reason).where(
+                study.c.study_id == study_id, _over()
+            )
             row = c.execute(which).one_or_none()
             if row is None or not known:
                 return False
@@ -414,8 +548,15 @@ class Ledger:
             c.execute(sa.update(study).where(study.c.study_id == study_id).values(changed))
             return True
 
-    def _remove_worker(self, c: Connection, which: sa.ColumnElement[bool], worker_id: int, reason: str) -> bool:
-        changed = {"state": "GONE", "reason": reason, "doing": "gone", "ended_at": sa.func.clock_timestamp()}
+    def _remove_worker(
+        self, c: Connection, which: sa.ColumnElement[bool], worker_id: int, reason: str
+    ) -> bool:
+        changed = {
+            "state": "GONE",
+            "reason": reason,
+            "doing": "gone",
+            "ended_at": sa.func.clock_timestamp(),
+        }
         if not c.execute(sa.update(worker).where(which).values(changed)).rowcount:
             return False
         c.execute(sa.delete(slot).where(slot.c.worker_id == worker_id))
@@ -431,7 +572,8 @@ _INSERT_TRIAL = Statement(
 )
 _NEW_TRIAL = Statement(
     """
-    SELECT o.trial_id, o.token, t.ordinal, t.failures, t.fixed, l.ordinal AS cell, l.values AS cell_values
+    SELECT o.trial_id, o.token, t.ordinal, t.failures, t.fixed, l.ordinal AS cell,
+        l.values AS cell_values
     FROM orchestrator.trial o
     JOIN orchestrator.ticket t ON t.ticket_id = o.ticket_id
     JOIN orchestrator.cell l ON l.cell_id = o.cell_id
@@ -446,7 +588,8 @@ _HOLD = Statement(
 )
 _COUNT_BOUND = Statement("UPDATE orchestrator.cell SET bound = bound + 1 WHERE cell_id = :cell_id")
 _TAKE_TICKET = Statement(
-    "UPDATE orchestrator.ticket SET state = 'LIVE', cell_id = coalesce(:cell_id, cell_id) WHERE ticket_id = :ticket_id"
+    "UPDATE orchestrator.ticket SET state = 'LIVE', cell_id = coalesce(:cell_id, cell_id) WHERE "
+    "ticket_id = :ticket_id"
 )
 _TELL_ALLOCATED = Statement(
     """
@@ -458,15 +601,19 @@ _TELL_ALLOCATED = Statement(
 # The highest id has the highest number, for both are drawn under the lock, here as in Optuna.
 _LOOK_BEFORE_CREATE = Statement(
     """
-    SELECT s.study_id AS optuna_study_id, o.state, o.number, o.optuna_trial_id, o.values, o.attempts, o.retried_from,
+    SELECT s.study_id AS optuna_study_id, o.state, o.number, o.optuna_trial_id, o.values,
+        o.attempts, o.retried_from,
         EXISTS (
             SELECT FROM (
-                SELECT n.values FROM orchestrator.trial n WHERE n.study_id = :study_id AND n.created_seq > :known
-                ORDER BY n.created_seq OFFSET 0  -- by its index, however many there may be when that is planned
+                SELECT n.values FROM orchestrator.trial n WHERE n.study_id = :study_id
+                    AND n.created_seq > :known
+                ORDER BY n.created_seq OFFSET 0  -- by its index,
+                    however many there may be when that is planned
             ) AS n
             WHERE CAST(:values AS text) IS NULL OR CAST(n.values AS jsonb) = CAST(:values AS jsonb)
         ) AS newer,
-        coalesce((SELECT t.number FROM trials t WHERE t.study_id = :study_id ORDER BY t.trial_id DESC LIMIT 1) + 1, 0)
+        coalesce((SELECT t.number FROM trials t
+            WHERE t.study_id = :study_id ORDER BY t.trial_id DESC LIMIT 1) + 1, 0)
             AS next_number,
         nextval(pg_get_serial_sequence('trials', 'trial_id')) AS next_id
     FROM (SELECT) AS one
@@ -476,9 +623,11 @@ _LOOK_BEFORE_CREATE = Statement(
 )
 _CREATE = Statement(
     """
-    WITH told AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id RETURNING news)
+    WITH told AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id
+        RETURNING news)
     UPDATE orchestrator.trial
-    SET state = 'RUNNING', number = :number, optuna_trial_id = :optuna_trial_id, values = CAST(:values AS json),
+    SET state = 'RUNNING', number = :number, optuna_trial_id = :optuna_trial_id,
+        values = CAST(:values AS json),
         attempts = :attempts, seq = told.news, created_seq = told.news
     FROM told WHERE trial_id = :trial_id
     """
@@ -487,7 +636,8 @@ _BEGIN_ATTEMPT = Statement(  # the one that the trial's row counts by now
     """
     INSERT INTO orchestrator.attempt
         (trial_id, attempt, token, worker_id, host, runs_dir, device_name, gpu_bytes, host_bytes)
-    SELECT o.trial_id, o.attempts, o.token, :worker_id, :host, :runs_dir, d.device_name, d.gpu_bytes, coalesce(d.host_bytes, 0)
+    SELECT o.trial_id, o.attempts, o.token, :worker_id, :host, :runs_dir, d.device_name,
+        d.gpu_bytes, coalesce(d.host_bytes, 0)
     FROM orchestrator.trial o LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
     WHERE o.trial_id = :trial_id
     """
@@ -495,7 +645,8 @@ _BEGIN_ATTEMPT = Statement(  # the one that the trial's row counts by now
 _START_OPTUNA_TRIAL = Statement(
     """
     UPDATE trials SET datetime_start = timezone('utc', clock_timestamp())
-    FROM orchestrator.trial o WHERE o.trial_id = :trial_id AND o.attempts = 1 AND trials.trial_id = o.optuna_trial_id
+    FROM orchestrator.trial o WHERE o.trial_id = :trial_id AND o.attempts = 1
+        AND trials.trial_id = o.optuna_trial_id
     """
 )
 _START_TEXT = """
@@ -509,8 +660,10 @@ _START_TEXT = """
         RETURNING o.trial_id, o.token, o.optuna_trial_id
     ), counted AS (
         INSERT INTO orchestrator.attempt
-            (trial_id, attempt, token, worker_id, host, runs_dir, device_name, gpu_bytes, host_bytes)
-        SELECT b.trial_id, 1, b.token, :worker_id, :host, :runs_dir, d.device_name, d.gpu_bytes, coalesce(d.host_bytes, 0)
+            (trial_id, attempt, token, worker_id, host, runs_dir, device_name, gpu_bytes,
+                host_bytes)
+        SELECT b.trial_id, 1, b.token, :worker_id, :host, :runs_dir, d.device_name, d.gpu_bytes,
+            coalesce(d.host_bytes, 0)
         FROM begun b LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
     ), shown AS (
         UPDATE trials t SET datetime_start = timezone('utc', clock_timestamp())
@@ -518,7 +671,8 @@ _START_TEXT = """
     )
     SELECT EXISTS (SELECT FROM begun) OR EXISTS (  -- the latter: by a call whose answer was lost
         SELECT FROM orchestrator.trial o
-        WHERE o.trial_id = :trial_id AND o.token = :token AND o.worker_id = :worker_id AND o.attempts = 1
+        WHERE o.trial_id = :trial_id AND o.token = :token AND o.worker_id = :worker_id
+            AND o.attempts = 1
     ) AS begun, {short} AS short
 """
 _START = {
@@ -528,13 +682,19 @@ _START = {
 
 
 def _over() -> sa.ColumnElement[bool]:
-    """Whether a study has to end: it was stopped or its time is over, and nothing of it runs; or was ended with trials left."""
+    """Whether a study has to end: it was stopped or its time is over, and nothing of it runs; or
+    was ended with trials left.
+    """
     live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(LIVE))
     held = sa.exists().where(live, ~endings.idle())
     stranded = sa.exists().where(live, endings.idle())
-    past = sa.and_(study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp())
+    past = sa.and_(
+        study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp()
+    )
     late = sa.and_(sa.or_(past, study.c.state == "STOPPING"), ~held)
-    return sa.and_(sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~endings.just_lost())
+    return sa.and_(
+        sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~endings.just_lost()
+    )
 
 
 def _to_end() -> Statement:
@@ -542,13 +702,22 @@ def _to_end() -> Statement:
     in_use = sa.or_(ticket.c.state == "LIVE", sa.and_(ticket.c.state == "OPEN", ticket.c.extra))
     used = sa.exists().where(ticket.c.study_id == study.c.study_id, in_use)
     closed, over = sa.and_(study.c.state != "FINISHED", ~open_cell, ~used), _over()
-    which = sa.select(study.c.study_id, closed.label("closed"), over.label("over"), sa.literal(False).label("short"))
+    which = sa.select(
+        study.c.study_id,
+        closed.label("closed"),
+        over.label("over"),
+        sa.literal(False).label("short"),
+    )
     short = f"SELECT NULL, false, false, true WHERE {tickets.SHORT}"
-    return Statement(f"{as_text(which.where(sa.or_(closed, over)))} UNION ALL {short} ORDER BY study_id")
+    return Statement(
+        f"{as_text(which.where(sa.or_(closed, over)))} UNION ALL {short} ORDER BY study_id"
+    )
 
 
 _TO_END = _to_end()
-"""The studies of which something has to end, and a row more if any cell is closed for a device; all ask again and again."""
+"""The studies of which something has to end, and a row more if any cell is closed for a device; all
+ask again and again.
+"""
 
 
 def _where(lease: WorkerLease, place: Place) -> dict[str, Any]:

@@ -30,7 +30,9 @@ _METRIC_NAMES = "study:metric_names"
 
 @dataclass(frozen=True)
 class Launched:
-    """What a launch did: `created` or continued, how many tickets it added, and in words what else it changed."""
+    """What a launch did: `created` or continued, how many tickets it added, and in words what else
+    it changed.
+    """
 
     study_id: int
     created: bool
@@ -48,18 +50,22 @@ class Studies:
         self._database = database
 
     def launch(self, spec: StudySpec) -> Launched:
-        """Creates the study or continues the one of that name; tickets are added up to ``spec.budget``, never beyond.
+        """Creates the study or continues the one of that name; tickets are added up to
+        ``spec.budget``, never beyond.
 
         Raises:
-            ConfigError: a study of that name has another identity (says what differs), was not made by us, or its
-                guaranteed shares no longer fit into ``budget.trials``.
+            ConfigError: a study of that name has another identity (says what differs), was not made
+                by us, or its guaranteed shares no longer fit into ``budget.trials``.
         """
         with self._database.transaction(statement_s=300, lock_s=60, idle_s=30) as c:
             study_id, new = self._optuna_study(c, spec)
-            row = c.execute(sa.select(study).where(study.c.study_id == study_id).with_for_update(key_share=True)).one_or_none()
+            row = c.execute(
+                sa.select(study).where(study.c.study_id == study_id).with_for_update(key_share=True)
+            ).one_or_none()
             if row is None and not new:
                 raise ConfigError(
-                    f"study.name={spec.name}: a study of that name exists in the database, made by other means; "
+                    f"study.name={spec.name}: a study of that name exists in the database, made "
+                    "by other means; "
                     "choose another name: study.name=…"
                 )
             if row is None:
@@ -73,22 +79,32 @@ class Studies:
             added = grid.write_tickets(c, study_id, spec, new=row is None)
             tickets.end_study_if_spent(c, study_id)
             open_tickets = tickets.unspent(c, study_id)
-            reason = c.execute(sa.select(study.c.reason).where(study.c.study_id == study_id)).scalar_one()
+            reason = c.execute(
+                sa.select(study.c.reason).where(study.c.study_id == study_id)
+            ).scalar_one()
             c.execute(
                 sa.insert(event).values(
-                    study_id=study_id, kind="launched", reason=f"{added} tickets added; {'; '.join(changes) or 'no change'}"
+                    study_id=study_id,
+                    kind="launched",
+                    reason=f"{added} tickets added; {'; '.join(changes) or 'no change'}",
                 )
             )
             return Launched(study_id, new, added, open_tickets, changes, reason)
 
     def follow(self, study_id: int, for_s: float) -> None:
-        """Notes that a launch follows the study: for so many seconds from now, unless it says so again; 0: no more."""
+        """Notes that a launch follows the study: for so many seconds from now, unless it says so
+        again; 0: no more.
+        """
         until = sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, for_s)
         with self._database.transaction() as c:
-            c.execute(sa.update(study).where(study.c.study_id == study_id).values(followed_until=until))
+            c.execute(
+                sa.update(study).where(study.c.study_id == study_id).values(followed_until=until)
+            )
 
     def _optuna_study(self, c: Connection, spec: StudySpec) -> tuple[int, bool]:
-        """Returns the id of Optuna's study, made now if it was not there, with Optuna's own lock on its row."""
+        """Returns the id of Optuna's study, made now if it was not there, with Optuna's own lock on
+        its row.
+        """
         made = c.execute(
             insert(optuna_studies)
             .values(study_name=spec.name)
@@ -98,24 +114,45 @@ class Studies:
         if made is not None:
             c.execute(
                 sa.insert(optuna_directions),
-                [{"study_id": made, "objective": i, "direction": d.upper()} for i, d in enumerate(spec.directions)],
+                [
+                    {"study_id": made, "objective": i, "direction": d.upper()}
+                    for i, d in enumerate(spec.directions)
+                ],
             )
-            attrs = {"grid": [a.path for a in spec.grid], "metrics": list(spec.metrics), "sampler": spec.sampler.get("name")}
+            attrs = {
+                "grid": [a.path for a in spec.grid],
+                "metrics": list(spec.metrics),
+                "sampler": spec.sampler.get("name"),
+            }
             c.execute(
                 sa.insert(optuna_study_user_attributes),
-                [{"study_id": made, "key": f"orchestrator:{k}", "value_json": json.dumps(v)} for k, v in attrs.items()],
+                [
+                    {"study_id": made, "key": f"orchestrator:{k}", "value_json": json.dumps(v)}
+                    for k, v in attrs.items()
+                ],
             )
-            # A study deleted in a dashboard leaves our rows behind; ids are never reused, so they only ever wait for this.
-            c.execute(sa.delete(study).where(study.c.study_id.not_in(sa.select(optuna_studies.c.study_id))))
+            # A study deleted in a dashboard leaves our rows behind; ids are never reused, so they
+            # only ever wait for this.
+            c.execute(
+                sa.delete(study).where(
+                    study.c.study_id.not_in(sa.select(optuna_studies.c.study_id))
+                )
+            )
             return int(made), True
         found = c.execute(
-            sa.select(optuna_studies.c.study_id).where(optuna_studies.c.study_name == spec.name).with_for_update()
+            sa.select(optuna_studies.c.study_id)
+            .where(optuna_studies.c.study_name == spec.name)
+            .with_for_update()
         ).scalar_one()
         return int(found), False
 
     def _name_metrics(self, c: Connection, study_id: int, spec: StudySpec) -> None:
-        """Tells Optuna's tools how the objectives are called, also of a study made before we did; names that are there stay."""
-        if not c.execute(sa.select(sa.func.has_table_privilege(optuna_study_system_attributes.name, "INSERT"))).scalar_one():
+        """Tells Optuna's tools how the objectives are called, also of a study made before we did;
+        names that are there stay.
+        """
+        if not c.execute(
+            sa.select(sa.func.has_table_privilege(optuna_study_system_attributes.name, "INSERT"))
+        ).scalar_one():
             return  # a role from before this needed the right; without names a study works as well
         named = insert(optuna_study_system_attributes).values(
             study_id=study_id, key=_METRIC_NAMES, value_json=json.dumps(list(spec.metrics))
@@ -135,11 +172,16 @@ class Studies:
         )
         grid.write_cells(c, study_id, spec)
 
-    def _continue(self, c: Connection, study_id: int, old: StudySpec, new: StudySpec) -> tuple[str, ...]:
-        state, reason = c.execute(sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id)).one()
+    def _continue(
+        self, c: Connection, study_id: int, old: StudySpec, new: StudySpec
+    ) -> tuple[str, ...]:
+        state, reason = c.execute(
+            sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id)
+        ).one()
         if differences := _differences(old, new):
             raise ConfigError(
-                f"study.name={new.name}: a study of that name exists with another {'; another '.join(differences)}. "
+                f"study.name={new.name}: a study of that name exists with another "
+                f"{'; another '.join(differences)}. "
                 "Launch it under another name (study.name=…) or with the settings it has"
             )
         c.execute(
@@ -171,21 +213,29 @@ def _deadline(spec: StudySpec) -> sa.ColumnElement[Any] | None:
     """`budget.hours` from now by the database's clock; each launch starts it anew."""
     if spec.budget.hours is None:
         return None
-    return sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, spec.budget.hours * 3600)
+    return sa.func.clock_timestamp() + sa.func.make_interval(
+        0, 0, 0, 0, 0, 0, spec.budget.hours * 3600
+    )
 
 
 def _settings(spec: StudySpec) -> dict[str, Any]:
     """What may change between launches, flattened for the announcement."""
     data = spec.to_json()
     settings = {f"budget.{key}": value for key, value in data["budget"].items()}
-    settings |= {"allocation": data["allocation"], "study.seed": data["seed"], "study.priority": data["priority"]}
+    settings |= {
+        "allocation": data["allocation"],
+        "study.seed": data["seed"],
+        "study.priority": data["priority"],
+    }
     for section in ("infeasible", "sampler", "pruner", "runner"):
         settings |= {f"{section}.{key}": value for key, value in data[section].items()}
     return settings
 
 
 def _differences(old: StudySpec, new: StudySpec) -> list[str]:
-    """In words, what of the identity differs: ``grid data.batch_size ([32,64] there, [32,128] here)``."""
+    """In words, what of the identity differs: ``grid data.batch_size ([32,64] there, [32,128]
+    here)``.
+    """
     found: list[str] = []
     if old.spec_hash() == new.spec_hash():
         return found
@@ -206,7 +256,9 @@ def _differences(old: StudySpec, new: StudySpec) -> list[str]:
             if json.dumps(there.get(key, _ABSENT), sort_keys=True) != json.dumps(
                 here.get(key, _ABSENT), sort_keys=True
             ):  # 1 is not True here
-                found.append(f"{section} {key} ({_shown(there, key)} there, {_shown(here, key)} here)")
+                found.append(
+                    f"{section} {key} ({_shown(there, key)} there, {_shown(here, key)} here)"
+                )
     return found
 
 
@@ -224,11 +276,17 @@ def _by_path(spec: StudySpec, section: str) -> dict[str, Any]:
     data = spec.to_json()[section]
     if section == "grid":
         return {
-            axis["path"]: dict(zip(axis["values"], axis["contents"], strict=True)) if "contents" in axis else axis["values"]
+            axis["path"]: dict(zip(axis["values"], axis["contents"], strict=True))
+            if "contents" in axis
+            else axis["values"]
             for axis in data
         }
     return {
-        p["path"]: {k: v for k, v in p.items() if k != "path" and v is not None and v is not False and v not in ([], {})}
+        p["path"]: {
+            k: v
+            for k, v in p.items()
+            if k != "path" and v is not None and v is not False and v not in ([], {})
+        }
         for p in data
     }
 

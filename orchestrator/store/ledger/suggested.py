@@ -1,4 +1,5 @@
-"""The parameters that an objective asks for as it runs: written one by one, under the trial's lease.
+"""The parameters that an objective asks for as it runs: written one by one, under the trial's
+lease.
 
 Locks and lost answers as in `ledger`.
 """
@@ -29,7 +30,10 @@ def write_missing(c: Connection, row: Row, suggested: Sequence[tuple[Param, JSON
     """
     if not suggested:
         return
-    known = c.execute(sa.select(trial.c["values"]).where(trial.c.trial_id == row.trial_id)).scalar_one() or {}
+    known = (
+        c.execute(sa.select(trial.c["values"]).where(trial.c.trial_id == row.trial_id)).scalar_one()
+        or {}
+    )
     missing = [(param, value) for param, value in suggested if param.name not in known]
     if missing:
         optuna_rows.write_params(c, row.optuna_trial_id, [param for param, _ in missing])
@@ -43,16 +47,25 @@ class Suggested:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, claim: Claim, param: Param, value: JSONValue, *, check_first: Callable[[str], None] | None = None) -> Param:
-        """Gives a running trial one more parameter, in Optuna's tables and in ours; a parameter it has stays as it is.
+    def add(
+        self,
+        claim: Claim,
+        param: Param,
+        value: JSONValue,
+        *,
+        check_first: Callable[[str], None] | None = None,
+    ) -> Param:
+        """Gives a running trial one more parameter, in Optuna's tables and in ours; a parameter it
+        has stays as it is.
 
         No news: others learn of it when they look at what runs, and with the trial's end.
 
         Args:
             value: its true value.
-            check_first: for a name that the caller has seen in no trial: is called with the distribution (JSON) that another
-                trial of the study has for it, if one does, and raises if the two do not go together. Two trials that are the
-                first to use a name wait for each other.
+            check_first: for a name that the caller has seen in no trial: is called with the
+                distribution (JSON) that another trial of the study has for it, if one does, and
+                raises if the two do not go together. Two trials that are the first to use a name
+                wait for each other.
 
         Returns:
             What the trial has under that name now.
@@ -69,11 +82,19 @@ class Suggested:
                 if known is not None:
                     check_first(known)
             row = c.execute(held_by(claim)).one_or_none()
-            if row is None or row.state != "RUNNING" or not optuna_rows.has_trial(c, row.optuna_trial_id):
-                raise LeaseLostError(f"trial {claim.number} of study {claim.study_id} is another's or has ended by now")
+            if (
+                row is None
+                or row.state != "RUNNING"
+                or not optuna_rows.has_trial(c, row.optuna_trial_id)
+            ):
+                raise LeaseLostError(
+                    f"trial {claim.number} of study {claim.study_id} is another's or has ended "
+                    "by now"
+                )
             had = c.execute(
                 sa.select(optuna_trial_params).where(
-                    optuna_trial_params.c.trial_id == row.optuna_trial_id, optuna_trial_params.c.param_name == param.name
+                    optuna_trial_params.c.trial_id == row.optuna_trial_id,
+                    optuna_trial_params.c.param_name == param.name,
                 )
             ).one_or_none()
             if had is not None:
@@ -84,7 +105,9 @@ class Suggested:
         return param
 
     def distributions(self, study_id: int) -> dict[str, str]:
-        """Every parameter that any trial of the study has, with the distribution (JSON) that one of them has for it."""
+        """Every parameter that any trial of the study has, with the distribution (JSON) that one of
+        them has for it.
+        """
         query = (
             sa.select(optuna_trial_params.c.param_name, optuna_trial_params.c.distribution_json)
             .ext(distinct_on(optuna_trial_params.c.param_name))
@@ -99,7 +122,9 @@ class Suggested:
         query = (
             sa.select(optuna_trial_params.c.distribution_json)
             .join(optuna_trials, optuna_trials.c.trial_id == optuna_trial_params.c.trial_id)
-            .where(optuna_trials.c.study_id == claim.study_id, optuna_trial_params.c.param_name == name)
+            .where(
+                optuna_trials.c.study_id == claim.study_id, optuna_trial_params.c.param_name == name
+            )
             .where(optuna_trials.c.trial_id != claim.optuna_trial_id)
             .limit(1)
         )

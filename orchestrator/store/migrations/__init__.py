@@ -1,4 +1,6 @@
-"""Creates and upgrades both schemas: ours by Alembic under a version table of its own, Optuna's by Optuna."""
+"""Creates and upgrades both schemas: ours by Alembic under a version table of its own, Optuna's by
+Optuna.
+"""
 
 from __future__ import annotations
 
@@ -20,37 +22,43 @@ VERSION_TABLE = "version"
 OLDEST_SERVER = 140000
 _MAY_CREATE = sa.text(
     "SELECT has_schema_privilege('public', 'CREATE') AND "
-    "CASE WHEN to_regnamespace('orchestrator') IS NULL THEN has_database_privilege(current_database(), 'CREATE') "
+    "CASE WHEN to_regnamespace('orchestrator') IS NULL THEN "
+    "has_database_privilege(current_database(), 'CREATE') "
     "ELSE has_schema_privilege('orchestrator', 'CREATE') END"
 )
 _LOCK = 0x6F72636865737472  # "orchestr": one migration at a time in a database
 
 
 def migrate(database: Database, create_optuna_tables: Callable[[str], None]) -> None:
-    """Brings both schemas up to date; when ten start at once, one does the work and the others wait for it.
+    """Brings both schemas up to date; when ten start at once, one does the work and the others wait
+    for it.
 
     Args:
         create_optuna_tables: creates Optuna's tables at a URL unless they are there.
 
     Raises:
-        SchemaOutdatedError: Optuna's tables, or ours, are of a revision that this version does not know.
+        SchemaOutdatedError: Optuna's tables, or ours, are of a revision that this version does not
+            know.
     """
     with database.transaction() as connection:
         version = int(connection.execute(sa.text("SHOW server_version_num")).scalar_one())
         if version < OLDEST_SERVER:
             raise SchemaOutdatedError(
-                f"the database server is PostgreSQL {version // 10000}; PostgreSQL {OLDEST_SERVER // 10000} or newer is needed"
+                f"the database server is PostgreSQL {version // 10000}; PostgreSQL "
+                f"{OLDEST_SERVER // 10000} or newer is needed"
             )
         if _is_current(connection):
             return
     with database.transaction(statement_s=600, lock_s=600, idle_s=0) as connection:
-        # A transaction-level lock: a session-level one would leak through a pooler in transaction mode.
+        # A transaction-level lock: a session-level one would leak through a pooler in transaction
+        # mode.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         if _is_current(connection):
             return
         if not connection.execute(_MAY_CREATE).scalar_one():
             raise SchemaOutdatedError(
-                "the schemas of this database are missing or old, and its role may not change them; run as their owner:"
+                "the schemas of this database are missing or old, and its role may not change "
+                "them; run as their owner:"
                 " orchestrator db upgrade"
             )
         create_optuna_tables(database.url.render_as_string(hide_password=False))
@@ -78,19 +86,31 @@ def revisions() -> list[str]:
 
 def _is_current(connection: Connection) -> bool:
     known, ours = revisions(), None
-    if connection.execute(sa.text("SELECT to_regclass(:table)"), {"table": f"{SCHEMA}.{VERSION_TABLE}"}).scalar_one():
-        ours = connection.execute(sa.text(f"SELECT version_num FROM {SCHEMA}.{VERSION_TABLE}")).scalar_one_or_none()
+    if connection.execute(
+        sa.text("SELECT to_regclass(:table)"), {"table": f"{SCHEMA}.{VERSION_TABLE}"}
+    ).scalar_one():
+        ours = connection.execute(
+            sa.text(f"SELECT version_num FROM {SCHEMA}.{VERSION_TABLE}")
+        ).scalar_one_or_none()
     if ours is not None and ours not in known:
         raise SchemaOutdatedError(
-            f"the database has our schema in revision {ours}, made by a newer orchestrator: install that one"
+            f"the database has our schema in revision {ours}, made by a newer orchestrator: "
+            "install that one"
         )
-    has_optuna = connection.execute(sa.text("SELECT to_regclass('alembic_version')")).scalar_one() is not None
+    has_optuna = (
+        connection.execute(sa.text("SELECT to_regclass('alembic_version')")).scalar_one()
+        is not None
+    )
     if not has_optuna:
         return False
-    revision = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    revision = connection.execute(
+        sa.text("SELECT version_num FROM alembic_version")
+    ).scalar_one_or_none()
     if revision is not None and revision not in KNOWN_OPTUNA_REVISIONS:
         raise SchemaOutdatedError(
-            f"Optuna's tables in this database are of revision {revision}; this version writes only "
-            f"{', '.join(KNOWN_OPTUNA_REVISIONS)}. For an older one run: optuna storage upgrade --storage URL"
+            f"Optuna's tables in this database are of revision {revision}; this version writes "
+            "only "
+            f"{', '.join(KNOWN_OPTUNA_REVISIONS)}. For an older one run: optuna storage upgrade "
+            "--storage URL"
         )
     return revision is not None and ours == known[-1]

@@ -1,4 +1,6 @@
-"""Alembic's entry: runs the migrations on the connection that `migrate` opened, inside its transaction."""
+"""Alembic's entry: runs the migrations on the connection that `migrate` opened, inside its
+transaction.
+"""
 
 from alembic import context
 from sqlalchemy import text

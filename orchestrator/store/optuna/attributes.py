@@ -1,4 +1,6 @@
-"""What a trial leaves in Optuna's tables for people: a few facts of its last attempt, and the records of its artifacts."""
+"""What a trial leaves in Optuna's tables for people: a few facts of its last attempt, and the
+records of its artifacts.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,24 @@ from typing import Any
 from orchestrator.model import JSONValue
 
 ARTIFACT_KEY = "artifacts:{}"
-"""Of a trial's system attribute; Optuna's `upload_artifact` writes the record below it, as JSON within JSON."""
-FACT_KEYS = tuple(f"orchestrator:{name}" for name in ("host", "device", "commit", "peak_memory_mb", "duration_s"))
+"""Of a trial's system attribute; Optuna's `upload_artifact` writes the record below it, as JSON
+within JSON.
+"""
+FACT_KEYS = tuple(
+    f"orchestrator:{name}" for name in ("host", "device", "commit", "peak_memory_mb", "duration_s")
+)
 """User attributes for people, which no sampler has to read."""
 FAILURE_ATTR = "orchestrator:failure"
-"""User attribute of a failed trial: its kind and message, and of exhausted memory what is known of that."""
+"""User attribute of a failed trial: its kind and message, and of exhausted memory what is known of
+that.
+"""
 _SHORT = 12
 
 
 def fact_attrs(facts: Mapping[str, Any]) -> dict[str, JSONValue]:
-    """User attributes that tell host, device, commit, peak memory (MB of a million bytes) and duration (s), where known."""
+    """User attributes that tell host, device, commit, peak memory (MB of a million bytes) and
+    duration (s), where known.
+    """
     git, device, memory = facts.get("git"), facts.get("device"), facts.get("peak_memory_bytes")
     told = (
         facts.get("host"),
@@ -36,4 +46,7 @@ def _commit(git: Mapping[str, Any]) -> str:
 
 def artifact_attrs(artifacts: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
     """System attributes that hold the records of artifacts, by id."""
-    return {ARTIFACT_KEY.format(artifact_id): json.dumps(record) for artifact_id, record in artifacts.items()}
+    return {
+        ARTIFACT_KEY.format(artifact_id): json.dumps(record)
+        for artifact_id, record in artifacts.items()
+    }

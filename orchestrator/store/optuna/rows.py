@@ -1,4 +1,6 @@
-"""What we write into Optuna's own tables, as Optuna would: under the lock it takes, terminal once, numbers 0…n-1."""
+"""What we write into Optuna's own tables, as Optuna would: under the lock it takes, terminal once,
+numbers 0…n-1.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ from orchestrator.store.optuna.attributes import artifact_attrs
 LOCK_STUDY = Statement("SELECT FROM studies WHERE study_id = :study_id FOR UPDATE")
 """Takes the lock that Optuna takes before it draws a trial's id.
 
-Readers that cache (Optuna's do) ask for ids above the last they saw: drawn before the lock, one could commit late and be missed
-for ever.
+Readers that cache (Optuna's do) ask for ids above the last they saw: drawn before the lock, one
+could commit late and be missed for ever.
 """
 
 
@@ -32,8 +34,12 @@ def has_trial(c: Connection, trial_id: int) -> bool:
     return answer(c, _SHARE_TRIAL, {"trial_id": trial_id}) is not None
 
 
-def create_trial(c: Connection, study_id: int, trial_id: int, number: int, suggestion: Suggestion) -> None:
-    """Inserts a RUNNING trial with all its parameters; its id and number were drawn under the study's lock."""
+def create_trial(
+    c: Connection, study_id: int, trial_id: int, number: int, suggestion: Suggestion
+) -> None:
+    """Inserts a RUNNING trial with all its parameters; its id and number were drawn under the
+    study's lock.
+    """
     later(c, _INSERT_TRIAL, {"trial_id": trial_id, "study_id": study_id, "number": number})
     write_params(c, trial_id, suggestion.params)
     _write_attrs(c, _SET_SYSTEM_ATTRS, trial_id, suggestion.system_attrs)
@@ -41,7 +47,8 @@ def create_trial(c: Connection, study_id: int, trial_id: int, number: int, sugge
 
 _STUDY = Statement("SELECT study_id FROM studies WHERE study_id = :study_id")
 _SHARE_TRIAL = Statement("SELECT trial_id FROM trials WHERE trial_id = :trial_id FOR SHARE")
-# Optuna stores naive UTC. Arrays instead of a row each: 60,000 reports are one statement, whose text is always the same.
+# Optuna stores naive UTC. Arrays instead of a row each: 60,000 reports are one statement, whose
+# text is always the same.
 _INSERT_TRIAL = Statement(
     """
     INSERT INTO trials (trial_id, study_id, number, state, datetime_start)
@@ -60,18 +67,21 @@ _INSERT_VALUES = Statement(
     """
     INSERT INTO trial_values (trial_id, objective, value, value_type)
     SELECT :trial_id, v.objective - 1, v.value, CAST(v.type AS trialvaluetype)
-    FROM unnest(CAST(:values AS float8[]), CAST(:types AS text[])) WITH ORDINALITY AS v(value, type, objective)
+    FROM unnest(CAST(:values AS float8[]), CAST(:types AS text[])) WITH ORDINALITY AS v(value, type,
+        objective)
     """
 )
 _END_TRIAL = Statement(
     """
-    UPDATE trials SET state = CAST(:state AS trialstate), datetime_complete = timezone('utc', clock_timestamp())
+    UPDATE trials SET state = CAST(:state AS trialstate),
+        datetime_complete = timezone('utc', clock_timestamp())
     WHERE trial_id = :trial_id
     """
 )
 _ATTRS = """
     INSERT INTO {table} (trial_id, key, value_json)
-    SELECT :trial_id, a.key, a.value FROM unnest(CAST(:keys AS text[]), CAST(:values AS text[])) AS a(key, value)
+    SELECT :trial_id, a.key, a.value
+        FROM unnest(CAST(:keys AS text[]), CAST(:values AS text[])) AS a(key, value)
     ON CONFLICT (trial_id, key) DO {otherwise}
 """
 _SET = "UPDATE SET value_json = excluded.value_json"
@@ -94,14 +104,20 @@ def write_reports(c: Connection, trial_id: int, reports: Mapping[int, float]) ->
     if reports:
         rows = [(step, *_stored(value, "v").values()) for step, value in reports.items()]
         steps, values, types = (list(column) for column in zip(*rows, strict=True))
-        later(c, _INSERT_REPORTS, {"trial_id": trial_id, "steps": steps, "values": values, "types": types})
+        later(
+            c,
+            _INSERT_REPORTS,
+            {"trial_id": trial_id, "steps": steps, "values": values, "types": types},
+        )
 
 
 _INSERT_REPORTS = Statement(
     """
-    INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)
+    INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value,
+        intermediate_value_type)
     SELECT :trial_id, r.step, r.value, CAST(r.type AS trialintermediatevaluetype)
-    FROM unnest(CAST(:steps AS int[]), CAST(:values AS float8[]), CAST(:types AS text[])) AS r(step, value, type)
+    FROM unnest(CAST(:steps AS int[]), CAST(:values AS float8[]), CAST(:types AS text[])) AS r(step,
+        value, type)
     ON CONFLICT (trial_id, step) DO NOTHING
     """
 )
@@ -113,15 +129,31 @@ def write_user_attrs(c: Connection, trial_id: int, attrs: Mapping[str, JSONValue
 
 
 def write_constraints(
-    c: Connection, trial_id: int, constraints: Mapping[str, float], artifacts: Mapping[str, JSONValue] = MappingProxyType({})
+    c: Connection,
+    trial_id: int,
+    constraints: Mapping[str, float],
+    artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
 ) -> None:
-    """Adds constraints as Optuna's `set_constraint` does, and records of artifacts; what is there keeps its value."""
-    attrs = {**{f"constraints:{key}": value for key, value in constraints.items()}, **artifact_attrs(artifacts)}
+    """Adds constraints as Optuna's `set_constraint` does, and records of artifacts; what is there
+    keeps its value.
+    """
+    attrs = {
+        **{f"constraints:{key}": value for key, value in constraints.items()},
+        **artifact_attrs(artifacts),
+    }
     _write_attrs(c, _KEEP_SYSTEM_ATTRS, trial_id, attrs)
 
 
-def end_trial(c: Connection, trial_id: int, state: str, values: Sequence[float], attrs: Mapping[str, JSONValue]) -> None:
-    """Makes the trial terminal, with its last user attributes, and its objective values if it is COMPLETE."""
+def end_trial(
+    c: Connection,
+    trial_id: int,
+    state: str,
+    values: Sequence[float],
+    attrs: Mapping[str, JSONValue],
+) -> None:
+    """Makes the trial terminal, with its last user attributes, and its objective values if it is
+    COMPLETE.
+    """
     if values:
         rows = [tuple(_stored(value).values()) for value in values]
         stored, types = (list(column) for column in zip(*rows, strict=True))
@@ -130,7 +162,9 @@ def end_trial(c: Connection, trial_id: int, state: str, values: Sequence[float],
     later(c, _END_TRIAL, {"trial_id": trial_id, "state": state})
 
 
-def _write_attrs(c: Connection, statement: Statement, trial_id: int, attrs: Mapping[str, JSONValue]) -> None:
+def _write_attrs(
+    c: Connection, statement: Statement, trial_id: int, attrs: Mapping[str, JSONValue]
+) -> None:
     if attrs:
         values = [json.dumps(value) for value in attrs.values()]
         later(c, statement, {"trial_id": trial_id, "keys": list(attrs), "values": values})
@@ -138,5 +172,13 @@ def _write_attrs(c: Connection, statement: Statement, trial_id: int, attrs: Mapp
 
 def _stored(value: float, name: str = "value") -> dict[str, Any]:
     """Optuna's columns for a float that may be infinite, or NaN for an intermediate one."""
-    kind = "NAN" if math.isnan(value) else "FINITE" if math.isfinite(value) else "INF_POS" if value > 0 else "INF_NEG"
+    kind = (
+        "NAN"
+        if math.isnan(value)
+        else "FINITE"
+        if math.isfinite(value)
+        else "INF_POS"
+        if value > 0
+        else "INF_NEG"
+    )
     return {name: value if kind == "FINITE" else None, f"{name}_type": kind}

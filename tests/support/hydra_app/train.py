@@ -1,4 +1,5 @@
-"""A Hydra application as people have it: config groups, an optimizer nested in the model's, a line of metrics an epoch.
+"""A Hydra application as people have it: config groups, an optimizer nested in the model's, a line
+of metrics an epoch.
 
 A learning rate above 1 diverges: the first epoch says so, and the rest takes long.
 """
@@ -16,7 +17,12 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> None:
     level = (2.0 if cfg.model.name == "conv" else 1.0) - cfg.data.noise
     lr = cfg.model.optimizer.lr
-    seen = {"data": cfg.data.name, "optimizer": cfg.model.optimizer.name, "lr": lr, "channels": cfg.model.get("channels")}
+    seen = {
+        "data": cfg.data.name,
+        "optimizer": cfg.model.optimizer.name,
+        "lr": lr,
+        "channels": cfg.model.get("channels"),
+    }
     for epoch in range(cfg.epochs):
         print(json.dumps({"step": epoch, "value": level - (lr if lr > 1 else 0), **seen}))
         if lr > 1:

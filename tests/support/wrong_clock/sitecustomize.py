@@ -1,4 +1,6 @@
-"""Makes this process's wall clock wrong by ``CLOCK_OFF_BY_S`` seconds; the monotonic clock stays right."""
+"""Makes this process's wall clock wrong by ``CLOCK_OFF_BY_S`` seconds; the monotonic clock stays
+right.
+"""
 
 import datetime
 import os

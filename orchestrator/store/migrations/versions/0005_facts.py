@@ -13,5 +13,7 @@ SCHEMA = "orchestrator"
 
 
 def upgrade() -> None:
-    facts = sa.Column("facts", JSONB(), comment="the code, machine and device it ran on, and what it took")
+    facts = sa.Column(
+        "facts", JSONB(), comment="the code, machine and device it ran on, and what it took"
+    )
     op.add_column("attempt", facts, schema=SCHEMA)

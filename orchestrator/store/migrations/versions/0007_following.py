@@ -14,6 +14,12 @@ SCHEMA = "orchestrator"
 
 def upgrade() -> None:
     followed = "a launch follows it, and will have said so again by then"
-    op.add_column("study", sa.Column("followed_until", sa.DateTime(timezone=True), comment=followed), schema=SCHEMA)
-    refusals = sa.Column("refusals", JSONB(), comment="by study_id: a revision that it cannot serve, and why")
+    op.add_column(
+        "study",
+        sa.Column("followed_until", sa.DateTime(timezone=True), comment=followed),
+        schema=SCHEMA,
+    )
+    refusals = sa.Column(
+        "refusals", JSONB(), comment="by study_id: a revision that it cannot serve, and why"
+    )
     op.add_column("worker", refusals, schema=SCHEMA)

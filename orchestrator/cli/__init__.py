@@ -128,8 +128,9 @@ def _usage() -> str:
 
 {commands}
 
-Every command takes Hydra overrides (storage.path=/data, study.name=digits …) and Hydra's flags (--cfg job, --config-dir DIR,
---help). In launch, data.batch_size=32,64 makes a grid axis and optim.lr='tag(log, interval(1e-4, 1e-1))' a searched parameter.
+Every command takes Hydra overrides (storage.path=/data, study.name=digits …) and Hydra's flags
+(--cfg job, --config-dir DIR, --help). In launch, data.batch_size=32,64 makes a grid axis and
+optim.lr='tag(log, interval(1e-4, 1e-1))' a searched parameter.
 
   orchestrator launch experiment=digits
   orchestrator best study.name=digits"""

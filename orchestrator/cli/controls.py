@@ -119,7 +119,8 @@ def _change(call: Call, change: Callable[[Store, int], None]) -> int:
             t for t in store.reads.trials(row.study_id, live_only=True) if t.worker_id is not None
         ]
         held = "".join(f"\ntrial {t.number} is still held by worker {t.worker_id}" for t in running)
-        said = f"{now.state.lower()}{f' ({now.reason})' if now.reason else ''}{held if now.state != 'ACTIVE' else ''}"
+        reason = f" ({now.reason})" if now.reason else ""
+        said = f"{now.state.lower()}{reason}{held if now.state != 'ACTIVE' else ''}"
         _say(call, store, row, said, {})
     return 0
 

@@ -615,9 +615,8 @@ def _conclude(
         if mixed := provenance.changes_within(code):
             print(mixed)
         paths = [o for o in call.composed.overrides if o.startswith("paths.")]
-        print(
-            f"browse it: {call.composed.host.dashboard.url or hints.command(call, 'dashboard', *paths)}"
-        )
+        where = call.composed.host.dashboard.url or hints.command(call, "dashboard", *paths)
+        print(f"browse it: {where}")
     if interrupted:
         if progress.study.state == "ACTIVE":
             print(

@@ -65,9 +65,13 @@ def run(call: Call) -> int:
         }
     check_allowed(spec.objective, call.composed.host.worker.allow_targets)
     with _device(call, then) as held:
+        threads = (
+            "the libraries’ own threads"
+            if held.threads is None
+            else count_label(held.threads, "thread")
+        )
         print(
-            f"trial {trial.number} of {row.name} again: seed {seed}, {held.device.name},"
-            f" {'the libraries’ own threads' if held.threads is None else count_label(held.threads, 'thread')}",
+            f"trial {trial.number} of {row.name} again: seed {seed}, {held.device.name}, {threads}",
             file=sys.stderr,
         )
         running = _run(_job(call, row, spec, trial, seed, held.device), spec, held, told, known)

@@ -102,7 +102,7 @@ def test_a_study_that_a_worker_cannot_make_sense_of_keeps_it_from_no_other(
     assert store.reads.trials(strange.study_id) == []
 
 
-def test_whoever_leaves_a_study_is_told_what_stays_and_workers_and_status_say_that_nobody_follows_it(
+def test_leaving_a_study_says_what_stays_and_workers_and_status_say_that_nobody_follows_it(
     commands: Commands, store: Store
 ) -> None:
     stop = "orchestrator stop study.name=tiny"

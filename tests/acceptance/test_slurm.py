@@ -76,10 +76,16 @@ class Jobs:
         log = f"--output={self._commands.directory}/slurm-%j.out"
         self._ids.append(
             _slurm(
-                "sbatch", "--parsable", "--requeue", "--open-mode=append", log, *options, str(script),
+                "sbatch",
+                "--parsable",
+                "--requeue",
+                "--open-mode=append",
+                log,
+                *options,
+                str(script),
                 env=self._commands.environment(),
             )
-        )  # fmt: skip
+        )
         return self._ids[-1]
 
     def state(self, job: str) -> str:

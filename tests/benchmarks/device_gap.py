@@ -45,7 +45,8 @@ import sys, types, optuna
 from tests.support.timed import objective
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 url, name, sampler, trials, seconds = sys.argv[1:]
-made = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler, "random": optuna.samplers.RandomSampler}[sampler]()
+kinds = {"tpe": "TPESampler", "gp": "GPSampler", "random": "RandomSampler"}
+made = getattr(optuna.samplers, kinds[sampler])()
 study = optuna.load_study(study_name=name, storage=optuna.storages.RDBStorage(url), sampler=made)
 def run(trial):
     for name in "ab":

@@ -59,10 +59,14 @@ def test_workers_killed_at_random_lose_and_double_nothing(
     assert len(delays) > 1, "some of the killed held a trial"
     attempts = sum(t.attempts for t in store.reads.trials(study_id))
     figures(
-        kills=len(killed), taken_up=len(delays), usual_takeover_s=round(statistics.median(delays), 2),
+        kills=len(killed),
+        taken_up=len(delays),
+        usual_takeover_s=round(statistics.median(delays), 2),
         slowest_takeover_s=round(max(delays), 2),
-        attempts=attempts, cells=cells, seconds=round(time.monotonic() - began),
-    )  # fmt: skip
+        attempts=attempts,
+        cells=cells,
+        seconds=round(time.monotonic() - began),
+    )
     assert len(killed) == kills
     # A crowded machine keeps any process waiting for seconds: the slowest few may be its fault, in
     # the short form all.

@@ -245,7 +245,9 @@ FOR_NOBODY = {
     "change the server": "ALTER SYSTEM SET fsync = off",
 }
 NOT_FOR_WORKERS = {
-    "change what a study runs": """UPDATE orchestrator.study SET spec = '{"objective": {"_target_": "os.system"}}'""",
+    "change what a study runs": (
+        """UPDATE orchestrator.study SET spec = '{"objective": {"_target_": "os.system"}}'"""
+    ),
     "create a study": (
         "INSERT INTO orchestrator.study (study_id, name, spec, spec_hash) VALUES (1, 'x', "
         "'{}', 'x')"

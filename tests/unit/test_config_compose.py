@@ -299,7 +299,8 @@ def test_an_experiment_of_the_users_may_build_on_a_shipped_one(mine: Any) -> Non
 
 def test_a_users_option_goes_before_the_shipped_one_of_its_name(mine: Any) -> None:
     flag = mine(
-        experiment__digits="# @package _global_\nstudy: {name: not-yours}\nobjective: {_target_: a.b}\n"
+        experiment__digits="# @package _global_\nstudy: {name: not-yours}\n"
+        "objective: {_target_: a.b}\n"
     )
     assert spec(flag, "experiment=digits", "budget.trials=1").name == "not-yours"
 

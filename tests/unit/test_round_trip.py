@@ -258,10 +258,11 @@ GROUPS = {
     "optim/adam": "# @package params.optim\nlr: 0.01\nbetas: [0.9, 0.99]\n",
     "net/small": "width: 4\n",
     "net/big": "width: 40\n",
-    "experiment/one": "# @package _global_\ndefaults: [{/arch: mlp}]\nstudy: {name: first}\nobjective: "
-    "{_target_: my.train}\n"
+    "experiment/one": "# @package _global_\ndefaults: [{/arch: mlp}]\nstudy: {name: first}\n"
+    "objective: {_target_: my.train}\n"
     "params: {lr: 0.1, epochs: 3}\nbudget: {trials: 9}\n",
-    "experiment/two": "# @package _global_\ndefaults: [one]\ngrid: {arch: [mlp, cnn], optim: [sgd, adam]}\n"
+    "experiment/two": "# @package _global_\ndefaults: [one]\n"
+    "grid: {arch: [mlp, cnn], optim: [sgd, adam]}\n"
     "search: {arch.depth: {space: 'range(1, 4)', when: {arch: cnn}}, lr: 'interval(0.1, 1)'}\n",
 }
 

@@ -238,7 +238,9 @@ def test_what_cannot_be_stored_is_refused_where_it_was_said(tmp_path: Path) -> N
         "big_step": "ValueError: step must be in 0 … 2147483647, got 2147483648",
         "nul": "ValueError: user attribute 'a': text with a NUL character cannot be stored",
         "surrogate": "ValueError: user attribute 'a': text with a lone surrogate cannot be stored",
-        "nul_key": "ValueError: user attribute 'a\\x00': text with a NUL character cannot be stored",
+        "nul_key": (
+            "ValueError: user attribute 'a\\x00': text with a NUL character cannot be stored"
+        ),
         "int_key": (
             "TypeError: user attribute int: the name of a user attribute must be a string, "
             "got 1 (int)"

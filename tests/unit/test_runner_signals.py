@@ -191,7 +191,7 @@ def test_a_program_gets_sigterm_once(tmp_path: Path, by_all: bool) -> None:
     assert (checkpoints(tmp_path) / "told").read_text() == "told\n"
 
 
-def test_an_exception_that_comes_from_a_signal_to_all_is_no_failure_and_leaves_none_for_other_workers(
+def test_an_exception_from_a_signal_to_all_is_not_a_failure_and_leaves_none_to_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker, objective = Worker(), target("breaks_with_its_helper")
@@ -270,7 +270,7 @@ def test_a_worker_that_only_lets_its_trial_finish_gets_its_result_and_its_failur
     assert outcome.causes == ("exit", "exit:3")
 
 
-def test_a_keeper_that_imports_survives_the_signals_and_the_child_keeps_handlers_of_the_objectives_module(
+def test_an_importing_keeper_survives_signals_and_the_child_keeps_the_modules_handlers(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "mine.py").write_text(

@@ -280,7 +280,7 @@ class _Termination:
         self._meant = False
         self._over = False
         self.signals: dict[int, float] = {}
-        """The signals that this attempt got from others than the keeper, and when last, by the monotonic clock."""
+        """Signals not sent by the keeper, each with the monotonic time of the last one."""
         os.register_at_fork(after_in_child=self._forget)
 
     def arm(self) -> None:

@@ -182,7 +182,7 @@ class Metrics:
         """Says something in the log, once for each key."""
         if key not in self._noted:
             self._noted.add(key)
-            print(
+            print(  # noqa: T201
                 f"[orchestrator: metrics: {key + ': ' if key else ''}{text}]",
                 file=sys.stderr,
                 flush=True,

@@ -290,8 +290,10 @@ def describe_exception(error: BaseException, limit: int = 500) -> str:
 
 _INSTEAD = {  # modules that take a trial and refuse ours, in words that do not say what to do here
     "optuna.artifacts": "Here trial.log_artifact(path) stores a file with the trial.",
-    "optuna_integration.pytorch_distributed": "Here let the process that the objective was called in use trial itself, and send"
-    " the others what it got (torch.distributed.broadcast_object_list).",
+    "optuna_integration.pytorch_distributed": (
+        "Here let the process that the objective was called in use trial itself, and send the"
+        " others what it got (torch.distributed.broadcast_object_list)."
+    ),
 }
 
 

@@ -139,7 +139,9 @@ def _reason(
             f"a trial here is expected to improve the best result by {gain:.3g}, more than "
             "in any other cell"
         ),
-        "thompson leader": f"the best cell with probability {shares[which]:.2f}, drawn in proportion to it",
+        "thompson leader": (
+            f"the best cell with probability {shares[which]:.2f}, drawn in proportion to it"
+        ),
         "thompson challenger": (
             f"the likely rival of the leading cell (the best with probability {shares[which]:.2f})"
         ),

@@ -48,7 +48,10 @@ OTHERS_PATIENCE_S = 300  # for statements of others in this process, such as the
 
 # What is answered is on disk, whatever the server's default: a commit that decides waits for that.
 # Higher levels stay.
-_DURABLE = b"SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+_DURABLE = (
+    b"SELECT set_config('synchronous_commit', 'on', true)"
+    b" WHERE current_setting('synchronous_commit') = 'off'"
+)
 
 # SQLSTATE classes and codes of troubles that pass: connection, a server that takes no writes (a
 # standby, or one that protects its full disk), timeouts that ended the session, rollback

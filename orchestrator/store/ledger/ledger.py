@@ -607,8 +607,8 @@ _LOOK_BEFORE_CREATE = Statement(
             SELECT FROM (
                 SELECT n.values FROM orchestrator.trial n WHERE n.study_id = :study_id
                     AND n.created_seq > :known
-                ORDER BY n.created_seq OFFSET 0  -- by its index,
-                    however many there may be when that is planned
+                ORDER BY n.created_seq OFFSET 0
+                -- by its index, however many there may be when that is planned
             ) AS n
             WHERE CAST(:values AS text) IS NULL OR CAST(n.values AS jsonb) = CAST(:values AS jsonb)
         ) AS newer,

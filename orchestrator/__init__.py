@@ -1,7 +1,7 @@
-"""Hybrid hyperparameter tuning: an exact grid on the parameters that matter, a search over the
-rest, one Optuna study.
+"""Hybrid hyperparameter tuning: an exact grid over the parameters that matter, a search over the
+rest.
 
-For the objective's module: ``from orchestrator import Trial, TrialPruned``.
+Both share one Optuna study. Objectives import ``from orchestrator import Trial, TrialPruned``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ __all__ = ["Trial", "TrialPruned", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the runner only for who asks: every process of ours imports this package."""
+    """Imports the runner only when it is used: every process of this program imports
+    this package.
+    """
     if name in ("Trial", "TrialPruned"):
         return getattr(importlib.import_module("orchestrator.runner"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

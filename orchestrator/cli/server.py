@@ -1,4 +1,6 @@
-"""The commands that stay: worker, dashboard; and the ones about the database itself."""
+"""The commands that run until they are ended, `worker` and `dashboard`, and `db` for the database
+itself.
+"""
 
 from __future__ import annotations
 
@@ -22,50 +24,54 @@ from orchestrator.store.embedded import server as embedded
 from orchestrator.worker.contact import HealthFile
 
 LAUNCHER_PID = "ORCHESTRATOR_LAUNCHER_PID"
-"""Set by `launch` for the workers it starts: they end, in order, when it dies."""
+"""Set by `launch` for the workers it starts: they shut down in an orderly way when it dies."""
 _RETRY_S = 2.0
 _COLLECT_EVERY = 20_000
 
 
 def worker(call: Call) -> int:
-    """Serves all active studies until told to end; waits for a database that is not up yet."""
+    """Serves all active studies until it is signalled to end; waits for a database that is not up
+    yet.
+    """
     logs.configure("worker")
     with Ending(0) as ending, ExitStack() as stack:
         host = call.composed.host
         artifacts = checked_place(host.paths.artifacts, host.paths.data)
-        # checked before the wait for the database, and the file of a worker before is gone
+        # Checks the path and removes an earlier worker's file before the wait for the database.
         HealthFile(host.worker.health_file)
         if launcher := os.environ.pop(LAUNCHER_PID, None):
             linux.die_with_parent(signal.SIGTERM, int(launcher))
-        # A study's trials are a million objects that stay; collections that look through them take
-        # as long as to read them.
+
+        # A large study is a million long-lived objects. To scan them in a collection takes as long
+        # as to read them from the database, so collect less often.
         gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
-        from orchestrator.worker.worker import Worker  # brings Optuna, which no other command needs
+        # imports Optuna, which most commands do not need
+        from orchestrator.worker.worker import Worker
 
         gc.freeze()
-        store = _patiently(call, stack)
+        store = _open_patiently(call, stack)
         command = functools.partial(hints.command, call)
         served = Worker(
             store, host.worker, host.paths.runs, host.paths.checkpoints, artifacts, command
         )
         with served.signals():
-            if not ending.asked:  # by a signal whose `SystemExit` an import swallowed
+            # Already requested if an import swallowed the `SystemExit` of an early signal.
+            if not ending.requested:
                 served.run()
-            ending.asked = True  # nothing is to cut short how it takes its leave
+            ending.requested = True  # a late signal must not cut the shutdown short
     return 0
 
 
 def dashboard(call: Call) -> int:
     """Serves optuna-dashboard until interrupted."""
-    # slow to import, and no other command needs it
-    from orchestrator.dashboard import Access, serve
+    from orchestrator.dashboard import Access, serve  # slow to import, needed only here
 
     logs.configure("dashboard")
     host = call.composed.host
     access = Access.checked(host.dashboard)
     artifacts = ArtifactPlace(checked_place(host.paths.artifacts, host.paths.data))
     with Ending(0), ExitStack() as stack:
-        serve(_patiently(call, stack), access, artifacts)
+        serve(_open_patiently(call, stack), access, artifacts)
     return 0
 
 
@@ -74,8 +80,8 @@ def database(call: Call) -> int:
     storage = call.composed.host.storage
     if call.action in ("start", "stop") and storage.kind != "embedded":
         raise ConfigError(
-            f"db {call.action} is for the embedded server; storage.url names a server that is "
-            "run by others"
+            f"db {call.action} is only for the embedded server; storage.url names a server that "
+            "this program does not manage"
         )
     if call.action == "stop":
         assert storage.path is not None
@@ -88,24 +94,22 @@ def database(call: Call) -> int:
         if call.action == "url":
             print(store.url)
         elif call.action == "start":
-            print(f"the embedded server is up until 'orchestrator db stop': {store.shown_url}")
+            print(f"the embedded server runs until 'orchestrator db stop': {store.shown_url}")
         else:
             print(f"the schemas of {store.shown_url} are up to date")
-            if (told := store.doctor.older_optuna()) is not None:
-                print(f"note: {told}")
+            if (note := store.doctor.older_optuna()) is not None:
+                print(f"note: {note}")
     return 0
 
 
-def _patiently(call: Call, stack: ExitStack) -> Store:
-    """Opens the database, waiting as long as it takes for it to answer; what was opened is closed
-    with `stack`.
-    """
-    said = ""
+def _open_patiently(call: Call, stack: ExitStack) -> Store:
+    """Opens the database, however long it takes to answer; closes it with `stack`."""
+    last_problem = ""
     while True:
         try:
             return stack.enter_context(call.store())
         except StoreUnavailableError as error:
-            if str(error) != said:
+            if str(error) != last_problem:
                 logger.warning("%s; waiting for it", error)
-                said = str(error)
+                last_problem = str(error)
         time.sleep(_RETRY_S)

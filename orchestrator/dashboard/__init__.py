@@ -1,5 +1,5 @@
-"""The web pages: optuna-dashboard over the study's storage, behind a guard that makes it safe to
-leave open.
+"""The web pages: optuna-dashboard on the study's storage, behind a guard that makes it safe to
+leave running.
 """
 
 from orchestrator.dashboard.access import Access

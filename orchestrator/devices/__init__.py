@@ -1,5 +1,5 @@
-"""The devices of this host: GPUs by UUID, or its CPU; how a child is pinned to one, a lock on each
-slot, who else uses it.
+"""The devices of this host, GPUs (by UUID) or its CPU: discovery, pinning of children, locks,
+occupancy.
 """
 
 from __future__ import annotations

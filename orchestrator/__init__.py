@@ -1,7 +1,7 @@
-"""Hybrid hyperparameter tuning: an exact grid over the parameters that matter, a search over the
-rest.
+"""Hybrid hyperparameter tuning: an exact grid and a search in one Optuna study.
 
-Both share one Optuna study. Objectives import ``from orchestrator import Trial, TrialPruned``.
+The grid covers the parameters that matter, the search the rest. Objectives import ``from
+orchestrator import Trial, TrialPruned``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ __all__ = ["Trial", "TrialPruned", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the runner only when it is used: every process of this program imports
-    this package.
-    """
+    """Imports the runner on first use: every process of this program imports this package."""
     if name in ("Trial", "TrialPruned"):
         return getattr(importlib.import_module("orchestrator.runner"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,6 @@
-"""The errors that users can see, each with its exit code. Each package translates third-party
-errors to these.
+"""The errors that users can see, each with its exit code.
+
+Each package translates third-party errors to these.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ class StoreUnavailableError(OrchestratorError):
 
 
 class SchemaOutdatedError(OrchestratorError):
-    """The database holds a schema this version does not know; the message names the
-    command to run.
+    """The database holds a schema this version does not know.
+
+    The message names the command to run.
     """
 
     exit_code = 4
@@ -60,11 +62,9 @@ ELSEWHERE: Final = "set ORCHESTRATOR_DATA_DIR to a directory that you can write"
 """Advice for when the default data directory, below the home directory, cannot be used."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns `` (did you mean 'x'?)`` for the known word closest to `word`, or an empty string if
-    none is close.
-    """
-    candidates = list(known)
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """Returns `` (did you mean 'x'?)`` for the closest of `words`; empty if none is close."""
+    candidates = list(words)
     close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     if not close:  # both 'optm.lr' and 'lr' should find 'optim.lr'
         close = [c for c in candidates if c.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:1]
@@ -72,8 +72,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def denied(path: str | Path) -> str | None:
-    """Returns which file or directory on the way to `path` this process's user may not read, and
-    why.
+    """Returns which file or directory on the way to `path` this user may not read, and why.
 
     None if all can be read. Python and Hydra treat a directory that they cannot read (such as a
     bind mount with mode 0700) as an empty one, so their own errors are misleading.

@@ -7,9 +7,7 @@ import signal
 from collections import Counter
 
 CRASH_AT = "ORCHESTRATOR_CRASH_AT"
-"""``step`` or ``step:n``: the process kills itself with SIGKILL the first, or n-th, time it reaches
-the step.
-"""
+"""``step`` or ``step:n``: SIGKILL when the process reaches the step, or the n-th time."""
 
 _passed: Counter[str] = Counter()
 

@@ -1,6 +1,4 @@
-"""The commands' log: one line per message on standard error, with the time and the name of the
-process.
-"""
+"""The commands' log: one line per message on standard error, with time and process name."""
 
 from __future__ import annotations
 
@@ -11,8 +9,9 @@ logger = logging.getLogger("orchestrator")
 
 
 def configure(name: str) -> None:
-    """Logs to standard error as ``12:03:59 worker 3: text``; other libraries only from
-    WARNING on.
+    """Logs to standard error as ``12:03:59 worker 3: text``.
+
+    Other libraries only from WARNING on.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"%(asctime)s {name}: %(message)s", datefmt="%H:%M:%S"))

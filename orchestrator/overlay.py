@@ -1,5 +1,6 @@
-"""Overlays a trial's values on ``params``; shared by everything that shows, checks or
-runs a trial.
+"""Overlays a trial's values on ``params``.
+
+Shared by everything that shows, checks or runs a trial.
 """
 
 from __future__ import annotations

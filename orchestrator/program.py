@@ -1,4 +1,5 @@
 """``objective.command``: a program, its arguments, and which part of its output is the result.
+
 Pure.
 
 The command is split into words as a shell would split it, but no shell expands them. Within a word,
@@ -43,9 +44,7 @@ _TOKEN: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 @dataclass(frozen=True)
 class Result:
-    """Where the trial's result comes from: the last value of each of `metrics`, or the last match
-    of `regex`.
-    """
+    """The result's source: the last value of each of `metrics`, or the last match of `regex`."""
 
     metrics: tuple[str, ...] = ()
     regex: str | None = None
@@ -68,17 +67,14 @@ class Program:
 
     @property
     def appends_overrides(self) -> bool:
-        """Whether every parameter is appended as ``key=value``: if requested, or if the command
-        names none.
-        """
+        """Whether all parameters are appended as ``key=value``: on request, or if none is named."""
         if self.overrides == "auto":
             return not any(name == "params_file" or name not in FACTS for name in self.placeholders)
         return self.overrides
 
     @property
     def may_be_hydra(self) -> bool:
-        """Whether the program gets Hydra settings if it is a Hydra app: if requested, or by
-        default.
+        """Whether the program gets Hydra settings if it is a Hydra app: on request, or by default.
 
         The default is no where `overrides` is False, so that nothing is appended.
         """
@@ -98,9 +94,7 @@ class Program:
 
     @property
     def _is_multirun(self) -> bool:
-        """Whether ``-m`` is an option of the script or module, not of the interpreter or launcher
-        before it.
-        """
+        """Whether ``-m`` is an option of the script, not of an interpreter or launcher."""
         words = self.words
         begin = next((index + 1 for index, word in enumerate(words) if word.endswith(".py")), None)
         if begin is None:  # a module: `python -u -m pkg.train`, `torchrun -m pkg.train`

@@ -16,9 +16,7 @@ from typing import Any, Final, TypeAlias
 Handler: TypeAlias = Callable[[int, FrameType | None], Any]
 
 ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""SIGUSR1 and SIGUSR2 are the warnings that batch systems send before SIGTERM (Slurm's
-``--signal``, submitit).
-"""
+"""Batch systems send SIGUSR1 and SIGUSR2 ahead of SIGTERM (Slurm's ``--signal``, submitit)."""
 
 
 def handle(handler: Handler) -> dict[signal.Signals, Any]:
@@ -42,8 +40,9 @@ def restore(handlers: dict[signal.Signals, Any]) -> None:
 
 
 def end_at_once(code: int) -> None:
-    """From now on, each of `ENDING` exits this process with `code`; for the time before there is
-    anything to undo.
+    """From now on, each of `ENDING` exits this process with `code`.
+
+    For the time before there is anything to undo.
     """
     handle(lambda *_: os._exit(code))
 
@@ -55,8 +54,9 @@ def shut_out() -> None:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """A process started in this block receives none of `ENDING` until it calls `let_in`; then the
-    pending ones.
+    """A process started in this block receives none of `ENDING` until it calls `let_in`.
+
+    Then the pending ones.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:

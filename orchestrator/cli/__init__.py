@@ -1,6 +1,4 @@
-"""The commands: parses the subcommand, composes the Hydra config, runs it, maps errors to exit
-codes.
-"""
+"""The commands: parses and runs a subcommand, and maps errors to exit codes."""
 
 from __future__ import annotations
 
@@ -69,8 +67,9 @@ _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code. A user's mistake is one line on standard error,
-    never a traceback.
+    """Runs one command; returns its exit code.
+
+    A user's mistake is one line on standard error, never a traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     logs.configure("orchestrator")

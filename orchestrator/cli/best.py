@@ -1,6 +1,4 @@
-"""The command `best`: the best trial, the overrides that repeat it, and the config to
-train with.
-"""
+"""The command `best`: the best trial, its values as overrides, and the config to train with."""
 
 from __future__ import annotations
 
@@ -162,9 +160,7 @@ def trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
 
 
 def _put_suggested(config: DictConfig, name: str, value: Any) -> None:
-    """Puts a value where an objective that suggests `name` finds it: at that path, else under that
-    key.
-    """
+    """Puts a value where the objective looks for `name`: at that path, else under that key."""
     if all(name.split(".")):
         with suppress(OmegaConfBaseException):  # such as a.b next to a plain value called a
             OmegaConf.update(config, name, value, merge=False, force_add=True)

@@ -1,6 +1,4 @@
-"""One command line: the subcommand's own words, Hydra's flags, the composed config,
-the database.
-"""
+"""A command line: the subcommand's own words, Hydra's flags, the config, the database."""
 
 from __future__ import annotations
 
@@ -128,8 +126,9 @@ class Call:
 
     @contextmanager
     def store(self) -> Iterator[Store]:
-        """The database of the `storage` settings, migrated; an embedded server stays up within the
-        block.
+        """The database of the `storage` settings, migrated.
+
+        An embedded server stays up within the block.
 
         Raises:
             StoreUnavailableError: it cannot be reached or started.

@@ -121,8 +121,7 @@ def _read(
 
 
 def _insist(store: Store, read: Callable[[], T], *, once: bool = False) -> T:
-    """What `read` returns, retried until the database answers: it may be down just as the study
-    ends.
+    """What `read` returns, retried until the database answers: it may be down as the study ends.
 
     Raises:
         StoreUnavailableError: it does not answer, and `once` allows one try only.

@@ -32,8 +32,9 @@ def resume(call: Call) -> int:
 
 
 def stop(call: Call) -> int:
-    """Ends the study once its running trials have ended; with ``--now`` they are given
-    back first.
+    """Ends the study once its running trials have ended.
+
+    With ``--now`` they are given back first.
     """
     now = "--now" in call.switches
 

@@ -15,8 +15,9 @@ MOST_CELLS = 500
 
 
 def of_cells(store: Store, progress: Progress) -> list[CellEstimate | None]:
-    """An estimate for each cell of `progress`, None where there is none; repeated calls give the
-    same.
+    """An estimate for each cell of `progress`, None where there is none.
+
+    Repeated calls give the same.
     """
     cells = [cell.values for cell in progress.cells]
     if progress.n_cells > MOST_CELLS or not any(cell.completed for cell in progress.cells):

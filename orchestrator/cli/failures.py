@@ -1,6 +1,4 @@
-"""Failed trials in `launch` and `status`: each kind of failure once in full, then how many there
-were.
-"""
+"""Failed trials in `launch` and `status`: each kind of failure once in full, then counts."""
 
 from __future__ import annotations
 
@@ -40,9 +38,7 @@ class Kind:
 
 
 class Failures:
-    """The failed trials of a study since its last launch, by kind, as far as they have
-    been read.
-    """
+    """A study's failed trials since its last launch, by kind, as far as they were read."""
 
     def __init__(self, store: Store, row: StudyRow) -> None:
         self._store = store
@@ -74,8 +70,7 @@ class Failures:
         return before
 
     def show(self, view: View) -> None:
-        """Prints what is new: a new kind in full, a known kind as a count, each time it has
-        doubled.
+        """Prints what is new: a new kind in full, a known kind as a count when it has doubled.
 
         Raises:
             StoreUnavailableError: the database does not answer.

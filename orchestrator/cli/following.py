@@ -112,8 +112,9 @@ def unserved(call: Call, study: str, servers: Servers) -> str | None:
 
 
 def unfollowed(call: Call, row: StudyRow) -> str | None:
-    """A note that an active study runs without a launch that follows it, and how to end it; else
-    None.
+    """A note that an active study runs without a launch that follows it, and how to end it.
+
+    Else None.
     """
     if row.followed or row.state != "ACTIVE":
         return None

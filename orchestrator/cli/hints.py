@@ -21,9 +21,7 @@ _ELSE_IN_COMPOSE: Final = "docker compose exec dashboard orchestrator"
 
 
 def command(call: Call, name: str, *words: str) -> str:
-    """The command line that runs `name` with `words` on this call's storage: ``orchestrator stop
-    …``.
-    """
+    """The command line for `name` with `words` on this call's storage: ``orchestrator stop …``."""
     if os.environ.get(COMPOSE):
         begin = _IN_COMPOSE.get(name) or f"{_ELSE_IN_COMPOSE} {name}"
         more = () if name == "worker" else words
@@ -32,8 +30,9 @@ def command(call: Call, name: str, *words: str) -> str:
 
 
 def _storage_words(call: Call) -> list[str]:
-    """The overrides another command needs to find this storage; a URL is elided, as it may hold a
-    password.
+    """The overrides another command needs to find this storage.
+
+    A URL is elided, as it may hold a password.
     """
     storage = call.composed.host.storage
     if storage.kind == "postgres":

@@ -100,9 +100,7 @@ def _checked(call: Call) -> tuple[StudySpec, list[tuple[str, str]]]:
 
 
 def _about_code(store: Store, row: StudyRow, spec: StudySpec, *, created: bool) -> list[str]:
-    """Notes on the objective's code: it runs as a Hydra app, or it has changed since earlier
-    trials.
-    """
+    """Notes on the objective's code: it runs as a Hydra app, or has changed since."""
     if not created:
         return provenance.change_since(store.reads.code(row.study_id), code_now(spec.objective))
     if is_hydra_app(spec.objective):
@@ -116,9 +114,7 @@ def _about_code(store: Store, row: StudyRow, spec: StudySpec, *, created: bool) 
 
 
 def _announce_devices(call: Call, store: Store, view: screen.View) -> None:
-    """Prints what otherwise only the workers' logs say: no GPU was found, or other
-    programs use it.
-    """
+    """Prints what else only the workers' logs say: no GPU was found, or other programs use it."""
     settings = call.composed.host.worker
     here = Slots(store, settings)
     if here.why_cpu is not None:

@@ -1,6 +1,4 @@
-"""The loop in which `launch` follows its study: shows it, sweeps, replaces workers, passes on
-signals.
-"""
+"""The loop of `launch`: shows the study, sweeps, replaces workers, forwards signals."""
 
 from __future__ import annotations
 
@@ -31,8 +29,9 @@ _SHARE_OF_READING: Final = 0.1
 
 
 class FollowedStudy:
-    """The study of this launch, as the database has it; `row` changes if it had to be launched
-    again.
+    """The study of this launch, as the database has it.
+
+    `row` changes if it had to be launched again.
     """
 
     def __init__(
@@ -57,9 +56,7 @@ class FollowedStudy:
         self._news = 0
 
     def keep_launched(self) -> StudyRow:
-        """The study's row; launches the study again if another server answers and has lost this
-        launch.
-        """
+        """The study's row; launches it again if another server answers that has lost it."""
         server = self.store.reads.server()
         self._unsure = self._unsure or self._failover.changed(server)
         self._note_failover(self._failover.note(server))
@@ -176,8 +173,9 @@ def announcement(call: Call, spec: StudySpec, launched: Launched) -> str:
 
 @contextmanager
 def _forwarded_signals(workers: LocalWorkers, view: screen.View) -> Iterator[list[int]]:
-    """Forwards the signals of `signals.ENDING` to this launch's workers; yields a list of those
-    received.
+    """Forwards the signals of `signals.ENDING` to this launch's workers.
+
+    Yields a list of those received.
     """
     received: list[int] = []
 
@@ -201,9 +199,7 @@ def _forwarded_signals(workers: LocalWorkers, view: screen.View) -> Iterator[lis
 
 
 def _leave_terminal() -> None:
-    """Sends further output to /dev/null if the terminal is gone: writing to it would
-    be an error.
-    """
+    """Sends further output to /dev/null if the terminal is gone: writing to it would fail."""
     for stream in (1, 2):
         try:
             os.write(stream, b"")

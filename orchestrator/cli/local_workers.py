@@ -22,8 +22,9 @@ from orchestrator.model import StudySpec, count_label
 _RESTARTS: Final = 5
 """Consecutive failures of workers, while no trial is spent, after which the launch gives up."""
 _PAUSE_S: Final = (0.2, 10.0)
-"""First and longest pause before a dead worker is replaced; doubled each time while no trial is
-spent.
+"""First and longest pause before a dead worker is replaced.
+
+Doubled each time while no trial is spent.
 """
 
 

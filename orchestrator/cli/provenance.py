@@ -15,9 +15,7 @@ _MOST_RANGES: Final = 8
 
 
 def of_trials(store: Store, row: StudyRow, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
-    """For each trial its seed and facts (None if not recorded), its artifacts, and the `rerun`
-    command.
-    """
+    """Each trial's seed and facts (None if not recorded), artifacts, and `rerun` command."""
     artifacts = store.reads.artifacts(row.study_id, [trial.number for trial in trials])
     found = []
     for trial in trials:
@@ -65,9 +63,7 @@ def _code(git: Mapping[str, Any] | None) -> str:
 
 
 def change_since(rows: Sequence[CodeRow], now: Mapping[str, Any]) -> list[str]:
-    """For a launch: which trials of its study ran code that differs from `now`, one line per
-    version.
-    """
+    """Which trials of the study ran code that differs from `now`, one line per version."""
     return [
         f"the objective's code has changed since {trial_ranges(row.numbers)}: {changed}"
         for row in rows
@@ -76,8 +72,9 @@ def change_since(rows: Sequence[CodeRow], now: Mapping[str, Any]) -> list[str]:
 
 
 def changes_within(rows: Sequence[CodeRow]) -> str | None:
-    """A note that trials of a study ran different code, and which; None if no difference is
-    recorded.
+    """A note that trials of a study ran different code, and which.
+
+    None if no difference is recorded.
     """
     if not rows:
         return None
@@ -96,8 +93,9 @@ def code_data(rows: Sequence[CodeRow]) -> list[dict[str, Any]]:
 
 
 def trial_ranges(numbers: Sequence[int]) -> str:
-    """``trial 3``, ``trials 0–23, 30``; if there are many ranges, the first few and how many trials
-    follow.
+    """``trial 3``, ``trials 0–23, 30``.
+
+    If there are many ranges, the first few and how many trials follow.
     """
     runs = _runs_of(numbers)
     ranges = [
@@ -143,8 +141,9 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _changed_files(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The source files that differ, or the hash of all where single ones are not recorded; empty if
-    none does.
+    """The source files that differ, or the hash of all where single ones are not recorded.
+
+    Empty if none does.
     """
     if then["hash"] == now["hash"]:
         return ""
@@ -173,9 +172,7 @@ def _commit(git: Mapping[str, Any]) -> str:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between then and now, of all that may change a result: ``torch 2.13.0 (then
-    2.12.1)``.
-    """
+    """What has changed of all that may change a result: ``torch 2.13.0 (then 2.12.1)``."""
     before, after = _flat(then), _flat(now)
     names = [*after, *(name for name in before if name not in after)]
     changed = [name for name in names if before.get(name) != after.get(name)]

@@ -15,8 +15,9 @@ _DIFFERS = 1
 
 
 def run(call: Call) -> int:
-    """Asks the sampler of trial N again; 0 if it suggests the values that the trial
-    got, 1 if not.
+    """Asks the sampler of trial N again.
+
+    0 if it suggests the values that the trial got, 1 if not.
     """
     number = call.number("trial")
     if number is None:

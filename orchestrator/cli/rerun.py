@@ -29,10 +29,10 @@ from orchestrator.model import (
 from orchestrator.runner import (
     ABOUT,
     Job,
-    PruneAsked,
+    PruneQuestion,
     Running,
-    StudyAsked,
-    SuggestAsked,
+    StudyQuestion,
+    SuggestQuestion,
     check_allowed,
 )
 from orchestrator.runner.protocol import rundir
@@ -45,8 +45,9 @@ _FINAL = ("COMPLETE", "PRUNED", "FAIL")
 
 
 def run(call: Call) -> int:
-    """Runs trial N, or the best one, again without changing the study; 0 if its value is
-    bit-identical, else 1.
+    """Runs trial N, or the best one, again without changing the study.
+
+    0 if its value is bit-identical, else 1.
     """
     wanted = None if call.words.get("trial") == "best" else call.number("trial", or_word="best")
     with call.store() as store:
@@ -128,9 +129,7 @@ def _seed_of_ask(store: Store, row: StudyRow, number: int) -> int:
 
 
 def _device(call: Call, then: Mapping[str, Any]) -> HeldSlot:
-    """A device of the kind that the trial ran on, unless `worker.devices` names one, and its
-    threads.
-    """
+    """A device of the trial's kind, unless `worker.devices` names one, and its threads."""
     settings = call.composed.host.worker
     kind = (then.get("device") or {}).get("kind")
     selection = ["cpu"] if settings.devices is None and kind == "cpu" else settings.devices
@@ -201,18 +200,18 @@ def _run(
         running = runner.start(job)
         while running.outcome is None:
             for message in running.poll(1.0):
-                if isinstance(message, PruneAsked):
+                if isinstance(message, PruneQuestion):
                     running.answer_prune(False)
-                elif isinstance(message, SuggestAsked):
+                elif isinstance(message, SuggestQuestion):
                     _answer(running, message, answers)
-                elif isinstance(message, StudyAsked):
+                elif isinstance(message, StudyQuestion):
                     running.answer_study(message.about, study_facts[message.about])
         return running
     finally:
         runner.close()
 
 
-def _answer(running: Running, question: SuggestAsked, answers: search.Answers | None) -> None:
+def _answer(running: Running, question: SuggestQuestion, answers: search.Answers | None) -> None:
     name = question.name
     try:
         answer = None

@@ -1,5 +1,6 @@
-"""How studies are shown: the plan before a launch, live progress, the results. Never reads the
-database.
+"""How studies are shown: the plan before a launch, live progress, the results.
+
+Never reads the database.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ _MOST_TEXT = 60  # characters of one declaration in a plan
 
 
 class View:
-    """Progress on standard output: a live table on a terminal, else plain lines. ``--json`` uses
-    standard error.
+    """Progress on standard output: a live table on a terminal, else plain lines.
+
+    ``--json`` uses standard error.
     """
 
     def __init__(self, spec: StudySpec, *, as_json: bool) -> None:
@@ -71,8 +73,9 @@ class View:
             self._console.print(Text(text))
 
     def update(self, progress: Progress) -> None:
-        """Shows where the study stands; without a terminal, at most one line per ten seconds, after
-        trials end.
+        """Shows where the study stands.
+
+        Without a terminal, at most one line per ten seconds, after trials end.
         """
         if self._live is not None:
             with self._unless_gone():
@@ -89,8 +92,7 @@ class View:
 
     @contextmanager
     def _unless_gone(self) -> Iterator[None]:
-        """Drops the output for good when its reader is gone (rich raises SystemExit) or the disk is
-        full.
+        """Drops all output once its reader is gone (rich raises SystemExit) or the disk is full.
 
         Neither is a reason to end a study.
         """
@@ -124,8 +126,9 @@ def headline(spec: StudySpec, progress: Progress) -> str:
 
 
 def _seconds_left(progress: Progress) -> float | None:
-    """At the pace since the launch; None before the first trial has ended, and when
-    none is left.
+    """At the pace since the launch.
+
+    None before the first trial has ended, and when none is left.
     """
     if progress.spent_since == 0 or progress.spent >= progress.total:
         return None
@@ -146,8 +149,9 @@ def cell_table(
     estimates: Estimates = (),
     n_cells: int | None = None,
 ) -> RenderableType:
-    """One row per cell: its values, counts, best value. If there is no room for all, those that
-    need attention.
+    """One row per cell: its values, counts, best value.
+
+    If there is no room for all, those that need attention.
 
     Args:
         n_cells: the number of all cells, if `cells` are only some of them.
@@ -204,8 +208,9 @@ def cell_table(
 
 
 def _remark(cell: CellRow) -> str:
-    """Why the cell gets no trials, or none on some devices, or has no complete one; empty if all is
-    well.
+    """Why the cell gets no trials, or none on some devices, or has no complete one.
+
+    Empty if all is well.
     """
     if cell.state == "CLOSED":
         return f"closed: {cell.reason}"
@@ -250,9 +255,7 @@ def cell_comments(spec: StudySpec, cells: Sequence[CellRow], estimates: Estimate
 
 
 def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequence[str] = ()) -> str:
-    """What `launch` would do: cells, parameters as declared and as Optuna stores them, shares,
-    `remarks`.
-    """
+    """What `launch` would do: cells, parameters as declared and as stored, shares, `remarks`."""
     lines = [
         (
             f"study {spec.name}: "
@@ -346,9 +349,7 @@ def best_trials(spec: StudySpec, trials: list[TrialRow]) -> list[TrialRow]:
 def results(
     spec: StudySpec, progress: Progress, best: list[TrialRow], estimates: Estimates = ()
 ) -> str:
-    """The end of a launch: counts, the best trial with its parameters, the best of every cell and
-    its estimate.
-    """
+    """The end of a launch: counts, the best trial, and the best and the estimate of every cell."""
     console = Console(file=io.StringIO(), width=max(150, Console().width), highlight=False)
     with console.capture() as captured:
         console.print(Text(headline(spec, progress)), soft_wrap=True)
@@ -378,8 +379,9 @@ def describe_trial(spec: StudySpec, trial: TrialRow) -> str:
 def as_data(
     spec: StudySpec, progress: Progress, best: list[TrialRow], estimates: Estimates = ()
 ) -> dict[str, Any]:
-    """The same as `results` for programs: plain data for JSON; without `estimates` their fields are
-    null.
+    """The same as `results` for programs: plain data for JSON.
+
+    Without `estimates` their fields are null.
     """
     believed = [*estimates, *[None] * (len(progress.cells) - len(estimates))]
     return {
@@ -414,9 +416,7 @@ def as_data(
 
 
 def as_json(data: Any) -> str:
-    """`data` as standard JSON, which has no infinities: they become the strings ``inf`` and
-    ``-inf``.
-    """
+    """`data` as standard JSON, in which infinities become the strings ``inf`` and ``-inf``."""
     return json.dumps(_without_infinities(data), indent=2, allow_nan=False)
 
 

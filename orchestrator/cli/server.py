@@ -1,6 +1,4 @@
-"""The commands that run until they are ended, `worker` and `dashboard`, and `db` for the database
-itself.
-"""
+"""The long-running commands `worker` and `dashboard`, and `db` for the database itself."""
 
 from __future__ import annotations
 
@@ -30,8 +28,9 @@ _COLLECT_EVERY = 20_000
 
 
 def worker(call: Call) -> int:
-    """Serves all active studies until it is signalled to end; waits for a database that is not up
-    yet.
+    """Serves all active studies until it is signalled to end.
+
+    Waits for a database that is not up yet.
     """
     logs.configure("worker")
     with Ending(0) as ending, ExitStack() as stack:

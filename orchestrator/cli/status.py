@@ -31,8 +31,9 @@ _MIN_WIDTH = 120
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What `status` read from the database; all but the first four fields are about the chosen
-    study.
+    """What `status` read from the database.
+
+    All but the first four fields are about the chosen study.
 
     `held` has what each worker runs, `earlier` the earlier attempts of running trials by number.
     `mute` counts completed trials if none of them reported anything to the study's pruner.
@@ -55,9 +56,7 @@ class _Snapshot:
 
 
 def run(call: Call) -> int:
-    """All studies, then the named or newest one with its cells and running trials, then the
-    workers.
-    """
+    """All studies, the named or newest one with its cells and running trials, and the workers."""
     with call.store() as store:
         studies, workers = store.reads.studies(), store.reads.workers()
         if not studies and call.study_name is None:

@@ -1,6 +1,4 @@
-"""Where the dashboard listens, who may connect and what they may do: settings, checked before a
-socket opens.
-"""
+"""The dashboard's settings, checked: where it listens, who may connect and what they may do."""
 
 from __future__ import annotations
 
@@ -90,9 +88,7 @@ class Access:
 
 
 def _resolved(host: str) -> tuple[socket.AddressFamily, str, bool]:
-    """The family and address to listen on (IPv4 if a name has both), and whether it is a loopback
-    address.
-    """
+    """The family and address to listen on (IPv4 if a name has both), and whether it is loopback."""
     if not host.strip():
         raise ConfigError(
             "dashboard.host: is empty; must be an address of this machine, such as 127.0.0.1"
@@ -113,9 +109,7 @@ def _resolved(host: str) -> tuple[socket.AddressFamily, str, bool]:
 
 
 def _names_of_this_machine(address: str) -> set[str]:
-    """This machine's other names and addresses, if the dashboard listens on all of its
-    addresses.
-    """
+    """This machine's other names and addresses, if the dashboard listens on all of them."""
     if not ipaddress.ip_address(address).is_unspecified:
         return set()
     interfaces = [entry for entries in psutil.net_if_addrs().values() for entry in entries]

@@ -54,8 +54,9 @@ class Refusal:
 
 
 class Guard:
-    """Passes a request on to `app` only if it passes every check; hardens every response, refusals
-    too.
+    """Passes a request on to `app` only if it passes every check.
+
+    Hardens every response, refusals too.
 
     It knows no routes: each check applies to every path.
     """
@@ -156,8 +157,9 @@ class Guard:
 
 
 class _Guesses:
-    """Distinct wrong passwords by client address; thread-safe. A tab that keeps sending an old one
-    counts once.
+    """Distinct wrong passwords by client address; thread-safe.
+
+    A tab that keeps sending an old one counts once.
     """
 
     def __init__(self) -> None:
@@ -208,8 +210,9 @@ def _hardened(start_response: StartResponse) -> StartResponse:
 
 
 def _authority(text: str) -> tuple[str, int | None] | None:
-    """Name or address (lower case, without brackets) and port of a `Host` header; None if it is
-    malformed.
+    """Name or address (lower case, without brackets) and port of a `Host` header.
+
+    None if it is malformed.
     """
     found = _AUTHORITY.fullmatch(text)
     return (
@@ -220,8 +223,9 @@ def _authority(text: str) -> tuple[str, int | None] | None:
 
 
 def _credential(header: str) -> bytes | None:
-    """The password of `Basic` (with any user name) or the token of `Bearer`; None if the header has
-    neither.
+    """The password of `Basic` (with any user name) or the token of `Bearer`.
+
+    None if the header has neither.
     """
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "bearer":

@@ -1,6 +1,4 @@
-"""What the pages may change: in a live study, whose Optuna rows belong to the ledger,
-only notes.
-"""
+"""What the pages may change: in a live study, whose rows belong to the ledger, only notes."""
 
 from __future__ import annotations
 
@@ -103,9 +101,7 @@ class LiveStudies:
 
 
 class Downloads:
-    """A Bottle plugin: browsers save a trial's artifacts as files and never run them in the
-    dashboard's origin.
-    """
+    """A Bottle plugin: browsers save artifacts as files and never run them in this origin."""
 
     name = "downloads"
     api = 2

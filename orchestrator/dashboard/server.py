@@ -35,8 +35,7 @@ _SERVER = {
 
 
 def serve(store: Store, access: Access, artifacts: ArtifactPlace) -> None:
-    """Serves optuna-dashboard for the studies of `store`, with their artifacts, until the program
-    ends.
+    """Serves optuna-dashboard for the studies of `store`, with artifacts, until the program ends.
 
     Raises:
         ConfigError: the address cannot be bound.

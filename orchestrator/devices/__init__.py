@@ -1,6 +1,4 @@
-"""The devices of this host, GPUs (by UUID) or its CPU: discovery, pinning of children, locks,
-occupancy.
-"""
+"""This host's devices, GPUs (by UUID) or its CPU: discovery, pinning, locks, occupancy."""
 
 from __future__ import annotations
 

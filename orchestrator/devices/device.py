@@ -29,8 +29,9 @@ class Device:
 
 
 def child_environment(device: Device) -> dict[str, str]:
-    """Environment variables that make exactly this device visible to a process; for the CPU, no
-    GPU.
+    """Environment variables that make exactly this device visible to a process.
+
+    For the CPU, no GPU.
     """
     if device.kind == "cpu":
         return {"CUDA_VISIBLE_DEVICES": ""}

@@ -21,8 +21,7 @@ def host_identity() -> str:
 
 
 def cpu_scope() -> str:
-    """An identifier shared by the processes that share CPU slots: those of one host and PID
-    namespace.
+    """An identifier for the processes that share CPU slots: those of one host and PID namespace.
 
     So each container has CPU slots of its own, and so has the machine outside any container.
     """
@@ -48,8 +47,7 @@ def physical_memory() -> int | None:
 
 
 def usable_memory() -> int:
-    """How much memory (RAM) this process may use, in bytes: the machine's, or a lower container
-    limit.
+    """The memory (RAM) this process may use, in bytes: the machine's, or a lower container limit.
 
     0 if neither is known. Limits are ``memory.max`` (cgroup v2) and ``memory.limit_in_bytes`` (v1)
     of this process's control group and of those above it.

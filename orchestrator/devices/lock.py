@@ -13,8 +13,9 @@ from orchestrator.errors import DeviceError
 
 
 class DeviceLock:
-    """A lock on one slot of one device of this host, for this user; a second safeguard next to the
-    lease.
+    """A lock on one slot of one device of this host, for this user.
+
+    A second safeguard next to the lease.
 
     The lock belongs to the open file: every process that inherits the descriptor (`fileno`) holds
     it too, and it ends when the last of them ends, in whatever way. Containers with their own

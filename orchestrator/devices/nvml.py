@@ -1,6 +1,4 @@
-"""The only access to NVML, the NVIDIA driver's library: its answers as plain values, its errors as
-`DeviceError`.
-"""
+"""The only access to NVML: its answers as plain values, its errors as `DeviceError`."""
 
 from __future__ import annotations
 
@@ -131,8 +129,9 @@ class Nvml:
         return [GpuProcess(pid, used[pid], pid in computes, pid in draws) for pid in sorted(used)]
 
     def memory_in_use(self, device: Device) -> int | None:
-        """Allocated GPU memory in bytes, without the driver's own reserve; None if NVML does not
-        report it.
+        """Allocated GPU memory in bytes, without the driver's own reserve.
+
+        None if NVML does not report it.
 
         Raises:
             DeviceError: The GPU does not answer.
@@ -146,8 +145,7 @@ class Nvml:
         return None if info is None else int(info.used)
 
     def driver(self) -> tuple[str, str]:
-        """The versions of the driver and of the newest CUDA it supports, such as ``580.159.04`` and
-        ``13.0``.
+        """The versions of the driver and of the newest CUDA it supports: ``580.159.04``, ``13.0``.
 
         Raises:
             DeviceError: The driver does not answer.

@@ -1,5 +1,6 @@
-"""Who uses a GPU: other programs, before a slot is claimed; leftovers of a trial, before the next
-one starts.
+"""Who uses a GPU: other programs, before a slot is claimed.
+
+Leftovers of a trial, before the next one starts.
 
 NVML reports processes by the PIDs they have outside any container. Where this process sees the same
 PIDs, each process can be identified: this program's processes, and those they start, have
@@ -23,18 +24,14 @@ from orchestrator.devices.nvml import GpuProcess, Nvml
 SLOT_VARIABLE: Final = "ORCHESTRATOR_DEVICE_SLOT"
 """Set for keepers and children, and inherited by what they start: the device's key and the slot."""
 SPARE_BYTES: Final = 1 << 30
-"""Memory in use that does not count as a job: a desktop's, the driver's own, that of
-idle contexts.
-"""
+"""Memory in use that does not count as a job: a desktop's, the driver's, idle contexts'."""
 _INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO in Linux's include/linux/proc_ns.h
 _MPS_SERVER: Final = "nvidia-cuda-mps-server"  # has a context on each GPU, but no job of its own
 _LOOK_EVERY_S: Final = 0.1
 
 
 def slot_environment(device: Device, slot: int) -> dict[str, str]:
-    """Environment variables that identify a process, and those it starts, as a user of
-    this slot.
-    """
+    """Environment variables that identify a process and its descendants as users of this slot."""
     return {SLOT_VARIABLE: f"{device.key}/{slot}"}
 
 
@@ -47,8 +44,9 @@ def pids_are_ours() -> bool:
 
 
 def memory_is_ours() -> bool:
-    """Whether the memory in use belongs to programs of this system; under WSL it
-    includes Windows.
+    """Whether the memory in use belongs to programs of this system.
+
+    Under WSL it includes Windows.
     """
     return not Path("/dev/dxg").exists()
 
@@ -83,8 +81,9 @@ def _is_desktop(process: GpuProcess) -> bool:
 
 
 class Occupancy:
-    """The use of one GPU by the trials of this process, which holds the slot. Create it before the
-    first trial.
+    """The use of one GPU by the trials of this process, which holds the slot.
+
+    Create it before the first trial.
 
     Args:
         alone: Whether nobody shares the GPU, so that all memory that comes into use is this slot's.
@@ -107,8 +106,7 @@ class Occupancy:
         self._nvml.check(self._device)
 
     def wait_until_free(self, timeout_s: float, stop: threading.Event | None = None) -> str | None:
-        """Returns None once no process of the slot's trials is on the GPU and their memory is free
-        again.
+        """Returns None once the slot's trials have left the GPU and their memory is free again.
 
         After `timeout_s`, or when `stop` is set, it returns what is still there, in words. Where
         PIDs cannot be matched, the GPU counts as free when its memory is free; if others share it
@@ -126,8 +124,9 @@ class Occupancy:
         return None
 
     def used_bytes(self, pids: Collection[int] | None = None) -> int | None:
-        """GPU memory in bytes that the processes `pids` hold now; without `pids`, that of the
-        slot's trial.
+        """GPU memory in bytes that the processes `pids` hold now.
+
+        Without `pids`, that of the slot's trial.
 
         Where PIDs cannot be matched, it is the memory that came into use since the slot was
         claimed, whatever `pids` are, or None if others share the GPU. Callers take the maximum as
@@ -177,8 +176,9 @@ class Occupancy:
         return max(0, used - sum(size for size in sizes if size is not None))
 
     def _is_trials(self, process: GpuProcess) -> bool:
-        """Whether it is a process of this slot's trials; keepers, which are children of this
-        process, are not.
+        """Whether it is a process of this slot's trials.
+
+        Keepers, which are children of this process, are not.
         """
         # A keeper outlives the trial, and so does a context that the objective's import created in
         # it.

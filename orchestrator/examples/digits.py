@@ -1,5 +1,6 @@
-"""Handwritten digits: a complete objective, from data to checkpoint; trains in a second or two on
-one CPU core.
+"""Handwritten digits: a complete objective, from data to checkpoint.
+
+Trains in a second or two on one CPU core.
 
 `train` is all that the orchestrator needs from your code: a function of the config and the trial
 that returns the metric. The data are the 1,797 images (8x8 grey levels) of the UCI handwritten
@@ -28,8 +29,9 @@ CHECKPOINT_EVERY = 4  # epochs
 
 
 def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
-    """Trains an MLP and returns its validation accuracy and loss after the last epoch; None if
-    stopped earlier.
+    """Trains an MLP and returns its validation accuracy and loss after the last epoch.
+
+    None if stopped earlier.
 
     Every epoch draws its random numbers from the trial's seed and the epoch's number. So an
     interrupted trial that continues from its checkpoint ends exactly as if it had never been
@@ -84,8 +86,9 @@ def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
 
 
 def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images and labels for training, and the held-out fifth; always the same split, stratified by
-    class.
+    """Images and labels for training, and the held-out fifth.
+
+    Always the same split, stratified by class.
     """
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
@@ -102,8 +105,9 @@ def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def mlp(cfg: DictConfig) -> nn.Sequential:
-    """`depth` hidden layers of `hidden_units`, each with activation and dropout, from 64 pixels to
-    10 classes.
+    """From 64 pixels to 10 classes, with `depth` hidden layers of `hidden_units`.
+
+    Each hidden layer has an activation and dropout.
     """
     layers: list[nn.Module] = []
     width = 64

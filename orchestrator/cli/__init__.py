@@ -23,10 +23,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         ),
     ),
     "worker": (
-        "server.worker",
+        "serve.worker",
         "run one worker: claims a device and runs trials of all active studies",
     ),
-    "dashboard": ("server.dashboard", "serve optuna-dashboard on the same storage"),
+    "dashboard": ("serve.dashboard", "serve optuna-dashboard on the same storage"),
     "status": ("status.run", "show studies, cells, running trials, workers, devices"),
     "best": (
         "best.run",
@@ -60,7 +60,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "doctor.run",
         "check the invariants of all studies, or of one: no trial lost, none counted twice",
     ),
-    "db": ("server.database", "start | stop | url | upgrade: the embedded server and the schema"),
+    "db": ("db.run", "start | stop | url | upgrade: the embedded server and the schema"),
 }
 """Each command's function, imported when it is called, and its line in the usage text."""
 _INTERRUPTED = 130

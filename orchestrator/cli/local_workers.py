@@ -14,7 +14,7 @@ from typing import Final
 from orchestrator import config
 from orchestrator.cli import screen
 from orchestrator.cli.call import Call
-from orchestrator.cli.server import LAUNCHER_PID
+from orchestrator.cli.serve import LAUNCHER_PID
 from orchestrator.devices import usable_cores
 from orchestrator.errors import OrchestratorError
 from orchestrator.model import StudySpec, count_label

@@ -70,8 +70,10 @@ def test_what_cannot_be_stored_is_refused_with_its_path(tmp_path: Path) -> None:
             "FileNotFoundError: [Errno 2] there is no such file to store as an artifact: "
             f"'{here}/gone.png'"
         ),
-        "directory": "IsADirectoryError: [Errno 21] an artifact must be a single file, not a directory;"
-        f" store an archive of it: shutil.make_archive(name, 'zip', directory): '{here}'",
+        "directory": (
+            "IsADirectoryError: [Errno 21] an artifact must be a single file, not a directory;"
+            f" store an archive of it: shutil.make_archive(name, 'zip', directory): '{here}'"
+        ),
         "pipe": (
             f"ValueError: {here}/pipe is not a regular file, so it cannot be stored as an artifact"
         ),

@@ -1,4 +1,4 @@
-"""The long-running commands `worker` and `dashboard`, and `db` for the database itself."""
+"""The long-running commands: `worker` and `dashboard`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from contextlib import ExitStack
 from orchestrator import logs
 from orchestrator.cli import hints
 from orchestrator.cli.call import Call
-from orchestrator.errors import ConfigError, StoreUnavailableError
+from orchestrator.errors import StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.runner.files.artifacts import ArtifactPlace, checked_place
 from orchestrator.runner.system import linux
 from orchestrator.signals import Ending
 from orchestrator.store import Store
-from orchestrator.store.embedded import server as embedded
 from orchestrator.worker.contact import HealthFile
 
 LAUNCHER_PID = "ORCHESTRATOR_LAUNCHER_PID"
@@ -71,33 +70,6 @@ def dashboard(call: Call) -> int:
     artifacts = ArtifactPlace(checked_place(host.paths.artifacts, host.paths.data))
     with Ending(0), ExitStack() as stack:
         serve(_open_patiently(call, stack), access, artifacts)
-    return 0
-
-
-def database(call: Call) -> int:
-    """`db start|stop|url|upgrade`."""
-    storage = call.composed.host.storage
-    if call.action in ("start", "stop") and storage.kind != "embedded":
-        raise ConfigError(
-            f"db {call.action} is only for the embedded server; storage.url names a server that "
-            "this program does not manage"
-        )
-    if call.action == "stop":
-        assert storage.path is not None
-        print("stopped" if embedded.stop(storage.path) else "no embedded server was running")
-        return 0
-    if storage.kind == "embedded":
-        assert storage.path is not None
-        embedded.keep_up(storage.path)
-    with call.store() as store:
-        if call.action == "url":
-            print(store.url)
-        elif call.action == "start":
-            print(f"the embedded server runs until 'orchestrator db stop': {store.shown_url}")
-        else:
-            print(f"the schemas of {store.shown_url} are up to date")
-            if (note := store.doctor.older_optuna()) is not None:
-                print(f"note: {note}")
     return 0
 
 

@@ -11,7 +11,7 @@ logger = logging.getLogger("orchestrator")
 def configure(name: str) -> None:
     """Logs to standard error as ``12:03:59 worker 3: text``.
 
-    Other libraries only from WARNING on.
+    Other libraries log only from WARNING on.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"%(asctime)s {name}: %(message)s", datefmt="%H:%M:%S"))

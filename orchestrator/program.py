@@ -1,6 +1,6 @@
 """``objective.command``: a program, its arguments, and which part of its output is the result.
 
-Pure.
+All functions here are pure.
 
 The command is split into words as a shell would split it, but no shell expands them. Within a word,
 ``{optim.lr}`` stands for a parameter, ``{trial.number}`` for a fact about the trial, and ``{{`` and
@@ -122,8 +122,8 @@ class Program:
             return Result()
         if isinstance(rule, Mapping) and list(rule) == ["metric"]:
             named = rule["metric"] if isinstance(rule["metric"], list) else [rule["metric"]]
-            words = all(isinstance(name, str) and name for name in named)
-            if not words or len(named) != len(metrics):
+            valid = all(isinstance(name, str) and name for name in named)
+            if not valid or len(named) != len(metrics):
                 what = "a key of the program's JSON lines"
                 if len(metrics) > 1:
                     what = (

@@ -42,7 +42,7 @@ def restore(handlers: dict[signal.Signals, Any]) -> None:
 def end_at_once(code: int) -> None:
     """From now on, each of `ENDING` exits this process with `code`.
 
-    For the time before there is anything to undo.
+    Use it as long as there is nothing to undo.
     """
     handle(lambda *_: os._exit(code))
 

@@ -128,7 +128,7 @@ class Call:
     def store(self) -> Iterator[Store]:
         """The database of the `storage` settings, migrated.
 
-        An embedded server stays up within the block.
+        An embedded server stays up at least as long as the block lasts.
 
         Raises:
             StoreUnavailableError: it cannot be reached or started.

@@ -114,7 +114,7 @@ def unserved(call: Call, study: str, servers: Servers) -> str | None:
 def unfollowed(call: Call, row: StudyRow) -> str | None:
     """A note that an active study runs without a launch that follows it, and how to end it.
 
-    Else None.
+    None for any other study.
     """
     if row.followed or row.state != "ACTIVE":
         return None

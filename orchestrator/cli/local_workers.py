@@ -24,7 +24,7 @@ _RESTARTS: Final = 5
 _PAUSE_S: Final = (0.2, 10.0)
 """First and longest pause before a dead worker is replaced.
 
-Doubled each time while no trial is spent.
+It is doubled each time while no trial is spent.
 """
 
 

@@ -95,7 +95,7 @@ def code_data(rows: Sequence[CodeRow]) -> list[dict[str, Any]]:
 def trial_ranges(numbers: Sequence[int]) -> str:
     """``trial 3``, ``trials 0–23, 30``.
 
-    If there are many ranges, the first few and how many trials follow.
+    Of many ranges, it has the first few and the number of trials in the others.
     """
     runs = _runs_of(numbers)
     ranges = [

@@ -17,7 +17,7 @@ _DIFFERS = 1
 def run(call: Call) -> int:
     """Asks the sampler of trial N again.
 
-    0 if it suggests the values that the trial got, 1 if not.
+    Returns 0 if it suggests the values that the trial got, 1 if not.
     """
     number = call.number("trial")
     if number is None:

@@ -47,7 +47,7 @@ _FINAL = ("COMPLETE", "PRUNED", "FAIL")
 def run(call: Call) -> int:
     """Runs trial N, or the best one, again without changing the study.
 
-    0 if its value is bit-identical, else 1.
+    Returns 0 if its value is bit-identical, else 1.
     """
     wanted = None if call.words.get("trial") == "best" else call.number("trial", or_word="best")
     with call.store() as store:

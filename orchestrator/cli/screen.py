@@ -1,6 +1,6 @@
 """How studies are shown: the plan before a launch, live progress, the results.
 
-Never reads the database.
+Nothing here reads the database.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MOST_TEXT = 60  # characters of one declaration in a plan
 class View:
     """Progress on standard output: a live table on a terminal, else plain lines.
 
-    ``--json`` uses standard error.
+    With ``--json``, it goes to standard error.
     """
 
     def __init__(self, spec: StudySpec, *, as_json: bool) -> None:
@@ -75,7 +75,7 @@ class View:
     def update(self, progress: Progress) -> None:
         """Shows where the study stands.
 
-        Without a terminal, at most one line per ten seconds, after trials end.
+        Without a terminal, it prints at most one line per ten seconds, after trials end.
         """
         if self._live is not None:
             with self._unless_gone():
@@ -151,7 +151,7 @@ def cell_table(
 ) -> RenderableType:
     """One row per cell: its values, counts, best value.
 
-    If there is no room for all, those that need attention.
+    If there is no room for all, it shows those that need attention.
 
     Args:
         n_cells: the number of all cells, if `cells` are only some of them.

@@ -56,7 +56,7 @@ class Refusal:
 class Guard:
     """Passes a request on to `app` only if it passes every check.
 
-    Hardens every response, refusals too.
+    It hardens every response, including refusals.
 
     It knows no routes: each check applies to every path.
     """

@@ -31,7 +31,7 @@ class Device:
 def child_environment(device: Device) -> dict[str, str]:
     """Environment variables that make exactly this device visible to a process.
 
-    For the CPU, no GPU.
+    For the CPU, they make every GPU invisible.
     """
     if device.kind == "cpu":
         return {"CUDA_VISIBLE_DEVICES": ""}

@@ -20,7 +20,7 @@ _reported: set[str] = set()
 def discover(selection: Sequence[str | int] | None) -> list[Device]:
     """The devices of this host that this process may use and `selection` names.
 
-    Without GPUs, the CPU.
+    Without any GPU, it is the CPU.
 
     ``CUDA_VISIBLE_DEVICES`` in this process's environment limits the choice. It is read as CUDA
     reads it with ``CUDA_DEVICE_ORDER=PCI_BUS_ID``: indices follow NVML's order, and the first entry

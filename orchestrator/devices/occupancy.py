@@ -1,6 +1,4 @@
-"""Who uses a GPU: other programs, before a slot is claimed.
-
-Leftovers of a trial, before the next one starts.
+"""Finds who uses a GPU: other programs before a slot is claimed, leftovers after a trial.
 
 NVML reports processes by the PIDs they have outside any container. Where this process sees the same
 PIDs, each process can be identified: this program's processes, and those they start, have
@@ -126,7 +124,7 @@ class Occupancy:
     def used_bytes(self, pids: Collection[int] | None = None) -> int | None:
         """GPU memory in bytes that the processes `pids` hold now.
 
-        Without `pids`, that of the slot's trial.
+        Without `pids`, it is the memory of the slot's trial.
 
         Where PIDs cannot be matched, it is the memory that came into use since the slot was
         claimed, whatever `pids` are, or None if others share the GPU. Callers take the maximum as

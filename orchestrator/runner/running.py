@@ -132,7 +132,7 @@ class Running:
     def answer_study(self, about: str, value: JSONValue) -> None:
         """Answers the last `StudyQuestion`; the child waits for it.
 
-        Too large a value becomes an error there.
+        If the value is too large, the child raises an error instead.
         """
         answer: Line = {"about": about, "value": value}
         if (size := len(json.dumps(value))) > _MAX_ANSWER:
@@ -277,7 +277,7 @@ class Running:
     def _settle(self, outcome: Outcome, since: float) -> None:
         """Makes `outcome`, found at the time `since`, final.
 
-        Holds back a failure that a signal may explain.
+        A failure that a signal may explain is held back first.
 
         A service manager signals the child, what the child started, and this process, in no
         particular order. If this process is to end as well, the signal caused the failure, and the
@@ -307,7 +307,7 @@ class Running:
     def _excuse(self, failed: Failed, *, lost: bool) -> Interrupted:
         """The interruption that replaces a failure.
 
-        Replaces its result file too, which other workers read.
+        The result file, which other workers read, is replaced too.
         """
         logger.warning(
             "trial %d failed while it was being ended and is given back: %s",

@@ -45,7 +45,7 @@ _NOT_HERE: Final[Mapping[str, str]] = MappingProxyType(
 class StudyDirection(IntEnum):
     """Like ``optuna.study.StudyDirection``, and equal to it.
 
-    Used if the objective has not imported Optuna.
+    It is used if the objective has not imported Optuna.
     """
 
     NOT_SET = 0

@@ -31,7 +31,7 @@ _WARNINGS: Final[Mapping[str, type[Warning]]] = {"RuntimeWarning": RuntimeWarnin
 class WorkerGoneError(SystemExit):
     """The worker that would answer is gone, and this process is about to be ended.
 
-    Not the trial's fault.
+    That is not the trial's fault.
 
     Not an `Exception`, so that an objective that catches those does not mistake it for its own
     failure.

@@ -49,7 +49,7 @@ class TrialPruned(Exception):  # noqa: N818 - Optuna's name
 class Trial(Suggests):
     """One attempt of one trial, as the user's function sees it.
 
-    For any thread of the process that got it.
+    Any thread of the process that got it may use it.
     """
 
     def __init__(self, job: Job, channel: Channel) -> None:
@@ -118,7 +118,7 @@ class Trial(Suggests):
     def datetime_start(self) -> datetime | None:
         """When the trial's first attempt started, by the database's clock.
 
-        Naive local time, as in Optuna.
+        It is a naive local time, as in Optuna.
         """
         started = self._ask_about("started")
         return (
@@ -215,7 +215,7 @@ class Trial(Suggests):
     def should_prune(self) -> bool:
         """Whether the study's pruner would end this trial, given all reports so far.
 
-        Waits for the answer.
+        It waits for the answer.
 
         False if the worker is gone: nobody can answer, and this process is about to be ended.
 

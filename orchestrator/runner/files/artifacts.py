@@ -39,7 +39,7 @@ _PROTOCOL_TYPO = re.compile(r"[A-Za-z][A-Za-z0-9+-]+:(?!//)")
 class ArtifactError(OSError):
     """A file could not be stored; the message says which, where and why.
 
-    Has the system's `errno`.
+    It has the system's `errno`.
     """
 
 
@@ -108,7 +108,7 @@ class ArtifactRecord:
 class ArtifactPlace:
     """The files of all artifacts, by id.
 
-    Implements Optuna's artifact store: `open_reader`, `write`, `remove`.
+    It implements Optuna's artifact store: `open_reader`, `write`, `remove`.
 
     Args:
         place: an absolute directory, created with the first file, or an fsspec URL.

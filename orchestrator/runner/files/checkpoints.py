@@ -102,7 +102,7 @@ class Checkpoints:
     ) -> Kept:
         """Creates the directory of an attempt.
 
-        With `resume`, filled from the newest earlier attempt that left files.
+        With `resume`, it is filled from the newest earlier attempt that left files.
 
         This takes as long as copying or downloading those files, and shares nothing with other
         calls: call it in a thread while the trial's lease is renewed. An earlier attempt whose

@@ -25,7 +25,7 @@ _CFG = ("cfg", "config", "conf")
 def target_of(objective: Mapping[str, JSONValue]) -> tuple[str, dict[str, JSONValue]]:
     """Splits an objective into its dotted path and keyword arguments.
 
-    For a command, the function that runs it.
+    For a command, they are those of the function that runs it.
 
     Raises:
         ConfigError: There is no usable ``_target_`` or command, or a key of Hydra's instantiate
@@ -267,7 +267,7 @@ def describe_import_error(target: str, error: BaseException) -> str:
 def imports_no_more(problem: str) -> Interrupted:
     """The end of an attempt whose objective was importable before, but is not now.
 
-    Not the trial's fault.
+    That is not the trial's fault.
     """
     action = "runs here" if problem.startswith(program.FIELD) else "imports"
     why = problem.removeprefix(f"{_FIELD}: ")

@@ -1,6 +1,6 @@
 """The facts of an attempt: its code, machine, device and resource use.
 
-Plain JSON data, gathered by the keeper.
+They are plain JSON data, gathered by the keeper.
 
 The keeper sends the worker those `for_database`, and writes all of them to `environment.json` in
 the run directory, so that they are available when a result is delivered after worker and keeper are
@@ -283,7 +283,7 @@ def used_here(last_import: str | None = None) -> dict[str, JSONValue]:
 def imported(after: str | None = None) -> list[str]:
     """The top-level modules that this process has imported, without Python's own.
 
-    Only those after `after` if given.
+    With `after`, only those imported after that module.
 
     In a fork, every name that is read costs a copy of its memory page, and a keeper has thousands.
     """

@@ -76,7 +76,7 @@ class Program:
     def may_be_hydra(self) -> bool:
         """Whether the program gets Hydra settings if it is a Hydra app: on request, or by default.
 
-        By default it does not get them if `overrides` is False, which means that nothing is appended.
+        By default it gets none if `overrides` is False, so that nothing is appended.
         """
         return self.hydra is True or (self.hydra == "auto" and self.overrides is not False)
 

@@ -16,7 +16,7 @@ _IN_COMPOSE: Final = {
     "launch": "docker compose run --rm launch",
     "worker": "docker compose up -d worker",
 }
-# it always runs, a worker may not
+# It always runs, a worker may not.
 _ELSE_IN_COMPOSE: Final = "docker compose exec dashboard orchestrator"
 
 

@@ -43,7 +43,7 @@ def worker(call: Call) -> int:
         # A large study is a million long-lived objects. To scan them in a collection takes as long
         # as to read them from the database, so collect less often.
         gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
-        # imports Optuna, which most commands do not need
+        # Imports Optuna, which most commands do not need.
         from orchestrator.worker.worker import Worker
 
         gc.freeze()

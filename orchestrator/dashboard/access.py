@@ -18,7 +18,7 @@ from orchestrator.logs import logger
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _PASSWORD_BYTES = 1024
-# readable by all in a container, which runs only this program
+# Readable by all in a container, which runs only this program.
 _MOUNTED_SECRETS = Path("/run/secrets")
 
 

@@ -94,7 +94,7 @@ def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
     train_images, val_images = (torch.tensor(part, dtype=torch.float32) for part in parts[:2])
     train_labels, val_labels = (torch.tensor(part) for part in parts[2:])
-    # of the training images only
+    # Of the training images only.
     mean, deviation = train_images.mean(0), train_images.std(0).clamp(min=1.0)
     return (
         (train_images - mean) / deviation,

@@ -107,7 +107,7 @@ def run_attempts(
     termination.disarm()
 
     sources = _import_ahead(options)
-    # otherwise an attempt is waiting
+    # Otherwise an attempt is waiting.
     if options.start == "spawn" and not wait_readable([control], 0):
         linux.gather_pages()
     if options.start == "spawn" or (template is not None and template.interpolates):
@@ -300,7 +300,7 @@ class _Termination:
         signal.signal(signal.SIGTERM, self._handle)
         for number in self._free(self._note):
             signal.signal(number, self._note)
-            # system calls in native code must not fail with EINTR
+            # System calls in native code must not fail with EINTR.
             signal.siginterrupt(number, False)
 
     def ignore(self) -> None:
@@ -420,14 +420,14 @@ def _call(
     try:
         return function(*arguments, **kwargs)
     finally:
-        # the objective forked, and this is the copy: only the original reports
+        # The objective forked, and this is the copy: only the original reports.
         if os.getpid() != pid:
             flush_streams()
             os._exit(0)
 
 
 def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
-    # ours, and Optuna's without importing it
+    # Ours, and Optuna's without importing it.
     if any(cls.__name__ == "TrialPruned" for cls in type(error).__mro__):
         return Pruned(trial.last_step)
     if isinstance(error, WorkerGoneError):
@@ -436,7 +436,7 @@ def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
     if isinstance(error, SystemExit):
         if trial.should_stop():
             return Interrupted("stopped when asked")
-        # as the interpreter does
+        # As the interpreter does.
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         text = f"the objective called sys.exit({preview(error.code)}) instead of returning a result"
         return _failed("exit", text, f"exit:{code & 0xFF}")

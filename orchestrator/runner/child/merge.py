@@ -86,7 +86,7 @@ class Settled:
 
 
 def _source(job: Job) -> str:
-    # as text, because the values 1, 1.0 and True are equal
+    # As text, because the values 1, 1.0 and True are equal.
     return json.dumps([job.params, job.objective])
 
 

@@ -42,7 +42,7 @@ class Suggests:
     """The part of a trial that suggests parameters; a subclass implements `_ask`."""
 
     def __init__(self) -> None:
-        # question and internal number, by name
+        # Question and internal number, by name.
         self._suggestions: dict[str, tuple[Message, Any]] = {}
         self._suggesting = threading.RLock()
 

@@ -122,7 +122,7 @@ class ArtifactPlace:
         self._directory = None if "://" in place else Path(place)
         self._store: ObjectStore | None = None
         if self._directory is None:
-            # fsspec is slow to import
+            # Fsspec is slow to import.
             from orchestrator.runner.files.object_store import ObjectStore
 
             self._store = ObjectStore(place)

@@ -144,7 +144,7 @@ def _copy_file(source: Path, target: Path) -> bool:
         except OSError as error:
             if error.errno in (errno.EIO, errno.ESTALE):
                 _refuse(error)
-            # adds the file's name
+            # Adds the file's name.
             raise OSError(error.errno, error.strerror, str(target)) from error
         writer.flush()
         os.fsync(writer.fileno())

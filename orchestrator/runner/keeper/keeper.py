@@ -213,7 +213,7 @@ class Keeper:
                 self._start_attempt(self._take_child(), message, self._channel.fds.pop(0), ends_at)
             case "terminate" if attempt is not None:
                 attempt.end("terminated")
-            # the result is there, so the process must end soon
+            # The result is there, so the process must end soon.
             case "linger" if attempt is not None:
                 attempt.end_within(self._options.grace_s)
             case "quit":

@@ -116,7 +116,7 @@ class _Log:
         self.problem: str | None = None
         self._limit = limit
         self._head: int | None = None
-        # where the part after the head and the cut line starts; the next cut shortens it
+        # Where the part after the head and the cut line starts; the next cut shortens it.
         self._tail = 0
         self._cut_away = 0
         self._lost = 0

@@ -41,7 +41,7 @@ _ONCE_S: Final = 0.5
 _LATE: Final = 1 / 60  # of `MOMENT_S`, that is 0.05 s; every successful trial waits this long
 _STEP_S: Final = 0.005
 _MAX_VARIABLE: Final = 100_000  # Linux allows 128 KiB per variable
-# a shell reports the second for the first
+# A shell reports the second for the first.
 _SIGKILL_ENDS: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 

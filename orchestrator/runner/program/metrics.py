@@ -75,7 +75,7 @@ class Metrics:
         line = line.strip()
         if not line.startswith(b"{"):
             return
-        # a program may print whatever it likes
+        # A program may print whatever it likes.
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if any(key in record for key in self._keys):

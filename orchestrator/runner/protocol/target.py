@@ -164,7 +164,7 @@ def arguments_of(function: Callable[..., Any], kwargs: Iterable[str]) -> tuple[s
     """
     if _is_hydra_main(function):
         return ("cfg",)
-    # other callables may not be hashable
+    # Other callables may not be hashable.
     judge = _judge_function if isinstance(function, FunctionType) else _judge
     return judge(function, tuple(sorted(kwargs)))
 

@@ -293,14 +293,14 @@ class _Walk:
 def _json_key(key: object) -> str:
     if isinstance(key, str):
         return _text(key)
-    # class labels are often ints; json.dumps does the same
+    # Class labels are often ints; json.dumps does the same.
     if isinstance(key, int) and not isinstance(key, bool):
         return str(_digits(key))
     raise TypeError(f"a key of type {type(key).__name__} cannot be converted to JSON")
 
 
 def _digits(value: int) -> int:
-    # for a subclass, the number itself, whatever its __int__ returns
+    # For a subclass, the number itself, whatever its __int__ returns.
     number = operator.index(value)
     if abs(number) >= _MAX_INT:
         raise ValueError("an integer of more than 4300 digits cannot be stored")

@@ -23,7 +23,7 @@ _DEVICE_WORDS = re.compile(
 )
 _HOST_WORDS = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory"
-    # by the out-of-memory killer
+    # By the out-of-memory killer.
     r"|DataLoader worker \(pid(\(s\))? [\d, ]+\) is killed by signal: Killed"
 )
 _MAX_CAUSES = 20
@@ -93,7 +93,7 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
 def _memory_of(error: BaseException) -> Memory | None:
     """Which memory ran out, going by this exception alone."""
     names = {cls.__name__ for cls in type(error).__mro__}
-    # checked first, as CuPy's class derives from MemoryError
+    # Checked first, as CuPy's class derives from MemoryError.
     if not names.isdisjoint(_DEVICE_CLASSES):
         return "device"
     if isinstance(error, MemoryError) or (

@@ -259,7 +259,7 @@ def _calls_hydra_main(text: str) -> bool:
     try:
         nodes = list(ast.walk(ast.parse(text)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        # perhaps for another Python version
+        # Perhaps for another Python version.
         return _DECORATES.search(text) is not None
 
     # The names under which `hydra` and `hydra.main` are imported.

@@ -158,6 +158,7 @@ def _job(
         raise OrchestratorError(
             f"paths.runs={runs}: {error.strerror} ({error.filename})"
         ) from error
+
     values = {name: value for name, value in trial.params.items() if spec.declares(name)}
     return Job(
         study=row.name,

@@ -87,9 +87,11 @@ def _read(call: Call, store: Store, studies: list[StudyRow], workers: list[Worke
         maximize=spec.directions[0] == "maximize",
         most=None if call.json else screen.MOST_CELLS,
     )
+
     live = reads.trials(row.study_id, live_only=True)
     failures = Failures(store, row)
     failures.read()
+
     return _Snapshot(
         studies=studies,
         workers=workers,

@@ -36,6 +36,7 @@ class KeeperHandle:
         self.ready = False
         self.problem: str | None = None
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
         self._sending = threading.Lock()
@@ -57,6 +58,7 @@ class KeeperHandle:
                 env=dict(env),
                 cwd=cwd,
             )
+
         every_s = min(5.0, options.silence_s / 8)
         threading.Thread(
             target=self._ping, args=[every_s], name="sign-of-life", daemon=True

@@ -102,6 +102,7 @@ class Runner:
         _require("silence_s", silence_s, silence_s > 0, "more than 0")
         enough = log_limit_bytes is None or log_limit_bytes >= MIN_LIMIT
         _require("log_limit_bytes", log_limit_bytes, enough, f"at least {MIN_LIMIT}")
+
         self._target, kwargs = target_of(objective)
         self._words = words_of(objective)
         self._kwargs = tuple(kwargs)
@@ -117,6 +118,7 @@ class Runner:
         self._log_limit_bytes = log_limit_bytes
         self._device = None if device is None else dict(device)
         self._moment_s = moment_s
+
         self._keeper: KeeperHandle | None = None
         self._running: Running | None = None
 

@@ -40,6 +40,7 @@ class Traces:
         ]
         if threads:
             return f"threads are still running ({', '.join(threads[:5])})"
+
         if has_children():
             return "it left child processes"
         if _cwd() != self._cwd:
@@ -51,6 +52,7 @@ class Traces:
             return "resource limits were changed"
         if _open_files() > _limits()[resource.RLIMIT_NOFILE][0] / 2:
             return "it left more than half of the allowed files open"
+
         replaced = any(
             now is not before
             for now, before in zip((sys.stdout, sys.stderr), self._streams, strict=True)

@@ -122,7 +122,7 @@ class ArtifactPlace:
         self._directory = None if "://" in place else Path(place)
         self._store: ObjectStore | None = None
         if self._directory is None:
-            # Fsspec is slow to import.
+            # fsspec is slow to import.
             from orchestrator.runner.files.object_store import ObjectStore
 
             self._store = ObjectStore(place)
@@ -246,6 +246,7 @@ def checked_place(setting: str | None, data: Path) -> str:
                 "a URL needs // after its protocol, as in s3://bucket/path; for a directory, "
                 "start the path with / or ./"
             )
+
         directory = Path(setting).expanduser().absolute()
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as probe:

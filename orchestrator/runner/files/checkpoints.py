@@ -65,6 +65,7 @@ class Checkpoints:
         self._setting = (
             f"paths.runs={runs}" if place is None else f"paths.checkpoints={mask(place)}"
         )
+
         try:
             if place is None:
                 self._identity = _identity_of_directory(runs)

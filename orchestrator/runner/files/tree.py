@@ -131,6 +131,7 @@ def _copy_file(source: Path, target: Path) -> bool:
         return False
     except OSError as error:
         _refuse(error)
+
     target.parent.mkdir(parents=True, exist_ok=True)
     with reader, target.open("wb") as writer:
         status = os.fstat(reader.fileno())
@@ -146,6 +147,7 @@ def _copy_file(source: Path, target: Path) -> bool:
                 _refuse(error)
             # Adds the file's name.
             raise OSError(error.errno, error.strerror, str(target)) from error
+
         writer.flush()
         os.fsync(writer.fileno())
         with contextlib.suppress(OSError):  # not every shared file system allows it

@@ -194,12 +194,14 @@ def as_result(
             {key: value for key, value in returned.items() if key not in metrics}
         )
         return Completed(values, attrs), left_out
+
     if _is_sequence(returned):
         count = len(returned)  # type: ignore[arg-type]
         if count != len(metrics):
             raise ResultError(f"the objective returned {count} values for {_count(metrics)}")
         items: Iterable[object] = returned  # type: ignore[assignment]
         return Completed(tuple(map(_metric, items, metrics, directions))), []
+
     if len(metrics) > 1:
         raise ResultError(f"the objective returned {preview(returned)} for {_count(metrics)}")
     return Completed((_metric(returned, metrics[0], directions[0]),)), []

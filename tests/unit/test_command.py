@@ -340,7 +340,7 @@ def test_json_lines_are_reports_the_last_value_the_result_and_other_keys_attribu
         "step 2 was reported before",
         "step must be in 0",
         "None is a NoneType",
-        "program's own",
+        "reserved for the program itself",
         "not a metric",
     ):
         assert text in log

@@ -15,7 +15,7 @@ from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavaila
 from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.model import Outcome, trial_seed
-from orchestrator.runner import Job, PruneAsked, Running, Told
+from orchestrator.runner import EndRequest, Job, PruneQuestion, Running
 from orchestrator.runner.files import CheckpointError, Checkpoints, Kept
 from orchestrator.store import AttemptRow, Claim, Place, Store, StudyRow
 from orchestrator.worker.claiming import Claiming
@@ -135,7 +135,7 @@ class Attempts:
         if self._device.gpu is not None:
             self._contact.meanwhile(self._device.settle, hurry=abandon)
         try:
-            running = served.runner.start(job, self._told)
+            running = served.runner.start(job, self._end_request)
         except OSError as error:
             self._release(claim, "cannot write its run directory")
             raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
@@ -153,7 +153,7 @@ class Attempts:
                     crash_step("mid-run")
                     unwritten.note(message)
                     suggesting.note(message)
-                    if isinstance(message, PruneAsked):
+                    if isinstance(message, PruneQuestion):
                         running.answer_prune(self._should_prune(served, claim, unwritten.curve))
                 suggesting.serve(running)
                 if (
@@ -232,10 +232,10 @@ class Attempts:
             return False
         return served.search.should_prune(claim.number, reports=curve)
 
-    def _told(self) -> Told:
+    def _end_request(self) -> EndRequest:
         if self._draining.how >= Drain.STOP or self._contact.halted_at is not None:
-            return Told.STOP
-        return Told.NOTHING if self._draining.how == Drain.NO else Told.LEAVE
+            return EndRequest.STOP
+        return EndRequest.NONE if self._draining.how == Drain.NO else EndRequest.LEAVE
 
     def _obey(self, running: Running) -> None:
         """Passes a request to end on to the child, and ends it when its time is up."""

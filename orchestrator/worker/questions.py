@@ -9,7 +9,7 @@ import time
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.model import JSONValue
-from orchestrator.runner import Message, Running, StudyAsked, SuggestAsked
+from orchestrator.runner import Message, Running, StudyQuestion, SuggestQuestion
 from orchestrator.search import Answers
 from orchestrator.store import Claim, Store
 from orchestrator.worker.contact import Contact
@@ -34,13 +34,13 @@ class Suggesting:
         self._claim = claim
         self._unwritten = unwritten
         self._answers: Answers | None = None
-        self._waiting: SuggestAsked | StudyAsked | None = None
+        self._waiting: SuggestQuestion | StudyQuestion | None = None
         self._again_at = 0.0
         self._pause_s = _AGAIN_S[0]
 
     def note(self, message: Message) -> None:
         """Keeps the question, if it is one."""
-        if isinstance(message, SuggestAsked | StudyAsked):
+        if isinstance(message, SuggestQuestion | StudyQuestion):
             self._waiting, self._again_at, self._pause_s = message, 0.0, _AGAIN_S[0]
 
     def serve(self, running: Running) -> None:
@@ -54,7 +54,7 @@ class Suggesting:
         if asked is None or running.outcome is not None or time.monotonic() < self._again_at:
             return
         try:
-            if isinstance(asked, StudyAsked):
+            if isinstance(asked, StudyQuestion):
                 running.answer_study(asked.about, self._about(asked.about))
             else:
                 self._answer_or_refuse(asked, running)
@@ -71,7 +71,7 @@ class Suggesting:
             what, self._claim.study_id, self._claim.number, self._served.spec.directions
         )
 
-    def _answer_or_refuse(self, asked: SuggestAsked, running: Running) -> None:
+    def _answer_or_refuse(self, asked: SuggestQuestion, running: Running) -> None:
         try:
             self._answer(asked, running)
         except (StoreUnavailableError, LeaseLostError):
@@ -84,7 +84,7 @@ class Suggesting:
                 asked.name, None, refused=("ValueError", f"parameter {asked.name!r}: {error}")
             )
 
-    def _answer(self, asked: SuggestAsked, running: Running) -> None:
+    def _answer(self, asked: SuggestQuestion, running: Running) -> None:
         answers = self._answers = self._answers or self._begin()
         answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
         if answer.new is not None:

@@ -81,7 +81,7 @@ def test_trials_by_hand_and_again(commands: Commands, store: Store) -> None:
     study = store.studies.launch(spec(cells=3, objective=QUICK)).study_id
     done = json.loads(commands.check("enqueue", "--json", NAME, "a=2", "x=0.125"))
     assert (done["enqueued"], done["workers"]) == ({"a": 2, "x": 0.125}, 0)
-    assert "no worker runs now" in commands.check("enqueue", NAME, "x=0.25")
+    assert "no worker is running" in commands.check("enqueue", NAME, "x=0.25")
     commands.check("worker", "worker.idle_timeout_s=0.5", *SOON)
     trials = optuna.load_study(study_name="study", storage=store.url).trials
     assert [t.params["a"] for t in trials] == [2, 0, 0, 1, 2]
@@ -106,7 +106,7 @@ def test_failed_trials_run_again_once_what_broke_them_is_mended(
     commands.check("worker", "worker.idle_timeout_s=0.5", *SOON)
     assert store.reads.find("study").reason == "every cell is closed"
     mended.touch()
-    assert "runs again as new trials: 0, 1" in commands.check("retry", NAME, "trial=failed")
+    assert "run again as new trials: 0, 1" in commands.check("retry", NAME, "trial=failed")
     commands.check("worker", "worker.idle_timeout_s=0.5", *SOON)
     trials = optuna.load_study(study_name="study", storage=store.url).trials
     assert [t.state.name for t in trials] == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
@@ -150,13 +150,13 @@ def test_mistakes_are_one_line_that_names_the_rule(commands: Commands, store: St
     for words, said in (
         (("pause",), "study.name must be given: orchestrator pause study.name=…"),
         (("stop", "study.name=studi"), "there is no such study (did you mean 'study'?)"),
-        (("enqueue", NAME), "enqueue needs the parameters of the trial"),
+        (("enqueue", NAME), "enqueue needs the trial's parameters"),
         (("enqueue", NAME, "b=1"), "b=1: not in this study's grid or search"),
         (("enqueue", NAME, "a=7"), "a=7: not on the grid; the grid has 0, 1, 2"),
         (("enqueue", NAME, "x=1.5"), "x=1.5: not a value of this study's float from 0 to 1"),
         (("enqueue", NAME, "x=interval(0, 1)"), "a trial by hand takes one value"),
         (("enqueue", NAME, "budget.trials=9"), "enqueue takes study.name"),
-        (("retry", NAME), "retry needs the trial's number, or failed"),
+        (("retry", NAME), "retry needs trial=N, or trial=failed"),
         (("retry", NAME, "trial=x"), "trial=x: must be a whole number or failed"),
         (("retry", NAME, "trial=4"), "trial=4: the study has no trial of that number"),
         (("resume", NAME, "--now"), "--now"),

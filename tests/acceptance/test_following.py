@@ -33,7 +33,7 @@ def test_a_launch_says_within_seconds_that_no_worker_can_serve_its_study_and_why
 ) -> None:
     only_following = ("worker.count=0", "x=0.5", "a=1", "budget.trials=1", "budget.per_cell=1")
     with commands.started("launch", *TINY, *only_following) as launch:
-        assert "there is none; start one with: orchestrator worker" in line_with(
+        assert "no worker is running; start one with: orchestrator worker" in line_with(
             launch, "no worker serves study tiny"
         )
         with commands.started("worker", "worker.allow_targets=[nothing]", *SOON) as worker:
@@ -52,7 +52,7 @@ def test_a_launch_says_within_seconds_that_no_worker_can_serve_its_study_and_why
             with commands.started("worker", "worker.studies=[other]", *SOON) as other:
                 wait_until(lambda: len(store.reads.workers()) == 2)
                 worker.send_signal(signal.SIGTERM)
-                assert "1 worker serves other studies only" in line_with(
+                assert "1 worker serves only other studies" in line_with(
                     launch, "no worker serves study tiny"
                 )
                 assert commands.run("doctor").returncode == 0
@@ -113,8 +113,8 @@ def test_leaving_a_study_says_what_stays_and_workers_and_status_say_that_nobody_
         os.kill(launch.pid, signal.SIGINT)
         assert launch.wait(timeout=60) == 130
         said = launch.communicate()[0]
-    assert "study tiny stays active, 6 trials are left" in said
-    assert f"go on: the same command; end it: {stop}" in said
+    assert "study tiny stays active with 6 trials left" in said
+    assert f"to continue: the same command; to end it: {stop}" in said
     status = commands.check("status")
     assert re.search(
         rf"> tiny: active; no launch follows it; launched \d+ s ago; '{stop}' ends it\n", status

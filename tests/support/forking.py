@@ -77,10 +77,10 @@ def become(
         *(path for path in sys.path if path not in ("", str(cwd), *found)),
     ]
     sys.argv[:] = ["orchestrator", *arguments]
-    from orchestrator.cli import launch
+    from orchestrator.cli import local_workers
 
     forks = SimpleNamespace(**{**vars(subprocess), "Popen": _LaunchedWorker})
-    mock.patch.object(launch, "subprocess", forks).start()
+    mock.patch.object(local_workers, "subprocess", forks).start()
     try:
         runpy.run_module("orchestrator", run_name="__main__", alter_sys=True)
     finally:

@@ -22,7 +22,7 @@ from orchestrator.program import read
 from orchestrator.runner import (
     AttrSet,
     Message,
-    PruneAsked,
+    PruneQuestion,
     Reported,
     Runner,
     attempt_dir,
@@ -35,7 +35,7 @@ from tests.support.running import all_gone, finish, make_job, pids_of, running_w
 from tests.support.waiting import wait_until
 
 SHELL = {"command": ["sh", "-c", "{script}"]}
-NEVER: Callable[[PruneAsked], bool] = lambda _: False  # noqa: E731
+NEVER: Callable[[PruneQuestion], bool] = lambda _: False  # noqa: E731
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def attempt(
     shell: Runner,
     runs: Path,
     script: str,
-    judge: Callable[[PruneAsked], bool] = NEVER,
+    judge: Callable[[PruneQuestion], bool] = NEVER,
     **changes: Any,
 ) -> tuple[Outcome, list[Message]]:
     return finish(shell.start(job(runs, script, **changes)), judge)
@@ -340,7 +340,7 @@ def test_json_lines_are_reports_the_last_value_the_result_and_other_keys_attribu
         "step 2 was reported before",
         "step must be in 0",
         "None is a NoneType",
-        "program's own",
+        "reserved for the program itself",
         "not a metric",
     ):
         assert text in log
@@ -376,7 +376,7 @@ def test_a_metrics_file_prunes_while_the_program_runs_and_may_be_rewritten(
     sleep 60
     """
 
-    def judge(asked: PruneAsked) -> bool:
+    def judge(asked: PruneQuestion) -> bool:
         (attempt_dir(tmp_path, "study", 0, 1) / "checkpoints" / "go").touch()
         return asked.step == 2
 
@@ -429,15 +429,15 @@ def test_a_metrics_file_prunes_while_the_program_runs_and_may_be_rewritten(
             {"regex": "final: (.+)"},
             ("score",),
             "echo fin",
-            "objective.result.regex='final: (.+)' was found in no line",
+            "objective.result.regex='final: (.+)' matched no line",
         ),
         (
             {"regex": "final: (.+)"},
             ("score",),
             "echo final: x",
-            "found 'x' for 'score', which is no number",
+            "found 'x' for 'score', which is not a number",
         ),
-        ("last", ("score",), "echo '{\"value\": NaN}'", "nan for 'score': NaN is no result"),
+        ("last", ("score",), "echo '{\"value\": NaN}'", "nan for 'score': NaN is not a result"),
         ("last", ("a", "b"), "echo '{\"a\": 1}'", "without a value of 'b'"),
     ],
 )
@@ -622,7 +622,7 @@ def test_a_program_that_is_not_there_is_found_out_before_and_loses_no_trial_afte
     assert isinstance(outcome, Interrupted)
     assert outcome.lost
     assert outcome.reason.startswith(
-        "the objective does not run here any more: objective.command: './train.sh' does not exist"
+        "the objective no longer runs here: objective.command: './train.sh' does not exist"
     )
 
 

@@ -568,7 +568,7 @@ def test_all_addresses_of_this_machine_are_its_names_when_it_listens_at_all(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"host": ""}, r"dashboard\.host is empty"),
+        ({"host": ""}, r"dashboard\.host: is empty"),
         ({"host": "no such name"}, r"dashboard\.host=no such name: .*must be an address or a name"),
         ({"host": "a" * 70}, r"dashboard\.host=a+: .*must be an address or a name"),
         ({"hosts": ["*"]}, r"dashboard\.hosts=\*: must be a host name"),

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from orchestrator.cli import reports
+from orchestrator.cli import best
 from orchestrator.config import compose, study_spec
 from orchestrator.model import StudySpec, at, same_value
 from orchestrator.runner import Job
@@ -227,7 +227,7 @@ def test_the_printed_overrides_run_exactly_the_parameters_of_the_trial(
     values, asked, cfg = run(spec, cell % spec.n_cells, wanted)
 
     trial: Any = SimpleNamespace(params={**values, **asked})
-    printed = reports.overrides(spec, trial, composed.groups)
+    printed = best.overrides(spec, trial, composed.groups)
     if printed is None:  # a key that the grammar cannot write
         assert "größe" in asked or not all(
             json.dumps(value, ensure_ascii=False).isascii() for value in values.values()
@@ -243,7 +243,7 @@ def test_the_printed_overrides_run_exactly_the_parameters_of_the_trial(
         without(cfg, asked), sort_keys=True
     )
 
-    written = OmegaConf.to_container(reports.trained_with(spec, trial), resolve=True)
+    written = OmegaConf.to_container(best.trained_with(spec, trial), resolve=True)
     for name, value in trial.params.items():
         assert same_value(at(written, name), value), "out=best.yaml says the same"
 
@@ -295,7 +295,7 @@ def test_the_printed_overrides_of_a_study_of_config_groups_run_the_trial(
     spec = study_spec(composed)
     for cell in range(spec.n_cells):
         values, _, cfg = run(spec, cell, {})
-        printed = reports.overrides(spec, SimpleNamespace(params=values), composed.groups)  # type: ignore[arg-type]
+        printed = best.overrides(spec, SimpleNamespace(params=values), composed.groups)  # type: ignore[arg-type]
         assert printed is not None
         again = [*words, "study.name=other", *shlex.split(" ".join(printed)), "budget.trials=1"]
         other = study_spec(compose("launch", again, config_dir=str(tmp_path)))

@@ -9,9 +9,23 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
+
+from orchestrator.settings import (
+    ALLOCATION,
+    BudgetSettings,
+    InfeasibleSettings,
+    NoPrunerSettings,
+    PrunerSettings,
+    RunnerSettings,
+    SamplerSettings,
+    TPESettings,
+    stored_pruner,
+    stored_sampler,
+    stored_section,
+)
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 # control characters, surrogates, and what ends a line or a paragraph
@@ -83,20 +97,10 @@ class Searched:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell; `hours`
-    of wall time a launch.
+class Budget(BudgetSettings):
+    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell."""
 
-    More than `max_failures_per_cell` failures in a row close a cell. While no trial has come to a
-    result, `max_failures_at_start` failures that are all alike pause the study (``auto``: by the
-    number of workers; None: never).
-    """
-
-    trials: int
-    per_cell: int = 1
-    hours: float | None = None
-    max_failures_per_cell: int = 3
-    max_failures_at_start: int | Literal["auto"] | None = "auto"
+    trials: int = field()
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,8 @@ class StudySpec:
     """All that a launch says about a study, as it is stored with it: nothing of the host, no
     resolved secret.
 
-    `objective`, `params`, `sampler`, `pruner` and `runner` are unresolved plain containers
-    (interpolations are kept as strings); the child resolves `params` after it merged the trial's
-    values in.
+    `objective` and `params` are unresolved plain containers (interpolations are kept as strings);
+    the child resolves `params` after it merged the trial's values in.
     """
 
     name: str
@@ -117,13 +120,11 @@ class StudySpec:
     grid: tuple[Axis, ...]
     search: tuple[Searched, ...]
     budget: Budget
-    allocation: str = "uniform"
-    sampler: Mapping[str, JSONValue] = field(default_factory=lambda: {"name": "tpe"})
-    pruner: Mapping[str, JSONValue] = field(default_factory=lambda: {"name": "none"})
-    runner: Mapping[str, JSONValue] = field(default_factory=dict)
-    infeasible: Mapping[str, JSONValue] = field(
-        default_factory=lambda: {"max_per_cell": None, "monotone": {}}
-    )
+    allocation: str = ALLOCATION.default
+    sampler: SamplerSettings = field(default_factory=TPESettings)
+    pruner: PrunerSettings = field(default_factory=NoPrunerSettings)
+    runner: RunnerSettings = field(default_factory=RunnerSettings)
+    infeasible: InfeasibleSettings = field(default_factory=InfeasibleSettings)
     seed: int = 0
     priority: int = 0
     config: str = ""
@@ -217,6 +218,8 @@ class StudySpec:
 
     def to_json(self) -> dict[str, JSONValue]:
         data: dict[str, JSONValue] = json.loads(json.dumps(asdict(self)))
+        for section in ("sampler", "pruner"):
+            data[section] = data[section].get("stored", data[section])  # of `Unreadable`
         # Axes and parameters are sets of names: their order is no part of a study's identity.
         data["search"].sort(key=lambda s: s["path"])
         for searched in data["search"]:  # what has no condition is written as before there were any
@@ -236,6 +239,15 @@ class StudySpec:
         fields["grid"] = tuple(_axis(a) for a in data["grid"])
         fields["search"] = tuple(_searched(s) for s in data["search"])
         fields["budget"] = Budget(**data["budget"])
+        readers: Mapping[str, Callable[[Any], Any]] = {
+            "sampler": stored_sampler,
+            "pruner": stored_pruner,
+            "runner": lambda stored: stored_section(RunnerSettings, stored),
+            "infeasible": lambda stored: stored_section(InfeasibleSettings, stored),
+        }
+        fields |= {
+            section: read(data[section]) for section, read in readers.items() if section in data
+        }
         return StudySpec(**fields)
 
 

@@ -140,7 +140,7 @@ def _announcement(call: Call, spec: StudySpec, launched: Launched) -> str:
         )
         return (
             f"study {spec.name}: {count_label(spec.budget.trials, 'trial')}, {cells}, sampler "
-            f"{spec.sampler['name']}"
+            f"{spec.sampler.name}"
         )
     if launched.open_tickets:
         more = f"{launched.added} trials more, " if launched.added > 0 else ""
@@ -233,7 +233,7 @@ def _check_runs_directory(call: Call, count: int) -> None:
 def _check_objective(call: Call, spec: StudySpec) -> None:
     """Imports the objective in a process of its own, before anything is written."""
     check_allowed(spec.objective, call.composed.host.worker.allow_targets)
-    runner = Runner(spec.objective, start=spec.runner.get("start", "forkserver"))
+    runner = Runner(spec.objective, start=spec.runner.start)
     try:
         runner.check()
     finally:
@@ -247,7 +247,7 @@ def _check_places(call: Call, store: Store, spec: StudySpec, count: int) -> None
         ConfigError: workers of several hosts would serve the study and keep checkpoints in
             different places.
     """
-    if not spec.runner.get("resume", True):
+    if not spec.runner.resume:
         return
     places = store.reads.checkpoint_places(spec.name)
     if count:

@@ -9,6 +9,7 @@ from orchestrator import search
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError
 from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews
+from orchestrator.settings import stored_sampler
 from orchestrator.store import Store, StudyRow
 
 _DIFFERS = 1
@@ -86,7 +87,9 @@ def asked(store: Store, row: StudyRow, number: int) -> TrialNews:
 def _ask_again(
     store: Store, row: StudyRow, spec: StudySpec, asked: TrialNews, got: dict[str, JSONValue]
 ) -> Suggestion:
-    again = search.Search(replace(spec, seed=got["study_seed"], sampler=got["sampler"]))
+    again = search.Search(
+        replace(spec, seed=got["study_seed"], sampler=stored_sampler(got["sampler"]))
+    )
     again.feed(store.reads.news_at(row.study_id, got["position"]))
     again.feed(
         news for news in store.reads.foreign(row.study_id, ()) if news.number in got["foreign"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,11 +39,12 @@ from orchestrator.config.overrides import (
     take_url,
     values_by_hand,
 )
-from orchestrator.config.schema import HOST, SECTIONS, STUDY_SECTIONS, HostConfig, checked, settings
+from orchestrator.config.schema import SECTIONS, STUDY_SECTIONS, checked, settings
 from orchestrator.config.space import Group, Space
 from orchestrator.errors import ConfigError, denied, did_you_mean
 from orchestrator.model import Axis
 from orchestrator.passwords import mask
+from orchestrator.settings import HOST, HostConfig, StorageConfig
 
 T = TypeVar("T")
 URL_VARIABLE = "ORCHESTRATOR_STORAGE_URL"
@@ -655,7 +656,7 @@ def _host(full: DictConfig, url: str | None, *, typed_embedded: bool) -> HostCon
     host = HostConfig(
         **{section: checked(section, schema, values[section]) for section, schema in HOST.items()}
     )
-    _check_storage(host, typed_embedded)
+    host = replace(host, storage=_checked_storage(host, typed_embedded))
     if host.worker.heartbeat_s >= host.worker.lease_ttl_s / 2:
         raise ConfigError(
             f"worker.heartbeat_s={host.worker.heartbeat_s:g}: must be less than half of"
@@ -664,14 +665,17 @@ def _host(full: DictConfig, url: str | None, *, typed_embedded: bool) -> HostCon
     return host
 
 
-def _check_storage(host: HostConfig, typed_embedded: bool) -> None:
+def _checked_storage(host: HostConfig, typed_embedded: bool) -> StorageConfig:
+    """Returns the storage as it is meant: a URL makes it a server's, and an embedded one has a
+    directory.
+    """
     storage = host.storage
     if storage.url and storage.kind == "embedded":
         if typed_embedded:
             raise ConfigError(
                 "storage=embedded and storage.url exclude each other; leave out one of them"
             )
-        storage.kind = "postgres"
+        storage = replace(storage, kind="postgres")
     if storage.kind == "postgres" and not storage.url:
         raise ConfigError(
             "storage=postgres needs storage.url=postgresql+psycopg2://user@host:5432/database,"
@@ -682,7 +686,8 @@ def _check_storage(host: HostConfig, typed_embedded: bool) -> None:
             "storage.url must start with postgresql+psycopg2:// (its value is not shown here)"
         )
     if storage.kind == "embedded" and storage.path is None:
-        storage.path = host.paths.data / _EMBEDDED
+        storage = replace(storage, path=host.paths.data / _EMBEDDED)
+    return storage
 
 
 def default_storage_path() -> Path:

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from orchestrator.config.schema import InfeasibleConfig, checked
+from orchestrator.config.schema import checked
 from orchestrator.config.space import Space, flatten
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Axis, JSONValue, value_label
+from orchestrator.settings import InfeasibleSettings
 
 NEED = "memory"
 """What the need of can grow along an axis."""
 _SECTION = "infeasible.monotone"
 
 
-def infeasible(values: Any, space: Space) -> dict[str, JSONValue]:
+def infeasible(values: Any, space: Space) -> InfeasibleSettings:
     """Returns the checked section as it is stored.
 
     Raises:
         ConfigError: an unknown setting or a value out of range; `monotone` names what is no axis of
             numbers, or says another word than ``memory``.
     """
-    settings = vars(checked("infeasible", InfeasibleConfig, values or {}))
-    monotone: dict[str, JSONValue] = {}
-    declared = settings["monotone"]
-    if declared is not None and not isinstance(declared, Mapping):
+    values = values or {}
+    if isinstance(values, Mapping) and not isinstance(
+        declared := values.get("monotone") or {}, Mapping
+    ):
         raise ConfigError(
             f"{_SECTION}={declared!r}: must name grid axes, such as "
             f"{_SECTION}.data.batch_size=memory"
         )
-    for path, need in flatten(_SECTION, declared).items():
+    if isinstance(values, Mapping) and values.get("monotone") is None:
+        values = {**values, "monotone": {}}
+    settings = checked("infeasible", InfeasibleSettings, values)
+    monotone: dict[str, JSONValue] = {}
+    for path, need in flatten(_SECTION, settings.monotone).items():
         if need is None:  # takes back what another file declares
             continue
         if need != NEED:
@@ -44,7 +50,7 @@ def infeasible(values: Any, space: Space) -> dict[str, JSONValue]:
             monotone[path] = _of_numbers(space.grid[path], need)
         else:
             raise ConfigError(f"{_SECTION}.{path}={need}: {_no_axis(path, space)}")
-    return {**settings, "monotone": monotone}
+    return replace(settings, monotone=monotone)
 
 
 def leave_out_fixed(config: DictConfig, space: Space) -> None:

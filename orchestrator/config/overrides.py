@@ -12,10 +12,11 @@ from typing import Any, Literal
 from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, Sweep
 
 from orchestrator.config import grammar
-from orchestrator.config.schema import HOST, SECTIONS, settings
+from orchestrator.config.schema import SECTIONS, settings
 from orchestrator.config.space import Group, Space, check_ancestors, check_path, flatten, suggestion
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Axis, at, has, leaf_paths
+from orchestrator.settings import HOST
 
 _URL = re.compile(r"\+{0,2}storage\.url=(.*)", re.DOTALL)
 _PREFIX = {

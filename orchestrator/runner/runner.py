@@ -34,6 +34,7 @@ from orchestrator.runner.protocol.channel import Message as Line
 from orchestrator.runner.protocol.contract import MOMENT_S, Job, KeeperOptions
 from orchestrator.runner.protocol.target import imports_no_more, target_of, words_of
 from orchestrator.runner.protocol.values import as_constraint, as_json, as_key, as_number, as_step
+from orchestrator.settings import RunnerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -177,11 +178,11 @@ class Runner:
         self,
         objective: Mapping[str, JSONValue],
         *,
-        isolation: str = "trial",
-        start: str = "forkserver",
+        isolation: str = RunnerSettings.isolation,
+        start: str = RunnerSettings.start,
         env: Mapping[str, str] | None = None,
         threads: int | None = None,
-        grace_s: float = 5.0,
+        grace_s: float = RunnerSettings.grace_s,
         max_runtime_s: float | None = None,
         silence_s: float = 60.0,
         cwd: Path | None = None,

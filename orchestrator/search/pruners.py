@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.pruners import (
@@ -25,37 +25,11 @@ from optuna.pruners import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.model import JSONValue
-from orchestrator.search.options import Option, either, flag, read_options, share, whole
+from orchestrator.errors import ConfigError
 from orchestrator.search.trials.mirror import Mirror
+from orchestrator.settings import PrunerSettings, Unreadable, check
 
-_PRUNERS: dict[str, dict[str, Option]] = {
-    "none": {},
-    "median": {
-        "n_startup_trials": whole(5, 0),
-        "n_warmup_steps": whole(0, 0),
-        "interval_steps": whole(1, 1),
-        "within_cell": flag(True),
-    },
-    "asha": {
-        "min_resource": whole(1, 1),
-        "reduction_factor": whole(4, 2),
-        "min_early_stopping_rate": whole(0, 0),
-        "within_cell": flag(False),
-    },
-    "hyperband": {
-        "min_resource": whole(1, 1),
-        "max_resource": either(whole(1, 1), "auto"),
-        "reduction_factor": whole(3, 2),
-        "within_cell": flag(False),
-    },
-    "wilcoxon": {
-        "p_threshold": share(0.1),
-        "n_startup_steps": whole(2, 0),
-        "within_cell": flag(True),
-    },
-}
-_CLASSES: dict[str, Callable[..., BasePruner]] = {
+_CLASSES: dict[str, type[BasePruner]] = {
     "none": NopPruner,
     "median": MedianPruner,
     "asha": SuccessiveHalvingPruner,
@@ -73,14 +47,18 @@ class Judge:
     another worker is judged alike.
     """
 
-    def __init__(self, settings: Mapping[str, JSONValue]) -> None:
-        """Reads the study's settings.
+    def __init__(self, settings: PrunerSettings) -> None:
+        """Makes the pruner that the study's settings name.
 
         Raises:
-            ConfigError: no such pruner, no such option, or a value an option cannot take.
+            ConfigError: this version has no such pruner or option, or a value breaks its rule.
         """
-        self._name, options = read_options("pruner", settings, _PRUNERS)
-        self._within_cell = bool(options.pop("within_cell", False))
+        if isinstance(settings, Unreadable):
+            raise ConfigError(settings.why)
+        check("pruner", settings)
+        options = vars(settings).copy()
+        self._name = options.pop("name")
+        self._within_cell = options.pop("within_cell", False)
         self._options = options
         self._pruner = _CLASSES[self._name](**options)
         # Trial number to the last step judged: a rung first complete between two questions is

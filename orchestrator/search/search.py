@@ -156,7 +156,7 @@ class Search:
             "seed": seed,
             "news": self._finished,
             "pending": len(self._running),
-            "sampler": self._spec.sampler.get("name"),
+            "sampler": self._spec.sampler.name,
             "version": __version__,
         }
         spaces = {path: self._space[path] for path in drawn}

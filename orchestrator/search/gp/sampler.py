@@ -31,6 +31,7 @@ from orchestrator.search.trials.history import (
 from orchestrator.search.trials.quasirandom import point_of
 from orchestrator.search.trials.rows import Rows
 from orchestrator.search.trials.threads import one_thread
+from orchestrator.settings import GPSettings
 
 N_SPREAD = 512
 LOCAL_RADII = (0.15, 0.05, 0.015, 0.004)
@@ -55,7 +56,9 @@ class HybridGPSampler(BaseSampler):
         seed: for everything random; the same seed, history and trial give the same suggestion.
     """
 
-    def __init__(self, *, n_startup_trials: int = 10, seed: int | None = None) -> None:
+    def __init__(
+        self, *, n_startup_trials: int = GPSettings.n_startup_trials, seed: int | None = None
+    ) -> None:
         self._n_startup_trials = n_startup_trials
         self._space = IntersectionSearchSpace(include_pruned=True)
         self.fits = Fits()

@@ -36,6 +36,7 @@ from orchestrator.search.trials.quasirandom import point_of
 from orchestrator.search.trials.rows import Rows, checkpoint
 from orchestrator.search.trials.smallest import smallest
 from orchestrator.search.trials.threads import one_thread
+from orchestrator.settings import TPESettings
 
 GOOD = 0.2
 """This part of the trials is good, MAX_GOOD of them at most: the nearest cells' first."""
@@ -107,7 +108,11 @@ class HybridTPESampler(BaseSampler):
     """
 
     def __init__(
-        self, *, n_startup_trials: int = 10, n_ei_candidates: int = 24, seed: int | None = None
+        self,
+        *,
+        n_startup_trials: int = TPESettings.n_startup_trials,
+        n_ei_candidates: int = TPESettings.n_ei_candidates,
+        seed: int | None = None,
     ) -> None:
         self._n_startup_trials = n_startup_trials
         self._n_ei_candidates = n_ei_candidates

@@ -16,7 +16,9 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestrator.config.compose import Composed, Loader, translated
+from orchestrator.config.compose import Composed
+from orchestrator.config.loader import Loader
+from orchestrator.config.translate import translated
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.passwords import mask
 

@@ -19,11 +19,12 @@ from omegaconf.errors import (
 )
 
 from orchestrator.config.command import command_objective
-from orchestrator.config.compose import Composed, resolved
+from orchestrator.config.compose import Composed
 from orchestrator.config.grammar import check_finite
 from orchestrator.config.infeasible import infeasible
 from orchestrator.config.schema import STUDY_SECTIONS, checked
 from orchestrator.config.space import Space
+from orchestrator.config.translate import resolved
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Budget, Direction, JSONValue, StudySpec, leaf_paths, value_label
 from orchestrator.overlay import overlay

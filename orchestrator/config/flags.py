@@ -21,6 +21,7 @@ from orchestrator.config.loader import Loader
 from orchestrator.config.translate import translated
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.passwords import mask
+from orchestrator.settings.describe import annotated
 
 _REFUSED = {
     "multirun": "-m/--multirun: launch runs a sweep by itself, as one study; leave the flag out:"
@@ -142,6 +143,9 @@ def show(flags: Flags, composed: Composed, command: str) -> str:
     if flags.resolve:
         config = _resolve(config)
     text = translated(lambda: hydra.get_help(node, config, get_args_parser(), resolve=False))
+    if flags.help:
+        yaml = OmegaConf.to_yaml(config)
+        text = text.replace(yaml, annotated(yaml))
     return mask(text.replace("orchestrator COMMAND", f"orchestrator {command}", 1)).rstrip() + "\n"
 
 

@@ -27,9 +27,9 @@ class StorageConfig:
 
     kind: str = knob(
         "embedded",
-        "a PostgreSQL of this user (embedded) or a server (postgres)",
+        "a PostgreSQL of this user (`embedded`) or a server (`postgres`)",
         one_of("embedded", "postgres"),
-        more="`storage=postgres` is chosen by itself when `storage.url` or its variable is set",
+        more="`storage=postgres` is the default when `storage.url` or its variable is set",
     )
     path: Path | None = knob(
         None,
@@ -39,7 +39,7 @@ class StorageConfig:
     )
     url: str | None = knob(
         None,
-        "address of the server: postgresql+psycopg2://user@host:5432/database",
+        "address of the server: `postgresql+psycopg2://user@host:5432/database`",
         null="none",
         secret=True,
         more="`postgresql://` means the same; PostgreSQL 14 or newer; taken as typed",
@@ -53,16 +53,16 @@ class WorkerConfig:
 
     count: int | None = knob(
         None,
-        "workers that launch starts here; 0: none, launch only creates and follows the study",
+        "workers that `launch` starts here; `0`: it only creates and follows the study",
         at_least(0),
         null="one per GPU slot; 2 without a GPU",
     )
     devices: list[int | str] | None = knob(
         None,
-        "devices to use: a list of GPU indices, UUIDs, patterns of UUIDs with *, or cpu",
+        "devices to use: a list of GPU indices, UUIDs, patterns such as `GPU-5a*`, or `cpu`",
         NOT_EMPTY,
         null="all GPUs, or the CPU if there are none",
-        more="The start of a UUID is enough: `[0,1]`, `[GPU-5a*]`, `[cpu]`",
+        more="The start of a UUID is enough",
     )
     slots_per_device: int | None = knob(
         None,
@@ -73,7 +73,7 @@ class WorkerConfig:
     )
     require_idle: str = knob(
         "wait",
-        "what to do if others compute on every GPU: wait, refuse (exit) or ignore (use it anyway)",
+        "if others compute on every GPU: `wait`, `refuse` (exit) or `ignore` (use one anyway)",
         one_of("wait", "refuse", "ignore"),
         more="A waiting worker says who uses the GPUs, and so does `status`. In a container, where"
         " PIDs mean nothing, more than 1 GiB in use on a GPU without workers counts as used",
@@ -100,10 +100,14 @@ class WorkerConfig:
     )
     heartbeat_s: float = knob(
         10.0,
-        "seconds between two renewals of the lease; less than half of worker.lease_ttl_s",
+        "seconds between two renewals of the lease; less than half of `worker.lease_ttl_s`",
         above(0, _MAX_S),
     )
-    on_no_device: str = knob("wait", "what to do if no device is free", one_of("wait", "exit"))
+    on_no_device: str = knob(
+        "wait",
+        "what to do if no device is free: `wait`, or `exit` with code 6",
+        one_of("wait", "exit"),
+    )
     poll_s: float = knob(
         1.0, "seconds between two looks for work of an idle worker", above(0, _MAX_S)
     )
@@ -117,13 +121,13 @@ class WorkerConfig:
     )
     prefetch: int = knob(
         1,
-        "1: prepare the next trial shortly before one ends; 0: never",
+        "`1`: prepare the next trial shortly before one ends; `0`: never",
         within(0, 1),
         more="Only where preparing would otherwise idle the device for more than 1 % of its time",
     )
     allow_targets: list[str] | None = knob(
         None,
-        "patterns of the objectives that may run here, such as [my_project.*, command:python]",
+        "patterns of the objectives that may run here, such as `[my_project.*, command:python]`",
         NOT_EMPTY,
         null="any",
         more="See [security](security.md)",
@@ -155,15 +159,15 @@ class PathsConfig:
     )
     checkpoints: str | None = knob(
         None,
-        "checkpoints: a directory that all hosts share, or an fsspec URL such as s3://bucket/path",
+        "where checkpoints go: a directory that all hosts share, or an fsspec URL such as "
+        "`s3://bucket/path`",
         null="with the runs",
         more="Changes are uploaded to a URL a few seconds after the last write. S3 needs `pip"
         " install s3fs`. Credentials are the library's own (environment, `~/.aws`)",
     )
     artifacts: str | None = knob(
         None,
-        "what trials store with trial.log_artifact: a directory or an fsspec URL, the same for "
-        "all hosts",
+        "where `trial.log_artifact` stores: a directory or an fsspec URL, the same for all hosts",
         null="`${paths.data}/artifacts`",
         more=(
             "The dashboard reads it too; the URL holds no password. Optuna's "
@@ -177,11 +181,14 @@ class DashboardConfig:
     """Where the dashboard listens, for whom, what they may do, and the `url` at which people find"
     " it."""
 
-    host: str = knob("127.0.0.1", "address to listen on; any other than loopback needs a password")
+    host: str = knob(
+        "127.0.0.1",
+        "address to listen on; any but a loopback address needs `dashboard.password_file`",
+    )
     port: int = knob(8080, "port to listen on", PORT)
     hosts: list[str] | None = knob(
         None,
-        "more names it answers to, such as [tuning.example.org] behind a proxy",
+        "more names it answers to, such as `[tuning.example.org]` behind a proxy",
         NOT_EMPTY,
         null="none",
         more="No scheme, port or wildcard",

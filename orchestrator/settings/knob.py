@@ -32,9 +32,9 @@ class Knob:
 
     Attributes:
         default: the value it has when nobody sets it.
-        meaning: one line of plain text.
+        meaning: one line of Markdown, with code in backticks and no links.
         rule: what a value must be; None where its type says it all.
-        null: what null stands for, where null is allowed.
+        null: what null stands for, where null is allowed, or an interpolation that ships.
         more: what only the reference says, in Markdown.
         shipped: what the shipped YAML has in place of the default: an interpolation.
         secret: the value may hold a password, so no message quotes it.
@@ -79,7 +79,7 @@ def at_least(low: int) -> Rule:
 
 
 def within(low: int, high: int) -> Rule:
-    return Rule(f"at least {low:,} and at most {high:,}", lambda value: low <= value <= high)
+    return Rule(f"from {low:,} to {high:,}", lambda value: low <= value <= high)
 
 
 def above(low: float, high: float = math.inf) -> Rule:
@@ -109,8 +109,8 @@ def word_or_whole(word: str, low: int, high: int | None = None, *, of: str) -> R
 
 SHARE = Rule("from 0 to 1", lambda value: 0 <= value <= 1)
 NOT_EMPTY = Rule("a list of at least one entry, or null", lambda value: len(value) > 0)
-PORT = Rule("a port, 1 to 65535", lambda value: 1 <= value <= 65535)
-SEED = Rule("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32)
+PORT = Rule("from 1 to 65535", lambda value: 1 <= value <= 65535)
+SEED = Rule("from 0 to 4,294,967,295", lambda value: 0 <= value < 2**32)
 
 
 # ----------------------------------------------------------------------------------------- checking

@@ -35,11 +35,11 @@ class StudySettings:
     " length."""
 
     name: str | None = knob(
-        None,
-        "name of the study: letters, digits, '.', '_' and '-', at most 100 characters",
-        null="must be given",
+        None, "letters, digits, `.`, `_` and `-`; at most 100 characters", null="must be given"
     )
-    direction: Any = knob("minimize", "minimize or maximize; a list of them for several objectives")
+    direction: Any = knob(
+        "minimize", "`minimize` or `maximize`; a list of them for several objectives"
+    )
     metric: Any = knob(
         "value", "name of what the objective returns; a list if there are several objectives"
     )
@@ -109,8 +109,8 @@ class InfeasibleSettings:
     )
     monotone: dict[str, Any] = knob(
         {},
-        "numeric grid axes that need more memory the larger they are, such as {data.batch_size: "
-        "memory}",
+        "numeric grid axes that need more memory the larger they are, such as `{data.batch_size: "
+        "memory}`",
         more="Or `infeasible.monotone.data.batch_size=memory`. When a cell is closed, those above"
         " it are closed too, see [decision 17](decisions/0017-out-of-memory.md)",
     )
@@ -126,13 +126,13 @@ class RunnerSettings:
     grace_s: float = knob(5.0, "seconds from SIGTERM to SIGKILL", at_least(0))
     isolation: str = knob(
         "trial",
-        "trial: a process per trial; worker: one process runs trial after trial",
+        "`trial`: a process per trial; `worker`: one process runs trial after trial",
         one_of("trial", "worker"),
         more="See [below](#one-process-for-many-trials)",
     )
     start: str = knob(
         "forkserver",
-        "forkserver, or spawn: a fresh interpreter for every trial",
+        "`forkserver`, or `spawn`: a fresh interpreter for every trial",
         one_of("forkserver", "spawn"),
     )
     max_attempts: int = knob(5, "a trial that lost this many workers fails", at_least(1))
@@ -143,7 +143,7 @@ class RunnerSettings:
     )
     retry_on: list[str] | None = knob(
         None,
-        "which failures are transient, such as [OSError, exit:75, signal:SIGKILL, oom]",
+        "which failures are transient, such as `[OSError, exit:75, signal:SIGKILL, oom]`",
         NOT_EMPTY,
         null="any exception, exit code or signal",
         more="A list of exception classes (bare or with their module, base classes count), `exit`,"
@@ -171,7 +171,7 @@ class SamplerSettings:
 class TPESettings(SamplerSettings):
     name: str = knob("tpe", "Tree-structured Parzen estimator", one_of("tpe"))
     n_startup_trials: int = knob(
-        10, "trials drawn at random before the first suggestion by the model", at_least(0)
+        10, "trials spread over the space before the model suggests any", at_least(0)
     )
     n_ei_candidates: int = knob(24, "candidates that the model ranks for a suggestion", at_least(1))
 
@@ -182,7 +182,7 @@ class GPSettings(SamplerSettings):
         "gp", "Gaussian process", one_of("gp"), more="With several objectives it is `tpe`"
     )
     n_startup_trials: int = knob(
-        10, "trials drawn at random before the first suggestion by the model", at_least(1)
+        10, "trials spread over the space before the model suggests any", at_least(1)
     )
 
 
@@ -194,7 +194,7 @@ class RandomSettings(SamplerSettings):
 @dataclass(frozen=True)
 class QMCSettings(SamplerSettings):
     name: str = knob("qmc", "a low-discrepancy sequence", one_of("qmc"))
-    qmc_type: str = knob("sobol", "the sequence: sobol or halton", one_of("sobol", "halton"))
+    qmc_type: str = knob("sobol", "the sequence: `sobol` or `halton`", one_of("sobol", "halton"))
     scramble: bool = knob(True, "randomise the sequence by the study's seed")
 
 
@@ -254,7 +254,7 @@ class HyperbandSettings(PrunerSettings):
     min_resource: int = knob(1, "steps until the first rung of the hardest bracket", at_least(1))
     max_resource: Any = knob(
         "auto",
-        "steps of a whole trial; auto: the last step that a complete trial has reported",
+        "steps of a whole trial; `auto`: the last step that a complete trial has reported",
         word_or_whole("auto", 1, of="steps"),
     )
     reduction_factor: int = knob(3, "one of this many trials reaches the next rung", at_least(2))
@@ -304,7 +304,7 @@ SECTIONS_OF_STUDY: Mapping[str, type[Any]] = {
 
 ALLOCATION = Knob(
     "uniform",
-    "which cell gets the trials beyond the shares: uniform or adaptive",
+    "which cell gets the trials beyond the shares: `uniform` or `adaptive`",
     one_of("uniform", "adaptive"),
     more="`uniform`: the one with the fewest. `adaptive`: the one where the model expects most"
     " from one more trial. Of more than 256 open cells it considers 256: the 192 with the"
@@ -314,7 +314,7 @@ ALLOCATION = Knob(
 FREE: Mapping[str, Knob] = {
     "objective._target_": Knob(
         "???",
-        "package.module.function, called as function(cfg, trial)",
+        "`package.module.function`, called as `function(cfg, trial)`",
         null="must be given",
         more="Or in Optuna's style as `function(trial)`, or as"
         " [`function(cfg)`](#functions-of-cfg-alone). Other keys of `objective` are passed by"
@@ -323,18 +323,18 @@ FREE: Mapping[str, Knob] = {
     ),
     "objective.command": Knob(
         None,
-        'any program instead of a function: "python train.py --lr {optim.lr}"',
+        'any program instead of a function: `"python train.py --lr {optim.lr}"`',
         null="none",
         more=(
             "See [below](#programs), with `objective.result`, `objective.overrides` and "
             "`objective.hydra`"
         ),
     ),
-    "params": Knob({}, "cfg and its defaults", more="Interpolations see `params` as their root"),
+    "params": Knob({}, "`cfg` and its defaults", more="Interpolations see `params` as their root"),
     "grid": Knob({}, "hand-picked axes: a list of values each", more="Or a sweep as a string"),
     "search": Knob(
         {},
-        'parameters left to the sampler: a sweep each, such as "tag(log, interval(1e-4, 1e-1))"',
+        'parameters left to the sampler: a sweep each, such as `"tag(log, interval(1e-4, 1e-1))"`',
         more="Or a list of choices; with a condition `{space: …, when: …}`, see below",
     ),
 }

@@ -1,22 +1,35 @@
-"""The settings of a study: what an older or a later version stored goes on as it did."""
+"""Every setting stands once: what is written from it is fresh, and what is stored of it is read as
+it was meant.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
+import yaml
 
+from orchestrator.config import compose, parse_flags, show
 from orchestrator.model import StudySpec
 from orchestrator.settings import (
+    HOST,
     PRUNERS,
     SAMPLERS,
+    SECTIONS_OF_STUDY,
     RunnerSettings,
+    StorageConfig,
     Unreadable,
+    WorkerConfig,
+    knobs,
     pruner_settings,
     sampler_settings,
 )
+from orchestrator.settings.describe import written
+from tests.support.commands import ROOT
 from tests.support.studies import spec
+from tools.settings import files
 
 CHOICES = [("sampler", name) for name in SAMPLERS] + [("pruner", name) for name in PRUNERS]
 
@@ -64,3 +77,42 @@ def test_a_sampler_of_a_later_version_keeps_its_settings() -> None:
     assert isinstance(study.sampler, Unreadable)
     assert (study.sampler.name, study.to_json()["sampler"]) == ("tpe", later)
     assert StudySpec.from_json(study.to_json()) == study
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_written_from_the_settings_is_fresh(path: Any) -> None:
+    assert path.read_text(encoding="utf-8") == files()[path], "run: make settings"
+
+
+@pytest.mark.parametrize("kind", ["embedded", "postgres"])
+def test_the_two_kinds_of_storage_have_the_settings_of_storage(kind: str) -> None:
+    shipped = yaml.safe_load((ROOT / "conf" / "storage" / f"{kind}.yaml").read_text())
+    assert list(shipped) == list(knobs(StorageConfig))
+    assert shipped["kind"] == kind
+    if kind == "embedded":
+        assert shipped == {
+            key: yaml.safe_load(written(knob)) for key, knob in knobs(StorageConfig).items()
+        }
+
+
+def test_every_default_keeps_its_rule_and_every_setting_says_what_it_means() -> None:
+    for schema in (
+        *SAMPLERS.values(),
+        *PRUNERS.values(),
+        *SECTIONS_OF_STUDY.values(),
+        *HOST.values(),
+    ):
+        for name, knob in knobs(schema).items():
+            assert knob.meaning, f"{schema.__name__}.{name}"
+            assert knob.rule is None or knob.default is None or knob.rule.holds(knob.default), (
+                f"{schema.__name__}.{name}"
+            )
+
+
+def test_help_says_what_every_setting_means() -> None:
+    flags = parse_flags(["--help", "pruner=median"])
+    text = show(flags, compose("launch", flags.overrides), "launch")
+    for schema in (SAMPLERS["tpe"], PRUNERS["median"], RunnerSettings, WorkerConfig):
+        for field in dataclasses.fields(schema):
+            first = knobs(schema)[field.name].meaning.replace("`", "").split()[:3]
+            assert f"# {' '.join(first)}" in text, field.name

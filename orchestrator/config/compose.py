@@ -1,5 +1,5 @@
-"""From a command line to a composed config: what is typed, what the config has, and what becomes of
-it.
+"""From a command line to a composed config: sweeps become grid and search, everything else goes to
+Hydra.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class Composed:
     it.
 
     Attributes:
-        config: the whole config, unresolved, without Hydra's own; grid and search as the command
-            line left them.
+        config: the whole config, unresolved, without Hydra's own node; grid and search after the
+            command line.
         hydra: Hydra's own node (run directory, help …).
         overrides: the words as typed.
         host: the settings of this host, resolved and checked.
         groups: the names of all config groups there are.
-        values: of ``enqueue``: what the words give a value, parameters by path and options of
-            config groups by the group.
-        space: of ``launch``: grid and search.
+        values: for ``enqueue``: the values that the words set, parameters by path and options of
+            config groups by group.
+        space: for ``launch``: grid and search.
     """
 
     config: DictConfig
@@ -203,7 +203,7 @@ def _one_choice(loader: Loader, word: Word) -> str:
     must be composed with one.
 
     Raises:
-        ConfigError: the group has no such option, or is one of ours, or the sweep is no list.
+        ConfigError: the group has no such option, or is one of ours, or the sweep is not a list.
     """
     if word.sweep is None:
         return loader.checked_choice(word)
@@ -229,5 +229,5 @@ def _appends_overrides(
             and program.is_program(objective)
             and program.read(objective).appends_overrides
         )
-    except ConfigError:  # said when the objective is checked
+    except ConfigError:  # reported when the objective is checked
         return False

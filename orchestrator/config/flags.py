@@ -113,11 +113,14 @@ def _parser(others: Collection[str] = ()) -> argparse.ArgumentParser:
                 parser._option_string_actions.pop(option)
             break
     parser.add_argument("--version", action="store_true", help="Show the version and exit")
-    known = [*others, *(option for action in parser._actions for option in action.option_strings)]
+    candidates = [
+        *others,
+        *(option for action in parser._actions for option in action.option_strings),
+    ]
 
     def error(message: str) -> NoReturn:
         _, _, unknown = message.partition("unrecognized arguments: ")
-        guess = did_you_mean(unknown.split()[0], known) if unknown else ""
+        guess = did_you_mean(unknown.split()[0], candidates) if unknown else ""
         raise ConfigError(mask(f"{message}{guess}"))
 
     parser.error = error  # type: ignore[method-assign]

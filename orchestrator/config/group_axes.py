@@ -54,8 +54,8 @@ def contents_of(
     line in it.
 
     Raises:
-        ConfigError: an option cannot be composed with them, or differs from another one elsewhere
-            in the config too.
+        ConfigError: an option cannot be composed with them, or also differs from another one
+            elsewhere in the config.
     """
     contents, first = [], None
     for option in axis.values:
@@ -78,16 +78,16 @@ def contents_of(
         first = whole if first is None else first
         if (other := _first_difference(first, whole)) is not None:
             raise ConfigError(
-                f"{key}: differs from {axis.group.lstrip('+')}={axis.values[0]} in {other} too, "
-                "and the axis stands for"
-                f" params.{axis.path} alone; keep all that an option says in that section"
+                f"{key}: also differs from {axis.group.lstrip('+')}={axis.values[0]} in {other}, "
+                "but the axis stands for"
+                f" params.{axis.path} alone; keep everything that an option sets in that section"
             )
     return tuple(contents)
 
 
 def _not_in_option(choice: str, path: str, message: str) -> str | None:
-    """In our words what Hydra says of a plain value for which an option has no place; None if it
-    says something else.
+    """Rewords Hydra's error about a plain value for which an option has no place; None for any
+    other error.
     """
     found = re.match(
         rf"Could not (override|delete from config\.) '(params\.{re.escape(path)}\.(\S+))'", message

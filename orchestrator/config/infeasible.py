@@ -1,4 +1,4 @@
-"""The section ``infeasible``: what becomes of cells that run out of memory. Pure."""
+"""The section ``infeasible``: what happens to cells that run out of memory. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.model import Axis, JSONValue, value_label
 from orchestrator.settings import InfeasibleSettings
 
 NEED = "memory"
-"""What the need of can grow along an axis."""
+"""The only need that can be declared to grow along an axis."""
 _SECTION = "infeasible.monotone"
 
 
@@ -23,8 +23,8 @@ def infeasible(values: Any, space: Space) -> InfeasibleSettings:
     """Returns the checked section as it is stored.
 
     Raises:
-        ConfigError: an unknown setting or a value out of range; `monotone` names what is no axis of
-            numbers, or says another word than ``memory``.
+        ConfigError: an unknown setting or a value out of range; `monotone` names something other
+            than a numeric axis, or says another word than ``memory``.
     """
     values = values or {}
     if isinstance(values, Mapping) and not isinstance(
@@ -39,7 +39,7 @@ def infeasible(values: Any, space: Space) -> InfeasibleSettings:
     settings = checked("infeasible", InfeasibleSettings, values)
     monotone: dict[str, JSONValue] = {}
     for path, need in flatten(_SECTION, settings.monotone).items():
-        if need is None:  # takes back what another file declares
+        if need is None:  # cancels a declaration of another file
             continue
         if need != NEED:
             guess = did_you_mean(str(need), [NEED])
@@ -54,11 +54,11 @@ def infeasible(values: Any, space: Space) -> InfeasibleSettings:
 
 
 def leave_out_fixed(config: DictConfig, space: Space) -> None:
-    """Takes axes that the command line took out of the grid, by fixing them, out of the declaration
-    too, in `config` itself.
+    """Removes axes that the command line fixed to one value from the declaration, in `config`
+    itself.
 
     Raises:
-        ConfigError: one path is there in two spellings.
+        ConfigError: one path is declared in two spellings.
     """
     declared = OmegaConf.select(config, _SECTION)
     if not OmegaConf.is_dict(declared):
@@ -78,8 +78,8 @@ def _of_numbers(axis: Axis, need: JSONValue) -> JSONValue:
     ]
     if odd:
         raise ConfigError(
-            f"{_SECTION}.{axis.path}={need}: the values of {axis.path} must be numbers, for the "
-            "order of others is not known; "
+            f"{_SECTION}.{axis.path}={need}: the values of {axis.path} must be numbers, because "
+            "other values have no order; "
             f"it has {value_label(odd[0])}"
         )
     return need
@@ -89,7 +89,7 @@ def _no_axis(path: str, space: Space) -> str:
     axes = ", ".join(space.grid) or "none"
     if path in space.search:
         return (
-            f"{path} is searched, and only an axis of the grid makes cells to close; the grid has "
-            f"{axes}"
+            f"{path} is searched, and only a grid axis makes cells that can be closed; the grid "
+            f"has {axes}"
         )
-    return f"{path} is no axis of the grid{did_you_mean(path, space.grid)}; the grid has {axes}"
+    return f"{path} is not an axis of the grid{did_you_mean(path, space.grid)}; the grid has {axes}"

@@ -23,8 +23,8 @@ from orchestrator.settings import HOST
 
 
 class Loader:
-    """Hydra's loader over the user's directory and the shipped one; touches none of Hydra's
-    process-wide state it can avoid.
+    """Hydra's loader over the user's directory and the shipped one; touches as little of Hydra's
+    process-wide state as it can.
 
     Raises:
         ConfigError: the directory does not exist, or cannot be read.
@@ -42,8 +42,8 @@ class Loader:
                     f"--config-dir {config_dir}: "
                     f"{denied(directory) or 'there is no such directory'}"
                 )
-            # Before the shipped one, not behind it as in Hydra: a user's experiment/digits.yaml
-            # must not be passed over.
+            # Before the shipped one, not after it as in Hydra: a user's experiment/digits.yaml must
+            # win.
             path.prepend(
                 provider="command-line",
                 path=f"file://{directory}",
@@ -130,14 +130,14 @@ class Loader:
         }
 
     def header_package(self, group: str, options: Sequence[str]) -> str | None:
-        """Returns what the first lines of a group's options say is their package, if all can be
-        read and say the same.
+        """Returns the package that the first lines of a group's options name, if all can be read
+        and agree.
         """
         try:
             found = translated(
                 lambda: [self._repository.load_config(f"{group}/{option}") for option in options]
             )
-        except ConfigError:  # said when one is chosen
+        except ConfigError:  # reported when one is chosen
             return None
         packages = {
             result.header.get("package") if result is not None else None for result in found

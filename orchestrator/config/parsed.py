@@ -1,7 +1,8 @@
 """Hydra's loader, made to parse a file and to compose a choice of files once per process.
 
-Both are kept as bytes, and whoever asks gets a copy of his own: Hydra merges into what it is given.
-A file is read each time and its content is part of the key, so a file that changes is parsed anew.
+Results are kept as bytes, and each caller gets a copy of its own, because Hydra merges into what it
+is given. A file is read every time and its content is part of the key, so a file that changes is
+parsed again.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _kept: OrderedDict[Hashable, bytes] = OrderedDict()
 
 
 def _once(key: Hashable, make: Callable[[], Any]) -> Any:
-    """Returns a copy of what `make` returned for the same `key` before; of the keys used last,
-    `_MOST` are kept.
+    """Returns a copy of what `make` returned for this `key` the first time; the `_MOST` keys used
+    last are kept.
     """
     if key not in _kept:
         _kept[key] = pickle.dumps(make())
@@ -39,7 +40,7 @@ def _once(key: Hashable, make: Callable[[], Any]) -> Any:
 
 
 class ParsedOnce(ConfigLoaderImpl):
-    """Hydra's loader with the two memories."""
+    """Hydra's loader, which remembers parsed files and compositions."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
@@ -58,8 +59,8 @@ class ParsedOnce(ConfigLoaderImpl):
 
 
 class _Repository(ConfigRepository):
-    """Hydra's sources; `keys` has what was loaded from them, by the path in the config, with what a
-    file said.
+    """Hydra's sources; `keys` identifies what was loaded from them, a file by its content too, by
+    the path in the config.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
@@ -67,8 +68,8 @@ class _Repository(ConfigRepository):
         self.keys: dict[str | None, Hashable] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Repository:
-        """Hydra makes one for every composition, to give it sources of its own; what is read is the
-        same for all.
+        """Hydra copies it for every composition, which may replace the sources; what they hold is
+        the same for all.
         """
         other = copy(self)
         other.sources, other.keys = list(self.sources), {}

@@ -1,4 +1,4 @@
-"""Whether a study's pruner can ever end a trial: what its settings tell before anything runs."""
+"""Whether a study's pruner can ever end a trial, judged by the settings before anything runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def never_prunes(spec: StudySpec) -> str | None:
     name = f"pruner={spec.pruner.name}"
     if len(spec.directions) > 1:
         return (
-            f"{name} never acts: nothing is pruned in a study of several objectives; take it out "
+            f"{name} never acts: nothing is pruned in a study with several objectives; remove it "
             "(pruner=none)"
         )
     most, needed = _most_in_a_cell(spec), int(getattr(spec.pruner, "n_startup_trials", 0))
@@ -28,7 +28,7 @@ def never_prunes(spec: StudySpec) -> str | None:
         return (
             f"{name} never acts: nothing is pruned in a cell without a complete trial, and each "
             "cell has one trial; set a"
-            " larger budget.trials, or take it out (pruner=none)"
+            " larger budget.trials, or remove it (pruner=none)"
         )
     within = getattr(spec.pruner, "within_cell", False) and bool(spec.grid)
     room, whom = (most, "its cell") if within else (spec.budget.trials, "the study")
@@ -53,17 +53,17 @@ def never_prunes(spec: StudySpec) -> str | None:
         and read(spec.objective).result_of(spec.metrics).regex is not None
     ):
         return (
-            f"{name} sees nothing of what objective.result.regex finds; to be judged the program "
-            "has to print JSON lines with a"
-            f' step as well, such as {{"step": 3, "{spec.metrics[0]}": 0.91}}, or take it out '
+            f"{name} does not see values found by objective.result.regex; to be judged, the "
+            "program must also print JSON lines"
+            f' with a step, such as {{"step": 3, "{spec.metrics[0]}": 0.91}}, or remove it '
             "(pruner=none)"
         )
     return None
 
 
 def nothing_reported(spec: StudySpec, complete: int) -> str:
-    """What to do about an objective that has reported nothing in `complete` trials, in one
-    sentence.
+    """Says in one sentence what to do about an objective that reported nothing in `complete`
+    trials.
     """
     how = (
         "print JSON lines with a step"
@@ -73,12 +73,12 @@ def nothing_reported(spec: StudySpec, complete: int) -> str:
     return (
         f"pruner={spec.pruner.name} has nothing to judge: {count_label(complete, 'trial')} "
         "completed and the objective has"
-        f" reported no intermediate value; {how}, or take the pruner out (pruner=none)"
+        f" reported no intermediate value; {how}, or remove the pruner (pruner=none)"
     )
 
 
 def _most_in_a_cell(spec: StudySpec) -> int:
-    """So many trials one cell can have while no other one is closed."""
+    """The most trials that one cell can get while no other cell is closed."""
     if spec.allocation == "uniform":
         return -(-spec.budget.trials // spec.n_cells)
     return spec.budget.trials - (spec.n_cells - 1) * spec.budget.per_cell

@@ -31,7 +31,7 @@ SECTIONS = (*STUDY_SECTIONS, *HOST)
 
 
 def settings() -> list[str]:
-    """Every dotted setting whose name is fixed: what a misspelt one is compared with."""
+    """Every dotted setting whose name is fixed: the candidates for a misspelt one."""
     schemas: list[tuple[str, type[Any]]] = list(SECTIONS_OF_STUDY.items())
     schemas += [("sampler", schema) for schema in SAMPLERS.values()]
     schemas += [("pruner", schema) for schema in PRUNERS.values()]

@@ -54,8 +54,7 @@ _INSTANTIATE_KEYS = ("_args_", "_partial_", "_recursive_", "_convert_")
 
 
 def study_spec(composed: Composed) -> StudySpec:
-    """Returns everything a launch says about a study, checked and free of what belongs to this
-    host.
+    """Returns everything that a launch sets for a study, checked and without anything of this host.
 
     Raises:
         ConfigError: the first rule that is broken, in one line.
@@ -100,16 +99,14 @@ def _name(name: str | None) -> str:
         )
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"study.name={name!r}: must be letters, digits, '.', '_' and '-', 100 at most, and "
-            "begin with a letter or digit"
+            f"study.name={name!r}: must consist of letters, digits, '.', '_' and '-', at most "
+            "100, and begin with a letter or digit"
         )
     return name
 
 
 def _seed_of(name: str) -> int:
-    """The seed of a study that was given none: the same wherever and whenever the study is
-    launched.
-    """
+    """The seed of a study without one: the same wherever and whenever the study is launched."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
 
 
@@ -128,9 +125,9 @@ def _goals(study: StudySettings) -> tuple[tuple[Direction, ...], tuple[str, ...]
             raise ConfigError(f"study.metric={metric!r}: must be a word, or a list of words")
         if not metric.isprintable() or metric != metric.strip() or len(metric) > _MAX_METRIC:
             raise ConfigError(
-                f"study.metric={metric[:_MAX_METRIC]!r}: must be printable, {_MAX_METRIC} "
-                "characters at most, without blanks"
-                " at either end"
+                f"study.metric={metric[:_MAX_METRIC]!r}: must be printable, at most {_MAX_METRIC} "
+                "characters, without leading or"
+                " trailing blanks"
             )
     if not directions or len(directions) != len(metrics):
         raise ConfigError(
@@ -162,39 +159,40 @@ def _params(config: DictConfig) -> dict[str, JSONValue]:
 
 
 def _check_values(space: Space, params: Mapping[str, JSONValue]) -> None:
-    """Checks what the values of axes and choices put into params."""
+    """Checks the values that axes and choices put into params."""
     for axis in space.grid.values():
         for value, content in zip(axis.values, axis.contents or axis.values, strict=True):
-            shown = (
+            source = (
                 f"grid.{axis.path}"
                 if isinstance(content, str)
                 else f"{axis.path}={value_label(value)}"
             )
-            check_finite(content, shown)
+            check_finite(content, source)
             if axis.contents:
-                _check_keys(content, shown)
-            _check_interpolations(content, shown, params)
+                _check_keys(content, source)
+            _check_interpolations(content, source, params)
     for searched in space.search.values():
         for choice in searched.choices:
-            shown = (
+            source = (
                 f"search.{searched.path}"
                 if isinstance(choice, str)
                 else f"{searched.path}={value_label(choice)}"
             )
-            _check_interpolations(choice, shown, params)
+            _check_interpolations(choice, source, params)
 
 
-def _check_interpolations(value: JSONValue, shown: str, params: Mapping[str, JSONValue]) -> None:
-    """Checks the text in a value that is resolved in a trial, with params as root.
+def _check_interpolations(value: JSONValue, source: str, params: Mapping[str, JSONValue]) -> None:
+    """Checks the text of a value that each trial resolves, with params as root.
 
     Raises:
-        ConfigError: it names what is not there: Hydra, or params as if they were a section.
+        ConfigError: it names Hydra, which is not there, or params as if they were a section.
     """
     for path, text in _texts(value, ""):
-        where = f"{shown}: {path}={text}" if path else f"{shown}={text}"
+        where = f"{source}: {path}={text}" if path else f"{source}={text}"
         if _LAUNCH_ONLY.search(text):
             raise ConfigError(
-                f"{where}: this is resolved on the worker, where Hydra is not; write the value"
+                f"{where}: this is resolved on the worker, where Hydra does not run; write the "
+                "value"
             )
         if _FROM_PARAMS.search(text) and "params" not in params:
             right = _FROM_PARAMS.sub(r"\1", text)
@@ -220,7 +218,7 @@ def _check_keys(node: Mapping[Any, Any], above: str) -> None:
             )
         if "." in key:
             raise ConfigError(
-                f"{above}: the key {key!r} holds a dot; nest it: "
+                f"{above}: the key {key!r} contains a dot; nest it: "
                 f"{': {'.join(key.split('.'))}: …{'}' * key.count('.')}"
             )
         if isinstance(value, Mapping):
@@ -232,8 +230,8 @@ def _check_lengths(space: Space) -> None:
         for path in paths:
             if len(path) > _MAX_PARAM:
                 raise ConfigError(
-                    f"{section}.{path[:40]}…: the name of a parameter has at most {_MAX_PARAM} "
-                    f"characters, this one {len(path)}"
+                    f"{section}.{path[:40]}…: a parameter's name has at most {_MAX_PARAM} "
+                    f"characters, this one has {len(path)}"
                 )
 
 
@@ -281,9 +279,7 @@ def _resolve(params: Mapping[str, JSONValue], values: Mapping[str, JSONValue]) -
             raise ConfigError(f"params.{path} must be given: {path}=… (it is ???)") from error
         except InterpolationResolutionError as error:
             if "Recursive" in str(error):
-                raise ConfigError(
-                    f"params.{path}: its interpolation leads back to itself"
-                ) from error
+                raise ConfigError(f"params.{path}: its interpolation refers to itself") from error
         except OmegaConfBaseException as error:
             raise ConfigError(f"params.{path}: {_first_line(error)}") from error
 
@@ -314,7 +310,7 @@ def _objective(
         if key in _INSTANTIATE_KEYS or not isinstance(key, str) or not key.isidentifier():
             raise ConfigError(
                 f"objective.{key}: every key but _target_ is passed to the function by name, and "
-                "this is no name for it"
+                "this is not a valid name"
             )
         check_finite(value, f"objective.{key}")
         _check_interpolations(value, f"objective.{key}", params)
@@ -331,7 +327,7 @@ def _budget(config: DictConfig, space: Space) -> Budget:
         per_cell = min(per_cell, budget.trials)
     shares = cells * per_cell
     if budget.trials is None and not space.grid:
-        raise ConfigError("budget.trials must be given: there is no grid to derive it from")
+        raise ConfigError("budget.trials must be given: without a grid it cannot be derived")
     if budget.trials is None and shares > MAX_TRIALS:
         raise ConfigError(
             f"budget.per_cell={budget.per_cell} for {cells} cells makes {shares:,} trials; must "

@@ -1,5 +1,5 @@
-"""What Hydra and OmegaConf say of a mistake, in one line of ours; and sections of a composed config
-as plain containers.
+"""Errors of Hydra and OmegaConf as one line of ours, and sections of a composed config as plain
+containers.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def translated(action: Callable[[], T]) -> T:
     except MissingConfigException as error:
         text = re.split(r"\n\s*(?:Available options|Config search path|Search path)", str(error))[0]
         missing = (error.missing_cfg_file or "").rsplit("/", 1)[-1]
-        known = f"; there are {', '.join(error.options)}" if error.options else ""
+        listed = f"; there are {', '.join(error.options)}" if error.options else ""
         raise ConfigError(
-            f"{one_line(text)}{did_you_mean(missing, error.options or ())}{known}"
+            f"{one_line(text)}{did_you_mean(missing, error.options or ())}{listed}"
         ) from error
     except PermissionError as error:
         raise ConfigError(denied(error.filename) or one_line(str(error))) from error
@@ -74,8 +74,8 @@ def resolved(config: DictConfig, section: str) -> Any:
 
 
 def declared(config: DictConfig, section: str) -> Any:
-    """Returns ``grid`` or ``search`` as plain containers. What makes a declaration is resolved, by
-    the whole config; values in it are not: they are resolved in each trial, by its params.
+    """Returns ``grid`` or ``search`` as plain containers. What makes up a declaration is resolved
+    by the whole config. Values in it are not: each trial resolves them by its params.
 
     Raises:
         ConfigError: an interpolation cannot be resolved; names the section and the reason.
@@ -90,7 +90,7 @@ def declared(config: DictConfig, section: str) -> Any:
         ) from error
 
 
-def _declarations(node: Any, shown: str) -> Any:
+def _declarations(node: Any, path: str) -> Any:
     if not isinstance(node, DictConfig):
         return OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
     found: dict[Any, Any] = {}
@@ -98,19 +98,19 @@ def _declarations(node: Any, shown: str) -> Any:
         text = node._get_node(key)._value()  # type: ignore[union-attr]
         if key == "when" and OmegaConf.is_config(node[key]):
             found[key] = OmegaConf.to_container(node[key], resolve=True)
-        elif isinstance(text, str) and "${" in text and _lists_values(text, f"{shown}.{key}"):
+        elif isinstance(text, str) and "${" in text and _lists_values(text, f"{path}.{key}"):
             found[key] = text
         else:
-            found[key] = _declarations(node[key], f"{shown}.{key}")
+            found[key] = _declarations(node[key], f"{path}.{key}")
     return found
 
 
-def _lists_values(text: str, shown: str) -> bool:
+def _lists_values(text: str, path: str) -> bool:
     """Whether a declaration that interpolates is a sweep over values which do: ``choice(${lr},
     0.1)``.
     """
     try:
-        return isinstance(grammar.parse_value(text, shown=shown), ChoiceSweep)
+        return isinstance(grammar.parse_value(text, source=path), ChoiceSweep)
     except ConfigError:
         return False
 

@@ -1,10 +1,10 @@
-"""The pruners a study may name, and whom they compare a trial with: its own cell where that is
-fairer, or everyone.
+"""The pruners a study may name, and what they compare a trial with: its own cell where that is
+fairer, or the study.
 
 The median and Wilcoxon pruners ask "is this worse than its peers at the same step?". Cells of a
 grid differ on purpose (a small network is worse than a large one at every step), so they compare
 inside the cell by default. ASHA and Hyperband share out one budget by rank and need many
-competitors to a rung, more than one cell has; they compare with the whole study.
+competitors per rung, more than one cell has; they compare with the whole study.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _CLASSES: dict[str, type[BasePruner]] = {
 
 
 class Judge:
-    """Says whether a running trial should stop; a function of the reports it is shown, for every
+    """Decides whether a running trial should stop, as a function of the reports alone, whatever the
     pruner.
 
     Optuna's successive halving leaves a mark on a trial for each rung it reached. Here the marks
-    are worked out from the reports instead, so nothing has to be stored and a trial taken up by
-    another worker is judged alike.
+    are derived from the reports instead, so nothing has to be stored, and a trial that moves to
+    another worker is judged the same way.
     """
 
     def __init__(self, settings: PrunerSettings) -> None:
@@ -61,8 +61,8 @@ class Judge:
         self._within_cell = options.pop("within_cell", False)
         self._options = options
         self._pruner = _CLASSES[self._name](**options)
-        # Trial number to the last step judged: a rung first complete between two questions is
-        # judged at the second.
+        # Trial number to the last step judged: a rung completed between two calls is judged at the
+        # second.
         self._judged: dict[int, int] = {}
 
     def should_prune(
@@ -83,14 +83,14 @@ class Judge:
             return False
         peers = [t for t in (mates if self._within_cell else everyone) if t.number != trial.number]
         if isinstance(self._pruner, SuccessiveHalvingPruner | HyperbandPruner):
-            # asked twice, it answers twice the same
+            # the same question gets the same answer
             before = min(self._judged.get(trial.number, step - 1), step - 1)
             peers = [self._marked(mirror, peer, math.inf) for peer in peers]
             trial = self._marked(mirror, trial, before)
             self._judged[trial.number] = step
         view = mirror.restricted([*peers, trial])
         with warnings.catch_warnings():
-            # Wilcoxon's about steps that not all trials have, once a report
+            # Wilcoxon's about steps that not all trials have, one per report
             warnings.simplefilter("ignore")
             return bool(self._pruner.prune(view.study(pruner=self._pruner), trial))
 

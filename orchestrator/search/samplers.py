@@ -1,4 +1,4 @@
-"""The samplers a study may name, with their options, behind one way of asking."""
+"""The samplers that a study may name, behind one interface."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ class RandomCellSampler(BaseSampler):
 
 class QuasiRandomSampler(RandomCellSampler):
     """Suggests points of a low-discrepancy sequence: trial number (or ticket) i gets the i-th,
-    whoever asks.
+    whichever worker asks.
 
     Args:
         qmc_type: ``sobol`` or ``halton``.
         scramble: randomise the sequence by the study's seed.
-        seed: of the scrambling, where the trial does not carry one, and of parameters asked one by
-            one.
+        seed: for the scrambling if the trial does not carry one, and for parameters suggested one
+            by one.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class QuasiRandomSampler(RandomCellSampler):
 
 
 class GeneticSampler(NSGAIISampler):
-    """Optuna's NSGA-II over the parameters a trial has not fixed; what it breeds is moved into the
+    """Optuna's NSGA-II over the parameters a trial has not fixed; offspring are moved into the
     trial's bounds.
     """
 

@@ -84,17 +84,17 @@ def commented(lines: Iterable[tuple[str, str]]) -> list[str]:
 
 def annotated(yaml: str) -> str:
     """Returns a composed config with a remark beside every setting."""
-    pairs, top, known = [], "", dict[str, Knob]()
+    pairs, top, here = [], "", dict[str, Knob]()
     lines = yaml.splitlines()
     for number, line in enumerate(lines):
         if found := re.match(r"(\w+):", line):
             top = found[1]
             body = "\n".join(lines[number + 1 :])
             name = re.match(r"(?:  .*\n)*?  name: (\w+)", body) if top in _CHOICES else None
-            known = dict(section(top, name[1] if name else None))
+            here = dict(section(top, name[1] if name else None))
             knob = ALLOCATION if top == "allocation" else FREE.get(top)
         else:
             key = re.match(r"  (\w+): \S", line)
-            knob = known.get(key[1]) if key else None
+            knob = here.get(key[1]) if key else None
         pairs.append((line, "" if knob is None else remark(knob)))
     return "\n".join(commented(pairs)) + "\n"

@@ -25,7 +25,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.model import ASK_KEY, Axis, Budget, Searched, StudySpec, Suggestion, TrialNews
 from orchestrator.search import Search, create_optuna_tables, open_storage, optuna_schema_head
 from orchestrator.search.gp import surrogate
-from orchestrator.search.trials.mirror import Mirror, asked
+from orchestrator.search.trials.mirror import Mirror, blank_trial
 from orchestrator.settings import GPSettings, MedianSettings, sampler_settings
 
 SAMPLERS = ("tpe", "gp", "random", "qmc", "nsga2")
@@ -154,8 +154,8 @@ def test_a_rehearsal_changes_no_suggestion(name: str, known: int) -> None:
 def test_the_mirror_holds_its_trials_by_number_whatever_comes_when() -> None:
     mirror = Mirror("m", ("minimize",))
     for number in (5, 2, 9, 0, 2, 7):
-        mirror.put(asked(number, {}))
-    replaced = asked(5, {"later": True})
+        mirror.put(blank_trial(number, {}))
+    replaced = blank_trial(5, {"later": True})
     mirror.put(replaced)
     mirror.remove(9)
     mirror.remove(9)
@@ -166,7 +166,8 @@ def test_the_mirror_holds_its_trials_by_number_whatever_comes_when() -> None:
     assert mirror.next_number() == 8
     trials.clear()
     assert [
-        t.number for t in mirror.restricted([asked(3, {}), asked(1, {})]).get_all_trials(0)
+        t.number
+        for t in mirror.restricted([blank_trial(3, {}), blank_trial(1, {})]).get_all_trials(0)
     ] == [1, 3]
     assert len(mirror.get_all_trials(0)) == 3
 

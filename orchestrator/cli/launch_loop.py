@@ -156,7 +156,7 @@ def announcement(call: Call, spec: StudySpec, launched: Launched) -> str:
         trials, cells = count_label(spec.budget.trials, "trial"), "no grid"
         if spec.grid:
             cells = f"{count_label(spec.n_cells, 'cell')} x {spec.budget.per_cell} guaranteed"
-        return f"study {spec.name}: {trials}, {cells}, sampler {spec.sampler['name']}"
+        return f"study {spec.name}: {trials}, {cells}, sampler {spec.sampler.name}"
 
     if launched.open_tickets:
         more = f"{count_label(launched.added, 'trial')} added, " if launched.added > 0 else ""

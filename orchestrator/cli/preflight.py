@@ -73,7 +73,7 @@ def check_objective(call: Call, spec: StudySpec) -> None:
         ConfigError: it does not, or `worker.allow_targets` does not allow it.
     """
     check_allowed(spec.objective, call.composed.host.worker.allow_targets)
-    runner = Runner(spec.objective, start=spec.runner.get("start", "forkserver"))
+    runner = Runner(spec.objective, start=spec.runner.start)
     try:
         runner.check()
     finally:
@@ -87,7 +87,7 @@ def check_checkpoint_places(call: Call, store: Store, spec: StudySpec, count: in
         ConfigError: workers on several hosts would serve the study but keep checkpoints in
             different places.
     """
-    if not spec.runner.get("resume", True):
+    if not spec.runner.resume:
         return
     places = store.reads.checkpoint_places(spec.name)
     if count:

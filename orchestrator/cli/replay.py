@@ -9,6 +9,7 @@ from orchestrator import search
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError
 from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews
+from orchestrator.settings import stored_sampler
 from orchestrator.store import Store, StudyRow
 
 _DIFFERS = 1
@@ -87,7 +88,8 @@ def with_suggestion(store: Store, row: StudyRow, number: int) -> TrialNews:
 def _suggest_again(
     store: Store, row: StudyRow, spec: StudySpec, trial: TrialNews, inputs: dict[str, JSONValue]
 ) -> Suggestion:
-    again = search.Search(replace(spec, seed=inputs["study_seed"], sampler=inputs["sampler"]))
+    sampler = stored_sampler(inputs["sampler"])
+    again = search.Search(replace(spec, seed=inputs["study_seed"], sampler=sampler))
     again.feed(store.reads.news_at(row.study_id, inputs["position"]))
     foreign = store.reads.foreign(row.study_id, ())
     again.feed(news for news in foreign if news.number in inputs["foreign"])

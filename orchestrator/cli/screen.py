@@ -263,7 +263,7 @@ def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequenc
         )
     ]
     lines.append(f"objective {value_label(label(spec.objective))}")
-    lines.append(f"sampler {spec.sampler['name']}, pruner {spec.pruner['name']}, seed {spec.seed}")
+    lines.append(f"sampler {spec.sampler.name}, pruner {spec.pruner.name}, seed {spec.seed}")
     rows = [
         (section, path, form if len(form) <= _MOST_TEXT else f"{form[: _MOST_TEXT - 1]}…", text)
         for section, path, form, text in _parameters(spec, distributions)
@@ -299,8 +299,8 @@ def plan_data(spec: StudySpec, distributions: list[tuple[str, str]]) -> dict[str
         "directions": list(spec.directions),
         "metrics": list(spec.metrics),
         "objective": dict(spec.objective),
-        "sampler": dict(spec.sampler),
-        "pruner": dict(spec.pruner),
+        "sampler": asdict(spec.sampler),
+        "pruner": asdict(spec.pruner),
         "seed": spec.seed,
         "priority": spec.priority,
         "parameters": [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.config.schema import DashboardConfig
+from orchestrator.config import DashboardConfig
 from orchestrator.errors import ConfigError
 from orchestrator.logs import logger
 

@@ -19,6 +19,7 @@ from orchestrator.runner.protocol.channel import Channel, wait_readable
 from orchestrator.runner.protocol.contract import MOMENT_S, Job, KeeperOptions
 from orchestrator.runner.protocol.target import target_of, words_of
 from orchestrator.runner.running import LONGEST_POLL_S, Running
+from orchestrator.settings import RunnerSettings
 
 SECRETS: Final = (
     "ORCHESTRATOR_STORAGE_URL",
@@ -74,11 +75,11 @@ class Runner:
         self,
         objective: Mapping[str, JSONValue],
         *,
-        isolation: str = "trial",
-        start: str = "forkserver",
+        isolation: str = RunnerSettings.isolation,
+        start: str = RunnerSettings.start,
         env: Mapping[str, str] | None = None,
         threads: int | None = None,
-        grace_s: float = 5.0,
+        grace_s: float = RunnerSettings.grace_s,
         max_runtime_s: float | None = None,
         silence_s: float = 60.0,
         cwd: Path | None = None,

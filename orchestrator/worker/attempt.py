@@ -74,7 +74,7 @@ class Attempts:
         """This attempt's checkpoint directory, filled from the one before; the trial is given back
         if it cannot be made.
         """
-        folder, resume = served.row.folder, bool(served.spec.runner.get("resume", True))
+        folder, resume = served.row.folder, served.spec.runner.resume
         number = claim.number
         assert number is not None
         tokens = {attempt.attempt: attempt.token for attempt in earlier} | {
@@ -219,7 +219,7 @@ class Attempts:
         """The pruner's verdict, knowing what the others have reported by now; never before the cell
         has a complete trial.
         """
-        if served.spec.pruner.get("name") == "none" or len(served.spec.directions) > 1:
+        if served.spec.pruner.name == "none" or len(served.spec.directions) > 1:
             return False
         assert claim.number is not None
         try:

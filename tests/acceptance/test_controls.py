@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -39,7 +40,7 @@ def test_a_pause_at_once_is_obeyed_within_a_heartbeat_and_the_trial_goes_on_afte
     commands: Commands, store: Store
 ) -> None:
     study = store.studies.launch(
-        spec(cells=1, objective=SLOW, runner={**RUNNER, "grace_s": 0.2})
+        spec(cells=1, objective=SLOW, runner=replace(RUNNER, grace_s=0.2))
     ).study_id
     with commands.started("worker", *SOON):
         wait_until(
@@ -64,7 +65,7 @@ def test_a_pause_at_once_is_obeyed_within_a_heartbeat_and_the_trial_goes_on_afte
 
 def test_a_stopped_study_ends_and_its_worker_lives_on(commands: Commands, store: Store) -> None:
     study = store.studies.launch(
-        spec(cells=2, objective=SLOW, runner={**RUNNER, "grace_s": 0.2})
+        spec(cells=2, objective=SLOW, runner=replace(RUNNER, grace_s=0.2))
     ).study_id
     with commands.started("worker", "worker.prefetch=0", *SOON) as worker:
         wait_until(lambda: states(store, study) == ["RUNNING"], 60)
@@ -117,7 +118,7 @@ def test_failed_trials_run_again_once_what_broke_them_is_mended(
 
 
 def test_what_passes_is_tried_again_as_the_same_trial(commands: Commands, store: Store) -> None:
-    runner = {**RUNNER, "retries": 3, "retry_on": ["ConnectionError"]}
+    runner = replace(RUNNER, retries=3, retry_on=["ConnectionError"])
     flaky = {"_target_": "tests.support.training.flaky", "failures": 2}
     study = store.studies.launch(spec(cells=1, objective=flaky, runner=runner)).study_id
     commands.check("worker", "worker.idle_timeout_s=0.5", *SOON)
@@ -137,7 +138,7 @@ def test_what_passes_is_tried_again_as_the_same_trial(commands: Commands, store:
 
 
 def test_what_is_not_named_as_passing_fails_the_trial(commands: Commands, store: Store) -> None:
-    runner = {**RUNNER, "retries": 3, "retry_on": ["exit:75"]}
+    runner = replace(RUNNER, retries=3, retry_on=["exit:75"])
     flaky = {"_target_": "tests.support.training.flaky", "failures": 1}
     study = store.studies.launch(spec(cells=1, objective=flaky, runner=runner)).study_id
     commands.check("worker", "worker.max_trials=1", *SOON)

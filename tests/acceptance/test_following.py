@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.settings import stored_sampler
 from orchestrator.store import Store
 from tests.support.commands import CONFIG, Commands, line_with
 from tests.support.studies import spec
@@ -91,7 +92,11 @@ def test_a_study_that_a_worker_cannot_make_sense_of_keeps_it_from_no_other(
 ) -> None:
     strange = store.studies.launch(
         spec(
-            "strange", cells=1, objective=QUICK, sampler={"name": "of a later version"}, priority=9
+            "strange",
+            cells=1,
+            objective=QUICK,
+            sampler=stored_sampler({"name": "of a later version"}),
+            priority=9,
         )
     )
     store.studies.launch(spec("plain", cells=1, objective=QUICK))

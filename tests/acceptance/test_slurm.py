@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def jobs(commands: Commands) -> Iterator[Jobs]:
 
 
 def _begins(commands: Commands, store: Store, objective: dict[str, Any]) -> None:
-    store.studies.launch(spec(cells=1, objective=objective, runner={**RUNNER, "max_attempts": 1}))
+    store.studies.launch(spec(cells=1, objective=objective, runner=replace(RUNNER, max_attempts=1)))
     store.rest()
 
 

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from typing import Any
 import optuna
 
 from orchestrator.model import StudySpec
+from orchestrator.settings import sampler_settings
 from orchestrator.store import Store
 from tests.benchmarks.trial_cost import copy_to_plain, fill, spec
 from tests.support.invariants import query
@@ -78,9 +80,9 @@ class Bench:
         made = StudySpec(**{**spec(name, "random").__dict__, "objective": objective})
         study = fill(self._store, made, history)
         copy_to_plain(self._server.url, study, f"plain-{name}")
-        runner = {**RUNNER, "isolation": isolation}
+        runner = replace(RUNNER, isolation=isolation)
         self._store.studies.launch(
-            StudySpec(**{**made.__dict__, "sampler": {"name": sampler}, "runner": runner})
+            StudySpec(**{**made.__dict__, "sampler": sampler_settings(sampler), "runner": runner})
         )
         self._store.rest()
         return name

@@ -8,10 +8,12 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from orchestrator.settings import sampler_settings
 from orchestrator.store import Store
 from orchestrator.worker.maintenance import Maintenance
 from tests.support import invariants
@@ -20,8 +22,8 @@ from tests.support.fleet import TTL_S, Fleet
 from tests.support.studies import RUNNER, spec
 
 TAKEN_UP_WITHIN_S = TTL_S + 2
-GRID = {"search": (), "sampler": {"name": "random"}}
-TPE = {"sampler": {"name": "tpe", "n_startup_trials": 10}}
+GRID = {"search": (), "sampler": sampler_settings("random")}
+TPE = {"sampler": sampler_settings("tpe", n_startup_trials=10)}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,9 @@ def test_workers_killed_at_random_lose_and_double_nothing(
     gate = tmp_path / "gate"
     gated = {"gate": str(gate), "gated_from": cells - 2 * workers}
     objective = {"_target_": "tests.support.chaos_objective.train", "seconds": seconds, **gated}
-    study = spec(cells=cells, objective=objective, runner={**RUNNER, "max_attempts": 1000}, **kind)
+    study = spec(
+        cells=cells, objective=objective, runner=replace(RUNNER, max_attempts=1000), **kind
+    )
     study_id = store.studies.launch(study).study_id
     began = time.monotonic()
     with Fleet(commands) as fleet:

@@ -28,7 +28,7 @@ from bottle import HTTPResponse
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.storages import InMemoryStorage
 
-from orchestrator.config.schema import DashboardConfig
+from orchestrator.config import DashboardConfig
 from orchestrator.dashboard import guard
 from orchestrator.dashboard.access import Access
 from orchestrator.dashboard.guard import Guard

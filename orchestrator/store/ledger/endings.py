@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned
+from orchestrator.settings import RunnerSettings
 from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
 from orchestrator.store.ledger import brake, shortages, tickets
 from orchestrator.store.ledger.claims import ENDING, LOCK_TRIAL, Claim
@@ -103,9 +104,11 @@ def outcome_of_last(c: Connection, row: Row) -> str | None:
     return outcome
 
 
-def runner_setting(c: Connection, study_id: int, name: str, default: int) -> int:
+def runner_setting(c: Connection, study_id: int, name: str) -> int:
     """What the study says of ``runner.<name>``."""
-    setting = sa.func.coalesce(study.c.spec["runner"][name].as_integer(), default)
+    setting = sa.func.coalesce(
+        study.c.spec["runner"][name].as_integer(), getattr(RunnerSettings, name)
+    )
     return int(c.execute(sa.select(setting).where(study.c.study_id == study_id)).scalar_one())
 
 
@@ -140,7 +143,7 @@ def give_back_or_fail(
     if not row.attempts:  # it was prepared and never begun: nothing is lost
         outcome = "interrupted"
     may_end = outcome == "lost" and row.state == "RUNNING" and known
-    if may_end and row.lost + 1 >= runner_setting(c, row.study_id, "max_attempts", 5):
+    if may_end and row.lost + 1 >= runner_setting(c, row.study_id, "max_attempts"):
         later(c, _LOCK_CELL, {"trial_id": row.trial_id})
         (row,) = answers(c, ENDING, {"trial_id": row.trial_id, "token": row.token})
         why = f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"

@@ -369,7 +369,7 @@ class Ledger:
             # by a COMMIT whose answer was lost
             if row.worker_id is None and endings.outcome_of_last(c, row) == "retried":
                 return True
-            if row.retries >= endings.runner_setting(c, claim.study_id, "retries", 0):
+            if row.retries >= endings.runner_setting(c, claim.study_id, "retries"):
                 return False
             write_missing(c, row, suggested)
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)

@@ -40,7 +40,7 @@ PAGE_DRAWN_MS = 30_000  # of the page's own clock, which runs ahead while it wai
 UP_WITHIN_S = 60
 
 # How rich's live display goes back to the first line of the table it is about to replace.
-BACK = re.compile(r"\r\x1b\[2K(?:\x1b\[1A\x1b\[2K)*")
+BACK = re.compile(r"\r(?:\x1b\[2K|\x1b\[1A\x1b\[2K)(?:\x1b\[1A\x1b\[2K)*")
 HEADLINE = re.compile(r"(?m)^(?:\x1b\[\?25l)?(\d+)/(\d+) trials, (\d+) running")
 
 

@@ -1,7 +1,7 @@
 # The tools of the virtual environment here, if there is one, else those on the path.
 BIN ?= $(if $(wildcard .venv/bin/python),.venv/bin/,)
 
-.PHONY: help check check-static format settings fast test chaos docs secrets
+.PHONY: help check check-static format settings fast test chaos docs picture hydra-next secrets
 .DELETE_ON_ERROR:
 
 help:         ## this list
@@ -33,6 +33,16 @@ chaos:        ## every fault in full: a quarter of an hour
 
 docs:         ## the documentation site, in build/site; fails at a broken link (pip install -e '.[docs]')
 	$(BIN)python -m mkdocs build
+
+picture:      ## README's pictures, from a run of the digits example; needs Chromium, takes minutes
+	OMP_NUM_THREADS=1 $(BIN)python docs/pictures/make.py
+
+hydra-next:   ## the unit tests and the example with Hydra's next release candidate, in build/hydra-next
+	python3 -m venv build/hydra-next
+	build/hydra-next/bin/pip install -q -c constraints.txt -e '.[dev]'
+	build/hydra-next/bin/pip install -q --upgrade --pre 'hydra-core<1.5'
+	build/hydra-next/bin/python -m pytest -n 2 tests/unit
+	ORCHESTRATOR_DATA_DIR=build/hydra-next/data build/hydra-next/bin/orchestrator launch experiment=digits
 
 # The passwords of docker-compose.yml's database and dashboard; existing ones are kept. The containers' user, who is neither you
 # nor root, must be able to read the files; the folder keeps others of this host out.

@@ -200,7 +200,7 @@ def free_port() -> int:
 
 
 def trials_done(said: str) -> str:
-    return re.findall(r"\b(\d+/\d+) trials", said)[-1]
+    return str(re.findall(r"\b(\d+/\d+) trials", said)[-1])
 
 
 def test_a_launch_takes_overrides_and_is_done_by_the_workers(project: Project) -> None:

@@ -220,7 +220,7 @@ def test_a_killed_launch_takes_its_workers_with_it(commands: Commands, store: St
 
 
 def _runs(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return psutil.pid_exists(pid) and bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
 
 
 def test_failing_trials_say_why_and_close_their_cell(commands: Commands, store: Store) -> None:

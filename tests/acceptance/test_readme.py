@@ -34,13 +34,6 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     assert "make check-static" in script
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
-def test_every_link_of_a_page_beside_the_documentation_leads_somewhere(page: str) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
-
-
 @pytest.mark.timeout(400)
 def test_the_main_job_finds_a_network_that_reads_97_of_100_digits(
     database_url: str, tmp_path: Path

@@ -142,8 +142,9 @@ def test_a_worker_refused_for_its_password_says_the_way_out_and_is_not_healthy_u
             "worker.heartbeat_s=0.2",
         )
         with commands.started("worker", *words) as worker:
-            assert worker.stdout is not None
-            said = worker.stdout.readline()
+            output = worker.stdout
+            assert output is not None
+            said = output.readline()
             assert "refuses the password" in said
             assert f"ALTER ROLE {WORKER_ROLE} PASSWORD" in said
             assert "second" not in said
@@ -153,10 +154,10 @@ def test_a_worker_refused_for_its_password_says_the_way_out_and_is_not_healthy_u
             registered = health.stat().st_mtime_ns
             wait_until(lambda: health.stat().st_mtime_ns > registered, 60)
             server.stop("fast")
-            wait_until(lambda: "does not answer" in worker.stdout.readline(), 60)
+            wait_until(lambda: "does not answer" in output.readline(), 60)
             last = health.stat().st_mtime_ns
             server.start()
-            wait_until(lambda: "answers again" in worker.stdout.readline(), 60)
+            wait_until(lambda: "answers again" in output.readline(), 60)
             wait_until(lambda: health.stat().st_mtime_ns > last, 60)
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(timeout=60) == 0
@@ -195,10 +196,11 @@ def test_told_to_end_while_the_database_is_away_a_worker_ends_in_order(
         wait_until(lambda: [w.device for w in store.reads.workers()] not in ([], [None]), 60)
         _administrate(store, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         try:
-            assert worker.stdout is not None
-            wait_until(lambda: "does not answer" in worker.stdout.readline(), 30)
+            output = worker.stdout
+            assert output is not None
+            wait_until(lambda: "does not answer" in output.readline(), 30)
             worker.send_signal(signal.SIGTERM)
-            assert worker.wait(timeout=60) == 0, worker.stdout.read()
+            assert worker.wait(timeout=60) == 0, output.read()
         finally:
             _administrate(store, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 

@@ -73,8 +73,8 @@ class Watch:
             )
             return created
 
-        Served.suggest = watched_suggest  # type: ignore[method-assign]
-        Claiming._create = watched_create  # type: ignore[method-assign]
+        Served.suggest = watched_suggest  # type: ignore[method-assign,assignment]
+        Claiming._create = watched_create  # type: ignore[method-assign,assignment]
 
 
 def measure(

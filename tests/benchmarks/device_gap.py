@@ -114,9 +114,10 @@ class Bench:
                 ]
                 command += [str(self._trials), str(self._seconds)]
                 env = {**os.environ, "PYTHONPATH": str(ROOT)}
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            none = subprocess.DEVNULL
             running = [
-                subprocess.Popen(command, env=env, cwd=ROOT, **quiet) for _ in range(self._workers)
+                subprocess.Popen(command, env=env, cwd=ROOT, stdout=none, stderr=none)
+                for _ in range(self._workers)
             ]
             late_ms = []
             while any(process.poll() is None for process in running):

@@ -114,6 +114,8 @@ def from_unit(table: Table, unit: Array) -> list[dict[str, Any]]:
         if item.choices:
             columns[item.path] = [item.choices[int(i)] for i in u * len(item.choices)]
             continue
+        assert item.low is not None
+        assert item.high is not None
         low, high = np.log([item.low, item.high]) if item.log else (item.low, item.high)
         numbers = low + u * (high - low)
         numbers = np.exp(numbers) if item.log else numbers

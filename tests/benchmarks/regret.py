@@ -377,9 +377,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.known:  # in the processes that are forked from here too
         near = Surrogate.near
         surrogate.MAX_TRIALS = options.known
-        Surrogate.near = lambda self, cell, most=options.known: near(
-            self, cell, min(most, options.known)
-        )
+
+        def near_of_known(self: Surrogate, cell: Any, most: int = options.known) -> Any:
+            return near(self, cell, min(most, options.known))
+
+        Surrogate.near = near_of_known  # type: ignore[method-assign]
     done = kept(options.lines, options)
     if options.only_kept:
         wanted = [job for job in wanted if job in done]

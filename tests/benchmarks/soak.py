@@ -27,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
@@ -97,16 +98,12 @@ class Simulated:
             if claim is None:
                 self._contact.wait(self._settings.poll_s)
                 continue
-            claim = self._insist("create", lambda claim=claim: self._create(claim))  # type: ignore[misc]
+            claim = self._insist("create", partial(self._create, claim))
             self._note("gap", began)
             self._train(claim)
             value = (self._dice.random(),)
-            self._insist(
-                "finish",
-                lambda claim=claim, value=value: self._store.ledger.finish(
-                    claim, Completed(value), reports={}, attrs={}
-                ),
-            )
+            finish = partial(self._store.ledger.finish, claim, Completed(value))
+            self._insist("finish", partial(finish, reports={}, attrs={}))
             self.finished += 1
         self._insist(
             "deregister", lambda: self._store.ledger.deregister(self._lease, "ended in order")
@@ -249,7 +246,7 @@ def soak(args: argparse.Namespace, through: str, n: int) -> dict[str, Any]:
         for process in processes:
             process.join()
         done = sum(answer[1] for answer in answers)
-        errors = sum((answer[3] for answer in answers), Counter())
+        errors: Counter[str] = sum((answer[3] for answer in answers), Counter())
         complete = watch("SELECT count(*) FROM orchestrator.trial WHERE state = 'COMPLETE'")
         findings = store.doctor.examine().findings
         store.rest()

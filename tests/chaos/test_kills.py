@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_workers_killed_at_random_lose_and_double_nothing(
     long: bool,
     figures: Callable[..., None],
     tmp_path: Path,
-    kind: dict[str, object],
+    kind: dict[str, Any],
     apart: bool,
 ) -> None:
     cells, workers, kills, seconds = (300, 6, 200, 1.0) if long else (40, 4, 20, 0.5)

@@ -96,9 +96,11 @@ def test_different_spaces(empty_database_url: str, figures: Callable[..., None])
         study = optuna.create_study(
             study_name=STUDY, storage=storage, direction=direction, load_if_exists=True
         )
-        study.optimize(
-            lambda trial, high=accepted + 1: trial.suggest_float("x", 0, high), n_trials=1
-        )  # type: ignore[misc]
+
+        def objective(trial: optuna.Trial, high: float = accepted + 1) -> float:
+            return trial.suggest_float("x", 0, high)
+
+        study.optimize(objective, n_trials=1)
         accepted += 1
     ranges = {
         t.distributions["x"] for t in optuna.load_study(study_name=STUDY, storage=storage).trials

@@ -9,7 +9,7 @@ import optuna
 from orchestrator.model import Budget, Failed, Suggestion, TrialNews
 from orchestrator.store import MOST_CHOICES, Choice, Claim, Store, Undecided, WorkerLease
 from tests.support.large import complete
-from tests.support.studies import PLACE, end, spec, start, suggestion
+from tests.support.studies import PLACE, begun, end, spec, start, suggestion
 
 WHY = {"rule": "test", "words": "it looks good"}
 
@@ -22,7 +22,7 @@ def next_of(
 
 def shares(store: Store, lease: WorkerLease, study: int) -> None:
     while isinstance(claim := next_of(store, lease, study), Claim):
-        end(store, store.ledger.create(claim, suggestion(claim), lease, PLACE))
+        end(store, begun(store, claim, lease))
 
 
 def test_beyond_the_shares_the_caller_chooses_the_cell_and_the_reason_stays_with_the_trial(
@@ -41,7 +41,7 @@ def test_beyond_the_shares_the_caller_chooses_the_cell_and_the_reason_stays_with
         claim = next_of(store, lease, study, Choice(2, WHY))
         assert isinstance(claim, Claim)
         assert claim.cell == 2
-        end(store, store.ledger.create(claim, suggestion(claim), lease, PLACE))
+        end(store, begun(store, claim, lease))
     row = store.reads.find("study")
     assert [c.completed for c in store.reads.progress(row, maximize=True).cells] == [1, 1, 3]
     assert row.reason == "budget spent"
@@ -61,7 +61,7 @@ def test_a_chosen_cell_that_was_closed_meanwhile_is_replaced(
     assert isinstance(claim, Claim)
     end(
         store,
-        store.ledger.create(claim, suggestion(claim), lease, PLACE),
+        begun(store, claim, lease),
         Failed("exception", "no"),
     )
     undecided = next_of(store, lease, study)

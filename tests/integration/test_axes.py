@@ -4,6 +4,7 @@ were binary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ HASH = "c02e7e59bb2976792617bde7725b65b9a1c2079e590ee483d4bd0a094d9ead27"
 
 def old_form() -> StudySpec:
     depth = Searched("depth", "int", 1, 3, when={"arch": (CNN,)})
-    changes = {"params": {"a": 0, "x": 0.5, "arch": MLP}, "grid": (Axis("arch", (MLP, CNN)),)}
+    changes: dict[str, Any] = {
+        "params": {"a": 0, "x": 0.5, "arch": MLP},
+        "grid": (Axis("arch", (MLP, CNN)),),
+    }
     return spec("old", trials=4, search=(depth, Searched("x", "float", 0.0, 1.0)), **changes)
 
 
-def new_form(cnn: dict[str, object], trials: int = 6) -> StudySpec:
+def new_form(cnn: Mapping[str, object], trials: int = 6) -> StudySpec:
     old = old_form()
     depth = replace(old.search[0], when={"arch": ("cnn",)})
     axis = Axis("arch", ("mlp", "cnn"), (MLP, cnn), "arch")

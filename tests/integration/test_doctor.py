@@ -61,7 +61,12 @@ def make_busy(store: Store) -> None:
     closed = store.studies.launch(
         spec("closed", cells=2, budget=Budget(2, 1, max_failures_per_cell=0))
     ).study_id
-    outcomes = iter([Failed("exception", "broken"), Completed((1.0,)), Completed((2.0,))])
+    ends: list[Completed | Failed] = [
+        Failed("exception", "broken"),
+        Completed((1.0,)),
+        Completed((2.0,)),
+    ]
+    outcomes = iter(ends)
     while (claim := start(store, one, closed)) is not None:
         end(store, claim, next(outcomes))
 
@@ -648,7 +653,7 @@ def test_what_a_dashboard_did_is_a_note_and_no_finding(
 
 
 @pytest.fixture
-def command_line(busy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def command_line(busy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", busy)
     monkeypatch.setenv("ORCHESTRATOR_DATA_DIR", str(tmp_path))
     return busy

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -266,7 +266,7 @@ def test_a_result_tells_another_server_all_that_the_trial_said(
         own.ledger.finish(claim, Completed((1.0,)), **said.rows, server=before)
     said.again()
     said.note(Reported(2, 0.75))
-    known = {"suggested": said.lost_suggestions, "server": own.reads.server()}
+    known: dict[str, Any] = {"suggested": said.lost_suggestions, "server": own.reads.server()}
     own.ledger.finish(claim, Completed((1.0,)), **said.rows, **known)
     (trial,) = plain_trials(server.url, "told")
     assert (trial.intermediate_values, trial.user_attrs["k"], trial.params["y"]) == (
@@ -293,7 +293,7 @@ def test_an_attempt_whose_beginning_was_lost_ends_only_once_it_is_told_again(
     server.fail_over(copy)
     with pytest.raises(LeaseLostError):
         end(own, made)
-    held = {"holds": [made.token], "running": (made.token, made.attempt)}
+    held: dict[str, Any] = {"holds": [made.token], "running": (made.token, made.attempt)}
     assert not own.fleet.renew(lease, "training", **held).runs
     assert own.ledger.start(made, lease, PLACE)
     assert own.fleet.renew(lease, "training", **held).runs

@@ -471,8 +471,8 @@ def test_parameters_to_repeat_stay_behind_when_their_cell_is_closed_and_may_be_a
     number = broken[0].number
     assert number is not None
     assert [r.extra for r in store.interventions.retry(study, number)] == [False]
-    for claim in broken[1:]:
-        end(store, claim, BROKEN)
+    for other_claim in broken[1:]:
+        end(store, other_claim, BROKEN)
     assert [c.state for c in progress(store).cells] == ["CLOSED", "OPEN"]
     for claim in running:
         if claim is not None and claim.cell == 1:

@@ -18,7 +18,7 @@ from orchestrator.model import Axis, Budget, Completed, Direction, Failed, Searc
 from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease
 from orchestrator.store.ledger import fleet
 from tests.support.counting import count_messages
-from tests.support.studies import PLACE, end, spec, start, suggestion, work
+from tests.support.studies import PLACE, begun, end, spec, start, suggestion, work
 from tests.support.waiting import wait_until
 
 
@@ -339,7 +339,7 @@ def test_a_step_whose_answer_was_lost_can_be_done_again(store: Store, lease: Wor
     claim = store.ledger.claim(lease, [study], PLACE)
     assert claim is not None
     assert claim.ticket == 0
-    first = store.ledger.create(claim, suggestion(claim), lease, PLACE)
+    first = begun(store, claim, lease)
     again = store.ledger.create(claim, suggestion(claim, x=0.9), lease, PLACE)
     assert again == first
     assert len(optuna.load_study(study_name="study", storage=store.url).trials) == 1
@@ -609,9 +609,7 @@ def test_news_never_skips_a_trial_whose_transaction_commits_late(
     holder = psycopg2.connect(store.url.replace("+psycopg2", ""))
     holder.cursor().execute("SELECT FROM studies WHERE study_id = %s FOR UPDATE", (study,))
     created: list[Claim] = []
-    thread = threading.Thread(
-        target=lambda: created.append(store.ledger.create(slow, suggestion(slow), lease, PLACE))
-    )
+    thread = threading.Thread(target=lambda: created.append(begun(store, slow, lease)))
     thread.start()
     wait_until(_waits_for_lock(store.url), timeout=10)
     assert store.reads.news(study, 0) == ([], 0)

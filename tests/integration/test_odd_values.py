@@ -22,7 +22,7 @@ from orchestrator.search import Search
 from orchestrator.store import Claim, Store, WorkerLease
 from tests.support.counting import count_messages
 from tests.support.odd_values import ATTRS, KEYS, NUMBERS, UNBOUNDED, Refused, Said, identical
-from tests.support.studies import PLACE, spec, start
+from tests.support.studies import PLACE, begun, spec, start
 
 
 class Database:
@@ -63,7 +63,7 @@ class Database:
         trials = optuna.load_study(study_name=name, storage=self.url).trials
         ours = sorted(self.store.reads.news(study_id, 0)[0], key=lambda trial: trial.number)
         for plain, own in zip(trials, ours, strict=True):
-            assert (plain.values, plain.params.keys()) == (
+            assert (plain.values, set(plain.params)) == (
                 list(own.values or ()),
                 {param.name for param in own.params},
             )
@@ -209,9 +209,10 @@ def test_odd_axes_and_searches_run_and_hide_no_study(database: Database) -> None
         given = []
         while (claim := database.store.ledger.claim(database.lease, [study_id], PLACE)) is not None:
             suggested = asked.ask(claim.cell_values, ticket=claim.ticket, retry=claim.failures)
-            claim = database.store.ledger.create(claim, suggested, database.lease, PLACE)
-            database.end(claim, Completed((0.5,)), {}, {})
-            given.append(claim.values)
+            made = begun(database.store, claim, database.lease, suggested)
+            database.end(made, Completed((0.5,)), {}, {})
+            assert made.values is not None
+            given.append(made.values)
         assert identical([values["a"] for values in given], list(wanted.grid[0].values))
         assert identical([row.params for row in database.store.reads.trials(study_id)], given)
         database.check_readers(wanted.name, study_id)

@@ -79,7 +79,7 @@ def test_the_server_can_prepare_every_statement(database_url: str) -> None:
 
 def test_what_is_sent_prepared_means_the_same(database: Database) -> None:
     words = ["", "a", "NULL", None, "q\"u'o\\te", "{x,y}", "z\n\té"]
-    rows = []
+    rows: list[Any] = []
     for _ in range(25):
         rows += database.execute(ONE, {"n": 7, "words": words})
     assert ONE.key in prepared(database)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -115,7 +116,7 @@ def refused(cfg: Any, trial: Any) -> dict[str, Any]:
     """Every call that the trial must refuse, with the error it gave."""
     loop: list[Any] = []
     loop.append(loop)
-    calls = {
+    calls: dict[str, Callable[[], Any]] = {
         "str": lambda: trial.report("1.5", 1),
         "bool": lambda: trial.report(True, 1),
         "none": lambda: trial.report(None, 1),
@@ -377,8 +378,8 @@ def replaces_its_output(cfg: Any, trial: Any) -> float:
         def __getattr__(self, name: str) -> Any:
             raise RuntimeError(name)
 
-    sys.stdout = None  # type: ignore[assignment]
-    sys.stderr = Broken()  # type: ignore[assignment]
+    sys.stdout = None
+    sys.stderr = Broken()
     raise LookupError("nobody hears me")
 
 
@@ -429,11 +430,12 @@ def closes_every_descriptor(cfg: Any, trial: Any) -> dict[str, Any]:
 
 def returns_much(cfg: Any, trial: Any, what: str) -> Any:
     """50 MB in one value."""
-    return {
+    values: dict[str, Callable[[], Any]] = {
         "text": lambda: {"score": 1.0, "text": "x" * 50_000_000},
         "curve": lambda: {"score": 1.0, "curve": np.zeros(6_000_000)},
         "list": lambda: [0.5] * 6_000_000,
-    }[what]()
+    }
+    return values[what]()
 
 
 def wants_epochs(cfg: Any, trial: Any, epochs: int) -> float:

@@ -122,7 +122,7 @@ NUMBERS: dict[str, tuple[Callable[[], Any], float | str]] = {
     "torch complex": (lambda: torch().tensor(1j), "is a Tensor, not a number"),
 }
 # An objective must return a finite one; a report may be any float.
-UNBOUNDED: dict[str, float] = {
+UNBOUNDED: dict[str, Any] = {
     "nan": math.nan,
     "inf": math.inf,
     "-inf": -math.inf,

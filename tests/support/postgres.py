@@ -45,8 +45,11 @@ class TestServer:
     __test__ = False
 
     def __init__(self, path: Path, url: str | None = None) -> None:
-        self._embedded = EmbeddedServer.open(path) if url is None else None
-        self._url = make_url(url if self._embedded is None else self._embedded.url)
+        self._embedded = None
+        if url is None:
+            self._embedded = EmbeddedServer.open(path)
+            url = self._embedded.url
+        self._url = make_url(url)
         with self._connect() as connection, connection.cursor() as cursor:
             # What the tests write is thrown away with the machine's next crash; the server's own
             # default is to be safe.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def make_job(runs: Path, target: dict[str, Any], **changes: Any) -> Job:
 
 
 @contextmanager
-def running_with(target: dict[str, Any], **options: Any) -> Iterator[Runner]:
+def running_with(target: Mapping[str, Any], **options: Any) -> Iterator[Runner]:
     runner = Runner(target, **{"cwd": ROOT, "grace_s": 0.5, **options})
     try:
         runner.check()

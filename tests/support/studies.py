@@ -79,6 +79,15 @@ def start(store: Store, lease: WorkerLease, study_id: int) -> Claim | None:
     return store.ledger.create(claim, suggestion(claim), lease, PLACE)
 
 
+def begun(
+    store: Store, claim: Claim, lease: WorkerLease, suggested: Suggestion | None = None
+) -> Claim:
+    """Creates the trial of a fresh claim."""
+    made = store.ledger.create(claim, suggested or suggestion(claim), lease, PLACE)
+    assert made is not None
+    return made
+
+
 def end(store: Store, claim: Claim, outcome: Completed | Pruned | Failed | None = None) -> None:
     store.ledger.finish(
         claim, outcome or Completed((float(claim.number or 0),)), reports={}, attrs={}

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 30) -> T:
+def wait_until(condition: Callable[[], T | None], timeout: float = 30) -> T:
     """Returns the first true value of `condition`, asked every 20 ms.
 
     Raises:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import optuna
 import pytest
 
+from orchestrator.model import Searched
 from orchestrator.search import Search, distributions
 from tests.benchmarks import methods, regret, suggestion_time
 from tests.benchmarks.problems import PROBLEMS, problem
@@ -54,7 +56,7 @@ def test_the_optimum_of_a_drawn_basin_is_inside_the_search_and_reached(
         for combination in itertools.product(*choices):
             best = dict(zip(space, combination, strict=True))
             best |= {
-                path: (item.low * item.high) ** 0.5 if item.log else 0.2
+                path: middle(item) if item.log else 0.2
                 for path, item in space.items()
                 if not item.choices
             }
@@ -62,8 +64,19 @@ def test_the_optimum_of_a_drawn_basin_is_inside_the_search_and_reached(
         assert min(found) == pytest.approx(task.optima[place], abs=2e-3)
 
 
+def middle(item: Searched) -> float:
+    """Of a logarithmic scale."""
+    assert item.low is not None
+    assert item.high is not None
+    return float((item.low * item.high) ** 0.5)
+
+
 def descended(task: Any, values: dict[str, Any]) -> float:
     """The least loss that coordinate-wise grids, ever finer, lead to."""
+
+    def loss_at(path: str, value: float) -> float:
+        return float(task.loss({**values, path: value}))
+
     ordered = [item for item in task.search if not item.choices]
     if "warmup" in {item.path for item in ordered}:
         values["warmup"] = 5
@@ -74,9 +87,7 @@ def descended(task: Any, values: dict[str, Any]) -> float:
             steps = np.clip(here + width * (high - low) * np.linspace(-1, 1, 9), low, high)
             tried = [float(np.exp(s)) if item.log else float(s) for s in steps]
             tried = [round(t) if item.kind == "int" else t for t in tried]
-            values[item.path] = min(
-                [*tried, values[item.path]], key=lambda t, p=item.path: task.loss({**values, p: t})
-            )
+            values[item.path] = min([*tried, values[item.path]], key=partial(loss_at, item.path))
     return float(task.loss(values))
 
 
@@ -114,7 +125,9 @@ def test_every_method_spends_its_trials_on_the_grid_and_comes_out_again(
 
 
 def test_workers_at_once_are_asked_while_the_others_run() -> None:
-    task, running, seen = problem("flat"), set(), []
+    task = problem("flat")
+    running: set[int] = set()
+    seen: list[int] = []
 
     class Watched:
         def ask(self, number: int) -> Any:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 from orchestrator.model import TrialNews
 from orchestrator.search.cells.best import BestOfCells
 
+State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 
-def told(directions: tuple[str, ...], *trials: tuple[int, str, float]) -> BestOfCells:
+
+def told(directions: tuple[str, ...], *trials: tuple[int, State, float]) -> BestOfCells:
     best = BestOfCells(directions)
     for number, (cell, state, value) in enumerate(trials):
         best.note(TrialNews(number, state, (), (value,) * len(directions), cell=cell))
@@ -14,7 +18,7 @@ def told(directions: tuple[str, ...], *trials: tuple[int, str, float]) -> BestOf
 
 
 def test_cells_are_ranked_by_their_best_complete_trial() -> None:
-    trials = (
+    trials: tuple[tuple[int, State, float], ...] = (
         (0, "COMPLETE", 1.0),
         (1, "COMPLETE", 3.0),
         (2, "COMPLETE", 2.0),

@@ -174,7 +174,7 @@ def test_a_command_that_names_no_parameter_gets_all_as_hydra_overrides(tmp_path:
     lines = log_of(tmp_path).decode().splitlines()[:-1]
     parser = OverridesParser.create()
     read = {o.key_or_group: o.value() for o in map(parser.parse_override, lines)}
-    flat = {
+    flat: dict[str, Any] = {
         "a.text": "x, y",
         "a.none": None,
         "a.list": ["1", 1, True],

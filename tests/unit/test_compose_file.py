@@ -51,7 +51,7 @@ def test_every_variable_is_documented_with_its_default() -> None:
     reference = (ROOT / "docs" / "reference.md").read_text()
     section = reference.partition("\n## Docker Compose\n")[2]
     rows = [row.split("|")[1:3] for row in section.splitlines() if row.startswith("| `")]
-    documented = {}
+    documented: dict[str, str] = {}
     for names, defaults in rows:
         quoted = re.findall(r"`([^`]*)`", defaults)
         documented |= dict(zip(re.findall(r"`(\w+)`", names), [*quoted, ""], strict=False))

@@ -395,7 +395,11 @@ def test_a_stored_condition_that_the_grid_does_not_know_is_refused() -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_thirty_parameters_and_five_hundred_cells_are_asked_about(name: str) -> None:
     grid = (Axis("a", tuple(range(25))), Axis("b", tuple("abcdefghijklmnopqrst")))
-    where = [{}, {"b": ("a", "c", "e")}, {"a": tuple(range(12)), "b": ("a", "b")}]
+    where: list[dict[str, tuple[Any, ...]]] = [
+        {},
+        {"b": ("a", "c", "e")},
+        {"a": tuple(range(12)), "b": ("a", "b")},
+    ]
     searched = tuple(Searched(f"p{i}", "float", 0.0, 1.0, when=where[i % 3]) for i in range(30))
     spec = replace(SPEC, grid=grid, search=searched, sampler=sampler_settings(name))
     search, cells, rng = Search(spec), list(spec.cells()), np.random.default_rng(0)

@@ -264,10 +264,14 @@ def test_what_the_user_did_wrong_is_said_in_one_line(words: list[str], expected:
 
 
 def test_every_option_of_sampler_and_pruner_composes_to_its_schema() -> None:
-    for section, schemas in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
+    options: dict[str, Mapping[str, Callable[[], object]]] = {
+        "sampler": SAMPLERS,
+        "pruner": PRUNERS,
+    }
+    for section, schemas in options.items():
         for name, schema in schemas.items():
             chosen = spec(*OWN, f"{section}={name}")
-            assert getattr(chosen, section) == vars(schema())
+            assert getattr(chosen, section) == schema()
 
 
 def test_a_seed_is_derived_from_the_name_unless_given() -> None:

@@ -235,7 +235,13 @@ def test_a_default_is_kept_or_refused(what: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", GRIDS)
 def test_an_axis_is_kept_or_refused(what: str) -> None:
     text, wanted = GRIDS[what]
-    check(wanted, lambda: parameter("grid", text).values)
+
+    def values() -> Any:
+        made = parameter("grid", text)
+        assert isinstance(made, Axis)
+        return made.values
+
+    check(wanted, values)
 
 
 @pytest.mark.parametrize("what", SEARCHES)
@@ -244,6 +250,7 @@ def test_a_search_is_kept_or_refused(what: str) -> None:
 
     def limits() -> Any:
         made = parameter("search", f"'{text}'")
+        assert isinstance(made, Searched)
         return made.choices or (made.low, made.high)
 
     check(wanted, limits)

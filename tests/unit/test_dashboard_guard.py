@@ -12,6 +12,7 @@ import logging
 import re
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -352,7 +353,7 @@ def test_guessing_is_slowed_down_and_an_old_tab_locks_nobody_out(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(guard.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     guarded = Guard(site.app, access(password=PASSWORD.encode()))
 
     def status(password: str, client: str = "192.0.2.1") -> int:

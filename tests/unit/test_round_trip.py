@@ -106,7 +106,8 @@ def studies(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], int]:
         path: draw(_SEARCHED) for path in draw(st.sets(st.sampled_from(free)))
     }
     for path in search:
-        if grid and draw(st.booleans()):
+        conditional: bool = draw(st.booleans()) if grid else False
+        if conditional:
             axis = draw(st.sampled_from(sorted(grid)))
             search[path] = {"space": search[path], "when": {axis: [grid[axis][0]]}}
     return {"grid": grid, "search": search}, draw(_ASKED), draw(st.integers(0, 100))
@@ -146,7 +147,11 @@ def run(
     """
     study = AskedStudy(spec)
     values = dict(study.search.ask(list(spec.cells())[cell], ticket=cell, retry=0).values)
-    place = {"run_dir": Path("unused"), "checkpoint_dir": Path("unused"), "resumed": False}
+    place: dict[str, Any] = {
+        "run_dir": Path("unused"),
+        "checkpoint_dir": Path("unused"),
+        "resumed": False,
+    }
     place["contents"] = spec.contents(values)
     job = Job(
         "s",
@@ -160,7 +165,7 @@ def run(
         ("value",),
         ("minimize",),
         **place,
-    )  # type: ignore[arg-type]
+    )
     cfg, _ = build_config(job)
     trial = study.start(cell=cell, settled=Settled(job, cfg))
     asked = asks(trial, {name: how for name, how in wanted.items() if not spec.declares(name)})

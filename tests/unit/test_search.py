@@ -25,6 +25,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.model import ASK_KEY, Axis, Budget, Searched, StudySpec, Suggestion, TrialNews
 from orchestrator.search import Search, create_optuna_tables, open_storage, optuna_schema_head
 from orchestrator.search.gp import surrogate
+from orchestrator.search.gp.process import fit
 from orchestrator.search.trials.mirror import Mirror, blank_trial
 from orchestrator.settings import GPSettings, MedianSettings, sampler_settings
 
@@ -210,7 +211,9 @@ def training_loss(v: Mapping[str, Any]) -> float:
     """
     lr = math.log10(v["lr"]) + 3.5 - 0.5 * math.log2(v["batch"] / 32)
     offset = 0.1 * math.log2(v["batch"] / 32) + (0.2 if v["net"] == "small" else 0.0)
-    return 0.4 * lr**2 + 3.0 * (v["dropout"] - 0.15) ** 2 + 0.1 * (v["act"] is not None) + offset
+    return (
+        0.4 * lr**2 + 3.0 * float(v["dropout"] - 0.15) ** 2 + 0.1 * (v["act"] is not None) + offset
+    )
 
 
 @pytest.mark.parametrize("name", ["tpe", "gp"])
@@ -299,7 +302,7 @@ def test_bounds_that_mean_nothing_are_refused() -> None:
     search, cell = Search(SPEC), {"batch": 32, "net": "small"}
     for bounds in ({"lr": (1.0, 2.0)}, {"act": (0, 1)}, {"batch": (32, 64)}, {"nothing": (0, 1)}):
         with pytest.raises(ConfigError, match=next(iter(bounds))):
-            search.ask(cell, ticket=0, retry=0, bounds=bounds)  # type: ignore[arg-type]
+            search.ask(cell, ticket=0, retry=0, bounds=bounds)
 
 
 def test_a_cell_outside_the_grid_is_refused() -> None:
@@ -500,10 +503,14 @@ def test_linear_algebra_keeps_to_one_thread_and_leaves_the_others_as_they_were(
     def threads() -> set[int]:
         return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
-    search, seen, fit = Search(with_sampler(SPEC, name)), [], surrogate.fit
-    monkeypatch.setattr(
-        surrogate, "fit", lambda *arguments: seen.append(threads()) or fit(*arguments)
-    )
+    search = Search(with_sampler(SPEC, name))
+    seen: list[set[int]] = []
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(threads())
+        return fit(*arguments)
+
+    monkeypatch.setattr(surrogate, "fit", watched)
     with threadpool_limits(2, user_api="blas"):
         before = threads()
         for number, cell in enumerate([*SPEC.cells()] * 2):

@@ -41,7 +41,7 @@ Loss = Callable[[Mapping[str, Any]], float]
 def loss(v: Mapping[str, Any]) -> float:
     """Cell 3 (large, 4) reaches 0, its neighbour 0.1, the others 0.5 and more."""
     offset = {"small": 0.5, "large": 0.0, "wide": 0.8}[v["net"]] + (0.1 if v["depth"] == 2 else 0.0)
-    return offset + (v["x"] - 0.3) ** 2 + (0.2 if v["act"] == "tanh" else 0.0)
+    return offset + float(v["x"] - 0.3) ** 2 + (0.2 if v["act"] == "tanh" else 0.0)
 
 
 def drive(

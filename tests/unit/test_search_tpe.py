@@ -197,7 +197,7 @@ def done(
 
 
 def test_of_the_likely_points_the_process_picks_the_one_that_promises_most() -> None:
-    space = {name: FloatDistribution(0.0, 1.0) for name in "xy"}
+    space: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in "xy"}
     missed = []
     for seed in range(10):
         rng = np.random.default_rng(seed)
@@ -218,7 +218,7 @@ def test_of_the_likely_points_the_process_picks_the_one_that_promises_most() -> 
 
 
 def test_workers_at_once_do_not_crowd_where_one_would_go() -> None:
-    space = {name: FloatDistribution(0.0, 1.0) for name in "xy"}
+    space: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in "xy"}
     study = optuna.create_study(sampler=HybridTPESampler(seed=0))
     for x, y in np.random.default_rng(0).random((16, 2)).tolist():
         value = float(np.sin(7 * x) + np.cos(5 * y) + 0.3 * x)
@@ -309,18 +309,20 @@ def test_a_suggestion_looks_at_so_many_trials_and_no_more(
         TrialNews(n, "COMPLETE", points[n % len(points)].params, (float(loss[n]),))
         for n in range(known)
     )
-    kernels, factored = [], []
-    monkeypatch.setattr(
-        tpe,
-        "Mixture",
-        lambda columns, x, *rest: kernels.append(len(x)) or Mixture(columns, x, *rest),
-    )
+    kernels: list[int] = []
+    factored: list[int] = []
     posterior = Posterior.__init__
-    monkeypatch.setattr(
-        Posterior,
-        "__init__",
-        lambda self, x, *rest: factored.append(len(x)) or posterior(self, x, *rest),
-    )
+
+    def mixture(columns: Any, x: Any, *rest: Any) -> Mixture:
+        kernels.append(len(x))
+        return Mixture(columns, x, *rest)
+
+    def factor(self: Posterior, x: Any, *rest: Any) -> None:
+        factored.append(len(x))
+        posterior(self, x, *rest)
+
+    monkeypatch.setattr(tpe, "Mixture", mixture)
+    monkeypatch.setattr(Posterior, "__init__", factor)
     search.ask({"batch": 64, "width": 128}, ticket=known, retry=0)
     assert kernels == ([20, 80] if known == 100 else [tpe.MAX_GOOD, tpe.MAX_REST])
     assert factored == [min(known, tpe.RANKED_BY)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.model import Completed
+from orchestrator.model import Completed, Direction
 from orchestrator.runner.protocol.values import ResultError, as_result
 from tests.support.odd_values import (
     ATTRS,
@@ -40,12 +40,9 @@ def said(tmp_path: Path) -> Iterator[Said]:
 def test_a_result_or_report_is_the_nearest_float_or_is_refused(what: str, said: Said) -> None:
     make, wanted = NUMBERS[what]
     if isinstance(wanted, str):
-        for where in (
-            lambda: as_result(make(), ["value"], ["minimize"]),
-            lambda: as_result({"value": make()}, ["value"], ["minimize"]),
-        ):
+        for returned in (make(), {"value": make()}):
             with pytest.raises(ResultError) as caught:
-                where()
+                as_result(returned, ["value"], ["minimize"])
             assert (
                 wanted in str(caught.value)
                 or "for 1 metric" in str(caught.value)
@@ -110,7 +107,7 @@ def test_the_name_of_an_attribute_is_kept_exactly_or_refused(what: str, said: Sa
 
 
 def test_each_objective_has_its_own_worst_value() -> None:
-    goals = ["error", "accuracy"], ["minimize", "maximize"]
+    goals: tuple[list[str], list[Direction]] = ["error", "accuracy"], ["minimize", "maximize"]
     assert as_result((math.inf, -math.inf), *goals)[0].values == (math.inf, -math.inf)
     assert as_result({"accuracy": 0.5, "error": math.inf}, *goals)[0].values == (math.inf, 0.5)
     assert "inf for 'accuracy': no value is that good for a metric to be maximized" in refusal(
@@ -137,7 +134,8 @@ def test_a_result_may_be_infinitely_bad_and_no_other_than_finite_else_a_report_i
     what: str, said: Said
 ) -> None:
     value = UNBOUNDED[what]
-    for direction, worst in (("minimize", math.inf), ("maximize", -math.inf)):
+    worsts: dict[Direction, float] = {"minimize": math.inf, "maximize": -math.inf}
+    for direction, worst in worsts.items():
         give = partial(as_result, value, ["value"], [direction])
         if float(value) == worst:
             assert give() == (Completed((worst,)), [])

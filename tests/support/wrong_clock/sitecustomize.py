@@ -5,10 +5,11 @@ right.
 import datetime
 import os
 import time
+from datetime import datetime as _datetime
 from typing import Any
 
 _OFF_S = int(os.environ.get("CLOCK_OFF_BY_S", "0"))
-_time, _time_ns, _datetime = time.time, time.time_ns, datetime.datetime
+_time, _time_ns = time.time, time.time_ns
 
 
 class _AnyDatetime(type):

@@ -14,7 +14,7 @@ from orchestrator.errors import StoreUnavailableError
 from orchestrator.store.connection.database import Database, storage_url
 from orchestrator.store.doctor import Doctor, Examination, Finding
 from orchestrator.store.ledger.brake import is_braked, likeness
-from orchestrator.store.ledger.claims import Claim, Place
+from orchestrator.store.ledger.claims import Attempt, Claim, Place, Prepared, Ticket
 from orchestrator.store.ledger.fleet import Fleet, Silent, SlotOffer, WorkerLease
 from orchestrator.store.ledger.interventions import Interventions, Retried
 from orchestrator.store.ledger.ledger import Ledger
@@ -39,6 +39,7 @@ from orchestrator.store.reads import (
 
 __all__ = [
     "MOST_CHOICES",
+    "Attempt",
     "AttemptRow",
     "CellRow",
     "Choice",
@@ -50,6 +51,7 @@ __all__ = [
     "Finding",
     "Launched",
     "Place",
+    "Prepared",
     "Progress",
     "Retried",
     "Servers",
@@ -57,6 +59,7 @@ __all__ = [
     "SlotOffer",
     "Store",
     "StudyRow",
+    "Ticket",
     "TimeLine",
     "TrialRow",
     "Undecided",

@@ -17,7 +17,7 @@ from typing import TypeVar
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
 from orchestrator.logs import logger
-from orchestrator.store import Claim, Store, WorkerLease
+from orchestrator.store import Attempt, Claim, Store, WorkerLease
 from orchestrator.worker.failover import Failover
 from orchestrator.worker.maintenance import Maintenance
 from orchestrator.worker.shutdown import Drain, Draining
@@ -84,10 +84,10 @@ class Contact:
     monotonic clock; None before. Whoever runs the next trial clears it. `brief` says that trials
     take less than the seconds that a connection may be kept.
 
-    `running` is the claim of the attempt under way, set by whoever runs it; `doubted` that the
-    database does not know of it. `slotted` says that the worker has been given a device slot.
-    `server` is when the server started that answered last, and `anew` how often that became another
-    one: what was read and written before may be lost then.
+    `running` is the attempt under way, set by whoever runs it; `doubted` that the database does not
+    know of it. `slotted` says that the worker has been given a device slot. `server` is when the
+    server started that answered last, and `anew` how often that became another one: what was read
+    and written before may be lost then.
 
     Raises:
         ConfigError: `worker.health_file` cannot be written.
@@ -110,7 +110,7 @@ class Contact:
         self._held: set[int] = set()
         self.brief = False
         self.halted_at: float | None = None
-        self.running: Claim | None = None
+        self.running: Attempt | None = None
         self.doubted = False
         self.slotted = False
         self.server: datetime | None = None

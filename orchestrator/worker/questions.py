@@ -11,7 +11,7 @@ from orchestrator.logs import logger
 from orchestrator.model import JSONValue
 from orchestrator.runner import Message, Running, StudyAsked, SuggestAsked
 from orchestrator.search import Answers
-from orchestrator.store import Claim, Store
+from orchestrator.store import Attempt, Store
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.studies import Served
 from orchestrator.worker.unwritten import Unwritten
@@ -26,12 +26,12 @@ class Suggesting:
     """
 
     def __init__(
-        self, store: Store, contact: Contact, served: Served, claim: Claim, unwritten: Unwritten
+        self, store: Store, contact: Contact, served: Served, attempt: Attempt, unwritten: Unwritten
     ) -> None:
         self._store = store
         self._contact = contact
         self._served = served
-        self._claim = claim
+        self._attempt = attempt
         self._unwritten = unwritten
         self._answers: Answers | None = None
         self._waiting: SuggestAsked | StudyAsked | None = None
@@ -66,9 +66,8 @@ class Suggesting:
         self._waiting = None
 
     def _about(self, what: str) -> JSONValue:
-        assert self._claim.number is not None
         return self._store.reads.about(
-            what, self._claim.study_id, self._claim.number, self._served.spec.directions
+            what, self._attempt.study_id, self._attempt.number, self._served.spec.directions
         )
 
     def _answer_or_refuse(self, asked: SuggestAsked, running: Running) -> None:
@@ -90,14 +89,14 @@ class Suggesting:
         if answer.new is not None:
             check = answers.check_of(answer.new)
             stored = self._store.suggested.add(
-                self._claim, answer.new, answer.value, check_first=check
+                self._attempt, answer.new, answer.value, check_first=check
             )
             answers.keep(stored)
             self._unwritten.suggested[stored.name] = (stored, answer.value)
             # the answer to an earlier try was lost, and this one has other news
             if stored != answer.new:
                 answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
-            logger.debug("trial %s: %s = %r", self._claim.number, asked.name, answer.value)
+            logger.debug("trial %s: %s = %r", self._attempt.number, asked.name, answer.value)
         running.answer_suggest(asked.name, answer.internal, warnings=answer.warnings)
 
     def _begin(self) -> Answers:
@@ -105,11 +104,11 @@ class Suggesting:
         self._served.learn(self._store)
         news = self._store.reads.running(self._served.row.study_id)
         self._served.search.feed(news)
-        mine = next((item for item in news if item.number == self._claim.number), None)
+        mine = next((item for item in news if item.number == self._attempt.number), None)
         if mine is None:
             raise LeaseLostError(
-                f"trial {self._claim.number} of study {self._claim.study_id} has ended by now"
+                f"trial {self._attempt.number} of study {self._attempt.study_id} has ended by now"
             )
         return self._served.search.answers(
-            mine, ticket=self._claim.ticket, retry=self._claim.failures
+            mine, ticket=self._attempt.ticket, retry=self._attempt.failures
         )

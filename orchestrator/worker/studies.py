@@ -25,7 +25,7 @@ from orchestrator.model import (
 )
 from orchestrator.runner import Runner, check_allowed
 from orchestrator.search import FIXED_KEY, Search
-from orchestrator.store import MOST_CHOICES, Claim, Store, StudyRow
+from orchestrator.store import MOST_CHOICES, Store, StudyRow, Ticket
 from orchestrator.worker.contact import Contact, ToldToEndError
 from orchestrator.worker.device_slot import HeldSlot
 
@@ -114,21 +114,21 @@ class Served:
         """
         return self.search.likely_cells(LIKELY) if self.spec.n_cells > MOST_CHOICES else []
 
-    def suggest(self, claim: Claim, asks: int) -> Suggestion:
-        """Parameters for the claim, with what `orchestrator replay` needs to suggest them again;
+    def suggest(self, ticket: Ticket, asks: int) -> Suggestion:
+        """Parameters for the ticket, with what `orchestrator replay` needs to suggest them again;
         `asks` counts the tries.
         """
-        given = self.declared(claim.fixed or {})
+        given = self.declared(ticket.fixed or {})
         suggestion = self.search.ask(
-            claim.cell_values, ticket=claim.ticket, retry=claim.failures, given=given
+            ticket.cell_values, ticket=ticket.ticket, retry=ticket.failures, given=given
         )
         known = {"position": self.cursor, "foreign": sorted(self.foreign)[:_FOREIGN_TOLD]}
-        asked = {"ticket": claim.ticket, "retry": claim.failures, "given": given, "asks": asks}
+        asked = {"ticket": ticket.ticket, "retry": ticket.failures, "given": given, "asks": asks}
         study = {"study_seed": self.spec.seed, "sampler": dict(self.spec.sampler)}
         attrs = dict(suggestion.system_attrs)
         attrs[ASK_KEY] = {**attrs.get(ASK_KEY, {}), **known, **asked, **study}
         if later := {
-            name: value for name, value in (claim.fixed or {}).items() if name not in given
+            name: value for name, value in (ticket.fixed or {}).items() if name not in given
         }:
             # where the objective will ask for it, as Optuna's `enqueue_trial` leaves it
             attrs[FIXED_KEY] = later

@@ -159,33 +159,33 @@ class Worker:
         """
         served, delivery = serving.study(claim.study_id), self._delivery
         try:
-            begun = claiming.begun(claim)
-            if begun is None:
+            attempt = claiming.begun(claim)
+            if attempt is None:
                 return
-            claim = begun
-            before = delivery.earlier_attempts(served.row, claim)
-            earlier = delivery.earlier_result(served.row, claim, before)
+            claim = attempt
+            before = delivery.earlier_attempts(served.row, attempt)
+            earlier = delivery.earlier_result(served.row, attempt, before)
             if earlier is not None:
-                delivery.deliver(served.row, served.spec, claim, *earlier)
+                delivery.deliver(served.row, served.spec, attempt, *earlier)
                 return
-            self._contact.say(f"trial {claim.number} of {served.row.name}")
-            with attempts.checkpoints(served, claim, before) as kept:
-                job = attempts.job(served, claim, kept)
+            self._contact.say(f"trial {attempt.number} of {served.row.name}")
+            with attempts.checkpoints(served, attempt, before) as kept:
+                job = attempts.job(served, attempt, kept)
                 logger.info(
                     "trial %d of %s starts%s: %s",
-                    claim.number,
+                    attempt.number,
                     served.row.name,
-                    f" (attempt {claim.attempt})" if claim.resumed else "",
-                    cell_label(claim.values or {}),
+                    f" (attempt {attempt.attempt})" if attempt.resumed else "",
+                    cell_label(attempt.values),
                 )
-                outcome, unwritten = attempts.run(served, claim, job)
+                outcome, unwritten = attempts.run(served, attempt, job)
                 crash_step("after-result")
                 # Another attempt may want them, or the user the trained model.
                 if kept.uploads and not isinstance(outcome, Pruned):
                     self._contact.meanwhile(
                         lambda: kept.close(final=True), hurry=lambda: kept.close(final=False)
                     )
-                if delivery.deliver(served.row, served.spec, claim, outcome, unwritten):
+                if delivery.deliver(served.row, served.spec, attempt, outcome, unwritten):
                     kept.discard_older()
             crash_step("after-finish")
         except AbandonedError:

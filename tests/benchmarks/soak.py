@@ -36,7 +36,7 @@ import psycopg2
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Completed
-from orchestrator.store import Claim, Place, SlotOffer, Store
+from orchestrator.store import Attempt, Place, SlotOffer, Store, Ticket
 from orchestrator.store.ledger import fleet
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.shutdown import Drain, Draining
@@ -97,14 +97,14 @@ class Simulated:
             if claim is None:
                 self._contact.wait(self._settings.poll_s)
                 continue
-            claim = self._insist("create", lambda claim=claim: self._create(claim))  # type: ignore[misc]
+            attempt = self._insist("create", lambda claim=claim: self._create(claim))  # type: ignore[misc]
             self._note("gap", began)
-            self._train(claim)
+            self._train(attempt)
             value = (self._dice.random(),)
             self._insist(
                 "finish",
-                lambda claim=claim, value=value: self._store.ledger.finish(
-                    claim, Completed(value), reports={}, attrs={}
+                lambda attempt=attempt, value=value: self._store.ledger.finish(
+                    attempt, Completed(value), reports={}, attrs={}
                 ),
             )
             self.finished += 1
@@ -112,7 +112,7 @@ class Simulated:
             "deregister", lambda: self._store.ledger.deregister(self._lease, "ended in order")
         )
 
-    def _look(self) -> Claim | None:
+    def _look(self) -> Ticket | None:
         self._contact.sweep()
         if time.monotonic() >= self._next_left:
             self._next_left = time.monotonic() + LEFT_EVERY_S
@@ -121,30 +121,30 @@ class Simulated:
             began = time.monotonic()
             claim = self._store.ledger.claim_one(self._lease, row.study_id, self._place)
             self._note("claim", began)
-            assert claim is None or isinstance(claim, Claim)
+            assert claim is None or isinstance(claim, Ticket)
             if claim is not None:
                 return claim
         return None
 
-    def _create(self, claim: Claim) -> Claim:
+    def _create(self, claim: Ticket) -> Attempt:
         _, self._cursor = self._store.reads.news(self._study_id, self._cursor)
         created = self._store.ledger.create(
             claim, suggestion(claim, self._dice.random()), self._lease, self._place
         )
-        assert created is not None
+        assert isinstance(created, Attempt)
         return created
 
-    def _train(self, claim: Claim) -> None:
+    def _train(self, attempt: Attempt) -> None:
         length = self._trial_s * self._dice.uniform(0.5, 1.5)
         self._contact.wait(length / 2)
         self._insist(
-            "report", lambda: self._store.ledger.report(claim, {0: self._dice.random()}, {})
+            "report", lambda: self._store.ledger.report(attempt, {0: self._dice.random()}, {})
         )
         if self.draining.how == Drain.NO:
             self._contact.wait(length / 2)
 
-    def _finish(self, claim: Claim) -> None:
-        self._store.ledger.finish(claim, Completed((self._dice.random(),)), reports={}, attrs={})
+    def _finish(self, attempt: Attempt) -> None:
+        self._store.ledger.finish(attempt, Completed((self._dice.random(),)), reports={}, attrs={})
 
     def _insist(self, step: str, do: Callable[[], T]) -> T:
         """The step until it works, as the worker does it; its time includes what it waited for."""

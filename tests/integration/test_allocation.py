@@ -7,22 +7,24 @@ import json
 import optuna
 
 from orchestrator.model import Budget, Failed, Suggestion, TrialNews
-from orchestrator.store import MOST_CHOICES, Choice, Claim, Store, Undecided, WorkerLease
+from orchestrator.store import MOST_CHOICES, Choice, Store, Ticket, Undecided, WorkerLease
 from tests.support.large import complete
-from tests.support.studies import PLACE, end, spec, start, suggestion
+from tests.support.studies import PLACE, begun, end, spec, start, suggestion, take
 
 WHY = {"rule": "test", "words": "it looks good"}
 
 
 def next_of(
     store: Store, lease: WorkerLease, study: int, choice: Choice | None = None
-) -> Claim | Undecided | None:
-    return store.ledger.claim_one(lease, study, PLACE, choice, adaptive=True)
+) -> Ticket | Undecided | None:
+    claim = store.ledger.claim_one(lease, study, PLACE, choice, adaptive=True)
+    assert claim is None or isinstance(claim, Ticket | Undecided)
+    return claim
 
 
 def shares(store: Store, lease: WorkerLease, study: int) -> None:
-    while isinstance(claim := next_of(store, lease, study), Claim):
-        end(store, store.ledger.create(claim, suggestion(claim), lease, PLACE))
+    while isinstance(claim := next_of(store, lease, study), Ticket):
+        end(store, begun(store, claim, lease))
 
 
 def test_beyond_the_shares_the_caller_chooses_the_cell_and_the_reason_stays_with_the_trial(
@@ -39,9 +41,9 @@ def test_beyond_the_shares_the_caller_chooses_the_cell_and_the_reason_stays_with
     assert next_of(store, lease, study) == undecided, "nothing was taken"
     for _ in range(2):
         claim = next_of(store, lease, study, Choice(2, WHY))
-        assert isinstance(claim, Claim)
+        assert isinstance(claim, Ticket)
         assert claim.cell == 2
-        end(store, store.ledger.create(claim, suggestion(claim), lease, PLACE))
+        end(store, begun(store, claim, lease))
     row = store.reads.find("study")
     assert [c.completed for c in store.reads.progress(row, maximize=True).cells] == [1, 1, 3]
     assert row.reason == "budget spent"
@@ -58,17 +60,13 @@ def test_a_chosen_cell_that_was_closed_meanwhile_is_replaced(
     ).study_id
     shares(store, lease, study)
     claim = next_of(store, lease, study, Choice(1, WHY))
-    assert isinstance(claim, Claim)
-    end(
-        store,
-        store.ledger.create(claim, suggestion(claim), lease, PLACE),
-        Failed("exception", "no"),
-    )
+    assert isinstance(claim, Ticket)
+    end(store, begun(store, claim, lease), Failed("exception", "no"))
     undecided = next_of(store, lease, study)
     assert isinstance(undecided, Undecided)
     assert [ordinal for ordinal, _ in undecided.cells] == [0]
     claim = next_of(store, lease, study, Choice(1, WHY))
-    assert isinstance(claim, Claim)
+    assert isinstance(claim, Ticket)
     assert claim.cell == 0
     assert "closed meanwhile" in json.dumps(claim.why)
 
@@ -79,7 +77,7 @@ def test_a_suggestion_that_did_not_know_of_a_trial_is_refused(
     study = store.studies.launch(spec(cells=4)).study_id
     other = store.fleet.register(60)
     _, known = store.reads.news(study, 0)
-    mine = store.ledger.claim(lease, [study], PLACE)
+    mine = take(store, lease, study)
     assert mine is not None
     assert start(store, other, study) is not None
     assert store.ledger.create(mine, suggestion(mine), lease, PLACE, known=known) is None
@@ -99,7 +97,7 @@ def test_a_trial_that_ended_since_is_no_reason_to_ask_again(
     theirs = start(store, other, study)
     assert theirs is not None
     _, known = store.reads.news(study, 0)
-    mine = store.ledger.claim(lease, [study], PLACE)
+    mine = take(store, lease, study)
     assert mine is not None
     end(store, theirs)
     assert store.ledger.create(mine, suggestion(mine), lease, PLACE, known=known) is not None
@@ -107,7 +105,7 @@ def test_a_trial_that_ended_since_is_no_reason_to_ask_again(
 
 def test_a_function_is_told_the_news_under_the_lock(store: Store, lease: WorkerLease) -> None:
     study = store.studies.launch(spec(cells=4)).study_id
-    mine = store.ledger.claim(lease, [study], PLACE)
+    mine = take(store, lease, study)
     assert mine is not None
     assert start(store, store.fleet.register(60), study) is not None
     told: list[int] = []
@@ -154,7 +152,7 @@ def test_of_a_large_grid_the_caller_gets_the_likely_cells_and_those_with_the_few
     others = MOST_CHOICES - len(likely)
     assert first.cells == tuple((k, {"a": k}) for k in [*range(others), *sorted(likely)])
     claim = store.ledger.claim_one(lease, study, PLACE, Choice(0, WHY), adaptive=True)
-    assert isinstance(claim, Claim)
+    assert isinstance(claim, Ticket)
     assert claim.cell == 0
     after = store.ledger.claim_one(
         lease,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.model import Budget, Completed, Failed, Pruned
-from orchestrator.store import Claim, Store, WorkerLease, is_braked, likeness
+from orchestrator.store import Attempt, Store, WorkerLease, is_braked, likeness
 from tests.support.studies import end, spec, start
 
 
@@ -103,7 +103,7 @@ def test_it_is_set_by_hand_or_off(
     assert store.reads.find("study").state == ("PAUSED" if count < 12 else "FINISHED")
 
 
-def begin(store: Store, study: int, count: int) -> list[Claim]:
+def begin(store: Store, study: int, count: int) -> list[Attempt]:
     """As many trials, each of a worker of its own, all under way."""
     begun = [start(store, store.fleet.register(60), study) for _ in range(count)]
     return [claim for claim in begun if claim is not None]

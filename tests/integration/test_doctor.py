@@ -81,7 +81,9 @@ def make_busy(store: Store) -> None:
     given_back = start(store, two, busy)
     assert given_back is not None
     store.interventions.enqueue(busy, {"a": 0}, {"x": 0.25})
-    assert store.ledger.claim(three, [busy], PLACE) is not None, "one that has no Optuna trial yet"
+    assert store.ledger.claim_one(three, busy, PLACE) is not None, (
+        "one that has no Optuna trial yet"
+    )
     store.ledger.release(given_back, "drained")
     store.ledger.deregister(two, "done")
 

@@ -25,7 +25,7 @@ from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavaila
 from orchestrator.model import Completed, Param, StudySpec
 from orchestrator.runner import AttrSet, Reported, Runner
 from orchestrator.search import Search
-from orchestrator.store import Claim, Silent, SlotOffer, Store, TimeLine
+from orchestrator.store import Attempt, Prepared, Silent, SlotOffer, Store, Ticket, TimeLine
 from orchestrator.store.connection.database import Database, storage_url
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.failover import Failover
@@ -34,7 +34,7 @@ from orchestrator.worker.studies import Served
 from orchestrator.worker.unwritten import Unwritten
 from tests.support.invariants import plain_trials, query
 from tests.support.own_server import OwnServer
-from tests.support.studies import PLACE, end, spec, start, suggestion
+from tests.support.studies import PLACE, end, spec, start, suggestion, take
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def states(served: Served) -> list[str]:
     return [trial.state.name for trial in served.search._mirror.get_all_trials(0)]
 
 
-def must(claim: Claim | None) -> Claim:
+def must(claim: Attempt | None) -> Attempt:
     assert claim is not None
     return claim
 
@@ -283,21 +283,22 @@ def test_an_attempt_whose_beginning_was_lost_ends_only_once_it_is_told_again(
 ) -> None:
     study = own.studies.launch(spec("begun", cells=1)).study_id
     lease = own.fleet.register(60)
-    claim = own.ledger.claim(lease, [study], PLACE)
-    assert claim is not None
+    claim = take(own, lease, study)
+    assert isinstance(claim, Ticket)
     made = own.ledger.create(claim, suggestion(claim), lease, PLACE, start=False)
     copy = server.backup()
-    assert made is not None
-    assert own.ledger.start(made, lease, PLACE)
+    assert isinstance(made, Prepared)
+    attempt = own.ledger.start(made, lease, PLACE)
+    assert attempt is not None
     own.rest()
     server.fail_over(copy)
     with pytest.raises(LeaseLostError):
-        end(own, made)
-    held = {"holds": [made.token], "running": (made.token, made.attempt)}
+        end(own, attempt)
+    held = {"holds": [made.token], "running": (made.token, 1)}
     assert not own.fleet.renew(lease, "training", **held).runs
-    assert own.ledger.start(made, lease, PLACE)
+    assert own.ledger.confirm(attempt, lease, PLACE)
     assert own.fleet.renew(lease, "training", **held).runs
-    end(own, made)
+    end(own, attempt)
     assert own.doctor.examine("begun").findings == ()
 
 
@@ -306,12 +307,14 @@ def test_a_study_that_was_launched_anew_is_not_taken_for_the_one_that_was_seen(
 ) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
     seen, lease = store.reads.find("study"), store.fleet.register(60)
-    assert isinstance(store.ledger.claim_one(lease, study, PLACE, launched=seen.launched_at), Claim)
+    assert isinstance(
+        store.ledger.claim_one(lease, study, PLACE, launched=seen.launched_at), Ticket
+    )
     store.studies.launch(spec(cells=2, trials=4))
     assert store.ledger.claim_one(lease, study, PLACE, launched=seen.launched_at) is None
     now = store.reads.find("study")
     assert now.launched_at > seen.launched_at
-    assert isinstance(store.ledger.claim_one(lease, study, PLACE, launched=now.launched_at), Claim)
+    assert isinstance(store.ledger.claim_one(lease, study, PLACE, launched=now.launched_at), Ticket)
 
 
 # ------------------------------------------------------------------- what a worker does not know of
@@ -329,7 +332,7 @@ def test_a_renewal_gives_back_what_the_worker_does_not_know_of(
     contact.running = running
     contact.renew()
     assert store.doctor.examine().findings == ()
-    stray, unmade = must(start(store, lease, study)), store.ledger.claim(lease, [study], PLACE)
+    stray, unmade = must(start(store, lease, study)), store.ledger.claim_one(lease, study, PLACE)
     assert unmade is not None
     with caplog.at_level(logging.WARNING):
         contact.renew()
@@ -416,7 +419,7 @@ def test_a_standby_answers_readers_and_is_waited_for_by_writers(
             lambda: reader.studies.launch(spec("standby", cells=4, trials=4)),
             lambda: reader.fleet.register(60),
             lambda: reader.fleet.renew(lease, "training"),
-            lambda: reader.ledger.claim(lease, [study], PLACE),
+            lambda: reader.ledger.claim_one(lease, study, PLACE),
             lambda: reader.interventions.pause(study, "me"),
         ):
             with pytest.raises(StoreUnavailableError, match="takes no writes"):

@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
 from orchestrator.model import Budget, Completed, Failed
-from orchestrator.store import Progress, Silent, Store, WorkerLease
+from orchestrator.store import Attempt, Progress, Silent, Store, WorkerLease
+from tests.support.invariants import query
 from tests.support.studies import PLACE, RUNNER, end, spec, start
 
 BROKEN = Failed("exception", "ValueError: no\nlog: /somewhere", ("exception", "ValueError"))
@@ -25,6 +26,16 @@ def state(store: Store, name: str = "study") -> tuple[str, str | None]:
 def attrs(store: Store, number: int) -> dict[str, object]:
     study = optuna.load_study(study_name="study", storage=store.url)
     return study.get_trials(deepcopy=False)[number].user_attrs
+
+
+def fixed_of(store: Store, attempt: Attempt) -> object:
+    """What the ticket of the trial prescribes."""
+    ticket = (
+        "SELECT t.fixed FROM orchestrator.ticket t JOIN orchestrator.trial o USING (ticket_id) "
+        "WHERE o.trial_id = %s"
+    )
+    ((fixed,),) = query(store.url, ticket, attempt.trial_id)
+    return fixed
 
 
 # ------------------------------------------------------------------------------ pause, resume, stop
@@ -140,7 +151,7 @@ def test_a_trial_by_hand_is_next_and_on_top_of_the_budget(store: Store, lease: W
     store.interventions.enqueue(study, {"a": 2}, {"x": 0.25})
     first = start(store, lease, study)
     assert first is not None
-    assert (first.cell, first.fixed) == (2, {"x": 0.25})
+    assert (first.cell, fixed_of(store, first)) == (2, {"x": 0.25})
     end(store, first)
     cells = []
     while (claim := start(store, lease, study)) is not None:
@@ -180,7 +191,7 @@ def test_a_trial_by_hand_that_fails_is_not_tried_again_and_says_nothing_against_
     end(store, claim, BROKEN)
     share = start(store, lease, study)
     assert share is not None
-    assert share.fixed is None
+    assert fixed_of(store, share) is None
     end(store, share)
     assert state(store) == ("FINISHED", "budget spent")
 
@@ -215,7 +226,7 @@ def test_a_failed_trial_is_run_again_in_its_own_ticket_as_a_new_trial(
         store.interventions.retry(study, 0)
     again = start(store, lease, study)
     assert again is not None
-    assert (again.ticket, again.cell, again.fixed, again.number) == (
+    assert (again.ticket, again.cell, fixed_of(store, again), again.number) == (
         failed.ticket,
         0,
         {"x": 0.5},
@@ -278,7 +289,7 @@ def test_a_study_that_ended_with_every_cell_closed_goes_on(
     store.interventions.retry(study, None)
     fixed = []
     while (claim := start(store, lease, study)) is not None:
-        fixed.append(claim.fixed)
+        fixed.append(fixed_of(store, claim))
         end(store, claim)
     assert sorted(fixed, key=str) == [None, None, {"x": 0.5}]
     assert state(store) == ("FINISHED", "budget spent")
@@ -378,7 +389,7 @@ def test_a_trial_by_hand_that_was_stopped_runs_once_again(store: Store, lease: W
     assert [r.number for r in store.interventions.retry(study, None)] == [0]
     fixed = []
     while (claim := start(store, lease, study)) is not None:
-        fixed.append(claim.fixed)
+        fixed.append(fixed_of(store, claim))
         end(store, claim)
     assert fixed == [{"x": 0.5}, None]
 
@@ -479,7 +490,9 @@ def test_parameters_to_repeat_stay_behind_when_their_cell_is_closed_and_may_be_a
             end(store, claim)
     claim = start(store, other, study)
     assert claim is not None
-    assert (claim.cell, claim.fixed) == (1, None), "what is to be repeated is of the other cell"
+    assert (claim.cell, fixed_of(store, claim)) == (1, None), (
+        "what is to be repeated is of the other cell"
+    )
     end(store, claim)
     assert number in [r.number for r in store.interventions.retry(study, None)]
     assert store.doctor.examine().findings == ()

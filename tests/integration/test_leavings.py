@@ -128,7 +128,7 @@ def test_an_attempt_that_lost_its_trial_adds_no_artifact(store: Store, lease: Wo
     lost = start(store, lease, study)
     assert lost is not None
     store.ledger.release(lost, "gone")
-    assert store.ledger.claim(lease, [study], PLACE) is not None
+    assert store.ledger.claim_one(lease, study, PLACE) is not None
     with pytest.raises(LeaseLostError):
         store.ledger.report(lost, {}, {}, artifacts={"a": record("a")})
     assert store.reads.artifacts(study, [0]) == {0: []}

@@ -15,10 +15,10 @@ import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
 from orchestrator.model import Axis, Budget, Completed, Direction, Failed, Searched
-from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease
+from orchestrator.store import Attempt, Silent, SlotOffer, Store, WorkerLease
 from orchestrator.store.ledger import fleet
 from tests.support.counting import count_messages
-from tests.support.studies import PLACE, end, spec, start, suggestion, work
+from tests.support.studies import PLACE, begun, end, spec, start, suggestion, take, work
 from tests.support.waiting import wait_until
 
 
@@ -26,7 +26,7 @@ def gone(lease: WorkerLease) -> Silent:
     return Silent(lease.worker_id, dead=True, reason="its process died")
 
 
-def run_all(store: Store, lease: WorkerLease, study_id: int) -> list[Claim]:
+def run_all(store: Store, lease: WorkerLease, study_id: int) -> list[Attempt]:
     done = []
     while (claim := start(store, lease, study_id)) is not None:
         end(store, claim)
@@ -61,9 +61,9 @@ def test_no_open_ticket_is_handed_out_while_a_share_is_still_running(
     assert first is not None
     assert second is not None
     end(store, first)
-    assert store.ledger.claim(lease, [study], PLACE) is None
+    assert store.ledger.claim_one(lease, study, PLACE) is None
     end(store, second)
-    assert store.ledger.claim(lease, [study], PLACE) is not None
+    assert store.ledger.claim_one(lease, study, PLACE) is not None
 
 
 def test_the_total_never_exceeds_the_budget_and_a_spent_study_is_finished(
@@ -285,10 +285,10 @@ def test_a_claim_given_back_before_its_trial_exists_leaves_no_trace(
     store: Store, lease: WorkerLease
 ) -> None:
     study = store.studies.launch(spec(cells=1)).study_id
-    claim = store.ledger.claim(lease, [study], PLACE)
+    claim = take(store, lease, study)
     assert claim is not None
     store.ledger.release(claim, "drained")
-    assert store.ledger.claim(lease, [study], PLACE) is not None
+    assert store.ledger.claim_one(lease, study, PLACE) is not None
     with pytest.raises(LeaseLostError):
         store.ledger.create(claim, suggestion(claim), lease, PLACE)
     assert optuna.load_study(study_name="study", storage=store.url).trials == []
@@ -334,12 +334,12 @@ def test_finishing_twice_is_accepted_once(store: Store, lease: WorkerLease) -> N
 
 def test_a_step_whose_answer_was_lost_can_be_done_again(store: Store, lease: WorkerLease) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
-    store.ledger.claim(lease, [study], PLACE)  # the worker never learns of this one
+    store.ledger.claim_one(lease, study, PLACE)  # the worker never learns of this one
     store.ledger.give_back_held(lease, "its answer was lost")
-    claim = store.ledger.claim(lease, [study], PLACE)
+    claim = take(store, lease, study)
     assert claim is not None
     assert claim.ticket == 0
-    first = store.ledger.create(claim, suggestion(claim), lease, PLACE)
+    first = begun(store, claim, lease)
     again = store.ledger.create(claim, suggestion(claim, x=0.9), lease, PLACE)
     assert again == first
     assert len(optuna.load_study(study_name="study", storage=store.url).trials) == 1
@@ -351,7 +351,7 @@ def test_a_worker_that_leaves_gives_back_what_it_holds(store: Store, lease: Work
     study = store.studies.launch(spec(cells=2)).study_id
     running = start(store, lease, study)
     other = store.fleet.register(60)
-    store.ledger.claim(other, [study], PLACE)
+    store.ledger.claim_one(other, study, PLACE)
     store.ledger.deregister(lease, "an error")
     store.ledger.deregister(other, "an error")
     assert running is not None
@@ -429,7 +429,7 @@ def test_an_evicted_worker_can_neither_renew_nor_claim(store: Store, lease: Work
     with pytest.raises(LeaseLostError):
         store.fleet.renew(lease, "idle")
     with pytest.raises(LeaseLostError):
-        store.ledger.claim(lease, [study], PLACE)
+        store.ledger.claim_one(lease, study, PLACE)
 
 
 def test_a_trial_that_loses_every_worker_fails_in_the_end(store: Store) -> None:
@@ -600,24 +600,19 @@ def test_news_never_skips_a_trial_whose_transaction_commits_late(
 ) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
     other = store.fleet.register(60)
-    slow, quick = (
-        store.ledger.claim(lease, [study], PLACE),
-        store.ledger.claim(other, [study], PLACE),
-    )
+    slow, quick = take(store, lease, study), take(store, other, study)
     assert slow is not None
     assert quick is not None
     holder = psycopg2.connect(store.url.replace("+psycopg2", ""))
     holder.cursor().execute("SELECT FROM studies WHERE study_id = %s FOR UPDATE", (study,))
-    created: list[Claim] = []
-    thread = threading.Thread(
-        target=lambda: created.append(store.ledger.create(slow, suggestion(slow), lease, PLACE))
-    )
+    created: list[Attempt] = []
+    thread = threading.Thread(target=lambda: created.append(begun(store, slow, lease)))
     thread.start()
     wait_until(_waits_for_lock(store.url), timeout=10)
     assert store.reads.news(study, 0) == ([], 0)
     holder.rollback()
     thread.join()
-    store.ledger.create(quick, suggestion(quick), other, PLACE)
+    begun(store, quick, other)
     news, cursor = store.reads.news(study, 0)
     assert [n.number for n in news] == [0, 1]
     end(store, created[0])
@@ -682,7 +677,7 @@ def test_a_share_given_back_after_its_cell_was_closed_goes_to_the_others(
     ).study_id
     others = [store.fleet.register(60) for _ in range(2)]
     failing, running = start(store, lease, study), start(store, others[0], study)
-    waiting = store.ledger.claim(others[1], [study], PLACE)
+    waiting = take(store, others[1], study)
     assert failing is not None
     assert running is not None
     assert waiting is not None
@@ -702,7 +697,7 @@ def test_a_study_ends_when_the_last_claim_is_given_back_into_closed_cells(
         spec(cells=1, per_cell=2, budget=Budget(2, 2, max_failures_per_cell=0))
     ).study_id
     other = store.fleet.register(60)
-    failing, waiting = start(store, lease, study), store.ledger.claim(other, [study], PLACE)
+    failing, waiting = start(store, lease, study), store.ledger.claim_one(other, study, PLACE)
     assert failing is not None
     assert waiting is not None
     end(store, failing, Failed("exception", "no"))

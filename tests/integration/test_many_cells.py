@@ -156,4 +156,4 @@ def test_the_best_trial_is_found_without_the_others_also_when_it_is_infinite_or_
     assert len(store.reads.contenders(study, ("minimize", "maximize"))) == 5
     assert [t.number for t in store.reads.trials(study, number=2)] == [2]
     assert store.reads.trials(study, state="FAIL") == []
-    assert store.ledger.claim(lease, [study], PLACE) is None
+    assert store.ledger.claim_one(lease, study, PLACE) is None

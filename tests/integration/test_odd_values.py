@@ -19,10 +19,10 @@ import pytest
 from orchestrator.model import Axis, Completed, Searched, StudySpec
 from orchestrator.runner.protocol.values import as_result
 from orchestrator.search import Search
-from orchestrator.store import Claim, Store, WorkerLease
+from orchestrator.store import Attempt, Store, WorkerLease
 from tests.support.counting import count_messages
 from tests.support.odd_values import ATTRS, KEYS, NUMBERS, UNBOUNDED, Refused, Said, identical
-from tests.support.studies import PLACE, spec, start
+from tests.support.studies import begun, spec, start, take
 
 
 class Database:
@@ -39,7 +39,7 @@ class Database:
 
     def end(
         self,
-        claim: Claim,
+        claim: Attempt,
         outcome: Completed,
         reports: Mapping[int, float],
         attrs: Mapping[str, Any],
@@ -207,11 +207,11 @@ def test_odd_axes_and_searches_run_and_hide_no_study(database: Database) -> None
         study_id = database.launch(wanted)
         asked = Search(database.store.reads.spec(study_id))
         given = []
-        while (claim := database.store.ledger.claim(database.lease, [study_id], PLACE)) is not None:
+        while (claim := take(database.store, database.lease, study_id)) is not None:
             suggested = asked.ask(claim.cell_values, ticket=claim.ticket, retry=claim.failures)
-            claim = database.store.ledger.create(claim, suggested, database.lease, PLACE)
-            database.end(claim, Completed((0.5,)), {}, {})
-            given.append(claim.values)
+            attempt = begun(database.store, claim, database.lease, suggested)
+            database.end(attempt, Completed((0.5,)), {}, {})
+            given.append(attempt.values)
         assert identical([values["a"] for values in given], list(wanted.grid[0].values))
         assert identical([row.params for row in database.store.reads.trials(study_id)], given)
         database.check_readers(wanted.name, study_id)

@@ -126,7 +126,7 @@ def test_a_worker_lives_its_whole_life_with_the_role_for_workers(roles: Roles) -
         claim = start(store, lease, study)
         assert claim is not None
         store.ledger.release(claim, "told to stop")
-        unstarted = store.ledger.claim(other, [study], PLACE)
+        unstarted = store.ledger.claim_one(other, study, PLACE)
         assert unstarted is not None
         assert store.ledger.evict(Silent(other.worker_id, dead=True, reason="died"))
         assert store.reads.news(study, 0)

@@ -19,7 +19,7 @@ from orchestrator.config import WorkerConfig
 from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
 from orchestrator.model import Axis, Budget, Param
 from orchestrator.search import values_by_hand
-from orchestrator.store import Claim, Store, WorkerLease
+from orchestrator.store import Attempt, Store, WorkerLease
 from orchestrator.store.ledger.suggested import Suggested
 from orchestrator.worker.worker import Worker
 from tests.support import optuna_style
@@ -34,7 +34,7 @@ def words(*choices: str, index: float = 0.0) -> Param:
     return Param("opt", index, distribution_to_json(CategoricalDistribution(choices)))
 
 
-def begun(store: Store, lease: WorkerLease, cells: int = 2) -> Claim:
+def begun(store: Store, lease: WorkerLease, cells: int = 2) -> Attempt:
     claim = start(store, lease, store.studies.launch(spec(cells=cells)).study_id)
     assert claim is not None
     return claim
@@ -110,7 +110,7 @@ def test_of_two_trials_that_are_the_first_to_use_a_name_one_sees_the_other(
     second = start(store, store.fleet.register(60), first.study_id)
     assert second is not None
 
-    def add(claim: Claim, param: Param) -> str:
+    def add(claim: Attempt, param: Param) -> str:
         try:
             store.suggested.add(claim, param, "a", check_first=refuse)
         except ValueError as error:

@@ -16,7 +16,7 @@ from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned
 from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
 from orchestrator.store.ledger import brake, shortages, tickets
-from orchestrator.store.ledger.claims import ENDING, LOCK_TRIAL, Claim
+from orchestrator.store.ledger.claims import ENDING, LOCK_TRIAL, Attempt
 from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.optuna.attributes import FAILURE_ATTR, fact_attrs
 from orchestrator.store.schema import attempt, event, study, trial
@@ -44,7 +44,7 @@ def has_study(c: Connection, study_id: int) -> bool:
     return optuna_rows.has_study(c, study_id)
 
 
-def lock_to_end(c: Connection, claim: Claim, server: datetime | None = None) -> Row:
+def lock_to_end(c: Connection, held: Attempt, server: datetime | None = None) -> Row:
     """Takes every lock that the end of a trial needs, and returns what that depends on (`ENDING`);
     one round trip.
 
@@ -55,32 +55,32 @@ def lock_to_end(c: Connection, claim: Claim, server: datetime | None = None) -> 
         StoreUnavailableError: it is another server.
         LeaseLostError: the claim is no longer the trial's last, or the study is gone.
     """
-    lock_study(c, claim.study_id)
-    later(c, LOCK_TRIAL, claim.shown)
-    later(c, _LOCK_CELL, {"trial_id": claim.trial_id})
-    row = answer(c, ENDING, claim.shown)
+    lock_study(c, held.study_id)
+    later(c, LOCK_TRIAL, held.proof)
+    later(c, _LOCK_CELL, {"trial_id": held.trial_id})
+    row = answer(c, ENDING, held.proof)
     if row is not None and server is not None and row.server != server:
         raise StoreUnavailableError(
             "another database server answers than before, which may lack what was written to "
             "that one"
         )
     # the latter: that it began was lost
-    if row is None or (row.state == "RUNNING" and row.attempts != claim.attempt):
-        raise LeaseLostError(refused(claim))
-    refuse_deleted(claim, row.optuna_study_id)
+    if row is None or (row.state == "RUNNING" and row.attempts != held.attempt):
+        raise LeaseLostError(refused(held))
+    refuse_deleted(held.study_id, row.optuna_study_id)
     return row
 
 
-def refuse_deleted(claim: Claim, optuna_study_id: int | None) -> None:
+def refuse_deleted(study_id: int, optuna_study_id: int | None) -> None:
     """Raises `LeaseLostError` if Optuna's study is not there any more."""
     if optuna_study_id is None:
-        raise LeaseLostError(f"study {claim.study_id} was deleted from the database")
+        raise LeaseLostError(f"study {study_id} was deleted from the database")
 
 
-def refused(claim: Claim) -> str:
+def refused(held: Attempt) -> str:
     """Why nothing more is written under that claim."""
     return (
-        f"trial {claim.number} of study {claim.study_id} is another's or has ended by now; this "
+        f"trial {held.number} of study {held.study_id} is another's or has ended by now; this "
         "result is refused"
     )
 

@@ -38,7 +38,7 @@ class WorkerLease:
     ttl_s: float
 
     @property
-    def shown(self) -> dict[str, int]:
+    def proof(self) -> dict[str, int]:
         """What a statement needs to check the lease."""
         return {"worker_id": self.worker_id, "token": self.token}
 
@@ -170,7 +170,7 @@ class Fleet:
             "running": token,
             "attempt": attempt,
         }
-        renewed = self._database.execute(_RENEW, {**lease.shown, **said})
+        renewed = self._database.execute(_RENEW, {**lease.proof, **said})
         if not renewed:
             raise lease.lost()
         row = renewed[0]

@@ -28,11 +28,14 @@ from orchestrator.store.connection.statement import Statement, answer, answers, 
 from orchestrator.store.ledger import endings, shortages, tickets
 from orchestrator.store.ledger.claims import (
     LOCK_TRIAL,
+    Attempt,
     Claim,
     Place,
-    claim_of,
+    Prepared,
+    Ticket,
     held_by,
     new_token,
+    prepared_of,
     ran_at,
     with_ticket,
 )
@@ -64,16 +67,6 @@ class Ledger:
         self._database = database
 
     # ------------------------------------------------------------------------------------- claiming
-
-    def claim(self, lease: WorkerLease, studies: Sequence[int], place: Place) -> Claim | None:
-        """Takes what is next in `studies` (in that order), every cell beyond its share alike; see
-        `claim_one`.
-        """
-        for study_id in studies:
-            claimed = self.claim_one(lease, study_id, place)
-            if isinstance(claimed, Claim):
-                return claimed
-        return None
 
     def claim_one(
         self,
@@ -123,13 +116,13 @@ class Ledger:
             if isinstance(found, Found) and found.kind == "ahead":
                 return self._take_over(c, found.row_id, lease)
             taken = (
-                found if isinstance(found, Undecided) else self._begin(c, lease, study_id, found)
+                found
+                if isinstance(found, Undecided)
+                else self._take_ticket(c, lease, study_id, found)
             )
-            if known is not None:
-                taken = replace(taken, news=news_after(c, study_id, known))
-        return taken
+            return taken if known is None else replace(taken, news=news_after(c, study_id, known))
 
-    def _take_up(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> Claim:
+    def _take_up(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> Attempt:
         """A trial that was given back: its next attempt begins."""
         mine = trial.c.trial_id == trial_id
         changed = {
@@ -140,17 +133,20 @@ class Ledger:
         later(c, sa.update(trial).where(mine).values(changed))
         later(c, _BEGIN_ATTEMPT, {"trial_id": trial_id, **_where(lease, place)})
         later(c, _START_OPTUNA_TRIAL, {"trial_id": trial_id})
-        return replace(claim_of(c.execute(with_ticket().where(mine)).one()), begun=True)
+        row = c.execute(with_ticket().where(mine)).one()
+        return prepared_of(row).begun(row.attempts)
 
-    def _take_over(self, c: Connection, trial_id: int, lease: WorkerLease) -> Claim:
+    def _take_over(self, c: Connection, trial_id: int, lease: WorkerLease) -> Prepared:
         """A trial that another worker has prepared: what that one does with it is refused from now
         on.
         """
         mine = trial.c.trial_id == trial_id
         later(c, sa.update(trial).where(mine).values(worker_id=lease.worker_id, token=new_token()))
-        return replace(claim_of(c.execute(with_ticket().where(mine)).one()), attempt=1)
+        return prepared_of(c.execute(with_ticket().where(mine)).one())
 
-    def _begin(self, c: Connection, lease: WorkerLease, study_id: int, found: Found) -> Claim:
+    def _take_ticket(
+        self, c: Connection, lease: WorkerLease, study_id: int, found: Found
+    ) -> Ticket:
         """A trial for the ticket that was found, in the cell that it has or that was
         chosen for it.
         """
@@ -166,7 +162,7 @@ class Ledger:
             why = {"ticket_id": found.row_id, "reason": json.dumps(found.why)}
             later(c, _TELL_ALLOCATED, why)
         (row,) = answers(c, _NEW_TRIAL, {"ticket_id": found.row_id})
-        return Claim(
+        return Ticket(
             study_id,
             row.trial_id,
             row.token,
@@ -182,7 +178,7 @@ class Ledger:
 
     def create(
         self,
-        claim: Claim,
+        held: Ticket,
         suggestion: Suggestion | Callable[[list[TrialNews], int], Suggestion],
         lease: WorkerLease,
         place: Place,
@@ -190,58 +186,55 @@ class Ledger:
         known: int | None = None,
         alike: bool = False,
         start: bool = True,
-    ) -> Claim | None:
-        """Creates the Optuna trial of a fresh claim, RUNNING, with all its parameters; returns the
-        claim with its number.
+    ) -> Prepared | Attempt | None:
+        """Creates the Optuna trial of a ticket, RUNNING, with all its parameters, and begins its
+        first attempt.
 
         None, and nothing is created, if others have created trials since the caller knew the
         study's news up to `known`: it may have suggested what they did. With `alike` only one with
         the very same parameters counts. A function instead of a suggestion is called under the
         study's lock, with the news since `known` and their last position; what it suggests is known
         to be up to date. Without `start` the trial is only prepared: no attempt is counted until
-        `start`.
+        `start`. If an earlier call did the work and its answer was lost, the trial is returned as
+        that call left it.
 
         Raises:
             LeaseLostError: the claim is no longer ours, or the study is gone; nothing was created.
         """
         with self._database.transaction() as c:
-            lock_study(c, claim.study_id)
-            later(c, LOCK_TRIAL, claim.shown)
+            lock_study(c, held.study_id)
+            later(c, LOCK_TRIAL, held.proof)
             values = None if callable(suggestion) else json.dumps(dict(suggestion.values))
             look = {
-                **claim.shown,
-                "study_id": claim.study_id,
+                **held.proof,
+                "study_id": held.study_id,
                 "known": known,
                 "values": values if alike else None,
             }
             (ours,) = answers(c, _LOOK_BEFORE_CREATE, look)
-            endings.refuse_deleted(claim, ours.optuna_study_id)
+            endings.refuse_deleted(held.study_id, ours.optuna_study_id)
             if ours.state not in LIVE:
                 raise LeaseLostError(
-                    f"the ticket {claim.ticket} of study {claim.study_id} was given to another "
-                    "worker"
+                    f"the ticket {held.ticket} of study {held.study_id} was given to another worker"
                 )
             if ours.state == "RUNNING":
-                made = {
-                    "number": ours.number,
-                    "optuna_trial_id": ours.optuna_trial_id,
-                    "values": ours.values,
-                }
-                return replace(claim, **made, begun=ours.attempts > 0)
+                made = held.prepared(ours.number, ours.optuna_trial_id, ours.values)
+                return made.begun(ours.attempts) if ours.attempts else made
             if callable(suggestion):
-                suggestion = suggestion(*news_after(c, claim.study_id, known or 0))
+                suggestion = suggestion(*news_after(c, held.study_id, known or 0))
             elif ours.newer:
                 return None
-            optuna_rows.create_trial(c, claim.study_id, ours.next_id, ours.next_number, suggestion)
-            made = {
-                "number": ours.next_number,
-                "optuna_trial_id": ours.next_id,
-                "values": dict(suggestion.values),
+            optuna_rows.create_trial(c, held.study_id, ours.next_id, ours.next_number, suggestion)
+            made = held.prepared(ours.next_number, ours.next_id, dict(suggestion.values))
+            created = {
+                "number": made.number,
+                "optuna_trial_id": made.optuna_trial_id,
+                "values": json.dumps(made.values),
             }
-            created = {**made, "values": json.dumps(made["values"]), "attempts": int(start)}
-            later(c, _CREATE, {"study_id": claim.study_id, "trial_id": claim.trial_id, **created})
-            origin: dict[str, JSONValue] = {} if claim.why is None else {WHY_ATTR: dict(claim.why)}
-            if claim.fixed is not None:
+            which = {"study_id": held.study_id, "trial_id": held.trial_id}
+            later(c, _CREATE, {**which, **created, "attempts": int(start)})
+            origin: dict[str, JSONValue] = {} if held.why is None else {WHY_ATTR: dict(held.why)}
+            if held.fixed is not None:
                 origin |= (
                     {BY_HAND_ATTR: True}
                     if ours.retried_from is None
@@ -249,25 +242,32 @@ class Ledger:
                 )
             optuna_rows.write_user_attrs(c, ours.next_id, origin)
             if start:
-                later(c, _BEGIN_ATTEMPT, {"trial_id": claim.trial_id, **_where(lease, place)})
-        return replace(claim, **made, begun=start)
+                later(c, _BEGIN_ATTEMPT, {"trial_id": held.trial_id, **_where(lease, place)})
+        return made.begun() if start else made
 
-    def start(self, claim: Claim, lease: WorkerLease, place: Place) -> bool:
-        """Begins a prepared trial: its first attempt counts from now. False if it may not: it is to
+    def start(self, prepared: Prepared, lease: WorkerLease, place: Place) -> Attempt | None:
+        """Begins a prepared trial: its first attempt counts from now. None if it may not: it is to
         be given back then.
 
         It may not when another worker took it over, when its study hands out no trials any more, or
         when its cell was closed for the worker's device meanwhile.
         """
+        attempt = prepared.begun()
+        return attempt if self.confirm(attempt, lease, place) else None
+
+    def confirm(self, first: Attempt, lease: WorkerLease, place: Place) -> bool:
+        """Counts a trial's first attempt if it is not counted: the database may have lost that it
+        began. False as `start`.
+        """
         where = _where(lease, place)
-        (row,) = self._database.execute(_START[False], {**claim.shown, **where}, decides=True)
+        (row,) = self._database.execute(_START[False], {**first.proof, **where}, decides=True)
         if row.short and not row.begun:
-            (row,) = self._database.execute(_START[True], {**claim.shown, **where}, decides=True)
+            (row,) = self._database.execute(_START[True], {**first.proof, **where}, decides=True)
         return bool(row.begun)
 
     def report(
         self,
-        claim: Claim,
+        held: Attempt,
         reports: Mapping[int, float],
         attrs: Mapping[str, JSONValue],
         constraints: Mapping[str, float] = MappingProxyType({}),
@@ -280,30 +280,30 @@ class Ledger:
             LeaseLostError: another attempt holds the trial, or it has ended; nothing was written.
         """
         with self._database.transaction() as c:
-            row = answer(c, _HOLD, claim.shown)
+            row = answer(c, _HOLD, held.proof)
             if (
                 row is None
                 or row.state != "RUNNING"
                 or not optuna_rows.has_trial(c, row.optuna_trial_id)
             ):
-                raise LeaseLostError(refused(claim))
+                raise LeaseLostError(refused(held))
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
             optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
             optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
 
-    def may_prune(self, claim: Claim) -> bool:
+    def may_prune(self, held: Attempt) -> bool:
         """Whether the trial's cell has a complete trial already; until then nothing in it is
         pruned.
         """
         query = sa.select(cell.c.completed > 0).join(trial, trial.c.cell_id == cell.c.cell_id)
-        rows = self._database.execute(query.where(trial.c.trial_id == claim.trial_id))
+        rows = self._database.execute(query.where(trial.c.trial_id == held.trial_id))
         return bool(rows and rows[0][0])
 
     # --------------------------------------------------------------------------------------- ending
 
     def finish(
         self,
-        claim: Claim,
+        held: Attempt,
         outcome: Completed | Pruned | Failed,
         *,
         reports: Mapping[int, float],
@@ -329,10 +329,10 @@ class Ledger:
                 meanwhile; nothing was written.
         """
         with self._database.transaction() as c:
-            row = lock_to_end(c, claim, server)
+            row = lock_to_end(c, held, server)
             if row.state != "RUNNING":
                 if row.state != endings.state_of(outcome):
-                    raise LeaseLostError(refused(claim))
+                    raise LeaseLostError(refused(held))
                 return
             write_missing(c, row, suggested)
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
@@ -341,7 +341,7 @@ class Ledger:
 
     def retry(
         self,
-        claim: Claim,
+        held: Attempt,
         failure: Failed,
         *,
         reports: Mapping[int, float],
@@ -363,13 +363,13 @@ class Ledger:
             LeaseLostError: another attempt holds the trial or has ended it; nothing was written.
         """
         with self._database.transaction() as c:
-            row = lock_to_end(c, claim, server)
+            row = lock_to_end(c, held, server)
             if row.state != "RUNNING":
-                raise LeaseLostError(refused(claim))
+                raise LeaseLostError(refused(held))
             # by a COMMIT whose answer was lost
             if row.worker_id is None and endings.outcome_of_last(c, row) == "retried":
                 return True
-            if row.retries >= endings.runner_setting(c, claim.study_id, "retries", 0):
+            if row.retries >= endings.runner_setting(c, held.study_id, "retries", 0):
                 return False
             write_missing(c, row, suggested)
             optuna_rows.write_reports(c, row.optuna_trial_id, reports)
@@ -399,9 +399,7 @@ class Ledger:
             hold_worker(c, lease, alone=True)
             return endings.give_back_all(c, lease.worker_id, reason, but=but)
 
-    def release(
-        self, claim: Claim, reason: str, *, lost: bool = False, facts: Facts = None
-    ) -> None:
+    def release(self, held: Claim, reason: str, *, lost: bool = False, facts: Facts = None) -> None:
         """Gives an unfinished trial back: another worker takes up the same trial.
 
         Nobody's fault and not counted, unless the attempt was `lost` as if with its worker: then as
@@ -409,9 +407,9 @@ class Ledger:
         give back.
         """
         with self._database.transaction() as c:
-            known = has_study(c, claim.study_id)
+            known = has_study(c, held.study_id)
             row = c.execute(
-                held_by(claim).where(trial.c.state.in_(LIVE), trial.c.worker_id.is_not(None))
+                held_by(held).where(trial.c.state.in_(LIVE), trial.c.worker_id.is_not(None))
             ).one_or_none()
             if row is not None:
                 endings.give_back_or_fail(
@@ -467,12 +465,12 @@ class Ledger:
             )
         return True
 
-    def left_at(self, place: Place) -> list[Claim]:
-        """Trials that nobody runs and whose last attempt ran at `place`, where its result may lie,
-        as that attempt's claims.
+    def left_at(self, place: Place) -> list[Attempt]:
+        """The last attempts of trials that nobody runs, where that ran at `place`, so that its
+        result may lie there.
 
-        Such a claim may still `finish` its trial, until another attempt takes it up; also in a
-        study that hands out no trials.
+        Such an attempt may still `finish` its trial until another one takes it up, also in a study
+        that hands out no trials.
         """
         unknown = attempt.c.outcome.in_(("lost", "interrupted"))  # the result of others is known
         query = with_ticket().where(
@@ -485,7 +483,9 @@ class Ledger:
             sa.select(attempt.c.token).where(last).scalar_subquery().label("ran_under")
         )
         rows = self._database.execute(query.order_by(trial.c.trial_id))
-        return [replace(claim_of(row), ran_under=row.ran_under) for row in rows]
+        return [
+            replace(prepared_of(row).begun(row.attempts), ran_under=row.ran_under) for row in rows
+        ]
 
     def end_studies(self) -> list[int]:
         """Finishes studies that were stopped, or are past their deadline, and run nothing any more;
@@ -607,8 +607,8 @@ _LOOK_BEFORE_CREATE = Statement(
             SELECT FROM (
                 SELECT n.values FROM orchestrator.trial n WHERE n.study_id = :study_id
                     AND n.created_seq > :known
-                ORDER BY n.created_seq OFFSET 0  -- by its index,
-                    however many there may be when that is planned
+                ORDER BY n.created_seq OFFSET 0
+                -- by its index, however many there may be when that is planned
             ) AS n
             WHERE CAST(:values AS text) IS NULL OR CAST(n.values AS jsonb) = CAST(:values AS jsonb)
         ) AS newer,

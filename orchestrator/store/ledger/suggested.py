@@ -16,7 +16,7 @@ from orchestrator.errors import LeaseLostError
 from orchestrator.model import JSONValue, Param
 from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Row, later
-from orchestrator.store.ledger.claims import Claim, held_by
+from orchestrator.store.ledger.claims import Attempt, held_by
 from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.schema import optuna_trial_params, optuna_trials, trial
 
@@ -49,7 +49,7 @@ class Suggested:
 
     def add(
         self,
-        claim: Claim,
+        held: Attempt,
         param: Param,
         value: JSONValue,
         *,
@@ -75,21 +75,20 @@ class Suggested:
         """
         with self._database.transaction() as c:
             if check_first is not None:
-                later(c, optuna_rows.LOCK_STUDY, {"study_id": claim.study_id})
-                if not optuna_rows.has_study(c, claim.study_id):
-                    raise LeaseLostError(f"study {claim.study_id} was deleted from the database")
-                known = self._distribution(c, claim, param.name)
+                later(c, optuna_rows.LOCK_STUDY, {"study_id": held.study_id})
+                if not optuna_rows.has_study(c, held.study_id):
+                    raise LeaseLostError(f"study {held.study_id} was deleted from the database")
+                known = self._distribution(c, held, param.name)
                 if known is not None:
                     check_first(known)
-            row = c.execute(held_by(claim)).one_or_none()
+            row = c.execute(held_by(held)).one_or_none()
             if (
                 row is None
                 or row.state != "RUNNING"
                 or not optuna_rows.has_trial(c, row.optuna_trial_id)
             ):
                 raise LeaseLostError(
-                    f"trial {claim.number} of study {claim.study_id} is another's or has ended "
-                    "by now"
+                    f"trial {held.number} of study {held.study_id} is another's or has ended by now"
                 )
             had = c.execute(
                 sa.select(optuna_trial_params).where(
@@ -117,15 +116,15 @@ class Suggested:
         )
         return {row.param_name: row.distribution_json for row in self._database.execute(query)}
 
-    def _distribution(self, c: Connection, claim: Claim, name: str) -> str | None:
+    def _distribution(self, c: Connection, held: Attempt, name: str) -> str | None:
         """The distribution that another trial of the study has for the name."""
         query = (
             sa.select(optuna_trial_params.c.distribution_json)
             .join(optuna_trials, optuna_trials.c.trial_id == optuna_trial_params.c.trial_id)
             .where(
-                optuna_trials.c.study_id == claim.study_id, optuna_trial_params.c.param_name == name
+                optuna_trials.c.study_id == held.study_id, optuna_trial_params.c.param_name == name
             )
-            .where(optuna_trials.c.trial_id != claim.optuna_trial_id)
+            .where(optuna_trials.c.trial_id != held.optuna_trial_id)
             .limit(1)
         )
         found: str | None = c.execute(query).scalar_one_or_none()

@@ -72,10 +72,10 @@ def look(
     Raises:
         LeaseLostError: the worker was evicted meanwhile.
     """
-    later(c, _LOCK_WORKER, lease.shown)
+    later(c, _LOCK_WORKER, lease.proof)
     later(c, _BEFORE_LOOK)
     asked = {
-        **lease.shown,
+        **lease.proof,
         "host": place.host,
         "runs_dir": place.runs_dir,
         "study_id": study_id,
@@ -546,8 +546,8 @@ _BIND_SHARES = sa.text(
         SELECT t.ticket_id, t.state, p.place,
             row_number() OVER (PARTITION BY t.state ORDER BY p.place, t.ordinal) AS of_state
         FROM orchestrator.ticket t
-        CROSS JOIN LATERAL (  -- its own ticket, then those that nobody tried,
-            then what other cells left
+        CROSS JOIN LATERAL (
+            -- its own ticket, then those that nobody tried, then what other cells left
             SELECT CASE WHEN t.ticket_id = :first THEN 0
                 WHEN NOT EXISTS (SELECT FROM orchestrator.trial o WHERE o.ticket_id = t.ticket_id)
                     THEN 1 ELSE 2 END AS place

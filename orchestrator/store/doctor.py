@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.store.connection.database import Database
+from orchestrator.store.schema import LIVE
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,11 @@ def look(c: Connection, study: str | None) -> Examination:
 
 # Trials of others in our studies are observations: none of ours, so none of these. A study deleted
 # elsewhere is a note only.
-_OURS = """
+_OURS = f"""
 WITH ours AS (
     SELECT s.*, s.name AS study,
-        CAST(s.spec #>> '{budget,trials}' AS int) AS budget_trials,
-            CAST(s.spec #>> '{budget,per_cell}' AS int) AS per_cell
+        CAST(s.spec #>> '{{budget,trials}}' AS int) AS budget_trials,
+            CAST(s.spec #>> '{{budget,per_cell}}' AS int) AS per_cell
     FROM orchestrator.study s JOIN studies o ON o.study_id = s.study_id
     WHERE CAST(:study AS text) IS NULL OR :study IN (s.name, o.study_name)
 ), cells AS (
@@ -91,7 +92,8 @@ WITH ours AS (
 ), ledger AS (
     SELECT t.*, s.study, s.news, s.state AS study_state, s.launched_at,
         CASE WHEN t.number IS NULL THEN 'claim ' || t.trial_id ELSE 'trial ' || t.number END AS who,
-        t.state IN ('CLAIMED', 'RUNNING') AS live,
+        t.state IN {LIVE} AS live, CASE t.state WHEN 'PREPARED' THEN 'RUNNING'
+            ELSE t.state END AS optuna_state,
         t.state IN ('COMPLETE', 'PRUNED') AND t.holds_ticket AS accepted
     FROM orchestrator.trial t JOIN ours s ON s.study_id = t.study_id
 )"""
@@ -110,7 +112,7 @@ _IN_OPTUNA = {
     "state differs": """
         SELECT t.study, format('%s is %s, but %s in Optuna', t.who, t.state, o.state)
         FROM ledger t JOIN trials o ON o.trial_id = t.optuna_trial_id
-        WHERE CAST(o.state AS text) <> t.state""",
+        WHERE CAST(o.state AS text) <> t.optuna_state""",
     "number differs": """
         SELECT t.study, format('%s has the number %s in study %s of Optuna', t.who, o.number,
             o.study_id)
@@ -439,15 +441,15 @@ _FLEET = {
     "two at once": """
         SELECT min(t.study), format('worker %s runs %s at once', t.worker_id,
             string_agg(t.who, ', ' ORDER BY t.trial_id))
-        FROM ledger t WHERE t.state = 'RUNNING' AND t.worker_id IS NOT NULL AND t.attempts > 0
+        FROM ledger t JOIN orchestrator.attempt a ON a.trial_id = t.trial_id AND a.ended_at IS NULL
+        WHERE t.live AND t.worker_id IS NOT NULL
         GROUP BY t.worker_id HAVING count(*) > 1""",
     "two ahead": """
         SELECT min(t.study), format('worker %s holds %s, but prepares one trial ahead at most',
             t.worker_id,
             string_agg(t.who, ', ' ORDER BY t.trial_id))
         FROM ledger t
-        WHERE t.worker_id IS NOT NULL AND (t.state = 'CLAIMED'
-            OR (t.state = 'RUNNING' AND t.attempts = 0))
+        WHERE t.worker_id IS NOT NULL AND t.state IN ('CLAIMED', 'PREPARED')
         GROUP BY t.worker_id HAVING count(*) > 1""",
     # What it holds it says with each renewal, and gives back what it does not hold right after.
     # What it got since then it could not say yet.
@@ -457,7 +459,7 @@ _FLEET = {
         FROM ledger t JOIN orchestrator.worker w ON w.worker_id = t.worker_id
         LEFT JOIN orchestrator.attempt a ON a.trial_id = t.trial_id AND a.attempt = t.attempts
         WHERE t.live AND w.state = 'ACTIVE' AND w.holds IS NOT NULL AND t.token <> ALL(w.holds)
-            AND (t.state = 'CLAIMED' OR t.attempts > 0)
+            AND t.state <> 'PREPARED'
             AND coalesce(a.started_at, t.claimed_at) < w.lease_until -
                 make_interval(secs => w.ttl_s)
             AND now() > w.lease_until - make_interval(secs => w.ttl_s) + interval '5 s'""",

@@ -21,6 +21,7 @@ from orchestrator.store.connection.statement import Row, Statement, answers
 from orchestrator.store.ledger.shortages import device_label
 from orchestrator.store.optuna.attributes import ARTIFACT_KEY, FAILURE_ATTR
 from orchestrator.store.schema import (
+    LIVE,
     attempt,
     cell,
     is_active,
@@ -397,14 +398,10 @@ class Reads:
             live = c.execute(
                 sa.select(
                     sa.func.count()
-                    .filter(
-                        trial.c.state == "RUNNING",
-                        trial.c.worker_id.is_not(None),
-                        trial.c.attempts > 0,
-                    )
+                    .filter(trial.c.state == "RUNNING", trial.c.worker_id.is_not(None))
                     .label("running"),
                     sa.func.count()
-                    .filter(trial.c.state == "RUNNING", trial.c.worker_id.is_(None))
+                    .filter(trial.c.state.in_(("PREPARED", "RUNNING")), trial.c.worker_id.is_(None))
                     .label("waiting"),
                     sa.func.count().filter(trial.c.state == "FAIL").label("failed"),
                     sa.func.count()
@@ -777,7 +774,9 @@ _NEWS_AT = sa.text(
     f"SELECT o.seq, {_TOLD} {_OURS} AND coalesce(o.created_seq, 0) <= :position ORDER BY t.number"
 )
 _ASKED = sa.text(f"SELECT {_ALL_TOLD} {_OURS} AND o.number = :number")
-_RUNNING = sa.text(f"SELECT {_TOLD} {_OURS} AND o.state = 'RUNNING' ORDER BY t.number")
+_RUNNING = sa.text(
+    f"SELECT {_TOLD} {_OURS} AND o.state IN ('PREPARED', 'RUNNING') ORDER BY t.number"
+)
 _FOREIGN = sa.text(
     f"""
     SELECT {_TOLD}
@@ -848,8 +847,7 @@ _TRIALS = sa.text(
            FROM trial_values v WHERE v.trial_id = o.optuna_trial_id) AS values,
         {_FEASIBLE} AS feasible
     FROM orchestrator.trial o JOIN orchestrator.cell c ON c.cell_id = o.cell_id
-    WHERE o.study_id = :study_id AND o.number IS NOT NULL
-        AND (NOT :live_only OR o.state IN ('CLAIMED', 'RUNNING'))
+    WHERE o.study_id = :study_id AND o.number IS NOT NULL AND (NOT :live_only OR o.state IN {LIVE})
         AND o.state = coalesce(:state, o.state) AND o.number = coalesce(:number, o.number)
     ORDER BY o.number
     """
@@ -906,8 +904,7 @@ _CELLS = """
         SELECT o.cell_id,
             count(*) FILTER (WHERE o.state = 'PRUNED' AND NOT o.holds_ticket
                 AND o.failure IS NULL) AS waited,
-            count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL
-                AND o.attempts > 0) AS running,
+            count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL) AS running,
             (array_agg({value} ORDER BY {value} {order},
                 o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best,
             (array_agg(o.number ORDER BY {value} {order},

@@ -291,7 +291,7 @@ class Contact:
             StoreUnavailableError: the database does not answer.
         """
         assert self._lease is not None
-        running = None if self.running is None else (self.running.token, self.running.attempt)
+        running = None if self.running is None else self.running.token
         told = self._store.fleet.renew(self._lease, self._doing, holds=self._held, running=running)
         self._note_server(told.server, told.transaction)
         if self.slotted and not told.slotted:

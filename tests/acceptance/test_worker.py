@@ -72,7 +72,7 @@ def test_what_a_worker_has_prepared_is_given_back_intact_when_it_is_told_to_end(
         assert worker.wait(timeout=60) == 0
     assert [(t.state, t.attempts, t.worker_id) for t in store.reads.trials(study)] == [
         ("RUNNING", 1, None),
-        ("RUNNING", 0, None),
+        ("PREPARED", 0, None),
     ]
     assert store.doctor.examine().findings == ()
 

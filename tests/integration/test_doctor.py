@@ -541,7 +541,8 @@ PLANTS = {
     ],
     "two ahead": [
         Plant(
-            f"UPDATE orchestrator.trial SET worker_id = 3, attempts = 0 WHERE {trial(6)}; "
+            "UPDATE orchestrator.trial SET worker_id = 3, state = 'PREPARED', attempts = 0 WHERE "
+            f"{trial(6)}; "
             f"DELETE FROM orchestrator.attempt WHERE {attempt_of(6)}",
             "worker 3 holds trial 6, claim",
         )

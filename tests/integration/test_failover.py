@@ -294,7 +294,7 @@ def test_an_attempt_whose_beginning_was_lost_ends_only_once_it_is_told_again(
     server.fail_over(copy)
     with pytest.raises(LeaseLostError):
         end(own, attempt)
-    held = {"holds": [made.token], "running": (made.token, 1)}
+    held = {"holds": [made.token], "running": made.token}
     assert not own.fleet.renew(lease, "training", **held).runs
     assert own.ledger.confirm(attempt, lease, PLACE)
     assert own.fleet.renew(lease, "training", **held).runs

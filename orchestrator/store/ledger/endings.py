@@ -19,10 +19,9 @@ from orchestrator.store.ledger import brake, shortages, tickets
 from orchestrator.store.ledger.claims import ENDING, LOCK_TRIAL, Attempt
 from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.optuna.attributes import FAILURE_ATTR, fact_attrs
-from orchestrator.store.schema import attempt, event, study, trial
+from orchestrator.store.schema import LIVE, attempt, event, study, trial
 
 Facts: TypeAlias = Mapping[str, JSONValue] | None
-LIVE = ("CLAIMED", "RUNNING")
 LEFT_RESULT_S = 10.0
 """How long a study that ends waits for the result that a worker may have left on its host when it
 died, seconds.
@@ -64,8 +63,7 @@ def lock_to_end(c: Connection, held: Attempt, server: datetime | None = None) ->
             "another database server answers than before, which may lack what was written to "
             "that one"
         )
-    # the latter: that it began was lost
-    if row is None or (row.state == "RUNNING" and row.attempts != held.attempt):
+    if row is None:
         raise LeaseLostError(refused(held))
     refuse_deleted(held.study_id, row.optuna_study_id)
     return row
@@ -137,7 +135,7 @@ def give_back_or_fail(
     """Gives a trial back, or fails it when it lost its last attempt; under the study's lock if that
     is `known`.
     """
-    if not row.attempts:  # it was prepared and never begun: nothing is lost
+    if row.state == "PREPARED":  # it never began: nothing is lost
         outcome = "interrupted"
     may_end = outcome == "lost" and row.state == "RUNNING" and known
     if may_end and row.lost + 1 >= runner_setting(c, row.study_id, "max_attempts", 5):
@@ -219,11 +217,17 @@ def abandon_all(c: Connection, study_id: int, reason: str, *, kind: str = "budge
     """Fails the trials that nobody holds; nobody's fault, so no failure of their cell
     is counted.
     """
-    unheld = sa.and_(trial.c.study_id == study_id, trial.c.state == "RUNNING", idle())
+    unheld = sa.and_(
+        trial.c.study_id == study_id, trial.c.state.in_(("PREPARED", "RUNNING")), idle()
+    )
     for row in c.execute(
         sa.select(trial).where(unheld).order_by(trial.c.trial_id).with_for_update(key_share=True)
     ).all():
-        why = reason if row.attempts else "it was prepared, and its study ended before it began"
+        why = (
+            reason
+            if row.state == "RUNNING"
+            else "it was prepared, and its study ended before it began"
+        )
         terminate(c, row, Failed(kind, why), {}, holds_ticket=False)
         tickets.give_back(c, row.ticket_id, row.cell_id)
 
@@ -286,9 +290,7 @@ _END_ATTEMPT = Statement(
 
 def idle() -> sa.ColumnElement[bool]:
     """Whether nobody runs the trial: it was given back, or is only prepared."""
-    return sa.or_(
-        trial.c.worker_id.is_(None), sa.and_(trial.c.state == "RUNNING", trial.c.attempts == 0)
-    )
+    return sa.or_(trial.c.worker_id.is_(None), trial.c.state == "PREPARED")
 
 
 def just_lost() -> sa.ColumnElement[bool]:

@@ -21,7 +21,7 @@ from orchestrator.errors import LeaseLostError
 from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Row, Statement
 from orchestrator.store.ledger.claims import new_token
-from orchestrator.store.schema import slot, worker
+from orchestrator.store.schema import LIVE, slot, worker
 
 HERE_EVERY_S = 5.0
 """How often a process asks which workers there are on its host, if it does not look at the whole
@@ -151,25 +151,18 @@ class Fleet:
         doing: str,
         *,
         holds: Collection[int] = (),
-        running: tuple[int, int] | None = None,
+        running: int | None = None,
     ) -> Renewed:
         """Lengthens the lease by its TTL from now and says what the worker does and holds.
 
         Args:
             holds: the tokens of all claims that it knows of.
-            running: token and number of the attempt that it runs.
+            running: the token of the attempt that it runs.
 
         Raises:
             LeaseLostError: the worker was evicted; its slot and trials may be another's.
         """
-        token, attempt = running or (None, None)
-        said = {
-            "ttl_s": lease.ttl_s,
-            "doing": doing,
-            "holds": list(holds),
-            "running": token,
-            "attempt": attempt,
-        }
+        said = {"ttl_s": lease.ttl_s, "doing": doing, "holds": list(holds), "running": running}
         renewed = self._database.execute(_RENEW, {**lease.proof, **said})
         if not renewed:
             raise lease.lost()
@@ -324,26 +317,26 @@ class Fleet:
 
 
 _RENEW = Statement(
-    """
+    f"""
     UPDATE orchestrator.worker w
     SET lease_until = clock_timestamp() + make_interval(secs => :ttl_s), doing = :doing,
         holds = CAST(:holds AS bigint[])
     WHERE w.worker_id = :worker_id AND w.token = :token AND w.state = 'ACTIVE'
     RETURNING EXISTS (
         SELECT FROM orchestrator.trial o JOIN orchestrator.study s ON s.study_id = o.study_id
-        WHERE o.worker_id = w.worker_id AND o.state = 'RUNNING' AND o.attempts > 0 AND s.halt
+        WHERE o.worker_id = w.worker_id AND o.state = 'RUNNING' AND s.halt
     ) AS halted,
     (SELECT sum(d.numbackends) FROM pg_stat_database d) > current_setting('max_connections')::int /
         2 AS crowded,
     EXISTS (
         SELECT FROM orchestrator.trial o
-        WHERE o.worker_id = w.worker_id AND o.state IN ('CLAIMED', 'RUNNING')
+        WHERE o.worker_id = w.worker_id AND o.state IN {LIVE}
             AND o.token <> ALL(CAST(:holds AS bigint[]))
     ) AS strays,
     CAST(:running AS bigint) IS NULL OR EXISTS (
         SELECT FROM orchestrator.trial o
         WHERE o.worker_id = w.worker_id AND o.token = CAST(:running AS bigint)
-            AND o.state = 'RUNNING' AND o.attempts = :attempt
+            AND o.state = 'RUNNING'
     ) AS runs,
     EXISTS (SELECT FROM orchestrator.slot d WHERE d.worker_id = w.worker_id) AS slotted,
     pg_postmaster_start_time() AS server,

@@ -39,20 +39,13 @@ from orchestrator.store.ledger.claims import (
     ran_at,
     with_ticket,
 )
-from orchestrator.store.ledger.endings import (
-    LIVE,
-    Facts,
-    has_study,
-    lock_study,
-    lock_to_end,
-    refused,
-)
+from orchestrator.store.ledger.endings import Facts, has_study, lock_study, lock_to_end, refused
 from orchestrator.store.ledger.fleet import Silent, WorkerLease, hold_worker
 from orchestrator.store.ledger.suggested import write_missing
 from orchestrator.store.ledger.tickets import Choice, Found, Undecided
 from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.reads import news_after
-from orchestrator.store.schema import attempt, cell, event, slot, study, ticket, trial, worker
+from orchestrator.store.schema import LIVE, attempt, cell, event, slot, study, ticket, trial, worker
 
 # User attributes of a trial, for people who look at it in Optuna's tools.
 WHY_ATTR = "orchestrator:why"
@@ -125,11 +118,8 @@ class Ledger:
     def _take_up(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> Attempt:
         """A trial that was given back: its next attempt begins."""
         mine = trial.c.trial_id == trial_id
-        changed = {
-            "worker_id": lease.worker_id,
-            "token": new_token(),
-            "attempts": trial.c.attempts + 1,
-        }
+        begun = {"state": "RUNNING", "attempts": trial.c.attempts + 1}
+        changed = {**begun, "worker_id": lease.worker_id, "token": new_token()}
         later(c, sa.update(trial).where(mine).values(changed))
         later(c, _BEGIN_ATTEMPT, {"trial_id": trial_id, **_where(lease, place)})
         later(c, _START_OPTUNA_TRIAL, {"trial_id": trial_id})
@@ -217,9 +207,9 @@ class Ledger:
                 raise LeaseLostError(
                     f"the ticket {held.ticket} of study {held.study_id} was given to another worker"
                 )
-            if ours.state == "RUNNING":
+            if ours.state != "CLAIMED":
                 made = held.prepared(ours.number, ours.optuna_trial_id, ours.values)
-                return made.begun(ours.attempts) if ours.attempts else made
+                return made if ours.state == "PREPARED" else made.begun(ours.attempts)
             if callable(suggestion):
                 suggestion = suggestion(*news_after(c, held.study_id, known or 0))
             elif ours.newer:
@@ -232,7 +222,16 @@ class Ledger:
                 "values": json.dumps(made.values),
             }
             which = {"study_id": held.study_id, "trial_id": held.trial_id}
-            later(c, _CREATE, {**which, **created, "attempts": int(start)})
+            later(
+                c,
+                _CREATE,
+                {
+                    **which,
+                    **created,
+                    "state": "RUNNING" if start else "PREPARED",
+                    "attempts": int(start),
+                },
+            )
             origin: dict[str, JSONValue] = {} if held.why is None else {WHY_ATTR: dict(held.why)}
             if held.fixed is not None:
                 origin |= (
@@ -283,7 +282,7 @@ class Ledger:
             row = answer(c, _HOLD, held.proof)
             if (
                 row is None
-                or row.state != "RUNNING"
+                or row.state not in ("PREPARED", "RUNNING")
                 or not optuna_rows.has_trial(c, row.optuna_trial_id)
             ):
                 raise LeaseLostError(refused(held))
@@ -446,6 +445,7 @@ class Ledger:
             )
             if not self._remove_worker(c, gone, silent.worker_id, silent.reason):
                 return False
+            later(c, _NAME_PREPARED, {"worker_id": silent.worker_id})
             live = sa.and_(trial.c.worker_id == silent.worker_id, trial.c.state.in_(LIVE))
             studies = c.execute(sa.select(trial.c.study_id).distinct().where(live)).scalars()
             known = {study_id for study_id in sorted(studies) if has_study(c, study_id)}
@@ -626,7 +626,7 @@ _CREATE = Statement(
     WITH told AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id
         RETURNING news)
     UPDATE orchestrator.trial
-    SET state = 'RUNNING', number = :number, optuna_trial_id = :optuna_trial_id,
+    SET state = :state, number = :number, optuna_trial_id = :optuna_trial_id,
         values = CAST(:values AS json),
         attempts = :attempts, seq = told.news, created_seq = told.news
     FROM told WHERE trial_id = :trial_id
@@ -642,6 +642,13 @@ _BEGIN_ATTEMPT = Statement(  # the one that the trial's row counts by now
     WHERE o.trial_id = :trial_id
     """
 )
+# What a worker of a version before the state had a name has prepared.
+_NAME_PREPARED = Statement(
+    """
+    UPDATE orchestrator.trial SET state = 'PREPARED'
+    WHERE worker_id = :worker_id AND state = 'RUNNING' AND attempts = 0
+    """
+)
 _START_OPTUNA_TRIAL = Statement(
     """
     UPDATE trials SET datetime_start = timezone('utc', clock_timestamp())
@@ -651,9 +658,9 @@ _START_OPTUNA_TRIAL = Statement(
 )
 _START_TEXT = """
     WITH begun AS (
-        UPDATE orchestrator.trial o SET attempts = 1
+        UPDATE orchestrator.trial o SET state = 'RUNNING', attempts = 1
         FROM orchestrator.study s
-        WHERE o.trial_id = :trial_id AND o.token = :token AND o.state = 'RUNNING' AND o.attempts = 0
+        WHERE o.trial_id = :trial_id AND o.token = :token AND o.state = 'PREPARED'
             AND o.worker_id = :worker_id AND s.study_id = o.study_id
             AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())
             AND {fits}
@@ -672,7 +679,7 @@ _START_TEXT = """
     SELECT EXISTS (SELECT FROM begun) OR EXISTS (  -- the latter: by a call whose answer was lost
         SELECT FROM orchestrator.trial o
         WHERE o.trial_id = :trial_id AND o.token = :token AND o.worker_id = :worker_id
-            AND o.attempts = 1
+            AND o.state = 'RUNNING'
     ) AS begun, {short} AS short
 """
 _START = {

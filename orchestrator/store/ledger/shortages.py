@@ -19,6 +19,7 @@ from orchestrator.model import Failed, JSONValue, cell_label
 from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Row, Statement, as_text, later
 from orchestrator.store.schema import (
+    LIVE,
     UNSPENT,
     attempt,
     cell,
@@ -296,7 +297,7 @@ def _stands_still(just_lost: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     that none of them has.
     """
     serving = _serving()
-    live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(("CLAIMED", "RUNNING")))
+    live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(LIVE))
     goes_on = sa.or_(
         trial.c.worker_id.is_not(None),
         _taken_by_some(serving, trial.c.study_id, trial.c.cell_id),

@@ -84,7 +84,7 @@ class Suggested:
             row = c.execute(held_by(held)).one_or_none()
             if (
                 row is None
-                or row.state != "RUNNING"
+                or row.state not in ("PREPARED", "RUNNING")
                 or not optuna_rows.has_trial(c, row.optuna_trial_id)
             ):
                 raise LeaseLostError(

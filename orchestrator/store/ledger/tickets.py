@@ -16,7 +16,7 @@ from orchestrator.store.connection.statement import Row, Statement, answers, as_
 from orchestrator.store.ledger.claims import Place
 from orchestrator.store.ledger.fleet import WorkerLease
 from orchestrator.store.ledger.shortages import closed_for
-from orchestrator.store.schema import UNSPENT, cell, event, ticket
+from orchestrator.store.schema import LIVE, UNSPENT, cell, event, ticket
 
 MOST_CHOICES = 256
 """Of more open cells an allocation chooses among so many: those it named as likely, then those with
@@ -188,7 +188,8 @@ def _look(*, fitting: bool) -> Statement:
             SELECT 'trial' AS kind, o.row_id, NULL::int AS ordinal, NULL::int AS failures,
                 NULL::bigint AS cell_id FROM (
                 SELECT o.trial_id AS row_id FROM orchestrator.trial o
-                WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.worker_id IS NULL
+                WHERE o.study_id = :study_id AND o.state IN ('PREPARED', 'RUNNING')
+                    AND o.worker_id IS NULL
                     AND {TRIAL_FITS if fitting else "true"}
                 ORDER BY EXISTS (
                     SELECT FROM orchestrator.attempt a
@@ -230,8 +231,7 @@ def _look_further(*, fitting: bool) -> Statement:
             UNION ALL
             SELECT 'ahead', o.row_id, NULL, NULL, NULL FROM (
                 SELECT o.trial_id AS row_id FROM orchestrator.trial o
-                WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.attempts = 0
-                    AND o.worker_id <> :worker_id
+                WHERE o.study_id = :study_id AND o.state = 'PREPARED' AND o.worker_id <> :worker_id
                     AND {TRIAL_FITS if fitting else "true"}
                 ORDER BY o.trial_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
             ) o
@@ -596,11 +596,10 @@ _FINISH_IF_SPENT = Statement(
     """
 )
 _FINISH_IF_STOPPED = Statement(
-    """
+    f"""
     UPDATE orchestrator.study SET state = 'FINISHED', halt = false
     WHERE study_id = :study_id AND state = 'STOPPING' AND NOT EXISTS (
-        SELECT FROM orchestrator.trial o WHERE o.study_id = :study_id
-            AND o.state IN ('CLAIMED', 'RUNNING'))
+        SELECT FROM orchestrator.trial o WHERE o.study_id = :study_id AND o.state IN {LIVE})
     """
 )
 

@@ -124,10 +124,12 @@ class Attempts:
         """Runs the child to its end; returns its outcome with what it reported and is not written
         yet.
         """
-        unwritten = Unwritten(sent=self._reported(served.row, attempt))
+        with self._contact.runs(attempt):
+            return self._run(served, attempt, job)
+
+    def _run(self, served: Served, attempt: Attempt, job: Job) -> tuple[Outcome, Unwritten]:
+        unwritten = Unwritten(sent=self._reported(served.row, attempt), anew=self._contact.anew)
         suggesting = Suggesting(self._store, self._contact, served, attempt, unwritten)
-        self._contact.halted_at = None  # that was the trial before
-        unwritten.anew = self._contact.anew
         next_flush = 0.0
         if self._device.gpu is not None:
             self._contact.meanwhile(self._device.settle, hurry=abandon)
@@ -138,7 +140,6 @@ class Attempts:
             raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
         crash_step("after-start")
         since = time.monotonic()
-        self._contact.running = attempt
         try:
             while running.outcome is None:
                 last = (
@@ -164,20 +165,17 @@ class Attempts:
                 if self._contact.doubted:
                     self._confirm(attempt)
                 if self._contact.anew != unwritten.anew:
-                    unwritten.anew = self._contact.anew
-                    unwritten.again()
+                    unwritten.again(self._contact.anew)
                     self._serving.keep_current()
                 self._contact.rest()
                 self._obey(running)
         except BaseException:
             running.terminate()
             raise
-        finally:
-            self._contact.running = None
         self._claiming.ran(attempt, time.monotonic() - since)
         for message in running.poll(0):
             unwritten.note(message)
-        unwritten.facts = running.facts
+        unwritten.end(running.facts)
         return self._device.verdict(running.outcome, job.run_dir), unwritten
 
     def _confirm(self, attempt: Attempt) -> None:
@@ -194,7 +192,7 @@ class Attempts:
         except StoreUnavailableError as error:
             self._contact.lost(error)
             return  # the next renewal asks for it again
-        self._contact.doubted = False
+        self._contact.confirmed()
         if not confirmed:
             raise LeaseLostError(
                 f"the database has lost that trial {attempt.number} runs here: ending it"

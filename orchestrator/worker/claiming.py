@@ -32,8 +32,6 @@ from orchestrator.worker.studies import Served, Serving
 
 ASKS = 3
 """How often a sampler is asked for one trial, at most; the last time under the study's lock."""
-BRIEF_S = 4.0
-"""Between shorter trials the connection is kept."""
 _LOOK_EVERY_S = 2.0  # at the list of studies, while they have trials
 _DRAW = ("tpe", "nsga2")  # of these, those that draw: told the same they hardly ever say the same
 
@@ -137,7 +135,7 @@ class Claiming:
         """Tells how long a trial ran: the shorter they are, the more it pays to prepare."""
         pace = self._paces[attempt.study_id]
         pace.ran(seconds)
-        self._contact.brief = pace.usual_s < BRIEF_S
+        self._contact.expect(pace.usual_s)
         self._prepare_again_at = 0.0
 
     def give_back(self) -> None:

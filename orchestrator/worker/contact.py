@@ -8,8 +8,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +24,8 @@ from orchestrator.worker.shutdown import Drain, Draining
 
 T = TypeVar("T")
 
+BRIEF_S = 4.0
+"""Between shorter trials the connection is kept."""
 _UNUSED_S = 0.3
 _KEPT_S = 5.0
 # a trial whose worker died is taken up again within its lease and two of these
@@ -80,14 +82,10 @@ class Contact:
     """All that is asked of the database goes through here, so that an outage of any length is only
     waited out.
 
-    `halted_at` is when a person's wish to have the running trial back became known, by the
-    monotonic clock; None before. Whoever runs the next trial clears it. `brief` says that trials
-    take less than the seconds that a connection may be kept.
-
-    `running` is the attempt under way, set by whoever runs it; `doubted` that the database does not
-    know of it. `slotted` says that the worker has been given a device slot. `server` is when the
-    server started that answered last, and `anew` how often that became another one: what was read
-    and written before may be lost then.
+    `halted_at` is when it became known that a person wants the running trial given back, by the
+    monotonic clock; None before. `doubted` says that the database does not know of the attempt that
+    runs. `server` is when the server started that answered last, and `anew` how often that became
+    another one: what was read and written before may be lost then.
 
     Raises:
         ConfigError: `worker.health_file` cannot be written.
@@ -108,11 +106,11 @@ class Contact:
         self._failover = Failover(store)
         self._transaction = 0
         self._held: set[int] = set()
-        self.brief = False
+        self._brief = False
+        self._running: Attempt | None = None
+        self._slotted = False
         self.halted_at: float | None = None
-        self.running: Attempt | None = None
         self.doubted = False
-        self.slotted = False
         self.server: datetime | None = None
         self.anew = 0
 
@@ -122,7 +120,7 @@ class Contact:
         """
         self._lease = lease
         self._held.clear()
-        self.running, self.doubted, self.slotted = None, False, False
+        self._running, self.doubted, self._slotted = None, False, False
         self._health.touch()
         # soon: it tells how crowded the server is
         self._next_beat = time.monotonic() + min(1.0, self._settings.heartbeat_s)
@@ -142,6 +140,31 @@ class Contact:
     def gave(self, claim: Claim) -> None:
         """The worker is done with this claim, or has lost it."""
         self._held.discard(claim.token)
+
+    @contextmanager
+    def runs(self, attempt: Attempt) -> Iterator[None]:
+        """Within the block this attempt runs: each renewal asks whether the database knows of it,
+        and whether to halt it.
+        """
+        self._running, self.halted_at = attempt, None
+        try:
+            yield
+        finally:
+            self._running = None
+
+    def confirmed(self) -> None:
+        """The database knows again of the attempt that runs."""
+        self.doubted = False
+
+    def took_slot(self) -> None:
+        """The worker holds a device slot: a renewal that finds none has met a database that lost
+        it.
+        """
+        self._slotted = True
+
+    def expect(self, trial_s: float) -> None:
+        """Trials take about so long: between short ones the connection is kept."""
+        self._brief = trial_s < BRIEF_S
 
     @property
     def held(self) -> frozenset[int]:
@@ -250,7 +273,7 @@ class Contact:
         if self._crowded:
             self._store.rest()
         else:
-            self._store.rest(_KEPT_S if self.brief and self._crowded is False else _UNUSED_S)
+            self._store.rest(_KEPT_S if self._brief and self._crowded is False else _UNUSED_S)
 
     def keep_on(self) -> None:
         """Renews the lease when due, within a wait for something else than the database.
@@ -291,10 +314,10 @@ class Contact:
             StoreUnavailableError: the database does not answer.
         """
         assert self._lease is not None
-        running = None if self.running is None else self.running.token
+        running = None if self._running is None else self._running.token
         told = self._store.fleet.renew(self._lease, self._doing, holds=self._held, running=running)
         self._note_server(told.server, told.transaction)
-        if self.slotted and not told.slotted:
+        if self._slotted and not told.slotted:
             raise LeaseLostError(
                 f"the database has lost that worker {self._lease.worker_id} holds a device slot"
             )

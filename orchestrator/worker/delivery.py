@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 from orchestrator.config import WorkerConfig, has_pruner, never_prunes, nothing_reported
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
@@ -149,7 +150,10 @@ class Delivery:
         return True
 
     def give_back(
-        self, claim: Claim, outcome: Interrupted, facts: Mapping[str, JSONValue] | None = None
+        self,
+        claim: Claim,
+        outcome: Interrupted,
+        facts: Mapping[str, JSONValue] = MappingProxyType({}),
     ) -> None:
         """Gives an unfinished trial back, for any worker to take up."""
         ledger = self._store.ledger
@@ -171,45 +175,42 @@ class Delivery:
     ) -> bool:
         if not spec.runner.get("retries", 0) or not failed.passes(spec.runner.get("retry_on")):
             return False
-        ledger = self._store.ledger
-        return self._contact.insist(
-            lambda: ledger.retry(attempt, failed, **self._all_of(attempt, unwritten)),
-            until=Drain.NOW,
-        )
+
+        def retry() -> bool:
+            server = self._catch_up(attempt, unwritten)
+            return self._store.ledger.retry(attempt, failed, unwritten.last_report, server=server)
+
+        return self._contact.insist(retry, until=Drain.NOW)
 
     def _finish(
         self, attempt: Attempt, outcome: Completed | Pruned | Failed, unwritten: Unwritten
     ) -> None:
-        ledger = self._store.ledger
-        self._contact.insist(
-            lambda: ledger.finish(attempt, outcome, **self._all_of(attempt, unwritten)),
-            until=Drain.NOW,
-        )
+        def finish() -> None:
+            server = self._catch_up(attempt, unwritten)
+            self._store.ledger.finish(attempt, outcome, unwritten.last_report, server=server)
 
-    def _all_of(self, attempt: Attempt, unwritten: Unwritten) -> dict[str, Any]:
-        """What is to be written: all that was reported, if another server answers than before,
-        which may lack some of it.
+        self._contact.insist(finish, until=Drain.NOW)
+
+    def _catch_up(self, attempt: Attempt, unwritten: Unwritten) -> datetime | None:
+        """Has all that was reported written again if another server answers than before, which may
+        lack some of it.
+
+        Returns:
+            When the server started that has the rest; None if all is in `unwritten`.
         """
         if unwritten.anew is not None and unwritten.anew != self._contact.anew:
             if attempt.attempt == 1:
                 # that it began may be lost too
                 self._store.ledger.confirm(attempt, self._contact.lease, self._place)
-            unwritten.anew = self._contact.anew
-            unwritten.again()
-        server = None if unwritten.anew is None else self._contact.server
-        return {
-            **unwritten.rows,
-            "facts": unwritten.facts,
-            "suggested": unwritten.lost_suggestions,
-            "server": server,
-        }
+            unwritten.again(self._contact.anew)
+        return None if unwritten.anew is None else self._contact.server
 
     def flush(self, attempt: Attempt, unwritten: Unwritten) -> None:
         """Writes what the trial reported; if that does not work now it is tried again later, at
         last with the result.
         """
         try:
-            self._store.ledger.report(attempt, **unwritten.rows)
+            self._store.ledger.report(attempt, unwritten.report)
         except StoreUnavailableError as error:
             self._contact.lost(error)
         except LeaseLostError:

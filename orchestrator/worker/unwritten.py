@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.model import JSONValue, Param
+from orchestrator.model import JSONValue, Param, Report
 from orchestrator.runner import ArtifactLogged, AttrSet, ConstraintSet, Message, Reported
 
 
@@ -27,7 +27,7 @@ class Unwritten:
     facts: dict[str, Any] = field(default_factory=dict)
     suggested: dict[str, tuple[Param, JSONValue]] = field(default_factory=dict)
     anew: int | None = None
-    _written: list[dict[str, Any]] = field(default_factory=list)
+    _written: list[Report] = field(default_factory=list)
     _lost: bool = False
 
     def note(self, message: Message) -> None:
@@ -47,35 +47,40 @@ class Unwritten:
         return bool(self.reports or self.attrs or self.constraints or self.artifacts)
 
     @property
-    def rows(self) -> dict[str, Any]:
-        """All of it, by the names that the ledger's writes have for it."""
-        return {
-            "reports": self.reports,
-            "attrs": self.attrs,
-            "constraints": self.constraints,
-            "artifacts": self.artifacts,
-        }
+    def report(self) -> Report:
+        """All of it."""
+        return Report(
+            dict(self.reports), dict(self.attrs), dict(self.constraints), dict(self.artifacts)
+        )
+
+    @property
+    def last_report(self) -> Report:
+        """All of it, with what comes at the end."""
+        suggested = tuple(self.suggested.values()) if self._lost else ()
+        return replace(self.report, suggested=suggested, facts=self.facts)
 
     def forget(self) -> None:
         """It is written."""
         self.sent |= self.reports
-        self._written.append(self.rows)
+        self._written.append(self.report)
         self.reports, self.attrs, self.constraints, self.artifacts = {}, {}, {}, {}
 
-    def again(self) -> None:
-        """What was written may be lost: all of it is to be written again."""
-        for name in ("reports", "attrs", "constraints", "artifacts"):
-            known: dict[Any, Any] = {}
-            for rows in [*self._written, self.rows]:
-                known = {**known, **rows[name]} if name == "attrs" else {**rows[name], **known}
-            setattr(self, name, known)
+    def end(self, facts: dict[str, Any]) -> None:
+        """The attempt has ended, with these facts."""
+        self.facts = facts
+
+    def again(self, anew: int) -> None:
+        """What was written before that server answered may be lost: all of it is to be written
+        again.
+        """
+        self.anew = anew
+        for report in reversed(self._written):
+            self.reports = {**self.reports, **report.intermediate}
+            self.attrs = {**report.attrs, **self.attrs}
+            self.constraints = {**self.constraints, **report.constraints}
+            self.artifacts = {**self.artifacts, **report.artifacts}
         self._written.clear()
         self._lost = True
-
-    @property
-    def lost_suggestions(self) -> list[tuple[Param, JSONValue]]:
-        """The parameters that were written, with their true values, if they may be lost."""
-        return list(self.suggested.values()) if self._lost else []
 
     @property
     def curve(self) -> dict[int, float]:

@@ -255,5 +255,5 @@ class Worker:
             return
         logger.info("holds %s, slot %d", held.device.label, held.slot)
         with held:
-            self._contact.slotted = True
+            self._contact.took_slot()
             yield held

@@ -35,7 +35,7 @@ import psycopg2
 
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
-from orchestrator.model import Completed
+from orchestrator.model import Completed, Report
 from orchestrator.store import Attempt, Place, SlotOffer, Store, Ticket
 from orchestrator.store.ledger import fleet
 from orchestrator.worker.contact import Contact
@@ -104,7 +104,7 @@ class Simulated:
             self._insist(
                 "finish",
                 lambda attempt=attempt, value=value: self._store.ledger.finish(
-                    attempt, Completed(value), reports={}, attrs={}
+                    attempt, Completed(value), Report()
                 ),
             )
             self.finished += 1
@@ -138,13 +138,14 @@ class Simulated:
         length = self._trial_s * self._dice.uniform(0.5, 1.5)
         self._contact.wait(length / 2)
         self._insist(
-            "report", lambda: self._store.ledger.report(attempt, {0: self._dice.random()}, {})
+            "report",
+            lambda: self._store.ledger.report(attempt, Report({0: self._dice.random()}, {})),
         )
         if self.draining.how == Drain.NO:
             self._contact.wait(length / 2)
 
     def _finish(self, attempt: Attempt) -> None:
-        self._store.ledger.finish(attempt, Completed((self._dice.random(),)), reports={}, attrs={})
+        self._store.ledger.finish(attempt, Completed((self._dice.random(),)), Report())
 
     def _insist(self, step: str, do: Callable[[], T]) -> T:
         """The step until it works, as the worker does it; its time includes what it waited for."""

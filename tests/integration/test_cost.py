@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.model import Completed, Failed
+from orchestrator.model import Completed, Failed, Report
 from orchestrator.store import Attempt, Prepared, Store, Ticket, WorkerLease
 from tests.support.counting import Counted, count_messages
 from tests.support.studies import PLACE, spec, suggestion
@@ -39,12 +39,10 @@ def test_a_trial_takes_few_round_trips_and_transactions(
         attempt = store.ledger.start(made, lease, PLACE)
         assert attempt is not None
         assert counted.take() == (1, 1)
-        store.ledger.report(attempt, {0: 0.1}, {"k": 1})
+        store.ledger.report(attempt, Report({0: 0.1}, {"k": 1}))
         assert counted.take() == (2 + 1, 1)
         outcome = Completed((0.5,)) if share else Failed("exception", "no")
-        store.ledger.finish(
-            attempt, outcome, reports={1: 0.2}, attrs={"k": 2}, constraints={"c": 0.0}
-        )
+        store.ledger.finish(attempt, outcome, Report({1: 0.2}, {"k": 2}, constraints={"c": 0.0}))
         assert counted.take() == (2, 1)
         store.fleet.renew(lease, "idle")
         assert counted.take() == (1, 1)
@@ -61,5 +59,5 @@ def test_what_a_trial_costs_does_not_depend_on_its_parameters_and_reports(
     counted.take()
     reports = dict.fromkeys(range(1_000), 0.5)
     attrs = {f"k{i}": i for i in range(50)}
-    store.ledger.finish(made, Completed((0.5,)), reports=reports, attrs=attrs)
+    store.ledger.finish(made, Completed((0.5,)), Report(reports, attrs))
     assert counted.take() == (2, 1)

@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.model import Budget, Completed, Failed, Pruned
+from orchestrator.model import Budget, Completed, Failed, Pruned, Report
 from orchestrator.store import SlotOffer, Store
 from orchestrator.store.connection.database import Database, storage_url
 from orchestrator.store.doctor import INVARIANTS, NOTES, Doctor, Examination, look
@@ -75,7 +75,7 @@ def make_busy(store: Store) -> None:
     ):
         claim = start(store, one, busy)
         assert claim is not None
-        store.ledger.report(claim, {0: 0.5}, {"note": 1})
+        store.ledger.report(claim, Report({0: 0.5}, {"note": 1}))
         end(store, claim, outcome)
     assert start(store, one, busy) is not None, "trial 5 runs"
     given_back = start(store, two, busy)

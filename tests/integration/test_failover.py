@@ -22,7 +22,7 @@ from orchestrator.cli.launch import _Followed
 from orchestrator.cli.screen import View
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
-from orchestrator.model import Completed, Param, StudySpec
+from orchestrator.model import Completed, Param, Report, StudySpec
 from orchestrator.runner import AttrSet, Reported, Runner
 from orchestrator.search import Search
 from orchestrator.store import Attempt, Prepared, Silent, SlotOffer, Store, Ticket, TimeLine
@@ -82,7 +82,7 @@ def test_what_was_handed_out_in_the_lost_time_gives_no_right_to_what_is_handed_o
         with pytest.raises(LeaseLostError):
             own.fleet.renew(lease, "training")
         with pytest.raises(LeaseLostError):
-            own.ledger.report(claim, {0: 9.0}, {})
+            own.ledger.report(claim, Report({0: 9.0}, {}))
         with pytest.raises(LeaseLostError):
             end(own, claim, Completed((9.0,)))
         own.ledger.release(claim, "it may not")
@@ -257,17 +257,16 @@ def test_a_result_tells_another_server_all_that_the_trial_said(
         ),
     )
     said.suggested["y"] = (own.suggested.add(claim, asked, 0.25), 0.25)
-    own.ledger.report(claim, **said.rows)
+    own.ledger.report(claim, said.report)
     said.forget()
     own.rest()
     server.fail_over(copy)
 
     with pytest.raises(StoreUnavailableError, match="another database server"):
-        own.ledger.finish(claim, Completed((1.0,)), **said.rows, server=before)
-    said.again()
+        own.ledger.finish(claim, Completed((1.0,)), said.last_report, server=before)
+    said.again(1)
     said.note(Reported(2, 0.75))
-    known = {"suggested": said.lost_suggestions, "server": own.reads.server()}
-    own.ledger.finish(claim, Completed((1.0,)), **said.rows, **known)
+    own.ledger.finish(claim, Completed((1.0,)), said.last_report, server=own.reads.server())
     (trial,) = plain_trials(server.url, "told")
     assert (trial.intermediate_values, trial.user_attrs["k"], trial.params["y"]) == (
         {1: 0.5, 2: 0.75},
@@ -294,10 +293,9 @@ def test_an_attempt_whose_beginning_was_lost_ends_only_once_it_is_told_again(
     server.fail_over(copy)
     with pytest.raises(LeaseLostError):
         end(own, attempt)
-    held = {"holds": [made.token], "running": made.token}
-    assert not own.fleet.renew(lease, "training", **held).runs
+    assert not own.fleet.renew(lease, "training", holds=[made.token], running=made.token).runs
     assert own.ledger.confirm(attempt, lease, PLACE)
-    assert own.fleet.renew(lease, "training", **held).runs
+    assert own.fleet.renew(lease, "training", holds=[made.token], running=made.token).runs
     end(own, attempt)
     assert own.doctor.examine("begun").findings == ()
 
@@ -329,12 +327,12 @@ def test_a_renewal_gives_back_what_the_worker_does_not_know_of(
     contact.hold(lease)
     running = must(start(store, lease, study))
     contact.took(running)
-    contact.running = running
-    contact.renew()
+    with contact.runs(running):
+        contact.renew()
     assert store.doctor.examine().findings == ()
     stray, unmade = must(start(store, lease, study)), store.ledger.claim_one(lease, study, PLACE)
     assert unmade is not None
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), contact.runs(running):
         contact.renew()
     assert "gave back 2 of its trials" in caplog.text
     left = {t.number: t.worker_id for t in store.reads.trials(study, live_only=True)}
@@ -344,7 +342,6 @@ def test_a_renewal_gives_back_what_the_worker_does_not_know_of(
     assert not contact.doubted
     end(store, stray)  # a result that lies on disk is still welcome
     contact.gave(running)
-    contact.running = None
     contact.renew()
     assert [t.worker_id for t in store.reads.trials(study, live_only=True)] == [None]
     assert store.doctor.examine().findings == ()
@@ -356,10 +353,10 @@ def test_a_worker_learns_that_the_database_does_not_know_what_it_runs(store: Sto
     contact = Contact(store, WorkerConfig(), Draining())
     contact.hold(lease)
     claim = must(start(store, lease, study))
-    contact.running = replace(claim, token=claim.token ^ 1)
-    contact.renew()
+    with contact.runs(replace(claim, token=claim.token ^ 1)):
+        contact.renew()
     assert contact.doubted
-    contact.slotted = True
+    contact.took_slot()
     with pytest.raises(LeaseLostError, match="device slot"):
         contact.renew()
 

@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
-from orchestrator.model import Budget, Completed, Failed
+from orchestrator.model import Budget, Completed, Failed, Report
 from orchestrator.store import Attempt, Progress, Silent, Store, WorkerLease
 from tests.support.invariants import query
 from tests.support.studies import PLACE, RUNNER, end, spec, start
@@ -319,12 +319,11 @@ def test_what_passes_is_run_again_as_the_same_trial_at_most_so_often(
         claim = start(store, lease, study)
         assert claim is not None
         assert (claim.number, claim.attempt) == (0, attempt)
-        assert store.ledger.retry(claim, BROKEN, reports={attempt: 0.5}, attrs={"k": attempt})
-        # its answer was lost on the way
-        assert store.ledger.retry(claim, BROKEN, reports={}, attrs={})
+        assert store.ledger.retry(claim, BROKEN, Report({attempt: 0.5}, {"k": attempt}))
+        assert store.ledger.retry(claim, BROKEN, Report())  # its answer was lost on the way
     claim = start(store, lease, study)
     assert claim is not None
-    assert not store.ledger.retry(claim, BROKEN, reports={}, attrs={})
+    assert not store.ledger.retry(claim, BROKEN, Report())
     end(store, claim, BROKEN)
     (trial,) = optuna.load_study(study_name="study", storage=store.url).trials
     assert trial.state == optuna.trial.TrialState.FAIL
@@ -344,8 +343,8 @@ def test_a_stale_attempt_cannot_have_its_trial_run_again(store: Store, lease: Wo
     current = start(store, lease, study)
     assert current is not None
     with pytest.raises(LeaseLostError):
-        store.ledger.retry(stale, BROKEN, reports={3: 1.0}, attrs={})
-    store.ledger.finish(current, Completed((1.0,)), reports={}, attrs={})
+        store.ledger.retry(stale, BROKEN, Report({3: 1.0}))
+    store.ledger.finish(current, Completed((1.0,)), Report())
     (trial,) = optuna.load_study(study_name="study", storage=store.url).trials
     assert trial.intermediate_values == {}
 
@@ -358,13 +357,13 @@ def test_an_attempt_lost_after_a_failure_that_passes_is_counted_once_it_is_known
     assert claim is not None
     store.ledger.evict(Silent(lease.worker_id, dead=True, reason="its process died"))
     (left,) = store.ledger.left_at(PLACE)
-    assert store.ledger.retry(left, BROKEN, reports={}, attrs={})
+    assert store.ledger.retry(left, BROKEN, Report())
     assert [a.outcome for a in store.reads.attempts(study, 0)] == ["retried"]
     assert store.ledger.left_at(PLACE) == [], "its result is known now"
     other = store.fleet.register(60)
     again = start(store, other, study)
     assert again is not None
-    assert not store.ledger.retry(again, BROKEN, reports={}, attrs={}), "that was the only one"
+    assert not store.ledger.retry(again, BROKEN, Report()), "that was the only one"
 
 
 def test_the_wish_to_have_trials_back_is_not_taken_back_by_a_weaker_one(

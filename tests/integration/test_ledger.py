@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
-from orchestrator.model import Axis, Budget, Completed, Direction, Failed, Searched
+from orchestrator.model import Axis, Budget, Completed, Direction, Failed, Report, Searched
 from orchestrator.store import Attempt, Silent, SlotOffer, Store, WorkerLease
 from orchestrator.store.ledger import fleet
 from tests.support.counting import count_messages
@@ -306,7 +306,7 @@ def test_the_result_of_an_old_lease_is_refused_once_another_holds_the_trial(
     with pytest.raises(LeaseLostError):
         end(store, old, Completed((1.0,)))
     with pytest.raises(LeaseLostError):
-        store.ledger.report(old, {1: 0.5}, {})
+        store.ledger.report(old, Report({1: 0.5}, {}))
     end(store, new, Completed((2.0,)))
     assert optuna.load_study(study_name="study", storage=store.url).best_value == 2.0
 
@@ -634,13 +634,10 @@ def test_a_trial_as_plain_optuna_reads_it_is_whole(store: Store, lease: WorkerLe
     running = optuna.load_study(study_name="study", storage=store.url).trials[0]
     assert running.state.name == "RUNNING"
     assert running.params == {"a": 0, "x": 0.5}
-    store.ledger.report(claim, {0: 0.1, 2: float("nan")}, {"note": "ü \u0000"})
-    store.ledger.report(claim, {0: 9.9, 3: float("-inf")}, {"note": "second"})
+    store.ledger.report(claim, Report({0: 0.1, 2: float("nan")}, {"note": "ü \u0000"}))
+    store.ledger.report(claim, Report({0: 9.9, 3: float("-inf")}, {"note": "second"}))
     store.ledger.finish(
-        claim,
-        Completed((float("inf"),), {"loss": 0.25}),
-        reports={4: 1.0},
-        attrs={"last": [1, None]},
+        claim, Completed((float("inf"),), {"loss": 0.25}), Report({4: 1.0}, {"last": [1, None]})
     )
     done = optuna.load_study(study_name="study", storage=store.url).trials[0]
     assert done.value == float("inf")

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 
 from orchestrator.errors import ConfigError, LeaseLostError
-from orchestrator.model import Budget, Completed, Failed, Pruned
+from orchestrator.model import Budget, Completed, Failed, Pruned, Report
 from orchestrator.store import (
     Attempt,
     Claim,
@@ -294,7 +294,7 @@ class LedgerMachine(RuleBasedStateMachine):
         claim, known = self.claim(which)
         with self.refused_if(not self.holds(claim, known) or known.state != "RUNNING"):
             self.store.ledger.report(
-                as_attempt(claim), {step: 0.5, step + 1: float("nan")}, {"note": step}
+                as_attempt(claim), Report({step: 0.5, step + 1: float("nan")}, {"note": step})
             )
 
     @precondition(lambda self: self.running())
@@ -314,7 +314,7 @@ class LedgerMachine(RuleBasedStateMachine):
             with self.refused_if(
                 not accepted and not (self.holds(claim, known) and known.state == state)
             ):
-                self.store.ledger.finish(as_attempt(claim), outcome, reports={0: 1.0}, attrs={})
+                self.store.ledger.finish(as_attempt(claim), outcome, Report({0: 1.0}))
             if accepted:
                 known.state, known.worker = state, None
                 spends = state == "COMPLETE" or (
@@ -353,9 +353,7 @@ class LedgerMachine(RuleBasedStateMachine):
         claim, known = self.claim(which)
         for _ in range(times):
             with self.refused_if(not self.holds(claim, known) or known.state != "RUNNING"):
-                again = self.store.ledger.retry(
-                    as_attempt(claim), BROKEN, reports={0: 1.0}, attrs={}
-                )
+                again = self.store.ledger.retry(as_attempt(claim), BROKEN, Report({0: 1.0}))
                 assert again is (known.worker is None or known.retries < MAX_RETRIES)
                 if again and known.worker is not None:
                     known.worker, known.retries = None, known.retries + 1

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.model import Budget, Completed, Failed
+from orchestrator.model import Budget, Completed, Failed, Report
 from orchestrator.store import Store, WorkerLease
 from orchestrator.store.ledger import grid
 from tests.support.invariants import query
@@ -146,9 +146,7 @@ def test_the_best_trial_is_found_without_the_others_also_when_it_is_infinite_or_
     ):
         claim = start(store, lease, study)
         assert claim is not None
-        store.ledger.finish(
-            claim, Completed((value,)), reports={}, attrs={}, constraints={"size": constraint}
-        )
+        store.ledger.finish(claim, Completed((value,)), Report(constraints={"size": constraint}))
     (best,) = store.reads.contenders(study, ("maximize",))
     assert (best.number, best.values) == (4, (5.0,))
     (least,) = store.reads.contenders(study, ("minimize",))

@@ -136,12 +136,14 @@ def test_what_the_version_before_has_prepared_is_begun_once_and_counts_as_no_los
     store = Store(database_url)
     study = store.studies.launch(spec(cells=3, runner={"max_attempts": 1})).study_id
     leases = [store.fleet.register(60) for _ in range(3)]
+    prepared = []
     for lease in leases:
         ticket = take(store, lease, study)
         assert ticket is not None
         made = store.ledger.create(ticket, suggestion(ticket), lease, PLACE, start=False)
         assert isinstance(made, Prepared)
-    store.ledger.release(made, "told to end")
+        prepared.append(made)
+    store.ledger.release(prepared[2], "told to end")
     execute(
         database_url,
         "ALTER TABLE orchestrator.trial DROP CONSTRAINT trial_prepared;"

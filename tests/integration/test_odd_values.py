@@ -16,7 +16,7 @@ import optuna
 import optuna_dashboard
 import pytest
 
-from orchestrator.model import Axis, Completed, Searched, StudySpec
+from orchestrator.model import Axis, Completed, Report, Searched, StudySpec
 from orchestrator.runner.protocol.values import as_result
 from orchestrator.search import Search
 from orchestrator.store import Attempt, Store, WorkerLease
@@ -44,8 +44,8 @@ class Database:
         reports: Mapping[int, float],
         attrs: Mapping[str, Any],
     ) -> None:
-        self.store.ledger.report(claim, reports, attrs)
-        self.store.ledger.finish(claim, outcome, reports={}, attrs={})
+        self.store.ledger.report(claim, Report(reports, attrs))
+        self.store.ledger.finish(claim, outcome, Report())
 
     def check_readers(self, name: str, study_id: int) -> None:
         """Checks that the dashboard's pages and our own reads work."""

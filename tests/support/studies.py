@@ -15,6 +15,7 @@ from orchestrator.model import (
     Failed,
     Param,
     Pruned,
+    Report,
     Searched,
     StudySpec,
     Suggestion,
@@ -96,9 +97,7 @@ def begun(
 
 
 def end(store: Store, attempt: Attempt, outcome: Completed | Pruned | Failed | None = None) -> None:
-    store.ledger.finish(
-        attempt, outcome or Completed((float(attempt.number),)), reports={}, attrs={}
-    )
+    store.ledger.finish(attempt, outcome or Completed((float(attempt.number),)), Report())
 
 
 def work(url: str, study_id: int, *, fail: float = 0.0, release: float = 0.0, seed: int = 0) -> int:

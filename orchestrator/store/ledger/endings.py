@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import TypeAlias
 
 import sqlalchemy as sa
@@ -21,7 +22,8 @@ from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.optuna.attributes import FAILURE_ATTR, fact_attrs
 from orchestrator.store.schema import LIVE, attempt, event, study, trial
 
-Facts: TypeAlias = Mapping[str, JSONValue] | None
+Facts: TypeAlias = Mapping[str, JSONValue]
+NO_FACTS: Facts = MappingProxyType({})
 LEFT_RESULT_S = 10.0
 """How long a study that ends waits for the result that a worker may have left on its host when it
 died, seconds.
@@ -108,7 +110,7 @@ def runner_setting(c: Connection, study_id: int, name: str, default: int) -> int
 
 
 def end_attempt(
-    c: Connection, row: Row, outcome: str, reason: str | None = None, facts: Facts = None
+    c: Connection, row: Row, outcome: str, reason: str | None = None, facts: Facts = NO_FACTS
 ) -> None:
     """Writes how the trial's last attempt ended."""
     ended = {"outcome": outcome, "reason": reason, "facts": json.dumps(facts) if facts else None}
@@ -130,7 +132,7 @@ def give_back_all(c: Connection, worker_id: int, reason: str, *, but: Collection
 
 
 def give_back_or_fail(
-    c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = None
+    c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = NO_FACTS
 ) -> None:
     """Gives a trial back, or fails it when it lost its last attempt; under the study's lock if that
     is `known`.
@@ -148,7 +150,7 @@ def give_back_or_fail(
 
 
 def give_back(
-    c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = None
+    c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = NO_FACTS
 ) -> None:
     """The trial is open to others; how its attempt ended is told in Optuna's study, if that is
     `known` to be there.
@@ -182,10 +184,10 @@ def end(
     row: Row,
     outcome: Completed | Pruned | Failed,
     attrs: Mapping[str, JSONValue],
-    facts: Facts = None,
+    facts: Facts = NO_FACTS,
 ) -> None:
     """Writes the terminal state of trial, ticket and cell; under the locks of study and trial."""
-    attrs = {**attrs, **fact_attrs(facts or {})}
+    attrs = {**attrs, **fact_attrs(facts)}
     # Of a cell without a complete trial the pruner prunes none, so this one pruned itself.
     waits = (
         tickets.last_share(c, row) if isinstance(outcome, Pruned) and not row.completed else None

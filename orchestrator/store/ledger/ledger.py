@@ -12,17 +12,16 @@ Every method may be called again after its answer was lost on the way: it then f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
-from orchestrator.model import Completed, Failed, JSONValue, Param, Pruned, Suggestion, TrialNews
+from orchestrator.model import Completed, Failed, JSONValue, Pruned, Report, Suggestion, TrialNews
 from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Statement, answer, answers, as_text, later
 from orchestrator.store.ledger import endings, shortages, tickets
@@ -39,7 +38,14 @@ from orchestrator.store.ledger.claims import (
     ran_at,
     with_ticket,
 )
-from orchestrator.store.ledger.endings import Facts, has_study, lock_study, lock_to_end, refused
+from orchestrator.store.ledger.endings import (
+    NO_FACTS,
+    Facts,
+    has_study,
+    lock_study,
+    lock_to_end,
+    refused,
+)
 from orchestrator.store.ledger.fleet import Silent, WorkerLease, hold_worker
 from orchestrator.store.ledger.suggested import write_missing
 from orchestrator.store.ledger.tickets import Choice, Found, Undecided
@@ -264,14 +270,7 @@ class Ledger:
             (row,) = self._database.execute(_START[True], {**first.proof, **where}, decides=True)
         return bool(row.begun)
 
-    def report(
-        self,
-        held: Attempt,
-        reports: Mapping[int, float],
-        attrs: Mapping[str, JSONValue],
-        constraints: Mapping[str, float] = MappingProxyType({}),
-        artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
-    ) -> None:
+    def report(self, held: Attempt, report: Report) -> None:
         """Writes what a running trial reported; a step and a constraint keep their first value, an
         attribute its last.
 
@@ -286,9 +285,11 @@ class Ledger:
                 or not optuna_rows.has_trial(c, row.optuna_trial_id)
             ):
                 raise LeaseLostError(refused(held))
-            optuna_rows.write_reports(c, row.optuna_trial_id, reports)
-            optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
-            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
+            optuna_rows.write_reports(c, row.optuna_trial_id, report.intermediate)
+            optuna_rows.write_user_attrs(c, row.optuna_trial_id, report.attrs)
+            optuna_rows.write_constraints(
+                c, row.optuna_trial_id, report.constraints, report.artifacts
+            )
 
     def may_prune(self, held: Attempt) -> bool:
         """Whether the trial's cell has a complete trial already; until then nothing in it is
@@ -304,21 +305,14 @@ class Ledger:
         self,
         held: Attempt,
         outcome: Completed | Pruned | Failed,
+        report: Report,
         *,
-        reports: Mapping[int, float],
-        attrs: Mapping[str, JSONValue],
-        constraints: Mapping[str, float] = MappingProxyType({}),
-        artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
-        facts: Facts = None,
-        suggested: Sequence[tuple[Param, JSONValue]] = (),
         server: datetime | None = None,
     ) -> None:
         """Ends the trial with its last reports and attributes, accepted once; the ticket is spent,
         or reopened for another try.
 
         Args:
-            suggested: parameters that the objective asked for, with their true values, of which the
-                trial may have lost some.
             server: when the server started to which all else was written. Another one may have lost
                 that: nothing is written.
 
@@ -333,22 +327,19 @@ class Ledger:
                 if row.state != endings.state_of(outcome):
                     raise LeaseLostError(refused(held))
                 return
-            write_missing(c, row, suggested)
-            optuna_rows.write_reports(c, row.optuna_trial_id, reports)
-            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
-            endings.end(c, row, outcome, attrs, facts)
+            write_missing(c, row, report.suggested)
+            optuna_rows.write_reports(c, row.optuna_trial_id, report.intermediate)
+            optuna_rows.write_constraints(
+                c, row.optuna_trial_id, report.constraints, report.artifacts
+            )
+            endings.end(c, row, outcome, report.attrs, report.facts)
 
     def retry(
         self,
         held: Attempt,
         failure: Failed,
+        report: Report,
         *,
-        reports: Mapping[int, float],
-        attrs: Mapping[str, JSONValue],
-        constraints: Mapping[str, float] = MappingProxyType({}),
-        artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
-        facts: Facts = None,
-        suggested: Sequence[tuple[Param, JSONValue]] = (),
         server: datetime | None = None,
     ) -> bool:
         """Gives a trial back whose attempt failed for a reason that passes: the same trial runs
@@ -370,18 +361,14 @@ class Ledger:
                 return True
             if row.retries >= endings.runner_setting(c, held.study_id, "retries", 0):
                 return False
-            write_missing(c, row, suggested)
-            optuna_rows.write_reports(c, row.optuna_trial_id, reports)
-            optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
-            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
-            endings.give_back(
-                c,
-                row,
-                "retried",
-                f"{failure.kind}: {failure.message.splitlines()[0]}",
-                known=True,
-                facts=facts,
+            write_missing(c, row, report.suggested)
+            optuna_rows.write_reports(c, row.optuna_trial_id, report.intermediate)
+            optuna_rows.write_user_attrs(c, row.optuna_trial_id, report.attrs)
+            optuna_rows.write_constraints(
+                c, row.optuna_trial_id, report.constraints, report.artifacts
             )
+            why = f"{failure.kind}: {failure.message.splitlines()[0]}"
+            endings.give_back(c, row, "retried", why, known=True, facts=report.facts)
         return True
 
     def give_back_held(self, lease: WorkerLease, reason: str, *, but: Collection[int] = ()) -> int:
@@ -398,7 +385,9 @@ class Ledger:
             hold_worker(c, lease, alone=True)
             return endings.give_back_all(c, lease.worker_id, reason, but=but)
 
-    def release(self, held: Claim, reason: str, *, lost: bool = False, facts: Facts = None) -> None:
+    def release(
+        self, held: Claim, reason: str, *, lost: bool = False, facts: Facts = NO_FACTS
+    ) -> None:
         """Gives an unfinished trial back: another worker takes up the same trial.
 
         Nobody's fault and not counted, unless the attempt was `lost` as if with its worker: then as

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -132,7 +131,7 @@ def write_constraints(
     c: Connection,
     trial_id: int,
     constraints: Mapping[str, float],
-    artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
+    artifacts: Mapping[str, JSONValue],
 ) -> None:
     """Adds constraints as Optuna's `set_constraint` does, and records of artifacts; what is there
     keeps its value.

@@ -19,7 +19,6 @@ import psycopg2
 import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy import exc
-from sqlalchemy.dialects.postgresql.base import PGDialect
 
 Row: TypeAlias = Any
 """A row that a statement returned, its columns by name."""
@@ -68,14 +67,6 @@ class Statement:
         return [self._row._make(row) for row in cursor.fetchall()]
 
 
-def as_text(query: sa.ClauseElement) -> str:
-    """A query or a condition as text, for a `Statement`; ``sa.literal_column(":name")`` is a
-    parameter.
-    """
-    dialect = PGDialect()  # type: ignore[no-untyped-call]
-    return str(query.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
-
-
 class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyped, as the package is
     """Keeps back statements whose answers nobody needs, see `later`; knows which statements the
     server has prepared for it.
@@ -86,7 +77,6 @@ class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyp
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.kept_back: list[bytes] = []
-        self.keeps_back = False
         self.may_prepare: bool | None = None
         self.prepared: set[str] = set()
         self._preparing: set[str] = set()
@@ -118,6 +108,15 @@ class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyp
         self._preparing.add(key)
         return statement.prepare + b";\n" + run
 
+    def keep_back(self, statement: Statement | bytes, parameters: Mapping[str, Any]) -> None:
+        """Has the statement sent with the next one."""
+        text = (
+            statement
+            if isinstance(statement, bytes)
+            else self.worded(self.own, statement, parameters)
+        )
+        self.kept_back.append(text)
+
     def forget(self) -> None:
         """What was kept back is not sent any more."""
         self.kept_back.clear()
@@ -148,9 +147,6 @@ class Cursor(psycopg2.extensions.cursor):  # type: ignore[misc]
         connection = self.connection
         if isinstance(query, Statement):
             query, parameters = connection.worded(self, query, parameters or {}), None
-        if connection.keeps_back:
-            connection.kept_back.append(self.mogrify(query, parameters))
-            return
         if connection.kept_back:
             query, parameters = (
                 b";\n".join([*connection.kept_back, self.mogrify(query, parameters)]),
@@ -173,25 +169,14 @@ def wire_of(c: sa.Connection) -> Connection:
 
 
 def later(
-    c: sa.Connection,
-    statement: Statement | sa.Executable | bytes,
-    parameters: Mapping[str, Any] | None = None,
+    c: sa.Connection, statement: Statement | bytes, parameters: Mapping[str, Any] | None = None
 ) -> None:
     """Executes a statement in the round trip of the next one of its transaction, at last COMMIT,
     which also brings its errors.
 
-    For statements whose answer nobody needs; an INSERT into a table with a generated key must be
-    `inline`.
+    For statements whose answer nobody needs.
     """
-    connection = wire_of(c)
-    connection.keeps_back = True
-    try:
-        if isinstance(statement, sa.Executable):
-            c.execute(statement, parameters)
-        else:
-            connection.own.execute(statement, parameters)
-    finally:
-        connection.keeps_back = False
+    wire_of(c).keep_back(statement, parameters or {})
 
 
 def grown_up(c: sa.Connection) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-import sqlalchemy as sa
+from typing import TypeAlias
 
 from orchestrator.model import JSONValue, TrialNews
 from orchestrator.store.connection.statement import Row, Statement
-from orchestrator.store.schema import attempt, cell, ticket, trial
+from orchestrator.store.schema import LIVE
 
 
 def new_token() -> int:
@@ -133,13 +131,30 @@ class Place:
     runs_dir: str
 
 
-def with_ticket() -> sa.Select[Any]:
-    """Trials with their ticket and cell, as `prepared_of` reads them."""
-    of_cell = (cell.c.ordinal.label("cell"), cell.c["values"].label("cell_values"))
-    query = sa.select(trial, ticket.c.ordinal, ticket.c.failures, *of_cell)
-    return query.join(ticket, ticket.c.ticket_id == trial.c.ticket_id).join(
-        cell, cell.c.cell_id == trial.c.cell_id
-    )
+TRIALS = """
+    SELECT o.study_id, o.trial_id, o.token, o.number, o.optuna_trial_id, o.values, o.attempts,
+        t.ordinal, t.failures,
+        l.ordinal AS cell, l.values AS cell_values
+    FROM orchestrator.trial o
+    JOIN orchestrator.ticket t ON t.ticket_id = o.ticket_id
+    JOIN orchestrator.cell l ON l.cell_id = o.cell_id
+"""
+"""SQL: trials with their ticket and cell, as `prepared_of` reads them."""
+ACTIVE = "s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())"
+"""SQL: whether the study `s` hands out trials."""
+IDLE = "(o.worker_id IS NULL OR o.state = 'PREPARED')"
+"""SQL: whether nobody runs the trial `o`, which has not ended: it was given back, or
+has not begun.
+"""
+LEFT_RESULT_S = 10.0
+"""How long a study that ends waits for the result that a worker may have left on its host when it
+died, seconds.
+"""
+JUST_LOST = f"""EXISTS (
+    SELECT FROM orchestrator.trial o JOIN orchestrator.attempt a ON a.trial_id = o.trial_id
+    WHERE o.study_id = s.study_id AND o.state IN {LIVE} AND a.outcome = 'lost'
+        AND a.ended_at > clock_timestamp() - make_interval(secs => {LEFT_RESULT_S}))"""
+"""SQL: whether a worker that ran a trial of the study `s` died a moment ago."""
 
 
 def prepared_of(row: Row) -> Prepared:
@@ -155,16 +170,6 @@ def prepared_of(row: Row) -> Prepared:
         number=row.number,
         optuna_trial_id=row.optuna_trial_id,
         values=row.values,
-    )
-
-
-def ran_at(place: Place, *conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    """Whether the trial's last attempt ran at that place, under further conditions on
-    that attempt.
-    """
-    last = sa.and_(attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts)
-    return sa.exists().where(
-        last, attempt.c.host == place.host, attempt.c.runs_dir == place.runs_dir, *conditions
     )
 
 
@@ -190,9 +195,13 @@ ENDING = Statement(
     """
 )
 """The trial with what its end depends on: its ticket, its cell, the study's rules."""
-
-
-def held_by(held: Claim) -> sa.Select[Any]:
-    """The trial's row under lock, if the token is still its last."""
-    mine = sa.and_(trial.c.trial_id == held.trial_id, trial.c.token == held.token)
-    return sa.select(trial).where(mine).with_for_update(key_share=True)
+HOLD = Statement(
+    """
+    SELECT o.trial_id, o.study_id, o.ticket_id, o.cell_id, o.worker_id, o.state, o.optuna_trial_id,
+        o.attempts, o.lost, o.token,
+        o.values
+    FROM orchestrator.trial o
+    WHERE o.trial_id = :trial_id AND o.token = :token FOR NO KEY UPDATE
+    """
+)
+"""The trial's row under lock, if the token is still its last."""

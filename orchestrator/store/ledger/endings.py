@@ -10,24 +10,19 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import TypeAlias
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned
 from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
 from orchestrator.store.ledger import brake, shortages, tickets
-from orchestrator.store.ledger.claims import ENDING, LOCK_TRIAL, Attempt
+from orchestrator.store.ledger.claims import ENDING, IDLE, LOCK_TRIAL, Attempt
 from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.optuna.attributes import FAILURE_ATTR, fact_attrs
-from orchestrator.store.schema import LIVE, attempt, event, study, trial
+from orchestrator.store.schema import LIVE
 
 Facts: TypeAlias = Mapping[str, JSONValue]
 NO_FACTS: Facts = MappingProxyType({})
-LEFT_RESULT_S = 10.0
-"""How long a study that ends waits for the result that a worker may have left on its host when it
-died, seconds.
-"""
 # User attributes of a trial, for people who look at it in Optuna's tools.
 ATTEMPTS_ATTR = "orchestrator:attempts"
 ATTEMPT_ATTR = "orchestrator:attempt_{}"
@@ -98,15 +93,24 @@ def state_of(outcome: Completed | Pruned | Failed) -> str:
 
 def outcome_of_last(c: Connection, row: Row) -> str | None:
     """How the trial's last attempt ended, None if it runs."""
-    last = sa.and_(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
-    outcome: str | None = c.execute(sa.select(attempt.c.outcome).where(last)).scalar_one()
+    (last,) = answers(c, _OUTCOME, {"trial_id": row.trial_id, "attempt": row.attempts})
+    outcome: str | None = last.outcome
     return outcome
 
 
 def runner_setting(c: Connection, study_id: int, name: str, default: int) -> int:
     """What the study says of ``runner.<name>``."""
-    setting = sa.func.coalesce(study.c.spec["runner"][name].as_integer(), default)
-    return int(c.execute(sa.select(setting).where(study.c.study_id == study_id)).scalar_one())
+    (row,) = answers(c, _RUNNER_SETTING, {"study_id": study_id, "name": name})
+    return default if row.value is None else int(row.value)
+
+
+_OUTCOME = Statement(
+    "SELECT outcome FROM orchestrator.attempt WHERE trial_id = :trial_id AND attempt = :attempt"
+)
+_RUNNER_SETTING = Statement(
+    "SELECT s.spec #>> ARRAY['runner', :name] AS value FROM orchestrator.study s WHERE "
+    "s.study_id = :study_id"
+)
 
 
 def end_attempt(
@@ -121,11 +125,7 @@ def give_back_all(c: Connection, worker_id: int, reason: str, *, but: Collection
     """Gives back what a worker holds, all `but` the claims of these tokens; returns how many trials
     that were.
     """
-    mine = sa.and_(
-        trial.c.worker_id == worker_id, trial.c.state.in_(LIVE), trial.c.token.not_in(list(but))
-    )
-    held = sa.select(trial).where(mine).order_by(trial.c.trial_id)
-    rows = c.execute(held.with_for_update(key_share=True)).all()
+    rows = answers(c, HELD, {"worker_id": worker_id, "but": list(but)})
     for row in rows:
         give_back(c, row, "interrupted", reason, known=False)
     return len(rows)
@@ -156,27 +156,44 @@ def give_back(
     `known` to be there.
     """
     if row.state == "CLAIMED":  # no Optuna trial yet: the ticket is as if never touched
-        c.execute(sa.delete(trial).where(trial.c.trial_id == row.trial_id))
+        later(c, _DELETE, {"trial_id": row.trial_id})
         tickets.give_back(c, row.ticket_id, row.cell_id)
         return
     # The token stays: a result of the old attempt is still welcome until somebody takes the trial
     # up.
-    counted = {
-        "lost": trial.c.lost + int(outcome == "lost"),
-        "retries": trial.c.retries + int(outcome == "retried"),
-    }
-    c.execute(
-        sa.update(trial).where(trial.c.trial_id == row.trial_id).values(worker_id=None, **counted)
-    )
+    counted = {"lost": int(outcome == "lost"), "retries": int(outcome == "retried")}
+    later(c, _GIVE_BACK, {"trial_id": row.trial_id, **counted})
     end_attempt(c, row, outcome, reason, facts)
     if known and outcome in ("lost", "retried"):
         ended = {ATTEMPT_ATTR.format(row.attempts): f"{outcome}: {reason}"}
         optuna_rows.write_user_attrs(c, row.optuna_trial_id, ended)
-    c.execute(
-        sa.insert(event).values(
-            study_id=row.study_id, trial_id=row.trial_id, kind="released", reason=reason
-        )
-    )
+    later(c, _RELEASED, {"study_id": row.study_id, "trial_id": row.trial_id, "reason": reason})
+
+
+HELD = Statement(
+    f"""
+    SELECT o.trial_id, o.study_id, o.ticket_id, o.cell_id, o.worker_id, o.state, o.optuna_trial_id,
+        o.attempts, o.lost, o.token
+    FROM orchestrator.trial o
+    WHERE o.worker_id = :worker_id AND o.state IN {LIVE} AND o.token <> ALL(CAST(:but AS bigint[]))
+    ORDER BY o.trial_id FOR NO KEY UPDATE
+    """
+)
+"""What a worker holds, under lock, except the claims with the tokens in `but`."""
+_DELETE = Statement("DELETE FROM orchestrator.trial WHERE trial_id = :trial_id")
+_GIVE_BACK = Statement(
+    """
+    UPDATE orchestrator.trial SET worker_id = NULL, lost = lost + :lost,
+        retries = retries + :retries
+    WHERE trial_id = :trial_id
+    """
+)
+_RELEASED = Statement(
+    """
+    INSERT INTO orchestrator.event (study_id, trial_id, kind, reason)
+    VALUES (:study_id, :trial_id, 'released', :reason)
+    """
+)
 
 
 def end(
@@ -219,12 +236,7 @@ def abandon_all(c: Connection, study_id: int, reason: str, *, kind: str = "budge
     """Fails the trials that nobody holds; nobody's fault, so no failure of their cell
     is counted.
     """
-    unheld = sa.and_(
-        trial.c.study_id == study_id, trial.c.state.in_(("PREPARED", "RUNNING")), idle()
-    )
-    for row in c.execute(
-        sa.select(trial).where(unheld).order_by(trial.c.trial_id).with_for_update(key_share=True)
-    ).all():
+    for row in answers(c, _UNHELD, {"study_id": study_id}):
         why = (
             reason
             if row.state == "RUNNING"
@@ -232,6 +244,16 @@ def abandon_all(c: Connection, study_id: int, reason: str, *, kind: str = "budge
         )
         terminate(c, row, Failed(kind, why), {}, holds_ticket=False)
         tickets.give_back(c, row.ticket_id, row.cell_id)
+
+
+_UNHELD = Statement(
+    f"""
+    SELECT o.trial_id, o.study_id, o.ticket_id, o.cell_id, o.state, o.optuna_trial_id, o.attempts
+    FROM orchestrator.trial o
+    WHERE o.study_id = :study_id AND o.state IN ('PREPARED', 'RUNNING') AND {IDLE}
+    ORDER BY o.trial_id FOR NO KEY UPDATE
+    """
+)
 
 
 def terminate(
@@ -248,8 +270,8 @@ def terminate(
         attrs |= outcome.attrs
     if isinstance(outcome, Failed):
         failure = outcome.message
-        told = shortages.told(c, row, outcome)
-        attrs[FAILURE_ATTR] = {"kind": outcome.kind, "message": outcome.message, **told}
+        memory = shortages.memory_attrs(c, row, outcome)
+        attrs[FAILURE_ATTR] = {"kind": outcome.kind, "message": outcome.message, **memory}
     if row.attempts > 1:
         attrs[ATTEMPTS_ATTR] = row.attempts
     values = outcome.values if isinstance(outcome, Completed) else ()
@@ -271,13 +293,13 @@ _LOCK_CELL = Statement(
 )
 _TERMINATE = Statement(
     """
-    WITH told AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id
+    WITH next AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id
         RETURNING news)
     UPDATE orchestrator.trial
     SET state = :state, holds_ticket = :holds_ticket, worker_id = NULL, failure = :failure,
-        seq = told.news,
+        seq = next.news,
         ended_at = clock_timestamp()
-    FROM told WHERE trial_id = :trial_id
+    FROM next WHERE trial_id = :trial_id
     """
 )
 _END_ATTEMPT = Statement(
@@ -288,20 +310,3 @@ _END_ATTEMPT = Statement(
     WHERE trial_id = :trial_id AND attempt = :attempt
     """
 )
-
-
-def idle() -> sa.ColumnElement[bool]:
-    """Whether nobody runs the trial: it was given back, or is only prepared."""
-    return sa.or_(trial.c.worker_id.is_(None), trial.c.state == "PREPARED")
-
-
-def just_lost() -> sa.ColumnElement[bool]:
-    """Whether a worker died a moment ago that ran a trial of the study."""
-    return sa.exists().where(
-        trial.c.study_id == study.c.study_id,
-        trial.c.state.in_(LIVE),
-        attempt.c.trial_id == trial.c.trial_id,
-        attempt.c.outcome == "lost",
-        attempt.c.ended_at
-        > sa.func.clock_timestamp() - sa.func.make_interval(0, 0, 0, 0, 0, 0, LEFT_RESULT_S),
-    )

@@ -12,31 +12,32 @@ Every method may be called again after its answer was lost on the way: it then f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned, Report, Suggestion, TrialNews
 from orchestrator.store.connection.database import Database
-from orchestrator.store.connection.statement import Statement, answer, answers, as_text, later
+from orchestrator.store.connection.statement import Statement, answer, answers, later
 from orchestrator.store.ledger import endings, shortages, tickets
 from orchestrator.store.ledger.claims import (
+    ACTIVE,
+    HOLD,
+    IDLE,
+    JUST_LOST,
     LOCK_TRIAL,
+    TRIALS,
     Attempt,
     Claim,
     Place,
     Prepared,
     Ticket,
-    held_by,
     new_token,
     prepared_of,
-    ran_at,
-    with_ticket,
 )
 from orchestrator.store.ledger.endings import (
     NO_FACTS,
@@ -47,11 +48,12 @@ from orchestrator.store.ledger.endings import (
     refused,
 )
 from orchestrator.store.ledger.fleet import Silent, WorkerLease, hold_worker
+from orchestrator.store.ledger.shortages import TRIAL_FITS
 from orchestrator.store.ledger.suggested import write_missing
 from orchestrator.store.ledger.tickets import Choice, Found, Undecided
 from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.reads import news_after
-from orchestrator.store.schema import LIVE, attempt, cell, event, slot, study, ticket, trial, worker
+from orchestrator.store.schema import LIVE
 
 # User attributes of a trial, for people who look at it in Optuna's tools.
 WHY_ATTR = "orchestrator:why"
@@ -123,22 +125,25 @@ class Ledger:
 
     def _take_up(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> Attempt:
         """A trial that was given back: its next attempt begins."""
-        mine = trial.c.trial_id == trial_id
-        begun = {"state": "RUNNING", "attempts": trial.c.attempts + 1}
-        changed = {**begun, "worker_id": lease.worker_id, "token": new_token()}
-        later(c, sa.update(trial).where(mine).values(changed))
+        later(
+            c, _TAKE_UP, {"trial_id": trial_id, "worker_id": lease.worker_id, "token": new_token()}
+        )
         later(c, _BEGIN_ATTEMPT, {"trial_id": trial_id, **_where(lease, place)})
         later(c, _START_OPTUNA_TRIAL, {"trial_id": trial_id})
-        row = c.execute(with_ticket().where(mine)).one()
+        (row,) = answers(c, _TRIAL, {"trial_id": trial_id})
         return prepared_of(row).begun(row.attempts)
 
     def _take_over(self, c: Connection, trial_id: int, lease: WorkerLease) -> Prepared:
         """A trial that another worker has prepared: what that one does with it is refused from now
         on.
         """
-        mine = trial.c.trial_id == trial_id
-        later(c, sa.update(trial).where(mine).values(worker_id=lease.worker_id, token=new_token()))
-        return prepared_of(c.execute(with_ticket().where(mine)).one())
+        later(
+            c,
+            _TAKE_OVER,
+            {"trial_id": trial_id, "worker_id": lease.worker_id, "token": new_token()},
+        )
+        (row,) = answers(c, _TRIAL, {"trial_id": trial_id})
+        return prepared_of(row)
 
     def _take_ticket(
         self, c: Connection, lease: WorkerLease, study_id: int, found: Found
@@ -264,10 +269,9 @@ class Ledger:
         """Counts a trial's first attempt if it is not counted: the database may have lost that it
         began. False as `start`.
         """
-        where = _where(lease, place)
-        (row,) = self._database.execute(_START[False], {**first.proof, **where}, decides=True)
-        if row.short and not row.begun:
-            (row,) = self._database.execute(_START[True], {**first.proof, **where}, decides=True)
+        (row,) = self._database.execute(
+            _START, {**first.proof, **_where(lease, place)}, decides=True
+        )
         return bool(row.begun)
 
     def report(self, held: Attempt, report: Report) -> None:
@@ -278,7 +282,7 @@ class Ledger:
             LeaseLostError: another attempt holds the trial, or it has ended; nothing was written.
         """
         with self._database.transaction() as c:
-            row = answer(c, _HOLD, held.proof)
+            row = answer(c, HOLD, held.proof)
             if (
                 row is None
                 or row.state not in ("PREPARED", "RUNNING")
@@ -295,9 +299,8 @@ class Ledger:
         """Whether the trial's cell has a complete trial already; until then nothing in it is
         pruned.
         """
-        query = sa.select(cell.c.completed > 0).join(trial, trial.c.cell_id == cell.c.cell_id)
-        rows = self._database.execute(query.where(trial.c.trial_id == held.trial_id))
-        return bool(rows and rows[0][0])
+        rows = self._database.execute(_CELL_HAS_RESULT, {"trial_id": held.trial_id})
+        return bool(rows and rows[0].completed)
 
     # --------------------------------------------------------------------------------------- ending
 
@@ -396,10 +399,8 @@ class Ledger:
         """
         with self._database.transaction() as c:
             known = has_study(c, held.study_id)
-            row = c.execute(
-                held_by(held).where(trial.c.state.in_(LIVE), trial.c.worker_id.is_not(None))
-            ).one_or_none()
-            if row is not None:
+            row = answer(c, HOLD, held.proof)
+            if row is not None and row.state in LIVE and row.worker_id is not None:
                 endings.give_back_or_fail(
                     c, row, "lost" if lost else "interrupted", reason, known=known, facts=facts
                 )
@@ -409,12 +410,7 @@ class Ledger:
         is given back.
         """
         with self._database.transaction() as c:
-            mine = sa.and_(
-                worker.c.worker_id == lease.worker_id,
-                worker.c.token == lease.token,
-                worker.c.state == "ACTIVE",
-            )
-            if self._remove_worker(c, mine, lease.worker_id, reason):
+            if self._remove_worker(c, _DEREGISTER, {**lease.proof, "reason": reason}):
                 endings.give_back_all(c, lease.worker_id, reason)
 
     def evict(self, silent: Silent) -> bool:
@@ -425,33 +421,22 @@ class Ledger:
         lease in time.
         """
         with self._database.transaction() as c:
-            lapsed = sa.or_(
-                worker.c.lease_until < sa.func.clock_timestamp(), sa.literal(silent.dead)
-            )
-            meant = sa.or_(sa.literal(silent.token is None), worker.c.token == (silent.token or 0))
-            gone = sa.and_(
-                worker.c.worker_id == silent.worker_id, meant, worker.c.state == "ACTIVE", lapsed
-            )
-            if not self._remove_worker(c, gone, silent.worker_id, silent.reason):
+            gone = {
+                "worker_id": silent.worker_id,
+                "token": silent.token,
+                "dead": silent.dead,
+                "reason": silent.reason,
+            }
+            if not self._remove_worker(c, _EVICT, gone):
                 return False
             later(c, _NAME_PREPARED, {"worker_id": silent.worker_id})
-            live = sa.and_(trial.c.worker_id == silent.worker_id, trial.c.state.in_(LIVE))
-            studies = c.execute(sa.select(trial.c.study_id).distinct().where(live)).scalars()
-            known = {study_id for study_id in sorted(studies) if has_study(c, study_id)}
-            for row in c.execute(
-                sa.select(trial)
-                .where(live)
-                .order_by(trial.c.trial_id)
-                .with_for_update(key_share=True)
-            ).all():
+            studies = answers(c, _STUDIES_OF, {"worker_id": silent.worker_id})
+            known = {row.study_id for row in studies if has_study(c, row.study_id)}
+            for row in answers(c, endings.HELD, {"worker_id": silent.worker_id, "but": []}):
                 endings.give_back_or_fail(
                     c, row, "lost", silent.reason, known=row.study_id in known
                 )
-            c.execute(
-                sa.insert(event).values(
-                    worker_id=silent.worker_id, kind="evicted", reason=silent.reason
-                )
-            )
+            later(c, _EVICTED, {"worker_id": silent.worker_id, "reason": silent.reason})
         return True
 
     def left_at(self, place: Place) -> list[Attempt]:
@@ -461,17 +446,7 @@ class Ledger:
         Such an attempt may still `finish` its trial until another one takes it up, also in a study
         that hands out no trials.
         """
-        unknown = attempt.c.outcome.in_(("lost", "interrupted"))  # the result of others is known
-        query = with_ticket().where(
-            trial.c.state == "RUNNING", trial.c.worker_id.is_(None), ran_at(place, unknown)
-        )
-        last = sa.and_(
-            attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts
-        )
-        query = query.add_columns(
-            sa.select(attempt.c.token).where(last).scalar_subquery().label("ran_under")
-        )
-        rows = self._database.execute(query.order_by(trial.c.trial_id))
+        rows = self._database.execute(_LEFT_AT, {"host": place.host, "runs_dir": place.runs_dir})
         return [
             replace(prepared_of(row).begun(row.attempts), ran_under=row.ran_under) for row in rows
         ]
@@ -489,7 +464,7 @@ class Ledger:
         for study_id in closed:
             self._end_closed_study(study_id)
         short = any(row.short for row in found)
-        still = shortages.standing_still(self._database, endings.just_lost()) if short else []
+        still = shortages.standing_still(self._database) if short else []
         for study_id in still:
             self._close_what_fits_nowhere(study_id)
         if closed or still:
@@ -512,7 +487,7 @@ class Ledger:
         """
         with self._database.transaction() as c:
             if has_study(c, study_id):
-                reason = shortages.close_for_all(c, study_id, endings.just_lost())
+                reason = shortages.close_for_all(c, study_id)
                 if reason is not None:
                     endings.abandon_all(c, study_id, reason, kind="device")
                     tickets.end_study_if_spent(c, study_id)
@@ -523,35 +498,65 @@ class Ledger:
         """
         with self._database.transaction() as c:
             known = has_study(c, study_id)
-            which = sa.select(study.c.state, study.c.reason).where(
-                study.c.study_id == study_id, _over()
-            )
-            row = c.execute(which).one_or_none()
+            row = answer(c, _IS_OVER, {"study_id": study_id})
             if row is None or not known:
                 return False
             why = "budget.hours is over" if row.state in ("ACTIVE", "PAUSED") else row.reason
             endings.abandon_all(c, study_id, f"{why}, and nobody had taken the trial up again")
             if row.state == "FINISHED":
                 return False
-            changed = {"state": "FINISHED", "reason": why, "halt": False}
-            c.execute(sa.update(study).where(study.c.study_id == study_id).values(changed))
+            later(c, _FINISH, {"study_id": study_id, "reason": why})
             return True
 
-    def _remove_worker(
-        self, c: Connection, which: sa.ColumnElement[bool], worker_id: int, reason: str
-    ) -> bool:
-        changed = {
-            "state": "GONE",
-            "reason": reason,
-            "doing": "gone",
-            "ended_at": sa.func.clock_timestamp(),
-        }
-        if not c.execute(sa.update(worker).where(which).values(changed)).rowcount:
-            return False
-        c.execute(sa.delete(slot).where(slot.c.worker_id == worker_id))
-        return True
+    def _remove_worker(self, c: Connection, removing: Statement, which: Mapping[str, Any]) -> bool:
+        """Ends the worker's row and frees its slot, if `removing` finds it; False if not."""
+        gone = answer(c, removing, which) is not None
+        if gone:
+            later(c, _FREE_SLOT, {"worker_id": which["worker_id"]})
+        return gone
 
 
+_REMOVE = """
+    UPDATE orchestrator.worker SET state = 'GONE', reason = :reason, doing = 'gone',
+        ended_at = clock_timestamp()
+    WHERE worker_id = :worker_id AND state = 'ACTIVE'
+"""
+_DEREGISTER = Statement(f"{_REMOVE} AND token = :token RETURNING worker_id")
+_EVICT = Statement(
+    f"""
+    {_REMOVE}
+        AND token = coalesce(CAST(:token AS bigint), token)
+        AND (lease_until < clock_timestamp() OR CAST(:dead AS bool))
+    RETURNING worker_id
+    """
+)
+_FREE_SLOT = Statement("DELETE FROM orchestrator.slot WHERE worker_id = :worker_id")
+_STUDIES_OF = Statement(
+    f"""
+    SELECT DISTINCT o.study_id FROM orchestrator.trial o
+    WHERE o.worker_id = :worker_id AND o.state IN {LIVE} ORDER BY o.study_id
+    """
+)
+_EVICTED = Statement(
+    "INSERT INTO orchestrator.event (worker_id, kind, reason) VALUES (:worker_id, 'evicted', "
+    ":reason)"
+)
+# The result of an attempt that ended otherwise is known.
+_LEFT_AT = Statement(
+    TRIALS.replace("l.values AS cell_values", "l.values AS cell_values, a.token AS ran_under")
+    + """
+    JOIN orchestrator.attempt a ON a.trial_id = o.trial_id AND a.attempt = o.attempts
+    WHERE o.state = 'RUNNING' AND o.worker_id IS NULL
+        AND a.host = :host AND a.runs_dir = :runs_dir AND a.outcome IN ('lost', 'interrupted')
+    ORDER BY o.trial_id
+    """
+)
+_CELL_HAS_RESULT = Statement(
+    """
+    SELECT l.completed FROM orchestrator.trial o JOIN orchestrator.cell l ON l.cell_id = o.cell_id
+    WHERE o.trial_id = :trial_id
+    """
+)
 _INSERT_TRIAL = Statement(
     """
     INSERT INTO orchestrator.trial (study_id, ticket_id, cell_id, worker_id, token, retried_from)
@@ -569,11 +574,17 @@ _NEW_TRIAL = Statement(
     WHERE o.ticket_id = :ticket_id AND o.holds_ticket
     """
 )
-_HOLD = Statement(
+_TRIAL = Statement(f"{TRIALS} WHERE o.trial_id = :trial_id")
+_TAKE_UP = Statement(
     """
-    SELECT o.state, o.optuna_trial_id FROM orchestrator.trial o
-    WHERE o.trial_id = :trial_id AND o.token = :token FOR NO KEY UPDATE
+    UPDATE orchestrator.trial SET state = 'RUNNING', attempts = attempts + 1,
+        worker_id = :worker_id, token = :token
+    WHERE trial_id = :trial_id
     """
+)
+_TAKE_OVER = Statement(
+    "UPDATE orchestrator.trial SET worker_id = :worker_id, token = :token WHERE trial_id = "
+    ":trial_id"
 )
 _COUNT_BOUND = Statement("UPDATE orchestrator.cell SET bound = bound + 1 WHERE cell_id = :cell_id")
 _TAKE_TICKET = Statement(
@@ -645,14 +656,14 @@ _START_OPTUNA_TRIAL = Statement(
         AND trials.trial_id = o.optuna_trial_id
     """
 )
-_START_TEXT = """
+_START = Statement(
+    f"""
     WITH begun AS (
         UPDATE orchestrator.trial o SET state = 'RUNNING', attempts = 1
-        FROM orchestrator.study s
+        FROM orchestrator.study s LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
         WHERE o.trial_id = :trial_id AND o.token = :token AND o.state = 'PREPARED'
-            AND o.worker_id = :worker_id AND s.study_id = o.study_id
-            AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())
-            AND {fits}
+            AND o.worker_id = :worker_id
+            AND s.study_id = o.study_id AND {ACTIVE} AND {TRIAL_FITS}
         RETURNING o.trial_id, o.token, o.optuna_trial_id
     ), counted AS (
         INSERT INTO orchestrator.attempt
@@ -661,56 +672,48 @@ _START_TEXT = """
         SELECT b.trial_id, 1, b.token, :worker_id, :host, :runs_dir, d.device_name, d.gpu_bytes,
             coalesce(d.host_bytes, 0)
         FROM begun b LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
-    ), shown AS (
-        UPDATE trials t SET datetime_start = timezone('utc', clock_timestamp())
-        FROM begun b WHERE t.trial_id = b.optuna_trial_id
+    ), started AS (
+        UPDATE trials SET datetime_start = timezone('utc', clock_timestamp())
+        FROM begun b WHERE trials.trial_id = b.optuna_trial_id
     )
     SELECT EXISTS (SELECT FROM begun) OR EXISTS (  -- the latter: by a call whose answer was lost
         SELECT FROM orchestrator.trial o
         WHERE o.trial_id = :trial_id AND o.token = :token AND o.worker_id = :worker_id
             AND o.state = 'RUNNING'
-    ) AS begun, {short} AS short
-"""
-_START = {
-    False: Statement(_START_TEXT.format(fits=f"NOT {tickets.SHORT}", short=tickets.SHORT)),
-    True: Statement(_START_TEXT.format(fits=tickets.TRIAL_FITS, short="false")),
-}
-
-
-def _over() -> sa.ColumnElement[bool]:
-    """Whether a study has to end: it was stopped or its time is over, and nothing of it runs; or
-    was ended with trials left.
+    ) AS begun
     """
-    live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(LIVE))
-    held = sa.exists().where(live, ~endings.idle())
-    stranded = sa.exists().where(live, endings.idle())
-    past = sa.and_(
-        study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp()
-    )
-    late = sa.and_(sa.or_(past, study.c.state == "STOPPING"), ~held)
-    return sa.and_(
-        sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~endings.just_lost()
-    )
-
-
-def _to_end() -> Statement:
-    open_cell = sa.exists().where(cell.c.study_id == study.c.study_id, cell.c.state == "OPEN")
-    in_use = sa.or_(ticket.c.state == "LIVE", sa.and_(ticket.c.state == "OPEN", ticket.c.extra))
-    used = sa.exists().where(ticket.c.study_id == study.c.study_id, in_use)
-    closed, over = sa.and_(study.c.state != "FINISHED", ~open_cell, ~used), _over()
-    which = sa.select(
-        study.c.study_id,
-        closed.label("closed"),
-        over.label("over"),
-        sa.literal(False).label("short"),
-    )
-    short = f"SELECT NULL, false, false, true WHERE {tickets.SHORT}"
-    return Statement(
-        f"{as_text(which.where(sa.or_(closed, over)))} UNION ALL {short} ORDER BY study_id"
-    )
-
-
-_TO_END = _to_end()
+)
+# A study has to end: it was stopped or its time is over, and nothing of it runs; or it was ended
+# with trials left.
+_OF_STUDY = f"SELECT FROM orchestrator.trial o WHERE o.study_id = s.study_id AND o.state IN {LIVE}"
+_OVER = f"""(
+    NOT {JUST_LOST} AND CASE s.state
+        WHEN 'FINISHED' THEN EXISTS ({_OF_STUDY} AND {IDLE})
+        WHEN 'STOPPING' THEN NOT EXISTS ({_OF_STUDY} AND NOT {IDLE})
+        ELSE s.deadline_at <= clock_timestamp() AND NOT EXISTS ({_OF_STUDY} AND NOT {IDLE}) END)"""
+_IS_OVER = Statement(
+    f"SELECT s.state, s.reason FROM orchestrator.study s WHERE s.study_id = :study_id AND {_OVER}"
+)
+_FINISH = Statement(
+    "UPDATE orchestrator.study SET state = 'FINISHED', reason = :reason, halt = false WHERE "
+    "study_id = :study_id"
+)
+# No cell is open, and no ticket is in use or by hand.
+_CLOSED = """(s.state <> 'FINISHED'
+    AND NOT EXISTS (SELECT FROM orchestrator.cell l WHERE l.study_id = s.study_id
+        AND l.state = 'OPEN')
+    AND NOT EXISTS (
+        SELECT FROM orchestrator.ticket t
+        WHERE t.study_id = s.study_id AND (t.state = 'LIVE' OR (t.state = 'OPEN' AND t.extra))))"""
+_TO_END = Statement(
+    f"""
+    SELECT s.study_id, {_CLOSED} AS closed, {_OVER} AS over, false AS short
+    FROM orchestrator.study s WHERE {_CLOSED} OR {_OVER}
+    UNION ALL
+    SELECT NULL, false, false, true WHERE {shortages.SHORT}
+    ORDER BY study_id
+    """
+)
 """The studies of which something has to end, and a row more if any cell is closed for a device; all
 ask again and again.
 """

@@ -23,5 +23,5 @@ def of_cells(store: Store, progress: Progress) -> list[CellEstimate | None]:
         return [None] * len(cells)
     # Optuna is brought in here, for the commands that need it
     model = search.Search(store.reads.spec(progress.study.study_id))
-    model.feed(store.reads.news(progress.study.study_id, 0)[0])
+    model.feed(store.news.since(progress.study.study_id, 0)[0])
     return model.summary(cells)

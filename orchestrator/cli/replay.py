@@ -70,7 +70,7 @@ def asked(store: Store, row: StudyRow, number: int) -> TrialNews:
     Raises:
         ConfigError: the study has no such trial of ours, or it is older than that.
     """
-    found = store.reads.asked(row.study_id, number)
+    found = store.news.of(row.study_id, number)
     if found is None:
         raise ConfigError(
             f"trial={number}: the study has no trial of that number that this program ran"
@@ -87,9 +87,9 @@ def _ask_again(
     store: Store, row: StudyRow, spec: StudySpec, asked: TrialNews, got: dict[str, JSONValue]
 ) -> Suggestion:
     again = search.Search(replace(spec, seed=got["study_seed"], sampler=got["sampler"]))
-    again.feed(store.reads.news_at(row.study_id, got["position"]))
+    again.feed(store.news.at(row.study_id, got["position"]))
     again.feed(
-        news for news in store.reads.foreign(row.study_id, ()) if news.number in got["foreign"]
+        news for news in store.news.foreign(row.study_id, ()) if news.number in got["foreign"]
     )
     cells = list(spec.cells())
     assert asked.cell is not None

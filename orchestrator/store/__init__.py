@@ -1,8 +1,8 @@
 """The database: who may do what, decided in one place. The only importer of SQLAlchemy.
 
 `Store` joins the sides: `studies` (launch), `fleet` (workers and devices), `ledger` (trials),
-`suggested` (parameters that objectives ask for), `interventions` (what people do
-to a study under way) and `reads`.
+`suggested` (parameters that objectives ask for), `interventions` (what people do to a study under
+way), `news` (what samplers read), `reads` (what people and workers read) and `doctor`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from orchestrator.store.ledger.studies import Launched, Studies
 from orchestrator.store.ledger.suggested import Suggested
 from orchestrator.store.ledger.tickets import MOST_CHOICES, Choice, Undecided
 from orchestrator.store.migrations import migrate
+from orchestrator.store.news import News
 from orchestrator.store.reads import (
     AttemptRow,
     CellRow,
@@ -92,6 +93,7 @@ class Store:
         self.ledger = Ledger(self._database)
         self.suggested = Suggested(self._database)
         self.interventions = Interventions(self._database)
+        self.news = News(self._database)
         self.reads = Reads(self._database)
         self.doctor = Doctor(self._database)
 

@@ -205,7 +205,7 @@ class Attempts:
         """What earlier attempts of the trial reported: its curve goes on."""
         if not attempt.resumed:
             return {}
-        running = self._contact.insist(lambda: self._store.reads.running(row.study_id))
+        running = self._contact.insist(lambda: self._store.news.running(row.study_id))
         return next(
             (dict(news.intermediate) for news in running if news.number == attempt.number), {}
         )
@@ -220,7 +220,7 @@ class Attempts:
             if not self._store.ledger.may_prune(attempt):
                 return False
             served.learn(self._store)
-            served.search.feed(self._store.reads.running(served.row.study_id))
+            served.search.feed(self._store.news.running(served.row.study_id))
         except StoreUnavailableError as error:
             self._contact.lost(error)
             return False

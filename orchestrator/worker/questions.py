@@ -102,7 +102,7 @@ class Suggesting:
     def _begin(self) -> Answers:
         """What the study knows now: the sampler is asked once a trial for all that it can tell."""
         self._served.learn(self._store)
-        news = self._store.reads.running(self._served.row.study_id)
+        news = self._store.news.running(self._served.row.study_id)
         self._served.search.feed(news)
         mine = next((item for item in news if item.number == self._attempt.number), None)
         if mine is None:

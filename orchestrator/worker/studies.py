@@ -81,7 +81,7 @@ class Served:
         Raises:
             StoreUnavailableError: the database does not answer.
         """
-        self.take_in(*store.reads.news(self.row.study_id, self.cursor))
+        self.take_in(*store.news.since(self.row.study_id, self.cursor))
         self.look_for_foreign(store)
 
     def look_for_foreign(self, store: Store) -> None:
@@ -92,7 +92,7 @@ class Served:
             StoreUnavailableError: the database does not answer.
         """
         if time.monotonic() - self.foreign_at >= FOREIGN_EVERY_S:
-            foreign = store.reads.foreign(self.row.study_id, self.foreign)
+            foreign = store.news.foreign(self.row.study_id, self.foreign)
             self.foreign |= {t.number for t in foreign}
             self.foreign_at = time.monotonic()
             self.search.feed(foreign)

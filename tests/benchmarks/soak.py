@@ -127,7 +127,7 @@ class Simulated:
         return None
 
     def _create(self, claim: Ticket) -> Attempt:
-        _, self._cursor = self._store.reads.news(self._study_id, self._cursor)
+        _, self._cursor = self._store.news.since(self._study_id, self._cursor)
         created = self._store.ledger.create(
             claim, suggestion(claim, self._dice.random()), self._lease, self._place
         )

@@ -76,13 +76,13 @@ def test_a_suggestion_that_did_not_know_of_a_trial_is_refused(
 ) -> None:
     study = store.studies.launch(spec(cells=4)).study_id
     other = store.fleet.register(60)
-    _, known = store.reads.news(study, 0)
+    _, known = store.news.since(study, 0)
     mine = take(store, lease, study)
     assert mine is not None
     assert start(store, other, study) is not None
     assert store.ledger.create(mine, suggestion(mine), lease, PLACE, known=known) is None
     assert [t.number for t in store.reads.trials(study)] == [0], "nothing was created"
-    news, known = store.reads.news(study, known)
+    news, known = store.news.since(study, known)
     assert [n.number for n in news] == [0]
     created = store.ledger.create(mine, suggestion(mine), lease, PLACE, known=known)
     assert created is not None
@@ -96,7 +96,7 @@ def test_a_trial_that_ended_since_is_no_reason_to_ask_again(
     other = store.fleet.register(60)
     theirs = start(store, other, study)
     assert theirs is not None
-    _, known = store.reads.news(study, 0)
+    _, known = store.news.since(study, 0)
     mine = take(store, lease, study)
     assert mine is not None
     end(store, theirs)
@@ -127,15 +127,15 @@ def test_what_was_known_at_a_position_can_be_told_later(store: Store, lease: Wor
     assert first is not None
     assert second is not None
     end(store, first)
-    _, position = store.reads.news(study, 0)
+    _, position = store.news.since(study, 0)
     end(store, second)
     third = start(store, lease, study)
     assert third is not None
-    assert [(n.number, n.state) for n in store.reads.news_at(study, position)] == [
+    assert [(n.number, n.state) for n in store.news.at(study, position)] == [
         (0, "COMPLETE"),
         (1, "RUNNING"),
     ]
-    assert store.reads.news_at(study, position)[1].values is None
+    assert store.news.at(study, position)[1].values is None
 
 
 def test_of_a_large_grid_the_caller_gets_the_likely_cells_and_those_with_the_fewest_trials(

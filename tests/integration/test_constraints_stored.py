@@ -17,7 +17,7 @@ def test_a_constraint_is_stored_once_as_optuna_has_it_and_is_news(database_url: 
     assert claim is not None
     store.ledger.report(claim, Report({}, {}, {"memory": 1.5}))
     store.ledger.finish(claim, Completed((1.0,)), Report(constraints={"memory": -1.0, "time": 0.0}))
-    (news, *_), _ = store.reads.news(study, 0)
+    (news, *_), _ = store.news.since(study, 0)
     said = {"constraints:memory": 1.5, "constraints:time": 0.0}
     assert said.items() <= news.system_attrs.items()
     (trial, *_) = optuna.load_study(study_name="study", storage=database_url).trials

@@ -590,7 +590,7 @@ def test_numbers_stay_distinct_beside_trials_of_plain_optuna(
     numbers = [t.number for t in optuna.load_study(study_name="study", storage=store.url).trials]
     assert numbers == list(range(30))
     assert len(done) == 20, "foreign trials are observed, never counted"
-    assert {n.number for n in store.reads.foreign(study, [])} == set(numbers) - {
+    assert {n.number for n in store.news.foreign(study, [])} == set(numbers) - {
         c.number for c in done
     }
 
@@ -609,14 +609,14 @@ def test_news_never_skips_a_trial_whose_transaction_commits_late(
     thread = threading.Thread(target=lambda: created.append(begun(store, slow, lease)))
     thread.start()
     wait_until(_waits_for_lock(store.url), timeout=10)
-    assert store.reads.news(study, 0) == ([], 0)
+    assert store.news.since(study, 0) == ([], 0)
     holder.rollback()
     thread.join()
     begun(store, quick, other)
-    news, cursor = store.reads.news(study, 0)
+    news, cursor = store.news.since(study, 0)
     assert [n.number for n in news] == [0, 1]
     end(store, created[0])
-    assert [(n.number, n.state) for n in store.reads.news(study, cursor)[0]] == [(0, "COMPLETE")]
+    assert [(n.number, n.state) for n in store.news.since(study, cursor)[0]] == [(0, "COMPLETE")]
     holder.close()
 
 

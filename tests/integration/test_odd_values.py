@@ -61,7 +61,7 @@ class Database:
         read the same.
         """
         trials = optuna.load_study(study_name=name, storage=self.url).trials
-        ours = sorted(self.store.reads.news(study_id, 0)[0], key=lambda trial: trial.number)
+        ours = sorted(self.store.news.since(study_id, 0)[0], key=lambda trial: trial.number)
         for plain, own in zip(trials, ours, strict=True):
             assert (plain.values, plain.params.keys()) == (
                 list(own.values or ()),

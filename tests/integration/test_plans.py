@@ -13,7 +13,7 @@ import pytest
 from orchestrator.store import Store, Ticket, WorkerLease
 from orchestrator.store.connection import statement as wire
 from orchestrator.store.ledger import tickets
-from orchestrator.store.reads import news_after
+from orchestrator.store.news import news_after
 from tests.support.invariants import query
 from tests.support.large import complete
 from tests.support.plans import Ran, watched

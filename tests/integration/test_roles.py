@@ -129,7 +129,7 @@ def test_a_worker_lives_its_whole_life_with_the_role_for_workers(roles: Roles) -
         unstarted = store.ledger.claim_one(other, study, PLACE)
         assert unstarted is not None
         assert store.ledger.evict(Silent(other.worker_id, dead=True, reason="died"))
-        assert store.reads.news(study, 0)
+        assert store.news.since(study, 0)
         while (claim := start(store, lease, study)) is not None:
             end(store, claim)
         store.ledger.end_studies()

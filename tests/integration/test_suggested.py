@@ -59,7 +59,7 @@ def test_a_parameter_is_written_to_optunas_trial_and_to_ours(
         "lr": 0.25,
         "opt": "b",
     }
-    assert {p.name for news in store.reads.running(claim.study_id) for p in news.params} == {
+    assert {p.name for news in store.news.running(claim.study_id) for p in news.params} == {
         "a",
         "x",
         "lr",
@@ -79,11 +79,11 @@ def test_a_parameter_that_the_trial_has_stays_as_it_is(store: Store, lease: Work
 
 def test_it_is_no_news_until_the_trial_ends(store: Store, lease: WorkerLease) -> None:
     claim = begun(store, lease)
-    _, position = store.reads.news(claim.study_id, 0)
+    _, position = store.news.since(claim.study_id, 0)
     store.suggested.add(claim, LR, 0.25)
-    assert store.reads.news(claim.study_id, position) == ([], position)
+    assert store.news.since(claim.study_id, position) == ([], position)
     end(store, claim)
-    ((news,), _) = store.reads.news(claim.study_id, position)
+    ((news,), _) = store.news.since(claim.study_id, position)
     assert LR in news.params
 
 

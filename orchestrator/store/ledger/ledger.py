@@ -51,8 +51,8 @@ from orchestrator.store.ledger.fleet import Silent, WorkerLease, hold_worker
 from orchestrator.store.ledger.shortages import TRIAL_FITS
 from orchestrator.store.ledger.suggested import write_missing
 from orchestrator.store.ledger.tickets import Choice, Found, Undecided
+from orchestrator.store.news import news_after
 from orchestrator.store.optuna import rows as optuna_rows
-from orchestrator.store.reads import news_after
 from orchestrator.store.schema import LIVE
 
 # User attributes of a trial, for people who look at it in Optuna's tools.

@@ -124,6 +124,6 @@ class Store:
         return self._database.url.render_as_string(hide_password=False)
 
     @property
-    def shown_url(self) -> str:
+    def masked_url(self) -> str:
         """The URL with its password masked."""
-        return self._database.shown_url
+        return self._database.masked_url

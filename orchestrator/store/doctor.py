@@ -45,10 +45,10 @@ class Doctor:
     def older_optuna(self) -> str | None:
         """What to know of a storage that an Optuna before 5 made, None of any other."""
         with self._database.transaction() as c:
-            told: str | None = c.execute(
+            message: str | None = c.execute(
                 sa.text(f"SELECT message FROM ({NOTES['older Optuna']}) AS f(study, message)")
             ).scalar()
-        return told
+        return message
 
     def examine(self, study: str | None = None) -> Examination:
         """Checks one study and the fleet, or all studies. All statements see one moment, so work

@@ -556,15 +556,15 @@ class Reads:
         """
         found = {study_id: Servers() for study_id in study_ids}
         for row in self._database.execute(_SERVERS, {"study_ids": list(study_ids)}):
-            known = found[row.study_id]
+            so_far = found[row.study_id]
             if row.elsewhere:
-                found[row.study_id] = replace(known, elsewhere=known.elsewhere + row.workers)
+                found[row.study_id] = replace(so_far, elsewhere=so_far.elsewhere + row.workers)
             elif row.why is not None:
                 found[row.study_id] = replace(
-                    known, refusals=(*known.refusals, (row.why, row.workers))
+                    so_far, refusals=(*so_far.refusals, (row.why, row.workers))
                 )
             else:
-                found[row.study_id] = replace(known, able=known.able + row.workers)
+                found[row.study_id] = replace(so_far, able=so_far.able + row.workers)
         return found
 
     def workers(self) -> list[WorkerRow]:

@@ -3,6 +3,9 @@
 The unique indexes are the promises: one row a (cell, share), at most one trial that holds a ticket,
 numbers distinct. No foreign key leads from ours into Optuna's tables, so that a dashboard may
 delete a study without asking us.
+
+Every statement has the same alias for a table: s study, l cell, t ticket, o trial, a attempt, w
+worker, d slot, h shortage, e event; of Optuna's, p studies and q trials.
 """
 
 from __future__ import annotations

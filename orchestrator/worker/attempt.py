@@ -134,7 +134,7 @@ class Attempts:
         if self._device.gpu is not None:
             self._contact.meanwhile(self._device.settle, hurry=abandon)
         try:
-            running = served.runner.start(job, self._told)
+            running = served.runner.start(job, self._request)
         except OSError as error:
             self._release(attempt, "cannot write its run directory")
             raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
@@ -226,7 +226,7 @@ class Attempts:
             return False
         return served.search.should_prune(attempt.number, reports=curve)
 
-    def _told(self) -> Told:
+    def _request(self) -> Told:
         if self._draining.how >= Drain.STOP or self._contact.halted_at is not None:
             return Told.STOP
         return Told.NOTHING if self._draining.how == Drain.NO else Told.LEAVE
@@ -234,17 +234,14 @@ class Attempts:
     def _obey(self, running: Running) -> None:
         """Passes a request to end on to the child, and ends it when its time is up."""
         draining = self._draining
-        asked = (
+        requests = (
             [(draining.since, "the worker was told to end")] if draining.how >= Drain.STOP else []
         )
-        asked += (
-            [(self._contact.halted_at, "the study was paused or stopped")]
-            if self._contact.halted_at is not None
-            else []
-        )
-        if not asked:
+        if self._contact.halted_at is not None:
+            requests.append((self._contact.halted_at, "the study was paused or stopped"))
+        if not requests:
             return
-        since, reason = min(asked)
+        since, reason = min(requests)
         running.ask_to_stop()
         if draining.how == Drain.NOW or time.monotonic() - since >= self._settings.drain_s:
             self._contact.meanwhile(lambda: running.terminate(reason))

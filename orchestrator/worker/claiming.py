@@ -209,7 +209,7 @@ class Claiming:
         served.look_for_foreign(self._store)
         likely = served.likely_cells() if adaptive else ()
 
-        def claim(known: int | None, choice: Choice | None = None) -> Claim | Undecided | None:
+        def claim(since: int | None, choice: Choice | None = None) -> Claim | Undecided | None:
             return ledger.claim_one(
                 self._contact.lease,
                 study_id,
@@ -218,7 +218,7 @@ class Claiming:
                 adaptive=adaptive,
                 likely=likely,
                 ahead=ahead,
-                known=known,
+                since=since,
                 launched=served.row.launched_at,
             )
 
@@ -265,13 +265,13 @@ class Claiming:
             served.learn(self._store)
         alike = served.spec.sampler.get("name") in _DRAW
         for asks in range(1, ASKS):
-            known = served.cursor if served.learns else None
+            since = served.cursor if served.learns else None
             created = ledger.create(
                 ticket,
                 suggest(asks),
                 self._contact.lease,
                 self._place,
-                known=known,
+                since=since,
                 alike=alike,
                 start=start,
             )
@@ -283,7 +283,7 @@ class Claiming:
             learn_and_suggest,
             self._contact.lease,
             self._place,
-            known=served.cursor,
+            since=served.cursor,
             start=start,
         )
         assert created is not None

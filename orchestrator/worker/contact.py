@@ -315,14 +315,16 @@ class Contact:
         """
         assert self._lease is not None
         running = None if self._running is None else self._running.token
-        told = self._store.fleet.renew(self._lease, self._doing, holds=self._held, running=running)
-        self._note_server(told.server, told.transaction)
-        if self._slotted and not told.slotted:
+        renewed = self._store.fleet.renew(
+            self._lease, self._doing, holds=self._held, running=running
+        )
+        self._note_server(renewed.server, renewed.transaction)
+        if self._slotted and not renewed.slotted:
             raise LeaseLostError(
                 f"the database has lost that worker {self._lease.worker_id} holds a device slot"
             )
-        self.doubted = not told.runs
-        if told.strays:
+        self.doubted = not renewed.runs
+        if renewed.strays:
             back = self._store.ledger.give_back_held(
                 self._lease, "its worker does not know of it", but=self._held
             )
@@ -331,8 +333,8 @@ class Contact:
                 "not know",
                 back,
             )
-        self.halted_at = (self.halted_at or time.monotonic()) if told.halted else None
-        self._crowded = told.crowded
+        self.halted_at = (self.halted_at or time.monotonic()) if renewed.halted else None
+        self._crowded = renewed.crowded
         self._answered()
         self._health.touch()
         self._next_beat = time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)

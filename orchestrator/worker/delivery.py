@@ -236,7 +236,7 @@ class LeftResults:
         interrupted.
         """
         try:
-            outcome, said = rundir.read_result(run_dir), journal.read(run_dir)
+            outcome, reported = rundir.read_result(run_dir), journal.read(run_dir)
         except (OSError, ValueError, KeyError, TypeError) as error:
             if run_dir not in self._unreadable:
                 logger.warning("%s: the result cannot be read: %s", run_dir, error)
@@ -245,4 +245,4 @@ class LeftResults:
         if outcome is None or isinstance(outcome, Interrupted):
             return None
         logger.info("%s holds a result that was not delivered; delivering it", run_dir)
-        return outcome, Unwritten(*said, facts=facts.read(run_dir))
+        return outcome, Unwritten(*reported, facts=facts.read(run_dir))

@@ -155,7 +155,7 @@ class Slots:
         self._in_use: list[str] = []
         self._gone: list[str] = []
         self.why_cpu = why_no_gpu() if settings.devices is None and not gpus else None
-        self._said = False
+        self._cpu_announced = False
 
     def claim(self, lease: WorkerLease) -> HeldSlot | None:
         """Takes a free slot, each device once before any is shared; None when all are held or used
@@ -176,9 +176,9 @@ class Slots:
             device = self._offers[taken]
             lock = None if device.kind == "cpu" else DeviceLock.acquire(taken.device, taken.slot)
             if device.kind == "cpu" or lock is not None:
-                if self.why_cpu is not None and not self._said:
+                if self.why_cpu is not None and not self._cpu_announced:
                     logger.info("%s: trials run on the CPU", self.why_cpu)
-                    self._said = True
+                    self._cpu_announced = True
                 return HeldSlot(
                     device, taken.slot, self._threads(taken), lock, self._occupancy(taken)
                 )

@@ -50,14 +50,14 @@ class Suggesting:
         Raises:
             LeaseLostError: the trial is another's; the question has no answer.
         """
-        asked = self._waiting
-        if asked is None or running.outcome is not None or time.monotonic() < self._again_at:
+        question = self._waiting
+        if question is None or running.outcome is not None or time.monotonic() < self._again_at:
             return
         try:
-            if isinstance(asked, StudyAsked):
-                running.answer_study(asked.about, self._about(asked.about))
+            if isinstance(question, StudyAsked):
+                running.answer_study(question.about, self._about(question.about))
             else:
-                self._answer_or_refuse(asked, running)
+                self._answer_or_refuse(question, running)
         except StoreUnavailableError as error:
             self._contact.lost(error)
             self._again_at = time.monotonic() + self._pause_s
@@ -70,22 +70,22 @@ class Suggesting:
             what, self._attempt.study_id, self._attempt.number, self._served.spec.directions
         )
 
-    def _answer_or_refuse(self, asked: SuggestAsked, running: Running) -> None:
+    def _answer_or_refuse(self, question: SuggestAsked, running: Running) -> None:
         try:
-            self._answer(asked, running)
+            self._answer(question, running)
         except (StoreUnavailableError, LeaseLostError):
             raise
         except (ValueError, TypeError) as error:
             kind = "TypeError" if isinstance(error, TypeError) else "ValueError"
-            running.answer_suggest(asked.name, None, refused=(kind, str(error)))
+            running.answer_suggest(question.name, None, refused=(kind, str(error)))
         except OrchestratorError as error:  # what no database takes
             running.answer_suggest(
-                asked.name, None, refused=("ValueError", f"parameter {asked.name!r}: {error}")
+                question.name, None, refused=("ValueError", f"parameter {question.name!r}: {error}")
             )
 
-    def _answer(self, asked: SuggestAsked, running: Running) -> None:
+    def _answer(self, question: SuggestAsked, running: Running) -> None:
         answers = self._answers = self._answers or self._begin()
-        answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
+        answer = answers.answer(question.name, question.kind, question.arguments, question.fixed)
         if answer.new is not None:
             check = answers.check_of(answer.new)
             stored = self._store.suggested.add(
@@ -95,12 +95,16 @@ class Suggesting:
             self._unwritten.suggested[stored.name] = (stored, answer.value)
             # the answer to an earlier try was lost, and this one has other news
             if stored != answer.new:
-                answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
-            logger.debug("trial %s: %s = %r", self._attempt.number, asked.name, answer.value)
-        running.answer_suggest(asked.name, answer.internal, warnings=answer.warnings)
+                answer = answers.answer(
+                    question.name, question.kind, question.arguments, question.fixed
+                )
+            logger.debug("trial %s: %s = %r", self._attempt.number, question.name, answer.value)
+        running.answer_suggest(question.name, answer.internal, warnings=answer.warnings)
 
     def _begin(self) -> Answers:
-        """What the study knows now: the sampler is asked once a trial for all that it can tell."""
+        """What the study knows now: the sampler is question once a trial for all that
+        it can tell.
+        """
         self._served.learn(self._store)
         news = self._store.news.running(self._served.row.study_id)
         self._served.search.feed(news)

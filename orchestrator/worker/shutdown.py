@@ -87,11 +87,11 @@ class Draining:
         """
 
         def ask(number: int, _frame: FrameType | None) -> None:
-            asked_s = time.monotonic() - self.since
+            after_s = time.monotonic() - self.since
             if number == signal.SIGINT:
-                if self.how == Drain.NO or asked_s >= _ONE_CTRL_C_S:
+                if self.how == Drain.NO or after_s >= _ONE_CTRL_C_S:
                     self.ask(Drain.FINISH if self.how == Drain.NO else Drain.NOW)
-            elif self.how < Drain.STOP or asked_s >= _ONE_REQUEST_S:
+            elif self.how < Drain.STOP or after_s >= _ONE_REQUEST_S:
                 self.ask(Drain.STOP if self.how < Drain.STOP else Drain.NOW)
 
         before = signals.handle(ask)

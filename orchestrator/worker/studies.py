@@ -31,7 +31,7 @@ from orchestrator.worker.device_slot import HeldSlot
 
 IMPORT_AGAIN_S = 30.0
 FOREIGN_EVERY_S = 10.0
-_FOREIGN_TOLD = 200
+_MOST_FOREIGN = 200
 _MOST_WHY = 1000  # characters of a reason that others read
 _MODELS = ("tpe", "gp", "nsga2")  # the samplers that suggest by what they know of the other trials
 LIKELY = 3 * MOST_CHOICES // 4
@@ -122,11 +122,11 @@ class Served:
         suggestion = self.search.ask(
             ticket.cell_values, ticket=ticket.ticket, retry=ticket.failures, given=given
         )
-        known = {"position": self.cursor, "foreign": sorted(self.foreign)[:_FOREIGN_TOLD]}
-        asked = {"ticket": ticket.ticket, "retry": ticket.failures, "given": given, "asks": asks}
+        knowledge = {"position": self.cursor, "foreign": sorted(self.foreign)[:_MOST_FOREIGN]}
+        ask = {"ticket": ticket.ticket, "retry": ticket.failures, "given": given, "asks": asks}
         study = {"study_seed": self.spec.seed, "sampler": dict(self.spec.sampler)}
         attrs = dict(suggestion.system_attrs)
-        attrs[ASK_KEY] = {**attrs.get(ASK_KEY, {}), **known, **asked, **study}
+        attrs[ASK_KEY] = {**attrs.get(ASK_KEY, {}), **knowledge, **ask, **study}
         if later := {
             name: value for name, value in (ticket.fixed or {}).items() if name not in given
         }:
@@ -158,7 +158,7 @@ class Serving:
         self._served: dict[int, Served] = {}
         self._unservable: dict[tuple[int, datetime], float] = {}
         self._refusals: dict[int, tuple[int, str]] = {}
-        self._refusals_told: dict[int, tuple[int, str]] = {}
+        self._refusals_written: dict[int, tuple[int, str]] = {}
         self._announced: set[tuple[int, datetime]] = set()
         self._anew = contact.anew
         self._device = device
@@ -239,9 +239,9 @@ class Serving:
                 raise
             except Exception as error:  # noqa: BLE001 - made by another version, a sampler's package missing: others go on
                 self._refuse(row, error)
-        if self._refusals != self._refusals_told:
+        if self._refusals != self._refusals_written:
             self._store.fleet.refuse(self._contact.lease, self._refusals)
-            self._refusals_told = dict(self._refusals)
+            self._refusals_written = dict(self._refusals)
         return able
 
     def _refuse(self, row: StudyRow, error: Exception) -> None:

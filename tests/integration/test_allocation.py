@@ -80,11 +80,11 @@ def test_a_suggestion_that_did_not_know_of_a_trial_is_refused(
     mine = take(store, lease, study)
     assert mine is not None
     assert start(store, other, study) is not None
-    assert store.ledger.create(mine, suggestion(mine), lease, PLACE, known=known) is None
+    assert store.ledger.create(mine, suggestion(mine), lease, PLACE, since=known) is None
     assert [t.number for t in store.reads.trials(study)] == [0], "nothing was created"
     news, known = store.news.since(study, known)
     assert [n.number for n in news] == [0]
-    created = store.ledger.create(mine, suggestion(mine), lease, PLACE, known=known)
+    created = store.ledger.create(mine, suggestion(mine), lease, PLACE, since=known)
     assert created is not None
     assert created.number == 1
 
@@ -100,7 +100,7 @@ def test_a_trial_that_ended_since_is_no_reason_to_ask_again(
     mine = take(store, lease, study)
     assert mine is not None
     end(store, theirs)
-    assert store.ledger.create(mine, suggestion(mine), lease, PLACE, known=known) is not None
+    assert store.ledger.create(mine, suggestion(mine), lease, PLACE, since=known) is not None
 
 
 def test_a_function_is_told_the_news_under_the_lock(store: Store, lease: WorkerLease) -> None:
@@ -115,7 +115,7 @@ def test_a_function_is_told_the_news_under_the_lock(store: Store, lease: WorkerL
         assert mine is not None
         return suggestion(mine)
 
-    created = store.ledger.create(mine, suggest, lease, PLACE, known=0)
+    created = store.ledger.create(mine, suggest, lease, PLACE, since=0)
     assert created is not None
     assert (told, created.number) == ([0, 1], 1)
 

@@ -24,13 +24,13 @@ def test_a_trial_takes_few_round_trips_and_transactions(
     store.reads.studies()
     counted.take()
     for share in (True, True, False, False):
-        claim = store.ledger.claim_one(lease, study, PLACE, known=0)
+        claim = store.ledger.claim_one(lease, study, PLACE, since=0)
         assert isinstance(claim, Ticket)
         assert counted.take() == ((4, 1) if share else (5, 1)), (
             "what is next, what was taken, the news, COMMIT"
         )
         made = store.ledger.create(
-            claim, suggestion(claim), lease, PLACE, known=10_000, start=False
+            claim, suggestion(claim), lease, PLACE, since=10_000, start=False
         )
         assert isinstance(made, Prepared)
         assert counted.take() == (2, 1), (

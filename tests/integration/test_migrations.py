@@ -204,7 +204,7 @@ def test_a_database_without_our_schema_says_which_command_makes_it(empty_databas
 def test_a_password_in_the_query_is_moved_to_where_it_is_masked() -> None:
     url = storage_url("postgresql://me@host/db?password=s3cret&sslmode=disable")
     assert (url.password, dict(url.query)) == ("s3cret", {"sslmode": "disable"})
-    assert "s3cret" not in Database(url).shown_url
+    assert "s3cret" not in Database(url).masked_url
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])

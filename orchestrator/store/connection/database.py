@@ -188,7 +188,7 @@ class Database:
         self._prepares = True
 
     @property
-    def shown_url(self) -> str:
+    def masked_url(self) -> str:
         """The URL with its password masked."""
         return self.url.render_as_string(hide_password=True)
 
@@ -292,16 +292,16 @@ class Database:
         if prepared and sqlstate in _OF_PREPARED:
             self._prepares = self._prepares and sqlstate == _RESULT_CHANGED
             return StoreUnavailableError(
-                f"database {self.shown_url} lost a prepared statement: {text}"
+                f"database {self.masked_url} lost a prepared statement: {text}"
             )
         if sqlstate == _READ_ONLY:
             return StoreUnavailableError(
-                f"database {self.shown_url} takes no writes (a standby, or a server with a full "
+                f"database {self.masked_url} takes no writes (a standby, or a server with a full "
                 f"disk?): {text}"
             )
         if refused := next((line for line in lines if _WRONG_PASSWORD in line), None):
             return StoreUnavailableError(
-                f"database {self.shown_url} refuses the password: "
+                f"database {self.masked_url} refuses the password: "
                 f"{hide_password(refused, self.url)}. A server keeps the"
                 " password that its data (of a container: its volume) was made with, whatever the "
                 "password file says now: give"
@@ -312,8 +312,8 @@ class Database:
         lost = isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)
         lost = lost or getattr(error, "connection_invalidated", False)
         if sqlstate.startswith(_PASSING) if sqlstate else lost:
-            return StoreUnavailableError(f"database {self.shown_url} does not answer: {text}")
-        return OrchestratorError(f"database {self.shown_url} refused: {text}")
+            return StoreUnavailableError(f"database {self.masked_url} does not answer: {text}")
+        return OrchestratorError(f"database {self.masked_url} refused: {text}")
 
 
 @functools.cache

@@ -127,33 +127,33 @@ def give_back_all(c: Connection, worker_id: int, reason: str, *, but: Collection
     """
     rows = answers(c, HELD, {"worker_id": worker_id, "but": list(but)})
     for row in rows:
-        give_back(c, row, "interrupted", reason, known=False)
+        give_back(c, row, "interrupted", reason, in_optuna=False)
     return len(rows)
 
 
 def give_back_or_fail(
-    c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = NO_FACTS
+    c: Connection, row: Row, outcome: str, reason: str, *, in_optuna: bool, facts: Facts = NO_FACTS
 ) -> None:
     """Gives a trial back, or fails it when it lost its last attempt; under the study's lock if that
-    is `known`.
+    is `in_optuna`.
     """
     if row.state == "PREPARED":  # it never began: nothing is lost
         outcome = "interrupted"
-    may_end = outcome == "lost" and row.state == "RUNNING" and known
+    may_end = outcome == "lost" and row.state == "RUNNING" and in_optuna
     if may_end and row.lost + 1 >= runner_setting(c, row.study_id, "max_attempts", 5):
         later(c, _LOCK_CELL, {"trial_id": row.trial_id})
         (row,) = answers(c, ENDING, {"trial_id": row.trial_id, "token": row.token})
         why = f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"
         end(c, row, Failed("lost", why), {}, facts)
     else:
-        give_back(c, row, outcome, reason, known=known, facts=facts)
+        give_back(c, row, outcome, reason, in_optuna=in_optuna, facts=facts)
 
 
 def give_back(
-    c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = NO_FACTS
+    c: Connection, row: Row, outcome: str, reason: str, *, in_optuna: bool, facts: Facts = NO_FACTS
 ) -> None:
     """The trial is open to others; how its attempt ended is told in Optuna's study, if that is
-    `known` to be there.
+    `in_optuna` to be there.
     """
     if row.state == "CLAIMED":  # no Optuna trial yet: the ticket is as if never touched
         later(c, _DELETE, {"trial_id": row.trial_id})
@@ -164,7 +164,7 @@ def give_back(
     counted = {"lost": int(outcome == "lost"), "retries": int(outcome == "retried")}
     later(c, _GIVE_BACK, {"trial_id": row.trial_id, **counted})
     end_attempt(c, row, outcome, reason, facts)
-    if known and outcome in ("lost", "retried"):
+    if in_optuna and outcome in ("lost", "retried"):
         ended = {ATTEMPT_ATTR.format(row.attempts): f"{outcome}: {reason}"}
         optuna_rows.write_user_attrs(c, row.optuna_trial_id, ended)
     later(c, _RELEASED, {"study_id": row.study_id, "trial_id": row.trial_id, "reason": reason})

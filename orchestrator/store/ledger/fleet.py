@@ -162,8 +162,8 @@ class Fleet:
         Raises:
             LeaseLostError: the worker was evicted; its slot and trials may be another's.
         """
-        said = {"ttl_s": lease.ttl_s, "doing": doing, "holds": list(holds), "running": running}
-        renewed = self._database.execute(_RENEW, {**lease.proof, **said})
+        renewal = {"ttl_s": lease.ttl_s, "doing": doing, "holds": list(holds), "running": running}
+        renewed = self._database.execute(_RENEW, {**lease.proof, **renewal})
         if not renewed:
             raise lease.lost()
         row = renewed[0]

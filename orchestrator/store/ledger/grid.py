@@ -151,8 +151,8 @@ _INSERT_CELLS = sa.text(
 _TO_BE_LAID_ANEW = sa.text(
     """
     SELECT EXISTS (
-            SELECT FROM orchestrator.cell c WHERE c.study_id = :study_id AND c.state = 'OPEN'
-                AND c.bound < :per_cell
+            SELECT FROM orchestrator.cell l WHERE l.study_id = :study_id AND l.state = 'OPEN'
+                AND l.bound < :per_cell
         ) OR (
             SELECT count(*) FILTER (WHERE t.state <> 'VOID') > :trials
                 OR count(*) FILTER (WHERE t.state = 'VOID') > 0
@@ -167,20 +167,20 @@ _TO_BE_LAID_ANEW = sa.text(
 _INSERT_SHARES = sa.text(
     """
     INSERT INTO orchestrator.ticket (study_id, ordinal, cell_id, share)
-    SELECT :study_id, :first + row_number() OVER (ORDER BY s.share, c.ordinal) - 1, c.cell_id,
+    SELECT :study_id, :first + row_number() OVER (ORDER BY s.share, l.ordinal) - 1, l.cell_id,
         s.share
-    FROM orchestrator.cell c
+    FROM orchestrator.cell l
     LEFT JOIN (
         SELECT t.cell_id, max(t.share) AS highest,
             count(*) FILTER (WHERE t.state <> 'VOID' AND NOT t.extra) AS n
         FROM orchestrator.ticket t WHERE t.study_id = :study_id GROUP BY t.cell_id
-    ) AS had ON had.cell_id = c.cell_id
+    ) AS had ON had.cell_id = l.cell_id
     CROSS JOIN LATERAL generate_series(
         coalesce(had.highest, 0) + 1, coalesce(had.highest,
             0) + CAST(:per_cell AS int) - coalesce(had.n, 0)
     ) AS s(share)
-    WHERE c.study_id = :study_id AND c.state = 'OPEN'
-    ORDER BY s.share, c.ordinal LIMIT CAST(:room AS int)
+    WHERE l.study_id = :study_id AND l.state = 'OPEN'
+    ORDER BY s.share, l.ordinal LIMIT CAST(:room AS int)
     """
 )
 
@@ -188,16 +188,16 @@ _INSERT_SHARES = sa.text(
 # all of them.
 _COUNT_BOUND = sa.text(
     """
-    UPDATE orchestrator.cell c SET bound = n.n
+    UPDATE orchestrator.cell l SET bound = n.n
     FROM (
-        SELECT c.cell_id, count(t.ticket_id) AS n
-        FROM orchestrator.cell c
-        LEFT JOIN orchestrator.ticket t ON t.cell_id = c.cell_id AND t.state <> 'VOID'
+        SELECT l.cell_id, count(t.ticket_id) AS n
+        FROM orchestrator.cell l
+        LEFT JOIN orchestrator.ticket t ON t.cell_id = l.cell_id AND t.state <> 'VOID'
             AND NOT t.extra
-        WHERE c.study_id = :study_id
-        GROUP BY c.cell_id
+        WHERE l.study_id = :study_id
+        GROUP BY l.cell_id
     ) AS n
-    WHERE n.cell_id = c.cell_id AND c.bound <> n.n
+    WHERE n.cell_id = l.cell_id AND l.bound <> n.n
     """
 )
 

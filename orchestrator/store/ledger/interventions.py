@@ -154,11 +154,11 @@ class Interventions:
         """A transaction that holds the locks of the study, and its row."""
         with self._database.transaction() as c:
             later(c, optuna_rows.LOCK_STUDY, {"study_id": study_id})
-            known = optuna_rows.has_study(c, study_id)
+            in_optuna = optuna_rows.has_study(c, study_id)
             row = c.execute(
                 sa.select(study).where(study.c.study_id == study_id).with_for_update(key_share=True)
             ).one_or_none()
-            if row is None or not known:
+            if row is None or not in_optuna:
                 raise ConfigError(f"study {study_id} was deleted from the database")
             yield c, row
 
@@ -217,7 +217,7 @@ class Interventions:
 
     def _failed(self, c: Connection, study_id: int, number: int | None) -> Sequence[Row[Any]]:
         ours = sa.select(trial).where(trial.c.study_id == study_id).order_by(trial.c.number)
-        asked_for = sa.select(ticket.c.retried_from).where(
+        to_be_repeated = sa.select(ticket.c.retried_from).where(
             ticket.c.study_id == study_id, ticket.c.retried_from.is_not(None)
         )
         if number is None:
@@ -231,7 +231,9 @@ class Interventions:
                 .group_by(trial.c.ticket_id, trial.c.cell_id)
             )
             return c.execute(
-                ours.where(trial.c.number.in_(tries), trial.c.number.not_in(asked_for.union(done)))
+                ours.where(
+                    trial.c.number.in_(tries), trial.c.number.not_in(to_be_repeated.union(done))
+                )
             ).all()
         rows = c.execute(ours.where(trial.c.number == number)).all()
         if not rows:
@@ -243,7 +245,7 @@ class Interventions:
                 f"trial={number}: it is {rows[0].state}; only a failed trial is run again "
                 "(enqueue runs any parameters)"
             )
-        if c.execute(asked_for.where(ticket.c.retried_from == number)).first() is not None:
+        if c.execute(to_be_repeated.where(ticket.c.retried_from == number)).first() is not None:
             raise ConfigError(f"trial={number}: it is being run again, or was with success")
         return rows
 

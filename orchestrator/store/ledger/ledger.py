@@ -79,7 +79,7 @@ class Ledger:
         adaptive: bool = False,
         likely: Sequence[int] = (),
         ahead: bool = False,
-        known: int | None = None,
+        since: int | None = None,
         launched: datetime | None = None,
     ) -> Claim | Undecided | None:
         """Takes what is next in a study: a trial given back, else the next ticket, else a trial
@@ -97,7 +97,7 @@ class Ledger:
             likely: ordinals of the cells it would choose among if there are more than
                 `MOST_CHOICES`.
             ahead: only a ticket, and not while a trial waits that was given back.
-            known: the answer is to tell the study's news since this position.
+            since: the answer is to have the study's news since this position.
             launched: when the study was launched whose trial is wanted; one that was launched later
                 has none for the caller.
 
@@ -121,7 +121,7 @@ class Ledger:
                 if isinstance(found, Undecided)
                 else self._take_ticket(c, lease, study_id, found)
             )
-            return taken if known is None else replace(taken, news=news_after(c, study_id, known))
+            return taken if since is None else replace(taken, news=news_after(c, study_id, since))
 
     def _take_up(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> Attempt:
         """A trial that was given back: its next attempt begins."""
@@ -184,20 +184,20 @@ class Ledger:
         lease: WorkerLease,
         place: Place,
         *,
-        known: int | None = None,
+        since: int | None = None,
         alike: bool = False,
         start: bool = True,
     ) -> Prepared | Attempt | None:
         """Creates the Optuna trial of a ticket, RUNNING, with all its parameters, and begins its
         first attempt.
 
-        None, and nothing is created, if others have created trials since the caller knew the
-        study's news up to `known`: it may have suggested what they did. With `alike` only one with
+        None, and nothing is created, if others have created trials after the caller read the
+        study's news, up to `since`: it may have suggested what they did. With `alike` only one with
         the very same parameters counts. A function instead of a suggestion is called under the
-        study's lock, with the news since `known` and their last position; what it suggests is known
-        to be up to date. Without `start` the trial is only prepared: no attempt is counted until
-        `start`. If an earlier call did the work and its answer was lost, the trial is returned as
-        that call left it.
+        study's lock, with the news after `since` and their last position; what it suggests is up to
+        date. Without `start` the trial is only prepared: no attempt is counted until `start`. If an
+        earlier call did the work and its answer was lost, the trial is returned as that call left
+        it.
 
         Raises:
             LeaseLostError: the claim is no longer ours, or the study is gone; nothing was created.
@@ -209,7 +209,7 @@ class Ledger:
             look = {
                 **held.proof,
                 "study_id": held.study_id,
-                "known": known,
+                "since": since,
                 "values": values if alike else None,
             }
             (ours,) = answers(c, _LOOK_BEFORE_CREATE, look)
@@ -222,7 +222,7 @@ class Ledger:
                 made = held.prepared(ours.number, ours.optuna_trial_id, ours.values)
                 return made if ours.state == "PREPARED" else made.begun(ours.attempts)
             if callable(suggestion):
-                suggestion = suggestion(*news_after(c, held.study_id, known or 0))
+                suggestion = suggestion(*news_after(c, held.study_id, since or 0))
             elif ours.newer:
                 return None
             optuna_rows.create_trial(c, held.study_id, ours.next_id, ours.next_number, suggestion)
@@ -371,7 +371,7 @@ class Ledger:
                 c, row.optuna_trial_id, report.constraints, report.artifacts
             )
             why = f"{failure.kind}: {failure.message.splitlines()[0]}"
-            endings.give_back(c, row, "retried", why, known=True, facts=report.facts)
+            endings.give_back(c, row, "retried", why, in_optuna=True, facts=report.facts)
         return True
 
     def give_back_held(self, lease: WorkerLease, reason: str, *, but: Collection[int] = ()) -> int:
@@ -398,11 +398,16 @@ class Ledger:
         give back.
         """
         with self._database.transaction() as c:
-            known = has_study(c, held.study_id)
+            in_optuna = has_study(c, held.study_id)
             row = answer(c, HOLD, held.proof)
             if row is not None and row.state in LIVE and row.worker_id is not None:
                 endings.give_back_or_fail(
-                    c, row, "lost" if lost else "interrupted", reason, known=known, facts=facts
+                    c,
+                    row,
+                    "lost" if lost else "interrupted",
+                    reason,
+                    in_optuna=in_optuna,
+                    facts=facts,
                 )
 
     def deregister(self, lease: WorkerLease, reason: str) -> None:
@@ -431,10 +436,10 @@ class Ledger:
                 return False
             later(c, _NAME_PREPARED, {"worker_id": silent.worker_id})
             studies = answers(c, _STUDIES_OF, {"worker_id": silent.worker_id})
-            known = {row.study_id for row in studies if has_study(c, row.study_id)}
+            in_optuna = {row.study_id for row in studies if has_study(c, row.study_id)}
             for row in answers(c, endings.HELD, {"worker_id": silent.worker_id, "but": []}):
                 endings.give_back_or_fail(
-                    c, row, "lost", silent.reason, known=row.study_id in known
+                    c, row, "lost", silent.reason, in_optuna=row.study_id in in_optuna
                 )
             later(c, _EVICTED, {"worker_id": silent.worker_id, "reason": silent.reason})
         return True
@@ -497,9 +502,9 @@ class Ledger:
         was finished before.
         """
         with self._database.transaction() as c:
-            known = has_study(c, study_id)
+            in_optuna = has_study(c, study_id)
             row = answer(c, _IS_OVER, {"study_id": study_id})
-            if row is None or not known:
+            if row is None or not in_optuna:
                 return False
             why = "budget.hours is over" if row.state in ("ACTIVE", "PAUSED") else row.reason
             endings.abandon_all(c, study_id, f"{why}, and nobody had taken the trial up again")
@@ -606,7 +611,7 @@ _LOOK_BEFORE_CREATE = Statement(
         EXISTS (
             SELECT FROM (
                 SELECT n.values FROM orchestrator.trial n WHERE n.study_id = :study_id
-                    AND n.created_seq > :known
+                    AND n.created_seq > :since
                 ORDER BY n.created_seq OFFSET 0
                 -- by its index, however many there may be when that is planned
             ) AS n
@@ -623,13 +628,13 @@ _LOOK_BEFORE_CREATE = Statement(
 )
 _CREATE = Statement(
     """
-    WITH told AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id
+    WITH next AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id
         RETURNING news)
     UPDATE orchestrator.trial
     SET state = :state, number = :number, optuna_trial_id = :optuna_trial_id,
         values = CAST(:values AS json),
-        attempts = :attempts, seq = told.news, created_seq = told.news
-    FROM told WHERE trial_id = :trial_id
+        attempts = :attempts, seq = next.news, created_seq = next.news
+    FROM next WHERE trial_id = :trial_id
     """
 )
 _BEGIN_ATTEMPT = Statement(  # the one that the trial's row counts by now

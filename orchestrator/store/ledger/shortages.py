@@ -179,8 +179,8 @@ _CLOSE = Statement(
                 JOIN orchestrator.attempt a ON a.trial_id = o.trial_id AND a.attempt = o.attempts
                 WHERE o.cell_id = l.cell_id AND {_is_short("k", "a")}
                     AND (o.state = 'COMPLETE' OR (o.state = 'PRUNED' AND EXISTS (
-                        SELECT FROM trial_intermediate_values v
-                            WHERE v.trial_id = o.optuna_trial_id)))
+                        SELECT FROM trial_intermediate_values i
+                            WHERE i.trial_id = o.optuna_trial_id)))
             )
         ))
         ON CONFLICT (cell_id, memory, device_name, bytes) DO UPDATE

@@ -257,7 +257,8 @@ def _differences(old: StudySpec, new: StudySpec) -> list[str]:
                 here.get(key, _ABSENT), sort_keys=True
             ):  # 1 is not True here
                 found.append(
-                    f"{section} {key} ({_shown(there, key)} there, {_shown(here, key)} here)"
+                    f"{section} {key} ({_value_text(there, key)} there, {_value_text(here, key)} "
+                    "here)"
                 )
     return found
 
@@ -265,7 +266,7 @@ def _differences(old: StudySpec, new: StudySpec) -> list[str]:
 _ABSENT = {"absent": True}
 
 
-def _shown(section: Mapping[str, Any], key: str) -> str:
+def _value_text(section: Mapping[str, Any], key: str) -> str:
     if key not in section:
         return "none"
     text = value_label(section[key])

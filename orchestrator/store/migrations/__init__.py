@@ -85,14 +85,14 @@ def revisions() -> list[str]:
 
 
 def _is_current(connection: Connection) -> bool:
-    known, ours = revisions(), None
+    all_revisions, ours = revisions(), None
     if connection.execute(
         sa.text("SELECT to_regclass(:table)"), {"table": f"{SCHEMA}.{VERSION_TABLE}"}
     ).scalar_one():
         ours = connection.execute(
             sa.text(f"SELECT version_num FROM {SCHEMA}.{VERSION_TABLE}")
         ).scalar_one_or_none()
-    if ours is not None and ours not in known:
+    if ours is not None and ours not in all_revisions:
         raise SchemaOutdatedError(
             f"the database has our schema in revision {ours}, made by a newer orchestrator: "
             "install that one"
@@ -113,4 +113,4 @@ def _is_current(connection: Connection) -> bool:
             f"{', '.join(KNOWN_OPTUNA_REVISIONS)}. For an older one run: optuna storage upgrade "
             "--storage URL"
         )
-    return revision is not None and ours == known[-1]
+    return revision is not None and ours == all_revisions[-1]

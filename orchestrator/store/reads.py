@@ -331,7 +331,8 @@ class Reads:
             if row.name == name:
                 return row
         raise ConfigError(
-            f"study.name={name}: there is no such study{did_you_mean(name, [r.name for r in rows])}"
+            f"study.name={name}: the database has no study of this "
+            f"name{did_you_mean(name, [r.name for r in rows])}"
         )
 
     def progress(self, row: StudyRow, *, maximize: bool, most: int | None = None) -> Progress:
@@ -511,7 +512,7 @@ class Reads:
             ).all()
         if trial_id is None:
             raise ConfigError(
-                f"trial={number}: the study has no trial of that number that this program ran"
+                f"trial={number}: no worker has run a trial with this number in the study"
             )
         return [
             AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome, r.reason, r.facts, r.token)

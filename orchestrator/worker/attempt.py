@@ -195,10 +195,11 @@ class Attempts:
         self._contact.confirmed()
         if not confirmed:
             raise LeaseLostError(
-                f"the database has lost that trial {attempt.number} runs here: ending it"
+                f"the database has lost track of trial {attempt.number}, which runs here; ending it"
             )
         logger.warning(
-            "the database had lost that trial %s runs here; it is told again", attempt.number
+            "the database had lost track of trial %s, which runs here; it was registered again",
+            attempt.number,
         )
 
     def _reported(self, row: StudyRow, attempt: Attempt) -> dict[int, float]:

@@ -145,7 +145,7 @@ class Claiming:
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
             try:
-                self._store.ledger.release(ahead, "prepared and not begun")
+                self._store.ledger.release(ahead, "prepared but not begun")
             except StoreUnavailableError as error:
                 self._unsure = True  # the next claim, or renewal, gives back what this could not
                 self._contact.lost(error)
@@ -166,14 +166,14 @@ class Claiming:
 
     def _give_back(self, ahead: Claim, until: Drain) -> None:
         self._contact.insist(
-            lambda: self._store.ledger.release(ahead, "prepared and not begun"), until=until
+            lambda: self._store.ledger.release(ahead, "prepared but not begun"), until=until
         )
         self._contact.gave(ahead)
 
     def _claim(self, running: Attempt | None = None) -> Claim | None:
         """The next trial of the first active study that has one and whose objective runs here."""
         if self._unsure:
-            why = "its claim was lost on the way to the worker"
+            why = "the answer to its claim was lost"
             self._store.ledger.give_back_held(self._contact.lease, why, but=self._contact.held)
             self._unsure = False
         self._contact.sweep()

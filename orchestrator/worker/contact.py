@@ -321,7 +321,7 @@ class Contact:
         self._note_server(renewed.server, renewed.transaction)
         if self._slotted and not renewed.slotted:
             raise LeaseLostError(
-                f"the database has lost that worker {self._lease.worker_id} holds a device slot"
+                f"the database has lost the device slot of worker {self._lease.worker_id}"
             )
         self.doubted = not renewed.runs
         if renewed.strays:
@@ -329,8 +329,8 @@ class Contact:
                 self._lease, "its worker does not know of it", but=self._held
             )
             logger.warning(
-                "gave back %d of its trials, as the database has it, of which this worker does "
-                "not know",
+                "gave back %d trials that the database lists for this worker but that it does "
+                "not run",
                 back,
             )
         self.halted_at = (self.halted_at or time.monotonic()) if renewed.halted else None
@@ -356,5 +356,5 @@ class Contact:
 
     def _answered(self) -> None:
         if self._lost:
-            logger.info("the database answers again")
+            logger.info("the database is reachable again")
             self._lost = False

@@ -92,7 +92,7 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
                     rundir.write_result(run_dir, outcome)
                 except OSError as error:
                     logger.warning(
-                        "%s: the result of a device that is gone stays: %s", run_dir, error
+                        "%s: could not replace the result of a failed device: %s", run_dir, error
                     )
         return outcome
 
@@ -105,7 +105,7 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
         """
         left = self.wait_until_free(FREE_WITHIN_S)
         if left is not None:
-            logger.warning("%s after %g s; the trial starts all the same", left, FREE_WITHIN_S)
+            logger.warning("%s after %g s; starting the trial anyway", left, FREE_WITHIN_S)
 
     def wait_until_free(self, timeout_s: float, stop: threading.Event | None = None) -> str | None:
         """Waits until no earlier trial of the slot uses the GPU or its memory.

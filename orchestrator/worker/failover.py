@@ -48,16 +48,16 @@ class Failover:
             return None
         self._behind, self._to_ask = False, False
         if before is None or self._line is None or self._line == before:
-            what = "it is in an earlier state than it was" if behind else None
+            what = "its state is older than before" if behind else None
         elif self._line.system != before.system:
-            what = "it is another cluster than it was"
+            what = "it is a different cluster"
         else:
             what = (
-                f"time line {before.timeline} became {self._line.timeline}: a standby was "
+                f"timeline {before.timeline} became {self._line.timeline}: a standby was "
                 "promoted, or a backup restored"
             )
         return (
             None
             if what is None
-            else f"the database went back in time ({what}): what it has lost is done again"
+            else f"the database went back in time ({what}); what it has lost is written again"
         )

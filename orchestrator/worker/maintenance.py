@@ -93,7 +93,7 @@ class Maintenance:
                 continue
             if evicted:
                 logger.warning(
-                    "worker %d is gone: %s; its trial is open to others",
+                    "worker %d is gone: %s; other workers can take up its trial",
                     silent.worker_id,
                     silent.reason,
                 )

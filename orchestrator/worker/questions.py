@@ -102,7 +102,7 @@ class Suggesting:
         running.answer_suggest(question.name, answer.internal, warnings=answer.warnings)
 
     def _begin(self) -> Answers:
-        """What the study knows now: the sampler is question once a trial for all that
+        """What the study knows now: the sampler is asked once per trial for all that
         it can tell.
         """
         self._served.learn(self._store)
@@ -111,7 +111,7 @@ class Suggesting:
         mine = next((item for item in news if item.number == self._attempt.number), None)
         if mine is None:
             raise LeaseLostError(
-                f"trial {self._attempt.number} of study {self._attempt.study_id} has ended by now"
+                f"trial {self._attempt.number} of study {self._attempt.study_id} has ended"
             )
         return self._served.search.answers(
             mine, ticket=self._attempt.ticket, retry=self._attempt.failures

@@ -206,7 +206,7 @@ class Serving:
                 ""
                 if row.followed
                 else (
-                    "; no launch follows it, "
+                    "; no launch follows it, and "
                     f"'{self._command('stop', f'study.name={row.name}')}' ends it"
                 )
             )

@@ -87,11 +87,11 @@ class Worker:
                         self._serve(device)
                     break
             except LeaseLostError as lost:
-                logger.warning("%s; registering anew", lost)
+                logger.warning("%s; registering again", lost)
             except StoreUnavailableError as error:
                 if self._draining.how == Drain.NO:
                     raise
-                logger.warning("%s; ending all the same, the lease will run out", error)
+                logger.warning("%s; ending anyway, the lease will run out", error)
         logger.info("ended after %s", count_label(self._delivery.ended, "trial"))
         return self._delivery.ended
 
@@ -216,7 +216,7 @@ class Worker:
             try:
                 self._store.ledger.deregister(lease, "ended in order")
             except OrchestratorError as error:
-                logger.warning("could not deregister, the lease will run out: %s", error)
+                logger.warning("could not deregister; the lease will run out: %s", error)
             self._store.rest()
 
     def _warn_of_places(self, place: str) -> None:
@@ -226,9 +226,9 @@ class Worker:
         )
         if hosts:
             logger.warning(
-                "the workers on %s keep checkpoints elsewhere: a trial that moves between them "
-                "and this one starts anew"
-                " (paths.checkpoints may name a place that all share)",
+                "workers on %s use a different paths.checkpoints; a trial that moves between them "
+                "and this worker restarts from"
+                " scratch (paths.checkpoints may name a place that all workers share)",
                 ", ".join(hosts),
             )
 
@@ -244,7 +244,10 @@ class Worker:
             if self._settings.on_no_device == "exit":
                 raise DeviceError(text)
             if not warned:
-                logger.warning("%s; waiting for one (worker.on_no_device=exit ends instead)", text)
+                logger.warning(
+                    "%s; waiting for one (with worker.on_no_device=exit the worker would exit)",
+                    text,
+                )
                 warned = True
             self._contact.say(self._slots.waiting_for())
             self._contact.insist(self._contact.sweep)
@@ -253,7 +256,7 @@ class Worker:
         if held is None:
             yield None
             return
-        logger.info("holds %s, slot %d", held.device.label, held.slot)
+        logger.info("using %s, slot %d", held.device.label, held.slot)
         with held:
             self._contact.took_slot()
             yield held

@@ -144,7 +144,7 @@ def test_a_worker_refused_for_its_password_says_the_way_out_and_is_not_healthy_u
         with commands.started("worker", *words) as worker:
             assert worker.stdout is not None
             said = worker.stdout.readline()
-            assert "refuses the password" in said
+            assert "rejects the password" in said
             assert f"ALTER ROLE {WORKER_ROLE} PASSWORD" in said
             assert "second" not in said
             assert not health.exists()
@@ -156,7 +156,7 @@ def test_a_worker_refused_for_its_password_says_the_way_out_and_is_not_healthy_u
             wait_until(lambda: "does not answer" in worker.stdout.readline(), 60)
             last = health.stat().st_mtime_ns
             server.start()
-            wait_until(lambda: "answers again" in worker.stdout.readline(), 60)
+            wait_until(lambda: "reachable again" in worker.stdout.readline(), 60)
             wait_until(lambda: health.stat().st_mtime_ns > last, 60)
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(timeout=60) == 0

@@ -68,7 +68,7 @@ def test_a_chosen_cell_that_was_closed_meanwhile_is_replaced(
     claim = next_of(store, lease, study, Choice(1, WHY))
     assert isinstance(claim, Ticket)
     assert claim.cell == 0
-    assert "closed meanwhile" in json.dumps(claim.why)
+    assert "had been closed" in json.dumps(claim.why)
 
 
 def test_a_suggestion_that_did_not_know_of_a_trial_is_refused(

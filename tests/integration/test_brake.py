@@ -52,9 +52,9 @@ def test_a_bug_that_fails_every_trial_pauses_the_study_after_a_few(
     row = store.reads.find("study")
     assert is_braked(row.state, row.reason)
     assert (
-        f"the first {expected} trials failed alike, and none came to a result: RuntimeError: shapes"
-        in str(row.reason)
-    )
+        f"the first {expected} trials failed alike, and none produced a result: RuntimeError: "
+        "shapes"
+    ) in str(row.reason)
     assert {(state, bound) for state, _, bound in cells(store)} == {("OPEN", 1)}, (
         "none stays closed for a bug of them all"
     )

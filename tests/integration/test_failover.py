@@ -146,11 +146,7 @@ def test_a_worker_notices_and_says_that_the_database_went_back(
     with caplog.at_level(logging.WARNING):
         contact.renew()
     assert contact.anew == 1
-    why = (
-        "time line 00000001 became 00000002"
-        if promoted
-        else "it is in an earlier state than it was"
-    )
+    why = "timeline 00000001 became 00000002" if promoted else "its state is older than before"
     (said,) = [record.message for record in caplog.records if "went back in time" in record.message]
     assert why in said
     contact.renew()
@@ -189,7 +185,7 @@ def test_it_is_said_later_if_the_server_went_away_again_before_it_told_its_time_
     second = first + timedelta(seconds=9)
     assert watch.changed(second)
     assert watch.note(second) is None
-    assert "time line 00000001 became 00000002" in str(watch.note(second))
+    assert "timeline 00000001 became 00000002" in str(watch.note(second))
     assert watch.note(second) is None
 
 
@@ -262,7 +258,7 @@ def test_a_result_tells_another_server_all_that_the_trial_said(
     own.rest()
     server.fail_over(copy)
 
-    with pytest.raises(StoreUnavailableError, match="another database server"):
+    with pytest.raises(StoreUnavailableError, match="a different database server"):
         own.ledger.finish(claim, Completed((1.0,)), said.last_report, server=before)
     said.again(1)
     said.note(Reported(2, 0.75))
@@ -419,7 +415,7 @@ def test_a_standby_answers_readers_and_is_waited_for_by_writers(
             lambda: reader.ledger.claim_one(lease, study, PLACE),
             lambda: reader.interventions.pause(study, "me"),
         ):
-            with pytest.raises(StoreUnavailableError, match="takes no writes"):
+            with pytest.raises(StoreUnavailableError, match="does not accept writes"):
                 write()
         assert reader.fleet.silent(1e6) == []
         assert reader.fleet.read_only

@@ -102,7 +102,7 @@ def test_one_death_closes_the_cell_and_those_above_it_for_that_device_type_alone
     assert work(store, small, study, fits=1) == [0, 1, 2]
     assert closed(store) == {
         2: ["small (24 GiB): trial 2 ran out of memory"],
-        3: ["small (24 GiB): trial 2 ran out of memory at a=2, and the need of it grows with a"],
+        3: ["small (24 GiB): trial 2 ran out of memory at a=2, and the memory needed grows with a"],
     }
     assert start(store, alike, study) is None, "another device of that type need not try"
     assert work(store, large, study) == [2, 3]

@@ -203,11 +203,11 @@ def test_a_cell_that_is_not_there_and_a_stopped_study_take_no_trial(store: Store
     store.interventions.stop(study, "ada@lab")
     with pytest.raises(
         ConfigError,
-        match="hands out no trials: stopped by ada@lab; resume it first, or launch it again",
+        match="starts no trials: stopped by ada@lab; resume it first, or launch it again",
     ):
         store.interventions.enqueue(study, {"a": 1}, {})
     store.ledger.end_studies()
-    with pytest.raises(ConfigError, match="hands out no trials: stopped by ada@lab"):
+    with pytest.raises(ConfigError, match="starts no trials: stopped by ada@lab"):
         store.interventions.enqueue(study, {"a": 1}, {})
 
 
@@ -222,7 +222,7 @@ def test_a_failed_trial_is_run_again_in_its_own_ticket_as_a_new_trial(
     assert failed is not None
     end(store, failed, BROKEN)
     assert [(r.number, r.extra) for r in store.interventions.retry(study, 0)] == [(0, False)]
-    with pytest.raises(ConfigError, match="trial=0: it is being run again"):
+    with pytest.raises(ConfigError, match="trial=0: the trial is being run again"):
         store.interventions.retry(study, 0)
     again = start(store, lease, study)
     assert again is not None
@@ -301,10 +301,10 @@ def test_only_a_failed_trial_is_run_again(store: Store, lease: WorkerLease) -> N
     assert claim is not None
     end(store, claim)
     with pytest.raises(
-        ConfigError, match="trial=0: it is COMPLETE; only a failed trial is run again"
+        ConfigError, match="trial=0: the trial is COMPLETE; only a failed trial can be run again"
     ):
         store.interventions.retry(study, 0)
-    with pytest.raises(ConfigError, match="trial=9: the study has no trial of that number"):
+    with pytest.raises(ConfigError, match="trial=9: no worker has run a trial with this number"):
         store.interventions.retry(study, 9)
 
 
@@ -507,7 +507,7 @@ def test_a_budget_without_room_for_trials_that_are_to_run_again_is_refused(
         end(store, claim, outcome)
     assert [r.extra for r in store.interventions.retry(study, 0)] == [False]
     with pytest.raises(
-        ConfigError, match=r"and 1 more are owed .* 'retry'; set budget\.trials to at least 2"
+        ConfigError, match=r"and 1 more are needed .* 'retry'; set budget\.trials to at least 2"
     ):
         store.studies.launch(spec(cells=1, trials=1))
     assert store.studies.launch(spec(cells=1, trials=2)).open_tickets == 1

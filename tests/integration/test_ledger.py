@@ -119,7 +119,7 @@ def test_shares_that_no_longer_fit_into_the_budget_are_refused(
     study = store.studies.launch(spec(cells=2, trials=8)).study_id
     run_all(store, lease, study)
     with pytest.raises(
-        ConfigError, match=r"budget.trials=9 is too small: 8 trials are spent .* promises 2 more"
+        ConfigError, match=r"budget.trials=9 is too small: 8 trials are spent .* guarantees 2 more"
     ):
         store.studies.launch(replace(spec(cells=2), budget=Budget(9, 5)))
     assert store.reads.find("study").state == "FINISHED", "a refused launch changes nothing"
@@ -143,7 +143,7 @@ def test_values_that_python_holds_equal_make_another_grid(store: Store) -> None:
 
 def test_a_study_of_plain_optuna_is_not_taken_over(store: Store) -> None:
     optuna.create_study(study_name="study", storage=store.url)
-    with pytest.raises(ConfigError, match="made by other means"):
+    with pytest.raises(ConfigError, match="orchestrator did not create"):
         store.studies.launch(spec())
 
 

@@ -111,13 +111,13 @@ def storage_url(url: str, password_file: str | None = None) -> URL:
         parsed = parsed.set(drivername="postgresql+psycopg2")
     if parsed.drivername != "postgresql+psycopg2":
         raise ConfigError(
-            f"storage.url is of {parsed.drivername!r}; it must be postgresql+psycopg2://… "
+            f"storage.url begins with {parsed.drivername!r}; it must be postgresql+psycopg2://… "
             "(PostgreSQL 14 or newer)"
         )
     if "sslpassword" in parsed.query:
         raise ConfigError(
-            "storage.url: sslpassword in the URL would show; use an unencrypted key file with "
-            "its permissions"
+            "storage.url must not contain sslpassword, which would be visible; use an "
+            "unencrypted key file that only you can read"
         )
     # libpq's other spelling; here it would be shown
     if isinstance(password := parsed.query.get("password"), str):
@@ -286,8 +286,8 @@ class Database:
         sqlstate = getattr(cause, "pgcode", None)
         if sqlstate in ("42P01", "3F000", "42703"):  # undefined table, schema, column
             return SchemaOutdatedError(
-                f"the database lacks our schema or has an old one ({text}); run: orchestrator db "
-                "upgrade"
+                f"the schema of this database is missing or outdated ({text}); run: orchestrator "
+                "db upgrade"
             )
         if prepared and sqlstate in _OF_PREPARED:
             self._prepares = self._prepares and sqlstate == _RESULT_CHANGED
@@ -296,16 +296,16 @@ class Database:
             )
         if sqlstate == _READ_ONLY:
             return StoreUnavailableError(
-                f"database {self.masked_url} takes no writes (a standby, or a server with a full "
-                f"disk?): {text}"
+                f"database {self.masked_url} does not accept writes (a standby, or a server with "
+                f"a full disk?): {text}"
             )
         if refused := next((line for line in lines if _WRONG_PASSWORD in line), None):
             return StoreUnavailableError(
-                f"database {self.masked_url} refuses the password: "
+                f"database {self.masked_url} rejects the password: "
                 f"{hide_password(refused, self.url)}. A server keeps the"
-                " password that its data (of a container: its volume) was made with, whatever the "
-                "password file says now: give"
-                " that one again, let the server have the new one (ALTER ROLE "
+                " password that its data (for a container, its volume) was created with, whatever "
+                "the password file says now."
+                " Use that password, set the new one on the server (ALTER ROLE "
                 f"{self.url.username or 'user'} PASSWORD '…'), or"
                 " remove the volume with all its studies"
             )
@@ -313,7 +313,7 @@ class Database:
         lost = lost or getattr(error, "connection_invalidated", False)
         if sqlstate.startswith(_PASSING) if sqlstate else lost:
             return StoreUnavailableError(f"database {self.masked_url} does not answer: {text}")
-        return OrchestratorError(f"database {self.masked_url} refused: {text}")
+        return OrchestratorError(f"database {self.masked_url} reports an error: {text}")
 
 
 @functools.cache

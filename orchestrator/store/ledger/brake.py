@@ -76,7 +76,7 @@ def pull(c: Connection, row: Row, count: int, failure: str) -> None:
     would pause itself.
     """
     line = failure.partition("\n")[0]
-    reason = f"{BRAKED}the first {count} trials failed alike, and none came to a result: {line}"
+    reason = f"{BRAKED}the first {count} trials failed alike, and none produced a result: {line}"
     mine = study.c.study_id == row.study_id
     c.execute(sa.update(study).where(mine).values(state="PAUSED", reason=reason))
     c.execute(

@@ -57,8 +57,8 @@ def lock_to_end(c: Connection, held: Attempt, server: datetime | None = None) ->
     row = answer(c, ENDING, held.proof)
     if row is not None and server is not None and row.server != server:
         raise StoreUnavailableError(
-            "another database server answers than before, which may lack what was written to "
-            "that one"
+            "a different database server answers now; it may lack what was written to the one "
+            "before"
         )
     if row is None:
         raise LeaseLostError(refused(held))
@@ -75,8 +75,8 @@ def refuse_deleted(study_id: int, optuna_study_id: int | None) -> None:
 def refused(held: Attempt) -> str:
     """Why nothing more is written under that claim."""
     return (
-        f"trial {held.number} of study {held.study_id} is another's or has ended by now; this "
-        "result is refused"
+        f"trial {held.number} of study {held.study_id} was given to another worker or has ended; "
+        "this result is refused"
     )
 
 

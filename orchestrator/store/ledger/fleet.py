@@ -45,8 +45,8 @@ class WorkerLease:
     def lost(self) -> LeaseLostError:
         """The error to raise when it is not valid any more."""
         return LeaseLostError(
-            f"worker {self.worker_id} is not registered any more: its lease had run out, or its "
-            "row was lost"
+            f"worker {self.worker_id} is no longer registered: its lease ran out, or its row was "
+            "lost"
         )
 
 
@@ -289,7 +289,7 @@ class Fleet:
             Silent(
                 row.worker_id,
                 dead=False,
-                reason=f"it fell silent: no renewal for {row.ttl_s:g} s",
+                reason=f"it did not renew its lease for {row.ttl_s:g} s",
                 token=row.token,
             )
             for row in workers

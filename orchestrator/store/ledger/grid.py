@@ -78,15 +78,17 @@ def write_tickets(
         else 0
     )
     if shares + waiting and kept + shares > spec.budget.trials:
-        more = [f"budget.per_cell={spec.budget.per_cell} promises {shares} more"] if shares else []
+        more = (
+            [f"budget.per_cell={spec.budget.per_cell} guarantees {shares} more"] if shares else []
+        )
         more += (
-            [f"{waiting} more are owed to cells without a complete trial, or to 'retry'"]
+            [f"{waiting} more are needed for cells without a complete trial, or for 'retry'"]
             if waiting
             else []
         )
         raise ConfigError(
             f"budget.trials={spec.budget.trials} is too small: {kept - waiting} trials are spent "
-            "or under way and "
+            "or running, and "
             f"{' and '.join(more)}; set budget.trials to at least {kept + shares}"
         )
     if laid_anew and not new:

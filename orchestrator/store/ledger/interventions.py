@@ -71,7 +71,7 @@ class Interventions:
             if row.state == "FINISHED":
                 raise ConfigError(
                     f"study {row.name} is finished ({row.reason}); launch it again, with a "
-                    "larger budget.trials if need be"
+                    "larger budget.trials if necessary"
                 )
             self._refuse_late(c, row)
             if row.state != "ACTIVE":
@@ -192,12 +192,12 @@ class Interventions:
         self._refuse_late(c, row)
         if row.state == "STOPPING":
             raise ConfigError(
-                f"study {row.name} hands out no trials: {row.reason}; resume it first, or launch "
-                "it again"
+                f"study {row.name} starts no trials: {row.reason}; resume it first, or launch it "
+                "again"
             )
         if (row.reason or "").startswith(_STOPPED):
             raise ConfigError(
-                f"study {row.name} hands out no trials: {row.reason}; launch it again first"
+                f"study {row.name} starts no trials: {row.reason}; launch it again first"
             )
         if row.state == "FINISHED":
             c.execute(
@@ -212,7 +212,7 @@ class Interventions:
         )
         if c.execute(late).scalar_one():
             raise ConfigError(
-                f"study {row.name} hands out no trials: budget.hours is over; launch it again first"
+                f"study {row.name} starts no trials: budget.hours is over; launch it again first"
             )
 
     def _failed(self, c: Connection, study_id: int, number: int | None) -> Sequence[Row[Any]]:
@@ -238,15 +238,17 @@ class Interventions:
         rows = c.execute(ours.where(trial.c.number == number)).all()
         if not rows:
             raise ConfigError(
-                f"trial={number}: the study has no trial of that number that this program ran"
+                f"trial={number}: no worker has run a trial with this number in the study"
             )
         if rows[0].state != "FAIL":
             raise ConfigError(
-                f"trial={number}: it is {rows[0].state}; only a failed trial is run again "
-                "(enqueue runs any parameters)"
+                f"trial={number}: the trial is {rows[0].state}; only a failed trial can be run "
+                "again (enqueue runs any parameters)"
             )
         if c.execute(to_be_repeated.where(ticket.c.retried_from == number)).first() is not None:
-            raise ConfigError(f"trial={number}: it is being run again, or was with success")
+            raise ConfigError(
+                f"trial={number}: the trial is being run again, or was run again successfully"
+            )
         return rows
 
     def _open_cells(

@@ -123,7 +123,7 @@ def ran_out(c: Connection, row: Row, failure: Failed, *, counts: bool) -> None:
             {axis: value for axis, value in row.cell_values.items() if axis not in axes}
         ),
         "above": (
-            f"{often} at {cell_label(least)}, and the need of it grows with {' and '.join(axes)}"
+            f"{often} at {cell_label(least)}, and the memory needed grows with {' and '.join(axes)}"
         ),
     }
     which = {"study_id": row.study_id, "cell_id": row.cell_id, "trial_id": row.trial_id}

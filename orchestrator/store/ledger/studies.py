@@ -64,8 +64,8 @@ class Studies:
             ).one_or_none()
             if row is None and not new:
                 raise ConfigError(
-                    f"study.name={spec.name}: a study of that name exists in the database, made "
-                    "by other means; "
+                    f"study.name={spec.name}: the database has a study of this name that "
+                    "orchestrator did not create; "
                     "choose another name: study.name=…"
                 )
             if row is None:
@@ -180,8 +180,8 @@ class Studies:
         ).one()
         if differences := _differences(old, new):
             raise ConfigError(
-                f"study.name={new.name}: a study of that name exists with another "
-                f"{'; another '.join(differences)}. "
+                f"study.name={new.name}: a study of this name exists with a different "
+                f"{'; a different '.join(differences)}. "
                 "Launch it under another name (study.name=…) or with the settings it has"
             )
         c.execute(

@@ -84,7 +84,8 @@ class Suggested:
                 or not optuna_rows.has_trial(c, row.optuna_trial_id)
             ):
                 raise LeaseLostError(
-                    f"trial {held.number} of study {held.study_id} is another's or has ended by now"
+                    f"trial {held.number} of study {held.study_id} was given to another worker "
+                    "or has ended"
                 )
             had = answer(c, _PARAM, {"trial_id": row.optuna_trial_id, "name": param.name})
             if had is not None:

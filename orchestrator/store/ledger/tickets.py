@@ -128,10 +128,10 @@ def look_further(
         return Found("ticket", row.row_id, row.chosen, choice.why)
     why: Mapping[str, JSONValue] = {
         "rule": "uniform",
-        "why": "of the open cells it had the fewest trials",
+        "why": "it had the fewest trials of the open cells",
     }
     if choice is not None:
-        why = {**why, "why": f"{why['why']}; the chosen cell was closed meanwhile"}
+        why = {**why, "why": f"{why['why']}; the chosen cell had been closed"}
     return None if row.fewest is None else Found("ticket", row.row_id, row.fewest, why)
 
 

@@ -1,8 +1,8 @@
-"""What a person may do to a study under way: pause, resume and stop it, run a trial by hand, run a
+"""What a person may do to a running study: pause, resume or stop it, run a trial by hand, run a
 failed one again.
 
-Locks and lost answers as in `ledger`: repeating a call that was answered changes nothing more,
-except that each `enqueue` is a trial of its own.
+Locks and lost answers as in `ledger`: repeating a call changes nothing more, except that each
+`enqueue` adds a trial.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Retried:
 
 
 class Interventions:
-    """Each is one transaction, and effective on every worker within a heartbeat."""
+    """Each method is one transaction, and takes effect on every worker within a heartbeat."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def pause(self, study_id: int, who: str, *, now: bool = False) -> None:
-        """No trial of the study begins until `resume`; running ones finish, or with `now` are given
-        back unfinished.
+        """No trial of the study begins until `resume`. Running trials finish, or with `now` are
+        given back unfinished.
 
         Raises:
             ConfigError: the study is finished, or being stopped.
@@ -61,8 +61,8 @@ class Interventions:
             self._change(c, row, state="PAUSED", reason=f"paused by {who}", halt=now or row.halt)
 
     def resume(self, study_id: int, who: str) -> None:
-        """Trials of a paused study, or of one that is being stopped and is not finished yet, begin
-        again.
+        """Lets trials of the study begin again, if it is paused, or being stopped and not finished
+        yet.
 
         Raises:
             ConfigError: the study is finished, or its time is over.
@@ -80,10 +80,10 @@ class Interventions:
                 )
 
     def stop(self, study_id: int, who: str, *, now: bool = False) -> None:
-        """No trial of the study begins any more; it is finished once the running ones have ended,
-        or with `now` are given back.
+        """No trial of the study begins any more; it is finished once its running trials have ended,
+        or with `now` were given back.
 
-        A launch of the same study goes on where it stopped. A finished study stays as it is.
+        Launching the study again continues it. A finished study is left as it is.
         """
         with self._study(study_id) as (c, row):
             if row.state != "FINISHED":
@@ -94,8 +94,8 @@ class Interventions:
     def enqueue(
         self, study_id: int, cell_values: Mapping[str, JSONValue], fixed: Mapping[str, JSONValue]
     ) -> None:
-        """Adds a trial on top of the budget, which is next: in the cell of `cell_values`, with the
-        parameters `fixed`.
+        """Adds a trial on top of the budget, in the cell of `cell_values`, with the parameters
+        `fixed`; it is the next to run.
 
         Args:
             cell_values: a value for each axis of the grid.
@@ -103,7 +103,7 @@ class Interventions:
                 others.
 
         Raises:
-            ConfigError: the grid has no such cell, or the study hands out no trials.
+            ConfigError: the grid has no such cell, or the study starts no trials.
         """
         with self._study(study_id) as (c, row):
             cell_row = c.execute(
@@ -132,7 +132,7 @@ class Interventions:
 
         Raises:
             ConfigError: there is no such trial, it did not fail, it is being run again, or the
-                study hands out no trials.
+                study starts no trials.
         """
         with self._study(study_id) as (c, row):
             failed = self._failed(c, study_id, number)
@@ -243,7 +243,8 @@ class Interventions:
         if rows[0].state != "FAIL":
             raise ConfigError(
                 f"trial={number}: the trial is {rows[0].state}; only a failed trial can be run "
-                "again (enqueue runs any parameters)"
+                "again"
+                " (enqueue runs any parameters)"
             )
         if c.execute(to_be_repeated.where(ticket.c.retried_from == number)).first() is not None:
             raise ConfigError(

@@ -115,8 +115,9 @@ def storage_url(url: str, password_file: str | None = None) -> URL:
         )
     if "sslpassword" in parsed.query:
         raise ConfigError(
-            "storage.url must not contain sslpassword, which would be visible; use an "
-            "unencrypted key file that only you can read"
+            "storage.url must not contain sslpassword, which would be visible; use an unencrypted "
+            "key file that only you can"
+            " read"
         )
     # libpq's other spelling; here it would be shown
     if isinstance(password := parsed.query.get("password"), str):

@@ -1,4 +1,4 @@
-"""What a worker holds of a trial, and the ways to find a trial's row by it."""
+"""What a worker holds of a trial, and the statements that find the trial's row by it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from orchestrator.store.schema import LIVE
 
 
 def new_token() -> int:
-    """Proves a lease: random, for a database that went back in time would draw the same from a
-    sequence again.
+    """Proves a lease. It is random, because a database that went back in time would draw the same
+    number from a sequence.
     """
     return secrets.randbits(63)
 
@@ -125,7 +125,7 @@ was given back.
 
 @dataclass(frozen=True)
 class Place:
-    """Where an attempt runs: its host's name and the root of the run directories there."""
+    """Where attempts run: the host's name, and the root of the run directories there."""
 
     host: str
     runs_dir: str

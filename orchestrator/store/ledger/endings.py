@@ -1,5 +1,5 @@
-"""How a trial stops being run: it ends for good, or is given back, open to others. Under the locks
-that `ledger` names.
+"""How a trial stops running: it ends, or is given back for others to take up. Under the locks that
+`ledger` names.
 """
 
 from __future__ import annotations
@@ -29,27 +29,29 @@ ATTEMPT_ATTR = "orchestrator:attempt_{}"
 
 
 def lock_study(c: Connection, study_id: int) -> None:
-    """Takes Optuna's lock, then our row's: ids, numbers and news are handed out in commit order."""
+    """Takes Optuna's lock, then our row's, so that ids, numbers and news are handed out in commit
+    order.
+    """
     later(c, optuna_rows.LOCK_STUDY, {"study_id": study_id})
     later(c, tickets.LOCK_STUDY, {"study_id": study_id})
 
 
 def has_study(c: Connection, study_id: int) -> bool:
-    """Takes the study's locks; False if somebody deleted it from Optuna's tables."""
+    """Takes the study's locks; False if the study was deleted from Optuna's tables."""
     lock_study(c, study_id)
     return optuna_rows.has_study(c, study_id)
 
 
 def lock_to_end(c: Connection, held: Attempt, server: datetime | None = None) -> Row:
-    """Takes every lock that the end of a trial needs, and returns what that depends on (`ENDING`);
-    one round trip.
+    """Takes every lock that the end of a trial needs, and returns what the end depends on
+    (`ENDING`); one round trip.
 
     Args:
-        server: when the server started that it is to be; None: any.
+        server: when the expected server started; None: any.
 
     Raises:
-        StoreUnavailableError: it is another server.
-        LeaseLostError: the claim is no longer the trial's last, or the study is gone.
+        StoreUnavailableError: a different server answers.
+        LeaseLostError: the trial was given to another worker, or the study was deleted.
     """
     lock_study(c, held.study_id)
     later(c, LOCK_TRIAL, held.proof)
@@ -67,13 +69,13 @@ def lock_to_end(c: Connection, held: Attempt, server: datetime | None = None) ->
 
 
 def refuse_deleted(study_id: int, optuna_study_id: int | None) -> None:
-    """Raises `LeaseLostError` if Optuna's study is not there any more."""
+    """Raises `LeaseLostError` if Optuna's study was deleted."""
     if optuna_study_id is None:
         raise LeaseLostError(f"study {study_id} was deleted from the database")
 
 
 def refused(held: Attempt) -> str:
-    """Why nothing more is written under that claim."""
+    """Why nothing more is written for that attempt."""
     return (
         f"trial {held.number} of study {held.study_id} was given to another worker or has ended; "
         "this result is refused"
@@ -81,7 +83,7 @@ def refused(held: Attempt) -> str:
 
 
 def state_of(outcome: Completed | Pruned | Failed) -> str:
-    """The state of a trial that ended so."""
+    """The state of a trial with that outcome."""
     return (
         "COMPLETE"
         if isinstance(outcome, Completed)
@@ -92,14 +94,14 @@ def state_of(outcome: Completed | Pruned | Failed) -> str:
 
 
 def outcome_of_last(c: Connection, row: Row) -> str | None:
-    """How the trial's last attempt ended, None if it runs."""
+    """How the trial's last attempt ended; None while it runs."""
     (last,) = answers(c, _OUTCOME, {"trial_id": row.trial_id, "attempt": row.attempts})
     outcome: str | None = last.outcome
     return outcome
 
 
 def runner_setting(c: Connection, study_id: int, name: str, default: int) -> int:
-    """What the study says of ``runner.<name>``."""
+    """The study's setting ``runner.<name>``."""
     (row,) = answers(c, _RUNNER_SETTING, {"study_id": study_id, "name": name})
     return default if row.value is None else int(row.value)
 
@@ -122,8 +124,8 @@ def end_attempt(
 
 
 def give_back_all(c: Connection, worker_id: int, reason: str, *, but: Collection[int] = ()) -> int:
-    """Gives back what a worker holds, all `but` the claims of these tokens; returns how many trials
-    that were.
+    """Gives back what a worker holds, except the claims with the tokens in `but`; returns the
+    number of trials.
     """
     rows = answers(c, HELD, {"worker_id": worker_id, "but": list(but)})
     for row in rows:
@@ -134,8 +136,10 @@ def give_back_all(c: Connection, worker_id: int, reason: str, *, but: Collection
 def give_back_or_fail(
     c: Connection, row: Row, outcome: str, reason: str, *, in_optuna: bool, facts: Facts = NO_FACTS
 ) -> None:
-    """Gives a trial back, or fails it when it lost its last attempt; under the study's lock if that
-    is `in_optuna`.
+    """Gives a trial back, or fails it if it lost its last allowed attempt.
+
+    Args:
+        in_optuna: Optuna's study still exists, and its lock is held.
     """
     if row.state == "PREPARED":  # it never began: nothing is lost
         outcome = "interrupted"
@@ -152,14 +156,14 @@ def give_back_or_fail(
 def give_back(
     c: Connection, row: Row, outcome: str, reason: str, *, in_optuna: bool, facts: Facts = NO_FACTS
 ) -> None:
-    """The trial is open to others; how its attempt ended is told in Optuna's study, if that is
-    `in_optuna` to be there.
+    """Leaves the trial for others to take up; with `in_optuna`, a user attribute in Optuna says how
+    its attempt ended.
     """
     if row.state == "CLAIMED":  # no Optuna trial yet: the ticket is as if never touched
         later(c, _DELETE, {"trial_id": row.trial_id})
         tickets.give_back(c, row.ticket_id, row.cell_id)
         return
-    # The token stays: a result of the old attempt is still welcome until somebody takes the trial
+    # The token stays: a result of the old attempt is accepted until another worker takes the trial
     # up.
     counted = {"lost": int(outcome == "lost"), "retries": int(outcome == "retried")}
     later(c, _GIVE_BACK, {"trial_id": row.trial_id, **counted})
@@ -205,7 +209,7 @@ def end(
 ) -> None:
     """Writes the terminal state of trial, ticket and cell; under the locks of study and trial."""
     attrs = {**attrs, **fact_attrs(facts)}
-    # Of a cell without a complete trial the pruner prunes none, so this one pruned itself.
+    # The pruner prunes no trial of a cell without a complete one, so this trial pruned itself.
     waits = (
         tickets.last_share(c, row) if isinstance(outcome, Pruned) and not row.completed else None
     )
@@ -233,9 +237,7 @@ def end(
 
 
 def abandon_all(c: Connection, study_id: int, reason: str, *, kind: str = "budget") -> None:
-    """Fails the trials that nobody holds; nobody's fault, so no failure of their cell
-    is counted.
-    """
+    """Fails the trials that nobody runs; this does not count as failures of their cells."""
     for row in answers(c, _UNHELD, {"study_id": study_id}):
         why = (
             reason
@@ -264,7 +266,7 @@ def terminate(
     *,
     holds_ticket: bool,
 ) -> None:
-    """The trial becomes terminal, in Optuna's tables and in ours, and news."""
+    """Makes the trial terminal in Optuna's tables and in ours, and news."""
     attrs, failure = dict(attrs), None
     if isinstance(outcome, Completed):
         attrs |= outcome.attrs

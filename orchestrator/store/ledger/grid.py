@@ -1,6 +1,4 @@
-"""Lays out a study's cells and tickets in bulk: what a launch writes, whatever the size of the
-grid.
-"""
+"""Writes a study's cells and tickets in bulk, whatever the size of the grid."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from orchestrator.model import StudySpec
 from orchestrator.store.schema import cell, ticket, trial
 
 CELLS_AT_ONCE = 10_000
-"""So many cells go to the server in one statement, and are held in memory here at most."""
+"""At most this many cells are sent in one statement, and held in memory here."""
 
 
 def write_cells(c: Connection, study_id: int, spec: StudySpec) -> None:
@@ -43,11 +41,12 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
 def write_tickets(
     c: Connection, study_id: int, spec: StudySpec, *, new: bool, within: bool = False
 ) -> int:
-    """Makes the tickets what the budget says; returns how many came. Under the study's lock.
+    """Brings the tickets in line with the budget; returns how many were added. Under the study's
+    lock.
 
-    Only tickets that no trial ever held are taken back, so a smaller budget stops a study early and
-    a larger one goes on. Where a larger budget is all that changed, tickets are added and none is
-    laid anew.
+    Only tickets that no trial ever held are removed, so a smaller budget ends a study early and a
+    larger one continues it. If a larger budget is all that changed, tickets are added and none is
+    replaced.
 
     Args:
         new: `write_cells` has just made the study's cells, and there is no ticket yet.

@@ -81,7 +81,7 @@ class Interventions:
 
     def stop(self, study_id: int, who: str, *, now: bool = False) -> None:
         """No trial of the study begins any more; it is finished once its running trials have ended,
-        or with `now` were given back.
+        or were given back (`now`).
 
         Launching the study again continues it. A finished study is left as it is.
         """
@@ -127,8 +127,8 @@ class Interventions:
 
         Args:
             number: of one failed trial; None for every one that was not run again yet: of several
-                that were tries of one ticket the last, and of a closed cell as many as the budget
-                has tickets for.
+                tries of one ticket the last one, and of a closed cell as many as the budget has
+                tickets for.
 
         Raises:
             ConfigError: there is no such trial, it did not fail, it is being run again, or the

@@ -1,12 +1,12 @@
-"""Every transition of a trial: claim, create, report, finish, release, evict. One method, one
-transaction, one lease shown.
+"""Every transition of a trial: claim, create, report, finish, release, evict. Each is one method
+and one transaction.
 
-Locks are always taken in the order worker, Optuna's study row, our study row, trial, cell, ticket
-(a ticket that is claimed is only ever skipped, never waited for); what a transition decides by is
-read in a statement after the lock, because a statement's snapshot is older than the lock it waited
-for. Our rows are locked FOR NO KEY UPDATE, which lets foreign key checks pass.
+Locks are always taken in the order worker, Optuna's study row, our study row, trial, cell, ticket.
+A ticket that another worker is claiming is skipped, never waited for. What a transition depends on
+is read in a statement after the lock, because a statement's snapshot is older than the lock it
+waited for. Our rows are locked FOR NO KEY UPDATE, which lets foreign key checks pass.
 
-Every method may be called again after its answer was lost on the way: it then finds its work done.
+Every method may be called again if its answer was lost: it then finds its work done.
 """
 
 from __future__ import annotations
@@ -85,21 +85,19 @@ class Ledger:
         """Takes what is next in a study: a trial given back, else the next ticket, else a trial
         that another has prepared.
 
-        None if there is nothing of all that. The worker must be done with what it claimed before,
-        unless it claims ahead; when it got no answer it must `give_back_held` first. Trials by hand
-        come first, then the cells' guaranteed shares: no other ticket is handed out before every
-        share of every open cell is spent.
+        None if there is none of these. The worker must have finished what it claimed before, unless
+        it claims ahead; if it got no answer to a claim, it must call `give_back_held` first. Trials
+        by hand come first, then the cells' guaranteed shares: no other ticket is handed out before
+        every share of every open cell is spent.
 
         Args:
-            adaptive: let the caller choose the cell of a ticket that has none: nothing is taken
-                then, and the answer is what there is to choose from. The next call brings the
-                `choice`.
-            likely: ordinals of the cells it would choose among if there are more than
-                `MOST_CHOICES`.
-            ahead: only a ticket, and not while a trial waits that was given back.
-            since: the answer is to have the study's news since this position.
-            launched: when the study was launched whose trial is wanted; one that was launched later
-                has none for the caller.
+            adaptive: the caller chooses the cell of a ticket that has none. Then nothing is taken
+                yet, and the answer lists the cells; the next call passes the `choice`.
+            likely: ordinals of the cells to choose from if there are more than `MOST_CHOICES`.
+            ahead: take only a ticket, and only while no trial waits that was given back.
+            since: include the study's news since this position in the answer.
+            launched: when the study was launched, as the caller knows it; None is returned if it
+                was launched again since.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile.
@@ -124,7 +122,7 @@ class Ledger:
             return taken if since is None else replace(taken, news=news_after(c, study_id, since))
 
     def _take_up(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> Attempt:
-        """A trial that was given back: its next attempt begins."""
+        """Takes a trial that was given back, and begins its next attempt."""
         later(
             c, _TAKE_UP, {"trial_id": trial_id, "worker_id": lease.worker_id, "token": new_token()}
         )
@@ -134,8 +132,8 @@ class Ledger:
         return prepared_of(row).begun(row.attempts)
 
     def _take_over(self, c: Connection, trial_id: int, lease: WorkerLease) -> Prepared:
-        """A trial that another worker has prepared: what that one does with it is refused from now
-        on.
+        """Takes a trial that another worker has prepared; whatever that worker does with it is
+        refused from now on.
         """
         later(
             c,
@@ -148,9 +146,7 @@ class Ledger:
     def _take_ticket(
         self, c: Connection, lease: WorkerLease, study_id: int, found: Found
     ) -> Ticket:
-        """A trial for the ticket that was found, in the cell that it has or that was
-        chosen for it.
-        """
+        """Makes a trial for the ticket, in the cell that it has or that was chosen for it."""
         if found.cell_id is not None:
             later(c, _COUNT_BOUND, {"cell_id": found.cell_id})
         later(c, _TAKE_TICKET, {"ticket_id": found.row_id, "cell_id": found.cell_id})
@@ -200,7 +196,8 @@ class Ledger:
         it.
 
         Raises:
-            LeaseLostError: the claim is no longer ours, or the study is gone; nothing was created.
+            LeaseLostError: the ticket was given to another worker, or the study was deleted;
+                nothing was created.
         """
         with self._database.transaction() as c:
             lock_study(c, held.study_id)
@@ -256,18 +253,18 @@ class Ledger:
         return made.begun() if start else made
 
     def start(self, prepared: Prepared, lease: WorkerLease, place: Place) -> Attempt | None:
-        """Begins a prepared trial: its first attempt counts from now. None if it may not: it is to
-        be given back then.
+        """Begins a prepared trial: its first attempt counts from now. None if it must not begin;
+        then give it back.
 
-        It may not when another worker took it over, when its study hands out no trials any more, or
-        when its cell was closed for the worker's device meanwhile.
+        It must not begin if another worker has taken it over, its study no longer starts trials, or
+        its cell has been closed for the worker's device.
         """
         attempt = prepared.begun()
         return attempt if self.confirm(attempt, lease, place) else None
 
     def confirm(self, first: Attempt, lease: WorkerLease, place: Place) -> bool:
-        """Counts a trial's first attempt if it is not counted: the database may have lost that it
-        began. False as `start`.
+        """Begins a trial's first attempt again if the database has lost that it began; False where
+        `start` returns None.
         """
         (row,) = self._database.execute(
             _START, {**first.proof, **_where(lease, place)}, decides=True
@@ -296,9 +293,7 @@ class Ledger:
             )
 
     def may_prune(self, held: Attempt) -> bool:
-        """Whether the trial's cell has a complete trial already; until then nothing in it is
-        pruned.
-        """
+        """Whether the trial's cell has a complete trial; until then no trial of it is pruned."""
         rows = self._database.execute(_CELL_HAS_RESULT, {"trial_id": held.trial_id})
         return bool(rows and rows[0].completed)
 
@@ -312,17 +307,17 @@ class Ledger:
         *,
         server: datetime | None = None,
     ) -> None:
-        """Ends the trial with its last reports and attributes, accepted once; the ticket is spent,
-        or reopened for another try.
+        """Ends the trial with its last report, once; its ticket is spent, or reopened for another
+        try.
 
         Args:
-            server: when the server started to which all else was written. Another one may have lost
-                that: nothing is written.
+            server: when the server started that everything else was written to. If a different one
+                answers, which may have lost that, nothing is written.
 
         Raises:
-            StoreUnavailableError: as `transaction` does, and if it is another server.
-            LeaseLostError: another attempt holds the trial or has ended it, or it was failed
-                meanwhile; nothing was written.
+            StoreUnavailableError: as `transaction` does, and if a different server answers.
+            LeaseLostError: another attempt holds the trial or has ended it, or it has failed;
+                nothing was written.
         """
         with self._database.transaction() as c:
             row = lock_to_end(c, held, server)
@@ -345,10 +340,10 @@ class Ledger:
         *,
         server: datetime | None = None,
     ) -> bool:
-        """Gives a trial back whose attempt failed for a reason that passes: the same trial runs
+        """Gives a trial back whose attempt failed for a transient reason: the same trial runs
         again, as its next attempt.
 
-        False, and nothing is written, when it has had `runner.retries` of them: then `finish` it.
+        False, and nothing is written, if it has had `runner.retries` retries; then call `finish`.
         Arguments as there.
 
         Raises:
@@ -375,14 +370,14 @@ class Ledger:
         return True
 
     def give_back_held(self, lease: WorkerLease, reason: str, *, but: Collection[int] = ()) -> int:
-        """Gives back what the worker is held to hold and does not know of, as after a lost answer;
-        returns how many trials.
+        """Gives back what the database lists for the worker, as after a lost answer; returns the
+        number of trials.
 
         Args:
-            but: the tokens of the claims that it does hold.
+            but: the tokens of the claims that the worker does hold.
 
         Raises:
-            LeaseLostError: the worker was evicted meanwhile; then nothing is its own.
+            LeaseLostError: the worker was evicted; it holds nothing any more.
         """
         with self._database.transaction() as c:
             hold_worker(c, lease, alone=True)
@@ -391,11 +386,11 @@ class Ledger:
     def release(
         self, held: Claim, reason: str, *, lost: bool = False, facts: Facts = NO_FACTS
     ) -> None:
-        """Gives an unfinished trial back: another worker takes up the same trial.
+        """Gives an unfinished trial back, so that another worker takes up the same trial.
 
-        Nobody's fault and not counted, unless the attempt was `lost` as if with its worker: then as
-        `evict` says. A lease that was lost meanwhile is no error: then there is nothing left to
-        give back.
+        This is not a failure and not counted, unless the attempt was `lost` as if with its worker;
+        then see `evict`. If the lease was lost, there is nothing to give back, and that is not an
+        error.
         """
         with self._database.transaction() as c:
             in_optuna = has_study(c, held.study_id)
@@ -411,19 +406,19 @@ class Ledger:
                 )
 
     def deregister(self, lease: WorkerLease, reason: str) -> None:
-        """The worker leaves in order: its row ends, its slot is free, and what it should still hold
-        is given back.
+        """The worker ends in order: its row ends, its slot is freed, and what it still holds is
+        given back.
         """
         with self._database.transaction() as c:
             if self._remove_worker(c, _DEREGISTER, {**lease.proof, "reason": reason}):
                 endings.give_back_all(c, lease.worker_id, reason)
 
     def evict(self, silent: Silent) -> bool:
-        """Removes a silent worker: its slot is free, its trials are given back.
+        """Removes a silent worker: its slot is freed, its trials are given back.
 
-        A trial that lost `runner.max_attempts` attempts this way fails: one that kills its host
-        every time must end. Returns False when somebody else did it, or the worker renewed its
-        lease in time.
+        A trial that lost `runner.max_attempts` attempts this way fails, because one that kills its
+        host every time must end. Returns False if another process removed the worker, or it renewed
+        its lease in time.
         """
         with self._database.transaction() as c:
             gone = {
@@ -445,11 +440,11 @@ class Ledger:
         return True
 
     def left_at(self, place: Place) -> list[Attempt]:
-        """The last attempts of trials that nobody runs, where that ran at `place`, so that its
-        result may lie there.
+        """The last attempts of trials that nobody runs, of those that ran at `place`, where their
+        results may lie.
 
-        Such an attempt may still `finish` its trial until another one takes it up, also in a study
-        that hands out no trials.
+        Such an attempt may still `finish` its trial until another attempt takes it up, even if the
+        study starts no trials.
         """
         rows = self._database.execute(_LEFT_AT, {"host": place.host, "runs_dir": place.runs_dir})
         return [
@@ -457,12 +452,12 @@ class Ledger:
         ]
 
     def end_studies(self) -> list[int]:
-        """Finishes studies that were stopped, or are past their deadline, and run nothing any more;
-        returns their ids.
+        """Finishes studies that were stopped or are past their deadline, once none of their trials
+        runs; returns their ids.
 
-        Trials given back and not taken up again by then end as failed, so that none stays RUNNING
-        for ever; their tickets stay for a launch with more time. One whose worker died a moment ago
-        is left to that host, where its result may be.
+        Trials that were given back and not taken up again fail, so that none stays RUNNING forever;
+        their tickets remain for a launch with more time. A trial whose worker has just died is left
+        for its host, where its result may be.
         """
         found = self._database.execute(_TO_END)
         closed = [row.study_id for row in found if row.closed]
@@ -479,8 +474,8 @@ class Ledger:
     # ------------------------------------------------------------------------------------ the parts
 
     def _end_closed_study(self, study_id: int) -> None:
-        """Finishes a study that has no open cell left: a ticket given back after its last cell
-        closed ends nothing itself.
+        """Finishes a study that has no open cell left; giving back a ticket after the last cell
+        closed does not do that.
         """
         with self._database.transaction() as c:
             if has_study(c, study_id):
@@ -498,8 +493,8 @@ class Ledger:
                     tickets.end_study_if_spent(c, study_id)
 
     def _end_study(self, study_id: int) -> bool:
-        """Fails what nobody runs of a study that is over, and finishes it; False if it is not, or
-        was finished before.
+        """Finishes a study that is over, failing the trials that nobody runs; False if it is not
+        over, or was finished.
         """
         with self._database.transaction() as c:
             in_optuna = has_study(c, study_id)

@@ -1,5 +1,4 @@
-"""The parameters that an objective asks for as it runs: written one by one, under the trial's
-lease.
+"""The parameters that an objective asks for as it runs, written one by one under the trial's lease.
 
 Locks and lost answers as in `ledger`.
 """
@@ -51,17 +50,18 @@ class Suggested:
         *,
         check_first: Callable[[str], None] | None = None,
     ) -> Param:
-        """Gives a running trial one more parameter, in Optuna's tables and in ours; a parameter it
-        has stays as it is.
+        """Adds a parameter to a running trial, in Optuna's tables and in ours; a parameter it
+        already has is not changed.
 
-        No news: others learn of it when they look at what runs, and with the trial's end.
+        This is not news: others learn of it when they read the running trials, and when the trial
+        ends.
 
         Args:
             value: its true value.
-            check_first: for a name that the caller has seen in no trial: is called with the
-                distribution (JSON) that another trial of the study has for it, if one does, and
-                raises if the two do not go together. Two trials that are the first to use a name
-                wait for each other.
+            check_first: for a name that the caller has not seen in any trial. It is called with the
+                distribution (JSON) of that name in another trial of the study, if there is one, and
+                raises if the two do not match. Two trials that are the first to use a name wait for
+                each other.
 
         Returns:
             What the trial has under that name now.
@@ -96,8 +96,8 @@ class Suggested:
         return param
 
     def distributions(self, study_id: int) -> dict[str, str]:
-        """Every parameter that any trial of the study has, with the distribution (JSON) that one of
-        them has for it.
+        """Every parameter of any trial of the study, with its distribution (JSON) in
+        one of them.
         """
         rows = self._database.execute(_DISTRIBUTIONS, {"study_id": study_id})
         return {row.param_name: row.distribution_json for row in rows}

@@ -1,5 +1,5 @@
-"""Tickets and cells: which comes next, what spends one, when a cell is closed or opened again and a
-study is over.
+"""Tickets and cells: which ticket is next, what spends it, when a cell closes or opens again, when
+a study is over.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from orchestrator.store.ledger.shortages import TRIAL_FITS, fits
 from orchestrator.store.schema import LIVE, UNSPENT
 
 MOST_CHOICES = 256
-"""Of more open cells an allocation chooses among so many: those it named as likely, then those with
+"""If more cells are open, an allocation chooses among this many: the likely ones, then those with
 the fewest tickets.
 """
 
 
 @dataclass(frozen=True)
 class Undecided:
-    """The next ticket is bound to no cell, and the study's allocation has to choose one of these:
-    ordinal and values.
+    """The next ticket has no cell yet; the study's allocation has to choose one of `cells`, each
+    with ordinal and values.
     """
 
     ordinal: int
@@ -62,12 +62,12 @@ class Found:
 def look(
     c: Connection, study_id: int, place: Place, lease: WorkerLease, launched: datetime | None = None
 ) -> Found | None:
-    """Locks what has its cell already: a trial given back, else the next ticket by hand, else of
-    the next share.
+    """Locks a trial that was given back, else the next ticket by hand, else the next share: all
+    have their cell.
 
-    What others are taking is skipped, not waited for, and so is what belongs to a cell closed for
-    the worker's device, but for trials by hand. A trial that ran at `place` comes first: there is
-    its checkpoint, and perhaps its result.
+    What others are taking is skipped, not waited for. So is what belongs to a cell that is closed
+    for the worker's device, except trials by hand. A trial that ran at `place` comes first, because
+    its checkpoint is there, and perhaps its result.
 
     Raises:
         LeaseLostError: the worker was evicted meanwhile.
@@ -97,17 +97,17 @@ def look_further(
     likely: Sequence[int] = (),
     launched: datetime | None = None,
 ) -> Found | Undecided | None:
-    """Locks the next ticket that has no cell, once every share is spent, and chooses its cell; else
-    takes another's trial.
+    """Locks the next ticket without a cell, once every share is spent, and chooses its cell; else
+    another's prepared trial.
 
-    With `adaptive` such a ticket is left alone until the call comes with a `choice`.
+    With `adaptive` such a ticket is not taken before the call has a `choice`.
     """
-    # A row that changed in the moment it was looked at stays locked though it was not returned;
-    # whoever changed it may hold the study's lock by now and want it.
+    # A row that changed while it was looked at stays locked although it was not returned; whoever
+    # changed it may now hold the study's lock and wait for the row.
     later(c, _UNDO_LOOK)
-    # One binding at a time: two that read the same counts would give one cell both tickets. What
-    # was read before the lock may
-    # be old by now: a launch that holds it may be laying new shares.
+    # One binding at a time: two that read the same counts would give both tickets to one cell. What
+    # was read before the lock
+    # may be outdated: a launch that held it may have made new shares.
     later(c, LOCK_STUDY, {"study_id": study_id})
     chosen = None if choice is None else choice.cell
     which = {
@@ -258,8 +258,8 @@ _FEWEST_TICKETS = Statement(f"{_CELLS_THAT_FIT} ORDER BY l.bound, l.ordinal LIMI
 
 
 def give_back(c: Connection, ticket_id: int, cell_id: int) -> None:
-    """The ticket is as if nobody had taken it; no failure is counted. One of a cell closed
-    meanwhile goes to the others.
+    """Makes the ticket as if nobody had taken it; no failure is counted. If its cell has closed, it
+    goes to the other cells.
     """
     which = {"ticket_id": ticket_id, "cell_id": cell_id}
     later(c, LOCK_CELL, which)
@@ -318,8 +318,8 @@ def last_share(c: Connection, row: Row) -> LastShare | None:
     """The share that waits for a complete trial of its cell though this one of it pruned itself;
     None where none waits.
 
-    None waits once more trials of the cell have pruned themselves than its shares and
-    `budget.max_failures_per_cell`; that is told then. Under the study's lock.
+    None waits once more trials of the cell have pruned themselves than its shares plus
+    `budget.max_failures_per_cell`; an event says so. Under the study's lock.
 
     Args:
         row: of the trial, as `claims.ENDING` reads it; its cell has no complete trial.
@@ -369,10 +369,10 @@ _LAST_SHARE = Statement(
 
 
 def let_share_wait(c: Connection, row: Row, last: LastShare) -> None:
-    """The share goes over to the free ticket, for this one is spent; without one it is this ticket
-    that gets another try.
+    """Hands the share to the free ticket, because this one is spent; without a free one this ticket
+    gets another try.
 
-    Under the study's lock, without which no ticket that has no cell is taken.
+    Under the study's lock, without which no ticket without a cell is taken.
     """
     which = {"ticket_id": row.ticket_id, "cell_id": row.cell_id}
     if last.free is None:
@@ -426,16 +426,16 @@ _EVENT = Statement(
 
 
 def reopen(c: Connection, row: Row, failure: str, *, in_a_row: bool = True) -> bool:
-    """Gives the ticket of a failed trial another try; closes its cell at more than
-    `budget.max_failures_per_cell` in a row.
+    """Gives the ticket of a failed trial another try; more than `budget.max_failures_per_cell` in a
+    row close its cell.
 
-    The next try is the sampler's again, even if this one was by hand. A ticket on top of the budget
-    gets no other try, and its failure says nothing against the cell: False then.
+    The next try is suggested by the sampler, even if this one was by hand. A ticket on top of the
+    budget gets no other try, and its failure does not count against the cell: then False.
 
     Args:
-        row: of the trial, as `claims.ending` reads it.
+        row: of the trial, as `claims.ENDING` reads it.
         in_a_row: whether the failure is one of those in a row; exhausted memory is counted by
-            device, see `infeasible`.
+            device, see `shortages`.
     """
     which = {"ticket_id": row.ticket_id, "cell_id": row.cell_id}
     later(c, _FAIL_TICKET, {**which, "state": "VOID" if row.extra else "OPEN"})
@@ -492,12 +492,11 @@ _FREE_TICKETS = Statement(
 def repeat(
     c: Connection, ticket_id: int, cell_id: int, fixed: Mapping[str, JSONValue], number: int
 ) -> bool | None:
-    """Makes the ticket's next trial one of `fixed` parameters in that cell, if it waits for one;
+    """Gives the ticket's next trial the parameters `fixed` in that cell, if the ticket is open;
     under the study's lock.
 
-    Where it waits for none another ticket of the cell is taken that does. A ticket that was given
-    to an open allocation meanwhile is bound to the cell again. Returns whether the ticket is on top
-    of the budget, None if there is none.
+    Otherwise another open ticket of the cell is taken. A ticket that lost its cell is bound to it
+    again. Returns whether the ticket is on top of the budget, None if there is none.
     """
     row = answer(c, _WAITING, {"ticket_id": ticket_id, "cell_id": cell_id})
     if row is None:
@@ -530,10 +529,10 @@ _REPEAT = Statement(
 
 
 def open_again(c: Connection, cell_row: Row, ticket_id: int, reason: str) -> None:
-    """Opens a closed cell: it gets what it lacks of its shares from tickets that nobody uses,
-    `ticket_id` before others.
+    """Opens a closed cell; the shares it lacks come from tickets that nobody uses, `ticket_id`
+    before others.
 
-    Within the budget: of tickets that were void because every cell was closed no more come back
+    Within the budget: of the tickets that became void when every cell was closed, no more come back
     than this cell lacks and `budget.trials` has room for. Under the study's lock.
     """
     which = {"cell_id": cell_row.cell_id, "study_id": cell_row.study_id}
@@ -587,10 +586,10 @@ _BIND_SHARES = Statement(
 
 
 def end_study_if_spent(c: Connection, study_id: int) -> None:
-    """Finishes the study when no ticket is left, or none that an open cell could take; under the
+    """Finishes the study if no ticket is left, or none that an open cell could take; under the
     study's lock.
 
-    One that is being stopped is finished when its last trial is.
+    A study that is being stopped is finished when its last trial has ended.
     """
     for statement in (_VOID_IF_CLOSED, _FINISH_IF_SPENT, _FINISH_IF_STOPPED):
         later(c, statement, {"study_id": study_id})

@@ -71,7 +71,7 @@ def test_a_study_whose_options_have_no_names_goes_on_as_it_is(
 @pytest.mark.parametrize("root", ["/elsewhere", "${root}", 1])
 def test_another_content_is_another_study(store: Store, root: object) -> None:
     store.studies.launch(old_form())
-    with pytest.raises(ConfigError, match=r"another grid arch .*\"mlp\":"):
+    with pytest.raises(ConfigError, match=r"a different grid arch .*\"mlp\":"):
         store.studies.launch(new_form({"kind": "cnn", "root": root}))
 
 
@@ -81,7 +81,7 @@ def test_the_way_a_group_is_typed_is_no_part_of_a_studys_identity(store: Store) 
     store.studies.launch(study)
     typed = replace(study, grid=(replace(axis, group="arch@params.arch"),))
     assert store.studies.launch(typed).changes == ()
-    with pytest.raises(ConfigError, match="another grid arch"):
+    with pytest.raises(ConfigError, match="a different grid arch"):
         store.studies.launch(replace(study, grid=(replace(axis, contents=(MLP, MLP)),)))
 
 

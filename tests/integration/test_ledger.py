@@ -137,7 +137,9 @@ def test_another_space_under_the_same_name_is_refused_and_named(store: Store) ->
 
 def test_values_that_python_holds_equal_make_another_grid(store: Store) -> None:
     store.studies.launch(replace(spec(), grid=(Axis("a", (0, 1)),), budget=Budget(2)))
-    with pytest.raises(ConfigError, match=r"another grid a \(\[0,1\] there, \[false,true\] here\)"):
+    with pytest.raises(
+        ConfigError, match=r"a different grid a \(\[0,1\] there, \[false,true\] here\)"
+    ):
         store.studies.launch(replace(spec(), grid=(Axis("a", (False, True)),), budget=Budget(2)))
 
 
@@ -190,7 +192,7 @@ def test_of_two_launches_with_different_spaces_one_wins(database_url: str) -> No
     for thread in threads:
         thread.join()
     assert True in answers
-    assert any("another search x" in str(a) for a in answers)
+    assert any("a different search x" in str(a) for a in answers)
 
 
 def test_a_claim_late_in_a_large_grid_walks_an_index(store: Store, lease: WorkerLease) -> None:

@@ -71,8 +71,8 @@ class Attempts:
     def checkpoints(
         self, served: Served, attempt: Attempt, earlier: Sequence[AttemptRow]
     ) -> Iterator[Kept]:
-        """This attempt's checkpoint directory, filled from the one before; the trial is given back
-        if it cannot be made.
+        """This attempt's checkpoint directory, filled from the previous attempt's; if that fails,
+        the trial is given back.
         """
         folder, resume = served.row.folder, bool(served.spec.runner.get("resume", True))
         tokens = {row.attempt: row.token for row in earlier} | {attempt.attempt: attempt.token}
@@ -121,7 +121,7 @@ class Attempts:
         )
 
     def run(self, served: Served, attempt: Attempt, job: Job) -> tuple[Outcome, Unwritten]:
-        """Runs the child to its end; returns its outcome with what it reported and is not written
+        """Runs the child to its end; returns its outcome, and what it reported that is not written
         yet.
         """
         with self._contact.runs(attempt):
@@ -179,11 +179,11 @@ class Attempts:
         return self._device.verdict(running.outcome, job.run_dir), unwritten
 
     def _confirm(self, attempt: Attempt) -> None:
-        """Sees to it that the database knows of the attempt that runs: it may have lost that it
+        """Makes sure that the database knows of the running attempt: it may have lost that it
         began.
 
         Raises:
-            LeaseLostError: it has lost the trial, or this worker's attempt to it.
+            LeaseLostError: the database has lost the trial, or that this worker holds it.
         """
         try:
             confirmed = attempt.attempt == 1 and self._store.ledger.confirm(
@@ -203,7 +203,7 @@ class Attempts:
         )
 
     def _reported(self, row: StudyRow, attempt: Attempt) -> dict[int, float]:
-        """What earlier attempts of the trial reported: its curve goes on."""
+        """What earlier attempts of the trial reported; its curve continues."""
         if not attempt.resumed:
             return {}
         running = self._contact.insist(lambda: self._store.news.running(row.study_id))
@@ -212,8 +212,8 @@ class Attempts:
         )
 
     def _should_prune(self, served: Served, attempt: Attempt, curve: dict[int, float]) -> bool:
-        """The pruner's verdict, knowing what the others have reported by now; never before the cell
-        has a complete trial.
+        """The pruner's verdict, given what other trials have reported; False until the cell has a
+        complete trial.
         """
         if served.spec.pruner.get("name") == "none" or len(served.spec.directions) > 1:
             return False
@@ -233,7 +233,7 @@ class Attempts:
         return Told.NOTHING if self._draining.how == Drain.NO else Told.LEAVE
 
     def _obey(self, running: Running) -> None:
-        """Passes a request to end on to the child, and ends it when its time is up."""
+        """Passes a request to end on to the child, and ends the child when its time is up."""
         draining = self._draining
         requests = (
             [(draining.since, "the worker was told to end")] if draining.how >= Drain.STOP else []

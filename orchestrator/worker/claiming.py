@@ -1,5 +1,5 @@
-"""Where a worker's trials come from: claimed, given their parameters, and one prepared ahead while
-another one trains.
+"""Claims a worker's trials and gives them their parameters; prepares the next one while another one
+trains.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ from orchestrator.worker.shutdown import Drain, Draining
 from orchestrator.worker.studies import Served, Serving
 
 ASKS = 3
-"""How often a sampler is asked for one trial, at most; the last time under the study's lock."""
+"""A sampler is asked at most this often per trial, the last time under the study's lock."""
 _LOOK_EVERY_S = 2.0  # at the list of studies, while they have trials
-_DRAW = ("tpe", "nsga2")  # of these, those that draw: told the same they hardly ever say the same
+# samplers that draw at random: with the same data they rarely suggest the same point
+_DRAW = ("tpe", "nsga2")
 
 
 class Claiming:
-    """The trials of one worker, one after the other.
+    """The trials of one worker, one after another.
 
     Args:
-        between: done before each look for a trial; it may raise `StoreUnavailableError`.
+        between: is called before each search for a trial; it may raise `StoreUnavailableError`.
     """
 
     def __init__(
@@ -83,11 +84,11 @@ class Claiming:
         return self._contact.insist(self._claim, until=Drain.FINISH)
 
     def begun(self, claim: Claim) -> Attempt | None:
-        """The attempt of what `next` returned, created and begun; None if it may not begin, and was
-        given back.
+        """Creates and begins what `next` returned, as far as that was not done; None if it must not
+        begin, and was given back.
 
         Raises:
-            LeaseLostError: the trial is another's.
+            LeaseLostError: the trial belongs to another worker.
         """
         if isinstance(claim, Attempt):
             return claim
@@ -99,19 +100,19 @@ class Claiming:
         return made if isinstance(made, Attempt) else self._start(made, Drain.NOW)
 
     def prepare(self, running: Attempt, ran_s: float, *, last: bool) -> float:
-        """Prepares the next trial while `running` runs, if that pays and it is time to. Nothing of
-        it is ever waited for.
+        """Prepares the next trial while `running` runs, if that pays and is due; never waits for
+        it.
 
-        What is prepared is known to all, like a running trial, but no attempt of it counts until it
-        begins. Another worker that has nothing to do may take it over.
+        Others see a prepared trial as they see a running one, but no attempt of it counts until it
+        begins. An idle worker may take it over.
 
         Args:
             running: the trial that runs.
             ran_s: how long it has run.
-            last: no trial is to follow.
+            last: no trial follows.
 
         Returns:
-            Seconds after which to call this again, at the latest.
+            The number of seconds after which to call this again, at the latest.
         """
         if last or self._draining.how != Drain.NO or self._contact.halted_at is not None:
             self.give_back()
@@ -132,16 +133,14 @@ class Claiming:
         return self._settings.heartbeat_s
 
     def ran(self, attempt: Attempt, seconds: float) -> None:
-        """Tells how long a trial ran: the shorter they are, the more it pays to prepare."""
+        """Notes how long a trial ran: the shorter trials are, the more it pays to prepare."""
         pace = self._paces[attempt.study_id]
         pace.ran(seconds)
         self._contact.expect(pace.usual_s)
         self._prepare_again_at = 0.0
 
     def give_back(self) -> None:
-        """Gives back what was prepared, now if the database answers, else when the
-        worker leaves.
-        """
+        """Gives back what was prepared: now if the database answers, else when the worker ends."""
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
             try:
@@ -201,8 +200,8 @@ class Claiming:
         return None
 
     def _claim_of(self, served: Served, *, ahead: bool) -> Claim | None:
-        """The next trial of one study; where its allocation is adaptive the model chooses the cell
-        of a ticket without one.
+        """The next trial of one study; with an adaptive allocation the model chooses the cell of a
+        ticket without one.
         """
         ledger, study_id = self._store.ledger, served.row.study_id
         adaptive = served.spec.allocation == "adaptive"
@@ -243,12 +242,11 @@ class Claiming:
         return made
 
     def _create(self, ticket: Ticket, *, start: bool) -> Prepared | Attempt:
-        """Asks the sampler for this cell, knowing what the claim told, and creates the Optuna
-        trial.
+        """Asks the sampler for parameters in this cell, and creates the Optuna trial.
 
-        Where others have created trials meanwhile that make a difference, they are learnt and the
-        sampler is asked again, so that no two suggest alike; should that happen `ASKS` times, the
-        last ask is under the study's lock, where others wait.
+        If others have created trials in between that matter, the sampler learns them and is asked
+        again, so that no two workers suggest the same. If that happens `ASKS` times, the last ask
+        is under the study's lock, where others wait.
         """
         served, ledger = self._serving.study(ticket.study_id), self._store.ledger
 
@@ -290,8 +288,8 @@ class Claiming:
         return created
 
     def _prepare_at(self, study_id: int) -> float | None:
-        """So many seconds into a trial the next one is prepared: at once where nothing is learnt;
-        None: never.
+        """How many seconds into a trial the next one is prepared: at once if the sampler learns
+        nothing; None: never.
         """
         if not self._settings.prefetch:
             return None

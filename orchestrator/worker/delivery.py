@@ -1,5 +1,5 @@
-"""How an attempt ends in the database: its result is delivered, or its trial given back. Also for
-workers that died.
+"""Writes how an attempt ended: delivers its result, or gives its trial back. Also for workers that
+died.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ LEFT_EVERY_S = 2.0
 
 
 class Delivery:
-    """Writes how attempts ended, patiently, under the lease that `contact` holds. `ended` counts
-    the trials that did.
-    """
+    """Writes how attempts ended, and waits out outages. `ended` counts the trials that ended."""
 
     def __init__(
         self, store: Store, settings: WorkerConfig, contact: Contact, place: Place
@@ -54,8 +52,8 @@ class Delivery:
     def earlier_result(
         self, row: StudyRow, attempt: Attempt, attempts: Sequence[AttemptRow]
     ) -> tuple[Outcome, Unwritten] | None:
-        """A result that an earlier attempt left in a run directory this host sees: delivered, not
-        run again.
+        """A result that an earlier attempt left in a run directory this host sees; delivered
+        instead of running again.
         """
         for earlier in reversed(attempts):
             # its result is known, and made the trial run again
@@ -69,10 +67,10 @@ class Delivery:
         return None
 
     def deliver_left(self) -> None:
-        """Delivers results that workers of this host left when they died, also of studies that hand
-        out no trials any more.
+        """Delivers results that workers of this host left when they died, even if their study no
+        longer starts trials.
 
-        Looks for them every `LEFT_EVERY_S` at most.
+        Looks for them at most every `LEFT_EVERY_S`.
         """
         if time.monotonic() < self._next_look:
             return
@@ -100,8 +98,8 @@ class Delivery:
         outcome: Outcome,
         unwritten: Unwritten,
     ) -> bool:
-        """Writes the end of the attempt; False if the trial goes on: it was interrupted, or failed
-        for what passes.
+        """Writes the end of the attempt; False if the trial continues: it was interrupted, or
+        failed for a transient reason.
         """
         if isinstance(outcome, Interrupted):
             if unwritten.artifacts:  # their files are there, and nobody would know of them
@@ -121,7 +119,7 @@ class Delivery:
         except (StoreUnavailableError, LeaseLostError):
             raise
         except OrchestratorError as error:
-            # what it reported cannot be stored; the trial must end all the same
+            # what it reported cannot be stored, but the trial must end
             outcome = Failed(
                 "value", f"the database took neither the result nor the attributes: {error}"
             )
@@ -155,7 +153,7 @@ class Delivery:
         outcome: Interrupted,
         facts: Mapping[str, JSONValue] = MappingProxyType({}),
     ) -> None:
-        """Gives an unfinished trial back, for any worker to take up."""
+        """Gives an unfinished trial back, so that any worker can take it up."""
         ledger = self._store.ledger
         self._contact.insist(
             lambda: ledger.release(claim, outcome.reason, lost=outcome.lost, facts=facts),
@@ -168,7 +166,7 @@ class Delivery:
             outcome.reason,
         )
         if outcome.lost:
-            self._contact.wait(self._settings.poll_s)  # whatever ended it may be at it still
+            self._contact.wait(self._settings.poll_s)  # whatever ended it may still be at work
 
     def _runs_again(
         self, spec: StudySpec, attempt: Attempt, failed: Failed, unwritten: Unwritten
@@ -206,8 +204,8 @@ class Delivery:
         return None if unwritten.anew is None else self._contact.server
 
     def flush(self, attempt: Attempt, unwritten: Unwritten) -> None:
-        """Writes what the trial reported; if that does not work now it is tried again later, at
-        last with the result.
+        """Writes what the trial reported; if that fails, it is tried again later, at the latest
+        with the result.
         """
         try:
             self._store.ledger.report(attempt, unwritten.report)
@@ -226,13 +224,13 @@ class Delivery:
 
 
 class LeftResults:
-    """Reads the results that attempts left; one that cannot be read is warned of once."""
+    """Reads the results that attempts left; warns once about each that cannot be read."""
 
     def __init__(self) -> None:
         self._unreadable: set[Path] = set()
 
     def result_in(self, run_dir: Path) -> tuple[Outcome, Unwritten] | None:
-        """How the attempt ended and what it said, None if it left no result or was only
+        """How the attempt ended and what it reported; None if it left no result or was only
         interrupted.
         """
         try:

@@ -32,17 +32,15 @@ from orchestrator.runner.protocol import rundir
 from orchestrator.store import SlotOffer, Store, WorkerLease
 
 UNLIMITED_CPU_SLOTS = 1024
-"""Every worker a user starts on a CPU is wanted; `worker.slots_per_device` sets a limit where there
-should be one.
-"""
+"""Every worker that a user starts on a CPU is wanted; `worker.slots_per_device` can set a limit."""
 FREE_WITHIN_S = 30.0
-"""How long the memory of a process that ended may take to be free again."""
+"""How long the memory of an ended process may take to be freed."""
 _CPU_SHARERS = 2
 
 
 @dataclass(frozen=True)
 class HeldSlot(AbstractContextManager["HeldSlot"]):
-    """A claimed slot; the end of the block gives up its lock, the worker's end the slot itself.
+    """A claimed slot; its lock is released at the end of the block, the slot when the worker ends.
 
     `threads` is the share of the CPU's cores for a trial, None where nothing limits it; `gpu` tells
     who uses a GPU.
@@ -71,17 +69,17 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
         the open driver library.
 
         Raises:
-            DeviceError: It fell off the bus, or its driver does not answer.
+            DeviceError: The device fell off the bus, or its driver does not answer.
         """
         if self.gpu is not None:
             self.gpu.check()
 
     def verdict(self, outcome: Outcome, run_dir: Path) -> Outcome:
         """The outcome of an attempt on this device: a failure while the device is gone says nothing
-        of the trial.
+        about the trial.
 
-        Then the result in `run_dir` is replaced as well, for other workers deliver what they find
-        there.
+        Then the result in `run_dir` is replaced as well, because other workers deliver what they
+        find there.
         """
         if isinstance(outcome, Failed):
             try:

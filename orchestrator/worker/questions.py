@@ -1,5 +1,5 @@
-"""Answers what the objective of one attempt asks for as it runs; the child waits, the worker never
-does.
+"""Answers what the objective of one attempt asks for as it runs; only the child waits, never the
+worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orchestrator.worker.studies import Served
 from orchestrator.worker.unwritten import Unwritten
 
 _AGAIN_S = (0.2, 1.0)
-"""Until the next try while the database does not answer: the first one, and the longest."""
+"""Pauses between tries while the database does not answer: the first, and the longest."""
 
 
 class Suggesting:
@@ -44,11 +44,11 @@ class Suggesting:
             self._waiting, self._again_at, self._pause_s = message, 0.0, _AGAIN_S[0]
 
     def serve(self, running: Running) -> None:
-        """Answers the question that waits, if one does; while the database does not answer a later
-        call does.
+        """Answers the pending question, if there is one; if the database does not answer, a later
+        call tries again.
 
         Raises:
-            LeaseLostError: the trial is another's; the question has no answer.
+            LeaseLostError: the trial belongs to another worker; the question stays unanswered.
         """
         question = self._waiting
         if question is None or running.outcome is not None or time.monotonic() < self._again_at:
@@ -102,8 +102,8 @@ class Suggesting:
         running.answer_suggest(question.name, answer.internal, warnings=answer.warnings)
 
     def _begin(self) -> Answers:
-        """What the study knows now: the sampler is asked once per trial for all that
-        it can tell.
+        """Answers based on what the study knows now; the sampler is asked once per trial for all
+        parameters.
         """
         self._served.learn(self._store)
         news = self._store.news.running(self._served.row.study_id)

@@ -1,4 +1,4 @@
-"""What an attempt reported and nobody has written to the database yet."""
+"""What an attempt reported and is not in the database yet."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from orchestrator.runner import ArtifactLogged, AttrSet, ConstraintSet, Message,
 
 @dataclass
 class Unwritten:
-    """What an attempt reported, set and stored, and nobody has written to the database yet.
+    """What an attempt reported, set and stored, and is not in the database yet.
 
-    `sent` are the reports that are there; `facts` say of an attempt that ended what it ran on and
-    what it took. `suggested` are the parameters that were written as it ran. `anew` is
-    `Contact.anew` when the last of it was written; None of an attempt that is known from its run
-    directory, where all is.
+    `sent` are the reports that are in the database; `facts` say what an attempt that ended ran on
+    and took. `suggested` are the parameters that were written as it ran. `anew` is `Contact.anew`
+    as of the last write; None for an attempt that is read from its run directory, which has
+    everything.
     """
 
     reports: dict[int, float] = field(default_factory=dict)
@@ -31,7 +31,9 @@ class Unwritten:
     _lost: bool = False
 
     def note(self, message: Message) -> None:
-        """The first value of a step and of a constraint counts, an attribute's last."""
+        """Adds a message; the first value of a step or a constraint counts, and the last value of
+        an attribute.
+        """
         if isinstance(message, Reported):
             self.reports.setdefault(message.step, message.value)
         elif isinstance(message, AttrSet):
@@ -60,7 +62,7 @@ class Unwritten:
         return replace(self.report, suggested=suggested, facts=self.facts)
 
     def forget(self) -> None:
-        """It is written."""
+        """Notes that it was written."""
         self.sent |= self.reports
         self._written.append(self.report)
         self.reports, self.attrs, self.constraints, self.artifacts = {}, {}, {}, {}
@@ -70,7 +72,7 @@ class Unwritten:
         self.facts = facts
 
     def again(self, anew: int) -> None:
-        """What was written before that server answered may be lost: all of it is to be written
+        """What was written before that server answered may be lost, so all of it is to be written
         again.
         """
         self.anew = anew

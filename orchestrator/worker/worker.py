@@ -77,8 +77,8 @@ class Worker:
 
         Raises:
             DeviceError: no device is free and ``worker.on_no_device=exit`` or
-                ``worker.require_idle=refuse``, the one named does not exist, or the one held is
-                gone; its trial was given back.
+                ``worker.require_idle=refuse``, a named device does not exist, or the worker's
+                device is gone; its trial was given back.
         """
         while self._draining.how == Drain.NO:
             try:
@@ -104,7 +104,7 @@ class Worker:
         return self._draining.signals()
 
     def _serve(self, device: HeldSlot) -> None:
-        """Runs trials on that device, one after the other."""
+        """Runs trials on the device, one after another."""
         store, settings, contact, draining = (
             self._store,
             self._settings,
@@ -154,9 +154,7 @@ class Worker:
     def _run_trial(
         self, claim: Claim, serving: Serving, claiming: Claiming, attempts: Attempts
     ) -> None:
-        """Takes one claimed trial from its parameters to its end in the database, or
-        gives it back.
-        """
+        """Takes one trial from its claim to its end in the database, or gives it back."""
         served, delivery = serving.study(claim.study_id), self._delivery
         try:
             attempt = claiming.begun(claim)
@@ -234,8 +232,8 @@ class Worker:
 
     @contextmanager
     def _device_slot(self) -> Iterator[HeldSlot | None]:
-        """Holds one slot of one device for the block; waits for one as `worker.on_no_device` says.
-        None: told to end before.
+        """Holds a device slot for the block, waiting for one as `worker.on_no_device` says; None if
+        the worker is to end.
         """
         lease = self._contact.lease
         held, warned = self._contact.insist(lambda: self._slots.claim(lease)), False

@@ -676,7 +676,8 @@ _START = Statement(
         UPDATE trials SET datetime_start = timezone('utc', clock_timestamp())
         FROM begun b WHERE trials.trial_id = b.optuna_trial_id
     )
-    SELECT EXISTS (SELECT FROM begun) OR EXISTS (  -- the latter: by a call whose answer was lost
+    SELECT EXISTS (SELECT FROM begun) OR EXISTS (
+        -- by a call whose answer was lost
         SELECT FROM orchestrator.trial o
         WHERE o.trial_id = :trial_id AND o.token = :token AND o.worker_id = :worker_id
             AND o.state = 'RUNNING'

@@ -1,7 +1,7 @@
 # The tools of the virtual environment here, if there is one, else those on the path.
 BIN ?= $(if $(wildcard .venv/bin/python),.venv/bin/,)
 
-.PHONY: help check check-static format fast test chaos docs secrets
+.PHONY: help check check-static format settings fast test chaos docs secrets
 .DELETE_ON_ERROR:
 
 help:         ## this list
@@ -18,6 +18,9 @@ check-static: ## format, lint, import contracts, types
 format:       ## format the code and mend what ruff can mend
 	$(BIN)ruff format .
 	$(BIN)ruff check --fix .
+
+settings:     ## write conf/*.yaml and the reference's tables from orchestrator/settings
+	$(BIN)python tools/settings.py
 
 fast:         ## the unit tests alone
 	$(BIN)python -m pytest -n 2 tests/unit

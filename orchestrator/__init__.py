@@ -1,7 +1,7 @@
-"""Hybrid hyperparameter tuning: an exact grid on the parameters that matter, a search over the
-rest, one Optuna study.
+"""Hybrid hyperparameter tuning: an exact grid and a search in one Optuna study.
 
-For the objective's module: ``from orchestrator import Trial, TrialPruned``.
+The grid covers the parameters that matter, the search the rest. Objectives import ``from
+orchestrator import Trial, TrialPruned``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Trial", "TrialPruned", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the runner only for who asks: every process of ours imports this package."""
+    """Imports the runner on first use: every process of this program imports this package."""
     if name in ("Trial", "TrialPruned"):
         return getattr(importlib.import_module("orchestrator.runner"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

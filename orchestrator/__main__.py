@@ -6,18 +6,18 @@ import sys
 
 from orchestrator import signals
 
-# Before anything takes time to import: what is told to end now has nothing to undo yet.
+# Before the slow imports: a process that is signalled to end now has nothing to undo yet.
 if (
     code := {"worker": 0, "dashboard": 0, "launch": 130}.get(
         sys.argv[1] if len(sys.argv) > 1 else ""
     )
 ) is not None:
     signals.end_at_once(code)
-    # as the last of them, when Python lets go of handlers: the exit code is settled
+    # Runs last of all exit functions, before Python drops its handlers: a late signal must not
+    # change the exit code.
     atexit.register(signals.shut_out)
 
-# What an import makes is no garbage: looked through time and again as it grows, it takes a fifth
-# longer.
+# Imports create no garbage, and collections during them make them a fifth slower.
 gc.disable()
 from orchestrator.cli import main  # noqa: E402
 

@@ -1,5 +1,6 @@
-"""The errors a user can meet, each with one exit code. Third-party errors are translated to these
-at the door of each room.
+"""The errors that users can see, each with its exit code.
+
+Each package translates third-party errors to these.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Final
 
 
 class OrchestratorError(Exception):
-    """Anything this program reports in one line instead of a traceback."""
+    """Any error that this program reports in one line instead of a traceback."""
 
     exit_code = 1
 
 
 class ConfigError(OrchestratorError):
-    """A setting the user must change; the message names the field, the value and the rule."""
+    """A setting that the user must change; the message names the field, the value and the rule."""
 
     exit_code = 2
 
@@ -31,23 +32,22 @@ class StoreUnavailableError(OrchestratorError):
 
 
 class SchemaOutdatedError(OrchestratorError):
-    """The database holds a schema this version does not know; the message names the
-    command to run.
+    """The database holds a schema this version does not know.
+
+    The message names the command to run.
     """
 
     exit_code = 4
 
 
 class LeaseLostError(OrchestratorError):
-    """The lease shown is no longer the current one, so the write was refused and
-    nothing changed.
-    """
+    """The lease used is no longer current, so the write was refused and nothing changed."""
 
     exit_code = 5
 
 
 class DeviceError(OrchestratorError):
-    """No device could be claimed, or the one named does not exist."""
+    """No device could be claimed, or the named one does not exist."""
 
     exit_code = 6
 
@@ -58,27 +58,24 @@ class StudyFailedError(OrchestratorError):
     exit_code = 7
 
 
-ELSEWHERE: Final = "set ORCHESTRATOR_DATA_DIR to a directory where you can write"
-"""What to do where the default one, below the home directory, is of no use."""
+ELSEWHERE: Final = "set ORCHESTRATOR_DATA_DIR to a directory that you can write"
+"""Advice for when the default data directory, below the home directory, cannot be used."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns `` (did you mean 'x'?)`` for the known word closest to `word`, or an empty string
-    when none is close.
-    """
-    candidates = list(known)
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """Returns `` (did you mean 'x'?)`` for the closest of `words`; empty if none is close."""
+    candidates = list(words)
     close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
-    if not close:  # 'optm.lr' and 'lr' alike should find 'optim.lr'
+    if not close:  # both 'optm.lr' and 'lr' should find 'optim.lr'
         close = [c for c in candidates if c.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:1]
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def denied(path: str | Path) -> str | None:
-    """Returns which directory or file on the way to `path` this process's user may not read, and
-    why; None if it may.
+    """Returns which file or directory on the way to `path` this user may not read, and why.
 
-    Python and Hydra pass over a directory that cannot be read as if nothing were in it: a bind
-    mount of mode 0700, for one.
+    None if all can be read. Python and Hydra treat a directory that they cannot read (such as a
+    bind mount with mode 0700) as an empty one, so their own errors are misleading.
     """
     wanted = Path(path).absolute()
     for place in (*reversed(wanted.parents), wanted):
@@ -90,7 +87,8 @@ def denied(path: str | Path) -> str | None:
         read = os.R_OK if place == wanted else 0
         if not os.access(place, enter | read, effective_ids=os.access in os.supports_effective_ids):
             mode = (
-                f"its mode is {stat.S_IMODE(status.st_mode):04o} and its owner user {status.st_uid}"
+                f"its mode is {stat.S_IMODE(status.st_mode):04o} and its owner is user "
+                f"{status.st_uid}"
             )
             return f"{place} cannot be read by user {os.geteuid()}: {mode}"
     return None

@@ -1,6 +1,4 @@
-"""Places where a test may kill the process: `ORCHESTRATOR_CRASH_AT` names one of them, for nobody
-but tests to set.
-"""
+"""Steps at which a test can kill the process; `ORCHESTRATOR_CRASH_AT` names one. For tests only."""
 
 from __future__ import annotations
 
@@ -9,17 +7,13 @@ import signal
 from collections import Counter
 
 CRASH_AT = "ORCHESTRATOR_CRASH_AT"
-"""``step`` or ``step:n``: SIGKILL to itself when the process comes to that step, or comes to it for
-the n-th time.
-"""
+"""``step`` or ``step:n``: SIGKILL when the process reaches the step, or the n-th time."""
 
 _passed: Counter[str] = Counter()
 
 
 def step(name: str) -> None:
-    """Ends this process as SIGKILL would if it is to crash here; costs a dictionary lookup
-    otherwise.
-    """
+    """Kills this process if a test wants it to crash here; otherwise costs a dictionary lookup."""
     wanted = os.environ.get(CRASH_AT)
     if wanted is None:
         return

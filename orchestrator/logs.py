@@ -1,4 +1,4 @@
-"""Log lines of the commands: one line each on standard error, with the time and who speaks."""
+"""The commands' log: one line per message on standard error, with time and process name."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import sys
 logger = logging.getLogger("orchestrator")
 
 
-def configure(speaker: str) -> None:
-    """Sends our log lines to standard error as ``12:03:59 worker 3: text``; other libraries speak
-    from WARNING on.
+def configure(name: str) -> None:
+    """Logs to standard error as ``12:03:59 worker 3: text``.
+
+    Other libraries log only from WARNING on.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        logging.Formatter(f"%(asctime)s {speaker}: %(message)s", datefmt="%H:%M:%S")
-    )
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {name}: %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

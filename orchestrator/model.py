@@ -1,4 +1,4 @@
-"""The nouns all rooms share: plain immutable values, no behaviour that needs a database, Optuna or
+"""The nouns that all rooms share: plain immutable values without any need of a database, Optuna or
 Hydra.
 """
 
@@ -9,22 +9,33 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
+from orchestrator.settings import (
+    ALLOCATION,
+    BudgetSettings,
+    InfeasibleSettings,
+    NoPrunerSettings,
+    PrunerSettings,
+    RunnerSettings,
+    SamplerSettings,
+    TPESettings,
+    stored_pruner,
+    stored_sampler,
+    stored_section,
+)
+
 Direction: TypeAlias = Literal["minimize", "maximize"]
-# control characters, surrogates, and what ends a line or a paragraph
-_UNSEEN = ("Cc", "Cs", "Zl", "Zp")
+_UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line and paragraph separators
 # of JSON's other scalars
 _LIKE_ANOTHER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|true|false|null")
 JSONValue: TypeAlias = Any  # None, bool, int, float, str, and lists and string-keyed dicts of them
 _NODE_INTERPOLATION = re.compile(r"\$\{(?!\s*[\w.]+:)")  # of another value; a resolver has a colon
 
 ASK_KEY = "orchestrator:ask"
-"""Of a trial's system attributes, the one with all that is needed to suggest its
-parameters again.
-"""
+"""The system attribute of a trial that holds all that is needed to suggest its parameters again."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +44,9 @@ class Axis:
     wrote them.
 
     The values of a config group's axis are the names of its options. `contents` has what each of
-    them stands for; it is empty where the group is the program's own, which is told the name.
-    `group` is the group as an override chooses of it (``model``, ``+model``, ``net@params.net``);
-    empty for any other axis.
+    them stands for; it is empty if the group is the program's own, which gets the name. `group` is
+    the group as an override names it (``model``, ``+model``, ``net@params.net``); empty for any
+    other axis.
     """
 
     path: str
@@ -49,7 +60,7 @@ class Axis:
         return bool(self.group) and not self.contents
 
     def content(self, value: JSONValue) -> JSONValue:
-        """What stands in ``params`` where the axis has this value, which is one of `values`."""
+        """What ``params`` holds where the axis has this value, which is one of `values`."""
         return self.contents[self.values.index(value)] if self.contents else value
 
 
@@ -83,30 +94,19 @@ class Searched:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell; `hours`
-    of wall time a launch.
+class Budget(BudgetSettings):
+    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell."""
 
-    More than `max_failures_per_cell` failures in a row close a cell. While no trial has come to a
-    result, `max_failures_at_start` failures that are all alike pause the study (``auto``: by the
-    number of workers; None: never).
-    """
-
-    trials: int
-    per_cell: int = 1
-    hours: float | None = None
-    max_failures_per_cell: int = 3
-    max_failures_at_start: int | Literal["auto"] | None = "auto"
+    trials: int = field()
 
 
 @dataclass(frozen=True)
 class StudySpec:
-    """All that a launch says about a study, as it is stored with it: nothing of the host, no
+    """Everything that a launch sets for a study, as stored with it: nothing of the host, no
     resolved secret.
 
-    `objective`, `params`, `sampler`, `pruner` and `runner` are unresolved plain containers
-    (interpolations are kept as strings); the child resolves `params` after it merged the trial's
-    values in.
+    `objective` and `params` are unresolved plain containers (interpolations are kept as strings);
+    the child resolves `params` after it merged the trial's values in.
     """
 
     name: str
@@ -117,13 +117,11 @@ class StudySpec:
     grid: tuple[Axis, ...]
     search: tuple[Searched, ...]
     budget: Budget
-    allocation: str = "uniform"
-    sampler: Mapping[str, JSONValue] = field(default_factory=lambda: {"name": "tpe"})
-    pruner: Mapping[str, JSONValue] = field(default_factory=lambda: {"name": "none"})
-    runner: Mapping[str, JSONValue] = field(default_factory=dict)
-    infeasible: Mapping[str, JSONValue] = field(
-        default_factory=lambda: {"max_per_cell": None, "monotone": {}}
-    )
+    allocation: str = ALLOCATION.default
+    sampler: SamplerSettings = field(default_factory=TPESettings)
+    pruner: PrunerSettings = field(default_factory=NoPrunerSettings)
+    runner: RunnerSettings = field(default_factory=RunnerSettings)
+    infeasible: InfeasibleSettings = field(default_factory=InfeasibleSettings)
     seed: int = 0
     priority: int = 0
     config: str = ""
@@ -144,16 +142,16 @@ class StudySpec:
         return count
 
     def declares(self, name: str) -> bool:
-        """Whether the parameter is of the grid or of the search; others are those that the
-        objective asks for as it runs.
+        """Whether the parameter is in grid or search; any other is one that the objective requests
+        while it runs.
         """
         return any(axis.path == name for axis in self.grid) or any(
             searched.path == name for searched in self.search
         )
 
     def contents(self, values: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
-        """Of a trial's values, what the options of config groups among them stand for, by the path
-        of their axis.
+        """What the options of config groups among a trial's values stand for, by the path of their
+        axis.
         """
         return {
             a.path: a.content(values[a.path]) for a in self.grid if a.contents and a.path in values
@@ -165,11 +163,11 @@ class StudySpec:
         return tuple(axis.path for axis in self.grid if axis.of_program)
 
     def as_launched_before(self, old: StudySpec) -> StudySpec:
-        """This spec with its axes as the study that goes on under `old` has them.
+        """This spec with its axes in the form that the study it continues has (`old`).
 
-        Options of config groups were once stored by their content, with what ``${oc.env:…}`` and
-        the like said at the launch in place; options of a program's own groups as any other words.
-        What has trials stays as it is.
+        Options of config groups were once stored by their content, with ``${oc.env:…}`` and the
+        like resolved at the launch; options of a program's own groups like any other words. A study
+        with trials keeps its form.
         """
         stored = {axis.path: axis for axis in old.grid if not axis.group}
         kept = {
@@ -199,13 +197,13 @@ class StudySpec:
         )
 
     def identity(self) -> dict[str, JSONValue]:
-        """What may not change under one name: grid, search, direction and metric, objective,
+        """What must not change under one name: grid, search, direction and metric, objective,
         defaults of params.
         """
         data = self.to_json()
         for axis in data["grid"]:
             if "contents" in axis:
-                del axis["group"]  # how the group is called on the command line
+                del axis["group"]  # the group's name on the command line
         return {
             key: data[key]
             for key in ("directions", "metrics", "objective", "params", "grid", "search")
@@ -217,9 +215,12 @@ class StudySpec:
 
     def to_json(self) -> dict[str, JSONValue]:
         data: dict[str, JSONValue] = json.loads(json.dumps(asdict(self)))
-        # Axes and parameters are sets of names: their order is no part of a study's identity.
+        for section in ("sampler", "pruner"):
+            data[section] = data[section].get("stored", data[section])  # of `Unreadable`
+        # Axes and parameters are sets of names: their order is not part of a study's identity.
         data["search"].sort(key=lambda s: s["path"])
-        for searched in data["search"]:  # what has no condition is written as before there were any
+        # without a condition it is written as before conditions existed
+        for searched in data["search"]:
             if not searched["when"]:
                 del searched["when"]
         for axis in data["grid"]:
@@ -236,6 +237,15 @@ class StudySpec:
         fields["grid"] = tuple(_axis(a) for a in data["grid"])
         fields["search"] = tuple(_searched(s) for s in data["search"])
         fields["budget"] = Budget(**data["budget"])
+        readers: Mapping[str, Callable[[Any], Any]] = {
+            "sampler": stored_sampler,
+            "pruner": stored_pruner,
+            "runner": lambda stored: stored_section(RunnerSettings, stored),
+            "infeasible": lambda stored: stored_section(InfeasibleSettings, stored),
+        }
+        fields |= {
+            section: read(data[section]) for section, read in readers.items() if section in data
+        }
         return StudySpec(**fields)
 
 
@@ -246,14 +256,14 @@ def _axis(data: Mapping[str, Any]) -> Axis:
 
 
 def _is_earlier_form(stored: Axis, axis: Axis) -> bool:
-    """Whether an older version stored this axis so."""
+    """Whether `stored` is how an older version stored this axis."""
     values = axis.contents or axis.values
     return len(stored.values) == len(values) and all(map(_was_stored, values, stored.values))
 
 
 def _was_stored(value: JSONValue, stored: JSONValue) -> bool:
-    """Whether `stored` is what an older version made of `value`: resolvers had answered when the
-    study was launched.
+    """Whether `stored` is what an older version made of `value`: resolvers had run when the study
+    was launched.
     """
     if isinstance(value, str) and value != stored:
         return "${" in value and not _NODE_INTERPOLATION.search(value)
@@ -297,7 +307,7 @@ def has(node: Any, path: str) -> bool:
 
 
 def leaf_paths(node: Mapping[str, Any], above: str = "") -> list[str]:
-    """Returns the dotted paths of everything in nested mappings that is no mapping itself."""
+    """Returns the dotted paths of everything in nested mappings that is not a mapping itself."""
     paths: list[str] = []
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
@@ -308,8 +318,8 @@ def leaf_paths(node: Mapping[str, Any], above: str = "") -> list[str]:
 
 
 def same_value(a: JSONValue, b: JSONValue) -> bool:
-    """Whether two values are one: numbers by their size, true and 1 apart, lists and mappings as
-    they are written.
+    """Whether two values are the same: numbers by size, true and 1 differ, lists and mappings as
+    written.
     """
     numbers = [isinstance(value, (int, float)) and not isinstance(value, bool) for value in (a, b)]
     return (
@@ -327,9 +337,9 @@ def cell_label(cell: Mapping[str, JSONValue]) -> str:
 
 
 def value_label(value: JSONValue) -> str:
-    """Short text of one line for one value: compact JSON, control characters escaped.
+    """One line of short text for a value: compact JSON, control characters escaped.
 
-    Strings are bare, except those that would be taken for a number, a truth value or null.
+    Strings are bare, except those that could be taken for a number, a boolean or null.
     """
     bare = isinstance(value, str) and not _LIKE_ANOTHER.fullmatch(value)
     text = str(value) if bare else json.dumps(value, separators=(",", ":"))
@@ -345,8 +355,8 @@ def count_label(count: int, noun: str) -> str:
 
 
 def span_label(seconds: float) -> str:
-    """A span of time for people, in the largest unit that there are two of: ``90 s``, ``3 h``, ``12
-    d``.
+    """A span of time for people, in the largest unit of which there are at least two: ``90 s``, ``3
+    h``, ``12 d``.
     """
     for unit, name in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * unit:
@@ -374,7 +384,7 @@ class Suggestion:
 
     `params` holds every parameter of the trial, grid and search, ready for Optuna's tables;
     `values` the true value of each (what the user's code receives); `system_attrs` what sampler and
-    replay need, to be stored with the trial.
+    replay need, stored with the trial.
     """
 
     params: tuple[Param, ...]
@@ -384,11 +394,12 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class TrialNews:
-    """A trial of the study as `store` reads it and `search` learns it; a later one of the same
-    number replaces an earlier.
+    """A trial as `store` reads it and `search` learns it; a later one with the same number replaces
+    an earlier one.
 
     `state` is the name of Optuna's ``TrialState``; `cell` the ordinal of its cell, None for a trial
-    that is not ours; `failure` the kind of a failed one (`Failed.kind`), None where nobody said.
+    that is not ours; `failure` the kind of a failed one (`Failed.kind`), None if it was not
+    recorded.
     """
 
     number: int
@@ -406,7 +417,7 @@ class TrialNews:
 
 @dataclass(frozen=True)
 class Completed:
-    """The objective returned: one value an objective of the study, and the other entries of its
+    """The objective returned: one value per objective of the study, and the other entries of its
     mapping as `attrs`.
     """
 
@@ -416,9 +427,7 @@ class Completed:
 
 @dataclass(frozen=True)
 class Pruned:
-    """The objective stopped early on purpose, after reporting `step` (None: it had reported
-    nothing).
-    """
+    """The objective stopped early on purpose after reporting `step` (None: it reported nothing)."""
 
     step: int | None = None
 
@@ -430,8 +439,8 @@ class Failed:
     `kind` is one word (exception, exit, signal, oom, timeout, value, import); `message` says where
     the log is. `causes` are the words under which `runner.retry_on` may name it: the kind,
     ``exit:1``, ``signal:SIGKILL``, and of an exception its class and base classes, bare and with
-    their module. Of an ``oom``, `memory` says whose ran out, the device's or the host's, and
-    `peak_bytes` the most that the trial held of it, None where nobody knows.
+    their module. For an ``oom``, `memory` says whose memory ran out, the device's or the host's,
+    and `peak_bytes` the most that the trial held of it, None if unknown.
     """
 
     kind: str
@@ -441,7 +450,7 @@ class Failed:
     peak_bytes: int | None = field(default=None, compare=False)
 
     def passes(self, retry_on: Collection[str] | None) -> bool:
-        """Whether `runner.retry_on` names it as what passes; None names exceptions, exit codes and
+        """Whether `runner.retry_on` names it as transient; None names exceptions, exit codes and
         signals of any kind.
         """
         return any(
@@ -452,9 +461,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """Nobody's fault: the attempt was given back unfinished and the same trial may go on elsewhere.
+    """Not a failure: the attempt was given back unfinished, and the same trial may continue
+    elsewhere.
 
-    `lost`: the attempt counts as lost, as those do whose worker dies; a trial may lose
+    `lost`: the attempt counts as lost, like one whose worker died; a trial may lose
     `runner.max_attempts` of them.
     """
 
@@ -484,8 +494,8 @@ class Report:
 
 
 def trial_seed(study_seed: int, ticket: int, failures: int) -> int:
-    """A trial's seed in [0, 2**31): the same for every attempt of it, another one for any other
-    trial of the study.
+    """A trial's seed in [0, 2**31): the same for all its attempts, different for every other trial
+    of the study.
     """
     digest = hashlib.sha256(f"{study_seed} {ticket} {failures}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

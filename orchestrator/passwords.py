@@ -1,4 +1,4 @@
-"""Passwords of URLs, taken out of whatever is shown or stored."""
+"""Removes the passwords of URLs from whatever is shown or stored."""
 
 from __future__ import annotations
 

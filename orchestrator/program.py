@@ -1,9 +1,10 @@
-"""What ``objective.command`` says: a program, its arguments, and what of its output is the result.
-Pure.
+"""``objective.command``: a program, its arguments, and which part of its output is the result.
 
-The command is split into words as a shell would, but no shell is there to expand them. In a word
-``{optim.lr}`` stands for a parameter, ``{trial.number}`` for a fact about the trial, ``{{`` and
-``}}`` for the braces themselves.
+All functions here are pure.
+
+The command is split into words as a shell would split it, but no shell expands them. Within a word,
+``{optim.lr}`` stands for a parameter, ``{trial.number}`` for a fact about the trial, and ``{{`` and
+``}}`` for literal braces.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ FACTS: Final = (
     "params_file",
     "metrics_file",
 )
-"""What a placeholder may name besides the parameters."""
+"""The names that a placeholder may use besides parameters."""
 
 PATTERN: Final = "command:"
-"""How a pattern of ``worker.allow_targets`` begins that is about programs."""
+"""The prefix of a pattern in ``worker.allow_targets`` that is about programs."""
 
 _KEYS: Final = ("command", "result", "overrides", "hydra")
 _TOKEN: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -43,9 +44,7 @@ _TOKEN: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 @dataclass(frozen=True)
 class Result:
-    """What the trial comes to: the last value of each metric in `metrics`, or what `regex` found
-    last in the output.
-    """
+    """The result's source: the last value of each of `metrics`, or the last match of `regex`."""
 
     metrics: tuple[str, ...] = ()
     regex: str | None = None
@@ -53,9 +52,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Program:
-    """A command whose form is good: `words` with placeholders in them, the first one being the
-    program itself.
-    """
+    """A valid command: its `words`, with placeholders; the first word is the program itself."""
 
     words: tuple[str, ...]
     result: JSONValue = "last"
@@ -64,89 +61,76 @@ class Program:
 
     @property
     def placeholders(self) -> tuple[str, ...]:
-        return tuple(
-            dict.fromkeys(
-                match[1]
-                for word in self.words
-                for match in _TOKEN.finditer(word)
-                if match[1] is not None
-            )
-        )
+        """The distinct names of all placeholders, in order."""
+        found = (match[1] for word in self.words for match in _TOKEN.finditer(word))
+        return tuple(dict.fromkeys(name for name in found if name is not None))
 
     @property
     def appends_overrides(self) -> bool:
-        """Whether every parameter follows as ``key=value``: on demand, or where the command
-        mentions none itself.
-        """
+        """Whether all parameters are appended as ``key=value``: on request, or if none is named."""
         if self.overrides == "auto":
             return not any(name == "params_file" or name not in FACTS for name in self.placeholders)
         return self.overrides
 
     @property
     def may_be_hydra(self) -> bool:
-        """Whether it is told more if it is an app of Hydra's: on demand, or unless nothing is to be
-        appended.
+        """Whether the program gets Hydra settings if it is a Hydra app: on request, or by default.
+
+        By default it gets none if `overrides` is False, so that nothing is appended.
         """
         return self.hydra is True or (self.hydra == "auto" and self.overrides is not False)
 
     def hydra_settings(self, directory: str, number: int, job_id: str) -> dict[str, JSONValue]:
-        """What an app of Hydra's is told of one attempt: its output directory and job; nothing that
-        the command says itself.
+        """The settings a Hydra app gets for one attempt: its output directory and job.
+
+        Settings that the command itself contains are left out.
         """
-        if self._is_multirun:  # of many jobs, which Hydra numbers
+        if self._is_multirun:  # it runs many jobs, which Hydra numbers
             settings: dict[str, JSONValue] = {"hydra.sweep.dir": directory}
         else:
             settings = {"hydra.run.dir": directory, "hydra.job.num": number, "hydra.job.id": job_id}
-        said = {word.lstrip("+").partition("=")[0] for word in self.words}
-        return {key: value for key, value in settings.items() if key not in said}
+        given = {word.lstrip("+").partition("=")[0] for word in self.words}
+        return {key: value for key, value in settings.items() if key not in given}
 
     @property
     def _is_multirun(self) -> bool:
-        """Whether ``-m`` follows the script or module, and not the interpreter or launcher that it
-        is given to.
-        """
+        """Whether ``-m`` is an option of the script, not of an interpreter or launcher."""
         words = self.words
         begin = next((index + 1 for index, word in enumerate(words) if word.endswith(".py")), None)
-        if begin is None:  # of a module: `python -u -m pkg.train`, `torchrun -m pkg.train`
-            module = (
-                at + 2 for at, pair in enumerate(itertools.pairwise(words)) if _names_module(*pair)
-            )
-            begin = next(module, 1)
+        if begin is None:  # a module: `python -u -m pkg.train`, `torchrun -m pkg.train`
+            pairs = enumerate(itertools.pairwise(words))
+            begin = next((at + 2 for at, pair in pairs if _names_module(*pair)), 1)
         return any(word in ("-m", "--multirun") for word in words[begin:])
 
     def arguments(self, value_of: Callable[[str], JSONValue]) -> list[str]:
-        """The words with the values of their placeholders in place."""
+        """The words with every placeholder replaced by its value."""
         values = {name: written(value_of(name)) for name in self.placeholders}
-        return [
-            _TOKEN.sub(
-                lambda match: values[match[1]] if match[1] is not None else match[0][:1], word
-            )
-            for word in self.words
-        ]
+
+        def replaced(match: re.Match[str]) -> str:
+            return values[match[1]] if match[1] is not None else match[0][:1]
+
+        return [_TOKEN.sub(replaced, word) for word in self.words]
 
     def result_of(self, metrics: Sequence[str]) -> Result:
-        """The rule for the result in a study with these metrics.
+        """Where the result comes from, in a study with these metrics.
 
         Raises:
-            ConfigError: it is none, or not for so many metrics.
+            ConfigError: ``objective.result`` is malformed, or is for another number of metrics.
         """
         rule = self.result
         if rule == "last":
             return Result()
         if isinstance(rule, Mapping) and list(rule) == ["metric"]:
             named = rule["metric"] if isinstance(rule["metric"], list) else [rule["metric"]]
-            if not all(isinstance(name, str) and name for name in named) or len(named) != len(
-                metrics
-            ):
-                several = (
-                    f", a list of {len(metrics)} for {', '.join(metrics)}"
-                    if len(metrics) > 1
-                    else ""
-                )
-                raise ConfigError(
-                    f"objective.result.metric={rule['metric']}: must be a key of the program's "
-                    f"JSON lines{several}"
-                )
+            valid = all(isinstance(name, str) and name for name in named)
+            if not valid or len(named) != len(metrics):
+                what = "a key of the program's JSON lines"
+                if len(metrics) > 1:
+                    what = (
+                        f"a list of {len(metrics)} keys of the program's JSON lines, one each for"
+                    )
+                    what += f" {', '.join(metrics)}"
+                raise ConfigError(f"objective.result.metric={rule['metric']}: must be {what}")
             return Result(metrics=tuple(named))
         if isinstance(rule, Mapping) and list(rule) == ["regex"]:
             return Result(regex=_checked_regex(rule["regex"], metrics))
@@ -165,21 +149,23 @@ def read(objective: Mapping[str, JSONValue]) -> Program:
     """The program of an objective that has the key ``command``.
 
     Raises:
-        ConfigError: The first rule that is broken, in one line.
+        ConfigError: A rule is broken; the message, one line, names the first.
     """
     if objective.get("_target_") not in (None, "???"):
         raise ConfigError(
-            f"objective has _target_={objective['_target_']} and a command; take one of them "
-            "out: ~objective._target_"
+            f"objective has both _target_={objective['_target_']} and a command; remove one of "
+            "them,"
+            " for instance with ~objective._target_"
         )
     options = {key: value for key, value in objective.items() if key != "_target_"}
     for key in options:
         if key not in _KEYS:
             raise ConfigError(
-                f"objective.{key}: {FIELD} takes {' and '.join(_KEYS[1:])} beside "
-                f"it{did_you_mean(str(key), _KEYS)};"
-                " what the program is to get goes under params"
+                f"objective.{key}: unknown key; with {FIELD} the allowed keys are"
+                f" {', '.join(_KEYS[1:])}{did_you_mean(str(key), _KEYS)}; parameters of the program"
+                " go under params"
             )
+
     words = _words(options["command"])
     overrides = options.get("overrides", "auto")
     if not isinstance(overrides, bool) and overrides != "auto":
@@ -189,49 +175,53 @@ def read(objective: Mapping[str, JSONValue]) -> Program:
         raise ConfigError(f"objective.hydra={hydra}: must be auto, true or false")
     if "${" in json.dumps(options, default=str):
         raise ConfigError(
-            f"{FIELD}: write {{optim.lr}}, not ${{optim.lr}}; an interpolation belongs under params"
+            f"{FIELD}: write {{optim.lr}}, not ${{optim.lr}}; interpolations belong under params"
         )
+
     for word in words:
         _check_braces(word)
-    if _TOKEN.search(words[0]):
+    if _TOKEN.search(words[0]):  # the worker must know beforehand what it is asked to start
         raise ConfigError(
-            f"{FIELD}: the program itself ({words[0]!r}) must be fixed; only its arguments take "
-            "placeholders"
+            f"{FIELD}: the program itself ({words[0]!r}) must be fixed; placeholders are allowed "
+            "only in its arguments"
         )
     return Program(tuple(words), options.get("result", "last"), overrides, hydra)
 
 
 def check_placeholders(program: Program, has: Callable[[str], bool], known: Iterable[str]) -> None:
-    """Returns when every placeholder names a parameter or a fact about the trial, and none both.
+    """Returns if every placeholder names either a parameter or a fact about the trial.
+
+    Args:
+        has: whether every trial has a parameter with this name.
+        known: the names of parameters, to suggest the closest one.
 
     Raises:
-        ConfigError: One does not; with the closest of `known` parameters and the facts.
+        ConfigError: a placeholder names neither, or both.
     """
     for name in program.placeholders:
         if name in FACTS and has(name):
             raise ConfigError(
-                f"{FIELD}: {{{name}}} is a fact about the trial and a parameter too; rename the "
+                f"{FIELD}: {{{name}}} is both a fact about the trial and a parameter; rename the "
                 "parameter"
             )
         if name not in FACTS and not has(name):
             guess = did_you_mean(name, [*known, *FACTS])
             raise ConfigError(
-                f"{FIELD}: {{{name}}} is no parameter that every trial has{guess};"
-                " write {{ and }} for the characters themselves"
+                f"{FIELD}: {{{name}}} is not a parameter that every trial has{guess}; write {{{{ "
+                f"and }}}} for literal braces"
             )
 
 
 def is_program(objective: Mapping[str, JSONValue]) -> bool:
-    """Whether the objective is a command, and not a Python function."""
+    """Whether the objective is a command rather than a Python function."""
     return objective.get("command") is not None
 
 
 def label(objective: Mapping[str, JSONValue]) -> str:
-    """The objective in a few words for people: the function's path, or the command as one would
-    type it.
-    """
+    """The objective for people: the function's path, or the command as one would type it."""
     if not is_program(objective):
         return str(objective.get("_target_"))
+    # The braces of placeholders alone are no reason to quote a word.
     quoted = [
         (word, shlex.quote(re.sub("[{}]", "", word) or "x")) for word in read(objective).words
     ]
@@ -241,7 +231,7 @@ def label(objective: Mapping[str, JSONValue]) -> str:
 
 
 def written(value: JSONValue) -> str:
-    """A value as an argument: words as they are, anything else as compact JSON."""
+    """A value as an argument: a string as it is, anything else as compact JSON."""
     return (
         value
         if isinstance(value, str)
@@ -258,7 +248,7 @@ def _words(command: Any) -> list[str]:
     elif isinstance(command, list):
         for word in command:
             if isinstance(word, bool) or not isinstance(word, (str, int, float)):
-                raise ConfigError(f"{FIELD}: {word!r} is no word; quote it")
+                raise ConfigError(f"{FIELD}: {word!r} is not a word; quote it")
         words = [str(word) for word in command]
     else:
         raise ConfigError(
@@ -266,9 +256,7 @@ def _words(command: Any) -> list[str]:
             "words"
         )
     if not words or not words[0]:
-        raise ConfigError(
-            f"{FIELD}={command!r}: there is no program in it, as in 'python train.py'"
-        )
+        raise ConfigError(f"{FIELD}={command!r}: must name a program, as in 'python train.py'")
     return words
 
 
@@ -276,32 +264,30 @@ def _check_braces(word: str) -> None:
     for match in _TOKEN.finditer(word):
         if match[0] in ("{", "}"):
             raise ConfigError(
-                f"{FIELD}: {word!r} has a {match[0]!r} alone; write {match[0] * 2!r} for the "
-                "character itself"
+                f"{FIELD}: {word!r} has an unmatched {match[0]!r}; write {match[0] * 2!r} for a "
+                "literal brace"
             )
         if match[1] is not None and not match[1].strip():
             raise ConfigError(
-                f"{FIELD}: {word!r} has a placeholder without a name; write '{{{{}}}}' for the "
-                "characters"
+                f"{FIELD}: {word!r} has a placeholder without a name; write '{{{{}}}}' for "
+                "literal braces"
             )
 
 
 def _checked_regex(regex: Any, metrics: Sequence[str]) -> str:
     if not isinstance(regex, str):
         raise ConfigError(
-            f"objective.result.regex={regex!r}: must be text, such as 'final: ([0-9.]+)'"
+            f"objective.result.regex={regex!r}: must be a string, such as 'final: ([0-9.]+)'"
         )
     try:
         groups = re.compile(regex).groups
     except re.error as error:
         raise ConfigError(f"objective.result.regex={regex!r}: {error}") from None
     if groups != len(metrics):
-        group = (
-            f"{len(metrics)} groups ({', '.join(metrics)})"
-            if len(metrics) > 1
-            else "one group, the number: 'final: ([0-9.]+)'"
-        )
+        rule = "one group for the number, as in 'final: ([0-9.]+)'"
+        if len(metrics) > 1:
+            rule = f"{len(metrics)} groups ({', '.join(metrics)})"
         raise ConfigError(
-            f"objective.result.regex={regex!r}: has {groups} groups; must have {group}"
+            f"objective.result.regex={regex!r}: has {groups} groups; must have {rule}"
         )
     return regex

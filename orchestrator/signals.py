@@ -1,7 +1,7 @@
-"""The signals that tell a worker to end, and how its processes take them.
+"""The signals that end a worker, and how its processes handle them.
 
-A batch system, a service manager or a closing terminal sends them to every process alike, in no
-order. The worker alone decides what they mean.
+A batch system, a service manager or a closing terminal sends them to every process, in no
+particular order. Only the worker decides what they mean.
 """
 
 from __future__ import annotations
@@ -16,16 +16,13 @@ from typing import Any, Final, TypeAlias
 Handler: TypeAlias = Callable[[int, FrameType | None], Any]
 
 ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""SIGUSR1 and SIGUSR2 are what batch systems send ahead of SIGTERM (Slurm's ``--signal``,
-submitit).
-"""
+"""Batch systems send SIGUSR1 and SIGUSR2 ahead of SIGTERM (Slurm's ``--signal``, submitit)."""
 
 
 def handle(handler: Handler) -> dict[signal.Signals, Any]:
-    """Has `handler` called for each of `ENDING`; returns the handlers before, as `restore` takes
-    them.
+    """Installs `handler` for each of `ENDING`; returns the previous handlers, for `restore`.
 
-    SIGHUP stays ignored where whoever started this process wanted that, as ``nohup`` does.
+    SIGHUP stays ignored if the parent process set that, as ``nohup`` does.
     """
     taken = [
         number
@@ -38,26 +35,28 @@ def handle(handler: Handler) -> dict[signal.Signals, Any]:
 def restore(handlers: dict[signal.Signals, Any]) -> None:
     """Undoes `handle`."""
     for number, handler in handlers.items():
-        if handler is not None:  # None: it was not set by Python, and cannot be by it
+        if handler is not None:  # None: not installed from Python, so Python cannot reinstall it
             signal.signal(number, handler)
 
 
 def end_at_once(code: int) -> None:
-    """From here on each of `ENDING` ends this process with exit code `code`: for as long as nothing
-    was begun.
+    """From now on, each of `ENDING` exits this process with `code`.
+
+    Use it as long as there is nothing to undo.
     """
     handle(lambda *_: os._exit(code))
 
 
 def shut_out() -> None:
-    """From here on none of `ENDING` reaches this process, which ends by itself."""
+    """From now on, none of `ENDING` reaches this process, which is about to exit by itself."""
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """A process started in this block gets none of `ENDING` before it calls `let_in`: those sent
-    meanwhile come then.
+    """A process started in this block receives none of `ENDING` until it calls `let_in`.
+
+    Then the pending ones.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
@@ -67,19 +66,18 @@ def held_back() -> Iterator[None]:
 
 
 def let_in() -> None:
-    """Lets this process get `ENDING`, whoever started it."""
+    """Lets this process receive `ENDING`, even if its parent blocked them."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 class Ending:
-    """Within this block each of `ENDING` ends the program in order: the first raises `SystemExit`,
-    others change nothing.
+    """Within this block, the first signal of `ENDING` raises `SystemExit`; later ones are ignored.
 
-    `asked` says whether one came. Once it is set, by whomever, nothing is raised any more.
+    `requested` is True once one arrived. Setting it also keeps later signals from raising.
     """
 
     def __init__(self, code: int) -> None:
-        self.asked = False
+        self.requested = False
         self._code = code
         self._before: dict[signal.Signals, Any] = {}
 
@@ -96,6 +94,6 @@ class Ending:
         restore(self._before)
 
     def _end(self, _signal: int, _frame: FrameType | None) -> None:
-        if not self.asked:
-            self.asked = True
+        if not self.requested:
+            self.requested = True
             raise SystemExit(self._code)

@@ -1,6 +1,4 @@
-"""The commands: takes the subcommand, composes the Hydra config, builds the objects, maps errors to
-exit codes.
-"""
+"""The commands: parses and runs a subcommand, and maps errors to exit codes."""
 
 from __future__ import annotations
 
@@ -21,25 +19,26 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "launch.run",
         (
             "create or continue a study, run workers on this machine, follow it to its end "
-            "(--dry-run: only show)"
+            "(--dry-run: show the plan only)"
         ),
     ),
     "worker": (
-        "server.worker",
-        "one worker: claims a device and pulls trials of all active studies",
+        "serve.worker",
+        "run one worker: claims a device and runs trials of all active studies",
     ),
-    "dashboard": ("server.dashboard", "optuna-dashboard on the same storage"),
-    "status": ("reports.status", "studies, cells, running trials, workers, devices"),
+    "dashboard": ("serve.dashboard", "serve optuna-dashboard on the same storage"),
+    "status": ("status.run", "show studies, cells, running trials, workers, devices"),
     "best": (
-        "reports.best",
-        (
-            "the best trial as YAML and as overrides (trial=N: another one; out=file.yaml: the "
-            "config to train with, - prints it)"
-        ),
+        "best.run",
+        "print the best trial as YAML and as overrides (trial=N: another one;"
+        " out=file.yaml: write the config to train with, out=-: print it)",
     ),
-    "logs": ("reports.logs", "a trial's log: trial=N (attempt=K: of an earlier attempt)"),
-    "pause": ("controls.pause", "begin no trial of a study (--now: give its running trials back)"),
-    "resume": ("controls.resume", "go on with a paused study"),
+    "logs": ("trial_log.run", "print a trial's log: trial=N (attempt=K: of an earlier attempt)"),
+    "pause": (
+        "controls.pause",
+        "start no more trials of a study (--now: give its running trials back)",
+    ),
+    "resume": ("controls.resume", "continue a paused study"),
     "stop": (
         "controls.stop",
         "end a study once its running trials have ended (--now: give them back)",
@@ -48,50 +47,49 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "controls.retry",
         "run a failed trial again: trial=N, or trial=failed for all of them",
     ),
-    "enqueue": ("controls.enqueue", "a trial by hand, on top of the budget: key=value …"),
+    "enqueue": ("controls.enqueue", "add a trial by hand, on top of the budget: key=value …"),
     "rerun": (
         "rerun.run",
-        "run the best trial, or trial=N, once more with its seed and compare its value",
+        "run the best trial, or trial=N, again with its seed and compare its value",
     ),
-    "replay": ("replay.run", "make the suggestion of trial=N again, from what was known then"),
+    "replay": (
+        "replay.run",
+        "make the suggestion of trial=N again, from the results the sampler had then",
+    ),
     "doctor": (
         "doctor.run",
-        (
-            "check the invariants of all studies, or of one: nothing lost, nothing twice, nobody "
-            "forgotten"
-        ),
+        "check the invariants of all studies, or of one: no trial lost, none counted twice",
     ),
-    "db": ("server.database", "start | stop | url | upgrade: the embedded server and the schema"),
+    "db": ("db.run", "start | stop | url | upgrade: the embedded server and the schema"),
 }
-"""Each command's function, loaded when it is called, and what it is for."""
+"""Each command's function, imported when it is called, and its line in the usage text."""
 _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code. A user's mistake is one line on standard error,
-    never a traceback.
+    """Runs one command; returns its exit code.
+
+    A user's mistake is one line on standard error, never a traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     logs.configure("orchestrator")
     try:
         code = _dispatch(arguments)
-        sys.stdout.flush()  # while its troubles can still be told
+        sys.stdout.flush()  # while an error can still be reported
         return code
     except OrchestratorError as error:
         print(f"orchestrator: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except BrokenPipeError:  # the reader of our output left, as head does
+    except BrokenPipeError:  # the reader of our output has closed it, as head does
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EIO):
             raise
-        print(
-            f"orchestrator: error: the output cannot be written: {error.strerror}", file=sys.stderr
-        )
+        print(f"orchestrator: error: cannot write the output: {error.strerror}", file=sys.stderr)
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OrchestratorError.exit_code
@@ -106,10 +104,11 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"orchestrator {orchestrator.__version__}")
         return 0
     if name not in COMMANDS:
+        guess = did_you_mean(name, COMMANDS)
         raise ConfigError(
-            f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; the commands are "
-            f"{', '.join(COMMANDS)}"
+            f"unknown command {name!r}{guess}; the commands are {', '.join(COMMANDS)}"
         )
+
     call = Call.parse(name, rest)
     if call.flags.version:
         print(f"orchestrator {orchestrator.__version__}")
@@ -128,8 +127,9 @@ def _usage() -> str:
 
 {commands}
 
-Every command takes Hydra overrides (storage.path=/data, study.name=digits …) and Hydra's flags (--cfg job, --config-dir DIR,
---help). In launch, data.batch_size=32,64 makes a grid axis and optim.lr='tag(log, interval(1e-4, 1e-1))' a searched parameter.
+Every command takes Hydra overrides (storage.path=/data, study.name=digits …) and Hydra's flags
+(--cfg job, --config-dir DIR, --help). In launch, data.batch_size=32,64 makes a grid axis, and
+optim.lr='tag(log, interval(1e-4, 1e-1))' makes a searched parameter.
 
   orchestrator launch experiment=digits
   orchestrator best study.name=digits"""

@@ -1,6 +1,4 @@
-"""One call of the program: the subcommand's own words, Hydra's flags, the composed config, and the
-way to the database.
-"""
+"""A command line: the subcommand's own words, Hydra's flags, the config, the database."""
 
 from __future__ import annotations
 
@@ -17,8 +15,8 @@ from orchestrator.store import Store
 from orchestrator.store.embedded.server import EmbeddedServer
 
 RETRY = "retry=failed"
-"""What asks a launch to run the failed trials again."""
-# Words that belong to a command and are taken before Hydra parses the rest.
+"""The word that makes a launch run the failed trials again."""
+# Words that belong to a command and are removed before Hydra parses the rest.
 _SWITCHES = {
     "launch": ("--json", "--dry-run", RETRY),
     "pause": ("--json", "--now"),
@@ -35,7 +33,7 @@ _WORDS = {
     "replay": ("trial",),
     "rerun": ("trial",),
 }
-_REVIVE_S = 2.0  # a worker that tries has a trial to look after
+_REVIVE_S = 2.0  # short: a worker that tries this has a trial to look after
 _ACTIONS = {"db": ("start", "stop", "url", "upgrade")}
 
 
@@ -43,7 +41,7 @@ _ACTIONS = {"db": ("start", "stop", "url", "upgrade")}
 class Call:
     """A parsed command line; nothing has been opened or written yet.
 
-    `words` are the command's own settings (`trial=3`), `action` the word after `db`.
+    `words` are the command's own settings (`trial=3`); `action` is the word after `db`.
     """
 
     command: str
@@ -54,7 +52,7 @@ class Call:
 
     @staticmethod
     def parse(command: str, arguments: Sequence[str]) -> Call:
-        """Splits the words of `command` from Hydra's.
+        """Separates the words of `command` from Hydra's.
 
         Raises:
             ConfigError: a word is missing or unknown.
@@ -62,14 +60,14 @@ class Call:
         rest = list(arguments)
         action = None
         if actions := _ACTIONS.get(command):
-            action = (
-                rest.pop(0) if rest and not rest[0].startswith("-") and "=" not in rest[0] else None
-            )
+            if rest and not rest[0].startswith("-") and "=" not in rest[0]:
+                action = rest.pop(0)
             if action not in actions and "--help" not in rest and "-h" not in rest:
                 raise ConfigError(
                     f"{command} needs one of {', '.join(actions)}: orchestrator {command} "
                     f"{actions[0]}"
                 )
+
         switches = frozenset(word for word in rest if word in _SWITCHES.get(command, ()))
         rest = [word for word in rest if word not in switches]
         words = {}
@@ -80,10 +78,13 @@ class Call:
             for word in found:
                 words[key] = word.partition("=")[2]
                 rest.remove(word)
-        if command == "launch" and (
-            odd := next((word for word in rest if word.startswith("retry=")), None)
-        ):
-            raise ConfigError(f"{odd}: must be {RETRY}; a parameter of that name is params.retry=…")
+
+        if command == "launch":
+            other = next((word for word in rest if word.startswith("retry=")), None)
+            if other is not None:
+                raise ConfigError(
+                    f"{other}: must be {RETRY}; for a parameter of that name, write params.retry=…"
+                )
         own = [switch for switch in _SWITCHES.get(command, ()) if switch.startswith("--")]
         return Call(command, config.parse_flags(rest, own), switches, words, action)
 
@@ -106,11 +107,13 @@ class Call:
         return None if name is None else str(name)
 
     def number(self, key: str, *, or_word: str | None = None) -> int | None:
-        """The command's word `key` as a whole number; `or_word` is what the message says it may be
-        besides.
+        """The command's word `key` as a whole number; None if it was not given.
+
+        Args:
+            or_word: a word the caller allows as well, for the error message.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: it is not a whole number.
         """
         text = self.words.get(key)
         if text is None:
@@ -123,8 +126,9 @@ class Call:
 
     @contextmanager
     def store(self) -> Iterator[Store]:
-        """The database as `storage` says, migrated; an embedded server is shared while the block
-        lasts.
+        """The database of the `storage` settings, migrated.
+
+        An embedded server stays up at least as long as the block lasts.
 
         Raises:
             StoreUnavailableError: it cannot be reached or started.

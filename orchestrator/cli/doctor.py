@@ -1,4 +1,4 @@
-"""The command that checks whether the database keeps its promises."""
+"""The command `doctor`: checks the invariants of the database."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ _UNWELL = 1
 
 
 def run(call: Call) -> int:
-    """Prints what is wrong, a line each; 0 when nothing is, else 1. With `study.name` it looks at
-    that study and the fleet.
+    """Prints what is wrong, one line per finding; returns 0 if nothing is, else 1.
+
+    With `study.name` it checks that study and the workers only.
     """
     with call.store() as store:
         row = None if call.study_name is None else store.reads.find(call.study_name)

@@ -1,6 +1,4 @@
-"""What `launch` and `status` tell of failed trials: each kind of failure once in full, and how many
-trials failed so.
-"""
+"""Failed trials in `launch` and `status`: each kind of failure once in full, then counts."""
 
 from __future__ import annotations
 
@@ -11,54 +9,53 @@ from orchestrator.cli.screen import View
 from orchestrator.store import Store, StudyRow, likeness
 
 MOST_KINDS = 5
-"""Of more kinds of failures the most frequent are told."""
+"""Only the most frequent kinds of failure are shown."""
 
 
 @dataclass
 class Kind:
-    """Failures that are alike: the first one's `message`, and the trials' `numbers`; `said` of them
-    were told by `show`.
+    """Failures of one kind: the first one's `message`, and the `numbers` of all the trials.
+
+    `printed` is how many of them the last line printed by `show` counted.
     """
 
     message: str
     numbers: list[int] = field(default_factory=list)
-    said: int = 0
+    printed: int = 0
 
     @property
     def line(self) -> str:
-        """All in one line: ``12 trials failed alike, trial 0 first: ValueError: no``."""
+        """A one-line summary: ``12 trials failed the same way, first trial 0: ValueError: no``."""
         first, line = self.numbers[0], self.message.partition("\n")[0]
-        n = len(self.numbers)
-        return (
-            f"trial {first} failed: {line}"
-            if n == 1
-            else f"{n} trials failed alike, trial {first} first: {line}"
-        )
+        if len(self.numbers) == 1:
+            return f"trial {first} failed: {line}"
+        return f"{len(self.numbers)} trials failed the same way, first trial {first}: {line}"
 
     @property
     def text(self) -> str:
-        """The same with the path and the end of the first one's log."""
+        """The summary, then the path and the end of the first trial's log."""
         return "\n".join([self.line, *self.message.splitlines()[1:]])
 
 
 class Failures:
-    """The failed trials of a study since it was last launched, by kind, as far as they
-    were read.
-    """
+    """A study's failed trials since its last launch, by kind, as far as they were read."""
 
     def __init__(self, store: Store, row: StudyRow) -> None:
         self._store = store
-        self.begin_anew(row)
+        self.reset(row)
 
-    def begin_anew(self, row: StudyRow) -> None:
-        """Forgets what was read: the study is another row now, or its trials are."""
+    def reset(self, row: StudyRow) -> None:
+        """Forgets what was read, for a study whose row or trials are no longer the same."""
         self._study_id = row.study_id
         self._seq = 0
         self._kinds: dict[str, Kind] = {}
 
     def read(self) -> dict[str, int]:
-        """Reads those that are new; returns how many of their kinds there were before, by what each
-        kind shares.
+        """Reads the new failures.
+
+        Returns:
+            For each kind that grew, how many failures it had before; by the text that its messages
+            share.
 
         Raises:
             StoreUnavailableError: the database does not answer.
@@ -73,29 +70,28 @@ class Failures:
         return before
 
     def show(self, view: View) -> None:
-        """Says what is new: a kind that was not met before in full, of others how many there are,
-        ever more seldom.
+        """Prints what is new: a new kind in full, a known kind as a count when it has doubled.
 
         Raises:
             StoreUnavailableError: the database does not answer.
         """
-        for shared, had in self.read().items():
+        for shared, before in self.read().items():
             kind = self._kinds[shared]
-            if not had:
+            if not before:
                 view.say(f"trial {kind.numbers[0]} failed: {kind.message}")
-                kind.said = 1
-            if len(kind.numbers) > 1 and had.bit_length() != len(kind.numbers).bit_length():
+                kind.printed = 1
+            doubled = before.bit_length() != len(kind.numbers).bit_length()
+            if len(kind.numbers) > 1 and doubled:
                 view.say(kind.line)
-                kind.said = len(kind.numbers)
+                kind.printed = len(kind.numbers)
 
     @property
     def data(self) -> list[dict[str, Any]]:
-        """The same for programs."""
+        """The most frequent kinds for programs: plain data for JSON."""
         return [{"message": kind.message, "trials": kind.numbers} for kind in self.kinds]
 
     @property
     def kinds(self) -> list[Kind]:
-        """Those met so far, the most frequent first."""
-        return sorted(self._kinds.values(), key=lambda kind: (-len(kind.numbers), kind.numbers[0]))[
-            :MOST_KINDS
-        ]
+        """The `MOST_KINDS` most frequent kinds so far, the most frequent first."""
+        kinds = sorted(self._kinds.values(), key=lambda kind: (-len(kind.numbers), kind.numbers[0]))
+        return kinds[:MOST_KINDS]

@@ -1,6 +1,4 @@
-"""What a launch does for the study that it follows, besides showing it: others see that it is
-followed; a stall is said.
-"""
+"""Announces that a launch follows its study, and warns when no worker serves the study."""
 
 from __future__ import annotations
 
@@ -18,15 +16,15 @@ from orchestrator.model import count_label, span_label
 from orchestrator.store import Progress, Servers, Store, StudyRow
 
 FOLLOWED_S: Final = 30.0
-"""So long after its last sign a launch counts as gone."""
+"""Time without a sign of life after which a launch counts as gone."""
 _SIGN_EVERY_S: Final = 10.0
-_ASK_EVERY_S: Final = 1.0
-_START_S: Final = 30.0
+_CHECK_EVERY_S: Final = 1.0
+_START_S: Final = 30.0  # for this launch's own workers to register
 _MOST_REASONS: Final = 3
 
 
 class Following:
-    """Of one launch and its study, whose `row` may become another one."""
+    """One launch that follows one study; `row` may be replaced if the study is launched again."""
 
     def __init__(self, call: Call, store: Store, row: StudyRow, view: View) -> None:
         self._call = call
@@ -34,13 +32,13 @@ class Following:
         self.row = row
         self._view = view
         self._sign_at = 0.0
-        self._ask_at = 0.0
+        self._check_at = 0.0
         self._workers_by = time.monotonic() + _START_S
-        self._said: str | None = None
+        self._problem: str | None = None
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """The study is followed from now on to the end of the block.
+    def announced(self) -> Iterator[None]:
+        """Marks the study as followed, for as long as the block lasts.
 
         Raises:
             StoreUnavailableError: the database does not answer at the beginning.
@@ -49,16 +47,15 @@ class Following:
         try:
             yield
         finally:
-            with suppress(OrchestratorError):  # then it is known a little later
+            with suppress(OrchestratorError):  # the mark expires by itself
                 self._store.studies.follow(self.row.study_id, 0.0)
 
-    def look(self, progress: Progress | None, own: Collection[int] = ()) -> None:
-        """Call it as often as you like.
+    def check(self, progress: Progress | None, own: Collection[int] = ()) -> None:
+        """Renews the mark, and prints a warning when the study stalls; cheap to call often.
 
         Args:
             progress: what was just read, None if nothing was.
-            own: the processes of this launch's own workers, which take a moment to appear among the
-                others.
+            own: process ids of this launch's own workers, which take a moment to register.
 
         Raises:
             StoreUnavailableError: the database does not answer.
@@ -66,18 +63,19 @@ class Following:
         now = time.monotonic()
         if now >= self._sign_at:
             self._give_sign()
-        if progress is None or now < self._ask_at:
+        if progress is None or now < self._check_at:
             return
-        self._ask_at = now + _ASK_EVERY_S
+        self._check_at = now + _CHECK_EVERY_S
+
         problem = None
         if progress.study.state == "ACTIVE" and not progress.running:
             servers = self._store.reads.servers([self.row.study_id])[self.row.study_id]
             problem = unserved(self._call, self.row.name, servers)
             if problem is not None and now < self._workers_by and not self._registered(own):
                 return
-        if problem != self._said:
+        if problem != self._problem:
             self._view.say(problem or f"study {self.row.name} is served again")
-            self._said = problem
+            self._problem = problem
 
     def _registered(self, own: Collection[int]) -> bool:
         host = socket.gethostname()
@@ -91,32 +89,32 @@ class Following:
 
 
 def unserved(call: Call, study: str, servers: Servers) -> str | None:
-    """Why no living worker serves the study, in a line; None if one may."""
+    """Why no living worker serves the study, in one line; None if one may."""
     if servers.able:
         return None
     if servers.refusals:
-        told = [
+        reasons = [
             f"{count_label(count, 'worker')}: {why}"
             for why, count in servers.refusals[:_MOST_REASONS]
         ]
-        more = len(servers.refusals) - len(told)
-        return (
-            f"no worker can serve study {study}: "
-            f"{'; '.join(told)}{f'; and {more} more reasons' if more else ''}"
-        )
-    busy = (
-        f"{count_label(servers.elsewhere, 'worker')} serve{'s' if servers.elsewhere == 1 else ''} "
-        "other studies only"
-    )
-    there = f"{busy} (worker.studies)" if servers.elsewhere else "there is none"
-    return (
-        f"no worker serves study {study}: {there}; start one with: {hints.command(call, 'worker')}"
-    )
+        more = len(servers.refusals) - len(reasons)
+        if more:
+            reasons.append(f"and {count_label(more, 'other reason')}")
+        return f"no worker can serve study {study}: {'; '.join(reasons)}"
+
+    why = "no worker is running"
+    if servers.elsewhere:
+        serve = "serves" if servers.elsewhere == 1 else "serve"
+        elsewhere = count_label(servers.elsewhere, "worker")
+        why = f"{elsewhere} {serve} only other studies (worker.studies)"
+    start = hints.command(call, "worker")
+    return f"no worker serves study {study}: {why}; start one with: {start}"
 
 
 def unfollowed(call: Call, row: StudyRow) -> str | None:
-    """That trials of the study go on though no launch shows it, and how to end it; None if one
-    does, or nothing goes on.
+    """A note that an active study runs without a launch that follows it, and how to end it.
+
+    None for any other study.
     """
     if row.followed or row.state != "ACTIVE":
         return None

@@ -1,6 +1,4 @@
-"""Command lines that people are told to type next: on this storage, and in the words of the place
-they are in.
-"""
+"""Suggested next commands, with what they need to reach this storage, also from Docker Compose."""
 
 from __future__ import annotations
 
@@ -9,7 +7,8 @@ import shlex
 from typing import Final
 
 from orchestrator import config
-from orchestrator.cli.call import Call
+from orchestrator.cli.call import RETRY, Call
+from orchestrator.model import count_label
 
 COMPOSE: Final = "ORCHESTRATOR_IN_COMPOSE"
 """Set in the containers of docker-compose.yml, where people type `docker compose …` on the host."""
@@ -17,14 +16,12 @@ _IN_COMPOSE: Final = {
     "launch": "docker compose run --rm launch",
     "worker": "docker compose up -d worker",
 }
-# it runs where no worker does
+# It always runs, a worker may not.
 _ELSE_IN_COMPOSE: Final = "docker compose exec dashboard orchestrator"
 
 
 def command(call: Call, name: str, *words: str) -> str:
-    """The command line that runs `name` with `words` on the storage of this call: ``orchestrator
-    stop study.name=digits``.
-    """
+    """The command line for `name` with `words` on this call's storage: ``orchestrator stop …``."""
     if os.environ.get(COMPOSE):
         begin = _IN_COMPOSE.get(name) or f"{_ELSE_IN_COMPOSE} {name}"
         more = () if name == "worker" else words
@@ -33,8 +30,9 @@ def command(call: Call, name: str, *words: str) -> str:
 
 
 def _storage_words(call: Call) -> list[str]:
-    """What another command must be told to find this storage; a URL, which may hold a password, is
-    only hinted at.
+    """The overrides another command needs to find this storage.
+
+    A URL is elided, as it may hold a password.
     """
     storage = call.composed.host.storage
     if storage.kind == "postgres":
@@ -45,11 +43,18 @@ def _storage_words(call: Call) -> list[str]:
 
 
 def staying(call: Call, study: str, left: int) -> str:
-    """For whoever leaves a study that is not finished: what stays, how to go on with it, and how to
-    end it.
-    """
+    """For an interrupted launch: what stays, how to continue the study, and how to end it."""
+    trials = count_label(left, "trial")
     return (
-        f"study {study} stays active, {left} {'trial is' if left == 1 else 'trials are'} left: "
-        "any worker goes on with it\n"
-        f"go on: the same command; end it: {command(call, 'stop', f'study.name={study}')}"
+        f"study {study} stays active with {trials} left: any running worker continues it\n"
+        f"to continue: the same command; to end it: {command(call, 'stop', f'study.name={study}')}"
+    )
+
+
+def how_to_retry(call: Call, study: str) -> str:
+    """How to run the failed trials of a study again once their cause is fixed."""
+    retry = command(call, "retry", f"study.name={study}", "trial=failed")
+    return (
+        f"once the cause of the failures is fixed, the same command with {RETRY} runs the failed "
+        f"trials again (or: {retry})"
     )

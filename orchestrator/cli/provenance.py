@@ -1,6 +1,4 @@
-"""Where a trial's value came from: what it ran on and took, what it left, and how to
-have it again.
-"""
+"""Where a trial's value came from: machine, code, seed and artifacts, and how to reproduce it."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ _MOST_RANGES: Final = 8
 
 
 def of_trials(store: Store, row: StudyRow, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
-    """For each trial its seed and facts (null where nobody wrote them down), its artifacts, and the
-    command to run it again.
-    """
+    """Each trial's seed and facts (None if not recorded), artifacts, and `rerun` command."""
     artifacts = store.reads.artifacts(row.study_id, [trial.number for trial in trials])
     found = []
     for trial in trials:
@@ -35,40 +31,39 @@ def of_trials(store: Store, row: StudyRow, trials: Sequence[TrialRow]) -> list[d
 def comment(origin: Mapping[str, Any]) -> str:
     """The same for people, as lines of a YAML comment."""
     facts = origin["facts"]
-    lines = (
-        []
-        if facts is None
-        else [_where(facts), f"{_code(facts.get('git'))}, seed {facts.get('seed')}"]
-    )
+    lines = []
+    if facts is not None:
+        lines += [_where(facts), f"{_code(facts.get('git'))}, seed {facts.get('seed')}"]
     lines += [
         f"artifact {value_label(record['filename'])}: {record['artifact_id']}"
         for record in origin["artifacts"]
     ]
-    return "\n".join(f"# {line}" for line in [*lines, f"again: {origin['rerun']}"])
+    return "\n".join(f"# {line}" for line in [*lines, f"rerun: {origin['rerun']}"])
 
 
 def _where(facts: Mapping[str, Any]) -> str:
     device, threads, duration = facts.get("device"), facts.get("threads"), facts.get("duration_s")
-    told = [f"ran on {facts.get('host')}", *([str(device.get("name"))] if device else [])]
-    told += [count_label(threads, "thread")] if threads else []
-    told += [f"{duration:.1f} s"] if duration is not None else []
+    parts = [f"ran on {facts.get('host')}"]
+    if device:
+        parts.append(str(device.get("name")))
+    if threads:
+        parts.append(count_label(threads, "thread"))
+    if duration is not None:
+        parts.append(f"{duration:.1f} s")
     for key, of in (("peak_memory_bytes", "of memory"), ("peak_device_bytes", "on the device")):
-        told += [f"{facts[key] / 1e6:.0f} MB {of}"] if facts.get(key) is not None else []
-    return ", ".join(told)
+        if facts.get(key) is not None:
+            parts.append(f"{facts[key] / 1e6:.0f} MB {of}")
+    return ", ".join(parts)
 
 
 def _code(git: Mapping[str, Any] | None) -> str:
-    return (
-        "no repository"
-        if git is None
-        else f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
-    )
+    if git is None:
+        return "no repository"
+    return f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
 
 
 def change_since(rows: Sequence[CodeRow], now: Mapping[str, Any]) -> list[str]:
-    """For a launch: which trials of its study ran other code than `now` would run, a line for each
-    state of the code.
-    """
+    """Which trials of the study ran code that differs from `now`, one line per version."""
     return [
         f"the objective's code has changed since {trial_ranges(row.numbers)}: {changed}"
         for row in rows
@@ -77,18 +72,19 @@ def change_since(rows: Sequence[CodeRow], now: Mapping[str, Any]) -> list[str]:
 
 
 def changes_within(rows: Sequence[CodeRow]) -> str | None:
-    """That values of a study come from different code, and from which; None if they do not, as far
-    as is known.
+    """A note that trials of a study ran different code, and which.
+
+    None if no difference is recorded.
     """
-    told = [f"{trial_ranges(rows[0].numbers)} ran {_described(_of_row(rows[0]))}"] if rows else []
+    if not rows:
+        return None
+    parts = [f"{trial_ranges(rows[0].numbers)} ran {_described(_of_row(rows[0]))}"]
     for before, row in itertools.pairwise(rows):
         if changed := _changed(_of_row(before), _of_row(row)):
-            told.append(f"{trial_ranges(row.numbers)} another: {changed}")
-    return (
-        f"the objective's code is not the same in all trials: {'; '.join(told)}"
-        if len(told) > 1
-        else None
-    )
+            parts.append(f"{trial_ranges(row.numbers)} ran different code: {changed}")
+    if len(parts) == 1:
+        return None
+    return f"the objective's code is not the same in all trials: {'; '.join(parts)}"
 
 
 def code_data(rows: Sequence[CodeRow]) -> list[dict[str, Any]]:
@@ -97,22 +93,21 @@ def code_data(rows: Sequence[CodeRow]) -> list[dict[str, Any]]:
 
 
 def trial_ranges(numbers: Sequence[int]) -> str:
-    """``trial 3``, ``trials 0–23, 30``; of many ranges the first ones and how many trials there are
-    besides.
+    """``trial 3``, ``trials 0–23, 30``.
+
+    Of many ranges, it has the first few and the number of trials in the others.
     """
     runs = _runs_of(numbers)
-    shown = [
+    ranges = [
         str(first) if first == last else f"{first}–{last}" for first, last in runs[:_MOST_RANGES]
     ]
     more = sum(last - first + 1 for first, last in runs[_MOST_RANGES:])
-    return (
-        f"trial{'s' if len(numbers) > 1 else ''} "
-        f"{', '.join(shown)}{f' and {more} more' if more else ''}"
-    )
+    text = f"trial{'s' if len(numbers) > 1 else ''} {', '.join(ranges)}"
+    return f"{text} and {more} more" if more else text
 
 
 def _runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """The numbers, which are in order, as first and last of each unbroken run."""
+    """The first and last number of each unbroken run; `numbers` are in order."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -127,10 +122,9 @@ def _of_row(row: CodeRow) -> dict[str, Any]:
 
 
 def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In a few words what of the code is another now than then; empty if nothing is, or nothing is
-    known.
-    """
+    """In a few words, what differs between the code then and now; empty if nothing is known to."""
     old, new = then.get("git"), now.get("git")
+    # Hashes of the source files decide where both have them: a commit may not touch the objective.
     if then.get("source") and now.get("source"):
         files = _changed_files(then["source"], now["source"])
         if not files:
@@ -147,8 +141,9 @@ def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _changed_files(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Which source files are others now, of too many to tell them apart the hash of all; empty if
-    none is.
+    """The source files that differ, or the hash of all where single ones are not recorded.
+
+    Empty if none does.
     """
     if then["hash"] == now["hash"]:
         return ""
@@ -177,22 +172,18 @@ def _commit(git: Mapping[str, Any]) -> str:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is another now than then, of all that may change a result: ``torch 2.13.0 (then
-    2.12.1)``.
-    """
+    """What has changed of all that may change a result: ``torch 2.13.0 (then 2.12.1)``."""
     before, after = _flat(then), _flat(now)
     names = [*after, *(name for name in before if name not in after)]
     changed = [name for name in names if before.get(name) != after.get(name)]
+
+    found = []
     both = then.get("source") and now.get("source")
-    code = (
-        [f"the objective's code ({what})"]
-        if both and (what := _changed_files(then["source"], now["source"]))
-        else []
-    )
-    return [
-        *code,
-        *(f"{name} {_said(after.get(name))} (then {_said(before.get(name))})" for name in changed),
-    ]
+    if both and (files := _changed_files(then["source"], now["source"])):
+        found.append(f"the objective's code ({files})")
+    for name in changed:
+        found.append(f"{name} {_label(after.get(name))} (then {_label(before.get(name))})")
+    return found
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,6 +196,6 @@ def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {**code, **machine, **facts.get("packages", {})}
 
 
-def _said(value: Any) -> str:
+def _label(value: Any) -> str:
     words = {None: "none", True: "yes", False: "no"}
     return words[value] if value is None or isinstance(value, bool) else str(value)

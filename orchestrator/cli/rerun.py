@@ -1,6 +1,4 @@
-"""The command that runs a trial again, with its parameters and its seed, and says whether the value
-comes out the same.
-"""
+"""The command `rerun`: runs a trial again with its parameters and seed, and compares the value."""
 
 from __future__ import annotations
 
@@ -31,10 +29,10 @@ from orchestrator.model import (
 from orchestrator.runner import (
     ABOUT,
     Job,
-    PruneAsked,
+    PruneQuestion,
     Running,
-    StudyAsked,
-    SuggestAsked,
+    StudyQuestion,
+    SuggestQuestion,
     check_allowed,
 )
 from orchestrator.runner.protocol import rundir
@@ -47,8 +45,9 @@ _FINAL = ("COMPLETE", "PRUNED", "FAIL")
 
 
 def run(call: Call) -> int:
-    """Runs trial N, or the best one, once more and leaves the study alone; 0 if its value comes out
-    bit for bit, 1 if not.
+    """Runs trial N, or the best one, again without changing the study.
+
+    Returns 0 if its value is bit-identical, else 1.
     """
     wanted = None if call.words.get("trial") == "best" else call.number("trial", or_word="best")
     with call.store() as store:
@@ -57,21 +56,29 @@ def run(call: Call) -> int:
         trial = _chosen(store, row, spec, wanted)
         then = store.reads.attempts(row.study_id, trial.number)[-1].facts or {}
         seed = int(then["seed"]) if "seed" in then else _seed_of_ask(store, row, trial.number)
-        asked_for = set(trial.params) - {name for name in trial.params if spec.declares(name)}
-        told = replay.asked(store, row, trial.number) if asked_for else None
-        known = {
+        suggested = any(not spec.declares(name) for name in trial.params)
+        stored = replay.with_suggestion(store, row, trial.number) if suggested else None
+        study_facts = {
             what: store.reads.about(what, row.study_id, trial.number, spec.directions)
             for what in ABOUT
         }
+
     check_allowed(spec.objective, call.composed.host.worker.allow_targets)
     with _device(call, then) as held:
+        threads = (
+            "the libraries’ own threads"
+            if held.threads is None
+            else count_label(held.threads, "thread")
+        )
         print(
-            f"trial {trial.number} of {row.name} again: seed {seed}, {held.device.name},"
-            f" {'the libraries’ own threads' if held.threads is None else count_label(held.threads, 'thread')}",
+            f"trial {trial.number} of {row.name} again: seed {seed}, {held.device.name}, {threads}",
             file=sys.stderr,
         )
-        running = _run(_job(call, row, spec, trial, seed, held.device), spec, held, told, known)
-    outcome, differs = running.outcome, provenance.differences(then, running.facts) if then else []
+        job = _job(call, row, spec, trial, seed, held.device)
+        running = _run(job, spec, held, stored, study_facts)
+
+    outcome = running.outcome
+    differs = provenance.differences(then, running.facts) if then else []
     values = outcome.values if isinstance(outcome, Completed) else None
     same = values == trial.values if values is not None and trial.values is not None else None
     if call.json:
@@ -89,7 +96,7 @@ def run(call: Call) -> int:
         data |= {"problem": _problem(outcome), "log": str(running.log_path), "facts": running.facts}
         print(screen.as_json(data))
     else:
-        _tell(spec, trial, values, outcome, differs, running.log_path)
+        _show(spec, trial, values, outcome, differs, running.log_path)
     return 0 if same or (values is not None and trial.values is None) else _DIFFERS
 
 
@@ -100,9 +107,9 @@ def _chosen(store: Store, row: StudyRow, spec: StudySpec, wanted: int | None) ->
         if not best:
             raise StudyFailedError(f"study {row.name} has no complete trial yet")
         if len(best) > 1:
+            numbers = ", ".join(str(t.number) for t in best)
             raise ConfigError(
-                f"several trials are best ({', '.join(str(t.number) for t in best)}); choose one "
-                "with trial=N"
+                f"several trials are best (trials {numbers}); choose one with trial=N"
             )
         return best[0]
     for trial in trials:
@@ -111,22 +118,18 @@ def _chosen(store: Store, row: StudyRow, spec: StudySpec, wanted: int | None) ->
         if trial.number == wanted:
             raise ConfigError(f"trial={wanted}: it has not ended yet")
     raise ConfigError(
-        f"trial={wanted}: study {row.name} has no trial of that number that this program ran"
+        f"trial={wanted}: study {row.name} has no trial with that number run by this program"
     )
 
 
 def _seed_of_ask(store: Store, row: StudyRow, number: int) -> int:
-    """The seed of a trial whose facts nobody wrote down: its host died with it, or it is older than
-    they are.
-    """
-    got = replay.asked(store, row, number).system_attrs[ASK_KEY]
-    return trial_seed(got["study_seed"], got["ticket"], got["retry"])
+    """The seed of a trial without recorded facts: its host died, or an older version ran it."""
+    inputs = replay.with_suggestion(store, row, number).system_attrs[ASK_KEY]
+    return trial_seed(inputs["study_seed"], inputs["ticket"], inputs["retry"])
 
 
 def _device(call: Call, then: Mapping[str, Any]) -> HeldSlot:
-    """A device like the one it ran on, unless `worker.devices` names another, and as
-    many threads.
-    """
+    """A device of the trial's kind, unless `worker.devices` names one, and its threads."""
     settings = call.composed.host.worker
     kind = (then.get("device") or {}).get("kind")
     selection = ["cpu"] if settings.devices is None and kind == "cpu" else settings.devices
@@ -138,7 +141,8 @@ def _device(call: Call, then: Mapping[str, Any]) -> HeldSlot:
             if (lock := DeviceLock.acquire(device.key, slot)) is not None:
                 return HeldSlot(device, slot, threads, lock)
     raise DeviceError(
-        "every device is in use by a worker; try again later, or name another: worker.devices=[cpu]"
+        "every device is in use by a worker; try again later, or name another one, such as "
+        "worker.devices=[cpu]"
     )
 
 
@@ -154,6 +158,7 @@ def _job(
         raise OrchestratorError(
             f"paths.runs={runs}: {error.strerror} ({error.filename})"
         ) from error
+
     values = {name: value for name, value in trial.params.items() if spec.declares(name)}
     return Job(
         study=row.name,
@@ -178,56 +183,52 @@ def _run(
     job: Job,
     spec: StudySpec,
     held: HeldSlot,
-    told: TrialNews | None,
-    known: Mapping[str, JSONValue],
+    stored: TrialNews | None,
+    study_facts: Mapping[str, JSONValue],
 ) -> Running:
-    """Runs it to its end, whatever a pruner would say; what the objective asks for is what it got,
-    as `told`.
+    """Runs the job to its end, without pruning.
 
     Args:
-        known: what it may ask about its study, as that is now.
+        stored: the trial, whose suggested values the objective gets again; None if it has none.
+        study_facts: the answers to what the objective may ask about its study (`ABOUT`), as of now.
     """
-    from orchestrator.worker.studies import runner_for  # brings Optuna
+    from orchestrator.worker.studies import runner_for  # imports Optuna
 
-    answers = None if told is None else search.Search(spec).answers(told, ticket=0, retry=0)
+    answers = None if stored is None else search.Search(spec).answers(stored, ticket=0, retry=0)
     runner = runner_for(spec, held, _SILENCE_S)
     try:
         runner.check()
         running = runner.start(job)
         while running.outcome is None:
             for message in running.poll(1.0):
-                if isinstance(message, PruneAsked):
+                if isinstance(message, PruneQuestion):
                     running.answer_prune(False)
-                elif isinstance(message, SuggestAsked):
+                elif isinstance(message, SuggestQuestion):
                     _answer(running, message, answers)
-                elif isinstance(message, StudyAsked):
-                    running.answer_study(message.about, known[message.about])
+                elif isinstance(message, StudyQuestion):
+                    running.answer_study(message.about, study_facts[message.about])
         return running
     finally:
         runner.close()
 
 
-def _answer(running: Running, asked: SuggestAsked, answers: search.Answers | None) -> None:
+def _answer(running: Running, question: SuggestQuestion, answers: search.Answers | None) -> None:
+    name = question.name
     try:
-        answer = (
-            None
-            if answers is None
-            else answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
-        )
+        answer = None
+        if answers is not None:
+            answer = answers.answer(name, question.kind, question.arguments, question.fixed)
     except (ValueError, TypeError) as error:
-        running.answer_suggest(asked.name, None, refused=(type(error).__name__, str(error)))
+        running.answer_suggest(name, None, refused=(type(error).__name__, str(error)))
         return
     if answer is None or answer.new is not None:
-        refused = (
-            "ValueError",
-            f"the trial had no parameter {asked.name!r}: its objective is not what it was",
-        )
-        running.answer_suggest(asked.name, None, refused=refused)
+        text = f"the trial had no parameter {name!r}: its objective has changed since"
+        running.answer_suggest(name, None, refused=("ValueError", text))
     else:
-        running.answer_suggest(asked.name, answer.internal, warnings=answer.warnings)
+        running.answer_suggest(name, answer.internal, warnings=answer.warnings)
 
 
-def _tell(
+def _show(
     spec: StudySpec,
     trial: TrialRow,
     values: tuple[float, ...] | None,
@@ -247,9 +248,9 @@ def _tell(
     if trial.values is None:
         print(f"trial {trial.number} is {trial.state}: it has no value to compare with")
     if differs:
-        print(f"not as then: {'; '.join(differs)}")
+        print(f"differs from the original run: {'; '.join(differs)}")
     if trial.attempts > 1:
-        print(f"the trial took {trial.attempts} attempts, this one ran through")
+        print(f"the trial took {trial.attempts} attempts, the rerun a single one")
     print(f"log: {log}")
     if values is not None and trial.values is not None:
         print("reproduced bit for bit" if values == trial.values else "not reproduced")

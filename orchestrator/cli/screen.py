@@ -1,5 +1,6 @@
-"""How studies look: the plan before a launch, live progress, the results. Text in, text out; no
-database here.
+"""How studies are shown: the plan before a launch, live progress, the results.
+
+Nothing here reads the database.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ _MOST_TEXT = 60  # characters of one declaration in a plan
 
 
 class View:
-    """Progress on standard output: a live table on a terminal, plain lines elsewhere; on standard
-    error with ``--json``.
+    """Progress on standard output: a live table on a terminal, else plain lines.
+
+    With ``--json``, it goes to standard error.
     """
 
     def __init__(self, spec: StudySpec, *, as_json: bool) -> None:
@@ -53,7 +55,7 @@ class View:
 
     @property
     def most_cells(self) -> int:
-        """As many cells as `update` can show."""
+        """How many cells `update` can show."""
         return 0 if self._live is None else max(3, self._console.height - 6)
 
     def __enter__(self) -> View:
@@ -71,8 +73,9 @@ class View:
             self._console.print(Text(text))
 
     def update(self, progress: Progress) -> None:
-        """Shows where the study stands; without a terminal a line when trials ended, at most one in
-        ten seconds.
+        """Shows where the study stands.
+
+        Without a terminal, it prints at most one line per ten seconds, after trials end.
         """
         if self._live is not None:
             with self._unless_gone():
@@ -89,8 +92,9 @@ class View:
 
     @contextmanager
     def _unless_gone(self) -> Iterator[None]:
-        """A study does not end because its reader left (rich makes SystemExit of that) or the disk
-        under its output is full.
+        """Drops all output once its reader is gone (rich raises SystemExit) or the disk is full.
+
+        Neither is a reason to end a study.
         """
         try:
             yield
@@ -122,7 +126,10 @@ def headline(spec: StudySpec, progress: Progress) -> str:
 
 
 def _seconds_left(progress: Progress) -> float | None:
-    """By the pace since the launch; None before anything ended or when nothing is left."""
+    """At the pace since the launch.
+
+    None before the first trial has ended, and when none is left.
+    """
     if progress.spent_since == 0 or progress.spent >= progress.total:
         return None
     left = progress.seconds / progress.spent_since * (progress.total - progress.spent)
@@ -142,12 +149,14 @@ def cell_table(
     estimates: Estimates = (),
     n_cells: int | None = None,
 ) -> RenderableType:
-    """A row a cell: its values, counts, best value; of more cells than there is room for, those
-    that need a look first.
+    """One row per cell: its values, counts, best value.
 
-    `n_cells` is how many there are in all, if `cells` is a part of them.
-    With `estimates` also what the model believes of the best value each cell can reach, and how
-    likely no other reaches more.
+    If there is no room for all, it shows those that need attention.
+
+    Args:
+        n_cells: the number of all cells, if `cells` are only some of them.
+        estimates: adds the model's estimate of the best value that each cell can reach, and the
+            probability that no other cell reaches a better one.
     """
     believed = (
         dict(zip((c.ordinal for c in cells), estimates, strict=False)) if any(estimates) else {}
@@ -157,21 +166,16 @@ def cell_table(
         table.add_column(Text(axis.path))
     if not spec.grid:
         table.add_column("cell")
-    told = ("its optimum (90 %)", "P(best)") if believed else ()
-    for name in (
-        "done",
-        "pruned",
-        "failed",
-        "running",
-        f"best {spec.metrics[0]}",
-        "trial",
-        *told,
-        "",
-    ):
+    counts_and_best = ("done", "pruned", "failed", "running", f"best {spec.metrics[0]}", "trial")
+    estimate_columns = ("estimated optimum (90 %)", "P(best)") if believed else ()
+    for name in (*counts_and_best, *estimate_columns, ""):
         table.add_column(Text(value_label(name)), justify="right" if name else "left")
-    shown = cells
+
+    listed = cells
     if len(cells) > max(3, room):
         sign = -1.0 if spec.directions[0] == "maximize" else 1.0
+        # Closed cells first, then those closed on some devices, those that run trials, the best
+        # ones.
         ranked = sorted(
             cells,
             key=lambda c: (
@@ -182,8 +186,9 @@ def cell_table(
                 sign * (c.best or 0.0),
             ),
         )
-        shown = tuple(ranked[: max(3, room)])
-    for cell in shown:
+        listed = tuple(ranked[: max(3, room)])
+
+    for cell in listed:
         names = [value_label(cell.values[axis.path]) for axis in spec.grid] or [
             cell_label(cell.values)
         ]
@@ -198,13 +203,14 @@ def cell_table(
         )
         belief = _belief(believed.get(cell.ordinal)) if believed else ()
         table.add_row(*map(Text, (*names, *counts, best, number, *belief, remark)))
-    more = max(len(cells), n_cells or 0) - len(shown)
+    more = max(len(cells), n_cells or 0) - len(listed)
     return Group(table, Text(f"… and {count_label(more, 'cell')} more")) if more else table
 
 
 def _remark(cell: CellRow) -> str:
-    """Why the cell gets no trials, or none on some devices, or has none that is complete; empty
-    where it is as it should be.
+    """Why the cell gets no trials, or none on some devices, or has no complete one.
+
+    Empty if all is well.
     """
     if cell.state == "CLOSED":
         return f"closed: {cell.reason}"
@@ -215,7 +221,7 @@ def _remark(cell: CellRow) -> str:
 
 
 def pruned_themselves(count: int) -> str:
-    """What `count` pruned trials did that no pruner was asked about."""
+    """Says that all `count` trials raised TrialPruned themselves, not at a pruner's decision."""
     return "its one trial pruned itself" if count == 1 else f"all {count} trials pruned themselves"
 
 
@@ -227,33 +233,29 @@ def _belief(estimate: CellEstimate | None) -> tuple[str, str]:
 
 
 def cell_comments(spec: StudySpec, cells: Sequence[CellRow], estimates: Estimates) -> str:
-    """The cells as YAML comments, those likeliest to be the best first."""
+    """The cells as YAML comments, those most likely to be the best first."""
     rows = sorted(
         zip(cells, estimates, strict=True),
         key=lambda row: -(row[1].probability_best if row[1] else -1.0),
     )
     lines = [
         (
-            "# cells: complete trials, best value, its optimum (90 %), probability that no other "
-            "cell reaches more"
+            "# cells: complete trials, best value, estimated optimum (90 %), probability that no "
+            "other cell reaches a better one"
         )
     ]
     for cell, estimate in rows[:MOST_CELLS]:
         best = "none" if cell.best is None else f"{cell.best:.6g}"
-        known = f"{cell.completed}, {best}, {', '.join(_belief(estimate))}".rstrip(" ,")
-        lines.append(
-            f"#   {cell_label(cell.values)}: "
-            f"{known}{value_label(f'; {_remark(cell)}') if _remark(cell) else ''}"
-        )
+        columns = f"{cell.completed}, {best}, {', '.join(_belief(estimate))}".rstrip(" ,")
+        remark = value_label(f"; {_remark(cell)}") if _remark(cell) else ""
+        lines.append(f"#   {cell_label(cell.values)}: {columns}{remark}")
     if len(rows) > MOST_CELLS:
         lines.append(f"#   … and {count_label(len(rows) - MOST_CELLS, 'cell')} more")
     return "\n".join(lines)
 
 
 def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequence[str] = ()) -> str:
-    """What `launch` would do: cells, parameters as they are declared and as Optuna stores them,
-    shares, and `remarks`.
-    """
+    """What `launch` would do: cells, parameters as declared and as stored, shares, `remarks`."""
     lines = [
         (
             f"study {spec.name}: "
@@ -261,25 +263,27 @@ def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequenc
         )
     ]
     lines.append(f"objective {value_label(label(spec.objective))}")
-    lines.append(f"sampler {spec.sampler['name']}, pruner {spec.pruner['name']}, seed {spec.seed}")
+    lines.append(f"sampler {spec.sampler.name}, pruner {spec.pruner.name}, seed {spec.seed}")
     rows = [
         (section, path, form if len(form) <= _MOST_TEXT else f"{form[: _MOST_TEXT - 1]}…", text)
         for section, path, form, text in _parameters(spec, distributions)
     ]
     if rows:
-        lines += ["", "parameters, and as Optuna stores them"]
+        lines += ["", "parameters, and how Optuna stores them"]
         path_width, form_width = (max(len(row[k]) for row in rows) for k in (1, 2))
         lines += [
             f"  {section:<6}  {path:<{path_width}}  {form:<{form_width}}  {value_label(text)}"
             for section, path, form, text in rows
         ]
+
     shares = spec.n_cells * spec.budget.per_cell
     rest = spec.budget.trials - shares
     cells, guaranteed = count_label(spec.n_cells, "cell"), count_label(shares, "guaranteed trial")
     lines += ["", f"{cells} x budget.per_cell={spec.budget.per_cell} = {guaranteed}"]
-    lines.append(f"{rest} more by allocation={spec.allocation}, {spec.budget.trials} in all")
+    lines.append(f"{rest} more by allocation={spec.allocation}, {spec.budget.trials} in total")
     if spec.budget.hours is not None:
-        lines.append(f"no trial is started after {spec.budget.hours:g} h")
+        lines.append(f"no trial starts after {spec.budget.hours:g} h")
+
     for index, cell in enumerate(spec.cells()):
         if index == MOST_CELLS:
             lines.append(f"  … and {count_label(spec.n_cells - index, 'cell')} more")
@@ -289,14 +293,14 @@ def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequenc
 
 
 def plan_data(spec: StudySpec, distributions: list[tuple[str, str]]) -> dict[str, Any]:
-    """What `plan` says, for programs: plain data for JSON, with every cell."""
+    """The same as `plan` for programs: plain data for JSON, with every cell."""
     return {
         "study": spec.name,
         "directions": list(spec.directions),
         "metrics": list(spec.metrics),
         "objective": dict(spec.objective),
-        "sampler": dict(spec.sampler),
-        "pruner": dict(spec.pruner),
+        "sampler": asdict(spec.sampler),
+        "pruner": asdict(spec.pruner),
         "seed": spec.seed,
         "priority": spec.priority,
         "parameters": [
@@ -326,9 +330,7 @@ def _parameters(
 
 
 def best_trials(spec: StudySpec, trials: list[TrialRow]) -> list[TrialRow]:
-    """The best feasible complete trial, or with several objectives those that no other one beats
-    (the Pareto front).
-    """
+    """The best feasible complete trial; with several objectives, the Pareto front."""
     signs = [-1.0 if d == "maximize" else 1.0 for d in spec.directions]
     done = [
         (tuple(s * v for s, v in zip(signs, t.values, strict=True)), t)
@@ -347,9 +349,7 @@ def best_trials(spec: StudySpec, trials: list[TrialRow]) -> list[TrialRow]:
 def results(
     spec: StudySpec, progress: Progress, best: list[TrialRow], estimates: Estimates = ()
 ) -> str:
-    """The end of a launch: what was spent, the best trial with its parameters, the best of every
-    cell and its estimate.
-    """
+    """The end of a launch: counts, the best trial, and the best and the estimate of every cell."""
     console = Console(file=io.StringIO(), width=max(150, Console().width), highlight=False)
     with console.capture() as captured:
         console.print(Text(headline(spec, progress)), soft_wrap=True)
@@ -367,7 +367,7 @@ def results(
 
 
 def describe_trial(spec: StudySpec, trial: TrialRow) -> str:
-    """``best trial 31: val_accuracy=0.9861`` and its parameters, a line each."""
+    """``best trial 31: val_accuracy=0.9861`` and its parameters, one per line."""
     values = ", ".join(
         f"{m}={v:.6g}" for m, v in zip(spec.metrics, trial.values or (), strict=False)
     )
@@ -379,7 +379,10 @@ def describe_trial(spec: StudySpec, trial: TrialRow) -> str:
 def as_data(
     spec: StudySpec, progress: Progress, best: list[TrialRow], estimates: Estimates = ()
 ) -> dict[str, Any]:
-    """The same for programs: plain data for JSON; without `estimates` their fields are null."""
+    """The same as `results` for programs: plain data for JSON.
+
+    Without `estimates` their fields are null.
+    """
     believed = [*estimates, *[None] * (len(progress.cells) - len(estimates))]
     return {
         "study": spec.name,
@@ -413,9 +416,7 @@ def as_data(
 
 
 def as_json(data: Any) -> str:
-    """`data` as JSON for any reader: it has no infinite numbers, so they are the words ``inf`` and
-    ``-inf``.
-    """
+    """`data` as standard JSON, in which infinities become the strings ``inf`` and ``-inf``."""
     return json.dumps(_without_infinities(data), indent=2, allow_nan=False)
 
 

@@ -1,17 +1,18 @@
 """The config: Hydra composes it, this room checks it and hands on plain typed values."""
 
-from orchestrator.config.compose import URL_VARIABLE, Composed, compose, default_storage_path
+from orchestrator.config.compose import Composed, compose
 from orchestrator.config.flags import Flags, parse_flags, show
+from orchestrator.config.host import URL_VARIABLE, default_storage_path
 from orchestrator.config.pruning import has_pruner, never_prunes, nothing_reported
-from orchestrator.config.schema import (
+from orchestrator.config.study import study_spec
+from orchestrator.config.words import hydra_word, normal_form, program_words, rerun_words
+from orchestrator.settings import (
     DashboardConfig,
     HostConfig,
     PathsConfig,
     StorageConfig,
     WorkerConfig,
 )
-from orchestrator.config.study import study_spec
-from orchestrator.config.words import hydra_word, normal_form, program_words, rerun_words
 
 __all__ = [
     "URL_VARIABLE",

@@ -16,9 +16,12 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestrator.config.compose import Composed, Loader, translated
+from orchestrator.config.compose import Composed
+from orchestrator.config.loader import Loader
+from orchestrator.config.translate import translated
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.passwords import mask
+from orchestrator.settings.describe import annotated
 
 _REFUSED = {
     "multirun": "-m/--multirun: launch runs a sweep by itself, as one study; leave the flag out:"
@@ -110,11 +113,14 @@ def _parser(others: Collection[str] = ()) -> argparse.ArgumentParser:
                 parser._option_string_actions.pop(option)
             break
     parser.add_argument("--version", action="store_true", help="Show the version and exit")
-    known = [*others, *(option for action in parser._actions for option in action.option_strings)]
+    candidates = [
+        *others,
+        *(option for action in parser._actions for option in action.option_strings),
+    ]
 
     def error(message: str) -> NoReturn:
         _, _, unknown = message.partition("unrecognized arguments: ")
-        guess = did_you_mean(unknown.split()[0], known) if unknown else ""
+        guess = did_you_mean(unknown.split()[0], candidates) if unknown else ""
         raise ConfigError(mask(f"{message}{guess}"))
 
     parser.error = error  # type: ignore[method-assign]
@@ -140,6 +146,9 @@ def show(flags: Flags, composed: Composed, command: str) -> str:
     if flags.resolve:
         config = _resolve(config)
     text = translated(lambda: hydra.get_help(node, config, get_args_parser(), resolve=False))
+    if flags.help:
+        yaml = OmegaConf.to_yaml(config)
+        text = text.replace(yaml, annotated(yaml))
     return mask(text.replace("orchestrator COMMAND", f"orchestrator {command}", 1)).rstrip() + "\n"
 
 

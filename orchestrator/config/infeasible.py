@@ -1,39 +1,45 @@
-"""The section ``infeasible``: what becomes of cells that run out of memory. Pure."""
+"""The section ``infeasible``: what happens to cells that run out of memory. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from orchestrator.config.schema import InfeasibleConfig, checked
+from orchestrator.config.schema import checked
 from orchestrator.config.space import Space, flatten
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Axis, JSONValue, value_label
+from orchestrator.settings import InfeasibleSettings
 
 NEED = "memory"
-"""What the need of can grow along an axis."""
+"""The only need that can be declared to grow along an axis."""
 _SECTION = "infeasible.monotone"
 
 
-def infeasible(values: Any, space: Space) -> dict[str, JSONValue]:
+def infeasible(values: Any, space: Space) -> InfeasibleSettings:
     """Returns the checked section as it is stored.
 
     Raises:
-        ConfigError: an unknown setting or a value out of range; `monotone` names what is no axis of
-            numbers, or says another word than ``memory``.
+        ConfigError: an unknown setting or a value out of range; `monotone` names something other
+            than a numeric axis, or says another word than ``memory``.
     """
-    settings = vars(checked("infeasible", InfeasibleConfig, values or {}))
-    monotone: dict[str, JSONValue] = {}
-    declared = settings["monotone"]
-    if declared is not None and not isinstance(declared, Mapping):
+    values = values or {}
+    if isinstance(values, Mapping) and not isinstance(
+        declared := values.get("monotone") or {}, Mapping
+    ):
         raise ConfigError(
             f"{_SECTION}={declared!r}: must name grid axes, such as "
             f"{_SECTION}.data.batch_size=memory"
         )
-    for path, need in flatten(_SECTION, declared).items():
-        if need is None:  # takes back what another file declares
+    if isinstance(values, Mapping) and values.get("monotone") is None:
+        values = {**values, "monotone": {}}
+    settings = checked("infeasible", InfeasibleSettings, values)
+    monotone: dict[str, JSONValue] = {}
+    for path, need in flatten(_SECTION, settings.monotone).items():
+        if need is None:  # cancels a declaration of another file
             continue
         if need != NEED:
             guess = did_you_mean(str(need), [NEED])
@@ -44,15 +50,15 @@ def infeasible(values: Any, space: Space) -> dict[str, JSONValue]:
             monotone[path] = _of_numbers(space.grid[path], need)
         else:
             raise ConfigError(f"{_SECTION}.{path}={need}: {_no_axis(path, space)}")
-    return {**settings, "monotone": monotone}
+    return replace(settings, monotone=monotone)
 
 
 def leave_out_fixed(config: DictConfig, space: Space) -> None:
-    """Takes axes that the command line took out of the grid, by fixing them, out of the declaration
-    too, in `config` itself.
+    """Removes axes that the command line fixed to one value from the declaration, in `config`
+    itself.
 
     Raises:
-        ConfigError: one path is there in two spellings.
+        ConfigError: one path is declared in two spellings.
     """
     declared = OmegaConf.select(config, _SECTION)
     if not OmegaConf.is_dict(declared):
@@ -72,8 +78,8 @@ def _of_numbers(axis: Axis, need: JSONValue) -> JSONValue:
     ]
     if odd:
         raise ConfigError(
-            f"{_SECTION}.{axis.path}={need}: the values of {axis.path} must be numbers, for the "
-            "order of others is not known; "
+            f"{_SECTION}.{axis.path}={need}: the values of {axis.path} must be numbers, because "
+            "other values have no order; "
             f"it has {value_label(odd[0])}"
         )
     return need
@@ -83,7 +89,7 @@ def _no_axis(path: str, space: Space) -> str:
     axes = ", ".join(space.grid) or "none"
     if path in space.search:
         return (
-            f"{path} is searched, and only an axis of the grid makes cells to close; the grid has "
-            f"{axes}"
+            f"{path} is searched, and only a grid axis makes cells that can be closed; the grid "
+            f"has {axes}"
         )
-    return f"{path} is no axis of the grid{did_you_mean(path, space.grid)}; the grid has {axes}"
+    return f"{path} is not an axis of the grid{did_you_mean(path, space.grid)}; the grid has {axes}"

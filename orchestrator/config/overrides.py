@@ -1,5 +1,5 @@
-"""The words of a command line: which are Hydra's, which are settings, which are parameters; and
-what the latter do.
+"""The words of a command line: which are Hydra's, which are settings, which are parameters, and
+what parameters do.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any, Literal
 from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, Sweep
 
 from orchestrator.config import grammar
-from orchestrator.config.schema import HOST, SECTIONS, settings
+from orchestrator.config.schema import SECTIONS, settings
 from orchestrator.config.space import Group, Space, check_ancestors, check_path, flatten, suggestion
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Axis, at, has, leaf_paths
+from orchestrator.settings import HOST
 
 _URL = re.compile(r"\+{0,2}storage\.url=(.*)", re.DOTALL)
 _PREFIX = {
@@ -96,8 +97,8 @@ class Word:
 def take_url(texts: Sequence[str]) -> tuple[list[str], str | None]:
     """Returns the words without those that set ``storage.url``, and the last URL set.
 
-    A URL is taken as it was typed and never given to Hydra: a password may hold any character of
-    the override grammar, and Hydra keeps its overrides in its config and shows them in messages.
+    A URL is taken as typed and never passed to Hydra: a password may contain any character of the
+    override grammar, and Hydra keeps overrides in its config and prints them in messages.
     """
     rest, url = [], None
     for text in texts:
@@ -115,7 +116,8 @@ def read_words(texts: Sequence[str], groups: Collection[str]) -> list[Word]:
     """Returns each override with its role; the first part of its key decides.
 
     Raises:
-        ConfigError: no override, an unknown group, or a sweep over what is no parameter.
+        ConfigError: not an override, an unknown group, or a sweep over something other than a
+            parameter.
     """
     return [_read(text, groups) for text in texts]
 
@@ -161,7 +163,7 @@ def _refuse_empty_key(word: Word) -> None:
     deleted = word.override.is_delete()
     if not word.override.key_or_group:
         raise ConfigError(
-            f"{word.text}: there is no name before '='; settings are written key=value"
+            f"{word.text}: the name before '=' is missing; settings are written key=value"
         )
     if word.role == "param" and not word.path and deleted:
         raise ConfigError(
@@ -180,7 +182,7 @@ def _no_sweep(key: str) -> str:
 
 
 def last_choices(words: Sequence[Word]) -> list[Word]:
-    """Returns the words with only the last one about each config group of the user's: it wins,
+    """Returns the words with only the last one about each of the user's config groups: it wins,
     where Hydra refuses a second.
     """
     chosen: list[Word] = []
@@ -195,7 +197,7 @@ def last_choices(words: Sequence[Word]) -> list[Word]:
         chosen = [other for other in chosen if other is not before]
         types = before.override.type, word.override.type
         if types != (OverrideType.ADD, OverrideType.DEL):
-            # No defaults list has a group that was added, and one has what was deleted.
+            # An added group is in no defaults list, and a deleted one is in one.
             prefix = {
                 (OverrideType.ADD, OverrideType.CHANGE): "+",
                 (OverrideType.DEL, OverrideType.ADD): "",
@@ -215,8 +217,8 @@ def refuse_sweeps_of_groups(words: Sequence[Word]) -> None:
         if word.role == "group" and word.sweep is not None:
             if word.of_user and isinstance(word.sweep, ChoiceSweep):
                 raise ConfigError(
-                    f"{word.text}: options of a config group make an axis where they fill a "
-                    "section of params: let the first"
+                    f"{word.text}: options of a config group make an axis if they fill a section "
+                    "of params: let the first"
                     f" line of each {word.path}/*.yaml be '# @package "
                     f"params.{word.path.replace('/', '.')}'"
                 )
@@ -244,8 +246,8 @@ def refuse_study_settings(command: str, words: Sequence[Word]) -> None:
             *(["study.name"] if command in NAMING else []),
             *(f"{section}.*" for section in HOST),
         ]
-        known = [name for name in settings() if name.split(".")[0] in HOST]
-        guess = did_you_mean(word.path, [*known, *(["study.name"] if command in NAMING else [])])
+        of_host = [name for name in settings() if name.split(".")[0] in HOST]
+        guess = did_you_mean(word.path, [*of_host, *(["study.name"] if command in NAMING else [])])
         raise ConfigError(
             f"{word.text}: {command} takes {', '.join(taken)} only; what a study runs is stored "
             f"with it by launch{guess}"
@@ -253,8 +255,8 @@ def refuse_study_settings(command: str, words: Sequence[Word]) -> None:
 
 
 def values_by_hand(words: Sequence[Word]) -> dict[str, Any]:
-    """The parameters that the words give one value each; a config group's option under the group's
-    name.
+    """The parameters to which the words give one value each; an option of a config group under the
+    group's name.
 
     Raises:
         ConfigError: a sweep, a deletion, a parameter without a name, or one given twice.
@@ -265,8 +267,7 @@ def values_by_hand(words: Sequence[Word]) -> dict[str, Any]:
             continue
         if word.sweep is not None or word.override.is_delete() or not word.path:
             raise ConfigError(
-                f"{word.text}: a trial by hand takes one value for a parameter, such as "
-                "optim.lr=0.01"
+                f"{word.text}: enqueue takes one value per parameter, such as optim.lr=0.01"
             )
         path = word.path if word.role == "param" else word.key
         if path in values:
@@ -276,10 +277,10 @@ def values_by_hand(words: Sequence[Word]) -> dict[str, Any]:
 
 
 def check_setting(word: Word, base: Mapping[str, Any]) -> str:
-    """Returns the override of a setting for Hydra, which knows the setting now.
+    """Returns the override of a setting in the form that Hydra accepts.
 
     Raises:
-        ConfigError: there is no such setting, or not for the sampler, pruner … chosen.
+        ConfigError: there is no such setting, or the chosen sampler or pruner does not have it.
     """
     section = word.path.split(".")[0]
     if word.path in _CHOSEN:
@@ -320,8 +321,8 @@ def check_setting(word: Word, base: Mapping[str, Any]) -> str:
 
 
 def apply_to_params(words: Sequence[Word], params: dict[str, Any], space: Space) -> list[str]:
-    """Changes `space` word by word, so that the last word wins, and returns the plain values as
-    overrides for Hydra.
+    """Changes `space` word by word, so that the last word about a path wins, and returns the plain
+    values as overrides for Hydra.
 
     Args:
         params: the defaults before these words; changed in place as far as needed to know which
@@ -332,14 +333,14 @@ def apply_to_params(words: Sequence[Word], params: dict[str, Any], space: Space)
             without meaning.
     """
     forwarded = _fixed_options(words, params, space)
-    for word in words:  # a value may be typed before the option that it lands in
+    for word in words:  # a value may be typed before the option that it belongs to
         _of_group(word, space)
     for word in words:
         space.find_options(params, lambda path: _below(path, words, space))
         _of_group(word, space)
         if word.role == "param":
             if word.path:
-                check_path(word.path, shown=word.text)
+                check_path(word.path, source=word.text)
             if word.sweep is not None:
                 _sweep(word, word.sweep, params, space)
             elif word.override.is_delete():
@@ -363,15 +364,15 @@ def _of_group(word: Word, space: Space) -> None:
         return
     if isinstance(word.sweep, ChoiceSweep):
         space.put(
-            grammar.axis(path, map(Override._convert_value, word.sweep.list), shown=word.text)
+            grammar.axis(path, map(Override._convert_value, word.sweep.list), source=word.text)
         )
     else:
         space.choose(path, None if word.override.is_delete() else word.value)
 
 
 def path_of_group(word: Word, groups: Mapping[str, Group]) -> str | None:
-    """Where in params the group that a word is about lands; None for a group that does not, and for
-    other words.
+    """Returns the path in params that the group of a word fills; None for any other
+    group or word.
     """
     if word.role != "group":
         return None
@@ -396,7 +397,7 @@ def _is_option_of_program(
 
 
 def _fixed_options(words: Sequence[Word], params: dict[str, Any], space: Space) -> list[str]:
-    """Takes words out of params under which something is declared, where they are options of the
+    """Removes words from params that have declarations below them, where they are options of the
     program's own groups.
 
     Returns the overrides that do the same in Hydra.
@@ -404,11 +405,11 @@ def _fixed_options(words: Sequence[Word], params: dict[str, Any], space: Space) 
     gone = []
     for path in leaf_paths(params) if space.appends_overrides else ():
         value = at(params, path)
-        known = path in space.paths() or path in space.groups
+        declared = path in space.paths() or path in space.groups
         if (
             isinstance(value, str)
             and "${" not in value
-            and not known
+            and not declared
             and _below(path, words, space)
         ):
             space.put(Axis(path, (value,), group=path))
@@ -433,13 +434,13 @@ def _sweep(word: Word, sweep: Sweep, params: Mapping[str, Any], space: Space) ->
         raise ConfigError(f"{word.text}: a sweep belongs to one parameter: optim.lr=interval(0, 1)")
     if word.override.type == OverrideType.CHANGE and _is_new(word.path, params, space):
         raise _unknown(word, params, space)
-    space.put(grammar.declaration(word.path, sweep, section=None, shown=word.text))
+    space.put(grammar.declaration(word.path, sweep, section=None, source=word.text))
     if word.override.type != OverrideType.CHANGE:
         space.added.add(word.path)
 
 
 def _is_new(path: str, params: Mapping[str, Any], space: Space) -> bool:
-    """Whether nothing knows the path; what lies below an axis is compared with the axis's values
+    """Whether the path exists nowhere yet; a path below an axis is compared with the axis's values
     later.
     """
     return (
@@ -488,7 +489,7 @@ def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
         inside = f"{word.path}.{leaf_paths(at(params, word.path))[0]}"
         group = space.groups.get(word.path)
         choose = (
-            f"choose an option of the config group that fills it with {group.key}=…, "
+            f"choose an option of the config group that fills it ({group.key}=…), "
             if group is not None
             else ""
         )
@@ -507,8 +508,8 @@ def _set(word: Word, params: dict[str, Any], space: Space) -> list[str]:
             "or drop it first"
         )
     if word.path and above is None:
-        check_ancestors(word.path, params, shown=word.text)
-    if word.path in space.paths():  # also where the value is a mapping, whose leaves are put below
+        check_ancestors(word.path, params, source=word.text)
+    if word.path in space.paths():  # also if the value is a mapping, whose leaves are set below
         space.drop(word.path)
     for path, item in (below or {word.path: value}).items():
         space.drop(path)
@@ -550,7 +551,7 @@ def _put(params: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _declare(word: Word, params: Mapping[str, Any], space: Space) -> None:
-    """``grid.x=[1,2]``, ``search.x=…``, ``~grid.x``: as YAML says it."""
+    """Applies ``grid.x=[1,2]``, ``search.x=…`` or ``~grid.x``, with the meaning it has in YAML."""
     section = word.role
     paths = space.grid if section == "grid" else space.search
     if word.override.is_delete() or (word.path and word.value is None):
@@ -567,10 +568,10 @@ def _declare(word: Word, params: Mapping[str, Any], space: Space) -> None:
         {word.path: word.value} if word.path and not isinstance(word.value, dict) else _nested(word)
     )
     for path, value in values.items():
-        check_path(path, shown=word.text)
+        check_path(path, source=word.text)
         if word.override.type == OverrideType.CHANGE and _is_new(path, params, space):
             raise _unknown(word, params, space)
-        # A declaration of one section may not hide in the other: put() moves it.
+        # A path is declared in one section only: put() moves it.
         space.declare(section, path, value)
         if word.override.type != OverrideType.CHANGE:
             space.added.add(path)
@@ -588,4 +589,6 @@ def _unknown(word: Word, params: Mapping[str, Any], space: Space) -> ConfigError
         if word.override.is_delete()
         else f"; to add it to params write +{word.text.lstrip('+~')}"
     )
-    return ConfigError(f"{word.text}: {word.path} is no setting and not in params{guess}{add}")
+    return ConfigError(
+        f"{word.text}: {word.path} is neither a setting nor a parameter in params{guess}{add}"
+    )

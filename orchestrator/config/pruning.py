@@ -1,17 +1,14 @@
-"""Whether a study's pruner can ever end a trial: what its settings tell before anything runs."""
+"""Whether a study's pruner can ever end a trial, judged by the settings before anything runs."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from orchestrator.config.schema import PRUNERS
 from orchestrator.model import StudySpec, count_label
 from orchestrator.program import is_program, read
 
 
 def has_pruner(spec: StudySpec) -> bool:
     """Whether the study names one that prunes."""
-    return bool(spec.pruner.get("name", "none") != "none")
+    return spec.pruner.name != "none"
 
 
 def never_prunes(spec: StudySpec) -> str | None:
@@ -20,20 +17,20 @@ def never_prunes(spec: StudySpec) -> str | None:
     """
     if not has_pruner(spec):
         return None
-    name = f"pruner={spec.pruner['name']}"
+    name = f"pruner={spec.pruner.name}"
     if len(spec.directions) > 1:
         return (
-            f"{name} never acts: nothing is pruned in a study of several objectives; take it out "
+            f"{name} never acts: nothing is pruned in a study with several objectives; remove it "
             "(pruner=none)"
         )
-    most, needed = _most_in_a_cell(spec), int(_option(spec, "n_startup_trials") or 0)
+    most, needed = _most_in_a_cell(spec), int(getattr(spec.pruner, "n_startup_trials", 0))
     if most < 2 and spec.grid:
         return (
             f"{name} never acts: nothing is pruned in a cell without a complete trial, and each "
             "cell has one trial; set a"
-            " larger budget.trials, or take it out (pruner=none)"
+            " larger budget.trials, or remove it (pruner=none)"
         )
-    within = bool(_option(spec, "within_cell")) and bool(spec.grid)
+    within = getattr(spec.pruner, "within_cell", False) and bool(spec.grid)
     room, whom = (most, "its cell") if within else (spec.budget.trials, "the study")
     if room <= max(1, needed):
         fewer = (
@@ -56,17 +53,17 @@ def never_prunes(spec: StudySpec) -> str | None:
         and read(spec.objective).result_of(spec.metrics).regex is not None
     ):
         return (
-            f"{name} sees nothing of what objective.result.regex finds; to be judged the program "
-            "has to print JSON lines with a"
-            f' step as well, such as {{"step": 3, "{spec.metrics[0]}": 0.91}}, or take it out '
+            f"{name} does not see values found by objective.result.regex; to be judged, the "
+            "program must also print JSON lines"
+            f' with a step, such as {{"step": 3, "{spec.metrics[0]}": 0.91}}, or remove it '
             "(pruner=none)"
         )
     return None
 
 
 def nothing_reported(spec: StudySpec, complete: int) -> str:
-    """What to do about an objective that has reported nothing in `complete` trials, in one
-    sentence.
+    """Says in one sentence what to do about an objective that reported nothing in `complete`
+    trials.
     """
     how = (
         "print JSON lines with a step"
@@ -74,18 +71,14 @@ def nothing_reported(spec: StudySpec, complete: int) -> str:
         else "call trial.report and trial.should_prune in it"
     )
     return (
-        f"pruner={spec.pruner['name']} has nothing to judge: {count_label(complete, 'trial')} "
+        f"pruner={spec.pruner.name} has nothing to judge: {count_label(complete, 'trial')} "
         "completed and the objective has"
-        f" reported no intermediate value; {how}, or take the pruner out (pruner=none)"
+        f" reported no intermediate value; {how}, or remove the pruner (pruner=none)"
     )
 
 
 def _most_in_a_cell(spec: StudySpec) -> int:
-    """So many trials one cell can have while no other one is closed."""
+    """The most trials that one cell can get while no other cell is closed."""
     if spec.allocation == "uniform":
         return -(-spec.budget.trials // spec.n_cells)
     return spec.budget.trials - (spec.n_cells - 1) * spec.budget.per_cell
-
-
-def _option(spec: StudySpec, option: str) -> Any:
-    return spec.pruner.get(option, getattr(PRUNERS[str(spec.pruner["name"])](), option, None))

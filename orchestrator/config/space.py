@@ -1,9 +1,9 @@
-"""Grid and search of a study: what YAML declares, changed word by word by the command line. Pure.
+"""Grid and search of a study: what YAML declares and the command line changes, word by word. Pure.
 
 A searched parameter is a sweep, or a mapping ``{space: <sweep>, when: {axis: value or list of
-values}}``: it then exists only in the cells that have one of the values of every axis named. In
-`search` the keys ``space`` and ``when`` of a mapping mean this; a parameter that is itself called
-so is declared by its dotted path (``model.space: [a, b]``).
+values}}``: it then exists only in cells that have one of the listed values for every axis named. In
+`search` the keys ``space`` and ``when`` of a mapping mean this; a parameter with such a name is
+declared by its dotted path (``model.space: [a, b]``).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Group:
     """A config group of the user's that fills a path of ``params``.
 
     Attributes:
-        key: how an override chooses of it: ``model``, ``+model`` where no defaults list has it,
+        key: how an override names it: ``model``, ``+model`` where no defaults list has it,
             ``net@params.net``.
         options: the names of its options.
-        chosen: the one that is composed, None for none.
+        chosen: the option that is composed, or None.
     """
 
     key: str
@@ -50,7 +50,8 @@ class Group:
 
 
 class Space:
-    """The axes and searched parameters of one study, each path at most once; the last word wins.
+    """The axes and searched parameters of one study, each path at most once; the last declaration
+    wins.
 
     Words of an axis at a path that a config group fills are options of the group.
     `appends_overrides` says that the objective is a program that gets the parameters as overrides:
@@ -81,8 +82,7 @@ class Space:
         *,
         appends_overrides: bool = False,
     ) -> Space:
-        """Reads the sections ``grid`` and ``search``; null takes a declaration of another file
-        back.
+        """Reads the sections ``grid`` and ``search``; null cancels a declaration of another file.
 
         Raises:
             ConfigError: a path in both sections or in two spellings, or a declaration without
@@ -97,7 +97,8 @@ class Space:
                     continue
                 if path in declared:
                     raise ConfigError(
-                        f"{path} is in grid and in search; take it out of one (grid.{path}=null)"
+                        f"{path} is both in grid and in search; remove it from one of them "
+                        f"(grid.{path}=null)"
                     )
                 declared[path] = section
                 space.declare(section, path, value)
@@ -118,14 +119,14 @@ class Space:
             self.declare(section, path, value["space"])
             self._conditions[path] = when
             return
-        shown = f"{section}.{path}={_text(value)}"
+        source = f"{section}.{path}={_text(value)}"
         if isinstance(value, str):
-            value = grammar.parse_value(value, shown=shown)
+            value = grammar.parse_value(value, source=source)
         if isinstance(value, Sweep):
-            self.put(grammar.declaration(path, value, section=section, shown=shown))
+            self.put(grammar.declaration(path, value, section=section, source=source))
         elif isinstance(value, list):
             build = grammar.axis if section == "grid" else grammar.categorical
-            self.put(build(path, value, shown=shown))
+            self.put(build(path, value, source=source))
         else:
             form = (
                 f"[{_text(value)}, …]"
@@ -133,15 +134,15 @@ class Space:
                 else "tag(log, interval(1e-4, 1e-1)) or [a, b]"
             )
             raise ConfigError(
-                f"{shown}: a plain value is set under params; {section}.{path} takes values such "
-                f"as {form}"
+                f"{source}: a plain value is set under params; {section}.{path} takes values "
+                f"such as {form}"
             )
 
     def put(self, declared: Axis | Searched) -> None:
-        """Puts an axis or a searched parameter in place of what was declared for its path.
+        """Declares an axis or a searched parameter, replacing what was declared for its path.
 
         Raises:
-            ConfigError: a config group fills the path, and a word is none of its options or is
+            ConfigError: a config group fills the path, and a word is not one of its options or is
                 searched.
         """
         if declared.path in self.groups:
@@ -156,38 +157,38 @@ class Space:
             self.search[declared.path] = declared
 
     def drop(self, path: str, *, below: bool = True) -> bool:
-        """Takes `path` and everything `below` it out; whether there was anything."""
+        """Removes `path` and everything `below` it; returns whether there was anything."""
         gone = [
-            known
-            for known in self.paths()
-            if known == path or (below and known.startswith(f"{path}."))
+            other
+            for other in self.paths()
+            if other == path or (below and other.startswith(f"{path}."))
         ]
-        for known in gone:
-            if self.grid.pop(known, None) is not None:
-                self._fixed.add(known)
-            self.search.pop(known, None)
-            self._conditions.pop(known, None)
+        for other in gone:
+            if self.grid.pop(other, None) is not None:
+                self._fixed.add(other)
+            self.search.pop(other, None)
+            self._conditions.pop(other, None)
         return bool(gone)
 
     def choose(self, path: str, option: str | None) -> None:
-        """Fixes the group at `path` to one of its options: it is no axis any more, and conditions
-        on it are settled by this.
+        """Fixes the group at `path` to one of its options: it is no longer an axis, and conditions
+        on it are decided by that option.
         """
         self._chosen[path] = option
         if self.grid.pop(path, None) is not None:
             self._fixed.add(path)
 
     def fill(self, contents: Mapping[str, tuple[JSONValue, ...]]) -> None:
-        """Says what the options of each axis of a config group stand for, in their order."""
+        """Sets what the options of each axis of a config group stand for, in their order."""
         for path, of_options in contents.items():
             self.grid[path] = replace(self.grid[path], contents=of_options)
 
     def unfilled(self) -> list[Axis]:
-        """The axes whose options stand for something that `fill` has not said yet."""
+        """The axes whose options' contents `fill` has not set yet."""
         return [axis for path, axis in self.grid.items() if path in self.groups and axis.of_program]
 
     def find_options(self, params: Mapping[str, Any], below: Callable[[str], bool]) -> None:
-        """Sees which axes of words are options of config groups that the program has: those with
+        """Finds the axes of words that are options of the program's own config groups: those with
         something below them.
         """
         for path, axis in self.grid.items() if self.appends_overrides else ():
@@ -204,13 +205,13 @@ class Space:
 
     def below(self, path: str) -> bool:
         """Whether anything is declared below `path`."""
-        return any(known.startswith(f"{path}.") for known in self.paths())
+        return any(other.startswith(f"{path}.") for other in self.paths())
 
     def paths(self) -> list[str]:
         return [*self.grid, *self.search]
 
     def was_axis(self, path: str) -> bool:
-        """Whether `path` was an axis and has been taken out of the grid again."""
+        """Whether `path` was an axis and has been removed from the grid again."""
         return path in self._fixed and path not in self.grid
 
     def parent_of(self, path: str) -> str | None:
@@ -218,34 +219,34 @@ class Space:
         None.
         """
         return max(
-            (known for known in self.paths() if path.startswith(f"{known}.")), key=len, default=None
+            (other for other in self.paths() if path.startswith(f"{other}.")), key=len, default=None
         )
 
     def check(self, params: Mapping[str, Any]) -> None:
-        """Checks the paths against each other and against the defaults, and settles in which cells
-        each parameter exists.
+        """Checks the paths against each other and against the defaults, and determines in which
+        cells each parameter exists.
 
-        An axis that was taken out again has the one value of `params`: what exists for another
-        value is not searched at all.
+        An axis that was removed again has the one value in `params`: what exists for another value
+        is not searched at all.
 
         Raises:
             ConfigError: a path below a plain value, below what is searched, or below an axis with a
                 value that has no such path; a plain value in place of a section; a condition on
-                what is no axis, or no value of one.
+                something that is not an axis or not one of its values.
         """
         for section, paths in (("grid", self.grid), ("search", self.search)):
             for path, declared in paths.items():
-                shown, above = f"{section}.{path}", self.parent_of(path)
+                source, above = f"{section}.{path}", self.parent_of(path)
                 if above in self.search:
                     raise ConfigError(
-                        f"{shown} lies below {above}, which is searched; declare one of them"
+                        f"{source} lies below {above}, which is searched; declare one of the two"
                     )
                 if above is None:
-                    check_ancestors(path, params, shown=shown)
+                    check_ancestors(path, params, source=source)
                 if not (isinstance(declared, Axis) and declared.group):
-                    self._check_mounted(path, declared, params, shown=shown)
+                    self._check_mounted(path, declared, params, source=source)
                     check_replaced(
-                        declared, at(params, path) if has(params, path) else None, shown=shown
+                        declared, at(params, path) if has(params, path) else None, source=source
                     )
         for path, condition in list(self._conditions.items()):
             when = self._settled(path, condition, params)
@@ -257,10 +258,10 @@ class Space:
             self._check_above(path)
 
     def _check_mounted(
-        self, path: str, declared: Axis | Searched, params: Mapping[str, Any], *, shown: str
+        self, path: str, declared: Axis | Searched, params: Mapping[str, Any], *, source: str
     ) -> None:
-        """Raises ConfigError where words are options of the group of that name, which fills another
-        path.
+        """Raises ConfigError if words are options of a group of that name that fills
+        another path.
         """
         values = declared.values if isinstance(declared, Axis) else declared.choices
         for mounted, group in self.groups.items():
@@ -273,13 +274,13 @@ class Space:
                 and any(value in group.options for value in values)
             ):
                 raise ConfigError(
-                    f"{shown}: the config group {path} fills params.{mounted}; declare its "
+                    f"{source}: the config group {path} fills params.{mounted}; declare its "
                     f"options as grid.{mounted}"
                 )
 
     def _check_above(self, path: str) -> None:
-        """Raises ConfigError unless every value of the axis above has the path, in the cells where
-        it is declared for.
+        """Raises ConfigError unless every value of the axis above has the path in the cells it is
+        declared for.
         """
         axis = self.grid.get(self.parent_of(path) or "")
         if axis is None or axis.of_program:
@@ -300,23 +301,23 @@ class Space:
         section = "grid" if searched is None else "search"
         if not any(isinstance(axis.content(value), Mapping) for value in axis.values):
             raise ConfigError(
-                f"{section}.{path} lies below {axis.path}, whose values hold nothing; declare "
-                "one of them"
+                f"{section}.{path} lies below {axis.path}, whose values are not mappings; "
+                "declare one of the two"
             )
         what = f"{section}.{path}: {axis.path}={_short(lacking[0])} has no {rest}"
         if not have:
-            known = [leaf for value in axis.values for leaf in _leaves_of(axis.content(value))]
-            raise ConfigError(f"{what}{did_you_mean(rest, known)}; no value of {axis.path} has it")
+            leaves = [leaf for value in axis.values for leaf in _leaves_of(axis.content(value))]
+            raise ConfigError(f"{what}{did_you_mean(rest, leaves)}; no value of {axis.path} has it")
         there = ", ".join(map(_short, have))
         if searched is None:
             raise ConfigError(
-                f"{what}, and an axis has its values in every cell; search it where it exists: "
-                f"when: {axis.path}: {there}"
+                f"{what}, and an axis must have its values in every cell; instead, search it "
+                f"where it exists: when: {axis.path}: {there}"
             )
         if searched.when.get(axis.path):
-            raise ConfigError(f"{what}; name in when those that have it: {there}")
+            raise ConfigError(f"{what}; let when name only those that have it: {there}")
         form = f"{{space: …, when: {{{axis.path}: {there if len(have) == 1 else f'[{there}]'}}}}}"
-        raise ConfigError(f"{what}; let it exist where it is, in YAML: search: {{{path}: {form}}}")
+        raise ConfigError(f"{what}; declare in YAML where it exists: search: {{{path}: {form}}}")
 
     def _settled(
         self, path: str, condition: Mapping[str, Any], params: Mapping[str, Any]
@@ -324,15 +325,15 @@ class Space:
         """The axes and their values that a condition names; None where it can never hold."""
         when: dict[str, tuple[JSONValue, ...]] = {}
         for name, wanted in self._named(path, condition, ""):
-            shown = f"search.{path}.when.{name}={value_label(wanted)}"
-            grammar.check_finite(wanted, shown)
+            source = f"search.{path}.when.{name}={value_label(wanted)}"
+            grammar.check_finite(wanted, source)
             if name not in self.grid:
                 fixed = at(params, name) if has(params, name) else None
                 fixed = self._chosen[name] if name in self.groups else fixed
                 if isinstance(fixed, str) and "${" in fixed:
                     raise ConfigError(
-                        f"{shown}: {name} is no axis any more, and its value {fixed} is known in "
-                        "a trial only"
+                        f"{source}: {name} is no longer an axis, and its value {fixed} is "
+                        "resolved only in a trial"
                     )
                 if not any(same_value(fixed, value) for value in _any_of(wanted, [fixed])):
                     return None
@@ -340,18 +341,20 @@ class Space:
             values = self.grid[name].values
             chosen = _any_of(wanted, values)
             unknown = [
-                value for value in chosen if not any(same_value(value, known) for known in values)
+                value
+                for value in chosen
+                if not any(same_value(value, present) for present in values)
             ]
             if unknown or not chosen:
                 there = ", ".join(map(value_label, values))
                 what = (
                     f"{value_label(unknown[0])} is not on the axis"
                     if unknown
-                    else "there is no value; name at least one"
+                    else "no value is given; name at least one"
                 )
-                raise ConfigError(f"{shown}: {what}; grid.{name} has {there}")
+                raise ConfigError(f"{source}: {what}; grid.{name} has {there}")
             when[name] = tuple(
-                known for known in values if any(same_value(value, known) for value in chosen)
+                present for present in values if any(same_value(value, present) for value in chosen)
             )
         return when
 
@@ -365,9 +368,9 @@ class Space:
                 yield from self._named(path, value, f"{name}.")
             else:
                 what = (
-                    "is searched, and a condition looks at the grid"
+                    "is searched, and conditions may name grid axes only"
                     if name in self.search
-                    else "is no axis of the grid"
+                    else "is not an axis of the grid"
                 )
                 there = (
                     f"; the axes are {', '.join(self.grid)}" if self.grid else "; there is no grid"
@@ -377,20 +380,21 @@ class Space:
                 )
 
     def check_spelling(self, params: Mapping[str, Any]) -> None:
-        """Refuses a path that params does not have and that is so close to one of its parameters
-        that it must be a slip.
+        """Refuses a path that is not in params but so close to one of its parameters that it must
+        be a slip.
 
         Raises:
-            ConfigError: names both. Paths that differ in a digit only (``beta1``, ``beta2``) are no
-                slip.
+            ConfigError: names both. Paths that differ in a digit only (``beta1``, ``beta2``) are
+                not a slip.
         """
         leaves = [
             leaf for leaf in leaf_paths(params) if leaf not in self.grid and leaf not in self.search
         ]
         for section, paths in (("grid", self.grid), ("search", self.search)):
             for path in paths:
-                # what an option has is checked with it
-                of_group = any(path.startswith(f"{group}.") for group in self.groups)
+                of_group = any(
+                    path.startswith(f"{group}.") for group in self.groups
+                )  # checked together with the contents of its options
                 close = (
                     []
                     if of_group or has(params, path)
@@ -415,8 +419,8 @@ class Space:
         }
 
     def examples(self) -> Iterator[tuple[str, dict[str, JSONValue]]]:
-        """Yields what trials lay over params, and for which value of an axis that is; empty text
-        for any.
+        """Yields values that trials lay over params, each with the axis value it stands for (empty
+        for any).
 
         First values and low ends; then again without what exists in some cells only; then with
         every other value that holds something itself, or interpolates.
@@ -483,8 +487,8 @@ def _of_group(declared: Axis | Searched, group: Group) -> Axis | Searched:
     return replace(declared, group=group.key)
 
 
-def check_replaced(declared: Axis | Searched, section: Any, *, shown: str) -> None:
-    """Raises ConfigError where a plain value would take the place of a section of params; null may.
+def check_replaced(declared: Axis | Searched, section: Any, *, source: str) -> None:
+    """Raises ConfigError if a plain value other than null would replace a section of params.
 
     Args:
         section: what params has at the path.
@@ -497,10 +501,10 @@ def check_replaced(declared: Axis | Searched, section: Any, *, shown: str) -> No
         value = f"={_short(plain[0])}" if plain else ""
         inside = f"{declared.path}.{leaf_paths(section)[0]}"
         raise ConfigError(
-            f"{shown}{value}: {declared.path} is a section of params, and a plain value would "
-            "take its place; declare what is"
-            f" in it ({inside}), or give the axis mappings. Options of a config group are its "
-            "words where the first line of"
+            f"{source}{value}: {declared.path} is a section of params, and a plain value would "
+            "replace it; declare the parameters"
+            f" in it ({inside}), or give the axis mappings. Words are options of a config group "
+            "if the first line of"
             f" {declared.path.replace('.', '/')}/*.yaml is '# @package params.{declared.path}'"
         )
 
@@ -530,13 +534,14 @@ def flatten(section: str, node: Any) -> dict[str, Any]:
     """Returns the leaves of a section under their dotted paths; keys may be dotted, nested or both.
 
     Raises:
-        ConfigError: it is no mapping, a key is no path, or one path is there in two spellings.
+        ConfigError: it is not a mapping, a key is not a path, or one path is declared in two
+            spellings.
     """
     result: dict[str, Any] = {}
     for path, value in _leaves(section, node, ""):
         if path in result:
             raise ConfigError(
-                f"{section}.{path} is there in two spellings, dotted and nested; keep one of them"
+                f"{section}.{path} is declared twice, dotted and nested; keep one of them"
             )
         result[path] = value
     return result
@@ -552,7 +557,7 @@ def _leaves(section: str, node: Any, above: str) -> Iterator[tuple[str, Any]]:
         )
     for key, value in node.items():
         path = f"{above}{key}"
-        check_path(path, shown=f"{section}.{path}")
+        check_path(path, source=f"{section}.{path}")
         if section == "search" and isinstance(value, Mapping) and _is_conditional(value):
             yield path, None if value.get("space", "") is None else value
         elif isinstance(value, Mapping):
@@ -562,7 +567,7 @@ def _leaves(section: str, node: Any, above: str) -> Iterator[tuple[str, Any]]:
 
 
 def _is_conditional(node: Mapping[Any, Any]) -> bool:
-    """Whether a mapping under ``search`` is one declaration, and no level of nesting."""
+    """Whether a mapping under ``search`` is a declaration rather than a level of nesting."""
     says_space = "space" in node and not isinstance(node["space"], Mapping)
     return says_space or (
         "when" in node and (node["when"] is None or isinstance(node["when"], Mapping))
@@ -584,8 +589,8 @@ def _condition(path: str, declared: Mapping[str, Any]) -> Mapping[str, Any]:
             )
     if "space" not in declared or isinstance(declared["space"], Mapping):
         raise ConfigError(
-            f"search.{path}: there is a condition and no space; write {path}: {{space: "
-            f"interval(0, 1), when: …}}"
+            f"search.{path}: it has a condition but no space; write {path}: {{space: interval(0, "
+            f"1), when: …}}"
         )
     when = declared.get("when", {})
     if "when" in declared and not (isinstance(when, Mapping) and when):
@@ -610,23 +615,21 @@ def is_path(text: str) -> bool:
     return _PATH.fullmatch(text) is not None
 
 
-def check_path(path: str, *, shown: str) -> None:
+def check_path(path: str, *, source: str) -> None:
     """Raises ConfigError unless `path` is a dotted path."""
     if not is_path(path):
-        raise ConfigError(f"{shown}: {path!r} is no dotted path such as optim.lr")
+        raise ConfigError(f"{source}: {path!r} is not a dotted path such as optim.lr")
 
 
-def check_ancestors(path: str, params: Mapping[str, Any], *, shown: str) -> None:
-    """Raises ConfigError where `path` lies below a plain value of params; below null there may be
-    something.
-    """
+def check_ancestors(path: str, params: Mapping[str, Any], *, source: str) -> None:
+    """Raises ConfigError if `path` lies below a plain value of params other than null."""
     parts = path.split(".")
     for length in range(1, len(parts)):
         above = ".".join(parts[:length])
         value = at(params, above) if has(params, above) else None
         if value is not None and not isinstance(value, (Mapping, list)):
             raise ConfigError(
-                f"{shown}: params.{above}={value!r} is a plain value and holds nothing"
+                f"{source}: params.{above}={value!r} is a plain value, so nothing can be below it"
             )
 
 

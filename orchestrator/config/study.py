@@ -4,10 +4,11 @@ before any work starts.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -18,30 +19,33 @@ from omegaconf.errors import (
 )
 
 from orchestrator.config.command import command_objective
-from orchestrator.config.compose import Composed, resolved
+from orchestrator.config.compose import Composed
 from orchestrator.config.grammar import check_finite
 from orchestrator.config.infeasible import infeasible
-from orchestrator.config.schema import (
-    MAX_TRIALS,
-    PRUNERS,
-    SAMPLERS,
-    STUDY_SECTIONS,
-    BudgetConfig,
-    RunnerConfig,
-    StudyConfig,
-    checked,
-)
+from orchestrator.config.schema import STUDY_SECTIONS, checked
 from orchestrator.config.space import Space
+from orchestrator.config.translate import resolved
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Budget, Direction, JSONValue, StudySpec, leaf_paths, value_label
 from orchestrator.overlay import overlay
 from orchestrator.program import is_program
+from orchestrator.settings import (
+    ALLOCATION,
+    MAX_TRIALS,
+    PRUNERS,
+    SAMPLERS,
+    BudgetSettings,
+    HyperbandSettings,
+    RunnerSettings,
+    StudySettings,
+    chosen,
+)
 
+S = TypeVar("S")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MAX_METRIC = 100
 _MAX_PARAM = 512  # Optuna's column for parameter names
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-ALLOCATIONS = ("uniform", "adaptive")
 _DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
 # resolvers that Hydra registers where it runs
 _LAUNCH_ONLY = re.compile(r"\$\{(hydra|now|python_version):")
@@ -50,14 +54,13 @@ _INSTANTIATE_KEYS = ("_args_", "_partial_", "_recursive_", "_convert_")
 
 
 def study_spec(composed: Composed) -> StudySpec:
-    """Returns everything a launch says about a study, checked and free of what belongs to this
-    host.
+    """Returns everything that a launch sets for a study, checked and without anything of this host.
 
     Raises:
         ConfigError: the first rule that is broken, in one line.
     """
     config = composed.config
-    study = checked("study", StudyConfig, resolved(config, "study") or {})
+    study = checked("study", StudySettings, resolved(config, "study") or {})
     name = _name(study.name)
     directions, metrics = _goals(study)
     params = _params(config)
@@ -67,14 +70,8 @@ def study_spec(composed: Composed) -> StudySpec:
     _check_values(space, params)
     _check_resolution(params, space)
     objective = _objective(config, params, space, metrics)
-    allocation = resolved(config, "allocation") or "uniform"
-    if allocation not in ALLOCATIONS:
-        guess = did_you_mean(str(allocation), ALLOCATIONS)
-        raise ConfigError(
-            f"allocation={allocation}: must be one of {', '.join(ALLOCATIONS)}{guess}"
-        )
     grid, search = tuple(space.grid.values()), tuple(space.search.values())
-    spec = StudySpec(
+    return StudySpec(
         name=name,
         directions=directions,
         metrics=metrics,
@@ -83,16 +80,15 @@ def study_spec(composed: Composed) -> StudySpec:
         grid=grid,
         search=search,
         budget=_budget(config, space),
-        allocation=allocation,
+        allocation=_allocation(config),
         infeasible=infeasible(resolved(config, "infeasible"), space),
-        sampler=_option("sampler", SAMPLERS, resolved(config, "sampler"), "tpe"),
-        pruner=_option("pruner", PRUNERS, resolved(config, "pruner"), "none"),
+        sampler=_chosen("sampler", SAMPLERS, resolved(config, "sampler"), "tpe"),
+        pruner=_chosen("pruner", PRUNERS, resolved(config, "pruner"), "none"),
         runner=_runner(config),
         seed=_seed_of(name) if study.seed is None else study.seed,
         priority=study.priority,
         config=_stored(config),
     )
-    return spec
 
 
 def _name(name: str | None) -> str:
@@ -103,20 +99,18 @@ def _name(name: str | None) -> str:
         )
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"study.name={name!r}: must be letters, digits, '.', '_' and '-', 100 at most, and "
-            "begin with a letter or digit"
+            f"study.name={name!r}: must consist of letters, digits, '.', '_' and '-', at most "
+            "100, and begin with a letter or digit"
         )
     return name
 
 
 def _seed_of(name: str) -> int:
-    """The seed of a study that was given none: the same wherever and whenever the study is
-    launched.
-    """
+    """The seed of a study without one: the same wherever and whenever the study is launched."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
 
 
-def _goals(study: StudyConfig) -> tuple[tuple[Direction, ...], tuple[str, ...]]:
+def _goals(study: StudySettings) -> tuple[tuple[Direction, ...], tuple[str, ...]]:
     directions = study.direction if isinstance(study.direction, list) else [study.direction]
     metrics = study.metric if isinstance(study.metric, list) else [study.metric]
     for direction in directions:
@@ -131,9 +125,9 @@ def _goals(study: StudyConfig) -> tuple[tuple[Direction, ...], tuple[str, ...]]:
             raise ConfigError(f"study.metric={metric!r}: must be a word, or a list of words")
         if not metric.isprintable() or metric != metric.strip() or len(metric) > _MAX_METRIC:
             raise ConfigError(
-                f"study.metric={metric[:_MAX_METRIC]!r}: must be printable, {_MAX_METRIC} "
-                "characters at most, without blanks"
-                " at either end"
+                f"study.metric={metric[:_MAX_METRIC]!r}: must be printable, at most {_MAX_METRIC} "
+                "characters, without leading or"
+                " trailing blanks"
             )
     if not directions or len(directions) != len(metrics):
         raise ConfigError(
@@ -165,39 +159,40 @@ def _params(config: DictConfig) -> dict[str, JSONValue]:
 
 
 def _check_values(space: Space, params: Mapping[str, JSONValue]) -> None:
-    """Checks what the values of axes and choices put into params."""
+    """Checks the values that axes and choices put into params."""
     for axis in space.grid.values():
         for value, content in zip(axis.values, axis.contents or axis.values, strict=True):
-            shown = (
+            source = (
                 f"grid.{axis.path}"
                 if isinstance(content, str)
                 else f"{axis.path}={value_label(value)}"
             )
-            check_finite(content, shown)
+            check_finite(content, source)
             if axis.contents:
-                _check_keys(content, shown)
-            _check_interpolations(content, shown, params)
+                _check_keys(content, source)
+            _check_interpolations(content, source, params)
     for searched in space.search.values():
         for choice in searched.choices:
-            shown = (
+            source = (
                 f"search.{searched.path}"
                 if isinstance(choice, str)
                 else f"{searched.path}={value_label(choice)}"
             )
-            _check_interpolations(choice, shown, params)
+            _check_interpolations(choice, source, params)
 
 
-def _check_interpolations(value: JSONValue, shown: str, params: Mapping[str, JSONValue]) -> None:
-    """Checks the text in a value that is resolved in a trial, with params as root.
+def _check_interpolations(value: JSONValue, source: str, params: Mapping[str, JSONValue]) -> None:
+    """Checks the text of a value that each trial resolves, with params as root.
 
     Raises:
-        ConfigError: it names what is not there: Hydra, or params as if they were a section.
+        ConfigError: it names Hydra, which is not there, or params as if they were a section.
     """
     for path, text in _texts(value, ""):
-        where = f"{shown}: {path}={text}" if path else f"{shown}={text}"
+        where = f"{source}: {path}={text}" if path else f"{source}={text}"
         if _LAUNCH_ONLY.search(text):
             raise ConfigError(
-                f"{where}: this is resolved on the worker, where Hydra is not; write the value"
+                f"{where}: this is resolved on the worker, where Hydra does not run; write the "
+                "value"
             )
         if _FROM_PARAMS.search(text) and "params" not in params:
             right = _FROM_PARAMS.sub(r"\1", text)
@@ -223,7 +218,7 @@ def _check_keys(node: Mapping[Any, Any], above: str) -> None:
             )
         if "." in key:
             raise ConfigError(
-                f"{above}: the key {key!r} holds a dot; nest it: "
+                f"{above}: the key {key!r} contains a dot; nest it: "
                 f"{': {'.join(key.split('.'))}: …{'}' * key.count('.')}"
             )
         if isinstance(value, Mapping):
@@ -235,8 +230,8 @@ def _check_lengths(space: Space) -> None:
         for path in paths:
             if len(path) > _MAX_PARAM:
                 raise ConfigError(
-                    f"{section}.{path[:40]}…: the name of a parameter has at most {_MAX_PARAM} "
-                    f"characters, this one {len(path)}"
+                    f"{section}.{path[:40]}…: a parameter's name has at most {_MAX_PARAM} "
+                    f"characters, this one has {len(path)}"
                 )
 
 
@@ -284,9 +279,7 @@ def _resolve(params: Mapping[str, JSONValue], values: Mapping[str, JSONValue]) -
             raise ConfigError(f"params.{path} must be given: {path}=… (it is ???)") from error
         except InterpolationResolutionError as error:
             if "Recursive" in str(error):
-                raise ConfigError(
-                    f"params.{path}: its interpolation leads back to itself"
-                ) from error
+                raise ConfigError(f"params.{path}: its interpolation refers to itself") from error
         except OmegaConfBaseException as error:
             raise ConfigError(f"params.{path}: {_first_line(error)}") from error
 
@@ -317,7 +310,7 @@ def _objective(
         if key in _INSTANTIATE_KEYS or not isinstance(key, str) or not key.isidentifier():
             raise ConfigError(
                 f"objective.{key}: every key but _target_ is passed to the function by name, and "
-                "this is no name for it"
+                "this is not a valid name"
             )
         check_finite(value, f"objective.{key}")
         _check_interpolations(value, f"objective.{key}", params)
@@ -325,7 +318,7 @@ def _objective(
 
 
 def _budget(config: DictConfig, space: Space) -> Budget:
-    budget = checked("budget", BudgetConfig, resolved(config, "budget") or {})
+    budget = checked("budget", BudgetSettings, resolved(config, "budget") or {})
     cells = 1
     for axis in space.grid.values():
         cells *= len(axis.values)
@@ -334,7 +327,7 @@ def _budget(config: DictConfig, space: Space) -> Budget:
         per_cell = min(per_cell, budget.trials)
     shares = cells * per_cell
     if budget.trials is None and not space.grid:
-        raise ConfigError("budget.trials must be given: there is no grid to derive it from")
+        raise ConfigError("budget.trials must be given: without a grid it cannot be derived")
     if budget.trials is None and shares > MAX_TRIALS:
         raise ConfigError(
             f"budget.per_cell={budget.per_cell} for {cells} cells makes {shares:,} trials; must "
@@ -347,45 +340,61 @@ def _budget(config: DictConfig, space: Space) -> Budget:
             f"than budget.trials={trials};"
             f" raise budget.trials to {shares}, or lower budget.per_cell or the grid"
         )
-    return Budget(
-        trials, per_cell, budget.hours, budget.max_failures_per_cell, budget.max_failures_at_start
-    )
+    return Budget(**{**vars(budget), "trials": trials, "per_cell": per_cell})
 
 
-def _runner(config: DictConfig) -> dict[str, JSONValue]:
+def _allocation(config: DictConfig) -> str:
+    allocation = resolved(config, "allocation") or ALLOCATION.default
+    rule = ALLOCATION.rule
+    if rule is not None and not rule.holds(allocation):
+        raise ConfigError(
+            f"allocation={allocation}: must be "
+            f"{rule.words}{did_you_mean(str(allocation), rule.choices)}"
+        )
+    return str(allocation)
+
+
+def _runner(config: DictConfig) -> RunnerSettings:
     values = resolved(config, "runner") or {}
     # one word says the same as a list of it
     if isinstance(values, dict) and isinstance(values.get("retry_on"), str):
         values["retry_on"] = [values["retry_on"]]
     check_finite(values, "runner")
-    return vars(checked("runner", RunnerConfig, values))
+    return checked("runner", RunnerSettings, values)
 
 
-def _option(
-    section: str, schemas: Mapping[str, type[Any]], values: Any, default: str
-) -> dict[str, JSONValue]:
+def _chosen(section: str, schemas: Mapping[str, type[S]], values: Any, default: str) -> S:
+    """Returns the sampler or pruner that a section names, with its settings."""
     values = {"name": default} if values is None else values
-    name = values.get("name") if isinstance(values, dict) else values
-    if not isinstance(values, dict) or name not in schemas:
-        guess = did_you_mean(str(name), schemas)
+    schema = chosen(section, schemas, values.get("name") if isinstance(values, dict) else values)
+    if not isinstance(values, dict):
         raise ConfigError(
-            f"{section}={name}: there is no such {section}{guess}; there are {', '.join(schemas)}"
+            f"{section}={values!r}: {section} is a section; choose {section}={values} on the "
+            "command line,"
+            f" or 'override /{section}: {values}' in a defaults list"
         )
-    foreign = [key for key in values if not hasattr(schemas[str(name)](), str(key))]
-    # left over from another option
-    if any(hasattr(schema(), key) for schema in schemas.values() for key in foreign):
+    own, every = _names(schema), set().union(*map(_names, schemas.values()))
+    # left over from another one
+    if foreign := [key for key in values if key not in own and key in every]:
         raise ConfigError(
-            f"{section}.{foreign[0]}: {section}={name} has no such option; choose the group, "
-            f"{section}={name} or"
-            f" 'override /{section}: {name}' in a defaults list, instead of setting {section}.name"
+            f"{section}.{foreign[0]}: {section}={values['name']} has no such option; choose the "
+            "group,"
+            f" {section}={values['name']} or 'override /{section}: {values['name']}' in a "
+            "defaults list, instead of setting"
+            f" {section}.name"
         )
-    options = vars(checked(section, schemas[str(name)], values))
-    low, high = options.get("min_resource"), options.get("max_resource")
-    if isinstance(high, int) and high < low:
-        raise ConfigError(
-            f"{section}.max_resource={high}: must be at least {section}.min_resource={low}"
-        )
-    return dict(options)
+    settings = checked(section, schema, values)
+    if isinstance(settings, HyperbandSettings) and settings.max_resource != "auto":
+        least, most = settings.min_resource, settings.max_resource
+        if most < least:
+            raise ConfigError(
+                f"pruner.max_resource={most}: must be at least pruner.min_resource={least}"
+            )
+    return settings
+
+
+def _names(schema: type[Any]) -> set[str]:
+    return {f.name for f in dataclasses.fields(schema)}
 
 
 def _stored(config: DictConfig) -> str:

@@ -1,4 +1,4 @@
-"""Values written as words of a command line: the way back from what the grammar reads."""
+"""Values written as words of a command line: the inverse of reading them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def hydra_word(value: JSONValue) -> str:
     """Returns `value` in Hydra's override grammar: parsed again it is the same value, of the same
     type.
 
-    Interpolations stay what they are. The word may need a shell's quotes.
+    Interpolations are kept. The word may have to be quoted for a shell.
 
     Raises:
         ConfigError: the grammar has no way to write it (a mapping with a key such as ``1`` or
@@ -32,7 +32,7 @@ def hydra_word(value: JSONValue) -> str:
     """
     word = _written(value)
     try:
-        same = repr(grammar.parse_value(word, shown=word)) == repr(value)  # == takes 1 for true
+        same = repr(grammar.parse_value(word, source=word)) == repr(value)  # == takes 1 for true
     except ConfigError:
         same = False
     if not same:
@@ -44,28 +44,27 @@ def hydra_word(value: JSONValue) -> str:
 
 def rerun_words(
     declared: Mapping[str, JSONValue],
-    asked: Mapping[str, JSONValue],
+    requested: Mapping[str, JSONValue],
     params: Mapping[str, Any],
     groups: Collection[str],
     grid: Collection[Axis] = (),
 ) -> list[str]:
-    """Returns the overrides with which a launch gives the parameters of a study these values and no
-    others.
+    """Returns the overrides with which a launch gives a study's parameters exactly these values.
 
     Lay them over the words of the study. None is quoted for a shell.
 
     Args:
-        declared: of grid and search, by dotted path; each takes the place of all that is there, as
-            it does in a trial.
-        asked: of what an objective asked for as it ran, by the names that it used.
+        declared: of grid and search, by dotted path; each replaces whatever is there, as it does in
+            a trial.
+        requested: of what the objective requested while it ran, by the names that it used.
         params: the defaults that the overrides are laid over.
-        groups: the config groups known.
+        groups: the names of all config groups.
         grid: the axes of the study, some of which may be of config groups: an option of them is
             chosen, not set.
 
     Raises:
-        ConfigError: as `hydra_word`, or the grammar has no way to write a path, or `params` no
-            place for a name.
+        ConfigError: as `hydra_word`, or the grammar has no way to write a path, or `params` cannot
+            hold a name.
     """
     of_groups = {axis.path: axis.group for axis in grid if axis.contents}
     words = []
@@ -75,8 +74,8 @@ def rerun_words(
             if path in of_groups
             else _set_words(path, value, params, groups)
         )
-    for name, value in asked.items():
-        _check_place(name, {**declared, **asked}, params)
+    for name, value in requested.items():
+        _check_place(name, {**declared, **requested}, params)
         if is_path(name):
             words += _set_words(name, value, params, groups)
         else:
@@ -120,16 +119,16 @@ def _check_place(name: str, names: Collection[str], params: Mapping[str, Any]) -
     """Raises ConfigError where `params` cannot hold a plain value of that name beside all the
     others.
     """
-    check_ancestors(name, params, shown=name)
+    check_ancestors(name, params, source=name)
     inside = any(other.startswith(f"{name}.") for other in names)
     if inside or (has(params, name) and isinstance(at(params, name), Mapping)):
-        raise ConfigError(f"{name}: params has a section of that name and no place for a value")
+        raise ConfigError(f"{name}: params has a section of that name, so it cannot hold a value")
     if not is_path(name) and "." in name:
-        raise ConfigError(f"{name}: the name holds a dot and is no dotted path")
+        raise ConfigError(f"{name}: the name contains a dot but is not a dotted path")
 
 
 def program_words(params: Mapping[str, Any]) -> list[str]:
-    """Returns the overrides that give a Hydra program these parameters, one word a leaf; keys may
+    """Returns the overrides that give a Hydra program these parameters, one word per leaf; keys may
     be dotted.
 
     Raises:
@@ -156,7 +155,7 @@ def normal_form(declared: Axis | Searched) -> str:
     """Returns a declaration as the command line takes it: ``tag(log, interval(0.0001, 0.1))``,
     ``choice(a,b)``, ``[1,2]``.
 
-    A condition, which only YAML can say, is left out.
+    A condition, which only YAML can express, is left out.
     """
     form = grammar.normal_form(declared)
     if isinstance(form, dict):
@@ -165,7 +164,7 @@ def normal_form(declared: Axis | Searched) -> str:
         return form
     try:
         text = ",".join(map(hydra_word, form))
-    except ConfigError:  # only YAML can say it
+    except ConfigError:  # only YAML can express it
         text = ",".join(map(value_label, form))
     return f"[{text}]" if isinstance(declared, Axis) else f"choice({text})"
 

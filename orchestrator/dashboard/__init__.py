@@ -1,6 +1,4 @@
-"""The web pages: optuna-dashboard over the study's storage, behind a guard that makes it safe to
-leave open.
-"""
+"""The web pages: optuna-dashboard behind a guard that makes it safe to leave running."""
 
 from orchestrator.dashboard.access import Access
 from orchestrator.dashboard.server import serve

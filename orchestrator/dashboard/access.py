@@ -1,6 +1,4 @@
-"""Where the dashboard listens, for whom, and what they may do: the settings, checked before
-anything is opened.
-"""
+"""The dashboard's settings, checked: where it listens, who may connect and what they may do."""
 
 from __future__ import annotations
 
@@ -13,26 +11,25 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.config.schema import DashboardConfig
+from orchestrator.config import DashboardConfig
 from orchestrator.errors import ConfigError
 from orchestrator.logs import logger
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _PASSWORD_BYTES = 1024
-# of a container: readable by all in it, who are the one program
+# Readable by all in a container, which runs only this program.
 _MOUNTED_SECRETS = Path("/run/secrets")
 
 
 @dataclass(frozen=True)
 class Access:
-    """Settings of the dashboard that hold: a password is there wherever other machines can reach
-    it.
+    """Valid settings of the dashboard; if other machines can reach it, a password is set.
 
-    `address` is numeric; `names` are all that a browser may call this server, lower case and
-    without port; `trusted` those of them that the user listed; `password` the bytes to show, or
-    None where every user of this machine may come in; `public_url` is where the user says that
-    people find the page.
+    `address` is numeric. `names` are all host names that a browser may use for this server, in
+    lower case and without port; `trusted` are those of them that the user listed. `password` is
+    None if every user of this machine may connect without one. `public_url` is the page's address
+    as the user set it.
     """
 
     family: socket.AddressFamily
@@ -49,15 +46,14 @@ class Access:
         """Resolves `dashboard.host` and reads the password.
 
         Raises:
-            ConfigError: names the setting that does not hold; never shows the password.
+            ConfigError: a setting is invalid; the message names it and never contains the password.
         """
         family, address, loopback = _resolved(settings.host)
         if not loopback and settings.password_file is None:
             raise ConfigError(
-                f"dashboard.host={settings.host}: other machines can reach it, so it needs "
-                "dashboard.password_file=FILE;"
-                " or leave dashboard.host at 127.0.0.1 and come through 'ssh -L "
-                "8080:127.0.0.1:8080 HOST'"
+                f"dashboard.host={settings.host}: other machines can reach it, so it needs"
+                " dashboard.password_file=FILE; or leave dashboard.host at 127.0.0.1 and connect"
+                " through 'ssh -L 8080:127.0.0.1:8080 HOST'"
             )
         trusted = frozenset(_name(entry) for entry in settings.hosts or ())
         own = {*_LOOPBACK_NAMES, settings.host.lower(), address, *_names_of_this_machine(address)}
@@ -74,17 +70,15 @@ class Access:
 
     @property
     def url(self) -> str:
-        """Where a browser finds the page: of this machine, unless `dashboard.url` says
-        otherwise.
-        """
+        """The page's address for a browser on this machine, or `dashboard.url` if it is set."""
         if self.public_url is not None:
             return self.public_url
-        shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.address, self.address)
-        return f"http://[{shown}]:{self.port}/" if ":" in shown else f"http://{shown}:{self.port}/"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.address, self.address)
+        return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
 
     @property
     def terms(self) -> str:
-        """Who may do what, in words."""
+        """Who may connect and what they may do, in words."""
         who = (
             "open to every user of this machine"
             if self.password is None
@@ -94,17 +88,15 @@ class Access:
 
 
 def _resolved(host: str) -> tuple[socket.AddressFamily, str, bool]:
-    """The address to listen at, IPv4 where a name has both, and whether only this machine can reach
-    the name.
-    """
+    """The family and address to listen on (IPv4 if a name has both), and whether it is loopback."""
     if not host.strip():
         raise ConfigError(
-            "dashboard.host is empty: must be an address of this machine, such as 127.0.0.1"
+            "dashboard.host: is empty; must be an address of this machine, such as 127.0.0.1"
         )
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "no host name"
+        why = error.strerror if isinstance(error, OSError) else "not a host name"
         raise ConfigError(
             f"dashboard.host={host}: {why}; must be an address or a name of this machine"
         ) from None
@@ -117,7 +109,7 @@ def _resolved(host: str) -> tuple[socket.AddressFamily, str, bool]:
 
 
 def _names_of_this_machine(address: str) -> set[str]:
-    """What else this machine is called, where the dashboard listens at all of its addresses."""
+    """This machine's other names and addresses, if the dashboard listens on all of them."""
     if not ipaddress.ip_address(address).is_unspecified:
         return set()
     interfaces = [entry for entries in psutil.net_if_addrs().values() for entry in entries]
@@ -133,9 +125,9 @@ def _name(entry: str) -> str:
     except ValueError:
         if not _HOST_NAME.fullmatch(entry):
             raise ConfigError(
-                f"dashboard.hosts={entry}: must be a host name or an address, without scheme, "
-                "port, path or wildcard,"
-                " such as tuning.example.org"
+                f"dashboard.hosts={entry}: must be a host name or an address without scheme, "
+                "port, path"
+                " or wildcard, such as tuning.example.org"
             ) from None
         return entry.lower()
 
@@ -149,17 +141,19 @@ def _password(file: str) -> bytes:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"dashboard.password_file={file}: {why}; must be a file that holds the password"
+            f"dashboard.password_file={file}: {why}; must be a file that contains the password"
         ) from None
     if not password:
-        raise ConfigError(f"dashboard.password_file={file}: is empty; must hold the password")
+        raise ConfigError(f"dashboard.password_file={file}: is empty; must contain the password")
     if len(password) > _PASSWORD_BYTES or len(password.splitlines()) > 1 or b"\0" in password:
         raise ConfigError(
-            f"dashboard.password_file={file}: must hold one line of at most {_PASSWORD_BYTES} bytes"
+            f"dashboard.password_file={file}: must contain one line of at most {_PASSWORD_BYTES} "
+            "bytes"
         )
     if mode & stat.S_IROTH and _MOUNTED_SECRETS not in path.absolute().parents:
         logger.warning(
-            "dashboard.password_file=%s can be read by every user of this machine: chmod 600 %s",
+            "dashboard.password_file=%s can be read by every user of this machine: run chmod 600 "
+            "%s",
             file,
             file,
         )

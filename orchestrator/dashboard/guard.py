@@ -1,6 +1,4 @@
-"""The guard in front of every page: who asks, from where, and for what; and what browsers may do
-with the answers.
-"""
+"""The guard in front of every page: checks each request, and hardens each response for browsers."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 BODY_BYTES = 1 << 20
-"""The longest request body that is taken: notes are the largest thing a browser sends."""
+"""The longest request body that is accepted; notes are the largest thing a browser sends."""
 _HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"),
@@ -44,7 +42,7 @@ _ADDRESSES = 1024
 
 @dataclass(frozen=True)
 class Refusal:
-    """An answer instead of the page's, in the form in which optuna-dashboard shows errors."""
+    """A response instead of the page's, in the form in which optuna-dashboard shows errors."""
 
     status: str
     reason: str
@@ -56,10 +54,11 @@ class Refusal:
 
 
 class Guard:
-    """Lets a request through to `app` only if all of it is in order; hardens every answer, a
-    refusal's too.
+    """Passes a request on to `app` only if it passes every check.
 
-    Knows no routes: each check holds for whatever path is asked for.
+    It hardens every response, including refusals.
+
+    It knows no routes: each check applies to every path.
     """
 
     def __init__(self, app: WSGIApplication, access: Access) -> None:
@@ -78,14 +77,15 @@ class Guard:
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [refusal.body]
 
     def _name(self, environ: WSGIEnvironment) -> Refusal | None:
-        # A foreign page that has its own name point here (DNS rebinding) is of the same origin, but
-        # gives its own name.
-        shown = environ.get("HTTP_HOST", "")
-        if (host := _authority(shown)) and host[0] in self._access.names:
+        # A foreign page whose name resolves to this server (DNS rebinding) has the same origin as
+        # we do, but it sends its own name.
+        header = environ.get("HTTP_HOST", "")
+        if (host := _authority(header)) and host[0] in self._access.names:
             return None
         return Refusal(
             "403 Forbidden",
-            f"this dashboard is not called {shown[:100]!r}; if it is, set dashboard.hosts=[NAME]",
+            f"{header[:100]!r} is not a name of this dashboard; if it should be, set "
+            "dashboard.hosts=[NAME]",
         )
 
     def _password(self, environ: WSGIEnvironment) -> Refusal | None:
@@ -113,8 +113,8 @@ class Guard:
         )
 
     def _origin(self, environ: WSGIEnvironment) -> Refusal | None:
-        # A browser sends the password, and reaches 127.0.0.1, for whatever page it shows: a change
-        # must come from our own.
+        # A browser sends the password, and can reach 127.0.0.1, on behalf of any page it shows:
+        # accept changes only from our own.
         if environ["REQUEST_METHOD"] in _READING:
             return None
         site = environ.get("HTTP_SEC_FETCH_SITE", "none")
@@ -125,7 +125,7 @@ class Guard:
             return None
         return Refusal(
             "403 Forbidden",
-            "changes are taken from the dashboard's own page only, not from another site's",
+            "changes are accepted only from the dashboard's own page, not from another site",
         )
 
     def _is_own(self, page: str, host: str) -> bool:
@@ -152,13 +152,14 @@ class Guard:
             return None
         return Refusal(
             "413 Content Too Large",
-            f"the request holds {length} bytes; {BODY_BYTES} are taken at most",
+            f"the request has {length} bytes; at most {BODY_BYTES} are accepted",
         )
 
 
 class _Guesses:
-    """Different wrong passwords by client address; thread-safe. A tab that keeps sending an old one
-    counts once.
+    """Distinct wrong passwords by client address; thread-safe.
+
+    A tab that keeps sending an old one counts once.
     """
 
     def __init__(self) -> None:
@@ -209,8 +210,9 @@ def _hardened(start_response: StartResponse) -> StartResponse:
 
 
 def _authority(text: str) -> tuple[str, int | None] | None:
-    """Name or address, lower case and without brackets, and port of a `Host` header; None if it is
-    none.
+    """Name or address (lower case, without brackets) and port of a `Host` header.
+
+    None if it is malformed.
     """
     found = _AUTHORITY.fullmatch(text)
     return (
@@ -221,8 +223,9 @@ def _authority(text: str) -> tuple[str, int | None] | None:
 
 
 def _credential(header: str) -> bytes | None:
-    """The password of `Basic` (whatever the user name) or the token of `Bearer`; None if the header
-    shows neither.
+    """The password of `Basic` (with any user name) or the token of `Bearer`.
+
+    None if the header has neither.
     """
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "bearer":
@@ -236,5 +239,5 @@ def _credential(header: str) -> bytes | None:
 
 
 def _digest(password: bytes) -> bytes:
-    # Of one length, so that comparing tells nothing about the length either.
+    # Digests have one length, so the comparison does not reveal the password's length either.
     return hashlib.sha256(password).digest()

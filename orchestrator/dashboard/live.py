@@ -1,6 +1,4 @@
-"""What the pages may change of our studies: Optuna's rows of a live study are the ledger's, and
-only notes may be added.
-"""
+"""What the pages may change: in a live study, whose rows belong to the ledger, only notes."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from bottle import HTTPResponse
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.logs import logger
+from orchestrator.model import count_label
 from orchestrator.store import StudyRow
 from orchestrator.store.reads import Reads
 
@@ -27,10 +26,10 @@ _ARTIFACTS = "/artifacts/"
 
 
 class LiveStudies:
-    """A plugin of Bottle's: every route that changes a study or a trial asks the ledger first.
+    """A Bottle plugin: every route that changes a study or a trial asks the ledger first.
 
-    It works on matched routes, not on paths, so no spelling of a path leads around it. A route that
-    a later optuna-dashboard brings is refused for live studies until it is known to be harmless.
+    It works on matched routes, not on paths, so no spelling of a path circumvents it. A route that
+    a later optuna-dashboard adds is refused for live studies until it is listed here as harmless.
     """
 
     name = "live studies"
@@ -41,7 +40,7 @@ class LiveStudies:
         self._storage = storage
 
     def apply(self, view: View, route: Any) -> View:
-        """Bottle calls this once a route; returns the view to call instead."""
+        """Bottle calls this once per route; returns the view to call instead."""
         if route.method == "GET" or (route.method, route.rule) in _NOTES:
             return view
         if route.rule == _UPGRADE:
@@ -56,7 +55,7 @@ class LiveStudies:
                 return _refused(503, str(error))
             if reason is None:
                 return view(**ids)
-            # optuna-dashboard shows for some buttons only that it failed
+            # For some buttons optuna-dashboard shows only that the request failed, not why.
             logger.warning("refused: %s", reason)
             return _refused(409, reason)
 
@@ -72,8 +71,8 @@ class LiveStudies:
                 why := self._live(row)
             ):
                 return (
-                    f"study {row.name} {why}: until it has ended, only notes can be added here;"
-                    f" end it first: orchestrator stop study.name={row.name}"
+                    f"study {row.name} {why}: until it ends, only notes can be added here;"
+                    f" to end it: orchestrator stop study.name={row.name}"
                 )
         return None
 
@@ -81,7 +80,7 @@ class LiveStudies:
         if row.state != "FINISHED":
             return f"is {row.state}"
         running = len(self._reads.trials(row.study_id, live_only=True))
-        return f"still runs {running} of its trials" if running else None
+        return f"still has {count_label(running, 'running trial')}" if running else None
 
     def _number(self, trial_id: int) -> int | None:
         try:
@@ -102,15 +101,13 @@ class LiveStudies:
 
 
 class Downloads:
-    """A plugin of Bottle's: what a trial has stored is saved by the browser, and never run in the
-    dashboard's name.
-    """
+    """A Bottle plugin: browsers save artifacts as files and never run them in this origin."""
 
     name = "downloads"
     api = 2
 
     def apply(self, view: View, route: Any) -> View:
-        """Bottle calls this once a route; returns the view to call instead."""
+        """Bottle calls this once per route; returns the view to call instead."""
         if not route.rule.startswith(_ARTIFACTS):
             return view
 
@@ -118,10 +115,10 @@ class Downloads:
             try:
                 answer = view(**ids)
             except FileNotFoundError:
-                return _refused(404, "its file is not in paths.artifacts here")
+                return _refused(404, "the file is not in the paths.artifacts of this dashboard")
             except OSError as error:
-                logger.warning("an artifact cannot be read: %s", error)
-                return _refused(502, "paths.artifacts cannot be read; the dashboard's log says why")
+                logger.warning("cannot read an artifact: %s", error)
+                return _refused(502, "cannot read paths.artifacts; see the dashboard's log")
             if isinstance(answer, HTTPResponse):
                 answer.set_header("Content-Disposition", "attachment")
                 answer.set_header(

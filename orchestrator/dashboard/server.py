@@ -27,7 +27,7 @@ _SERVER = {
     "channel_timeout": 30,  # seconds a client may be silent within a request
     "cleanup_interval": 5,
     "max_request_header_size": 1 << 16,
-    # the guard answers what is a little too long; beyond this nothing is read
+    # The guard refuses bodies that are a little too long; beyond this, nothing is read.
     "max_request_body_size": 16 * BODY_BYTES,
     "ident": None,
     "asyncore_use_poll": True,
@@ -35,8 +35,7 @@ _SERVER = {
 
 
 def serve(store: Store, access: Access, artifacts: ArtifactPlace) -> None:
-    """Serves optuna-dashboard over the studies of `store`, with their artifacts, until the program
-    is told to end.
+    """Serves optuna-dashboard for the studies of `store`, with artifacts, until the program ends.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -45,19 +44,20 @@ def serve(store: Store, access: Access, artifacts: ArtifactPlace) -> None:
         listening = socket.create_server((access.address, access.port), family=access.family)
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
-        shown = f"dashboard.host={access.address} dashboard.port={access.port}"
-        raise ConfigError(f"{shown}: {why}; choose another: dashboard.port=…") from None
+        settings = f"dashboard.host={access.address} dashboard.port={access.port}"
+        raise ConfigError(f"{settings}: {why}; choose another port: dashboard.port=…") from None
     with listening:
-        # a page asks for more at once than there are threads
+        # It warns whenever a page sends more requests at once than there are threads, which is
+        # normal.
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)
         app = pages(store, open_storage(store.url), artifacts)
         server = waitress.create_server(Guard(app, access), sockets=[listening], **_SERVER)
-        logger.info("optuna-dashboard at %s (%s; Ctrl-C ends it)", access.url, access.terms)
+        logger.info("optuna-dashboard at %s (%s; press Ctrl-C to end it)", access.url, access.terms)
         server.run()
 
 
 def pages(store: Store, storage: Any, artifact_store: Any = None) -> WSGIApplication:
-    """optuna-dashboard over `storage`, which keeps its hands off the live studies of `store`."""
+    """optuna-dashboard on `storage`, which cannot change live studies of `store`."""
     app = optuna_dashboard.wsgi(storage, artifact_store)
     app.install(LiveStudies(store.reads, storage))
     app.install(Downloads())

@@ -1,6 +1,4 @@
-"""The devices of this host: GPUs by UUID, or its CPU; how a child is pinned to one, a lock on each
-slot, who else uses it.
-"""
+"""This host's devices, GPUs (by UUID) or its CPU: discovery, pinning, locks, occupancy."""
 
 from __future__ import annotations
 

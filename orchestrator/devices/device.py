@@ -10,8 +10,8 @@ from typing import Literal
 class Device:
     """One GPU (or MIG instance, with the index of its GPU), or the CPU.
 
-    `key` is the UUID, or ``cpu``; `index` NVML's, which is ``nvidia-smi``'s; `memory_bytes` None
-    where NVML does not say.
+    `key` is the UUID, or ``cpu``. `index` is the one that NVML and ``nvidia-smi`` use.
+    `memory_bytes` is None if NVML does not report it.
     """
 
     key: str
@@ -29,12 +29,15 @@ class Device:
 
 
 def child_environment(device: Device) -> dict[str, str]:
-    """Environment variables that leave a process exactly this device; on a CPU, no GPU at all."""
+    """Environment variables that make exactly this device visible to a process.
+
+    For the CPU, they make every GPU invisible.
+    """
     if device.kind == "cpu":
         return {"CUDA_VISIBLE_DEVICES": ""}
     return {"CUDA_VISIBLE_DEVICES": device.key, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def torch_device(device: Device) -> str:
-    """What torch calls the device in a process with its `child_environment`."""
+    """torch's name for the device in a process with its `child_environment`."""
     return "cpu" if device.kind == "cpu" else "cuda:0"

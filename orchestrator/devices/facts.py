@@ -1,4 +1,4 @@
-"""What is worth keeping of a device with the results that were measured on it."""
+"""Facts about a device that are stored with the results measured on it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from orchestrator.devices.nvml import Nvml
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """`driver` and `cuda` (the newest that the driver runs) are None on a CPU, `cores` (those of
-    this process) on a GPU.
+    """A device as it is stored with an attempt.
+
+    `driver` and `cuda` (the newest version that the driver supports) are None for a CPU; `cores`
+    (those that this process may use) is None for a GPU.
     """
 
     key: str
@@ -28,7 +30,7 @@ class DeviceFacts:
 
 
 def describe(device: Device) -> dict[str, str | int | None]:
-    """The `DeviceFacts` as plain JSON data; looked up once a process.
+    """The `DeviceFacts` as plain JSON data; looked up once per process.
 
     Raises:
         DeviceError: The NVIDIA driver does not answer.

@@ -13,12 +13,13 @@ from orchestrator.errors import DeviceError
 
 
 class DeviceLock:
-    """A lock on one slot of one device of this host, for this user: the second fence beside the
-    lease in the database.
+    """A lock on one slot of one device of this host, for this user.
 
-    The lock belongs to the open file, so every process that inherits the descriptor (`fileno`)
-    holds it too, and it ends when the last of them is gone, however it went. Containers with a
-    ``/tmp`` of their own have locks of their own.
+    A second safeguard next to the lease.
+
+    The lock belongs to the open file: every process that inherits the descriptor (`fileno`) holds
+    it too, and it ends when the last of them ends, in whatever way. Containers with their own
+    ``/tmp`` have their own locks.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -30,11 +31,11 @@ class DeviceLock:
 
         Args:
             key: The device's key.
-            slot: Which share of it, from 0.
+            slot: The slot's number, from 0.
             directory: Where the lock files are; default ``/tmp/orchestrator-<uid>/locks``.
 
         Raises:
-            DeviceError: The directory cannot be made, or belongs to somebody else.
+            DeviceError: The directory cannot be created, or belongs to another user.
         """
         folder = _lock_directory() if directory is None else directory
         path = folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', key)}-{slot}.lock"
@@ -48,30 +49,28 @@ class DeviceLock:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     break
-            # somebody deleted the file between open and lock: this lock would exclude nobody
+            # The file was deleted between open and lock: this lock would exclude nobody.
             os.close(descriptor)
         os.truncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())  # for people
+        os.write(descriptor, f"{os.getpid()}\n".encode())  # only for people who look at the file
         return DeviceLock(descriptor)
 
     def fileno(self) -> int:
-        """The descriptor to hand to children that shall hold the lock as well."""
+        """The descriptor to pass to children that are to hold the lock as well."""
         if self._descriptor is None:
             raise ValueError("the lock was released")
         return self._descriptor
 
     def release(self) -> None:
-        """Lets go of the lock in this process; children that inherited it keep it. Calling it again
-        is allowed.
-        """
+        """Releases the lock in this process; children that inherited it keep it. Idempotent."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def _lock_directory() -> Path:
-    # Not TMPDIR, which batch systems set for each job: all workers of this user on this host must
-    # find the same place.
+    # Not TMPDIR, which batch systems set per job: all workers of this user on this host must use
+    # the same directory.
     root = Path("/tmp") / f"orchestrator-{os.getuid()}"
     folder = root / "locks"
     try:
@@ -80,12 +79,12 @@ def _lock_directory() -> Path:
             status = path.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
                 raise DeviceError(
-                    f"{path}: not a directory of this user, so the device locks in it cannot be "
-                    "trusted"
+                    f"{path}: not a directory that belongs to this user, so device locks in it "
+                    "cannot be trusted"
                 )
             path.chmod(0o700)
     except OSError as error:
         raise DeviceError(
-            f"{folder}: the directory for device locks cannot be made: {error}"
+            f"{folder}: cannot create the directory for device locks: {error}"
         ) from error
     return folder

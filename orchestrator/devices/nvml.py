@@ -1,6 +1,4 @@
-"""The one door to NVML, the library of the NVIDIA driver: its answers as plain values, its errors
-as `DeviceError`.
-"""
+"""The only access to NVML: its answers as plain values, its errors as `DeviceError`."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from orchestrator.devices.device import Device
 from orchestrator.errors import DeviceError
 
 _NO_ANSWER: Final = (
-    # older GPUs know no MIG, virtual ones no processes, unified memory no size
+    # Older GPUs have no MIG, virtual ones list no processes, unified memory has no size.
     "NVML_ERROR_NOT_SUPPORTED",
     "NVML_ERROR_NOT_FOUND",
     "NVML_ERROR_INVALID_ARGUMENT",
@@ -25,10 +23,10 @@ _NO_ANSWER: Final = (
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process that NVML sees on a GPU, by the PID it has outside any container; `used_bytes` None
-    where NVML does not say.
+    """A process that NVML sees on a GPU, with the PID it has outside any container.
 
-    `computes`: it has a CUDA context. `draws`: it has a graphics one, as what fills a screen does.
+    `used_bytes` is None if NVML does not report it. `computes`: it has a CUDA context. `draws`: it
+    has a graphics context, as a desktop has.
     """
 
     pid: int
@@ -38,8 +36,9 @@ class GpuProcess:
 
 
 class Nvml:
-    """NVML, opened; for any thread, until `close`. GPUs go by their UUIDs, so nothing here changes
-    when they are renumbered.
+    """An open connection to NVML, usable from any thread until `close`.
+
+    GPUs are addressed by UUID, so renumbering them changes nothing here.
     """
 
     def __init__(self, library: Any) -> None:
@@ -48,10 +47,10 @@ class Nvml:
 
     @staticmethod
     def open() -> Nvml | None:
-        """Opens it, or returns None on a host without an NVIDIA driver.
+        """Opens NVML, or returns None on a host without an NVIDIA driver.
 
         Raises:
-            DeviceError: The driver is there and does not answer.
+            DeviceError: The driver is installed but does not answer.
         """
         try:
             import pynvml as nvml
@@ -69,7 +68,7 @@ class Nvml:
         return Nvml(nvml)
 
     def close(self) -> None:
-        """Lets go of it."""
+        """Closes the connection."""
         self._nvml.nvmlShutdown()
 
     def __enter__(self) -> Nvml:
@@ -79,11 +78,12 @@ class Nvml:
         self.close()
 
     def gpus(self) -> tuple[list[Device], list[str]]:
-        """Every GPU that answers, by index, one in MIG mode replaced by its instances; and what
-        there is to say of the others.
+        """The GPUs that answer, by index, and the problems of the others, in words.
+
+        A GPU in MIG mode is replaced by its instances.
 
         Raises:
-            DeviceError: The driver does not answer, or not for a single GPU.
+            DeviceError: The driver does not answer, or none of the GPUs does.
         """
         found: list[Device] = []
         problems: list[str] = []
@@ -95,7 +95,7 @@ class Nvml:
         for index in range(count):
             try:
                 here = self._gpu(index)
-            except self._nvml.NVMLError as error:  # the others go on without it
+            except self._nvml.NVMLError as error:  # the others can still be used
                 problems.append(f"GPU {index} does not answer: {error}")
                 broken = error
             else:
@@ -107,7 +107,7 @@ class Nvml:
         return found, problems
 
     def check(self, device: Device) -> None:
-        """Returns if the GPU is there and answers.
+        """Returns if the GPU is present and answers.
 
         Raises:
             DeviceError: It does not.
@@ -115,7 +115,7 @@ class Nvml:
         self._ask(device, self._nvml.nvmlDeviceGetMemoryInfo)
 
     def processes(self, device: Device) -> list[GpuProcess] | None:
-        """Who has a context on the GPU, by PID; None where NVML cannot tell.
+        """The processes with a context on the GPU, by PID; None if NVML cannot list them.
 
         Raises:
             DeviceError: The GPU does not answer.
@@ -129,8 +129,9 @@ class Nvml:
         return [GpuProcess(pid, used[pid], pid in computes, pid in draws) for pid in sorted(used)]
 
     def memory_in_use(self, device: Device) -> int | None:
-        """Bytes of the GPU's memory that are allocated, without what the driver keeps for itself;
-        None where NVML cannot tell.
+        """Allocated GPU memory in bytes, without the driver's own reserve.
+
+        None if NVML does not report it.
 
         Raises:
             DeviceError: The GPU does not answer.
@@ -144,8 +145,7 @@ class Nvml:
         return None if info is None else int(info.used)
 
     def driver(self) -> tuple[str, str]:
-        """The versions of the driver and of the newest CUDA it runs, such as ``580.159.04`` and
-        ``13.0``.
+        """The versions of the driver and of the newest CUDA it supports: ``580.159.04``, ``13.0``.
 
         Raises:
             DeviceError: The driver does not answer.
@@ -158,20 +158,19 @@ class Nvml:
         except self._nvml.NVMLError as error:
             raise _no_driver(error) from error
 
-    def _ask(self, device: Device, question: Callable[[Any], Any]) -> Any:
-        """The GPU's answer, or None where it has none to give."""
+    def _ask(self, device: Device, query: Callable[[Any], Any]) -> Any:
+        """The GPU's answer, or None if it does not support the query."""
         try:
             handle = self._nvml.nvmlDeviceGetHandleByUUID(device.key)
-            return self._optional(partial(question, handle))
+            return self._optional(partial(query, handle))
         except self._nvml.NVMLError as error:
             gone = error.value == self._nvml.NVML_ERROR_NOT_FOUND
-            raise DeviceError(
-                f"{device.label} {'is no longer there' if gone else f'does not answer: {error}'}"
-            ) from error
+            problem = "has disappeared" if gone else f"does not answer: {error}"
+            raise DeviceError(f"{device.label} {problem}") from error
 
-    def _optional(self, ask: Callable[[], Any]) -> Any:
+    def _optional(self, query: Callable[[], Any]) -> Any:
         try:
-            return ask()
+            return query()
         except self._nvml.NVMLError as error:
             if error.value in self._no_answer:
                 return None
@@ -203,4 +202,4 @@ def _no_driver(error: Exception) -> DeviceError:
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value  # bytes in old bindings
+    return value.decode() if isinstance(value, bytes) else value  # older bindings return bytes

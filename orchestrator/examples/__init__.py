@@ -1,1 +1,1 @@
-"""Objectives to learn from and to try the program with."""
+"""Example objectives, to learn from and to try the program with."""

@@ -1,9 +1,10 @@
-"""Handwritten digits: a complete objective, from data to checkpoint, that trains in a second or two
-on one CPU core.
+"""Handwritten digits: a complete objective, from data to checkpoint.
 
-`train` is all that the orchestrator asks of your code: a function of the config and the trial that
-returns the metric. The data are the 1,797 images (8x8 grey levels) of the UCI handwritten digits
-test set, as they come with scikit-learn.
+Trains in a second or two on one CPU core.
+
+`train` is all that the orchestrator needs from your code: a function of the config and the trial
+that returns the metric. The data are the 1,797 images (8x8 grey levels) of the UCI handwritten
+digits test set, which scikit-learn includes.
 """
 
 # mypy: allow-untyped-calls
@@ -28,11 +29,12 @@ CHECKPOINT_EVERY = 4  # epochs
 
 
 def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
-    """Trains an MLP and returns its validation accuracy and loss after the last epoch; None when
-    told to stop before it.
+    """Trains an MLP and returns its validation accuracy and loss after the last epoch.
 
-    Every epoch draws its random numbers from the trial's seed and its own number, so a trial that
-    was interrupted and goes on from its checkpoint ends exactly as if it had never been
+    None if stopped earlier.
+
+    Every epoch draws its random numbers from the trial's seed and the epoch's number. So an
+    interrupted trial that continues from its checkpoint ends exactly as if it had never been
     interrupted.
 
     Args:
@@ -41,7 +43,7 @@ def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
         trial: The running trial.
 
     Raises:
-        TrialPruned: The study's pruner gave the trial up.
+        TrialPruned: The study's pruner stopped the trial.
     """
     images, labels, val_images, val_labels = (tensor.to(trial.device) for tensor in load_split())
     torch.manual_seed(trial.seed)
@@ -77,21 +79,22 @@ def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
         if stopping or (epoch + 1) % CHECKPOINT_EVERY == 0:
             save_checkpoint(checkpoint, parts, epochs=epoch + 1)
         if stopping and epoch + 1 < cfg.train.epochs:
-            return None  # another worker goes on from the checkpoint
+            return None  # another worker continues from the checkpoint
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"val_accuracy": accuracy, "val_loss": loss, "parameters": parameters}
 
 
 def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images and labels to train on, and the fifth of all that is held out; the same split always,
-    each class in proportion.
+    """Images and labels for training, and the held-out fifth.
+
+    Always the same split, stratified by class.
     """
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
     train_images, val_images = (torch.tensor(part, dtype=torch.float32) for part in parts[:2])
     train_labels, val_labels = (torch.tensor(part) for part in parts[2:])
-    # of the training images only
+    # Of the training images only.
     mean, deviation = train_images.mean(0), train_images.std(0).clamp(min=1.0)
     return (
         (train_images - mean) / deviation,
@@ -102,8 +105,9 @@ def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def mlp(cfg: DictConfig) -> nn.Sequential:
-    """`depth` hidden layers of `hidden_units`, each with activation and dropout, from 64 pixels to
-    10 classes.
+    """From 64 pixels to 10 classes, with `depth` hidden layers of `hidden_units`.
+
+    Each hidden layer has an activation and dropout.
     """
     layers: list[nn.Module] = []
     width = 64
@@ -128,9 +132,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, f
 
 
 def save_checkpoint(path: Path, parts: dict[str, Any], epochs: int) -> None:
-    """Writes the state after `epochs` epochs, whole or not at all: the process may be killed at any
-    time.
-    """
+    """Writes the state after `epochs` epochs atomically: the process may be killed at any time."""
     partial = path.with_suffix(".partial")
     torch.save(
         {"epochs": epochs} | {name: part.state_dict() for name, part in parts.items()}, partial
@@ -139,7 +141,7 @@ def save_checkpoint(path: Path, parts: dict[str, Any], epochs: int) -> None:
 
 
 def load_checkpoint(path: Path, parts: dict[str, Any]) -> int:
-    """Puts the saved state back and returns how many epochs are done."""
+    """Restores the saved state and returns how many epochs are done."""
     state = torch.load(path, weights_only=True, map_location="cpu")
     for name, part in parts.items():
         part.load_state_dict(state[name])

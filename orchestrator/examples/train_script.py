@@ -1,5 +1,4 @@
-"""A program that knows nothing of the rest: arguments in, JSON lines out.
-`conf/experiment/command.yaml` tunes it.
+"""A standalone program: arguments in, JSON lines out. `conf/experiment/command.yaml` tunes it.
 
     python -m orchestrator.examples.train_script --lr 0.1 --decay 1e-4 --batch-size 32 --epochs 10
 

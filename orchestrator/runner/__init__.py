@@ -1,28 +1,28 @@
-"""Runs one attempt of one trial in one child process; knows no database and no Optuna.
+"""Runs one attempt of one trial in one child process; knows neither the database nor Optuna.
 
-The worker holds a `Runner`. Behind it stands one *keeper* process, and behind that one *child* per
-attempt, which runs the user's function with the `Trial` it is given. The three talk in JSON lines
+The worker holds a `Runner`. The runner starts one *keeper* process, and the keeper one *child* per
+attempt, which calls the user's function with a `Trial`. The three processes exchange JSON lines
 over sockets and share a run directory.
 """
 
 from orchestrator.runner.child.study import ABOUT
 from orchestrator.runner.child.trial import Trial, TrialPruned
-from orchestrator.runner.protocol.contract import Job
-from orchestrator.runner.protocol.rundir import attempt_dir, log_path, read_result
-from orchestrator.runner.protocol.target import check_allowed
-from orchestrator.runner.runner import (
+from orchestrator.runner.messages import (
     ArtifactLogged,
     AttrSet,
     ConstraintSet,
+    EndRequest,
     Message,
-    PruneAsked,
+    PruneQuestion,
     Reported,
-    Runner,
-    Running,
-    StudyAsked,
-    SuggestAsked,
-    Told,
+    StudyQuestion,
+    SuggestQuestion,
 )
+from orchestrator.runner.protocol.contract import Job
+from orchestrator.runner.protocol.rundir import attempt_dir, log_path, read_result
+from orchestrator.runner.protocol.target import check_allowed
+from orchestrator.runner.runner import Runner
+from orchestrator.runner.running import Running
 from orchestrator.runner.system.facts import code_now
 from orchestrator.runner.system.sources import HYDRA_DIRECTORY, is_hydra_app
 
@@ -32,15 +32,15 @@ __all__ = [
     "ArtifactLogged",
     "AttrSet",
     "ConstraintSet",
+    "EndRequest",
     "Job",
     "Message",
-    "PruneAsked",
+    "PruneQuestion",
     "Reported",
     "Runner",
     "Running",
-    "StudyAsked",
-    "SuggestAsked",
-    "Told",
+    "StudyQuestion",
+    "SuggestQuestion",
     "Trial",
     "TrialPruned",
     "attempt_dir",

@@ -1,6 +1,4 @@
-"""The journal of an attempt: what its child reported, for the worker that delivers the result of a
-dead one.
-"""
+"""The journal of an attempt: its reports, for another worker if its own dies."""
 
 from __future__ import annotations
 
@@ -20,11 +18,11 @@ _LIMIT: Final = 64 << 20
 
 
 class Journal:
-    """Writes messages down as they are sent; a disk that is full or gone disturbs nobody.
+    """Records messages as they are sent; a full or missing disk is not an error.
 
-    It starts anew when a line could not be written, and before it would grow over 64 MB: with a gap
-    in it, it would pass off an attribute's earlier value as the last. What another attempt left
-    under its name is dropped.
+    It is emptied when a line cannot be written, and before it would exceed 64 MB: with a gap, it
+    would present an outdated value of an attribute as the last one. A file that another attempt
+    left under its name is emptied too.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -38,41 +36,39 @@ class Journal:
             self._identity = _identity(self._file)
 
     def append(self, message: Message) -> None:
-        """Adds a message, so that it survives this process (but perhaps not a crash of the
-        machine).
-        """
+        """Adds a message so that it survives this process (perhaps not a crash of the machine)."""
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         with contextlib.suppress(OSError):
             if _identity(self._file) != self._identity:
-                # the objective closed every descriptor it found, and this is a file of its own now
+                # The objective closed all descriptors it found: this number is another file now.
                 return
             if self._size + len(line) > _LIMIT:
-                self._start_anew()
+                self._empty()
             self._size += len(line)
             try:
                 complete = os.write(self._file, line) == len(line)
             except OSError:
                 complete = False
             if not complete:
-                self._start_anew()
+                self._empty()
 
     def close(self) -> None:
-        """Ends it; later messages are dropped."""
+        """Closes the file; later messages are dropped."""
         file, self._file = self._file, -1
         with contextlib.suppress(OSError):
             if _identity(file) == self._identity:
                 os.close(file)
 
-    def _start_anew(self) -> None:
+    def _empty(self) -> None:
         os.ftruncate(self._file, 0)
         self._size = 0
 
 
 class Entries(NamedTuple):
-    """What an attempt reported: values by step and constraints (the first of each), user attributes
-    (the last of a key).
+    """What an attempt reported.
 
-    `artifacts` are the records of what it stored, by id.
+    The first value of each step and of each constraint, the last value of each user attribute, and
+    the records of stored artifacts by id.
     """
 
     reports: dict[int, float]
@@ -82,10 +78,9 @@ class Entries(NamedTuple):
 
 
 def read(run_dir: Path) -> Entries:
-    """What the attempt in `run_dir` reported.
+    """What the attempt in `run_dir` reported; nothing if it has no journal.
 
-    Nothing without a journal. A line that makes no sense is left out, as the last one of a killed
-    process may be.
+    Malformed lines are skipped: the last line of a killed process may be incomplete.
 
     Raises:
         OSError: There is a journal, but it cannot be read.

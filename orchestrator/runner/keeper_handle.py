@@ -22,20 +22,21 @@ from orchestrator.signals import held_back
 logger = logging.getLogger(__name__)
 
 MARGIN_S: Final = 5.0
-"""What a keeper may take for its own part of ending a child, beyond the child's grace."""
+"""Time that a keeper may need to end a child, in addition to the child's grace, seconds."""
 
 
 class KeeperHandle:
     """The keeper process as the worker sees it.
 
-    A daemon thread tells it that this process is alive, whatever its other threads wait for. A
-    process that is stopped or dead stops all its threads, and only that is to end the child.
+    A daemon thread sends signs of life, whatever this process's other threads wait for. So they
+    cease only if the process is stopped or dead, and only that makes the keeper end the child.
     """
 
     def __init__(self, options: KeeperOptions, env: Mapping[str, str], cwd: Path | None) -> None:
         self.ready = False
         self.problem: str | None = None
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the keeper
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
         self._sending = threading.Lock()
@@ -52,23 +53,26 @@ class KeeperHandle:
                 stdout=self._output,
                 stderr=self._output,
                 pass_fds=(theirs.fileno(), *options.held),
-                start_new_session=True,  # Ctrl-C in the worker's terminal is the worker's affair
+                # Ctrl-C in the worker's terminal must reach the worker only
+                start_new_session=True,
                 env=dict(env),
                 cwd=cwd,
             )
+
         every_s = min(5.0, options.silence_s / 8)
         threading.Thread(
-            target=self._show_life, args=[every_s], name="sign-of-life", daemon=True
+            target=self._ping, args=[every_s], name="sign-of-life", daemon=True
         ).start()
 
     def send(self, message: Message, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
-        """As `Channel.send`, from any thread; False once `kill` or `end` was called."""
+        """Like `Channel.send`, from any thread; False after `kill` or `end`."""
         with self._sending:
             return not self.channel.closed and self.channel.send(message, fds, wait=wait)
 
     def read(self) -> list[Message]:
-        """The lines that have arrived and concern an attempt; takes in those that concern the
-        keeper itself.
+        """The lines that have arrived and are about an attempt.
+
+        Handles those about the keeper itself.
         """
         lines = []
         for line in self.channel.receive():
@@ -86,7 +90,7 @@ class KeeperHandle:
         return lines
 
     def last_words(self, target: str) -> str:
-        """What to tell the user about a keeper that ended before it was ready."""
+        """The error message about a keeper that ended before it was ready."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(MARGIN_S)
         code = self._process.returncode
@@ -100,11 +104,12 @@ class KeeperHandle:
         )
 
     def kill(self) -> None:
+        """Kills the keeper at once; the kernel kills its child with it."""
         self._process.kill()
         self._hang_up()
 
     def end(self, grace_s: float) -> None:
-        """Ends the process, its child first; returns when it is gone."""
+        """Ends the keeper, which ends its child first; returns when it is gone."""
         self._hang_up()
         try:
             self._process.wait(grace_s + MARGIN_S if self.ready else 0.0)
@@ -113,14 +118,13 @@ class KeeperHandle:
             self._process.wait()
         self._output.close()
 
-    def _show_life(self, every_s: float) -> None:
+    def _ping(self, every_s: float) -> None:
         while not self._hung_up.wait(every_s):
             self.send({"do": "ping"}, wait=False)
 
     def _hang_up(self) -> None:
         self._hung_up.set()
-        # else a thread in the middle of sending could meet the descriptor's next owner
-        with self._sending:
+        with self._sending:  # a thread that is sending must not write to a reused descriptor
             self.channel.close()
 
     def _read_output(self) -> str:

@@ -1,8 +1,7 @@
-"""The sampler's room, sole importer of Optuna: what to try next in a cell, what to stop, and how
-Optuna's tables look.
+"""The sampler's room, the only one that imports Optuna: what to try next, what to stop, and
+Optuna's tables.
 
-Its names are loaded when they are first used: the commands that only read need neither Optuna nor
-SciPy.
+Names are loaded on first use: commands that only read need neither Optuna nor SciPy.
 """
 
 from __future__ import annotations
@@ -61,11 +60,11 @@ def __getattr__(name: str) -> Any:
 
 @contextmanager
 def _without_threads() -> Iterator[None]:
-    """What is loaded here for linear algebra starts no threads, unless the user's environment says
+    """Libraries for linear algebra loaded here start no threads, unless the user's environment says
     otherwise.
 
-    To start them takes half a second of processor time, and they are not used (see `threads`). What
-    this process starts later is not concerned.
+    Starting them takes half a second of processor time, and they are not used (see `threads`).
+    Processes that this one starts later are not affected.
     """
     added = {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} - os.environ.keys()
     os.environ.update(dict.fromkeys(added, "1"))

@@ -1,5 +1,5 @@
-"""What a running trial is told when its objective asks for a parameter: the study's own value, or
-one from the sampler.
+"""Answers to a running trial whose objective requests a parameter: the study's own value, or one
+from the sampler.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from orchestrator.search.trials.mirror import Mirror, frozen
 from orchestrator.search.trials.quasirandom import POSITION_KEY, strided
 
 ENOUGH = 10
-"""Trials that have a parameter; of fewer, those that lack it are looked at as well."""
+"""With fewer trials that have a parameter, those that lack it are used as well."""
 Warned: TypeAlias = tuple[tuple[str, str], ...]
 
 
@@ -67,9 +67,9 @@ Warned: TypeAlias = tuple[tuple[str, str], ...]
 class Answer:
     """The answer to one question.
 
-    `internal` is in the representation of the distribution asked for; `new` the parameter to be
-    stored with the trial, None if it has it already, and `value` its true value; `warnings` are
-    classes and texts, for the objective.
+    `internal` is in the representation of the requested distribution; `new` the parameter to store
+    with the trial, None if it has it already, and `value` its true value; `warnings` are classes
+    and texts, for the objective.
     """
 
     internal: float
@@ -84,14 +84,14 @@ class Answers:
 
     A name of the grid or the search has the value that the trial got when it was created. Another
     one keeps the value it had in an earlier attempt, has one given by hand or the one that `params`
-    has for it, or is left to the sampler: once a trial for all names that are known, which are
-    drawn together for the trial's cell, and by itself for one that is new or was asked for with
+    has for it, or is left to the sampler: once per trial for all names discovered so far, which are
+    drawn together for the trial's cell, and by itself for a name that is new or was requested with
     other limits.
 
     Args:
         trial: what is stored of the trial.
-        ticket: ordinal of its ticket, and `retry` how often that had failed before: with the
-            study's seed they make draws reproducible.
+        ticket: ordinal of its ticket; with `retry` (how often it had failed before) and the study's
+            seed it makes draws reproducible.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class Answers:
     def answer(
         self, name: str, kind: str, arguments: Mapping[str, Any], fixed: Sequence[JSONValue] = ()
     ) -> Answer:
-        """The value of one parameter; asks no more of the sampler for a name that was answered
-        before.
+        """The value of one parameter; a name that was answered before does not reach the sampler
+        again.
 
         Args:
             fixed: the value that the trial's resolved `params` have for the name; nothing where
@@ -137,40 +137,43 @@ class Answers:
 
         Raises:
             ValueError: the arguments make no distribution, contradict what the study knows of that
-                name, or leave out the value that it has.
+                name, or exclude the value that it has.
             TypeError: an argument is of the wrong type.
         """
-        asked, warned = distribution_of(name, kind, arguments)
+        requested, warned = distribution_of(name, kind, arguments)
         parameter = self._declared.get(name)
         if parameter is not None:
-            return Answer(self._declared_value(parameter, asked), warnings=warned)
+            return Answer(self._declared_value(parameter, requested), warnings=warned)
         if name in self._had:
             before, internal = self._had[name]
-            check_agrees(name, before, asked)
-            if before != asked:
+            check_agrees(name, before, requested)
+            if before != requested:
                 warned += (
                     (
                         "RuntimeWarning",
-                        f"parameter {name!r} is {before} in this trial; {asked} changes nothing",
+                        (
+                            f"parameter {name!r} is {before} in this trial; {requested} changes "
+                            "nothing"
+                        ),
                     ),
                 )
             return Answer(internal, warnings=warned)
         if name in self._discovered.first:
-            check_agrees(name, self._discovered.first[name], asked)
-        internal = in_steps(asked, self._new_value(name, asked, fixed))
+            check_agrees(name, self._discovered.first[name], requested)
+        internal = in_steps(requested, self._new_value(name, requested, fixed))
         return Answer(
             internal,
-            Param(name, internal, distribution_to_json(asked)),
-            asked.to_external_repr(internal),
+            Param(name, internal, distribution_to_json(requested)),
+            requested.to_external_repr(internal),
             warned,
         )
 
     def check_of(self, new: Param) -> Callable[[str], None] | None:
-        """What compares a new parameter with the distribution (JSON) that another trial has for its
-        name.
+        """Returns the check of a new parameter against the distribution (JSON) that another trial
+        has for its name.
 
-        It raises ValueError if the two do not go together. None where `answer` has compared: a
-        trial that was learnt has one.
+        It raises ValueError if the two are incompatible. None if `answer` has checked already,
+        against a trial learnt before.
         """
         if new.name in self._discovered.first:
             return None
@@ -178,7 +181,7 @@ class Answers:
             new.name, json_to_distribution(before), json_to_distribution(new.distribution)
         )
 
-    def _declared_value(self, parameter: Parameter, asked: BaseDistribution) -> float:
+    def _declared_value(self, parameter: Parameter, requested: BaseDistribution) -> float:
         where = f"{'grid' if parameter.grid else 'search'}.{parameter.path}"
         if parameter.path not in self._had:
             try:
@@ -188,16 +191,16 @@ class Answers:
             raise ValueError(f"{where}: this trial was created without it")
         internal = self._had[parameter.path][1]
         value = parameter.true_value(internal)
-        # Of a searched one all values, so that the first trial fails of what a later one would.
+        # For a searched one all values, so that a mistake shows in the first trial.
         d = parameter.distribution
         limits = [*parameter.choices] or [d.to_external_repr(end) for end in (d.low, d.high)]  # type: ignore[attr-defined]
         for one in [value] if parameter.grid else [*limits, value]:
-            if internal_in(asked, one) is None:
-                wanted = describe_one(undeclared(parameter.path, asked))
+            if internal_in(requested, one) is None:
+                wanted = describe_one(undeclared(parameter.path, requested))
                 raise ValueError(
-                    f"{where}: {unmistakable(one)} is not what the objective asks for, {wanted}"
+                    f"{where}: {unmistakable(one)} is outside what the objective requests, {wanted}"
                 )
-        found = internal_in(asked, value)
+        found = internal_in(requested, value)
         assert found is not None
         return found
 
@@ -205,27 +208,29 @@ class Answers:
         axes = [parameter for parameter in self._declared.values() if parameter.grid]
         return {axis.path: axis.true_value(self._had[axis.path][1]) for axis in axes}
 
-    def _new_value(self, name: str, asked: BaseDistribution, fixed: Sequence[JSONValue]) -> float:
+    def _new_value(
+        self, name: str, requested: BaseDistribution, fixed: Sequence[JSONValue]
+    ) -> float:
         if name in self._by_hand:
-            given = internal_in(asked, self._by_hand[name])
+            given = internal_in(requested, self._by_hand[name])
             if given is None:
-                wanted = describe_one(undeclared(name, asked))
+                wanted = describe_one(undeclared(name, requested))
                 raise ValueError(
-                    f"{name}={unmistakable(self._by_hand[name])} was given by hand; the "
-                    f"objective asks for {wanted}"
+                    f"{name}={unmistakable(self._by_hand[name])} was enqueued; the objective "
+                    f"requests {wanted}"
                 )
             return given
-        if fixes(fixed, asked):
-            return _fixed_value(name, asked, fixed[0])
-        if asked.single():
-            return 0.0 if isinstance(asked, CategoricalDistribution) else float(asked.low)  # type: ignore[attr-defined]
+        if fixes(fixed, requested):
+            return _fixed_value(name, requested, fixed[0])
+        if requested.single():
+            return 0.0 if isinstance(requested, CategoricalDistribution) else float(requested.low)  # type: ignore[attr-defined]
         if name not in self._drawn and name in self._discovered.space:
             self._draw_group(name)
         if name in self._drawn:
-            internal = float(asked.to_internal_repr(self._drawn[name]))
-            if asked._contains(internal):
+            internal = float(requested.to_internal_repr(self._drawn[name]))
+            if requested._contains(internal):
                 return internal
-        return float(asked.to_internal_repr(self._drawn_alone(name, asked)))
+        return float(requested.to_internal_repr(self._drawn_alone(name, requested)))
 
     def _draw_group(self, name: str) -> None:
         """Draws `name` together with what belongs to it, as far as this trial has no values of them
@@ -244,29 +249,31 @@ class Answers:
             space |= self._discovered.widest if isinstance(self._sampler, HybridGPSampler) else {}
         self._drawn |= self._sample(space, trials if len(trials) >= ENOUGH else others, name)[0]
 
-    def _drawn_alone(self, name: str, asked: BaseDistribution) -> Any:
-        """A value for one name, learnt from the trials whose value of it might have been an answer
-        to this question.
+    def _drawn_alone(self, name: str, requested: BaseDistribution) -> Any:
+        """A value for one name, learnt from the trials whose value would be valid for this request.
 
-        A process learns it from all trials together with the other names, and is kept to the limits
-        asked for.
+        A Gaussian process learns it from all trials together with the other names, within the
+        requested limits.
         """
         others = self._others()
         before = self._discovered.widest.get(name) or self._discovered.space.get(name)
-        wide = None if before is None else widened(before, asked)
+        wide = None if before is None else widened(before, requested)
         if isinstance(self._sampler, HybridGPSampler) and wide is not None:
             space = {**self._discovered.space, **self._discovered.widest, name: wide}
-            limits = [float(asked.low), float(asked.high)]  # type: ignore[attr-defined]
+            limits = [float(requested.low), float(requested.high)]  # type: ignore[attr-defined]
             return self._sample(space, others, name, {name: limits})[0][name]
         trials = [
-            t for t in others if name in t.params and internal_in(asked, t.params[name]) is not None
+            t
+            for t in others
+            if name in t.params and internal_in(requested, t.params[name]) is not None
         ]
         if len(trials) < ENOUGH:
             trials += [t for t in others if name not in t.params]
-        # Optuna's breeds no such name either
-        space = {} if isinstance(self._sampler, GeneticSampler) else {name: asked}
+        space = (
+            {} if isinstance(self._sampler, GeneticSampler) else {name: requested}
+        )  # nor does Optuna's NSGA-II breed such a name
         drawn, ask_independent = self._sample(space, trials, name)
-        return drawn[name] if name in drawn else ask_independent(name, asked)
+        return drawn[name] if name in drawn else ask_independent(name, requested)
 
     def _others(self) -> list[FrozenTrial]:
         return [
@@ -282,8 +289,8 @@ class Answers:
         key: str,
         bounds: Mapping[str, list[float]] = MappingProxyType({}),
     ) -> tuple[dict[str, Any], Any]:
-        """Values of `space` from the sampler, which sees the grid and `trials`; and how to ask it
-        for one name more.
+        """Values of `space` from the sampler, which sees the grid and `trials`, and a function that
+        asks it for one more name.
         """
         axes = {
             path: parameter.distribution
@@ -316,12 +323,12 @@ class Answers:
         study = self._mirror.restricted([*trials, trial]).study(sampler=self._sampler)
         self._sampler.reseed(seed)
         drawn = self._sampler.sample_relative(study, trial, {**axes, **space}) if space else {}
-        return drawn, lambda name, asked: self._sampler.sample_independent(
-            study, trial, name, asked
+        return drawn, lambda name, requested: self._sampler.sample_independent(
+            study, trial, name, requested
         )
 
     def _to_be(self, name: str, distribution: BaseDistribution) -> tuple[JSONValue, ...]:
-        """The value that a name will have by `params` once it is asked for, as far as that is known
+        """The value that `params` will give a name once it is requested, as far as it can be told
         here.
         """
         value = plain_value(self._params, name)
@@ -340,19 +347,19 @@ def plain_value(params: Mapping[str, JSONValue], name: str) -> tuple[JSONValue, 
     return () if isinstance(value, Mapping) or "${" in str(value) else (value,)
 
 
-def fixes(values: Sequence[JSONValue], asked: BaseDistribution) -> bool:
-    """Whether the value of `params` is to be the answer. Null is, if it is a choice; else it leaves
-    the name open.
+def fixes(values: Sequence[JSONValue], requested: BaseDistribution) -> bool:
+    """Whether the value in `params` is the answer. Null is if it is one of the choices; otherwise
+    it leaves the name open.
     """
-    return bool(values) and (values[0] is not None or internal_in(asked, None) is not None)
+    return bool(values) and (values[0] is not None or internal_in(requested, None) is not None)
 
 
-def _fixed_value(name: str, asked: BaseDistribution, value: JSONValue) -> float:
-    internal = internal_in(asked, value)
+def _fixed_value(name: str, requested: BaseDistribution, value: JSONValue) -> float:
+    internal = internal_in(requested, value)
     if internal is None:
-        wanted = describe_one(undeclared(name, asked))
+        wanted = describe_one(undeclared(name, requested))
         raise ValueError(
-            f"params.{name}={unmistakable(value)}: not what the objective asks for, {wanted}"
+            f"params.{name}={unmistakable(value)}: outside what the objective requests, {wanted}"
         )
     return internal
 
@@ -360,12 +367,11 @@ def _fixed_value(name: str, asked: BaseDistribution, value: JSONValue) -> float:
 def distribution_of(
     name: str, kind: str, arguments: Mapping[str, Any]
 ) -> tuple[BaseDistribution, Warned]:
-    """Optuna's distribution for the arguments of ``trial.suggest_<kind>``, and what Optuna warns
-    of.
+    """Optuna's distribution for the arguments of ``trial.suggest_<kind>``, and Optuna's warnings.
 
     Raises:
-        ValueError: they make none, or one that no storage keeps.
-        TypeError: one is of the wrong type.
+        ValueError: they do not make one, or one that no storage can hold.
+        TypeError: an argument is of the wrong type.
     """
     made: BaseDistribution
     with warnings.catch_warnings(record=True) as caught:
@@ -385,55 +391,61 @@ def distribution_of(
                 check_limits(f"suggest_{kind}", made.low, made.high)
         except (ValueError, ConfigError) as error:
             raise ValueError(f"parameter {name!r}: {error}") from None
-        except ArithmeticError as error:  # of the decimals in which Optuna counts steps
+        except ArithmeticError as error:  # from the decimals in which Optuna counts steps
             raise ValueError(
                 f"parameter {name!r}: the step is too small for a range that wide"
             ) from error
     return made, tuple((warning.category.__name__, str(warning.message)) for warning in caught)
 
 
-def internal_in(asked: BaseDistribution, value: JSONValue) -> float | None:
-    """Optuna's internal number of a true value, whatever distribution that came from; None if it is
-    outside of `asked`.
+def internal_in(requested: BaseDistribution, value: JSONValue) -> float | None:
+    """Optuna's internal number for a true value of any distribution; None if it is outside
+    `requested`.
     """
-    if isinstance(asked, CategoricalDistribution):
+    if isinstance(requested, CategoricalDistribution):
         return next(
-            (float(i) for i, choice in enumerate(asked.choices) if same_value(choice, value)), None
+            (float(i) for i, choice in enumerate(requested.choices) if same_value(choice, value)),
+            None,
         )
     is_number = (
         isinstance(value, int | float)
         and not isinstance(value, bool)
         and abs(value) <= sys.float_info.max
     )
-    return in_steps(asked, float(value)) if is_number and asked._contains(float(value)) else None
+    return (
+        in_steps(requested, float(value))
+        if is_number and requested._contains(float(value))
+        else None
+    )
 
 
 def values_by_hand(
     declared: Mapping[str, Parameter],
     values: Mapping[str, JSONValue],
-    asked: Mapping[str, str],
+    requested: Mapping[str, str],
     params: Mapping[str, JSONValue] = MappingProxyType({}),
 ) -> dict[str, JSONValue]:
-    """Those of the values a person typed that are of names which objectives asked for; `asked` has
-    a distribution of each.
+    """The typed values whose names objectives have requested; `requested` holds the distribution of
+    each such name.
 
     Raises:
-        ConfigError: a value is none of that distribution, or another one than `params` fix.
+        ConfigError: a value is outside that distribution, or differs from the one that `params`
+            fix.
     """
     found = {}
     for name, value in values.items():
-        if name in asked and name not in declared:
-            distribution = json_to_distribution(asked[name])
+        if name in requested and name not in declared:
+            distribution = json_to_distribution(requested[name])
             if internal_in(distribution, value) is None:
                 wanted = describe_one(undeclared(name, distribution))
                 raise ConfigError(
-                    f"{name}={unmistakable(value)}: not what this study's objective asks for, "
-                    f"{wanted}"
+                    f"{name}={unmistakable(value)}: outside what this study's objective "
+                    f"requests, {wanted}"
                 )
             there = plain_value(params, name)
             if fixes(there, distribution) and not same_value(there[0], value):
                 raise ConfigError(
-                    f"{name}={value_label(value)}: this study fixes it, "
+                    f"{name}={value_label(value)}: this study fixes it to "
                     f"params.{name}={value_label(there[0])}"
                 )
             found[name] = value

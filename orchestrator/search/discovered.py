@@ -1,5 +1,5 @@
-"""The parameters that objectives asked for as they ran: names that no grid and no search declares,
-learnt from the trials.
+"""The parameters that objectives request while they run: names that neither grid nor search
+declares, learnt from trials.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.space import Parameter
 
-_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # others may have ended before they asked for all
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)  # others may have ended before they requested all
 
 
 class Discovered:
-    """What is known of the undeclared part of a study's space; grows with the trials that are
-    learnt.
+    """The undeclared part of a study's space, as far as the trials learnt so far reveal it.
 
     `first` holds the first distribution met of every name, which settles kind, scale and choices
-    for the whole study; `space` those names that were asked for in the same way throughout, which a
-    sampler can be asked about together; `widest`, of numbers that were asked for with other limits,
-    the range that holds all of them.
+    for the whole study; `space` the names that were always requested in the same way, which a
+    sampler can suggest together; `widest`, for numbers that were requested with different limits,
+    the range that covers all of them.
     """
 
     def __init__(self, declared: Collection[str]) -> None:
@@ -38,7 +37,7 @@ class Discovered:
         self.widest: dict[str, BaseDistribution] = {}
 
     def learn(self, trial: FrozenTrial) -> None:
-        """Takes note of a trial's undeclared parameters; of the same trial any number of times."""
+        """Learns a trial's undeclared parameters; idempotent."""
         for name, distribution in trial.distributions.items():
             if name in self._declared:
                 continue
@@ -64,9 +63,7 @@ class Discovered:
 
 
 def widened(one: BaseDistribution, other: BaseDistribution) -> BaseDistribution | None:
-    """The range that holds two of the same kind and scale; None where they have steps of their own,
-    or choices.
-    """
+    """The range that covers two of the same kind and scale; None if they have steps or choices."""
     if (
         isinstance(one, IntDistribution)
         and isinstance(other, IntDistribution)
@@ -83,23 +80,23 @@ def widened(one: BaseDistribution, other: BaseDistribution) -> BaseDistribution 
 
 
 def undeclared(name: str, distribution: BaseDistribution) -> Parameter:
-    """A parameter of which nothing is known but the distribution that an objective asked for."""
+    """A parameter of which only the distribution that an objective requested is known."""
     choices = distribution.choices if isinstance(distribution, CategoricalDistribution) else ()
     return Parameter(name, distribution, grid=False, choices=choices)
 
 
-def check_agrees(name: str, before: BaseDistribution, asked: BaseDistribution) -> None:
-    """Returns if a study may hold both distributions for one name: Optuna allows other limits and
-    steps, nothing else.
+def check_agrees(name: str, before: BaseDistribution, requested: BaseDistribution) -> None:
+    """Checks that a study may hold both distributions for one name: Optuna allows limits and steps
+    to differ, nothing else.
 
     Raises:
         ValueError: the kind, the scale or the choices differ; names both.
     """
     try:
-        check_distribution_compatibility(before, asked)
+        check_distribution_compatibility(before, requested)
     except ValueError as error:
         raise ValueError(
-            f"parameter {name!r}: {error} It was {before} before and is {asked} now."
+            f"parameter {name!r}: {error} It was {before} before and is {requested} now."
         ) from None
 
 
@@ -114,10 +111,10 @@ def common(
 def group_of(
     name: str, space: Mapping[str, BaseDistribution], trials: Collection[FrozenTrial]
 ) -> dict[str, BaseDistribution]:
-    """The part of `space` that `name` is always asked for with: names that the same trials with a
-    result have.
+    """The part of `space` that is always requested together with `name`: names that the same trials
+    with a result have.
 
-    So the parameters of one branch of an objective are a group, as in Optuna's TPE with
+    The parameters of one branch of an objective form a group, as in Optuna's TPE with
     ``group=True``.
     """
     rest = {other: d for other, d in space.items() if other != name}

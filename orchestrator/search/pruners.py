@@ -1,10 +1,10 @@
-"""The pruners a study may name, and whom they compare a trial with: its own cell where that is
-fairer, or everyone.
+"""The pruners a study may name, and what they compare a trial with: its own cell where that is
+fairer, or the study.
 
 The median and Wilcoxon pruners ask "is this worse than its peers at the same step?". Cells of a
 grid differ on purpose (a small network is worse than a large one at every step), so they compare
 inside the cell by default. ASHA and Hyperband share out one budget by rank and need many
-competitors to a rung, more than one cell has; they compare with the whole study.
+competitors per rung, more than one cell has; they compare with the whole study.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.pruners import (
@@ -25,37 +25,11 @@ from optuna.pruners import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from orchestrator.model import JSONValue
-from orchestrator.search.options import Option, either, flag, read_options, share, whole
+from orchestrator.errors import ConfigError
 from orchestrator.search.trials.mirror import Mirror
+from orchestrator.settings import PrunerSettings, Unreadable, check
 
-_PRUNERS: dict[str, dict[str, Option]] = {
-    "none": {},
-    "median": {
-        "n_startup_trials": whole(5, 0),
-        "n_warmup_steps": whole(0, 0),
-        "interval_steps": whole(1, 1),
-        "within_cell": flag(True),
-    },
-    "asha": {
-        "min_resource": whole(1, 1),
-        "reduction_factor": whole(4, 2),
-        "min_early_stopping_rate": whole(0, 0),
-        "within_cell": flag(False),
-    },
-    "hyperband": {
-        "min_resource": whole(1, 1),
-        "max_resource": either(whole(1, 1), "auto"),
-        "reduction_factor": whole(3, 2),
-        "within_cell": flag(False),
-    },
-    "wilcoxon": {
-        "p_threshold": share(0.1),
-        "n_startup_steps": whole(2, 0),
-        "within_cell": flag(True),
-    },
-}
-_CLASSES: dict[str, Callable[..., BasePruner]] = {
+_CLASSES: dict[str, type[BasePruner]] = {
     "none": NopPruner,
     "median": MedianPruner,
     "asha": SuccessiveHalvingPruner,
@@ -65,26 +39,30 @@ _CLASSES: dict[str, Callable[..., BasePruner]] = {
 
 
 class Judge:
-    """Says whether a running trial should stop; a function of the reports it is shown, for every
+    """Decides whether a running trial should stop, as a function of the reports alone, whatever the
     pruner.
 
     Optuna's successive halving leaves a mark on a trial for each rung it reached. Here the marks
-    are worked out from the reports instead, so nothing has to be stored and a trial taken up by
-    another worker is judged alike.
+    are derived from the reports instead, so nothing has to be stored, and a trial that moves to
+    another worker is judged the same way.
     """
 
-    def __init__(self, settings: Mapping[str, JSONValue]) -> None:
-        """Reads the study's settings.
+    def __init__(self, settings: PrunerSettings) -> None:
+        """Makes the pruner that the study's settings name.
 
         Raises:
-            ConfigError: no such pruner, no such option, or a value an option cannot take.
+            ConfigError: this version has no such pruner or option, or a value breaks its rule.
         """
-        self._name, options = read_options("pruner", settings, _PRUNERS)
-        self._within_cell = bool(options.pop("within_cell", False))
+        if isinstance(settings, Unreadable):
+            raise ConfigError(settings.why)
+        check("pruner", settings)
+        options = vars(settings).copy()
+        self._name = options.pop("name")
+        self._within_cell = options.pop("within_cell", False)
         self._options = options
         self._pruner = _CLASSES[self._name](**options)
-        # Trial number to the last step judged: a rung first complete between two questions is
-        # judged at the second.
+        # Trial number to the last step judged: a rung completed between two calls is judged at the
+        # second.
         self._judged: dict[int, int] = {}
 
     def should_prune(
@@ -105,14 +83,14 @@ class Judge:
             return False
         peers = [t for t in (mates if self._within_cell else everyone) if t.number != trial.number]
         if isinstance(self._pruner, SuccessiveHalvingPruner | HyperbandPruner):
-            # asked twice, it answers twice the same
+            # the same question gets the same answer
             before = min(self._judged.get(trial.number, step - 1), step - 1)
             peers = [self._marked(mirror, peer, math.inf) for peer in peers]
             trial = self._marked(mirror, trial, before)
             self._judged[trial.number] = step
         view = mirror.restricted([*peers, trial])
         with warnings.catch_warnings():
-            # Wilcoxon's about steps that not all trials have, once a report
+            # Wilcoxon's about steps that not all trials have, one per report
             warnings.simplefilter("ignore")
             return bool(self._pruner.prune(view.study(pruner=self._pruner), trial))
 

@@ -1,8 +1,7 @@
-"""The samplers a study may name, with their options, behind one way of asking."""
+"""The samplers that a study may name, behind one interface."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,12 @@ from optuna.samplers import BaseSampler, NSGAIISampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from orchestrator.model import JSONValue
+from orchestrator.errors import ConfigError
 from orchestrator.search.gp.sampler import HybridGPSampler
-from orchestrator.search.options import Option, either, flag, one_of, read_options, share, whole
 from orchestrator.search.tpe.sampler import HybridTPESampler
 from orchestrator.search.trials.history import BOUNDS_KEY, Column, columns, single_values
 from orchestrator.search.trials.quasirandom import POSITION_KEY, unit_point
+from orchestrator.settings import QMCSettings, SamplerSettings, Unreadable, check
 
 
 class RandomCellSampler(BaseSampler):
@@ -61,17 +60,21 @@ class RandomCellSampler(BaseSampler):
 
 class QuasiRandomSampler(RandomCellSampler):
     """Suggests points of a low-discrepancy sequence: trial number (or ticket) i gets the i-th,
-    whoever asks.
+    whichever worker asks.
 
     Args:
         qmc_type: ``sobol`` or ``halton``.
         scramble: randomise the sequence by the study's seed.
-        seed: of the scrambling, where the trial does not carry one, and of parameters asked one by
-            one.
+        seed: for the scrambling if the trial does not carry one, and for parameters suggested one
+            by one.
     """
 
     def __init__(
-        self, *, qmc_type: str = "sobol", scramble: bool = True, seed: int | None = None
+        self,
+        *,
+        qmc_type: str = QMCSettings.qmc_type,
+        scramble: bool = QMCSettings.scramble,
+        seed: int | None = None,
     ) -> None:
         super().__init__(seed=seed)
         self._kind = qmc_type
@@ -95,7 +98,7 @@ class QuasiRandomSampler(RandomCellSampler):
 
 
 class GeneticSampler(NSGAIISampler):
-    """Optuna's NSGA-II over the parameters a trial has not fixed; what it breeds is moved into the
+    """Optuna's NSGA-II over the parameters a trial has not fixed; offspring are moved into the
     trial's bounds.
     """
 
@@ -131,29 +134,23 @@ class GeneticSampler(NSGAIISampler):
         return column.external(float(column.spread(self._random._rng.random(1))[0]))
 
 
-_SAMPLERS: dict[str, tuple[Callable[..., BaseSampler], dict[str, Option]]] = {
-    "tpe": (HybridTPESampler, {"n_startup_trials": whole(10, 0), "n_ei_candidates": whole(24, 1)}),
-    "gp": (HybridGPSampler, {"n_startup_trials": whole(10, 1)}),
-    "random": (RandomCellSampler, {}),
-    "qmc": (QuasiRandomSampler, {"qmc_type": one_of("sobol", "halton"), "scramble": flag(True)}),
-    "nsga2": (
-        GeneticSampler,
-        {
-            "population_size": whole(50, 2),
-            "mutation_prob": either(share(0.0), None),
-            "crossover_prob": share(0.9),
-        },
-    ),
+_CLASSES: dict[str, type[BaseSampler]] = {
+    "tpe": HybridTPESampler,
+    "gp": HybridGPSampler,
+    "random": RandomCellSampler,
+    "qmc": QuasiRandomSampler,
+    "nsga2": GeneticSampler,
 }
 
 
-def make_sampler(settings: Mapping[str, JSONValue]) -> BaseSampler:
+def make_sampler(settings: SamplerSettings) -> BaseSampler:
     """The sampler that the study's settings name; reseed it before use.
 
     Raises:
-        ConfigError: no such sampler, no such option, or a value an option cannot take.
+        ConfigError: this version has no such sampler or option, or a value breaks its rule.
     """
-    name, options = read_options(
-        "sampler", settings, {name: rules for name, (_, rules) in _SAMPLERS.items()}
-    )
-    return _SAMPLERS[name][0](**options)
+    if isinstance(settings, Unreadable):
+        raise ConfigError(settings.why)
+    check("sampler", settings)
+    options = {key: value for key, value in vars(settings).items() if key != "name"}
+    return _CLASSES[settings.name](**options)

@@ -1,5 +1,5 @@
-"""The door of this room: a study in memory that is fed with news, suggests parameters for a cell
-and judges running trials.
+"""The interface of this room: a study in memory that learns news, suggests parameters and judges
+running trials.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from orchestrator.search.samplers import GeneticSampler, make_sampler
 from orchestrator.search.space import Parameter, check_exist, in_steps, parameters
 from orchestrator.search.tpe.sampler import HybridTPESampler
 from orchestrator.search.trials.history import BOUNDS_KEY, FIXED_KEY
-from orchestrator.search.trials.mirror import Mirror, asked, frozen
+from orchestrator.search.trials.mirror import Mirror, blank_trial, frozen
 from orchestrator.search.trials.quasirandom import POSITION_KEY, strided
 from orchestrator.search.trials.threads import one_thread
 
@@ -38,17 +38,17 @@ _OWN_KEYS = (FIXED_KEY, BOUNDS_KEY, POSITION_KEY)
 
 
 class Search:
-    """Suggestions and pruning verdicts of one study, for one worker; knows no more than the news it
-    was fed.
+    """Suggestions and pruning verdicts of one study, for one worker, based only on the news it was
+    fed.
 
-    Not safe for threads that share one object.
+    Not thread-safe.
     """
 
     def __init__(self, spec: StudySpec) -> None:
         """Reads the study's space, sampler and pruner.
 
         Raises:
-            ConfigError: the space, the sampler's or the pruner's settings make no sense.
+            ConfigError: the space or the settings of sampler or pruner are invalid.
         """
         self._spec = spec
         self._parameters = parameters(spec)
@@ -56,7 +56,7 @@ class Search:
         self._sampler: Any = make_sampler(spec.sampler)
         self._discovered = Discovered(self._parameters)
         self._sampler_of_discovered: Any = make_sampler(spec.sampler)
-        self._known_to_model: tuple[dict[str, BaseDistribution], CellModel] | None = None
+        self._modelled: tuple[dict[str, BaseDistribution], CellModel] | None = None
         self._judge = Judge(spec.pruner)
         self._mirror = Mirror(spec.name, spec.directions)
         self._cells: dict[int, int | None] = {}
@@ -65,13 +65,13 @@ class Search:
         self._running: set[int] = set()
 
     def feed(self, news: Iterable[TrialNews]) -> None:
-        """Learns of trials; idempotent, in any order, with gaps. What has ended does
-        not run again.
+        """Learns trials; idempotent, in any order, with gaps. A trial that has ended is never
+        replaced by a running one.
         """
         for item in news:
-            known = self._mirror.known(item.number)
+            before = self._mirror.find(item.number)
             trial = frozen(item)
-            if known is not None and known.state.is_finished():
+            if before is not None and before.state.is_finished():
                 if not trial.state.is_finished():
                     continue
                 self._finished -= 1
@@ -83,19 +83,18 @@ class Search:
             (self._running.add if item.state == "RUNNING" else self._running.discard)(item.number)
 
     def load(self) -> None:
-        """Loads what fitting a model takes, if this study fits one; a thread may do it beside
-        `feed`, but no other method.
+        """Loads the libraries for fitting a model, if this study fits one; a thread may run it
+        beside `feed`, but no other method.
         """
-        # Not while `one_thread` looks through the libraries: that and a load can wait for each
-        # other for ever.
+        # Not while `one_thread` inspects the libraries: inspection and loading can deadlock.
         if self._spec.allocation == "adaptive" or isinstance(
             self._sampler, HybridGPSampler | HybridTPESampler
         ):
             importlib.import_module("scipy.optimize")
 
     def rehearse(self) -> None:
-        """Makes a suggestion for nobody, so that the next one finds loaded and looked through what
-        it needs; changes none.
+        """Makes a suggestion and discards it, so that the next one finds its libraries loaded;
+        changes no result.
         """
         self.ask({axis.path: axis.values[0] for axis in self._spec.grid}, ticket=0, retry=0)
 
@@ -111,7 +110,7 @@ class Search:
         """Every parameter of a new trial in `cell`; a function of the news, the study's seed,
         `ticket` and `retry` alone.
 
-        Parameters that do not exist in that cell are neither suggested nor shown to the sampler.
+        Parameters that do not exist in that cell are neither suggested nor passed to the sampler.
 
         Args:
             cell: a value for each axis of the grid.
@@ -119,8 +118,8 @@ class Search:
             retry: how often this ticket has failed before.
             bounds: narrower limits (both included, in the parameter's units) of searched numbers,
                 for this trial.
-            given: values of searched parameters that are not asked for; the others are suggested
-                with them in view.
+            given: values of searched parameters that are fixed; the others are suggested
+                conditionally on them.
 
         Raises:
             ConfigError: the cell is not one of the grid; a given value is not in its parameter's
@@ -156,7 +155,7 @@ class Search:
             "seed": seed,
             "news": self._finished,
             "pending": len(self._running),
-            "sampler": self._spec.sampler.get("name"),
+            "sampler": self._spec.sampler.name,
             "version": __version__,
         }
         spaces = {path: self._space[path] for path in drawn}
@@ -164,9 +163,9 @@ class Search:
             path: in_steps(d, float(d.to_internal_repr(drawn[path]))) for path, d in spaces.items()
         }
         params = tuple(parameter.param(internal[path]) for path, parameter in present.items())
-        known = {**cell, **given}
+        decided = {**cell, **given}
         values = {
-            path: known[path] if path in known else p.true_value(internal[path])
+            path: decided[path] if path in decided else p.true_value(internal[path])
             for path, p in present.items()
         }
         return Suggestion(params, values, written)
@@ -193,8 +192,8 @@ class Search:
         )
 
     def likely_cells(self, most: int) -> list[int]:
-        """Ordinals of the cells with the best trials, the best first: where to look in a grid too
-        large to look at whole.
+        """Ordinals of the cells with the best trials, the best first: the candidates in a grid too
+        large to consider whole.
 
         None with several objectives, which have no one best cell.
         """
@@ -206,7 +205,7 @@ class Search:
         """The cell for the next trial, where it is expected to pay; a function of the news, the
         seed, `ticket` and `retry`.
 
-        Running trials count, as if they ended as foretold. With several objectives, or until ten
+        Running trials count as if they ended as predicted. With several objectives, or until ten
         trials of the study have ended with a value, it is the cell that has had the fewest.
 
         Args:
@@ -230,8 +229,8 @@ class Search:
             return choose(model, self._mirror, question)
 
     def summary(self, cells: Sequence[Mapping[str, JSONValue]]) -> list[CellEstimate | None]:
-        """What is believed of the best value that each cell can reach; None for a cell without a
-        trial that has a value.
+        """An estimate of the best value that each cell can reach; None for a cell without a trial
+        that has a value.
 
         None throughout for several objectives. A function of the finished trials and the study's
         seed.
@@ -254,26 +253,23 @@ class Search:
         """The pruner's verdict for the running trial `number` whose reports so far are `reports`
         (step to value).
 
-        Never true for a trial this object has not heard of, of a cell that has no COMPLETE trial
-        yet, or in a study of several objectives. The order in which `reports` are given does not
-        matter.
+        Never true for a trial that was not fed, in a cell without a COMPLETE trial, or in a study
+        with several objectives. The order of `reports` does not matter.
         """
-        known = self._mirror.known(number)
-        if known is None or not reports:
+        stored = self._mirror.find(number)
+        if stored is None or not reports:
             return False
-        trial = copy.copy(known)
+        trial = copy.copy(stored)
         trial.state = TrialState.RUNNING
         trial.intermediate_values = dict(reports)
         return self._judge.should_prune(self._mirror, trial, self._cells)
 
     def _model(self) -> CellModel:
-        """The model of the cells, which knows of the parameters that objectives asked
-        for as well.
-        """
-        if self._known_to_model is None or self._known_to_model[0] != self._discovered.space:
-            known = CellModel(self._parameters | self._discovered.parameters(), self._fits)
-            self._known_to_model = dict(self._discovered.space), known
-        return self._known_to_model[1]
+        """The model of the cells, including the parameters that objectives requested."""
+        if self._modelled is None or self._modelled[0] != self._discovered.space:
+            model = CellModel(self._parameters | self._discovered.parameters(), self._fits)
+            self._modelled = dict(self._discovered.space), model
+        return self._modelled[1]
 
     @cached_property
     def _fits(self) -> Fits:
@@ -294,7 +290,7 @@ class Search:
                 for t in mirror.get_all_trials(0, deepcopy=False)
                 if mine.items() <= t.distributions.items()
             )
-        trial = asked(self._mirror.next_number(), attrs)
+        trial = blank_trial(self._mirror.next_number(), attrs)
         mirror.put(trial)
         try:
             study = mirror.study(sampler=self._sampler)

@@ -102,9 +102,9 @@ def parameters(spec: StudySpec) -> dict[str, Parameter]:
     """Every parameter of the study, grid axes first, in the order the user wrote them.
 
     Raises:
-        ConfigError: an axis is empty, repeats a value or holds one that no storage keeps; limits
-            that make no range; a path that is both in grid and in search; a condition on what is no
-            axis, or no value of one.
+        ConfigError: an axis is empty, repeats a value or holds one that no storage can hold; limits
+            that are not a range; a path that is both in grid and in search; a condition on
+            something that is not an axis or not one of its values.
     """
     result: dict[str, Parameter] = {}
     for made in [
@@ -113,14 +113,14 @@ def parameters(spec: StudySpec) -> dict[str, Parameter]:
     ]:
         if made.path in result:
             raise ConfigError(
-                f"{made.path}: declared twice; a parameter is in grid or in search, once"
+                f"{made.path}: declared twice; a parameter may be in grid or search only once"
             )
         result[made.path] = made
     for made in result.values():
         for name, values in made.when.items():
             axis = result.get(name)
             if axis is None or not axis.grid:
-                raise ConfigError(f"search.{made.path}.when: {name} is no axis of the grid")
+                raise ConfigError(f"search.{made.path}.when: {name} is not an axis of the grid")
             for value in values:
                 axis.internal(value)
     return result
@@ -129,8 +129,8 @@ def parameters(spec: StudySpec) -> dict[str, Parameter]:
 def by_hand(
     spec: StudySpec, values: Mapping[str, JSONValue]
 ) -> tuple[dict[str, JSONValue], dict[str, JSONValue]]:
-    """Splits values that a person typed into a cell and the values of searched parameters; each is
-    as the study has it.
+    """Splits typed values into a cell and values of searched parameters, each in the study's own
+    form.
 
     An axis that is given no value takes the default in `params`.
 
@@ -138,16 +138,16 @@ def by_hand(
         ConfigError: a parameter that the study neither has in its grid nor searches, or not in that
             cell; a value outside, or an axis without one.
     """
-    known = parameters(spec)
+    declared = parameters(spec)
     for path in values:
-        if path not in known:
+        if path not in declared:
             raise ConfigError(
                 f"{path}={value_label(values[path])}: not in this study's grid or search, nor "
-                "asked for by a trial so far"
-                f"{did_you_mean(path, known)}"
+                "requested by a trial so far"
+                f"{did_you_mean(path, declared)}"
             )
     cell, given = {}, {}
-    for parameter in known.values():
+    for parameter in declared.values():
         if not parameter.grid and parameter.path in values:
             given[parameter.path] = parameter.true_value(parameter.internal(values[parameter.path]))
     for axis in spec.grid:
@@ -170,7 +170,7 @@ def by_hand(
             )
             raise ConfigError(f"{what}; the grid has {there}")
         cell[axis.path] = found[0]
-    check_exist([known[path] for path in given], cell)
+    check_exist([declared[path] for path in given], cell)
     return cell, given
 
 

@@ -151,7 +151,9 @@ _IN_OPTUNA = {
         FROM ledger o JOIN trials q ON q.trial_id = o.optuna_trial_id
         WHERE q.datetime_start IS NULL OR (q.datetime_complete IS NULL) <> o.live""",
     "orphan": """
-        SELECT s.study, format('trial %s of Optuna was made by a worker, but the ledger does not have it', q.number)
+        SELECT s.study,
+            format('trial %s of Optuna was made by a worker, but the ledger does not have it',
+                q.number)
         FROM ours s JOIN trials q ON q.study_id = s.study_id
         WHERE EXISTS (SELECT FROM trial_system_attributes a WHERE a.trial_id = q.trial_id
             AND a.key LIKE 'orchestrator:%')
@@ -259,7 +261,9 @@ _TICKETS = {
     # By when the last share was spent, not pair by pair: there may be 100,000 shares and as many
     # other tickets.
     "ahead of shares": """
-        SELECT o.study, format('%s got ticket %s, no share of a cell, before the share %s was spent', o.who, t.ordinal, (
+        SELECT o.study,
+            format('%s got ticket %s, no share of a cell, before the share %s was spent',
+                o.who, t.ordinal, (
             SELECT min(share.ordinal)
             FROM tickets share LEFT JOIN ledger done ON done.ticket_id = share.ticket_id
                 AND done.accepted
@@ -300,7 +304,9 @@ _CELLS = {
     # An older version counted a trial that pruned itself before its cell had a complete one as
     # failed, and said so of it.
     "tally": """
-        SELECT l.study, format('cell %s counts %s complete, %s pruned, %s failed, but has %s, %s and %s', l.ordinal,
+        SELECT l.study,
+            format('cell %s counts %s complete, %s pruned, %s failed, but has %s, %s and %s',
+                l.ordinal,
             l.completed, l.pruned, l.failed, n.completed, n.pruned, n.failed)
         FROM cells l
         CROSS JOIN LATERAL (
@@ -328,7 +334,9 @@ _CELLS = {
     # A cell that was closed, its tickets given to others, and then opened again may have to wait
     # for a launch with more trials.
     "short of its share": """
-        SELECT l.study, format('the budget is spent, but cell %s has %s of its %s trials, %s of them complete', l.ordinal,
+        SELECT l.study,
+            format('the budget is spent, but cell %s has %s of its %s trials, %s of them complete',
+                l.ordinal,
             count(t.ticket_id), s.per_cell, l.completed)
         FROM ours s JOIN cells l ON l.study_id = s.study_id AND l.state = 'OPEN'
         LEFT JOIN tickets t ON t.cell_id = l.cell_id AND t.state = 'SPENT' AND NOT t.extra
@@ -347,7 +355,9 @@ _CELLS = {
 # claim under way may meet the closing.
 _SHORTAGES = {
     "out of memory": """
-        SELECT l.study, format('cell %s counts %s trials in a row that ran out of memory on %s, but %s have failed in it',
+        SELECT l.study,
+            format('cell %s counts %s trials in a row that ran out of memory on %s, but %s have'
+            ' failed in it',
             l.ordinal, h.in_a_row, h.device_name, l.failed)
         FROM cells l JOIN orchestrator.shortage h ON h.cell_id = l.cell_id
             WHERE h.in_a_row > l.failed""",
@@ -421,7 +431,9 @@ _FLEET = {
     # As long as the living have to notice and to evict: a lease, after it the TTL that a rescuer
     # watches, and one heartbeat.
     "expired": f"""
-        SELECT NULL, format('worker %s on %s fell silent %s ago and nobody has evicted it; a worker or launch would',
+        SELECT NULL,
+            format('worker %s on %s fell silent %s ago and nobody has evicted it; a worker or'
+            ' launch would',
             w.worker_id, w.host, date_trunc('second', now() - w.lease_until))
         FROM orchestrator.worker w
         WHERE w.state = 'ACTIVE' AND NOT {_READ_ONLY}
@@ -510,7 +522,9 @@ _LOCAL_TIME = """
         WHERE b.quarters <> 0 AND abs(b.quarters) <= 56
         GROUP BY b.study_id, b.study_name, b.quarters HAVING count(*) >= 3
     )
-    SELECT f.study_name, format('%s of its trials carry times that are not UTC: an Optuna before 5 writes to it too, which'
+    SELECT f.study_name,
+        format('%s of its trials carry times that are not UTC: an Optuna before 5 writes to it'
+        ' too, which'
         ' stores local time. Use one version for a storage, or set TZ=UTC where the older one runs',
             count(*))
     FROM (SELECT * FROM impossible UNION SELECT * FROM shifted) AS f
@@ -518,8 +532,11 @@ _LOCAL_TIME = """
 
 NOTES = {
     "older Optuna": """
-        SELECT CAST(NULL AS text), format('Optuna %s made these tables. Before 5 it stored local times, since then UTC, under'
-            ' the same schema revision: trials of before the change are shown shifted, unless their hosts were set to UTC',
+        SELECT CAST(NULL AS text),
+            format('Optuna %s made these tables. Before 5 it stored local times, since then UTC,'
+            ' under'
+            ' the same schema revision: trials of before the change are shown shifted, unless'
+            ' their hosts were set to UTC',
             v.library_version)
         FROM version_info v
         WHERE v.library_version ~ '^[0-4][.]' AND EXISTS (
@@ -531,7 +548,8 @@ NOTES = {
         SELECT CAST(NULL AS text), 'the server takes no writes now, and workers wait until it does'
         WHERE {_READ_ONLY}""",
     "deleted": """
-        SELECT s.name, 'the study was deleted elsewhere; the next study that is made clears what is left of it'
+        SELECT s.name,
+            'the study was deleted elsewhere; the next study that is made clears what is left of it'
         FROM orchestrator.study s
         WHERE (CAST(:study AS text) IS NULL OR s.name = :study)
             AND NOT EXISTS (SELECT FROM studies p WHERE p.study_id = s.study_id)""",

@@ -605,23 +605,50 @@ class Reads:
 
 def _study_row(r: Row) -> StudyRow:
     return StudyRow(
-        r.study_id, r.study_name, r.revision, r.state, r.reason, r.active, r.created_at, r.launched_at, float(r.launched_s),
+        r.study_id,
+        r.study_name,
+        r.revision,
+        r.state,
+        r.reason,
+        r.active,
+        r.created_at,
+        r.launched_at,
+        float(r.launched_s),
         r.followed,
-    )  # fmt: skip
+    )
 
 
 def _cell_row(r: Row) -> CellRow:
     return CellRow(
-        r.ordinal, r.values, r.state, r.reason, r.bound, r.completed, r.pruned, r.failed, r.running, r.best, r.best_trial,
-        r.spent, _closed_for(r.closed_for),
-    )  # fmt: skip
+        r.ordinal,
+        r.values,
+        r.state,
+        r.reason,
+        r.bound,
+        r.completed,
+        r.pruned,
+        r.failed,
+        r.running,
+        r.best,
+        r.best_trial,
+        r.spent,
+        _closed_for(r.closed_for),
+    )
 
 
 def _trial_row(r: Row) -> TrialRow:
     return TrialRow(
-        r.number, r.state, r.cell, r.params or {}, stored_values(r.values), r.attempts, r.failure, r.worker_id,
-        None if r.seconds is None else float(r.seconds), r.feasible,
-    )  # fmt: skip
+        r.number,
+        r.state,
+        r.cell,
+        r.params or {},
+        stored_values(r.values),
+        r.attempts,
+        r.failure,
+        r.worker_id,
+        None if r.seconds is None else float(r.seconds),
+        r.feasible,
+    )
 
 
 def _closed_for(stored: Sequence[Sequence[Any]] | None) -> tuple[ClosedFor, ...]:
@@ -725,7 +752,8 @@ _SILENTLY_COMPLETE = sa.text(
     """
 )
 _VALUE = """
-    CASE v.value_type WHEN 'INF_POS' THEN CAST('Infinity' AS float8) WHEN 'INF_NEG' THEN CAST('-Infinity' AS float8)
+    CASE v.value_type WHEN 'INF_POS' THEN CAST('Infinity' AS float8)
+        WHEN 'INF_NEG' THEN CAST('-Infinity' AS float8)
         ELSE v.value END
 """
 # Sorted first (OFFSET 0 keeps it apart), so that constraints are looked up from the best trial on

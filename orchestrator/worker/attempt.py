@@ -15,7 +15,7 @@ from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavaila
 from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.model import Outcome, trial_seed
-from orchestrator.runner import Job, PruneAsked, Running, Told
+from orchestrator.runner import EndRequest, Job, PruneQuestion, Running
 from orchestrator.runner.files import CheckpointError, Checkpoints, Kept
 from orchestrator.store import Attempt, AttemptRow, Place, Store, StudyRow
 from orchestrator.worker.claiming import Claiming
@@ -74,7 +74,7 @@ class Attempts:
         """This attempt's checkpoint directory, filled from the previous attempt's; if that fails,
         the trial is given back.
         """
-        folder, resume = served.row.folder, bool(served.spec.runner.get("resume", True))
+        folder, resume = served.row.folder, served.spec.runner.resume
         tokens = {row.attempt: row.token for row in earlier} | {attempt.attempt: attempt.token}
         try:
             kept = self._contact.meanwhile(
@@ -134,7 +134,7 @@ class Attempts:
         if self._device.gpu is not None:
             self._contact.meanwhile(self._device.settle, hurry=abandon)
         try:
-            running = served.runner.start(job, self._request)
+            running = served.runner.start(job, self._end_request)
         except OSError as error:
             self._release(attempt, "cannot write its run directory")
             raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
@@ -151,7 +151,7 @@ class Attempts:
                     crash_step("mid-run")
                     unwritten.note(message)
                     suggesting.note(message)
-                    if isinstance(message, PruneAsked):
+                    if isinstance(message, PruneQuestion):
                         running.answer_prune(self._should_prune(served, attempt, unwritten.curve))
                 suggesting.serve(running)
                 if (
@@ -215,7 +215,7 @@ class Attempts:
         """The pruner's verdict, given what other trials have reported; False until the cell has a
         complete trial.
         """
-        if served.spec.pruner.get("name") == "none" or len(served.spec.directions) > 1:
+        if served.spec.pruner.name == "none" or len(served.spec.directions) > 1:
             return False
         try:
             if not self._store.ledger.may_prune(attempt):
@@ -227,10 +227,10 @@ class Attempts:
             return False
         return served.search.should_prune(attempt.number, reports=curve)
 
-    def _request(self) -> Told:
+    def _end_request(self) -> EndRequest:
         if self._draining.how >= Drain.STOP or self._contact.halted_at is not None:
-            return Told.STOP
-        return Told.NOTHING if self._draining.how == Drain.NO else Told.LEAVE
+            return EndRequest.STOP
+        return EndRequest.NONE if self._draining.how == Drain.NO else EndRequest.LEAVE
 
     def _obey(self, running: Running) -> None:
         """Passes a request to end on to the child, and ends the child when its time is up."""

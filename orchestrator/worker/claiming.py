@@ -261,7 +261,7 @@ class Claiming:
 
         if not served.current:
             served.learn(self._store)
-        alike = served.spec.sampler.get("name") in _DRAW
+        alike = served.spec.sampler.name in _DRAW
         for asks in range(1, ASKS):
             since = served.cursor if served.learns else None
             created = ledger.create(

@@ -171,7 +171,7 @@ class Delivery:
     def _runs_again(
         self, spec: StudySpec, attempt: Attempt, failed: Failed, unwritten: Unwritten
     ) -> bool:
-        if not spec.runner.get("retries", 0) or not failed.passes(spec.runner.get("retry_on")):
+        if not spec.runner.retries or not failed.passes(spec.runner.retry_on):
             return False
 
         def retry() -> bool:

@@ -9,7 +9,7 @@ import time
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.model import JSONValue
-from orchestrator.runner import Message, Running, StudyAsked, SuggestAsked
+from orchestrator.runner import Message, Running, StudyQuestion, SuggestQuestion
 from orchestrator.search import Answers
 from orchestrator.store import Attempt, Store
 from orchestrator.worker.contact import Contact
@@ -34,13 +34,13 @@ class Suggesting:
         self._attempt = attempt
         self._unwritten = unwritten
         self._answers: Answers | None = None
-        self._waiting: SuggestAsked | StudyAsked | None = None
+        self._waiting: SuggestQuestion | StudyQuestion | None = None
         self._again_at = 0.0
         self._pause_s = _AGAIN_S[0]
 
     def note(self, message: Message) -> None:
         """Keeps the question, if it is one."""
-        if isinstance(message, SuggestAsked | StudyAsked):
+        if isinstance(message, SuggestQuestion | StudyQuestion):
             self._waiting, self._again_at, self._pause_s = message, 0.0, _AGAIN_S[0]
 
     def serve(self, running: Running) -> None:
@@ -54,7 +54,7 @@ class Suggesting:
         if question is None or running.outcome is not None or time.monotonic() < self._again_at:
             return
         try:
-            if isinstance(question, StudyAsked):
+            if isinstance(question, StudyQuestion):
                 running.answer_study(question.about, self._about(question.about))
             else:
                 self._answer_or_refuse(question, running)
@@ -70,7 +70,7 @@ class Suggesting:
             what, self._attempt.study_id, self._attempt.number, self._served.spec.directions
         )
 
-    def _answer_or_refuse(self, question: SuggestAsked, running: Running) -> None:
+    def _answer_or_refuse(self, question: SuggestQuestion, running: Running) -> None:
         try:
             self._answer(question, running)
         except (StoreUnavailableError, LeaseLostError):
@@ -83,7 +83,7 @@ class Suggesting:
                 question.name, None, refused=("ValueError", f"parameter {question.name!r}: {error}")
             )
 
-    def _answer(self, question: SuggestAsked, running: Running) -> None:
+    def _answer(self, question: SuggestQuestion, running: Running) -> None:
         answers = self._answers = self._answers or self._begin()
         answer = answers.answer(question.name, question.kind, question.arguments, question.fixed)
         if answer.new is not None:

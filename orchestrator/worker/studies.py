@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 
 from orchestrator.config import WorkerConfig, never_prunes
@@ -68,7 +68,7 @@ class Served:
     @property
     def learns(self) -> bool:
         """Whether its sampler learns from other trials."""
-        return self.spec.sampler.get("name") in _MODELS
+        return self.spec.sampler.name in _MODELS
 
     @property
     def informed(self) -> bool:
@@ -124,7 +124,7 @@ class Served:
         )
         knowledge = {"position": self.cursor, "foreign": sorted(self.foreign)[:_MOST_FOREIGN]}
         ask = {"ticket": ticket.ticket, "retry": ticket.failures, "given": given, "asks": asks}
-        study = {"study_seed": self.spec.seed, "sampler": dict(self.spec.sampler)}
+        study = {"study_seed": self.spec.seed, "sampler": asdict(self.spec.sampler)}
         attrs = dict(suggestion.system_attrs)
         attrs[ASK_KEY] = {**attrs.get(ASK_KEY, {}), **knowledge, **ask, **study}
         if later := {
@@ -288,7 +288,7 @@ class Serving:
         return served
 
     def _runner(self, spec: StudySpec) -> Runner:
-        return runner_for(spec, self._device, self._silence_s(spec.runner.get("grace_s", 5.0)))
+        return runner_for(spec, self._device, self._silence_s(spec.runner.grace_s))
 
     def _silence_s(self, grace_s: float) -> float:
         """A child whose worker is stopped must end before another worker may take its device, so
@@ -304,17 +304,17 @@ def runner_for(spec: StudySpec, held: HeldSlot, silence_s: float) -> Runner:
     Args:
         silence_s: how long this process may be stopped or gone before a child of it is ended.
     """
-    minutes = spec.runner.get("max_runtime_min")
+    minutes = spec.runner.max_runtime_min
     return Runner(
         spec.objective,
-        isolation=spec.runner.get("isolation", "trial"),
-        start=spec.runner.get("start", "forkserver"),
+        isolation=spec.runner.isolation,
+        start=spec.runner.start,
         env=held.environment,
         threads=held.threads,
-        grace_s=spec.runner.get("grace_s", 5.0),
+        grace_s=spec.runner.grace_s,
         max_runtime_s=None if minutes is None else minutes * 60,
         silence_s=silence_s,
         held=held.descriptors,
-        log_limit_bytes=int(spec.runner.get("log_limit_mb", 10.0) * 1_000_000),
+        log_limit_bytes=int(spec.runner.log_limit_mb * 1_000_000),
         device=describe(held.device),
     )

@@ -46,7 +46,7 @@ def test_values_of_changed_code_are_not_mixed_in_silence(
     assert [sorted(known["source"]["files"]) for known in code] == [["fit", "helper"]] * 2
     rerun = here.run("rerun", "study.name=mixed", "trial=0")
     assert rerun.returncode == 1
-    assert "not as then: the objective's code (helper)" in rerun.stdout
+    assert "differs from the original run: the objective's code (helper)" in rerun.stdout
 
 
 def test_an_unchanged_hydra_app_has_a_directory_for_each_trial(

@@ -30,6 +30,6 @@ def test_a_program_in_any_language_is_an_objective(commands: Commands) -> None:
     )
     assert refused.returncode == 2
     assert (
-        "objective.command: 'command:sh' may not run on this host; worker.allow_targets has "
-        "my.*, sh"
+        "objective.command: 'command:sh' may not run on this host; worker.allow_targets "
+        "allows my.*, sh"
     ) in refused.stderr

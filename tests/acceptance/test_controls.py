@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -39,7 +40,7 @@ def test_a_pause_at_once_is_obeyed_within_a_heartbeat_and_the_trial_goes_on_afte
     commands: Commands, store: Store
 ) -> None:
     study = store.studies.launch(
-        spec(cells=1, objective=SLOW, runner={**RUNNER, "grace_s": 0.2})
+        spec(cells=1, objective=SLOW, runner=replace(RUNNER, grace_s=0.2))
     ).study_id
     with commands.started("worker", *SOON):
         wait_until(
@@ -64,7 +65,7 @@ def test_a_pause_at_once_is_obeyed_within_a_heartbeat_and_the_trial_goes_on_afte
 
 def test_a_stopped_study_ends_and_its_worker_lives_on(commands: Commands, store: Store) -> None:
     study = store.studies.launch(
-        spec(cells=2, objective=SLOW, runner={**RUNNER, "grace_s": 0.2})
+        spec(cells=2, objective=SLOW, runner=replace(RUNNER, grace_s=0.2))
     ).study_id
     with commands.started("worker", "worker.prefetch=0", *SOON) as worker:
         wait_until(lambda: states(store, study) == ["RUNNING"], 60)
@@ -81,7 +82,7 @@ def test_trials_by_hand_and_again(commands: Commands, store: Store) -> None:
     study = store.studies.launch(spec(cells=3, objective=QUICK)).study_id
     done = json.loads(commands.check("enqueue", "--json", NAME, "a=2", "x=0.125"))
     assert (done["enqueued"], done["workers"]) == ({"a": 2, "x": 0.125}, 0)
-    assert "no worker runs now" in commands.check("enqueue", NAME, "x=0.25")
+    assert "no worker is running" in commands.check("enqueue", NAME, "x=0.25")
     commands.check("worker", "worker.idle_timeout_s=0.5", *SOON)
     trials = optuna.load_study(study_name="study", storage=store.url).trials
     assert [t.params["a"] for t in trials] == [2, 0, 0, 1, 2]
@@ -106,7 +107,7 @@ def test_failed_trials_run_again_once_what_broke_them_is_mended(
     commands.check("worker", "worker.idle_timeout_s=0.5", *SOON)
     assert store.reads.find("study").reason == "every cell is closed"
     mended.touch()
-    assert "runs again as new trials: 0, 1" in commands.check("retry", NAME, "trial=failed")
+    assert "run again as new trials: 0, 1" in commands.check("retry", NAME, "trial=failed")
     commands.check("worker", "worker.idle_timeout_s=0.5", *SOON)
     trials = optuna.load_study(study_name="study", storage=store.url).trials
     assert [t.state.name for t in trials] == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
@@ -117,7 +118,7 @@ def test_failed_trials_run_again_once_what_broke_them_is_mended(
 
 
 def test_what_passes_is_tried_again_as_the_same_trial(commands: Commands, store: Store) -> None:
-    runner = {**RUNNER, "retries": 3, "retry_on": ["ConnectionError"]}
+    runner = replace(RUNNER, retries=3, retry_on=["ConnectionError"])
     flaky = {"_target_": "tests.support.training.flaky", "failures": 2}
     study = store.studies.launch(spec(cells=1, objective=flaky, runner=runner)).study_id
     commands.check("worker", "worker.idle_timeout_s=0.5", *SOON)
@@ -137,7 +138,7 @@ def test_what_passes_is_tried_again_as_the_same_trial(commands: Commands, store:
 
 
 def test_what_is_not_named_as_passing_fails_the_trial(commands: Commands, store: Store) -> None:
-    runner = {**RUNNER, "retries": 3, "retry_on": ["exit:75"]}
+    runner = replace(RUNNER, retries=3, retry_on=["exit:75"])
     flaky = {"_target_": "tests.support.training.flaky", "failures": 1}
     study = store.studies.launch(spec(cells=1, objective=flaky, runner=runner)).study_id
     commands.check("worker", "worker.max_trials=1", *SOON)
@@ -153,13 +154,13 @@ def test_mistakes_are_one_line_that_names_the_rule(commands: Commands, store: St
             ("stop", "study.name=studi"),
             "the database has no study of this name (did you mean 'study'?)",
         ),
-        (("enqueue", NAME), "enqueue needs the parameters of the trial"),
+        (("enqueue", NAME), "enqueue needs the trial's parameters"),
         (("enqueue", NAME, "b=1"), "b=1: not in this study's grid or search"),
         (("enqueue", NAME, "a=7"), "a=7: not on the grid; the grid has 0, 1, 2"),
         (("enqueue", NAME, "x=1.5"), "x=1.5: not a value of this study's float from 0 to 1"),
         (("enqueue", NAME, "x=interval(0, 1)"), "a trial by hand takes one value"),
         (("enqueue", NAME, "budget.trials=9"), "enqueue takes study.name"),
-        (("retry", NAME), "retry needs the trial's number, or failed"),
+        (("retry", NAME), "retry needs trial=N, or trial=failed"),
         (("retry", NAME, "trial=x"), "trial=x: must be a whole number or failed"),
         (("retry", NAME, "trial=4"), "trial=4: no worker has run a trial with this number"),
         (("resume", NAME, "--now"), "--now"),

@@ -117,7 +117,7 @@ def test_the_dashboard_shows_the_study_to_this_machine_only(
         said = served.stop()
     assert (
         f"optuna-dashboard at http://127.0.0.1:{served.port}/ (open to every user of this "
-        "machine; Ctrl-C ends it)"
+        "machine; press Ctrl-C to end it)"
     ) in said
 
 
@@ -192,7 +192,7 @@ def test_other_machines_are_let_in_with_the_password_only(
         argv = psutil.Process(served.process.pid).cmdline()
         said = served.stop()
     assert names(store) == ["shown"]
-    assert "(asks for the password, read-only; Ctrl-C ends it)" in said
+    assert "(asks for the password, read-only; press Ctrl-C to end it)" in said
     assert PASSWORD not in said + " ".join(argv)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.settings import stored_sampler
 from orchestrator.store import Store
 from tests.support.commands import CONFIG, Commands, line_with
 from tests.support.studies import spec
@@ -33,7 +34,7 @@ def test_a_launch_says_within_seconds_that_no_worker_can_serve_its_study_and_why
 ) -> None:
     only_following = ("worker.count=0", "x=0.5", "a=1", "budget.trials=1", "budget.per_cell=1")
     with commands.started("launch", *TINY, *only_following) as launch:
-        assert "there is none; start one with: orchestrator worker" in line_with(
+        assert "no worker is running; start one with: orchestrator worker" in line_with(
             launch, "no worker serves study tiny"
         )
         with commands.started("worker", "worker.allow_targets=[nothing]", *SOON) as worker:
@@ -52,7 +53,7 @@ def test_a_launch_says_within_seconds_that_no_worker_can_serve_its_study_and_why
             with commands.started("worker", "worker.studies=[other]", *SOON) as other:
                 wait_until(lambda: len(store.reads.workers()) == 2)
                 worker.send_signal(signal.SIGTERM)
-                assert "1 worker serves other studies only" in line_with(
+                assert "1 worker serves only other studies" in line_with(
                     launch, "no worker serves study tiny"
                 )
                 assert commands.run("doctor").returncode == 0
@@ -91,7 +92,11 @@ def test_a_study_that_a_worker_cannot_make_sense_of_keeps_it_from_no_other(
 ) -> None:
     strange = store.studies.launch(
         spec(
-            "strange", cells=1, objective=QUICK, sampler={"name": "of a later version"}, priority=9
+            "strange",
+            cells=1,
+            objective=QUICK,
+            sampler=stored_sampler({"name": "of a later version"}),
+            priority=9,
         )
     )
     store.studies.launch(spec("plain", cells=1, objective=QUICK))
@@ -102,7 +107,7 @@ def test_a_study_that_a_worker_cannot_make_sense_of_keeps_it_from_no_other(
     assert store.reads.trials(strange.study_id) == []
 
 
-def test_whoever_leaves_a_study_is_told_what_stays_and_workers_and_status_say_that_nobody_follows_it(
+def test_leaving_a_study_says_what_stays_and_workers_and_status_say_that_nobody_follows_it(
     commands: Commands, store: Store
 ) -> None:
     stop = "orchestrator stop study.name=tiny"
@@ -113,8 +118,8 @@ def test_whoever_leaves_a_study_is_told_what_stays_and_workers_and_status_say_th
         os.kill(launch.pid, signal.SIGINT)
         assert launch.wait(timeout=60) == 130
         said = launch.communicate()[0]
-    assert "study tiny stays active, 6 trials are left" in said
-    assert f"go on: the same command; end it: {stop}" in said
+    assert "study tiny stays active with 6 trials left" in said
+    assert f"to continue: the same command; to end it: {stop}" in said
     status = commands.check("status")
     assert re.search(
         rf"> tiny: active; no launch follows it; launched \d+ s ago; '{stop}' ends it\n", status

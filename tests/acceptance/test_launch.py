@@ -40,7 +40,7 @@ def test_a_study_runs_to_its_end_and_is_continued_by_the_same_command(commands: 
     assert "nothing to add: budget.trials=6 is spent" in again
     assert len(study.get_trials()) == 6
     more = commands.check("launch", *TINY, "budget.trials=8")
-    assert "study tiny goes on: 2 trials more" in more
+    assert "study tiny continues: 2 trials added" in more
     assert "changed budget.trials: 6 -> 8" in more
     assert len(study.get_trials()) == 8
 
@@ -268,7 +268,7 @@ def test_a_bug_pauses_the_study_is_told_once_and_mended_the_study_goes_on(
     assert (done.returncode, 8 <= failed <= 11) == (7, True), (done.stdout, failed)
     assert done.stdout.count("Traceback") == 1
     assert re.search(
-        rf"\n{failed} trials failed alike, trial \d+ first: ValueError: not mended yet\n",
+        rf"\n{failed} trials failed the same way, first trial \d+: ValueError: not mended yet\n",
         done.stdout,
     ), done.stdout
     # What still ran when the study paused is counted too.
@@ -279,7 +279,7 @@ def test_a_bug_pauses_the_study_is_told_once_and_mended_the_study_goes_on(
     assert "orchestrator resume study.name=tiny" in done.stderr
     status = commands.check("status")
     assert status.count("Traceback") == 1
-    assert f"{failed} trials failed alike" in status
+    assert f"{failed} trials failed the same way" in status
     assert "orchestrator resume study.name=tiny" in status
     mended.touch()
     said = commands.check("launch", *study)
@@ -307,15 +307,15 @@ def test_closed_cells_run_again_with_one_word_and_within_the_budget(
     again = commands.run("launch", *study)
     assert again.returncode == 7
     assert (
-        "nothing to add: every cell is closed; once what failed is mended, the same command "
-        "with retry=failed"
-    ) in again.stdout
+        "nothing to add: every cell is closed; once the cause of the failures is fixed,"
+        " the same command with retry=failed" in again.stdout
+    )
     assert "orchestrator retry study.name=tiny trial=failed" in again.stderr
     assert "Traceback" not in again.stdout + again.stderr, "no failure of an earlier launch"
     assert "not mended yet" not in again.stderr
     mended.touch()
     said = commands.check("launch", *study, "retry=failed")
-    assert said.startswith("study tiny goes on\nruns again as new trials: 1, 3\n")
+    assert said.startswith("study tiny continues\nrun again as new trials: 1, 3\n")
     assert "4/4 trials" in said
     states = [t.state for t in store.reads.trials(store.reads.find("tiny").study_id)]
     assert Counter(states) == {"FAIL": 4, "COMPLETE": 4}

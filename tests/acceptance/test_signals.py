@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -96,7 +97,7 @@ def test_a_signal_to_the_worker_and_to_all_that_it_started_gives_the_trial_back(
     first: str,
     drain_s: float,
 ) -> None:
-    store.studies.launch(spec(cells=1, objective=objective, runner={**RUNNER, "max_attempts": 1}))
+    store.studies.launch(spec(cells=1, objective=objective, runner=replace(RUNNER, max_attempts=1)))
     store.rest()
     with commands.started("worker", f"worker.drain_s={drain_s}", *QUICK) as worker:
         wait_until(lambda: trains(commands), 60)
@@ -109,7 +110,7 @@ def test_a_signal_to_the_worker_and_to_all_that_it_started_gives_the_trial_back(
 def test_children_that_get_the_signal_a_second_before_their_worker_are_not_held_to_have_failed(
     commands: Commands, store: Store
 ) -> None:
-    store.studies.launch(spec(cells=1, objective=BREAKS, runner={**RUNNER, "max_attempts": 1}))
+    store.studies.launch(spec(cells=1, objective=BREAKS, runner=replace(RUNNER, max_attempts=1)))
     store.rest()
     with commands.started("worker", *QUICK) as worker:
         wait_until(lambda: trains(commands), 60)

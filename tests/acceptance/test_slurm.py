@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,16 @@ class Jobs:
         log = f"--output={self._commands.directory}/slurm-%j.out"
         self._ids.append(
             _slurm(
-                "sbatch", "--parsable", "--requeue", "--open-mode=append", log, *options, str(script),
+                "sbatch",
+                "--parsable",
+                "--requeue",
+                "--open-mode=append",
+                log,
+                *options,
+                str(script),
                 env=self._commands.environment(),
             )
-        )  # fmt: skip
+        )
         return self._ids[-1]
 
     def state(self, job: str) -> str:
@@ -105,7 +112,7 @@ def jobs(commands: Commands) -> Iterator[Jobs]:
 
 
 def _begins(commands: Commands, store: Store, objective: dict[str, Any]) -> None:
-    store.studies.launch(spec(cells=1, objective=objective, runner={**RUNNER, "max_attempts": 1}))
+    store.studies.launch(spec(cells=1, objective=objective, runner=replace(RUNNER, max_attempts=1)))
     store.rest()
 
 

@@ -208,7 +208,7 @@ def test_a_silent_worker_is_evicted_and_its_trial_goes_on_elsewhere(
 ) -> None:
     slow = {"_target_": "tests.support.training.slow", "seconds": 60}
     study = store.studies.launch(
-        spec(cells=1, objective=slow, runner={**RUNNER, "grace_s": 0.2})
+        spec(cells=1, objective=slow, runner=replace(RUNNER, grace_s=0.2))
     ).study_id
     lease = ("worker.lease_ttl_s=2", "worker.heartbeat_s=0.5", "worker.poll_s=0.2")
     with commands.started("worker", *lease) as frozen:

@@ -28,6 +28,7 @@ from typing import Any
 
 from orchestrator.cli import main as command_line
 from orchestrator.model import Searched, StudySpec
+from orchestrator.settings import sampler_settings
 from orchestrator.store import Store, Ticket
 from orchestrator.worker.claiming import Claiming
 from orchestrator.worker.studies import Served
@@ -92,7 +93,7 @@ def measure(
         }
     )
     fill(store, made, history)
-    store.studies.launch(StudySpec(**{**made.__dict__, "sampler": {"name": sampler}}))
+    store.studies.launch(StudySpec(**{**made.__dict__, "sampler": sampler_settings(sampler)}))
     store.rest()
     with tempfile.TemporaryDirectory() as scratch:
         command = [

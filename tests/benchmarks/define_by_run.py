@@ -20,6 +20,7 @@ import numpy as np
 import optuna
 
 from orchestrator.model import Budget, StudySpec
+from orchestrator.settings import sampler_settings
 from tests.support.asking import AskedStudy
 
 YARDSTICK = "optuna-tpe"
@@ -94,7 +95,7 @@ METHODS = (YARDSTICK, "tpe", "gp", "random", "nsga2", "qmc")
 
 def spec(sampler: str, seed: int, trials: int) -> StudySpec:
     """A study that declares nothing."""
-    options = {"name": sampler, **({"population_size": 10} if sampler == "nsga2" else {})}
+    settings = sampler_settings(sampler, **({"population_size": 10} if sampler == "nsga2" else {}))
     return StudySpec(
         "asked",
         ("minimize",),
@@ -104,7 +105,7 @@ def spec(sampler: str, seed: int, trials: int) -> StudySpec:
         (),
         (),
         Budget(trials),
-        sampler=options,
+        sampler=settings,
         seed=seed,
     )
 

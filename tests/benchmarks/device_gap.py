@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from typing import Any
 import optuna
 
 from orchestrator.model import StudySpec
+from orchestrator.settings import sampler_settings
 from orchestrator.store import Store
 from tests.benchmarks.trial_cost import copy_to_plain, fill, spec
 from tests.support.invariants import query
@@ -45,7 +47,8 @@ import sys, types, optuna
 from tests.support.timed import objective
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 url, name, sampler, trials, seconds = sys.argv[1:]
-made = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler, "random": optuna.samplers.RandomSampler}[sampler]()
+kinds = {"tpe": "TPESampler", "gp": "GPSampler", "random": "RandomSampler"}
+made = getattr(optuna.samplers, kinds[sampler])()
 study = optuna.load_study(study_name=name, storage=optuna.storages.RDBStorage(url), sampler=made)
 def run(trial):
     for name in "ab":
@@ -77,9 +80,9 @@ class Bench:
         made = StudySpec(**{**spec(name, "random").__dict__, "objective": objective})
         study = fill(self._store, made, history)
         copy_to_plain(self._server.url, study, f"plain-{name}")
-        runner = {**RUNNER, "isolation": isolation}
+        runner = replace(RUNNER, isolation=isolation)
         self._store.studies.launch(
-            StudySpec(**{**made.__dict__, "sampler": {"name": sampler}, "runner": runner})
+            StudySpec(**{**made.__dict__, "sampler": sampler_settings(sampler), "runner": runner})
         )
         self._store.rest()
         return name

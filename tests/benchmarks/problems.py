@@ -18,6 +18,7 @@ import numpy as np
 from scipy import optimize
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec
+from orchestrator.settings import sampler_settings
 from tests.benchmarks.tables import TABLES
 
 Values: TypeAlias = Mapping[str, Any]
@@ -68,7 +69,7 @@ class Problem:
             self.search,
             Budget(trials, per_cell),
             allocation=allocation,
-            sampler={"name": sampler},
+            sampler=sampler_settings(sampler),
             seed=seed,
         )
 

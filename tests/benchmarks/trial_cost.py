@@ -48,6 +48,7 @@ from sqlalchemy.engine import make_url
 
 from orchestrator.model import Budget, Completed, Searched, StudySpec
 from orchestrator.search import Search
+from orchestrator.settings import sampler_settings
 from orchestrator.store import Store
 from tests.support.invariants import query
 from tests.support.own_server import OwnServer
@@ -90,7 +91,7 @@ def spec(name: str, sampler: str) -> StudySpec:
         grid=(),
         search=words + floats,
         budget=Budget(trials=100_000, per_cell=1),
-        sampler={"name": sampler},
+        sampler=sampler_settings(sampler),
         runner=RUNNER,
     )
 
@@ -155,7 +156,7 @@ class Bench:
         """Prints one line for ours and one for plain Optuna, of a study with `history` trials and
         some more.
         """
-        launched = replace(self._spec(name, sampler), runner={**RUNNER, "isolation": isolation})
+        launched = replace(self._spec(name, sampler), runner=replace(RUNNER, isolation=isolation))
         self._store.studies.launch(launched)
         self._store.rest()
         for who in ("ours", "plain"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -35,7 +36,7 @@ def survive(commands: Commands, store: Store, crash_at: str, name: str = "study"
     step.
     """
     study = store.studies.launch(
-        spec(name, cells=3, objective=TRAIN, runner={**RUNNER, "max_attempts": 10})
+        spec(name, cells=3, objective=TRAIN, runner=replace(RUNNER, max_attempts=10))
     ).study_id
     with Fleet(commands, "worker.idle_timeout_s=0.3", f"worker.studies=[{name}]") as fleet:
         doomed = fleet.start(crash_at=crash_at)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.settings import sampler_settings
 from orchestrator.store import Store
 from tests.support import invariants
 from tests.support.chaos_objective import value_at
@@ -47,7 +48,7 @@ def test_after_a_failover_that_loses_the_last_seconds_every_value_is_of_its_own_
     gates.mkdir()
     given = {"long_s": 6.0 if long else 1.5, "gates": str(gates), "gated": gated}
     objective = {"_target_": "tests.support.chaos_objective.train_mixed", **given}
-    sampler = {"name": "tpe" if long else "random"}
+    sampler = sampler_settings("tpe" if long else "random")
     study_id = store.studies.launch(
         spec(cells=cells, objective=objective, sampler=sampler, runner=RUNNER)
     ).study_id

@@ -8,10 +8,12 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from orchestrator.settings import sampler_settings
 from orchestrator.store import Store
 from orchestrator.worker.maintenance import Maintenance
 from tests.support import invariants
@@ -20,8 +22,8 @@ from tests.support.fleet import TTL_S, Fleet
 from tests.support.studies import RUNNER, spec
 
 TAKEN_UP_WITHIN_S = TTL_S + 2
-GRID = {"search": (), "sampler": {"name": "random"}}
-TPE = {"sampler": {"name": "tpe", "n_startup_trials": 10}}
+GRID = {"search": (), "sampler": sampler_settings("random")}
+TPE = {"sampler": sampler_settings("tpe", n_startup_trials=10)}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,9 @@ def test_workers_killed_at_random_lose_and_double_nothing(
     gate = tmp_path / "gate"
     gated = {"gate": str(gate), "gated_from": cells - 2 * workers}
     objective = {"_target_": "tests.support.chaos_objective.train", "seconds": seconds, **gated}
-    study = spec(cells=cells, objective=objective, runner={**RUNNER, "max_attempts": 1000}, **kind)
+    study = spec(
+        cells=cells, objective=objective, runner=replace(RUNNER, max_attempts=1000), **kind
+    )
     study_id = store.studies.launch(study).study_id
     began = time.monotonic()
     with Fleet(commands) as fleet:
@@ -59,10 +63,14 @@ def test_workers_killed_at_random_lose_and_double_nothing(
     assert len(delays) > 1, "some of the killed held a trial"
     attempts = sum(t.attempts for t in store.reads.trials(study_id))
     figures(
-        kills=len(killed), taken_up=len(delays), usual_takeover_s=round(statistics.median(delays), 2),
+        kills=len(killed),
+        taken_up=len(delays),
+        usual_takeover_s=round(statistics.median(delays), 2),
         slowest_takeover_s=round(max(delays), 2),
-        attempts=attempts, cells=cells, seconds=round(time.monotonic() - began),
-    )  # fmt: skip
+        attempts=attempts,
+        cells=cells,
+        seconds=round(time.monotonic() - began),
+    )
     assert len(killed) == kills
     # A crowded machine keeps any process waiting for seconds: the slowest few may be its fault, in
     # the short form all.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import psutil
@@ -61,7 +62,7 @@ def _ended_in_order(commands: Commands, store: Store, study_id: int) -> None:
 def _launch(store: Store) -> int:
     objective = {"_target_": "tests.support.chaos_objective.train", "seconds": 3.0, "steps": 10}
     return store.studies.launch(
-        spec(cells=1, objective=objective, runner={**RUNNER, "max_attempts": 1})
+        spec(cells=1, objective=objective, runner=replace(RUNNER, max_attempts=1))
     ).study_id
 
 

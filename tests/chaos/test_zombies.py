@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -28,7 +29,7 @@ OBJECTIVE = "tests.support.chaos_objective.train"
 
 def _launch(store: Store, cells: int, seconds: float) -> int:
     objective = {"_target_": OBJECTIVE, "seconds": seconds, "steps": 20}
-    runner = {**RUNNER, "grace_s": 0.3, "resume": False}
+    runner = replace(RUNNER, grace_s=0.3, resume=False)
     return store.studies.launch(spec(cells=cells, objective=objective, runner=runner)).study_id
 
 

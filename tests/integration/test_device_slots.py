@@ -38,7 +38,7 @@ GPUS = [f"GPU-{name}" for name in ("aa", "bb", "cc", "dd")]
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeNvml:
     monkeypatch.setattr(lock, "_lock_directory", lambda: tmp_path)
-    monkeypatch.setattr(occupancy, "pids_tell", lambda: True)
+    monkeypatch.setattr(occupancy, "pids_are_ours", lambda: True)
     return FakeNvml(list(GPUS)).install(monkeypatch)
 
 
@@ -154,7 +154,7 @@ def test_with_no_gpu_idle_a_worker_waits_refuses_or_shares(
 def test_in_a_container_the_memory_of_another_workers_trial_is_nobody_elses(
     fake: FakeNvml, store: Store, lease: WorkerLease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(occupancy, "pids_tell", lambda: False)
+    monkeypatch.setattr(occupancy, "pids_are_ours", lambda: False)
     settings = WorkerConfig(devices=[0], slots_per_device=2)
     assert Slots(store, settings).claim(lease) is not None
     fake.in_use = {GPUS[0]: 20 * GIB}
@@ -268,7 +268,7 @@ def test_without_a_gpu_the_cpu_is_taken_and_that_is_said(
     offered = Slots(store, WorkerConfig())
     held = [offered.claim(store.fleet.register(60)) for _ in range(2)]
     assert [h and h.device.kind for h in held] == ["cpu", "cpu"]
-    assert caplog.messages == ["no NVIDIA driver here: trials run on the CPU"]
+    assert caplog.messages == ["no NVIDIA driver on this host: trials run on the CPU"]
     assert held[0] is not None
     held[0].check()
     assert held[0].wait_until_free(600) is None

@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 
 from orchestrator.cli.call import Call
 from orchestrator.cli.failures import Failures
-from orchestrator.cli.launch import _Followed
+from orchestrator.cli.launch_loop import FollowedStudy
 from orchestrator.cli.screen import View
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
@@ -189,12 +189,12 @@ def test_it_is_said_later_if_the_server_went_away_again_before_it_told_its_time_
     assert watch.note(second) is None
 
 
-def follow(store: Store, launched: StudySpec, said: list[str]) -> _Followed:
+def follow(store: Store, launched: StudySpec, said: list[str]) -> FollowedStudy:
     """What a launch that has just launched the study follows it by; `said` gets what it tells."""
     row = store.reads.find(launched.name)
     call = cast(Call, SimpleNamespace(switches=frozenset()))
     view = cast(View, SimpleNamespace(say=said.append, most_cells=100))
-    return _Followed(call, store, row, launched, view, Failures(store, row))
+    return FollowedStudy(call, store, row, launched, view, Failures(store, row))
 
 
 def test_a_launch_that_was_lost_is_made_once_more(server: OwnServer, own: Store) -> None:
@@ -204,14 +204,14 @@ def test_a_launch_that_was_lost_is_made_once_more(server: OwnServer, own: Store)
     said: list[str] = []
     followed = follow(own, first, said)
     followed.keep_launched()
-    assert followed.look().total == 2
+    assert followed.progress().total == 2
     own.rest()
     server.fail_over(copy)
     followed.keep_launched()
     assert "the database had lost this launch; study followed: 2 trials" in said[-1]
     lease = own.fleet.register(60)
     end(own, must(start(own, lease, followed.row.study_id)))
-    assert followed.look().spent == 1
+    assert followed.progress().spent == 1
 
     copy = server.backup()
     larger = spec("followed", cells=2, trials=5)
@@ -219,13 +219,13 @@ def test_a_launch_that_was_lost_is_made_once_more(server: OwnServer, own: Store)
     followed = follow(own, larger, said)
     followed.keep_launched()
     end(own, must(start(own, lease, followed.row.study_id)))
-    assert followed.look().spent == 2
+    assert followed.progress().spent == 2
     own.rest()
     server.fail_over(copy)
     followed.keep_launched()
-    progress = followed.look()
+    progress = followed.progress()
     assert (progress.spent, progress.total) == (1, 5)
-    assert "3 trials more" in said[-2]
+    assert "3 trials added" in said[-2]
     assert "went back in time" in said[-1], "the news is shorter than it was"
 
 

@@ -4,7 +4,6 @@ too, and never for ever.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,14 +20,15 @@ from orchestrator.model import (
     StudySpec,
     Suggestion,
 )
+from orchestrator.settings import InfeasibleSettings
 from orchestrator.store import Attempt, CellRow, SlotOffer, Store, Ticket, Undecided, WorkerLease
 from tests.support.studies import PLACE, RUNNER, begun, end, spec, start, take
 
 GIB = 2**30
 OOM = Failed("oom", "OutOfMemoryError: CUDA out of memory", memory="device", peak_bytes=23 * GIB)
 HOST_OOM = Failed("oom", "the kernel's out-of-memory killer", memory="host", peak_bytes=60 * GIB)
-GROWS: Mapping[str, JSONValue] = {"max_per_cell": None, "monotone": {"a": "memory"}}
-NOT_DECLARED: Mapping[str, JSONValue] = {"max_per_cell": None, "monotone": {}}
+GROWS = InfeasibleSettings(monotone={"a": "memory"})
+NOT_DECLARED = InfeasibleSettings()
 
 
 def worker(
@@ -47,7 +47,7 @@ def worker(
 
 
 def launch(
-    store: Store, cells: int = 3, infeasible: Mapping[str, JSONValue] = GROWS, **changes: Any
+    store: Store, cells: int = 3, infeasible: InfeasibleSettings = GROWS, **changes: Any
 ) -> int:
     return store.studies.launch(spec(cells=cells, infeasible=infeasible, **changes)).study_id
 
@@ -136,7 +136,7 @@ def made_cell(made: StudySpec, ordinal: int) -> dict[str, JSONValue]:
 
 def test_with_two_declared_axes_only_what_is_larger_in_both_is_closed(store: Store) -> None:
     grid = (Axis("a", (1, 2, 3)), Axis("b", (1, 2)))
-    both = {"max_per_cell": 0, "monotone": {"a": "memory", "b": "memory"}}
+    both = InfeasibleSettings(max_per_cell=0, monotone={"a": "memory", "b": "memory"})
     made = spec(trials=6, grid=grid, infeasible=both)
     study, lease = store.studies.launch(made).study_id, worker(store)
     while (claim := take(store, lease, study)) is not None:

@@ -314,7 +314,7 @@ def test_only_a_failed_trial_is_run_again(store: Store, lease: WorkerLease) -> N
 def test_what_passes_is_run_again_as_the_same_trial_at_most_so_often(
     store: Store, lease: WorkerLease
 ) -> None:
-    study = store.studies.launch(spec(cells=1, runner={**RUNNER, "retries": 2})).study_id
+    study = store.studies.launch(spec(cells=1, runner=replace(RUNNER, retries=2))).study_id
     for attempt in (1, 2):
         claim = start(store, lease, study)
         assert claim is not None
@@ -336,7 +336,7 @@ def test_what_passes_is_run_again_as_the_same_trial_at_most_so_often(
 
 
 def test_a_stale_attempt_cannot_have_its_trial_run_again(store: Store, lease: WorkerLease) -> None:
-    study = store.studies.launch(spec(cells=1, runner={**RUNNER, "retries": 5})).study_id
+    study = store.studies.launch(spec(cells=1, runner=replace(RUNNER, retries=5))).study_id
     stale = start(store, lease, study)
     assert stale is not None
     store.ledger.release(stale, "test")
@@ -352,7 +352,7 @@ def test_a_stale_attempt_cannot_have_its_trial_run_again(store: Store, lease: Wo
 def test_an_attempt_lost_after_a_failure_that_passes_is_counted_once_it_is_known(
     store: Store, lease: WorkerLease
 ) -> None:
-    study = store.studies.launch(spec(cells=1, runner={**RUNNER, "retries": 1})).study_id
+    study = store.studies.launch(spec(cells=1, runner=replace(RUNNER, retries=1))).study_id
     claim = start(store, lease, study)
     assert claim is not None
     store.ledger.evict(Silent(lease.worker_id, dead=True, reason="its process died"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shlex
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_facts_of_the_last_attempt_are_shown_and_cost_no_round_trip(
 
 
 def test_every_attempt_keeps_its_own_facts(store: Store, lease: WorkerLease) -> None:
-    study = store.studies.launch(spec(cells=1, runner={**RUNNER, "retries": 1})).study_id
+    study = store.studies.launch(spec(cells=1, runner=replace(RUNNER, retries=1))).study_id
     first = start(store, lease, study)
     assert first is not None
     store.ledger.release(first, "told to end", facts=FACTS | {"host": "one"})

@@ -388,7 +388,7 @@ def test_attempts_that_are_lost_with_their_keeper_are_counted(
 def test_a_deleted_study_does_not_stop_the_eviction_of_its_worker(
     store: Store, lease: WorkerLease
 ) -> None:
-    once = replace(spec(cells=1), runner={**spec().runner, "max_attempts": 1})
+    once = replace(spec(cells=1), runner=replace(spec().runner, max_attempts=1))
     study = store.studies.launch(once).study_id
     start(store, lease, study)
     optuna.delete_study(study_name="study", storage=store.url)

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 
 from orchestrator.errors import ConfigError, LeaseLostError
 from orchestrator.model import Budget, Completed, Failed, Pruned, Report
+from orchestrator.settings import InfeasibleSettings
 from orchestrator.store import (
     Attempt,
     Claim,
@@ -143,8 +144,8 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def launch(self, cells: int, per_cell: int, rest: int, allowed: int, grows: bool) -> None:
         budget = Budget(cells * per_cell + rest, per_cell, max_failures_per_cell=allowed)
-        runner = {**RUNNER, "max_attempts": MAX_ATTEMPTS, "retries": MAX_RETRIES}
-        infeasible = {"max_per_cell": None, "monotone": {"a": "memory"} if grows else {}}
+        runner = replace(RUNNER, max_attempts=MAX_ATTEMPTS, retries=MAX_RETRIES)
+        infeasible = InfeasibleSettings(monotone={"a": "memory"} if grows else {})
         self.spec = replace(
             spec(self.name, cells=cells), budget=budget, runner=runner, infeasible=infeasible
         )

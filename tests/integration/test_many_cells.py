@@ -132,7 +132,7 @@ def test_of_trials_that_are_equally_good_the_first_is_the_best_whatever_its_cell
     assert [trial.number for trial in store.reads.contenders(study, ("maximize",))][:1] == [1]
 
 
-def test_the_best_trial_is_found_without_the_others_also_when_it_is_infinite_or_another_breaks_a_constraint(
+def test_the_best_trial_is_found_alone_also_when_infinite_or_another_breaks_a_constraint(
     store: Store, lease: WorkerLease
 ) -> None:
     study = store.studies.launch(spec(cells=5)).study_id

@@ -35,9 +35,11 @@ def write_beside_optuna(store: Store, study: int) -> None:
     claim = start(store, lease, study)
     assert claim is not None
     end(store, claim)
-    query(store.url, "UPDATE trials SET datetime_start = '2020-01-01', datetime_complete = '2020-01-02' WHERE "
-        f"{OTHERS} "
-          "AND trial_id = (SELECT max(trial_id) FROM trials WHERE " + OTHERS + ")")  # fmt: skip
+    query(
+        store.url,
+        "UPDATE trials SET datetime_start = '2020-01-01', datetime_complete = '2020-01-02' "
+        f"WHERE {OTHERS} AND trial_id = (SELECT max(trial_id) FROM trials WHERE {OTHERS})",
+    )
     storage.engine.dispose()
 
 

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from wsgiref.util import setup_testing_defaults
@@ -96,7 +96,7 @@ def roles(database_server: TestServer) -> Iterator[Roles]:
 
 def test_a_worker_lives_its_whole_life_with_the_role_for_workers(roles: Roles) -> None:
     with roles.store("orchestrator_launch") as people:
-        runner = {**RUNNER, "max_attempts": 1, "retries": 1}
+        runner = replace(RUNNER, max_attempts=1, retries=1)
         study = people.studies.launch(
             spec("life", cells=2, per_cell=2, trials=6, runner=runner)
         ).study_id
@@ -245,7 +245,9 @@ FOR_NOBODY = {
     "change the server": "ALTER SYSTEM SET fsync = off",
 }
 NOT_FOR_WORKERS = {
-    "change what a study runs": """UPDATE orchestrator.study SET spec = '{"objective": {"_target_": "os.system"}}'""",
+    "change what a study runs": (
+        """UPDATE orchestrator.study SET spec = '{"objective": {"_target_": "os.system"}}'"""
+    ),
     "create a study": (
         "INSERT INTO orchestrator.study (study_id, name, spec, spec_hash) VALUES (1, 'x', "
         "'{}', 'x')"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_an_attempt_after_a_kill_gets_the_answers_of_the_first(
     store: Store, tmp_path: Path
 ) -> None:
     opt = Axis("opt", ("adam", "sgd"))
-    runner = {**RUNNER, "retries": 1}
+    runner = replace(RUNNER, retries=1)
     made = spec(
         params={},
         grid=(opt,),

@@ -64,8 +64,9 @@ def become(
     time.tzset()
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process lives
-    sys.stderr = open(
+    # Open for as long as the process lives.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(  # noqa: SIM115
         2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
     )
     forget()
@@ -76,10 +77,10 @@ def become(
         *(path for path in sys.path if path not in ("", str(cwd), *found)),
     ]
     sys.argv[:] = ["orchestrator", *arguments]
-    from orchestrator.cli import launch
+    from orchestrator.cli import local_workers
 
     forks = SimpleNamespace(**{**vars(subprocess), "Popen": _LaunchedWorker})
-    mock.patch.object(launch, "subprocess", forks).start()
+    mock.patch.object(local_workers, "subprocess", forks).start()
     try:
         runpy.run_module("orchestrator", run_name="__main__", alter_sys=True)
     finally:

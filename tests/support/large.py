@@ -36,8 +36,10 @@ _STATEMENTS = (
     SELECT o.trial_id, p.name, p.value, p.distribution FROM trials o
     CROSS JOIN LATERAL (VALUES
         ('a', CAST(o.number AS float8),
-            '{"name": "IntDistribution", "attributes": {"log": false, "step": 1, "low": 0, "high": 1000000}}'),
-        ('x', 0.5, '{"name": "FloatDistribution", "attributes": {"step": null, "low": 0.0, "high": 1.0, "log": false}}')
+            '{"name": "IntDistribution",'
+            ' "attributes": {"log": false, "step": 1, "low": 0, "high": 1000000}}'),
+        ('x', 0.5, '{"name": "FloatDistribution",'
+            ' "attributes": {"step": null, "low": 0.0, "high": 1.0, "log": false}}')
     ) AS p(name, value, distribution)
     WHERE o.study_id = %(study)s AND o.number BETWEEN %(first)s AND %(last)s
     """,

@@ -151,6 +151,11 @@ class OwnServer:
         )
         done = subprocess.run(
             [str(Path(POSTGRES_VERSIONS[MAJOR]) / name), *words],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd="/", timeout=120, **switch,  # type: ignore[call-overload]
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            timeout=120,
+            **switch,  # type: ignore[call-overload]
+        )
         assert done.returncode == 0, done.stdout + done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.model import Outcome
-from orchestrator.runner import Job, Message, PruneAsked, Runner, Running, attempt_dir
+from orchestrator.runner import Job, Message, PruneQuestion, Runner, Running, attempt_dir
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def running_with(target: dict[str, Any], **options: Any) -> Iterator[Runner]:
 
 
 def finish(
-    running: Running, judge: Callable[[PruneAsked], bool] = lambda _: False
+    running: Running, judge: Callable[[PruneQuestion], bool] = lambda _: False
 ) -> tuple[Outcome, list[Message]]:
     """Serves the attempt as a worker does, to its end."""
     messages: list[Message] = []
@@ -60,7 +60,7 @@ def finish(
     def ended() -> bool:
         for message in running.poll(1.0):
             messages.append(message)
-            if isinstance(message, PruneAsked):
+            if isinstance(message, PruneQuestion):
                 running.answer_prune(judge(message))
         return running.outcome is not None
 

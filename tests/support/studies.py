@@ -20,10 +20,11 @@ from orchestrator.model import (
     StudySpec,
     Suggestion,
 )
+from orchestrator.settings import RunnerSettings, sampler_settings
 from orchestrator.store import Attempt, Place, Prepared, Store, Ticket, Undecided, WorkerLease
 
 PLACE = Place("test-host", "/nowhere")
-RUNNER = {"max_runtime_min": None, "grace_s": 1.0, "start": "forkserver", "max_attempts": 3}
+RUNNER = RunnerSettings(grace_s=1.0, max_attempts=3)
 
 
 def spec(
@@ -48,7 +49,7 @@ def spec(
         grid=(Axis("a", tuple(range(cells))),),
         search=(Searched("x", "float", 0.0, 1.0),),
         budget=budget,
-        sampler={"name": "random"},
+        sampler=sampler_settings("random"),
         runner=RUNNER,
     )
     return replace(made, **changes)

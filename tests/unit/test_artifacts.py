@@ -70,13 +70,15 @@ def test_what_cannot_be_stored_is_refused_with_its_path(tmp_path: Path) -> None:
             "FileNotFoundError: [Errno 2] there is no such file to store as an artifact: "
             f"'{here}/gone.png'"
         ),
-        "directory": "IsADirectoryError: [Errno 21] an artifact is one file: store an archive of it,"
-        f" shutil.make_archive(name, 'zip', directory): '{here}'",
+        "directory": (
+            "IsADirectoryError: [Errno 21] an artifact must be a single file, not a directory;"
+            f" store an archive of it: shutil.make_archive(name, 'zip', directory): '{here}'"
+        ),
         "pipe": (
-            f"ValueError: {here}/pipe is no regular file, so it cannot be stored as an artifact"
+            f"ValueError: {here}/pipe is not a regular file, so it cannot be stored as an artifact"
         ),
         "name": "TypeError: the name of an artifact must be a string, got 3",
-        "empty": "ValueError: the name of an artifact has 1 to 255 characters, got 0",
+        "empty": "ValueError: the name of an artifact must have 1 to 255 characters, got 0",
         "nul": "ValueError: text with a NUL character cannot be stored",
         "type": r"ValueError: mimetype must have the form image/png, got 'text/html\r\nX-Evil: 1'",
         "place": (
@@ -137,9 +139,9 @@ def test_a_place_that_does_not_hold_is_refused_at_the_start(tmp_path: Path) -> N
         f"{tmp_path}/file": r"File exists",
         f"{tmp_path}/file/below": r"Not a directory",
         " ": "must be a directory or a URL; null keeps artifacts in paths.data",
-        "s3:bucket/x": "a URL has // after its protocol",
+        "s3:bucket/x": "a URL needs // after its protocol",
         "s4://bucket": "unknown protocol 's4'",
-        "ftp://me:secret@host/x": "a password does not belong into it",
+        "ftp://me:secret@host/x": "must not contain a password",
     }
     for setting, why in refused.items():
         with pytest.raises(ConfigError, match=why) as caught:

@@ -190,7 +190,7 @@ def test_a_manifest_cannot_write_outside_the_directory(
     manifest.write_text(json.dumps(data))
     second = begin(Checkpoints(url, tmp_path / "host2"), 2)
     assert (second.resumed_from, content(second.directory)) == (None, {})
-    assert "no generation of its checkpoints is whole" in caplog.text
+    assert "no generation of its checkpoints is complete" in caplog.text
     assert not list(tmp_path.rglob("escaped"))
 
 
@@ -261,7 +261,7 @@ def test_a_store_that_fails_is_logged_once_and_the_last_upload_makes_up_for_it(
     where = f"memory://me:***@{host}/digits-1/trial-0/attempt-1"
     assert (
         complaint
-        == f"{where}: checkpoints cannot be uploaded now, trying again: ftp://me:***@host is away"
+        == f"{where}: cannot upload checkpoints now, will try again: ftp://me:***@host is away"
     )
     assert content(begin(Checkpoints(url, tmp_path / "host2"), 2).directory) == {"last": "1"}
 

@@ -245,7 +245,7 @@ def test_files_that_cannot_be_read_are_passed_over_with_a_warning(
     monkeypatch.setattr(Path, "open", broken)
     third = begin(checkpoints, 3)
     assert (third.resumed_from, content(third.directory)) == (1, {"good": "1"})
-    assert "no checkpoints from attempt 2: Permission denied" in caplog.text
+    assert "cannot read the checkpoints of attempt 2: Permission denied" in caplog.text
 
 
 @pytest.mark.parametrize("kernel_copies", [True, False])
@@ -352,18 +352,18 @@ def test_an_empty_marker_is_replaced(tmp_path: Path, monkeypatch: Any) -> None:
         (
             "s3:bucket/x",
             (
-                r"paths.checkpoints=s3:bucket/x: a URL has // after its protocol, as in "
+                r"paths.checkpoints=s3:bucket/x: a URL needs // after its protocol, as in "
                 r"s3://bucket/path.*"
             ),
         ),
         (
             "",
             (
-                r"paths.checkpoints=: must be a directory or a URL; null keeps checkpoints with "
-                r"the runs"
+                r"paths.checkpoints=: must be a directory or a URL; null keeps checkpoints in "
+                r"paths.runs"
             ),
         ),
-        ("memory://a*", r"paths.checkpoints=memory://a\*: .* none of \* \? \["),
+        ("memory://a*", r"paths.checkpoints=memory://a\*: .* must not contain any of \* \? \["),
         ("data://x", "paths.checkpoints=data://x: Read only filesystem"),
         ("/proc/nowhere", r"paths.checkpoints=/proc/nowhere: .*\(/proc/nowhere\)"),
         ("file:///proc/nowhere", r"paths.checkpoints=file:///proc/nowhere: .*\(/proc/nowhere\)"),
@@ -382,7 +382,7 @@ def test_a_protocol_that_only_reads_is_refused(tmp_path: Path, monkeypatch: Any)
 
     monkeypatch.setattr(ObjectStore, "write", refuse)
     with pytest.raises(
-        ConfigError, match=r"^paths\.checkpoints=memory://x: nothing can be written there"
+        ConfigError, match=r"^paths\.checkpoints=memory://x: this protocol is read-only"
     ):
         Checkpoints("memory://x", tmp_path)
 

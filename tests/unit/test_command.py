@@ -22,7 +22,7 @@ from orchestrator.program import read
 from orchestrator.runner import (
     AttrSet,
     Message,
-    PruneAsked,
+    PruneQuestion,
     Reported,
     Runner,
     attempt_dir,
@@ -35,7 +35,7 @@ from tests.support.running import all_gone, finish, make_job, pids_of, running_w
 from tests.support.waiting import wait_until
 
 SHELL = {"command": ["sh", "-c", "{script}"]}
-NEVER: Callable[[PruneAsked], bool] = lambda _: False  # noqa: E731
+NEVER: Callable[[PruneQuestion], bool] = lambda _: False  # noqa: E731
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def attempt(
     shell: Runner,
     runs: Path,
     script: str,
-    judge: Callable[[PruneAsked], bool] = NEVER,
+    judge: Callable[[PruneQuestion], bool] = NEVER,
     **changes: Any,
 ) -> tuple[Outcome, list[Message]]:
     return finish(shell.start(job(runs, script, **changes)), judge)
@@ -203,7 +203,8 @@ from hydra.core.hydra_config import HydraConfig
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def main(cfg):
     job = HydraConfig.get()
-    said = [job.runtime.output_dir, job.job.num, job.job.id, os.path.exists(os.path.join(job.runtime.output_dir, ".hydra"))]
+    there = os.path.exists(os.path.join(job.runtime.output_dir, ".hydra"))
+    said = [job.runtime.output_dir, job.job.num, job.job.id, there]
     print(__import__("json").dumps({"value": cfg.lr, "said": said}))
 
 if __name__ == "__main__":
@@ -323,7 +324,8 @@ def test_json_lines_are_reports_the_last_value_the_result_and_other_keys_attribu
     printf '\\r 50%%|##  |\\r{"step": 2.0, "score": 0.7, "value": 9, "loss": 1.5}\\r'
     echo '{"step": 2, "value": 0.1}'
     echo '{"step": -1, "value": 0.2}'; echo '{"step": "x", "value": 0.3}'
-    echo '{"step": 5, "value": NaN}'; echo '{"step": 6, "value": null}'; echo '{"step": 7, "value": "8"}'
+    echo '{"step": 5, "value": NaN}'; echo '{"step": 6, "value": null}'
+    echo '{"step": 7, "value": "8"}'
     echo '{"value": 0.25, "note": {"a": [NaN]}, "orchestrator:x": 1}'; printf '{"value": 0.75}'
     """
     outcome, messages = attempt(shell, tmp_path, script)
@@ -338,7 +340,7 @@ def test_json_lines_are_reports_the_last_value_the_result_and_other_keys_attribu
         "step 2 was reported before",
         "step must be in 0",
         "None is a NoneType",
-        "program's own",
+        "reserved for the program itself",
         "not a metric",
     ):
         assert text in log
@@ -348,7 +350,9 @@ def test_the_metrics_file_says_the_same_as_lines_appended_or_as_one_object(
     shell: Runner, tmp_path: Path
 ) -> None:
     lines = """
-    for n in 1 2 3; do echo "{\\"step\\": $n, \\"value\\": 0.$n, \\"n\\": $n}" >> $ORCHESTRATOR_METRICS_FILE; done
+    for n in 1 2 3; do
+      echo "{\\"step\\": $n, \\"value\\": 0.$n, \\"n\\": $n}" >> $ORCHESTRATOR_METRICS_FILE
+    done
     """
     outcome, messages = attempt(shell, tmp_path, lines)
     assert (outcome, reports(messages)) == (Completed((0.3,)), [(1, 0.1), (2, 0.2), (3, 0.3)])
@@ -372,7 +376,7 @@ def test_a_metrics_file_prunes_while_the_program_runs_and_may_be_rewritten(
     sleep 60
     """
 
-    def judge(asked: PruneAsked) -> bool:
+    def judge(asked: PruneQuestion) -> bool:
         (attempt_dir(tmp_path, "study", 0, 1) / "checkpoints" / "go").touch()
         return asked.step == 2
 
@@ -383,20 +387,60 @@ def test_a_metrics_file_prunes_while_the_program_runs_and_may_be_rewritten(
 @pytest.mark.parametrize(
     ("result", "metrics", "script", "expected"),
     [
-        ({"metric": "test"}, ("score",), """echo '{"step": 1, "test": 3, "value": 1}'; echo '{"value": 2}'""", (3.0,)),
-        ({"metric": "value"}, ("score",), """echo '{"value": 1, "score": 2}'; echo '{"score": 3}'""", (1.0,)),
-        ({"regex": "final: ([0-9.]+)"}, ("score",), "(echo final: 1, final: 3.5) >&2; echo '{\"value\": 9}'", (3.5,)),
+        (
+            {"metric": "test"},
+            ("score",),
+            """echo '{"step": 1, "test": 3, "value": 1}'; echo '{"value": 2}'""",
+            (3.0,),
+        ),
+        (
+            {"metric": "value"},
+            ("score",),
+            """echo '{"value": 1, "score": 2}'; echo '{"score": 3}'""",
+            (1.0,),
+        ),
+        (
+            {"regex": "final: ([0-9.]+)"},
+            ("score",),
+            "(echo final: 1, final: 3.5) >&2; echo '{\"value\": 9}'",
+            (3.5,),
+        ),
         ({"regex": "(.+) of (.+)"}, ("a", "b"), "printf '1e-3 of -inf\\n2 of 3'", (2.0, 3.0)),
-        ("last", ("a", "b"), """echo '{"a": 1, "value": 7}'; echo '{"step": 1, "b": 2}'; echo '{"a": 3}'""", (3.0, 2.0)),
+        (
+            "last",
+            ("a", "b"),
+            """echo '{"a": 1, "value": 7}'; echo '{"step": 1, "b": 2}'; echo '{"a": 3}'""",
+            (3.0, 2.0),
+        ),
         ({"metric": ["x", "y"]}, ("a", "b"), """echo '{"x": 1, "y": 2, "a": 5}'""", (1.0, 2.0)),
-        ("last", ("score",), "true", "objective.result=last: the program ended without a value of 'score'"),
-        ({"metric": "tset"}, ("score",), "echo '{\"value\": 1}'", "objective.result.metric: the program ended without"),
-        ({"regex": "final: (.+)"}, ("score",), "echo fin", "objective.result.regex='final: (.+)' was found in no line"),
-        ({"regex": "final: (.+)"}, ("score",), "echo final: x", "found 'x' for 'score', which is no number"),
-        ("last", ("score",), "echo '{\"value\": NaN}'", "nan for 'score': NaN is no result"),
+        (
+            "last",
+            ("score",),
+            "true",
+            "objective.result=last: the program ended without a value of 'score'",
+        ),
+        (
+            {"metric": "tset"},
+            ("score",),
+            "echo '{\"value\": 1}'",
+            "objective.result.metric: the program ended without",
+        ),
+        (
+            {"regex": "final: (.+)"},
+            ("score",),
+            "echo fin",
+            "objective.result.regex='final: (.+)' matched no line",
+        ),
+        (
+            {"regex": "final: (.+)"},
+            ("score",),
+            "echo final: x",
+            "found 'x' for 'score', which is not a number",
+        ),
+        ("last", ("score",), "echo '{\"value\": NaN}'", "nan for 'score': NaN is not a result"),
         ("last", ("a", "b"), "echo '{\"a\": 1}'", "without a value of 'b'"),
     ],
-)  # fmt: skip
+)
 def test_the_result_is_what_the_rule_says_or_the_failure_names_the_rule(
     shell: Runner, tmp_path: Path, result: Any, metrics: tuple[str, ...], script: str, expected: Any
 ) -> None:
@@ -471,7 +515,10 @@ PIDS = 'cd "$ORCHESTRATOR_TRIAL_CHECKPOINT_DIR"; sleep 61 & echo "[$$, $!]" > .p
 def test_pruning_sends_term_then_kill_and_keeps_what_it_said(shell: Runner, tmp_path: Path) -> None:
     polite = "trap 'echo saved; exit 0' TERM; " + PIDS
     deaf = "trap '' TERM; " + PIDS
-    steps = """ for n in 1 2 3; do echo "{\\"step\\": $n, \\"value\\": $n, \\"n\\": $n}"; done; while :; do sleep 0.05; done"""
+    steps = """
+    for n in 1 2 3; do echo "{\\"step\\": $n, \\"value\\": $n, \\"n\\": $n}"; done
+    while :; do sleep 0.05; done
+    """
     for number, script in enumerate((polite + steps, deaf + steps)):
         outcome, messages = attempt(
             shell, tmp_path, script, lambda asked: asked.step == 2, number=number
@@ -575,7 +622,7 @@ def test_a_program_that_is_not_there_is_found_out_before_and_loses_no_trial_afte
     assert isinstance(outcome, Interrupted)
     assert outcome.lost
     assert outcome.reason.startswith(
-        "the objective does not run here any more: objective.command: './train.sh' does not exist"
+        "the objective no longer runs here: objective.command: './train.sh' does not exist"
     )
 
 

@@ -20,6 +20,7 @@ from orchestrator.config.space import Space
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Budget, Searched, StudySpec, Suggestion, TrialNews
 from orchestrator.search import Search, by_hand, describe
+from orchestrator.settings import sampler_settings
 
 SAMPLERS = ("tpe", "gp", "random", "qmc", "nsga2")
 GRID = {"model.kind": ["sgd", "adam", "rmsprop"], "data.batch": [32, 64]}
@@ -266,7 +267,9 @@ def present(cell: Mapping[str, Any]) -> list[str]:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_trial_has_the_parameters_of_its_cell_and_no_others(name: str, directions: Any) -> None:
     metrics = ("a", "b")[: len(directions)]
-    search = Search(replace(SPEC, sampler={"name": name}, directions=directions, metrics=metrics))
+    search = Search(
+        replace(SPEC, sampler=sampler_settings(name), directions=directions, metrics=metrics)
+    )
     cells = list(SPEC.cells())
     for number in range(40):
         cell = cells[number % 6]
@@ -287,7 +290,7 @@ def test_a_trial_has_the_parameters_of_its_cell_and_no_others(name: str, directi
 
 @pytest.mark.parametrize("name", ["tpe", "gp", "nsga2"])
 def test_a_conditional_study_is_reproduced_from_its_news(name: str) -> None:
-    spec, news = replace(SPEC, sampler={"name": name}), []
+    spec, news = replace(SPEC, sampler=sampler_settings(name)), []
     first, cells = Search(spec), list(SPEC.cells())
     for number in range(30):
         asked = first.ask(cells[number % 6], ticket=number, retry=0)
@@ -303,7 +306,7 @@ def test_a_conditional_study_is_reproduced_from_its_news(name: str) -> None:
 def test_cells_without_the_parameter_teach_about_the_others(name: str) -> None:
     near, by_chance = [], []
     for seed in range(5):
-        spec = replace(SPEC, sampler={"name": name}, seed=seed)
+        spec = replace(SPEC, sampler=sampler_settings(name), seed=seed)
         search, without = (
             Search(spec),
             [cell for cell in SPEC.cells() if cell["model.kind"] != "sgd"],
@@ -322,7 +325,10 @@ def test_cells_without_the_parameter_teach_about_the_others(name: str) -> None:
 def test_a_conditional_parameter_is_optimised_where_it_exists(name: str) -> None:
     late = []
     for seed in range(3):
-        search, cells = Search(replace(SPEC, sampler={"name": name}, seed=seed)), list(SPEC.cells())
+        search, cells = (
+            Search(replace(SPEC, sampler=sampler_settings(name), seed=seed)),
+            list(SPEC.cells()),
+        )
         for number in range(90):
             asked = search.ask(cells[number % 6], ticket=number, retry=0)
             values = asked.values
@@ -336,7 +342,11 @@ def test_a_conditional_parameter_is_optimised_where_it_exists(name: str) -> None
 
 @pytest.mark.parametrize("name", ["tpe", "gp"])
 def test_where_a_constraint_is_violated_the_sampler_does_not_go(name: str) -> None:
-    search, cells, late = Search(replace(SPEC, sampler={"name": name})), list(SPEC.cells()), []
+    search, cells, late = (
+        Search(replace(SPEC, sampler=sampler_settings(name))),
+        list(SPEC.cells()),
+        [],
+    )
     for number in range(90):
         asked = search.ask(cells[number % 6], ticket=number, retry=0)
         lr = asked.values["optim.lr"]
@@ -387,9 +397,9 @@ def test_thirty_parameters_and_five_hundred_cells_are_asked_about(name: str) -> 
     grid = (Axis("a", tuple(range(25))), Axis("b", tuple("abcdefghijklmnopqrst")))
     where = [{}, {"b": ("a", "c", "e")}, {"a": tuple(range(12)), "b": ("a", "b")}]
     searched = tuple(Searched(f"p{i}", "float", 0.0, 1.0, when=where[i % 3]) for i in range(30))
-    spec = replace(SPEC, grid=grid, search=searched, sampler={"name": name})
+    spec = replace(SPEC, grid=grid, search=searched, sampler=sampler_settings(name))
     search, cells, rng = Search(spec), list(spec.cells()), np.random.default_rng(0)
-    random = Search(replace(spec, sampler={"name": "random"}))
+    random = Search(replace(spec, sampler=sampler_settings("random")))
     news = [
         complete(n, random.ask(cells[n], ticket=n, retry=0), float(rng.random()))
         for n in range(0, 500, 5)

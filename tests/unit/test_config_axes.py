@@ -27,7 +27,9 @@ FILES = {
         "# @package params.arch\nkind: cnn\nlr: ${..lr}\ndepth: 2\noptimizer: {lr: 0.2, "
         "momentum: 0.9}\n"
     ),
-    "arch/far": "# @package params.arch\nkind: far\nlr: ${linear_scaling:${params.lr},32,${batch}}\n",
+    "arch/far": (
+        "# @package params.arch\nkind: far\nlr: ${linear_scaling:${params.lr},32,${batch}}\n"
+    ),
     "arch/lost": "# @package params.arch\nkind: lost\nlr: ${learning_rate}\n",
     "arch/two": "# @package _global_\nparams: {arch: {kind: two}, seed: 3}\n",
     "data/tiny": "# @package params.inputs.data\nrows: 3\n",

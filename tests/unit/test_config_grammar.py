@@ -21,7 +21,7 @@ from orchestrator.model import Axis, Searched
 def declared(value: str, section: str | None = None) -> Axis | Searched:
     sweep = grammar.parse_override(f"x={value}")._value
     assert isinstance(sweep, Sweep)
-    return grammar.declaration("x", sweep, section=section, shown=f"x={value}")
+    return grammar.declaration("x", sweep, section=section, source=f"x={value}")
 
 
 def refusal(value: str, section: str | None = None) -> str:

@@ -22,13 +22,10 @@ OWN = (
 
 
 def infeasible(*words: str, directory: Path | None = None) -> dict[str, Any]:
-    return dict(
-        study_spec(
-            compose(
-                "launch", [*OWN, *words], config_dir=None if directory is None else str(directory)
-            )
-        ).infeasible
+    composed = compose(
+        "launch", [*OWN, *words], config_dir=None if directory is None else str(directory)
     )
+    return vars(study_spec(composed).infeasible)
 
 
 def test_nothing_is_declared_by_default() -> None:

@@ -67,5 +67,5 @@ def test_an_artifact_is_listed_saved_and_deleted_and_one_without_its_file_is_not
     status, _, body = ask(app, "GET", f"/artifacts/{study._study_id}/{lost}")
     assert (status, json.loads(body)) == (
         404,
-        {"reason": "its file is not in paths.artifacts here"},
+        {"reason": "the file is not in the paths.artifacts of this dashboard"},
     )

@@ -28,7 +28,7 @@ from bottle import HTTPResponse
 from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.storages import InMemoryStorage
 
-from orchestrator.config.schema import DashboardConfig
+from orchestrator.config import DashboardConfig
 from orchestrator.dashboard import guard
 from orchestrator.dashboard.access import Access
 from orchestrator.dashboard.guard import Guard
@@ -568,7 +568,7 @@ def test_all_addresses_of_this_machine_are_its_names_when_it_listens_at_all(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"host": ""}, r"dashboard\.host is empty"),
+        ({"host": ""}, r"dashboard\.host: is empty"),
         ({"host": "no such name"}, r"dashboard\.host=no such name: .*must be an address or a name"),
         ({"host": "a" * 70}, r"dashboard\.host=a+: .*must be an address or a name"),
         ({"hosts": ["*"]}, r"dashboard\.hosts=\*: must be a host name"),

@@ -67,15 +67,18 @@ def test_a_broken_driver_is_an_error_and_never_a_cpu(nvml: FakeNvml) -> None:
 def test_a_gpu_that_is_lost_is_left_out_with_a_warning_and_never_replaced_by_the_cpu(
     nvml: FakeNvml, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discovery, "_said", set())
+    monkeypatch.setattr(discovery, "_reported", set())
     nvml.lost = {B}
     assert (keys(), keys(["GPU*"])) == ([A, C], [A, C])
     assert [record.message for record in caplog.records] == [
-        "GPU 1 does not answer: GPU is lost; it is left out"
+        "GPU 1 does not answer: GPU is lost; it is not used"
     ]
     with pytest.raises(
         DeviceError,
-        match=r"'1' names no device of this host; .* and cpu; GPU 1 does not answer: GPU is lost$",
+        match=(
+            r"'1' matches no device of this host; .* and cpu; GPU 1 does not answer: GPU is "
+            r"lost$"
+        ),
     ):
         discover(["1"])
     nvml.lost = {A, B, C}
@@ -94,7 +97,7 @@ def test_why_there_is_no_gpu_is_told(nvml: FakeNvml, monkeypatch: pytest.MonkeyP
     nvml.uuids = []
     assert why_no_gpu() == "the NVIDIA driver sees no GPU"
     nvml.init_error = pynvml.NVML_ERROR_DRIVER_NOT_LOADED
-    assert why_no_gpu() == "no NVIDIA driver here"
+    assert why_no_gpu() == "no NVIDIA driver on this host"
     assert nvml.open == 0
 
 
@@ -156,8 +159,8 @@ def test_an_entry_that_names_nothing_is_refused_with_a_list_of_what_there_is(
     with pytest.raises(DeviceError) as caught:
         discover([entry])
     assert str(caught.value) == (
-        f"worker.devices: {entry!r} names no device of this host; "
-        f"there is 0: {A} (NVIDIA H100), 1: {B} (NVIDIA H100), 2: {C} (NVIDIA H100), and cpu"
+        f"worker.devices: {entry!r} matches no device of this host; "
+        f"it has 0: {A} (NVIDIA H100), 1: {B} (NVIDIA H100), 2: {C} (NVIDIA H100), and cpu"
     )
 
 

@@ -99,9 +99,7 @@ def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
 
 
 @pytest.mark.usefixtures("untouched")
-def test_the_first_of_several_signals_ends_a_program_in_order_and_the_others_do_not_disturb_it() -> (
-    None
-):
+def test_the_first_of_several_signals_ends_a_program_in_order_undisturbed_by_the_others() -> None:
     steps = []
 
     def program() -> None:

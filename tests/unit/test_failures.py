@@ -30,7 +30,7 @@ def test_a_kind_of_failure_is_told_once_and_then_ever_more_seldom() -> None:
         failures.show(view)
     rows.append(FailureRow(9, 99, "KeyError: 'lr'\nlog: /runs/9"))
     failures.show(view)
-    alike = "trials failed alike, trial 0 first: ValueError: 0 is odd"
+    alike = "trials failed the same way, first trial 0: ValueError: 0 is odd"
     assert said == [
         "trial 0 failed: ValueError: 0 is odd\nlog: /runs/0\n  line 0",
         *(f"{n} {alike}" for n in (2, 4, 8)),

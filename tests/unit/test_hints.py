@@ -57,7 +57,7 @@ def test_in_a_container_of_compose_commands_are_those_of_its_host(
     assert stop() == "docker compose exec dashboard orchestrator stop study.name=mine"
     assert hints.command(call, "worker") == "docker compose up -d worker"
     assert hints.command(call, "launch") == "docker compose run --rm launch"
-    assert "trial is left" in hints.staying(call, "mine", 1)
+    assert "stays active with 1 trial left" in hints.staying(call, "mine", 1)
 
 
 def test_who_serves_a_study_is_said_by_the_strongest_reason() -> None:
@@ -68,11 +68,10 @@ def test_who_serves_a_study_is_said_by_the_strongest_reason() -> None:
     )
     many = tuple((f"why {k}", 1) for k in range(5))
     assert str(unserved(call, "s", Servers(refusals=many))).endswith(
-        "1 worker: why 2; and 2 more reasons"
+        "1 worker: why 2; and 2 other reasons"
     )
-    assert (
-        unserved(call, "s", Servers())
-        == "no worker serves study s: there is none; start one with: orchestrator worker"
+    assert unserved(call, "s", Servers()) == (
+        "no worker serves study s: no worker is running; start one with: orchestrator worker"
     )
 
 

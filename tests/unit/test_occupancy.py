@@ -33,7 +33,7 @@ GPU = Device(A, 0, "NVIDIA H100", 80 * GIB, "gpu")
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    monkeypatch.setattr(occupancy, "pids_tell", lambda: True)
+    monkeypatch.setattr(occupancy, "pids_are_ours", lambda: True)
     return FakeNvml([A, B]).install(monkeypatch)
 
 
@@ -112,7 +112,7 @@ def test_where_pids_do_not_tell_memory_in_use_does(
     fake: FakeNvml, nvml: Nvml, monkeypatch: pytest.MonkeyPatch, blind: str
 ) -> None:
     if blind == "a container":
-        monkeypatch.setattr(occupancy, "pids_tell", lambda: False)
+        monkeypatch.setattr(occupancy, "pids_are_ours", lambda: False)
         # a PID of the host, which means another process here
         fake.computing = {A: {os.getpid(): 0}}
     fake.no_processes = blind != "a container"
@@ -120,10 +120,10 @@ def test_where_pids_do_not_tell_memory_in_use_does(
     assert strangers(nvml, GPU, held=False) == []
     fake.in_use = {A: 3 * GIB}
     said = strangers(nvml, GPU, held=False)
-    assert said == ["processes that are not seen from here (3,072 MiB)"]
+    assert said == ["processes that are not visible from here (3,072 MiB)"]
     assert strangers(nvml, GPU, held=True) == [], "it may be that of another worker's trial"
     with monkeypatch.context() as windows:
-        windows.setattr(occupancy, "memory_tells", lambda: False)
+        windows.setattr(occupancy, "memory_is_ours", lambda: False)
         assert strangers(nvml, GPU, held=False) == []
     fake.old_driver = True
     assert strangers(nvml, GPU, held=False) == said
@@ -144,9 +144,7 @@ def test_a_gpu_that_is_gone_is_an_error_with_its_name(fake: FakeNvml, nvml: Nvml
         ):
             ask()
     fake.uuids.remove(A)  # as a MIG instance that was taken apart
-    with pytest.raises(
-        DeviceError, match=r"^GPU 0 \(NVIDIA H100, GPU-aaaa1111\) is no longer there$"
-    ):
+    with pytest.raises(DeviceError, match=r"^GPU 0 \(NVIDIA H100, GPU-aaaa1111\) has disappeared$"):
         held.check()
 
 
@@ -177,7 +175,7 @@ def test_the_next_trial_waits_for_memory_that_nobody_holds_any_more(
     fake.in_use = {A: 5 * GIB + GIB // 4}
     assert (
         held.wait_until_free(0)
-        == "5,120 MiB of GPU 0 (NVIDIA H100, GPU-aaaa1111) are not free again"
+        == "5,120 MiB of GPU 0 (NVIDIA H100, GPU-aaaa1111) have not been freed"
     )
 
     looks = 0
@@ -208,7 +206,7 @@ def test_nobody_waits_for_others_on_the_gpu(fake: FakeNvml, nvml: Nvml) -> None:
 def test_in_a_container_only_who_is_alone_on_a_gpu_waits_for_its_memory(
     fake: FakeNvml, nvml: Nvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(occupancy, "pids_tell", lambda: False)
+    monkeypatch.setattr(occupancy, "pids_are_ours", lambda: False)
     alone, sharing = Occupancy(nvml, GPU, 0, alone=True), Occupancy(nvml, GPU, 0, alone=False)
     fake.in_use = {A: 8 * GIB}
     assert (alone.wait_until_free(0) or "").startswith("8,192 MiB of GPU 0")
@@ -284,7 +282,7 @@ def test_on_a_real_gpu_a_trial_is_told_from_a_stranger_and_its_memory_is_free_wh
             ) as trial:
                 assert trial.stdout is not None
                 assert trial.stdout.readline() == "there\n"
-                blind = not occupancy.pids_tell()
+                blind = not occupancy.pids_are_ours()
                 assert bool(strangers(nvml, gpu, held=False)) is (noticed or blind)
                 if not noticed or blind:
                     assert (held.used_bytes() or 0) >= 2 << 30

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from orchestrator.cli import reports
+from orchestrator.cli import best
 from orchestrator.config import compose, study_spec
 from orchestrator.model import StudySpec, at, same_value
 from orchestrator.runner import Job
@@ -227,7 +227,7 @@ def test_the_printed_overrides_run_exactly_the_parameters_of_the_trial(
     values, asked, cfg = run(spec, cell % spec.n_cells, wanted)
 
     trial: Any = SimpleNamespace(params={**values, **asked})
-    printed = reports.overrides(spec, trial, composed.groups)
+    printed = best.overrides(spec, trial, composed.groups)
     if printed is None:  # a key that the grammar cannot write
         assert "größe" in asked or not all(
             json.dumps(value, ensure_ascii=False).isascii() for value in values.values()
@@ -243,7 +243,7 @@ def test_the_printed_overrides_run_exactly_the_parameters_of_the_trial(
         without(cfg, asked), sort_keys=True
     )
 
-    written = OmegaConf.to_container(reports.trained_with(spec, trial), resolve=True)
+    written = OmegaConf.to_container(best.trained_with(spec, trial), resolve=True)
     for name, value in trial.params.items():
         assert same_value(at(written, name), value), "out=best.yaml says the same"
 
@@ -258,10 +258,11 @@ GROUPS = {
     "optim/adam": "# @package params.optim\nlr: 0.01\nbetas: [0.9, 0.99]\n",
     "net/small": "width: 4\n",
     "net/big": "width: 40\n",
-    "experiment/one": "# @package _global_\ndefaults: [{/arch: mlp}]\nstudy: {name: first}\nobjective: "
-    "{_target_: my.train}\n"
+    "experiment/one": "# @package _global_\ndefaults: [{/arch: mlp}]\nstudy: {name: first}\n"
+    "objective: {_target_: my.train}\n"
     "params: {lr: 0.1, epochs: 3}\nbudget: {trials: 9}\n",
-    "experiment/two": "# @package _global_\ndefaults: [one]\ngrid: {arch: [mlp, cnn], optim: [sgd, adam]}\n"
+    "experiment/two": "# @package _global_\ndefaults: [one]\n"
+    "grid: {arch: [mlp, cnn], optim: [sgd, adam]}\n"
     "search: {arch.depth: {space: 'range(1, 4)', when: {arch: cnn}}, lr: 'interval(0.1, 1)'}\n",
 }
 
@@ -294,7 +295,7 @@ def test_the_printed_overrides_of_a_study_of_config_groups_run_the_trial(
     spec = study_spec(composed)
     for cell in range(spec.n_cells):
         values, _, cfg = run(spec, cell, {})
-        printed = reports.overrides(spec, SimpleNamespace(params=values), composed.groups)  # type: ignore[arg-type]
+        printed = best.overrides(spec, SimpleNamespace(params=values), composed.groups)  # type: ignore[arg-type]
         assert printed is not None
         again = [*words, "study.name=other", *shlex.split(" ".join(printed)), "budget.trials=1"]
         other = study_spec(compose("launch", again, config_dir=str(tmp_path)))

@@ -16,7 +16,7 @@ from orchestrator.runner import (
     AttrSet,
     Job,
     Message,
-    PruneAsked,
+    PruneQuestion,
     Reported,
     Runner,
     TrialPruned,
@@ -59,8 +59,8 @@ def test_every_kind_of_number_is_a_result_and_nothing_else_is(tmp_path: Path) ->
         "one_of_one": 0.5,
     }
     bad = {
-        "nan": "nan for 'score': NaN is no result",
-        "inf": "-inf for 'score': it is to be minimized, and nothing is as good as that",
+        "nan": "nan for 'score': NaN is not a result",
+        "inf": "-inf for 'score': no value is that good for a metric to be minimized",
         "none": "None is a NoneType, not a number",
         "bool": "True is a bool, not a number",
         "np_bool": "not a number",
@@ -96,9 +96,9 @@ def test_a_mapping_gives_the_metric_and_attributes_and_says_what_it_left_out(
     assert outcome == Completed((0.5,), {"epochs": 7, "curve": [1.0, "nan"]})
     log = attempt_dir(tmp_path, "study", 0, 1) / "output.log"
     assert (
-        "the entry 'model' of the returned mapping was not stored: object has no JSON form"
-        in log.read_text()
-    )
+        "the entry 'model' of the returned mapping was not stored: object cannot be converted "
+        "to JSON"
+    ) in log.read_text()
 
 
 def test_several_objectives_take_a_sequence_and_refuse_reports(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_reports_arrive_in_order_and_the_answer_prunes(tmp_path: Path) -> None:
     assert outcome == Pruned(3)
     expected: list[Message] = []
     for step in range(4):
-        expected += [Reported(step, float(step)), PruneAsked(step)]
+        expected += [Reported(step, float(step)), PruneQuestion(step)]
     assert messages == expected
 
 
@@ -238,13 +238,15 @@ def test_what_cannot_be_stored_is_refused_where_it_was_said(tmp_path: Path) -> N
         "big_step": "ValueError: step must be in 0 … 2147483647, got 2147483648",
         "nul": "ValueError: user attribute 'a': text with a NUL character cannot be stored",
         "surrogate": "ValueError: user attribute 'a': text with a lone surrogate cannot be stored",
-        "nul_key": "ValueError: user attribute 'a\\x00': text with a NUL character cannot be stored",
+        "nul_key": (
+            "ValueError: user attribute 'a\\x00': text with a NUL character cannot be stored"
+        ),
         "int_key": (
             "TypeError: user attribute int: the name of a user attribute must be a string, "
             "got 1 (int)"
         ),
-        "set": "TypeError: user attribute 'a': set has no JSON form",
-        "bytes": "TypeError: user attribute 'a': bytes has no JSON form",
+        "set": "TypeError: user attribute 'a': set cannot be converted to JSON",
+        "bytes": "TypeError: user attribute 'a': bytes cannot be converted to JSON",
         "loop": "ValueError: user attribute 'a': it is nested too deeply or contains itself",
         "long": "ValueError: user attribute 'a': it takes more than 1,000,000 bytes as JSON",
     }
@@ -386,7 +388,7 @@ def test_poll_does_not_wait_longer_than_asked_nor_a_quarter_of_a_second(
             return wait_readable([], seconds)
 
         with monkeypatch.context() as patch:
-            patch.setattr("orchestrator.runner.runner.wait_readable", wait)
+            patch.setattr("orchestrator.runner.running.wait_readable", wait)
             for timeout, longest in ((0.0, []), (0.1, [0.1]), (60.0, [0.25])):
                 waits.clear()
                 assert running.poll(timeout) == []
@@ -419,7 +421,7 @@ def test_one_attempt_at_a_time(tmp_path: Path) -> None:
             {"_target_": "no_such_package.train"},
             "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'",
         ),
-        ({"_target_": "tests.support.objectives.not_callable"}, "is not callable, it is int"),
+        ({"_target_": "tests.support.objectives.not_callable"}, "is not callable; its type is int"),
         (
             {"_target_": "tests.support.objectives.os.system"},
             "'tests.support.objectives.os' is the module 'os'",
@@ -496,9 +498,7 @@ def test_an_import_that_does_not_survive_a_fork_makes_every_trial_a_fresh_interp
             finish(runner.start(make_job(tmp_path / "runs", target, number=n)))[0] for n in range(2)
         ]
     assert all(isinstance(outcome, Completed) for outcome in outcomes)
-    assert (
-        f"every trial starts a fresh interpreter: importing the objective {reason}" in caplog.text
-    )
+    assert f"every trial starts a new interpreter: importing the objective {reason}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -541,13 +541,13 @@ def test_a_target_runs_only_where_a_pattern_allows_it() -> None:
     for patterns, shown in (
         (["my_project"], "my_project"),
         (["My_project.*", "x.*"], "My_project.*, x.*"),
-        ([], "none"),
+        ([], "nothing"),
     ):
         with pytest.raises(ConfigError) as caught:
             check_allowed(target, patterns)
         assert str(caught.value) == (
             "objective._target_: 'my_project.models.train' may not run on this host; "
-            f"worker.allow_targets has {shown}"
+            f"worker.allow_targets allows {shown}"
         )
     with pytest.raises(ConfigError, match="is not a dotted path"):
         check_allowed({}, None)

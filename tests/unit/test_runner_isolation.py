@@ -94,13 +94,13 @@ def test_a_process_goes_on_after_a_pruned_trial_and_garbage_that_ends_its_proces
 @pytest.mark.parametrize(
     ("what", "why"),
     [
-        ("thread", "threads run on (mine)"),
+        ("thread", "threads are still running (mine)"),
         ("process", "it left child processes"),
-        ("daemon", "it left processes in sessions of their own"),
+        ("daemon", "it left processes in other sessions"),
         ("cwd", "the working directory was changed"),
         ("environment", "environment variables were changed (MY_SETTING)"),
         ("limit", "resource limits were changed"),
-        ("files", "it left more files open than may be again"),
+        ("files", "it left more than half of the allowed files open"),
         ("stdout", "stdout or stderr was closed or replaced"),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_killed_keeper_interrupts_the_attempt_and_is_replaced(tmp_path: Path) 
 def test_a_hanging_keeper_ended_by_a_worker_that_drains_is_no_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.runner.runner.MARGIN_S", 0.2)
+    monkeypatch.setattr("orchestrator.runner.running.MARGIN_S", 0.2)
     with running_with(objective("hangs_with_grandchild"), grace_s=0.2) as runner:
         running = runner.start(make_job(tmp_path, objective("hangs_with_grandchild")))
         child, grandchild, keeper = pids_of(tmp_path)
@@ -98,7 +98,7 @@ def test_a_run_directory_removed_before_the_child_begins_is_a_lost_attempt_and_t
             outcome, _ = finish(runner.start(make_job(runs, target)))
         job_path = attempt_dir(runs, "study", 0, 1) / "job.json"
         reason = (
-            f"its run directory went away before it began: No such file or directory ({job_path})"
+            f"its run directory vanished before it started: No such file or directory ({job_path})"
         )
         assert outcome == Interrupted(reason, lost=True)
         assert finish(runner.start(make_job(runs, target)))[0] == Completed((0.5,))
@@ -123,7 +123,7 @@ def test_a_module_broken_meanwhile_is_a_lost_attempt_and_found_by_the_next_check
             assert isinstance(outcome, Interrupted)
             assert outcome.lost
             assert outcome.reason.startswith(
-                "the objective does not import any more: 'my_objective.train' "
+                "the objective no longer imports: 'my_objective.train' "
             )
             assert problem in outcome.reason
             with pytest.raises(ConfigError, match=problem):

@@ -169,7 +169,7 @@ def bench() -> Iterator[Bench]:
         (
             "deletes_its_run_directory",
             {"value": None},
-            "the objective returned no number for 'score': None",
+            "the objective did not return a number for 'score': None",
             "value",
         ),
     ],

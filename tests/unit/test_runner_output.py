@@ -129,7 +129,10 @@ def test_a_disk_that_hangs_does_not_hold_up_the_keeper(
     reader, writer = os.pipe()
     output = Output(reader, tmp_path / "output.log", None)
     os.write(writer, b"x")
-    assert output.finish(0.1) == f"the log is incomplete, the disk hangs: {tmp_path / 'output.log'}"
+    assert (
+        output.finish(0.1)
+        == f"the log is incomplete, because the disk hangs: {tmp_path / 'output.log'}"
+    )
     answers.set()
     wait_until(lambda: "output" not in {thread.name for thread in threading.enumerate()})
     os.close(writer)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from orchestrator.model import Completed, Failed, Interrupted, Outcome
-from orchestrator.runner import Running, Told, attempt_dir, read_result
+from orchestrator.runner import EndRequest, Running, attempt_dir, read_result
 from orchestrator.signals import ENDING
 from tests.support.running import alive, finish, make_job, pids_of, running_with
 from tests.support.waiting import wait_until
@@ -44,10 +44,10 @@ SAY = "echo [$$] > .p; mv .p pids.json; "
 class Worker:
     """What the runner is told of its worker."""
 
-    told = Told.NOTHING
+    request = EndRequest.NONE
 
-    def __call__(self) -> Told:
-        return self.told
+    def __call__(self) -> EndRequest:
+        return self.request
 
 
 def processes(runs: Path, number: int = 0) -> list[psutil.Process]:
@@ -74,7 +74,7 @@ def checkpoints(runs: Path, number: int = 0) -> Path:
 
 
 def stop(running: Running, worker: Worker) -> Outcome:
-    worker.told = Told.STOP
+    worker.request = EndRequest.STOP
     running.ask_to_stop()
     return finish(running)[0]
 
@@ -124,10 +124,10 @@ def test_a_program_that_a_signal_to_all_ends_is_interrupted_once_the_worker_lear
         strike(tmp_path, signum)
         wait_until(lambda: running.poll(0.05) is None or not alive(pids[0]))
         polled(running, 0.1)
-        worker.told = Told.LEAVE if signum == signal.SIGINT else Told.STOP
+        worker.request = EndRequest.LEAVE if signum == signal.SIGINT else EndRequest.STOP
         outcome, _ = finish(running)
     assert outcome == Interrupted(
-        f"it failed when it was to end: the program was killed by {signum.name}"
+        f"it failed while it was being ended: the program was killed by {signum.name}"
     )
 
 
@@ -182,7 +182,7 @@ def test_a_program_gets_sigterm_once(tmp_path: Path, by_all: bool) -> None:
         pids_of(tmp_path)
         if by_all:
             strike(tmp_path, signal.SIGTERM)
-        worker.told = Told.STOP
+        worker.request = EndRequest.STOP
         running.ask_to_stop()
         wait_until(lambda: running.poll(0.05) is None or (checkpoints(tmp_path) / "told").exists())
         polled(running, 1.0)
@@ -191,7 +191,7 @@ def test_a_program_gets_sigterm_once(tmp_path: Path, by_all: bool) -> None:
     assert (checkpoints(tmp_path) / "told").read_text() == "told\n"
 
 
-def test_an_exception_that_comes_from_a_signal_to_all_is_no_failure_and_leaves_none_for_other_workers(
+def test_an_exception_from_a_signal_to_all_is_not_a_failure_and_leaves_none_to_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker, objective = Worker(), target("breaks_with_its_helper")
@@ -206,9 +206,9 @@ def test_an_exception_that_comes_from_a_signal_to_all_is_no_failure_and_leaves_n
         polled(running, 0.1)
         assert read_result(attempt_dir(tmp_path, "study", 0, 1)) is None
         outcome = stop(running, worker)
-    reason = "it failed when it was to end: RuntimeError: the helper is gone"
+    reason = "it failed while it was being ended: RuntimeError: the helper is gone"
     assert outcome == Interrupted(reason), "interrupted, and not counted as lost"
-    assert "trial 0 failed when it was to end, and is given back" in caplog.text
+    assert "trial 0 failed while it was being ended and is given back" in caplog.text
     assert "Traceback" in caplog.text
 
 
@@ -220,13 +220,13 @@ def test_a_failure_after_a_request_to_stop_is_given_back_and_counts_as_lost_if_i
     with running_with(objective, moment_s=0.2 if late else LONG_S) as runner:
         running = runner.start(make_job(tmp_path, objective), worker)
         pids_of(tmp_path)
-        worker.told = Told.STOP
+        worker.request = EndRequest.STOP
         running.ask_to_stop()
         if late:
             polled(running, 0.3)
         (checkpoints(tmp_path) / "go").touch()
         given_back = Interrupted(
-            "it failed when it was to end: RuntimeError: no checkpoint", lost=late
+            "it failed while it was being ended: RuntimeError: no checkpoint", lost=late
         )
         assert finish(running)[0] == given_back
     assert read_result(attempt_dir(tmp_path, "study", 0, 1)) in (None, given_back)
@@ -249,7 +249,7 @@ def test_a_worker_that_only_lets_its_trial_finish_gets_its_result_and_its_failur
     tmp_path: Path,
 ) -> None:
     worker = Worker()
-    worker.told = Told.LEAVE
+    worker.request = EndRequest.LEAVE
     objective = target("ends_when_it_may")
     with running_with(objective, moment_s=0.3) as runner:
         running = runner.start(make_job(tmp_path, objective), worker)
@@ -270,7 +270,7 @@ def test_a_worker_that_only_lets_its_trial_finish_gets_its_result_and_its_failur
     assert outcome.causes == ("exit", "exit:3")
 
 
-def test_a_keeper_that_imports_survives_the_signals_and_the_child_keeps_handlers_of_the_objectives_module(
+def test_an_importing_keeper_survives_signals_and_the_child_keeps_the_modules_handlers(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "mine.py").write_text(

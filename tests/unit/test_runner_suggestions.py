@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted
-from orchestrator.runner import Job, PruneAsked, Runner, SuggestAsked
+from orchestrator.runner import Job, PruneQuestion, Runner, SuggestQuestion
 from orchestrator.runner.protocol.target import arguments_of, check_call, locate
 from tests.support.running import make_job, running_with
 from tests.support.waiting import wait_until
@@ -93,7 +93,10 @@ def test_a_function_is_called_with_what_it_takes(
         (
             lambda trial, cfg: 0,
             [],
-            r"\(trial\): missing a required argument: 'cfg'; a function of both takes cfg first",
+            (
+                r"\(trial\): missing a required argument: 'cfg'; a function that takes both must "
+                r"take cfg first"
+            ),
         ),
         (lambda: 0, [], r"cannot be called as \(cfg, trial\): too many positional arguments"),
     ],
@@ -160,10 +163,10 @@ later = partial(coroutine)
                 r"method of that instance"
             ),
         ),
-        ("coroutine", r"is an async function, whose call runs nothing: .*asyncio\.run"),
+        ("coroutine", r"is an async function, so a call runs nothing: .*asyncio\.run"),
         ("asynchronous", "is an async function"),
         ("later", "is an async function"),
-        ("generator", r"is a generator, whose call runs nothing: let it return its result"),
+        ("generator", r"is a generator, so a call runs nothing: return the final result"),
         ("stream", "is a generator"),
     ],
 )
@@ -250,18 +253,18 @@ def catches_what_it_can(trial: Any) -> float:
 
 def answered(
     runner: Runner, job: Job, answers: dict[str, dict[str, Any]]
-) -> tuple[Any, list[SuggestAsked]]:
+) -> tuple[Any, list[SuggestQuestion]]:
     """Serves the attempt to its end with these answers; returns its outcome and what it asked."""
     running, asked = runner.start(job), []
 
     def ended() -> bool:
         for message in running.poll(1.0):
-            if isinstance(message, SuggestAsked):
+            if isinstance(message, SuggestQuestion):
                 asked.append(message)
                 # a late answer to another question changes nothing
                 running.answer_suggest("another", 99.0)
                 running.answer_suggest(message.name, **answers[message.name])
-            elif isinstance(message, PruneAsked):
+            elif isinstance(message, PruneQuestion):
                 running.answer_prune(True)
         return running.outcome is not None
 
@@ -277,9 +280,9 @@ def test_what_is_asked_reaches_the_worker_once_and_its_answer_the_objective(tmp_
     got = {"same": True, "should": True, "kind": "b", "depth": 3, "x": 0.25}
     assert outcome == Completed((0.25,), got)
     assert asked == [
-        SuggestAsked("kind", "categorical", {"choices": ["a", "b"]}),
-        SuggestAsked("depth", "int", {"low": 1, "high": 4, "step": 1, "log": False}),
-        SuggestAsked("x", "float", {"low": 0, "high": 1, "step": None, "log": False}),
+        SuggestQuestion("kind", "categorical", {"choices": ["a", "b"]}),
+        SuggestQuestion("depth", "int", {"low": 1, "high": 4, "step": 1, "log": False}),
+        SuggestQuestion("x", "float", {"low": 0, "high": 1, "step": None, "log": False}),
     ]
 
 
@@ -396,26 +399,26 @@ def test_a_refusal_is_raised_where_the_objective_asked(tmp_path: Path) -> None:
         (
             "wants_the_storage",
             (
-                "no attribute 'storage': the objective runs without the study's storage; "
+                "no attribute 'storage': the objective has no access to the study's storage; use "
                 "trial.set_user_attr and"
             ),
         ),
         (
             "wants_to_stop_the_study",
-            "trial.study has no attribute 'stop': end the study from outside: orchestrator stop",
+            "trial.study has no attribute 'stop': to end the study: orchestrator stop",
         ),
         (
             "uploads",
             (
-                "storage is required for FrozenTrial. Here trial.log_artifact(path) stores a "
+                "storage is required for FrozenTrial. Use trial.log_artifact(path) to store a "
                 "file with the trial."
             ),
         ),
         (
             "distributes",
             (
-                "as the trial argument. Here let the process that the objective was called in "
-                "use trial itself"
+                "as the trial argument. Use the trial directly, only in the process that called "
+                "the objective"
             ),
         ),
         ("mistypes", "no attribute 'sugest_float' (did you mean 'suggest_float'?)"),
@@ -435,7 +438,9 @@ def test_an_attempt_that_asks_a_worker_that_is_gone_is_no_failure_of_the_trial(
     job = make_job(tmp_path, {"_target_": f"{THIS}.catches_what_it_can"})
     with running_with(dict(job.objective)) as runner:
         running = runner.start(job)
-        wait_until(lambda: any(isinstance(message, SuggestAsked) for message in running.poll(0.1)))
+        wait_until(
+            lambda: any(isinstance(message, SuggestQuestion) for message in running.poll(0.1))
+        )
         running._channel.close()
         wait_until(lambda: running.poll(0.1) == [] and running.outcome is not None)
     assert isinstance(running.outcome, Interrupted)

@@ -149,7 +149,7 @@ def test_the_plan_says_every_parameter_once_with_its_step() -> None:
     (drop,) = [line for line in lines if " drop " in line]
     assert "range(0.0, 5.0, 1.0)" in drop
     assert "float from 0 to 4" in drop
-    assert "no trial is started after 1.5 h" in lines
+    assert "no trial starts after 1.5 h" in lines
     assert "  batch=32 optim.name=a\\nb" in lines
 
 

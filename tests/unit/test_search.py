@@ -25,7 +25,8 @@ from orchestrator.errors import ConfigError
 from orchestrator.model import ASK_KEY, Axis, Budget, Searched, StudySpec, Suggestion, TrialNews
 from orchestrator.search import Search, create_optuna_tables, open_storage, optuna_schema_head
 from orchestrator.search.gp import surrogate
-from orchestrator.search.trials.mirror import Mirror, asked
+from orchestrator.search.trials.mirror import Mirror, blank_trial
+from orchestrator.settings import GPSettings, MedianSettings, sampler_settings
 
 SAMPLERS = ("tpe", "gp", "random", "qmc", "nsga2")
 SPEC = StudySpec(
@@ -60,7 +61,7 @@ ONE = StudySpec(
 
 
 def with_sampler(spec: StudySpec, name: str, **options: Any) -> StudySpec:
-    return replace(spec, sampler={"name": name, **options})
+    return replace(spec, sampler=sampler_settings(name, **options))
 
 
 def complete(number: int, asked: Suggestion, value: float, cell: int | None = None) -> TrialNews:
@@ -153,8 +154,8 @@ def test_a_rehearsal_changes_no_suggestion(name: str, known: int) -> None:
 def test_the_mirror_holds_its_trials_by_number_whatever_comes_when() -> None:
     mirror = Mirror("m", ("minimize",))
     for number in (5, 2, 9, 0, 2, 7):
-        mirror.put(asked(number, {}))
-    replaced = asked(5, {"later": True})
+        mirror.put(blank_trial(number, {}))
+    replaced = blank_trial(5, {"later": True})
     mirror.put(replaced)
     mirror.remove(9)
     mirror.remove(9)
@@ -165,7 +166,8 @@ def test_the_mirror_holds_its_trials_by_number_whatever_comes_when() -> None:
     assert mirror.next_number() == 8
     trials.clear()
     assert [
-        t.number for t in mirror.restricted([asked(3, {}), asked(1, {})]).get_all_trials(0)
+        t.number
+        for t in mirror.restricted([blank_trial(3, {}), blank_trial(1, {})]).get_all_trials(0)
     ] == [1, 3]
     assert len(mirror.get_all_trials(0)) == 3
 
@@ -416,29 +418,64 @@ def test_maximising_is_minimising_the_negative() -> None:
 @pytest.mark.parametrize(
     ("group", "settings", "says"),
     [
-        ("sampler", {"name": "cmaes"}, "sampler=cmaes: must be one of tpe, gp, random, qmc, nsga2"),
-        ("sampler", {"name": "tpe", "n_startup_trial": 3}, "did you mean 'n_startup_trials'"),
+        (
+            "sampler",
+            {"name": "cmaes"},
+            "sampler=cmaes: there is no such sampler; there are tpe, gp, random, qmc, nsga2",
+        ),
+        (
+            "sampler",
+            {"name": "tpe", "n_startup_trial": 3},
+            "did you mean 'sampler.n_startup_trials'",
+        ),
+        (
+            "sampler",
+            {"name": "tpe", "n_startup_trials": 2.5},
+            "sampler.n_startup_trials=2.5: must be a whole number",
+        ),
         (
             "sampler",
             {"name": "gp", "n_startup_trials": -1},
-            "sampler.n_startup_trials=-1: must be a whole number",
+            "sampler.n_startup_trials=-1: must be at least 1",
         ),
-        ("sampler", {"name": "qmc", "qmc_type": "niederreiter"}, "sobol or halton"),
-        ("sampler", {"name": "random", "seed": 3}, "takes no options"),
-        ("sampler", {"name": "nsga2", "mutation_prob": 2.0}, "a number from 0 to 1, or null"),
+        (
+            "sampler",
+            {"name": "qmc", "qmc_type": "soboll"},
+            "must be one of sobol, halton (did you mean 'sobol'?)",
+        ),
+        (
+            "sampler",
+            {"name": "random", "seed": 3},
+            "unknown setting sampler.seed; sampler has name",
+        ),
+        ("sampler", {"name": "nsga2", "mutation_prob": 2.0}, "must be from 0 to 1"),
+        ("sampler", {"name": "nsga2", "mutation_prob": "much"}, "must be a number or null"),
         ("pruner", {"name": "medain"}, "did you mean 'median'"),
         ("pruner", {"name": "median", "within_cell": "yes"}, "true or false"),
-        ("pruner", {"name": "hyperband", "max_resource": "all"}, "or auto"),
-        ("pruner", {"name": "wilcoxon", "p_threshold": True}, "from 0 to 1"),
+        (
+            "pruner",
+            {"name": "hyperband", "max_resource": "all"},
+            "'auto' or a whole number of steps",
+        ),
+        ("pruner", {"name": "wilcoxon", "p_threshold": True}, "must be a number"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_in_one_line(
+def test_a_study_whose_settings_this_version_cannot_use_is_refused_in_one_line(
     group: str, settings: dict[str, Any], says: str
 ) -> None:
+    of_later_version = StudySpec.from_json(ONE.to_json() | {group: settings})
+    assert of_later_version.to_json()[group] == settings, "and others find it as it was stored"
     with pytest.raises(ConfigError) as caught:
-        Search(replace(ONE, **{group: settings}))
+        Search(of_later_version)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_made_in_code_are_checked_too() -> None:
+    with pytest.raises(ConfigError, match="n_startup_trials=0: must be at least 1"):
+        Search(replace(ONE, sampler=GPSettings(n_startup_trials=0)))
+    with pytest.raises(ConfigError, match="interval_steps=0: must be at least 1"):
+        Search(replace(ONE, pruner=MedianSettings(interval_steps=0)))
 
 
 def test_no_study_is_announced_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

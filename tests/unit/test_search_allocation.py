@@ -20,6 +20,7 @@ from orchestrator.search.cells.allocation import expected_gains
 from orchestrator.search.cells.optima import Optima
 from orchestrator.search.gp import surrogate
 from orchestrator.search.gp.process import fit
+from orchestrator.settings import sampler_settings
 
 SPEC = StudySpec(
     "s",
@@ -31,7 +32,7 @@ SPEC = StudySpec(
     (Searched("x", "float", -1.0, 1.0), Searched("act", "categorical", choices=("relu", "tanh"))),
     Budget(60, 2),
     allocation="adaptive",
-    sampler={"name": "gp"},
+    sampler=sampler_settings("gp"),
 )
 CELLS = list(enumerate(SPEC.cells()))
 Loss = Callable[[Mapping[str, Any]], float]
@@ -72,7 +73,7 @@ def drive(
 
 @pytest.mark.parametrize("name", ["gp", "tpe", "random", "qmc"])
 def test_the_best_cells_get_the_trials_whatever_samples_them(name: str) -> None:
-    _, chosen, _ = drive(replace(SPEC, sampler={"name": name}), loss, 48)
+    _, chosen, _ = drive(replace(SPEC, sampler=sampler_settings(name)), loss, 48)
     counts = Counter(chosen)
     assert counts[2] + counts[3] > 0.7 * len(chosen)
     assert counts[3] > len(chosen) / 3

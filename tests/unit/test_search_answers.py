@@ -18,6 +18,7 @@ from optuna.trial import FixedTrial
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Budget, Searched, StudySpec
 from orchestrator.search import parameters, values_by_hand
+from orchestrator.settings import sampler_settings
 from tests.benchmarks.define_by_run import PROBLEMS, best_of
 from tests.support.asking import AskedStudy
 
@@ -30,7 +31,7 @@ BARE = StudySpec(
     (),
     (),
     Budget(10),
-    sampler={"name": "random"},
+    sampler=sampler_settings("random"),
     seed=3,
 )
 OPT = Axis("opt", ("sgd", "adam"))
@@ -58,9 +59,14 @@ def types(values: dict[str, Any]) -> dict[str, type]:
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "nsga2", "qmc"])
 def test_every_sampler_answers_what_optuna_could_have_answered(sampler: str) -> None:
-    options = {"name": sampler, **({"n_startup_trials": 3} if sampler in ("tpe", "gp") else {})}
-    options |= {"population_size": 3} if sampler == "nsga2" else {}
-    study = AskedStudy(replace(BARE, sampler=options))
+    options = (
+        {"n_startup_trials": 3}
+        if sampler in ("tpe", "gp")
+        else {"population_size": 3}
+        if sampler == "nsga2"
+        else {}
+    )
+    study = AskedStudy(replace(BARE, sampler=sampler_settings(sampler, **options)))
     seen = set()
     for _ in range(8):
         trial = study.start()
@@ -157,7 +163,7 @@ def test_asked_again_a_name_keeps_its_value_and_other_limits_are_warned_of_as_in
 
 
 def test_another_attempt_gets_the_answers_of_the_first_and_new_ones_beside_them() -> None:
-    study = AskedStudy(replace(BARE, sampler={"name": "tpe", "n_startup_trials": 2}))
+    study = AskedStudy(replace(BARE, sampler=sampler_settings("tpe", n_startup_trials=2)))
     for value in (1.0, 2.0, 3.0):
         trial = study.start()
         everything(trial)
@@ -172,7 +178,7 @@ def test_another_attempt_gets_the_answers_of_the_first_and_new_ones_beside_them(
 
 
 def test_the_same_study_suggests_the_same_and_no_two_trials_do() -> None:
-    spec = replace(BARE, sampler={"name": "tpe"})
+    spec = replace(BARE, sampler=sampler_settings("tpe"))
     one, other = AskedStudy(spec), AskedStudy(spec)
     mine = [everything(one.start()) for _ in range(3)]
     assert mine == [everything(other.start()) for _ in range(3)]
@@ -270,11 +276,8 @@ def test_a_space_that_is_discovered_is_learnt() -> None:
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
 def test_limits_may_move_from_trial_to_trial_and_are_kept(sampler: str) -> None:
-    options = {
-        "name": sampler,
-        **({"population_size": 4} if sampler == "nsga2" else {"n_startup_trials": 4}),
-    }
-    study = AskedStudy(replace(BARE, sampler=options))
+    options = {"population_size": 4} if sampler == "nsga2" else {"n_startup_trials": 4}
+    study = AskedStudy(replace(BARE, sampler=sampler_settings(sampler, **options)))
     for _ in range(12):
         trial = study.start()
         width = trial.suggest_int("width", 2, 64)
@@ -295,7 +298,7 @@ def test_a_process_learns_from_trials_with_other_limits() -> None:
 
 
 def test_the_model_of_the_cells_knows_the_parameters_that_were_discovered() -> None:
-    study = AskedStudy(replace(BARE, grid=(OPT,), sampler={"name": "tpe"}))
+    study = AskedStudy(replace(BARE, grid=(OPT,), sampler=sampler_settings("tpe")))
     for _ in range(14):
         trial = study.start()
         x = trial.suggest_float("x", 0, 1)

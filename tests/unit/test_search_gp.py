@@ -20,6 +20,7 @@ from orchestrator.search.gp.losses import Scale
 from orchestrator.search.gp.process import Layout, Posterior, _Evidence, _prior, fit
 from orchestrator.search.gp.surrogate import MAX_TRIALS, Fits, Surrogate
 from orchestrator.search.trials.history import Array, Column
+from orchestrator.settings import sampler_settings
 
 LAYOUT = Layout((0, 3, 0, 4), 2)
 SEARCHED = [
@@ -40,7 +41,7 @@ SPEC = StudySpec(
     (Axis("side", SIDES),),
     (Searched("x", "float", -1.0, 1.0),),
     Budget(60),
-    sampler={"name": "gp"},
+    sampler=sampler_settings("gp"),
 )
 
 

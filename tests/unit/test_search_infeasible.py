@@ -14,6 +14,7 @@ import pytest
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.search import Search
 from orchestrator.search.trials.mirror import NO_VERDICT
+from orchestrator.settings import sampler_settings
 
 SIDES = (32, 64)
 LIMIT = 16 * 1024
@@ -35,7 +36,7 @@ def out_of_memory(sampler: str, *, told: bool) -> int:
         (Axis("batch", SIDES),),
         (Searched("width", "int", 16, 1024, log=True),),
         Budget(30),
-        sampler={"name": sampler},
+        sampler=sampler_settings(sampler),
         seed=1,
     )
     search = Search(spec)
@@ -80,7 +81,7 @@ def diverged(sampler: str, how: Literal["FAIL", "inf"], edge: float = 0.15) -> i
     """How many trials diverge on the way to twenty results: all with x above the edge do, and the
     loss falls up to there.
     """
-    search = Search(replace(SQUARE, sampler={"name": sampler}))
+    search = Search(replace(SQUARE, sampler=sampler_settings(sampler)))
     count = number = ticket = retry = 0
     while ticket < 20:
         asked = search.ask({}, ticket=ticket, retry=retry)
@@ -110,7 +111,7 @@ def test_a_study_most_of_which_fails_does_not_wait_for_results_to_learn_of_it(sa
 
 
 def fed(sampler: str, *last: TrialNews) -> Search:
-    search = Search(replace(SQUARE, sampler={"name": sampler}))
+    search = Search(replace(SQUARE, sampler=sampler_settings(sampler)))
     for number in range(12):
         asked = search.ask({}, ticket=number, retry=0)
         search.feed([TrialNews(number, "COMPLETE", asked.params, (asked.values["x"],), cell=0)])
@@ -141,7 +142,7 @@ def test_a_failure_of_the_machine_teaches_nothing_and_a_diverged_run_what_a_fail
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 @pytest.mark.filterwarnings("error")  # numpy says where sums overflow
 def test_the_largest_float_for_a_diverged_run_upsets_no_model(sampler: str) -> None:
-    search = Search(replace(SQUARE, sampler={"name": sampler}))
+    search = Search(replace(SQUARE, sampler=sampler_settings(sampler)))
     for number in range(14):
         asked = search.ask({}, ticket=number, retry=0)
         value = asked.values["x"] if number % 3 == 0 else sys.float_info.max
@@ -154,7 +155,7 @@ def test_the_largest_float_for_a_diverged_run_upsets_no_model(sampler: str) -> N
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
 def test_one_of_several_objectives_may_be_infinitely_bad(sampler: str) -> None:
     goals: Any = {"directions": ("minimize", "maximize"), "metrics": ("loss", "accuracy")}
-    search = Search(replace(SQUARE, **goals, sampler={"name": sampler}))
+    search = Search(replace(SQUARE, **goals, sampler=sampler_settings(sampler)))
     for number in range(60):
         asked = search.ask({}, ticket=number, retry=0)
         x, y = asked.values["x"], asked.values["y"]

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.search import Search
+from orchestrator.settings import pruner_settings
 
 SPEC = StudySpec(
     "s",
@@ -46,7 +47,7 @@ def trial(
 
 
 def searching(pruner: Mapping[str, Any], news: Iterable[TrialNews], **fields: Any) -> Search:
-    search = Search(replace(SPEC, pruner=dict(pruner), **fields))
+    search = Search(replace(SPEC, pruner=pruner_settings(**pruner), **fields))
     search.feed(news)
     return search
 

@@ -15,6 +15,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.search import Search, by_hand, describe, distributions
 from orchestrator.search.space import parameters
+from orchestrator.settings import sampler_settings
 
 
 def spec(grid: Sequence[Axis] = (), search: Sequence[Searched] = ()) -> StudySpec:
@@ -134,7 +135,7 @@ def test_a_step_gives_the_number_that_one_would_write() -> None:
     assert known["x"].internal(0.1 + 0.1 + 0.1) == 0.3
     assert known["x"].param(3 * 0.1).internal == 0.3
     for sampler in ("random", "tpe", "gp", "qmc", "nsga2"):
-        search = Search(replace(study, sampler={"name": sampler}))
+        search = Search(replace(study, sampler=sampler_settings(sampler)))
         for ticket in range(12):
             made = search.ask({}, ticket=ticket, retry=0)
             assert made.values["x"] in [k / 10 for k in range(11)]

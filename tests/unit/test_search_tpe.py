@@ -29,6 +29,7 @@ from orchestrator.search.tpe.kinship import SHARING, Drift, closeness, learn_sha
 from orchestrator.search.tpe.parzen import Mixture
 from orchestrator.search.trials.history import Column
 from orchestrator.search.trials.rows import Rows
+from orchestrator.settings import sampler_settings
 
 X = Column.of("x", FloatDistribution(0.0, 1.0))
 KIND = Column.of("kind", CategoricalDistribution(["a", "b", "c"]))
@@ -134,7 +135,7 @@ def spec(search: tuple[Searched, ...], grid: tuple[Axis, ...] = (), seed: int = 
         grid,
         search,
         Budget(500),
-        sampler={"name": "tpe"},
+        sampler=sampler_settings("tpe"),
         seed=seed,
     )
 

@@ -1,60 +1,118 @@
-"""A setting's default stands in several places that people read; they say the same."""
+"""Every setting stands once: what is written from it is fresh, and what is stored of it is read as
+it was meant.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import re
+import json
 from typing import Any
 
 import pytest
 import yaml
 
-from orchestrator.config import schema
-from orchestrator.search.pruners import _PRUNERS
-from orchestrator.search.samplers import _SAMPLERS
+from orchestrator.config import compose, parse_flags, show
+from orchestrator.model import StudySpec
+from orchestrator.settings import (
+    HOST,
+    PRUNERS,
+    SAMPLERS,
+    SECTIONS_OF_STUDY,
+    RunnerSettings,
+    StorageConfig,
+    Unreadable,
+    WorkerConfig,
+    knobs,
+    pruner_settings,
+    sampler_settings,
+)
+from orchestrator.settings.describe import written
 from tests.support.commands import ROOT
+from tests.support.studies import spec
+from tools.settings import files
 
-REFERENCE = (ROOT / "docs" / "reference.md").read_text()
-CHOICES = [("sampler", name) for name in schema.SAMPLERS] + [
-    ("pruner", name) for name in schema.PRUNERS
-]
-
-
-def defaults(of: type[Any]) -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(of) if field.name != "name"}
+CHOICES = [("sampler", name) for name in SAMPLERS] + [("pruner", name) for name in PRUNERS]
 
 
-def shipped(path: str) -> dict[str, Any]:
-    read = yaml.safe_load((ROOT / "conf" / path).read_text())
-    return {key: value for key, value in read.items() if key not in ("name", "defaults")}
+def as_stored(**changes: Any) -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads(json.dumps(spec().to_json() | changes))
+    return stored
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
-def test_a_sampler_and_a_pruner_have_one_set_of_defaults(group: str, name: str) -> None:
-    declared = defaults((schema.SAMPLERS if group == "sampler" else schema.PRUNERS)[name])
-    used = _SAMPLERS[name][1] if group == "sampler" else _PRUNERS[name]
-    assert shipped(f"{group}/{name}.yaml") == declared
-    assert {key: option.default for key, option in used.items()} == declared
+def test_every_sampler_and_pruner_is_read_as_it_was_written(group: str, name: str) -> None:
+    chosen = sampler_settings(name) if group == "sampler" else pruner_settings(name)
+    study = StudySpec.from_json(as_stored(**{group: vars(chosen)}))
+    assert getattr(study, group) == chosen
+    assert study.to_json()[group] == vars(chosen)
 
 
-@pytest.mark.parametrize(("group", "name"), CHOICES)
-def test_the_reference_says_the_defaults_of_samplers_and_pruners(group: str, name: str) -> None:
-    (row,) = re.findall(
-        rf"(?m)^\| `{name}`(?: \(default\))? \|(.*)$",
-        REFERENCE.partition(f"`{group}=…`")[2].partition("\n\n`")[0],
+def test_what_an_older_version_did_not_store_has_its_default() -> None:
+    old = as_stored(
+        sampler={"name": "tpe"},
+        pruner={"name": "median", "n_startup_trials": 7},
+        runner={"max_attempts": 3},
     )
-    for key, default in defaults(
-        (schema.SAMPLERS if group == "sampler" else schema.PRUNERS)[name]
-    ).items():
-        assert f"`{group}.{key}={yaml.safe_dump(default).split(chr(10))[0]}`" in row
+    del old["infeasible"], old["budget"]["max_failures_at_start"]
+    study = StudySpec.from_json(old)
+    assert study.sampler == sampler_settings("tpe")
+    assert study.pruner == pruner_settings("median", n_startup_trials=7)
+    assert study.runner == RunnerSettings(max_attempts=3)
+    assert study.budget.max_failures_at_start == "auto"
+    assert study.infeasible.monotone == {}
+    assert study.spec_hash() == spec().spec_hash()
 
 
-def test_the_runner_has_one_set_of_defaults() -> None:
-    assert shipped("runner/default.yaml") == defaults(schema.RunnerConfig)
+def test_what_a_later_version_stored_besides_is_passed_over_where_nothing_depends_on_it() -> None:
+    study = StudySpec.from_json(
+        as_stored(runner={"grace_s": 2, "nice": 5}, infeasible={"max_per_cell": 1, "axis": "a"})
+    )
+    assert study.runner == RunnerSettings(grace_s=2)
+    assert study.infeasible.max_per_cell == 1
 
 
-@pytest.mark.parametrize("setting", schema.settings())
-def test_the_reference_has_every_setting(setting: str) -> None:
-    # by sampler=gp and the like
-    chosen = setting in ("sampler.name", "pruner.name", "storage.kind")
-    assert chosen or f"`{setting}" in REFERENCE
+def test_a_sampler_of_a_later_version_keeps_its_settings() -> None:
+    later = {"name": "tpe", "depth": {"of": [1, 2]}}
+    study = StudySpec.from_json(as_stored(sampler=later))
+    assert isinstance(study.sampler, Unreadable)
+    assert (study.sampler.name, study.to_json()["sampler"]) == ("tpe", later)
+    assert StudySpec.from_json(study.to_json()) == study
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_written_from_the_settings_is_fresh(path: Any) -> None:
+    assert path.read_text(encoding="utf-8") == files()[path], "run: make settings"
+
+
+@pytest.mark.parametrize("kind", ["embedded", "postgres"])
+def test_the_two_kinds_of_storage_have_the_settings_of_storage(kind: str) -> None:
+    shipped = yaml.safe_load((ROOT / "conf" / "storage" / f"{kind}.yaml").read_text())
+    assert list(shipped) == list(knobs(StorageConfig))
+    assert shipped["kind"] == kind
+    if kind == "embedded":
+        assert shipped == {
+            key: yaml.safe_load(written(knob)) for key, knob in knobs(StorageConfig).items()
+        }
+
+
+def test_every_default_keeps_its_rule_and_every_setting_says_what_it_means() -> None:
+    for schema in (
+        *SAMPLERS.values(),
+        *PRUNERS.values(),
+        *SECTIONS_OF_STUDY.values(),
+        *HOST.values(),
+    ):
+        for name, knob in knobs(schema).items():
+            assert knob.meaning, f"{schema.__name__}.{name}"
+            assert knob.rule is None or knob.default is None or knob.rule.holds(knob.default), (
+                f"{schema.__name__}.{name}"
+            )
+
+
+def test_help_says_what_every_setting_means() -> None:
+    flags = parse_flags(["--help", "pruner=median"])
+    text = show(flags, compose("launch", flags.overrides), "launch")
+    for schema in (SAMPLERS["tpe"], PRUNERS["median"], RunnerSettings, WorkerConfig):
+        for field in dataclasses.fields(schema):
+            first = knobs(schema)[field.name].meaning.replace("`", "").split()[:3]
+            assert f"# {' '.join(first)}" in text, field.name

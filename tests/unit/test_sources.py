@@ -219,7 +219,7 @@ def test_values_of_different_code_are_told_as_such() -> None:
     assert provenance.changes_within([one]) is None
     assert provenance.changes_within([one, other]) == (
         "the objective's code is not the same in all trials: trials 0–2 ran code 11111111; "
-        "trials 3, 5, 7, 9, 11, 13, 15, 17 and 2 more another: train"
+        "trials 3, 5, 7, 9, 11, 13, 15, 17 and 2 more ran different code: train"
     )
     assert provenance.code_data([one]) == [{"git": None, "source": one.source, "trials": [(0, 2)]}]
 

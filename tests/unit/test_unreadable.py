@@ -67,7 +67,7 @@ def code(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def refusal(folder: Path) -> str:
     return (
-        f"{folder} cannot be read by user {os.geteuid()}: its mode is 0000 and its owner user "
+        f"{folder} cannot be read by user {os.geteuid()}: its mode is 0000 and its owner is user "
         f"{folder.stat().st_uid}"
     )
 

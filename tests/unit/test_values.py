@@ -113,10 +113,10 @@ def test_each_objective_has_its_own_worst_value() -> None:
     goals = ["error", "accuracy"], ["minimize", "maximize"]
     assert as_result((math.inf, -math.inf), *goals)[0].values == (math.inf, -math.inf)
     assert as_result({"accuracy": 0.5, "error": math.inf}, *goals)[0].values == (math.inf, 0.5)
-    assert "inf for 'accuracy': it is to be maximized" in refusal(
+    assert "inf for 'accuracy': no value is that good for a metric to be maximized" in refusal(
         lambda: as_result((0.1, math.inf), *goals)
     )
-    assert "-inf for 'error': it is to be minimized" in refusal(
+    assert "-inf for 'error': no value is that good for a metric to be minimized" in refusal(
         lambda: as_result({"error": -math.inf, "accuracy": 1}, *goals)
     )
 
@@ -142,6 +142,6 @@ def test_a_result_may_be_infinitely_bad_and_no_other_than_finite_else_a_report_i
         if float(value) == worst:
             assert give() == (Completed((worst,)), [])
         else:
-            assert f"for a run that diverged return {worst}" in refusal(give)
+            assert f"for a diverged run, return {worst}" in refusal(give)
     said.trial.report(value, 0)
     assert identical(said.take()[0][0], float(value))

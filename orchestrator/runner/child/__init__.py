@@ -1,1 +1,1 @@
-"""What the child runs: one attempt of one trial, with the `trial` that the user's function gets."""
+"""The child process: runs an attempt of a trial and gives the user's function its `trial`."""

@@ -1,4 +1,4 @@
-"""``python -m orchestrator.runner.child``: a child in an interpreter of its own."""
+"""``python -m orchestrator.runner.child``: a child in a new interpreter."""
 
 from orchestrator.runner.child.child import main
 

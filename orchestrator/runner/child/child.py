@@ -1,4 +1,4 @@
-"""The child: runs the user's function, writes down how it ended, and ends."""
+"""The child: calls the user's function, records how it ended, and exits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from orchestrator.runner.protocol.target import (
     undecorated,
     words_of,
 )
-from orchestrator.runner.protocol.values import AttemptFailed, ResultError, as_result, shown
+from orchestrator.runner.protocol.values import AttemptFailed, ResultError, as_result, preview
 from orchestrator.runner.system import facts, linux, memory
 from orchestrator.runner.system.streams import configure_streams, flush_streams
 
@@ -78,45 +78,44 @@ _INTERPOLATING: Final = replace(
     },
     values={"lr": 0.01, "data.batch_size": 64},
 )
-# A child's rehearsal uses one up, as the attempt does that of the study. The keeper's does without:
-# its forks are to have them.
+# A child's rehearsal uses one of these up, as its attempt uses the study's template. The keeper's
+# own rehearsal uses none, so that its forks have them.
 _PLAIN_TEMPLATE: Final = Template(_PLAIN)
 _INTERPOLATING_TEMPLATE: Final = Template(_INTERPOLATING)
 
 
 class Terminated(SystemExit):
-    """The keeper ends the attempt: unwinds the user's function so that its ``finally``
-    blocks run.
-    """
+    """Raised when the keeper ends the attempt, so that the function's ``finally`` blocks run."""
 
 
-def serve(
+def run_attempts(
     control: Channel, keeper_pid: int, options: KeeperOptions, template: Template | None
 ) -> NoReturn:
-    """Gets ready, takes an attempt from the keeper at the other end of `control`, and runs it in
-    this process, which ends here.
+    """Gets ready, runs an attempt that the keeper sends over `control`, and ends this process.
 
-    With ``isolation=worker`` it takes another one as long as what went before leaves it fit for
-    that. It says ``took`` before anything of an attempt happens, and ``free`` when nothing more of
-    it will. Call it in a process of its own session.
+    With ``isolation=worker``, it runs further attempts for as long as the process is fit for them.
+    It sends ``took`` before an attempt has any effect, and ``free`` when the attempt can have none
+    any more. Call it in a process that leads its own session.
 
     Args:
-        template: Made of another attempt of the study, which most likely has the same ``params``.
+        template: Made from another attempt of the study, which most likely has the same ``params``.
     """
     linux.die_with_parent(signal.SIGKILL, keeper_pid)
     linux.prefer_for_oom()
     faulthandler.enable(file=2)
     termination = _Termination(control)
     termination.disarm()
+
     sources = _import_ahead(options)
-    # otherwise an attempt waits for us
+    # Otherwise an attempt is waiting.
     if options.start == "spawn" and not wait_readable([control], 0):
         linux.gather_pages()
     if options.start == "spawn" or (template is not None and template.interpolates):
         rehearse(options.threads, _INTERPOLATING, _INTERPOLATING_TEMPLATE)
     else:
         rehearse(options.threads, _PLAIN, _PLAIN_TEMPLATE)
-    known = next(reversed(sys.modules)) if options.start == "forkserver" else None
+    last_import = next(reversed(sys.modules)) if options.start == "forkserver" else None
+
     while (order := _next_order(control, termination)) is not None and not _changed(sources):
         sock, *output = control.fds
         control.fds.clear()
@@ -126,17 +125,23 @@ def serve(
         control.send({"is": "took"})
         traces = Traces() if options.isolation == "worker" else None
         channel, job_path = Channel(socket.socket(fileno=sock)), Path(order["job"])
-        if not _attempt(
-            control, channel, job_path, template, options.threads, known, termination, traces
-        ):
+        clean = _run_attempt(
+            control,
+            channel,
+            job_path,
+            template=template,
+            threads=options.threads,
+            last_import=last_import,
+            termination=termination,
+            traces=traces,
+        )
+        if not clean or traces is None:
             break
-        if traces is None:
-            break
+
         if (unfit := _unfit(traces)) is not None:
             control.send({"is": "unfit", "why": unfit})
             break
-        # it has trained with what it imported; one that changes under way changes nothing
-        sources = {}
+        sources = {}  # this process has trained with what it imported: later changes do not matter
         _redirect(os.open(os.devnull, os.O_WRONLY))
         termination.disarm()
         control.send({"is": "free"})
@@ -144,28 +149,34 @@ def serve(
     _leave(termination)
 
 
-def _attempt(
+def _run_attempt(
     control: Channel,
     channel: Channel,
     path: Path,
+    *,
     template: Template | None,
     threads: int | None,
-    known: str | None,
+    last_import: str | None,
     termination: _Termination,
     traces: Traces | None,
 ) -> bool:
-    """Runs the attempt described at `path`; whether it came to a result that says nothing against
-    this process.
+    """Runs the attempt described at `path`.
 
     Args:
-        known: as `facts.used_here` has it.
+        last_import: see `facts.used_here`.
+
+    Returns:
+        Whether it ended normally, so that this process may run another one.
     """
     try:
         job = rundir.read_job(path)
-    except OSError as error:  # removed since the worker made it, which says nothing about the trial
-        reason = f"its run directory went away before it began: {error.strerror} ({error.filename})"
+    except OSError as error:  # deleted since the worker wrote it, which is not the trial's fault
+        reason = (
+            f"its run directory vanished before it started: {error.strerror} ({error.filename})"
+        )
         channel.send({"done": rundir.result_to_json(Interrupted(reason, lost=True))})
         return False
+
     outcome: Outcome | None = None
     trial = Trial(job, channel)
     trial._signals = termination.signals
@@ -174,13 +185,14 @@ def _attempt(
         termination.ignore()
     except Terminated:
         termination.ignore()
-        _say("ended by SIGTERM")
-    # A failure after a signal is most often its consequence, so it is no verdict on the trial; a
-    # result is one.
+        _log("ended by SIGTERM")
+
+    # A failure after a signal is most likely its consequence, so it does not count against the
+    # trial. A result counts even then.
     if outcome is not None and not (termination.seen and isinstance(outcome, Failed)):
-        trial._listen()
-        judged = not isinstance(outcome, Failed) or not (termination.signals or trial._stop)
-        _deliver(job, control, channel, outcome, known, lasting=judged)
+        trial._receive()
+        final = not isinstance(outcome, Failed) or not (termination.signals or trial._stop)
+        _deliver(job, control, channel, outcome, last_import, final=final)
     if traces is not None:
         trial._end()
     return isinstance(outcome, Completed | Pruned) and not (termination.seen or termination.signals)
@@ -189,12 +201,12 @@ def _attempt(
 def _unfit(traces: Traces) -> str | None:
     try:
         return traces.unfit()
-    except Exception as error:  # noqa: BLE001 - a broken CUDA context, or what user code put in a module's place
-        return f"it cannot be looked at: {describe_exception(error)}"
+    except Exception as error:  # noqa: BLE001 - a broken CUDA context, or a module that user code replaced
+        return f"it cannot be inspected: {describe_exception(error)}"
 
 
 def _next_order(control: Channel, termination: _Termination) -> dict[str, Any] | None:
-    """Waits for the keeper's next attempt; None when there will be none."""
+    """Waits for the keeper's next attempt; None when there will be no more."""
     while not control.closed:
         wait_readable([control], None)
         messages = control.receive()
@@ -206,12 +218,12 @@ def _next_order(control: Channel, termination: _Termination) -> dict[str, Any] |
 
 
 def _import_ahead(options: KeeperOptions) -> dict[str, int]:
-    """Imports the objective; returns the files of its package that were read in this interpreter.
+    """Imports the objective; returns the files of its package that this interpreter has read.
 
-    An import that fails is left to the attempt, which says so.
+    A failed import is ignored here: the attempt repeats and reports it.
     """
     sources: dict[str, int] = {}
-    _lead_path()
+    _put_cwd_first()
     if options.ahead:
         with contextlib.suppress(BaseException):
             locate(options.target)
@@ -222,12 +234,12 @@ def _import_ahead(options: KeeperOptions) -> dict[str, int]:
             file = getattr(module, "__file__", None)
             if name.partition(".")[0] == package and isinstance(file, str):
                 sources[file] = _modified(file)
-        gc.freeze()  # what is collected after an attempt is then what the attempt made
+        gc.freeze()  # later collections then scan only what the attempts allocate
     return sources
 
 
 def _changed(sources: Mapping[str, int]) -> bool:
-    """Whether a fresh interpreter would see other code than this one did."""
+    """Whether a new interpreter would read different code than this one did."""
     return any(_modified(file) != modified for file, modified in sources.items())
 
 
@@ -241,16 +253,14 @@ def _modified(file: str) -> int:
 def rehearse(
     threads: int | None, job: Job = _INTERPOLATING, template: Template | None = None
 ) -> None:
-    """Goes through what every attempt does around the user's function, so that the first one takes
-    no longer than others.
+    """Does what every attempt does around the user's function, so that the first is not slower.
 
-    In a fork of a keeper that did so as well it only makes the pages of memory that this takes the
-    fork's own.
+    In a fork of a keeper that has rehearsed too, this only copies the memory pages that it touches.
 
     Args:
-        job: With interpolations in its ``params`` or without; they take ten times as long as all
-            the rest.
-        template: Made of `job`; without one its config is made here.
+        job: With interpolations in its ``params`` or without; they take ten times as long as the
+            rest.
+        template: Made from `job`; without one, the config is made here.
     """
     build_config(Job.from_json(json.loads(json.dumps(job.to_json()))), template)
     _seed(0, threads)
@@ -258,60 +268,61 @@ def rehearse(
 
 
 def template_of(example: Path) -> Template | None:
-    """The template of that attempt's study; None where it cannot be made. User code is
-    not called.
-    """
-    with contextlib.suppress(Exception):  # what is wrong there, the attempt says
+    """The template of that attempt's study; None if it cannot be made. Calls no user code."""
+    with contextlib.suppress(Exception):  # the attempt itself will report the problem
         return Template(rundir.read_job(example))
     return None
 
 
 class _Termination:
-    """Takes the signals of this process, and of no process that it forks.
+    """Handles the ending signals of this process, but not of processes that it forks.
 
-    A SIGTERM of the keeper, which says so on `control`, becomes `Terminated`; the first one. Any
-    other signal was sent to all processes of a service or job, most likely, and is the worker's to
-    obey: the keeper is told of it, and nothing else happens.
+    The keeper announces its SIGTERM on `control`; the first one becomes `Terminated`. Any other
+    signal was most likely sent to all processes of a service or job, and the worker decides what
+    follows: it is reported to the keeper and otherwise ignored.
     """
 
     def __init__(self, control: Channel) -> None:
         self.seen = False
         self._control = control
-        self._meant = False
+        self._by_keeper = False
         self._over = False
         self.signals: dict[int, float] = {}
-        """The signals that this attempt got from others than the keeper, and when last, by the monotonic clock."""
+        """Signals in this attempt that the keeper did not send, and when last (monotonic clock)."""
         os.register_at_fork(after_in_child=self._forget)
 
     def arm(self) -> None:
-        """From here on SIGTERM ends the attempt if the keeper means it. For others a handler of the
-        objective's stays.
+        """From now on, the keeper's SIGTERM ends the attempt.
+
+        Handlers that the objective installed stay.
         """
         self.signals, self._over = {}, False
         signal.signal(signal.SIGTERM, self._handle)
         for number in self._free(self._note):
             signal.signal(number, self._note)
-            signal.siginterrupt(number, False)  # native code that waits is not to notice
+            # System calls in native code must not fail with EINTR.
+            signal.siginterrupt(number, False)
 
     def ignore(self) -> None:
-        """From here on the result is being written, and SIGTERM has nothing left to ask for; it is
-        told of all the same.
+        """From now on, while the result is written, SIGTERM no longer ends the attempt.
+
+        It is still reported.
         """
         self._over = True
 
     def disarm(self) -> None:
-        """From here on, between two attempts, a signal ends the process at once."""
+        """From now on, between two attempts, a signal ends the process at once."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for number in self._free(self._note):
             signal.signal(number, signal.SIG_DFL)
 
     def listen(self, messages: Iterable[Message]) -> None:
-        """Takes in whether the keeper means it."""
-        self._meant = self._meant or any("end" in message for message in messages)
+        """Notes whether the keeper has announced its SIGTERM."""
+        self._by_keeper = self._by_keeper or any("end" in message for message in messages)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.listen(self._control.receive())
-        if not self._meant:
+        if not self._by_keeper:
             self._note(signum, frame)
         elif not self.seen and not self._over:
             self.seen = True
@@ -333,13 +344,14 @@ class _Termination:
 
     @staticmethod
     def _free(ours: signals.Handler) -> list[signal.Signals]:
-        """Those besides SIGTERM for which nobody else has a handler."""
-        nobodys = (signal.SIG_DFL, signal.default_int_handler, ours)
-        return [n for n in signals.ENDING if n != signal.SIGTERM and signal.getsignal(n) in nobodys]
+        """The ending signals, except SIGTERM, for which nobody else has installed a handler."""
+        free = (signal.SIG_DFL, signal.default_int_handler, ours)
+        return [n for n in signals.ENDING if n != signal.SIGTERM and signal.getsignal(n) in free]
 
 
-def _lead_path() -> None:
-    cwd = os.getcwd()  # noqa: PTH109 - asked for every attempt
+def _put_cwd_first() -> None:
+    """Puts the working directory first on the module path."""
+    cwd = os.getcwd()  # noqa: PTH109 - runs in every attempt
     if sys.path[:1] != [cwd]:
         sys.path.insert(0, cwd)
 
@@ -353,7 +365,7 @@ def _execute(
     traces: Traces | None,
 ) -> Outcome:
     target, _ = target_of(job.objective)
-    _lead_path()
+    _put_cwd_first()
     try:
         check_program(next(iter(words_of(job.objective)), None))
         function = locate(target)
@@ -364,6 +376,7 @@ def _execute(
     except BaseException as error:  # noqa: BLE001 - a module may raise anything when it is imported
         _print_traceback(error)
         return imports_no_more(describe_import_error(target, error))
+
     _seed(job.seed, threads)
     if traces is not None:
         traces.note()
@@ -387,10 +400,12 @@ def _execute(
         return error.failed
     except BaseException as error:  # noqa: BLE001 - the user's code may raise anything, and that is a result
         return _judge_exception(error, trial)
+
     for line in left_out:
-        _say(line)
-    for name, remark in trial._never_asked().items() if takes == ("trial",) else ():
-        control.send({"is": "remark", "about": name, "why": remark})
+        _log(line)
+    if takes == ("trial",):
+        for name, remark in trial._unread_params().items():
+            control.send({"is": "remark", "about": name, "why": remark})
     return completed
 
 
@@ -399,31 +414,33 @@ def _failed(kind: str, message: str, *causes: str) -> Failed:
 
 
 def _call(
-    function: Callable[..., object], given: tuple[object, ...], kwargs: Mapping[str, Any]
+    function: Callable[..., object], arguments: tuple[object, ...], kwargs: Mapping[str, Any]
 ) -> object:
     pid = os.getpid()
     try:
-        return function(*given, **kwargs)
+        return function(*arguments, **kwargs)
     finally:
-        # the objective forked, and this is the copy: only the original has a result
+        # The objective forked, and this is the copy: only the original reports.
         if os.getpid() != pid:
             flush_streams()
             os._exit(0)
 
 
 def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
-    # ours, and Optuna's without importing it
+    # Ours, and Optuna's without importing it.
     if any(cls.__name__ == "TrialPruned" for cls in type(error).__mro__):
         return Pruned(trial.last_step)
     if isinstance(error, WorkerGoneError):
         return Interrupted(str(error), lost=True)
+
     if isinstance(error, SystemExit):
         if trial.should_stop():
             return Interrupted("stopped when asked")
-        # as the interpreter does
+        # As the interpreter does.
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        text = f"the objective called sys.exit({shown(error.code)}) instead of returning a result"
+        text = f"the objective called sys.exit({preview(error.code)}) instead of returning a result"
         return _failed("exit", text, f"exit:{code & 0xFF}")
+
     hint = hint_for(error)
     if hint is not None:
         error.add_note(hint)
@@ -441,16 +458,16 @@ def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
 def _print_traceback(error: BaseException) -> None:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-        frames = frames.tb_next  # begin where the user's code begins
+        frames = frames.tb_next  # start where the user's code starts
     try:
         lines = traceback.format_exception(type(error), error, frames)
     except Exception:  # noqa: BLE001 - a user's __str__ may do anything
         lines = traceback.format_tb(frames)
-    _say("".join(lines).rstrip("\n"))
+    _log("".join(lines).rstrip("\n"))
 
 
-def _say(text: str) -> None:
-    """Adds to the trial's log, which is our stderr unless the objective closed it."""
+def _log(text: str) -> None:
+    """Adds a line to the trial's log: this process's stderr, unless the objective closed it."""
     with contextlib.suppress(Exception):
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
@@ -460,42 +477,47 @@ def _deliver(
     control: Channel,
     channel: Channel,
     outcome: Outcome,
-    known: str | None,
+    last_import: str | None,
     *,
-    lasting: bool,
+    final: bool,
 ) -> None:
-    """Tells the worker; if it is `lasting`, any worker that finds the run directory as well."""
+    """Sends the outcome to the worker.
+
+    A `final` one is also written for any worker that reads the run directory.
+    """
     try:
-        if lasting:
-            rundir.write_result(job.run_dir, outcome, facts.used_here(known))
-            control.send({"is": "written"})  # the keeper syncs it while this process ends
+        if final:
+            rundir.write_result(job.run_dir, outcome, facts.used_here(last_import))
+            control.send({"is": "written"})  # the keeper syncs the file while this process ends
     except OSError as error:
-        _say(f"the result could not be written: {error}")
+        _log(f"cannot write the result: {error}")
     try:
-        # With the outcome in it: on a full disk this is the only copy.
+        # The whole outcome: on a full disk, this is the only copy.
         channel.send({"done": rundir.result_to_json(outcome)})
     except MessageTooLongError:
         channel.send({"done": None})
 
 
 def _leave(termination: _Termination) -> NoReturn:
-    """Ends the process as the interpreter would, without taking apart what the keeper loaded (that
-    costs more than a fork).
+    """Ends the process as the interpreter would, but does not free what the keeper loaded.
+
+    To free it would take longer than the fork did.
     """
     try:
-        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing does: joins threads, runs executors' hooks
+        # As multiprocessing does: joins threads, runs the hooks of executors.
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-    except BaseException as error:  # noqa: BLE001 - the result is safe; nothing that comes later may change it
+    except BaseException as error:  # noqa: BLE001 - the result is safe; nothing may change it now
         _print_traceback(error)
     flush_streams()
     if termination.seen:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)  # so that the status says what ended it
+        os.kill(os.getpid(), signal.SIGTERM)  # so that the exit status shows the signal
     os._exit(0)
 
 
 def _redirect(descriptor: int) -> None:
-    """Puts `descriptor` in place of stdout and stderr."""
+    """Replaces stdout and stderr by `descriptor`."""
     flush_streams()
     for stream in (1, 2):
         os.dup2(descriptor, stream)
@@ -503,8 +525,9 @@ def _redirect(descriptor: int) -> None:
 
 
 def _seed(seed: int, threads: int | None) -> None:
-    """Seeds ``random``, and numpy and torch if they are imported; gives torch its number of
-    threads.
+    """Seeds ``random``, and numpy and torch if they are imported.
+
+    Sets torch's number of threads.
     """
     modules: Mapping[str, Any] = sys.modules
     random.seed(seed)
@@ -517,9 +540,7 @@ def _seed(seed: int, threads: int | None) -> None:
 
 
 def main() -> NoReturn:
-    """``python -m orchestrator.runner.child OPTIONS KEEPER_PID [EXAMPLE]``: a child in an
-    interpreter of its own.
-    """
+    """``python -m orchestrator.runner.child OPTIONS KEEPER_PID [EXAMPLE]``: a spawned child."""
     argument, keeper_pid, *example = sys.argv[1:]
     del sys.argv[1:]
     options = KeeperOptions.from_argument(argument)
@@ -527,4 +548,5 @@ def main() -> NoReturn:
         os.set_inheritable(descriptor, False)
     template = template_of(Path(*example)) if example else None
     configure_streams()
-    serve(Channel(socket.socket(fileno=options.control)), int(keeper_pid), options, template)
+    control = Channel(socket.socket(fileno=options.control))
+    run_attempts(control, int(keeper_pid), options, template)

@@ -1,4 +1,4 @@
-"""From the study's ``params`` and a trial's values to the `cfg` that the user's function gets."""
+"""Merges the study's ``params`` and a trial's values into the user's `cfg`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _OBJECTIVE = "__objective__"
 
 
 class Template:
-    """A study's ``params`` as a config made ahead, which takes half the time of `build_config`. It
-    is used up by one job.
+    """A study's ``params`` as a config made ahead of time, for one job.
+
+    It saves half of `build_config`'s time.
     """
 
     def __init__(self, job: Job) -> None:
@@ -28,21 +29,20 @@ class Template:
 
     @property
     def interpolates(self) -> bool:
-        """Whether anything in it refers to something else."""
+        """Whether it contains an interpolation."""
         return "${" in self._source
 
     def take(self, job: Job) -> DictConfig | None:
-        """The config, if it is what `job` begins with and nobody took it before."""
+        """The config, unless `job` has other ``params`` or objective, or it was taken before."""
         cfg, self._cfg = self._cfg, None
         return cfg if self._source == _source(job) else None
 
 
 def build_config(job: Job, template: Template | None = None) -> tuple[DictConfig, dict[str, Any]]:
-    """The `cfg` and the keyword arguments for the user's function: the trial's values merged in,
-    then resolved.
+    """The user's `cfg` and keyword arguments: the trial's values merged in, then resolved.
 
-    Interpolations in both see `params` as their root. `cfg` is in struct mode: reading or writing
-    an unknown key is an error.
+    Interpolations in both have `params` as their root. `cfg` is in struct mode: to read or write an
+    unknown key is an error.
 
     Raises:
         omegaconf.errors.OmegaConfBaseException: An interpolation cannot be resolved.
@@ -51,15 +51,10 @@ def build_config(job: Job, template: Template | None = None) -> tuple[DictConfig
     cfg = template.take(job) if template is not None else None
     if cfg is None:
         cfg = _create(job)
-    # Of the program's own groups the program is told; what is below their paths in `params` stays.
-    overlay(
-        cfg,
-        {
-            path: job.contents.get(path, value)
-            for path, value in job.values.items()
-            if path not in job.options
-        },
-    )
+    # Options of the program's own config groups are passed to the program by name; what `params`
+    # has below their paths stays.
+    values = {path: value for path, value in job.values.items() if path not in job.options}
+    overlay(cfg, {path: job.contents.get(path, value) for path, value in values.items()})
     OmegaConf.resolve(cfg)
     resolved: dict[str, Any] = OmegaConf.to_container(cfg.pop(_OBJECTIVE))  # type: ignore[assignment]
     OmegaConf.set_struct(cfg, True)
@@ -67,19 +62,20 @@ def build_config(job: Job, template: Template | None = None) -> tuple[DictConfig
 
 
 class Settled:
-    """What ``params`` are in one trial as it begins, whatever user code does to its `cfg` later."""
+    """The ``params`` of one trial as it starts, whatever user code does to its `cfg` later."""
 
     def __init__(self, job: Job, cfg: DictConfig) -> None:
         self._job = job
         self._plain: Any = None
-        # An interpolation is resolved once: it may give another value the next time. All else can
-        # wait for who asks.
+        # Interpolations must be resolved now, as they may resolve differently later. Anything else
+        # is looked up on demand.
         if "${" in str(job.params) or "${" in str(job.values):
             self._plain = OmegaConf.to_container(cfg)
 
     def value(self, path: str) -> tuple[Any, ...]:
-        """The plain value at a dotted path; none where there is nothing, a section, or a value of
-        grid or search.
+        """The plain value at a dotted path, in a tuple of one.
+
+        Empty if there is nothing, a section, or a value of the grid or search.
         """
         if path in self._job.values:
             return ()
@@ -90,7 +86,7 @@ class Settled:
 
 
 def _source(job: Job) -> str:
-    # as text, for as values 1, 1.0 and True are equal
+    # As text, because the values 1, 1.0 and True are equal.
     return json.dumps([job.params, job.objective])
 
 

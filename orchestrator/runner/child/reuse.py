@@ -1,4 +1,4 @@
-"""What an attempt leaves behind in its process, and whether another one may run there."""
+"""What an attempt has left behind in its process, and whether another attempt may run there."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 
 class Traces:
-    """What is there before an attempt, to be compared with what is there after it."""
+    """The state of the process before an attempt, to compare with the state after it."""
 
     def __init__(self) -> None:
         self.note()
 
     def note(self) -> None:
-        """Takes what is there now for what was there before."""
+        """Records the current state as the one before the attempt."""
         self._cwd = _cwd()
         self._environment = dict(os.environ)
         self._limits = _limits()
@@ -28,8 +28,8 @@ class Traces:
     def unfit(self) -> str | None:
         """What makes the process unfit for another attempt, in words; None if nothing does.
 
-        What nobody holds any more is freed first: with it go GPU memory and the helper processes of
-        data loaders.
+        Garbage is collected first, which frees GPU memory and ends the helper processes of data
+        loaders.
         """
         gc.collect()
         _empty_cuda_cache()
@@ -39,7 +39,8 @@ class Traces:
             if not thread.daemon
         ]
         if threads:
-            return f"threads run on ({', '.join(threads[:5])})"
+            return f"threads are still running ({', '.join(threads[:5])})"
+
         if has_children():
             return "it left child processes"
         if _cwd() != self._cwd:
@@ -50,7 +51,8 @@ class Traces:
         if _limits() != self._limits:
             return "resource limits were changed"
         if _open_files() > _limits()[resource.RLIMIT_NOFILE][0] / 2:
-            return "it left more files open than may be again"
+            return "it left more than half of the allowed files open"
+
         replaced = any(
             now is not before
             for now, before in zip((sys.stdout, sys.stderr), self._streams, strict=True)
@@ -61,8 +63,8 @@ class Traces:
 
 
 def has_children() -> bool:
-    """Whether this process has a child, be it only one that has ended and nobody waited for."""
-    if not hasattr(os, "waitid"):  # macOS before Python 3.13: nothing tells without reaping it
+    """Whether this process has a child, including one that has ended but was not waited for."""
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13: cannot be known without reaping it
         return True
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -73,7 +75,7 @@ def has_children() -> bool:
 
 def _cwd() -> str | None:
     try:
-        return os.getcwd()  # noqa: PTH109 - Path.cwd would need a directory that exists as well
+        return os.getcwd()  # noqa: PTH109 - runs after every attempt
     except OSError:
         return None
 
@@ -86,12 +88,12 @@ def _limits() -> dict[int, tuple[int, int]]:
 def _open_files() -> int:
     try:
         return len(os.listdir("/dev/fd"))  # noqa: PTH208
-    except OSError:  # not one more can be opened
+    except OSError:  # the limit on open files is reached
         return sys.maxsize
 
 
 def _outputs() -> list[tuple[int, int] | None]:
-    """Which files stdout and stderr are: those of Python and those of everybody else."""
+    """The files behind stdout and stderr, both Python's streams and the descriptors 1 and 2."""
     found: list[tuple[int, int] | None] = []
     for stream in (sys.stdout, sys.stderr, 1, 2):
         try:

@@ -1,6 +1,4 @@
-"""The `trial.study` that a user's function sees: what Optuna's helpers read of a study, and nothing
-that changes one.
-"""
+"""The read-only `trial.study` that a user's function sees: what Optuna's helpers need."""
 
 from __future__ import annotations
 
@@ -16,11 +14,11 @@ from orchestrator.model import JSONValue
 from orchestrator.runner.protocol.contract import Job
 
 ABOUT: Final = ("best", "user_attrs", "started", "distributions")
-"""What an objective may ask about its study and its trial as the database has them."""
+"""What an objective may read about its study and its trial from the database."""
 
 _COMMANDS = (
-    "who looks at a study from outside has them: orchestrator best --json, or optuna.load_study "
-    "with orchestrator db url"
+    "they are available outside the objective: orchestrator best --json,"
+    " or optuna.load_study with the URL from orchestrator db url"
 )
 _NOT_HERE: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -29,24 +27,25 @@ _NOT_HERE: Final[Mapping[str, str]] = MappingProxyType(
             ("optimize", "ask", "tell", "add_trial", "add_trials"),
             "the workers run the trials: orchestrator launch, worker",
         ),
-        "enqueue_trial": "add a trial by hand from outside: orchestrator enqueue",
-        "stop": "end the study from outside: orchestrator stop",
-        "set_metric_names": "the names are those of study.metric",
+        "enqueue_trial": "to add a trial by hand: orchestrator enqueue",
+        "stop": "to end the study: orchestrator stop",
+        "set_metric_names": "the names are set by study.metric",
         **dict.fromkeys(
-            ("sampler", "pruner"), "they are the worker's; choose them with sampler=… and pruner=…"
+            ("sampler", "pruner"), "the worker has them; choose them with sampler=… and pruner=…"
         ),
         **dict.fromkeys(
             ("set_user_attr", "set_system_attr", "system_attrs", "_storage", "_study_id"),
-            "the objective runs without the storage; trial.set_user_attr and trial.log_artifact "
-            "store with the trial",
+            "the objective has no access to the storage; use trial.set_user_attr and "
+            "trial.log_artifact",
         ),
     }
 )
 
 
 class StudyDirection(IntEnum):
-    """As ``optuna.study.StudyDirection``, and equal to it; used where the objective has not
-    imported Optuna.
+    """Like ``optuna.study.StudyDirection``, and equal to it.
+
+    It is used if the objective has not imported Optuna.
     """
 
     NOT_SET = 0
@@ -56,7 +55,7 @@ class StudyDirection(IntEnum):
 
 @dataclass(frozen=True)
 class BestTrial:
-    """The best trial at the time it was asked for: complete, and within all constraints."""
+    """The best complete and feasible trial at the time of the call."""
 
     number: int
     values: tuple[float, ...]
@@ -64,13 +63,14 @@ class BestTrial:
 
     @property
     def value(self) -> float:
-        """Its value of the metric."""
+        """The value of its one metric, or of the first."""
         return self.values[0]
 
 
 class Study:
-    """The study of a running trial, to look at. What may change is asked of the worker at each
-    access.
+    """The study of a running trial, read-only.
+
+    What can change is read through the worker at each access.
     """
 
     def __init__(self, job: Job, ask: Callable[[str], Any]) -> None:
@@ -84,9 +84,7 @@ class Study:
 
     @property
     def directions(self) -> list[StudyDirection]:
-        """The direction of each objective: Optuna's `StudyDirection` where the objective imported
-        Optuna, else one like it.
-        """
+        """The direction of each objective, as Optuna's `StudyDirection` or an equal value."""
         optuna = sys.modules.get("optuna.study")
         kind = getattr(optuna, "StudyDirection", StudyDirection)
         return [kind[direction.upper()] for direction in self._job.directions]
@@ -111,13 +109,13 @@ class Study:
         """The study's user attributes.
 
         Raises:
-            ValueError: They are too large to be handed to a trial.
+            ValueError: They are too large to be passed to a trial.
         """
         return dict(self._ask("user_attrs"))
 
     @property
     def best_trial(self) -> BestTrial:
-        """The best of the trials that have ended by now.
+        """The best of the trials that have ended so far.
 
         Raises:
             RuntimeError: There are several objectives.
@@ -126,33 +124,32 @@ class Study:
         self._refuse_several("best_trial")
         best = self._ask("best")
         if best is None:
-            raise ValueError("No trials are completed yet.")  # as Optuna says it
+            raise ValueError("No trials are completed yet.")  # Optuna's own message
         return BestTrial(best["number"], tuple(best["values"]), best["params"])
 
     @property
     def best_value(self) -> float:
-        """The value of `best_trial`, which says what it raises."""
+        """The value of `best_trial`; raises what that raises."""
         return self.best_trial.value
 
     @property
     def best_params(self) -> Mapping[str, JSONValue]:
-        """The parameters of `best_trial`, which says what it raises."""
+        """The parameters of `best_trial`; raises what that raises."""
         return self.best_trial.params
 
     def _refuse_several(self, name: str) -> None:
         if len(self._job.directions) > 1:
             raise RuntimeError(
-                f"trial.study.{name}: the study has several objectives; directions has one for each"
+                f"trial.study.{name}: the study has several objectives; trial.study.directions "
+                "has one direction for each"
             )
 
-    if not TYPE_CHECKING:  # else any name would pass for an attribute
+    if not TYPE_CHECKING:  # otherwise type checkers would accept any name
 
         def __getattr__(self, name: str) -> NoReturn:
             text = f"trial.study has no attribute {name!r}"
             if name in _NOT_HERE:
                 text += f": {_NOT_HERE[name]}"
             elif not name.startswith("_"):
-                text += did_you_mean(
-                    name, [known for known in dir(type(self)) if not known.startswith("_")]
-                )
+                text += did_you_mean(name, [n for n in dir(type(self)) if not n.startswith("_")])
             raise AttributeError(text)

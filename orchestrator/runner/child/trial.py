@@ -1,6 +1,4 @@
-"""The `trial` that a user's function is called with: Optuna's words, and what a training job needs
-besides.
-"""
+"""The `trial` that a user's function gets: Optuna's interface, and more for training jobs."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ from orchestrator.runner.protocol.values import (
     as_key,
     as_number,
     as_step,
-    shown,
+    preview,
 )
 
 _T = TypeVar("_T")
@@ -42,14 +40,16 @@ _MOST_REMARKS = 20
 
 
 class TrialPruned(Exception):  # noqa: N818 - Optuna's name
-    """Raise it to end the trial early on purpose, after `Trial.should_prune` said so.
-    ``optuna.TrialPruned`` does as well.
+    """Raise it to end the trial when `Trial.should_prune` returns True.
+
+    ``optuna.TrialPruned`` works as well.
     """
 
 
 class Trial(Suggests):
-    """One attempt of one trial, as the user's function sees it. Usable from any thread of the
-    process it was given to.
+    """One attempt of one trial, as the user's function sees it.
+
+    Any thread of the process that got it may use it.
     """
 
     def __init__(self, job: Job, channel: Channel) -> None:
@@ -64,13 +64,14 @@ class Trial(Suggests):
         self._constraints: dict[str, float] = {}
         self._stop = False
         self._leaving = False
-        # when signals came that may be the worker's as well, by the monotonic clock
+        # Signals that the worker may have received as well, with their times by the monotonic
+        # clock.
         self._signals: Mapping[int, float] = {}
         self._answers: dict[str, Any] = {}
-        self._told_all = False  # of its parameters, whether or not it asked for each
+        self._read_all_params = False  # through `params`, whether or not it asked for each one
         self._settled: Settled | None = None
 
-    # ----------------------------------------------------------------------------------- what it is
+    # ----------------------------------------------------------------------------------- properties
 
     @property
     def number(self) -> int:
@@ -79,10 +80,8 @@ class Trial(Suggests):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters of this trial by name: those of grid and search, and what was suggested in
-        this attempt.
-        """
-        self._told_all = True
+        """The trial's parameters by name: of grid and search, and suggested in this attempt."""
+        self._read_all_params = True
         return {**self._job.values, **self._suggested()}
 
     @property
@@ -92,24 +91,23 @@ class Trial(Suggests):
 
     @property
     def study(self) -> Study:
-        """The study of this trial, to look at: its name, directions, metric names, user attributes
-        and best trial.
-        """
+        """The trial's study, read-only: name, directions, metrics, user attributes, best trial."""
         return Study(self._job, self._ask_about)
 
     @property
     def relative_params(self) -> dict[str, Any]:
-        """The parameters that were chosen before the attempt began: those of grid and search."""
+        """The parameters that were chosen before the attempt started: those of grid and search."""
         return dict(self._job.values)
 
     @property
     def distributions(self) -> dict[str, Any]:
-        """Optuna's distribution of every parameter that the trial has by now; imports Optuna.
+        """Optuna's distribution of every parameter that the trial has so far; imports Optuna.
 
         Raises:
-            ValueError: They are too large to be handed to a trial.
+            ValueError: They are too large to be passed to a trial.
         """
-        # Not imported above: an objective that asks for no such object is started without Optuna.
+        # Imported here, because most objectives need no such object and start faster without
+        # Optuna.
         optuna = importlib.import_module("optuna.distributions")
         return {
             name: optuna.json_to_distribution(text)
@@ -118,8 +116,9 @@ class Trial(Suggests):
 
     @property
     def datetime_start(self) -> datetime | None:
-        """When the first attempt of the trial began, by the database's clock, in local time without
-        a zone, as in Optuna.
+        """When the trial's first attempt started, by the database's clock.
+
+        It is a naive local time, as in Optuna.
         """
         started = self._ask_about("started")
         return (
@@ -135,17 +134,19 @@ class Trial(Suggests):
 
     @property
     def device(self) -> str:
-        """The torch device to train on: ``cuda:0`` or ``cpu``. No other GPU is visible to this
-        process.
+        """The torch device to train on: ``cuda:0`` or ``cpu``.
+
+        No other GPU is visible to this process.
         """
         return self._job.device
 
     @property
     def seed(self) -> int:
-        """The trial's seed, the same in every attempt. ``random`` is seeded with it before the
-        function is called.
+        """The trial's seed, the same in every attempt.
 
-        So are numpy and torch when the objective's module had imported them by then, and only then.
+        ``random`` is seeded with it before the function is called.
+
+        So are numpy and torch, but only if the objective's module has imported them by then.
         """
         return self._job.seed
 
@@ -156,41 +157,43 @@ class Trial(Suggests):
 
     @property
     def resumed(self) -> bool:
-        """Whether an earlier attempt ran, so that there may be a checkpoint to go on from."""
+        """Whether an earlier attempt ran, so that there may be a checkpoint to continue from."""
         return self._job.resumed
 
     @property
     def resumed_from(self) -> int | None:
-        """The earlier attempt whose files `checkpoint_dir` held at the start; None if
-        it was empty.
+        """The earlier attempt whose files `checkpoint_dir` contained at the start.
+
+        None if it was empty.
         """
         return self._job.resumed_from
 
     @property
     def checkpoint_dir(self) -> Path:
-        """An existing directory for this attempt alone; at its start it holds what the attempt
-        before left in its own.
+        """An existing directory for this attempt only.
 
-        Write a checkpoint under another name and rename it when it is whole: the process may be
-        killed at any time, and the next attempt takes what it finds. Links that lead out of the
-        directory are handed on as they are.
+        At its start it contains what the previous attempt left.
+
+        Write a checkpoint under a temporary name and rename it when it is complete: the process may
+        be killed at any time, and the next attempt gets whatever is there. Symbolic links that lead
+        out of the directory are copied as they are.
         """
         return self._job.checkpoint_dir
 
-    # --------------------------------------------------------------------------------- what it does
+    # -------------------------------------------------------------------------------------- methods
 
     def report(self, value: float, step: int) -> None:
-        """Hands the study an intermediate value of the metric at `step`; it returns at once.
+        """Reports an intermediate value of the metric at `step`; returns at once.
 
-        A step reported before is ignored with a warning. NaN is allowed: a pruner counts it as
-        worse than anything.
+        A step that was reported before is ignored with a warning. NaN is allowed: a pruner
+        considers it worse than any number.
 
         Args:
-            value: Any real number, a 0-d numpy or torch value included.
-            step: An integer in 0 … 2**31 - 1, in the unit that the study's pruner counts in.
+            value: Any real number, including a 0-d numpy or torch value.
+            step: An integer in 0 … 2**31 - 1, in the unit of the study's pruner.
 
         Raises:
-            TypeError: `value` is no real number, or `step` no integer.
+            TypeError: `value` is not a real number, or `step` is not an integer.
             ValueError: `step` is out of range.
             NotImplementedError: The study has several objectives.
         """
@@ -210,11 +213,11 @@ class Trial(Suggests):
             self._journal.append(message)
 
     def should_prune(self) -> bool:
-        """Whether the study's pruner says to end this trial, judged on all that was reported so
-        far; waits for the answer.
+        """Whether the study's pruner would end this trial, given all reports so far.
 
-        False when the worker is gone: nobody is left to judge, and the process is about to be
-        ended.
+        It waits for the answer.
+
+        False if the worker is gone: nobody can answer, and this process is about to be ended.
 
         Raises:
             NotImplementedError: The study has several objectives.
@@ -224,31 +227,32 @@ class Trial(Suggests):
             return bool(self._wait_for("prune", {"prune": self.last_step}))
 
     def should_stop(self) -> bool:
-        """Whether the worker asked for an early end: write a checkpoint and return None, and the
-        trial goes on elsewhere.
+        """Whether the worker wants the attempt to end: then write a checkpoint and return None.
 
-        It costs a microsecond: ask as often as you like.
+        The trial continues elsewhere. A call costs a microsecond, so call it as often as you like.
         """
         with self._lock:
             self._refuse_fork()
-            self._listen()
+            self._receive()
             return self._stop
 
     def set_user_attr(self, key: str, value: Any) -> None:
-        """Stores an attribute of the trial, shown by dashboards; a later value of the same key
-        replaces an earlier one.
+        """Stores an attribute of the trial, shown by dashboards.
 
-        NaN and infinities are stored as the strings ``nan``, ``inf`` and ``-inf``, for JSON has no
-        such numbers.
+        A later value for the same key replaces it.
+
+        NaN and infinities are stored as the strings ``nan``, ``inf`` and ``-inf``, because JSON has
+        no such numbers.
 
         Args:
             key: At most 512 characters.
-            value: Anything with a JSON form: numbers, strings, lists, mappings, numpy and torch
-                values; at most 1 MB.
+            value: Anything that can be converted to JSON: numbers, strings, lists, mappings, numpy
+                and torch values; at most 1 MB.
 
         Raises:
-            TypeError: `key` is no string, or `value` has no JSON form.
-            ValueError: It holds NUL or a lone surrogate, contains itself, or is too long.
+            TypeError: `key` is not a string, or `value` cannot be converted to JSON.
+            ValueError: One of them contains NUL or a lone surrogate, or is too long, or `value`
+                contains itself.
         """
         key = _explain(key, lambda: as_key(key))
         stored = _explain(key, lambda: as_json(value))
@@ -263,20 +267,20 @@ class Trial(Suggests):
             self._user_attrs[key] = stored
 
     def set_constraint(self, key: str, value: float) -> None:
-        """Says how well the trial keeps a constraint: zero or less is feasible, more is by how much
-        it is violated.
+        """Stores how far the trial violates a constraint; zero or less means that it is satisfied.
 
-        The trial is feasible if it keeps all; the sampler learns to avoid where others do not. A
-        constraint that was set before is ignored with a warning. Call it before the function
-        returns, for failed trials too.
+        The trial is feasible if it satisfies all constraints; the sampler learns to avoid regions
+        where trials do not. A constraint that was set before is ignored with a warning. Call it
+        before the function returns, also in trials that fail.
 
         Args:
-            key: A name for the constraint, 500 characters at most.
-            value: Anything that `float` takes but NaN. Infinities are stored as the largest floats.
+            key: A name for the constraint, at most 500 characters.
+            value: Anything that `float` accepts except NaN. Infinities are stored as the largest
+                floats.
 
         Raises:
-            TypeError: `key` is no string, or `value` no number.
-            ValueError: `value` is NaN, or `key` holds NUL or a lone surrogate, or is too long.
+            TypeError: `key` is not a string, or `value` is not a number.
+            ValueError: `value` is NaN; or `key` contains NUL or a lone surrogate, or is too long.
         """
         key, number = as_constraint(key, value)
         with self._lock:
@@ -294,30 +298,31 @@ class Trial(Suggests):
     def log_artifact(
         self, path: str | os.PathLike[str], *, name: str | None = None, mimetype: str | None = None
     ) -> str:
-        """Stores a copy of the file as an artifact of the trial, shown by optuna-dashboard; returns
-        the artifact's id.
+        """Stores a copy of the file as an artifact of the trial, shown by optuna-dashboard.
 
-        When it returns the copy is in `paths.artifacts`, and the file may change or go. Every call
-        adds an artifact, under a name used before as well. In a study it is known by once the
-        worker has told the database, a second later or so.
+        Returns the artifact's id.
+
+        When it returns, the copy is in `paths.artifacts`, and the file may be changed or deleted.
+        Every call adds an artifact, even under a name used before. The artifact appears in the
+        study about a second later, when the worker has written it to the database.
 
         Args:
-            path: A file; of a directory store an archive.
-            name: What people see, at most 255 characters; the file's own name if None.
+            path: A file; for a directory, store an archive.
+            name: The name that people see, at most 255 characters; the file's own name if None.
             mimetype: Such as ``image/png``; guessed from the name if None.
 
         Raises:
             FileNotFoundError: There is no such file.
             IsADirectoryError: It is a directory.
-            TypeError: `name` or `mimetype` is no string.
-            ValueError: `name` or `mimetype` is malformed, or `path` leads to a pipe or the like.
+            TypeError: `name` or `mimetype` is not a string.
+            ValueError: `name` or `mimetype` is malformed, or `path` is not a regular file.
             orchestrator.runner.files.artifacts.ArtifactError: An `OSError`: the file cannot be read
                 or stored, or the disk is full.
         """
         file = Path(path)
         record = ArtifactRecord.of(file, name, mimetype)
         self._refuse_fork()
-        # Outside the lock: a large file must keep no other thread from its reports.
+        # Outside the lock: a large file must not block the reports of other threads.
         ArtifactPlace(self._job.artifacts or str(self._job.run_dir / "artifacts")).add(
             file, record.artifact_id
         )
@@ -332,61 +337,52 @@ class Trial(Suggests):
         """The highest step reported in this attempt, None before the first."""
         return max(self._steps, default=None)
 
-    # --------------------------------------------------------------------------------------- inside
+    # ------------------------------------------------------------------------------------ internals
 
     def _signalled(self, within_s: float, *numbers: int) -> bool:
-        """Whether one of these signals, or any if none is given, came within the last seconds."""
+        """Whether one of these signals (by default any) arrived in the last `within_s` seconds."""
         since = time.monotonic() - within_s
-        return any(
-            at >= since for number, at in self._signals.items() if not numbers or number in numbers
-        )
+        times = [at for number, at in self._signals.items() if not numbers or number in numbers]
+        return any(at >= since for at in times)
 
     def _worker_ends(self, within_s: float) -> bool:
-        """Whether the worker says within that time that it ends, or that the trial is to."""
+        """Whether the worker says within `within_s` seconds that it or this attempt is to end."""
         give_up_at = time.monotonic() + within_s
         with self._lock:
-            self._listen()
-            while (
-                not (self._stop or self._leaving or self._channel.closed)
-                and (left := give_up_at - time.monotonic()) > 0
-            ):
+            self._receive()
+            while not (self._stop or self._leaving or self._channel.closed):
+                left = give_up_at - time.monotonic()
+                if left <= 0:
+                    break
                 wait_readable([self._channel], left)
-                self._listen()
+                self._receive()
             return self._stop or self._leaving
 
-    def _never_asked(self) -> dict[str, str]:
-        """What grid and search set for this trial and a function of the trial alone never heard of,
-        a remark for each.
-        """
-        # What it got by an interpolation in its arguments, or asked for in an earlier attempt, it
-        # may have heard of.
-        if self._told_all or self._job.resumed or "${" in str(self._job.objective):
+    def _unread_params(self) -> dict[str, str]:
+        """A remark for each parameter that the study sets but the objective never read."""
+        # It may have read them through interpolations in its arguments, or in an earlier attempt.
+        if self._read_all_params or self._job.resumed or "${" in str(self._job.objective):
             return {}
-        asked = self._suggested()
-        others = asked.keys() - self._job.values.keys()
+        suggested = self._suggested()
+        others = suggested.keys() - self._job.values.keys()
         return {
-            name: (
-                f"trial {self.number} completed without asking for {name}, which the study "
-                f"sets{did_you_mean(name, others)}"
-            )
+            name: f"trial {self.number} completed without asking for {name}, which the study sets"
+            + did_you_mean(name, others)
             for name in [*self._job.values, *self._set_by_params()]
-            if name not in asked
+            if name not in suggested
         }
 
     def _set_by_params(self) -> list[str]:
-        """The parameters that ``params`` give a value which nothing else in ``params`` may use."""
-        if "${" in str(self._job.params):
+        """The parameters whose value in ``params`` nothing else in ``params`` can use."""
+        params = self._job.params
+        if "${" in str(params):
             return []
-        return [
-            path
-            for path in leaf_paths(self._job.params)
-            if at(self._job.params, path) not in (None, {})
-        ][:_MOST_REMARKS]
+        return [path for path in leaf_paths(params) if at(params, path) not in (None, {})][
+            :_MOST_REMARKS
+        ]
 
     def _end(self) -> None:
-        """Ends the attempt for whoever still has this object: nothing is reported or written any
-        more.
-        """
+        """Ends the attempt: code that still has this object can report and write nothing more."""
         self._journal.close()
         self._channel.shut()
 
@@ -394,34 +390,36 @@ class Trial(Suggests):
         found = self._settled.value(name) if self._settled is not None else ()
         try:
             return tuple(as_json(value) for value in found)
+        # The value of a user's resolver: it can equal no suggestion, so any text makes the right
+        # error.
         except (TypeError, ValueError):
-            # what a resolver of the user's made: no value that anybody asks for
-            return tuple(map(shown, found))
+            return tuple(map(preview, found))
 
     def _ask(self, question: Message) -> Message | None:
         with self._lock:
             answer: Message | None = self._wait_for("suggest", question)
-            # Not a late one, to a question that a signal cut short.
+            # Skip late answers, to earlier questions that a signal interrupted.
             while answer is not None and answer["name"] != question["suggest"][0]:
                 answer = self._wait_for("suggest")
             return answer
 
     def _ask_about(self, what: str) -> Any:
-        """What the database has of the study or the trial: one of `ABOUT`."""
+        """What the database says about the study or the trial; `what` is one of `ABOUT`."""
         with self._lock:
             answer: Message | None = self._wait_for("study", {"study": what})
-            # late, to a question that a signal cut short
+            # Skip late answers, as in `_ask`.
             while answer is not None and answer["about"] != what:
                 answer = self._wait_for("study")
         if answer is None:
-            raise WorkerGoneError("the worker that knows the study is gone")
+            raise WorkerGoneError("the worker that answers questions about the study is gone")
         if "refused" in answer:
             raise ValueError(f"{what}: {answer['refused']}")
         return answer["value"]
 
     def _wait_for(self, kind: str, question: Message | None = None) -> Any:
-        """The worker's next answer of that kind, after putting the question if there is one; None
-        when the worker is gone.
+        """The worker's next answer of that kind, after sending `question` if given.
+
+        None if the worker is gone.
         """
         self._refuse_fork()
         self._answers.pop(kind, None)
@@ -429,10 +427,11 @@ class Trial(Suggests):
             self._channel.send(question)
         while kind not in self._answers and not self._channel.closed:
             wait_readable([self._channel], None)
-            self._listen()
+            self._receive()
         return self._answers.get(kind)
 
-    def _listen(self) -> None:
+    def _receive(self) -> None:
+        """Takes in the worker's messages that have arrived, without waiting."""
         for message in self._channel.receive():
             if message.get("stop"):
                 self._stop = True
@@ -451,8 +450,8 @@ class Trial(Suggests):
     def _refuse_fork(self) -> None:
         if os.getpid() != self._pid:
             raise RuntimeError(
-                "this trial belongs to another process: call it in the process that the "
-                "objective was called in"
+                "this trial belongs to another process: use it only in the process that called "
+                "the objective"
             )
 
 

@@ -1,9 +1,8 @@
-"""Checkpoints that outlive workers and hosts: every attempt has a directory of its own, filled from
-the attempt before.
+"""Checkpoints that outlive workers and hosts: each attempt starts with the previous one's.
 
-The number of an attempt grows with every claim of its trial, so it fences: whoever lost the trial
-and does not know it yet writes where no later attempt reads. What is written lies in a directory,
-or is uploaded to an object store (an fsspec URL).
+An attempt's number grows with every claim of its trial and so serves as a fence: a worker that has
+lost the trial without noticing writes where no later attempt reads. Files stay in a directory, or
+are uploaded to an object store (an fsspec URL).
 """
 
 from orchestrator.runner.files.checkpoints import CheckpointError, Checkpoints, Kept

@@ -1,9 +1,8 @@
-"""Artifacts: files that a trial leaves for people, kept by id in one place for all studies, as
-Optuna's artifact stores do.
+"""Artifacts: files that a trial stores for people, by id, in one place for all studies.
 
-A directory holds them flat, a file an artifact, so that `optuna.artifacts.FileSystemArtifactStore`
-reads it too; a URL is any that fsspec knows. The record of an artifact (`ArtifactRecord`) goes into
-the trial, where Optuna and its dashboard look for it.
+A directory contains one file per artifact, so that `optuna.artifacts.FileSystemArtifactStore` can
+read it as well; a URL can be any that fsspec supports. An artifact's record (`ArtifactRecord`) is
+stored with the trial, where Optuna and its dashboard expect it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue
 from orchestrator.passwords import mask
-from orchestrator.runner.protocol.values import as_json, shown
+from orchestrator.runner.protocol.values import as_json, preview
 
 if TYPE_CHECKING:
     from orchestrator.runner.files.object_store import ObjectStore
@@ -38,19 +37,19 @@ _PROTOCOL_TYPO = re.compile(r"[A-Za-z][A-Za-z0-9+-]+:(?!//)")
 
 
 class ArtifactError(OSError):
-    """A file could not be stored; says which, where, and what the system said, and holds its
-    `errno`.
+    """A file could not be stored; the message says which, where and why.
+
+    It has the system's `errno`.
     """
 
 
 @dataclass(frozen=True)
 class ArtifactRecord:
-    """What a trial says of one artifact, in the words of Optuna's `ArtifactMeta`.
+    """The record of one artifact, with the fields of Optuna's `ArtifactMeta`.
 
     Raises:
-        TypeError: a field is no string.
-        ValueError: a field cannot be what it is to be; a header of an HTTP answer is made of the
-            type.
+        TypeError: a field is not a string.
+        ValueError: a field is malformed.
     """
 
     artifact_id: str
@@ -60,24 +59,29 @@ class ArtifactRecord:
 
     def __post_init__(self) -> None:
         if not isinstance(self.artifact_id, str) or not _ID.fullmatch(self.artifact_id):
-            raise ValueError(f"{shown(self.artifact_id)} is no id of an artifact")
+            raise ValueError(f"{preview(self.artifact_id)} is not an artifact id")
         if not isinstance(self.filename, str):
-            raise TypeError(f"the name of an artifact must be a string, got {shown(self.filename)}")
+            raise TypeError(
+                f"the name of an artifact must be a string, got {preview(self.filename)}"
+            )
         if not 1 <= len(self.filename) <= _MAX_NAME:
             raise ValueError(
-                f"the name of an artifact has 1 to {_MAX_NAME} characters, got {len(self.filename)}"
+                f"the name of an artifact must have 1 to {_MAX_NAME} characters, got "
+                f"{len(self.filename)}"
             )
-        as_json(self.filename)  # text that a database takes
+        as_json(self.filename)  # refuses text that a database cannot store
+
+        # Checked strictly, because the dashboard puts them into headers of HTTP responses.
         if not isinstance(self.mimetype, str):
             raise TypeError(
-                f"mimetype must be a string such as image/png, got {shown(self.mimetype)}"
+                f"mimetype must be a string such as image/png, got {preview(self.mimetype)}"
             )
         if not _TYPE.fullmatch(self.mimetype):
-            raise ValueError(f"mimetype must have the form image/png, got {shown(self.mimetype)}")
-        if self.encoding is not None and not (
-            isinstance(self.encoding, str) and _TYPE.fullmatch(f"x/{self.encoding}")
-        ):
-            raise ValueError(f"{shown(self.encoding)} is no content encoding")
+            raise ValueError(f"mimetype must have the form image/png, got {preview(self.mimetype)}")
+        if self.encoding is None:
+            return
+        if not isinstance(self.encoding, str) or not _TYPE.fullmatch(f"x/{self.encoding}"):
+            raise ValueError(f"{preview(self.encoding)} is not a content encoding")
 
     @staticmethod
     def of(path: Path, name: str | None, mimetype: str | None) -> ArtifactRecord:
@@ -102,11 +106,12 @@ class ArtifactRecord:
 
 
 class ArtifactPlace:
-    """The files of all artifacts, by id. It has what Optuna asks of an artifact store:
-    `open_reader`, `write`, `remove`.
+    """The files of all artifacts, by id.
+
+    It implements Optuna's artifact store: `open_reader`, `write`, `remove`.
 
     Args:
-        place: an absolute directory, made when the first file comes, or an fsspec URL.
+        place: an absolute directory, created with the first file, or an fsspec URL.
 
     Raises:
         ConfigError: the URL's protocol is unknown, or its package is missing.
@@ -117,35 +122,36 @@ class ArtifactPlace:
         self._directory = None if "://" in place else Path(place)
         self._store: ObjectStore | None = None
         if self._directory is None:
-            # no trial waits for fsspec without need
+            # fsspec is slow to import.
             from orchestrator.runner.files.object_store import ObjectStore
 
             self._store = ObjectStore(place)
 
     def add(self, file: Path, artifact_id: str) -> None:
-        """Copies a file, which may change as soon as this returns; it is there under its id as a
-        whole or not at all.
+        """Copies a file, which may change after this returns.
+
+        The copy is complete or does not exist.
 
         Raises:
             FileNotFoundError: there is no such file.
             IsADirectoryError: it is a directory.
-            ValueError: it is neither, such as a pipe.
+            ValueError: it is not a regular file but, for instance, a pipe.
             ArtifactError: it cannot be read or stored.
         """
         try:
             mode = file.stat().st_mode
         except FileNotFoundError:
-            raise FileNotFoundError(
-                errno.ENOENT, "there is no such file to store as an artifact", str(file)
-            ) from None
+            text = "there is no such file to store as an artifact"
+            raise FileNotFoundError(errno.ENOENT, text, str(file)) from None
         if stat.S_ISDIR(mode):
             hint = (
-                "an artifact is one file: store an archive of it, shutil.make_archive(name, "
-                "'zip', directory)"
+                "an artifact must be a single file, not a directory; store an archive of it:"
+                " shutil.make_archive(name, 'zip', directory)"
             )
             raise IsADirectoryError(errno.EISDIR, hint, str(file))
         if not stat.S_ISREG(mode):
-            raise ValueError(f"{file} is no regular file, so it cannot be stored as an artifact")
+            raise ValueError(f"{file} is not a regular file, so it cannot be stored as an artifact")
+
         try:
             if self._store is not None:
                 self._store.put(file, artifact_id)
@@ -153,22 +159,19 @@ class ArtifactPlace:
                 with file.open("rb") as content:
                     self.write(artifact_id, content)
         except Exception as error:
-            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-            said = (
-                error.strerror
-                if isinstance(error, OSError) and error.strerror
-                else _first_line(error)
-            )
+            number, why = errno.EIO, _first_line(error)
+            if isinstance(error, OSError):
+                number, why = error.errno or number, error.strerror or why
             raise ArtifactError(
-                number, f"{said}: {file} could not be stored in paths.artifacts={self._place}"
+                number, f"{why}: {file} could not be stored in paths.artifacts={self._place}"
             ) from error
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """The content of an artifact.
 
         Raises:
-            FileNotFoundError: there is none here.
-            ArtifactError: what is behind the URL does not answer, or refuses.
+            FileNotFoundError: this place does not have it.
+            ArtifactError: the object store does not answer, or refuses.
         """
         if self._store is not None:
             try:
@@ -182,7 +185,7 @@ class ArtifactPlace:
         return (self._folder / _checked(artifact_id)).open("rb")
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Stores an artifact, on disk when this returns."""
+        """Stores an artifact; it is on disk when this returns."""
         if self._store is not None:
             self._store.write(_checked(artifact_id), content_body.read())
             return
@@ -201,7 +204,7 @@ class ArtifactPlace:
             raise
 
     def remove(self, artifact_id: str) -> None:
-        """Removes an artifact; none there is no error."""
+        """Removes an artifact; it is not an error if there is none."""
         if self._store is not None:
             self._store.remove(_checked(artifact_id))
         else:
@@ -214,23 +217,25 @@ class ArtifactPlace:
 
 
 def checked_place(setting: str | None, data: Path) -> str:
-    """Where artifacts go by `paths.artifacts`: an absolute directory or a URL. One that is named
-    must be writable.
+    """Where `paths.artifacts` puts artifacts: an absolute directory or a URL.
 
-    The default, in `paths.data`, is made when the first artifact comes: a host that stores none
-    does not need it.
+    An explicit setting must be writable.
+
+    The default, in `paths.data`, is created with the first artifact: a host that stores none does
+    not need it.
 
     Raises:
-        ConfigError: it cannot be made or written, or is no place.
+        ConfigError: it cannot be created or written, or is neither a directory nor a URL.
     """
     if setting is None:
         return str(data / "artifacts")
     try:
         if "://" in setting:
-            if mask(setting) != setting:  # it would lie in the run directory of every trial
+            if mask(setting) != setting:  # every trial's run directory would contain it
                 raise ConfigError(
-                    "a password does not belong into it; give it as the library of the protocol "
-                    "reads it"
+                    "must not contain a password; pass credentials the way the fsspec backend "
+                    "expects"
+                    " (for instance AWS_* variables)"
                 )
             ArtifactPlace(setting)
             return setting
@@ -238,9 +243,10 @@ def checked_place(setting: str | None, data: Path) -> str:
             raise ConfigError("must be a directory or a URL; null keeps artifacts in paths.data")
         if _PROTOCOL_TYPO.match(setting):
             raise ConfigError(
-                "a URL has // after its protocol, as in s3://bucket/path; begin a directory's "
-                "path with / or ./"
+                "a URL needs // after its protocol, as in s3://bucket/path; for a directory, "
+                "start the path with / or ./"
             )
+
         directory = Path(setting).expanduser().absolute()
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as probe:
@@ -256,7 +262,7 @@ def checked_place(setting: str | None, data: Path) -> str:
 
 def _checked(artifact_id: str) -> str:
     if not _ID.fullmatch(artifact_id):
-        raise FileNotFoundError(errno.ENOENT, "no id of an artifact", artifact_id)
+        raise FileNotFoundError(errno.ENOENT, "not an artifact id", artifact_id)
     return artifact_id
 
 

@@ -1,4 +1,4 @@
-"""Where each attempt keeps its checkpoints, and how the next one comes by them."""
+"""Where each attempt keeps its checkpoints, and how the next attempt gets them."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ _PROTOCOL_TYPO = re.compile(r"[A-Za-z][A-Za-z0-9+-]+:(?!//)")
 
 
 class CheckpointError(OrchestratorError):
-    """The checkpoints of an attempt cannot be read or written here; the message names the setting
-    that says where they are.
+    """The checkpoints of an attempt cannot be read or written here.
+
+    The message names the setting of their place.
     """
 
 
 class Checkpoints:
     """The checkpoints of all trials that this host runs.
 
-    Every attempt writes to a directory of its own and reads no other:
+    Every attempt writes to its own directory and reads no other:
 
     - place None: ``<runs>/<study>/trial-N/attempt-K-TOKEN/checkpoints``;
     - a directory: ``<place>/<study>/trial-N/attempt-K-TOKEN``;
-    - a URL: as with None, and what is there is uploaded to
+    - a URL: the same as None, and the files are uploaded to
       ``<place>/<study>/trial-N/attempt-K-TOKEN``, see `generations`.
 
     Args:
@@ -53,8 +54,8 @@ class Checkpoints:
         runs: The setting ``paths.runs``.
 
     Raises:
-        ConfigError: The place cannot be made, read or written from here, its protocol is unknown,
-            or a package is missing.
+        ConfigError: The place cannot be created, read or written from here, its protocol is
+            unknown, or a package is missing.
     """
 
     def __init__(self, place: str | None, runs: Path) -> None:
@@ -64,6 +65,7 @@ class Checkpoints:
         self._setting = (
             f"paths.runs={runs}" if place is None else f"paths.checkpoints={mask(place)}"
         )
+
         try:
             if place is None:
                 self._identity = _identity_of_directory(runs)
@@ -72,22 +74,22 @@ class Checkpoints:
                 self._identity = _identity_of_store(self._store)
             elif not place.strip():
                 raise ConfigError(
-                    "must be a directory or a URL; null keeps checkpoints with the runs"
+                    "must be a directory or a URL; null keeps checkpoints in paths.runs"
                 )
             elif _PROTOCOL_TYPO.match(place):
                 raise ConfigError(
-                    "a URL has // after its protocol, as in s3://bucket/path; begin a "
-                    "directory's path with / or ./"
+                    "a URL needs // after its protocol, as in s3://bucket/path; for a directory, "
+                    "start the path with / or ./"
                 )
             else:
                 directory = Path(place).expanduser().absolute()
                 self._identity = _identity_of_directory(directory)
                 self._directories = None if directory.resolve() == runs.resolve() else directory
         except Exception as error:
-            raise ConfigError(f"{self._setting}: {_said(error)}") from error
+            raise ConfigError(f"{self._setting}: {_reason(error)}") from error
 
     def identity(self) -> str:
-        """A random word, the same for all that see this place and for nobody else."""
+        """A random word that identifies this place, the same for every host that uses it."""
         return self._identity
 
     def begin(
@@ -99,26 +101,27 @@ class Checkpoints:
         resume: bool,
         tokens: Mapping[int, int | None] = MappingProxyType({}),
     ) -> Kept:
-        """Makes the directory of an attempt; with `resume` it holds what the newest earlier attempt
-        that has any left there.
+        """Creates the directory of an attempt.
 
-        It takes as long as a copy or a download of that does, and shares nothing with other calls:
-        call it in a thread while the lease of the trial is renewed. An earlier attempt whose files
-        are unreadable, or half there, is passed over with a warning. What attempts before the one
-        taken up left is deleted.
+        With `resume`, it is filled from the newest earlier attempt that left files.
+
+        This takes as long as copying or downloading those files, and shares nothing with other
+        calls: call it in a thread while the trial's lease is renewed. An earlier attempt whose
+        files are unreadable or incomplete is skipped with a warning. Files of attempts before the
+        one resumed from are deleted.
 
         Args:
             study: The study's folder.
             number: The trial's number in its study.
-            attempt: The attempt that begins, from 1. No two calls may have the same one.
-            resume: Whether to hand over at all.
-            tokens: That of this attempt and of each earlier one, as the database has them, by
-                attempt. What others left under the trial's number, before the database went back in
-                time, is not the trial's.
+            attempt: The new attempt, from 1. Each attempt may be passed only once.
+            resume: Whether to resume from an earlier attempt at all.
+            tokens: The tokens of this attempt and of each earlier one, from the database, by
+                attempt. They exclude files under the same trial number that were written before the
+                database went back in time.
 
         Raises:
-            CheckpointError: The place cannot be read or written, the disk is full. Nothing that was
-                there is lost.
+            CheckpointError: The place cannot be read or written, or the disk is full. No existing
+                file is lost.
         """
         trial = _TrialPlace(self._runs, self._directories, self._store, study, number, tokens)
         directory = trial.directory(attempt)
@@ -130,37 +133,41 @@ class Checkpoints:
                 incoming.mkdir(parents=True)
             faults.step("checkpoints.begin")
             if directory.is_dir() and any(directory.iterdir()):
-                rundir.move_aside(directory)  # left by another study
+                rundir.move_aside(directory)  # it belongs to another study
             incoming.rename(directory)
             trial.discard(attempt if not resume else source or 0)
         except Exception as error:
             shutil.rmtree(incoming, ignore_errors=True)
-            raise CheckpointError(f"{self._setting}: {_said(error)}") from error
+            raise CheckpointError(f"{self._setting}: {_reason(error)}") from error
         return Kept(trial, attempt, source)
 
     def _hand_over(self, trial: _TrialPlace, attempt: int, incoming: Path) -> int | None:
-        """Copies the newest earlier attempt's files to `incoming`; returns whose they are."""
+        """Copies the newest earlier attempt's files to `incoming`.
+
+        Returns that attempt, None without files.
+        """
         for earlier in trial.earlier(attempt):
             try:
                 if trial.copy(earlier, incoming):
                     return earlier
             except UnreadableError as error:
                 logger.warning(
-                    "trial %d: no checkpoints from attempt %d: %s",
+                    "trial %d: cannot read the checkpoints of attempt %d: %s",
                     trial.number,
                     earlier,
-                    _said(error),
+                    _reason(error),
                 )
         return None
 
 
 class Kept:
-    """The checkpoints of one attempt. As a context manager it ends their upload when left, without
-    a last one.
+    """The checkpoints of one attempt.
+
+    As a context manager, it ends their upload on exit, without a final one.
 
     Attributes:
-        directory: Where the attempt writes them; exists.
-        resumed_from: The attempt whose files are in it, None if it began empty.
+        directory: The existing directory where the attempt writes them.
+        resumed_from: The attempt whose files it contains, None if it started empty.
     """
 
     def __init__(self, trial: _TrialPlace, attempt: int, resumed_from: int | None) -> None:
@@ -180,20 +187,21 @@ class Kept:
         return self._uploader is not None
 
     def close(self, *, final: bool) -> None:
-        """Ends the upload; where nothing is uploaded it does nothing. Calling it again is allowed.
+        """Ends the upload; does nothing if nothing is uploaded. Idempotent.
 
         Args:
-            final: Whether to upload first what is there now; the child must have ended. Then it
+            final: Whether to upload the current files first; the child must have ended. If True, it
                 returns when that is done or has failed, after `LAST_UPLOAD_S` at the latest, or
-                soon after another thread calls it without. It raises nothing, so call it in a
-                thread while the lease of the trial is renewed. Without, it returns at once.
+                soon after another thread calls it with False. It raises nothing, so call it in a
+                thread while the trial's lease is renewed. If False, it returns at once.
         """
         if self._uploader is not None:
             self._uploader.close(final=final)
 
     def discard_older(self) -> None:
-        """Deletes what all earlier attempts left. For a trial that has ended; this attempt's own
-        checkpoints stay.
+        """Deletes the files of all earlier attempts, for a trial that has ended.
+
+        This attempt's own ones stay.
         """
         self._trial.discard(self._attempt)
 
@@ -210,8 +218,9 @@ class Kept:
 
 
 class _TrialPlace:
-    """Where the attempts of one trial have their checkpoints. `store` is None where nothing is
-    uploaded.
+    """Where the attempts of one trial keep their checkpoints.
+
+    `store` is None if nothing is uploaded.
     """
 
     def __init__(
@@ -241,7 +250,7 @@ class _TrialPlace:
         return rundir.attempt_name(attempt, self._tokens.get(attempt))
 
     def earlier(self, attempt: int) -> list[int]:
-        """The attempts before this one that may have left something, the newest first."""
+        """The attempts before this one that may have left files, the newest first."""
         names = [path.name for path in self._root.iterdir()] if self._root.is_dir() else []
         if self.store is not None and attempt > 1:
             names += self.store.names(self._below)
@@ -250,16 +259,18 @@ class _TrialPlace:
         return sorted((number for number in ours if number < attempt), reverse=True)
 
     def copy(self, attempt: int, target: Path) -> bool:
-        """Copies what an attempt left to the new directory `target`; False if that is nothing."""
+        """Copies an attempt's files to the new directory `target`; False if there are none."""
         if self.store is not None and fetch(self.store, self.remote(attempt), target):
             return True
+
+        # With a URL too: the attempt may have run on this host without being able to upload
+        # anything.
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        # of a URL's: an attempt on this host that could upload nothing
         return copy_tree(self.directory(attempt), target)
 
     def discard(self, below: int) -> None:
-        """Deletes what the attempts before `below` left, as far as that can be done now."""
+        """Deletes the files of the attempts before `below`, as far as possible now."""
         try:
             for attempt in self.earlier(below):
                 directory = self.directory(attempt)
@@ -267,9 +278,9 @@ class _TrialPlace:
                     shutil.rmtree(path, ignore_errors=True)
                 if self.store is not None:
                     self.store.remove(self.remote(attempt))
-        except Exception as error:  # noqa: BLE001 - litter is no reason to fail
+        except Exception as error:  # noqa: BLE001 - leftover files are not a reason to fail
             logger.debug(
-                "trial %d: earlier checkpoints were not removed: %s", self.number, reason(error)
+                "trial %d: cannot remove earlier checkpoints: %s", self.number, reason(error)
             )
 
 
@@ -284,7 +295,7 @@ def _identity_of_directory(root: Path) -> str:
             file.write(uuid.uuid4().hex)
         if word := marker.read_text(encoding="utf-8"):
             return word
-        if time.monotonic() - began > _GIVES_UP_S:  # whoever made it died before writing
+        if time.monotonic() - began > _GIVES_UP_S:  # its creator died before writing to it
             marker.unlink(missing_ok=True)
         time.sleep(0.05)
 
@@ -293,7 +304,7 @@ def _identity_of_store(store: ObjectStore) -> str:
     try:
         store.write(f"{MARKER}-writable", b"yes")
     except NotImplementedError:
-        raise ConfigError("nothing can be written there: choose another protocol") from None
+        raise ConfigError("this protocol is read-only: choose another one") from None
     before = None
     while True:
         try:
@@ -305,12 +316,13 @@ def _identity_of_store(store: ObjectStore) -> str:
         if not word:
             store.write(MARKER, uuid.uuid4().hex.encode())
         before = word
-        # few stores create exclusively; of those who write a first word at once the last one counts
+        # Few stores support exclusive creation. If several hosts write a first word at the same
+        # time, the last one wins.
         time.sleep(SETTLES_S)
 
 
-def _said(error: Exception) -> str:
-    """One line: what the system said and where, without passwords."""
+def _reason(error: Exception) -> str:
+    """The system's message and the path, in one line without passwords."""
     if isinstance(error, OSError) and error.strerror:
         place = f" ({error.filename})" if error.filename else ""
         return mask(f"{error.strerror}{place}")

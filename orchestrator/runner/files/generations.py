@@ -1,11 +1,11 @@
-"""Checkpoints in an object store: what is read there is always a whole state of the directory,
-never half of one.
+"""Checkpoints in an object store: a reader always gets a complete state of the directory.
 
 ```
 <attempt>/objects/<n>               content of one file; never written twice
-<attempt>/manifest-<generation>     the files of one state of the directory; written last, so all it
-names is there ```
-The newest generation and the one before it are kept: somebody may be reading that one.
+<attempt>/manifest-<generation>     the files of one state of the directory; written after all of
+them ```
+The newest generation and the one before it are kept, because another host may be reading the
+latter.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ from orchestrator.runner.files.tree import Stamp, Tree, make_links, scan, stamp_
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 2.0
-"""How often the directory is looked at. It is uploaded when it was the same at two looks, so 2 to 4
-s after the last write.
+"""How often the directory is scanned.
+
+It is uploaded once two scans in a row see the same, that is 2 to 4 s after the last write.
 """
 PATIENCE_S: Final = 60.0
-"""How long a file that is written all the time keeps the others from being uploaded without it."""
+"""How long a file that keeps changing delays the upload of the others.
+
+After that, they are uploaded without it.
+"""
 LAST_UPLOAD_S: Final = 600.0
 """How long the end of an attempt waits for its last checkpoints to be uploaded."""
 _SLOWEST_S: Final = 60.0
@@ -42,26 +46,26 @@ _MANIFEST = re.compile(r"manifest-\d{6,}")
 
 
 class Uploader:
-    """Uploads what changes in `directory` to `where`, in a thread of its own; what goes wrong is
-    logged once and tried again.
+    """Uploads changes in `directory` to `where`, in a separate thread.
 
-    What is in the directory when it starts counts as uploaded: it came from an earlier attempt,
-    where it still is.
+    Retries on errors and logs them once.
+
+    Files that are in the directory at the start count as uploaded: they came from an earlier
+    attempt, and still exist there.
     """
 
     def __init__(self, store: ObjectStore, where: str, directory: Path) -> None:
         self._store = store
         self._where = where
-        self._shown = f"{store}/{where}"
+        self._url = f"{store}/{where}"
         self._directory = directory
         self._published = self._seen = scan(directory)
         self._changed_at: float | None = None
         self._objects: dict[Stamp, str] = {}
         self._written: set[str] = set()
         self._put_count = 0
-        # the last one begun; one whose manifest could not be written is never whole
-        self._generation = 0
-        self._whole: list[tuple[int, set[str]]] = []  # the last two, and the objects they name
+        self._generation = 0  # the last one started; without a manifest it stays incomplete
+        self._complete: list[tuple[int, set[str]]] = []  # the last two, and the objects they name
         self._pruned = 0
         self._trouble: str | None = None
         self._ending = threading.Event()
@@ -70,8 +74,7 @@ class Uploader:
         self._thread.start()
 
     def close(self, *, final: bool) -> None:
-        """Tells the thread to end: at once, or after an upload of all that is there now, which it
-        waits for.
+        """Ends the thread: at once, or, if `final`, after it has uploaded the current files.
 
         It stops waiting after `LAST_UPLOAD_S`, and when another thread calls it without `final`.
         """
@@ -82,7 +85,7 @@ class Uploader:
             if time.monotonic() >= given_up_at:
                 logger.warning(
                     "%s: the last checkpoints were not uploaded within %g s",
-                    self._shown,
+                    self._url,
                     LAST_UPLOAD_S,
                 )
                 self._final = False
@@ -95,7 +98,7 @@ class Uploader:
         while not self._ending.wait(pause_s):
             began = time.monotonic()
             well = self._tried(self._look)
-            # A slow store is not kept busy all the time, a broken one is asked ever more seldom.
+            # Leaves a slow store idle half of the time, and tries a broken one less and less often.
             pause_s = (
                 max(LOOK_EVERY_S, time.monotonic() - began)
                 if well
@@ -105,16 +108,16 @@ class Uploader:
             if not self._final or self._tried(lambda: self._publish(scan(self._directory))):
                 return
             time.sleep(pause_s)
-        logger.warning("%s: the last checkpoints were not uploaded: %s", self._shown, self._trouble)
+        logger.warning("%s: the last checkpoints were not uploaded: %s", self._url, self._trouble)
 
     def _tried(self, step: Callable[[], None]) -> bool:
         try:
             step()
-        except Exception as error:  # noqa: BLE001 - the trial goes on whatever a store, or what the trial left, makes of it
+        except Exception as error:  # noqa: BLE001 - neither the store nor odd files may stop the trial
             if self._trouble is None:
                 logger.warning(
-                    "%s: checkpoints cannot be uploaded now, trying again: %s",
-                    self._shown,
+                    "%s: cannot upload checkpoints now, will try again: %s",
+                    self._url,
                     reason(error),
                 )
             self._trouble = reason(error)
@@ -122,7 +125,7 @@ class Uploader:
         return True
 
     def _look(self) -> None:
-        """Uploads the directory if all that changed is quiet by now."""
+        """Uploads the directory if everything that changed has stopped changing."""
         tree, before = scan(self._directory), self._seen
         self._seen = tree
         if tree == self._published:
@@ -137,6 +140,7 @@ class Uploader:
                 name: stamp for name, stamp in tree.files.items() if before.files.get(name) == stamp
             }
             busy = tree.files.keys() - files.keys()
+            # Of files that are still changing, keep the last uploaded version.
             files |= {
                 name: stamp
                 for name, stamp in self._published.files.items()
@@ -146,8 +150,9 @@ class Uploader:
             self._changed_at = None
 
     def _publish(self, tree: Tree) -> None:
-        """Makes `tree` the newest generation, unless one of its files changed meanwhile; then the
-        next look will see it.
+        """Makes `tree` the newest generation, unless one of its files changes meanwhile.
+
+        Then the next scan will see it.
         """
         if tree == self._published or not self._directory.is_dir():
             return
@@ -161,11 +166,11 @@ class Uploader:
             f"{self._where}/manifest-{self._generation:06d}", _manifest(tree, objects)
         )
         self._published, self._changed_at = tree, None
-        self._whole = [*self._whole[-1:], (self._generation, set(objects.values()))]
+        self._complete = [*self._complete[-1:], (self._generation, set(objects.values()))]
         try:
             self._prune()
-        except Exception as error:  # noqa: BLE001 - the generation stands; a store may well refuse to delete
-            logger.debug("%s: old checkpoints were not removed: %s", self._shown, reason(error))
+        except Exception as error:  # noqa: BLE001 - the upload succeeded; a store may refuse to delete
+            logger.debug("%s: cannot remove old checkpoints: %s", self._url, reason(error))
 
     def _put(self, name: str, stamp: Stamp) -> bool:
         if self._ending.is_set() and not self._final:
@@ -184,11 +189,11 @@ class Uploader:
         return True
 
     def _prune(self) -> None:
-        """Removes the generations before the last two, and what those do not name."""
-        while self._pruned + 1 < self._whole[0][0]:
+        """Removes all but the last two generations, and the objects that these do not name."""
+        while self._pruned + 1 < self._complete[0][0]:
             self._store.remove(f"{self._where}/manifest-{self._pruned + 1:06d}")
             self._pruned += 1
-        for path in sorted(self._written.difference(*(named for _, named in self._whole))):
+        for path in sorted(self._written.difference(*(named for _, named in self._complete))):
             self._store.remove(f"{self._where}/{path}")
             self._written.discard(path)
         self._objects = {
@@ -197,14 +202,16 @@ class Uploader:
 
 
 def fetch(store: ObjectStore, where: str, target: Path) -> bool:
-    """Copies the newest whole generation under `where` to the new directory `target`; False if
-    there is none with a file in it.
+    """Copies the newest complete generation under `where` to the new directory `target`.
+
+    Returns:
+        False if there is none, or if it contains no file.
 
     Raises:
-        OSError: `target` cannot be written, the disk is full.
+        OSError: `target` cannot be written, or the disk is full.
         Exception: The store cannot be read; whatever its library raises.
     """
-    for _ in range(_FETCHES):  # a writer that is at work removes old generations
+    for _ in range(_FETCHES):  # an active writer may remove a generation while it is read
         manifests = sorted(
             (name for name in store.names(where) if _MANIFEST.fullmatch(name)),
             key=lambda name: (len(name), name),
@@ -217,8 +224,8 @@ def fetch(store: ObjectStore, where: str, target: Path) -> bool:
             try:
                 return _fetch_one(store, where, _read_manifest(store, f"{where}/{name}"), target)
             except (FileNotFoundError, ValueError) as error:
-                logger.debug("%s/%s/%s is not whole: %s", store, where, name, error)
-    logger.warning("%s/%s: no generation of its checkpoints is whole", store, where)
+                logger.debug("%s/%s/%s is incomplete: %s", store, where, name, error)
+    logger.warning("%s/%s: no generation of its checkpoints is complete", store, where)
     return False
 
 
@@ -235,7 +242,7 @@ def _manifest(tree: Tree, objects: dict[str, str]) -> bytes:
 def _read_manifest(store: ObjectStore, path: str) -> dict[str, Any]:
     content = json.loads(store.read(path))
     if not isinstance(content, dict) or not {"files", "links", "folders"} <= content.keys():
-        raise ValueError("this is no manifest")
+        raise ValueError("not a manifest")
     for name in (*content["files"], *content["links"], *content["folders"]):
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"{name!r} leads out of the directory")

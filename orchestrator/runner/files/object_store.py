@@ -1,5 +1,6 @@
-"""An object store behind an fsspec URL: what checkpoints and artifacts need of it. The one place
-that imports fsspec.
+"""An object store behind an fsspec URL, as checkpoints and artifacts need it.
+
+The only module that imports fsspec.
 """
 
 from __future__ import annotations
@@ -16,27 +17,28 @@ from orchestrator.passwords import mask
 
 
 class ObjectStore:
-    """The objects under one URL, by their path below it. Every library behind it raises its own
-    errors: see `reason`.
+    """The objects under one URL, by their path below it.
 
-    Credentials are found as the library of the protocol does: in its environment variables and
+    Each backend raises its own errors: see `reason`.
+
+    Credentials come from wherever the backend looks for them, such as environment variables and
     files.
 
     Args:
         url: For instance ``s3://bucket/path``.
 
     Raises:
-        ConfigError: The protocol is unknown, its package is missing, or the library refuses the
-            URL; names no setting.
+        ConfigError: The protocol is unknown, its package is missing, or the backend refuses the
+            URL; the message does not name the setting.
     """
 
     def __init__(self, url: str) -> None:
         protocol = url.partition("://")[0]
-        known = fsspec.available_protocols()
-        if protocol not in known:
-            raise ConfigError(f"unknown protocol {protocol!r}{did_you_mean(protocol, known)}")
-        if set("*?[") & set(url):  # fsspec would take them for a pattern, and delete what matches
-            raise ConfigError("the URL of a place may hold none of * ? [")
+        available = fsspec.available_protocols()
+        if protocol not in available:
+            raise ConfigError(f"unknown protocol {protocol!r}{did_you_mean(protocol, available)}")
+        if set("*?[") & set(url):  # fsspec would treat it as a pattern, and delete whatever matches
+            raise ConfigError("the URL must not contain any of * ? [")
         try:
             self._fs, root = url_to_fs(url)
         except ImportError as error:
@@ -49,7 +51,7 @@ class ObjectStore:
             raise ConfigError(reason(error)) from error
         self._url = mask(url).rstrip("/")
         self._root: str = root.rstrip("/")
-        # Object stores have no folders, and making one there may mean to create a bucket.
+        # Object stores have no folders, and creating one may create a bucket.
         self._has_folders = root.startswith("/")
 
     def __str__(self) -> str:
@@ -59,13 +61,13 @@ class ObjectStore:
         """The content of an object.
 
         Raises:
-            FileNotFoundError: There is none.
+            FileNotFoundError: There is no such object.
         """
         content: bytes = self._fs.cat_file(self._full(path))
         return content
 
     def write(self, path: str, content: bytes) -> None:
-        """Writes an object; an old one of that path is replaced."""
+        """Writes an object, replacing an existing one."""
         self._make_folder(path)
         self._fs.pipe_file(self._full(path), content)
 
@@ -83,7 +85,7 @@ class ObjectStore:
         self._fs.get_file(self._full(path), str(file))
 
     def open(self, path: str) -> BinaryIO:
-        """An object to read from, piece by piece.
+        """Opens an object for reading piece by piece.
 
         Raises:
             FileNotFoundError: There is no such object.
@@ -92,7 +94,7 @@ class ObjectStore:
         return opened
 
     def names(self, path: str) -> list[str]:
-        """The names directly under a path, in no order; what others wrote by now is among them."""
+        """The names directly under a path, unordered, including those that others just wrote."""
         self._fs.invalidate_cache()
         try:
             found = self._fs.ls(self._full(path), detail=False)
@@ -101,7 +103,7 @@ class ObjectStore:
         return [str(name).rstrip("/").rpartition("/")[2] for name in found]
 
     def remove(self, path: str) -> None:
-        """Removes an object, or all under a path; nothing there is no error."""
+        """Removes an object, or everything under a path; it is not an error if there is nothing."""
         try:
             self._fs.rm(self._full(path), recursive=True)
         except FileNotFoundError:
@@ -118,6 +120,6 @@ class ObjectStore:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says, without passwords; its type if it says nothing."""
+    """The first line of an error's message, without passwords; its type if it has no message."""
     lines = str(error).strip().splitlines()
     return mask(lines[0]) if lines else type(error).__name__

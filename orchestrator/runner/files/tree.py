@@ -1,4 +1,4 @@
-"""What is in a checkpoint directory, and a copy of it that no writer of the original can touch."""
+"""The content of a checkpoint directory, and an independent copy of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _CHUNK: Final = 1 << 30
 
 @dataclass(frozen=True)
 class Stamp:
-    """As long as it stays the same, so does the content of the file, wherever it was renamed to."""
+    """Identifies a file's content: while the stamp is the same, so is the content.
+
+    A rename does not change it.
+    """
 
     size: int
     mtime_ns: int
@@ -27,10 +30,10 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Tree:
-    """The content of a directory at one look, by path below it (with ``/``).
+    """The content of a directory at one time, by path below it (with ``/``).
 
-    `links` gives where each symbolic link leads; one that leads into the directory by an absolute
-    path has a relative one here, so that it leads into the copy.
+    `links` has the target of each symbolic link. An absolute target inside the directory is made
+    relative, so that in a copy the link leads into the copy.
     """
 
     files: dict[str, Stamp] = field(default_factory=dict)
@@ -42,11 +45,11 @@ class Tree:
 
 
 class UnreadableError(OSError):
-    """A file or folder is there and cannot be read."""
+    """A file or folder exists but cannot be read."""
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """The stamp of a regular file, None if there is none now."""
+    """The stamp of a regular file, None if there is no such file now."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -59,8 +62,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def scan(directory: Path) -> Tree:
-    """Looks at all that is in `directory`; sockets, pipes and devices are left out, and what
-    vanishes meanwhile is as well.
+    """Lists everything in `directory` except sockets, pipes, devices, and what vanishes meanwhile.
 
     Raises:
         UnreadableError: A folder cannot be listed.
@@ -83,15 +85,16 @@ def scan(directory: Path) -> Tree:
 
 
 def copy_tree(source: Path, target: Path) -> bool:
-    """Copies what is in `source` to the new or empty directory `target`; False if there is nothing
-    to copy.
+    """Copies the content of `source` to the new or empty directory `target`.
 
-    A writer may be at work in `source`: what changed meanwhile is copied again, a few times. The
-    copy shares no file with it and is on disk when this returns.
+    False if there is nothing to copy.
+
+    If `source` is being written to, what changed meanwhile is copied again, a few times. The copy
+    shares no file with it and is on disk when this returns.
 
     Raises:
         UnreadableError: Something in `source` cannot be read.
-        OSError: `target` cannot be written; the disk is full.
+        OSError: `target` cannot be written, or the disk is full.
     """
     copied: dict[str, Stamp] = {}
     for _ in range(_LOOKS):
@@ -111,14 +114,15 @@ def copy_tree(source: Path, target: Path) -> bool:
 
 
 def make_links(directory: Path, links: dict[str, str]) -> None:
-    """Makes the symbolic links of a `Tree` in `directory`, where nothing has their names yet."""
+    """Creates the symbolic links of a `Tree` in `directory`, where these names must be free."""
     for name, target in links.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).symlink_to(target)
 
 
 def _copy_file(source: Path, target: Path) -> bool:
-    """As `shutil.copy2`, but on disk when it returns, and by reference where the file system can.
+    """Like `shutil.copy2`, but the copy is on disk at the end, and a reflink if possible.
+
     False if `source` is gone.
     """
     try:
@@ -127,12 +131,13 @@ def _copy_file(source: Path, target: Path) -> bool:
         return False
     except OSError as error:
         _refuse(error)
+
     target.parent.mkdir(parents=True, exist_ok=True)
     with reader, target.open("wb") as writer:
         status = os.fstat(reader.fileno())
         try:
             if sys.platform == "linux":
-                # what it cannot do is left to the plain copy, which goes on from there
+                # If it fails, the plain copy below continues from where it stopped.
                 with contextlib.suppress(OSError):
                     while os.copy_file_range(reader.fileno(), writer.fileno(), _CHUNK):
                         pass
@@ -140,11 +145,12 @@ def _copy_file(source: Path, target: Path) -> bool:
         except OSError as error:
             if error.errno in (errno.EIO, errno.ESTALE):
                 _refuse(error)
-            # the system names no file here
+            # Adds the file's name.
             raise OSError(error.errno, error.strerror, str(target)) from error
+
         writer.flush()
         os.fsync(writer.fileno())
-        with contextlib.suppress(OSError):  # not every shared file system lets us
+        with contextlib.suppress(OSError):  # not every shared file system allows it
             os.fchmod(writer.fileno(), stat.S_IMODE(status.st_mode))
             os.utime(writer.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
     return True

@@ -1,4 +1,4 @@
-"""A child process as its keeper sees it: waiting for an attempt, at one, or between two."""
+"""A child process as its keeper sees it: waiting for an attempt, running one, or between two."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LOOK_S: Final = 0.002
 
 
 class ChildHandle:
-    """A child, leader of a session of its own, that takes an attempt whenever `hand_over` gives it
-    one.
+    """A child, leader of its own session, that runs each attempt that `hand_over` gives it.
 
-    `channel` leads to it; `printed` is the reading end of the pipe it prints to, until a log takes
-    it over. `usage` is what it had used, with all that it reaped, once it was reaped itself.
+    `channel` leads to it. `printed` is the read end of the pipe that it prints to, until a log
+    takes it over. `usage` is set once the child was reaped: what it and its reaped descendants
+    used.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ChildHandle:
 
     @staticmethod
     def spawn(options: KeeperOptions, example: Path | None) -> ChildHandle:
-        """Starts one in an interpreter of its own."""
+        """Starts a child in a new interpreter."""
         ours, theirs = socket.socketpair()
         printed, output = os.pipe()
         try:
@@ -72,15 +72,16 @@ class ChildHandle:
         return ChildHandle(process.pid, Channel(ours), printed, process)
 
     def fit(self) -> bool:
-        """Whether it can take an attempt: it has neither ended nor been stopped."""
+        """Whether it can run an attempt: it has neither ended nor been stopped."""
         return not self.channel.closed and linux.runs(self.pid)
 
     def hand_over(self, job: str, sock: int) -> int:
-        """Gives it the attempt at `job` and its end of the worker's socket; returns the reading end
-        of what it prints.
+        """Gives it the attempt at `job` and its end of the worker's socket.
 
-        From then on the descriptor is the caller's. A child that ends meanwhile does not say
-        ``took``.
+        A child that ends meanwhile does not send ``took``.
+
+        Returns:
+            The read end of the pipe that it prints to; the caller owns it from now on.
         """
         if self._printed is not None:
             printed, self._printed = self._printed, None
@@ -92,32 +93,30 @@ class ChildHandle:
         return printed
 
     def ask_to_end(self) -> None:
-        """Sends SIGTERM to the child and all in its process group, and says that it is meant: one
-        of others is not.
-        """
+        """Sends SIGTERM to the child's group, announced by a message: it ignores others."""
         self.channel.send({"end": True}, wait=False)
         self.signal_group(signal.SIGTERM)
 
     def signal_group(self, signum: signal.Signals) -> None:
-        """Sends a signal to the child and all in its process group; none left is no error."""
+        """Sends a signal to all processes of the child's group.
+
+        It is not an error if none is left.
+        """
         try:
             os.killpg(self.pid, signum)
-        except ProcessLookupError:
-            # it is younger than its group: the fork has not come to setsid yet
+        except ProcessLookupError:  # no such group yet: the fork has not reached setsid
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
-        except PermissionError:  # macOS says so of a group of zombies
+        except PermissionError:  # macOS raises this for a group of zombies
             return
 
     def collect(self) -> int | None:
-        """Once the child has ended: kills the rest of its group, reaps it and returns its exit
-        code; None before.
-        """
-        if hasattr(os, "waitid"):  # macOS before Python 3.13 has none
+        """Once the child has ended: kills its group, reaps it, returns its exit code; else None."""
+        if hasattr(os, "waitid"):  # not on macOS before Python 3.13
             if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return None
-            # Before the leader is reaped, for until then the group's number cannot pass to
-            # strangers.
+            # Before the leader is reaped: until then, the group's number cannot be reused by
+            # others.
             self.signal_group(signal.SIGKILL)
             _, status, self.usage = os.wait4(self.pid, 0)
         else:
@@ -132,18 +131,20 @@ class ChildHandle:
         return code
 
     def used(self) -> tuple[int, float]:
-        """The largest resident size that it had so far, bytes, and its processor time, seconds; 0
-        where nobody says.
+        """Its peak resident size so far in bytes and its processor time in seconds.
+
+        0 where unknown.
         """
         return linux.used(self.pid)
 
     def cpu_s(self) -> float:
-        """Its processor time so far, as `used` tells it."""
+        """Its processor time so far in seconds; 0 if unknown."""
         return linux.cpu_s(self.pid)
 
     def dismiss(self, grace_s: float) -> None:
-        """Ends a child that is at no attempt: in order within `grace_s`, else by force. It is
-        reaped when this returns.
+        """Ends a child that runs no attempt: it may exit within `grace_s`, then it is killed.
+
+        Returns once it is reaped.
         """
         self.close()
         give_up_at = time.monotonic() + (grace_s if linux.runs(self.pid) else 0.0)

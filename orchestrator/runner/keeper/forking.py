@@ -1,4 +1,4 @@
-"""What a fork of the keeper would not survive, and what it must not take along."""
+"""Forking the keeper: what a fork would not survive, and what it must not inherit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.runner.system import linux
 
 
 def reason_to_spawn() -> str | None:
-    """Why this process, after importing the objective, must not be forked; None when it may be."""
+    """Why this process, after importing the objective, must not be forked; None if it may be."""
     if uses_cuda():
         return "importing the objective initialises CUDA, which does not survive a fork"
     others = [
@@ -26,8 +26,8 @@ def reason_to_spawn() -> str | None:
             "a fork"
         )
     if linux.native_threads() - 1 > _fork_safe_threads():
-        # Seen with torch's OpenMP: one parallel operation at import, and the same operation hangs
-        # for ever in the fork.
+        # Observed with torch's OpenMP: after one parallel operation at import, the same operation
+        # hangs forever in the fork.
         return (
             "importing the objective starts native threads (a parallel torch operation?), which "
             "do not survive a fork"
@@ -36,14 +36,15 @@ def reason_to_spawn() -> str | None:
 
 
 def uses_cuda() -> bool:
-    """Whether this process has initialised CUDA, and so holds memory of a device."""
+    """Whether this process has initialised CUDA, and so holds device memory."""
     torch: Any = sys.modules.get("torch")
     return (torch is not None and torch.cuda.is_initialized()) or linux.uses_cuda_memory()
 
 
 def _fork_safe_threads() -> int:
-    """Threads of OpenBLAS pools, which numpy and scipy start when imported: OpenBLAS restarts them
-    after a fork by itself.
+    """The number of OpenBLAS threads, which numpy and scipy start at import.
+
+    OpenBLAS restarts them after a fork.
     """
     if "numpy" not in sys.modules:
         return 0
@@ -55,14 +56,15 @@ def _fork_safe_threads() -> int:
 
 
 def forget_exit_functions() -> None:
-    """Leaves to the keeper what its import wants done at exit: the first child would remove the
-    temporary files of them all.
+    """Removes the exit functions that the import registered: the keeper runs them.
+
+    Otherwise the first child to exit would delete temporary files that all of them share.
     """
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         finalizer.atexit = False
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]  # so that the next one registers it again
     atexit._clear()
-    # These two act for the process that runs them, and a child that spawned would have them.
+    # These two concern only the process that runs them; a spawned child has them as well.
     atexit.register(logging.shutdown)
     if "multiprocessing.util" in sys.modules:
         atexit.register(sys.modules["multiprocessing.util"]._exit_function)

@@ -1,10 +1,9 @@
-"""The keeper: between worker and child, so that a child can neither outlive its worker nor take it
-down.
+"""The keeper: ensures that a child can neither outlive its worker nor take it down.
 
-One process per worker and study. It imports the objective once (a child is then a fork that takes
-milliseconds, with torch warm), never calls it, and has one duty: to end the child's whole process
-group when the worker says so, dies or falls silent, or when the trial's time is up. It works while
-user code holds the interpreter lock, for it runs none.
+There is one process per worker and study. It imports the objective once, so that a child is a fork
+that takes milliseconds, and never calls it. Its one duty is to end the child's whole process group
+when the worker says so, dies or falls silent, or when the trial's time is up. It runs no user code,
+so user code that holds the interpreter lock cannot block it.
 """
 
 from __future__ import annotations
@@ -47,56 +46,60 @@ _TICK_S: Final = 1.0
 _CLEANUP_S: Final = 3.0
 _DRAIN_S: Final = 1.5
 _STANDBY_GRACE_S: Final = 0.5
-_TOLD: Final = 5
-_NOT_AGAIN: Final = "runner.isolation=worker: the process of a trial is not used again: "
+_MOST_NOTES: Final = 5
+_NOT_REUSED: Final = "runner.isolation=worker: the process of a trial is not used again: "
 
 
 @dataclass
-class _Attempt:
-    """The attempt that runs now."""
+class _SupervisedAttempt:
+    """The attempt that runs now, and what the keeper must know to end it."""
 
     child: ChildHandle
     order: Message
     ends_at: float | None
     grace_s: float
     oom_kills: int
-    worker: int | None  # the worker's socket, until the child has said that it took the attempt
+    worker: int | None  # the worker's socket, until the child has confirmed the attempt
     printed: int
     facts: facts.AttemptFacts
     output: Output | None = None
-    replaced: bool = False
+    restarted: bool = False
     cause: str | None = None
-    asked: bool = False
+    end_requested: bool = False
     kill_at: float | None = None
     peak_host_bytes: int = 0
     cpu_s: float = 0.0
 
     def note_usage(self, usage: resource.struct_rusage) -> None:
-        """Takes in what a process of this attempt had used when it was reaped."""
+        """Adds what a reaped process of this attempt used."""
         self.peak_host_bytes = max(self.peak_host_bytes, peak_host_bytes(usage))
         self.cpu_s += usage.ru_utime + usage.ru_stime
 
     def end(self, cause: str) -> None:
-        """Asks the group to end, and sees to it `grace_s` later; the first cause given stays."""
-        if not self.asked:
-            self.asked = True
+        """Asks the process group to end, and has it killed `grace_s` later.
+
+        The first `cause` is kept.
+        """
+        if not self.end_requested:
+            self.end_requested = True
             self.child.ask_to_end()
         self.cause = self.cause or cause
         self.end_within(self.grace_s)
 
     def end_within(self, seconds: float) -> None:
-        """Leaves the child `seconds` from now to end by itself."""
+        """Gives the child `seconds` from now to end by itself."""
         at = time.monotonic() + seconds
         self.kill_at = at if self.kill_at is None else min(at, self.kill_at)
 
-    def taken(self) -> None:
+    def confirm(self) -> None:
+        """Notes that the child has the worker's socket: the keeper's copy is closed."""
         if self.worker is not None:
             os.close(self.worker)
             self.worker = None
 
 
 class _InChildError(BaseException):
-    """Raised in a forked child, which leaves the keeper's stack behind."""
+    """Raised in a forked child to leave the keeper's stack."""
 
     def __init__(self, control: Channel, template: Template | None) -> None:
         self.control = control
@@ -104,24 +107,24 @@ class _InChildError(BaseException):
 
 
 class Keeper:
-    """Runs attempts, one at a time, each in a child that got ready for it while the one before ran.
+    """Runs attempts, one at a time, each in a child that got ready while the previous attempt ran.
 
-    Of such children there are at most two: the *standby*, made whenever there is none, and with
-    ``isolation=worker`` the one that ran the attempt before. This process forks only while it has
-    no thread.
+    There are at most two idle children: the *standby*, made whenever there is none, and, with
+    ``isolation=worker``, the one that ran the previous attempt. This process forks only while it
+    has no other thread.
     """
 
     def __init__(self, channel: Channel, options: KeeperOptions) -> None:
         self._channel = channel
         self._options = options
-        self._own = linux.own_children()  # started by the objective's import: not ours to end
-        self._attempt: _Attempt | None = None
+        self._own = linux.own_children()  # started by the objective's import: not to be killed
+        self._attempt: _SupervisedAttempt | None = None
         self._standby: ChildHandle | None = None
         self._kept: ChildHandle | None = None
         self._example: Path | None = None
-        self._template: Template | None = None  # made here once: each fork has a copy of its own
+        self._template: Template | None = None  # made once here; each fork has its own copy
         self._handlers: dict[signal.Signals, Any] = {}
-        self._told: set[str] = set()
+        self._notes: set[str] = set()
         self._remarked: set[str] = set()
         self._leaving = False
         self._sources = Sources(options.objective)
@@ -133,17 +136,21 @@ class Keeper:
             end.setblocking(False)
 
     def serve(self) -> _InChildError | None:
-        """Runs attempts until the worker is gone, then returns None; in a forked child, what it is
-        to begin with.
+        """Runs attempts until the worker is gone.
+
+        Returns:
+            None in the keeper; in a forked child, what it needs to start.
         """
         signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
         for signum in _WAKING:
             self._handlers[signum] = signal.getsignal(signum)
-            signal.signal(signum, _pass)  # only to be woken
-        # whoever started the worker, or the import, may have blocked them
+            signal.signal(signum, _ignore)  # a handler is needed for the wakeup descriptor
+        # The parent of the worker, or the import, may have blocked them.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAKING)
+
         try:
-            # a fresh interpreter takes seconds to get ready: when there is work
+            # A new interpreter takes seconds of work to get ready, so with `spawn` only when
+            # needed.
             if self._options.start == "forkserver":
                 self._get_standby()
                 self._environment.look_at_code()
@@ -152,8 +159,8 @@ class Keeper:
                 for message in self._channel.receive():
                     self._heard_at = time.monotonic()
                     self._obey(message)
-                # A signal to a whole service reaches us too: as long as the worker lives, it is the
-                # worker that decides.
+                # Signals to a whole service reach this process too, and are ignored: as long as the
+                # worker lives, it decides.
                 if self._channel.closed or os.getppid() != self._options.worker_pid:
                     self._leaving = True
                     if self._attempt is not None:
@@ -163,10 +170,11 @@ class Keeper:
                 self._reap()
         except _InChildError as here:
             return here
+
         if self._kept is not None:
             self._kept.dismiss(self._options.grace_s)
         if self._standby is not None:
-            # it may be deep in an import
+            # Short, because it may be in the middle of a long import.
             self._standby.dismiss(min(_STANDBY_GRACE_S, self._options.grace_s))
         self._end_adopted()
         return None
@@ -174,31 +182,24 @@ class Keeper:
     def _wait(self) -> None:
         now = time.monotonic()
         until = now + _TICK_S
+        channels = [self._channel]
         if self._attempt is not None:
-            until = min(
-                [
-                    until,
-                    *(
-                        at
-                        for at in (self._attempt.ends_at, self._attempt.kill_at)
-                        if at is not None
-                    ),
-                ]
-            )
-        channels = [
-            self._channel,
-            *([] if self._attempt is None else [self._attempt.child.channel]),
+            deadlines = (self._attempt.ends_at, self._attempt.kill_at)
+            until = min([until, *(at for at in deadlines if at is not None)])
+            channels.append(self._attempt.child.channel)
+
+        # The slow checks run only when a child may have ended, and after a wait without events.
+        readable: list[Channel | int] = [
+            self._wake.fileno(),
+            *(c for c in channels if not c.closed),
         ]
-        # What takes long to look at is looked at when a child of ours may have ended, and now and
-        # then.
-        self._signalled = not wait_readable(
-            [self._wake.fileno(), *(c for c in channels if not c.closed)], until - now
-        )
+        self._signalled = not wait_readable(readable, until - now)
         with contextlib.suppress(BlockingIOError):
             while self._wake.recv(4096):
                 self._signalled = True
-        # Slept far too long: we were stopped ourselves (machine suspended, container frozen), so
-        # the silence was ours.
+
+        # If it slept far too long, this process itself was stopped (machine suspended, container
+        # frozen), and the worker is not to blame for the silence.
         overslept = time.monotonic() - until
         if overslept > _TICK_S:
             self._heard_at += overslept
@@ -209,10 +210,10 @@ class Keeper:
             case "start" if attempt is None and not self._leaving:
                 limit = message["max_runtime_s"]
                 ends_at = None if limit is None else time.monotonic() + limit
-                self._begin(self._take_child(), message, self._channel.fds.pop(0), ends_at)
+                self._start_attempt(self._take_child(), message, self._channel.fds.pop(0), ends_at)
             case "terminate" if attempt is not None:
                 attempt.end("terminated")
-            # the result is there; what the process still does is not waited for
+            # The result is there, so the process must end soon.
             case "linger" if attempt is not None:
                 attempt.end_within(self._options.grace_s)
             case "quit":
@@ -220,45 +221,58 @@ class Keeper:
                 if attempt is not None:
                     attempt.end("terminated")
 
-    def _begin(
+    def _start_attempt(
         self,
         child: ChildHandle,
         order: Message,
         worker: int,
         ends_at: float | None,
         *,
-        replaced: bool = False,
+        restarted: bool = False,
     ) -> None:
+        """Hands the attempt in `order` to the child, and gets the next standby ready.
+
+        Args:
+            worker: The descriptor of the worker's socket, for the child.
+            ends_at: When its time is up, by the monotonic clock.
+            restarted: Whether another child ended before it could take the attempt.
+        """
         printed = child.hand_over(order["job"], worker)
         run_dir = Path(order["job"]).parent
-        if self._options.start == "spawn":  # the child imported what was there when it started
+
+        # A spawned child has imported the code as it was when it started, not when the keeper did.
+        # A program reads its files at each start.
+        if self._options.start == "spawn":
             self._environment = facts.Environment(self._sources)
         elif self._options.words:
             self._environment.forget_code()
-        told = facts.AttemptFacts(run_dir, self._environment, order["facts"])
-        ooms = linux.oom_kills()
-        self._attempt = attempt = _Attempt(
-            child, order, ends_at, self._options.grace_s, ooms, worker, printed, told
+        attempt_facts = facts.AttemptFacts(run_dir, self._environment, order["facts"])
+
+        self._attempt = attempt = _SupervisedAttempt(
+            child=child,
+            order=order,
+            ends_at=ends_at,
+            grace_s=self._options.grace_s,
+            oom_kills=linux.oom_kills(),
+            worker=worker,
+            printed=printed,
+            facts=attempt_facts,
+            restarted=restarted,
         )
-        attempt.replaced = replaced
         self._learn_from(Path(order["job"]))
         self._channel.send({"is": "started", "pid": child.pid})
-        self._get_standby()  # before the output gets its thread
+        self._get_standby()  # before `Output` starts a thread, as it may fork
         attempt.output = Output(printed, rundir.log_path(run_dir), order["log_limit_bytes"])
-        told.begin(child.cpu_s())
+        attempt_facts.begin(child.cpu_s())
 
     def _learn_from(self, job: Path) -> None:
-        """Notes what the attempt tells of those that follow: most likely they have the same
-        ``params``.
-        """
+        """Prepares for the next attempts, which most likely have this one's ``params``."""
         self._example = job
         if self._template is None and self._options.start == "forkserver":
             self._template = child.template_of(job)
 
     def _take_child(self) -> ChildHandle:
-        """A child for the next attempt: the one kept, else the standby, else one that has yet to
-        get ready.
-        """
+        """A child for the next attempt: the kept one, the standby, or a new one (not ready yet)."""
         kept, self._kept = self._kept, None
         if kept is not None:
             if kept.fit():
@@ -272,11 +286,9 @@ class Keeper:
         return self._make_child()
 
     def _get_standby(self) -> None:
-        """Sees to it that there is a child that gets ready for the next attempt; without it the
-        next one only starts later.
-        """
+        """Makes sure that a child is getting ready for the next attempt."""
         if self._standby is None and not self._leaving:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # then the next attempt only starts later
                 self._standby = self._make_child()
 
     def _make_child(self) -> ChildHandle:
@@ -287,7 +299,7 @@ class Keeper:
         flush_streams()
         try:
             with warnings.catch_warnings():
-                # of native threads, which `forking.reason_to_spawn` judged
+                # Python warns of other threads; `forking.reason_to_spawn` has checked those.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
         except OSError:
@@ -311,9 +323,9 @@ class Keeper:
             os.dup2(output, stream)
         os.close(output)
         signal.set_wakeup_fd(-1)
-        # what the objective's import set, above all faulthandler's and the like
+        # Restores handlers that the objective's import installed, such as faulthandler's.
         for signum, handler in self._handlers.items():
-            ours = signum in (signal.SIGCHLD, signal.SIGTERM) or handler in (_pass, None)
+            ours = signum in (signal.SIGCHLD, signal.SIGTERM) or handler in (_ignore, None)
             signal.signal(signum, signal.SIG_DFL if ours else handler)
         self._channel.close()
         self._wake.close()
@@ -323,7 +335,7 @@ class Keeper:
                 idle.close()
         if self._attempt is not None:
             self._attempt.child.close()
-            self._attempt.taken()
+            self._attempt.confirm()
             os.close(self._attempt.printed)
         forking.forget_exit_functions()
 
@@ -334,11 +346,11 @@ class Keeper:
         for message in attempt.child.channel.receive():
             match message.get("is"):
                 case "took":
-                    attempt.taken()
+                    attempt.confirm()
                 case "written" if attempt.output is not None:
                     attempt.output.sync_result()
                 case "unfit":
-                    self._tell(f"{_NOT_AGAIN}{message.get('why')}")
+                    self._send_note(f"{_NOT_REUSED}{message.get('why')}")
                 case "remark":
                     self._remark(str(message.get("about")), str(message.get("why")))
                 case "signalled":
@@ -346,24 +358,24 @@ class Keeper:
                 case "free":
                     self._keep(attempt)
 
-    def _tell(self, why: str) -> None:
-        """Sends a note that every trial may give cause for: once, and no more than a few."""
-        if why not in self._told and len(self._told) < _TOLD:
-            self._told.add(why)
-            self._channel.send({"is": "note", "message": why})
+    def _send_note(self, note: str) -> None:
+        """Sends a note for the worker's log: each text once, at most `_MOST_NOTES` texts."""
+        if note not in self._notes and len(self._notes) < _MOST_NOTES:
+            self._notes.add(note)
+            self._channel.send({"is": "note", "message": note})
 
     def _remark(self, about: str, remark: str) -> None:
-        """Sends a note about a name of the study, once."""
+        """Sends a note about a parameter of the study, once per parameter."""
         if about not in self._remarked:
             self._remarked.add(about)
             self._channel.send({"is": "note", "message": remark})
 
-    def _keep(self, attempt: _Attempt) -> None:
-        """Ends the attempt, and keeps its child for the next one if nothing speaks against that."""
+    def _keep(self, attempt: _SupervisedAttempt) -> None:
+        """Ends the attempt, and keeps its child for the next one if it is fit for that."""
         if strays := self._reap_adopted():
-            self._tell(_NOT_AGAIN + "it left processes in sessions of their own")
-        if strays or attempt.asked or self._leaving:
-            attempt.child.channel.close()  # so that it ends
+            self._send_note(_NOT_REUSED + "it left processes in other sessions")
+        if strays or attempt.end_requested or self._leaving:
+            attempt.child.channel.close()  # makes the child exit
             attempt.end_within(self._options.grace_s)
             return
         self._kept = attempt.child
@@ -371,6 +383,7 @@ class Keeper:
         self._conclude(attempt, 0)
 
     def _enforce(self) -> None:
+        """Ends the attempt when its time is up or the worker is silent; kills what does not end."""
         attempt, now = self._attempt, time.monotonic()
         if attempt is None:
             return
@@ -378,14 +391,14 @@ class Keeper:
             attempt.ends_at = None
             attempt.end("timeout")
         if attempt.worker is not None and not linux.runs(attempt.child.pid):
-            self._hear_child()  # what it said before it was stopped
+            self._hear_child()  # it may have confirmed the attempt before it was stopped
             if attempt.worker is not None:
-                # `_reap` then gives the attempt to another one
+                # `_reap` then gives the attempt to another child
                 attempt.child.signal_group(signal.SIGKILL)
         if now - self._heard_at >= self._options.silence_s:
             attempt.end("silence")
         if attempt.kill_at is not None and now >= attempt.kill_at:
-            attempt.kill_at = now + _TICK_S  # again, should it have forked in this very moment
+            attempt.kill_at = now + _TICK_S  # repeated, in case it forked at this very moment
             attempt.child.signal_group(signal.SIGKILL)
 
     def _reap(self) -> None:
@@ -400,52 +413,61 @@ class Keeper:
         attempt = self._attempt
         if attempt is None or (code := attempt.child.collect()) is None:
             return
+
         self._hear_child()
         if attempt.child.usage is not None:
             attempt.note_usage(attempt.child.usage)
         attempt.child.close()
         self._end_adopted()
-        if attempt.worker is not None and not attempt.asked and not attempt.replaced:
-            self._begin_anew(attempt)
+        if attempt.worker is not None and not attempt.end_requested and not attempt.restarted:
+            self._restart_attempt(attempt)
         else:
             self._conclude(attempt, code)
             self._get_standby()
 
-    def _begin_anew(self, attempt: _Attempt) -> None:
-        """Gives an attempt whose child ended before it took it to a new one: that says nothing
-        about the trial.
+    def _restart_attempt(self, attempt: _SupervisedAttempt) -> None:
+        """Gives the attempt to a new child, because the first one ended before it confirmed it.
+
+        That is not the trial's fault.
         """
         assert attempt.output is not None
         assert attempt.worker is not None
         attempt.output.finish(_DRAIN_S)
         self._attempt = None
-        self._begin(
-            self._make_child(), attempt.order, attempt.worker, attempt.ends_at, replaced=True
+        self._start_attempt(
+            self._make_child(), attempt.order, attempt.worker, attempt.ends_at, restarted=True
         )
 
-    def _conclude(self, attempt: _Attempt, code: int) -> None:
-        """Tells the worker how the attempt ended: nothing of it is left."""
+    def _conclude(self, attempt: _SupervisedAttempt, code: int) -> None:
+        """Reports to the worker how the attempt ended.
+
+        Call it when none of its processes is left.
+        """
         assert attempt.output is not None
         self._attempt = None
-        attempt.taken()
+        attempt.confirm()
         if (problem := attempt.output.finish(_DRAIN_S)) is not None:
             self._channel.send({"is": "note", "message": problem})
+
         out_of_memory = code == -signal.SIGKILL and linux.oom_kills() > attempt.oom_kills
         used = rundir.read_used(attempt.facts.run_dir)
-        known = attempt.facts.end(
+        final_facts = attempt.facts.end(
             used, peak_host_bytes=attempt.peak_host_bytes, cpu_s=attempt.cpu_s
         )
-        ended = {
-            "code": code,
-            "cause": attempt.cause,
-            "oom": out_of_memory,
-            "peak_bytes": attempt.peak_host_bytes,
-        }
-        self._channel.send({"is": "ended", **ended, "facts": known})
-        attempt.facts.write()  # nobody waits for it
+        self._channel.send(
+            {
+                "is": "ended",
+                "code": code,
+                "cause": attempt.cause,
+                "oom": out_of_memory,
+                "peak_bytes": attempt.peak_host_bytes,
+                "facts": final_facts,
+            }
+        )
+        attempt.facts.write()  # last, so that the worker does not wait for it
 
     def _reap_adopted(self) -> set[int]:
-        """Reaps the ended ones among the orphans we adopted; returns those that live."""
+        """Reaps the adopted orphans that have ended; returns those that are still alive."""
         children = (
             self._kept,
             self._standby,
@@ -466,9 +488,7 @@ class Keeper:
         return orphans
 
     def _end_adopted(self) -> None:
-        """Kills and reaps what the child left running, also those that went into sessions of their
-        own: all are ours now.
-        """
+        """Kills and reaps what the child left running, including processes in other sessions."""
         give_up_at = time.monotonic() + _CLEANUP_S
         while (left := self._reap_adopted()) and time.monotonic() < give_up_at:
             for pid in left:
@@ -477,47 +497,45 @@ class Keeper:
             time.sleep(0.002)
 
 
-def _pass(_signal: int, _frame: FrameType | None) -> None:
-    """What a keeper does about a signal: the worker tells it what is to be done."""
+def _ignore(_signal: int, _frame: FrameType | None) -> None:
+    """Does nothing about a signal: the worker decides what follows."""
 
 
 def main() -> None:
-    """``python -m orchestrator.runner.keeper OPTIONS``: serves the worker at the other end of the
-    control socket.
-    """
-    signals.handle(_pass)
+    """``python -m orchestrator.runner.keeper OPTIONS``: a keeper for the worker that starts it."""
+    signals.handle(_ignore)
     signals.let_in()
     options = KeeperOptions.from_argument(sys.argv[1])
-    # it runs what it imports, and nothing of it is to be undone
+    # SIGKILL for now: during the import, user code runs here and there is nothing to clean up yet.
     linux.die_with_parent(signal.SIGKILL, options.worker_pid)
     for descriptor in (options.control, *options.held):
         os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=options.control))
     open_streams()
-    del sys.argv[1:]  # a module that reads them when it is imported must not meet ours
+    del sys.argv[1:]  # a module that parses arguments at import must not see ours
+
     if not options.checked:
         if (problem := _import_objective(options)) is not None:
             channel.send({"is": "broken", "message": problem})
             return
         reason = forking.reason_to_spawn() if options.start == "forkserver" else None
         if reason is not None:
-            channel.send(
-                {"is": "note", "message": f"every trial starts a fresh interpreter: {reason}"}
-            )
+            note = f"every trial starts a new interpreter: {reason}"
+            channel.send({"is": "note", "message": note})
         if reason is not None or options.start == "spawn":
             _start_over(
                 replace(options, start="spawn", checked=True, ahead=not forking.uses_cuda())
             )
+
     linux.adopt_orphans()
     configure_streams()
     if "numpy" in sys.modules:
-        # numpy loads it at first use: every child would, to seed it
+        # numpy imports it lazily; otherwise every child would have to, in order to seed it.
         importlib.import_module("numpy.random")
     if options.start == "forkserver":
         child.rehearse(None)
     gc.collect()
-    # forked children then share these pages instead of copying them at their first collection
-    gc.freeze()
+    gc.freeze()  # forked children then share these pages: a collection would copy them
     if options.start == "forkserver":
         linux.gather_pages()
     channel.send({"is": "ready", "start": options.start})
@@ -525,7 +543,7 @@ def main() -> None:
     keeper_pid = os.getpid()
     here = Keeper(channel, options).serve()
     if here is not None:
-        child.serve(here.control, keeper_pid, options, here.template)
+        child.run_attempts(here.control, keeper_pid, options, here.template)
 
 
 def _import_objective(options: KeeperOptions) -> str | None:
@@ -545,9 +563,7 @@ def _import_objective(options: KeeperOptions) -> str | None:
 
 
 def _start_over(options: KeeperOptions) -> None:
-    """Replaces this process by a keeper that has not imported the objective: frees a CUDA context,
-    threads and memory.
-    """
+    """Replaces this process by a keeper without the objective, to free CUDA, threads and memory."""
     for descriptor in (options.control, *options.held):
         os.set_inheritable(descriptor, True)
     flush_streams()

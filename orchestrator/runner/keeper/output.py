@@ -1,4 +1,4 @@
-"""What a child prints: taken from a pipe, kept in the log within a limit on disk, head and tail."""
+"""A child's output: read from a pipe, written to a log that keeps its head and tail."""
 
 from __future__ import annotations
 
@@ -16,68 +16,69 @@ MIN_LIMIT: Final = 1000
 """Smallest limit of a log in bytes."""
 
 _PIPE: Final = 1 << 18
-_PIPE_MAX: Final = 1 << 20  # what a user's process may enlarge it to
+_PIPE_MAX: Final = 1 << 20  # the size to which an unprivileged process may enlarge it
 _BLOCK: Final = 1 << 16
-_GATHER_MS: Final = 2  # so that who prints line after line does not wake us for each
+_GATHER_MS: Final = 2  # so that a process that prints line by line does not wake this one for each
 
 
 class Output:
-    """Moves everything that comes out of the pipe `source` to the log, from a thread of its own,
-    until `finish`.
+    """Copies everything from the pipe `source` to the log, in a separate thread, until `finish`.
 
-    A thread, so that a disk that hangs holds up who prints, and not the keeper, which has to end
-    it. Start it after the fork. For the same reason it is this thread that syncs the attempt's
-    result.
+    Because of the thread, a disk that hangs blocks the process that prints, but not the keeper,
+    which must be able to end it. For the same reason the thread also syncs the attempt's result.
+    Create it after the fork.
     """
 
     def __init__(self, source: int, log: Path, limit: int | None) -> None:
-        """Takes over `source`, the reading end of a pipe; the log has never more than `limit`
-        bytes, None for no limit.
+        """Takes ownership of `source`, the read end of a pipe.
+
+        Args:
+            limit: The log's maximum size in bytes, None for no limit.
         """
         os.set_blocking(source, False)
         if hasattr(fcntl, "F_SETPIPE_SZ"):
-            with contextlib.suppress(OSError):  # this user has too many large pipes already
+            with contextlib.suppress(OSError):  # this user has reached the limit for large pipes
                 fcntl.fcntl(source, fcntl.F_SETPIPE_SZ, _PIPE)
         self._source = source
         self._log = _Log(log, limit)
         self._block = _BLOCK if limit is None else min(_BLOCK, limit // 16)
         self._syncs = False
-        self._asked, self._ask = os.pipe()
+        self._request_reader, self._request_writer = os.pipe()
         self._thread = threading.Thread(target=self._pump, name="output", daemon=True)
         self._thread.start()
 
     def sync_result(self) -> None:
-        """Has the result that lies beside the log synced, at the latest when `finish` returns."""
+        """Has the result next to the log synced to disk, before `finish` returns."""
         if not self._syncs:
             self._syncs = True
-            os.write(self._ask, b"s")
+            os.write(self._request_writer, b"s")
 
     def finish(self, timeout: float) -> str | None:
-        """Ends once all that was printed up to now is in the log, after `timeout` s at the latest;
-        returns what went wrong.
+        """Returns once everything printed so far is in the log, after `timeout` s at the latest.
 
-        It does not wait for those who still have the pipe open.
+        It does not wait for processes that still have the pipe open.
+
+        Returns:
+            What went wrong, in words; None if nothing did.
         """
-        os.close(self._ask)
+        os.close(self._request_writer)
         self._thread.join(timeout)
-        return (
-            f"the log is incomplete, the disk hangs: {self._log.path}"
-            if self._thread.is_alive()
-            else self._log.problem
-        )
+        if self._thread.is_alive():
+            return f"the log is incomplete, because the disk hangs: {self._log.path}"
+        return self._log.problem
 
     def _pump(self) -> None:
-        anything, asked = select.poll(), select.poll()
+        anything, requests = select.poll(), select.poll()
         anything.register(self._source, select.POLLIN)
-        for poller in (anything, asked):
-            poller.register(self._asked, select.POLLIN)
+        for poller in (anything, requests):
+            poller.register(self._request_reader, select.POLLIN)
         ending, printing = False, True
         try:
             self._log.open()
             while not ending:
                 anything.poll()
-                if asked.poll(_GATHER_MS):
-                    ending = not os.read(self._asked, 16)
+                if requests.poll(_GATHER_MS):
+                    ending = not os.read(self._request_reader, 16)
                     if not ending:
                         rundir.sync_result(self._log.path.parent)
                 if printing and not self._drain():
@@ -86,13 +87,12 @@ class Output:
         finally:
             self._log.close()
             os.close(self._source)
-            os.close(self._asked)
+            os.close(self._request_reader)
 
     def _drain(self) -> bool:
-        """Takes what is in the pipe; False when nobody is left who could print."""
+        """Copies what is in the pipe; False if no process is left that could print."""
         taken = 0
-        # so that who prints without end cannot keep us from being asked to end
-        while taken < _PIPE_MAX:
+        while taken < _PIPE_MAX:  # so that endless output cannot delay a request to finish
             try:
                 data = os.read(self._source, self._block)
             except BlockingIOError:
@@ -105,11 +105,10 @@ class Output:
 
 
 class _Log:
-    """A file of at most `limit` bytes: about its first half, one line that says how much was cut
-    there, and the most recent.
+    """A file of at most `limit` bytes: about half of it head, a line with the cut size, the tail.
 
-    That is so at every moment, whatever happens to this process. What cannot be written is counted
-    and let go.
+    This holds at every moment, whatever happens to this process. What cannot be written is counted
+    and dropped.
     """
 
     def __init__(self, path: Path, limit: int | None) -> None:
@@ -117,7 +116,7 @@ class _Log:
         self.problem: str | None = None
         self._limit = limit
         self._head: int | None = None
-        # where the part after the head and its line begins: what the next cut shortens
+        # Where the part after the head and the cut line starts; the next cut shortens it.
         self._tail = 0
         self._cut_away = 0
         self._lost = 0
@@ -126,7 +125,7 @@ class _Log:
         self._file: int | None = None
 
     def open(self) -> None:
-        """Adds from here on to what the file holds already; all is let go where it is gone."""
+        """Opens the file to append to it; if the file is gone, everything appended is dropped."""
         try:
             self._file = os.open(self.path, os.O_RDWR)
             self._size = os.fstat(self._file).st_size
@@ -134,7 +133,7 @@ class _Log:
             self._lost_to = error.strerror or str(error)
 
     def append(self, data: bytes) -> None:
-        """Adds at most a 16th of the limit."""
+        """Appends `data`, which must be at most a 16th of the limit."""
         if self._lost:
             note = (
                 f"[orchestrator: {self._lost:,} bytes could not be written here: {self._lost_to}]\n"
@@ -165,9 +164,7 @@ class _Log:
         return True
 
     def _cut(self, file: int, limit: int) -> None:
-        """Leaves the head and the last quarter, each ending or beginning with a whole line unless
-        lines are very long.
-        """
+        """Keeps the head and the last quarter, cut at line ends unless lines are very long."""
         reach = min(4096, limit // 16)
         if self._head is None:
             half = limit // 2
@@ -181,7 +178,7 @@ class _Log:
             file, f"{gap}[orchestrator: {cut_away:,} bytes cut here]\n".encode(), self._head
         )
         moved = 0
-        # Downwards in one file: what this overwrites was read before.
+        # Moves data towards the start of the same file: what it overwrites has been read before.
         while block := os.pread(file, min(_BLOCK, self._size - start - moved), start + moved):
             moved += _write_at(file, block, tail + moved)
         os.ftruncate(file, tail + moved)

@@ -1,1 +1,1 @@
-"""Any program as the objective: started in the child, its metrics read from its output."""
+"""A program as the objective: started in the child, its metrics read from its output."""

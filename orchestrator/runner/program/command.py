@@ -1,8 +1,8 @@
-"""Runs a program as the objective: starts it, passes on what it says about its metrics, and ends it
-when it is to end.
+"""Runs a program as the objective: starts it, reads its metrics, ends it with the trial.
 
-`run` is a function like any user's, called in the child. The program stays in the child's process
-group, so whatever ends the child (worker, keeper, time limit) ends the program and all it started.
+`run` is called in the child like any user's function. The program stays in the child's process
+group, so whatever ends the child (worker, keeper, time limit) also ends the program and everything
+it started.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from orchestrator.runner.protocol.target import causes_of, describe_exception
 from orchestrator.runner.protocol.values import AttemptFailed, ResultError
 from orchestrator.runner.system import linux, sources
 
-_TICK_S: Final = 0.25  # how soon a stop and the metrics file are seen
-# whoever told the worker may have told the program, and a second SIGTERM would disturb what it does
+_TICK_S: Final = 0.25  # how soon a stop request and changes of the metrics file are noticed
+# Delay before SIGTERM: whoever signalled the worker may have signalled the program too, and a
+# second SIGTERM would disturb its shutdown.
 _ONCE_S: Final = 0.5
-_LATE: Final = 1 / 60  # of `MOMENT_S`, so 0.05 s: each trial that ends well has to wait so long
+_LATE: Final = 1 / 60  # of `MOMENT_S`, that is 0.05 s; every successful trial waits this long
 _STEP_S: Final = 0.005
-_MAX_VARIABLE: Final = 100_000  # Linux takes 128 KiB in one
-# a shell puts the second in place of the first
+_MAX_VARIABLE: Final = 100_000  # Linux allows 128 KiB per variable
+# A shell reports the second for the first.
 _SIGKILL_ENDS: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
@@ -53,24 +54,27 @@ def run(
     overrides: JSONValue,
     hydra: JSONValue,
 ) -> dict[str, float] | None:
-    """Runs the program to its end and returns the metrics it reported; None when it was asked to
-    stop.
+    """Runs the program to its end and returns the metrics that it reported.
+
+    None if it was asked to stop.
 
     Raises:
         TrialPruned: The pruner ended it.
-        ResultError: It ended well and said no result.
-        AttemptFailed: It could not be started, or ended with an exit code other than 0 or by a
-            signal.
+        ResultError: It succeeded without reporting a result.
+        AttemptFailed: It could not be started, or ended by a signal or with an exit code other than
+            0.
     """
     job = trial._job
     program = read(
         {"command": list(command), "result": result, "overrides": overrides, "hydra": hydra}
     )
     metrics = Metrics(trial, job.metrics, program.result_of(job.metrics))
-    return _Attempt(job, trial, metrics, program, OmegaConf.to_container(cfg)).run()
+    return _ProgramRun(job, trial, metrics, program, OmegaConf.to_container(cfg)).run()
 
 
-class _Attempt:
+class _ProgramRun:
+    """One run of the program, for one attempt."""
+
     def __init__(
         self, job: Job, trial: Trial, metrics: Metrics, program: Program, params: Any
     ) -> None:
@@ -90,9 +94,10 @@ class _Attempt:
         self._moment_s = job.moment_s
         self._trial = trial
         self._metrics = metrics
-        self._stopping = False  # it was told
+        self._stopping = False  # the program was asked to stop
         self._stop_at: float | None = None
         self._oom_kills = linux.oom_kills()
+
         metrics_file = Path(str(facts["metrics_file"]))
         rundir.move_aside(metrics_file)
         options = {path: job.values[path] for path in job.options}
@@ -100,6 +105,9 @@ class _Attempt:
         _write_params(Path(str(facts["params_file"])), params, facts, chosen)
         words = _words(program, {**facts, **options}, params, options)
         words += _hydra_words(program, job)
+
+        # Standard error is read only if a regex may match there; otherwise it goes straight to the
+        # log.
         by_regex = "regex" in program.result if isinstance(program.result, Mapping) else False
         self._process = _start(words, _environment(facts, params, options), pipe_errors=by_regex)
         self._file = MetricsFile(metrics_file, metrics)
@@ -121,7 +129,7 @@ class _Attempt:
             self._see_out()
             self._metrics.store_attributes()
             raise
-        except SystemExit:  # SIGTERM, to the program as well: it was sent to the group
+        except SystemExit:  # from SIGTERM, which the whole group received, and so did the program
             self._see_out()
             raise
         self._metrics.store_attributes()
@@ -130,11 +138,11 @@ class _Attempt:
         return self._judged(self._process.returncode)
 
     def _follow(self, until: float | None = None) -> None:
-        """Serves the program until it has ended, or the monotonic clock says `until`."""
+        """Handles the program's output until it ends, or until `until` (monotonic clock)."""
         while until is None or time.monotonic() < until:
             ended = self._process.poll() is not None
             if ended:
-                self._metrics.asks = False  # it is complete, whatever the pruner would say
+                self._metrics.asks = False  # it is complete: no need to ask the pruner
             for pump in self._pumps:
                 (pump.finish if ended else pump.drain)()
             (self._file.finish if ended else self._file.read)()
@@ -147,7 +155,7 @@ class _Attempt:
             wait_readable([*end, *(pump.source for pump in self._pumps if pump.open)], left)
 
     def _stop(self) -> None:
-        """Tells the program to end, unless it was told together with this process."""
+        """Asks the program to end, unless it received the same signal as this process."""
         now = time.monotonic()
         self._stop_at = now + _ONCE_S if self._stop_at is None else self._stop_at
         if self._trial._signalled(self._moment_s, signal.SIGTERM):
@@ -157,41 +165,45 @@ class _Attempt:
             self._ask_to_end()
 
     def _ask_to_end(self) -> None:
-        """Sends SIGTERM to the program and what it started; this process, of the same group, has
-        nothing left to be asked.
+        """Sends SIGTERM to the process group: the program and what it started.
+
+        This process ignores it.
         """
         self._metrics.asks = False
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.killpg(0, signal.SIGTERM)
 
     def _see_out(self) -> None:
-        """Leaves the program, which got SIGTERM, its grace. What it started is killed by the keeper
-        after this process.
+        """Gives the program, which received SIGTERM, its grace, then kills it.
+
+        The keeper kills what it started, once this process has ended.
         """
         self._metrics.asks = False
         self._follow(time.monotonic() + self._grace_s)
-        self._process.kill()  # of one that has ended it does nothing
+        self._process.kill()  # does nothing if it has ended
         self._process.wait()
         self._follow()
 
     def _judged(self, code: int) -> dict[str, float] | None:
         if code != 0:
             raise AttemptFailed(_failure(code, out_of_memory=linux.oom_kills() > self._oom_kills))
-        # Told to end it may have said all that it had, and that is no result.
-        if self._struck(self._moment_s * _LATE) and self._trial._worker_ends(self._moment_s):
+        # After a signal it may have ended early with exit code 0, and its last metrics are not a
+        # result.
+        if self._was_signalled(self._moment_s * _LATE) and self._trial._worker_ends(self._moment_s):
             return None
         return self._metrics.result()
 
-    def _struck(self, within_s: float) -> bool:
-        """Whether a signal came lately, or comes within that time: whoever signals all processes
-        may begin with the program.
+    def _was_signalled(self, within_s: float) -> bool:
+        """Whether this process was signalled recently, or is within `within_s` seconds.
+
+        Whoever signals all processes may signal the program first.
         """
         give_up_at = time.monotonic() + within_s
-        while (
-            not (struck := self._trial._signalled(self._moment_s)) and time.monotonic() < give_up_at
-        ):
+        while not (signalled := self._trial._signalled(self._moment_s)):
+            if time.monotonic() >= give_up_at:
+                break
             time.sleep(_STEP_S)
-        return struck
+        return signalled
 
 
 def _failure(code: int, *, out_of_memory: bool) -> Failed:
@@ -206,15 +218,16 @@ def _failure(code: int, *, out_of_memory: bool) -> Failed:
 
 def _words(
     program: Program,
-    known: Mapping[str, JSONValue],
+    facts: Mapping[str, JSONValue],
     params: Mapping[str, JSONValue],
     options: Mapping[str, JSONValue],
 ) -> list[str]:
+    """The words to run, with placeholders replaced and overrides appended."""
     try:
-        words = program.arguments(lambda name: known[name] if name in known else at(params, name))
+        words = program.arguments(lambda name: facts[name] if name in facts else at(params, name))
         if not program.appends_overrides:
             return words
-        # The option is chosen first, then what is below it gets its value.
+        # Options of config groups come before the values below them, which override them.
         return [
             *words,
             *(f"{path}={hydra_word(option)}" for path, option in options.items()),
@@ -227,9 +240,7 @@ def _words(
 
 
 def _hydra_words(program: Program, job: Job) -> list[str]:
-    """What gives an app of Hydra's an output directory of its own: by its default, attempts of one
-    second share one.
-    """
+    """A Hydra app's own output directory: by default, runs of the same second share one."""
     if not sources.hydra_app(program):
         return []
     settings = program.hydra_settings(
@@ -266,7 +277,7 @@ def _write_params(
     facts: Mapping[str, JSONValue],
     options: Mapping[str, JSONValue],
 ) -> None:
-    """Writes all that a program may want to know, as one JSON object."""
+    """Writes everything that a program may want to know, as one JSON object."""
     trial = {
         name.partition(".")[2]: value for name, value in facts.items() if name.startswith("trial.")
     }
@@ -286,10 +297,11 @@ def _environment(
     params: Mapping[str, JSONValue],
     options: Mapping[str, JSONValue],
 ) -> dict[str, str]:
-    """This process's environment, with the facts and the parameters; two parameters of one name are
-    left out.
+    """This process's environment plus the facts and the parameters.
+
+    Parameters whose variables would have the same name are left out.
     """
-    # Python would hold back what it prints into a pipe.
+    # Otherwise Python programs buffer what they print into a pipe.
     env = {"PYTHONUNBUFFERED": "1", **os.environ, "PATH": search_path()}
     names: dict[str, list[str]] = {}
     for path, value in [*_leaves(params), *options.items()]:

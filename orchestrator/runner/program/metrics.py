@@ -1,6 +1,4 @@
-"""What a program says about its metrics: JSON lines that it prints, or appends to a file, and text
-that a regex finds.
-"""
+"""A program's metrics: JSON lines that it prints or appends to a file, or text for a regex."""
 
 from __future__ import annotations
 
@@ -15,28 +13,27 @@ from typing import Any, Final
 
 from orchestrator.program import Result
 from orchestrator.runner.child.trial import Trial, TrialPruned
-from orchestrator.runner.protocol.values import ResultError, as_number, as_step, shown
+from orchestrator.runner.protocol.values import ResultError, as_number, as_step, preview
 
 MAX_LINE: Final = 1 << 20
-"""Bytes of the longest line that is looked at; a longer one is passed on to the log and no more."""
+"""Maximum length of a line in bytes; longer ones go to the log but are not parsed."""
 
 _MAX_ATTRIBUTES: Final = 1000
 _PER_CALL: Final = 4 << 20
-_ENDS: Final = re.compile(rb"[\r\n]")  # a progress bar ends its lines with the first
+_ENDS: Final = re.compile(rb"[\r\n]")  # progress bars end their lines with \r
 
 
 class Metrics:
-    """Takes lines: reports what they say to the trial, and knows in the end what the trial comes
-    to.
+    """Parses a program's lines, reports intermediate values to the trial, and finds the result.
 
-    A line counts when it is a JSON object that holds a metric: the one that the rule names, else
-    ``study.metric`` or, in a study with one objective, ``value``. With a ``step`` it is an
-    intermediate value; its other keys are attributes.
+    A line counts if it is a JSON object that contains a metric: the one that the rule names, else
+    ``study.metric`` or, in a study with one objective, ``value``. A line with a ``step`` is an
+    intermediate value; other keys are attributes.
 
     Args:
-        trial: Gets the reports and, after each, is asked whether to prune; `asks` turns that off.
-        metrics: Of the study.
-        rule: What the result is.
+        trial: Gets the reports and, after each, is asked whether to prune, unless `asks` is False.
+        metrics: Those of the study.
+        rule: Where the result comes from.
     """
 
     def __init__(self, trial: Trial, metrics: tuple[str, ...], rule: Result) -> None:
@@ -58,13 +55,13 @@ class Metrics:
         """Takes a line of standard output.
 
         Raises:
-            TrialPruned: the step that it reported was the last one.
+            TrialPruned: the pruner ends the trial after the step that the line reports.
         """
         self.searched(line)
         self.recorded(line)
 
     def searched(self, line: bytes) -> None:
-        """Takes a line in which only the regex is looked for."""
+        """Takes a line that is searched for the regex only."""
         if self._regex is not None:
             for match in self._regex.finditer(line.decode("utf-8", "replace")):
                 self._found = match.groups()
@@ -73,19 +70,19 @@ class Metrics:
         """Takes a line that may be a JSON object.
 
         Raises:
-            TrialPruned: as `printed`.
+            TrialPruned: see `printed`.
         """
         line = line.strip()
         if not line.startswith(b"{"):
             return
-        # a program may print whatever it likes
+        # A program may print whatever it likes.
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if any(key in record for key in self._keys):
                 self._take(record)
 
     def store_attributes(self) -> None:
-        """Gives the trial the other keys of the lines that counted, each with its last value."""
+        """Stores the last value of each other key, in lines that counted, as a user attribute."""
         for key, value in self._attributes.items():
             try:
                 self._trial.set_user_attr(key, value)
@@ -96,7 +93,7 @@ class Metrics:
         """The value of each metric of the study.
 
         Raises:
-            ResultError: The program did not say one.
+            ResultError: The program did not report one.
         """
         if self._regex is not None:
             return self._matched(self._regex.pattern)
@@ -110,10 +107,10 @@ class Metrics:
         if missing:
             key = missing[0] or self._metrics[0]
             example = json.dumps({"step": 3, key: 0.91})
-            also = " (or 'value' instead)" if not missing[0] and key != "value" else ""
+            also = " (or with the key 'value')" if not missing[0] and key != "value" else ""
             rule = "objective.result.metric" if self._rule.metrics else "objective.result=last"
             raise ResultError(
-                f"{rule}: the program ended without a value of {key!r}, as in the line "
+                f"{rule}: the program ended without a value of {key!r}; print a line such as "
                 f"{example}{also}"
             )
         return {metric: self._last[key] for metric, key in zip(self._metrics, wanted, strict=True)}
@@ -121,7 +118,7 @@ class Metrics:
     def _matched(self, pattern: str) -> dict[str, float]:
         if self._found is None:
             raise ResultError(
-                f"objective.result.regex={pattern!r} was found in no line of the program's output"
+                f"objective.result.regex={pattern!r} matched no line of the program's output"
             )
         values = {}
         for metric, text in zip(self._metrics, self._found, strict=True):
@@ -130,7 +127,7 @@ class Metrics:
             except ValueError:
                 raise ResultError(
                     f"objective.result.regex={pattern!r} found {text!r} for {metric!r}, which is "
-                    "no number"
+                    "not a number"
                 ) from None
         return values
 
@@ -149,11 +146,11 @@ class Metrics:
         for key, value in record.items():
             if key not in (*self._keys, "step"):
                 if key not in self._attributes and len(self._attributes) >= _MAX_ATTRIBUTES:
-                    self._note(
-                        "",
-                        f"more than {_MAX_ATTRIBUTES:,} keys; {key!r} and what else is new is "
-                        "not stored",
+                    text = (
+                        f"more than {_MAX_ATTRIBUTES:,} keys; {key!r} and further new keys are "
+                        "not stored"
                     )
+                    self._note("", text)
                     break
                 self._attributes[key] = value
         if numbers and len(self._metrics) == 1 and record.get("step") is not None:
@@ -165,35 +162,32 @@ class Metrics:
         try:
             return as_number(record[key])
         except (TypeError, ValueError) as error:
-            self._note(key, f"{error}; the line {shown(record)} was not counted for it")
+            self._note(key, f"{error}; the line {preview(record)} was ignored for this key")
             return None
 
     def _report(self, value: float, step: Any) -> None:
         try:
             step = as_step(int(step) if isinstance(step, float) and step.is_integer() else step)
         except (TypeError, ValueError) as error:
-            self._note("step", f"{error}; it was not reported")
+            self._note("step", f"{error}; the line was not reported")
             return
         self._trial.report(value, step)
         if self.asks and self._trial.should_prune():
             raise TrialPruned
 
     def _note(self, key: str, text: str) -> None:
-        """Says something in the log, once for each key."""
+        """Adds a note to the trial's log, once per key."""
         if key not in self._noted:
             self._noted.add(key)
-            print(
-                f"[orchestrator: metrics: {key + ': ' if key else ''}{text}]",
-                file=sys.stderr,
-                flush=True,
-            )
+            note = f"[orchestrator: metrics: {key + ': ' if key else ''}{text}]"
+            print(note, file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Lines:
-    """Cuts what arrives in pieces into lines, and leaves those out that are longer than `MAX_LINE`.
+    """Splits a stream of bytes into lines, and drops those longer than `MAX_LINE`.
 
-    With `holding`, lines without these bytes may be left out: a program that prints much and says
-    little is not held up.
+    With `holding`, lines that do not contain these bytes may be dropped as well, so that a program
+    that prints a lot without metrics is not slowed down.
     """
 
     def __init__(self, holding: bytes = b"") -> None:
@@ -202,7 +196,7 @@ class Lines:
         self._length = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that `data` completes, without their ends."""
+        """The lines that `data` completes, without their line ends."""
         lines = []
         *ended, rest = _ENDS.split(data) if self._holding in data else self._edges(data)
         for part in ended:
@@ -214,20 +208,18 @@ class Lines:
         return lines
 
     def rest(self) -> bytes:
-        """Takes the line that has begun and not ended."""
+        """Takes the unfinished line, if any."""
         line = b"".join(self._begun)
         self._begun, self._length = [], 0
         return line
 
     @staticmethod
     def _edges(data: bytes) -> list[bytes]:
-        """What comes before the first end of a line and after the last."""
+        """The bytes before the first line end and those after the last."""
         first = _ENDS.search(data)
-        return (
-            [data]
-            if first is None
-            else [data[: first.start()], data[max(data.rfind(b"\n"), data.rfind(b"\r")) + 1 :]]
-        )
+        if first is None:
+            return [data]
+        return [data[: first.start()], data[max(data.rfind(b"\n"), data.rfind(b"\r")) + 1 :]]
 
     def _add(self, part: bytes) -> None:
         self._length += len(part)
@@ -238,8 +230,9 @@ class Lines:
 
 
 class MetricsFile:
-    """Reads what a program appends to the file at `path`, which need not exist; one written anew is
-    read from its start.
+    """Reads what a program appends to the file at `path`, if it exists.
+
+    A rewritten file is read from its start.
     """
 
     def __init__(self, path: Path, metrics: Metrics) -> None:
@@ -253,7 +246,7 @@ class MetricsFile:
         """Takes the lines that are complete.
 
         Raises:
-            TrialPruned: as `Metrics.printed`.
+            TrialPruned: see `Metrics.printed`.
         """
         with contextlib.suppress(OSError):
             status = self._path.stat()
@@ -266,7 +259,8 @@ class MetricsFile:
                 file.seek(self._offset)
                 data = file.read(_PER_CALL)
             self._offset += len(data)
-            # Only when all of it was read: the rest is not to wait for the next change.
+            # If only part of it was read, the next call must read the rest even without another
+            # change.
             self._seen = (
                 seen if self._offset >= status.st_size else (status.st_ino, self._offset, 0)
             )
@@ -274,11 +268,9 @@ class MetricsFile:
                 self._metrics.recorded(line)
 
     def finish(self) -> None:
-        """Takes what is left: a last line without an end, or the one JSON object, over several
-        lines, that the file is.
-        """
+        """Takes what is left: a last line without a line end, or a file that is one JSON object."""
         before = -1
-        while self._offset != before:  # a file that grew by more than one call reads
+        while self._offset != before:  # one call reads only part of a large file
             before = self._offset
             self.read()
         self._metrics.recorded(self._lines.rest())
@@ -288,16 +280,14 @@ class MetricsFile:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Writes all of `data`; when nobody reads there any more it is let go."""
+    """Writes all of `data`; drops it if the reader is gone."""
     with contextlib.suppress(BrokenPipeError):
         while data:
             data = data[os.write(descriptor, data) :]
 
 
 class Pump:
-    """Passes what comes out of the pipe `source` on to `sink`, and to `take` each line of it that
-    has `holding` in it.
-    """
+    """Copies the pipe `source` to `sink`, and passes lines that contain `holding` to `take`."""
 
     def __init__(
         self, source: int, sink: int, take: Callable[[bytes], None], holding: bytes
@@ -310,11 +300,10 @@ class Pump:
         self._lines = Lines(holding)
 
     def drain(self) -> None:
-        """Takes what is in the pipe, `_PER_CALL` bytes at most: who prints without end is not to be
-        listened to for ever.
+        """Takes what is in the pipe, at most `_PER_CALL` bytes, so that it returns in any case.
 
         Raises:
-            TrialPruned: as `Metrics.printed`.
+            TrialPruned: see `Metrics.printed`.
         """
         taken = 0
         while self.open and taken < _PER_CALL:
@@ -329,6 +318,6 @@ class Pump:
                 self._take(line)
 
     def finish(self) -> None:
-        """Takes what is left, the last line without an end included."""
+        """Takes what is left, including a last line without a line end."""
         self.drain()
         self._take(self._lines.rest())

@@ -1,4 +1,4 @@
-"""JSON lines over a Unix socket: the one way in which worker, keeper and child talk."""
+"""JSON lines over a Unix socket: the only way in which worker, keeper and child communicate."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Any, Final
 Message = dict[str, Any]
 
 MAX_LINE: Final = 1 << 20
-"""Longest line in bytes, newline included. A longer one is refused by the sender and skipped by the
-receiver.
+"""Maximum length of a line in bytes, including the newline.
+
+The sender refuses and the receiver skips longer ones.
 """
 
 _CHUNK: Final = 1 << 16
-_PER_CALL: Final = 4 << 20  # so that a flood of messages cannot keep one `receive` busy for ever
+_PER_CALL: Final = 4 << 20  # so that a flood of messages cannot keep one `receive` busy forever
 _NOSIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
 _ANCILLARY: Final = socket.CMSG_SPACE(8 * array.array("i").itemsize)
 
@@ -29,10 +30,11 @@ class MessageTooLongError(ValueError):
 
 
 class Channel:
-    """One end of a connected stream socket; a peer that is gone is a state (`closed`), never an
-    exception.
+    """One end of a connected stream socket.
 
-    The state is found by `receive`, once it has everything that the peer said before. One thread
+    A peer that is gone is a state (`closed`), never an exception.
+
+    `receive` sets that state, once it has everything that the peer sent before. One thread
     receives; another may send.
     """
 
@@ -42,14 +44,13 @@ class Channel:
         self._skipping = False
         self.closed = False
         self.fds: list[int] = []
-        """File descriptors that came with messages and were not taken yet, oldest first."""
+        """File descriptors that arrived with messages and were not taken yet, the oldest first."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def send(self, message: Message, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
-        """Sends one message; False when the peer is gone, or when `wait` is False and its buffer is
-        full.
+        """Sends a message; False if the peer is gone, or if `wait` is False and the buffer full.
 
         Raises:
             MessageTooLongError: The encoded message is longer than `MAX_LINE`.
@@ -71,8 +72,9 @@ class Channel:
         return True
 
     def receive(self) -> list[Message]:
-        """Returns the messages that have arrived, without waiting; what is not a JSON object is
-        dropped.
+        """Returns the messages that have arrived, without waiting.
+
+        Drops whatever is not a JSON object.
         """
         taken = 0
         while not self.closed and taken < _PER_CALL:
@@ -94,17 +96,18 @@ class Channel:
         return self._take_lines()
 
     def shut(self) -> None:
-        """Ends the conversation, from any thread; who waits for the peer finds it gone."""
+        """Shuts the connection down, from any thread; both sides then find their peer gone."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """Closes this end's socket."""
         self.closed = True
         self._socket.close()
 
     def _take_fds(self, payload: bytes) -> None:
-        # Not socket.recv_fds and send_fds: they drop their flags (CPython 3.11), so both would
-        # wait.
+        # Not socket.recv_fds and send_fds: in CPython 3.11 they ignore their flags, so both would
+        # block.
         fds = array.array("i")
         fds.frombytes(payload[: len(payload) // fds.itemsize * fds.itemsize])
         for fd in fds:
@@ -132,10 +135,10 @@ class Channel:
 
 
 def wait_readable(channels: Iterable[Channel | int], timeout: float | None) -> bool:
-    """Waits until one of the channels or descriptors has something to read or was hung up,
-    `timeout` seconds at most.
+    """Waits until a channel or descriptor can be read or was hung up, at most `timeout` seconds.
 
-    Returns whether one has or was.
+    Returns:
+        Whether one can be read or was hung up.
     """
     poller = select.poll()
     for channel in channels:

@@ -1,6 +1,4 @@
-"""What the three processes of an attempt hand each other when they start: plain data, JSON on the
-way.
-"""
+"""What worker, keeper and child pass to each other when they start: plain data, sent as JSON."""
 
 from __future__ import annotations
 
@@ -13,22 +11,28 @@ from typing import Any, Final
 from orchestrator.model import Direction, JSONValue
 
 MOMENT_S: Final = 3.0
-"""Within this time a signal that is sent to all processes of a worker has reached each of them."""
+"""The time within which a signal to all processes of a worker reaches each of them, seconds."""
 
 
 @dataclass(frozen=True)
 class Job:
     """Everything a child needs to run one attempt of one trial.
 
-    `params` are the study's defaults and `objective` its ``_target_`` with keyword arguments, or
-    its command, both unresolved; `values` maps a dotted path into `params` to the true value this
-    trial uses there. Where that is the name of an option of a config group, `contents` has by the
-    same path what it stands for, or `options` names the path: the group is the program's own.
-    `directions` has one for each of `metrics`; `device` is a torch device as the child sees it.
-    `resumed` says that an earlier attempt ran, `resumed_from` which one's files are in
-    `checkpoint_dir`; `grace_s` is the time from SIGTERM to SIGKILL for a program that the child
-    ends itself, `moment_s` as `MOMENT_S`. `artifacts` is the place for what the trial stores, an
-    absolute directory or a URL; None where nobody keeps any.
+    Attributes:
+        device: The torch device as the child sees it.
+        params: The study's defaults, unresolved.
+        values: The values that this trial uses, by dotted path into `params`. For a config group,
+            the value is the name of the chosen option.
+        objective: ``_target_`` with keyword arguments, or a command; unresolved.
+        directions: One for each of `metrics`.
+        resumed: Whether an earlier attempt ran.
+        resumed_from: The attempt whose files are in `checkpoint_dir`, None if it is empty.
+        grace_s: Time from SIGTERM to SIGKILL for a program that the child ends itself, seconds.
+        artifacts: The place for the trial's artifacts, an absolute directory or a URL; None for a
+            folder in the run directory.
+        moment_s: See `MOMENT_S`.
+        contents: For config groups of the study, the content of the chosen option, by path.
+        options: The paths of config groups that are the program's own; it gets the option's name.
     """
 
     study: str
@@ -58,8 +62,8 @@ class Job:
             "checkpoint_dir": str(self.checkpoint_dir),
         }
 
-    def known_facts(self) -> dict[str, JSONValue]:
-        """What the facts of the attempt say of the job."""
+    def facts(self) -> dict[str, JSONValue]:
+        """The part of the attempt's facts that comes from the job."""
         return {
             "study": self.study,
             "trial": self.number,
@@ -76,13 +80,16 @@ class Job:
 
 @dataclass(frozen=True)
 class KeeperOptions:
-    """What a keeper, and a child in an interpreter of its own, is started with; it holds no secret,
-    for it is an argument.
+    """What a keeper, or a child in a new interpreter, is started with.
 
-    `words` are those of a command, none for a function;
-    `held` are file descriptors (device locks) that keeper and child keep open; `checked` says that
-    the objective was imported and found good by this process before it replaced itself (see
-    `keeper.main`); `ahead`, that a child may import it while another still has the device.
+    It contains no secret, because it is passed as an argument, which other users can see.
+
+    Attributes:
+        words: Those of a command, none for a function.
+        held: File descriptors (device locks) that keeper and child keep open.
+        checked: Whether this process imported the objective successfully before it replaced itself
+            (see `keeper.main`).
+        ahead: Whether a child may import the objective while another one still uses the device.
     """
 
     control: int
@@ -111,5 +118,5 @@ class KeeperOptions:
 
     @property
     def objective(self) -> dict[str, JSONValue]:
-        """The objective as far as its code goes."""
+        """The part of the objective that determines its code."""
         return {"command": list(self.words)} if self.words else {"_target_": self.target}

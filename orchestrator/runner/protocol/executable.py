@@ -1,4 +1,4 @@
-"""Where the programs of commands are looked for, and whether one is there."""
+"""Finds the programs of commands."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from orchestrator.program import FIELD
 
 
 def search_path() -> str:
-    """``PATH`` for the program of a command.
+    """The ``PATH`` for the program of a command.
 
-    As in the shell that started the worker; but of a worker called by its path
-    (``.venv/bin/orchestrator``), in a shell with no environment activated, its own environment
+    It is that of the worker's shell. If the worker was called by its path
+    (``.venv/bin/orchestrator``) without an activated environment, the worker's own environment
     comes first, so that ``python`` is the one with the libraries.
     """
     path = os.environ.get("PATH", os.defpath)
@@ -29,13 +29,17 @@ def search_path() -> str:
 
 
 def check_program(name: str | None) -> None:
-    """Raises ConfigError when this process could not start the program `name`; None is no program
-    and always good.
+    """Returns if this process could start the program `name`.
+
+    None stands for no program and always passes.
+
+    Raises:
+        ConfigError: it could not.
     """
     if name is None or shutil.which(name, path=search_path()) is not None:
         return
     if "/" not in name:
         raise ConfigError(f"{FIELD}: there is no program {name!r} on the PATH")
-    there = os.path.isfile(name)  # noqa: PTH113 - pathlib's raises where the way there may not be gone
-    problem = denied(name) or ("cannot be executed (chmod +x?)" if there else "does not exist")
-    raise ConfigError(f"{FIELD}: {name!r} {problem}, seen from {Path.cwd()}")
+    exists = os.path.isfile(name)  # noqa: PTH113 - pathlib raises if a directory cannot be searched
+    problem = denied(name) or ("cannot be executed (chmod +x?)" if exists else "does not exist")
+    raise ConfigError(f"{FIELD}: {name!r} {problem} (working directory {Path.cwd()})")

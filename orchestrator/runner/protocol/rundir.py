@@ -2,15 +2,14 @@
 
 ```
 <runs>/<study>/trial-<number>/attempt-<k>-<token>/
-                                          checkpoints/  its checkpoints, unless `paths.checkpoints`
-                                          is another directory environment.json  the code, machine
-                                          and device it ran on, and what it took job.json      what
-                                          the child is to do params.json   of a command: what the
-                                          program may read metrics.jsonl of a command: what the
-                                          program may append to journal.jsonl what it reported,
-                                          while it ran output.log    all that it printed, or head
-                                          and tail of it result.json   how it ended, written by the
-                                          child, complete or absent
+    checkpoints/      its checkpoints, unless `paths.checkpoints` is another directory
+    environment.json  its code, machine, device and resource use
+    job.json          what the child is to do
+    params.json       for a command: what the program may read
+    metrics.jsonl     for a command: what the program may append to
+    journal.jsonl     what the attempt reported while it ran
+    output.log        everything it printed, or the head and tail of it
+    result.json       how it ended, written by the child; complete or absent
 ```
 """
 
@@ -37,8 +36,9 @@ _ESCAPES = re.compile(
 
 
 class RunDirectoryError(OSError):
-    """A run directory cannot be made or written; as text, what the system said and the path in one
-    line.
+    """A run directory cannot be created or written.
+
+    Its text is the system's message and the path.
     """
 
     def __str__(self) -> str:
@@ -48,24 +48,22 @@ class RunDirectoryError(OSError):
 def attempt_dir(
     runs: Path, study: str, number: int, attempt: int, token: int | None = None
 ) -> Path:
-    """Where attempt `attempt` (1-based) of trial `number` has its run directory."""
+    """The run directory of attempt `attempt` (1-based) of trial `number`."""
     return trial_dir(runs, study, number) / attempt_name(attempt, token)
 
 
 def attempt_name(attempt: int, token: int | None) -> str:
-    """The folder of one attempt and of no other, whatever becomes of the database.
+    """The name of an attempt's folder, unique even if the database goes back in time.
 
-    One that went back in time hands out numbers of trials and attempts again, while processes of
-    before may still write, and results lie on disk: a token comes never again. None: of an attempt
-    that is older than this.
+    Such a database assigns the numbers of trials and attempts again, while old processes may still
+    write and old results are still on disk. Tokens never repeat. `token` is None for attempts of
+    old versions.
     """
     return f"attempt-{attempt}" if token is None else f"attempt-{attempt}-{token:016x}"
 
 
 def trial_dir(root: Path, study: str, number: int) -> Path:
-    """The directory of trial `number` below `root`; whatever the study's name, it is one folder
-    deep.
-    """
+    """The directory of trial `number` below `root`; the study is one folder, whatever its name."""
     name = quote(study, safe=" =+,@")
     if name.startswith("."):  # '.', '..' and hidden folders
         name = "%2E" + name[1:]
@@ -77,20 +75,20 @@ def log_path(run_dir: Path) -> Path:
 
 
 def prepare(job: Job) -> Path:
-    """Makes the directories of an attempt and writes its job; returns the path of the job.
+    """Creates the directories of an attempt and writes its job; returns the path of the job.
 
-    What an earlier study of the same name left there cannot leak into this one: an old result is
-    moved aside. Nothing is deleted.
+    An old result, left by an earlier study of the same name, is moved aside, so that it is not
+    mistaken for this attempt's. Nothing is deleted.
 
     Raises:
-        RunDirectoryError: The directory cannot be made or written.
+        RunDirectoryError: The directory cannot be created or written.
     """
     try:
         return _prepare(job)
-    except OSError as error:  # a full disk names no file
-        raise RunDirectoryError(
-            error.errno, error.strerror or str(error), error.filename or str(job.run_dir)
-        ) from error
+    except OSError as error:
+        text = error.strerror or str(error)
+        where = error.filename or str(job.run_dir)  # the error of a full disk names no file
+        raise RunDirectoryError(error.errno, text, where) from error
 
 
 def _prepare(job: Job) -> Path:
@@ -111,11 +109,10 @@ def read_job(path: Path) -> Job:
 def write_result(
     run_dir: Path, outcome: Outcome, used: Mapping[str, JSONValue] | None = None
 ) -> None:
-    """Writes the outcome so that half of it is never seen; `sync_result` makes it survive a crash
-    of the machine.
+    """Writes the outcome atomically; `sync_result` makes it survive a crash of the machine.
 
     Args:
-        used: What the child says of itself besides, see `read_used`.
+        used: What the child reports about itself in addition, see `read_used`.
 
     Raises:
         OSError: The disk is full or gone.
@@ -124,11 +121,8 @@ def write_result(
 
 
 def sync_result(run_dir: Path) -> None:
-    """Returns when the result in `run_dir`, if there is one, would survive a crash of
-    the machine.
-    """
-    # without a disk there is nothing to survive; the child told the worker as well
-    with contextlib.suppress(OSError):
+    """Returns once the result in `run_dir`, if any, would survive a crash of the machine."""
+    with contextlib.suppress(OSError):  # the worker has the child's message as well
         for path in (run_dir / "result.json", run_dir):
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -138,10 +132,10 @@ def sync_result(run_dir: Path) -> None:
 
 
 def read_result(run_dir: Path) -> Outcome | None:
-    """The outcome that the child wrote, or None when it did not get that far; a failure comes with
-    its log's last lines.
+    """The outcome that the child wrote, or None if it did not get that far.
 
-    It works at any time after the attempt, for any process that sees the directory.
+    A failure includes the last lines of the log. Works at any time after the attempt, for any
+    process that can read the directory.
     """
     try:
         data = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
@@ -151,7 +145,7 @@ def read_result(run_dir: Path) -> Outcome | None:
 
 
 def read_used(run_dir: Path) -> dict[str, Any]:
-    """What the child that wrote the result said of itself; empty if it did not get that far."""
+    """What the child reported about itself with the result; empty if it did not get that far."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return dict(json.loads((run_dir / "result.json").read_bytes())["used"])
     return {}
@@ -165,28 +159,29 @@ def result_to_json(outcome: Outcome) -> dict[str, JSONValue]:
         case Pruned(step):
             return {"outcome": "pruned", "step": step}
         case Failed(kind, message, causes, memory, peak_bytes):
-            told = {
+            return {
+                "outcome": "failed",
                 "kind": kind,
                 "message": message,
                 "causes": list(causes),
                 "memory": memory,
                 "peak_bytes": peak_bytes,
             }
-            return {"outcome": "failed", **told}
         case Interrupted(reason, lost):
             return {"outcome": "interrupted", "reason": reason, "lost": lost}
 
 
 def result_from_json(data: dict[str, Any], run_dir: Path) -> Outcome:
-    """The outcome that `result_to_json` made `data` of; a failure is completed as by `failure`."""
+    """The inverse of `result_to_json`; a failure also gets the end of the log, as in `failure`."""
     match data["outcome"]:
         case "completed":
             return Completed(tuple(float(value) for value in data["values"]), data["attrs"])
         case "pruned":
             return Pruned(data["step"])
         case "failed":
-            told = failure(data["kind"], data["message"], run_dir, tuple(data.get("causes", ())))
-            return replace(told, memory=data.get("memory"), peak_bytes=data.get("peak_bytes"))
+            causes = tuple(data.get("causes", ()))
+            failed = failure(data["kind"], data["message"], run_dir, causes)
+            return replace(failed, memory=data.get("memory"), peak_bytes=data.get("peak_bytes"))
         case "interrupted":
             return Interrupted(data["reason"], data.get("lost", False))
         case other:
@@ -194,9 +189,7 @@ def result_from_json(data: dict[str, Any], run_dir: Path) -> Outcome:
 
 
 def failure(kind: str, cause: str, run_dir: Path, causes: tuple[str, ...]) -> Failed:
-    """A failure whose message has the cause in its first line, then the path of the log and the
-    log's last lines.
-    """
+    """A failure whose message is the cause, then the path and the last lines of the log."""
     log = log_path(run_dir)
     lines = [
         _ESCAPES.sub("", cause).encode("utf-8", "replace").decode(),
@@ -207,7 +200,7 @@ def failure(kind: str, cause: str, run_dir: Path, causes: tuple[str, ...]) -> Fa
 
 
 def _tail(log: Path) -> list[str]:
-    """The last lines that say something, without what a terminal or a database cannot take."""
+    """The log's last non-blank lines, without control characters and escape sequences."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -217,14 +210,16 @@ def _tail(log: Path) -> list[str]:
         return []
     lines = text.split("\n")
     if size > _TAIL_BYTES:
-        lines = lines[1:] or lines  # the first is a fragment, unless it is all there is
-    # A progress bar rewrites its line with carriage returns: its last state is the one to show.
-    shown = [_ESCAPES.sub("", line.rstrip("\r").rsplit("\r", 1)[-1]).rstrip() for line in lines]
-    return [line for line in shown if line][-_TAIL_LINES:]
+        lines = lines[1:] or lines  # the first is a fragment, unless it is the only one
+
+    # A progress bar rewrites its line with carriage returns: keep its last state.
+    last_states = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines]
+    clean = [_ESCAPES.sub("", line).rstrip() for line in last_states]
+    return [line for line in clean if line][-_TAIL_LINES:]
 
 
 def move_aside(path: Path) -> None:
-    """Gives what another study left at `path` another name; nothing there is no error."""
+    """Renames whatever another study left at `path`; it is not an error if there is nothing."""
     if not path.exists():
         return
     count = 1
@@ -239,7 +234,7 @@ def _write(path: Path, data: JSONValue) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(json.dumps(data).encode())
-        temporary.replace(path)  # both are in one directory, so this is atomic
+        temporary.replace(path)  # atomic, as both are in one directory
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

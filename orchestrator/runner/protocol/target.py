@@ -1,4 +1,4 @@
-"""From the dotted path in ``objective._target_`` to the function it names."""
+"""Resolves ``objective._target_`` to the function that it names, and checks how to call it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ _CFG = ("cfg", "config", "conf")
 
 
 def target_of(objective: Mapping[str, JSONValue]) -> tuple[str, dict[str, JSONValue]]:
-    """Splits an objective into its dotted path and its keyword arguments; of a command that is our
-    function which runs it.
+    """Splits an objective into its dotted path and keyword arguments.
+
+    For a command, they are those of the function that runs it.
 
     Raises:
         ConfigError: There is no usable ``_target_`` or command, or a key of Hydra's instantiate
-            that has no meaning here.
+            that is not supported.
     """
     if program.is_program(objective):
         command = program.read(objective)
@@ -51,19 +52,19 @@ def target_of(objective: Mapping[str, JSONValue]) -> tuple[str, dict[str, JSONVa
     reserved = sorted(key for key in kwargs if key.startswith("_") and key.endswith("_"))
     if reserved:
         raise ConfigError(
-            f"objective.{reserved[0]}: not supported; the function is called as it is, without "
+            f"objective.{reserved[0]}: not supported; the function is called directly, without "
             "Hydra's instantiate"
         )
     return target, kwargs
 
 
 def check_allowed(objective: Mapping[str, JSONValue], patterns: Sequence[str] | None) -> None:
-    """Returns when this host may run the objective: `patterns` is None, or one of them matches it.
+    """Returns if this host may run the objective: `patterns` is None, or one of them matches it.
 
-    A function is matched by its ``_target_``, a command by ``command:`` and its first word as it is
-    written, and only by patterns that begin so. Patterns are those of a shell, with upper and lower
-    case told apart; ``*`` also stands for dots and slashes, but a path that goes up (``..``)
-    matches none. Nothing is imported.
+    A function is matched by its ``_target_``. A command is matched by ``command:`` and its first
+    word as written, and only by patterns that start with ``command:``. Patterns are case-sensitive
+    shell patterns; ``*`` also matches dots and slashes, but no pattern matches a path that contains
+    ``..``. Nothing is imported.
 
     Raises:
         ConfigError: None matches, or there is no usable ``_target_`` or command.
@@ -74,9 +75,9 @@ def check_allowed(objective: Mapping[str, JSONValue], patterns: Sequence[str] | 
     if started is not None:
         field, name = program.FIELD, f"{program.PATTERN}{started}"
     if patterns is not None and not any(_allows(pattern, name, started) for pattern in patterns):
-        allowed = ", ".join(patterns) or "none"
+        allowed = ", ".join(patterns) or "nothing"
         raise ConfigError(
-            f"{field}: {name!r} may not run on this host; worker.allow_targets has {allowed}"
+            f"{field}: {name!r} may not run on this host; worker.allow_targets allows {allowed}"
         )
 
 
@@ -89,10 +90,10 @@ def _allows(pattern: str, name: str, started: str | None) -> bool:
 
 
 def words_of(objective: Mapping[str, JSONValue]) -> tuple[str, ...]:
-    """The words of the command that the objective is, as they are written; none for a function.
+    """The words of an objective that is a command, as written; none for a function.
 
     Raises:
-        ConfigError: There is a command that is none.
+        ConfigError: The command is malformed.
     """
     return program.read(objective).words if program.is_program(objective) else ()
 
@@ -101,8 +102,8 @@ def locate(target: str) -> Callable[..., Any]:
     """Returns the callable that `target` names, importing what must be imported.
 
     Raises:
-        ConfigError: An attribute is missing on the way or is another package's module, or what is
-            there cannot be called.
+        ConfigError: An attribute on the way is missing or is another package's module, or the
+            result cannot be called.
         BaseException: Whatever the imported module itself raises.
     """
     parts = target.split(".")
@@ -111,17 +112,14 @@ def locate(target: str) -> Callable[..., Any]:
         if not hasattr(found, part) and isinstance(found, ModuleType):
             _import_submodule(".".join(parts[:count]))
         if not hasattr(found, part):
-            known = [
-                name
-                for name in dir(found)
-                if not name.startswith("_") and callable(getattr(found, name, None))
-            ]
+            names = [name for name in dir(found) if not name.startswith("_")]
+            guess = did_you_mean(part, [n for n in names if callable(getattr(found, n, None))])
             above = ".".join(parts[: count - 1])
-            unread = _unread(getattr(found, "__path__", ()))
+            unreadable = _unreadable(getattr(found, "__path__", ()))
             raise ConfigError(
-                f"{_FIELD}: {target!r}: {above!r} has no attribute "
-                f"{part!r}{did_you_mean(part, known)}{unread}"
+                f"{_FIELD}: {target!r}: {above!r} has no attribute {part!r}{guess}{unreadable}"
             )
+
         owner, found = found, getattr(found, part)
         if inspect.isclass(owner) and isinstance(
             inspect.getattr_static(owner, part, None), FunctionType
@@ -132,22 +130,21 @@ def locate(target: str) -> Callable[..., Any]:
                 " method of that instance"
             )
         if isinstance(found, ModuleType) and found.__name__.partition(".")[0] != parts[0]:
-            # Else `my_project.os.system` would pass for a target of `my_project` under
-            # `worker.allow_targets`.
+            # Otherwise `worker.allow_targets=[my_project.*]` would allow `my_project.os.system`.
             alias = ".".join(parts[:count])
             raise ConfigError(
-                f"{_FIELD}: {target!r}: {alias!r} is the module {found.__name__!r}; begin with "
-                "that name"
+                f"{_FIELD}: {target!r}: {alias!r} is the module {found.__name__!r}; use that "
+                "name instead"
             )
     if not callable(found):
-        raise ConfigError(f"{_FIELD}: {target!r} is not callable, it is {type(found).__name__}")
+        raise ConfigError(
+            f"{_FIELD}: {target!r} is not callable; its type is {type(found).__name__}"
+        )
     return found  # type: ignore[no-any-return]
 
 
 def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function below ``@hydra.main``, which would read the command line and compose a config of
-    its own; else the same.
-    """
+    """The function without ``@hydra.main``, which would read the command line itself."""
     return function.__wrapped__ if _is_hydra_main(function) else function  # type: ignore[attr-defined]
 
 
@@ -157,17 +154,17 @@ def _is_hydra_main(function: Callable[..., Any]) -> bool:
 
 
 def arguments_of(function: Callable[..., Any], kwargs: Iterable[str]) -> tuple[str, ...]:
-    """What `function` is called with by position, before its keyword arguments: cfg and trial, or
-    one of them.
+    """The positional arguments for `function`: ``cfg``, ``trial``, or both in this order.
 
-    It gets the trial alone, as from Optuna, if its first parameter is called ``trial``, or if it
-    takes one argument only; cfg alone if it calls that one ``cfg``, ``config`` or ``conf``, or is
-    decorated with ``@hydra.main``. A second parameter with a default is for the trial only if its
-    name says so: ``train(cfg, verbose=False)`` takes one argument.
+    It gets only the trial, as in Optuna, if its first parameter is named ``trial``, or if it takes
+    a single argument. It gets only cfg if that single argument is named ``cfg``, ``config`` or
+    ``conf``, or if the function is decorated with ``@hydra.main``. A second parameter with a
+    default counts only if its name contains ``trial``: ``train(cfg, verbose=False)`` takes one
+    argument.
     """
     if _is_hydra_main(function):
         return ("cfg",)
-    # other callables may not be hashable
+    # Other callables may not be hashable.
     judge = _judge_function if isinstance(function, FunctionType) else _judge
     return judge(function, tuple(sorted(kwargs)))
 
@@ -190,19 +187,19 @@ def _judge(function: Callable[..., Any], names: tuple[str, ...]) -> tuple[str, .
 
 
 def _has_default_for_others(signature: inspect.Signature) -> bool:
-    """Whether what a second argument would be taken for has a default, and is not the trial by its
-    name.
-    """
+    """Whether the second parameter has a default and, going by its name, is not for the trial."""
     second = next(itertools.islice(signature.parameters.values(), 1, None), None)
     return second is not None and second.default is not second.empty and "trial" not in second.name
 
 
-_judge_function = cache(_judge)  # the keeper asks; its forks then know
+_judge_function = cache(_judge)  # called in the keeper, so that its forks inherit the answer
 
 
 def check_call(target: str, function: Callable[..., Any], kwargs: Iterable[str]) -> None:
-    """Raises ConfigError when `function` cannot be called as `arguments_of` says, or does not
-    return a result when called.
+    """Returns if `function` can be called as `arguments_of` says, and a call can return a result.
+
+    Raises:
+        ConfigError: it cannot.
     """
     if (problem := _no_function(undecorated(function))) is not None:
         raise ConfigError(f"{_FIELD}: {target!r} {problem}")
@@ -215,43 +212,44 @@ def check_call(target: str, function: Callable[..., Any], kwargs: Iterable[str])
     refusal = _refusal(signature, len(leading), names)
     if refusal is not None:
         call = ", ".join([*leading, *(f"{name}=…" for name in names)])
-        swapped = (
-            "; a function of both takes cfg first"
-            if leading == ("trial",) and "cfg" in signature.parameters
-            else ""
-        )
+        swapped = ""
+        if leading == ("trial",) and "cfg" in signature.parameters:
+            swapped = "; a function that takes both must take cfg first"
         raise ConfigError(f"{_FIELD}: {target!r} cannot be called as ({call}): {refusal}{swapped}")
 
 
 def _no_function(found: Callable[..., Any]) -> str | None:
-    """What is wrong with a callable whose call trains nothing, and what to do; None
-    for any other.
+    """What is wrong with a callable whose call would train nothing, and what to do.
+
+    None for any other.
     """
     if inspect.isclass(found):
         return (
             f"is a class: instantiate it in its module, as in objective = {found.__name__}(…), "
-            "and name that instance (if it"
-            " has __call__) or a method of it; or name a function"
+            "and name"
+            " that instance (if it has __call__) or a method of it; or name a function"
         )
     called = (
         found if inspect.isroutine(found) or isinstance(found, partial) else type(found).__call__
     )
     if inspect.iscoroutinefunction(called):
         return (
-            "is an async function, whose call runs nothing: name a function that runs it, with "
-            "asyncio.run(…), and returns"
+            "is an async function, so a call runs nothing: name a function that calls "
+            "asyncio.run(…) and returns the result"
         )
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         return (
-            "is a generator, whose call runs nothing: let it return its result instead of "
-            "yielding, and report the others"
+            "is a generator, so a call runs nothing: return the final result instead of yielding "
+            "it,"
+            " and report intermediate values with trial.report"
         )
     return None
 
 
 def _refusal(signature: inspect.Signature, leading: int, names: Iterable[str]) -> str | None:
-    """Why a function cannot be called with so many arguments by position and those names; None if
-    it can.
+    """Why a function cannot be called with `leading` positional arguments and these names.
+
+    None if it can.
     """
     try:
         signature.bind(*[None] * leading, **dict.fromkeys(names))
@@ -261,21 +259,19 @@ def _refusal(signature: inspect.Signature, leading: int, names: Iterable[str]) -
 
 
 def describe_import_error(target: str, error: BaseException) -> str:
-    """One line that says why `target` could not be imported: the exception's own words, no
-    traceback.
-    """
-    unread = _unread(sys.path) if isinstance(error, ModuleNotFoundError) else ""
-    return f"{_FIELD}: {target!r} cannot be imported: {describe_exception(error)}{unread}"
+    """Why `target` could not be imported, in one line: the exception's message."""
+    unreadable = _unreadable(sys.path) if isinstance(error, ModuleNotFoundError) else ""
+    return f"{_FIELD}: {target!r} cannot be imported: {describe_exception(error)}{unreadable}"
 
 
 def imports_no_more(problem: str) -> Interrupted:
-    """The end of an attempt whose objective had been imported, and cannot be now: no verdict on the
-    trial.
+    """The end of an attempt whose objective was importable before, but is not now.
+
+    That is not the trial's fault.
     """
-    lost = "run here" if problem.startswith(program.FIELD) else "import"
-    return Interrupted(
-        f"the objective does not {lost} any more: {problem.removeprefix(f'{_FIELD}: ')}", lost=True
-    )
+    action = "runs here" if problem.startswith(program.FIELD) else "imports"
+    why = problem.removeprefix(f"{_FIELD}: ")
+    return Interrupted(f"the objective no longer {action}: {why}", lost=True)
 
 
 def describe_exception(error: BaseException, limit: int = 500) -> str:
@@ -288,17 +284,19 @@ def describe_exception(error: BaseException, limit: int = 500) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-_INSTEAD = {  # modules that take a trial and refuse ours, in words that do not say what to do here
-    "optuna.artifacts": "Here trial.log_artifact(path) stores a file with the trial.",
-    "optuna_integration.pytorch_distributed": "Here let the process that the objective was called in use trial itself, and send"
-    " the others what it got (torch.distributed.broadcast_object_list).",
+# Modules that take a trial and refuse ours with an error that does not say what to do here.
+_INSTEAD = {
+    "optuna.artifacts": "Use trial.log_artifact(path) to store a file with the trial.",
+    "optuna_integration.pytorch_distributed": (
+        "Use the trial directly, only in the process that called the objective, and send its "
+        "values to"
+        " the other processes (torch.distributed.broadcast_object_list)."
+    ),
 }
 
 
 def hint_for(error: BaseException) -> str | None:
-    """What to use in place of a helper of Optuna's that raised `error` because it wants the trial
-    to be Optuna's own.
-    """
+    """What to use instead of an Optuna helper that raised `error` for want of an `optuna.Trial`."""
     trace = error.__traceback__
     while trace is not None:
         module = str(trace.tb_frame.f_globals.get("__name__"))
@@ -312,8 +310,7 @@ def hint_for(error: BaseException) -> str | None:
 
 
 def causes_of(error: BaseException) -> tuple[str, ...]:
-    """The names that the class of `error` and its bases go by, bare and with their module, from the
-    class upwards.
+    """The names of the class of `error` and its bases, with and without module, upwards.
 
     ``OSError`` gives OSError, builtins.OSError, Exception, builtins.Exception.
     """
@@ -324,8 +321,8 @@ def causes_of(error: BaseException) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _unread(directories: Iterable[str]) -> str:
-    """What to add where nothing was found in these directories: one of them cannot be read."""
+def _unreadable(directories: Iterable[str]) -> str:
+    """A remark if one of these directories cannot be read, for when something was not found."""
     return next(
         (f"; {why}" for directory in directories if (why := denied(directory or os.curdir))), ""
     )
@@ -335,5 +332,5 @@ def _import_submodule(name: str) -> None:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:  # it exists and misses something that it imports itself
+        if error.name != name:  # it exists, but something that it imports does not
             raise

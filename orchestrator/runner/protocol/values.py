@@ -1,6 +1,4 @@
-"""What user code may hand over: numbers, attributes and the objective's return value, checked and
-turned into plain data.
-"""
+"""Checks and converts what user code passes in: numbers, attributes, the return value."""
 
 from __future__ import annotations
 
@@ -21,18 +19,18 @@ MAX_JSON = 1_000_000
 """Bytes of JSON that one user attribute may take."""
 
 _MAX_KEY = 512  # Optuna's column for attribute names
-_MAX_CONSTRAINT = 500  # as Optuna stores it, behind "constraints:"
-_OWN_KEYS = "orchestrator:"  # what the program itself tells in a trial's attributes
-# readers recurse, Optuna and its dashboard among them: one value too deep for them hides the whole
-# study
+_MAX_CONSTRAINT = 500  # Optuna stores it in the same column, after the prefix "constraints:"
+_OWN_KEYS = "orchestrator:"  # the prefix of this program's own attributes of a trial
+# Optuna and its dashboard recurse: one value too deep for them makes the study unreadable
 _MAX_DEPTH = 100
 _BYTES = (bytes, bytearray, memoryview)
-_MAX_INT = 10**4300  # Python refuses to parse more digits, so nobody could read the trial
+_MAX_INT = 10**4300  # Python refuses to parse more digits, so the trial would be unreadable
 
 
 class ResultError(ValueError):
-    """What the objective returned cannot be the result of a trial; the message says
-    what would be.
+    """The objective's return value cannot be the result of a trial.
+
+    The message says what could be.
     """
 
 
@@ -45,11 +43,11 @@ class AttemptFailed(Exception):  # noqa: N818 - an outcome that unwinds, not an 
 
 
 def as_number(value: object) -> float:
-    """`value` as the nearest float: any real number, a 0-d numpy or torch value included; NaN and
-    infinities pass.
+    """`value` as the nearest float: any real number, 0-d numpy or torch value, NaN or infinity.
 
     Raises:
-        TypeError: It is no real number (bool, str, None, an array with dimensions, complex …).
+        TypeError: It is not a real number (but a bool, str, None, an array with dimensions, complex
+            …).
         ValueError: It is an integer too large for a float.
     """
     if shape := _shape(value):
@@ -61,14 +59,14 @@ def as_number(value: object) -> float:
         raise ValueError(f"{type(value).__name__} is too large for a float") from None
     except (TypeError, ValueError):
         pass
-    raise TypeError(f"{shown(value)} is a {type(value).__name__}, not a number")
+    raise TypeError(f"{preview(value)} is a {type(value).__name__}, not a number")
 
 
 def as_step(step: object) -> int:
     """`step` as an int in 0 … 2**31 - 1.
 
     Raises:
-        TypeError: It is no integer.
+        TypeError: It is not an integer.
         ValueError: It is out of range.
     """
     try:
@@ -77,82 +75,84 @@ def as_step(step: object) -> int:
         number = operator.index(step)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(
-            f"step must be an integer, got {shown(step)} ({type(step).__name__})"
+            f"step must be an integer, got {preview(step)} ({type(step).__name__})"
         ) from None
     if not 0 <= number <= MAX_STEP:
-        raise ValueError(f"step must be in 0 … {MAX_STEP}, got {shown(step)}")
+        raise ValueError(f"step must be in 0 … {MAX_STEP}, got {preview(step)}")
     return number
 
 
 def as_key(key: object) -> str:
-    """`key` if it can name a user attribute.
+    """`key`, if it can name a user attribute.
 
     Raises:
-        TypeError: It is no string.
-        ValueError: It is longer than 512 characters, holds text that a database refuses, or begins
-            with ``orchestrator:``.
+        TypeError: It is not a string.
+        ValueError: It is longer than 512 characters, contains text that a database refuses, or
+            starts with ``orchestrator:``.
     """
     if not isinstance(key, str):
         raise TypeError(
-            f"the name of a user attribute must be a string, got {shown(key)} "
+            f"the name of a user attribute must be a string, got {preview(key)} "
             f"({type(key).__name__})"
         )
     if len(key) > _MAX_KEY:
         raise ValueError(
-            f"the name of a user attribute has at most {_MAX_KEY} characters, got {len(key)}"
+            f"the name of a user attribute must have at most {_MAX_KEY} characters, got {len(key)}"
         )
     if key.startswith(_OWN_KEYS):
-        raise ValueError(f"names that begin with {_OWN_KEYS} are the program's own")
+        raise ValueError(f"names that start with {_OWN_KEYS} are reserved for the program itself")
     return _text(key)
 
 
 def as_constraint(key: object, value: object) -> tuple[str, float]:
-    """`key` and `value` if they can be a constraint: anything that `float` takes but NaN;
-    infinities become the largest floats.
+    """`key` and `value`, if they can be a constraint; infinities become the largest floats.
+
+    Args:
+        value: anything that `float` accepts except NaN.
 
     Raises:
-        TypeError: The key is no string, or the value no number.
-        ValueError: The key is longer than 500 characters or holds text that a database refuses; the
-            value is NaN, or an integer too large for a float.
+        TypeError: The key is not a string, or the value is not a number.
+        ValueError: The key is longer than 500 characters or contains text that a database refuses;
+            or the value is NaN, or an integer too large for a float.
     """
     if not isinstance(key, str):
         raise TypeError(
-            f"the name of a constraint must be a string, got {shown(key)} ({type(key).__name__})"
+            f"the name of a constraint must be a string, got {preview(key)} ({type(key).__name__})"
         )
     if len(key) > _MAX_CONSTRAINT:
         raise ValueError(
-            f"the name of a constraint has at most {_MAX_CONSTRAINT} characters, got {len(key)}"
+            f"the name of a constraint must have at most {_MAX_CONSTRAINT} characters, got "
+            f"{len(key)}"
         )
     try:
         number = float(value)  # type: ignore[arg-type]
     except OverflowError:
         raise ValueError(
-            f"constraint {shown(key)}: {type(value).__name__} is too large for a float"
+            f"constraint {preview(key)}: {type(value).__name__} is too large for a float"
         ) from None
     except (TypeError, ValueError):
         raise TypeError(
-            f"constraint {shown(key)}: {shown(value)} is a {type(value).__name__}, not a number"
+            f"constraint {preview(key)}: {preview(value)} is a {type(value).__name__}, not a number"
         ) from None
     if math.isnan(number):
-        raise ValueError(
-            f"constraint {shown(key)}: NaN says neither that it holds nor that it is violated"
-        )
+        raise ValueError(f"constraint {preview(key)}: NaN means neither satisfied nor violated")
     return _text(key), max(-sys.float_info.max, min(sys.float_info.max, number))
 
 
 def as_json(value: object) -> JSONValue:
-    """`value` as plain JSON data: numpy and torch values become numbers and lists, tuples lists,
-    mappings dicts.
+    """`value` as plain JSON data: numbers, strings, lists and dicts.
+
+    Numpy and torch values become numbers and lists, tuples lists, mappings dicts.
 
     NaN and infinities become the strings ``nan``, ``inf`` and ``-inf``: JSON has no such numbers,
-    and a browser that meets one refuses the whole study. A key that is an integer becomes its
-    digits. A value that is too large is refused before it was copied.
+    and a browser that finds one rejects the whole study. Integer keys become strings of digits. Too
+    large a value is refused before it is copied.
 
     Raises:
-        TypeError: A part of it has no JSON form.
-        ValueError: It holds NUL or a lone surrogate (no database takes these), is nested more than
-            100 deep or contains itself, holds an integer of more than 4300 digits or two keys that
-            read the same, or takes more than `MAX_JSON`.
+        TypeError: A part of it cannot be converted to JSON.
+        ValueError: It contains NUL or a lone surrogate (which databases refuse), itself, an integer
+            of more than 4300 digits, or two keys that convert to the same string; or it is nested
+            more than 100 levels deep, or takes more than `MAX_JSON`.
     """
     plain = _Walk().plain(value)
     if len(json.dumps(plain)) > MAX_JSON:
@@ -163,26 +163,25 @@ def as_json(value: object) -> JSONValue:
 def as_result(
     returned: object, metrics: Sequence[str], directions: Sequence[Direction]
 ) -> tuple[Completed, list[str]]:
-    """What an objective returned as a result, and one line for each entry that had to be left out
-    of its attributes.
+    """An objective's return value as a result, and a line for each entry that was left out.
 
-    A number for one metric; a sequence with one number for each; or a mapping that holds every
-    metric by name, whose other entries become attributes. Infinity in the bad direction is a
-    number, the worst there is.
+    The value may be a number for one metric; a sequence with one number for each; or a mapping with
+    every metric by name, whose other entries become attributes. Infinity in the bad direction is
+    allowed: it is the worst possible value.
 
     Args:
         directions: one for each of `metrics`.
 
     Raises:
-        ResultError: A metric is missing, the length is wrong, or a value is no number, NaN, or
-            infinite in the good direction.
+        ResultError: A metric is missing, the length is wrong, or a value is not a number, is NaN,
+            or is infinite in the good direction.
     """
     goals = dict(zip(metrics, directions, strict=True))
     if isinstance(returned, Mapping):
         missing = [metric for metric in metrics if metric not in returned]
         if missing:
             keys = [str(key) for key in returned]
-            listed = ", ".join(repr(key) for key in keys[:20]) or "no key at all"
+            listed = ", ".join(repr(key) for key in keys[:20]) or "no keys at all"
             hint = did_you_mean(missing[0], keys)
             raise ResultError(
                 f"the objective returned a mapping without the metric {missing[0]!r}; it has "
@@ -195,14 +194,16 @@ def as_result(
             {key: value for key, value in returned.items() if key not in metrics}
         )
         return Completed(values, attrs), left_out
+
     if _is_sequence(returned):
         count = len(returned)  # type: ignore[arg-type]
         if count != len(metrics):
             raise ResultError(f"the objective returned {count} values for {_count(metrics)}")
         items: Iterable[object] = returned  # type: ignore[assignment]
         return Completed(tuple(map(_metric, items, metrics, directions))), []
+
     if len(metrics) > 1:
-        raise ResultError(f"the objective returned {shown(returned)} for {_count(metrics)}")
+        raise ResultError(f"the objective returned {preview(returned)} for {_count(metrics)}")
     return Completed((_metric(returned, metrics[0], directions[0]),)), []
 
 
@@ -210,18 +211,17 @@ def _metric(value: object, metric: str, direction: Direction) -> float:
     try:
         number = as_number(value)
     except (TypeError, ValueError) as error:
-        raise ResultError(f"the objective returned no number for {metric!r}: {error}") from None
+        raise ResultError(
+            f"the objective did not return a number for {metric!r}: {error}"
+        ) from None
     worst = math.inf if direction == "minimize" else -math.inf
     if math.isfinite(number) or number == worst:
         return number
-    why = (
-        "NaN is no result"
-        if math.isnan(number)
-        else f"it is to be {direction}d, and nothing is as good as that"
-    )
+    why = f"no value is that good for a metric to be {direction}d"
+    if math.isnan(number):
+        why = "NaN is not a result"
     raise ResultError(
-        f"the objective returned {number} for {metric!r}: {why}; for a run that diverged return "
-        f"{worst}"
+        f"the objective returned {number} for {metric!r}: {why}; for a diverged run, return {worst}"
     )
 
 
@@ -231,9 +231,11 @@ def _attributes(entries: Mapping[object, object]) -> tuple[dict[str, JSONValue],
     for key, value in entries.items():
         try:
             attrs[as_key(key)] = as_json(value)
-        except Exception as error:  # noqa: BLE001 - a user's object may raise anything, and the metrics are there
-            why = error if isinstance(error, (TypeError, ValueError)) else shown(error)
-            left_out.append(f"the entry {shown(key)} of the returned mapping was not stored: {why}")
+        except Exception as error:  # noqa: BLE001 - a user's object may raise anything; the metrics are fine
+            why = error if isinstance(error, (TypeError, ValueError)) else preview(error)
+            left_out.append(
+                f"the entry {preview(key)} of the returned mapping was not stored: {why}"
+            )
     return attrs, left_out
 
 
@@ -241,9 +243,7 @@ _TOO_LARGE = f"it takes more than {MAX_JSON:,} bytes as JSON"
 
 
 class _Walk:
-    """One walk through a value to its plain form; it gives up as soon as more was met than may be
-    stored.
-    """
+    """Converts a value to plain data, and gives up as soon as it finds more than may be stored."""
 
     def __init__(self) -> None:
         self._left = MAX_JSON
@@ -271,7 +271,7 @@ class _Walk:
             plain = value.tolist()
             if not hasattr(plain, "dtype"):
                 return self.plain(plain, depth)
-        raise TypeError(f"{type(value).__name__} has no JSON form")
+        raise TypeError(f"{type(value).__name__} cannot be converted to JSON")
 
     def _mapping(self, value: Mapping[object, object], depth: int) -> dict[str, JSONValue]:
         plain: dict[str, JSONValue] = {}
@@ -279,7 +279,7 @@ class _Walk:
             name = _json_key(key)
             self._spend(len(name))
             if name in plain:
-                raise ValueError(f"two of its keys read {shown(name)}")
+                raise ValueError(f"two of its keys convert to {preview(name)}")
             plain[name] = self.plain(item, depth + 1)
         return plain
 
@@ -295,21 +295,22 @@ class _Walk:
 def _json_key(key: object) -> str:
     if isinstance(key, str):
         return _text(key)
-    # class labels are often ints; json.dumps does the same
+    # Class labels are often ints; json.dumps does the same.
     if isinstance(key, int) and not isinstance(key, bool):
         return str(_digits(key))
-    raise TypeError(f"a key of type {type(key).__name__} has no JSON form")
+    raise TypeError(f"a key of type {type(key).__name__} cannot be converted to JSON")
 
 
 def _digits(value: int) -> int:
-    number = operator.index(value)  # of a subclass the number itself, whatever its __int__ says
+    # For a subclass, the number itself, whatever its __int__ returns.
+    number = operator.index(value)
     if abs(number) >= _MAX_INT:
         raise ValueError("an integer of more than 4300 digits cannot be stored")
     return number
 
 
 def _text(text: str) -> str:
-    text = str.__str__(text)  # of a subclass, such as an Enum, the text itself
+    text = str.__str__(text)  # for a subclass, such as an Enum, the text itself
     if "\0" in text:
         raise ValueError("text with a NUL character cannot be stored")
     try:
@@ -320,24 +321,19 @@ def _text(text: str) -> str:
 
 
 def _may_be_real(value: object) -> bool:
-    """False for what `float` and `operator.index` take though it is no real number: truth values,
-    text, complex arrays.
-    """
+    """False for bools, text, complex arrays and others that `float` accepts but are not numbers."""
+    if isinstance(value, (bool, str, *_BYTES)):
+        return False
     dtype = getattr(value, "dtype", None)
-    kinds = "bcOSUMm"  # of numpy: bool, complex, object, bytes, str, datetime, timedelta
-    named = str(dtype)  # as torch has it
-    return not (
-        isinstance(value, (bool, str, *_BYTES))
-        or getattr(dtype, "kind", " ") in kinds
-        or "bool" in named
-        or "complex" in named
-    )
+    kinds = "bcOSUMm"  # numpy's codes for bool, complex, object, bytes, str, datetime, timedelta
+    name = str(dtype)  # torch's dtypes have only a name
+    return not (getattr(dtype, "kind", " ") in kinds or "bool" in name or "complex" in name)
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     try:
         return tuple(getattr(value, "shape", ()))
-    except TypeError:  # an attribute of that name which is none
+    except TypeError:  # an attribute of that name that is not a shape
         return ()
 
 
@@ -351,10 +347,10 @@ def _count(metrics: Sequence[str]) -> str:
     return f"{len(metrics)} metric{'s' if len(metrics) != 1 else ''} ({', '.join(metrics)})"
 
 
-def shown(value: object) -> str:
+def preview(value: object) -> str:
     """`value` in at most 80 characters, whatever it is."""
     try:
-        text = " ".join(repr(value).split())  # a message has one line, the repr of a tensor several
-    except Exception:  # noqa: BLE001 - a user's __repr__ may do anything, an integer of 10**5000 raises ValueError
+        text = " ".join(repr(value).split())  # the repr of a tensor has several lines
+    except Exception:  # noqa: BLE001 - a user's __repr__ may do anything; of 10**5000 it raises ValueError
         text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:79] + "…"

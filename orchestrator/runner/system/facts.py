@@ -1,8 +1,10 @@
-"""The facts of an attempt: the code, machine and device it ran on, and what it took. Plain JSON
-data, gathered by the keeper.
+"""The facts of an attempt: its code, machine, device and resource use.
 
-The keeper tells the worker `for_database` of them and writes all to `environment.json` in the run
-directory, so that they are there for a result that is delivered after worker and keeper are gone.
+They are plain JSON data, gathered by the keeper.
+
+The keeper sends the worker those `for_database`, and writes all of them to `environment.json` in
+the run directory, so that they are available when a result is delivered after worker and keeper are
+gone.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ from orchestrator.runner.system.sources import Sources, is_installed
 
 FILE: Final = "environment.json"
 _GIT_S: Final = 1.0
-# Of a hook that runs us: they name another repository.
+# Set if a git hook runs this program; they refer to the hook's repository.
 _GIT_ELSEWHERE: Final = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
-# The same text whatever the user's configuration says, and no program of theirs.
+# Make the diff independent of the user's git configuration, and run none of their programs.
 _DIFF: Final = (
     *(
         "--no-ext-diff",
@@ -54,13 +56,14 @@ _MODULES: Final = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-"""Well-known modules whose package has another name."""
+"""Well-known modules whose package has a different name."""
 _ONLY_IN_FILE: Final = ("study", "trial", "attempt", "started_at", "ended_at", "installed")
 
 
 class Environment:
-    """What all attempts of one keeper have in common. Nothing is looked up before it is asked for,
-    and then once.
+    """The facts that all attempts of one keeper share.
+
+    Each is looked up when first used, and then kept.
 
     Args:
         sources: the objective's source files.
@@ -71,32 +74,30 @@ class Environment:
         self._code: tuple[dict[str, JSONValue] | None, dict[str, JSONValue] | None] | None = None
 
     def forget_code(self) -> None:
-        """Has the code looked at anew when it is next asked for: a program reads it whenever it
-        starts.
-        """
+        """Makes the next use look at the code again: a program reads its files at each start."""
         if self.__dict__.pop("source", None) is None:
             self._code = None
 
     def look_at_code(self) -> None:
-        """Makes `source` and `code` what they are now, while the modules just imported are still
-        what the files hold.
-        """
+        """Looks up `source` and `code` now, while the files are those that were just imported."""
         self.__dict__.pop("source", None)
         self._code = None
         _ = self.code
 
     @cached_property
     def source(self) -> dict[str, JSONValue] | None:
-        """The hashes of the objective's source files; None where no file of its own is found."""
+        """The hashes of the objective's source files; None if it has no files of its own."""
         return self._sources.look().facts
 
     @property
     def code(self) -> dict[str, JSONValue] | None:
-        """Repository, commit, and whether tracked files differ from it; None outside a repository
-        that git opens for us.
+        """Repository, commit, and whether tracked files differ from it.
 
-        Of the objective's module or script, or of the working directory if that is of an installed
-        package. Looked at anew when `source` has changed.
+        None outside a repository that git can open.
+
+        The repository is that of the objective's module or script, or of the working directory if
+        the objective belongs to an installed package. It is looked up again when `source` has
+        changed.
         """
         source = self.source
         if self._code is None or self._code[0] != source:
@@ -110,17 +111,16 @@ class Environment:
                 changed = _git(directory, "status", "--porcelain", "--untracked-files=no")
                 dirty = None if changed is None else bool(changed.strip())
                 diff = _git(directory, "diff", *_DIFF, "HEAD") if dirty else None
-                known = None if diff is None else hashlib.sha256(diff.encode()).hexdigest()[:12]
-                return {"commit": sha, "dirty": dirty, "diff": known, "directory": where}
+                digest = None if diff is None else hashlib.sha256(diff.encode()).hexdigest()[:12]
+                return {"commit": sha, "dirty": dirty, "diff": digest, "directory": where}
         return None
 
     @cached_property
     def installed(self) -> dict[str, str]:
-        """Version by name of every installed package, as the names of their metadata folders say
-        it.
+        """The version of every installed package by name, taken from the names of metadata folders.
 
-        (`importlib.metadata` parses each package's whole metadata for it: a tenth of a second for
-        sixty.)
+        `importlib.metadata` would parse each package's metadata: a tenth of a second for sixty
+        packages.
         """
         found: dict[str, str] = {}
         for entry in sys.path:
@@ -141,48 +141,47 @@ class Environment:
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
-        """The top-level modules that this process has imported, and every fork of it therefore."""
+        """The top-level modules that this process, and so every fork of it, has imported."""
         return tuple(imported())
 
     @cached_property
     def packages(self) -> dict[str, JSONValue]:
-        """Version by package of those that have one of `modules`, and of Optuna, which chose the
-        parameters.
-        """
+        """The versions of the packages of `modules`, and of Optuna, which chose the parameters."""
         return self.packages_of(("optuna", *self.modules))
 
     def packages_of(self, modules: Iterable[str]) -> dict[str, JSONValue]:
-        """Version by package of those that have one of these top-level modules."""
+        """The versions of the packages that contain these top-level modules, by name."""
         names = {_normal(_MODULES.get(module, module)) for module in modules}
         return {name: version for name, version in self.installed.items() if name in names}
 
 
 class AttemptFacts:
-    """The facts of one attempt, from its start on.
+    """The facts of one attempt, collected from its start on.
 
     Args:
-        told: what the worker knows: study, trial, attempt, seed, threads, device.
+        from_worker: those that the worker has: study, trial, attempt, seed, threads, device.
     """
 
     def __init__(
-        self, run_dir: Path, environment: Environment, told: Mapping[str, JSONValue]
+        self, run_dir: Path, environment: Environment, from_worker: Mapping[str, JSONValue]
     ) -> None:
         self.run_dir = run_dir
         self._environment = environment
-        self._known: dict[str, Any] = {**told, "started_at": _now()}
+        self._facts: dict[str, Any] = {**from_worker, "started_at": _now()}
         self._began = time.monotonic()
         self._cpu_before_s = 0.0
 
     def begin(self, cpu_before_s: float = 0.0) -> None:
-        """Adds what takes time to find out and writes it down; call it when the child runs and
-        nobody waits.
+        """Adds the facts that take time to find and writes all.
+
+        Call it once the child runs and nobody waits.
 
         Args:
-            cpu_before_s: what the child's process had used before, which is not this attempt's.
+            cpu_before_s: processor time that the child's process used before this attempt, seconds.
         """
         self._cpu_before_s = cpu_before_s
         environment = self._environment
-        self._known |= {
+        self._facts |= {
             **environment.machine,
             "git": environment.code,
             "source": environment.source,
@@ -192,20 +191,20 @@ class AttemptFacts:
         self.write()
 
     def end(self, used: Mapping[str, Any], *, peak_host_bytes: int, cpu_s: float) -> dict[str, Any]:
-        """Completes them; returns what the database is to hold.
+        """Completes the facts; returns those for the database.
 
         Args:
-            used: what the child said about itself, see `used_here`; empty if it did not get that
-                far.
+            used: what the child reported about itself, see `used_here`; empty if it did not get
+                that far.
         """
         modules = used.get("modules")
         if isinstance(modules, list) and modules:
             more = self._environment.packages_of(str(module) for module in modules)
-            self._known["packages"] = dict(sorted({**self._environment.packages, **more}.items()))
+            self._facts["packages"] = dict(sorted({**self._environment.packages, **more}.items()))
         device, cuda = used.get("peak_device_bytes"), used.get("cuda")
         if isinstance(cuda, str) and _VERSION.fullmatch(cuda):
-            self._known["cuda"] = cuda
-        self._known |= {
+            self._facts["cuda"] = cuda
+        self._facts |= {
             "ended_at": _now(),
             "duration_s": round(time.monotonic() - self._began, 3),
             "cpu_s": round(max(0.0, cpu_s - self._cpu_before_s), 3),
@@ -214,20 +213,22 @@ class AttemptFacts:
             if isinstance(device, int) and 0 <= device < 1 << 63
             else None,
         }
-        return for_database(self._known)
+        return for_database(self._facts)
 
     def write(self) -> None:
-        """Writes them to the run directory, over what is there; a disk that is full or gone
-        disturbs nobody.
+        """Writes the facts to the run directory, over existing ones.
 
-        Half of them, as a full disk or a crash may leave, count as none.
+        A full or missing disk is not an error.
+
+        A partial file, which a full disk or a crash may leave, is read as none.
         """
-        # A line for each: `indent` would be the work of Python's own encoder, twenty times as slow.
+        # One line per fact, by hand: with `indent`, json uses its Python encoder, twenty times
+        # slower.
         lines = ",\n".join(
-            f" {json.dumps(key)}: {json.dumps(value)}" for key, value in self._known.items()
+            f" {json.dumps(key)}: {json.dumps(value)}" for key, value in self._facts.items()
         )
         with contextlib.suppress(OSError):
-            # Neither a pipe that user code put there nor what a link of its leads to.
+            # User code may have put a pipe there, or a symbolic link to another file.
             file = os.open(
                 self.run_dir / FILE, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666
             )
@@ -238,18 +239,20 @@ class AttemptFacts:
 
 
 def for_database(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an attempt's facts that its row holds: not what other columns say, nor every
-    installed package.
+    """The part of an attempt's facts that is stored in its database row.
+
+    What other columns hold, and the list of all installed packages, are left out.
     """
     return {key: value for key, value in facts.items() if key not in _ONLY_IN_FILE}
 
 
 def read(run_dir: Path) -> dict[str, Any]:
-    """What the database is to hold of the attempt in `run_dir`; empty if nothing is there that it
-    can hold.
+    """The facts for the database of the attempt in `run_dir`.
+
+    Empty if there are none that it can store.
     """
     with contextlib.suppress(OSError, ValueError, TypeError):
-        # user code could write there
+        # `as_json` checks them, because user code could have written to the file.
         found = as_json(json.loads((run_dir / FILE).read_text(encoding="utf-8")))
         if isinstance(found, dict):
             return for_database(found)
@@ -257,34 +260,34 @@ def read(run_dir: Path) -> dict[str, Any]:
 
 
 def code_now(objective: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
-    """What the facts of an attempt begun now, here, would say of its code: `git` and `source`."""
+    """The facts `git` and `source` that an attempt would have if it started here and now."""
     environment = Environment(Sources(objective))
     return {"git": environment.code, "source": environment.source}
 
 
-def used_here(known: str | None = None) -> dict[str, JSONValue]:
-    """What only the child can tell, at its end: the most it took of its device, and what it had
-    imported by then.
+def used_here(last_import: str | None = None) -> dict[str, JSONValue]:
+    """What only the child knows at its end: peak device memory, modules, CUDA's version.
 
     Args:
-        known: the module imported last of those that the keeper tells of.
+        last_import: leave out this module and those imported before it, which the keeper reports.
     """
     modules: Mapping[str, Any] = sys.modules
     cuda = getattr(getattr(modules.get("torch"), "version", None), "cuda", None)
     return {
         "peak_device_bytes": peak_device_bytes(),
-        "modules": list(imported(known)),
+        "modules": list(imported(last_import)),
         "cuda": cuda,
     }
 
 
 def imported(after: str | None = None) -> list[str]:
-    """The top-level modules that this process has imported, without Python's own; those after the
-    module `after` if given.
+    """The top-level modules that this process has imported, without Python's own.
 
-    In a fork each name looked at costs a copy of the page it lies on, and a keeper has thousands.
+    With `after`, only those imported after that module.
+
+    In a fork, every name that is read costs a copy of its memory page, and a keeper has thousands.
     """
-    # Without a step in Python under way: another thread may import.
+    # Both expressions copy the names in C, as another thread may be importing.
     names = (
         list(sys.modules)
         if after is None
@@ -295,18 +298,18 @@ def imported(after: str | None = None) -> list[str]:
 
 
 def _directories(file: Path | None) -> list[Path]:
-    """Where to look for the objective's repository: beside its module, unless that is an installed
-    package, then here.
-    """
+    """Where to look for the repository: the module's folder unless installed, then this one."""
     beside = [file.resolve().parent] if file is not None else []
     return [path for path in [*beside, Path.cwd()] if not is_installed(path)]
 
 
 def _git(directory: Path, *words: str) -> str | None:
-    """What git prints; None if there is no git, no repository, it is somebody else's
-    (safe.directory) or it takes too long.
+    """What git prints; None if it fails or takes too long.
+
+    It fails without git, without a repository, and for another user's repository (safe.directory).
     """
-    # No lock that a commit of the user's could meet, and no daemon that would outlive the call.
+    # Take no lock that could block the user's own commit, and start no daemon that outlives the
+    # call.
     command = ["git", "-C", str(directory), "-c", "core.fsmonitor=false", *words]
     environment = {key: value for key, value in os.environ.items() if key not in _GIT_ELSEWHERE}
     environment |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}

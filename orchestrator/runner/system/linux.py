@@ -1,5 +1,6 @@
-"""What the runner asks of the Linux kernel; on other systems each of these does nothing and says so
-by its result.
+"""What the runner needs from the Linux kernel.
+
+On other systems, these do nothing and return a neutral result.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ _OOM_PREFERENCE: Final = 500
 
 
 def die_with_parent(signum: signal.Signals, parent_pid: int) -> None:
-    """From here on the kernel sends this process `signum` when its parent dies; exits at once if
-    that has happened already.
+    """From now on, the kernel sends this process `signum` when its parent dies.
+
+    Exits at once if it already has.
     """
     _prctl(_PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent_pid:
@@ -34,17 +36,14 @@ def die_with_parent(signum: signal.Signals, parent_pid: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Makes this process the new parent of every descendant whose own parent dies, in whatever
-    session it is.
-    """
+    """Makes this process the parent of every descendant whose own parent dies, in any session."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def gather_pages() -> None:
-    """Moves this process's memory into huge pages: to fork it, and for a fork to end, then takes
-    half the time.
+    """Moves this process's memory into huge pages: halves the time to fork and to end a fork.
 
-    Without effect before Linux 6.1, and for what no huge page can be had.
+    Has no effect before Linux 6.1, or where no huge page is available.
     """
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
@@ -64,8 +63,9 @@ def gather_pages() -> None:
 
 
 def own_children() -> set[int]:
-    """The process ids of this process's direct children, zombies included; empty where the kernel
-    does not list them.
+    """The PIDs of this process's direct children, including zombies.
+
+    Empty if the kernel does not list them.
     """
     try:
         pids = _read(f"/proc/self/task/{threading.get_native_id()}/children")
@@ -75,8 +75,9 @@ def own_children() -> set[int]:
 
 
 def runs(pid: int) -> bool:
-    """Whether the process exists and has neither ended nor been stopped; True where the kernel does
-    not say.
+    """Whether the process exists and has neither ended nor been stopped.
+
+    True if that cannot be known.
     """
     try:
         state = _fields(pid)[0]
@@ -86,9 +87,7 @@ def runs(pid: int) -> bool:
 
 
 def native_threads() -> int:
-    """How many threads this process has, those started by libraries included; 1 where that cannot
-    be read.
-    """
+    """How many threads this process has, including those of libraries; 1 if that cannot be read."""
     try:
         return sum(1 for _ in Path("/proc/self/task").iterdir())
     except OSError:
@@ -96,8 +95,9 @@ def native_threads() -> int:
 
 
 def uses_cuda_memory() -> bool:
-    """Whether the CUDA driver was initialised in this process: nothing else opens the
-    unified-memory device.
+    """Whether the CUDA driver was initialised in this process.
+
+    Only the driver opens the unified-memory device.
     """
     try:
         return any(
@@ -110,9 +110,7 @@ def uses_cuda_memory() -> bool:
 
 
 def prefer_for_oom() -> None:
-    """Makes the kernel's out-of-memory killer choose this process and its children before the
-    worker and the keeper.
-    """
+    """Makes the out-of-memory killer prefer this process and its children to worker and keeper."""
     path = "/proc/self/oom_score_adj"
     with contextlib.suppress(OSError, ValueError):
         preference = max(int(_read(path)), _OOM_PREFERENCE)
@@ -124,7 +122,7 @@ def prefer_for_oom() -> None:
 
 
 def used(pid: int) -> tuple[int, float]:
-    """The largest resident size of a living process so far, bytes, and its `cpu_s`."""
+    """The peak resident size of a living process so far in bytes, and its `cpu_s`."""
     with contextlib.suppress(OSError):
         peak = re.search(rb"^VmHWM:\s+(\d+) kB", _read(f"/proc/{pid}/status"), re.MULTILINE)
         return (int(peak[1]) * 1024 if peak else 0), cpu_s(pid)
@@ -132,9 +130,7 @@ def used(pid: int) -> tuple[int, float]:
 
 
 def cpu_s(pid: int) -> float:
-    """The processor time of a living process and of what it reaped, seconds; 0 where
-    nobody says.
-    """
+    """The processor time of a living process and its reaped children in seconds; 0 if unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         ticks = sum(int(field) for field in _fields(pid)[11:15])  # utime, stime, cutime, cstime
         return ticks / os.sysconf("SC_CLK_TCK")
@@ -142,10 +138,9 @@ def cpu_s(pid: int) -> float:
 
 
 def oom_kills() -> int:
-    """A count that grows when the out-of-memory killer runs in our control group or on this
-    machine; 0 if unreadable.
+    """How often the out-of-memory killer acted, in this group or on this machine; 0 if unreadable.
 
-    Sources: ``oom_kill`` of memory.events (cgroup v2), of memory.oom_control (v1) and of
+    It is the sum of ``oom_kill`` in memory.events (cgroup v2), memory.oom_control (v1) and
     /proc/vmstat.
     """
     files = ["/proc/vmstat"]
@@ -164,9 +159,9 @@ def oom_kills() -> int:
 
 def _control_file(mount: str, group: str, name: str) -> str:
     file = f"{mount}/{group.strip('/')}/{name}"
-    # Inside a container without a cgroup namespace the path is the host's, and the mount shows our
-    # group at its root.
-    return file if os.path.exists(file) else f"{mount}/{name}"  # noqa: PTH110 - asked for every attempt
+    # In a container without its own cgroup namespace, the path is the host's, while the mount has
+    # this container's group as its root.
+    return file if os.path.exists(file) else f"{mount}/{name}"  # noqa: PTH110 - runs in every attempt
 
 
 def _read_counter(file: str, key: str) -> int:
@@ -179,13 +174,14 @@ def _read_counter(file: str, key: str) -> int:
 
 
 def _fields(pid: int) -> list[bytes]:
-    """The fields of the process's ``stat`` that follow its name: the first one is its state."""
+    """The fields of the process's ``stat`` after its name; the first one is its state."""
     return _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
 
 def _read(path: str) -> bytes:
-    """What a file of the kernel's holds: a trial needs a dozen of them, and pathlib takes longer
-    than the kernel.
+    """The content of a kernel file.
+
+    A trial reads a dozen of them, and pathlib takes longer than the kernel.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -204,7 +200,5 @@ def _prctl(option: int, value: int) -> None:
 
 @cache
 def _libc() -> ctypes.CDLL:
-    """The C library; made once, for each time takes a new class: in the keeper, for
-    all its forks.
-    """
+    """The C library; cached, because each CDLL creates a new class. Forks inherit the keeper's."""
     return ctypes.CDLL(None)

@@ -1,6 +1,4 @@
-"""Memory of host and device: how much an attempt took at its peak, and how libraries say that there
-was too little.
-"""
+"""Memory of host and device: an attempt's peak use, and errors that mean it ran out."""
 
 from __future__ import annotations
 
@@ -25,58 +23,58 @@ _DEVICE_WORDS = re.compile(
 )
 _HOST_WORDS = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory"
-    # which the kernel does where memory runs out
+    # By the out-of-memory killer.
     r"|DataLoader worker \(pid(\(s\))? [\d, ]+\) is killed by signal: Killed"
 )
 _MAX_CAUSES = 20
 
 
 def ran_out(error: BaseException) -> Memory | None:
-    """Whose memory ran out, the device's or the host's, where that made `error`; None where it did
-    not.
+    """Which memory ran out, the device's or the host's, if that caused `error`; None if it did not.
 
-    What an exception was raised ``from`` counts, and the members of a group; what was merely being
-    handled does not: user code that catches the one and tries again with less may fail of something
-    else.
+    The exception that it was raised ``from`` counts, and so do the members of a group. One that was
+    only being handled does not: user code that catches it and retries with less may fail for
+    another reason.
     """
-    return next((memory for one in _with_causes(error) if (memory := _says(one)) is not None), None)
+    found = (memory for one in _with_causes(error) if (memory := _memory_of(one)) is not None)
+    return next(found, None)
 
 
 def peak_bytes(memory: Memory) -> int | None:
-    """The most that this process held: of device memory as torch's allocator reserved it, None
-    without; else resident.
+    """This process's peak use in bytes: its resident size, or torch's reserved device memory.
+
+    None for the device if torch does not use CUDA.
     """
     if memory == "host":
         return peak_host_bytes(resource.getrusage(resource.RUSAGE_SELF))
-    return max(_told_by_torch("max_memory_reserved"), default=None)
+    return max(_torch_statistic("max_memory_reserved"), default=None)
 
 
 def peak_device_bytes() -> int | None:
-    """The most that torch held allocated on this process's GPUs at once; None where it never
-    initialised CUDA.
+    """torch's peak allocation, summed over this process's GPUs, in bytes.
 
-    It initialises nothing itself, imports nothing and raises nothing, whatever state CUDA is in.
+    None if it never initialised CUDA.
+
+    It imports and initialises nothing, and raises nothing, whatever state CUDA is in.
     """
-    told = _told_by_torch("max_memory_allocated")
-    return sum(told) if told else None
+    peaks = _torch_statistic("max_memory_allocated")
+    return sum(peaks) if peaks else None
 
 
 def peak_host_bytes(usage: resource.struct_rusage) -> int:
-    """The largest resident size that the reaped process, or any descendant that was reaped below
-    it, had at once.
-    """
+    """The largest peak resident size in bytes of a reaped process and its reaped descendants."""
     return usage.ru_maxrss * _MAXRSS_UNIT
 
 
-def _told_by_torch(statistic: str) -> list[int]:
-    """That statistic of ``torch.cuda`` for each GPU; none where CUDA is not in use."""
+def _torch_statistic(statistic: str) -> list[int]:
+    """A statistic of ``torch.cuda`` for each GPU; empty if CUDA is not in use."""
     modules: Mapping[str, Any] = sys.modules
     cuda = getattr(modules.get("torch"), "cuda", None)
     try:
         if cuda is None or not cuda.is_initialized():
             return []
         return [int(getattr(cuda, statistic)(index)) for index in range(cuda.device_count())]
-    except Exception:  # noqa: BLE001 - after a failed kernel every question to CUDA fails
+    except Exception:  # noqa: BLE001 - after a failed kernel, every CUDA call fails
         return []
 
 
@@ -92,9 +90,11 @@ def _with_causes(error: BaseException) -> Iterator[BaseException]:
             left.append(one.__cause__)
 
 
-def _says(error: BaseException) -> Memory | None:
+def _memory_of(error: BaseException) -> Memory | None:
+    """Which memory ran out, going by this exception alone."""
     names = {cls.__name__ for cls in type(error).__mro__}
-    if not names.isdisjoint(_DEVICE_CLASSES):  # before MemoryError, of which CuPy's is one
+    # Checked first, as CuPy's class derives from MemoryError.
+    if not names.isdisjoint(_DEVICE_CLASSES):
         return "device"
     if isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno == errno.ENOMEM

@@ -1,18 +1,17 @@
-"""The source files that an objective is made of, by which it is known whether its code has changed.
-Nothing is imported.
+"""Finds the source files of an objective without importing them, to detect changes of its code.
 
-Of a function: the file of its module, and of every module that it imports, by import statements
-anywhere in them, and that is neither installed nor Python's own. Of a command: the files that its
-words name, what Python files among them import likewise, and the config files of a Hydra app. What
-a program imports by a name that it puts together as it runs, or from a directory that it adds to
-``sys.path`` itself, is not seen: a launch, which imports nothing, could not see it either.
+For a function: the file of its module, and those of all modules that it imports, directly or
+indirectly, by import statements anywhere in the files, except installed modules and Python's own.
+For a command: the files that its words name, the modules that Python files among them import, and
+the config files of a Hydra app. Imports under a computed name, or from a directory that the program
+itself adds to ``sys.path``, are not found.
 
-Whatever is in the files, looking at them raises nothing: what cannot be read or found counts as not
-there.
+Whatever the files contain, these functions raise nothing: what cannot be read or found counts as
+missing.
 """
 
-# ruff: noqa: PTH112, PTH113, PTH118, PTH119, PTH120, PTH206 - thousands of paths are looked at, and pathlib's raises where one is
-# too long, or where the way to it may not be gone
+# ruff: noqa: PTH112, PTH113, PTH118, PTH119, PTH120, PTH206 - thousands of paths are checked, and pathlib
+# raises if one is too long, or if a directory on the way cannot be searched
 
 from __future__ import annotations
 
@@ -36,15 +35,13 @@ from orchestrator.runner.protocol.executable import search_path
 from orchestrator.runner.protocol.target import target_of
 
 HYDRA_DIRECTORY: Final = "hydra"
-"""Where in its run directory an attempt of a Hydra app has its output directory."""
+"""The output directory of a Hydra app, in the attempt's run directory."""
 MOST_NAMED: Final = 30
-"""Of more files than this the facts of an attempt hold one hash for all, not one for each."""
+"""With more files than this, an attempt's facts contain a single hash instead of one per file."""
 _MOST_FILES: Final = 1_000
 _MOST_BYTES: Final = 64_000_000  # a larger file is data
-# of a larger one the imports are not looked for: no person wrote it
-_MOST_SOURCE: Final = 1_000_000
-# so many names are looked at for config files: `config_path` may be a directory of data
-_MOST_WALKED: Final = 20_000
+_MOST_SOURCE: Final = 1_000_000  # a larger file is generated, so its imports are not followed
+_MOST_WALKED: Final = 20_000  # limit for names in a `config_path`, which may be a directory of data
 _IMPORT: Final = re.compile(
     r"(?:^|;)[ \t]*(?:import[ \t]+(?P<modules>[^\n#;]+)"
     r"|from[ \t]+(?P<of>\.*[\w.]*)[ \t]+import\b[ \t]*(?P<names>\([^)]{0,5000}\)|[^\n#;]*))",
@@ -57,18 +54,18 @@ _DECORATES: Final = re.compile(r"^[ \t]*@(?:hydra\.)?main\b", re.MULTILINE)
 _CONFIG_PATH: Final = re.compile(r"\bconfig_path[ \t]*=[ \t]*[\"']([^\"'\n]+)[\"']")
 _INSTALLED: Final = ("site-packages", "dist-packages")
 _NOT_THE_USERS: Final = sys.stdlib_module_names | {"orchestrator"}
-# As they are now: what the objective's import adds to them only the process has that imported it.
+# Copies, made before the objective is imported: its additions exist only in the process that
+# imports it.
 _SYS_PATH: Final = tuple(sys.path)
 _META_PATH: Final = tuple(sys.meta_path)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the files were at one moment: the hash of each by its module's name, or its path as the
-    command has it.
+    """The files at one time: the hash of each, by module name, or by path as in the command.
 
-    `hydra_app` says that the program itself is Hydra's, `hydra_within` that it or something that it
-    imports is.
+    `hydra_app` means that the program itself is a Hydra app, `hydra_within` that it is one or
+    imports one.
     """
 
     digests: Mapping[str, str]
@@ -77,8 +74,9 @@ class Source:
 
     @property
     def facts(self) -> dict[str, JSONValue] | None:
-        """What the facts of an attempt say of it: the hash of all, and of each unless they are
-        many; None without any file.
+        """The form in an attempt's facts: the hash of all files, and of each unless there are many.
+
+        None without files.
         """
         if not self.digests:
             return None
@@ -90,34 +88,34 @@ class Source:
 
 
 class Sources:
-    """The files of one objective, as seen from the working directory; read again only if one of
-    them is another than before.
+    """The files of one objective, relative to the working directory.
+
+    Reads them again only if one has changed.
     """
 
     def __init__(self, objective: Mapping[str, JSONValue]) -> None:
         self._words = program.read(objective).words if program.is_program(objective) else None
         self._target = target_of(objective)[0]
-        self._known: Source | None = None
+        self._last: Source | None = None
         self._stamps: dict[Path, tuple[int, int] | None] = {}
 
     @property
     def file(self) -> Path | None:
-        """The first of them: the module's file, or the script of a command."""
+        """The first file: the module's, or the script of a command."""
         return next((path for _, path in self._entries(_Finder([]))), None)
 
     def look(self) -> Source:
-        """What they are now."""
-        if self._known is None or any(
-            _stamp(path) != stamp for path, stamp in self._stamps.items()
-        ):
+        """The current state of all files."""
+        stale = any(_stamp(path) != stamp for path, stamp in self._stamps.items())
+        if self._last is None or stale:
             scan = self._scan(imports=True)
             if self._words is not None:
                 scan.follow(_wrapper(self._words[0]))
-            self._known, self._stamps = scan.source(), scan.stamps
-        return self._known
+            self._last, self._stamps = scan.source(), scan.stamps
+        return self._last
 
     def look_at_entries(self) -> Source:
-        """The same, but nothing that they import: it takes no time."""
+        """The current state of the first files only, without what they import; fast."""
         return self._scan(imports=False).source()
 
     def _scan(self, *, imports: bool) -> _Scan:
@@ -142,26 +140,23 @@ class Sources:
                 return
 
     def _scripts(self) -> list[tuple[str, Path]]:
-        """The files that the words name, `file` or ``--option=file``; the program itself if it is
-        the user's own.
+        """The files that the words name, `file` or ``--option=file``.
+
+        The program itself if it is the user's own.
         """
         assert self._words is not None
         found = []
         for index, word in enumerate(self._words):
             path = word if _is_file(word) else word.partition("=")[2]
-            if (
-                not _PLACEHOLDER.search(word)
-                and _is_file(path)
-                and (index or ("/" in word and not _is_of_system(Path(word))))
-            ):
+            if _PLACEHOLDER.search(word) or not _is_file(path):
+                continue
+            if index or ("/" in word and not _is_of_system(Path(word))):
                 found.append((path, Path(path)))
         return found
 
 
 class _Finder:
-    """Finds modules of the user's own as Python would, from the working directory or beside a
-    script, without importing any.
-    """
+    """Finds the user's modules as Python would, without importing them."""
 
     def __init__(self, beside: Iterable[Path]) -> None:
         paths = [*map(str, beside), os.getcwd(), *(entry or "." for entry in _SYS_PATH)]  # noqa: PTH109
@@ -170,16 +165,18 @@ class _Finder:
         self._found: dict[tuple[str, bool], list[str]] = {}
 
     def module(self, name: str, *, installed: bool = False) -> list[tuple[str, Path]]:
-        """The module's name and file, if it has one; nothing for one that is not the user's own,
-        unless `installed` counts.
+        """The module's name and file.
+
+        Empty without a file, or for an installed module unless `installed`.
         """
         return [
             (name, Path(path)) for path in self._places(name, installed) if os.path.isfile(path)
         ]
 
     def _places(self, name: str, installed: bool) -> list[str]:
-        """The file of a module, or the directories of a namespace package. Every file names the
-        same few.
+        """The file of a module, or the directories of a namespace package.
+
+        Cached, as files share most imports.
         """
         if (found := self._found.get((name, installed))) is None:
             above, _, part = name.rpartition(".")
@@ -208,9 +205,7 @@ class _Finder:
 
 
 class _Scan:
-    """One look at files: with `imports` at what they import too, with `configs` at the config files
-    of Hydra apps as well.
-    """
+    """One scan of files, optionally with their imports and with a Hydra app's config files."""
 
     def __init__(self, finder: _Finder, *, imports: bool, configs: bool) -> None:
         self.finder = finder
@@ -221,7 +216,7 @@ class _Scan:
         self._hydra_app = self._hydra_within = False
 
     def add(self, name: str, path: Path, *, entry: bool = False) -> None:
-        """Takes in a file, and what it imports."""
+        """Adds a file, and what it imports."""
         waiting = [(name, path)]
         while waiting and len(self._digests) < _MOST_FILES:
             name, path = waiting.pop()
@@ -243,7 +238,7 @@ class _Scan:
             entry = False
 
     def follow(self, text: str) -> None:
-        """Takes in what this source imports, not itself."""
+        """Adds what this source text imports, but not the text itself."""
         for name, path in self._imports(text, ""):
             self.add(name, path)
 
@@ -255,25 +250,26 @@ class _Scan:
 
 
 def _calls_hydra_main(text: str) -> bool:
-    """Whether the source has a function below ``@hydra.main(…)``, or calls that otherwise; not
-    whether it mentions it.
+    """Whether the source decorates a function with ``@hydra.main(…)`` or calls that.
+
+    A mere mention does not count.
     """
     if not _IMPORTS_HYDRA.search(text):
         return False
     try:
         nodes = list(ast.walk(ast.parse(text)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        # of another Python's grammar: by its looks
+        # Perhaps for another Python version.
         return _DECORATES.search(text) is not None
-    imported = [name for node in nodes if isinstance(node, ast.Import) for name in node.names]
-    modules = {name.asname or name.name for name in imported if name.name == "hydra"}
-    from_hydra = [
-        name
-        for node in nodes
-        if isinstance(node, ast.ImportFrom) and node.module == "hydra"
-        for name in node.names
-    ]
-    functions = {name.asname or name.name for name in from_hydra if name.name == "main"}
+
+    # The names under which `hydra` and `hydra.main` are imported.
+    modules: set[str] = set()
+    functions: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            modules |= {name.asname or name.name for name in node.names if name.name == "hydra"}
+        elif isinstance(node, ast.ImportFrom) and node.module == "hydra":
+            functions |= {name.asname or name.name for name in node.names if name.name == "main"}
     for node in nodes:
         match node:
             case ast.Call(func=ast.Name(id=called)) if called in functions:
@@ -286,12 +282,14 @@ def _calls_hydra_main(text: str) -> bool:
 
 
 def _config_files(script: Path, text: str) -> list[tuple[str, Path]]:
-    """The config files of a Hydra app. Where it keeps them with all else, as deep as groups go, not
-    where runs leave some.
+    """The config files of a Hydra app.
+
+    If they share a directory with the code or with runs, only one level of folders (config groups)
+    is searched, so that config files which runs have left there are not included.
     """
     found = []
-    for said in _CONFIG_PATH.findall(text):
-        directory = Path(os.path.normpath(script.absolute().parent / said))
+    for config_path in _CONFIG_PATH.findall(text):
+        directory = Path(os.path.normpath(script.absolute().parent / config_path))
         crowded = script.absolute().is_relative_to(directory) or Path.cwd().is_relative_to(
             directory
         )
@@ -304,7 +302,7 @@ def _config_files(script: Path, text: str) -> list[tuple[str, Path]]:
                 if not name.startswith(".") and not (crowded and len(here.parts))
             )
             names = [here / name for name in sorted(files) if name.endswith((".yaml", ".yml"))]
-            found += [(f"{said}/{name}", directory / name) for name in names]
+            found += [(f"{config_path}/{name}", directory / name) for name in names]
             walked += len(folders) + len(files)
             if len(found) >= _MOST_FILES or walked >= _MOST_WALKED:
                 break
@@ -312,7 +310,7 @@ def _config_files(script: Path, text: str) -> list[tuple[str, Path]]:
 
 
 def is_installed(path: Path) -> bool:
-    """Whether it belongs to a package that was installed, or to Python itself."""
+    """Whether it belongs to an installed package, or to Python itself."""
     return _is_installed(str(path))
 
 
@@ -335,9 +333,7 @@ def _is_file(word: str) -> bool:
 
 
 def _is_of_system(path: Path) -> bool:
-    """Whether a program that is named by its path is an interpreter or the like, and not the user's
-    code.
-    """
+    """Whether a program's path is that of an interpreter or system program, not the user's code."""
     places = {path.absolute(), path.resolve()}
     names = ("python", "pypy")
     return any(
@@ -355,7 +351,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _in_directory(directory: str, name: str) -> list[str]:
-    """The file of a module there, or the directory of a namespace package."""
+    """The file of a module in a directory, or the directory of a namespace package."""
     folder = os.path.join(directory, name)
     if os.path.isdir(folder):
         package = os.path.join(folder, "__init__.py")
@@ -368,13 +364,11 @@ def _in_directory(directory: str, name: str) -> list[str]:
 
 
 def _elsewhere(name: str) -> list[str]:
-    """Where Python's finders have a top-level module: one that is installed, perhaps as a link to
-    the user's own directory.
-    """
+    """Where Python's finders locate an installed top-level module, perhaps an editable one."""
     for finder in _META_PATH:
         try:
             spec = finder.find_spec(name, list(_SYS_PATH) if finder is PathFinder else None)
-        except Exception:  # noqa: BLE001 - a finder of others may raise anything
+        except Exception:  # noqa: BLE001 - third-party finders may raise anything
             continue
         if spec is not None:
             if spec.origin is not None and spec.origin.endswith(".py"):
@@ -386,8 +380,9 @@ def _elsewhere(name: str) -> list[str]:
 
 
 def _imported(text: str, package: str) -> list[str]:
-    """The full names of the modules that the source may import: of ``from a import b``, both ``a``
-    and ``a.b``.
+    """The full names of the modules that the source may import.
+
+    For ``from a import b``, both ``a`` and ``a.b``.
     """
     names: list[str] = []
     for match in _IMPORT.finditer(text.replace("\\\n", " ")):
@@ -415,8 +410,9 @@ def _imported(text: str, package: str) -> list[str]:
 
 
 def _absolute(of: str, package: str) -> str | None:
-    """The module that ``from OF import …`` means in a module of `package`; None if it leads out of
-    it.
+    """The module that ``from OF import …`` means in a module of `package`.
+
+    None if it is outside the package.
     """
     name = of.lstrip(".")
     up = len(of) - len(name)
@@ -429,15 +425,16 @@ def _absolute(of: str, package: str) -> str | None:
 
 
 def _package(name: str, path: Path) -> str:
-    """The package that relative imports of a module start from."""
+    """The package from which relative imports of a module start."""
     if "/" in name or name.endswith(".py"):  # a script
         return ""
     return name if path.name == "__init__.py" else name.rpartition(".")[0]
 
 
 def _wrapper(word: str) -> str:
-    """The script that the installation of a Python package made for a command; empty if the word
-    starts anything else.
+    """The script that an installed Python package provides for a command.
+
+    Empty for any other program.
     """
     found = None if "/" in word else shutil.which(word, path=search_path())
     if found is None:
@@ -452,23 +449,20 @@ def _wrapper(word: str) -> str:
 
 
 def hydra_app(command: program.Program) -> bool:
-    """Whether a command is to be run as an app of Hydra's, by what it says itself or by how its
-    source looks.
+    """Whether a command is to run as a Hydra app, by ``objective.hydra`` or else by its source.
 
-    Its script must be decorated as one; where the parameters are appended for Hydra anyway, what
-    that imports may be.
+    Its script must be decorated as one. If the parameters are appended as overrides, it is enough
+    that something the script imports is.
     """
     if not command.may_be_hydra or command.hydra is True:
         return command.may_be_hydra
     sources = Sources({"command": list(command.words)})
-    # For each attempt: what a program imports is looked through only where the answer may be there.
+    # This runs in every attempt, so imports are scanned only if they can matter.
     return sources.look_at_entries().hydra_app or (
         command.appends_overrides and sources.look().hydra_within
     )
 
 
 def is_hydra_app(objective: Mapping[str, JSONValue]) -> bool:
-    """Whether the objective is a command that is run as `hydra_app` says, from the working
-    directory.
-    """
+    """Whether the objective is a command that is a `hydra_app`, seen from the working directory."""
     return program.is_program(objective) and hydra_app(program.read(objective))

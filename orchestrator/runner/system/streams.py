@@ -1,6 +1,4 @@
-"""Standard output and error of keeper and child: streams that a fork, an import or user code cannot
-leave broken.
-"""
+"""Standard output and error of keeper and child, robust against forks, imports and user code."""
 
 from __future__ import annotations
 
@@ -10,10 +8,9 @@ import sys
 
 
 def open_streams() -> None:
-    """Gives this process a stdout and stderr that stay good when their descriptors become pipes, as
-    they do in its forks.
+    """Gives this process a stdout and stderr that still work in forks, where they become pipes.
 
-    Python's own ask once, when they are made, whether they can seek.
+    Python's own streams check only when they are created whether they can seek.
     """
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         raw = _Unseekable(descriptor, "w", closefd=False)
@@ -25,19 +22,17 @@ def open_streams() -> None:
 
 
 def configure_streams() -> None:
-    """Makes what is printed appear at once, in this process and in its forks; an import may have
-    changed that.
+    """Makes printed lines appear at once, in this process and its forks.
+
+    An import may have changed that.
     """
     for stream in (sys.stdout, sys.stderr):
-        # the import may have closed it, or put an object of its own there
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # the import may have closed or replaced it
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
 
 
 def flush_streams() -> None:
-    """Writes out what stdout and stderr hold back; user code may have closed them, or put objects
-    of its own there.
-    """
+    """Flushes stdout and stderr, unless user code has closed or replaced them."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

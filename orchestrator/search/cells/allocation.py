@@ -25,9 +25,9 @@ from orchestrator.search.trials.mirror import Mirror
 N_DRAWS = 256
 SHARE_OF_GRADIENT = 0.5
 LIKELY = 12
-"""So many likely points of a cell stand for it."""
+"""Likely points that represent a cell."""
 N_MEASURED = 8
-"""So many likely points of a cell are considered for its next trial."""
+"""Likely points of a cell that are considered for its next trial."""
 _NODES = np.linspace(-3.5, 3.5, 15)
 _WEIGHTS = np.exp(-0.5 * _NODES**2) / np.exp(-0.5 * _NODES**2).sum()
 
@@ -76,15 +76,17 @@ def choose(
             f"fewer than {N_STARTUP} trials have ended with a value: equal shares",
         )
     rng = np.random.default_rng(question.entropy)
-    known = model.known(history)
-    optima = model.optima(known, cells, rng, LIKELY)
+    surrogate = model.surrogate(history)
+    optima = model.optima(surrogate, cells, rng, LIKELY)
     lows = optima.lows(rng, N_DRAWS)
     gains = expected_gains(optima)
     if rng.random() < SHARE_OF_GRADIENT and gains.max() > 0.0:
         rule, which = "knowledge gradient", int(gains.argmax())
     else:
         rule, which = top_two(lows, rng)
-    return question.open_cells[which][0], _reason(rule, which, lows, gains, cells, known, question)
+    return question.open_cells[which][0], _reason(
+        rule, which, lows, gains, cells, surrogate, question
+    )
 
 
 def expected_gains(optima: Optima) -> Array:
@@ -125,21 +127,23 @@ def _reason(
     lows: Array,
     gains: Array,
     cells: Cells,
-    known: Surrogate,
+    surrogate: Surrogate,
     question: Question,
 ) -> dict[str, JSONValue]:
     sign = -1.0 if question.maximize else 1.0
     shares = np.bincount(lows.argmin(axis=1), minlength=lows.shape[1]) / len(lows)
-    estimates = sign * known.scale.original(np.median(lows, axis=0))
+    estimates = sign * surrogate.scale.original(np.median(lows, axis=0))
     leader = int(shares.argmax())
-    gain = float(gains[which] * known.scale.std)
+    gain = float(gains[which] * surrogate.scale.std)
     n, running = int(cells.trials[which]), int(cells.running[which])
     words = {
         "knowledge gradient": (
             f"a trial here is expected to improve the best result by {gain:.3g}, more than "
             "in any other cell"
         ),
-        "thompson leader": f"the best cell with probability {shares[which]:.2f}, drawn in proportion to it",
+        "thompson leader": (
+            f"the best cell with probability {shares[which]:.2f}, drawn in proportion to it"
+        ),
         "thompson challenger": (
             f"the likely rival of the leading cell (the best with probability {shares[which]:.2f})"
         ),

@@ -1,5 +1,5 @@
-"""The Gaussian process of a study, asked about whole cells instead of single trials; whatever
-sampler suggests the trials.
+"""A study's Gaussian process applied to whole cells instead of single trials, whichever sampler
+suggests the trials.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from orchestrator.search.gp.process import Layout
 from orchestrator.search.gp.surrogate import Fits, Surrogate
 from orchestrator.search.space import Parameter
 from orchestrator.search.trials.history import Array, Column, History
-from orchestrator.search.trials.mirror import Mirror, asked
+from orchestrator.search.trials.mirror import Mirror, blank_trial
 from orchestrator.search.trials.rows import Rows
 
 N_STARTUP = 10
@@ -61,7 +61,7 @@ class CellModel:
 
     def history(self, mirror: Mirror) -> History:
         """The study's trials by the columns searched and then the cell's."""
-        nobody = asked(mirror.next_number(), {})
+        nobody = blank_trial(mirror.next_number(), {})
         every_cell = slice(len(self.searched), None)
         return History.of(
             mirror.study(),
@@ -103,18 +103,18 @@ class CellModel:
         fixed = np.where(np.array(exists, dtype=bool).reshape(len(values), n), np.nan, neutral)
         return Cells(points, fixed, useful, finished + running, running, best[:-1])
 
-    def known(self, history: History) -> Surrogate:
+    def surrogate(self, history: History) -> Surrogate:
         """The process of the study, cut to a size that answers questions about all cells."""
         return Surrogate.of(
             history, self.searched, self._context, self._fits, least=N_STARTUP
         ).balanced()
 
     def optima(
-        self, known: Surrogate, cells: Cells, rng: np.random.Generator, per_cell: int = PER_CELL
+        self, surrogate: Surrogate, cells: Cells, rng: np.random.Generator, per_cell: int = PER_CELL
     ) -> Optima:
-        """What is believed of the cells' optima; running trials are believed to end as foretold."""
-        posterior, _ = known.believing()
-        seen = known.x[np.argsort(known.y, kind="stable"), : len(self.searched)]
+        """The belief about the cells' optima; running trials are assumed to end as predicted."""
+        posterior, _ = surrogate.believing()
+        seen = surrogate.x[np.argsort(surrogate.y, kind="stable"), : len(self.searched)]
         return Optima.of(posterior, seen, self.searched, cells.points, cells.fixed, rng, per_cell)
 
 

@@ -1,5 +1,5 @@
 """What the Gaussian process believes of the best loss that each cell can reach: jointly, at a few
-likely points a cell.
+likely points per cell.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ N_SPREAD = 256
 N_SEEN = 64
 RADII = (0.1, 0.03)
 MAX_COMPARED = 3000
-"""So many points are looked at closely, over all cells; of those:"""
+"""Points examined closely, over all cells."""
 MAX_JOINED = 480
-"""so many are joined, over all cells,"""
+"""Of those, points considered jointly, over all cells."""
 PER_CELL = 24
-"""and so many in each, or as many as are asked for."""
+"""Points considered jointly in each cell, unless the caller asks for another number."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,17 @@ class Optima:
 
         Args:
             seen: searched coordinates of trials, best ones first.
-            cells: coordinates of the cells, a row each.
+            cells: coordinates of the cells, one row per cell.
             fixed: for each cell the searched coordinates that it does not vary, NaN where it does.
             rng: draws the points.
-            per_cell: so many points a cell are joined, and about twice as many looked at closely.
+            per_cell: points per cell that are considered jointly; about twice as many are examined
+                closely.
         """
         n_cells = len(cells)
         shared = np.vstack([spread(searched, N_SPREAD, rng), snapped(searched, seen[:N_SEEN])])
         if not searched:
             shared = shared[:1]
-        # a row a cell; what is fixed is put right below
+        # one row per cell; fixed coordinates are corrected below
         mean = posterior.mean_everywhere(shared, cells).T
         n_close = int(np.clip(MAX_COMPARED // (2 * n_cells), 2, 5 * per_cell // 2))
         order = np.argpartition(mean, min(n_close, mean.shape[1] - 1), axis=1)[:, :n_close]
@@ -75,8 +76,8 @@ class Optima:
     def _joined(
         posterior: Posterior, points: Array, cells: Array, k: int, rng: np.random.Generator
     ) -> Optima:
-        """`k` points a cell: the one of lowest mean, then lowest ones of independent draws, so that
-        likely ones differ.
+        """`k` points per cell: the one of lowest mean, then the lowest of independent draws, so
+        that they differ.
         """
         n_cells, n_points, width = points.shape
         marginal = posterior.at(

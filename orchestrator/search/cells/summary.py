@@ -1,5 +1,5 @@
-"""What the trials so far tell of each cell: how good its optimum is, how sure that is, and how
-likely it is the best.
+"""What the trials so far say about each cell: how good its optimum is, with which uncertainty, and
+whether it is the best.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from orchestrator.search.trials.mirror import Mirror
 N_DRAWS = 2000
 INTERVAL = (0.05, 0.5, 0.95)
 WIDENED = 1.3
-"""The model takes its hyperparameters for certain, which they are not: without this, intervals hold
-too little.
+"""The model treats its hyperparameters as certain, which they are not; without this factor,
+intervals are too narrow.
 """
 LEAST_TRIALS = 3
-"""Fewer that ended with a value tell nothing."""
+"""With fewer trials that ended with a value there is no estimate."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def summarise(
     if int(state.useful.sum()) < LEAST_TRIALS:
         return estimates
     rng = np.random.default_rng(seed)
-    known = model.known(history)
-    known = replace(known, pending=known.pending[:0])
-    lows = model.optima(known, state.only(tried), rng).lows(rng, N_DRAWS, widened=WIDENED)
+    surrogate = model.surrogate(history)
+    surrogate = replace(surrogate, pending=surrogate.pending[:0])
+    lows = model.optima(surrogate, state.only(tried), rng).lows(rng, N_DRAWS, widened=WIDENED)
     shares = np.bincount(lows.argmin(axis=1), minlength=len(tried)) / len(lows)
-    quantiles = known.scale.original(np.quantile(lows, INTERVAL, axis=0))
+    quantiles = surrogate.scale.original(np.quantile(lows, INTERVAL, axis=0))
     if maximize:
         quantiles = -quantiles[::-1]
     for i, cell in enumerate(tried):

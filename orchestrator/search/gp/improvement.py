@@ -1,4 +1,4 @@
-"""What a trial at a point of a cell is expected to improve, by the Gaussian process."""
+"""The improvement that the Gaussian process expects of a trial at a point of a cell."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ N_FANTASIES = 8
 
 class Improvement:
     """The logarithm of the expected improvement of points in one cell over the best that is
-    foretold there.
+    predicted there.
 
     Running trials are imagined to end in all likely ways, jointly; the improvement is the mean over
     them.
 
     Attributes:
-        x: the trials known and imagined, all columns.
-        losses: their losses, one column a way to end.
+        x: finished and imagined trials, all columns.
+        losses: their losses, one column per imagined outcome.
         here: which of them are of the cell.
     """
 
-    def __init__(self, known: Surrogate, cell: Array, rng: np.random.Generator) -> None:
-        posterior, self.x, self.losses = known.imagined(
-            rng.standard_normal((len(known.pending), N_FANTASIES))
+    def __init__(self, surrogate: Surrogate, cell: Array, rng: np.random.Generator) -> None:
+        posterior, self.x, self.losses = surrogate.imagined(
+            rng.standard_normal((len(surrogate.pending), N_FANTASIES))
         )
         self._posterior, self._cell = posterior, cell[None, :]
-        n = known.layout.n_searched
+        n = surrogate.layout.n_searched
         self.here: npt.NDArray[np.bool_] = (self.x[:, n:] == cell).all(axis=1)
         among = self.x[self.here] if self.here.any() else self.x
         self._incumbent = posterior.mean(among[:, :n], among[:, n:]).min(axis=0)

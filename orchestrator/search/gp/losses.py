@@ -12,8 +12,8 @@ import numpy.typing as npt
 from orchestrator.search.trials.history import Array
 
 MAX_PRESSED = 4.0
-"""No loss lies further than so many widths beyond the cut, in the model's eyes: that of 54 widths
-in its own units.
+"""The model sees no loss further beyond the cut than this many widths, which are 54 widths in the
+loss's own units.
 """
 
 
@@ -22,7 +22,7 @@ class Scale:
     """Presses together, by a logarithm, what lies beyond median + 1.5·(median − best); then shifts
     and divides.
 
-    Diverged trainings would otherwise flatten everything else; yet how bad a cell is can be told.
+    Diverged trainings would otherwise flatten everything else; how bad a cell is stays visible.
     Failures count as the worst loss, or as one at the cut if that is worse. A pruned trial counts
     by its last report, but never as better than the median: its pruner judged it so.
     """
@@ -37,12 +37,12 @@ class Scale:
     @staticmethod
     def of(loss: Array, pruned: npt.NDArray[np.bool_]) -> Scale:
         """The scale of a study's losses; `loss` is inf where a trial failed or was infeasible."""
-        known = np.isfinite(loss)
-        if not known.any():
+        finite = np.isfinite(loss)
+        if not finite.any():
             return Scale(0.0, 0.0, 1.0, 0.0, 0.0, 1.0)
-        complete = known & ~pruned
-        median = float(np.median(loss[complete if complete.any() else known]))
-        worst, best = float(loss[known].max()), float(loss[known].min())
+        complete = finite & ~pruned
+        median = float(np.median(loss[complete if complete.any() else finite]))
+        worst, best = float(loss[finite].max()), float(loss[finite].min())
         width = 1.5 * (median - best) or worst - median or 1.0
         plain = Scale(median, median + width, width, max(worst, median + width), 0.0, 1.0)
         pressed = plain.standard(loss, pruned)
@@ -60,7 +60,7 @@ class Scale:
         return result
 
     def original(self, standard: Array) -> Array:
-        """Losses in their own units; none is foretold to be worse than the worst."""
+        """Losses in their own units; no prediction is worse than the worst."""
         pressed = standard * self.std + self.mean
         beyond = np.clip((pressed - self.cut) / self.width, 0.0, MAX_PRESSED)
         result: Array = np.minimum(

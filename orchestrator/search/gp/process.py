@@ -3,8 +3,8 @@ with analytic gradients.
 
 The kernel between two trials with searched parameters x and cells c is ``s0·M(x, x') + s1·C(c, c')
 + s2·M(x, x')·C(c, c')``: a shape that all cells share, an offset for each cell, and what is
-particular to a cell. M and C are Matérn-5/2 with one length scale a column; categories are near by
-equality (squared distance 0 or 1). BoTorch's `MixedSingleTaskGP` has this form.
+particular to a cell. M and C are Matérn-5/2 with one length scale per column; categories are near
+by equality (squared distance 0 or 1). BoTorch's `MixedSingleTaskGP` has this form.
 
 Memory is of the order of (trials)² whatever the number of columns: distances and their gradients
 are matrix products.
@@ -50,14 +50,14 @@ class Layout:
 
     def filled(self, x: Array) -> Array:
         """Puts the middle (or no category) where a trial does not have a parameter, which is NaN:
-        like to all, and its like.
+        similar to all values, and equal to another NaN.
         """
         result: Array = np.where(np.isnan(x), self.neutral[: x.shape[-1]], x)
         return result
 
     @property
     def neutral(self) -> Array:
-        """What stands for a parameter that does not exist, a number a column."""
+        """The value that stands for a parameter that does not exist, one number per column."""
         return np.where(np.array(self.choices, dtype=int) > 0, -1.0, 0.5)
 
     def split(self, x: Array) -> tuple[Array, Array]:
@@ -88,7 +88,7 @@ class Hyperparameters:
 
 def _features(x: Array, choices: Sequence[int]) -> Array:
     """Columns between whose rows the plain squared distance is meant: a category becomes one column
-    a choice, 0 or √½.
+    per choice, 0 or √½.
     """
     parts = []
     for j, n in enumerate(choices):
@@ -278,7 +278,7 @@ class Posterior:
         """Conditioned on further points too; `y` holds the losses of all, in as many columns as
         wanted.
 
-        The factor of what was known is continued, for it costs the cube of the number of trials.
+        The existing factor is extended, because a new one costs the cube of the number of trials.
         """
         n, q = len(self._factor), len(x)
         searched, context = self._scaled(
@@ -330,7 +330,7 @@ class Posterior:
 
         Args:
             points: searched coordinates, shape (cells, points, columns).
-            cells: the cells' coordinates, a row each.
+            cells: the cells' coordinates, one row per cell.
         """
         n_cells, n_points, _ = points.shape
         alpha, result = self._alpha[:, 0], np.empty((n_cells, n_points))
@@ -356,8 +356,8 @@ class Posterior:
         return Marginal(self, searched, context, cross @ self._alpha, self._solved(cross))
 
     def _solved(self, cross: Array) -> Array:
-        """The factor's inverse times what points have in common with the trials, a
-        column a point.
+        """The factor's inverse times what points have in common with the trials, one column per
+        point.
         """
         result: Array = linalg.solve_triangular(
             self._factor, cross.T, lower=True, check_finite=False

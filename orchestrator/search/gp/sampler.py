@@ -1,4 +1,4 @@
-"""A Gaussian-process sampler that knows the cell: one model of the whole study, asked for the best
+"""A Gaussian-process sampler that knows the cell: one model of the whole study that finds the best
 point of one cell.
 """
 
@@ -31,6 +31,7 @@ from orchestrator.search.trials.history import (
 from orchestrator.search.trials.quasirandom import point_of
 from orchestrator.search.trials.rows import Rows
 from orchestrator.search.trials.threads import one_thread
+from orchestrator.settings import GPSettings
 
 N_SPREAD = 512
 LOCAL_RADII = (0.15, 0.05, 0.015, 0.004)
@@ -42,20 +43,22 @@ class HybridGPSampler(BaseSampler):
     improvement given the fixed ones.
 
     The fixed parameters (the cell) are what `study.enqueue_trial` gave the trial. One contextual
-    Gaussian process learns from all cells (see `gp_model`). The bad tail of losses is pressed
-    together, failures count as the worst loss, running trials are imagined to end in all likely
-    ways (joint fantasies). Of more than 400 trials the best, those nearest to the cell and a spread
-    of the others are kept, so time and memory are bounded. Parameters that a trial does not have
-    are taken to be in the middle. Where all parameters are discrete, none is suggested twice in a
+    Gaussian process learns from all cells (see `process`). The bad tail of losses is compressed,
+    failures count as the worst loss, and running trials are imagined to end in all likely ways
+    (joint fantasies). Of more than 400 trials the best, those nearest to the cell and a spread of
+    the others are kept, so time and memory are bounded. Parameters that a trial does not have are
+    assumed to be in the middle. If all parameters are discrete, no point is suggested twice in a
     cell while others are left. Studies of several objectives are left to `HybridTPESampler`.
 
     Args:
-        n_startup_trials: so many trials of the study (in any cell) must have ended before the model
-            is asked; until then suggestions follow a quasi-random sequence.
+        n_startup_trials: trials of the study (in any cell) that must have ended before the model is
+            used; until then suggestions follow a quasi-random sequence.
         seed: for everything random; the same seed, history and trial give the same suggestion.
     """
 
-    def __init__(self, *, n_startup_trials: int = 10, seed: int | None = None) -> None:
+    def __init__(
+        self, *, n_startup_trials: int = GPSettings.n_startup_trials, seed: int | None = None
+    ) -> None:
         self._n_startup_trials = n_startup_trials
         self._space = IntersectionSearchSpace(include_pruned=True)
         self.fits = Fits()
@@ -114,10 +117,10 @@ class HybridGPSampler(BaseSampler):
     def _maximise(
         self, searched: Sequence[Column], context: Context, history: History, *, whole: bool
     ) -> Array:
-        known = Surrogate.of(
+        surrogate = Surrogate.of(
             history, searched, context.columns, self.fits, least=self._n_startup_trials
         ).near(context.point)
-        improvement = Improvement(known, context.point, self._rng)
+        improvement = Improvement(surrogate, context.point, self._rng)
         tried = improvement.x[improvement.here, : len(searched)]
 
         def worth(points: Array) -> Array:

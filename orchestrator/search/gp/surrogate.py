@@ -1,6 +1,4 @@
-"""What is known of a study as one Gaussian process, at a cost that is bounded whatever the number
-of trials.
-"""
+"""A study as one Gaussian process, at a cost that is bounded whatever the number of trials."""
 
 from __future__ import annotations
 
@@ -17,10 +15,10 @@ from orchestrator.search.trials.rows import checkpoint
 from orchestrator.search.trials.smallest import smallest
 
 MAX_TRIALS = 400
-"""Inference is exact up to so many trials; of more, so many are kept."""
+"""Inference is exact up to this many trials; of more, this many are kept."""
 MAX_FITTED = 200
 MAX_REMEMBERED = 32
-"""So many sets of columns: cells differ in theirs where parameters exist only in some."""
+"""Sets of columns remembered: cells differ in theirs if parameters exist only in some of them."""
 
 
 class Fits:
@@ -28,8 +26,7 @@ class Fits:
     trials has grown by a tenth.
 
     Args:
-        most: they are fitted to so many trials at most; the effort grows with their square and
-            more.
+        most: the most trials they are fitted to; the cost grows with more than their square.
     """
 
     def __init__(self, most: int = MAX_FITTED) -> None:
@@ -49,15 +46,15 @@ class Fits:
         x, loss, pruned = layout.filled(history.x[chosen]), losses[chosen], history.pruned[chosen]
         names = tuple(column.name for column in columns)
         key = (layout, x.tobytes(), loss.tobytes(), pruned.tobytes())
-        known = self._last.get(names)
-        if known is None or known[0] != key:
+        last = self._last.get(names)
+        if last is None or last[0] != key:
             if len(self._last) >= MAX_REMEMBERED:
                 self._last.clear()
-            known = self._last[names] = (
+            last = self._last[names] = (
                 key,
                 fit(x, Scale.of(loss, pruned).standard(loss, pruned), layout),
             )
-        return known[1]
+        return last[1]
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class Surrogate:
         """Learns from the history, whose columns are those searched and then the cell's."""
         layout = Layout.of(searched, context)
         losses = history.loss
-        if not np.isfinite(losses).any():  # nothing feasible yet: so first look for what is
+        if not np.isfinite(losses).any():  # nothing feasible yet: first look for something that is
             losses = np.where(history.violation > 0, history.violation, np.inf)
         scale = Scale.of(losses, history.pruned)
         h = fits.hyperparameters(history, losses, [*searched, *context], layout, least)
@@ -144,8 +141,8 @@ class Surrogate:
         (running, draws).
 
         Returns:
-            The posterior, the points it is given and the losses there, one column a draw (one in
-            all if nothing runs).
+            The posterior, the points it is given and the losses there, one column per draw (a
+            single one if nothing runs).
         """
         posterior = self.posterior()
         if not len(self.pending):
@@ -156,8 +153,8 @@ class Surrogate:
         return posterior.given_also(self.pending, y), np.vstack([self.x, self.pending]), y
 
     def believing(self) -> tuple[Posterior, Array]:
-        """Given also that each running trial ends as foretold: no mean moves, what they will tell
-        is no longer unknown.
+        """Given also that each running trial ends as predicted: no mean moves, but the variance
+        falls.
         """
         posterior = self.posterior()
         if not len(self.pending):

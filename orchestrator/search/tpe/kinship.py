@@ -16,14 +16,14 @@ SHARING = ((math.inf, 1.0), (0.35, 0.3), (0.15, 0.1), (0.07, 0.02))
 category.
 """
 GAIN_TO_NARROW = 0.93
-"""Cells share less only where that foretells trials better: the error must shrink to this part."""
+"""Cells share less only if that predicts trials better: the error must shrink to this fraction."""
 GAIN_TO_MOVE = 0.85
-"""Optima move between cells only where that foretells good trials better: the error must shrink to
-this part.
+"""Optima move between cells only if that predicts good trials better: the error must shrink to this
+fraction.
 """
 RIDGES = (8.0, 1.0, 0.2)
 MAX_COMPARED = 150
-"""So many trials are enough to tell how much cells share; the effort grows with their square."""
+"""Trials used to learn how much cells share; the cost grows with their square."""
 LEAST_WEIGHT = 0.02
 
 
@@ -48,7 +48,7 @@ def closeness(
 def learn_sharing(
     searched: Sequence[Column], context: Sequence[Column], x: Array, badness: Array
 ) -> tuple[float, float]:
-    """The degree of sharing under which trials foretell each other's places best: leave-one-out
+    """The degree of sharing under which trials predict each other's ranks best: leave-one-out
     regression.
 
     Args:
@@ -90,7 +90,7 @@ class Drift:
     """How good values of the ordered searched columns move with the cell: a ridge regression on the
     cell's coordinates.
 
-    For each column the ridge, or no movement at all, is what foretells each good trial best from
+    For each column the ridge, or no movement at all, is whatever predicts each good trial best from
     the others.
 
     Args:

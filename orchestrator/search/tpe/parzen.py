@@ -45,21 +45,21 @@ class Mixture:
         ordered = np.array([not column.n_choices for column in searched], dtype=bool)
         self._ordered, self._categories = np.flatnonzero(ordered), np.flatnonzero(~ordered).tolist()
         x, width = points[:, ordered], widths[ordered]
-        self._known = ~np.isnan(x)
-        self._scaled = np.where(self._known, x, 0.0) / width
-        inside = np.clip(np.where(self._known, x, 0.5), 0.0, 1.0)
+        self._present = ~np.isnan(x)
+        self._scaled = np.where(self._present, x, 0.0) / width
+        inside = np.clip(np.where(self._present, x, 0.5), 0.0, 1.0)
         mass = special.ndtr((1.0 - inside) / width) - special.ndtr(-inside / width)
-        constant = np.where(self._known, -np.log(mass * width) - _LOG_SQRT_2PI, 0.0).sum(axis=1)
+        constant = np.where(self._present, -np.log(mass * width) - _LOG_SQRT_2PI, 0.0).sum(axis=1)
         self._constant = constant + np.log(np.maximum(self._shares[:-1], _TINY))
 
     def log_density(self, at: Array) -> Array:
         """Logarithm of the density at points of shape (m, columns)."""
-        u, v, known = (
+        u, v, present = (
             at[:, self._ordered] / self._widths[self._ordered],
             self._scaled,
-            self._known.astype(float),
+            self._present.astype(float),
         )
-        squared = (u * u) @ known.T - 2.0 * u @ v.T + (v * v).sum(axis=1)
+        squared = (u * u) @ present.T - 2.0 * u @ v.T + (v * v).sum(axis=1)
         terms = self._constant - 0.5 * np.maximum(squared, 0.0)
         flat = math.log(self._shares[-1])
         for j in self._categories:

@@ -36,20 +36,23 @@ from orchestrator.search.trials.quasirandom import point_of
 from orchestrator.search.trials.rows import Rows, checkpoint
 from orchestrator.search.trials.smallest import smallest
 from orchestrator.search.trials.threads import one_thread
+from orchestrator.settings import TPESettings
 
 GOOD = 0.2
-"""This part of the trials is good, MAX_GOOD of them at most: the nearest cells' first."""
+"""The share of trials that count as good, at most MAX_GOOD of them, those of the nearest cells
+first.
+"""
 MAX_GOOD = 40
 OWN_CELL = 3.0
-"""Weight of a trial of the asked cell itself, where one of a cell that is all alike has 1: not all
+"""Weight of a trial of the trial's own cell, relative to 1 for an identical cell: not everything
 can be shared.
 """
 BEYOND = (-0.3, 1.3)
-"""So far out of the space may trials that are not good be moved: their tail still counts."""
+"""How far outside the space trials that are not good may be moved: their tail still counts."""
 MAX_NUMBERS = 100_000
 MAX_REST = 600
-"""So many of the others are looked at: half of them the next best, the rest spread over what
-remains and standing for it.
+"""How many of the others are used: half of them the next best, the rest spread over the remainder
+and representing it.
 """
 BANDWIDTH = 0.6
 """Width of kernels relative to Scott's rule."""
@@ -63,14 +66,12 @@ values.
 """
 LEAST_WIDTH = 0.02
 RANKED = 32
-"""So many of the points that are likeliest to be good are compared by what the Gaussian process
-expects of them.
-"""
+"""How many of the points likeliest to be good are ranked by the Gaussian process."""
 RANKED_BY = 200
-"""So many trials are enough for that."""
+"""Trials that the process uses for this ranking."""
 FITTED_TO = 60
-"""So many for the process's hyperparameters: some 10 ms a fit, and many workers at once fit at
-nearly every trial of theirs.
+"""Trials to which its hyperparameters are fitted: some 10 ms per fit, and many workers fit at
+nearly every trial.
 """
 DRAWS = 4
 """Points compared for each of `n_ei_candidates`: they are of all columns together, where Optuna
@@ -86,28 +87,32 @@ class HybridTPESampler(BaseSampler):
     trials that did best *for their cell* and the rest are two mixtures of kernels over the
     parameters to suggest; of points drawn from the first, those are kept that it makes likeliest
     relative to the second. Among these the Gaussian process of `HybridGPSampler` picks the one of
-    greatest expected improvement, for it knows how good where the densities only know good from
-    bad, and can imagine how running trials end. With several objectives, or where only a part of
-    the trial is asked for, the likeliest is taken. Trials of other cells count by how near their
-    cell is and are moved as good values move from cell to cell; both are learnt, and left out where
-    they do not foretell trials better (see `kinship`). Trials that lack a parameter still tell of
-    the others.
+    greatest expected improvement, because it models how good a point is, where the densities only
+    tell good from bad, and can imagine how running trials end. With several objectives, or if only
+    a part of the trial is suggested, the likeliest is taken. Trials of other cells count by how
+    near their cell is and are moved as good values move from cell to cell; both are learnt, and
+    left out where they do not improve predictions (see `kinship`). Trials that lack a parameter
+    still inform about the others.
 
     Running trials count as bad (a constant liar) in their own cell; in other cells they hardly
-    count, for the same point there is no repetition. Complete trials come before pruned ones (by
-    last step, then report), infeasible (by what they miss) and failed ones. Several objectives are
-    split by non-domination over the whole study, as Optuna's TPE does.
+    count, because the same point there is not a repetition. Complete trials come before pruned ones
+    (by last step, then report), infeasible (by what they miss) and failed ones. Several objectives
+    are split by non-domination over the whole study, as Optuna's TPE does.
 
     Args:
-        n_startup_trials: so many trials of the study (in any cell) must have ended before the
-            estimator is asked; until then suggestions follow a quasi-random sequence.
+        n_startup_trials: trials of the study (in any cell) that must have ended before the
+            estimator is used; until then suggestions follow a quasi-random sequence.
         n_ei_candidates: four times as many points are drawn from the good trials' density and
             compared.
         seed: for everything random; the same seed, history and trial give the same suggestion.
     """
 
     def __init__(
-        self, *, n_startup_trials: int = 10, n_ei_candidates: int = 24, seed: int | None = None
+        self,
+        *,
+        n_startup_trials: int = TPESettings.n_startup_trials,
+        n_ei_candidates: int = TPESettings.n_ei_candidates,
+        seed: int | None = None,
     ) -> None:
         self._n_startup_trials = n_startup_trials
         self._n_ei_candidates = n_ei_candidates
@@ -209,10 +214,12 @@ class HybridTPESampler(BaseSampler):
         self, searched: Sequence[Column], context: Context, history: History, points: Array
     ) -> Array:
         """What the Gaussian process expects of each point."""
-        known = Surrogate.of(
+        surrogate = Surrogate.of(
             history, searched, context.columns, self.fits, least=self._n_startup_trials
         )
-        return Improvement(known.near(context.point, RANKED_BY), context.point, self._rng)(points)
+        return Improvement(surrogate.near(context.point, RANKED_BY), context.point, self._rng)(
+            points
+        )
 
     def _sharing(
         self, study: Study, searched: Sequence[Column], context: Context, history: History
@@ -243,9 +250,9 @@ class HybridTPESampler(BaseSampler):
         return self._learnt[1]
 
 
-def _untried(candidates: Array, known: Array) -> Array:
-    """The candidates that are not among the known points, if there are any."""
-    tried = set(map(tuple, np.round(known, 9).tolist()))
+def _untried(candidates: Array, points: Array) -> Array:
+    """The candidates that are not among the points, if there are any."""
+    tried = set(map(tuple, np.round(points, 9).tolist()))
     fresh = [point not in tried for point in map(tuple, np.round(candidates, 9).tolist())]
     return candidates[fresh] if any(fresh) else candidates
 
@@ -346,8 +353,8 @@ def _widths(searched: Sequence[Column], good: Array, weights: Array, n_trials: i
     for j, column in enumerate(searched):
         if column.n_choices:
             continue
-        known = ~np.isnan(good[:, j])
-        w, x = weights[known], good[known, j]
+        present = ~np.isnan(good[:, j])
+        w, x = weights[present], good[present, j]
         total = float(w.sum())
         squares = float(w @ (x - float(w @ x) / total) ** 2) if total else 0.0
         std = math.sqrt((squares + PRIOR_STD**2) / (total + 1.0))

@@ -52,7 +52,7 @@ def repeated(searched: Sequence[Column], points: Array, tried: Array) -> npt.NDA
     """
     if not all(column.n_choices or column.step for column in searched):
         return np.zeros(len(points), dtype=bool)
-    known = set(map(tuple, np.round(tried, 9).tolist()))
+    taken = set(map(tuple, np.round(tried, 9).tolist()))
     return np.array(
-        [point in known for point in map(tuple, np.round(points, 9).tolist())], dtype=bool
+        [point in taken for point in map(tuple, np.round(points, 9).tolist())], dtype=bool
     )

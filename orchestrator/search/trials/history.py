@@ -1,5 +1,5 @@
-"""What a sampler is shown: parameters as columns of numbers, trials as rows, and which columns the
-asked trial has fixed.
+"""What a sampler sees: parameters as columns of numbers, trials as rows, and the columns that the
+new trial has fixed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ included.
 """
 
 PART_KEY = "orchestrator:part"
-"""Set where the parameters asked about are a part of what the trial will have: the same values
-again are no repetition.
+"""Set if only a part of the trial's parameters is suggested: the same values again are not a
+repetition.
 """
 
 
@@ -154,8 +154,8 @@ def single_values(space: Mapping[str, BaseDistribution], trial: FrozenTrial) -> 
 
 @dataclass(frozen=True)
 class Context:
-    """The cell of the asked trial: columns of the fixed parameters that vary in the study, and
-    their coordinates.
+    """The cell of the new trial: columns of the fixed parameters that vary in the study, and their
+    coordinates.
     """
 
     columns: list[Column]
@@ -210,13 +210,13 @@ class History:
         *,
         required: slice = _ALL,
     ) -> History:
-        """Reads the study's finished and running trials, without the asked one, ordered by number.
+        """Reads the study's finished and running trials, without the new one, ordered by number.
 
         Args:
             study: whose trials.
-            trial: the asked one.
+            trial: the new one.
             cols: what to read of each.
-            rows: keeps what was read between asks.
+            rows: keeps what was read, from call to call.
             required: the columns a trial must have a value in to be here; it has NaN in others that
                 it lacks.
         """
@@ -261,10 +261,10 @@ class History:
         return int(np.count_nonzero(~self.failed))
 
     def is_enough(self, n_startup_trials: int) -> bool:
-        """Whether a model can be asked: so many trials have ended, failed ones too, and at least
-        one with a value.
+        """Whether a model can be used: enough trials have ended, failed ones included, at least one
+        of them with a value.
 
-        Where most of the space fails, it takes the model to stay out of it.
+        Failed ones count because, where most of the space fails, only the model can avoid it.
         """
         return self.n_useful >= 1 and len(self.loss) >= n_startup_trials
 

@@ -1,6 +1,4 @@
-"""The study as it is known here: Optuna's trials built from news, behind Optuna's own storage
-interface.
-"""
+"""The study as far as news has arrived: Optuna's trials behind Optuna's own storage interface."""
 
 from __future__ import annotations
 
@@ -24,8 +22,8 @@ from orchestrator.search.trials.rows import NO_VERDICT_KEY
 
 _LONG_AGO = datetime(2000, 1, 1)
 NO_VERDICT = ("signal", "lost", "budget", "device", "import")
-"""Kinds of failures that say nothing about a trial's parameters: of the machine, of the fleet, of a
-study that ended.
+"""Kinds of failures that say nothing about a trial's parameters: faults of the machine or the
+fleet, a study that ended.
 """
 
 
@@ -48,7 +46,7 @@ class Mirror(InMemoryStorage):
             StudyDirection.MAXIMIZE if d == "maximize" else StudyDirection.MINIMIZE
             for d in directions
         ]
-        # Not `create_new_study`, which announces in the log a study that exists only here.
+        # Not `create_new_study`, which logs the creation of a study that exists only here.
         self._studies[0] = _StudyInfo(name, words)
         self._study_name_to_id[name] = 0
         self._name = name
@@ -57,7 +55,7 @@ class Mirror(InMemoryStorage):
         self._trials: list[FrozenTrial] = list(self._by_number.values())
 
     def put(self, trial: FrozenTrial) -> None:
-        """Adds the trial or replaces the one of its number."""
+        """Adds the trial or replaces the one with its number."""
         number, numbers = trial.number, self._numbers
         place = (
             len(numbers) if not numbers or number > numbers[-1] else bisect_left(numbers, number)
@@ -75,12 +73,12 @@ class Mirror(InMemoryStorage):
             place = bisect_left(self._numbers, number)
             del self._numbers[place], self._trials[place]
 
-    def known(self, number: int) -> FrozenTrial | None:
+    def find(self, number: int) -> FrozenTrial | None:
         """The trial of that number, or None."""
         return self._by_number.get(number)
 
     def next_number(self) -> int:
-        """One more than the highest number known."""
+        """One more than the highest number here."""
         return self._numbers[-1] + 1 if self._numbers else 0
 
     def restricted(self, trials: Iterable[FrozenTrial]) -> Mirror:
@@ -156,7 +154,7 @@ def frozen(news: TrialNews) -> FrozenTrial:
     )
 
 
-def asked(number: int, system_attrs: Mapping[str, Any]) -> FrozenTrial:
+def blank_trial(number: int, system_attrs: Mapping[str, Any]) -> FrozenTrial:
     """A trial about to be suggested: running, without parameters yet."""
     return frozen(TrialNews(number, "RUNNING", system_attrs=system_attrs))
 

@@ -1,5 +1,5 @@
-"""Low-discrepancy points by ticket: whoever asks for ticket i gets the i-th point, so parallel
-workers never repeat one.
+"""Low-discrepancy points by ticket: ticket i gets the i-th point, whichever worker asks, so
+parallel workers never repeat one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from orchestrator.search.trials.history import Array, Column
 
 POSITION_KEY = "orchestrator:position"
-"""``[index, seed]``: the point of the sequence that belongs to the asked trial; by its number where
+"""``[index, seed]``: the point of the sequence that belongs to the new trial; by its number if
 there is none.
 """
 

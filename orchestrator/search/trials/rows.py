@@ -1,5 +1,5 @@
-"""Finished trials as rows of numbers, each read once: what a sampler knows at the next ask costs
-only what is new.
+"""Finished trials as rows of numbers, each read once, so that the next suggestion reads only what
+is new.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ _FARTHEST = 1e150
 add up squares.
 """
 NO_VERDICT_KEY = "orchestrator:no_verdict"
-"""Marks a failed trial whose failure says nothing about its parameters: it is as if it had never
-been.
-"""
+"""Marks a failed trial whose failure says nothing about its parameters: it is ignored."""
 _FACTS = 4  # value, last step, violation of constraints, state
 _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -84,9 +82,9 @@ class Rows:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
 
-    def read(self, study: Study, asked: int, names: Mapping[str, BaseDistribution]) -> Reading:
-        """The study's finished trials and its running ones but number `asked`, with their values of
-        `names`.
+    def read(self, study: Study, current: int, names: Mapping[str, BaseDistribution]) -> Reading:
+        """The study's finished trials and its running ones but number `current`, with their values
+        of `names`.
         """
         with self._lock:
             self._learn(names)
@@ -97,7 +95,7 @@ class Rows:
             running = [
                 self._values(trials[i])
                 for i in np.flatnonzero(rows == _RUNNING)
-                if trials[i].number != asked
+                if trials[i].number != current
             ]
             place = {name: place for place, name in enumerate(self._readers)}
         wanted = np.array([place[name] for name in names], dtype=np.intp)
@@ -134,12 +132,12 @@ class Rows:
             return _IGNORED
         if not trial.state.is_finished():
             return _RUNNING
-        known = self._rows.get(trial.number)
-        return known[1] if known is not None and known[0] is trial else self._take(trial)
+        entry = self._rows.get(trial.number)
+        return entry[1] if entry is not None and entry[0] is trial else self._take(trial)
 
     def _learn(self, names: Mapping[str, BaseDistribution]) -> None:
-        """Makes room for names not asked for before; all is read anew then, which happens a few
-        times in a study.
+        """Makes room for names not requested before; everything is read again then, which happens a
+        few times in a study.
         """
         if all(name in self._readers and self._readers[name][0] == d for name, d in names.items()):
             return
@@ -149,8 +147,8 @@ class Rows:
         self._table = np.empty((0, _FACTS + len(readers)))
 
     def _take(self, trial: FrozenTrial) -> int:
-        known = self._rows.get(trial.number)
-        row = known[1] if known is not None else len(self._rows)
+        entry = self._rows.get(trial.number)
+        row = entry[1] if entry is not None else len(self._rows)
         if row >= len(self._table):
             wider = np.empty((max(64, 2 * row), self._table.shape[1]))
             wider[: len(self._table)] = self._table

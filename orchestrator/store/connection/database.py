@@ -47,7 +47,10 @@ be slow later.
 OTHERS_PATIENCE_S = 300  # for statements of others in this process, such as the dashboard's
 
 # A commit waits until its data is on disk, whatever the server's default; stricter levels are kept.
-_DURABLE = b"SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+_DURABLE = (
+    b"SELECT set_config('synchronous_commit', 'on', true)"
+    b" WHERE current_setting('synchronous_commit') = 'off'"
+)
 
 # SQLSTATE classes and codes of transient errors: connection, a server that takes no writes (a
 # standby, or one that protects its full disk), timeouts that ended the session, rollback

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned
+from orchestrator.settings import RunnerSettings
 from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
 from orchestrator.store.ledger import brake, shortages, tickets
 from orchestrator.store.ledger.claims import ENDING, IDLE, LOCK_TRIAL, Attempt
@@ -100,10 +101,10 @@ def outcome_of_last(c: Connection, row: Row) -> str | None:
     return outcome
 
 
-def runner_setting(c: Connection, study_id: int, name: str, default: int) -> int:
+def runner_setting(c: Connection, study_id: int, name: str) -> int:
     """The study's setting ``runner.<name>``."""
     (row,) = answers(c, _RUNNER_SETTING, {"study_id": study_id, "name": name})
-    return default if row.value is None else int(row.value)
+    return int(getattr(RunnerSettings, name) if row.value is None else row.value)
 
 
 _OUTCOME = Statement(
@@ -144,7 +145,7 @@ def give_back_or_fail(
     if row.state == "PREPARED":  # it never began: nothing is lost
         outcome = "interrupted"
     may_end = outcome == "lost" and row.state == "RUNNING" and in_optuna
-    if may_end and row.lost + 1 >= runner_setting(c, row.study_id, "max_attempts", 5):
+    if may_end and row.lost + 1 >= runner_setting(c, row.study_id, "max_attempts"):
         later(c, _LOCK_CELL, {"trial_id": row.trial_id})
         (row,) = answers(c, ENDING, {"trial_id": row.trial_id, "token": row.token})
         why = f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"

@@ -357,7 +357,7 @@ class Ledger:
             # by a COMMIT whose answer was lost
             if row.worker_id is None and endings.outcome_of_last(c, row) == "retried":
                 return True
-            if row.retries >= endings.runner_setting(c, held.study_id, "retries", 0):
+            if row.retries >= endings.runner_setting(c, held.study_id, "retries"):
                 return False
             write_missing(c, row, report.suggested)
             optuna_rows.write_reports(c, row.optuna_trial_id, report.intermediate)

@@ -40,7 +40,8 @@ def _is_short(short: str, device: str) -> str:
         WHEN 'cpu' THEN {device}.gpu_bytes IS NULL AND {ram}
         WHEN 'host' THEN {device}.gpu_bytes IS NOT NULL AND {ram}
         WHEN 'gpu' THEN {device}.gpu_bytes IS NOT NULL AND CASE
-            WHEN {short}.bytes = 0 OR {device}.gpu_bytes = 0 THEN {short}.device_name = {device}.device_name
+            WHEN {short}.bytes = 0 OR {device}.gpu_bytes = 0
+                THEN {short}.device_name = {device}.device_name
             ELSE {device}.gpu_bytes <= {short}.bytes * {ALIKE} END
         END"""
 

@@ -123,7 +123,7 @@ class Studies:
             attrs = {
                 "grid": [a.path for a in spec.grid],
                 "metrics": list(spec.metrics),
-                "sampler": spec.sampler.get("name"),
+                "sampler": spec.sampler.name,
             }
             c.execute(
                 sa.insert(optuna_study_user_attributes),

@@ -177,6 +177,9 @@ _RAN_HERE = """EXISTS (
     SELECT FROM orchestrator.attempt a
     WHERE a.trial_id = o.trial_id AND a.attempt = o.attempts AND a.host = :host
         AND a.runs_dir = :runs_dir)"""
+_GIVEN_BACK = _next_trial(
+    "o.state IN ('PREPARED', 'RUNNING') AND o.worker_id IS NULL", f"{_RAN_HERE} DESC, o.trial_id"
+)
 _LOOK = Statement(
     f"""
     SELECT held.worker_id AS held, n.kind, n.row_id
@@ -187,7 +190,7 @@ _LOOK = Statement(
     LEFT JOIN LATERAL (
         SELECT 'trial' AS kind, o.row_id, NULL::int AS ordinal, NULL::int AS failures,
             NULL::bigint AS cell_id
-        FROM {_next_trial("o.state IN ('PREPARED', 'RUNNING') AND o.worker_id IS NULL", f"{_RAN_HERE} DESC, o.trial_id")} o
+        FROM {_GIVEN_BACK} o
         UNION ALL {_open_ticket("ticket", "t.extra")}
         UNION ALL {_SHARE}
         LIMIT 1

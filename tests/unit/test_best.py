@@ -14,7 +14,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from orchestrator.cli import reports
+from orchestrator.cli import best as best_command
 from orchestrator.cli.call import Call
 from orchestrator.config import compose
 from orchestrator.errors import ConfigError, OrchestratorError
@@ -94,7 +94,7 @@ def best(params: dict[str, Any], *words: str, as_json: bool = False, count: int 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Call, "store", store)
-        return reports.best(call)
+        return best_command.run(call)
 
 
 AWKWARD = {
@@ -170,7 +170,7 @@ def test_out_needs_one_file_and_one_trial(tmp_path: Path) -> None:
     with pytest.raises(OrchestratorError) as caught:
         best({}, f"out={tmp_path}/no/x.yaml")
     where = (
-        f"No such file or directory ({tmp_path}/no); give a file where you can write, or out=- to "
+        f"No such file or directory ({tmp_path}/no); give a file that you can write, or out=- to "
         "print the params"
     )
     assert str(caught.value) == f"out={tmp_path}/no/x.yaml: {where}"

@@ -1,0 +1,191 @@
+"""The command `best`: the best trial, its values as overrides, and the config to train with."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+
+from orchestrator.cli import estimates, provenance, screen
+from orchestrator.cli.call import Call
+from orchestrator.config import rerun_words
+from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
+from orchestrator.model import StudySpec, value_label
+from orchestrator.overlay import overlay
+from orchestrator.runner.child import resolvers
+from orchestrator.store import TrialRow
+
+_STDOUT = "-"
+_COUPLING = re.compile(r"\b(linear|sqrt)_scaling:")
+
+
+def run(call: Call) -> int:
+    """The best trial (or `trial=N`) as YAML and as overrides.
+
+    `out=FILE` also writes the params to train with; `out=-` prints only those.
+    """
+    wanted = call.number("trial")
+    if call.words.get("out") == "":
+        raise ConfigError("out=: needs a file name, such as out=best.yaml")
+    if call.words.get("out") == _STDOUT and call.json:
+        raise ConfigError(
+            "out=- prints the params to train with and nothing else; leave out --json"
+        )
+    groups = call.composed.groups
+
+    with call.store() as store:
+        row = store.reads.find(call.study_name)
+        spec = store.reads.spec(row.study_id)
+        if wanted is None:
+            chosen = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
+        else:
+            chosen = store.reads.trials(row.study_id, number=wanted)
+        most = None if call.json else estimates.MOST_CELLS
+        progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
+        believed = estimates.of_cells(store, progress)
+        origins = provenance.of_trials(store, row, chosen)
+        code = store.reads.code(row.study_id)
+
+    if not chosen and wanted is not None:
+        raise ConfigError(
+            f"trial={wanted}: study {row.name} has no trial with that number run by this program"
+        )
+    if not chosen:
+        raise StudyFailedError(f"study {row.name} has no complete trial yet")
+    if "out" in call.words:
+        _write_config(call.words["out"], spec, chosen)
+    if call.words.get("out") == _STDOUT:
+        return 0
+
+    if call.json:
+        data = {
+            **screen.as_data(spec, progress, chosen, believed),
+            "code": provenance.code_data(code),
+        }
+        for entry, trial, origin in zip(data["best"], chosen, origins, strict=True):
+            entry |= {"overrides": overrides(spec, trial, groups), **origin}
+        print(screen.as_json(data))
+        return 0
+
+    for trial, origin in zip(chosen, origins, strict=True):
+        data = {"study": spec.name, **screen.trial_data(spec, trial)}
+        print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
+        print(provenance.comment(origin))
+        print(_overrides_comment(overrides(spec, trial, groups)))
+    if mixed := provenance.changes_within(code):
+        print(f"# {value_label(mixed)}")
+    if spec.grid and any(believed):
+        print(screen.cell_comments(spec, progress.cells, believed))
+    return 0
+
+
+def overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> list[str] | None:
+    """The overrides that give a launch of the same study this trial's values, quoted for a shell.
+
+    None if a value cannot be written as an override.
+    """
+    try:
+        declared = {name: value for name, value in trial.params.items() if spec.declares(name)}
+        suggested = {name: value for name, value in trial.params.items() if name not in declared}
+        words = rerun_words(declared, suggested, spec.params, groups, spec.grid)
+        return [shlex.quote(word) for word in words]
+    except ConfigError:
+        return None
+
+
+def _overrides_comment(overrides: list[str] | None) -> str:
+    if overrides is None:
+        return (
+            "# one of these values cannot be written as an override; out=FILE writes the config "
+            "to train with"
+        )
+    line = " ".join(overrides)
+    if line != value_label(line):  # a line break would end the comment
+        return "# as overrides: one of them contains a control character; --json shows them"
+    return f"# as overrides\n# {line}"
+
+
+def _write_config(path: str, spec: StudySpec, chosen: list[TrialRow]) -> None:
+    if len(chosen) != 1:
+        numbers = ", ".join(str(t.number) for t in chosen)
+        raise ConfigError(
+            f"out={path}: several trials are best (trials {numbers}); choose one with trial=N"
+        )
+    text = OmegaConf.to_yaml(trained_with(spec, chosen[0]))
+    if path == _STDOUT:
+        print(text, end="")
+        return
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        folder = Path(path).absolute().parent
+        raise OrchestratorError(
+            f"out={path}: {error.strerror} ({folder}); give a file that you can write, or out=- "
+            "to print the params"
+        ) from error
+    print(f"wrote the params of trial {chosen[0].number} to {path}", file=sys.stderr)
+
+
+def trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
+    """The params with the trial's values in place, for plain OmegaConf.
+
+    This program's own resolvers are replaced by their values where that is possible. Other
+    interpolations stay as they are, and nothing is read from this process's environment, so that
+    no secret gets in.
+    """
+    resolvers.register()
+    config = OmegaConf.create(dict(spec.params))
+    contents = spec.contents(trial.params)
+    declared = {
+        name: contents.get(name, value)
+        for name, value in trial.params.items()
+        if spec.declares(name)
+    }
+    overlay(config, {name: value for name, value in declared.items() if name not in spec.options})
+    for name, value in trial.params.items():
+        if name not in declared:
+            _put_suggested(config, name, value)
+    with _no_environment():
+        raw: dict[str, Any] = _uncoupled(config, OmegaConf.to_container(config, resolve=False))
+    return OmegaConf.create(raw)
+
+
+def _put_suggested(config: DictConfig, name: str, value: Any) -> None:
+    """Puts a value where the objective looks for `name`: at that path, else under that key."""
+    if all(name.split(".")):
+        with suppress(OmegaConfBaseException):  # such as a.b next to a plain value called a
+            OmegaConf.update(config, name, value, merge=False, force_add=True)
+            return
+    config[name] = value
+
+
+def _uncoupled(node: Any, raw: Any) -> Any:
+    """`raw` with this program's resolvers replaced by their values, read from the config `node`."""
+    for key, value in list(raw.items() if isinstance(raw, dict) else enumerate(raw)):
+        if isinstance(value, (dict, list)):
+            _uncoupled(node[key], value)
+        elif isinstance(value, str) and _COUPLING.search(value):
+            with suppress(OmegaConfBaseException):
+                raw[key] = node[key]
+    return raw
+
+
+@contextmanager
+def _no_environment() -> Iterator[None]:
+    def refuse(*_: Any) -> NoReturn:
+        raise ValueError("the environment is not read here")
+
+    OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)

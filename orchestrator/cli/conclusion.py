@@ -1,0 +1,145 @@
+"""The end of a launch: how the study stands, and what to do next."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from orchestrator.cli import estimates, hints, provenance, screen
+from orchestrator.cli.call import Call
+from orchestrator.cli.failures import Failures
+from orchestrator.cli.launch_loop import FOLLOW_S
+from orchestrator.errors import OrchestratorError, StoreUnavailableError, StudyFailedError
+from orchestrator.model import StudySpec, count_label
+from orchestrator.store import CodeRow, Progress, Store, StudyRow, TrialRow, is_braked
+
+if TYPE_CHECKING:
+    from orchestrator.search import CellEstimate
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """What the database has of the study at the end of the launch."""
+
+    progress: Progress
+    best: list[TrialRow]
+    estimates: list[CellEstimate | None]
+    code: list[CodeRow]
+
+
+def conclude(
+    call: Call,
+    store: Store,
+    row: StudyRow,
+    spec: StudySpec,
+    failures: Failures,
+    *,
+    interrupted: bool,
+) -> None:
+    """Prints how the study stands: failures, best trial, best of every cell, and how to browse it.
+
+    Raises:
+        StudyFailedError: the study paused itself, or no trial completed.
+        OrchestratorError: the study is not finished although nobody interrupted.
+    """
+    try:
+        standing = _insist(store, lambda: _read(call, store, row, spec, failures), once=interrupted)
+    except StoreUnavailableError as error:
+        print(f"{error}; the study stays", file=sys.stderr)
+        return
+    progress = standing.progress
+    _show(call, spec, standing, failures)
+
+    if interrupted:
+        if progress.study.state == "ACTIVE":
+            stays = hints.staying(call, spec.name, progress.total - progress.spent)
+            print(stays, file=sys.stderr if call.json else sys.stdout)
+        return
+    if is_braked(progress.study.state, progress.study.reason):
+        named = f"study.name={spec.name}"
+        resume = hints.command(call, "resume", named)
+        retry = hints.command(call, "retry", named, "trial=failed")
+        raise StudyFailedError(
+            f"study {spec.name} is {progress.study.reason}. Fix the cause and launch again"
+            f" (or: {resume}); {retry} runs the failed trials again, with the same parameters"
+        )
+    if progress.study.state != "FINISHED":
+        left = count_label(progress.total - progress.spent, "trial")
+        raise OrchestratorError(
+            f"study {spec.name} is not finished, {left} left to run: the workers of this launch "
+            "ended by"
+            " themselves (worker.max_trials, worker.idle_timeout_s); the same command continues it"
+        )
+    if not standing.best:
+        closed = progress.study.reason == "every cell is closed"
+        how = f"; {hints.how_to_retry(call, spec.name)}" if closed else ""
+        why = "".join(f"; {kind.line}" for kind in failures.kinds[:1]) or _only_pruned(progress)
+        raise StudyFailedError(
+            f"no trial of study {spec.name} completed ({progress.study.reason}){why}{how}"
+        )
+
+
+def _show(call: Call, spec: StudySpec, standing: _Standing, failures: Failures) -> None:
+    """Prints the results, as JSON or for people."""
+    progress, best = standing.progress, standing.best
+    if call.json:
+        data = {
+            **screen.as_data(spec, progress, best, standing.estimates),
+            "failures": failures.data,
+            "code": provenance.code_data(standing.code),
+        }
+        print(screen.as_json(data))
+        return
+
+    for kind in failures.kinds:
+        if len(kind.numbers) > kind.printed:
+            print(kind.line)
+    print(screen.results(spec, progress, best, standing.estimates))
+    if mixed := provenance.changes_within(standing.code):
+        print(mixed)
+    paths = [o for o in call.composed.overrides if o.startswith("paths.")]
+    where = call.composed.host.dashboard.url or hints.command(call, "dashboard", *paths)
+    print(f"browse it: {where}")
+
+
+def _read(
+    call: Call, store: Store, row: StudyRow, spec: StudySpec, failures: Failures
+) -> _Standing:
+    most = None if call.json else estimates.MOST_CELLS
+    maximize = spec.directions[0] == "maximize"
+    progress = store.reads.progress(row, maximize=maximize, most=most)
+    best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
+    failures.read()
+    return _Standing(
+        progress, best, estimates.of_cells(store, progress), store.reads.code(row.study_id)
+    )
+
+
+def _insist(store: Store, read: Callable[[], T], *, once: bool = False) -> T:
+    """What `read` returns, retried until the database answers: it may be down as the study ends.
+
+    Raises:
+        StoreUnavailableError: it does not answer, and `once` allows one try only.
+    """
+    reported = False
+    while True:
+        try:
+            return read()
+        except StoreUnavailableError as error:
+            if once:
+                raise
+            if not reported:
+                print(f"{error}; trying again", file=sys.stderr)
+                reported = True
+            store.revive()
+        time.sleep(FOLLOW_S)
+
+
+def _only_pruned(progress: Progress) -> str:
+    pruned = sum(cell.pruned for cell in progress.cells)
+    return f"; {screen.pruned_themselves(pruned)}" if pruned else ""

@@ -1,0 +1,209 @@
+"""The loop of `launch`: shows the study, sweeps, replaces workers, forwards signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+from orchestrator import config, signals
+from orchestrator.cli import hints, screen
+from orchestrator.cli.call import RETRY, Call
+from orchestrator.cli.failures import Failures
+from orchestrator.cli.following import Following
+from orchestrator.cli.local_workers import LocalWorkers
+from orchestrator.errors import StoreUnavailableError
+from orchestrator.model import StudySpec, count_label
+from orchestrator.store import Launched, Progress, Store, StudyRow, is_braked
+from orchestrator.worker.failover import Failover
+from orchestrator.worker.maintenance import Maintenance
+
+FOLLOW_S: Final = 0.5
+"""Pause between two rounds of the loop."""
+_SHARE_OF_READING: Final = 0.1
+"""Largest share of the time spent reading progress: a very large study is read less often."""
+
+
+class FollowedStudy:
+    """The study of this launch, as the database has it.
+
+    `row` changes if it had to be launched again.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        store: Store,
+        row: StudyRow,
+        spec: StudySpec,
+        view: screen.View,
+        failures: Failures,
+    ) -> None:
+        self.row = row
+        self.store = store
+        self.view = view
+        self._call = call
+        self._spec = spec
+        self._failures = failures
+        self._failover = Failover(store)
+        self._unsure = False
+        self._check_reports = config.has_pruner(spec) and not config.never_prunes(spec)
+        self._failed = 0
+        self._news = 0
+
+    def keep_launched(self) -> StudyRow:
+        """The study's row; launches it again if another server answers that has lost it."""
+        server = self.store.reads.server()
+        self._unsure = self._unsure or self._failover.changed(server)
+        self._note_failover(self._failover.note(server))
+        if self._unsure:
+            if not any(map(self._is_launched, self.store.reads.studies())):
+                launched = self.store.studies.launch(self._spec)
+                self.row = self.store.reads.find(self._spec.name)
+                self._failures.reset(self.row)
+                text = announcement(self._call, self._spec, launched)
+                self.view.say(f"the database had lost this launch; {text}")
+            self._unsure = False
+        return self.row
+
+    def progress(self) -> Progress:
+        """Reads where the study stands.
+
+        Prints the trials that failed since the last call, and a warning if the pruner cannot act.
+        """
+        progress = self.store.reads.progress(
+            self.row,
+            maximize=self._spec.directions[0] == "maximize",
+            most=self.view.most_cells,
+        )
+        if progress.news < self._news:
+            self._note_failover(self._failover.note(self.store.reads.server(), behind=True))
+        self._news = progress.news
+        if progress.failed != self._failed:
+            self._failures.show(self.view)
+            self._failed = progress.failed
+        if self._check_reports and progress.best is not None:
+            self._check_reports = False
+            if complete := self.store.reads.silently_complete(self.row.study_id):
+                self.view.say(config.nothing_reported(self._spec, complete))
+        return progress
+
+    def _is_launched(self, found: StudyRow) -> bool:
+        same = (found.study_id, found.created_at) == (self.row.study_id, self.row.created_at)
+        return same and found.launched_at >= self.row.launched_at
+
+    def _note_failover(self, why: str | None) -> None:
+        if why is not None:
+            self.view.say(why)
+            self._failures.reset(self.row)  # their numbers may now belong to other trials
+            self._failed = 0
+
+
+def follow(
+    followed: FollowedStudy, workers: LocalWorkers, following: Following
+) -> tuple[StudyRow, bool]:
+    """Shows the study until it is finished or has paused itself; True if the user ended it earlier.
+
+    Returns:
+        The study's row, and whether the user interrupted.
+    """
+    store, view = followed.store, followed.view
+    maintenance = Maintenance(store, every_s=1.0)
+    spent, silent, next_read = 0, False, 0.0
+
+    with _forwarded_signals(workers, view) as received, view:
+        while True:
+            try:
+                following.row = followed.keep_launched()
+                maintenance.sweep()
+                progress, began = None, time.monotonic()
+                if began >= next_read:
+                    progress = followed.progress()
+                    took = time.monotonic() - began
+                    next_read = time.monotonic() + took / _SHARE_OF_READING
+                following.check(progress, own=workers.pids)
+                store.rest()
+            except StoreUnavailableError as error:
+                maintenance.lost_contact()
+                if not silent:
+                    view.say(f"{error}; trying again")
+                silent = True
+                store.revive()
+            else:
+                silent = False
+                if progress is not None:
+                    view.update(progress)
+                    study = progress.study
+                    braked = is_braked(study.state, study.reason) and not progress.running
+                    if study.state == "FINISHED" or braked:
+                        return followed.row, False
+                    spent = progress.spent
+
+            if workers.all_gone and (received or workers.done):
+                return followed.row, bool(received)
+            workers.replace_dead(spent)
+            time.sleep(FOLLOW_S)
+
+
+def announcement(call: Call, spec: StudySpec, launched: Launched) -> str:
+    """What the launch did to the study: created it, continued it, or found nothing to add."""
+    changed = "".join(f"\n  changed {change}" for change in launched.changes)
+    if launched.created:
+        trials, cells = count_label(spec.budget.trials, "trial"), "no grid"
+        if spec.grid:
+            cells = f"{count_label(spec.n_cells, 'cell')} x {spec.budget.per_cell} guaranteed"
+        return f"study {spec.name}: {trials}, {cells}, sampler {spec.sampler.name}"
+
+    if launched.open_tickets:
+        more = f"{count_label(launched.added, 'trial')} added, " if launched.added > 0 else ""
+        return f"study {spec.name} continues: {more}{launched.open_tickets} left to run{changed}"
+    if RETRY in call.switches:
+        return f"study {spec.name} continues{changed}"
+
+    spent = launched.reason == "budget spent"
+    why = f"budget.trials={spec.budget.trials} is spent" if spent else launched.reason
+    closed = launched.reason == "every cell is closed"
+    how = f"; {hints.how_to_retry(call, spec.name)}" if closed else ""
+    return f"study {spec.name} exists; nothing to add: {why}{how}{changed}"
+
+
+@contextmanager
+def _forwarded_signals(workers: LocalWorkers, view: screen.View) -> Iterator[list[int]]:
+    """Forwards the signals of `signals.ENDING` to this launch's workers.
+
+    Yields a list of those received.
+    """
+    received: list[int] = []
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        still_running = not workers.all_gone
+        workers.signal(signal.Signals(number))
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        elif number == signal.SIGINT and len(received) == 1 and still_running:
+            view.say(
+                "ending: running trials are finished first; press Ctrl-C again to give them back "
+                "at once. The study stays."
+            )
+
+    before = signals.handle(forward)
+    try:
+        yield received
+    finally:
+        signals.restore(before)
+
+
+def _leave_terminal() -> None:
+    """Sends further output to /dev/null if the terminal is gone: writing to it would fail."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)

@@ -1,0 +1,130 @@
+"""The checks of a launch on this host, before anything is written to the database."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from omegaconf import OmegaConf
+
+from orchestrator.cli.call import Call
+from orchestrator.devices import discover
+from orchestrator.errors import ELSEWHERE, ConfigError, OrchestratorError
+from orchestrator.model import StudySpec
+from orchestrator.runner import Runner, check_allowed
+from orchestrator.runner.files import Checkpoints
+from orchestrator.runner.files.artifacts import checked_place
+from orchestrator.store import Store
+
+CPU_WORKERS: Final = 2
+"""Workers that `launch` starts on a machine without a GPU."""
+
+
+def worker_count(call: Call) -> int:
+    """How many workers to start.
+
+    Raises:
+        DeviceError: `worker.devices` names a device that this host does not have.
+        ConfigError: several workers would share one `worker.health_file`.
+    """
+    settings = call.composed.host.worker
+    if settings.count == 0:
+        return 0
+    gpus = [device for device in discover(settings.devices) if device.kind == "gpu"]
+    count = settings.count
+    if count is None:
+        count = len(gpus) * (settings.slots_per_device or 1) if gpus else CPU_WORKERS
+    if count > 1 and settings.health_file is not None:
+        raise ConfigError(
+            f"worker.health_file={settings.health_file}: belongs to one worker, but {count} would "
+            "be"
+            " started here; give it to 'orchestrator worker', or set worker.count=1"
+        )
+    return count
+
+
+def check_runs_directory(call: Call, count: int) -> None:
+    """Returns if the workers of this host can write run directories and artifacts.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if not count:
+        return
+    paths = call.composed.host.paths
+    runs = paths.runs
+    checked_place(paths.artifacts, paths.data)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=runs):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"paths.runs={runs}: workers could not write there: {error.strerror}; {ELSEWHERE}"
+        ) from error
+
+
+def check_objective(call: Call, spec: StudySpec) -> None:
+    """Returns if the objective imports; it is imported in a separate process.
+
+    Raises:
+        ConfigError: it does not, or `worker.allow_targets` does not allow it.
+    """
+    check_allowed(spec.objective, call.composed.host.worker.allow_targets)
+    runner = Runner(spec.objective, start=spec.runner.start)
+    try:
+        runner.check()
+    finally:
+        runner.close()
+
+
+def check_checkpoint_places(call: Call, store: Store, spec: StudySpec, count: int) -> None:
+    """Returns if a trial finds its checkpoints on whichever host it continues.
+
+    Raises:
+        ConfigError: workers on several hosts would serve the study but keep checkpoints in
+            different places.
+    """
+    if not spec.runner.resume:
+        return
+    places = store.reads.checkpoint_places(spec.name)
+    if count:
+        paths = call.composed.host.paths
+        here = Checkpoints(paths.checkpoints, paths.runs).identity()
+        places.setdefault(here, set()).add(socket.gethostname())
+    hosts = sorted(set().union(*places.values()))
+    if len(places) > 1 and len(hosts) > 1:
+        raise ConfigError(
+            f"paths.checkpoints: the workers on {', '.join(hosts)} keep checkpoints in different "
+            "places,"
+            " so a trial could not continue on another host; on each host, set it to a directory "
+            "or URL"
+            " that all of them share, or launch with runner.resume=false"
+        )
+
+
+def output_directory(call: Call) -> Path:
+    """Hydra's run directory of this launch, with the composed config in it, as Hydra writes it.
+
+    The storage settings are left out: their URL may hold a password.
+
+    Raises:
+        OrchestratorError: it cannot be written.
+    """
+    composed = call.composed
+    directory = Path(OmegaConf.select(composed.hydra, "run.dir")).absolute()
+    visible = [str(key) for key in composed.config if key != "storage"]
+    overrides = [o for o in composed.overrides if not o.lstrip("+").startswith("storage.url")]
+    files = {
+        "config.yaml": OmegaConf.masked_copy(composed.config, visible),
+        "overrides.yaml": OmegaConf.create(overrides),
+    }
+    try:
+        (directory / ".hydra").mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (directory / ".hydra" / name).write_text(OmegaConf.to_yaml(content), encoding="utf-8")
+    except OSError as error:
+        raise OrchestratorError(f"hydra.run.dir={directory}: {error.strerror}") from error
+    return directory

@@ -1,0 +1,86 @@
+"""The long-running commands: `worker` and `dashboard`."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import signal
+import time
+from contextlib import ExitStack
+
+from orchestrator import logs
+from orchestrator.cli import hints
+from orchestrator.cli.call import Call
+from orchestrator.errors import StoreUnavailableError
+from orchestrator.logs import logger
+from orchestrator.runner.files.artifacts import ArtifactPlace, checked_place
+from orchestrator.runner.system import linux
+from orchestrator.signals import Ending
+from orchestrator.store import Store
+from orchestrator.worker.contact import HealthFile
+
+LAUNCHER_PID = "ORCHESTRATOR_LAUNCHER_PID"
+"""Set by `launch` for the workers it starts: they shut down in an orderly way when it dies."""
+_RETRY_S = 2.0
+_COLLECT_EVERY = 20_000
+
+
+def worker(call: Call) -> int:
+    """Serves all active studies until it is signalled to end.
+
+    Waits for a database that is not up yet.
+    """
+    logs.configure("worker")
+    with Ending(0) as ending, ExitStack() as stack:
+        host = call.composed.host
+        artifacts = checked_place(host.paths.artifacts, host.paths.data)
+        # Checks the path and removes an earlier worker's file before the wait for the database.
+        HealthFile(host.worker.health_file)
+        if launcher := os.environ.pop(LAUNCHER_PID, None):
+            linux.die_with_parent(signal.SIGTERM, int(launcher))
+
+        # A large study is a million long-lived objects. To scan them in a collection takes as long
+        # as to read them from the database, so collect less often.
+        gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
+        # Imports Optuna, which most commands do not need.
+        from orchestrator.worker.worker import Worker
+
+        gc.freeze()
+        store = _open_patiently(call, stack)
+        command = functools.partial(hints.command, call)
+        served = Worker(
+            store, host.worker, host.paths.runs, host.paths.checkpoints, artifacts, command
+        )
+        with served.signals():
+            # Already requested if an import swallowed the `SystemExit` of an early signal.
+            if not ending.requested:
+                served.run()
+            ending.requested = True  # a late signal must not cut the shutdown short
+    return 0
+
+
+def dashboard(call: Call) -> int:
+    """Serves optuna-dashboard until interrupted."""
+    from orchestrator.dashboard import Access, serve  # slow to import, needed only here
+
+    logs.configure("dashboard")
+    host = call.composed.host
+    access = Access.checked(host.dashboard)
+    artifacts = ArtifactPlace(checked_place(host.paths.artifacts, host.paths.data))
+    with Ending(0), ExitStack() as stack:
+        serve(_open_patiently(call, stack), access, artifacts)
+    return 0
+
+
+def _open_patiently(call: Call, stack: ExitStack) -> Store:
+    """Opens the database, however long it takes to answer; closes it with `stack`."""
+    last_problem = ""
+    while True:
+        try:
+            return stack.enter_context(call.store())
+        except StoreUnavailableError as error:
+            if str(error) != last_problem:
+                logger.warning("%s; waiting for it", error)
+                last_problem = str(error)
+        time.sleep(_RETRY_S)

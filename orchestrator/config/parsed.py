@@ -1,0 +1,93 @@
+"""Hydra's loader, made to parse a file and to compose a choice of files once per process.
+
+Results are kept as bytes, and each caller gets a copy of its own, because Hydra merges into what it
+is given. A file is read every time and its content is part of the key, so a file that changes is
+parsed again.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.default_element import ResultDefault
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig
+
+_MOST = 512
+_kept: OrderedDict[Hashable, bytes] = OrderedDict()
+
+
+def _once(key: Hashable, make: Callable[[], Any]) -> Any:
+    """Returns a copy of what `make` returned for this `key` the first time; the `_MOST` keys used
+    last are kept.
+    """
+    if key not in _kept:
+        _kept[key] = pickle.dumps(make())
+        if len(_kept) > _MOST:
+            _kept.popitem(last=False)
+    _kept.move_to_end(key)
+    return pickle.loads(_kept[key])
+
+
+class ParsedOnce(ConfigLoaderImpl):
+    """Hydra's loader, which remembers parsed files and compositions."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self.repository = _Repository(config_search_path)
+
+    def _compose_config_from_defaults_list(
+        self, defaults: list[ResultDefault], repo: IConfigRepository
+    ) -> DictConfig:
+        repository: _Repository = repo.delegate  # type: ignore[attr-defined]
+        files = tuple((*vars(d).values(), repository.keys.get(d.config_path)) for d in defaults)
+        config: DictConfig = _once(
+            files,
+            lambda: super(ParsedOnce, self)._compose_config_from_defaults_list(defaults, repo),
+        )
+        return config
+
+
+class _Repository(ConfigRepository):
+    """Hydra's sources; `keys` identifies what was loaded from them, a file by its content too, by
+    the path in the config.
+    """
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self.keys: dict[str | None, Hashable] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Repository:
+        """Hydra copies it for every composition, which may replace the sources; what they hold is
+        the same for all.
+        """
+        other = copy(self)
+        other.sources, other.keys = list(self.sources), {}
+        return other
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is None:
+            return None
+        content = None
+        if isinstance(source, FileConfigSource):
+            content = (Path(source.path) / source._normalize_file_name(config_path)).read_bytes()
+        key = self.keys[config_path] = (
+            type(source),
+            source.provider,
+            source.path,
+            config_path,
+            content,
+        )
+        found: ConfigResult = _once(key, lambda: super(_Repository, self).load_config(config_path))
+        return found

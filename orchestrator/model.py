@@ -475,6 +475,24 @@ class Interrupted:
 Outcome: TypeAlias = Completed | Pruned | Failed | Interrupted
 
 
+@dataclass(frozen=True)
+class Report:
+    """What an attempt says of its trial besides the outcome, as it is written to the database.
+
+    `intermediate` has the reported value of each step, `constraints` the value of each constraint
+    by name, `artifacts` each artifact's record by its id. The rest comes with the end: `suggested`
+    are parameters, with their true values, that the objective asked for and that the database may
+    have lost; `facts` tell what the attempt ran on and took.
+    """
+
+    intermediate: Mapping[int, float] = field(default_factory=dict)
+    attrs: Mapping[str, JSONValue] = field(default_factory=dict)
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    artifacts: Mapping[str, JSONValue] = field(default_factory=dict)
+    suggested: tuple[tuple[Param, JSONValue], ...] = ()
+    facts: Mapping[str, JSONValue] = field(default_factory=dict)
+
+
 def trial_seed(study_seed: int, ticket: int, failures: int) -> int:
     """A trial's seed in [0, 2**31): the same for all its attempts, different for every other trial
     of the study.

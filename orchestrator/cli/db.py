@@ -26,9 +26,9 @@ def run(call: Call) -> int:
         if call.action == "url":
             print(store.url)
         elif call.action == "start":
-            print(f"the embedded server runs until 'orchestrator db stop': {store.shown_url}")
+            print(f"the embedded server runs until 'orchestrator db stop': {store.masked_url}")
         else:
-            print(f"the schemas of {store.shown_url} are up to date")
+            print(f"the schemas of {store.masked_url} are up to date")
             if (note := store.doctor.older_optuna()) is not None:
                 print(f"note: {note}")
     return 0

@@ -24,5 +24,5 @@ def of_cells(store: Store, progress: Progress) -> list[CellEstimate | None]:
         return [None] * len(cells)
     # This imports Optuna, which is slow: only the commands that need it do so.
     model = search.Search(store.reads.spec(progress.study.study_id))
-    model.feed(store.reads.news(progress.study.study_id, 0)[0])
+    model.feed(store.news.since(progress.study.study_id, 0)[0])
     return model.summary(cells)

@@ -72,7 +72,7 @@ def with_suggestion(store: Store, row: StudyRow, number: int) -> TrialNews:
         ConfigError: the study has no such trial run by this program, or the inputs are not
             recorded.
     """
-    found = store.reads.asked(row.study_id, number)
+    found = store.news.of(row.study_id, number)
     if found is None:
         raise ConfigError(
             f"trial={number}: study {row.name} has no trial with that number run by this program"
@@ -90,8 +90,8 @@ def _suggest_again(
 ) -> Suggestion:
     sampler = stored_sampler(inputs["sampler"])
     again = search.Search(replace(spec, seed=inputs["study_seed"], sampler=sampler))
-    again.feed(store.reads.news_at(row.study_id, inputs["position"]))
-    foreign = store.reads.foreign(row.study_id, ())
+    again.feed(store.news.at(row.study_id, inputs["position"]))
+    foreign = store.news.foreign(row.study_id, ())
     again.feed(news for news in foreign if news.number in inputs["foreign"])
     cells = list(spec.cells())
     assert trial.cell is not None

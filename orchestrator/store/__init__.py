@@ -1,8 +1,8 @@
 """The database: who may do what, decided in one place. The only importer of SQLAlchemy.
 
 `Store` joins the sides: `studies` (launch), `fleet` (workers and devices), `ledger` (trials),
-`suggested` (parameters that objectives ask for), `interventions` (what people do
-to a study under way) and `reads`.
+`suggested` (parameters that objectives ask for), `interventions` (what people do to a study under
+way), `news` (what samplers read), `reads` (what people and workers read) and `doctor`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from orchestrator.errors import StoreUnavailableError
 from orchestrator.store.connection.database import Database, storage_url
 from orchestrator.store.doctor import Doctor, Examination, Finding
 from orchestrator.store.ledger.brake import is_braked, likeness
-from orchestrator.store.ledger.claims import Claim, Place
+from orchestrator.store.ledger.claims import Attempt, Claim, Place, Prepared, Ticket
 from orchestrator.store.ledger.fleet import Fleet, Silent, SlotOffer, WorkerLease
 from orchestrator.store.ledger.interventions import Interventions, Retried
 from orchestrator.store.ledger.ledger import Ledger
@@ -22,6 +22,7 @@ from orchestrator.store.ledger.studies import Launched, Studies
 from orchestrator.store.ledger.suggested import Suggested
 from orchestrator.store.ledger.tickets import MOST_CHOICES, Choice, Undecided
 from orchestrator.store.migrations import migrate
+from orchestrator.store.news import News
 from orchestrator.store.reads import (
     AttemptRow,
     CellRow,
@@ -39,6 +40,7 @@ from orchestrator.store.reads import (
 
 __all__ = [
     "MOST_CHOICES",
+    "Attempt",
     "AttemptRow",
     "CellRow",
     "Choice",
@@ -50,6 +52,7 @@ __all__ = [
     "Finding",
     "Launched",
     "Place",
+    "Prepared",
     "Progress",
     "Retried",
     "Servers",
@@ -57,6 +60,7 @@ __all__ = [
     "SlotOffer",
     "Store",
     "StudyRow",
+    "Ticket",
     "TimeLine",
     "TrialRow",
     "Undecided",
@@ -89,6 +93,7 @@ class Store:
         self.ledger = Ledger(self._database)
         self.suggested = Suggested(self._database)
         self.interventions = Interventions(self._database)
+        self.news = News(self._database)
         self.reads = Reads(self._database)
         self.doctor = Doctor(self._database)
 
@@ -119,6 +124,6 @@ class Store:
         return self._database.url.render_as_string(hide_password=False)
 
     @property
-    def shown_url(self) -> str:
+    def masked_url(self) -> str:
         """The URL with its password masked."""
-        return self._database.shown_url
+        return self._database.masked_url

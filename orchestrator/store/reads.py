@@ -1,26 +1,26 @@
-"""What others learn from the database: the news for samplers, the state of studies for people.
+"""What people and workers learn of studies, trials and the fleet; `news` is what samplers learn.
 Nothing here writes.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, did_you_mean
-from orchestrator.model import ASK_KEY, JSONValue, Param, StudySpec, TrialNews
+from orchestrator.model import JSONValue, StudySpec
 from orchestrator.store.connection.database import Database
-from orchestrator.store.connection.statement import Row, Statement, answers
+from orchestrator.store.connection.statement import Row, Statement
 from orchestrator.store.ledger.shortages import device_label
-from orchestrator.store.optuna.attributes import ARTIFACT_KEY, FAILURE_ATTR
+from orchestrator.store.optuna.attributes import ARTIFACT_KEY
+from orchestrator.store.optuna.rows import stored_values
 from orchestrator.store.schema import (
+    LIVE,
     attempt,
     cell,
     is_active,
@@ -272,17 +272,6 @@ class Reads:
         (row,) = self._database.execute(sa.select(study.c.spec).where(study.c.study_id == study_id))
         return StudySpec.from_json(row.spec)
 
-    def news(self, study_id: int, cursor: int) -> tuple[list[TrialNews], int]:
-        """Our trials of the study created or ended after `cursor`, and the cursor for the next
-        call.
-
-        Positions are handed out in commit order under the study's lock, so that no late commit is
-        ever behind the cursor.
-        """
-        return _told(
-            self._database.execute(_NEWS, {"study_id": study_id, "cursor": cursor}), cursor
-        )
-
     def server(self) -> datetime:
         """When the server started that answers."""
         (row,) = self._database.execute(_SERVER)
@@ -303,38 +292,6 @@ class Reads:
         except OrchestratorError:
             return None
         return TimeLine(row.system, row.timeline)
-
-    def asked(self, study_id: int, number: int) -> TrialNews | None:
-        """One of our trials of the study with what was written down when it was asked for; None if
-        there is none.
-        """
-        rows = self._database.execute(_ASKED, {"study_id": study_id, "number": number})
-        return _news(rows[0].told) if rows else None
-
-    def news_at(self, study_id: int, position: int) -> list[TrialNews]:
-        """Our trials of the study as the news told of them up to `position`: what ended later was
-        running then.
-        """
-        rows = self._database.execute(_NEWS_AT, {"study_id": study_id, "position": position})
-        told = [_news(r.told) for r in rows]
-        later = {news.number for news, row in zip(told, rows, strict=True) if row.seq > position}
-        return [
-            TrialNews(n.number, "RUNNING", n.params, cell=n.cell) if n.number in later else n
-            for n in told
-        ]
-
-    def running(self, study_id: int) -> list[TrialNews]:
-        """Our unfinished trials of the study with what they have reported so far."""
-        return [_news(r.told) for r in self._database.execute(_RUNNING, {"study_id": study_id})]
-
-    def foreign(self, study_id: int, known: Iterable[int]) -> list[TrialNews]:
-        """Finished trials that others (plain Optuna, a dashboard) added to the study, but for the
-        numbers already `known`.
-        """
-        return [
-            _news(r.told)
-            for r in self._database.execute(_FOREIGN, {"study_id": study_id, "known": list(known)})
-        ]
 
     def checkpoint_places(self, name: str | None = None) -> dict[str, set[str]]:
         """The hosts of the living workers by the place where they keep checkpoints.
@@ -374,7 +331,8 @@ class Reads:
             if row.name == name:
                 return row
         raise ConfigError(
-            f"study.name={name}: there is no such study{did_you_mean(name, [r.name for r in rows])}"
+            f"study.name={name}: the database has no study of this "
+            f"name{did_you_mean(name, [r.name for r in rows])}"
         )
 
     def progress(self, row: StudyRow, *, maximize: bool, most: int | None = None) -> Progress:
@@ -397,14 +355,10 @@ class Reads:
             live = c.execute(
                 sa.select(
                     sa.func.count()
-                    .filter(
-                        trial.c.state == "RUNNING",
-                        trial.c.worker_id.is_not(None),
-                        trial.c.attempts > 0,
-                    )
+                    .filter(trial.c.state == "RUNNING", trial.c.worker_id.is_not(None))
                     .label("running"),
                     sa.func.count()
-                    .filter(trial.c.state == "RUNNING", trial.c.worker_id.is_(None))
+                    .filter(trial.c.state.in_(("PREPARED", "RUNNING")), trial.c.worker_id.is_(None))
                     .label("waiting"),
                     sa.func.count().filter(trial.c.state == "FAIL").label("failed"),
                     sa.func.count()
@@ -558,7 +512,7 @@ class Reads:
             ).all()
         if trial_id is None:
             raise ConfigError(
-                f"trial={number}: the study has no trial of that number that this program ran"
+                f"trial={number}: no worker has run a trial with this number in the study"
             )
         return [
             AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome, r.reason, r.facts, r.token)
@@ -603,15 +557,15 @@ class Reads:
         """
         found = {study_id: Servers() for study_id in study_ids}
         for row in self._database.execute(_SERVERS, {"study_ids": list(study_ids)}):
-            known = found[row.study_id]
+            so_far = found[row.study_id]
             if row.elsewhere:
-                found[row.study_id] = replace(known, elsewhere=known.elsewhere + row.workers)
+                found[row.study_id] = replace(so_far, elsewhere=so_far.elsewhere + row.workers)
             elif row.why is not None:
                 found[row.study_id] = replace(
-                    known, refusals=(*known.refusals, (row.why, row.workers))
+                    so_far, refusals=(*so_far.refusals, (row.why, row.workers))
                 )
             else:
-                found[row.study_id] = replace(known, able=known.able + row.workers)
+                found[row.study_id] = replace(so_far, able=so_far.able + row.workers)
         return found
 
     def workers(self) -> list[WorkerRow]:
@@ -649,15 +603,6 @@ class Reads:
         ]
 
 
-def news_after(c: Connection, study_id: int, cursor: int) -> tuple[list[TrialNews], int]:
-    """`Reads.news` within a transaction."""
-    return _told(answers(c, _NEWS, {"study_id": study_id, "cursor": cursor}), cursor)
-
-
-def _told(rows: Sequence[Row], cursor: int) -> tuple[list[TrialNews], int]:
-    return [_news(r.told) for r in rows], max((r.seq for r in rows), default=cursor)
-
-
 def _study_row(r: Row) -> StudyRow:
     return StudyRow(
         r.study_id,
@@ -691,30 +636,13 @@ def _cell_row(r: Row) -> CellRow:
     )
 
 
-def _news(told: Sequence[Any]) -> TrialNews:
-    number, state, ordinal, params, values, intermediate, system_attrs, failure = told
-    return TrialNews(
-        number=number,
-        state=state,
-        params=tuple(
-            Param(name, float(internal), distribution)
-            for name, internal, distribution in params or ()
-        ),
-        values=_values(values),
-        intermediate={step: _float(value, kind) for step, value, kind in intermediate or ()},
-        system_attrs={key: json.loads(value) for key, value in system_attrs or ()},
-        cell=ordinal,
-        failure=failure,
-    )
-
-
 def _trial_row(r: Row) -> TrialRow:
     return TrialRow(
         r.number,
         r.state,
         r.cell,
         r.params or {},
-        _values(r.values),
+        stored_values(r.values),
         r.attempts,
         r.failure,
         r.worker_id,
@@ -731,64 +659,6 @@ def _closed_for(stored: Sequence[Sequence[Any]] | None) -> tuple[ClosedFor, ...]
     )
 
 
-def _values(stored: Sequence[Sequence[Any]] | None) -> tuple[float, ...] | None:
-    return tuple(_float(value, kind) for value, kind in stored) if stored else None
-
-
-def _float(value: float | None, kind: str) -> float:
-    if kind == "FINITE" and value is not None:
-        return float(value)
-    return {"INF_POS": math.inf, "INF_NEG": -math.inf}.get(kind, math.nan)
-
-
-# A trial as one row and one JSON array, so that news cost one round trip, and one call of the
-# decoder a trial, however many parameters and reports there are. What it was asked with is long,
-# and no sampler's business; nor are user attributes.
-_ALL_TOLD = """
-    json_build_array(
-        t.number, t.state, c.ordinal,
-        (SELECT json_agg(json_build_array(p.param_name, p.param_value,
-            p.distribution_json) ORDER BY p.param_id)
-           FROM trial_params p WHERE p.trial_id = t.trial_id),
-        (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
-           FROM trial_values v WHERE v.trial_id = t.trial_id),
-        (SELECT json_agg(json_build_array(i.step, i.intermediate_value, i.intermediate_value_type))
-           FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id),
-        (SELECT json_agg(json_build_array(a.key, a.value_json))
-           FROM trial_system_attributes a WHERE a.trial_id = t.trial_id),
-        CASE WHEN t.state = 'FAIL' THEN (
-            SELECT CAST(u.value_json AS json) ->> 'kind' FROM trial_user_attributes u
-            WHERE u.trial_id = t.trial_id AND u.key = 'FAILURE_ATTR'
-        ) END
-    ) AS told
-""".replace("FAILURE_ATTR", FAILURE_ATTR.replace(":", r"\:"))
-_TOLD = _ALL_TOLD.replace(
-    "WHERE a.trial_id", f"WHERE a.key <> '{ASK_KEY}' AND a.trial_id".replace(":", r"\:")
-)
-_OURS = """
-    FROM orchestrator.trial o
-    JOIN orchestrator.cell c ON c.cell_id = o.cell_id
-    JOIN trials t ON t.trial_id = o.optuna_trial_id
-    WHERE o.study_id = :study_id
-"""
-# Few of many rows, and not to be planned anew for each cursor: so the server does not see the
-# parameters when it plans, takes a range for small, and looks trials up one by one (OFFSET 0 keeps
-# the join in that order).
-_NEWS = Statement(
-    f"""
-    SELECT o.seq, {_TOLD}
-    FROM orchestrator.trial o
-    JOIN orchestrator.cell c ON c.cell_id = o.cell_id
-    CROSS JOIN LATERAL (
-        SELECT t.trial_id, t.number, t.state FROM trials t
-            WHERE t.trial_id = o.optuna_trial_id OFFSET 0
-    ) AS t
-    WHERE o.study_id = (SELECT CAST(:study_id AS int))
-        AND o.seq > (SELECT CAST(:cursor AS bigint))
-            AND o.seq < (SELECT CAST(9223372036854775807 AS bigint))
-    ORDER BY o.seq
-    """
-)
 _SERVER = Statement("SELECT pg_postmaster_start_time() AS server")
 _TIME_LINE = Statement(
     """
@@ -798,35 +668,18 @@ _TIME_LINE = Statement(
     FROM pg_control_system() AS s
     """
 )
-# A trial without `created_seq` is older than the column, and so than any position that was written
-# down.
-_NEWS_AT = sa.text(
-    f"SELECT o.seq, {_TOLD} {_OURS} AND coalesce(o.created_seq, 0) <= :position ORDER BY t.number"
-)
-_ASKED = sa.text(f"SELECT {_ALL_TOLD} {_OURS} AND o.number = :number")
-_RUNNING = sa.text(f"SELECT {_TOLD} {_OURS} AND o.state = 'RUNNING' ORDER BY t.number")
-_FOREIGN = sa.text(
-    f"""
-    SELECT {_TOLD}
-    FROM trials t LEFT JOIN orchestrator.cell c ON false
-    WHERE t.study_id = :study_id AND t.state IN ('COMPLETE', 'PRUNED', 'FAIL')
-        AND t.number <> ALL(CAST(:known AS int[]))
-      AND NOT EXISTS (SELECT FROM orchestrator.trial o WHERE o.optuna_trial_id = t.trial_id)
-    ORDER BY t.number
-    """
-)
 # A worker that waits for a device cannot serve it either, and says so as what it does.
 _SERVERS = sa.text(
     """
     SELECT s.study_id, w.elsewhere, CASE WHEN NOT w.elsewhere
         THEN w.why END AS why, count(*) AS workers
     FROM orchestrator.study s
-    JOIN studies o ON o.study_id = s.study_id
+    JOIN studies p ON p.study_id = s.study_id
     CROSS JOIN LATERAL (
         SELECT
             w.studies IS NOT NULL AND NOT EXISTS (
                 SELECT FROM json_array_elements_text(w.studies) AS n(name)
-                    WHERE n.name IN (s.name, o.study_name)
+                    WHERE n.name IN (s.name, p.study_name)
             ) AS elsewhere,
             CASE
                 WHEN w.refusals #>> ARRAY[CAST(s.study_id AS text),
@@ -850,11 +703,11 @@ _CODE = sa.text(
         (array_agg(f.source ORDER BY f.number DESC))[1] AS source,
         array_agg(f.number ORDER BY f.number) AS numbers
     FROM (
-        SELECT t.number, nullif(a.facts -> 'git', 'null') AS git,
+        SELECT o.number, nullif(a.facts -> 'git', 'null') AS git,
             nullif(a.facts -> 'source', 'null') AS source
-        FROM orchestrator.trial t
-        JOIN orchestrator.attempt a ON a.trial_id = t.trial_id AND a.attempt = t.attempts
-        WHERE t.study_id = :study_id AND t.state IN ('COMPLETE', 'PRUNED') AND a.facts IS NOT NULL
+        FROM orchestrator.trial o
+        JOIN orchestrator.attempt a ON a.trial_id = o.trial_id AND a.attempt = o.attempts
+        WHERE o.study_id = :study_id AND o.state IN ('COMPLETE', 'PRUNED') AND a.facts IS NOT NULL
         OFFSET 0
     ) AS f
     GROUP BY coalesce(f.source ->> 'hash',
@@ -868,15 +721,14 @@ _FEASIBLE = """
 """
 _TRIALS = sa.text(
     f"""
-    SELECT o.number, o.state, c.ordinal AS cell, o.values AS params, o.attempts, o.failure,
+    SELECT o.number, o.state, l.ordinal AS cell, o.values AS params, o.attempts, o.failure,
         o.worker_id,
         extract(epoch FROM coalesce(o.ended_at, clock_timestamp()) - o.claimed_at) AS seconds,
         (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
            FROM trial_values v WHERE v.trial_id = o.optuna_trial_id) AS values,
         {_FEASIBLE} AS feasible
-    FROM orchestrator.trial o JOIN orchestrator.cell c ON c.cell_id = o.cell_id
-    WHERE o.study_id = :study_id AND o.number IS NOT NULL
-        AND (NOT :live_only OR o.state IN ('CLAIMED', 'RUNNING'))
+    FROM orchestrator.trial o JOIN orchestrator.cell l ON l.cell_id = o.cell_id
+    WHERE o.study_id = :study_id AND o.number IS NOT NULL AND (NOT :live_only OR o.state IN {LIVE})
         AND o.state = coalesce(:state, o.state) AND o.number = coalesce(:number, o.number)
     ORDER BY o.number
     """
@@ -894,8 +746,8 @@ _SILENTLY_COMPLETE = sa.text(
     """
     SELECT count(*) FROM orchestrator.trial o
     WHERE o.study_id = :study_id AND o.state = 'COMPLETE' AND NOT EXISTS (
-        SELECT FROM trials t JOIN trial_intermediate_values i ON i.trial_id = t.trial_id
-            WHERE t.study_id = :study_id
+        SELECT FROM trials q JOIN trial_intermediate_values i ON i.trial_id = q.trial_id
+            WHERE q.study_id = :study_id
     )
     """
 )
@@ -920,22 +772,21 @@ _BEST = """
     LIMIT 1
 """
 _CELLS = """
-    SELECT c.ordinal, c.values, c.state, c.reason, c.bound + coalesce(e.extra, 0) AS bound,
-        c.completed, c.failed,
-        c.pruned + coalesce(s.waited, 0) AS pruned, c.completed + c.pruned AS spent,
-        coalesce(s.running, 0) AS running, s.best, s.best_trial,
-        first_value(s.best) OVER best AS best_of_all,
-            first_value(s.best_trial) OVER best AS trial_of_all,
+    SELECT l.ordinal, l.values, l.state, l.reason, l.bound + coalesce(x.extra, 0) AS bound,
+        l.completed, l.failed,
+        l.pruned + coalesce(n.waited, 0) AS pruned, l.completed + l.pruned AS spent,
+        coalesce(n.running, 0) AS running, n.best, n.best_trial,
+        first_value(n.best) OVER best AS best_of_all,
+            first_value(n.best_trial) OVER best AS trial_of_all,
         (SELECT json_agg(json_build_array(h.memory, h.device_name, h.bytes,
             h.reason) ORDER BY h.closed_at, h.bytes)
-           FROM orchestrator.shortage h WHERE h.cell_id = c.cell_id AND h.closed) AS closed_for
-    FROM orchestrator.cell c
+           FROM orchestrator.shortage h WHERE h.cell_id = l.cell_id AND h.closed) AS closed_for
+    FROM orchestrator.cell l
     LEFT JOIN (
         SELECT o.cell_id,
             count(*) FILTER (WHERE o.state = 'PRUNED' AND NOT o.holds_ticket
                 AND o.failure IS NULL) AS waited,
-            count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL
-                AND o.attempts > 0) AS running,
+            count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL) AS running,
             (array_agg({value} ORDER BY {value} {order},
                 o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best,
             (array_agg(o.number ORDER BY {value} {order},
@@ -946,15 +797,15 @@ _CELLS = """
                 AND {feasible}
         WHERE o.study_id = :study_id
         GROUP BY o.cell_id
-    ) s ON s.cell_id = c.cell_id
+    ) n ON n.cell_id = l.cell_id
     LEFT JOIN (
         SELECT t.cell_id, count(*) AS extra FROM orchestrator.ticket t
         WHERE t.study_id = :study_id AND t.extra AND t.state <> 'VOID'
         GROUP BY t.cell_id
-    ) e ON e.cell_id = c.cell_id
-    WHERE c.study_id = :study_id
-    WINDOW best AS (ORDER BY s.best {order} NULLS LAST, s.best_trial)
-    ORDER BY {first} c.ordinal
+    ) x ON x.cell_id = l.cell_id
+    WHERE l.study_id = :study_id
+    WINDOW best AS (ORDER BY n.best {order} NULLS LAST, n.best_trial)
+    ORDER BY {first} l.ordinal
     LIMIT :most
 """
-_LOOK_FIRST = "c.state = 'OPEN', coalesce(s.running, 0) DESC, s.best {order} NULLS LAST,"
+_LOOK_FIRST = "l.state = 'OPEN', coalesce(n.running, 0) DESC, n.best {order} NULLS LAST,"

@@ -3,6 +3,9 @@
 The unique indexes are the promises: one row a (cell, share), at most one trial that holds a ticket,
 numbers distinct. No foreign key leads from ours into Optuna's tables, so that a dashboard may
 delete a study without asking us.
+
+Every statement has the same alias for a table: s study, l cell, t ticket, o trial, a attempt, w
+worker, d slot, h shortage, e event; of Optuna's, p studies and q trials.
 """
 
 from __future__ import annotations
@@ -258,6 +261,10 @@ slot = sa.Table(
 or is evicted.
 """
 
+LIVE = ("CLAIMED", "PREPARED", "RUNNING")
+"""States of a trial that has not ended: without parameters yet, not begun yet, begun."""
+_LIVE = f"state IN {LIVE}"
+
 trial = sa.Table(
     "trial",
     metadata,
@@ -270,7 +277,7 @@ trial = sa.Table(
         sa.Text,
         nullable=False,
         server_default="CLAIMED",
-        comment="CLAIMED | RUNNING | COMPLETE | PRUNED | FAIL",
+        comment="CLAIMED | PREPARED | RUNNING | COMPLETE | PRUNED | FAIL",
     ),
     sa.Column(
         "holds_ticket",
@@ -323,8 +330,10 @@ trial = sa.Table(
     sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("ended_at", sa.DateTime(timezone=True)),
     sa.CheckConstraint(
-        "state IN ('CLAIMED', 'RUNNING', 'COMPLETE', 'PRUNED', 'FAIL')", name="trial_state"
+        "state IN ('CLAIMED', 'PREPARED', 'RUNNING', 'COMPLETE', 'PRUNED', 'FAIL')",
+        name="trial_state",
     ),
+    sa.CheckConstraint("state <> 'PREPARED' OR attempts = 0", name="trial_prepared"),
     sa.CheckConstraint(
         "state = 'CLAIMED' OR (number IS NOT NULL AND optuna_trial_id IS NOT NULL)",
         name="trial_has_number",
@@ -338,15 +347,8 @@ trial = sa.Table(
     sa.Index("trial_by_cell", "cell_id"),
     sa.Index("trial_news", "study_id", "seq"),
     sa.Index("trial_created", "study_id", "created_seq"),
-    sa.Index(
-        "trial_live",
-        "study_id",
-        "trial_id",
-        postgresql_where=sa.text("state IN ('CLAIMED', 'RUNNING')"),
-    ),
-    sa.Index(
-        "trial_by_worker", "worker_id", postgresql_where=sa.text("state IN ('CLAIMED', 'RUNNING')")
-    ),
+    sa.Index("trial_live", "study_id", "trial_id", postgresql_where=sa.text(_LIVE)),
+    sa.Index("trial_by_worker", "worker_id", postgresql_where=sa.text(_LIVE)),
 )
 
 attempt = sa.Table(

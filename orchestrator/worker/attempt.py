@@ -17,7 +17,7 @@ from orchestrator.logs import logger
 from orchestrator.model import Outcome, trial_seed
 from orchestrator.runner import EndRequest, Job, PruneQuestion, Running
 from orchestrator.runner.files import CheckpointError, Checkpoints, Kept
-from orchestrator.store import AttemptRow, Claim, Place, Store, StudyRow
+from orchestrator.store import Attempt, AttemptRow, Place, Store, StudyRow
 from orchestrator.worker.claiming import Claiming
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.delivery import Delivery
@@ -69,45 +69,40 @@ class Attempts:
 
     @contextmanager
     def checkpoints(
-        self, served: Served, claim: Claim, earlier: Sequence[AttemptRow]
+        self, served: Served, attempt: Attempt, earlier: Sequence[AttemptRow]
     ) -> Iterator[Kept]:
-        """This attempt's checkpoint directory, filled from the one before; the trial is given back
-        if it cannot be made.
+        """This attempt's checkpoint directory, filled from the previous attempt's; if that fails,
+        the trial is given back.
         """
         folder, resume = served.row.folder, served.spec.runner.resume
-        number = claim.number
-        assert number is not None
-        tokens = {attempt.attempt: attempt.token for attempt in earlier} | {
-            claim.attempt: claim.token
-        }
+        tokens = {row.attempt: row.token for row in earlier} | {attempt.attempt: attempt.token}
         try:
             kept = self._contact.meanwhile(
                 lambda: self._checkpoints.begin(
-                    folder, number, claim.attempt, resume=resume, tokens=tokens
+                    folder, attempt.number, attempt.attempt, resume=resume, tokens=tokens
                 ),
                 hurry=abandon,
             )
         except CheckpointError:
-            self._release(claim, "cannot keep its checkpoints")
+            self._release(attempt, "cannot keep its checkpoints")
             raise
         with kept:
             yield kept
 
-    def _release(self, claim: Claim, what: str) -> None:
+    def _release(self, attempt: Attempt, what: str) -> None:
         """Gives the trial back: this host cannot run it."""
         self._contact.insist(
-            lambda: self._store.ledger.release(claim, f"{self._place.host} {what}")
+            lambda: self._store.ledger.release(attempt, f"{self._place.host} {what}")
         )
 
-    def job(self, served: Served, claim: Claim, kept: Kept) -> Job:
+    def job(self, served: Served, attempt: Attempt, kept: Kept) -> Job:
         """What the child needs to run the attempt."""
-        assert claim.number is not None
-        values = served.declared(claim.values or {})
+        values = served.declared(attempt.values)
         return Job(
             study=served.row.name,
-            number=claim.number,
-            attempt=claim.attempt,
-            seed=trial_seed(served.spec.seed, claim.ticket, claim.failures),
+            number=attempt.number,
+            attempt=attempt.attempt,
+            seed=trial_seed(served.spec.seed, attempt.ticket, attempt.failures),
             device=torch_device(self._device.device),
             params=served.spec.params,
             values=values,
@@ -116,121 +111,121 @@ class Attempts:
             objective=served.spec.objective,
             directions=served.spec.directions,
             metrics=served.spec.metrics,
-            run_dir=self._delivery.run_dir(served.row, claim, claim.attempt, claim.token),
+            run_dir=self._delivery.run_dir(
+                served.row, attempt.number, attempt.attempt, attempt.ran_under
+            ),
             checkpoint_dir=kept.directory,
-            resumed=claim.resumed,
+            resumed=attempt.resumed,
             resumed_from=kept.resumed_from,
             artifacts=self._artifacts,
         )
 
-    def run(self, served: Served, claim: Claim, job: Job) -> tuple[Outcome, Unwritten]:
-        """Runs the child to its end; returns its outcome with what it reported and is not written
+    def run(self, served: Served, attempt: Attempt, job: Job) -> tuple[Outcome, Unwritten]:
+        """Runs the child to its end; returns its outcome, and what it reported that is not written
         yet.
         """
-        unwritten = Unwritten(sent=self._reported(served.row, claim))
-        suggesting = Suggesting(self._store, self._contact, served, claim, unwritten)
-        self._contact.halted_at = None  # that was the trial before
-        unwritten.anew = self._contact.anew
+        with self._contact.runs(attempt):
+            return self._run(served, attempt, job)
+
+    def _run(self, served: Served, attempt: Attempt, job: Job) -> tuple[Outcome, Unwritten]:
+        unwritten = Unwritten(sent=self._reported(served.row, attempt), anew=self._contact.anew)
+        suggesting = Suggesting(self._store, self._contact, served, attempt, unwritten)
         next_flush = 0.0
         if self._device.gpu is not None:
             self._contact.meanwhile(self._device.settle, hurry=abandon)
         try:
             running = served.runner.start(job, self._end_request)
         except OSError as error:
-            self._release(claim, "cannot write its run directory")
+            self._release(attempt, "cannot write its run directory")
             raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
         crash_step("after-start")
         since = time.monotonic()
-        self._contact.running = claim
         try:
             while running.outcome is None:
                 last = (
                     self._settings.max_trials is not None
                     and self._delivery.ended + 1 >= self._settings.max_trials
                 )
-                prepare_in_s = self._claiming.prepare(claim, time.monotonic() - since, last=last)
+                prepare_in_s = self._claiming.prepare(attempt, time.monotonic() - since, last=last)
                 for message in running.poll(self._contact.until_beat(min(1.0, prepare_in_s))):
                     crash_step("mid-run")
                     unwritten.note(message)
                     suggesting.note(message)
                     if isinstance(message, PruneQuestion):
-                        running.answer_prune(self._should_prune(served, claim, unwritten.curve))
+                        running.answer_prune(self._should_prune(served, attempt, unwritten.curve))
                 suggesting.serve(running)
                 if (
                     unwritten.anything
                     and time.monotonic() >= next_flush
                     and running.outcome is None
                 ):
-                    self._delivery.flush(claim, unwritten)
+                    self._delivery.flush(attempt, unwritten)
                     next_flush = time.monotonic() + REPORTS_EVERY_S
                 self._contact.beat()
                 if self._contact.doubted:
-                    self._confirm(claim)
+                    self._confirm(attempt)
                 if self._contact.anew != unwritten.anew:
-                    unwritten.anew = self._contact.anew
-                    unwritten.again()
+                    unwritten.again(self._contact.anew)
                     self._serving.keep_current()
                 self._contact.rest()
                 self._obey(running)
         except BaseException:
             running.terminate()
             raise
-        finally:
-            self._contact.running = None
-        self._claiming.ran(claim, time.monotonic() - since)
+        self._claiming.ran(attempt, time.monotonic() - since)
         for message in running.poll(0):
             unwritten.note(message)
-        unwritten.facts = running.facts
+        unwritten.end(running.facts)
         return self._device.verdict(running.outcome, job.run_dir), unwritten
 
-    def _confirm(self, claim: Claim) -> None:
-        """Sees to it that the database knows of the attempt that runs: it may have lost that it
+    def _confirm(self, attempt: Attempt) -> None:
+        """Makes sure that the database knows of the running attempt: it may have lost that it
         began.
 
         Raises:
-            LeaseLostError: it has lost the trial, or this worker's claim to it.
+            LeaseLostError: the database has lost the trial, or that this worker holds it.
         """
         try:
-            begun = claim.attempt == 1 and self._store.ledger.start(
-                claim, self._contact.lease, self._place
+            confirmed = attempt.attempt == 1 and self._store.ledger.confirm(
+                attempt, self._contact.lease, self._place
             )
         except StoreUnavailableError as error:
             self._contact.lost(error)
             return  # the next renewal asks for it again
-        self._contact.doubted = False
-        if not begun:
+        self._contact.confirmed()
+        if not confirmed:
             raise LeaseLostError(
-                f"the database has lost that trial {claim.number} runs here: ending it"
+                f"the database has lost track of trial {attempt.number}, which runs here; ending it"
             )
         logger.warning(
-            "the database had lost that trial %s runs here; it is told again", claim.number
+            "the database had lost track of trial %s, which runs here; it was registered again",
+            attempt.number,
         )
 
-    def _reported(self, row: StudyRow, claim: Claim) -> dict[int, float]:
-        """What earlier attempts of the trial reported: its curve goes on."""
-        if not claim.resumed:
+    def _reported(self, row: StudyRow, attempt: Attempt) -> dict[int, float]:
+        """What earlier attempts of the trial reported; its curve continues."""
+        if not attempt.resumed:
             return {}
-        running = self._contact.insist(lambda: self._store.reads.running(row.study_id))
+        running = self._contact.insist(lambda: self._store.news.running(row.study_id))
         return next(
-            (dict(news.intermediate) for news in running if news.number == claim.number), {}
+            (dict(news.intermediate) for news in running if news.number == attempt.number), {}
         )
 
-    def _should_prune(self, served: Served, claim: Claim, curve: dict[int, float]) -> bool:
-        """The pruner's verdict, knowing what the others have reported by now; never before the cell
-        has a complete trial.
+    def _should_prune(self, served: Served, attempt: Attempt, curve: dict[int, float]) -> bool:
+        """The pruner's verdict, given what other trials have reported; False until the cell has a
+        complete trial.
         """
         if served.spec.pruner.name == "none" or len(served.spec.directions) > 1:
             return False
-        assert claim.number is not None
         try:
-            if not self._store.ledger.may_prune(claim):
+            if not self._store.ledger.may_prune(attempt):
                 return False
             served.learn(self._store)
-            served.search.feed(self._store.reads.running(served.row.study_id))
+            served.search.feed(self._store.news.running(served.row.study_id))
         except StoreUnavailableError as error:
             self._contact.lost(error)
             return False
-        return served.search.should_prune(claim.number, reports=curve)
+        return served.search.should_prune(attempt.number, reports=curve)
 
     def _end_request(self) -> EndRequest:
         if self._draining.how >= Drain.STOP or self._contact.halted_at is not None:
@@ -238,19 +233,16 @@ class Attempts:
         return EndRequest.NONE if self._draining.how == Drain.NO else EndRequest.LEAVE
 
     def _obey(self, running: Running) -> None:
-        """Passes a request to end on to the child, and ends it when its time is up."""
+        """Passes a request to end on to the child, and ends the child when its time is up."""
         draining = self._draining
-        asked = (
+        requests = (
             [(draining.since, "the worker was told to end")] if draining.how >= Drain.STOP else []
         )
-        asked += (
-            [(self._contact.halted_at, "the study was paused or stopped")]
-            if self._contact.halted_at is not None
-            else []
-        )
-        if not asked:
+        if self._contact.halted_at is not None:
+            requests.append((self._contact.halted_at, "the study was paused or stopped"))
+        if not requests:
             return
-        since, reason = min(asked)
+        since, reason = min(requests)
         running.ask_to_stop()
         if draining.how == Drain.NOW or time.monotonic() - since >= self._settings.drain_s:
             self._contact.meanwhile(lambda: running.terminate(reason))

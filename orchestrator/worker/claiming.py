@@ -1,5 +1,5 @@
-"""Where a worker's trials come from: claimed, given their parameters, and one prepared ahead while
-another one trains.
+"""Claims a worker's trials and gives them their parameters; prepares the next one while another one
+trains.
 """
 
 from __future__ import annotations
@@ -8,33 +8,40 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.model import Suggestion, TrialNews
-from orchestrator.store import Choice, Claim, Place, Store, StudyRow, Undecided
+from orchestrator.store import (
+    Attempt,
+    Choice,
+    Claim,
+    Place,
+    Prepared,
+    Store,
+    StudyRow,
+    Ticket,
+    Undecided,
+)
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.pace import Pace
 from orchestrator.worker.shutdown import Drain, Draining
 from orchestrator.worker.studies import Served, Serving
 
 ASKS = 3
-"""How often a sampler is asked for one trial, at most; the last time under the study's lock."""
-BRIEF_S = 4.0
-"""Between shorter trials the connection is kept."""
+"""A sampler is asked at most this often per trial, the last time under the study's lock."""
 _LOOK_EVERY_S = 2.0  # at the list of studies, while they have trials
-_DRAW = ("tpe", "nsga2")  # of these, those that draw: told the same they hardly ever say the same
+# samplers that draw at random: with the same data they rarely suggest the same point
+_DRAW = ("tpe", "nsga2")
 
 
 class Claiming:
-    """The trials of one worker, one after the other.
+    """The trials of one worker, one after another.
 
     Args:
-        between: done before each look for a trial; it may raise `StoreUnavailableError`.
+        between: is called before each search for a trial; it may raise `StoreUnavailableError`.
     """
 
     def __init__(
@@ -57,62 +64,61 @@ class Claiming:
         self._unsure = False
         self._rows: list[StudyRow] = []
         self._look_at = 0.0
-        self._prepared: Claim | None = None
+        self._ahead: Claim | None = None
         self._prepare_again_at = 0.0
         self._paces: defaultdict[int, Pace] = defaultdict(Pace)
 
     def next(self) -> Claim | None:
-        """The trial to run now, None if there is none; it is still to be created if it has no
-        number.
+        """What to run now, None if there is nothing; see `begun`.
 
         Raises:
             StoreUnavailableError: the database does not answer and the worker was told to end.
         """
-        prepared, self._prepared = self._prepared, None
-        # whether it was created is not known: back with it
-        if prepared is not None and prepared.number is None:
-            self._give_back(prepared, Drain.FINISH)
-        elif prepared is not None and self._begun(prepared, Drain.FINISH):
-            return replace(prepared, begun=True)
+        ahead, self._ahead = self._ahead, None
+        if isinstance(ahead, Ticket):  # whether its trial was created is not known: back with it
+            self._give_back(ahead, Drain.FINISH)
+        elif ahead is not None:
+            begun = self._start(ahead, Drain.FINISH) if isinstance(ahead, Prepared) else ahead
+            if begun is not None:
+                return begun
         return self._contact.insist(self._claim, until=Drain.FINISH)
 
-    def begun(self, claim: Claim) -> Claim | None:
-        """The claim of a trial that `next` returned, created and begun; None if it may not begin,
-        and was given back.
+    def begun(self, claim: Claim) -> Attempt | None:
+        """Creates and begins what `next` returned, as far as that was not done; None if it must not
+        begin, and was given back.
 
         Raises:
-            LeaseLostError: the trial is another's.
+            LeaseLostError: the trial belongs to another worker.
         """
-        if claim.begun:
+        if isinstance(claim, Attempt):
             return claim
-        if claim.number is not None:  # taken over from the worker that had prepared it
-            return replace(claim, begun=True) if self._begun(claim, Drain.NOW) else None
+        if isinstance(claim, Prepared):  # taken over from the worker that had prepared it
+            return self._start(claim, Drain.NOW)
         made = self._contact.insist(lambda: self._timed_create(claim), until=Drain.NOW)
         crash_step("after-create")
-        if not made.begun:  # by a call that was to prepare it, and whose answer was lost
-            return replace(made, begun=True) if self._begun(made, Drain.NOW) else None
-        return made
+        # Only prepared: by a call whose answer was lost.
+        return made if isinstance(made, Attempt) else self._start(made, Drain.NOW)
 
-    def prepare(self, running: Claim, ran_s: float, *, last: bool) -> float:
-        """Prepares the next trial while `running` runs, if that pays and it is time to. Nothing of
-        it is ever waited for.
+    def prepare(self, running: Attempt, ran_s: float, *, last: bool) -> float:
+        """Prepares the next trial while `running` runs, if that pays and is due; never waits for
+        it.
 
-        What is prepared is known to all, like a running trial, but no attempt of it counts until it
-        begins. Another worker that has nothing to do may take it over.
+        Others see a prepared trial as they see a running one, but no attempt of it counts until it
+        begins. An idle worker may take it over.
 
         Args:
             running: the trial that runs.
             ran_s: how long it has run.
-            last: no trial is to follow.
+            last: no trial follows.
 
         Returns:
-            Seconds after which to call this again, at the latest.
+            The number of seconds after which to call this again, at the latest.
         """
         if last or self._draining.how != Drain.NO or self._contact.halted_at is not None:
             self.give_back()
             return math.inf
         prepare_at = self._prepare_at(running.study_id)
-        if prepare_at is None or not (self._prepared is None or self._prepared.number is None):
+        if prepare_at is None or isinstance(self._ahead, Prepared | Attempt):
             return math.inf
         now = time.monotonic()
         left = max(prepare_at - ran_s, self._prepare_again_at - now)
@@ -126,49 +132,47 @@ class Claiming:
             self._contact.lost(error)
         return self._settings.heartbeat_s
 
-    def ran(self, claim: Claim, seconds: float) -> None:
-        """Tells how long a trial ran: the shorter they are, the more it pays to prepare."""
-        pace = self._paces[claim.study_id]
+    def ran(self, attempt: Attempt, seconds: float) -> None:
+        """Notes how long a trial ran: the shorter trials are, the more it pays to prepare."""
+        pace = self._paces[attempt.study_id]
         pace.ran(seconds)
-        self._contact.brief = pace.usual_s < BRIEF_S
+        self._contact.expect(pace.usual_s)
         self._prepare_again_at = 0.0
 
     def give_back(self) -> None:
-        """Gives back what was prepared, now if the database answers, else when the
-        worker leaves.
-        """
-        if self._prepared is not None:
-            prepared, self._prepared = self._prepared, None
+        """Gives back what was prepared: now if the database answers, else when the worker ends."""
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
             try:
-                self._store.ledger.release(prepared, "prepared and not begun")
+                self._store.ledger.release(ahead, "prepared but not begun")
             except StoreUnavailableError as error:
                 self._unsure = True  # the next claim, or renewal, gives back what this could not
                 self._contact.lost(error)
-            self._contact.gave(prepared)
+            self._contact.gave(ahead)
 
     # ------------------------------------------------------------------------------------ the parts
 
-    def _begun(self, claim: Claim, until: Drain) -> bool:
-        ledger = self._store.ledger
-        begun = self._contact.insist(
-            lambda: ledger.start(claim, self._contact.lease, self._place), until=until
+    def _start(self, prepared: Prepared, until: Drain) -> Attempt | None:
+        ledger, lease = self._store.ledger, self._contact.lease
+        attempt = self._contact.insist(
+            lambda: ledger.start(prepared, lease, self._place), until=until
         )
         # the study was paused, or another worker took the trial over: then there is nothing to give
         # back
-        if not begun:
-            self._give_back(claim, until)
-        return begun
+        if attempt is None:
+            self._give_back(prepared, until)
+        return attempt
 
-    def _give_back(self, claim: Claim, until: Drain) -> None:
+    def _give_back(self, ahead: Claim, until: Drain) -> None:
         self._contact.insist(
-            lambda: self._store.ledger.release(claim, "prepared and not begun"), until=until
+            lambda: self._store.ledger.release(ahead, "prepared but not begun"), until=until
         )
-        self._contact.gave(claim)
+        self._contact.gave(ahead)
 
-    def _claim(self, running: Claim | None = None) -> Claim | None:
+    def _claim(self, running: Attempt | None = None) -> Claim | None:
         """The next trial of the first active study that has one and whose objective runs here."""
         if self._unsure:
-            why = "its claim was lost on the way to the worker"
+            why = "the answer to its claim was lost"
             self._store.ledger.give_back_held(self._contact.lease, why, but=self._contact.held)
             self._unsure = False
         self._contact.sweep()
@@ -196,54 +200,58 @@ class Claiming:
         return None
 
     def _claim_of(self, served: Served, *, ahead: bool) -> Claim | None:
-        """The next trial of one study; where its allocation is adaptive the model chooses the cell
-        of a ticket without one.
+        """The next trial of one study; with an adaptive allocation the model chooses the cell of a
+        ticket without one.
         """
         ledger, study_id = self._store.ledger, served.row.study_id
         adaptive = served.spec.allocation == "adaptive"
-        known = served.cursor if served.informed else None
         served.look_for_foreign(self._store)
         likely = served.likely_cells() if adaptive else ()
-        asked: dict[str, Any] = {
-            "adaptive": adaptive,
-            "likely": likely,
-            "ahead": ahead,
-            "launched": served.row.launched_at,
-        }
-        claim = ledger.claim_one(self._contact.lease, study_id, self._place, **asked, known=known)
-        if isinstance(claim, Undecided):
-            served.take_in(*claim.news or ([], served.cursor))
-            cell, why = served.search.choose_cell(
-                claim.cells, ticket=claim.ordinal, retry=claim.failures
-            )
-            choice = Choice(cell, {**why, "position": served.cursor})
-            claim = ledger.claim_one(
-                self._contact.lease, study_id, self._place, choice, **asked, known=served.cursor
-            )
-        if not isinstance(claim, Claim):
-            return None
-        served.take_in(*claim.news or ([], served.cursor))
-        return replace(claim, news=None)
 
-    def _timed_create(self, claim: Claim) -> Claim:
+        def claim(since: int | None, choice: Choice | None = None) -> Claim | Undecided | None:
+            return ledger.claim_one(
+                self._contact.lease,
+                study_id,
+                self._place,
+                choice,
+                adaptive=adaptive,
+                likely=likely,
+                ahead=ahead,
+                since=since,
+                launched=served.row.launched_at,
+            )
+
+        claimed = claim(served.cursor if served.informed else None)
+        if isinstance(claimed, Undecided):
+            served.take_in(*claimed.news or ([], served.cursor))
+            cell, why = served.search.choose_cell(
+                claimed.cells, ticket=claimed.ordinal, retry=claimed.failures
+            )
+            claimed = claim(served.cursor, Choice(cell, {**why, "position": served.cursor}))
+        if isinstance(claimed, Undecided):
+            return None
+        if isinstance(claimed, Ticket) and claimed.news is not None:
+            served.take_in(*claimed.news)
+        return claimed
+
+    def _timed_create(self, ticket: Ticket) -> Prepared | Attempt:
         # of the try that succeeds: an outage says nothing of how long it takes
         since = time.monotonic()
-        made = self._create(claim, start=True)
-        self._paces[claim.study_id].prepared(time.monotonic() - since)
+        made = self._create(ticket, start=True)
+        self._paces[ticket.study_id].prepared(time.monotonic() - since)
         return made
 
-    def _create(self, claim: Claim, *, start: bool) -> Claim:
-        """Asks the sampler for this cell, knowing what the claim told, and creates the Optuna
-        trial.
+    def _create(self, ticket: Ticket, *, start: bool) -> Prepared | Attempt:
+        """Asks the sampler for parameters in this cell, and creates the Optuna trial.
 
-        Where others have created trials meanwhile that make a difference, they are learnt and the
-        sampler is asked again, so that no two suggest alike; should that happen `ASKS` times, the
-        last ask is under the study's lock, where others wait.
+        If others have created trials in between that matter, the sampler learns them and is asked
+        again, so that no two workers suggest the same. If that happens `ASKS` times, the last ask
+        is under the study's lock, where others wait.
         """
-        served, ledger = self._serving.study(claim.study_id), self._store.ledger
+        served, ledger = self._serving.study(ticket.study_id), self._store.ledger
 
         def suggest(asks: int) -> Suggestion:
-            suggestion = served.suggest(claim, asks)
+            suggestion = served.suggest(ticket, asks)
             crash_step("after-ask")
             return suggestion
 
@@ -255,13 +263,13 @@ class Claiming:
             served.learn(self._store)
         alike = served.spec.sampler.name in _DRAW
         for asks in range(1, ASKS):
-            known = served.cursor if served.learns else None
+            since = served.cursor if served.learns else None
             created = ledger.create(
-                claim,
+                ticket,
                 suggest(asks),
                 self._contact.lease,
                 self._place,
-                known=known,
+                since=since,
                 alike=alike,
                 start=start,
             )
@@ -269,34 +277,35 @@ class Claiming:
                 return created
             served.learn(self._store)
         created = ledger.create(
-            claim,
+            ticket,
             learn_and_suggest,
             self._contact.lease,
             self._place,
-            known=served.cursor,
+            since=served.cursor,
             start=start,
         )
         assert created is not None
         return created
 
     def _prepare_at(self, study_id: int) -> float | None:
-        """So many seconds into a trial the next one is prepared: at once where nothing is learnt;
-        None: never.
+        """How many seconds into a trial the next one is prepared: at once if the sampler learns
+        nothing; None: never.
         """
         if not self._settings.prefetch:
             return None
         return self._paces[study_id].prepare_at() if self._serving.study(study_id).informed else 0.0
 
-    def _prepare(self, running: Claim) -> None:
+    def _prepare(self, running: Attempt) -> None:
         since = time.monotonic()
-        claim = self._prepared or self._claim(running)
+        claim = self._ahead or self._claim(running)
         if claim is None:
             return
-        self._prepared = claim
+        self._ahead = claim
         try:
-            self._prepared = self._create(claim, start=False)
+            if isinstance(claim, Ticket):
+                self._ahead = self._create(claim, start=False)
         except LeaseLostError as lost:
             logger.debug("%s", lost)
             self._contact.gave(claim)
-            self._prepared = None
+            self._ahead = None
         self._paces[claim.study_id].prepared(time.monotonic() - since)

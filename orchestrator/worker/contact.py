@@ -1,5 +1,5 @@
-"""A worker's contact with the database: its lease kept while it waits or trains, and patience while
-nothing answers.
+"""A worker's contact with the database: renews its lease while it waits or trains, and waits out
+outages.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -17,13 +17,15 @@ from typing import TypeVar
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
 from orchestrator.logs import logger
-from orchestrator.store import Claim, Store, WorkerLease
+from orchestrator.store import Attempt, Claim, Store, WorkerLease
 from orchestrator.worker.failover import Failover
 from orchestrator.worker.maintenance import Maintenance
 from orchestrator.worker.shutdown import Drain, Draining
 
 T = TypeVar("T")
 
+BRIEF_S = 4.0
+"""Between shorter trials the connection is kept."""
 _UNUSED_S = 0.3
 _KEPT_S = 5.0
 # a trial whose worker died is taken up again within its lease and two of these
@@ -35,14 +37,14 @@ class ToldToEndError(Exception):
 
 
 class HealthFile:
-    """A file for a health check: there while the worker is registered, its time that of the last
-    renewal of the lease.
+    """A file for health checks: it exists while the worker is registered, and its time is that of
+    the last renewal.
 
     Args:
-        path: None keeps no file. What a worker before left there is removed.
+        path: of the file, None for none. A file that an earlier worker left is removed.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the file cannot be written.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -56,8 +58,8 @@ class HealthFile:
                 raise ConfigError(f"worker.health_file={path}: {error.strerror}") from error
 
     def touch(self) -> None:
-        """The database has just taken the lease; a file that cannot be written is said once, and no
-        trial ends for it.
+        """Notes a renewal of the lease; if the file cannot be written, that is logged once and ends
+        no trial.
         """
         if self._path is None:
             return
@@ -70,24 +72,20 @@ class HealthFile:
             self._failed = True
 
     def remove(self) -> None:
-        """The worker has no lease."""
+        """Notes that the worker has no lease."""
         if self._path is not None:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
 
 
 class Contact:
-    """All that is asked of the database goes through here, so that an outage of any length is only
-    waited out.
+    """Everything a worker asks of the database goes through here, so that it waits out an outage of
+    any length.
 
-    `halted_at` is when a person's wish to have the running trial back became known, by the
-    monotonic clock; None before. Whoever runs the next trial clears it. `brief` says that trials
-    take less than the seconds that a connection may be kept.
-
-    `running` is the claim of the attempt under way, set by whoever runs it; `doubted` that the
-    database does not know of it. `slotted` says that the worker has been given a device slot.
-    `server` is when the server started that answered last, and `anew` how often that became another
-    one: what was read and written before may be lost then.
+    `halted_at` is when it became known that a person wants the running trial given back, by the
+    monotonic clock; None before. `doubted` says that the database does not know of the attempt that
+    runs. `server` is when the server started that answered last, and `anew` how often that became
+    another one: what was read and written before may be lost then.
 
     Raises:
         ConfigError: `worker.health_file` cannot be written.
@@ -108,40 +106,63 @@ class Contact:
         self._failover = Failover(store)
         self._transaction = 0
         self._held: set[int] = set()
-        self.brief = False
+        self._brief = False
+        self._running: Attempt | None = None
+        self._slotted = False
         self.halted_at: float | None = None
-        self.running: Claim | None = None
         self.doubted = False
-        self.slotted = False
         self.server: datetime | None = None
         self.anew = 0
 
     def hold(self, lease: WorkerLease) -> None:
-        """From now on this is the lease to renew; of what was held under another one nothing is
-        left.
-        """
+        """From now on this lease is renewed; nothing is left of what was held under another one."""
         self._lease = lease
         self._held.clear()
-        self.running, self.doubted, self.slotted = None, False, False
+        self._running, self.doubted, self._slotted = None, False, False
         self._health.touch()
         # soon: it tells how crowded the server is
         self._next_beat = time.monotonic() + min(1.0, self._settings.heartbeat_s)
 
     @property
     def lease(self) -> WorkerLease:
-        """The lease that is held; there is one within the worker's registration."""
+        """The worker's lease; there is one while it is registered."""
         assert self._lease is not None
         return self._lease
 
     def took(self, claim: Claim) -> None:
-        """From now on the worker holds this claim: each renewal says so, and what it does not name
-        is given back.
+        """The worker holds this claim from now on: each renewal names it, and what a renewal does
+        not name is given back.
         """
         self._held.add(claim.token)
 
     def gave(self, claim: Claim) -> None:
-        """The worker is done with this claim, or has lost it."""
+        """The worker is done with the claim, or has lost it."""
         self._held.discard(claim.token)
+
+    @contextmanager
+    def runs(self, attempt: Attempt) -> Iterator[None]:
+        """Within the block this attempt runs: each renewal asks whether the database knows of it,
+        and whether to halt it.
+        """
+        self._running, self.halted_at = attempt, None
+        try:
+            yield
+        finally:
+            self._running = None
+
+    def confirmed(self) -> None:
+        """The database knows again of the attempt that runs."""
+        self.doubted = False
+
+    def took_slot(self) -> None:
+        """The worker holds a device slot: a renewal that finds none has met a database that lost
+        it.
+        """
+        self._slotted = True
+
+    def expect(self, trial_s: float) -> None:
+        """Trials take about so long: between short ones the connection is kept."""
+        self._brief = trial_s < BRIEF_S
 
     @property
     def held(self) -> frozenset[int]:
@@ -149,7 +170,7 @@ class Contact:
         return frozenset(self._held)
 
     def let_go(self) -> None:
-        """The worker gives up its lease, or lost it: it counts as healthy no more."""
+        """The worker gives up its lease, or lost it: it no longer counts as healthy."""
         self._health.remove()
 
     def say(self, doing: str) -> None:
@@ -157,8 +178,7 @@ class Contact:
         self._doing = doing
 
     def insist(self, step: Callable[[], T], until: Drain = Drain.STOP) -> T:
-        """Does `step`, again and again with growing, jittered pauses while the database does not
-        answer.
+        """Calls `step`, and again with growing, jittered pauses while the database does not answer.
 
         Raises:
             StoreUnavailableError: the worker is to end as urgently as `until`, or should have ended
@@ -179,12 +199,12 @@ class Contact:
                 pause_s = min(pause_s * 2, 1.0)
 
     def meanwhile(self, step: Callable[[], T], hurry: Callable[[], None] | None = None) -> T:
-        """Does `step`, which asks nothing of the database, in a thread of its own while the lease
-        is renewed.
+        """Calls `step`, which must not use the database, in a thread of its own, and renews the
+        lease meanwhile.
 
         Args:
-            hurry: called once when the worker should have ended by now; it may make `step` end, or
-                raise to leave it behind.
+            hurry: is called once if the worker should have ended by now; it may make `step` end, or
+                raise to abandon it.
         """
         answers: list[T] = []
         errors: list[BaseException] = []
@@ -209,7 +229,7 @@ class Contact:
         return answers[0]
 
     def sweep(self) -> bool:
-        """Does what any worker does for all of them, if it is time to; True if it was.
+        """Does what each worker does for the whole fleet, if it is due; True if it was.
 
         Raises:
             StoreUnavailableError: the database does not answer.
@@ -217,7 +237,9 @@ class Contact:
         return self._maintenance.sweep()
 
     def lost(self, error: StoreUnavailableError) -> None:
-        """The database did not answer; says so once, and starts it again if it is ours to start."""
+        """Notes that the database did not answer: logs it once, and restarts the database if it is
+        ours.
+        """
         self._maintenance.lost_contact()
         if self._lease is not None:  # who answers next may be another server
             self._next_beat = min(self._next_beat, time.monotonic() + 1.0)
@@ -227,8 +249,8 @@ class Contact:
         self._store.revive()
 
     def wait(self, seconds: float) -> None:
-        """Waits without a connection, renewing the lease when due; a request to end
-        cuts it short.
+        """Waits without a connection and renews the lease when due; a request to end cuts the wait
+        short.
         """
         self._store.rest()
         end = time.monotonic() + seconds
@@ -240,20 +262,20 @@ class Contact:
         self._draining.woken.silence()
 
     def rest(self) -> None:
-        """Gives up the connection unless it is used again soon: a new one costs more than a short
-        trial does else.
+        """Closes the connection unless it is used again soon: a new one costs more than the rest of
+        a short trial.
 
-        Where trials are short it is kept from one to the next, as long as the server has
-        connections to spare. Where it has few it is given up at once: who keeps one from one short
-        trial to the next would keep others waiting for good.
+        Between short trials it is kept, as long as the server has connections to spare. With few
+        left it is closed at once, because a worker that kept it from one short trial to the next
+        would make others wait forever.
         """
         if self._crowded:
             self._store.rest()
         else:
-            self._store.rest(_KEPT_S if self.brief and self._crowded is False else _UNUSED_S)
+            self._store.rest(_KEPT_S if self._brief and self._crowded is False else _UNUSED_S)
 
     def keep_on(self) -> None:
-        """Renews the lease when due, within a wait for something else than the database.
+        """Renews the lease when due, during a wait for something other than the database.
 
         Raises:
             LeaseLostError: the worker was evicted.
@@ -269,7 +291,7 @@ class Contact:
         return max(0.0, min(at_most_s, self._next_beat - time.monotonic()))
 
     def beat(self) -> None:
-        """Renews the lease if it is time to; an unreachable database is met by another try soon.
+        """Renews the lease if it is due; if the database does not answer, tries again soon.
 
         Raises:
             LeaseLostError: the worker was evicted.
@@ -291,25 +313,27 @@ class Contact:
             StoreUnavailableError: the database does not answer.
         """
         assert self._lease is not None
-        running = None if self.running is None else (self.running.token, self.running.attempt)
-        told = self._store.fleet.renew(self._lease, self._doing, holds=self._held, running=running)
-        self._note_server(told.server, told.transaction)
-        if self.slotted and not told.slotted:
+        running = None if self._running is None else self._running.token
+        renewed = self._store.fleet.renew(
+            self._lease, self._doing, holds=self._held, running=running
+        )
+        self._note_server(renewed.server, renewed.transaction)
+        if self._slotted and not renewed.slotted:
             raise LeaseLostError(
-                f"the database has lost that worker {self._lease.worker_id} holds a device slot"
+                f"the database has lost the device slot of worker {self._lease.worker_id}"
             )
-        self.doubted = not told.runs
-        if told.strays:
+        self.doubted = not renewed.runs
+        if renewed.strays:
             back = self._store.ledger.give_back_held(
                 self._lease, "its worker does not know of it", but=self._held
             )
             logger.warning(
-                "gave back %d of its trials, as the database has it, of which this worker does "
-                "not know",
+                "gave back %d trials that the database lists for this worker but that it does "
+                "not run",
                 back,
             )
-        self.halted_at = (self.halted_at or time.monotonic()) if told.halted else None
-        self._crowded = told.crowded
+        self.halted_at = (self.halted_at or time.monotonic()) if renewed.halted else None
+        self._crowded = renewed.crowded
         self._answered()
         self._health.touch()
         self._next_beat = time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)
@@ -323,7 +347,7 @@ class Contact:
             self.anew += 1
 
     def _overdue(self) -> bool:
-        """Whether the worker was told to end longer ago than it may take."""
+        """Whether the worker was told to end longer ago than `worker.drain_s`."""
         return (
             self._draining.how >= Drain.STOP
             and time.monotonic() - self._draining.since >= self._settings.drain_s
@@ -331,5 +355,5 @@ class Contact:
 
     def _answered(self) -> None:
         if self._lost:
-            logger.info("the database answers again")
+            logger.info("the database is reachable again")
             self._lost = False

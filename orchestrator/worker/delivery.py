@@ -1,13 +1,14 @@
-"""How an attempt ends in the database: its result is delivered, or its trial given back. Also for
-workers that died.
+"""Writes how an attempt ended: delivers its result, or gives its trial back. Also for workers that
+died.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 from orchestrator.config import WorkerConfig, has_pruner, never_prunes, nothing_reported
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
@@ -16,7 +17,7 @@ from orchestrator.model import Completed, Failed, Interrupted, JSONValue, Outcom
 from orchestrator.runner import journal
 from orchestrator.runner.protocol import rundir
 from orchestrator.runner.system import facts
-from orchestrator.store import AttemptRow, Claim, Place, Store, StudyRow
+from orchestrator.store import Attempt, AttemptRow, Claim, Place, Store, StudyRow, Ticket
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.shutdown import Drain
 from orchestrator.worker.unwritten import Unwritten
@@ -25,9 +26,7 @@ LEFT_EVERY_S = 2.0
 
 
 class Delivery:
-    """Writes how attempts ended, patiently, under the lease that `contact` holds. `ended` counts
-    the trials that did.
-    """
+    """Writes how attempts ended, and waits out outages. `ended` counts the trials that ended."""
 
     def __init__(
         self, store: Store, settings: WorkerConfig, contact: Contact, place: Place
@@ -41,84 +40,92 @@ class Delivery:
         self._mute: set[int] = set()
         self.ended = 0
 
-    def earlier_attempts(self, row: StudyRow, claim: Claim) -> list[AttemptRow]:
+    def earlier_attempts(self, row: StudyRow, attempt: Attempt) -> list[AttemptRow]:
         """The attempts of the trial before the one that begins."""
-        number = claim.number
-        if number is None or not claim.resumed:
+        if not attempt.resumed:
             return []
-        attempts = self._contact.insist(lambda: self._store.reads.attempts(row.study_id, number))
-        return [earlier for earlier in attempts if earlier.attempt < claim.attempt]
+        attempts = self._contact.insist(
+            lambda: self._store.reads.attempts(row.study_id, attempt.number)
+        )
+        return [earlier for earlier in attempts if earlier.attempt < attempt.attempt]
 
     def earlier_result(
-        self, row: StudyRow, claim: Claim, attempts: Sequence[AttemptRow]
+        self, row: StudyRow, attempt: Attempt, attempts: Sequence[AttemptRow]
     ) -> tuple[Outcome, Unwritten] | None:
-        """A result that an earlier attempt left in a run directory this host sees: delivered, not
-        run again.
+        """A result that an earlier attempt left in a run directory this host sees; delivered
+        instead of running again.
         """
         for earlier in reversed(attempts):
             # its result is known, and made the trial run again
             if earlier.outcome not in ("lost", "interrupted"):
                 break
-            left = self._left.result_in(self.run_dir(row, claim, earlier.attempt, earlier.token))
+            left = self._left.result_in(
+                self.run_dir(row, attempt.number, earlier.attempt, earlier.token)
+            )
             if left is not None:
                 return left
         return None
 
     def deliver_left(self) -> None:
-        """Delivers results that workers of this host left when they died, also of studies that hand
-        out no trials any more.
+        """Delivers results that workers of this host left when they died, even if their study no
+        longer starts trials.
 
-        Looks for them every `LEFT_EVERY_S` at most.
+        Looks for them at most every `LEFT_EVERY_S`.
         """
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LEFT_EVERY_S
         left = self._store.ledger.left_at(self._place)
         rows = {row.study_id: row for row in self._store.reads.studies()} if left else {}
-        for claim in left:
-            row = rows.get(claim.study_id)
+        for attempt in left:
+            row = rows.get(attempt.study_id)
             found = None
             if row is not None:
                 found = self._left.result_in(
-                    self.run_dir(row, claim, claim.attempt, claim.ran_under)
+                    self.run_dir(row, attempt.number, attempt.attempt, attempt.ran_under)
                 )
             if row is not None and found is not None:
                 try:
-                    self.deliver(row, self._store.reads.spec(row.study_id), claim, *found)
+                    self.deliver(row, self._store.reads.spec(row.study_id), attempt, *found)
                 except LeaseLostError as lost:
                     logger.info("%s", lost)
 
     def deliver(
-        self, row: StudyRow, spec: StudySpec, claim: Claim, outcome: Outcome, unwritten: Unwritten
+        self,
+        row: StudyRow,
+        spec: StudySpec,
+        attempt: Attempt,
+        outcome: Outcome,
+        unwritten: Unwritten,
     ) -> bool:
-        """Writes the end of the attempt; False if the trial goes on: it was interrupted, or failed
-        for what passes.
+        """Writes the end of the attempt; False if the trial continues: it was interrupted, or
+        failed for a transient reason.
         """
         if isinstance(outcome, Interrupted):
             if unwritten.artifacts:  # their files are there, and nobody would know of them
-                self.flush(claim, unwritten)
-            self.give_back(claim, outcome, unwritten.facts)
+                self.flush(attempt, unwritten)
+            self.give_back(attempt, outcome, unwritten.facts)
             return False
         try:
-            if isinstance(outcome, Failed) and self._runs_again(spec, claim, outcome, unwritten):
+            if isinstance(outcome, Failed) and self._runs_again(spec, attempt, outcome, unwritten):
                 logger.warning(
                     "trial %s of %s failed and runs again: %s",
-                    claim.number,
+                    attempt.number,
                     row.name,
                     outcome.message,
                 )
                 return False
-            self._finish(claim, outcome, unwritten)
+            self._finish(attempt, outcome, unwritten)
         except (StoreUnavailableError, LeaseLostError):
             raise
         except OrchestratorError as error:
-            # what it reported cannot be stored; the trial must end all the same
+            # what it reported cannot be stored, but the trial must end
             outcome = Failed(
                 "value", f"the database took neither the result nor the attributes: {error}"
             )
-            self._finish(claim, outcome, Unwritten())
+            self._finish(attempt, outcome, Unwritten())
         self.ended += 1
-        what = f"trial {claim.number} of {row.name}"
+        what = f"trial {attempt.number} of {row.name}"
         if isinstance(outcome, Failed):
             logger.warning("%s failed: %s", what, outcome.message)
         elif isinstance(outcome, Pruned):
@@ -141,9 +148,12 @@ class Delivery:
         return True
 
     def give_back(
-        self, claim: Claim, outcome: Interrupted, facts: Mapping[str, JSONValue] | None = None
+        self,
+        claim: Claim,
+        outcome: Interrupted,
+        facts: Mapping[str, JSONValue] = MappingProxyType({}),
     ) -> None:
-        """Gives an unfinished trial back, for any worker to take up."""
+        """Gives an unfinished trial back, so that any worker can take it up."""
         ledger = self._store.ledger
         self._contact.insist(
             lambda: ledger.release(claim, outcome.reason, lost=outcome.lost, facts=facts),
@@ -152,83 +162,79 @@ class Delivery:
         self._contact.gave(claim)
         logger.info(
             "trial %s given back: %s",
-            "not begun" if claim.number is None else claim.number,
+            "not begun" if isinstance(claim, Ticket) else claim.number,
             outcome.reason,
         )
         if outcome.lost:
-            self._contact.wait(self._settings.poll_s)  # whatever ended it may be at it still
+            self._contact.wait(self._settings.poll_s)  # whatever ended it may still be at work
 
     def _runs_again(
-        self, spec: StudySpec, claim: Claim, failed: Failed, unwritten: Unwritten
+        self, spec: StudySpec, attempt: Attempt, failed: Failed, unwritten: Unwritten
     ) -> bool:
         if not spec.runner.retries or not failed.passes(spec.runner.retry_on):
             return False
-        ledger = self._store.ledger
-        return self._contact.insist(
-            lambda: ledger.retry(claim, failed, **self._all_of(claim, unwritten)), until=Drain.NOW
-        )
+
+        def retry() -> bool:
+            server = self._catch_up(attempt, unwritten)
+            return self._store.ledger.retry(attempt, failed, unwritten.last_report, server=server)
+
+        return self._contact.insist(retry, until=Drain.NOW)
 
     def _finish(
-        self, claim: Claim, outcome: Completed | Pruned | Failed, unwritten: Unwritten
+        self, attempt: Attempt, outcome: Completed | Pruned | Failed, unwritten: Unwritten
     ) -> None:
-        ledger = self._store.ledger
-        self._contact.insist(
-            lambda: ledger.finish(claim, outcome, **self._all_of(claim, unwritten)), until=Drain.NOW
-        )
+        def finish() -> None:
+            server = self._catch_up(attempt, unwritten)
+            self._store.ledger.finish(attempt, outcome, unwritten.last_report, server=server)
 
-    def _all_of(self, claim: Claim, unwritten: Unwritten) -> dict[str, Any]:
-        """What is to be written: all that was reported, if another server answers than before,
-        which may lack some of it.
+        self._contact.insist(finish, until=Drain.NOW)
+
+    def _catch_up(self, attempt: Attempt, unwritten: Unwritten) -> datetime | None:
+        """Has all that was reported written again if another server answers than before, which may
+        lack some of it.
+
+        Returns:
+            When the server started that has the rest; None if all is in `unwritten`.
         """
         if unwritten.anew is not None and unwritten.anew != self._contact.anew:
-            if claim.attempt == 1:
+            if attempt.attempt == 1:
                 # that it began may be lost too
-                self._store.ledger.start(claim, self._contact.lease, self._place)
-            unwritten.anew = self._contact.anew
-            unwritten.again()
-        server = None if unwritten.anew is None else self._contact.server
-        return {
-            **unwritten.rows,
-            "facts": unwritten.facts,
-            "suggested": unwritten.lost_suggestions,
-            "server": server,
-        }
+                self._store.ledger.confirm(attempt, self._contact.lease, self._place)
+            unwritten.again(self._contact.anew)
+        return None if unwritten.anew is None else self._contact.server
 
-    def flush(self, claim: Claim, unwritten: Unwritten) -> None:
-        """Writes what the trial reported; if that does not work now it is tried again later, at
-        last with the result.
+    def flush(self, attempt: Attempt, unwritten: Unwritten) -> None:
+        """Writes what the trial reported; if that fails, it is tried again later, at the latest
+        with the result.
         """
         try:
-            self._store.ledger.report(claim, **unwritten.rows)
+            self._store.ledger.report(attempt, unwritten.report)
         except StoreUnavailableError as error:
             self._contact.lost(error)
         except LeaseLostError:
             raise
         except OrchestratorError as error:  # refused for good: the end of the trial will say so
-            logger.debug("reports of trial %s were refused: %s", claim.number, error)
+            logger.debug("reports of trial %s were refused: %s", attempt.number, error)
         else:
             unwritten.forget()
 
-    def run_dir(self, row: StudyRow, claim: Claim, attempt: int, token: int | None) -> Path:
-        """The run directory of one attempt of the claim's trial."""
-        assert claim.number is not None
-        return rundir.attempt_dir(
-            Path(self._place.runs_dir), row.folder, claim.number, attempt, token
-        )
+    def run_dir(self, row: StudyRow, number: int, attempt: int, token: int | None) -> Path:
+        """The run directory of one attempt of a trial."""
+        return rundir.attempt_dir(Path(self._place.runs_dir), row.folder, number, attempt, token)
 
 
 class LeftResults:
-    """Reads the results that attempts left; one that cannot be read is warned of once."""
+    """Reads the results that attempts left; warns once about each that cannot be read."""
 
     def __init__(self) -> None:
         self._unreadable: set[Path] = set()
 
     def result_in(self, run_dir: Path) -> tuple[Outcome, Unwritten] | None:
-        """How the attempt ended and what it said, None if it left no result or was only
+        """How the attempt ended and what it reported; None if it left no result or was only
         interrupted.
         """
         try:
-            outcome, said = rundir.read_result(run_dir), journal.read(run_dir)
+            outcome, reported = rundir.read_result(run_dir), journal.read(run_dir)
         except (OSError, ValueError, KeyError, TypeError) as error:
             if run_dir not in self._unreadable:
                 logger.warning("%s: the result cannot be read: %s", run_dir, error)
@@ -237,4 +243,4 @@ class LeftResults:
         if outcome is None or isinstance(outcome, Interrupted):
             return None
         logger.info("%s holds a result that was not delivered; delivering it", run_dir)
-        return outcome, Unwritten(*said, facts=facts.read(run_dir))
+        return outcome, Unwritten(*reported, facts=facts.read(run_dir))

@@ -32,17 +32,15 @@ from orchestrator.runner.protocol import rundir
 from orchestrator.store import SlotOffer, Store, WorkerLease
 
 UNLIMITED_CPU_SLOTS = 1024
-"""Every worker a user starts on a CPU is wanted; `worker.slots_per_device` sets a limit where there
-should be one.
-"""
+"""Every worker that a user starts on a CPU is wanted; `worker.slots_per_device` can set a limit."""
 FREE_WITHIN_S = 30.0
-"""How long the memory of a process that ended may take to be free again."""
+"""How long the memory of an ended process may take to be freed."""
 _CPU_SHARERS = 2
 
 
 @dataclass(frozen=True)
 class HeldSlot(AbstractContextManager["HeldSlot"]):
-    """A claimed slot; the end of the block gives up its lock, the worker's end the slot itself.
+    """A claimed slot; its lock is released at the end of the block, the slot when the worker ends.
 
     `threads` is the share of the CPU's cores for a trial, None where nothing limits it; `gpu` tells
     who uses a GPU.
@@ -71,17 +69,17 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
         the open driver library.
 
         Raises:
-            DeviceError: It fell off the bus, or its driver does not answer.
+            DeviceError: The device fell off the bus, or its driver does not answer.
         """
         if self.gpu is not None:
             self.gpu.check()
 
     def verdict(self, outcome: Outcome, run_dir: Path) -> Outcome:
         """The outcome of an attempt on this device: a failure while the device is gone says nothing
-        of the trial.
+        about the trial.
 
-        Then the result in `run_dir` is replaced as well, for other workers deliver what they find
-        there.
+        Then the result in `run_dir` is replaced as well, because other workers deliver what they
+        find there.
         """
         if isinstance(outcome, Failed):
             try:
@@ -92,7 +90,7 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
                     rundir.write_result(run_dir, outcome)
                 except OSError as error:
                     logger.warning(
-                        "%s: the result of a device that is gone stays: %s", run_dir, error
+                        "%s: could not replace the result of a failed device: %s", run_dir, error
                     )
         return outcome
 
@@ -105,7 +103,7 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
         """
         left = self.wait_until_free(FREE_WITHIN_S)
         if left is not None:
-            logger.warning("%s after %g s; the trial starts all the same", left, FREE_WITHIN_S)
+            logger.warning("%s after %g s; starting the trial anyway", left, FREE_WITHIN_S)
 
     def wait_until_free(self, timeout_s: float, stop: threading.Event | None = None) -> str | None:
         """Waits until no earlier trial of the slot uses the GPU or its memory.
@@ -155,7 +153,7 @@ class Slots:
         self._in_use: list[str] = []
         self._gone: list[str] = []
         self.why_cpu = why_no_gpu() if settings.devices is None and not gpus else None
-        self._said = False
+        self._cpu_announced = False
 
     def claim(self, lease: WorkerLease) -> HeldSlot | None:
         """Takes a free slot, each device once before any is shared; None when all are held or used
@@ -176,9 +174,9 @@ class Slots:
             device = self._offers[taken]
             lock = None if device.kind == "cpu" else DeviceLock.acquire(taken.device, taken.slot)
             if device.kind == "cpu" or lock is not None:
-                if self.why_cpu is not None and not self._said:
+                if self.why_cpu is not None and not self._cpu_announced:
                     logger.info("%s: trials run on the CPU", self.why_cpu)
-                    self._said = True
+                    self._cpu_announced = True
                 return HeldSlot(
                     device, taken.slot, self._threads(taken), lock, self._occupancy(taken)
                 )

@@ -1,5 +1,5 @@
-"""Notices that the database is not the one it was: a promoted standby, a backup, a copy that lacks
-the last seconds.
+"""Notices that a different database answers: a promoted standby, a backup, a copy that lacks the
+last seconds.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from orchestrator.store import Store, TimeLine
 
 
 class Failover:
-    """Compares who answers with who answered before.
+    """Compares the server that answers with the one before.
 
-    A database can go back in time only where its server was started anew or is another one, and
-    each start has a time of its own. Most such starts lose nothing; what says that something may be
-    lost is told in words.
+    A database can go back in time only if its server was restarted or replaced, and each start has
+    its own time. Most restarts lose nothing; `note` says why something may be lost.
     """
 
     def __init__(self, store: Store) -> None:
@@ -26,16 +25,16 @@ class Failover:
         self._to_ask = False
 
     def changed(self, server: datetime) -> bool:
-        """Whether this is another server, or another start of it, than the one told of last."""
+        """Whether this server, or its start, differs from the last one noted."""
         return self._server is not None and server != self._server
 
     def note(self, server: datetime, *, behind: bool = False) -> str | None:
-        """Takes note of who answers; why it may have lost what was written before, None if nothing
-        says so.
+        """Notes which server answers; returns why it may have lost what was written before, None if
+        there is no sign of that.
 
         Args:
             server: when it started.
-            behind: it was seen to be in an earlier state than before.
+            behind: its state was seen to be older than before.
         """
         behind = behind or self._behind
         if server == self._server and not behind and not self._to_ask:
@@ -48,16 +47,16 @@ class Failover:
             return None
         self._behind, self._to_ask = False, False
         if before is None or self._line is None or self._line == before:
-            what = "it is in an earlier state than it was" if behind else None
+            what = "its state is older than before" if behind else None
         elif self._line.system != before.system:
-            what = "it is another cluster than it was"
+            what = "it is a different cluster"
         else:
             what = (
-                f"time line {before.timeline} became {self._line.timeline}: a standby was "
+                f"timeline {before.timeline} became {self._line.timeline}: a standby was "
                 "promoted, or a backup restored"
             )
         return (
             None
             if what is None
-            else f"the database went back in time ({what}): what it has lost is done again"
+            else f"the database went back in time ({what}); what it has lost is written again"
         )

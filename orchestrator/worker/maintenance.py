@@ -1,5 +1,5 @@
-"""What any worker (and `launch`) does for all of them: remove the silent, end studies whose time is
-over.
+"""What each worker (and `launch`) does for the whole fleet: evict silent workers, end studies whose
+time is over.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from orchestrator.logs import logger
 from orchestrator.store import Silent, Store
 
 SWEEPERS = 8
-"""So many workers may look at the whole fleet as often as they like; more of them take turns."""
+"""Up to this many workers check the whole fleet every time; more of them take turns."""
 
 
 class Maintenance:
-    """Sweeps the fleet at most every `every_s` seconds, and the less often the more workers there
-    are to do it.
+    """Sweeps the fleet at most every `every_s` seconds, and less often the more workers there are.
 
-    All together look at the fleet about `SWEEPERS` times in `every_s`, however many they are; each
-    at its own host every time.
+    All workers together check the fleet about `SWEEPERS` times per `every_s`; each checks its own
+    host every time.
 
     Args:
         every_s: shortest time between two sweeps, seconds.
@@ -38,16 +37,16 @@ class Maintenance:
         self._server: datetime | None = None
 
     def lost_contact(self) -> None:
-        """Tells that the database did not answer: nobody is judged silent until contact has lasted
-        for a TTL again.
+        """Notes that the database did not answer: no worker counts as silent until contact has
+        lasted for a TTL again.
         """
         self._in_contact_since = None
 
     def sweep(self) -> bool:
-        """Evicts workers that fell silent and finishes studies that are over, if it is time to look
-        again; True if it was.
+        """Evicts silent workers and finishes studies that are over, if a sweep is due; True if it
+        was.
 
-        Dead processes of this host are looked for each time, the rest of the fleet when it is this
+        Each sweep checks for dead processes of this host, and the rest of the fleet when it is this
         worker's turn.
 
         Raises:
@@ -93,7 +92,7 @@ class Maintenance:
                 continue
             if evicted:
                 logger.warning(
-                    "worker %d is gone: %s; its trial is open to others",
+                    "worker %d is gone: %s; other workers can take up its trial",
                     silent.worker_id,
                     silent.reason,
                 )

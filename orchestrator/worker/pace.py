@@ -1,5 +1,5 @@
-"""When a worker prepares its next trial: late, for each result until then improves the suggestion,
-yet before it is needed.
+"""When a worker prepares its next trial: late, because each result until then improves the
+suggestion, but in time.
 """
 
 from __future__ import annotations
@@ -8,21 +8,23 @@ import statistics
 from collections import deque
 
 IDLE_SHARE = 0.01
-"""For no more than this share of its time is a device to wait, on average, for the next trial to be
-prepared.
+"""A device may wait for the next trial to be prepared for at most this share of its time, on
+average.
 """
 LEAD = 2.0
-"""Preparing begins so many times as long before the end as it lately took at most."""
+"""Preparing begins this many times its longest recent duration before the end of the
+running trial.
+"""
 SLACK = 0.15
-"""And by this part of a trial sooner: now and then a model is fitted anew, which takes several
-times as long.
+"""And earlier by this part of a trial: sometimes a model is fitted again, which takes several times
+as long.
 """
 MARGIN_S = 0.1
 _LATELY = 9
 
 
 class Pace:
-    """How long trials of one study ran lately on one worker, and how long it took to
+    """How long recent trials of one study ran on one worker, and how long it took to
     prepare one.
     """
 
@@ -31,25 +33,25 @@ class Pace:
         self._prepared_in_s: deque[float] = deque(maxlen=_LATELY)
 
     def ran(self, seconds: float) -> None:
-        """A trial ran so long."""
+        """Notes how long a trial ran."""
         self._ran_s.append(seconds)
 
     def prepared(self, seconds: float) -> None:
-        """A trial was given its parameters in so long."""
+        """Notes how long it took to prepare a trial."""
         self._prepared_in_s.append(seconds)
 
     @property
     def usual_s(self) -> float:
-        """The median of how long trials ran; one must have."""
+        """The median duration of recent trials; there must be one."""
         return statistics.median(self._ran_s)
 
     def prepare_at(self) -> float | None:
         """Seconds after the start of a trial at which to prepare the next one: shortly before it
         may end.
 
-        As late as leaves the device idle for `IDLE_SHARE` of its time on average: only so many of
-        late ended earlier. None where that holds without preparing at all; nor is one prepared
-        before a first trial has ended, for nothing tells how long one takes.
+        As late as possible, but so that the device is idle for at most `IDLE_SHARE` of its time,
+        judged by recent trials. None if that holds without preparing, and before the first trial
+        has ended, because the duration is unknown then.
         """
         if not self._ran_s or not self._prepared_in_s:
             return None

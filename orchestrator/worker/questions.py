@@ -1,5 +1,5 @@
-"""Answers what the objective of one attempt asks for as it runs; the child waits, the worker never
-does.
+"""Answers what the objective of one attempt asks for as it runs; only the child waits, never the
+worker.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from orchestrator.logs import logger
 from orchestrator.model import JSONValue
 from orchestrator.runner import Message, Running, StudyQuestion, SuggestQuestion
 from orchestrator.search import Answers
-from orchestrator.store import Claim, Store
+from orchestrator.store import Attempt, Store
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.studies import Served
 from orchestrator.worker.unwritten import Unwritten
 
 _AGAIN_S = (0.2, 1.0)
-"""Until the next try while the database does not answer: the first one, and the longest."""
+"""Pauses between tries while the database does not answer: the first, and the longest."""
 
 
 class Suggesting:
@@ -26,12 +26,12 @@ class Suggesting:
     """
 
     def __init__(
-        self, store: Store, contact: Contact, served: Served, claim: Claim, unwritten: Unwritten
+        self, store: Store, contact: Contact, served: Served, attempt: Attempt, unwritten: Unwritten
     ) -> None:
         self._store = store
         self._contact = contact
         self._served = served
-        self._claim = claim
+        self._attempt = attempt
         self._unwritten = unwritten
         self._answers: Answers | None = None
         self._waiting: SuggestQuestion | StudyQuestion | None = None
@@ -44,20 +44,20 @@ class Suggesting:
             self._waiting, self._again_at, self._pause_s = message, 0.0, _AGAIN_S[0]
 
     def serve(self, running: Running) -> None:
-        """Answers the question that waits, if one does; while the database does not answer a later
-        call does.
+        """Answers the pending question, if there is one; if the database does not answer, a later
+        call tries again.
 
         Raises:
-            LeaseLostError: the trial is another's; the question has no answer.
+            LeaseLostError: the trial belongs to another worker; the question stays unanswered.
         """
-        asked = self._waiting
-        if asked is None or running.outcome is not None or time.monotonic() < self._again_at:
+        question = self._waiting
+        if question is None or running.outcome is not None or time.monotonic() < self._again_at:
             return
         try:
-            if isinstance(asked, StudyQuestion):
-                running.answer_study(asked.about, self._about(asked.about))
+            if isinstance(question, StudyQuestion):
+                running.answer_study(question.about, self._about(question.about))
             else:
-                self._answer_or_refuse(asked, running)
+                self._answer_or_refuse(question, running)
         except StoreUnavailableError as error:
             self._contact.lost(error)
             self._again_at = time.monotonic() + self._pause_s
@@ -66,50 +66,53 @@ class Suggesting:
         self._waiting = None
 
     def _about(self, what: str) -> JSONValue:
-        assert self._claim.number is not None
         return self._store.reads.about(
-            what, self._claim.study_id, self._claim.number, self._served.spec.directions
+            what, self._attempt.study_id, self._attempt.number, self._served.spec.directions
         )
 
-    def _answer_or_refuse(self, asked: SuggestQuestion, running: Running) -> None:
+    def _answer_or_refuse(self, question: SuggestQuestion, running: Running) -> None:
         try:
-            self._answer(asked, running)
+            self._answer(question, running)
         except (StoreUnavailableError, LeaseLostError):
             raise
         except (ValueError, TypeError) as error:
             kind = "TypeError" if isinstance(error, TypeError) else "ValueError"
-            running.answer_suggest(asked.name, None, refused=(kind, str(error)))
+            running.answer_suggest(question.name, None, refused=(kind, str(error)))
         except OrchestratorError as error:  # what no database takes
             running.answer_suggest(
-                asked.name, None, refused=("ValueError", f"parameter {asked.name!r}: {error}")
+                question.name, None, refused=("ValueError", f"parameter {question.name!r}: {error}")
             )
 
-    def _answer(self, asked: SuggestQuestion, running: Running) -> None:
+    def _answer(self, question: SuggestQuestion, running: Running) -> None:
         answers = self._answers = self._answers or self._begin()
-        answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
+        answer = answers.answer(question.name, question.kind, question.arguments, question.fixed)
         if answer.new is not None:
             check = answers.check_of(answer.new)
             stored = self._store.suggested.add(
-                self._claim, answer.new, answer.value, check_first=check
+                self._attempt, answer.new, answer.value, check_first=check
             )
             answers.keep(stored)
             self._unwritten.suggested[stored.name] = (stored, answer.value)
             # the answer to an earlier try was lost, and this one has other news
             if stored != answer.new:
-                answer = answers.answer(asked.name, asked.kind, asked.arguments, asked.fixed)
-            logger.debug("trial %s: %s = %r", self._claim.number, asked.name, answer.value)
-        running.answer_suggest(asked.name, answer.internal, warnings=answer.warnings)
+                answer = answers.answer(
+                    question.name, question.kind, question.arguments, question.fixed
+                )
+            logger.debug("trial %s: %s = %r", self._attempt.number, question.name, answer.value)
+        running.answer_suggest(question.name, answer.internal, warnings=answer.warnings)
 
     def _begin(self) -> Answers:
-        """What the study knows now: the sampler is asked once a trial for all that it can tell."""
+        """Answers based on what the study knows now; the sampler is asked once per trial for all
+        parameters.
+        """
         self._served.learn(self._store)
-        news = self._store.reads.running(self._served.row.study_id)
+        news = self._store.news.running(self._served.row.study_id)
         self._served.search.feed(news)
-        mine = next((item for item in news if item.number == self._claim.number), None)
+        mine = next((item for item in news if item.number == self._attempt.number), None)
         if mine is None:
             raise LeaseLostError(
-                f"trial {self._claim.number} of study {self._claim.study_id} has ended by now"
+                f"trial {self._attempt.number} of study {self._attempt.study_id} has ended"
             )
         return self._served.search.answers(
-            mine, ticket=self._claim.ticket, retry=self._claim.failures
+            mine, ticket=self._attempt.ticket, retry=self._attempt.failures
         )

@@ -32,10 +32,11 @@ class Drain(enum.IntEnum):
 
 
 class Bell:
-    """Wakes the thread that waits for it; unlike a `threading.Event` it may be rung by a signal
-    handler of that very thread.
+    """Wakes the thread that waits for it; unlike a `threading.Event`, a signal handler of that same
+    thread may ring it.
 
-    An Event's lock may be held by the code that the handler interrupts, which then never goes on.
+    An Event's lock may be held by the code that the handler interrupts, which would then never
+    continue.
     """
 
     def __init__(self) -> None:
@@ -44,7 +45,7 @@ class Bell:
             end.setblocking(False)
 
     def ring(self) -> None:
-        """Wakes who waits now, or waits next."""
+        """Wakes the thread that waits now, or the next one to wait."""
         with suppress(BlockingIOError):  # full: it was rung often enough
             self._rings.send(b"\0")
 
@@ -87,11 +88,11 @@ class Draining:
         """
 
         def ask(number: int, _frame: FrameType | None) -> None:
-            asked_s = time.monotonic() - self.since
+            after_s = time.monotonic() - self.since
             if number == signal.SIGINT:
-                if self.how == Drain.NO or asked_s >= _ONE_CTRL_C_S:
+                if self.how == Drain.NO or after_s >= _ONE_CTRL_C_S:
                     self.ask(Drain.FINISH if self.how == Drain.NO else Drain.NOW)
-            elif self.how < Drain.STOP or asked_s >= _ONE_REQUEST_S:
+            elif self.how < Drain.STOP or after_s >= _ONE_REQUEST_S:
                 self.ask(Drain.STOP if self.how < Drain.STOP else Drain.NOW)
 
         before = signals.handle(ask)

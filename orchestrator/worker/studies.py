@@ -25,18 +25,18 @@ from orchestrator.model import (
 )
 from orchestrator.runner import Runner, check_allowed
 from orchestrator.search import FIXED_KEY, Search
-from orchestrator.store import MOST_CHOICES, Claim, Store, StudyRow
+from orchestrator.store import MOST_CHOICES, Store, StudyRow, Ticket
 from orchestrator.worker.contact import Contact, ToldToEndError
 from orchestrator.worker.device_slot import HeldSlot
 
 IMPORT_AGAIN_S = 30.0
 FOREIGN_EVERY_S = 10.0
-_FOREIGN_TOLD = 200
+_MOST_FOREIGN = 200
 _MOST_WHY = 1000  # characters of a reason that others read
 _MODELS = ("tpe", "gp", "nsga2")  # the samplers that suggest by what they know of the other trials
 LIKELY = 3 * MOST_CHOICES // 4
-"""So many of the cells that an allocation chooses among are the best so far, the others those with
-the fewest tickets.
+"""This many of the cells that an allocation chooses among are the best so far, the others those
+with the fewest tickets.
 """
 
 
@@ -44,8 +44,8 @@ the fewest tickets.
 class Served:
     """A study as it was last launched, the sampler fed with its news, the runner of its objective.
 
-    `cursor` is how far its news were read, `foreign` the trials of others that the sampler knows,
-    `foreign_at` when it looked. `current` is false where all that is to be read anew.
+    `cursor` is how far its news was read, `foreign` the trials of others that the sampler knows,
+    `foreign_at` when they were read. `current` is false if all of that has to be read again.
     """
 
     row: StudyRow
@@ -58,8 +58,8 @@ class Served:
     current: bool = True
 
     def forget(self) -> None:
-        """What was read may never have happened: the database went back in time, or may have. All
-        is read anew.
+        """Forgets what was read, because the database may have gone back in time; all of it is read
+        again.
         """
         self.search = Search(self.spec)
         self.cursor, self.foreign, self.foreign_at = 0, set(), 0.0
@@ -67,32 +67,32 @@ class Served:
 
     @property
     def learns(self) -> bool:
-        """Whether its sampler suggests by what it knows of the other trials."""
+        """Whether its sampler learns from other trials."""
         return self.spec.sampler.name in _MODELS
 
     @property
     def informed(self) -> bool:
-        """Whether trials are chosen, or their cells, by what is known of others."""
+        """Whether parameters or cells are chosen by what is known of other trials."""
         return self.learns or self.spec.allocation == "adaptive"
 
     def learn(self, store: Store) -> None:
-        """Feeds the sampler with what became known since the last time.
+        """Feeds the sampler with the news since the last time.
 
         Raises:
             StoreUnavailableError: the database does not answer.
         """
-        self.take_in(*store.reads.news(self.row.study_id, self.cursor))
+        self.take_in(*store.news.since(self.row.study_id, self.cursor))
         self.look_for_foreign(store)
 
     def look_for_foreign(self, store: Store) -> None:
-        """Feeds the sampler with trials that others added to the study; now and then, however often
-        it is called.
+        """Feeds the sampler with trials that others added to the study, at most every
+        `FOREIGN_EVERY_S`.
 
         Raises:
             StoreUnavailableError: the database does not answer.
         """
         if time.monotonic() - self.foreign_at >= FOREIGN_EVERY_S:
-            foreign = store.reads.foreign(self.row.study_id, self.foreign)
+            foreign = store.news.foreign(self.row.study_id, self.foreign)
             self.foreign |= {t.number for t in foreign}
             self.foreign_at = time.monotonic()
             self.search.feed(foreign)
@@ -109,26 +109,26 @@ class Served:
         return {name: value for name, value in values.items() if self.spec.declares(name)}
 
     def likely_cells(self) -> list[int]:
-        """Where the allocation would look in a grid too large to look at whole: the best cells so
-        far.
+        """The best cells so far, from which the allocation chooses if the grid is too large to
+        consider whole.
         """
         return self.search.likely_cells(LIKELY) if self.spec.n_cells > MOST_CHOICES else []
 
-    def suggest(self, claim: Claim, asks: int) -> Suggestion:
-        """Parameters for the claim, with what `orchestrator replay` needs to suggest them again;
+    def suggest(self, ticket: Ticket, asks: int) -> Suggestion:
+        """Parameters for the ticket, with what `orchestrator replay` needs to suggest them again;
         `asks` counts the tries.
         """
-        given = self.declared(claim.fixed or {})
+        given = self.declared(ticket.fixed or {})
         suggestion = self.search.ask(
-            claim.cell_values, ticket=claim.ticket, retry=claim.failures, given=given
+            ticket.cell_values, ticket=ticket.ticket, retry=ticket.failures, given=given
         )
-        known = {"position": self.cursor, "foreign": sorted(self.foreign)[:_FOREIGN_TOLD]}
-        asked = {"ticket": claim.ticket, "retry": claim.failures, "given": given, "asks": asks}
+        knowledge = {"position": self.cursor, "foreign": sorted(self.foreign)[:_MOST_FOREIGN]}
+        ask = {"ticket": ticket.ticket, "retry": ticket.failures, "given": given, "asks": asks}
         study = {"study_seed": self.spec.seed, "sampler": asdict(self.spec.sampler)}
         attrs = dict(suggestion.system_attrs)
-        attrs[ASK_KEY] = {**attrs.get(ASK_KEY, {}), **known, **asked, **study}
+        attrs[ASK_KEY] = {**attrs.get(ASK_KEY, {}), **knowledge, **ask, **study}
         if later := {
-            name: value for name, value in (claim.fixed or {}).items() if name not in given
+            name: value for name, value in (ticket.fixed or {}).items() if name not in given
         }:
             # where the objective will ask for it, as Optuna's `enqueue_trial` leaves it
             attrs[FIXED_KEY] = later
@@ -158,7 +158,7 @@ class Serving:
         self._served: dict[int, Served] = {}
         self._unservable: dict[tuple[int, datetime], float] = {}
         self._refusals: dict[int, tuple[int, str]] = {}
-        self._refusals_told: dict[int, tuple[int, str]] = {}
+        self._refusals_written: dict[int, tuple[int, str]] = {}
         self._announced: set[tuple[int, datetime]] = set()
         self._anew = contact.anew
         self._device = device
@@ -182,7 +182,7 @@ class Serving:
                 served.forget()
 
     def is_ready(self, row: StudyRow) -> bool:
-        """Whether it was `ready` as it is now launched; asks and changes nothing."""
+        """Whether this launch of it was `ready`; asks and changes nothing."""
         served = self._served.get(row.study_id)
         return served is not None and served.row.launched_at == row.launched_at
 
@@ -195,8 +195,8 @@ class Serving:
             del self._refusals[study_id]
 
     def announce(self, rows: Collection[StudyRow]) -> None:
-        """Says which studies are served, each once after every launch of it: how old that is, and
-        that nobody follows it.
+        """Logs which studies are served, once per launch of each: how old the launch is, and
+        whether nobody follows it.
         """
         for row in rows:
             if (row.study_id, row.launched_at) in self._announced:
@@ -206,7 +206,7 @@ class Serving:
                 ""
                 if row.followed
                 else (
-                    "; no launch follows it, "
+                    "; no launch follows it, and "
                     f"'{self._command('stop', f'study.name={row.name}')}' ends it"
                 )
             )
@@ -215,8 +215,8 @@ class Serving:
             )
 
     def ready(self, row: StudyRow) -> bool:
-        """Whether the study can be served on this host; if not, that is said once, to all, and
-        tried again now and then.
+        """Whether the study can be served on this host; if not, that is logged and published once,
+        and tried again later.
 
         False too if the worker is told to end while the objective is imported, however long that
         would take.
@@ -239,9 +239,9 @@ class Serving:
                 raise
             except Exception as error:  # noqa: BLE001 - made by another version, a sampler's package missing: others go on
                 self._refuse(row, error)
-        if self._refusals != self._refusals_told:
+        if self._refusals != self._refusals_written:
             self._store.fleet.refuse(self._contact.lease, self._refusals)
-            self._refusals_told = dict(self._refusals)
+            self._refusals_written = dict(self._refusals)
         return able
 
     def _refuse(self, row: StudyRow, error: Exception) -> None:
@@ -291,15 +291,15 @@ class Serving:
         return runner_for(spec, self._device, self._silence_s(spec.runner.grace_s))
 
     def _silence_s(self, grace_s: float) -> float:
-        """A child whose worker is stopped ends before another worker may take its device: the lease
-        runs on from a renewal.
+        """A child whose worker is stopped must end before another worker may take its device, so
+        before the lease runs out.
         """
         ttl_s = self._settings.lease_ttl_s
         return max(ttl_s / 3, ttl_s - self._settings.heartbeat_s - grace_s - 1.0)
 
 
 def runner_for(spec: StudySpec, held: HeldSlot, silence_s: float) -> Runner:
-    """A runner of the study's objective as `runner.*` says, on a device that is held.
+    """A runner of the study's objective with its `runner.*` settings, on the held device.
 
     Args:
         silence_s: how long this process may be stopped or gone before a child of it is ended.

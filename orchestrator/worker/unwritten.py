@@ -1,22 +1,22 @@
-"""What an attempt reported and nobody has written to the database yet."""
+"""What an attempt reported and is not in the database yet."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.model import JSONValue, Param
+from orchestrator.model import JSONValue, Param, Report
 from orchestrator.runner import ArtifactLogged, AttrSet, ConstraintSet, Message, Reported
 
 
 @dataclass
 class Unwritten:
-    """What an attempt reported, set and stored, and nobody has written to the database yet.
+    """What an attempt reported, set and stored, and is not in the database yet.
 
-    `sent` are the reports that are there; `facts` say of an attempt that ended what it ran on and
-    what it took. `suggested` are the parameters that were written as it ran. `anew` is
-    `Contact.anew` when the last of it was written; None of an attempt that is known from its run
-    directory, where all is.
+    `sent` are the reports that are in the database; `facts` say what an attempt that ended ran on
+    and took. `suggested` are the parameters that were written as it ran. `anew` is `Contact.anew`
+    as of the last write; None for an attempt that is read from its run directory, which has
+    everything.
     """
 
     reports: dict[int, float] = field(default_factory=dict)
@@ -27,11 +27,13 @@ class Unwritten:
     facts: dict[str, Any] = field(default_factory=dict)
     suggested: dict[str, tuple[Param, JSONValue]] = field(default_factory=dict)
     anew: int | None = None
-    _written: list[dict[str, Any]] = field(default_factory=list)
+    _written: list[Report] = field(default_factory=list)
     _lost: bool = False
 
     def note(self, message: Message) -> None:
-        """The first value of a step and of a constraint counts, an attribute's last."""
+        """Adds a message; the first value of a step or a constraint counts, and the last value of
+        an attribute.
+        """
         if isinstance(message, Reported):
             self.reports.setdefault(message.step, message.value)
         elif isinstance(message, AttrSet):
@@ -47,35 +49,40 @@ class Unwritten:
         return bool(self.reports or self.attrs or self.constraints or self.artifacts)
 
     @property
-    def rows(self) -> dict[str, Any]:
-        """All of it, by the names that the ledger's writes have for it."""
-        return {
-            "reports": self.reports,
-            "attrs": self.attrs,
-            "constraints": self.constraints,
-            "artifacts": self.artifacts,
-        }
-
-    def forget(self) -> None:
-        """It is written."""
-        self.sent |= self.reports
-        self._written.append(self.rows)
-        self.reports, self.attrs, self.constraints, self.artifacts = {}, {}, {}, {}
-
-    def again(self) -> None:
-        """What was written may be lost: all of it is to be written again."""
-        for name in ("reports", "attrs", "constraints", "artifacts"):
-            known: dict[Any, Any] = {}
-            for rows in [*self._written, self.rows]:
-                known = {**known, **rows[name]} if name == "attrs" else {**rows[name], **known}
-            setattr(self, name, known)
-        self._written.clear()
-        self._lost = True
+    def report(self) -> Report:
+        """All of it."""
+        return Report(
+            dict(self.reports), dict(self.attrs), dict(self.constraints), dict(self.artifacts)
+        )
 
     @property
-    def lost_suggestions(self) -> list[tuple[Param, JSONValue]]:
-        """The parameters that were written, with their true values, if they may be lost."""
-        return list(self.suggested.values()) if self._lost else []
+    def last_report(self) -> Report:
+        """All of it, with what comes at the end."""
+        suggested = tuple(self.suggested.values()) if self._lost else ()
+        return replace(self.report, suggested=suggested, facts=self.facts)
+
+    def forget(self) -> None:
+        """Notes that it was written."""
+        self.sent |= self.reports
+        self._written.append(self.report)
+        self.reports, self.attrs, self.constraints, self.artifacts = {}, {}, {}, {}
+
+    def end(self, facts: dict[str, Any]) -> None:
+        """The attempt has ended, with these facts."""
+        self.facts = facts
+
+    def again(self, anew: int) -> None:
+        """What was written before that server answered may be lost, so all of it is to be written
+        again.
+        """
+        self.anew = anew
+        for report in reversed(self._written):
+            self.reports = {**self.reports, **report.intermediate}
+            self.attrs = {**report.attrs, **self.attrs}
+            self.constraints = {**self.constraints, **report.constraints}
+            self.artifacts = {**self.artifacts, **report.artifacts}
+        self._written.clear()
+        self._lost = True
 
     @property
     def curve(self) -> dict[int, float]:

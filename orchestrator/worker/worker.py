@@ -77,8 +77,8 @@ class Worker:
 
         Raises:
             DeviceError: no device is free and ``worker.on_no_device=exit`` or
-                ``worker.require_idle=refuse``, the one named does not exist, or the one held is
-                gone; its trial was given back.
+                ``worker.require_idle=refuse``, a named device does not exist, or the worker's
+                device is gone; its trial was given back.
         """
         while self._draining.how == Drain.NO:
             try:
@@ -87,11 +87,11 @@ class Worker:
                         self._serve(device)
                     break
             except LeaseLostError as lost:
-                logger.warning("%s; registering anew", lost)
+                logger.warning("%s; registering again", lost)
             except StoreUnavailableError as error:
                 if self._draining.how == Drain.NO:
                     raise
-                logger.warning("%s; ending all the same, the lease will run out", error)
+                logger.warning("%s; ending anyway, the lease will run out", error)
         logger.info("ended after %s", count_label(self._delivery.ended, "trial"))
         return self._delivery.ended
 
@@ -104,7 +104,7 @@ class Worker:
         return self._draining.signals()
 
     def _serve(self, device: HeldSlot) -> None:
-        """Runs trials on that device, one after the other."""
+        """Runs trials on the device, one after another."""
         store, settings, contact, draining = (
             self._store,
             self._settings,
@@ -154,38 +154,36 @@ class Worker:
     def _run_trial(
         self, claim: Claim, serving: Serving, claiming: Claiming, attempts: Attempts
     ) -> None:
-        """Takes one claimed trial from its parameters to its end in the database, or
-        gives it back.
-        """
+        """Takes one trial from its claim to its end in the database, or gives it back."""
         served, delivery = serving.study(claim.study_id), self._delivery
         try:
-            begun = claiming.begun(claim)
-            if begun is None:
+            attempt = claiming.begun(claim)
+            if attempt is None:
                 return
-            claim = begun
-            before = delivery.earlier_attempts(served.row, claim)
-            earlier = delivery.earlier_result(served.row, claim, before)
+            claim = attempt
+            before = delivery.earlier_attempts(served.row, attempt)
+            earlier = delivery.earlier_result(served.row, attempt, before)
             if earlier is not None:
-                delivery.deliver(served.row, served.spec, claim, *earlier)
+                delivery.deliver(served.row, served.spec, attempt, *earlier)
                 return
-            self._contact.say(f"trial {claim.number} of {served.row.name}")
-            with attempts.checkpoints(served, claim, before) as kept:
-                job = attempts.job(served, claim, kept)
+            self._contact.say(f"trial {attempt.number} of {served.row.name}")
+            with attempts.checkpoints(served, attempt, before) as kept:
+                job = attempts.job(served, attempt, kept)
                 logger.info(
                     "trial %d of %s starts%s: %s",
-                    claim.number,
+                    attempt.number,
                     served.row.name,
-                    f" (attempt {claim.attempt})" if claim.resumed else "",
-                    cell_label(claim.values or {}),
+                    f" (attempt {attempt.attempt})" if attempt.resumed else "",
+                    cell_label(attempt.values),
                 )
-                outcome, unwritten = attempts.run(served, claim, job)
+                outcome, unwritten = attempts.run(served, attempt, job)
                 crash_step("after-result")
                 # Another attempt may want them, or the user the trained model.
                 if kept.uploads and not isinstance(outcome, Pruned):
                     self._contact.meanwhile(
                         lambda: kept.close(final=True), hurry=lambda: kept.close(final=False)
                     )
-                if delivery.deliver(served.row, served.spec, claim, outcome, unwritten):
+                if delivery.deliver(served.row, served.spec, attempt, outcome, unwritten):
                     kept.discard_older()
             crash_step("after-finish")
         except AbandonedError:
@@ -216,7 +214,7 @@ class Worker:
             try:
                 self._store.ledger.deregister(lease, "ended in order")
             except OrchestratorError as error:
-                logger.warning("could not deregister, the lease will run out: %s", error)
+                logger.warning("could not deregister; the lease will run out: %s", error)
             self._store.rest()
 
     def _warn_of_places(self, place: str) -> None:
@@ -226,16 +224,16 @@ class Worker:
         )
         if hosts:
             logger.warning(
-                "the workers on %s keep checkpoints elsewhere: a trial that moves between them "
-                "and this one starts anew"
-                " (paths.checkpoints may name a place that all share)",
+                "workers on %s use a different paths.checkpoints; a trial that moves between them "
+                "and this worker restarts from"
+                " scratch (paths.checkpoints may name a place that all workers share)",
                 ", ".join(hosts),
             )
 
     @contextmanager
     def _device_slot(self) -> Iterator[HeldSlot | None]:
-        """Holds one slot of one device for the block; waits for one as `worker.on_no_device` says.
-        None: told to end before.
+        """Holds a device slot for the block, waiting for one as `worker.on_no_device` says; None if
+        the worker is to end.
         """
         lease = self._contact.lease
         held, warned = self._contact.insist(lambda: self._slots.claim(lease)), False
@@ -244,7 +242,10 @@ class Worker:
             if self._settings.on_no_device == "exit":
                 raise DeviceError(text)
             if not warned:
-                logger.warning("%s; waiting for one (worker.on_no_device=exit ends instead)", text)
+                logger.warning(
+                    "%s; waiting for one (with worker.on_no_device=exit the worker would exit)",
+                    text,
+                )
                 warned = True
             self._contact.say(self._slots.waiting_for())
             self._contact.insist(self._contact.sweep)
@@ -253,7 +254,7 @@ class Worker:
         if held is None:
             yield None
             return
-        logger.info("holds %s, slot %d", held.device.label, held.slot)
+        logger.info("using %s, slot %d", held.device.label, held.slot)
         with held:
-            self._contact.slotted = True
+            self._contact.took_slot()
             yield held

@@ -458,7 +458,7 @@ def test_a_new_password_on_an_old_volume_is_said_with_the_way_out(project: Proje
     up = project.tried(*files, "up", "-d", "--force-recreate", "--wait")
     assert up.returncode == 1
     assert "is unhealthy" in up.stderr
-    wait_until(lambda: "refuses the password" in project.compose("logs", "worker"), 120)
+    wait_until(lambda: "rejects the password" in project.compose("logs", "worker"), 120)
     assert "ALTER ROLE orchestrator PASSWORD" in project.compose("logs", "worker")
     way_out = re.search(
         r"^ *(echo \"ALTER ROLE .*)$", (ROOT / "docs" / "reference.md").read_text(), re.M

@@ -150,7 +150,10 @@ def test_mistakes_are_one_line_that_names_the_rule(commands: Commands, store: St
     store.studies.launch(spec(cells=3))
     for words, said in (
         (("pause",), "study.name must be given: orchestrator pause study.name=…"),
-        (("stop", "study.name=studi"), "there is no such study (did you mean 'study'?)"),
+        (
+            ("stop", "study.name=studi"),
+            "the database has no study of this name (did you mean 'study'?)",
+        ),
         (("enqueue", NAME), "enqueue needs the trial's parameters"),
         (("enqueue", NAME, "b=1"), "b=1: not in this study's grid or search"),
         (("enqueue", NAME, "a=7"), "a=7: not on the grid; the grid has 0, 1, 2"),
@@ -159,7 +162,7 @@ def test_mistakes_are_one_line_that_names_the_rule(commands: Commands, store: St
         (("enqueue", NAME, "budget.trials=9"), "enqueue takes study.name"),
         (("retry", NAME), "retry needs trial=N, or trial=failed"),
         (("retry", NAME, "trial=x"), "trial=x: must be a whole number or failed"),
-        (("retry", NAME, "trial=4"), "trial=4: the study has no trial of that number"),
+        (("retry", NAME, "trial=4"), "trial=4: no worker has run a trial with this number"),
         (("resume", NAME, "--now"), "--now"),
     ):
         done = commands.run(*words)

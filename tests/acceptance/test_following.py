@@ -126,7 +126,7 @@ def test_leaving_a_study_says_what_stays_and_workers_and_status_say_that_nobody_
     ), status
     done = commands.run("worker", "worker.max_trials=1")
     assert "serves study tiny, launched " in done.stderr
-    assert f"no launch follows it, '{stop}' ends it" in done.stderr
+    assert f"no launch follows it, and '{stop}' ends it" in done.stderr
     commands.check("stop", "study.name=tiny")
     assert "no launch follows it" not in commands.check("status")
 

@@ -273,7 +273,7 @@ def test_a_bug_pauses_the_study_is_told_once_and_mended_the_study_goes_on(
     ), done.stdout
     # What still ran when the study paused is counted too.
     assert (
-        f"study tiny is paused by itself: the first {failed} trials failed alike, and none came to"
+        f"study tiny is paused by itself: the first {failed} trials failed alike, and none produced"
         in done.stderr
     )
     assert "orchestrator resume study.name=tiny" in done.stderr

@@ -48,4 +48,6 @@ def test_one_death_closes_what_is_larger_and_the_study_ends_with_the_reason(
     assert [cell["state"] for cell in (closed, larger)] == ["CLOSED", "CLOSED"]
     assert closed["reason"].startswith("no living worker has the memory for it; CPU (")
     assert closed["closed_for"][0]["reason"] == "trial 2 ran out of memory"
-    assert "trial 2 ran out of memory at a=256, and the need of it grows with a" in larger["reason"]
+    assert (
+        "trial 2 ran out of memory at a=256, and the memory needed grows with a" in larger["reason"]
+    )

@@ -72,7 +72,7 @@ def test_what_a_worker_has_prepared_is_given_back_intact_when_it_is_told_to_end(
         assert worker.wait(timeout=60) == 0
     assert [(t.state, t.attempts, t.worker_id) for t in store.reads.trials(study)] == [
         ("RUNNING", 1, None),
-        ("RUNNING", 0, None),
+        ("PREPARED", 0, None),
     ]
     assert store.doctor.examine().findings == ()
 
@@ -145,7 +145,7 @@ def test_a_worker_refused_for_its_password_says_the_way_out_and_is_not_healthy_u
             output = worker.stdout
             assert output is not None
             said = output.readline()
-            assert "refuses the password" in said
+            assert "rejects the password" in said
             assert f"ALTER ROLE {WORKER_ROLE} PASSWORD" in said
             assert "second" not in said
             assert not health.exists()
@@ -157,7 +157,7 @@ def test_a_worker_refused_for_its_password_says_the_way_out_and_is_not_healthy_u
             wait_until(lambda: "does not answer" in output.readline(), 60)
             last = health.stat().st_mtime_ns
             server.start()
-            wait_until(lambda: "answers again" in output.readline(), 60)
+            wait_until(lambda: "reachable again" in output.readline(), 60)
             wait_until(lambda: health.stat().st_mtime_ns > last, 60)
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(timeout=60) == 0

@@ -29,7 +29,7 @@ from typing import Any
 from orchestrator.cli import main as command_line
 from orchestrator.model import Searched, StudySpec
 from orchestrator.settings import sampler_settings
-from orchestrator.store import Claim, Store
+from orchestrator.store import Store, Ticket
 from orchestrator.worker.claiming import Claiming
 from orchestrator.worker.studies import Served
 from tests.benchmarks.trial_cost import fill, spec
@@ -59,10 +59,10 @@ class Watch:
             return suggestion
 
         @functools.wraps(create)
-        def watched_create(claiming: Claiming, claim: Claim, *, start: bool) -> Claim:
+        def watched_create(claiming: Claiming, ticket: Ticket, *, start: bool) -> Any:
             self.suggested_s.clear()
             since = time.monotonic()
-            created = create(claiming, claim, start=start)
+            created = create(claiming, ticket, start=start)
             took = time.monotonic() - since
             self.rows.append(
                 {

@@ -29,7 +29,7 @@ import psycopg2
 from orchestrator.store import Store, WorkerLease
 from tests.support.large import complete
 from tests.support.own_server import OwnServer
-from tests.support.studies import PLACE, end, spec, suggestion
+from tests.support.studies import begun, end, spec, take
 
 TRIALS = 25
 """So many are timed at each place; the median is shown."""
@@ -87,13 +87,12 @@ def trials(store: Store, lease: WorkerLease, study_id: int) -> dict[str, float]:
     took: dict[str, list[float]] = {"claim_ms": [], "create_ms": [], "finish_ms": []}
     for _ in range(TRIALS):
         began = time.monotonic()
-        claim = store.ledger.claim(lease, [study_id], PLACE)
+        claim = take(store, lease, study_id)
         assert claim is not None
         claimed = time.monotonic()
-        claim = store.ledger.create(claim, suggestion(claim), lease, PLACE)
-        assert claim is not None
+        attempt = begun(store, claim, lease)
         created = time.monotonic()
-        end(store, claim)
+        end(store, attempt)
         for name, seconds in zip(
             took, (claimed - began, created - claimed, time.monotonic() - created), strict=True
         ):

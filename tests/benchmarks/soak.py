@@ -27,7 +27,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
@@ -36,8 +35,8 @@ import psycopg2
 
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
-from orchestrator.model import Completed
-from orchestrator.store import Claim, Place, SlotOffer, Store
+from orchestrator.model import Completed, Report
+from orchestrator.store import Attempt, Place, SlotOffer, Store, Ticket
 from orchestrator.store.ledger import fleet
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.shutdown import Drain, Draining
@@ -98,18 +97,17 @@ class Simulated:
             if claim is None:
                 self._contact.wait(self._settings.poll_s)
                 continue
-            claim = self._insist("create", partial(self._create, claim))
+            attempt = self._insist("create", partial(self._create, claim))
             self._note("gap", began)
-            self._train(claim)
-            value = (self._dice.random(),)
-            finish = partial(self._store.ledger.finish, claim, Completed(value))
-            self._insist("finish", partial(finish, reports={}, attrs={}))
+            self._train(attempt)
+            ended = Completed((self._dice.random(),))
+            self._insist("finish", partial(self._store.ledger.finish, attempt, ended, Report()))
             self.finished += 1
         self._insist(
             "deregister", lambda: self._store.ledger.deregister(self._lease, "ended in order")
         )
 
-    def _look(self) -> Claim | None:
+    def _look(self) -> Ticket | None:
         self._contact.sweep()
         if time.monotonic() >= self._next_left:
             self._next_left = time.monotonic() + LEFT_EVERY_S
@@ -118,30 +116,31 @@ class Simulated:
             began = time.monotonic()
             claim = self._store.ledger.claim_one(self._lease, row.study_id, self._place)
             self._note("claim", began)
-            assert claim is None or isinstance(claim, Claim)
+            assert claim is None or isinstance(claim, Ticket)
             if claim is not None:
                 return claim
         return None
 
-    def _create(self, claim: Claim) -> Claim:
-        _, self._cursor = self._store.reads.news(self._study_id, self._cursor)
+    def _create(self, claim: Ticket) -> Attempt:
+        _, self._cursor = self._store.news.since(self._study_id, self._cursor)
         created = self._store.ledger.create(
             claim, suggestion(claim, self._dice.random()), self._lease, self._place
         )
-        assert created is not None
+        assert isinstance(created, Attempt)
         return created
 
-    def _train(self, claim: Claim) -> None:
+    def _train(self, attempt: Attempt) -> None:
         length = self._trial_s * self._dice.uniform(0.5, 1.5)
         self._contact.wait(length / 2)
         self._insist(
-            "report", lambda: self._store.ledger.report(claim, {0: self._dice.random()}, {})
+            "report",
+            lambda: self._store.ledger.report(attempt, Report({0: self._dice.random()}, {})),
         )
         if self.draining.how == Drain.NO:
             self._contact.wait(length / 2)
 
-    def _finish(self, claim: Claim) -> None:
-        self._store.ledger.finish(claim, Completed((self._dice.random(),)), reports={}, attrs={})
+    def _finish(self, attempt: Attempt) -> None:
+        self._store.ledger.finish(attempt, Completed((self._dice.random(),)), Report())
 
     def _insist(self, step: str, do: Callable[[], T]) -> T:
         """The step until it works, as the worker does it; its time includes what it waited for."""

@@ -52,7 +52,7 @@ from orchestrator.settings import sampler_settings
 from orchestrator.store import Store
 from tests.support.invariants import query
 from tests.support.own_server import OwnServer
-from tests.support.studies import PLACE, RUNNER, end
+from tests.support.studies import RUNNER, begun, end, take
 
 ROOT = Path(__file__).parents[2]
 MARK = "message|"
@@ -101,13 +101,10 @@ def fill(store: Store, made: StudySpec, history: int) -> int:
     study = store.studies.launch(made).study_id
     search, lease, rng = Search(made), store.fleet.register(600), random.Random(0)
     for _ in range(history):
-        claim = store.ledger.claim(lease, [study], PLACE)
+        claim = take(store, lease, study)
         assert claim is not None
-        claim = store.ledger.create(
-            claim, search.ask({}, ticket=claim.ticket, retry=0), lease, PLACE
-        )
-        assert claim is not None
-        end(store, claim, Completed((rng.random(),)))
+        attempt = begun(store, claim, lease, search.ask({}, ticket=claim.ticket, retry=0))
+        end(store, attempt, Completed((rng.random(),)))
     store.ledger.deregister(lease, "prepared")
     return study
 

@@ -96,11 +96,11 @@ def test_while_the_server_takes_no_writes_trials_train_on_and_readers_read(
         wait_until(lambda: _complete(server) >= 2, 60)
         _read_only(server, "on")
         began = time.monotonic()
-        wait_until(lambda: all("takes no writes" in worker.text() for worker in workers), 30)
+        wait_until(lambda: all("does not accept writes" in worker.text() for worker in workers), 30)
         for command in ("status", "best", "doctor"):
             assert commands.check(command, "study.name=study")
         refused = commands.run("pause", "study.name=study")
-        assert (refused.returncode, "takes no writes" in refused.stderr) == (3, True)
+        assert (refused.returncode, "does not accept writes" in refused.stderr) == (3, True)
         wait_until(lambda: time.monotonic() - began > 2 * TTL_S)
         assert len(fleet.living()) == 2, "nobody gave up"
         _read_only(server, "off")

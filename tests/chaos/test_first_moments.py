@@ -70,7 +70,10 @@ def test_of_two_launches_with_different_spaces_one_wins_and_the_other_says_what_
             codes = sorted(rival.ended() for rival in rivals)
             assert codes == [0, 2], [rival.text() for rival in rivals]
             loser = next(rival for rival in rivals if rival.process.exitcode == 2)
-            assert f"study.name=round-{k}: a study of that name exists with another" in loser.text()
+            assert (
+                f"study.name=round-{k}: a study of this name exists with a different"
+                in loser.text()
+            )
             loser.expected_dead = True
             assert store.reads.find(f"round-{k}").state == "FINISHED"
         fleet.dismiss()

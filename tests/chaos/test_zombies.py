@@ -92,7 +92,7 @@ def test_a_worker_stopped_past_its_lease_is_refused_and_goes_on_with_another_tri
         wait_until(lambda: store.reads.find("study").state == "FINISHED", 60)
         fleet.dismiss()
         assert (zombie.process.exitcode, rescuer.process.exitcode) == (0, 0)
-        assert "registering anew" in zombie.text()
+        assert "registering again" in zombie.text()
     invariants.check(commands, "study", cells=2)
     first = optuna.load_study(study_name="study", storage=store.url).trials[0]
     assert (first.user_attrs["who"], first.user_attrs["ran_as"]) == (rescuer.name, 2), (

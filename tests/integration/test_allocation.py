@@ -7,21 +7,23 @@ import json
 import optuna
 
 from orchestrator.model import Budget, Failed, Suggestion, TrialNews
-from orchestrator.store import MOST_CHOICES, Choice, Claim, Store, Undecided, WorkerLease
+from orchestrator.store import MOST_CHOICES, Choice, Store, Ticket, Undecided, WorkerLease
 from tests.support.large import complete
-from tests.support.studies import PLACE, begun, end, spec, start, suggestion
+from tests.support.studies import PLACE, begun, end, spec, start, suggestion, take
 
 WHY = {"rule": "test", "words": "it looks good"}
 
 
 def next_of(
     store: Store, lease: WorkerLease, study: int, choice: Choice | None = None
-) -> Claim | Undecided | None:
-    return store.ledger.claim_one(lease, study, PLACE, choice, adaptive=True)
+) -> Ticket | Undecided | None:
+    claim = store.ledger.claim_one(lease, study, PLACE, choice, adaptive=True)
+    assert claim is None or isinstance(claim, Ticket | Undecided)
+    return claim
 
 
 def shares(store: Store, lease: WorkerLease, study: int) -> None:
-    while isinstance(claim := next_of(store, lease, study), Claim):
+    while isinstance(claim := next_of(store, lease, study), Ticket):
         end(store, begun(store, claim, lease))
 
 
@@ -39,7 +41,7 @@ def test_beyond_the_shares_the_caller_chooses_the_cell_and_the_reason_stays_with
     assert next_of(store, lease, study) == undecided, "nothing was taken"
     for _ in range(2):
         claim = next_of(store, lease, study, Choice(2, WHY))
-        assert isinstance(claim, Claim)
+        assert isinstance(claim, Ticket)
         assert claim.cell == 2
         end(store, begun(store, claim, lease))
     row = store.reads.find("study")
@@ -58,19 +60,15 @@ def test_a_chosen_cell_that_was_closed_meanwhile_is_replaced(
     ).study_id
     shares(store, lease, study)
     claim = next_of(store, lease, study, Choice(1, WHY))
-    assert isinstance(claim, Claim)
-    end(
-        store,
-        begun(store, claim, lease),
-        Failed("exception", "no"),
-    )
+    assert isinstance(claim, Ticket)
+    end(store, begun(store, claim, lease), Failed("exception", "no"))
     undecided = next_of(store, lease, study)
     assert isinstance(undecided, Undecided)
     assert [ordinal for ordinal, _ in undecided.cells] == [0]
     claim = next_of(store, lease, study, Choice(1, WHY))
-    assert isinstance(claim, Claim)
+    assert isinstance(claim, Ticket)
     assert claim.cell == 0
-    assert "closed meanwhile" in json.dumps(claim.why)
+    assert "had been closed" in json.dumps(claim.why)
 
 
 def test_a_suggestion_that_did_not_know_of_a_trial_is_refused(
@@ -78,15 +76,15 @@ def test_a_suggestion_that_did_not_know_of_a_trial_is_refused(
 ) -> None:
     study = store.studies.launch(spec(cells=4)).study_id
     other = store.fleet.register(60)
-    _, known = store.reads.news(study, 0)
-    mine = store.ledger.claim(lease, [study], PLACE)
+    _, known = store.news.since(study, 0)
+    mine = take(store, lease, study)
     assert mine is not None
     assert start(store, other, study) is not None
-    assert store.ledger.create(mine, suggestion(mine), lease, PLACE, known=known) is None
+    assert store.ledger.create(mine, suggestion(mine), lease, PLACE, since=known) is None
     assert [t.number for t in store.reads.trials(study)] == [0], "nothing was created"
-    news, known = store.reads.news(study, known)
+    news, known = store.news.since(study, known)
     assert [n.number for n in news] == [0]
-    created = store.ledger.create(mine, suggestion(mine), lease, PLACE, known=known)
+    created = store.ledger.create(mine, suggestion(mine), lease, PLACE, since=known)
     assert created is not None
     assert created.number == 1
 
@@ -98,16 +96,16 @@ def test_a_trial_that_ended_since_is_no_reason_to_ask_again(
     other = store.fleet.register(60)
     theirs = start(store, other, study)
     assert theirs is not None
-    _, known = store.reads.news(study, 0)
-    mine = store.ledger.claim(lease, [study], PLACE)
+    _, known = store.news.since(study, 0)
+    mine = take(store, lease, study)
     assert mine is not None
     end(store, theirs)
-    assert store.ledger.create(mine, suggestion(mine), lease, PLACE, known=known) is not None
+    assert store.ledger.create(mine, suggestion(mine), lease, PLACE, since=known) is not None
 
 
 def test_a_function_is_told_the_news_under_the_lock(store: Store, lease: WorkerLease) -> None:
     study = store.studies.launch(spec(cells=4)).study_id
-    mine = store.ledger.claim(lease, [study], PLACE)
+    mine = take(store, lease, study)
     assert mine is not None
     assert start(store, store.fleet.register(60), study) is not None
     told: list[int] = []
@@ -117,7 +115,7 @@ def test_a_function_is_told_the_news_under_the_lock(store: Store, lease: WorkerL
         assert mine is not None
         return suggestion(mine)
 
-    created = store.ledger.create(mine, suggest, lease, PLACE, known=0)
+    created = store.ledger.create(mine, suggest, lease, PLACE, since=0)
     assert created is not None
     assert (told, created.number) == ([0, 1], 1)
 
@@ -129,15 +127,15 @@ def test_what_was_known_at_a_position_can_be_told_later(store: Store, lease: Wor
     assert first is not None
     assert second is not None
     end(store, first)
-    _, position = store.reads.news(study, 0)
+    _, position = store.news.since(study, 0)
     end(store, second)
     third = start(store, lease, study)
     assert third is not None
-    assert [(n.number, n.state) for n in store.reads.news_at(study, position)] == [
+    assert [(n.number, n.state) for n in store.news.at(study, position)] == [
         (0, "COMPLETE"),
         (1, "RUNNING"),
     ]
-    assert store.reads.news_at(study, position)[1].values is None
+    assert store.news.at(study, position)[1].values is None
 
 
 def test_of_a_large_grid_the_caller_gets_the_likely_cells_and_those_with_the_fewest_trials(
@@ -154,7 +152,7 @@ def test_of_a_large_grid_the_caller_gets_the_likely_cells_and_those_with_the_few
     others = MOST_CHOICES - len(likely)
     assert first.cells == tuple((k, {"a": k}) for k in [*range(others), *sorted(likely)])
     claim = store.ledger.claim_one(lease, study, PLACE, Choice(0, WHY), adaptive=True)
-    assert isinstance(claim, Claim)
+    assert isinstance(claim, Ticket)
     assert claim.cell == 0
     after = store.ledger.claim_one(
         lease,

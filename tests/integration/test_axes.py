@@ -17,7 +17,7 @@ from orchestrator.model import Axis, Searched, StudySpec
 from orchestrator.search import Search
 from orchestrator.store import Store, WorkerLease
 from orchestrator.worker.studies import Served
-from tests.support.studies import PLACE, end, spec
+from tests.support.studies import begun, end, spec, take
 
 MLP, CNN = {"kind": "mlp", "width": 4}, {"kind": "cnn", "root": "/data"}
 # as the version before options had names made it
@@ -54,21 +54,17 @@ def test_a_study_whose_options_have_no_names_goes_on_as_it_is(
     store: Store, lease: WorkerLease, root: str
 ) -> None:
     study = store.studies.launch(old_form()).study_id
-    first = store.ledger.claim(lease, [study], PLACE)
+    first = take(store, lease, study)
     assert first is not None
     search = Search(store.reads.spec(study))
-    made = store.ledger.create(
-        first, search.ask(first.cell_values, ticket=0, retry=0), lease, PLACE
-    )
-    assert made is not None
-    end(store, made)
+    end(store, begun(store, first, lease, search.ask(first.cell_values, ticket=0, retry=0)))
 
     again = store.studies.launch(new_form({"kind": "cnn", "root": root}))
     assert (again.created, again.added, again.changes) == (False, 2, ("budget.trials: 4 -> 6",))
     stored = store.reads.spec(study)
     assert stored.spec_hash() == HASH
     assert stored.search[0].when == {"arch": (CNN,)}
-    second = store.ledger.claim(lease, [study], PLACE)
+    second = take(store, lease, study)
     assert second is not None
     assert second.cell_values == {"arch": CNN}
     suggested = Search(stored).ask(second.cell_values, ticket=1, retry=0)
@@ -79,7 +75,7 @@ def test_a_study_whose_options_have_no_names_goes_on_as_it_is(
 @pytest.mark.parametrize("root", ["/elsewhere", "${root}", 1])
 def test_another_content_is_another_study(store: Store, root: object) -> None:
     store.studies.launch(old_form())
-    with pytest.raises(ConfigError, match=r"another grid arch .*\"mlp\":"):
+    with pytest.raises(ConfigError, match=r"a different grid arch .*\"mlp\":"):
         store.studies.launch(new_form({"kind": "cnn", "root": root}))
 
 
@@ -89,7 +85,7 @@ def test_the_way_a_group_is_typed_is_no_part_of_a_studys_identity(store: Store) 
     store.studies.launch(study)
     typed = replace(study, grid=(replace(axis, group="arch@params.arch"),))
     assert store.studies.launch(typed).changes == ()
-    with pytest.raises(ConfigError, match="another grid arch"):
+    with pytest.raises(ConfigError, match="a different grid arch"):
         store.studies.launch(replace(study, grid=(replace(axis, contents=(MLP, MLP)),)))
 
 
@@ -106,7 +102,7 @@ def test_a_step_that_an_older_version_stored_in_binary_replays_as_the_same(
     served: Any = Served(row, stored, Search(stored), runner=None)  # type: ignore[arg-type]
     number = None
     while number is None:  # until one is drawn that binary has no exact form of, such as 0.3
-        claim = store.ledger.claim(lease, [study], PLACE)
+        claim = take(store, lease, study)
         assert claim is not None
         made = served.suggest(claim, asks=1)
         binary = round(made.params[0].internal * 10) * 0.1
@@ -114,8 +110,7 @@ def test_a_step_that_an_older_version_stored_in_binary_replays_as_the_same(
         older = replace(
             made, params=(replace(made.params[0], internal=binary),), values={"x": binary}
         )
-        created = store.ledger.create(claim, older, lease, PLACE)
-        assert created is not None
+        created = begun(store, claim, lease, older)
         end(store, created)
         number = None if exact else created.number
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", store.url)

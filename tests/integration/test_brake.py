@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.model import Budget, Completed, Failed, Pruned
-from orchestrator.store import Claim, Store, WorkerLease, is_braked, likeness
+from orchestrator.store import Attempt, Store, WorkerLease, is_braked, likeness
 from tests.support.studies import end, spec, start
 
 
@@ -52,9 +52,9 @@ def test_a_bug_that_fails_every_trial_pauses_the_study_after_a_few(
     row = store.reads.find("study")
     assert is_braked(row.state, row.reason)
     assert (
-        f"the first {expected} trials failed alike, and none came to a result: RuntimeError: shapes"
-        in str(row.reason)
-    )
+        f"the first {expected} trials failed alike, and none produced a result: RuntimeError: "
+        "shapes"
+    ) in str(row.reason)
     assert {(state, bound) for state, _, bound in cells(store)} == {("OPEN", 1)}, (
         "none stays closed for a bug of them all"
     )
@@ -103,7 +103,7 @@ def test_it_is_set_by_hand_or_off(
     assert store.reads.find("study").state == ("PAUSED" if count < 12 else "FINISHED")
 
 
-def begin(store: Store, study: int, count: int) -> list[Claim]:
+def begin(store: Store, study: int, count: int) -> list[Attempt]:
     """As many trials, each of a worker of its own, all under way."""
     begun = [start(store, store.fleet.register(60), study) for _ in range(count)]
     return [claim for claim in begun if claim is not None]

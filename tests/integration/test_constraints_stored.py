@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optuna
 
-from orchestrator.model import Completed
+from orchestrator.model import Completed, Report
 from orchestrator.store import Store
 from tests.support.studies import spec, start
 
@@ -15,11 +15,9 @@ def test_a_constraint_is_stored_once_as_optuna_has_it_and_is_news(database_url: 
     study = store.studies.launch(spec(cells=2)).study_id
     claim = start(store, lease, study)
     assert claim is not None
-    store.ledger.report(claim, {}, {}, {"memory": 1.5})
-    store.ledger.finish(
-        claim, Completed((1.0,)), reports={}, attrs={}, constraints={"memory": -1.0, "time": 0.0}
-    )
-    (news, *_), _ = store.reads.news(study, 0)
+    store.ledger.report(claim, Report({}, {}, {"memory": 1.5}))
+    store.ledger.finish(claim, Completed((1.0,)), Report(constraints={"memory": -1.0, "time": 0.0}))
+    (news, *_), _ = store.news.since(study, 0)
     said = {"constraints:memory": 1.5, "constraints:time": 0.0}
     assert said.items() <= news.system_attrs.items()
     (trial, *_) = optuna.load_study(study_name="study", storage=database_url).trials

@@ -29,7 +29,7 @@ def test_between_short_trials_a_connection_is_kept_only_where_the_server_has_eno
         store = Store(server.url)
         contact = Contact(store, WorkerConfig(heartbeat_s=60.0), Draining())
         contact.hold(store.fleet.register(60))
-        contact.brief = True
+        contact.expect(trial_s=0.1)
         contact.renew()
         contact.rest()
         assert len(query(server.url, OTHERS)) == 1, "there are enough: kept"

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.model import Completed, Failed
-from orchestrator.store import Claim, Store, WorkerLease
+from orchestrator.model import Completed, Failed, Report
+from orchestrator.store import Attempt, Prepared, Store, Ticket, WorkerLease
 from tests.support.counting import Counted, count_messages
 from tests.support.studies import PLACE, spec, suggestion
 
@@ -24,24 +24,25 @@ def test_a_trial_takes_few_round_trips_and_transactions(
     store.reads.studies()
     counted.take()
     for share in (True, True, False, False):
-        claim = store.ledger.claim_one(lease, study, PLACE, known=0)
-        assert isinstance(claim, Claim)
+        claim = store.ledger.claim_one(lease, study, PLACE, since=0)
+        assert isinstance(claim, Ticket)
         assert counted.take() == ((4, 1) if share else (5, 1)), (
             "what is next, what was taken, the news, COMMIT"
         )
         made = store.ledger.create(
-            claim, suggestion(claim), lease, PLACE, known=10_000, start=False
+            claim, suggestion(claim), lease, PLACE, since=10_000, start=False
         )
-        assert made is not None
+        assert isinstance(made, Prepared)
         assert counted.take() == (2, 1), (
             "locks with what is read under them, what is written with COMMIT"
         )
-        assert store.ledger.start(made, lease, PLACE)
+        attempt = store.ledger.start(made, lease, PLACE)
+        assert attempt is not None
         assert counted.take() == (1, 1)
-        store.ledger.report(made, {0: 0.1}, {"k": 1})
+        store.ledger.report(attempt, Report({0: 0.1}, {"k": 1}))
         assert counted.take() == (2 + 1, 1)
         outcome = Completed((0.5,)) if share else Failed("exception", "no")
-        store.ledger.finish(made, outcome, reports={1: 0.2}, attrs={"k": 2}, constraints={"c": 0.0})
+        store.ledger.finish(attempt, outcome, Report({1: 0.2}, {"k": 2}, constraints={"c": 0.0}))
         assert counted.take() == (2, 1)
         store.fleet.renew(lease, "idle")
         assert counted.take() == (1, 1)
@@ -52,11 +53,11 @@ def test_what_a_trial_costs_does_not_depend_on_its_parameters_and_reports(
 ) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
     claim = store.ledger.claim_one(lease, study, PLACE)
-    assert isinstance(claim, Claim)
+    assert isinstance(claim, Ticket)
     made = store.ledger.create(claim, suggestion(claim), lease, PLACE)
-    assert made is not None
+    assert isinstance(made, Attempt)
     counted.take()
     reports = dict.fromkeys(range(1_000), 0.5)
     attrs = {f"k{i}": i for i in range(50)}
-    store.ledger.finish(made, Completed((0.5,)), reports=reports, attrs=attrs)
+    store.ledger.finish(made, Completed((0.5,)), Report(reports, attrs))
     assert counted.take() == (2, 1)

@@ -232,7 +232,7 @@ def test_a_trial_whose_gpu_is_gone_is_no_failure_and_goes_on_elsewhere(
         good.run()
     assert f"GPU-good) is still used by sleep (pid {pid}, " in caplog.text
     assert [(t.state, t.values) for t in store.reads.trials(study)] == [("COMPLETE", (1.0,))] * 2
-    assert "holds GPU 1 (NVIDIA H100, GPU-good), slot 0" in caplog.text
+    assert "using GPU 1 (NVIDIA H100, GPU-good), slot 0" in caplog.text
 
 
 def test_the_threads_of_a_child_on_a_cpu_are_its_slots_share_of_the_cores(

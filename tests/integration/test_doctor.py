@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.model import Budget, Completed, Failed, Pruned
+from orchestrator.model import Budget, Completed, Failed, Pruned, Report
 from orchestrator.store import SlotOffer, Store
 from orchestrator.store.connection.database import Database, storage_url
 from orchestrator.store.doctor import INVARIANTS, NOTES, Doctor, Examination, look
@@ -80,13 +80,15 @@ def make_busy(store: Store) -> None:
     ):
         claim = start(store, one, busy)
         assert claim is not None
-        store.ledger.report(claim, {0: 0.5}, {"note": 1})
+        store.ledger.report(claim, Report({0: 0.5}, {"note": 1}))
         end(store, claim, outcome)
     assert start(store, one, busy) is not None, "trial 5 runs"
     given_back = start(store, two, busy)
     assert given_back is not None
     store.interventions.enqueue(busy, {"a": 0}, {"x": 0.25})
-    assert store.ledger.claim(three, [busy], PLACE) is not None, "one that has no Optuna trial yet"
+    assert store.ledger.claim_one(three, busy, PLACE) is not None, (
+        "one that has no Optuna trial yet"
+    )
     store.ledger.release(given_back, "drained")
     store.ledger.deregister(two, "done")
 
@@ -544,7 +546,8 @@ PLANTS = {
     ],
     "two ahead": [
         Plant(
-            f"UPDATE orchestrator.trial SET worker_id = 3, attempts = 0 WHERE {trial(6)}; "
+            "UPDATE orchestrator.trial SET worker_id = 3, state = 'PREPARED', attempts = 0 WHERE "
+            f"{trial(6)}; "
             f"DELETE FROM orchestrator.attempt WHERE {attempt_of(6)}",
             "worker 3 holds trial 6, claim",
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import sqlalchemy as sa
@@ -22,10 +22,10 @@ from orchestrator.cli.launch_loop import FollowedStudy
 from orchestrator.cli.screen import View
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
-from orchestrator.model import Completed, Param, StudySpec
+from orchestrator.model import Completed, Param, Report, StudySpec
 from orchestrator.runner import AttrSet, Reported, Runner
 from orchestrator.search import Search
-from orchestrator.store import Claim, Silent, SlotOffer, Store, TimeLine
+from orchestrator.store import Attempt, Prepared, Silent, SlotOffer, Store, Ticket, TimeLine
 from orchestrator.store.connection.database import Database, storage_url
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.failover import Failover
@@ -34,7 +34,7 @@ from orchestrator.worker.studies import Served
 from orchestrator.worker.unwritten import Unwritten
 from tests.support.invariants import plain_trials, query
 from tests.support.own_server import OwnServer
-from tests.support.studies import PLACE, end, spec, start, suggestion
+from tests.support.studies import PLACE, end, spec, start, suggestion, take
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_what_was_handed_out_in_the_lost_time_gives_no_right_to_what_is_handed_o
         with pytest.raises(LeaseLostError):
             own.fleet.renew(lease, "training")
         with pytest.raises(LeaseLostError):
-            own.ledger.report(claim, {0: 9.0}, {})
+            own.ledger.report(claim, Report({0: 9.0}, {}))
         with pytest.raises(LeaseLostError):
             end(own, claim, Completed((9.0,)))
         own.ledger.release(claim, "it may not")
@@ -127,7 +127,7 @@ def states(served: Served) -> list[str]:
     return [trial.state.name for trial in served.search._mirror.get_all_trials(0)]
 
 
-def must(claim: Claim | None) -> Claim:
+def must(claim: Attempt | None) -> Attempt:
     assert claim is not None
     return claim
 
@@ -146,11 +146,7 @@ def test_a_worker_notices_and_says_that_the_database_went_back(
     with caplog.at_level(logging.WARNING):
         contact.renew()
     assert contact.anew == 1
-    why = (
-        "time line 00000001 became 00000002"
-        if promoted
-        else "it is in an earlier state than it was"
-    )
+    why = "timeline 00000001 became 00000002" if promoted else "its state is older than before"
     (said,) = [record.message for record in caplog.records if "went back in time" in record.message]
     assert why in said
     contact.renew()
@@ -189,7 +185,7 @@ def test_it_is_said_later_if_the_server_went_away_again_before_it_told_its_time_
     second = first + timedelta(seconds=9)
     assert watch.changed(second)
     assert watch.note(second) is None
-    assert "time line 00000001 became 00000002" in str(watch.note(second))
+    assert "timeline 00000001 became 00000002" in str(watch.note(second))
     assert watch.note(second) is None
 
 
@@ -257,17 +253,16 @@ def test_a_result_tells_another_server_all_that_the_trial_said(
         ),
     )
     said.suggested["y"] = (own.suggested.add(claim, asked, 0.25), 0.25)
-    own.ledger.report(claim, **said.rows)
+    own.ledger.report(claim, said.report)
     said.forget()
     own.rest()
     server.fail_over(copy)
 
-    with pytest.raises(StoreUnavailableError, match="another database server"):
-        own.ledger.finish(claim, Completed((1.0,)), **said.rows, server=before)
-    said.again()
+    with pytest.raises(StoreUnavailableError, match="a different database server"):
+        own.ledger.finish(claim, Completed((1.0,)), said.last_report, server=before)
+    said.again(1)
     said.note(Reported(2, 0.75))
-    known: dict[str, Any] = {"suggested": said.lost_suggestions, "server": own.reads.server()}
-    own.ledger.finish(claim, Completed((1.0,)), **said.rows, **known)
+    own.ledger.finish(claim, Completed((1.0,)), said.last_report, server=own.reads.server())
     (trial,) = plain_trials(server.url, "told")
     assert (trial.intermediate_values, trial.user_attrs["k"], trial.params["y"]) == (
         {1: 0.5, 2: 0.75},
@@ -283,21 +278,21 @@ def test_an_attempt_whose_beginning_was_lost_ends_only_once_it_is_told_again(
 ) -> None:
     study = own.studies.launch(spec("begun", cells=1)).study_id
     lease = own.fleet.register(60)
-    claim = own.ledger.claim(lease, [study], PLACE)
-    assert claim is not None
+    claim = take(own, lease, study)
+    assert isinstance(claim, Ticket)
     made = own.ledger.create(claim, suggestion(claim), lease, PLACE, start=False)
     copy = server.backup()
-    assert made is not None
-    assert own.ledger.start(made, lease, PLACE)
+    assert isinstance(made, Prepared)
+    attempt = own.ledger.start(made, lease, PLACE)
+    assert attempt is not None
     own.rest()
     server.fail_over(copy)
     with pytest.raises(LeaseLostError):
-        end(own, made)
-    held: dict[str, Any] = {"holds": [made.token], "running": (made.token, made.attempt)}
-    assert not own.fleet.renew(lease, "training", **held).runs
-    assert own.ledger.start(made, lease, PLACE)
-    assert own.fleet.renew(lease, "training", **held).runs
-    end(own, made)
+        end(own, attempt)
+    assert not own.fleet.renew(lease, "training", holds=[made.token], running=made.token).runs
+    assert own.ledger.confirm(attempt, lease, PLACE)
+    assert own.fleet.renew(lease, "training", holds=[made.token], running=made.token).runs
+    end(own, attempt)
     assert own.doctor.examine("begun").findings == ()
 
 
@@ -306,12 +301,14 @@ def test_a_study_that_was_launched_anew_is_not_taken_for_the_one_that_was_seen(
 ) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
     seen, lease = store.reads.find("study"), store.fleet.register(60)
-    assert isinstance(store.ledger.claim_one(lease, study, PLACE, launched=seen.launched_at), Claim)
+    assert isinstance(
+        store.ledger.claim_one(lease, study, PLACE, launched=seen.launched_at), Ticket
+    )
     store.studies.launch(spec(cells=2, trials=4))
     assert store.ledger.claim_one(lease, study, PLACE, launched=seen.launched_at) is None
     now = store.reads.find("study")
     assert now.launched_at > seen.launched_at
-    assert isinstance(store.ledger.claim_one(lease, study, PLACE, launched=now.launched_at), Claim)
+    assert isinstance(store.ledger.claim_one(lease, study, PLACE, launched=now.launched_at), Ticket)
 
 
 # ------------------------------------------------------------------- what a worker does not know of
@@ -326,14 +323,14 @@ def test_a_renewal_gives_back_what_the_worker_does_not_know_of(
     contact.hold(lease)
     running = must(start(store, lease, study))
     contact.took(running)
-    contact.running = running
-    contact.renew()
-    assert store.doctor.examine().findings == ()
-    stray, unmade = must(start(store, lease, study)), store.ledger.claim(lease, [study], PLACE)
-    assert unmade is not None
-    with caplog.at_level(logging.WARNING):
+    with contact.runs(running):
         contact.renew()
-    assert "gave back 2 of its trials" in caplog.text
+    assert store.doctor.examine().findings == ()
+    stray, unmade = must(start(store, lease, study)), store.ledger.claim_one(lease, study, PLACE)
+    assert unmade is not None
+    with caplog.at_level(logging.WARNING), contact.runs(running):
+        contact.renew()
+    assert "gave back 2 trials" in caplog.text
     left = {t.number: t.worker_id for t in store.reads.trials(study, live_only=True)}
     assert left == {running.number: lease.worker_id, stray.number: None}, (
         "and the one that was not created is as if never claimed"
@@ -341,7 +338,6 @@ def test_a_renewal_gives_back_what_the_worker_does_not_know_of(
     assert not contact.doubted
     end(store, stray)  # a result that lies on disk is still welcome
     contact.gave(running)
-    contact.running = None
     contact.renew()
     assert [t.worker_id for t in store.reads.trials(study, live_only=True)] == [None]
     assert store.doctor.examine().findings == ()
@@ -353,10 +349,10 @@ def test_a_worker_learns_that_the_database_does_not_know_what_it_runs(store: Sto
     contact = Contact(store, WorkerConfig(), Draining())
     contact.hold(lease)
     claim = must(start(store, lease, study))
-    contact.running = replace(claim, token=claim.token ^ 1)
-    contact.renew()
+    with contact.runs(replace(claim, token=claim.token ^ 1)):
+        contact.renew()
     assert contact.doubted
-    contact.slotted = True
+    contact.took_slot()
     with pytest.raises(LeaseLostError, match="device slot"):
         contact.renew()
 
@@ -416,10 +412,10 @@ def test_a_standby_answers_readers_and_is_waited_for_by_writers(
             lambda: reader.studies.launch(spec("standby", cells=4, trials=4)),
             lambda: reader.fleet.register(60),
             lambda: reader.fleet.renew(lease, "training"),
-            lambda: reader.ledger.claim(lease, [study], PLACE),
+            lambda: reader.ledger.claim_one(lease, study, PLACE),
             lambda: reader.interventions.pause(study, "me"),
         ):
-            with pytest.raises(StoreUnavailableError, match="takes no writes"):
+            with pytest.raises(StoreUnavailableError, match="does not accept writes"):
                 write()
         assert reader.fleet.silent(1e6) == []
         assert reader.fleet.read_only

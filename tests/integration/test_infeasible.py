@@ -21,8 +21,8 @@ from orchestrator.model import (
     Suggestion,
 )
 from orchestrator.settings import InfeasibleSettings
-from orchestrator.store import CellRow, Claim, SlotOffer, Store, Undecided, WorkerLease
-from tests.support.studies import PLACE, RUNNER, end, spec, start
+from orchestrator.store import Attempt, CellRow, SlotOffer, Store, Ticket, Undecided, WorkerLease
+from tests.support.studies import PLACE, RUNNER, begun, end, spec, start, take
 
 GIB = 2**30
 OOM = Failed("oom", "OutOfMemoryError: CUDA out of memory", memory="device", peak_bytes=23 * GIB)
@@ -52,7 +52,7 @@ def launch(
     return store.studies.launch(spec(cells=cells, infeasible=infeasible, **changes)).study_id
 
 
-def begin(store: Store, lease: WorkerLease, study: int) -> Claim:
+def begin(store: Store, lease: WorkerLease, study: int) -> Attempt:
     claim = start(store, lease, study)
     assert claim is not None
     return claim
@@ -102,7 +102,7 @@ def test_one_death_closes_the_cell_and_those_above_it_for_that_device_type_alone
     assert work(store, small, study, fits=1) == [0, 1, 2]
     assert closed(store) == {
         2: ["small (24 GiB): trial 2 ran out of memory"],
-        3: ["small (24 GiB): trial 2 ran out of memory at a=2, and the need of it grows with a"],
+        3: ["small (24 GiB): trial 2 ran out of memory at a=2, and the memory needed grows with a"],
     }
     assert start(store, alike, study) is None, "another device of that type need not try"
     assert work(store, large, study) == [2, 3]
@@ -139,16 +139,18 @@ def test_with_two_declared_axes_only_what_is_larger_in_both_is_closed(store: Sto
     both = InfeasibleSettings(max_per_cell=0, monotone={"a": "memory", "b": "memory"})
     made = spec(trials=6, grid=grid, infeasible=both)
     study, lease = store.studies.launch(made).study_id, worker(store)
-    while (claim := store.ledger.claim(lease, [study], PLACE)) is not None:
-        created = store.ledger.create(claim, params(claim), lease, PLACE)
-        assert created is not None
-        end(store, created, OOM if claim.cell_values == {"a": 2, "b": 1} else None)
+    while (claim := take(store, lease, study)) is not None:
+        end(
+            store,
+            begun(store, claim, lease, params(claim)),
+            OOM if claim.cell_values == {"a": 2, "b": 1} else None,
+        )
     assert [made_cell(made, k) for k in closed(store)] == [
         {"a": a, "b": b} for a in (2, 3) for b in (1, 2)
     ]
 
 
-def params(claim: Claim) -> Suggestion:
+def params(claim: Ticket) -> Suggestion:
     json = (
         '{"name": "IntDistribution", "attributes": {"log": false, "step": 1, "low": 0, "high": 9}}'
     )

@@ -10,8 +10,9 @@ import optuna
 import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
-from orchestrator.model import Budget, Completed, Failed
-from orchestrator.store import Progress, Silent, Store, WorkerLease
+from orchestrator.model import Budget, Completed, Failed, Report
+from orchestrator.store import Attempt, Progress, Silent, Store, WorkerLease
+from tests.support.invariants import query
 from tests.support.studies import PLACE, RUNNER, end, spec, start
 
 BROKEN = Failed("exception", "ValueError: no\nlog: /somewhere", ("exception", "ValueError"))
@@ -25,6 +26,16 @@ def state(store: Store, name: str = "study") -> tuple[str, str | None]:
 def attrs(store: Store, number: int) -> dict[str, object]:
     study = optuna.load_study(study_name="study", storage=store.url)
     return study.get_trials(deepcopy=False)[number].user_attrs
+
+
+def fixed_of(store: Store, attempt: Attempt) -> object:
+    """What the ticket of the trial prescribes."""
+    ticket = (
+        "SELECT t.fixed FROM orchestrator.ticket t JOIN orchestrator.trial o USING (ticket_id) "
+        "WHERE o.trial_id = %s"
+    )
+    ((fixed,),) = query(store.url, ticket, attempt.trial_id)
+    return fixed
 
 
 # ------------------------------------------------------------------------------ pause, resume, stop
@@ -140,7 +151,7 @@ def test_a_trial_by_hand_is_next_and_on_top_of_the_budget(store: Store, lease: W
     store.interventions.enqueue(study, {"a": 2}, {"x": 0.25})
     first = start(store, lease, study)
     assert first is not None
-    assert (first.cell, first.fixed) == (2, {"x": 0.25})
+    assert (first.cell, fixed_of(store, first)) == (2, {"x": 0.25})
     end(store, first)
     cells = []
     while (claim := start(store, lease, study)) is not None:
@@ -180,7 +191,7 @@ def test_a_trial_by_hand_that_fails_is_not_tried_again_and_says_nothing_against_
     end(store, claim, BROKEN)
     share = start(store, lease, study)
     assert share is not None
-    assert share.fixed is None
+    assert fixed_of(store, share) is None
     end(store, share)
     assert state(store) == ("FINISHED", "budget spent")
 
@@ -192,11 +203,11 @@ def test_a_cell_that_is_not_there_and_a_stopped_study_take_no_trial(store: Store
     store.interventions.stop(study, "ada@lab")
     with pytest.raises(
         ConfigError,
-        match="hands out no trials: stopped by ada@lab; resume it first, or launch it again",
+        match="starts no trials: stopped by ada@lab; resume it first, or launch it again",
     ):
         store.interventions.enqueue(study, {"a": 1}, {})
     store.ledger.end_studies()
-    with pytest.raises(ConfigError, match="hands out no trials: stopped by ada@lab"):
+    with pytest.raises(ConfigError, match="starts no trials: stopped by ada@lab"):
         store.interventions.enqueue(study, {"a": 1}, {})
 
 
@@ -211,11 +222,11 @@ def test_a_failed_trial_is_run_again_in_its_own_ticket_as_a_new_trial(
     assert failed is not None
     end(store, failed, BROKEN)
     assert [(r.number, r.extra) for r in store.interventions.retry(study, 0)] == [(0, False)]
-    with pytest.raises(ConfigError, match="trial=0: it is being run again"):
+    with pytest.raises(ConfigError, match="trial=0: the trial is being run again"):
         store.interventions.retry(study, 0)
     again = start(store, lease, study)
     assert again is not None
-    assert (again.ticket, again.cell, again.fixed, again.number) == (
+    assert (again.ticket, again.cell, fixed_of(store, again), again.number) == (
         failed.ticket,
         0,
         {"x": 0.5},
@@ -278,7 +289,7 @@ def test_a_study_that_ended_with_every_cell_closed_goes_on(
     store.interventions.retry(study, None)
     fixed = []
     while (claim := start(store, lease, study)) is not None:
-        fixed.append(claim.fixed)
+        fixed.append(fixed_of(store, claim))
         end(store, claim)
     assert sorted(fixed, key=str) == [None, None, {"x": 0.5}]
     assert state(store) == ("FINISHED", "budget spent")
@@ -290,10 +301,10 @@ def test_only_a_failed_trial_is_run_again(store: Store, lease: WorkerLease) -> N
     assert claim is not None
     end(store, claim)
     with pytest.raises(
-        ConfigError, match="trial=0: it is COMPLETE; only a failed trial is run again"
+        ConfigError, match="trial=0: the trial is COMPLETE; only a failed trial can be run again"
     ):
         store.interventions.retry(study, 0)
-    with pytest.raises(ConfigError, match="trial=9: the study has no trial of that number"):
+    with pytest.raises(ConfigError, match="trial=9: no worker has run a trial with this number"):
         store.interventions.retry(study, 9)
 
 
@@ -308,12 +319,11 @@ def test_what_passes_is_run_again_as_the_same_trial_at_most_so_often(
         claim = start(store, lease, study)
         assert claim is not None
         assert (claim.number, claim.attempt) == (0, attempt)
-        assert store.ledger.retry(claim, BROKEN, reports={attempt: 0.5}, attrs={"k": attempt})
-        # its answer was lost on the way
-        assert store.ledger.retry(claim, BROKEN, reports={}, attrs={})
+        assert store.ledger.retry(claim, BROKEN, Report({attempt: 0.5}, {"k": attempt}))
+        assert store.ledger.retry(claim, BROKEN, Report())  # its answer was lost on the way
     claim = start(store, lease, study)
     assert claim is not None
-    assert not store.ledger.retry(claim, BROKEN, reports={}, attrs={})
+    assert not store.ledger.retry(claim, BROKEN, Report())
     end(store, claim, BROKEN)
     (trial,) = optuna.load_study(study_name="study", storage=store.url).trials
     assert trial.state == optuna.trial.TrialState.FAIL
@@ -333,8 +343,8 @@ def test_a_stale_attempt_cannot_have_its_trial_run_again(store: Store, lease: Wo
     current = start(store, lease, study)
     assert current is not None
     with pytest.raises(LeaseLostError):
-        store.ledger.retry(stale, BROKEN, reports={3: 1.0}, attrs={})
-    store.ledger.finish(current, Completed((1.0,)), reports={}, attrs={})
+        store.ledger.retry(stale, BROKEN, Report({3: 1.0}))
+    store.ledger.finish(current, Completed((1.0,)), Report())
     (trial,) = optuna.load_study(study_name="study", storage=store.url).trials
     assert trial.intermediate_values == {}
 
@@ -347,13 +357,13 @@ def test_an_attempt_lost_after_a_failure_that_passes_is_counted_once_it_is_known
     assert claim is not None
     store.ledger.evict(Silent(lease.worker_id, dead=True, reason="its process died"))
     (left,) = store.ledger.left_at(PLACE)
-    assert store.ledger.retry(left, BROKEN, reports={}, attrs={})
+    assert store.ledger.retry(left, BROKEN, Report())
     assert [a.outcome for a in store.reads.attempts(study, 0)] == ["retried"]
     assert store.ledger.left_at(PLACE) == [], "its result is known now"
     other = store.fleet.register(60)
     again = start(store, other, study)
     assert again is not None
-    assert not store.ledger.retry(again, BROKEN, reports={}, attrs={}), "that was the only one"
+    assert not store.ledger.retry(again, BROKEN, Report()), "that was the only one"
 
 
 def test_the_wish_to_have_trials_back_is_not_taken_back_by_a_weaker_one(
@@ -378,7 +388,7 @@ def test_a_trial_by_hand_that_was_stopped_runs_once_again(store: Store, lease: W
     assert [r.number for r in store.interventions.retry(study, None)] == [0]
     fixed = []
     while (claim := start(store, lease, study)) is not None:
-        fixed.append(claim.fixed)
+        fixed.append(fixed_of(store, claim))
         end(store, claim)
     assert fixed == [{"x": 0.5}, None]
 
@@ -479,7 +489,9 @@ def test_parameters_to_repeat_stay_behind_when_their_cell_is_closed_and_may_be_a
             end(store, claim)
     claim = start(store, other, study)
     assert claim is not None
-    assert (claim.cell, claim.fixed) == (1, None), "what is to be repeated is of the other cell"
+    assert (claim.cell, fixed_of(store, claim)) == (1, None), (
+        "what is to be repeated is of the other cell"
+    )
     end(store, claim)
     assert number in [r.number for r in store.interventions.retry(study, None)]
     assert store.doctor.examine().findings == ()
@@ -495,7 +507,7 @@ def test_a_budget_without_room_for_trials_that_are_to_run_again_is_refused(
         end(store, claim, outcome)
     assert [r.extra for r in store.interventions.retry(study, 0)] == [False]
     with pytest.raises(
-        ConfigError, match=r"and 1 more are owed .* 'retry'; set budget\.trials to at least 2"
+        ConfigError, match=r"and 1 more are needed .* 'retry'; set budget\.trials to at least 2"
     ):
         store.studies.launch(spec(cells=1, trials=1))
     assert store.studies.launch(spec(cells=1, trials=2)).open_tickets == 1

@@ -19,7 +19,7 @@ from optuna.artifacts import get_all_artifact_meta
 from orchestrator.cli import main
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import LeaseLostError
-from orchestrator.model import Completed, Failed
+from orchestrator.model import Completed, Failed, Report
 from orchestrator.store import Store, WorkerLease
 from orchestrator.worker.shutdown import Drain
 from orchestrator.worker.worker import Worker
@@ -63,7 +63,7 @@ def test_facts_of_the_last_attempt_are_shown_and_cost_no_round_trip(
         claim = start(store, lease, study)
         assert claim is not None
         counted.take()
-        store.ledger.finish(claim, Completed((1.0,)), reports={}, attrs={}, facts=facts)
+        store.ledger.finish(claim, Completed((1.0,)), Report(facts=facts or {}))
         counts.append(counted.take())
     assert counts[0] == counts[1]
     assert [trial.user_attrs for trial in trials_of(store)] == [{}, SHOWN]
@@ -77,14 +77,10 @@ def test_every_attempt_keeps_its_own_facts(store: Store, lease: WorkerLease) -> 
     store.ledger.release(first, "told to end", facts=FACTS | {"host": "one"})
     second = start(store, lease, study)
     assert second is not None
-    assert store.ledger.retry(
-        second, Failed("exit", "lost"), reports={}, attrs={}, facts=FACTS | {"host": "two"}
-    )
+    assert store.ledger.retry(second, Failed("exit", "lost"), Report(facts=FACTS | {"host": "two"}))
     third = start(store, lease, study)
     assert third is not None
-    store.ledger.finish(
-        third, Failed("oom", "too much"), reports={}, attrs={}, facts=FACTS | {"host": "three"}
-    )
+    store.ledger.finish(third, Failed("oom", "too much"), Report(facts=FACTS | {"host": "three"}))
     told = [(row.outcome, (row.facts or {})["host"]) for row in store.reads.attempts(study, 0)]
     assert told == [("interrupted", "one"), ("retried", "two"), ("failed", "three")]
     assert trials_of(store)[0].user_attrs["orchestrator:host"] == "three"
@@ -97,13 +93,9 @@ def test_artifacts_are_known_to_optuna_until_a_dashboard_deletes_them(
     claim = start(store, lease, study)
     assert claim is not None
     assert claim.optuna_trial_id is not None
-    store.ledger.report(claim, {}, {}, artifacts={"a": record("a")})
+    store.ledger.report(claim, Report({}, {}, artifacts={"a": record("a")}))
     store.ledger.finish(
-        claim,
-        Completed((1.0,)),
-        reports={},
-        attrs={},
-        artifacts={"a": record("a", "x"), "b": record("b")},
+        claim, Completed((1.0,)), Report(artifacts={"a": record("a", "x"), "b": record("b")})
     )
     (trial,) = trials_of(store)
     storage = optuna.storages.get_storage(store.url)
@@ -129,9 +121,9 @@ def test_an_attempt_that_lost_its_trial_adds_no_artifact(store: Store, lease: Wo
     lost = start(store, lease, study)
     assert lost is not None
     store.ledger.release(lost, "gone")
-    assert store.ledger.claim(lease, [study], PLACE) is not None
+    assert store.ledger.claim_one(lease, study, PLACE) is not None
     with pytest.raises(LeaseLostError):
-        store.ledger.report(lost, {}, {}, artifacts={"a": record("a")})
+        store.ledger.report(lost, Report({}, {}, artifacts={"a": record("a")}))
     assert store.reads.artifacts(study, [0]) == {0: []}
 
 

@@ -14,11 +14,11 @@ import psycopg2
 import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
-from orchestrator.model import Axis, Budget, Completed, Direction, Failed, Searched
-from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease
+from orchestrator.model import Axis, Budget, Completed, Direction, Failed, Report, Searched
+from orchestrator.store import Attempt, Silent, SlotOffer, Store, WorkerLease
 from orchestrator.store.ledger import fleet
 from tests.support.counting import count_messages
-from tests.support.studies import PLACE, begun, end, spec, start, suggestion, work
+from tests.support.studies import PLACE, begun, end, spec, start, suggestion, take, work
 from tests.support.waiting import wait_until
 
 
@@ -26,7 +26,7 @@ def gone(lease: WorkerLease) -> Silent:
     return Silent(lease.worker_id, dead=True, reason="its process died")
 
 
-def run_all(store: Store, lease: WorkerLease, study_id: int) -> list[Claim]:
+def run_all(store: Store, lease: WorkerLease, study_id: int) -> list[Attempt]:
     done = []
     while (claim := start(store, lease, study_id)) is not None:
         end(store, claim)
@@ -61,9 +61,9 @@ def test_no_open_ticket_is_handed_out_while_a_share_is_still_running(
     assert first is not None
     assert second is not None
     end(store, first)
-    assert store.ledger.claim(lease, [study], PLACE) is None
+    assert store.ledger.claim_one(lease, study, PLACE) is None
     end(store, second)
-    assert store.ledger.claim(lease, [study], PLACE) is not None
+    assert store.ledger.claim_one(lease, study, PLACE) is not None
 
 
 def test_the_total_never_exceeds_the_budget_and_a_spent_study_is_finished(
@@ -119,7 +119,7 @@ def test_shares_that_no_longer_fit_into_the_budget_are_refused(
     study = store.studies.launch(spec(cells=2, trials=8)).study_id
     run_all(store, lease, study)
     with pytest.raises(
-        ConfigError, match=r"budget.trials=9 is too small: 8 trials are spent .* promises 2 more"
+        ConfigError, match=r"budget.trials=9 is too small: 8 trials are spent .* guarantees 2 more"
     ):
         store.studies.launch(replace(spec(cells=2), budget=Budget(9, 5)))
     assert store.reads.find("study").state == "FINISHED", "a refused launch changes nothing"
@@ -137,13 +137,15 @@ def test_another_space_under_the_same_name_is_refused_and_named(store: Store) ->
 
 def test_values_that_python_holds_equal_make_another_grid(store: Store) -> None:
     store.studies.launch(replace(spec(), grid=(Axis("a", (0, 1)),), budget=Budget(2)))
-    with pytest.raises(ConfigError, match=r"another grid a \(\[0,1\] there, \[false,true\] here\)"):
+    with pytest.raises(
+        ConfigError, match=r"a different grid a \(\[0,1\] there, \[false,true\] here\)"
+    ):
         store.studies.launch(replace(spec(), grid=(Axis("a", (False, True)),), budget=Budget(2)))
 
 
 def test_a_study_of_plain_optuna_is_not_taken_over(store: Store) -> None:
     optuna.create_study(study_name="study", storage=store.url)
-    with pytest.raises(ConfigError, match="made by other means"):
+    with pytest.raises(ConfigError, match="orchestrator did not create"):
         store.studies.launch(spec())
 
 
@@ -190,7 +192,7 @@ def test_of_two_launches_with_different_spaces_one_wins(database_url: str) -> No
     for thread in threads:
         thread.join()
     assert True in answers
-    assert any("another search x" in str(a) for a in answers)
+    assert any("a different search x" in str(a) for a in answers)
 
 
 def test_a_claim_late_in_a_large_grid_walks_an_index(store: Store, lease: WorkerLease) -> None:
@@ -285,10 +287,10 @@ def test_a_claim_given_back_before_its_trial_exists_leaves_no_trace(
     store: Store, lease: WorkerLease
 ) -> None:
     study = store.studies.launch(spec(cells=1)).study_id
-    claim = store.ledger.claim(lease, [study], PLACE)
+    claim = take(store, lease, study)
     assert claim is not None
     store.ledger.release(claim, "drained")
-    assert store.ledger.claim(lease, [study], PLACE) is not None
+    assert store.ledger.claim_one(lease, study, PLACE) is not None
     with pytest.raises(LeaseLostError):
         store.ledger.create(claim, suggestion(claim), lease, PLACE)
     assert optuna.load_study(study_name="study", storage=store.url).trials == []
@@ -306,7 +308,7 @@ def test_the_result_of_an_old_lease_is_refused_once_another_holds_the_trial(
     with pytest.raises(LeaseLostError):
         end(store, old, Completed((1.0,)))
     with pytest.raises(LeaseLostError):
-        store.ledger.report(old, {1: 0.5}, {})
+        store.ledger.report(old, Report({1: 0.5}, {}))
     end(store, new, Completed((2.0,)))
     assert optuna.load_study(study_name="study", storage=store.url).best_value == 2.0
 
@@ -334,9 +336,9 @@ def test_finishing_twice_is_accepted_once(store: Store, lease: WorkerLease) -> N
 
 def test_a_step_whose_answer_was_lost_can_be_done_again(store: Store, lease: WorkerLease) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
-    store.ledger.claim(lease, [study], PLACE)  # the worker never learns of this one
+    store.ledger.claim_one(lease, study, PLACE)  # the worker never learns of this one
     store.ledger.give_back_held(lease, "its answer was lost")
-    claim = store.ledger.claim(lease, [study], PLACE)
+    claim = take(store, lease, study)
     assert claim is not None
     assert claim.ticket == 0
     first = begun(store, claim, lease)
@@ -351,7 +353,7 @@ def test_a_worker_that_leaves_gives_back_what_it_holds(store: Store, lease: Work
     study = store.studies.launch(spec(cells=2)).study_id
     running = start(store, lease, study)
     other = store.fleet.register(60)
-    store.ledger.claim(other, [study], PLACE)
+    store.ledger.claim_one(other, study, PLACE)
     store.ledger.deregister(lease, "an error")
     store.ledger.deregister(other, "an error")
     assert running is not None
@@ -429,7 +431,7 @@ def test_an_evicted_worker_can_neither_renew_nor_claim(store: Store, lease: Work
     with pytest.raises(LeaseLostError):
         store.fleet.renew(lease, "idle")
     with pytest.raises(LeaseLostError):
-        store.ledger.claim(lease, [study], PLACE)
+        store.ledger.claim_one(lease, study, PLACE)
 
 
 def test_a_trial_that_loses_every_worker_fails_in_the_end(store: Store) -> None:
@@ -590,7 +592,7 @@ def test_numbers_stay_distinct_beside_trials_of_plain_optuna(
     numbers = [t.number for t in optuna.load_study(study_name="study", storage=store.url).trials]
     assert numbers == list(range(30))
     assert len(done) == 20, "foreign trials are observed, never counted"
-    assert {n.number for n in store.reads.foreign(study, [])} == set(numbers) - {
+    assert {n.number for n in store.news.foreign(study, [])} == set(numbers) - {
         c.number for c in done
     }
 
@@ -600,26 +602,23 @@ def test_news_never_skips_a_trial_whose_transaction_commits_late(
 ) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
     other = store.fleet.register(60)
-    slow, quick = (
-        store.ledger.claim(lease, [study], PLACE),
-        store.ledger.claim(other, [study], PLACE),
-    )
+    slow, quick = take(store, lease, study), take(store, other, study)
     assert slow is not None
     assert quick is not None
     holder = psycopg2.connect(store.url.replace("+psycopg2", ""))
     holder.cursor().execute("SELECT FROM studies WHERE study_id = %s FOR UPDATE", (study,))
-    created: list[Claim] = []
+    created: list[Attempt] = []
     thread = threading.Thread(target=lambda: created.append(begun(store, slow, lease)))
     thread.start()
     wait_until(_waits_for_lock(store.url), timeout=10)
-    assert store.reads.news(study, 0) == ([], 0)
+    assert store.news.since(study, 0) == ([], 0)
     holder.rollback()
     thread.join()
-    store.ledger.create(quick, suggestion(quick), other, PLACE)
-    news, cursor = store.reads.news(study, 0)
+    begun(store, quick, other)
+    news, cursor = store.news.since(study, 0)
     assert [n.number for n in news] == [0, 1]
     end(store, created[0])
-    assert [(n.number, n.state) for n in store.reads.news(study, cursor)[0]] == [(0, "COMPLETE")]
+    assert [(n.number, n.state) for n in store.news.since(study, cursor)[0]] == [(0, "COMPLETE")]
     holder.close()
 
 
@@ -637,13 +636,10 @@ def test_a_trial_as_plain_optuna_reads_it_is_whole(store: Store, lease: WorkerLe
     running = optuna.load_study(study_name="study", storage=store.url).trials[0]
     assert running.state.name == "RUNNING"
     assert running.params == {"a": 0, "x": 0.5}
-    store.ledger.report(claim, {0: 0.1, 2: float("nan")}, {"note": "ü \u0000"})
-    store.ledger.report(claim, {0: 9.9, 3: float("-inf")}, {"note": "second"})
+    store.ledger.report(claim, Report({0: 0.1, 2: float("nan")}, {"note": "ü \u0000"}))
+    store.ledger.report(claim, Report({0: 9.9, 3: float("-inf")}, {"note": "second"}))
     store.ledger.finish(
-        claim,
-        Completed((float("inf"),), {"loss": 0.25}),
-        reports={4: 1.0},
-        attrs={"last": [1, None]},
+        claim, Completed((float("inf"),), {"loss": 0.25}), Report({4: 1.0}, {"last": [1, None]})
     )
     done = optuna.load_study(study_name="study", storage=store.url).trials[0]
     assert done.value == float("inf")
@@ -680,7 +676,7 @@ def test_a_share_given_back_after_its_cell_was_closed_goes_to_the_others(
     ).study_id
     others = [store.fleet.register(60) for _ in range(2)]
     failing, running = start(store, lease, study), start(store, others[0], study)
-    waiting = store.ledger.claim(others[1], [study], PLACE)
+    waiting = take(store, others[1], study)
     assert failing is not None
     assert running is not None
     assert waiting is not None
@@ -700,7 +696,7 @@ def test_a_study_ends_when_the_last_claim_is_given_back_into_closed_cells(
         spec(cells=1, per_cell=2, budget=Budget(2, 2, max_failures_per_cell=0))
     ).study_id
     other = store.fleet.register(60)
-    failing, waiting = start(store, lease, study), store.ledger.claim(other, [study], PLACE)
+    failing, waiting = start(store, lease, study), store.ledger.claim_one(other, study, PLACE)
     assert failing is not None
     assert waiting is not None
     end(store, failing, Failed("exception", "no"))

@@ -11,7 +11,7 @@ import itertools
 import os
 from collections import Counter
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -28,9 +28,18 @@ from hypothesis.stateful import (
 )
 
 from orchestrator.errors import ConfigError, LeaseLostError
-from orchestrator.model import Budget, Completed, Failed, Pruned
+from orchestrator.model import Budget, Completed, Failed, Pruned, Report
 from orchestrator.settings import InfeasibleSettings
-from orchestrator.store import Claim, Silent, SlotOffer, Store, WorkerLease
+from orchestrator.store import (
+    Attempt,
+    Claim,
+    Silent,
+    SlotOffer,
+    Store,
+    Ticket,
+    Undecided,
+    WorkerLease,
+)
 from orchestrator.store.connection.database import Database, storage_url
 from orchestrator.store.doctor import Doctor
 from tests.support.studies import PLACE, RUNNER, spec, suggestion
@@ -63,6 +72,25 @@ OUTCOMES = st.sampled_from(
         Failed("oom", "CUDA out of memory", memory="device"),
     ]
 )
+
+
+BROKEN = Failed("exception", "network\nis away")
+
+
+def as_ticket(claim: Claim) -> Ticket:
+    """The ticket of a trial, as a worker holds it that never learnt that the trial was created."""
+    return Ticket(
+        *(getattr(claim, field.name) for field in fields(Ticket) if hasattr(claim, field.name))
+    )
+
+
+def as_attempt(claim: Claim) -> Attempt:
+    """The attempt of a claim, also of one whose trial was never created, so that its writes are to
+    be refused.
+    """
+    if isinstance(claim, Ticket):
+        claim = claim.prepared(0, 0, {})
+    return claim if isinstance(claim, Attempt) else claim.begun()
 
 
 @dataclass
@@ -203,11 +231,12 @@ class LedgerMachine(RuleBasedStateMachine):
             with self.refused_if(lease.worker_id in self.gone):
                 self.store.ledger.give_back_held(lease, "its answer was lost")
                 self.give_back_all(lease.worker_id)
-                claim = self.store.ledger.claim(lease, [self.study], PLACE)
+                claim = self.store.ledger.claim_one(lease, self.study, PLACE)
+                assert not isinstance(claim, Undecided)
                 self.idle = claim is None
                 if claim is not None:
                     self.claimed(lease, claim)
-        if claim is not None and claim.number is None:
+        if isinstance(claim, Ticket):
             for _ in range(creates):
                 self.create(len(self.claims) - 1)
 
@@ -266,7 +295,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def report(self, which: int, step: int) -> None:
         claim, known = self.claim(which)
         with self.refused_if(not self.holds(claim, known) or known.state != "RUNNING"):
-            self.store.ledger.report(claim, {step: 0.5, step + 1: float("nan")}, {"note": step})
+            self.store.ledger.report(
+                as_attempt(claim), Report({step: 0.5, step + 1: float("nan")}, {"note": step})
+            )
 
     @precondition(lambda self: self.running())
     @rule(which=ANY, outcome=OUTCOMES)
@@ -285,7 +316,7 @@ class LedgerMachine(RuleBasedStateMachine):
             with self.refused_if(
                 not accepted and not (self.holds(claim, known) and known.state == state)
             ):
-                self.store.ledger.finish(claim, outcome, reports={0: 1.0}, attrs={})
+                self.store.ledger.finish(as_attempt(claim), outcome, Report({0: 1.0}))
             if accepted:
                 known.state, known.worker = state, None
                 spends = state == "COMPLETE" or (
@@ -324,9 +355,7 @@ class LedgerMachine(RuleBasedStateMachine):
         claim, known = self.claim(which)
         for _ in range(times):
             with self.refused_if(not self.holds(claim, known) or known.state != "RUNNING"):
-                again = self.store.ledger.retry(
-                    claim, Failed("exception", "network\nis away"), reports={0: 1.0}, attrs={}
-                )
+                again = self.store.ledger.retry(as_attempt(claim), BROKEN, Report({0: 1.0}))
                 assert again is (known.worker is None or known.retries < MAX_RETRIES)
                 if again and known.worker is not None:
                     known.worker, known.retries = None, known.retries + 1
@@ -514,7 +543,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert claim.token not in self.tokens(), "a token never comes again"
         known = self.trials.get(claim.trial_id)
         if known is None:
-            assert claim.number is None
+            assert isinstance(claim, Ticket)
             known = self.trials[claim.trial_id] = Known(
                 "CLAIMED", claim.token, lease.worker_id, claim.cell, claim.ticket
             )
@@ -522,6 +551,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (known.state, known.worker) == ("RUNNING", None), (
                 "only what nobody runs is taken up"
             )
+            assert isinstance(claim, Attempt)
             assert (claim.values, claim.cell, claim.ticket) == (
                 known.values,
                 known.cell,
@@ -535,8 +565,9 @@ class LedgerMachine(RuleBasedStateMachine):
         lease, claim = self.claims[index]
         known = self.trials[claim.trial_id]
         with self.refused_if(not self.holds(claim, known) or not known.live):
-            created = self.store.ledger.create(claim, suggestion(claim), lease, PLACE)
-            assert created is not None
+            ticket = as_ticket(claim)
+            created = self.store.ledger.create(ticket, suggestion(ticket), lease, PLACE)
+            assert isinstance(created, Attempt)
             if known.state == "CLAIMED":
                 known.state, known.attempts, known.values = "RUNNING", 1, created.values
             assert created.values == known.values

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.model import Budget, Completed, Failed
+from orchestrator.model import Budget, Completed, Failed, Report
 from orchestrator.store import Store, WorkerLease
 from orchestrator.store.ledger import grid
 from tests.support.invariants import query
@@ -146,9 +146,7 @@ def test_the_best_trial_is_found_alone_also_when_infinite_or_another_breaks_a_co
     ):
         claim = start(store, lease, study)
         assert claim is not None
-        store.ledger.finish(
-            claim, Completed((value,)), reports={}, attrs={}, constraints={"size": constraint}
-        )
+        store.ledger.finish(claim, Completed((value,)), Report(constraints={"size": constraint}))
     (best,) = store.reads.contenders(study, ("maximize",))
     assert (best.number, best.values) == (4, (5.0,))
     (least,) = store.reads.contenders(study, ("minimize",))
@@ -156,4 +154,4 @@ def test_the_best_trial_is_found_alone_also_when_infinite_or_another_breaks_a_co
     assert len(store.reads.contenders(study, ("minimize", "maximize"))) == 5
     assert [t.number for t in store.reads.trials(study, number=2)] == [2]
     assert store.reads.trials(study, state="FAIL") == []
-    assert store.ledger.claim(lease, [study], PLACE) is None
+    assert store.ledger.claim_one(lease, study, PLACE) is None

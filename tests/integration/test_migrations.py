@@ -16,11 +16,12 @@ from alembic.script import ScriptDirectory
 
 from orchestrator.errors import ConfigError, SchemaOutdatedError, StoreUnavailableError
 from orchestrator.search import create_optuna_tables, optuna_schema_head
-from orchestrator.store import Silent, Store
+from orchestrator.store import Prepared, Silent, Store
 from orchestrator.store.connection.database import Database, hide_password, storage_url
 from orchestrator.store.migrations import _config, revisions
 from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS
-from tests.support.studies import end, spec, start
+from tests.support.invariants import query
+from tests.support.studies import PLACE, end, spec, start, suggestion, take, work
 
 
 def migrate(url: str) -> None:
@@ -128,6 +129,55 @@ def test_a_worker_of_the_version_before_goes_on_while_the_schema_is_upgraded(
     store.rest()
 
 
+def test_what_the_version_before_has_prepared_is_begun_once_and_counts_as_no_lost_attempt(
+    database_url: str,
+) -> None:
+    """Until revision 0009 a prepared trial was a RUNNING one without attempts."""
+    store = Store(database_url)
+    study = store.studies.launch(spec(cells=3, runner={"max_attempts": 1})).study_id
+    leases = [store.fleet.register(60) for _ in range(3)]
+    prepared = []
+    for lease in leases:
+        ticket = take(store, lease, study)
+        assert ticket is not None
+        made = store.ledger.create(ticket, suggestion(ticket), lease, PLACE, start=False)
+        assert isinstance(made, Prepared)
+        prepared.append(made)
+    store.ledger.release(prepared[2], "told to end")
+    execute(
+        database_url,
+        "ALTER TABLE orchestrator.trial DROP CONSTRAINT trial_prepared;"
+        "UPDATE orchestrator.trial SET state = 'RUNNING';"
+        "UPDATE orchestrator.version SET version_num = '0008'",
+    )
+    migrate(database_url)
+    states = "SELECT state FROM orchestrator.trial ORDER BY number"
+    assert query(database_url, states) == [("RUNNING",), ("RUNNING",), ("PREPARED",)], (
+        "two are held by older workers"
+    )
+    execute(  # how one of those begins
+        database_url,
+        "WITH begun AS (UPDATE orchestrator.trial SET attempts = 1"
+        " WHERE state = 'RUNNING' AND attempts = 0 AND number = 0 RETURNING trial_id, token, "
+        "worker_id)"
+        "INSERT INTO orchestrator.attempt (trial_id, attempt, token, worker_id, host, runs_dir)"
+        " SELECT trial_id, 1, token, worker_id, 'host', 'runs' FROM begun",
+    )
+    assert store.doctor.examine().findings == ()
+    assert store.ledger.evict(Silent(leases[1].worker_id, dead=True, reason="died"))
+    assert query(database_url, states) == [("RUNNING",), ("PREPARED",), ("PREPARED",)]
+    store.ledger.deregister(leases[0], "done")
+    work(database_url, study)
+    assert [(t.state, t.attempts) for t in store.reads.trials(study)] == [
+        ("COMPLETE", 2),
+        ("COMPLETE", 1),
+        ("COMPLETE", 1),
+    ]
+    assert query(database_url, "SELECT sum(lost) FROM orchestrator.trial") == [(0,)]
+    assert store.doctor.examine().findings == ()
+    store.rest()
+
+
 def test_the_installed_optuna_writes_a_revision_we_know() -> None:
     assert optuna_schema_head() in KNOWN_OPTUNA_REVISIONS
 
@@ -154,7 +204,7 @@ def test_a_database_without_our_schema_says_which_command_makes_it(empty_databas
 def test_a_password_in_the_query_is_moved_to_where_it_is_masked() -> None:
     url = storage_url("postgresql://me@host/db?password=s3cret&sslmode=disable")
     assert (url.password, dict(url.query)) == ("s3cret", {"sslmode": "disable"})
-    assert "s3cret" not in Database(url).shown_url
+    assert "s3cret" not in Database(url).masked_url
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg2"])

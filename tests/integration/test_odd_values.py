@@ -16,13 +16,13 @@ import optuna
 import optuna_dashboard
 import pytest
 
-from orchestrator.model import Axis, Completed, Searched, StudySpec
+from orchestrator.model import Axis, Completed, Report, Searched, StudySpec
 from orchestrator.runner.protocol.values import as_result
 from orchestrator.search import Search
-from orchestrator.store import Claim, Store, WorkerLease
+from orchestrator.store import Attempt, Store, WorkerLease
 from tests.support.counting import count_messages
 from tests.support.odd_values import ATTRS, KEYS, NUMBERS, UNBOUNDED, Refused, Said, identical
-from tests.support.studies import PLACE, begun, spec, start
+from tests.support.studies import begun, spec, start, take
 
 
 class Database:
@@ -39,13 +39,13 @@ class Database:
 
     def end(
         self,
-        claim: Claim,
+        claim: Attempt,
         outcome: Completed,
         reports: Mapping[int, float],
         attrs: Mapping[str, Any],
     ) -> None:
-        self.store.ledger.report(claim, reports, attrs)
-        self.store.ledger.finish(claim, outcome, reports={}, attrs={})
+        self.store.ledger.report(claim, Report(reports, attrs))
+        self.store.ledger.finish(claim, outcome, Report())
 
     def check_readers(self, name: str, study_id: int) -> None:
         """Checks that the dashboard's pages and our own reads work."""
@@ -61,7 +61,7 @@ class Database:
         read the same.
         """
         trials = optuna.load_study(study_name=name, storage=self.url).trials
-        ours = sorted(self.store.reads.news(study_id, 0)[0], key=lambda trial: trial.number)
+        ours = sorted(self.store.news.since(study_id, 0)[0], key=lambda trial: trial.number)
         for plain, own in zip(trials, ours, strict=True):
             assert (plain.values, set(plain.params)) == (
                 list(own.values or ()),
@@ -207,12 +207,11 @@ def test_odd_axes_and_searches_run_and_hide_no_study(database: Database) -> None
         study_id = database.launch(wanted)
         asked = Search(database.store.reads.spec(study_id))
         given = []
-        while (claim := database.store.ledger.claim(database.lease, [study_id], PLACE)) is not None:
+        while (claim := take(database.store, database.lease, study_id)) is not None:
             suggested = asked.ask(claim.cell_values, ticket=claim.ticket, retry=claim.failures)
-            made = begun(database.store, claim, database.lease, suggested)
-            database.end(made, Completed((0.5,)), {}, {})
-            assert made.values is not None
-            given.append(made.values)
+            attempt = begun(database.store, claim, database.lease, suggested)
+            database.end(attempt, Completed((0.5,)), {}, {})
+            given.append(attempt.values)
         assert identical([values["a"] for values in given], list(wanted.grid[0].values))
         assert identical([row.params for row in database.store.reads.trials(study_id)], given)
         database.check_readers(wanted.name, study_id)

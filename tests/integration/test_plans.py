@@ -10,15 +10,15 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from orchestrator.store import Claim, Store, Undecided, WorkerLease
+from orchestrator.store import Store, Ticket, WorkerLease
 from orchestrator.store.connection import statement as wire
 from orchestrator.store.ledger import tickets
-from orchestrator.store.reads import news_after
+from orchestrator.store.news import news_after
 from tests.support.invariants import query
 from tests.support.large import complete
 from tests.support.plans import Ran, watched
 from tests.support.postgres import TestServer
-from tests.support.studies import PLACE, end, spec, start, suggestion
+from tests.support.studies import PLACE, begun, end, spec, start, take
 
 CELLS = 5_000
 LARGE = {"cell", "ticket", "trial", "trials", "trial_params", "trial_values", "attempt"}
@@ -47,11 +47,9 @@ def run_one(
 ) -> tuple[list[Ran], int]:
     """Claims, creates and finishes a trial; returns the statements of all that, and the ticket."""
     with watched(store, prepared=prepared) as ran:
-        claim = store.ledger.claim(lease, [study_id], PLACE)
+        claim = take(store, lease, study_id)
         assert claim is not None
-        claim = store.ledger.create(claim, suggestion(claim), lease, PLACE)
-        assert claim is not None
-        end(store, claim)
+        end(store, begun(store, claim, lease))
     return ran, claim.ticket
 
 
@@ -163,13 +161,13 @@ def test_sixteen_claims_hold_sixteen_tickets_at_once_and_none_waits(
     others = [Store(store.url) for _ in range(16)]
     leases = [other.fleet.register(60) for other in others]
     all_hold = threading.Barrier(16, timeout=20)
-    claims: list[Claim | Undecided | None] = []
+    claims: list[Ticket] = []
 
     def claim(other: Store, mine: WorkerLease) -> None:
         with other._database.transaction(lock_s=1) as c:
             found = tickets.look(c, study_id, PLACE, mine)
             assert found is not None
-            claims.append(other.ledger._begin(c, mine, study_id, found))
+            claims.append(other.ledger._take_ticket(c, mine, study_id, found))
             # nobody has committed yet: had one waited for another, they would never meet here
             all_hold.wait()
 
@@ -182,4 +180,4 @@ def test_sixteen_claims_hold_sixteen_tickets_at_once_and_none_waits(
         thread.join()
     for other in others:
         other.rest()
-    assert sorted(claim.ticket for claim in claims if isinstance(claim, Claim)) == list(range(16))
+    assert sorted(claim.ticket for claim in claims) == list(range(16))

@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from orchestrator.errors import LeaseLostError
-from orchestrator.store import Claim, Silent, Store, WorkerLease
+from orchestrator.store import Attempt, Prepared, Silent, Store, Ticket, WorkerLease
 from tests.support.studies import PLACE, end, spec, start, suggestion
 
 
@@ -17,12 +17,11 @@ def other(store: Store) -> WorkerLease:
     return store.fleet.register(60)
 
 
-def prepare(store: Store, lease: WorkerLease, study: int) -> Claim:
-    claim = store.ledger.claim_one(lease, study, PLACE, ahead=True)
-    assert isinstance(claim, Claim)
-    made = store.ledger.create(claim, suggestion(claim), lease, PLACE, start=False)
-    assert made is not None
-    assert not made.begun
+def prepare(store: Store, lease: WorkerLease, study: int) -> Prepared:
+    ticket = store.ledger.claim_one(lease, study, PLACE, ahead=True)
+    assert isinstance(ticket, Ticket)
+    made = store.ledger.create(ticket, suggestion(ticket), lease, PLACE, start=False)
+    assert isinstance(made, Prepared)
     return made
 
 
@@ -53,14 +52,15 @@ def test_no_attempt_of_a_prepared_trial_counts_until_it_begins(
     assert before.state.name == "RUNNING"
     assert before.params == {"a": 1, "x": 0.5}
     end(store, running)
-    assert store.ledger.start(prepared, lease, PLACE)
-    assert store.ledger.start(prepared, lease, PLACE), "as when the first answer was lost"
+    begun = store.ledger.start(prepared, lease, PLACE)
+    assert begun is not None
+    assert store.ledger.start(prepared, lease, PLACE) == begun, "as when the first answer was lost"
     assert [a.attempt for a in store.reads.attempts(study, 1)] == [1]
     after = trials(store)[1].datetime_start
     assert before.datetime_start is not None
     assert after is not None
     assert after > before.datetime_start, "it starts when its child does"
-    end(store, prepared)
+    end(store, begun)
     assert healthy(store)
 
 
@@ -74,15 +74,16 @@ def test_an_idle_worker_takes_over_what_another_has_prepared(
         "one that is busy leaves it alone"
     )
     taken = store.ledger.claim_one(other, study, PLACE)
-    assert isinstance(taken, Claim)
-    assert (taken.number, taken.attempt, taken.values) == (prepared.number, 1, prepared.values)
+    assert isinstance(taken, Prepared)
+    assert (taken.number, taken.values) == (prepared.number, prepared.values)
     assert not store.ledger.start(prepared, lease, PLACE)
     store.ledger.release(prepared, "too late")
     with pytest.raises(LeaseLostError):
-        end(store, prepared)
-    assert store.ledger.start(taken, other, PLACE)
+        end(store, prepared.begun())
+    begun = store.ledger.start(taken, other, PLACE)
+    assert begun is not None
     assert store.ledger.claim_one(lease, study, PLACE) is None, "what has begun is not taken over"
-    end(store, taken)
+    end(store, begun)
     assert healthy(store)
 
 
@@ -95,8 +96,8 @@ def test_what_was_given_back_comes_before_anything_is_prepared(
     store.ledger.release(claim, "test")
     assert store.ledger.claim_one(lease, study, PLACE, ahead=True) is None
     again = store.ledger.claim_one(lease, study, PLACE)
-    assert isinstance(again, Claim)
-    assert (again.number, again.attempt, again.begun) == (0, 2, True)
+    assert isinstance(again, Attempt)
+    assert (again.number, again.attempt) == (0, 2)
 
 
 def test_a_prepared_trial_is_released_and_lost_intact(
@@ -107,7 +108,7 @@ def test_a_prepared_trial_is_released_and_lost_intact(
     store.ledger.release(prepared, "told to end")
     assert healthy(store)
     second = store.ledger.claim_one(lease, study, PLACE)
-    assert isinstance(second, Claim)
+    assert isinstance(second, Attempt)
     assert (second.number, second.attempt) == (0, 1)
     third = prepare(store, lease, study)
     assert store.ledger.evict(Silent(lease.worker_id, dead=True, reason="died"))
@@ -116,7 +117,7 @@ def test_a_prepared_trial_is_released_and_lost_intact(
         store.ledger.claim_one(other, study, PLACE),
         store.ledger.claim_one(other, study, PLACE),
     ]
-    assert {(c.number, c.attempt) for c in taken if isinstance(c, Claim)} == {
+    assert {(c.number, c.attempt) for c in taken if isinstance(c, Attempt)} == {
         (0, 2),
         (third.number, 1),
     }
@@ -134,7 +135,7 @@ def test_a_prepared_trial_of_a_paused_study_does_not_begin(
     end(store, running)
     store.interventions.resume(study, "me")
     again = store.ledger.claim_one(lease, study, PLACE)
-    assert isinstance(again, Claim)
+    assert isinstance(again, Attempt)
     assert (again.number, again.attempt) == (prepared.number, 1)
 
 
@@ -188,13 +189,12 @@ def test_what_was_created_by_a_lost_answer_is_given_back_whole(
 ) -> None:
     study = store.studies.launch(spec(cells=2)).study_id
     claim = store.ledger.claim_one(lease, study, PLACE, ahead=True)
-    assert isinstance(claim, Claim)
+    assert isinstance(claim, Ticket)
     assert store.ledger.create(claim, suggestion(claim), lease, PLACE, start=False) is not None
     again = store.ledger.create(claim, suggestion(claim, x=0.7), lease, PLACE, start=True)
-    assert again is not None
-    assert not again.begun, "it was prepared: it has to start"
+    assert isinstance(again, Prepared), "it was prepared: it has to start"
     store.ledger.release(claim, "not sure")
     taken = store.ledger.claim_one(other, study, PLACE)
-    assert isinstance(taken, Claim)
+    assert isinstance(taken, Attempt)
     assert (taken.number, taken.attempt) == (0, 1)
     assert healthy(store)

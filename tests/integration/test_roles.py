@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 
 from orchestrator.dashboard.server import pages
 from orchestrator.errors import OrchestratorError
-from orchestrator.model import Completed, Failed, Pruned
+from orchestrator.model import Completed, Failed, Pruned, Report
 from orchestrator.search import create_optuna_tables
 from orchestrator.store import Silent, SlotOffer, Store
 from tests.support.postgres import TestServer
@@ -117,19 +117,19 @@ def test_a_worker_lives_its_whole_life_with_the_role_for_workers(roles: Roles) -
         ):
             claim = start(store, lease, study)
             assert claim is not None
-            store.ledger.report(claim, {1: 0.5}, {"note": 1})
-            store.ledger.report(claim, {1: 0.6, 2: 0.7}, {"note": 2})
+            store.ledger.report(claim, Report({1: 0.5}, {"note": 1}))
+            store.ledger.report(claim, Report({1: 0.6, 2: 0.7}, {"note": 2}))
             end(store, claim, outcome)
         claim = start(store, lease, study)
         assert claim is not None
-        assert store.ledger.retry(claim, Failed("exception", "network"), reports={1: 0.5}, attrs={})
+        assert store.ledger.retry(claim, Failed("exception", "network"), Report({1: 0.5}))
         claim = start(store, lease, study)
         assert claim is not None
         store.ledger.release(claim, "told to stop")
-        unstarted = store.ledger.claim(other, [study], PLACE)
+        unstarted = store.ledger.claim_one(other, study, PLACE)
         assert unstarted is not None
         assert store.ledger.evict(Silent(other.worker_id, dead=True, reason="died"))
-        assert store.reads.news(study, 0)
+        assert store.news.since(study, 0)
         while (claim := start(store, lease, study)) is not None:
             end(store, claim)
         store.ledger.end_studies()

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Pruned
-from orchestrator.store import Claim, Store, WorkerLease
+from orchestrator.store import Attempt, Store, WorkerLease
 from tests.support.studies import end, spec, start
 
 BROKEN = Failed("exception", "ValueError: no")
@@ -22,7 +22,7 @@ def run(
     store: Store,
     lease: WorkerLease,
     study: int,
-    outcomes: Callable[[Claim], Completed | Pruned | Failed],
+    outcomes: Callable[[Attempt], Completed | Pruned | Failed],
 ) -> int:
     """Runs the study to its end, checks it, and returns how many trials it took."""
     count = 0
@@ -67,7 +67,7 @@ def test_a_share_waits_for_a_complete_trial_while_the_budget_has_tickets(
     study = store.studies.launch(spec(cells=2, trials=8, per_cell=2)).study_id
     cells: list[int] = []
 
-    def outcome(claim: Claim) -> Completed | Pruned:
+    def outcome(claim: Attempt) -> Completed | Pruned:
         cells.append(claim.cell)
         assert store.ledger.may_prune(claim) is (claim.cell == 1 and 1 in cells[:-1])
         return Pruned() if claim.cell == 0 else Completed((1.0,))

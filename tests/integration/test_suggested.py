@@ -20,7 +20,7 @@ from orchestrator.config import WorkerConfig
 from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
 from orchestrator.model import Axis, Budget, Param
 from orchestrator.search import values_by_hand
-from orchestrator.store import Claim, Store, WorkerLease
+from orchestrator.store import Attempt, Store, WorkerLease
 from orchestrator.store.ledger.suggested import Suggested
 from orchestrator.worker.worker import Worker
 from tests.support import optuna_style
@@ -35,7 +35,7 @@ def words(*choices: str, index: float = 0.0) -> Param:
     return Param("opt", index, distribution_to_json(CategoricalDistribution(choices)))
 
 
-def begun(store: Store, lease: WorkerLease, cells: int = 2) -> Claim:
+def begun(store: Store, lease: WorkerLease, cells: int = 2) -> Attempt:
     claim = start(store, lease, store.studies.launch(spec(cells=cells)).study_id)
     assert claim is not None
     return claim
@@ -60,7 +60,7 @@ def test_a_parameter_is_written_to_optunas_trial_and_to_ours(
         "lr": 0.25,
         "opt": "b",
     }
-    assert {p.name for news in store.reads.running(claim.study_id) for p in news.params} == {
+    assert {p.name for news in store.news.running(claim.study_id) for p in news.params} == {
         "a",
         "x",
         "lr",
@@ -80,11 +80,11 @@ def test_a_parameter_that_the_trial_has_stays_as_it_is(store: Store, lease: Work
 
 def test_it_is_no_news_until_the_trial_ends(store: Store, lease: WorkerLease) -> None:
     claim = begun(store, lease)
-    _, position = store.reads.news(claim.study_id, 0)
+    _, position = store.news.since(claim.study_id, 0)
     store.suggested.add(claim, LR, 0.25)
-    assert store.reads.news(claim.study_id, position) == ([], position)
+    assert store.news.since(claim.study_id, position) == ([], position)
     end(store, claim)
-    ((news,), _) = store.reads.news(claim.study_id, position)
+    ((news,), _) = store.news.since(claim.study_id, position)
     assert LR in news.params
 
 
@@ -111,7 +111,7 @@ def test_of_two_trials_that_are_the_first_to_use_a_name_one_sees_the_other(
     second = start(store, store.fleet.register(60), first.study_id)
     assert second is not None
 
-    def add(claim: Claim, param: Param) -> str:
+    def add(claim: Attempt, param: Param) -> str:
         try:
             store.suggested.add(claim, param, "a", check_first=refuse)
         except ValueError as error:

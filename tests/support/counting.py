@@ -37,9 +37,8 @@ def count_messages(monkeypatch: pytest.MonkeyPatch) -> Counted:
 
     def count(cursor: Any, query: Any, parameters: Any = None) -> None:
         said = query.plain if isinstance(query, wire.Statement) else query
-        if not cursor.connection.keeps_back:
-            last = said if isinstance(said, bytes) else said.encode()
-            counted.messages.append(b";".join([*cursor.connection.kept_back, last]).decode())
+        last = said if isinstance(said, bytes) else said.encode()
+        counted.messages.append(b";".join([*cursor.connection.kept_back, last]).decode())
         execute(cursor, query, parameters)
 
     monkeypatch.setattr(wire.Cursor, "execute", count)

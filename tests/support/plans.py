@@ -38,16 +38,15 @@ def watched(store: Store, *, prepared: bool = False) -> Iterator[list[Ran]]:
             after a while.
     """
     ran: list[Ran] = []
-    execute = wire.Cursor.execute
+    execute, keep_back = wire.Cursor.execute, wire.Connection.keep_back
 
-    def explain(cursor: wire.Cursor, statement: Any, parameters: Any = None) -> None:
+    def explain(connection: wire.Connection, statement: Any, parameters: Any) -> None:
         text = statement.plain if isinstance(statement, wire.Statement) else statement
         text = text if isinstance(text, str) else text.decode()
-        if cursor.connection.dsn == dsn and text.lstrip().upper().startswith(
+        if connection.dsn == dsn and text.lstrip().upper().startswith(
             ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
         ):
-            kept_back, cursor.connection.keeps_back = cursor.connection.keeps_back, False
-            with cursor.connection.cursor() as beside:
+            with connection.cursor() as beside:
                 execute(beside, "SAVEPOINT plan")
                 given = (
                     statement.given(parameters or {})
@@ -67,15 +66,22 @@ def watched(store: Store, *, prepared: bool = False) -> Iterator[list[Ran]]:
                 execute(beside, "ROLLBACK TO SAVEPOINT plan")
                 if asked is not text:
                     execute(beside, "DEALLOCATE watched")
-            cursor.connection.keeps_back = kept_back
             pages = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
             ran.append(Ran(" ".join(text.split()), tuple(_nodes(plan)), pages))
+
+    def explain_sent(cursor: wire.Cursor, statement: Any, parameters: Any = None) -> None:
+        explain(cursor.connection, statement, parameters)
         execute(cursor, statement, parameters)
+
+    def explain_kept_back(connection: wire.Connection, statement: Any, parameters: Any) -> None:
+        explain(connection, statement, parameters)
+        keep_back(connection, statement, parameters)
 
     with store._database._engine.connect() as connection:
         dsn = wire.wire_of(connection).dsn
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wire.Cursor, "execute", explain)
+        patch.setattr(wire.Cursor, "execute", explain_sent)
+        patch.setattr(wire.Connection, "keep_back", explain_kept_back)
         yield ran
 
 

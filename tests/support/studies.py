@@ -15,12 +15,13 @@ from orchestrator.model import (
     Failed,
     Param,
     Pruned,
+    Report,
     Searched,
     StudySpec,
     Suggestion,
 )
 from orchestrator.settings import RunnerSettings, sampler_settings
-from orchestrator.store import Claim, Place, Store, WorkerLease
+from orchestrator.store import Attempt, Place, Prepared, Store, Ticket, Undecided, WorkerLease
 
 PLACE = Place("test-host", "/nowhere")
 RUNNER = RunnerSettings(grace_s=1.0, max_attempts=3)
@@ -54,8 +55,8 @@ def spec(
     return replace(made, **changes)
 
 
-def suggestion(claim: Claim, x: float = 0.5) -> Suggestion:
-    """Parameters for `claim` as a sampler would give them."""
+def suggestion(ticket: Ticket, x: float = 0.5) -> Suggestion:
+    """Parameters for the ticket as a sampler would give them."""
     a = json.dumps(
         {"name": "IntDistribution", "attributes": {"log": False, "step": 1, "low": 0, "high": 1000}}
     )
@@ -65,33 +66,39 @@ def suggestion(claim: Claim, x: float = 0.5) -> Suggestion:
             "attributes": {"step": None, "low": 0.0, "high": 1.0, "log": False},
         }
     )
-    value = claim.cell_values.get("a", 0)
+    value = ticket.cell_values.get("a", 0)
     return Suggestion(
         (Param("a", float(value), a), Param("x", x, b)), {"a": value, "x": x}, {"k": 1}
     )
 
 
-def start(store: Store, lease: WorkerLease, study_id: int) -> Claim | None:
-    """Claims what is next and creates its trial, unless it is one taken up again."""
-    claim = store.ledger.claim(lease, [study_id], PLACE)
-    if claim is None or claim.number is not None:
-        return claim
-    return store.ledger.create(claim, suggestion(claim), lease, PLACE)
+def take(store: Store, lease: WorkerLease, study_id: int) -> Ticket | None:
+    """Claims the next ticket; nothing else must be there to claim."""
+    claim = store.ledger.claim_one(lease, study_id, PLACE)
+    assert claim is None or isinstance(claim, Ticket)
+    return claim
+
+
+def start(store: Store, lease: WorkerLease, study_id: int) -> Attempt | None:
+    """Claims what is next and begins it, as far as that has not been done."""
+    claim = store.ledger.claim_one(lease, study_id, PLACE)
+    assert not isinstance(claim, Undecided)
+    if isinstance(claim, Ticket):
+        return begun(store, claim, lease)
+    return store.ledger.start(claim, lease, PLACE) if isinstance(claim, Prepared) else claim
 
 
 def begun(
-    store: Store, claim: Claim, lease: WorkerLease, suggested: Suggestion | None = None
-) -> Claim:
-    """Creates the trial of a fresh claim."""
-    made = store.ledger.create(claim, suggested or suggestion(claim), lease, PLACE)
-    assert made is not None
+    store: Store, ticket: Ticket, lease: WorkerLease, suggested: Suggestion | None = None
+) -> Attempt:
+    """Creates the ticket's trial and begins it."""
+    made = store.ledger.create(ticket, suggested or suggestion(ticket), lease, PLACE)
+    assert isinstance(made, Attempt)
     return made
 
 
-def end(store: Store, claim: Claim, outcome: Completed | Pruned | Failed | None = None) -> None:
-    store.ledger.finish(
-        claim, outcome or Completed((float(claim.number or 0),)), reports={}, attrs={}
-    )
+def end(store: Store, attempt: Attempt, outcome: Completed | Pruned | Failed | None = None) -> None:
+    store.ledger.finish(attempt, outcome or Completed((float(attempt.number),)), Report())
 
 
 def work(url: str, study_id: int, *, fail: float = 0.0, release: float = 0.0, seed: int = 0) -> int:

@@ -41,19 +41,18 @@ IDLE_TIMEOUT_S = 5
 CONNECT_TIMEOUT_S = 5
 ANSWER_MARGIN_S = 5
 RECYCLE_S = 60
-"""A connection is not used for longer: tables grow, and what was planned when they were small may
-be slow by then.
+"""Connections are replaced after this long: tables grow, and a plan made while they were small may
+be slow later.
 """
 OTHERS_PATIENCE_S = 300  # for statements of others in this process, such as the dashboard's
 
-# What is answered is on disk, whatever the server's default: a commit that decides waits for that.
-# Higher levels stay.
+# A commit waits until its data is on disk, whatever the server's default; stricter levels are kept.
 _DURABLE = (
     b"SELECT set_config('synchronous_commit', 'on', true)"
     b" WHERE current_setting('synchronous_commit') = 'off'"
 )
 
-# SQLSTATE classes and codes of troubles that pass: connection, a server that takes no writes (a
+# SQLSTATE classes and codes of transient errors: connection, a server that takes no writes (a
 # standby, or one that protects its full disk), timeouts that ended the session, rollback
 # (deadlock), resources, locks, intervention, system; and, while a server is being set up or kept
 # closed, a role (28) or database (3D000, 55000) that is not there for us.
@@ -73,7 +72,7 @@ _PASSING = (
     "58",
 )
 
-# Of a statement that was prepared on the connection: the server has it not, or has it already
+# Errors of a statement prepared on the connection: the server does not have it, or has it already
 # (behind a pooler that was taken for the server), or a migration changed what it returns. On a new
 # connection nothing is prepared yet.
 _RESULT_CHANGED = "0A000"
@@ -94,14 +93,14 @@ _CONNECT_ARGS = {
 
 
 def storage_url(url: str, password_file: str | None = None) -> URL:
-    """Returns `url` for psycopg2, with the password of `password_file` put in.
+    """Returns `url` for psycopg2, with the password from `password_file`.
 
     A bare ``postgresql://`` (or ``postgres://``) means psycopg2 here; SQLAlchemy 2.1 alone would
     take it for psycopg 3.
 
     Raises:
-        ConfigError: it is no URL of a PostgreSQL database, or the password file cannot be read.
-            Never shows the password.
+        ConfigError: it is not the URL of a PostgreSQL database, or the password file cannot be
+            read. Never shows the password.
     """
     try:
         parsed = make_url(url)
@@ -114,13 +113,14 @@ def storage_url(url: str, password_file: str | None = None) -> URL:
         parsed = parsed.set(drivername="postgresql+psycopg2")
     if parsed.drivername != "postgresql+psycopg2":
         raise ConfigError(
-            f"storage.url is of {parsed.drivername!r}; it must be postgresql+psycopg2://… "
+            f"storage.url begins with {parsed.drivername!r}; it must be postgresql+psycopg2://… "
             "(PostgreSQL 14 or newer)"
         )
     if "sslpassword" in parsed.query:
         raise ConfigError(
-            "storage.url: sslpassword in the URL would show; use an unencrypted key file with "
-            "its permissions"
+            "storage.url must not contain sslpassword, which would be visible; use an unencrypted "
+            "key file that only you can"
+            " read"
         )
     # libpq's other spelling; here it would be shown
     if isinstance(password := parsed.query.get("password"), str):
@@ -134,11 +134,11 @@ def storage_url(url: str, password_file: str | None = None) -> URL:
 
 
 def _wait(connection: psycopg2.extensions.connection) -> None:
-    """Waits for the server as libpq does, but not for ever, and lets Python's signal handlers run
-    meanwhile.
+    """Waits for the server as libpq does, but with a time limit, and lets Python's signal handlers
+    run meanwhile.
 
-    The server's own timeouts and TCP's see nothing wrong with one whose kernel still acknowledges:
-    a stopped pooler.
+    Neither the server's timeouts nor TCP's notice a stopped pooler, whose kernel still acknowledges
+    packets.
     """
     connecting = connection.status == psycopg2.extensions.STATUS_SETUP
     deadline = time.monotonic() + (
@@ -191,12 +191,12 @@ class Database:
         self._prepares = True
 
     @property
-    def shown_url(self) -> str:
+    def masked_url(self) -> str:
         """The URL with its password masked."""
         return self.url.render_as_string(hide_password=True)
 
     def rest(self, unused_s: float = 0.0) -> None:
-        """Closes idle connections that nobody has used for `unused_s` seconds: none is held while a
+        """Closes connections that were idle for `unused_s` seconds, so that none is held while a
         trial trains.
         """
         if time.monotonic() - self._used_at >= unused_s:
@@ -212,8 +212,7 @@ class Database:
         """The rows that one statement returns, a transaction of its own in one round trip.
 
         Args:
-            decides: it writes what must not be lost once it was answered, as all does that a
-                `transaction` writes.
+            decides: what it writes must be on disk when it returns, as with `transaction`.
 
         Raises:
             StoreUnavailableError, SchemaOutdatedError, OrchestratorError: as `transaction` does.
@@ -239,11 +238,11 @@ class Database:
         raises.
 
         Raises:
-            StoreUnavailableError: the server cannot be reached, went away, takes no writes, or a
-                timeout passed; nothing of the block can be relied on, and whether a lost COMMIT
+            StoreUnavailableError: the server cannot be reached, went away, does not accept writes,
+                or a timeout passed. Nothing in the block can be relied on; whether a lost COMMIT
                 took effect is unknown. Trying again may help.
             SchemaOutdatedError: a table or column is missing.
-            OrchestratorError: the server refused the work itself; trying again will not help.
+            OrchestratorError: the server rejected a statement; trying again will not help.
         """
         with self._connected(statement_s) as connection:
             below = wire.wire_of(connection)
@@ -289,34 +288,34 @@ class Database:
         sqlstate = getattr(cause, "pgcode", None)
         if sqlstate in ("42P01", "3F000", "42703"):  # undefined table, schema, column
             return SchemaOutdatedError(
-                f"the database lacks our schema or has an old one ({text}); run: orchestrator db "
-                "upgrade"
+                f"the schema of this database is missing or outdated ({text}); run: orchestrator "
+                "db upgrade"
             )
         if prepared and sqlstate in _OF_PREPARED:
             self._prepares = self._prepares and sqlstate == _RESULT_CHANGED
             return StoreUnavailableError(
-                f"database {self.shown_url} lost a prepared statement: {text}"
+                f"database {self.masked_url} lost a prepared statement: {text}"
             )
         if sqlstate == _READ_ONLY:
             return StoreUnavailableError(
-                f"database {self.shown_url} takes no writes (a standby, or a server with a full "
-                f"disk?): {text}"
+                f"database {self.masked_url} does not accept writes (a standby, or a server with "
+                f"a full disk?): {text}"
             )
         if refused := next((line for line in lines if _WRONG_PASSWORD in line), None):
             return StoreUnavailableError(
-                f"database {self.shown_url} refuses the password: "
+                f"database {self.masked_url} rejects the password: "
                 f"{hide_password(refused, self.url)}. A server keeps the"
-                " password that its data (of a container: its volume) was made with, whatever the "
-                "password file says now: give"
-                " that one again, let the server have the new one (ALTER ROLE "
+                " password that its data (for a container, its volume) was created with, whatever "
+                "the password file says now."
+                " Use that password, set the new one on the server (ALTER ROLE "
                 f"{self.url.username or 'user'} PASSWORD '…'), or"
                 " remove the volume with all its studies"
             )
         lost = isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)
         lost = lost or getattr(error, "connection_invalidated", False)
         if sqlstate.startswith(_PASSING) if sqlstate else lost:
-            return StoreUnavailableError(f"database {self.shown_url} does not answer: {text}")
-        return OrchestratorError(f"database {self.shown_url} refused: {text}")
+            return StoreUnavailableError(f"database {self.masked_url} does not answer: {text}")
+        return OrchestratorError(f"database {self.masked_url} reports an error: {text}")
 
 
 @functools.cache
@@ -328,8 +327,8 @@ def _limits(begin: str, statement_s: int, lock_s: int, idle_s: int) -> bytes:
 
 @contextlib.contextmanager
 def _patient(statement_s: float) -> Iterator[None]:
-    """Within this block the server has as long for an answer as for the statement, and a little for
-    the way.
+    """Within this block the server may take as long as the statement's timeout, plus a margin for
+    the network.
     """
     _patience.seconds = statement_s + ANSWER_MARGIN_S
     try:
@@ -339,7 +338,7 @@ def _patient(statement_s: float) -> Iterator[None]:
 
 
 def hide_password(text: str, url: URL) -> str:
-    """Replaces the URL's password, plain or percent-encoded, by ``***`` wherever it stands in
+    """Replaces the URL's password, plain or percent-encoded, with ``***`` wherever it occurs in
     `text`.
     """
     if url.password:

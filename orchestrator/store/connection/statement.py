@@ -1,10 +1,9 @@
-"""What goes to the server and how: several statements in one message, and those that are sent often
-planned only once.
+"""How statements are sent: several in one message, and frequent ones planned only once.
 
-A `Statement` is written once as text and goes to psycopg2 without SQLAlchemy's machinery, which
-takes longer than the server. On a connection that lives for more than a few messages it is prepared
-when it comes a second time: the server then neither parses nor plans it anew, which takes longer
-than to run it.
+A `Statement` is text and goes to psycopg2 without SQLAlchemy's machinery, which takes longer than
+the server. On a connection that has sent more than a few messages, a statement is prepared the
+second time it is sent: the server then does not parse and plan it again, which takes longer than
+running it.
 """
 
 from __future__ import annotations
@@ -19,25 +18,23 @@ import psycopg2
 import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy import exc
-from sqlalchemy.dialects.postgresql.base import PGDialect
 
 Row: TypeAlias = Any
 """A row that a statement returned, its columns by name."""
 
 _PARAMETER = re.compile(r"(?<![:\\\w]):(\w+)")
 _YOUNG = 16
-"""Messages after which a connection is worth preparing statements on: most are closed before, when
-their trial trains.
+"""After this many messages a connection prepares statements: most are closed earlier, while their
+trial trains.
 """
 
 
 class Statement:
     r"""One statement with ``:name`` parameters, as in `sqlalchemy.text` (and ``\:`` for a colon),
-    to be made once.
+    to be created once.
 
-    The server infers a parameter's type from the first place where it stands; write ``CAST(:name AS
-    type)`` where that does not tell it, or where a number there has another type. A list is an
-    array.
+    The server infers a parameter's type from its first occurrence; write ``CAST(:name AS type)``
+    where it cannot, or where it would infer another type. A list is an array.
     """
 
     def __init__(self, text: str) -> None:
@@ -46,7 +43,7 @@ class Statement:
         numbered = _PARAMETER.sub(lambda found: f"${self.names.index(found[1]) + 1}", text).replace(
             r"\:", ":"
         )
-        # Named by what it says: the same name is the same statement whoever prepared it.
+        # Named by a hash of its text, so that a name means one statement, whoever prepared it.
         self.key = f"orchestrator_{hashlib.sha256(numbered.encode()).hexdigest()[:16]}"
         self.prepare = f"PREPARE {self.key} AS {numbered}".encode()
         self.run = f"EXECUTE {self.key}" + (
@@ -68,25 +65,17 @@ class Statement:
         return [self._row._make(row) for row in cursor.fetchall()]
 
 
-def as_text(query: sa.ClauseElement) -> str:
-    """A query or a condition as text, for a `Statement`; ``sa.literal_column(":name")`` is a
-    parameter.
-    """
-    dialect = PGDialect()  # type: ignore[no-untyped-call]
-    return str(query.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
-
-
 class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyped, as the package is
-    """Keeps back statements whose answers nobody needs, see `later`; knows which statements the
-    server has prepared for it.
+    """Keeps back statements whose answers nobody needs, see `later`; remembers which statements are
+    prepared on it.
 
-    `may_prepare` tells whether that lasts; None until `grown_up` has found out.
+    `may_prepare` says whether prepared statements persist on it; None until `grown_up` has found
+    out.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.kept_back: list[bytes] = []
-        self.keeps_back = False
         self.may_prepare: bool | None = None
         self.prepared: set[str] = set()
         self._preparing: set[str] = set()
@@ -96,7 +85,7 @@ class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyp
 
     @property
     def own(self) -> Cursor:
-        """A cursor for all that goes past SQLAlchemy."""
+        """A cursor for statements that bypass SQLAlchemy."""
         if self._own is None:
             self._own = self.cursor()
         return self._own
@@ -118,17 +107,26 @@ class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyp
         self._preparing.add(key)
         return statement.prepare + b";\n" + run
 
+    def keep_back(self, statement: Statement | bytes, parameters: Mapping[str, Any]) -> None:
+        """Has the statement sent with the next one."""
+        text = (
+            statement
+            if isinstance(statement, bytes)
+            else self.worded(self.own, statement, parameters)
+        )
+        self.kept_back.append(text)
+
     def forget(self) -> None:
-        """What was kept back is not sent any more."""
+        """Drops what was kept back."""
         self.kept_back.clear()
         self._preparing.clear()
 
     def failed(self) -> None:
-        """How far the server got with what it was sent is not known."""
+        """A statement failed: it is unknown how far the server got with what it was sent."""
         self.may_prepare = False
 
     def sent(self) -> None:
-        """The server has done what it was sent."""
+        """The server has executed what it was sent."""
         self.messages += 1
         self.prepared |= self._preparing
         self._preparing.clear()
@@ -138,8 +136,8 @@ class Cursor(psycopg2.extensions.cursor):  # type: ignore[misc]
     """Sends what its connection kept back in one message with the next statement, whose answer is
     the one that is returned.
 
-    The server runs the statements one after the other, each with a snapshot of its own, and none
-    after one that failed.
+    The server runs the statements in order, each with its own snapshot, and none after one that
+    failed.
     """
 
     connection: Connection
@@ -148,9 +146,6 @@ class Cursor(psycopg2.extensions.cursor):  # type: ignore[misc]
         connection = self.connection
         if isinstance(query, Statement):
             query, parameters = connection.worded(self, query, parameters or {}), None
-        if connection.keeps_back:
-            connection.kept_back.append(self.mogrify(query, parameters))
-            return
         if connection.kept_back:
             query, parameters = (
                 b";\n".join([*connection.kept_back, self.mogrify(query, parameters)]),
@@ -173,33 +168,22 @@ def wire_of(c: sa.Connection) -> Connection:
 
 
 def later(
-    c: sa.Connection,
-    statement: Statement | sa.Executable | bytes,
-    parameters: Mapping[str, Any] | None = None,
+    c: sa.Connection, statement: Statement | bytes, parameters: Mapping[str, Any] | None = None
 ) -> None:
-    """Executes a statement in the round trip of the next one of its transaction, at last COMMIT,
-    which also brings its errors.
+    """Sends a statement with the next one of its transaction, at the latest with COMMIT; its errors
+    are raised there too.
 
-    For statements whose answer nobody needs; an INSERT into a table with a generated key must be
-    `inline`.
+    For statements whose answer nobody needs.
     """
-    connection = wire_of(c)
-    connection.keeps_back = True
-    try:
-        if isinstance(statement, sa.Executable):
-            c.execute(statement, parameters)
-        else:
-            connection.own.execute(statement, parameters)
-    finally:
-        connection.keeps_back = False
+    wire_of(c).keep_back(statement, parameters or {})
 
 
 def grown_up(c: sa.Connection) -> None:
-    """To be called between transactions: a connection that lives so long may prepare statements,
-    but not through a pooler.
+    """Lets a long-lived connection prepare statements, unless a pooler stands between; to be called
+    between transactions.
 
-    A pooler gives each transaction whatever connection to the server is free. It tells its clients
-    a process id of its own making, as it has to: it is who must pass on a request to cancel.
+    A pooler gives each transaction any free connection to the server. It tells its clients a
+    process id of its own, because it has to forward their cancel requests.
     """
     connection = wire_of(c)
     if connection.messages >= _YOUNG and connection.may_prepare is None:
@@ -210,7 +194,7 @@ def grown_up(c: sa.Connection) -> None:
 def send(
     c: sa.Connection, statement: Statement | bytes, parameters: Mapping[str, Any] | None = None
 ) -> Cursor:
-    """Executes a statement now, with what was kept back; its errors are SQLAlchemy's."""
+    """Sends a statement now, after what was kept back; raises SQLAlchemy's errors."""
     connection = wire_of(c)
     try:
         connection.own.execute(statement, parameters)
@@ -229,7 +213,7 @@ def send(
 def answers(
     c: sa.Connection, statement: Statement, parameters: Mapping[str, Any] | None = None
 ) -> list[Row]:
-    """What a statement returns."""
+    """The rows that a statement returns."""
     return statement.rows(send(c, statement, parameters))
 
 

@@ -46,8 +46,9 @@ def server_account() -> pwd.struct_passwd:
             subprocess.run(command, check=False, capture_output=True, timeout=30)
         time.sleep(0.05)
     raise StoreUnavailableError(
-        f"PostgreSQL cannot run as root and the account {SERVER_ACCOUNT!r} could not be made: "
-        "make it, or run as another user"
+        f"PostgreSQL cannot run as root, and the account {SERVER_ACCOUNT!r} could not be created; "
+        "create it, or run as"
+        " another user"
     )
 
 

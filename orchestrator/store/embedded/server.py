@@ -84,8 +84,7 @@ class EmbeddedServer:
             with cluster.locked(patience_s):
                 if not new_data and not cluster.data.exists():
                     raise OrchestratorError(
-                        f"embedded database in {cluster.path}: its data is gone; it was removed "
-                        "while in use"
+                        f"embedded database in {cluster.path}: its data was removed while in use"
                     )
                 users_fd = cluster.open_file("users.lock")
                 try:

@@ -1,5 +1,5 @@
-"""The brake: a study whose first trials all fail alike pauses itself, for that is a bug and not its
-cells' fault.
+"""The brake: a study whose first trials all fail alike pauses itself, because that is a bug, not a
+property of its cells.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from orchestrator.store.ledger.shortages import NOBODY
 from orchestrator.store.schema import cell, event, study
 
 A_WORKER = 4
-"""By default so many failures alike for each worker that serves the study, and `AT_MOST` of them,
+"""By default this many identical failures per worker that serves the study, but at most `AT_MOST`,
 pull the brake.
 """
 AT_MOST = 20
@@ -28,8 +28,8 @@ _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|\d+(\.\d+)?([eE][-+]?\d+)?")
 
 
 def likeness(failure: str) -> str:
-    """What two failures share that are of one cause: the first line of the message, whatever
-    numbers stand in it.
+    """What failures with the same cause have in common: the first line of the message, with its
+    numbers replaced.
     """
     return _NUMBER.sub("0", failure.partition("\n")[0])
 
@@ -43,9 +43,9 @@ def failures_alike(c: Connection, row: Row) -> int | None:
     """How many trials have failed, all alike, since the study was launched or resumed, if that is
     enough to pause it.
 
-    None while it is not: a trial of the study has come to a result, the failures differ, they are
-    fewer than `budget.max_failures_at_start`, or all are of one cell and others are left to try.
-    Once the brake is pulled, what still ran then and fails alike is counted whatever their number.
+    None if it is not: a trial of the study has produced a result, the failures differ, they are
+    fewer than `budget.max_failures_at_start`, or all are in one cell and other cells are left to
+    try. Once the brake is pulled, trials that still ran and fail alike are counted in any case.
     Under the study's lock.
 
     Args:
@@ -69,14 +69,14 @@ def failures_alike(c: Connection, row: Row) -> int | None:
 
 
 def pull(c: Connection, row: Row, count: int, failure: str) -> None:
-    """Pauses the study; what the failures said against its cells is taken back. Under the study's
-    lock.
+    """Pauses the study and takes back what the failures counted against its cells. Under the
+    study's lock.
 
-    One that a person has paused meanwhile stays so, also with what runs given back, and says why it
-    would pause itself.
+    A study that a person has paused stays paused as they chose, and shows why it would have paused
+    itself.
     """
     line = failure.partition("\n")[0]
-    reason = f"{BRAKED}the first {count} trials failed alike, and none came to a result: {line}"
+    reason = f"{BRAKED}the first {count} trials failed alike, and none produced a result: {line}"
     mine = study.c.study_id == row.study_id
     c.execute(sa.update(study).where(mine).values(state="PAUSED", reason=reason))
     c.execute(

@@ -1,32 +1,30 @@
-"""What a worker holds of a trial, and the ways to find a trial's row by it."""
+"""What a worker holds of a trial, and the statements that find the trial's row by it."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import sqlalchemy as sa
+from typing import TypeAlias
 
 from orchestrator.model import JSONValue, TrialNews
 from orchestrator.store.connection.statement import Row, Statement
-from orchestrator.store.schema import attempt, cell, ticket, trial
+from orchestrator.store.schema import LIVE
 
 
 def new_token() -> int:
-    """Proves a lease: random, for a database that went back in time would draw the same from a
-    sequence again.
+    """Proves a lease. It is random, because a database that went back in time would draw the same
+    number from a sequence.
     """
     return secrets.randbits(63)
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A ticket held under a lease: what to run, and the token every later write must show.
+class _Held:
+    """What a worker holds of a trial under its lease; every later write must show the `token`.
 
-    `number` is None until `create`; for a trial taken up again it is the number it always had, with
-    `values` its parameters and `attempt` the attempt that begins now.
+    `ticket` and `cell` are ordinals within the study; `failures` counts the trials that this ticket
+    has lost to failures.
     """
 
     study_id: int
@@ -36,55 +34,132 @@ class Claim:
     failures: int
     cell: int
     cell_values: Mapping[str, JSONValue]
-    number: int | None = None
-    optuna_trial_id: int | None = None
-    values: Mapping[str, JSONValue] | None = None
-    attempt: int = 1
+
+    @property
+    def proof(self) -> dict[str, int]:
+        """What a statement needs to check that the trial is still held."""
+        return {"trial_id": self.trial_id, "token": self.token}
+
+
+@dataclass(frozen=True)
+class Ticket(_Held):
+    """A ticket that was taken: it has no parameters and no Optuna trial yet."""
+
     fixed: Mapping[str, JSONValue] | None = None
-    """What a trial by hand is given for searched parameters; the sampler is asked for
-    the others.
+    """The values that a trial by hand prescribes for searched parameters; the sampler suggests the
+    others.
     """
     why: Mapping[str, JSONValue] | None = None
     """Why an allocation chose this cell."""
     news: tuple[list[TrialNews], int] | None = None
-    """What became known in the study by then and its last position, if that was asked for."""
-    begun: bool = False
-    """Whether this attempt is counted; a trial that was prepared ahead has to `start` first."""
-    ran_under: int | None = None
-    """Of an attempt that was left: the token under which it began; None if it is older than that is
-    kept.
+    """The study's news since a position and their last position, if the claim asked for them."""
+
+    def prepared(
+        self, number: int, optuna_trial_id: int, values: Mapping[str, JSONValue]
+    ) -> Prepared:
+        """The trial that this ticket became."""
+        return Prepared(
+            self.study_id,
+            self.trial_id,
+            self.token,
+            self.ticket,
+            self.failures,
+            self.cell,
+            self.cell_values,
+            number,
+            optuna_trial_id,
+            values,
+        )
+
+
+@dataclass(frozen=True)
+class Prepared(_Held):
+    """A trial with its parameters and its Optuna trial, of which no attempt has begun."""
+
+    number: int
+    optuna_trial_id: int
+    values: Mapping[str, JSONValue]
+
+    def begun(self, attempt: int = 1) -> Attempt:
+        """The attempt of that number, which begins under this claim."""
+        return Attempt(
+            self.study_id,
+            self.trial_id,
+            self.token,
+            self.ticket,
+            self.failures,
+            self.cell,
+            self.cell_values,
+            self.number,
+            self.optuna_trial_id,
+            self.values,
+            attempt,
+            self.token,
+        )
+
+
+@dataclass(frozen=True)
+class Attempt(_Held):
+    """One attempt of a trial, which runs or ran; `attempt` counts from 1."""
+
+    number: int
+    optuna_trial_id: int
+    values: Mapping[str, JSONValue]
+    attempt: int
+    ran_under: int | None
+    """The token under which it began, which names its run directory; None if it is older than that
+    name.
     """
 
     @property
-    def shown(self) -> dict[str, int]:
-        """What a statement needs to check the claim."""
-        return {"trial_id": self.trial_id, "token": self.token}
-
-    @property
     def resumed(self) -> bool:
+        """Whether earlier attempts of the trial have run."""
         return self.attempt > 1
+
+
+Claim: TypeAlias = Ticket | Prepared | Attempt
+"""What a worker got: a new trial, one that another worker has prepared, or one that
+was given back.
+"""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an attempt runs: its host's name and the root of the run directories there."""
+    """Where attempts run: the host's name, and the root of the run directories there."""
 
     host: str
     runs_dir: str
 
 
-def with_ticket() -> sa.Select[Any]:
-    """Trials with what a `Claim` says of their ticket and cell."""
-    of_cell = (cell.c.ordinal.label("cell"), cell.c["values"].label("cell_values"))
-    query = sa.select(trial, ticket.c.ordinal, ticket.c.failures, *of_cell)
-    return query.join(ticket, ticket.c.ticket_id == trial.c.ticket_id).join(
-        cell, cell.c.cell_id == trial.c.cell_id
-    )
+TRIALS = """
+    SELECT o.study_id, o.trial_id, o.token, o.number, o.optuna_trial_id, o.values, o.attempts,
+        t.ordinal, t.failures,
+        l.ordinal AS cell, l.values AS cell_values
+    FROM orchestrator.trial o
+    JOIN orchestrator.ticket t ON t.ticket_id = o.ticket_id
+    JOIN orchestrator.cell l ON l.cell_id = o.cell_id
+"""
+"""SQL: trials with their ticket and cell, as `prepared_of` reads them."""
+ACTIVE = "s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())"
+"""SQL: whether the study `s` hands out trials."""
+IDLE = "(o.worker_id IS NULL OR o.state = 'PREPARED')"
+"""SQL: whether nobody runs the trial `o`, which has not ended: it was given back, or
+has not begun.
+"""
+LEFT_RESULT_S = 10.0
+"""How long a study that ends waits for the result that a worker may have left on its host when it
+died, seconds.
+"""
+JUST_LOST = f"""EXISTS (
+    SELECT FROM orchestrator.trial o JOIN orchestrator.attempt a ON a.trial_id = o.trial_id
+    WHERE o.study_id = s.study_id AND o.state IN {LIVE} AND a.outcome = 'lost'
+        AND a.ended_at > clock_timestamp() - make_interval(secs => {LEFT_RESULT_S}))"""
+"""SQL: whether a worker that ran a trial of the study `s` died a moment ago."""
 
 
-def claim_of(row: Row) -> Claim:
-    """The claim of a trial's last attempt."""
-    return Claim(
+def prepared_of(row: Row) -> Prepared:
+    """The trial of that row, without regard to its attempts."""
+    return Prepared(
         study_id=row.study_id,
         trial_id=row.trial_id,
         token=row.token,
@@ -95,17 +170,6 @@ def claim_of(row: Row) -> Claim:
         number=row.number,
         optuna_trial_id=row.optuna_trial_id,
         values=row.values,
-        attempt=row.attempts,
-    )
-
-
-def ran_at(place: Place, *conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    """Whether the trial's last attempt ran at that place, under further conditions on
-    that attempt.
-    """
-    last = sa.and_(attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts)
-    return sa.exists().where(
-        last, attempt.c.host == place.host, attempt.c.runs_dir == place.runs_dir, *conditions
     )
 
 
@@ -131,9 +195,13 @@ ENDING = Statement(
     """
 )
 """The trial with what its end depends on: its ticket, its cell, the study's rules."""
-
-
-def held_by(claim: Claim) -> sa.Select[Any]:
-    """The trial's row under lock, if the claim's token is still its last."""
-    mine = sa.and_(trial.c.trial_id == claim.trial_id, trial.c.token == claim.token)
-    return sa.select(trial).where(mine).with_for_update(key_share=True)
+HOLD = Statement(
+    """
+    SELECT o.trial_id, o.study_id, o.ticket_id, o.cell_id, o.worker_id, o.state, o.optuna_trial_id,
+        o.attempts, o.lost, o.token,
+        o.values
+    FROM orchestrator.trial o
+    WHERE o.trial_id = :trial_id AND o.token = :token FOR NO KEY UPDATE
+    """
+)
+"""The trial's row under lock, if the token is still its last."""

@@ -1,5 +1,5 @@
-"""How a trial stops being run: it ends for good, or is given back, open to others. Under the locks
-that `ledger` names.
+"""How a trial stops running: it ends, or is given back for others to take up. Under the locks that
+`ledger` names.
 """
 
 from __future__ import annotations
@@ -7,9 +7,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import TypeAlias
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
@@ -17,77 +17,74 @@ from orchestrator.model import Completed, Failed, JSONValue, Pruned
 from orchestrator.settings import RunnerSettings
 from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
 from orchestrator.store.ledger import brake, shortages, tickets
-from orchestrator.store.ledger.claims import ENDING, LOCK_TRIAL, Claim
+from orchestrator.store.ledger.claims import ENDING, IDLE, LOCK_TRIAL, Attempt
 from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.optuna.attributes import FAILURE_ATTR, fact_attrs
-from orchestrator.store.schema import attempt, event, study, trial
+from orchestrator.store.schema import LIVE
 
-Facts: TypeAlias = Mapping[str, JSONValue] | None
-LIVE = ("CLAIMED", "RUNNING")
-LEFT_RESULT_S = 10.0
-"""How long a study that ends waits for the result that a worker may have left on its host when it
-died, seconds.
-"""
+Facts: TypeAlias = Mapping[str, JSONValue]
+NO_FACTS: Facts = MappingProxyType({})
 # User attributes of a trial, for people who look at it in Optuna's tools.
 ATTEMPTS_ATTR = "orchestrator:attempts"
 ATTEMPT_ATTR = "orchestrator:attempt_{}"
 
 
 def lock_study(c: Connection, study_id: int) -> None:
-    """Takes Optuna's lock, then our row's: ids, numbers and news are handed out in commit order."""
+    """Takes Optuna's lock, then our row's, so that ids, numbers and news are handed out in commit
+    order.
+    """
     later(c, optuna_rows.LOCK_STUDY, {"study_id": study_id})
     later(c, tickets.LOCK_STUDY, {"study_id": study_id})
 
 
 def has_study(c: Connection, study_id: int) -> bool:
-    """Takes the study's locks; False if somebody deleted it from Optuna's tables."""
+    """Takes the study's locks; False if the study was deleted from Optuna's tables."""
     lock_study(c, study_id)
     return optuna_rows.has_study(c, study_id)
 
 
-def lock_to_end(c: Connection, claim: Claim, server: datetime | None = None) -> Row:
-    """Takes every lock that the end of a trial needs, and returns what that depends on (`ENDING`);
-    one round trip.
+def lock_to_end(c: Connection, held: Attempt, server: datetime | None = None) -> Row:
+    """Takes every lock that the end of a trial needs, and returns what the end depends on
+    (`ENDING`); one round trip.
 
     Args:
-        server: when the server started that it is to be; None: any.
+        server: when the expected server started; None: any.
 
     Raises:
-        StoreUnavailableError: it is another server.
-        LeaseLostError: the claim is no longer the trial's last, or the study is gone.
+        StoreUnavailableError: a different server answers.
+        LeaseLostError: the trial was given to another worker, or the study was deleted.
     """
-    lock_study(c, claim.study_id)
-    later(c, LOCK_TRIAL, claim.shown)
-    later(c, _LOCK_CELL, {"trial_id": claim.trial_id})
-    row = answer(c, ENDING, claim.shown)
+    lock_study(c, held.study_id)
+    later(c, LOCK_TRIAL, held.proof)
+    later(c, _LOCK_CELL, {"trial_id": held.trial_id})
+    row = answer(c, ENDING, held.proof)
     if row is not None and server is not None and row.server != server:
         raise StoreUnavailableError(
-            "another database server answers than before, which may lack what was written to "
-            "that one"
+            "a different database server answers now; it may lack what was written to the one "
+            "before"
         )
-    # the latter: that it began was lost
-    if row is None or (row.state == "RUNNING" and row.attempts != claim.attempt):
-        raise LeaseLostError(refused(claim))
-    refuse_deleted(claim, row.optuna_study_id)
+    if row is None:
+        raise LeaseLostError(refused(held))
+    refuse_deleted(held.study_id, row.optuna_study_id)
     return row
 
 
-def refuse_deleted(claim: Claim, optuna_study_id: int | None) -> None:
-    """Raises `LeaseLostError` if Optuna's study is not there any more."""
+def refuse_deleted(study_id: int, optuna_study_id: int | None) -> None:
+    """Raises `LeaseLostError` if Optuna's study was deleted."""
     if optuna_study_id is None:
-        raise LeaseLostError(f"study {claim.study_id} was deleted from the database")
+        raise LeaseLostError(f"study {study_id} was deleted from the database")
 
 
-def refused(claim: Claim) -> str:
-    """Why nothing more is written under that claim."""
+def refused(held: Attempt) -> str:
+    """Why nothing more is written for that attempt."""
     return (
-        f"trial {claim.number} of study {claim.study_id} is another's or has ended by now; this "
-        "result is refused"
+        f"trial {held.number} of study {held.study_id} was given to another worker or has ended; "
+        "this result is refused"
     )
 
 
 def state_of(outcome: Completed | Pruned | Failed) -> str:
-    """The state of a trial that ended so."""
+    """The state of a trial with that outcome."""
     return (
         "COMPLETE"
         if isinstance(outcome, Completed)
@@ -98,22 +95,29 @@ def state_of(outcome: Completed | Pruned | Failed) -> str:
 
 
 def outcome_of_last(c: Connection, row: Row) -> str | None:
-    """How the trial's last attempt ended, None if it runs."""
-    last = sa.and_(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
-    outcome: str | None = c.execute(sa.select(attempt.c.outcome).where(last)).scalar_one()
+    """How the trial's last attempt ended; None while it runs."""
+    (last,) = answers(c, _OUTCOME, {"trial_id": row.trial_id, "attempt": row.attempts})
+    outcome: str | None = last.outcome
     return outcome
 
 
 def runner_setting(c: Connection, study_id: int, name: str) -> int:
-    """What the study says of ``runner.<name>``."""
-    setting = sa.func.coalesce(
-        study.c.spec["runner"][name].as_integer(), getattr(RunnerSettings, name)
-    )
-    return int(c.execute(sa.select(setting).where(study.c.study_id == study_id)).scalar_one())
+    """The study's setting ``runner.<name>``."""
+    (row,) = answers(c, _RUNNER_SETTING, {"study_id": study_id, "name": name})
+    return int(getattr(RunnerSettings, name) if row.value is None else row.value)
+
+
+_OUTCOME = Statement(
+    "SELECT outcome FROM orchestrator.attempt WHERE trial_id = :trial_id AND attempt = :attempt"
+)
+_RUNNER_SETTING = Statement(
+    "SELECT s.spec #>> ARRAY['runner', :name] AS value FROM orchestrator.study s WHERE "
+    "s.study_id = :study_id"
+)
 
 
 def end_attempt(
-    c: Connection, row: Row, outcome: str, reason: str | None = None, facts: Facts = None
+    c: Connection, row: Row, outcome: str, reason: str | None = None, facts: Facts = NO_FACTS
 ) -> None:
     """Writes how the trial's last attempt ended."""
     ended = {"outcome": outcome, "reason": reason, "facts": json.dumps(facts) if facts else None}
@@ -121,65 +125,80 @@ def end_attempt(
 
 
 def give_back_all(c: Connection, worker_id: int, reason: str, *, but: Collection[int] = ()) -> int:
-    """Gives back what a worker holds, all `but` the claims of these tokens; returns how many trials
-    that were.
+    """Gives back what a worker holds, except the claims with the tokens in `but`; returns the
+    number of trials.
     """
-    mine = sa.and_(
-        trial.c.worker_id == worker_id, trial.c.state.in_(LIVE), trial.c.token.not_in(list(but))
-    )
-    held = sa.select(trial).where(mine).order_by(trial.c.trial_id)
-    rows = c.execute(held.with_for_update(key_share=True)).all()
+    rows = answers(c, HELD, {"worker_id": worker_id, "but": list(but)})
     for row in rows:
-        give_back(c, row, "interrupted", reason, known=False)
+        give_back(c, row, "interrupted", reason, in_optuna=False)
     return len(rows)
 
 
 def give_back_or_fail(
-    c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = None
+    c: Connection, row: Row, outcome: str, reason: str, *, in_optuna: bool, facts: Facts = NO_FACTS
 ) -> None:
-    """Gives a trial back, or fails it when it lost its last attempt; under the study's lock if that
-    is `known`.
+    """Gives a trial back, or fails it if it lost its last allowed attempt.
+
+    Args:
+        in_optuna: Optuna's study still exists, and its lock is held.
     """
-    if not row.attempts:  # it was prepared and never begun: nothing is lost
+    if row.state == "PREPARED":  # it never began: nothing is lost
         outcome = "interrupted"
-    may_end = outcome == "lost" and row.state == "RUNNING" and known
+    may_end = outcome == "lost" and row.state == "RUNNING" and in_optuna
     if may_end and row.lost + 1 >= runner_setting(c, row.study_id, "max_attempts"):
         later(c, _LOCK_CELL, {"trial_id": row.trial_id})
         (row,) = answers(c, ENDING, {"trial_id": row.trial_id, "token": row.token})
         why = f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"
         end(c, row, Failed("lost", why), {}, facts)
     else:
-        give_back(c, row, outcome, reason, known=known, facts=facts)
+        give_back(c, row, outcome, reason, in_optuna=in_optuna, facts=facts)
 
 
 def give_back(
-    c: Connection, row: Row, outcome: str, reason: str, *, known: bool, facts: Facts = None
+    c: Connection, row: Row, outcome: str, reason: str, *, in_optuna: bool, facts: Facts = NO_FACTS
 ) -> None:
-    """The trial is open to others; how its attempt ended is told in Optuna's study, if that is
-    `known` to be there.
+    """Leaves the trial for others to take up; with `in_optuna`, a user attribute in Optuna says how
+    its attempt ended.
     """
     if row.state == "CLAIMED":  # no Optuna trial yet: the ticket is as if never touched
-        c.execute(sa.delete(trial).where(trial.c.trial_id == row.trial_id))
+        later(c, _DELETE, {"trial_id": row.trial_id})
         tickets.give_back(c, row.ticket_id, row.cell_id)
         return
-    # The token stays: a result of the old attempt is still welcome until somebody takes the trial
+    # The token stays: a result of the old attempt is accepted until another worker takes the trial
     # up.
-    counted = {
-        "lost": trial.c.lost + int(outcome == "lost"),
-        "retries": trial.c.retries + int(outcome == "retried"),
-    }
-    c.execute(
-        sa.update(trial).where(trial.c.trial_id == row.trial_id).values(worker_id=None, **counted)
-    )
+    counted = {"lost": int(outcome == "lost"), "retries": int(outcome == "retried")}
+    later(c, _GIVE_BACK, {"trial_id": row.trial_id, **counted})
     end_attempt(c, row, outcome, reason, facts)
-    if known and outcome in ("lost", "retried"):
+    if in_optuna and outcome in ("lost", "retried"):
         ended = {ATTEMPT_ATTR.format(row.attempts): f"{outcome}: {reason}"}
         optuna_rows.write_user_attrs(c, row.optuna_trial_id, ended)
-    c.execute(
-        sa.insert(event).values(
-            study_id=row.study_id, trial_id=row.trial_id, kind="released", reason=reason
-        )
-    )
+    later(c, _RELEASED, {"study_id": row.study_id, "trial_id": row.trial_id, "reason": reason})
+
+
+HELD = Statement(
+    f"""
+    SELECT o.trial_id, o.study_id, o.ticket_id, o.cell_id, o.worker_id, o.state, o.optuna_trial_id,
+        o.attempts, o.lost, o.token
+    FROM orchestrator.trial o
+    WHERE o.worker_id = :worker_id AND o.state IN {LIVE} AND o.token <> ALL(CAST(:but AS bigint[]))
+    ORDER BY o.trial_id FOR NO KEY UPDATE
+    """
+)
+"""What a worker holds, under lock, except the claims with the tokens in `but`."""
+_DELETE = Statement("DELETE FROM orchestrator.trial WHERE trial_id = :trial_id")
+_GIVE_BACK = Statement(
+    """
+    UPDATE orchestrator.trial SET worker_id = NULL, lost = lost + :lost,
+        retries = retries + :retries
+    WHERE trial_id = :trial_id
+    """
+)
+_RELEASED = Statement(
+    """
+    INSERT INTO orchestrator.event (study_id, trial_id, kind, reason)
+    VALUES (:study_id, :trial_id, 'released', :reason)
+    """
+)
 
 
 def end(
@@ -187,11 +206,11 @@ def end(
     row: Row,
     outcome: Completed | Pruned | Failed,
     attrs: Mapping[str, JSONValue],
-    facts: Facts = None,
+    facts: Facts = NO_FACTS,
 ) -> None:
     """Writes the terminal state of trial, ticket and cell; under the locks of study and trial."""
-    attrs = {**attrs, **fact_attrs(facts or {})}
-    # Of a cell without a complete trial the pruner prunes none, so this one pruned itself.
+    attrs = {**attrs, **fact_attrs(facts)}
+    # The pruner prunes no trial of a cell without a complete one, so this trial pruned itself.
     waits = (
         tickets.last_share(c, row) if isinstance(outcome, Pruned) and not row.completed else None
     )
@@ -219,16 +238,25 @@ def end(
 
 
 def abandon_all(c: Connection, study_id: int, reason: str, *, kind: str = "budget") -> None:
-    """Fails the trials that nobody holds; nobody's fault, so no failure of their cell
-    is counted.
-    """
-    unheld = sa.and_(trial.c.study_id == study_id, trial.c.state == "RUNNING", idle())
-    for row in c.execute(
-        sa.select(trial).where(unheld).order_by(trial.c.trial_id).with_for_update(key_share=True)
-    ).all():
-        why = reason if row.attempts else "it was prepared, and its study ended before it began"
+    """Fails the trials that nobody runs; this does not count as failures of their cells."""
+    for row in answers(c, _UNHELD, {"study_id": study_id}):
+        why = (
+            reason
+            if row.state == "RUNNING"
+            else "it was prepared, and its study ended before it began"
+        )
         terminate(c, row, Failed(kind, why), {}, holds_ticket=False)
         tickets.give_back(c, row.ticket_id, row.cell_id)
+
+
+_UNHELD = Statement(
+    f"""
+    SELECT o.trial_id, o.study_id, o.ticket_id, o.cell_id, o.state, o.optuna_trial_id, o.attempts
+    FROM orchestrator.trial o
+    WHERE o.study_id = :study_id AND o.state IN ('PREPARED', 'RUNNING') AND {IDLE}
+    ORDER BY o.trial_id FOR NO KEY UPDATE
+    """
+)
 
 
 def terminate(
@@ -239,14 +267,14 @@ def terminate(
     *,
     holds_ticket: bool,
 ) -> None:
-    """The trial becomes terminal, in Optuna's tables and in ours, and news."""
+    """Makes the trial terminal in Optuna's tables and in ours, and news."""
     attrs, failure = dict(attrs), None
     if isinstance(outcome, Completed):
         attrs |= outcome.attrs
     if isinstance(outcome, Failed):
         failure = outcome.message
-        told = shortages.told(c, row, outcome)
-        attrs[FAILURE_ATTR] = {"kind": outcome.kind, "message": outcome.message, **told}
+        memory = shortages.memory_attrs(c, row, outcome)
+        attrs[FAILURE_ATTR] = {"kind": outcome.kind, "message": outcome.message, **memory}
     if row.attempts > 1:
         attrs[ATTEMPTS_ATTR] = row.attempts
     values = outcome.values if isinstance(outcome, Completed) else ()
@@ -268,13 +296,13 @@ _LOCK_CELL = Statement(
 )
 _TERMINATE = Statement(
     """
-    WITH told AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id
+    WITH next AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id
         RETURNING news)
     UPDATE orchestrator.trial
     SET state = :state, holds_ticket = :holds_ticket, worker_id = NULL, failure = :failure,
-        seq = told.news,
+        seq = next.news,
         ended_at = clock_timestamp()
-    FROM told WHERE trial_id = :trial_id
+    FROM next WHERE trial_id = :trial_id
     """
 )
 _END_ATTEMPT = Statement(
@@ -285,22 +313,3 @@ _END_ATTEMPT = Statement(
     WHERE trial_id = :trial_id AND attempt = :attempt
     """
 )
-
-
-def idle() -> sa.ColumnElement[bool]:
-    """Whether nobody runs the trial: it was given back, or is only prepared."""
-    return sa.or_(
-        trial.c.worker_id.is_(None), sa.and_(trial.c.state == "RUNNING", trial.c.attempts == 0)
-    )
-
-
-def just_lost() -> sa.ColumnElement[bool]:
-    """Whether a worker died a moment ago that ran a trial of the study."""
-    return sa.exists().where(
-        trial.c.study_id == study.c.study_id,
-        trial.c.state.in_(LIVE),
-        attempt.c.trial_id == trial.c.trial_id,
-        attempt.c.outcome == "lost",
-        attempt.c.ended_at
-        > sa.func.clock_timestamp() - sa.func.make_interval(0, 0, 0, 0, 0, 0, LEFT_RESULT_S),
-    )

@@ -21,12 +21,10 @@ from orchestrator.errors import LeaseLostError
 from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Row, Statement
 from orchestrator.store.ledger.claims import new_token
-from orchestrator.store.schema import slot, worker
+from orchestrator.store.schema import LIVE, slot, worker
 
 HERE_EVERY_S = 5.0
-"""How often a process asks which workers there are on its host, if it does not look at the whole
-fleet.
-"""
+"""How often a process asks which workers run on its host, between checks of the whole fleet."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,15 @@ class WorkerLease:
     ttl_s: float
 
     @property
-    def shown(self) -> dict[str, int]:
+    def proof(self) -> dict[str, int]:
         """What a statement needs to check the lease."""
         return {"worker_id": self.worker_id, "token": self.token}
 
     def lost(self) -> LeaseLostError:
-        """The error to raise when it is not valid any more."""
+        """The error to raise when it is no longer valid."""
         return LeaseLostError(
-            f"worker {self.worker_id} is not registered any more: its lease had run out, or its "
-            "row was lost"
+            f"worker {self.worker_id} is no longer registered: its lease ran out, or its row was "
+            "lost"
         )
 
 
@@ -54,11 +52,11 @@ class WorkerLease:
 class Renewed:
     """What a worker learns when it renews its lease.
 
-    `halted`: a person wants what it runs to be given back at once. `crowded`: the server has half
-    of its connections in use. `strays`: it is held to hold trials of which it does not know.
-    `runs`: it is held to run what it runs. `slotted`: it holds a device slot. `server`: when the
-    server started, which tells one from another. `transaction`: the number of this renewal's; on
-    one time line they grow.
+    `halted`: a person wants its running trial given back at once. `crowded`: more than half of the
+    server's connections are in use. `strays`: the database lists trials for it that it does not
+    hold. `runs`: the database knows of the attempt it runs. `slotted`: it holds a device slot.
+    `server`: when the server started, which identifies it. `transaction`: the number of this
+    renewal's transaction; on one timeline these numbers grow.
     """
 
     halted: bool
@@ -72,10 +70,10 @@ class Renewed:
 
 @dataclass(frozen=True)
 class Silent:
-    """A worker to be evicted, and why. `dead`: its process was seen to be gone, whatever its lease
+    """A worker to be evicted, and why. `dead`: its process no longer exists, whatever its lease
     says.
 
-    `token` proves that it is meant, for its id may have become another's; None: whoever has that
+    `token` identifies it, because its id may have become another worker's; None: whoever has that
     id.
     """
 
@@ -105,8 +103,8 @@ class SlotOffer:
 class Fleet:
     """Registers workers, renews their leases, hands out device slots.
 
-    At the last `silent`: `size` is how many workers were registered, `server` when the server had
-    started, and `read_only` whether it took no writes.
+    As of the last call of `silent`: `size` is the number of registered workers, `server` when the
+    server started, and `read_only` whether it rejects writes.
     """
 
     def __init__(self, database: Database) -> None:
@@ -120,11 +118,12 @@ class Fleet:
     def register(
         self, ttl_s: float, checkpoints: str | None = None, studies: Collection[str] | None = None
     ) -> WorkerLease:
-        """A row for this process under a new lease of `ttl_s` seconds by the database's clock.
+        """Registers this process as a worker, with a new lease of `ttl_s` seconds by the database's
+        clock.
 
         Args:
-            checkpoints: the place where this worker keeps checkpoints; the same words for all that
-                share it.
+            checkpoints: the place where this worker keeps checkpoints; the same text for all
+                workers that share it.
             studies: the names of the only studies it serves.
         """
         with self._database.transaction() as c:
@@ -151,26 +150,19 @@ class Fleet:
         doing: str,
         *,
         holds: Collection[int] = (),
-        running: tuple[int, int] | None = None,
+        running: int | None = None,
     ) -> Renewed:
-        """Lengthens the lease by its TTL from now and says what the worker does and holds.
+        """Extends the lease to its TTL from now, and writes what the worker does and holds.
 
         Args:
-            holds: the tokens of all claims that it knows of.
-            running: token and number of the attempt that it runs.
+            holds: the tokens of all claims that the worker holds.
+            running: the token of the attempt that it runs.
 
         Raises:
-            LeaseLostError: the worker was evicted; its slot and trials may be another's.
+            LeaseLostError: the worker was evicted; its slot and trials may belong to another.
         """
-        token, attempt = running or (None, None)
-        said = {
-            "ttl_s": lease.ttl_s,
-            "doing": doing,
-            "holds": list(holds),
-            "running": token,
-            "attempt": attempt,
-        }
-        renewed = self._database.execute(_RENEW, {**lease.shown, **said})
+        renewal = {"ttl_s": lease.ttl_s, "doing": doing, "holds": list(holds), "running": running}
+        renewed = self._database.execute(_RENEW, {**lease.proof, **renewal})
         if not renewed:
             raise lease.lost()
         row = renewed[0]
@@ -185,8 +177,8 @@ class Fleet:
         )
 
     def refuse(self, lease: WorkerLease, refusals: Mapping[int, tuple[int, str]]) -> None:
-        """Notes, for `Reads.servers`, all the studies that the worker cannot serve: for each the
-        revision, and why.
+        """Writes for `Reads.servers` which studies the worker cannot serve: for each the revision,
+        and why.
 
         Raises:
             LeaseLostError: the worker was evicted.
@@ -204,8 +196,8 @@ class Fleet:
             )
 
     def claim_slot(self, lease: WorkerLease, offers: Sequence[SlotOffer]) -> SlotOffer | None:
-        """Takes the first offered slot that nobody holds, or returns None. A worker holds one slot
-        at most.
+        """Takes the first offered slot that nobody holds, or returns None. A worker holds at most
+        one slot.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile.
@@ -248,8 +240,8 @@ class Fleet:
     def held(
         self, scopes: Collection[str], *, but: WorkerLease | None = None
     ) -> set[tuple[str, str, int]]:
-        """The slots of `scopes` that workers hold, all `but` one of them, as (scope,
-        device, slot).
+        """The slots of `scopes` that workers hold, except the worker `but`, as (scope, device,
+        slot).
         """
         found = sa.select(slot).where(slot.c.scope.in_(scopes))
         if but is not None:
@@ -258,7 +250,7 @@ class Fleet:
             return {(r.scope, r.device, r.slot) for r in c.execute(found)}
 
     def holders(self, scope: str) -> list[str]:
-        """For people: who holds the slots of `scope`, a line each."""
+        """For people: who holds the slots of `scope`, one line per slot."""
         with self._database.transaction() as c:
             rows = c.execute(
                 sa.select(
@@ -282,7 +274,7 @@ class Fleet:
         """Workers whose lease has run out, and workers of this host whose process is dead.
 
         An expired lease counts only once the server has been up, and the caller in contact with it,
-        for the lease's TTL: after an outage the living renew first.
+        for the lease's TTL: after an outage, live workers renew first.
 
         Args:
             contact_s: how long the caller has been in unbroken contact with the database, seconds.
@@ -296,7 +288,7 @@ class Fleet:
             Silent(
                 row.worker_id,
                 dead=False,
-                reason=f"it fell silent: no renewal for {row.ttl_s:g} s",
+                reason=f"it did not renew its lease for {row.ttl_s:g} s",
                 token=row.token,
             )
             for row in workers
@@ -305,7 +297,7 @@ class Fleet:
         return sorted([*dead.values(), *expired], key=lambda one: one.worker_id)
 
     def dead_here(self) -> list[Silent]:
-        """Workers of this host whose process is dead; which workers there are is asked only every
+        """Workers of this host whose process is dead; the list of workers is read only every
         `HERE_EVERY_S`.
         """
         if time.monotonic() - self._here_at >= HERE_EVERY_S:
@@ -316,7 +308,7 @@ class Fleet:
         self._here, self._here_at = {row.worker_id: row for row in here}, time.monotonic()
 
     def _found_dead(self) -> list[Silent]:
-        """Those of this host that died, each told once for each time that they were asked for."""
+        """The workers of this host that died, each returned once per reading of the list."""
         dead = [row for row in self._here.values() if _is_dead(row.pid, row.pid_started)]
         for row in dead:
             del self._here[row.worker_id]
@@ -324,26 +316,26 @@ class Fleet:
 
 
 _RENEW = Statement(
-    """
+    f"""
     UPDATE orchestrator.worker w
     SET lease_until = clock_timestamp() + make_interval(secs => :ttl_s), doing = :doing,
         holds = CAST(:holds AS bigint[])
     WHERE w.worker_id = :worker_id AND w.token = :token AND w.state = 'ACTIVE'
     RETURNING EXISTS (
         SELECT FROM orchestrator.trial o JOIN orchestrator.study s ON s.study_id = o.study_id
-        WHERE o.worker_id = w.worker_id AND o.state = 'RUNNING' AND o.attempts > 0 AND s.halt
+        WHERE o.worker_id = w.worker_id AND o.state = 'RUNNING' AND s.halt
     ) AS halted,
     (SELECT sum(d.numbackends) FROM pg_stat_database d) > current_setting('max_connections')::int /
         2 AS crowded,
     EXISTS (
         SELECT FROM orchestrator.trial o
-        WHERE o.worker_id = w.worker_id AND o.state IN ('CLAIMED', 'RUNNING')
+        WHERE o.worker_id = w.worker_id AND o.state IN {LIVE}
             AND o.token <> ALL(CAST(:holds AS bigint[]))
     ) AS strays,
     CAST(:running AS bigint) IS NULL OR EXISTS (
         SELECT FROM orchestrator.trial o
         WHERE o.worker_id = w.worker_id AND o.token = CAST(:running AS bigint)
-            AND o.state = 'RUNNING' AND o.attempts = :attempt
+            AND o.state = 'RUNNING'
     ) AS runs,
     EXISTS (SELECT FROM orchestrator.slot d WHERE d.worker_id = w.worker_id) AS slotted,
     pg_postmaster_start_time() AS server,
@@ -384,15 +376,15 @@ def _died(row: Row) -> Silent:
 
 
 def hold_worker(c: Connection, lease: WorkerLease, *, alone: bool = False) -> None:
-    """Makes an eviction wait for this transaction, so nothing is ever given to a worker that is
-    already gone.
+    """Makes an eviction wait for this transaction, so that nothing is given to a worker that is
+    gone.
 
     Args:
-        alone: wait for what this worker has under way elsewhere too, such as a claim whose answer
-            was lost.
+        alone: also wait for other transactions of this worker, such as a claim whose answer was
+            lost.
 
     Raises:
-        LeaseLostError: it is gone.
+        LeaseLostError: the worker was evicted.
     """
     mine = sa.and_(
         worker.c.worker_id == lease.worker_id,

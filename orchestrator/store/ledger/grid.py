@@ -1,6 +1,4 @@
-"""Lays out a study's cells and tickets in bulk: what a launch writes, whatever the size of the
-grid.
-"""
+"""Writes a study's cells and tickets in bulk, whatever the size of the grid."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from orchestrator.model import StudySpec
 from orchestrator.store.schema import cell, ticket, trial
 
 CELLS_AT_ONCE = 10_000
-"""So many cells go to the server in one statement, and are held in memory here at most."""
+"""At most this many cells are sent in one statement, and held in memory here."""
 
 
 def write_cells(c: Connection, study_id: int, spec: StudySpec) -> None:
@@ -43,11 +41,12 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
 def write_tickets(
     c: Connection, study_id: int, spec: StudySpec, *, new: bool, within: bool = False
 ) -> int:
-    """Makes the tickets what the budget says; returns how many came. Under the study's lock.
+    """Brings the tickets in line with the budget; returns how many were added. Under the study's
+    lock.
 
-    Only tickets that no trial ever held are taken back, so a smaller budget stops a study early and
-    a larger one goes on. Where a larger budget is all that changed, tickets are added and none is
-    laid anew.
+    Only tickets that no trial ever held are removed, so a smaller budget ends a study early and a
+    larger one continues it. If a larger budget is all that changed, tickets are added and none is
+    replaced.
 
     Args:
         new: `write_cells` has just made the study's cells, and there is no ticket yet.
@@ -78,15 +77,17 @@ def write_tickets(
         else 0
     )
     if shares + waiting and kept + shares > spec.budget.trials:
-        more = [f"budget.per_cell={spec.budget.per_cell} promises {shares} more"] if shares else []
+        more = (
+            [f"budget.per_cell={spec.budget.per_cell} guarantees {shares} more"] if shares else []
+        )
         more += (
-            [f"{waiting} more are owed to cells without a complete trial, or to 'retry'"]
+            [f"{waiting} more are needed for cells without a complete trial, or for 'retry'"]
             if waiting
             else []
         )
         raise ConfigError(
             f"budget.trials={spec.budget.trials} is too small: {kept - waiting} trials are spent "
-            "or under way and "
+            "or running, and "
             f"{' and '.join(more)}; set budget.trials to at least {kept + shares}"
         )
     if laid_anew and not new:
@@ -151,8 +152,8 @@ _INSERT_CELLS = sa.text(
 _TO_BE_LAID_ANEW = sa.text(
     """
     SELECT EXISTS (
-            SELECT FROM orchestrator.cell c WHERE c.study_id = :study_id AND c.state = 'OPEN'
-                AND c.bound < :per_cell
+            SELECT FROM orchestrator.cell l WHERE l.study_id = :study_id AND l.state = 'OPEN'
+                AND l.bound < :per_cell
         ) OR (
             SELECT count(*) FILTER (WHERE t.state <> 'VOID') > :trials
                 OR count(*) FILTER (WHERE t.state = 'VOID') > 0
@@ -167,20 +168,20 @@ _TO_BE_LAID_ANEW = sa.text(
 _INSERT_SHARES = sa.text(
     """
     INSERT INTO orchestrator.ticket (study_id, ordinal, cell_id, share)
-    SELECT :study_id, :first + row_number() OVER (ORDER BY s.share, c.ordinal) - 1, c.cell_id,
+    SELECT :study_id, :first + row_number() OVER (ORDER BY s.share, l.ordinal) - 1, l.cell_id,
         s.share
-    FROM orchestrator.cell c
+    FROM orchestrator.cell l
     LEFT JOIN (
         SELECT t.cell_id, max(t.share) AS highest,
             count(*) FILTER (WHERE t.state <> 'VOID' AND NOT t.extra) AS n
         FROM orchestrator.ticket t WHERE t.study_id = :study_id GROUP BY t.cell_id
-    ) AS had ON had.cell_id = c.cell_id
+    ) AS had ON had.cell_id = l.cell_id
     CROSS JOIN LATERAL generate_series(
         coalesce(had.highest, 0) + 1, coalesce(had.highest,
             0) + CAST(:per_cell AS int) - coalesce(had.n, 0)
     ) AS s(share)
-    WHERE c.study_id = :study_id AND c.state = 'OPEN'
-    ORDER BY s.share, c.ordinal LIMIT CAST(:room AS int)
+    WHERE l.study_id = :study_id AND l.state = 'OPEN'
+    ORDER BY s.share, l.ordinal LIMIT CAST(:room AS int)
     """
 )
 
@@ -188,16 +189,16 @@ _INSERT_SHARES = sa.text(
 # all of them.
 _COUNT_BOUND = sa.text(
     """
-    UPDATE orchestrator.cell c SET bound = n.n
+    UPDATE orchestrator.cell l SET bound = n.n
     FROM (
-        SELECT c.cell_id, count(t.ticket_id) AS n
-        FROM orchestrator.cell c
-        LEFT JOIN orchestrator.ticket t ON t.cell_id = c.cell_id AND t.state <> 'VOID'
+        SELECT l.cell_id, count(t.ticket_id) AS n
+        FROM orchestrator.cell l
+        LEFT JOIN orchestrator.ticket t ON t.cell_id = l.cell_id AND t.state <> 'VOID'
             AND NOT t.extra
-        WHERE c.study_id = :study_id
-        GROUP BY c.cell_id
+        WHERE l.study_id = :study_id
+        GROUP BY l.cell_id
     ) AS n
-    WHERE n.cell_id = c.cell_id AND c.bound <> n.n
+    WHERE n.cell_id = l.cell_id AND l.bound <> n.n
     """
 )
 

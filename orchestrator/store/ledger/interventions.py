@@ -1,8 +1,8 @@
-"""What a person may do to a study under way: pause, resume and stop it, run a trial by hand, run a
+"""What a person may do to a running study: pause, resume or stop it, run a trial by hand, run a
 failed one again.
 
-Locks and lost answers as in `ledger`: repeating a call that was answered changes nothing more,
-except that each `enqueue` is a trial of its own.
+Locks and lost answers as in `ledger`: repeating a call changes nothing more, except that each
+`enqueue` adds a trial.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Retried:
 
 
 class Interventions:
-    """Each is one transaction, and effective on every worker within a heartbeat."""
+    """Each method is one transaction, and takes effect on every worker within a heartbeat."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def pause(self, study_id: int, who: str, *, now: bool = False) -> None:
-        """No trial of the study begins until `resume`; running ones finish, or with `now` are given
-        back unfinished.
+        """No trial of the study begins until `resume`. Running trials finish, or with `now` are
+        given back unfinished.
 
         Raises:
             ConfigError: the study is finished, or being stopped.
@@ -61,8 +61,8 @@ class Interventions:
             self._change(c, row, state="PAUSED", reason=f"paused by {who}", halt=now or row.halt)
 
     def resume(self, study_id: int, who: str) -> None:
-        """Trials of a paused study, or of one that is being stopped and is not finished yet, begin
-        again.
+        """Lets trials of the study begin again, if it is paused, or being stopped and not finished
+        yet.
 
         Raises:
             ConfigError: the study is finished, or its time is over.
@@ -71,7 +71,7 @@ class Interventions:
             if row.state == "FINISHED":
                 raise ConfigError(
                     f"study {row.name} is finished ({row.reason}); launch it again, with a "
-                    "larger budget.trials if need be"
+                    "larger budget.trials if necessary"
                 )
             self._refuse_late(c, row)
             if row.state != "ACTIVE":
@@ -80,10 +80,10 @@ class Interventions:
                 )
 
     def stop(self, study_id: int, who: str, *, now: bool = False) -> None:
-        """No trial of the study begins any more; it is finished once the running ones have ended,
-        or with `now` are given back.
+        """No trial of the study begins any more; it is finished once its running trials have ended,
+        or were given back (`now`).
 
-        A launch of the same study goes on where it stopped. A finished study stays as it is.
+        Launching the study again continues it. A finished study is left as it is.
         """
         with self._study(study_id) as (c, row):
             if row.state != "FINISHED":
@@ -94,8 +94,8 @@ class Interventions:
     def enqueue(
         self, study_id: int, cell_values: Mapping[str, JSONValue], fixed: Mapping[str, JSONValue]
     ) -> None:
-        """Adds a trial on top of the budget, which is next: in the cell of `cell_values`, with the
-        parameters `fixed`.
+        """Adds a trial on top of the budget, in the cell of `cell_values`, with the parameters
+        `fixed`; it is the next to run.
 
         Args:
             cell_values: a value for each axis of the grid.
@@ -103,7 +103,7 @@ class Interventions:
                 others.
 
         Raises:
-            ConfigError: the grid has no such cell, or the study hands out no trials.
+            ConfigError: the grid has no such cell, or the study starts no trials.
         """
         with self._study(study_id) as (c, row):
             cell_row = c.execute(
@@ -127,12 +127,12 @@ class Interventions:
 
         Args:
             number: of one failed trial; None for every one that was not run again yet: of several
-                that were tries of one ticket the last, and of a closed cell as many as the budget
-                has tickets for.
+                tries of one ticket the last one, and of a closed cell as many as the budget has
+                tickets for.
 
         Raises:
             ConfigError: there is no such trial, it did not fail, it is being run again, or the
-                study hands out no trials.
+                study starts no trials.
         """
         with self._study(study_id) as (c, row):
             failed = self._failed(c, study_id, number)
@@ -154,11 +154,11 @@ class Interventions:
         """A transaction that holds the locks of the study, and its row."""
         with self._database.transaction() as c:
             later(c, optuna_rows.LOCK_STUDY, {"study_id": study_id})
-            known = optuna_rows.has_study(c, study_id)
+            in_optuna = optuna_rows.has_study(c, study_id)
             row = c.execute(
                 sa.select(study).where(study.c.study_id == study_id).with_for_update(key_share=True)
             ).one_or_none()
-            if row is None or not known:
+            if row is None or not in_optuna:
                 raise ConfigError(f"study {study_id} was deleted from the database")
             yield c, row
 
@@ -192,12 +192,12 @@ class Interventions:
         self._refuse_late(c, row)
         if row.state == "STOPPING":
             raise ConfigError(
-                f"study {row.name} hands out no trials: {row.reason}; resume it first, or launch "
-                "it again"
+                f"study {row.name} starts no trials: {row.reason}; resume it first, or launch it "
+                "again"
             )
         if (row.reason or "").startswith(_STOPPED):
             raise ConfigError(
-                f"study {row.name} hands out no trials: {row.reason}; launch it again first"
+                f"study {row.name} starts no trials: {row.reason}; launch it again first"
             )
         if row.state == "FINISHED":
             c.execute(
@@ -212,12 +212,12 @@ class Interventions:
         )
         if c.execute(late).scalar_one():
             raise ConfigError(
-                f"study {row.name} hands out no trials: budget.hours is over; launch it again first"
+                f"study {row.name} starts no trials: budget.hours is over; launch it again first"
             )
 
     def _failed(self, c: Connection, study_id: int, number: int | None) -> Sequence[Row[Any]]:
         ours = sa.select(trial).where(trial.c.study_id == study_id).order_by(trial.c.number)
-        asked_for = sa.select(ticket.c.retried_from).where(
+        to_be_repeated = sa.select(ticket.c.retried_from).where(
             ticket.c.study_id == study_id, ticket.c.retried_from.is_not(None)
         )
         if number is None:
@@ -231,20 +231,25 @@ class Interventions:
                 .group_by(trial.c.ticket_id, trial.c.cell_id)
             )
             return c.execute(
-                ours.where(trial.c.number.in_(tries), trial.c.number.not_in(asked_for.union(done)))
+                ours.where(
+                    trial.c.number.in_(tries), trial.c.number.not_in(to_be_repeated.union(done))
+                )
             ).all()
         rows = c.execute(ours.where(trial.c.number == number)).all()
         if not rows:
             raise ConfigError(
-                f"trial={number}: the study has no trial of that number that this program ran"
+                f"trial={number}: no worker has run a trial with this number in the study"
             )
         if rows[0].state != "FAIL":
             raise ConfigError(
-                f"trial={number}: it is {rows[0].state}; only a failed trial is run again "
-                "(enqueue runs any parameters)"
+                f"trial={number}: the trial is {rows[0].state}; only a failed trial can be run "
+                "again"
+                " (enqueue runs any parameters)"
             )
-        if c.execute(asked_for.where(ticket.c.retried_from == number)).first() is not None:
-            raise ConfigError(f"trial={number}: it is being run again, or was with success")
+        if c.execute(to_be_repeated.where(ticket.c.retried_from == number)).first() is not None:
+            raise ConfigError(
+                f"trial={number}: the trial is being run again, or was run again successfully"
+            )
         return rows
 
     def _open_cells(

@@ -1,12 +1,12 @@
-"""Every transition of a trial: claim, create, report, finish, release, evict. One method, one
-transaction, one lease shown.
+"""Every transition of a trial: claim, create, report, finish, release, evict. Each is one method
+and one transaction.
 
-Locks are always taken in the order worker, Optuna's study row, our study row, trial, cell, ticket
-(a ticket that is claimed is only ever skipped, never waited for); what a transition decides by is
-read in a statement after the lock, because a statement's snapshot is older than the lock it waited
-for. Our rows are locked FOR NO KEY UPDATE, which lets foreign key checks pass.
+Locks are always taken in the order worker, Optuna's study row, our study row, trial, cell, ticket.
+A ticket that another worker is claiming is skipped, never waited for. What a transition depends on
+is read in a statement after the lock, because a statement's snapshot is older than the lock it
+waited for. Our rows are locked FOR NO KEY UPDATE, which lets foreign key checks pass.
 
-Every method may be called again after its answer was lost on the way: it then finds its work done.
+Every method may be called again if its answer was lost: it then finds its work done.
 """
 
 from __future__ import annotations
@@ -15,29 +15,32 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
-from orchestrator.model import Completed, Failed, JSONValue, Param, Pruned, Suggestion, TrialNews
+from orchestrator.model import Completed, Failed, JSONValue, Pruned, Report, Suggestion, TrialNews
 from orchestrator.store.connection.database import Database
-from orchestrator.store.connection.statement import Statement, answer, answers, as_text, later
+from orchestrator.store.connection.statement import Statement, answer, answers, later
 from orchestrator.store.ledger import endings, shortages, tickets
 from orchestrator.store.ledger.claims import (
+    ACTIVE,
+    HOLD,
+    IDLE,
+    JUST_LOST,
     LOCK_TRIAL,
+    TRIALS,
+    Attempt,
     Claim,
     Place,
-    claim_of,
-    held_by,
+    Prepared,
+    Ticket,
     new_token,
-    ran_at,
-    with_ticket,
+    prepared_of,
 )
 from orchestrator.store.ledger.endings import (
-    LIVE,
+    NO_FACTS,
     Facts,
     has_study,
     lock_study,
@@ -45,11 +48,12 @@ from orchestrator.store.ledger.endings import (
     refused,
 )
 from orchestrator.store.ledger.fleet import Silent, WorkerLease, hold_worker
+from orchestrator.store.ledger.shortages import TRIAL_FITS
 from orchestrator.store.ledger.suggested import write_missing
 from orchestrator.store.ledger.tickets import Choice, Found, Undecided
+from orchestrator.store.news import news_after
 from orchestrator.store.optuna import rows as optuna_rows
-from orchestrator.store.reads import news_after
-from orchestrator.store.schema import attempt, cell, event, slot, study, ticket, trial, worker
+from orchestrator.store.schema import LIVE
 
 # User attributes of a trial, for people who look at it in Optuna's tools.
 WHY_ATTR = "orchestrator:why"
@@ -65,16 +69,6 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------- claiming
 
-    def claim(self, lease: WorkerLease, studies: Sequence[int], place: Place) -> Claim | None:
-        """Takes what is next in `studies` (in that order), every cell beyond its share alike; see
-        `claim_one`.
-        """
-        for study_id in studies:
-            claimed = self.claim_one(lease, study_id, place)
-            if isinstance(claimed, Claim):
-                return claimed
-        return None
-
     def claim_one(
         self,
         lease: WorkerLease,
@@ -85,27 +79,25 @@ class Ledger:
         adaptive: bool = False,
         likely: Sequence[int] = (),
         ahead: bool = False,
-        known: int | None = None,
+        since: int | None = None,
         launched: datetime | None = None,
     ) -> Claim | Undecided | None:
         """Takes what is next in a study: a trial given back, else the next ticket, else a trial
         that another has prepared.
 
-        None if there is nothing of all that. The worker must be done with what it claimed before,
-        unless it claims ahead; when it got no answer it must `give_back_held` first. Trials by hand
-        come first, then the cells' guaranteed shares: no other ticket is handed out before every
-        share of every open cell is spent.
+        None if there is none of these. The worker must have finished what it claimed before, unless
+        it claims ahead; if it got no answer to a claim, it must call `give_back_held` first. Trials
+        by hand come first, then the cells' guaranteed shares: no other ticket is handed out before
+        every share of every open cell is spent.
 
         Args:
-            adaptive: let the caller choose the cell of a ticket that has none: nothing is taken
-                then, and the answer is what there is to choose from. The next call brings the
-                `choice`.
-            likely: ordinals of the cells it would choose among if there are more than
-                `MOST_CHOICES`.
-            ahead: only a ticket, and not while a trial waits that was given back.
-            known: the answer is to tell the study's news since this position.
-            launched: when the study was launched whose trial is wanted; one that was launched later
-                has none for the caller.
+            adaptive: the caller chooses the cell of a ticket that has none. Then nothing is taken
+                yet, and the answer lists the cells; the next call passes the `choice`.
+            likely: ordinals of the cells to choose from if there are more than `MOST_CHOICES`.
+            ahead: take only a ticket, and only while no trial waits that was given back.
+            since: include the study's news since this position in the answer.
+            launched: when the study was launched, as the caller knows it; None is returned if it
+                was launched again since.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile.
@@ -123,37 +115,38 @@ class Ledger:
             if isinstance(found, Found) and found.kind == "ahead":
                 return self._take_over(c, found.row_id, lease)
             taken = (
-                found if isinstance(found, Undecided) else self._begin(c, lease, study_id, found)
+                found
+                if isinstance(found, Undecided)
+                else self._take_ticket(c, lease, study_id, found)
             )
-            if known is not None:
-                taken = replace(taken, news=news_after(c, study_id, known))
-        return taken
+            return taken if since is None else replace(taken, news=news_after(c, study_id, since))
 
-    def _take_up(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> Claim:
-        """A trial that was given back: its next attempt begins."""
-        mine = trial.c.trial_id == trial_id
-        changed = {
-            "worker_id": lease.worker_id,
-            "token": new_token(),
-            "attempts": trial.c.attempts + 1,
-        }
-        later(c, sa.update(trial).where(mine).values(changed))
+    def _take_up(self, c: Connection, trial_id: int, lease: WorkerLease, place: Place) -> Attempt:
+        """Takes a trial that was given back, and begins its next attempt."""
+        later(
+            c, _TAKE_UP, {"trial_id": trial_id, "worker_id": lease.worker_id, "token": new_token()}
+        )
         later(c, _BEGIN_ATTEMPT, {"trial_id": trial_id, **_where(lease, place)})
         later(c, _START_OPTUNA_TRIAL, {"trial_id": trial_id})
-        return replace(claim_of(c.execute(with_ticket().where(mine)).one()), begun=True)
+        (row,) = answers(c, _TRIAL, {"trial_id": trial_id})
+        return prepared_of(row).begun(row.attempts)
 
-    def _take_over(self, c: Connection, trial_id: int, lease: WorkerLease) -> Claim:
-        """A trial that another worker has prepared: what that one does with it is refused from now
-        on.
+    def _take_over(self, c: Connection, trial_id: int, lease: WorkerLease) -> Prepared:
+        """Takes a trial that another worker has prepared; whatever that worker does with it is
+        refused from now on.
         """
-        mine = trial.c.trial_id == trial_id
-        later(c, sa.update(trial).where(mine).values(worker_id=lease.worker_id, token=new_token()))
-        return replace(claim_of(c.execute(with_ticket().where(mine)).one()), attempt=1)
+        later(
+            c,
+            _TAKE_OVER,
+            {"trial_id": trial_id, "worker_id": lease.worker_id, "token": new_token()},
+        )
+        (row,) = answers(c, _TRIAL, {"trial_id": trial_id})
+        return prepared_of(row)
 
-    def _begin(self, c: Connection, lease: WorkerLease, study_id: int, found: Found) -> Claim:
-        """A trial for the ticket that was found, in the cell that it has or that was
-        chosen for it.
-        """
+    def _take_ticket(
+        self, c: Connection, lease: WorkerLease, study_id: int, found: Found
+    ) -> Ticket:
+        """Makes a trial for the ticket, in the cell that it has or that was chosen for it."""
         if found.cell_id is not None:
             later(c, _COUNT_BOUND, {"cell_id": found.cell_id})
         later(c, _TAKE_TICKET, {"ticket_id": found.row_id, "cell_id": found.cell_id})
@@ -166,7 +159,7 @@ class Ledger:
             why = {"ticket_id": found.row_id, "reason": json.dumps(found.why)}
             later(c, _TELL_ALLOCATED, why)
         (row,) = answers(c, _NEW_TRIAL, {"ticket_id": found.row_id})
-        return Claim(
+        return Ticket(
             study_id,
             row.trial_id,
             row.token,
@@ -182,66 +175,73 @@ class Ledger:
 
     def create(
         self,
-        claim: Claim,
+        held: Ticket,
         suggestion: Suggestion | Callable[[list[TrialNews], int], Suggestion],
         lease: WorkerLease,
         place: Place,
         *,
-        known: int | None = None,
+        since: int | None = None,
         alike: bool = False,
         start: bool = True,
-    ) -> Claim | None:
-        """Creates the Optuna trial of a fresh claim, RUNNING, with all its parameters; returns the
-        claim with its number.
+    ) -> Prepared | Attempt | None:
+        """Creates the Optuna trial of a ticket, RUNNING, with all its parameters, and begins its
+        first attempt.
 
-        None, and nothing is created, if others have created trials since the caller knew the
-        study's news up to `known`: it may have suggested what they did. With `alike` only one with
+        None, and nothing is created, if others have created trials after the caller read the
+        study's news, up to `since`: it may have suggested what they did. With `alike` only one with
         the very same parameters counts. A function instead of a suggestion is called under the
-        study's lock, with the news since `known` and their last position; what it suggests is known
-        to be up to date. Without `start` the trial is only prepared: no attempt is counted until
-        `start`.
+        study's lock, with the news after `since` and their last position; what it suggests is up to
+        date. Without `start` the trial is only prepared: no attempt is counted until `start`. If an
+        earlier call did the work and its answer was lost, the trial is returned as that call left
+        it.
 
         Raises:
-            LeaseLostError: the claim is no longer ours, or the study is gone; nothing was created.
+            LeaseLostError: the ticket was given to another worker, or the study was deleted;
+                nothing was created.
         """
         with self._database.transaction() as c:
-            lock_study(c, claim.study_id)
-            later(c, LOCK_TRIAL, claim.shown)
+            lock_study(c, held.study_id)
+            later(c, LOCK_TRIAL, held.proof)
             values = None if callable(suggestion) else json.dumps(dict(suggestion.values))
             look = {
-                **claim.shown,
-                "study_id": claim.study_id,
-                "known": known,
+                **held.proof,
+                "study_id": held.study_id,
+                "since": since,
                 "values": values if alike else None,
             }
             (ours,) = answers(c, _LOOK_BEFORE_CREATE, look)
-            endings.refuse_deleted(claim, ours.optuna_study_id)
+            endings.refuse_deleted(held.study_id, ours.optuna_study_id)
             if ours.state not in LIVE:
                 raise LeaseLostError(
-                    f"the ticket {claim.ticket} of study {claim.study_id} was given to another "
-                    "worker"
+                    f"the ticket {held.ticket} of study {held.study_id} was given to another worker"
                 )
-            if ours.state == "RUNNING":
-                made = {
-                    "number": ours.number,
-                    "optuna_trial_id": ours.optuna_trial_id,
-                    "values": ours.values,
-                }
-                return replace(claim, **made, begun=ours.attempts > 0)
+            if ours.state != "CLAIMED":
+                made = held.prepared(ours.number, ours.optuna_trial_id, ours.values)
+                return made if ours.state == "PREPARED" else made.begun(ours.attempts)
             if callable(suggestion):
-                suggestion = suggestion(*news_after(c, claim.study_id, known or 0))
+                suggestion = suggestion(*news_after(c, held.study_id, since or 0))
             elif ours.newer:
                 return None
-            optuna_rows.create_trial(c, claim.study_id, ours.next_id, ours.next_number, suggestion)
-            made = {
-                "number": ours.next_number,
-                "optuna_trial_id": ours.next_id,
-                "values": dict(suggestion.values),
+            optuna_rows.create_trial(c, held.study_id, ours.next_id, ours.next_number, suggestion)
+            made = held.prepared(ours.next_number, ours.next_id, dict(suggestion.values))
+            created = {
+                "number": made.number,
+                "optuna_trial_id": made.optuna_trial_id,
+                "values": json.dumps(made.values),
             }
-            created = {**made, "values": json.dumps(made["values"]), "attempts": int(start)}
-            later(c, _CREATE, {"study_id": claim.study_id, "trial_id": claim.trial_id, **created})
-            origin: dict[str, JSONValue] = {} if claim.why is None else {WHY_ATTR: dict(claim.why)}
-            if claim.fixed is not None:
+            which = {"study_id": held.study_id, "trial_id": held.trial_id}
+            later(
+                c,
+                _CREATE,
+                {
+                    **which,
+                    **created,
+                    "state": "RUNNING" if start else "PREPARED",
+                    "attempts": int(start),
+                },
+            )
+            origin: dict[str, JSONValue] = {} if held.why is None else {WHY_ATTR: dict(held.why)}
+            if held.fixed is not None:
                 origin |= (
                     {BY_HAND_ATTR: True}
                     if ours.retried_from is None
@@ -249,30 +249,29 @@ class Ledger:
                 )
             optuna_rows.write_user_attrs(c, ours.next_id, origin)
             if start:
-                later(c, _BEGIN_ATTEMPT, {"trial_id": claim.trial_id, **_where(lease, place)})
-        return replace(claim, **made, begun=start)
+                later(c, _BEGIN_ATTEMPT, {"trial_id": held.trial_id, **_where(lease, place)})
+        return made.begun() if start else made
 
-    def start(self, claim: Claim, lease: WorkerLease, place: Place) -> bool:
-        """Begins a prepared trial: its first attempt counts from now. False if it may not: it is to
-        be given back then.
+    def start(self, prepared: Prepared, lease: WorkerLease, place: Place) -> Attempt | None:
+        """Begins a prepared trial: its first attempt counts from now. None if it must not begin;
+        then give it back.
 
-        It may not when another worker took it over, when its study hands out no trials any more, or
-        when its cell was closed for the worker's device meanwhile.
+        It must not begin if another worker has taken it over, its study no longer starts trials, or
+        its cell has been closed for the worker's device.
         """
-        where = _where(lease, place)
-        (row,) = self._database.execute(_START[False], {**claim.shown, **where}, decides=True)
-        if row.short and not row.begun:
-            (row,) = self._database.execute(_START[True], {**claim.shown, **where}, decides=True)
+        attempt = prepared.begun()
+        return attempt if self.confirm(attempt, lease, place) else None
+
+    def confirm(self, first: Attempt, lease: WorkerLease, place: Place) -> bool:
+        """Begins a trial's first attempt again if the database has lost that it began; False where
+        `start` returns None.
+        """
+        (row,) = self._database.execute(
+            _START, {**first.proof, **_where(lease, place)}, decides=True
+        )
         return bool(row.begun)
 
-    def report(
-        self,
-        claim: Claim,
-        reports: Mapping[int, float],
-        attrs: Mapping[str, JSONValue],
-        constraints: Mapping[str, float] = MappingProxyType({}),
-        artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
-    ) -> None:
+    def report(self, held: Attempt, report: Report) -> None:
         """Writes what a running trial reported; a step and a constraint keep their first value, an
         attribute its last.
 
@@ -280,82 +279,71 @@ class Ledger:
             LeaseLostError: another attempt holds the trial, or it has ended; nothing was written.
         """
         with self._database.transaction() as c:
-            row = answer(c, _HOLD, claim.shown)
+            row = answer(c, HOLD, held.proof)
             if (
                 row is None
-                or row.state != "RUNNING"
+                or row.state not in ("PREPARED", "RUNNING")
                 or not optuna_rows.has_trial(c, row.optuna_trial_id)
             ):
-                raise LeaseLostError(refused(claim))
-            optuna_rows.write_reports(c, row.optuna_trial_id, reports)
-            optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
-            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
+                raise LeaseLostError(refused(held))
+            optuna_rows.write_reports(c, row.optuna_trial_id, report.intermediate)
+            optuna_rows.write_user_attrs(c, row.optuna_trial_id, report.attrs)
+            optuna_rows.write_constraints(
+                c, row.optuna_trial_id, report.constraints, report.artifacts
+            )
 
-    def may_prune(self, claim: Claim) -> bool:
-        """Whether the trial's cell has a complete trial already; until then nothing in it is
-        pruned.
-        """
-        query = sa.select(cell.c.completed > 0).join(trial, trial.c.cell_id == cell.c.cell_id)
-        rows = self._database.execute(query.where(trial.c.trial_id == claim.trial_id))
-        return bool(rows and rows[0][0])
+    def may_prune(self, held: Attempt) -> bool:
+        """Whether the trial's cell has a complete trial; until then no trial of it is pruned."""
+        rows = self._database.execute(_CELL_HAS_RESULT, {"trial_id": held.trial_id})
+        return bool(rows and rows[0].completed)
 
     # --------------------------------------------------------------------------------------- ending
 
     def finish(
         self,
-        claim: Claim,
+        held: Attempt,
         outcome: Completed | Pruned | Failed,
+        report: Report,
         *,
-        reports: Mapping[int, float],
-        attrs: Mapping[str, JSONValue],
-        constraints: Mapping[str, float] = MappingProxyType({}),
-        artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
-        facts: Facts = None,
-        suggested: Sequence[tuple[Param, JSONValue]] = (),
         server: datetime | None = None,
     ) -> None:
-        """Ends the trial with its last reports and attributes, accepted once; the ticket is spent,
-        or reopened for another try.
+        """Ends the trial with its last report, once; its ticket is spent, or reopened for another
+        try.
 
         Args:
-            suggested: parameters that the objective asked for, with their true values, of which the
-                trial may have lost some.
-            server: when the server started to which all else was written. Another one may have lost
-                that: nothing is written.
+            server: when the server started that everything else was written to. If a different one
+                answers, which may have lost that, nothing is written.
 
         Raises:
-            StoreUnavailableError: as `transaction` does, and if it is another server.
-            LeaseLostError: another attempt holds the trial or has ended it, or it was failed
-                meanwhile; nothing was written.
+            StoreUnavailableError: as `transaction` does, and if a different server answers.
+            LeaseLostError: another attempt holds the trial or has ended it, or it has failed;
+                nothing was written.
         """
         with self._database.transaction() as c:
-            row = lock_to_end(c, claim, server)
+            row = lock_to_end(c, held, server)
             if row.state != "RUNNING":
                 if row.state != endings.state_of(outcome):
-                    raise LeaseLostError(refused(claim))
+                    raise LeaseLostError(refused(held))
                 return
-            write_missing(c, row, suggested)
-            optuna_rows.write_reports(c, row.optuna_trial_id, reports)
-            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
-            endings.end(c, row, outcome, attrs, facts)
+            write_missing(c, row, report.suggested)
+            optuna_rows.write_reports(c, row.optuna_trial_id, report.intermediate)
+            optuna_rows.write_constraints(
+                c, row.optuna_trial_id, report.constraints, report.artifacts
+            )
+            endings.end(c, row, outcome, report.attrs, report.facts)
 
     def retry(
         self,
-        claim: Claim,
+        held: Attempt,
         failure: Failed,
+        report: Report,
         *,
-        reports: Mapping[int, float],
-        attrs: Mapping[str, JSONValue],
-        constraints: Mapping[str, float] = MappingProxyType({}),
-        artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
-        facts: Facts = None,
-        suggested: Sequence[tuple[Param, JSONValue]] = (),
         server: datetime | None = None,
     ) -> bool:
-        """Gives a trial back whose attempt failed for a reason that passes: the same trial runs
+        """Gives a trial back whose attempt failed for a transient reason: the same trial runs
         again, as its next attempt.
 
-        False, and nothing is written, when it has had `runner.retries` of them: then `finish` it.
+        False, and nothing is written, if it has had `runner.retries` retries; then call `finish`.
         Arguments as there.
 
         Raises:
@@ -363,144 +351,120 @@ class Ledger:
             LeaseLostError: another attempt holds the trial or has ended it; nothing was written.
         """
         with self._database.transaction() as c:
-            row = lock_to_end(c, claim, server)
+            row = lock_to_end(c, held, server)
             if row.state != "RUNNING":
-                raise LeaseLostError(refused(claim))
+                raise LeaseLostError(refused(held))
             # by a COMMIT whose answer was lost
             if row.worker_id is None and endings.outcome_of_last(c, row) == "retried":
                 return True
-            if row.retries >= endings.runner_setting(c, claim.study_id, "retries"):
+            if row.retries >= endings.runner_setting(c, held.study_id, "retries"):
                 return False
-            write_missing(c, row, suggested)
-            optuna_rows.write_reports(c, row.optuna_trial_id, reports)
-            optuna_rows.write_user_attrs(c, row.optuna_trial_id, attrs)
-            optuna_rows.write_constraints(c, row.optuna_trial_id, constraints, artifacts)
-            endings.give_back(
-                c,
-                row,
-                "retried",
-                f"{failure.kind}: {failure.message.splitlines()[0]}",
-                known=True,
-                facts=facts,
+            write_missing(c, row, report.suggested)
+            optuna_rows.write_reports(c, row.optuna_trial_id, report.intermediate)
+            optuna_rows.write_user_attrs(c, row.optuna_trial_id, report.attrs)
+            optuna_rows.write_constraints(
+                c, row.optuna_trial_id, report.constraints, report.artifacts
             )
+            why = f"{failure.kind}: {failure.message.splitlines()[0]}"
+            endings.give_back(c, row, "retried", why, in_optuna=True, facts=report.facts)
         return True
 
     def give_back_held(self, lease: WorkerLease, reason: str, *, but: Collection[int] = ()) -> int:
-        """Gives back what the worker is held to hold and does not know of, as after a lost answer;
-        returns how many trials.
+        """Gives back what the database lists for the worker, as after a lost answer; returns the
+        number of trials.
 
         Args:
-            but: the tokens of the claims that it does hold.
+            but: the tokens of the claims that the worker does hold.
 
         Raises:
-            LeaseLostError: the worker was evicted meanwhile; then nothing is its own.
+            LeaseLostError: the worker was evicted; it holds nothing any more.
         """
         with self._database.transaction() as c:
             hold_worker(c, lease, alone=True)
             return endings.give_back_all(c, lease.worker_id, reason, but=but)
 
     def release(
-        self, claim: Claim, reason: str, *, lost: bool = False, facts: Facts = None
+        self, held: Claim, reason: str, *, lost: bool = False, facts: Facts = NO_FACTS
     ) -> None:
-        """Gives an unfinished trial back: another worker takes up the same trial.
+        """Gives an unfinished trial back, so that another worker takes up the same trial.
 
-        Nobody's fault and not counted, unless the attempt was `lost` as if with its worker: then as
-        `evict` says. A lease that was lost meanwhile is no error: then there is nothing left to
-        give back.
+        This is not a failure and not counted, unless the attempt was `lost` as if with its worker;
+        then see `evict`. If the lease was lost, there is nothing to give back, and that is not an
+        error.
         """
         with self._database.transaction() as c:
-            known = has_study(c, claim.study_id)
-            row = c.execute(
-                held_by(claim).where(trial.c.state.in_(LIVE), trial.c.worker_id.is_not(None))
-            ).one_or_none()
-            if row is not None:
+            in_optuna = has_study(c, held.study_id)
+            row = answer(c, HOLD, held.proof)
+            if row is not None and row.state in LIVE and row.worker_id is not None:
                 endings.give_back_or_fail(
-                    c, row, "lost" if lost else "interrupted", reason, known=known, facts=facts
+                    c,
+                    row,
+                    "lost" if lost else "interrupted",
+                    reason,
+                    in_optuna=in_optuna,
+                    facts=facts,
                 )
 
     def deregister(self, lease: WorkerLease, reason: str) -> None:
-        """The worker leaves in order: its row ends, its slot is free, and what it should still hold
-        is given back.
+        """The worker ends in order: its row ends, its slot is freed, and what it still holds is
+        given back.
         """
         with self._database.transaction() as c:
-            mine = sa.and_(
-                worker.c.worker_id == lease.worker_id,
-                worker.c.token == lease.token,
-                worker.c.state == "ACTIVE",
-            )
-            if self._remove_worker(c, mine, lease.worker_id, reason):
+            if self._remove_worker(c, _DEREGISTER, {**lease.proof, "reason": reason}):
                 endings.give_back_all(c, lease.worker_id, reason)
 
     def evict(self, silent: Silent) -> bool:
-        """Removes a silent worker: its slot is free, its trials are given back.
+        """Removes a silent worker: its slot is freed, its trials are given back.
 
-        A trial that lost `runner.max_attempts` attempts this way fails: one that kills its host
-        every time must end. Returns False when somebody else did it, or the worker renewed its
-        lease in time.
+        A trial that lost `runner.max_attempts` attempts this way fails, because one that kills its
+        host every time must end. Returns False if another process removed the worker, or it renewed
+        its lease in time.
         """
         with self._database.transaction() as c:
-            lapsed = sa.or_(
-                worker.c.lease_until < sa.func.clock_timestamp(), sa.literal(silent.dead)
-            )
-            meant = sa.or_(sa.literal(silent.token is None), worker.c.token == (silent.token or 0))
-            gone = sa.and_(
-                worker.c.worker_id == silent.worker_id, meant, worker.c.state == "ACTIVE", lapsed
-            )
-            if not self._remove_worker(c, gone, silent.worker_id, silent.reason):
+            gone = {
+                "worker_id": silent.worker_id,
+                "token": silent.token,
+                "dead": silent.dead,
+                "reason": silent.reason,
+            }
+            if not self._remove_worker(c, _EVICT, gone):
                 return False
-            live = sa.and_(trial.c.worker_id == silent.worker_id, trial.c.state.in_(LIVE))
-            studies = c.execute(sa.select(trial.c.study_id).distinct().where(live)).scalars()
-            known = {study_id for study_id in sorted(studies) if has_study(c, study_id)}
-            for row in c.execute(
-                sa.select(trial)
-                .where(live)
-                .order_by(trial.c.trial_id)
-                .with_for_update(key_share=True)
-            ).all():
+            later(c, _NAME_PREPARED, {"worker_id": silent.worker_id})
+            studies = answers(c, _STUDIES_OF, {"worker_id": silent.worker_id})
+            in_optuna = {row.study_id for row in studies if has_study(c, row.study_id)}
+            for row in answers(c, endings.HELD, {"worker_id": silent.worker_id, "but": []}):
                 endings.give_back_or_fail(
-                    c, row, "lost", silent.reason, known=row.study_id in known
+                    c, row, "lost", silent.reason, in_optuna=row.study_id in in_optuna
                 )
-            c.execute(
-                sa.insert(event).values(
-                    worker_id=silent.worker_id, kind="evicted", reason=silent.reason
-                )
-            )
+            later(c, _EVICTED, {"worker_id": silent.worker_id, "reason": silent.reason})
         return True
 
-    def left_at(self, place: Place) -> list[Claim]:
-        """Trials that nobody runs and whose last attempt ran at `place`, where its result may lie,
-        as that attempt's claims.
+    def left_at(self, place: Place) -> list[Attempt]:
+        """The last attempts of trials that nobody runs, of those that ran at `place`, where their
+        results may lie.
 
-        Such a claim may still `finish` its trial, until another attempt takes it up; also in a
-        study that hands out no trials.
+        Such an attempt may still `finish` its trial until another attempt takes it up, even if the
+        study starts no trials.
         """
-        unknown = attempt.c.outcome.in_(("lost", "interrupted"))  # the result of others is known
-        query = with_ticket().where(
-            trial.c.state == "RUNNING", trial.c.worker_id.is_(None), ran_at(place, unknown)
-        )
-        last = sa.and_(
-            attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts
-        )
-        query = query.add_columns(
-            sa.select(attempt.c.token).where(last).scalar_subquery().label("ran_under")
-        )
-        rows = self._database.execute(query.order_by(trial.c.trial_id))
-        return [replace(claim_of(row), ran_under=row.ran_under) for row in rows]
+        rows = self._database.execute(_LEFT_AT, {"host": place.host, "runs_dir": place.runs_dir})
+        return [
+            replace(prepared_of(row).begun(row.attempts), ran_under=row.ran_under) for row in rows
+        ]
 
     def end_studies(self) -> list[int]:
-        """Finishes studies that were stopped, or are past their deadline, and run nothing any more;
-        returns their ids.
+        """Finishes studies that were stopped or are past their deadline, once none of their trials
+        runs; returns their ids.
 
-        Trials given back and not taken up again by then end as failed, so that none stays RUNNING
-        for ever; their tickets stay for a launch with more time. One whose worker died a moment ago
-        is left to that host, where its result may be.
+        Trials that were given back and not taken up again fail, so that none stays RUNNING forever;
+        their tickets remain for a launch with more time. A trial whose worker has just died is left
+        for its host, where its result may be.
         """
         found = self._database.execute(_TO_END)
         closed = [row.study_id for row in found if row.closed]
         for study_id in closed:
             self._end_closed_study(study_id)
         short = any(row.short for row in found)
-        still = shortages.standing_still(self._database, endings.just_lost()) if short else []
+        still = shortages.standing_still(self._database) if short else []
         for study_id in still:
             self._close_what_fits_nowhere(study_id)
         if closed or still:
@@ -510,8 +474,8 @@ class Ledger:
     # ------------------------------------------------------------------------------------ the parts
 
     def _end_closed_study(self, study_id: int) -> None:
-        """Finishes a study that has no open cell left: a ticket given back after its last cell
-        closed ends nothing itself.
+        """Finishes a study that has no open cell left; giving back a ticket after the last cell
+        closed does not do that.
         """
         with self._database.transaction() as c:
             if has_study(c, study_id):
@@ -523,46 +487,76 @@ class Ledger:
         """
         with self._database.transaction() as c:
             if has_study(c, study_id):
-                reason = shortages.close_for_all(c, study_id, endings.just_lost())
+                reason = shortages.close_for_all(c, study_id)
                 if reason is not None:
                     endings.abandon_all(c, study_id, reason, kind="device")
                     tickets.end_study_if_spent(c, study_id)
 
     def _end_study(self, study_id: int) -> bool:
-        """Fails what nobody runs of a study that is over, and finishes it; False if it is not, or
-        was finished before.
+        """Finishes a study that is over, failing the trials that nobody runs; False if it is not
+        over, or was finished.
         """
         with self._database.transaction() as c:
-            known = has_study(c, study_id)
-            which = sa.select(study.c.state, study.c.reason).where(
-                study.c.study_id == study_id, _over()
-            )
-            row = c.execute(which).one_or_none()
-            if row is None or not known:
+            in_optuna = has_study(c, study_id)
+            row = answer(c, _IS_OVER, {"study_id": study_id})
+            if row is None or not in_optuna:
                 return False
             why = "budget.hours is over" if row.state in ("ACTIVE", "PAUSED") else row.reason
             endings.abandon_all(c, study_id, f"{why}, and nobody had taken the trial up again")
             if row.state == "FINISHED":
                 return False
-            changed = {"state": "FINISHED", "reason": why, "halt": False}
-            c.execute(sa.update(study).where(study.c.study_id == study_id).values(changed))
+            later(c, _FINISH, {"study_id": study_id, "reason": why})
             return True
 
-    def _remove_worker(
-        self, c: Connection, which: sa.ColumnElement[bool], worker_id: int, reason: str
-    ) -> bool:
-        changed = {
-            "state": "GONE",
-            "reason": reason,
-            "doing": "gone",
-            "ended_at": sa.func.clock_timestamp(),
-        }
-        if not c.execute(sa.update(worker).where(which).values(changed)).rowcount:
-            return False
-        c.execute(sa.delete(slot).where(slot.c.worker_id == worker_id))
-        return True
+    def _remove_worker(self, c: Connection, removing: Statement, which: Mapping[str, Any]) -> bool:
+        """Ends the worker's row and frees its slot, if `removing` finds it; False if not."""
+        gone = answer(c, removing, which) is not None
+        if gone:
+            later(c, _FREE_SLOT, {"worker_id": which["worker_id"]})
+        return gone
 
 
+_REMOVE = """
+    UPDATE orchestrator.worker SET state = 'GONE', reason = :reason, doing = 'gone',
+        ended_at = clock_timestamp()
+    WHERE worker_id = :worker_id AND state = 'ACTIVE'
+"""
+_DEREGISTER = Statement(f"{_REMOVE} AND token = :token RETURNING worker_id")
+_EVICT = Statement(
+    f"""
+    {_REMOVE}
+        AND token = coalesce(CAST(:token AS bigint), token)
+        AND (lease_until < clock_timestamp() OR CAST(:dead AS bool))
+    RETURNING worker_id
+    """
+)
+_FREE_SLOT = Statement("DELETE FROM orchestrator.slot WHERE worker_id = :worker_id")
+_STUDIES_OF = Statement(
+    f"""
+    SELECT DISTINCT o.study_id FROM orchestrator.trial o
+    WHERE o.worker_id = :worker_id AND o.state IN {LIVE} ORDER BY o.study_id
+    """
+)
+_EVICTED = Statement(
+    "INSERT INTO orchestrator.event (worker_id, kind, reason) VALUES (:worker_id, 'evicted', "
+    ":reason)"
+)
+# The result of an attempt that ended otherwise is known.
+_LEFT_AT = Statement(
+    TRIALS.replace("l.values AS cell_values", "l.values AS cell_values, a.token AS ran_under")
+    + """
+    JOIN orchestrator.attempt a ON a.trial_id = o.trial_id AND a.attempt = o.attempts
+    WHERE o.state = 'RUNNING' AND o.worker_id IS NULL
+        AND a.host = :host AND a.runs_dir = :runs_dir AND a.outcome IN ('lost', 'interrupted')
+    ORDER BY o.trial_id
+    """
+)
+_CELL_HAS_RESULT = Statement(
+    """
+    SELECT l.completed FROM orchestrator.trial o JOIN orchestrator.cell l ON l.cell_id = o.cell_id
+    WHERE o.trial_id = :trial_id
+    """
+)
 _INSERT_TRIAL = Statement(
     """
     INSERT INTO orchestrator.trial (study_id, ticket_id, cell_id, worker_id, token, retried_from)
@@ -580,11 +574,17 @@ _NEW_TRIAL = Statement(
     WHERE o.ticket_id = :ticket_id AND o.holds_ticket
     """
 )
-_HOLD = Statement(
+_TRIAL = Statement(f"{TRIALS} WHERE o.trial_id = :trial_id")
+_TAKE_UP = Statement(
     """
-    SELECT o.state, o.optuna_trial_id FROM orchestrator.trial o
-    WHERE o.trial_id = :trial_id AND o.token = :token FOR NO KEY UPDATE
+    UPDATE orchestrator.trial SET state = 'RUNNING', attempts = attempts + 1,
+        worker_id = :worker_id, token = :token
+    WHERE trial_id = :trial_id
     """
+)
+_TAKE_OVER = Statement(
+    "UPDATE orchestrator.trial SET worker_id = :worker_id, token = :token WHERE trial_id = "
+    ":trial_id"
 )
 _COUNT_BOUND = Statement("UPDATE orchestrator.cell SET bound = bound + 1 WHERE cell_id = :cell_id")
 _TAKE_TICKET = Statement(
@@ -606,7 +606,7 @@ _LOOK_BEFORE_CREATE = Statement(
         EXISTS (
             SELECT FROM (
                 SELECT n.values FROM orchestrator.trial n WHERE n.study_id = :study_id
-                    AND n.created_seq > :known
+                    AND n.created_seq > :since
                 ORDER BY n.created_seq OFFSET 0
                 -- by its index, however many there may be when that is planned
             ) AS n
@@ -623,13 +623,13 @@ _LOOK_BEFORE_CREATE = Statement(
 )
 _CREATE = Statement(
     """
-    WITH told AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id
+    WITH next AS (UPDATE orchestrator.study SET news = news + 1 WHERE study_id = :study_id
         RETURNING news)
     UPDATE orchestrator.trial
-    SET state = 'RUNNING', number = :number, optuna_trial_id = :optuna_trial_id,
+    SET state = :state, number = :number, optuna_trial_id = :optuna_trial_id,
         values = CAST(:values AS json),
-        attempts = :attempts, seq = told.news, created_seq = told.news
-    FROM told WHERE trial_id = :trial_id
+        attempts = :attempts, seq = next.news, created_seq = next.news
+    FROM next WHERE trial_id = :trial_id
     """
 )
 _BEGIN_ATTEMPT = Statement(  # the one that the trial's row counts by now
@@ -642,6 +642,13 @@ _BEGIN_ATTEMPT = Statement(  # the one that the trial's row counts by now
     WHERE o.trial_id = :trial_id
     """
 )
+# What a worker of a version before the state had a name has prepared.
+_NAME_PREPARED = Statement(
+    """
+    UPDATE orchestrator.trial SET state = 'PREPARED'
+    WHERE worker_id = :worker_id AND state = 'RUNNING' AND attempts = 0
+    """
+)
 _START_OPTUNA_TRIAL = Statement(
     """
     UPDATE trials SET datetime_start = timezone('utc', clock_timestamp())
@@ -649,14 +656,14 @@ _START_OPTUNA_TRIAL = Statement(
         AND trials.trial_id = o.optuna_trial_id
     """
 )
-_START_TEXT = """
+_START = Statement(
+    f"""
     WITH begun AS (
-        UPDATE orchestrator.trial o SET attempts = 1
-        FROM orchestrator.study s
-        WHERE o.trial_id = :trial_id AND o.token = :token AND o.state = 'RUNNING' AND o.attempts = 0
-            AND o.worker_id = :worker_id AND s.study_id = o.study_id
-            AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())
-            AND {fits}
+        UPDATE orchestrator.trial o SET state = 'RUNNING', attempts = 1
+        FROM orchestrator.study s LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
+        WHERE o.trial_id = :trial_id AND o.token = :token AND o.state = 'PREPARED'
+            AND o.worker_id = :worker_id
+            AND s.study_id = o.study_id AND {ACTIVE} AND {TRIAL_FITS}
         RETURNING o.trial_id, o.token, o.optuna_trial_id
     ), counted AS (
         INSERT INTO orchestrator.attempt
@@ -665,56 +672,49 @@ _START_TEXT = """
         SELECT b.trial_id, 1, b.token, :worker_id, :host, :runs_dir, d.device_name, d.gpu_bytes,
             coalesce(d.host_bytes, 0)
         FROM begun b LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
-    ), shown AS (
-        UPDATE trials t SET datetime_start = timezone('utc', clock_timestamp())
-        FROM begun b WHERE t.trial_id = b.optuna_trial_id
+    ), started AS (
+        UPDATE trials SET datetime_start = timezone('utc', clock_timestamp())
+        FROM begun b WHERE trials.trial_id = b.optuna_trial_id
     )
-    SELECT EXISTS (SELECT FROM begun) OR EXISTS (  -- the latter: by a call whose answer was lost
+    SELECT EXISTS (SELECT FROM begun) OR EXISTS (
+        -- by a call whose answer was lost
         SELECT FROM orchestrator.trial o
         WHERE o.trial_id = :trial_id AND o.token = :token AND o.worker_id = :worker_id
-            AND o.attempts = 1
-    ) AS begun, {short} AS short
-"""
-_START = {
-    False: Statement(_START_TEXT.format(fits=f"NOT {tickets.SHORT}", short=tickets.SHORT)),
-    True: Statement(_START_TEXT.format(fits=tickets.TRIAL_FITS, short="false")),
-}
-
-
-def _over() -> sa.ColumnElement[bool]:
-    """Whether a study has to end: it was stopped or its time is over, and nothing of it runs; or
-    was ended with trials left.
+            AND o.state = 'RUNNING'
+    ) AS begun
     """
-    live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(LIVE))
-    held = sa.exists().where(live, ~endings.idle())
-    stranded = sa.exists().where(live, endings.idle())
-    past = sa.and_(
-        study.c.state.in_(("ACTIVE", "PAUSED")), study.c.deadline_at <= sa.func.clock_timestamp()
-    )
-    late = sa.and_(sa.or_(past, study.c.state == "STOPPING"), ~held)
-    return sa.and_(
-        sa.or_(late, sa.and_(study.c.state == "FINISHED", stranded)), ~endings.just_lost()
-    )
-
-
-def _to_end() -> Statement:
-    open_cell = sa.exists().where(cell.c.study_id == study.c.study_id, cell.c.state == "OPEN")
-    in_use = sa.or_(ticket.c.state == "LIVE", sa.and_(ticket.c.state == "OPEN", ticket.c.extra))
-    used = sa.exists().where(ticket.c.study_id == study.c.study_id, in_use)
-    closed, over = sa.and_(study.c.state != "FINISHED", ~open_cell, ~used), _over()
-    which = sa.select(
-        study.c.study_id,
-        closed.label("closed"),
-        over.label("over"),
-        sa.literal(False).label("short"),
-    )
-    short = f"SELECT NULL, false, false, true WHERE {tickets.SHORT}"
-    return Statement(
-        f"{as_text(which.where(sa.or_(closed, over)))} UNION ALL {short} ORDER BY study_id"
-    )
-
-
-_TO_END = _to_end()
+)
+# A study has to end: it was stopped or its time is over, and nothing of it runs; or it was ended
+# with trials left.
+_OF_STUDY = f"SELECT FROM orchestrator.trial o WHERE o.study_id = s.study_id AND o.state IN {LIVE}"
+_OVER = f"""(
+    NOT {JUST_LOST} AND CASE s.state
+        WHEN 'FINISHED' THEN EXISTS ({_OF_STUDY} AND {IDLE})
+        WHEN 'STOPPING' THEN NOT EXISTS ({_OF_STUDY} AND NOT {IDLE})
+        ELSE s.deadline_at <= clock_timestamp() AND NOT EXISTS ({_OF_STUDY} AND NOT {IDLE}) END)"""
+_IS_OVER = Statement(
+    f"SELECT s.state, s.reason FROM orchestrator.study s WHERE s.study_id = :study_id AND {_OVER}"
+)
+_FINISH = Statement(
+    "UPDATE orchestrator.study SET state = 'FINISHED', reason = :reason, halt = false WHERE "
+    "study_id = :study_id"
+)
+# No cell is open, and no ticket is in use or by hand.
+_CLOSED = """(s.state <> 'FINISHED'
+    AND NOT EXISTS (SELECT FROM orchestrator.cell l WHERE l.study_id = s.study_id
+        AND l.state = 'OPEN')
+    AND NOT EXISTS (
+        SELECT FROM orchestrator.ticket t
+        WHERE t.study_id = s.study_id AND (t.state = 'LIVE' OR (t.state = 'OPEN' AND t.extra))))"""
+_TO_END = Statement(
+    f"""
+    SELECT s.study_id, {_CLOSED} AS closed, {_OVER} AS over, false AS short
+    FROM orchestrator.study s WHERE {_CLOSED} OR {_OVER}
+    UNION ALL
+    SELECT NULL, false, false, true WHERE {shortages.SHORT}
+    ORDER BY study_id
+    """
+)
 """The studies of which something has to end, and a row more if any cell is closed for a device; all
 ask again and again.
 """

@@ -7,31 +7,16 @@ not fit there does not fit into less either. All writes are made under the study
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+import json
+from collections.abc import Sequence
 
-import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.engine import Connection
 
 from orchestrator.model import Failed, JSONValue, cell_label
 from orchestrator.store.connection.database import Database
-from orchestrator.store.connection.statement import Row, Statement, as_text, later
-from orchestrator.store.schema import (
-    UNSPENT,
-    attempt,
-    cell,
-    event,
-    is_active,
-    optuna_studies,
-    shortage,
-    slot,
-    study,
-    ticket,
-    trial,
-    worker,
-)
+from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
+from orchestrator.store.ledger.claims import ACTIVE, JUST_LOST
+from orchestrator.store.schema import LIVE, UNSPENT
 
 NOBODY = "no living worker has the memory for it"
 """How the reason of a cell begins that is closed for all."""
@@ -40,50 +25,58 @@ ALIKE = 1.02
 _GIB = 2**30
 
 
-class _Device(Protocol):
-    """Columns that say what a trial can count on, as `schema.slot` and
-    `schema.attempt` have them.
+def _is_short(short: str, device: str) -> str:
+    """SQL: whether the type of a `shortage` has as much of its memory as that device, or more.
+
+    Args:
+        short: alias of a row with `memory`, `device_name` and `bytes`.
+        device: alias of a row with `device_name`, `gpu_bytes` and `host_bytes`.
     """
-
-    device_name: Any
-    gpu_bytes: Any
-    host_bytes: Any
-
-
-def _is_short(short: Any, on: _Device) -> sa.ColumnElement[bool]:
-    """Whether the type of a `shortage` has as much of its memory as that device, or more."""
-    host_bytes = sa.func.coalesce(on.host_bytes, 0)
-    same = short.device_name == on.device_name
-    gpu = sa.case(
-        (sa.or_(short.bytes == 0, on.gpu_bytes == 0), same),
-        else_=on.gpu_bytes <= short.bytes * ALIKE,
+    ram = (
+        f"({short}.bytes = 0 OR coalesce({device}.host_bytes, 0) = 0 OR {device}.host_bytes <= "
+        f"{short}.bytes * {ALIKE})"
     )
-    ram = sa.or_(short.bytes == 0, host_bytes == 0, host_bytes <= short.bytes * ALIKE)
-    which = sa.case((on.gpu_bytes.is_(None), "cpu"), else_="gpu")
-    return sa.case(
-        (short.memory == "gpu", sa.and_(which == "gpu", gpu)),
-        (short.memory == "cpu", sa.and_(which == "cpu", ram)),
-        else_=sa.and_(which == "gpu", ram),
-    )
+    return f"""CASE {short}.memory
+        WHEN 'cpu' THEN {device}.gpu_bytes IS NULL AND {ram}
+        WHEN 'host' THEN {device}.gpu_bytes IS NOT NULL AND {ram}
+        WHEN 'gpu' THEN {device}.gpu_bytes IS NOT NULL AND CASE
+            WHEN {short}.bytes = 0 OR {device}.gpu_bytes = 0
+                THEN {short}.device_name = {device}.device_name
+            ELSE {device}.gpu_bytes <= {short}.bytes * {ALIKE} END
+        END"""
 
 
-def closed_for(
-    worker_id: int | sa.ColumnElement[Any], cell_id: sa.ColumnElement[Any]
-) -> sa.ColumnElement[bool]:
-    """Whether the cell is closed for the device that the worker holds."""
-    held = sa.select(slot.c.device_name, slot.c.gpu_bytes, slot.c.host_bytes, worker.c.worker_id)
-    here = held.select_from(
-        worker.outerjoin(slot, slot.c.worker_id == worker.c.worker_id)
-    ).subquery()
-    short = sa.and_(shortage.c.cell_id == cell_id, shortage.c.closed, _is_short(shortage.c, here.c))
-    return sa.exists().where(short, here.c.worker_id == worker_id).correlate_except(shortage, here)
+SHORT = "EXISTS (SELECT FROM orchestrator.shortage h WHERE h.closed)"
+"""SQL: whether any cell is closed for a device type."""
+
+
+def _closed_for(device: str, cell_id: str) -> str:
+    return f"""EXISTS (
+        SELECT FROM orchestrator.shortage h WHERE h.cell_id = {cell_id} AND h.closed
+            AND {_is_short("h", device)})"""
+
+
+def fits(cell_id: str) -> str:
+    """SQL: whether the cell is open for the device of the slot `d`, of which there may be none.
+
+    That there is no shortage at all is asked once per statement, and answers for every row.
+    """
+    return f"(NOT {SHORT} OR NOT {_closed_for('d', cell_id)})"
+
+
+TRIAL_FITS = f"""(
+    {fits("o.cell_id")} OR EXISTS (SELECT FROM orchestrator.ticket t WHERE t.ticket_id = o.ticket_id
+        AND t.extra))"""
+"""SQL: the same for the cell of the trial `o`; a trial by hand fits everywhere."""
 
 
 # ------------------------------------------------------------------------------ one trial has ended
 
 
-def told(c: Connection, row: Row, failure: Failed) -> dict[str, JSONValue]:
-    """What the failure of a trial tells of the memory that ran out, for people and programs."""
+def memory_attrs(c: Connection, row: Row, failure: Failed) -> dict[str, JSONValue]:
+    """What is known of the memory that ran out, for people and programs; empty for
+    another failure.
+    """
     if failure.kind != "oom":
         return {}
     memory, device_name, size = _type(c, row, failure)
@@ -99,63 +92,124 @@ def ran_out(c: Connection, row: Row, failure: Failed, *, counts: bool) -> None:
     """Notes that a trial exhausted the memory of its device; one too many `counts` in a row close
     its cell for that type.
 
-    With it go the cells above it on the axes that `infeasible.monotone` names, but those that ran
-    to an end on such a device.
+    With it go the cells above it on the axes that `infeasible.monotone` names, except those in
+    which a trial ran to its end on such a device.
     """
-    mine = sa.and_(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
-    c.execute(sa.update(attempt).where(mine).values(peak_bytes=failure.peak_bytes))
+    later(
+        c,
+        _NOTE_PEAK,
+        {"trial_id": row.trial_id, "attempt": row.attempts, "peak_bytes": failure.peak_bytes},
+    )
     if not counts:
         return
     memory, device_name, size = _type(c, row, failure)
-    kind = {"memory": memory, "device_name": device_name, "bytes": size}
-    one_more = insert(shortage).values(cell_id=row.cell_id, **kind, in_a_row=1)
-    count = one_more.on_conflict_do_update(
-        index_elements=["cell_id", "memory", "device_name", "bytes"],
-        set_={"in_a_row": shortage.c.in_a_row + 1},
-    ).returning(shortage.c.in_a_row)
-    in_a_row = c.execute(count).scalar_one()
+    device_type = {"memory": memory, "device_name": device_name, "bytes": size}
+    (count,) = answers(c, _COUNT, {"cell_id": row.cell_id, **device_type})
     allowed, axes = _settings(c, row.study_id)
-    if in_a_row > allowed:
-        often = (
-            f"trial {row.number} ran"
-            if in_a_row == 1
-            else f"{in_a_row} trials in a row, the last of them trial {row.number}, ran"
+    if count.in_a_row <= allowed:
+        return
+    often = (
+        f"trial {row.number} ran out of memory"
+        if count.in_a_row == 1
+        else (
+            f"{count.in_a_row} trials in a row, the last of them trial {row.number}, ran out "
+            "of memory"
         )
-        _close(c, row, kind, often, axes)
+    )
+    least = {axis: row.cell_values[axis] for axis in axes}
+    above = {
+        "axes": axes,
+        "least": json.dumps(least),
+        "others": json.dumps(
+            {axis: value for axis, value in row.cell_values.items() if axis not in axes}
+        ),
+        "above": (
+            f"{often} at {cell_label(least)}, and the memory needed grows with {' and '.join(axes)}"
+        ),
+    }
+    which = {"study_id": row.study_id, "cell_id": row.cell_id, "trial_id": row.trial_id}
+    label = device_label(memory, device_name, size)
+    later(c, _CLOSE, {**which, **device_type, **above, "own": often, "label": label})
 
 
 def fitted(c: Connection, row: Row) -> None:
-    """Notes that a trial ran to its end: whatever ran out of memory in its cell, it is not the cell
-    on such a device.
+    """Notes that a trial ran to its end: if its cell ran out of memory on such a device, the cell
+    was not the reason.
     """
-    later(
-        c, _DISPROVED, {"cell_id": row.cell_id, "trial_id": row.trial_id, "attempt": row.attempts}
+    later(c, _DISPROVE, {"cell_id": row.cell_id, "trial_id": row.trial_id, "attempt": row.attempts})
+
+
+_NOTE_PEAK = Statement(
+    """
+    UPDATE orchestrator.attempt SET peak_bytes = CAST(:peak_bytes AS bigint)
+    WHERE trial_id = :trial_id AND attempt = :attempt
+    """
+)
+_COUNT = Statement(
+    """
+    INSERT INTO orchestrator.shortage AS h (cell_id, memory, device_name, bytes, in_a_row)
+    VALUES (:cell_id, :memory, :device_name, :bytes, 1)
+    ON CONFLICT (cell_id, memory, device_name, bytes) DO UPDATE SET in_a_row = h.in_a_row + 1
+    RETURNING in_a_row
+    """
+)
+# The cells above are alike but for the declared axes, on none of which their value is smaller. A
+# trial that pruned itself before it reported anything may have needed no memory.
+_CLOSE = Statement(
+    f"""
+    WITH closed AS (
+        INSERT INTO orchestrator.shortage AS h
+            (cell_id, memory, device_name, bytes, closed, reason, trial_id, closed_at)
+        SELECT l.cell_id, k.memory, k.device_name, k.bytes, true,
+            CASE WHEN l.cell_id = :cell_id THEN CAST(:own AS text) ELSE CAST(:above AS text) END,
+            CAST(:trial_id AS bigint), clock_timestamp()
+        FROM orchestrator.cell l
+        CROSS JOIN (
+            SELECT CAST(:memory AS text) AS memory, CAST(:device_name AS text) AS device_name,
+                CAST(:bytes AS bigint) AS bytes
+        ) AS k
+        WHERE l.study_id = :study_id AND (l.cell_id = :cell_id OR (
+            cardinality(CAST(:axes AS text[])) > 0
+            AND CAST(l.values AS jsonb) - CAST(:axes AS text[]) = CAST(:others AS jsonb)
+            AND NOT EXISTS (
+                SELECT FROM jsonb_each_text(CAST(:least AS jsonb)) AS x(axis, value)
+                WHERE CAST(l.values ->> x.axis AS numeric) < CAST(x.value AS numeric)
+            )
+            AND NOT EXISTS (
+                SELECT FROM orchestrator.trial o
+                JOIN orchestrator.attempt a ON a.trial_id = o.trial_id AND a.attempt = o.attempts
+                WHERE o.cell_id = l.cell_id AND {_is_short("k", "a")}
+                    AND (o.state = 'COMPLETE' OR (o.state = 'PRUNED' AND EXISTS (
+                        SELECT FROM trial_intermediate_values i
+                            WHERE i.trial_id = o.optuna_trial_id)))
+            )
+        ))
+        ON CONFLICT (cell_id, memory, device_name, bytes) DO UPDATE
+        SET closed = true, reason = excluded.reason, trial_id = excluded.trial_id,
+            closed_at = excluded.closed_at
+        WHERE NOT h.closed
+        RETURNING cell_id, reason
     )
-
-
-def _disproved() -> Statement:
-    short = as_text(_is_short(shortage.c, attempt.c))
-    return Statement(
-        f"""
-        DELETE FROM orchestrator.shortage
-        USING orchestrator.attempt
-        WHERE shortage.cell_id = :cell_id AND attempt.trial_id = :trial_id
-            AND attempt.attempt = :attempt AND {short}
-        """
-    )
-
-
-_DISPROVED = _disproved()
+    INSERT INTO orchestrator.event (study_id, trial_id, cell_id, kind, reason)
+    SELECT :study_id, :trial_id, cell_id, 'cell closed for a device',
+        CAST(:label AS text) || ': ' || reason FROM closed
+    """
+)
+_DISPROVE = Statement(
+    f"""
+    DELETE FROM orchestrator.shortage h
+    USING orchestrator.attempt a
+    WHERE h.cell_id = :cell_id AND a.trial_id = :trial_id AND a.attempt = :attempt
+        AND {_is_short("h", "a")}
+    """
+)
 
 
 def _type(c: Connection, row: Row, failure: Failed) -> tuple[str, str, int]:
-    """Whose memory ran out, by the words of `schema.shortage`; the name of the device and how much
+    """Whose memory ran out, in the terms of `schema.shortage`; the name of the device and how much
     it has, 0: not known.
     """
-    mine = sa.and_(attempt.c.trial_id == row.trial_id, attempt.c.attempt == row.attempts)
-    ran = c.execute(
-        sa.select(attempt.c.device_name, attempt.c.gpu_bytes, attempt.c.host_bytes).where(mine)
-    ).one()
+    (ran,) = answers(c, _DEVICE_OF, {"trial_id": row.trial_id, "attempt": row.attempts})
     name = ran.device_name or "CPU"
     if ran.gpu_bytes is None:
         return "cpu", name, ran.host_bytes
@@ -164,90 +218,28 @@ def _type(c: Connection, row: Row, failure: Failed) -> tuple[str, str, int]:
     )
 
 
+_DEVICE_OF = Statement(
+    """
+    SELECT a.device_name, a.gpu_bytes, a.host_bytes FROM orchestrator.attempt a
+    WHERE a.trial_id = :trial_id AND a.attempt = :attempt
+    """
+)
+
+
 def _settings(c: Connection, study_id: int) -> tuple[int, list[str]]:
     """How many trials in a row may run out of memory, and the axes along which the need of it
     grows.
     """
-    spec = c.execute(sa.select(study.c.spec).where(study.c.study_id == study_id)).scalar_one()
-    settings = spec.get("infeasible", {})
+    (row,) = answers(c, _SPEC, {"study_id": study_id})
+    settings = row.spec.get("infeasible", {})
     axes = sorted(settings.get("monotone", {}))
     allowed = settings.get("max_per_cell")
     if allowed is None:
-        allowed = 0 if axes else spec["budget"]["max_failures_per_cell"]
+        allowed = 0 if axes else row.spec["budget"]["max_failures_per_cell"]
     return int(allowed), axes
 
 
-def _close(c: Connection, row: Row, kind: Mapping[str, Any], often: str, axes: list[str]) -> None:
-    own = cell.c.cell_id == row.cell_id
-    there = cell_label({axis: row.cell_values[axis] for axis in axes})
-    above = f"{often} out of memory at {there}, and the need of it grows with {' and '.join(axes)}"
-    closing = sa.select(
-        cell.c.cell_id,
-        *(sa.literal(value).label(name) for name, value in kind.items()),
-        sa.true(),
-        sa.case((own, f"{often} out of memory"), else_=above),
-        sa.literal(row.trial_id),
-        sa.func.clock_timestamp(),
-    ).where(
-        cell.c.study_id == row.study_id,
-        sa.or_(own, sa.and_(_above(row, axes), ~_ran_to_its_end(kind))),
-    )
-    columns = ["cell_id", *kind, "closed", "reason", "trial_id", "closed_at"]
-    made = insert(shortage).from_select(columns, closing)
-    changed = {name: made.excluded[name] for name in ("closed", "reason", "trial_id", "closed_at")}
-    closed = c.execute(
-        made.on_conflict_do_update(
-            index_elements=["cell_id", "memory", "device_name", "bytes"],
-            set_=changed,
-            where=~shortage.c.closed,
-        ).returning(shortage.c.cell_id, shortage.c.reason)
-    ).all()
-    where = device_label(kind["memory"], kind["device_name"], kind["bytes"])
-    events = [
-        {
-            "cell_id": one.cell_id,
-            "reason": f"{where}: {one.reason}",
-            "study_id": row.study_id,
-            "trial_id": row.trial_id,
-        }
-        for one in closed
-    ]
-    if events:
-        c.execute(sa.insert(event).values(kind="cell closed for a device"), events)
-
-
-def _above(row: Row, axes: list[str]) -> sa.ColumnElement[bool]:
-    """Cells alike but for values of these axes, none of which is smaller."""
-    if not axes:
-        return sa.false()
-    values = sa.cast(cell.c["values"], JSONB)
-    others = values.op("-", return_type=JSONB())(
-        sa.cast(sa.literal(axes, ARRAY(sa.Text)), ARRAY(sa.Text))
-    )
-    own = {axis: value for axis, value in row.cell_values.items() if axis not in axes}
-    larger = [
-        sa.cast(values[axis].astext, sa.Numeric) >= sa.literal(row.cell_values[axis], sa.Numeric)
-        for axis in axes
-    ]
-    return sa.and_(others == sa.literal(own, JSONB), *larger)
-
-
-def _ran_to_its_end(kind: Mapping[str, Any]) -> sa.ColumnElement[bool]:
-    """Whether a trial of the cell did, on a device with no more of that memory."""
-    short = sa.select(*(sa.literal(value).label(name) for name, value in kind.items())).subquery()
-    last = sa.and_(attempt.c.trial_id == trial.c.trial_id, attempt.c.attempt == trial.c.attempts)
-    # One that pruned itself before it reported anything may have needed none of it.
-    reported = sa.text(
-        "EXISTS (SELECT FROM trial_intermediate_values i WHERE i.trial_id = "
-        "orchestrator.trial.optuna_trial_id)"
-    )
-    ended = sa.or_(trial.c.state == "COMPLETE", sa.and_(trial.c.state == "PRUNED", reported))
-    done = sa.and_(trial.c.cell_id == cell.c.cell_id, ended)
-    return (
-        sa.exists()
-        .where(done, last, _is_short(short.c, attempt.c))
-        .correlate_except(trial, attempt, short)
-    )
+_SPEC = Statement("SELECT s.spec FROM orchestrator.study s WHERE s.study_id = :study_id")
 
 
 def device_label(memory: str, device_name: str, size: int) -> str:
@@ -261,162 +253,148 @@ def device_label(memory: str, device_name: str, size: int) -> str:
 # ----------------------------------------------------------------------------------- nobody is left
 
 
-def _serving() -> Any:
-    """Living workers that hold a device, with the names of the only studies they serve."""
-    alive = sa.and_(worker.c.state == "ACTIVE", worker.c.lease_until > sa.func.clock_timestamp())
-    device = (slot.c.device_name, slot.c.gpu_bytes, slot.c.host_bytes)
-    named = sa.cast(worker.c.studies, JSONB)
-    serves = sa.or_(
-        named.is_(None),
-        named.contains(sa.func.to_jsonb(study.c.name)),
-        named.contains(sa.func.to_jsonb(sa.cast(optuna_studies.c.study_name, sa.Text))),
-    )
-    query = sa.select(study.c.study_id, *device).select_from(
-        worker.join(slot, slot.c.worker_id == worker.c.worker_id)
-        .join(study, sa.true())
-        .join(optuna_studies, optuna_studies.c.study_id == study.c.study_id)
-    )
-    return query.where(alive, serves).cte("serving")
-
-
-def _taken_by_some(serving: Any, study_id: Any, cell_id: Any) -> sa.ColumnElement[bool]:
-    """Whether a living worker of the study has a device for which the cell is not closed."""
-    closed = sa.exists().where(
-        shortage.c.cell_id == cell_id, shortage.c.closed, _is_short(shortage.c, serving.c)
-    )
-    return (
-        sa.exists()
-        .where(serving.c.study_id == study_id, ~closed.correlate_except(shortage))
-        .correlate_except(serving)
-    )
-
-
-def _stands_still(just_lost: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    """Whether living workers serve the study, nothing of it runs, and what is left is for devices
-    that none of them has.
-    """
-    serving = _serving()
-    live = sa.and_(trial.c.study_id == study.c.study_id, trial.c.state.in_(("CLAIMED", "RUNNING")))
-    goes_on = sa.or_(
-        trial.c.worker_id.is_not(None),
-        _taken_by_some(serving, trial.c.study_id, trial.c.cell_id),
-        ticket.c.extra,
-    )
-    running = sa.exists().where(live, ticket.c.ticket_id == trial.c.ticket_id, goes_on)
-    of_study = sa.and_(ticket.c.study_id == study.c.study_id, ticket.c.state == "OPEN")
-    bound = sa.and_(
-        of_study,
-        ticket.c.cell_id.is_not(None),
-        _taken_by_some(serving, ticket.c.study_id, ticket.c.cell_id),
-    )
-    open_cell = sa.and_(cell.c.study_id == study.c.study_id, cell.c.state == "OPEN")
-    some_cell = sa.exists().where(
-        open_cell, _taken_by_some(serving, cell.c.study_id, cell.c.cell_id)
-    )
-    rest = sa.or_(
-        sa.exists().where(bound, ticket.c.share.is_(None)),
-        sa.and_(sa.exists().where(of_study, ticket.c.cell_id.is_(None)), some_cell),
-    )
-    by_hand = sa.exists().where(of_study, ticket.c.extra)
-    next_ones = sa.or_(
-        by_hand,
-        sa.exists().where(bound, ticket.c.share.is_not(None)),
-        sa.and_(~_shares_left(), rest),
-    )
-    somewhere = sa.and_(cell.c.study_id == study.c.study_id, shortage.c.cell_id == cell.c.cell_id)
-    closed_somewhere = sa.exists().where(somewhere, shortage.c.closed)
-    served = sa.exists().where(serving.c.study_id == study.c.study_id)
-    return sa.and_(is_active(), closed_somewhere, served, ~running, ~next_ones, ~just_lost)
-
-
-def _shares_left() -> sa.ColumnElement[bool]:
-    of_study = sa.and_(ticket.c.study_id == study.c.study_id, ticket.c.state.in_(UNSPENT))
-    return sa.exists().where(of_study, ticket.c.share.is_not(None))
-
-
-def standing_still(database: Database, just_lost: sa.ColumnElement[bool]) -> list[int]:
+def standing_still(database: Database) -> list[int]:
     """The studies that would never end, though workers wait for them: what is left fits on no
     device of theirs.
-
-    Args:
-        just_lost: whether a result of the study may still be left where a worker died.
     """
-    query = sa.select(study.c.study_id).where(_stands_still(just_lost)).order_by(study.c.study_id)
-    return [row.study_id for row in database.execute(query)]
+    return [row.study_id for row in database.execute(_STANDING_STILL)]
 
 
-def close_for_all(c: Connection, study_id: int, just_lost: sa.ColumnElement[bool]) -> str | None:
+def close_for_all(c: Connection, study_id: int) -> str | None:
     """Closes the cells that keep a study from ending, if it still stands still; returns why, None
     if it does not.
 
     Their tickets go to the others. Under the study's lock.
     """
-    look = (
-        sa.select(_shares_left())
-        .select_from(study)
-        .where(study.c.study_id == study_id, _stands_still(just_lost))
-    )
-    still = c.execute(look).one_or_none()
+    which = {"study_id": study_id}
+    still = answer(c, _STANDS_STILL, which)
     if still is None:
         return None
-    serving = _serving()
-    mine = sa.and_(cell.c.study_id == study_id, cell.c.state == "OPEN")
-    some = sa.exists().where(serving.c.study_id == study_id).correlate_except(serving)
-    nobody = sa.and_(some, ~_taken_by_some(serving, sa.literal(study_id), cell.c.cell_id))
-    waits = sa.exists().where(
-        ticket.c.cell_id == cell.c.cell_id, ticket.c.state.in_(UNSPENT), ~ticket.c.extra
-    )
-    unbound = sa.exists().where(
-        ticket.c.study_id == study_id, ticket.c.state == "OPEN", ticket.c.cell_id.is_(None)
-    )
-    blocking = waits if still[0] else sa.or_(waits, unbound)
-    cells = (
-        c.execute(sa.select(cell.c.cell_id).where(mine, nobody, blocking).order_by(cell.c.ordinal))
-        .scalars()
-        .all()
-    )
+    cells = [
+        row.cell_id for row in answers(c, _BLOCKING, {**which, "shares_left": still.shares_left})
+    ]
     if cells:
         _close_all(c, study_id, cells)
-    elif c.execute(look).one_or_none() is None:  # the last worker left between the two statements
+    elif answer(c, _STANDS_STILL, which) is None:  # the last worker left between the two statements
         return None
     return "it ran out of memory on other devices, and no living worker has a larger one"
 
 
 def _close_all(c: Connection, study_id: int, cells: Sequence[int]) -> None:
-    closed = (
-        sa.select(shortage)
-        .where(shortage.c.cell_id.in_(cells), shortage.c.closed)
-        .order_by(shortage.c.closed_at)
-    )
-    told: dict[int, list[str]] = {}
-    for row in c.execute(closed):
-        told.setdefault(row.cell_id, []).append(
+    why: dict[int, list[str]] = {}
+    for row in answers(c, _WHY_CLOSED, {"cells": list(cells)}):
+        why.setdefault(row.cell_id, []).append(
             f"{device_label(row.memory, row.device_name, row.bytes)}: {row.reason}"
         )
-    reasons = {cell_id: f"{NOBODY}; {'; '.join(told[cell_id])}" for cell_id in cells}
-    waiting = sa.and_(ticket.c.cell_id.in_(cells), ticket.c.state == "OPEN", ~ticket.c.extra)
-    freed = Counter(c.execute(sa.select(ticket.c.cell_id).where(waiting)).scalars())
-    c.execute(sa.update(ticket).where(waiting).values(cell_id=None, share=None))
-    which = {
-        "cells": list(cells),
-        "reasons": list(reasons.values()),
-        "freed": [freed[cell_id] for cell_id in cells],
-    }
-    c.execute(_CLOSE_CELLS, which)
-    events = [
-        {"study_id": study_id, "cell_id": cell_id, "reason": reason}
-        for cell_id, reason in reasons.items()
-    ]
-    c.execute(sa.insert(event).values(kind="cell closed"), events)
+    reasons = [f"{NOBODY}; {'; '.join(why[cell_id])}" for cell_id in cells]
+    later(c, _CLOSE_FOR_ALL, {"study_id": study_id, "cells": list(cells), "reasons": reasons})
 
 
-# Arrays instead of a row each: thousands of cells are one statement.
-_CLOSE_CELLS = sa.text(
+# The devices of living workers, with each study that they serve.
+_SERVING = """
+    WITH serving AS (
+        SELECT s.study_id, d.device_name, d.gpu_bytes, d.host_bytes
+        FROM orchestrator.worker w
+        JOIN orchestrator.slot d ON d.worker_id = w.worker_id
+        CROSS JOIN orchestrator.study s
+        JOIN studies p ON p.study_id = s.study_id
+        WHERE w.state = 'ACTIVE' AND w.lease_until > clock_timestamp() AND (
+            w.studies IS NULL OR CAST(w.studies AS jsonb) @> to_jsonb(s.name)
+            OR CAST(w.studies AS jsonb) @> to_jsonb(CAST(p.study_name AS text)))
+    )
+"""
+
+
+def _some_take(cell_id: str) -> str:
+    """SQL: whether a living worker that serves the study `s` has a device for which the cell is not
+    closed.
     """
-    UPDATE orchestrator.cell c SET state = 'CLOSED', reason = v.reason, bound = c.bound - v.freed
-    FROM unnest(CAST(:cells AS bigint[]), CAST(:reasons AS text[]),
-        CAST(:freed AS int[])) AS v(cell_id, reason, freed)
-    WHERE c.cell_id = v.cell_id
+    return f"""EXISTS (
+        SELECT FROM serving d WHERE d.study_id = s.study_id AND NOT {_closed_for("d", cell_id)})"""
+
+
+_SHARES_LEFT = f"""EXISTS (
+    SELECT FROM orchestrator.ticket t WHERE t.study_id = s.study_id AND t.state IN {UNSPENT}
+        AND t.share IS NOT NULL)"""
+# Living workers serve the study `s`, nothing of it runs, and what is left is for devices that none
+# of them has. Tickets without a share wait until every share is spent.
+_STILL = f"""
+    {ACTIVE}
+    AND EXISTS (
+        SELECT FROM orchestrator.cell l JOIN orchestrator.shortage h ON h.cell_id = l.cell_id
+            AND h.closed
+        WHERE l.study_id = s.study_id
+    )
+    AND EXISTS (SELECT FROM serving d WHERE d.study_id = s.study_id)
+    AND NOT EXISTS (
+        SELECT FROM orchestrator.trial o JOIN orchestrator.ticket t ON t.ticket_id = o.ticket_id
+        WHERE o.study_id = s.study_id AND o.state IN {LIVE}
+            AND (o.worker_id IS NOT NULL OR t.extra OR {_some_take("o.cell_id")})
+    )
+    AND NOT EXISTS (
+        SELECT FROM orchestrator.ticket t
+        WHERE t.study_id = s.study_id AND t.state = 'OPEN' AND CASE
+            WHEN t.extra THEN true
+            WHEN t.share IS NULL AND {_SHARES_LEFT} THEN false
+            WHEN t.cell_id IS NOT NULL THEN {_some_take("t.cell_id")}
+            ELSE EXISTS (
+                SELECT FROM orchestrator.cell l
+                WHERE l.study_id = s.study_id AND l.state = 'OPEN' AND {_some_take("l.cell_id")}
+            ) END
+    )
+    AND NOT {JUST_LOST}
+"""
+_STANDING_STILL = Statement(
+    f"{_SERVING} SELECT s.study_id FROM orchestrator.study s WHERE {_STILL} ORDER BY s.study_id"
+)
+_STANDS_STILL = Statement(
+    f"""
+    {_SERVING}
+    SELECT {_SHARES_LEFT} AS shares_left FROM orchestrator.study s WHERE s.study_id = :study_id
+        AND {_STILL}
+    """
+)
+_BLOCKING = Statement(
+    f"""
+    {_SERVING}
+    SELECT l.cell_id
+    FROM orchestrator.study s JOIN orchestrator.cell l ON l.study_id = s.study_id
+        AND l.state = 'OPEN'
+    WHERE s.study_id = :study_id AND EXISTS (SELECT FROM serving d WHERE d.study_id = s.study_id)
+        AND NOT {_some_take("l.cell_id")}
+        AND EXISTS (
+            SELECT FROM orchestrator.ticket t
+            WHERE t.study_id = s.study_id AND (
+                (t.cell_id = l.cell_id AND t.state IN {UNSPENT} AND NOT t.extra)
+                OR (NOT CAST(:shares_left AS bool) AND t.cell_id IS NULL AND t.state = 'OPEN'))
+        )
+    ORDER BY l.ordinal
+    """
+)
+_WHY_CLOSED = Statement(
+    """
+    SELECT h.cell_id, h.memory, h.device_name, h.bytes, h.reason FROM orchestrator.shortage h
+    WHERE h.cell_id = ANY(CAST(:cells AS bigint[])) AND h.closed ORDER BY h.closed_at
+    """
+)
+_CLOSE_FOR_ALL = Statement(
+    """
+    WITH freed AS (
+        SELECT t.ticket_id, t.cell_id FROM orchestrator.ticket t
+        WHERE t.cell_id = ANY(CAST(:cells AS bigint[])) AND t.state = 'OPEN' AND NOT t.extra
+    ), unbound AS (
+        UPDATE orchestrator.ticket t SET cell_id = NULL, share = NULL FROM freed f
+            WHERE t.ticket_id = f.ticket_id
+    ), closed AS (
+        UPDATE orchestrator.cell l
+        SET state = 'CLOSED', reason = v.reason,
+            bound = l.bound - (SELECT count(*) FROM freed f WHERE f.cell_id = l.cell_id)
+        FROM unnest(CAST(:cells AS bigint[]), CAST(:reasons AS text[])) AS v(cell_id, reason)
+        WHERE l.cell_id = v.cell_id
+        RETURNING l.cell_id, l.reason
+    )
+    INSERT INTO orchestrator.event (study_id, cell_id, kind, reason)
+    SELECT :study_id, cell_id, 'cell closed', reason FROM closed
     """
 )
 
@@ -428,15 +406,19 @@ def try_again(c: Connection, trial_row: Row) -> list[Row]:
     """Opens the cell of a trial, and the cells that it closed, for every device; returns those that
     are closed for all.
     """
-    touched = sa.select(shortage.c.cell_id).where(
-        sa.or_(shortage.c.cell_id == trial_row.cell_id, shortage.c.trial_id == trial_row.trial_id)
-    )
-    query = (
-        sa.select(cell)
-        .where(cell.c.cell_id.in_(touched))
-        .order_by(cell.c.ordinal)
-        .with_for_update(key_share=True)
-    )
-    rows = c.execute(query).all()
-    c.execute(sa.delete(shortage).where(shortage.c.cell_id.in_([row.cell_id for row in rows])))
+    rows = answers(c, _CLOSED_BY, {"cell_id": trial_row.cell_id, "trial_id": trial_row.trial_id})
+    later(c, _FORGET, {"cells": [row.cell_id for row in rows]})
     return [row for row in rows if row.state == "CLOSED" and row.reason.startswith(NOBODY)]
+
+
+_CLOSED_BY = Statement(
+    """
+    SELECT l.cell_id, l.study_id, l.state, l.reason FROM orchestrator.cell l
+    WHERE l.cell_id IN (SELECT h.cell_id FROM orchestrator.shortage h WHERE h.cell_id = :cell_id
+        OR h.trial_id = :trial_id)
+    ORDER BY l.ordinal FOR NO KEY UPDATE
+    """
+)
+_FORGET = Statement(
+    "DELETE FROM orchestrator.shortage WHERE cell_id = ANY(CAST(:cells AS bigint[]))"
+)

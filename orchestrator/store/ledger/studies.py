@@ -30,8 +30,8 @@ _METRIC_NAMES = "study:metric_names"
 
 @dataclass(frozen=True)
 class Launched:
-    """What a launch did: `created` or continued, how many tickets it added, and in words what else
-    it changed.
+    """What a launch did: `created` or continued the study, how many tickets it `added`, and in
+    words what else it changed.
     """
 
     study_id: int
@@ -54,8 +54,9 @@ class Studies:
         ``spec.budget``, never beyond.
 
         Raises:
-            ConfigError: a study of that name has another identity (says what differs), was not made
-                by us, or its guaranteed shares no longer fit into ``budget.trials``.
+            ConfigError: a study of that name has a different identity (the message says what
+                differs), was not created by us, or its guaranteed shares no longer fit into
+                ``budget.trials``.
         """
         with self._database.transaction(statement_s=300, lock_s=60, idle_s=30) as c:
             study_id, new = self._optuna_study(c, spec)
@@ -64,8 +65,8 @@ class Studies:
             ).one_or_none()
             if row is None and not new:
                 raise ConfigError(
-                    f"study.name={spec.name}: a study of that name exists in the database, made "
-                    "by other means; "
+                    f"study.name={spec.name}: the database has a study of this name that "
+                    "orchestrator did not create; "
                     "choose another name: study.name=…"
                 )
             if row is None:
@@ -92,8 +93,8 @@ class Studies:
             return Launched(study_id, new, added, open_tickets, changes, reason)
 
     def follow(self, study_id: int, for_s: float) -> None:
-        """Notes that a launch follows the study: for so many seconds from now, unless it says so
-        again; 0: no more.
+        """Notes that a launch follows the study for the next `for_s` seconds; 0: it no
+        longer does.
         """
         until = sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, for_s)
         with self._database.transaction() as c:
@@ -102,8 +103,8 @@ class Studies:
             )
 
     def _optuna_study(self, c: Connection, spec: StudySpec) -> tuple[int, bool]:
-        """Returns the id of Optuna's study, made now if it was not there, with Optuna's own lock on
-        its row.
+        """Returns the id of Optuna's study, and whether it was created now; its row is locked as
+        Optuna locks it.
         """
         made = c.execute(
             insert(optuna_studies)
@@ -180,8 +181,8 @@ class Studies:
         ).one()
         if differences := _differences(old, new):
             raise ConfigError(
-                f"study.name={new.name}: a study of that name exists with another "
-                f"{'; another '.join(differences)}. "
+                f"study.name={new.name}: a study of this name exists with a different "
+                f"{'; a different '.join(differences)}. "
                 "Launch it under another name (study.name=…) or with the settings it has"
             )
         c.execute(
@@ -257,7 +258,8 @@ def _differences(old: StudySpec, new: StudySpec) -> list[str]:
                 here.get(key, _ABSENT), sort_keys=True
             ):  # 1 is not True here
                 found.append(
-                    f"{section} {key} ({_shown(there, key)} there, {_shown(here, key)} here)"
+                    f"{section} {key} ({_value_text(there, key)} there, {_value_text(here, key)} "
+                    "here)"
                 )
     return found
 
@@ -265,7 +267,7 @@ def _differences(old: StudySpec, new: StudySpec) -> list[str]:
 _ABSENT = {"absent": True}
 
 
-def _shown(section: Mapping[str, Any], key: str) -> str:
+def _value_text(section: Mapping[str, Any], key: str) -> str:
     if key not in section:
         return "none"
     text = value_label(section[key])

@@ -1,24 +1,21 @@
-"""The parameters that an objective asks for as it runs: written one by one, under the trial's
-lease.
+"""The parameters that an objective asks for as it runs, written one by one under the trial's lease.
 
 Locks and lost answers as in `ledger`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
-import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import JSONValue, Param
 from orchestrator.store.connection.database import Database
-from orchestrator.store.connection.statement import Row, later
-from orchestrator.store.ledger.claims import Claim, held_by
+from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
+from orchestrator.store.ledger.claims import HOLD, Attempt
 from orchestrator.store.optuna import rows as optuna_rows
-from orchestrator.store.schema import optuna_trial_params, optuna_trials, trial
 
 
 def write_missing(c: Connection, row: Row, suggested: Sequence[tuple[Param, JSONValue]]) -> None:
@@ -30,15 +27,13 @@ def write_missing(c: Connection, row: Row, suggested: Sequence[tuple[Param, JSON
     """
     if not suggested:
         return
-    known = (
-        c.execute(sa.select(trial.c["values"]).where(trial.c.trial_id == row.trial_id)).scalar_one()
-        or {}
-    )
-    missing = [(param, value) for param, value in suggested if param.name not in known]
+    (trial,) = answers(c, _VALUES, {"trial_id": row.trial_id})
+    values = trial.values or {}
+    missing = [(param, value) for param, value in suggested if param.name not in values]
     if missing:
         optuna_rows.write_params(c, row.optuna_trial_id, [param for param, _ in missing])
-        values = {**known, **{param.name: value for param, value in missing}}
-        later(c, sa.update(trial).where(trial.c.trial_id == row.trial_id).values(values=values))
+        values = {**values, **{param.name: value for param, value in missing}}
+        later(c, _SET_VALUES, {"trial_id": row.trial_id, "values": json.dumps(values)})
 
 
 class Suggested:
@@ -49,23 +44,24 @@ class Suggested:
 
     def add(
         self,
-        claim: Claim,
+        held: Attempt,
         param: Param,
         value: JSONValue,
         *,
         check_first: Callable[[str], None] | None = None,
     ) -> Param:
-        """Gives a running trial one more parameter, in Optuna's tables and in ours; a parameter it
-        has stays as it is.
+        """Adds a parameter to a running trial, in Optuna's tables and in ours; a parameter it
+        already has is not changed.
 
-        No news: others learn of it when they look at what runs, and with the trial's end.
+        This is not news: others learn of it when they read the running trials, and when the trial
+        ends.
 
         Args:
             value: its true value.
-            check_first: for a name that the caller has seen in no trial: is called with the
-                distribution (JSON) that another trial of the study has for it, if one does, and
-                raises if the two do not go together. Two trials that are the first to use a name
-                wait for each other.
+            check_first: for a name that the caller has not seen in any trial. It is called with the
+                distribution (JSON) of that name in another trial of the study, if there is one, and
+                raises if the two do not match. Two trials that are the first to use a name wait for
+                each other.
 
         Returns:
             What the trial has under that name now.
@@ -75,58 +71,64 @@ class Suggested:
         """
         with self._database.transaction() as c:
             if check_first is not None:
-                later(c, optuna_rows.LOCK_STUDY, {"study_id": claim.study_id})
-                if not optuna_rows.has_study(c, claim.study_id):
-                    raise LeaseLostError(f"study {claim.study_id} was deleted from the database")
-                known = self._distribution(c, claim, param.name)
-                if known is not None:
-                    check_first(known)
-            row = c.execute(held_by(claim)).one_or_none()
+                later(c, optuna_rows.LOCK_STUDY, {"study_id": held.study_id})
+                if not optuna_rows.has_study(c, held.study_id):
+                    raise LeaseLostError(f"study {held.study_id} was deleted from the database")
+                distribution = self._distribution(c, held, param.name)
+                if distribution is not None:
+                    check_first(distribution)
+            row = answer(c, HOLD, held.proof)
             if (
                 row is None
-                or row.state != "RUNNING"
+                or row.state not in ("PREPARED", "RUNNING")
                 or not optuna_rows.has_trial(c, row.optuna_trial_id)
             ):
                 raise LeaseLostError(
-                    f"trial {claim.number} of study {claim.study_id} is another's or has ended "
-                    "by now"
+                    f"trial {held.number} of study {held.study_id} was given to another worker "
+                    "or has ended"
                 )
-            had = c.execute(
-                sa.select(optuna_trial_params).where(
-                    optuna_trial_params.c.trial_id == row.optuna_trial_id,
-                    optuna_trial_params.c.param_name == param.name,
-                )
-            ).one_or_none()
+            had = answer(c, _PARAM, {"trial_id": row.optuna_trial_id, "name": param.name})
             if had is not None:
                 return Param(had.param_name, float(had.param_value), had.distribution_json)
             optuna_rows.write_params(c, row.optuna_trial_id, [param])
             values = {**(row.values or {}), param.name: value}
-            later(c, sa.update(trial).where(trial.c.trial_id == row.trial_id).values(values=values))
+            later(c, _SET_VALUES, {"trial_id": row.trial_id, "values": json.dumps(values)})
         return param
 
     def distributions(self, study_id: int) -> dict[str, str]:
-        """Every parameter that any trial of the study has, with the distribution (JSON) that one of
-        them has for it.
+        """Every parameter of any trial of the study, with its distribution (JSON) in
+        one of them.
         """
-        query = (
-            sa.select(optuna_trial_params.c.param_name, optuna_trial_params.c.distribution_json)
-            .ext(distinct_on(optuna_trial_params.c.param_name))
-            .join(optuna_trials, optuna_trials.c.trial_id == optuna_trial_params.c.trial_id)
-            .where(optuna_trials.c.study_id == study_id)
-            .order_by(optuna_trial_params.c.param_name, optuna_trial_params.c.param_id.desc())
-        )
-        return {row.param_name: row.distribution_json for row in self._database.execute(query)}
+        rows = self._database.execute(_DISTRIBUTIONS, {"study_id": study_id})
+        return {row.param_name: row.distribution_json for row in rows}
 
-    def _distribution(self, c: Connection, claim: Claim, name: str) -> str | None:
+    def _distribution(self, c: Connection, held: Attempt, name: str) -> str | None:
         """The distribution that another trial of the study has for the name."""
-        query = (
-            sa.select(optuna_trial_params.c.distribution_json)
-            .join(optuna_trials, optuna_trials.c.trial_id == optuna_trial_params.c.trial_id)
-            .where(
-                optuna_trials.c.study_id == claim.study_id, optuna_trial_params.c.param_name == name
-            )
-            .where(optuna_trials.c.trial_id != claim.optuna_trial_id)
-            .limit(1)
-        )
-        found: str | None = c.execute(query).scalar_one_or_none()
-        return found
+        which = {"study_id": held.study_id, "trial_id": held.optuna_trial_id, "name": name}
+        found = answer(c, _DISTRIBUTION, which)
+        return None if found is None else str(found.distribution_json)
+
+
+_VALUES = Statement("SELECT o.values FROM orchestrator.trial o WHERE o.trial_id = :trial_id")
+_SET_VALUES = Statement(
+    "UPDATE orchestrator.trial SET values = CAST(:values AS json) WHERE trial_id = :trial_id"
+)
+_PARAM = Statement(
+    """
+    SELECT p.param_name, p.param_value, p.distribution_json FROM trial_params p
+    WHERE p.trial_id = :trial_id AND p.param_name = :name
+    """
+)
+_DISTRIBUTIONS = Statement(
+    """
+    SELECT DISTINCT ON (p.param_name) p.param_name, p.distribution_json
+    FROM trial_params p JOIN trials q ON q.trial_id = p.trial_id
+    WHERE q.study_id = :study_id ORDER BY p.param_name, p.param_id DESC
+    """
+)
+_DISTRIBUTION = Statement(
+    """
+    SELECT p.distribution_json FROM trial_params p JOIN trials q ON q.trial_id = p.trial_id
+    WHERE q.study_id = :study_id AND p.param_name = :name AND q.trial_id <> :trial_id LIMIT 1
+    """
+)

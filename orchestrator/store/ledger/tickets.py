@@ -1,33 +1,33 @@
-"""Tickets and cells: which comes next, what spends one, when a cell is closed or opened again and a
-study is over.
+"""Tickets and cells: which ticket is next, what spends it, when a cell closes or opens again, when
+a study is over.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.model import JSONValue, TrialNews
-from orchestrator.store.connection.statement import Row, Statement, answers, as_text, later
-from orchestrator.store.ledger.claims import Place
+from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
+from orchestrator.store.ledger.claims import ACTIVE, Place
 from orchestrator.store.ledger.fleet import WorkerLease
-from orchestrator.store.ledger.shortages import closed_for
-from orchestrator.store.schema import UNSPENT, cell, event, ticket
+from orchestrator.store.ledger.shortages import TRIAL_FITS, fits
+from orchestrator.store.schema import LIVE, UNSPENT
 
 MOST_CHOICES = 256
-"""Of more open cells an allocation chooses among so many: those it named as likely, then those with
+"""If more cells are open, an allocation chooses among this many: the likely ones, then those with
 the fewest tickets.
 """
 
 
 @dataclass(frozen=True)
 class Undecided:
-    """The next ticket is bound to no cell, and the study's allocation has to choose one of these:
-    ordinal and values.
+    """The next ticket has no cell yet; the study's allocation has to choose one of `cells`, each
+    with ordinal and values.
     """
 
     ordinal: int
@@ -62,28 +62,26 @@ class Found:
 def look(
     c: Connection, study_id: int, place: Place, lease: WorkerLease, launched: datetime | None = None
 ) -> Found | None:
-    """Locks what has its cell already: a trial given back, else the next ticket by hand, else of
-    the next share.
+    """Locks a trial that was given back, else the next ticket by hand, else the next share: all
+    have their cell.
 
-    What others are taking is skipped, not waited for, and so is what belongs to a cell closed for
-    the worker's device, but for trials by hand. A trial that ran at `place` comes first: there is
-    its checkpoint, and perhaps its result.
+    What others are taking is skipped, not waited for. So is what belongs to a cell that is closed
+    for the worker's device, except trials by hand. A trial that ran at `place` comes first, because
+    its checkpoint is there, and perhaps its result.
 
     Raises:
         LeaseLostError: the worker was evicted meanwhile.
     """
-    later(c, _LOCK_WORKER, lease.shown)
+    later(c, _LOCK_WORKER, lease.proof)
     later(c, _BEFORE_LOOK)
-    asked = {
-        **lease.shown,
+    which = {
+        **lease.proof,
         "host": place.host,
         "runs_dir": place.runs_dir,
         "study_id": study_id,
         "launched": launched,
     }
-    (row,) = answers(c, _LOOK[False], asked)
-    if row.short:
-        (row,) = answers(c, _LOOK[True], asked)
+    (row,) = answers(c, _LOOK, which)
     if row.held is None:
         raise lease.lost()
     return None if row.kind is None else Found(row.kind, row.row_id)
@@ -99,28 +97,26 @@ def look_further(
     likely: Sequence[int] = (),
     launched: datetime | None = None,
 ) -> Found | Undecided | None:
-    """Locks the next ticket that has no cell, once every share is spent, and chooses its cell; else
-    takes another's trial.
+    """Locks the next ticket without a cell, once every share is spent, and chooses its cell; else
+    another's prepared trial.
 
-    With `adaptive` such a ticket is left alone until the call comes with a `choice`.
+    With `adaptive` such a ticket is not taken before the call has a `choice`.
     """
-    # A row that changed in the moment it was looked at stays locked though it was not returned;
-    # whoever changed it may hold the study's lock by now and want it.
+    # A row that changed while it was looked at stays locked although it was not returned; whoever
+    # changed it may now hold the study's lock and wait for the row.
     later(c, _UNDO_LOOK)
-    # One binding at a time: two that read the same counts would give one cell both tickets. What
-    # was read before the lock may
-    # be old by now: a launch that holds it may be laying new shares.
+    # One binding at a time: two that read the same counts would give both tickets to one cell. What
+    # was read before the lock
+    # may be outdated: a launch that held it may have made new shares.
     later(c, LOCK_STUDY, {"study_id": study_id})
     chosen = None if choice is None else choice.cell
-    asked = {
+    which = {
         "study_id": study_id,
         "worker_id": lease.worker_id,
         "chosen": chosen,
         "launched": launched,
     }
-    (row,) = answers(c, _LOOK_FURTHER[False], asked)
-    if row.short:
-        (row,) = answers(c, _LOOK_FURTHER[True], asked)
+    (row,) = answers(c, _LOOK_FURTHER, which)
     if row.kind is None:
         return None
     if row.kind != "rest" or row.cell_id is not None:
@@ -132,10 +128,10 @@ def look_further(
         return Found("ticket", row.row_id, row.chosen, choice.why)
     why: Mapping[str, JSONValue] = {
         "rule": "uniform",
-        "why": "of the open cells it had the fewest trials",
+        "why": "it had the fewest trials of the open cells",
     }
     if choice is not None:
-        why = {**why, "why": f"{why['why']}; the chosen cell was closed meanwhile"}
+        why = {**why, "why": f"{why['why']}; the chosen cell had been closed"}
     return None if row.fewest is None else Found("ticket", row.row_id, row.fewest, why)
 
 
@@ -148,109 +144,88 @@ _UNDO_LOOK = b"ROLLBACK TO SAVEPOINT before_look"
 LOCK_STUDY = Statement(
     "SELECT FROM orchestrator.study WHERE study_id = :study_id FOR NO KEY UPDATE"
 )
-_ACTIVE = """EXISTS (
-    SELECT FROM orchestrator.study s WHERE s.study_id = :study_id
-        AND s.launched_at = coalesce(:launched, s.launched_at)
-        AND s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp()))"""
-SHORT = "EXISTS (SELECT FROM orchestrator.shortage h WHERE h.closed)"
-"""Whether any cell is closed for a device: only then is it looked up of which, since to plan for
-that takes milliseconds.
-"""
-_FITS = "NOT " + as_text(closed_for(sa.literal_column(":worker_id"), sa.literal_column("{cell}")))
-TRIAL_FITS = f"""(
-    EXISTS (SELECT FROM orchestrator.ticket k WHERE k.ticket_id = o.ticket_id AND k.extra)
-        OR {_FITS.format(cell="o.cell_id")}
-)"""
-_OPEN_TICKET = """
-    SELECT '{kind}' AS kind, t.* FROM (
-        SELECT t.ticket_id AS row_id, t.ordinal, t.failures, t.cell_id FROM orchestrator.ticket t
-        WHERE t.study_id = :study_id AND t.state = 'OPEN' AND {which}
-        ORDER BY t.ordinal LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
-    ) t
-"""
+_ACTIVE = f"""EXISTS (
+    SELECT FROM orchestrator.study s
+    WHERE s.study_id = :study_id AND s.launched_at = coalesce(:launched, s.launched_at)
+        AND {ACTIVE})"""
 
 
-def _look(*, fitting: bool) -> Statement:
-    """Each part is only run when those before it found nothing, so that nothing is
-    locked in vain.
+def _open_ticket(kind: str, which: str) -> str:
+    """SQL: the first open ticket of those, under lock."""
+    return f"""
+        SELECT '{kind}' AS kind, t.* FROM (
+            SELECT t.ticket_id AS row_id, t.ordinal, t.failures, t.cell_id
+                FROM orchestrator.ticket t
+            WHERE t.study_id = :study_id AND t.state = 'OPEN' AND {which}
+            ORDER BY t.ordinal LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+        ) t
     """
-    extra = _OPEN_TICKET.format(kind="ticket", which="t.extra")
-    share = _OPEN_TICKET.format(
-        kind="ticket", which=f"t.share IS NOT NULL AND {_of(fitting, 't.cell_id')}"
-    )
-    return Statement(
-        f"""
-        SELECT held.worker_id AS held, n.kind, n.row_id, {_short(fitting)} AS short
-        FROM (SELECT) AS one
-        LEFT JOIN orchestrator.worker held ON held.worker_id = :worker_id AND held.token = :token
-            AND held.state = 'ACTIVE'
-        LEFT JOIN LATERAL (
-            SELECT 'trial' AS kind, o.row_id, NULL::int AS ordinal, NULL::int AS failures,
-                NULL::bigint AS cell_id FROM (
-                SELECT o.trial_id AS row_id FROM orchestrator.trial o
-                WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.worker_id IS NULL
-                    AND {TRIAL_FITS if fitting else "true"}
-                ORDER BY EXISTS (
-                    SELECT FROM orchestrator.attempt a
-                    WHERE a.trial_id = o.trial_id AND a.attempt = o.attempts AND a.host = :host
-                        AND a.runs_dir = :runs_dir
-                ) DESC, o.trial_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
-            ) o
-            UNION ALL {extra}
-            UNION ALL {share}
-            LIMIT 1
-        ) n ON held.worker_id IS NOT NULL AND {_ACTIVE} AND NOT {_short(fitting)}
-        """
-    )
 
 
-def _look_further(*, fitting: bool) -> Statement:
-    share = _OPEN_TICKET.format(
-        kind="ticket", which=f"t.share IS NOT NULL AND {_of(fitting, 't.cell_id')}"
-    )
-    rest = _OPEN_TICKET.format(
-        kind="rest", which=f"t.share IS NULL AND NOT t.extra AND {_of(fitting, 't.cell_id')}"
-    )
-    open_cell = f"l.study_id = :study_id AND l.state = 'OPEN' AND {_of(fitting, 'l.cell_id')}"
-    return Statement(
-        f"""
-        SELECT n.*, {_short(fitting)} AS short,
-            (SELECT l.cell_id FROM orchestrator.cell l
-                WHERE {open_cell} ORDER BY l.bound, l.ordinal LIMIT 1) AS fewest,
-            (SELECT l.cell_id FROM orchestrator.cell l WHERE {open_cell}
-                AND l.ordinal = :chosen) AS chosen
-        FROM (SELECT) AS one
-        LEFT JOIN LATERAL (
-            {share}
-            UNION ALL
-            SELECT rest.* FROM (SELECT WHERE NOT EXISTS (
-                SELECT FROM orchestrator.ticket s
-                WHERE s.study_id = :study_id AND s.share IS NOT NULL AND s.state IN ('OPEN', 'LIVE')
-            )) AS spent CROSS JOIN LATERAL ({rest}) AS rest
-            UNION ALL
-            SELECT 'ahead', o.row_id, NULL, NULL, NULL FROM (
-                SELECT o.trial_id AS row_id FROM orchestrator.trial o
-                WHERE o.study_id = :study_id AND o.state = 'RUNNING' AND o.attempts = 0
-                    AND o.worker_id <> :worker_id
-                    AND {TRIAL_FITS if fitting else "true"}
-                ORDER BY o.trial_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
-            ) o
-            LIMIT 1
-        ) n ON {_ACTIVE} AND NOT {_short(fitting)}
-        """
-    )
+def _next_trial(which: str, order: str) -> str:
+    """SQL: the first trial of those, under lock."""
+    return f"""(
+        SELECT o.trial_id AS row_id FROM orchestrator.trial o
+        WHERE o.study_id = :study_id AND {which} AND {TRIAL_FITS}
+        ORDER BY {order} LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+    )"""
 
 
-def _of(fitting: bool, cell_id: str) -> str:
-    return _FITS.format(cell=cell_id) if fitting else "true"
-
-
-def _short(fitting: bool) -> str:
-    return "false" if fitting else SHORT
-
-
-_LOOK = {fitting: _look(fitting=fitting) for fitting in (False, True)}
-_LOOK_FURTHER = {fitting: _look_further(fitting=fitting) for fitting in (False, True)}
+_SHARE = _open_ticket("ticket", f"t.share IS NOT NULL AND {fits('t.cell_id')}")
+# Each part is only run when those before it found nothing, so that nothing is locked in vain.
+_RAN_HERE = """EXISTS (
+    SELECT FROM orchestrator.attempt a
+    WHERE a.trial_id = o.trial_id AND a.attempt = o.attempts AND a.host = :host
+        AND a.runs_dir = :runs_dir)"""
+_GIVEN_BACK = _next_trial(
+    "o.state IN ('PREPARED', 'RUNNING') AND o.worker_id IS NULL", f"{_RAN_HERE} DESC, o.trial_id"
+)
+_LOOK = Statement(
+    f"""
+    SELECT held.worker_id AS held, n.kind, n.row_id
+    FROM (SELECT) AS one
+    LEFT JOIN orchestrator.worker held ON held.worker_id = :worker_id AND held.token = :token
+        AND held.state = 'ACTIVE'
+    LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
+    LEFT JOIN LATERAL (
+        SELECT 'trial' AS kind, o.row_id, NULL::int AS ordinal, NULL::int AS failures,
+            NULL::bigint AS cell_id
+        FROM {_GIVEN_BACK} o
+        UNION ALL {_open_ticket("ticket", "t.extra")}
+        UNION ALL {_SHARE}
+        LIMIT 1
+    ) n ON held.worker_id IS NOT NULL AND {_ACTIVE}
+    """
+)
+_OPEN_CELL_THAT_FITS = f"l.study_id = :study_id AND l.state = 'OPEN' AND {fits('l.cell_id')}"
+_LOOK_FURTHER = Statement(
+    f"""
+    SELECT n.*,
+        (
+            SELECT l.cell_id FROM orchestrator.cell l WHERE {_OPEN_CELL_THAT_FITS}
+                ORDER BY l.bound, l.ordinal LIMIT 1
+        ) AS fewest,
+        (SELECT l.cell_id FROM orchestrator.cell l WHERE {_OPEN_CELL_THAT_FITS}
+            AND l.ordinal = :chosen) AS chosen
+    FROM (SELECT) AS one
+    LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
+    LEFT JOIN LATERAL (
+        {_SHARE}
+        UNION ALL
+        SELECT rest.* FROM (SELECT WHERE NOT EXISTS (
+            SELECT FROM orchestrator.ticket t
+            WHERE t.study_id = :study_id AND t.share IS NOT NULL AND t.state IN ('OPEN', 'LIVE')
+        )) AS spent
+        CROSS JOIN LATERAL (
+            {_open_ticket("rest", f"t.share IS NULL AND NOT t.extra AND {fits('t.cell_id')}")}
+        ) AS rest
+        UNION ALL
+        SELECT 'ahead', o.row_id, NULL, NULL, NULL
+        FROM {_next_trial("o.state = 'PREPARED' AND o.worker_id <> :worker_id", "o.trial_id")} o
+        LIMIT 1
+    ) n ON {_ACTIVE}
+    """
+)
 
 
 def _open_cells(
@@ -259,44 +234,59 @@ def _open_cells(
     """The open cells by ordinal; of more than `MOST_CHOICES` the `likely` ones, and those with the
     fewest tickets.
     """
-    mine = sa.and_(
-        cell.c.study_id == study_id, cell.c.state == "OPEN", ~closed_for(worker_id, cell.c.cell_id)
-    )
-    open_cells = sa.select(cell.c.ordinal, cell.c["values"].label("cell_values")).where(mine)
-    found = c.execute(open_cells.order_by(cell.c.ordinal).limit(MOST_CHOICES + 1)).all()
-    if len(found) > MOST_CHOICES:
+    which = {"study_id": study_id, "worker_id": worker_id, "most": MOST_CHOICES}
+    cells = answers(c, _FIRST_CELLS, {**which, "most": MOST_CHOICES + 1})
+    if len(cells) > MOST_CHOICES:
         named = (
-            c.execute(open_cells.where(cell.c.ordinal.in_(list(likely)[:MOST_CHOICES]))).all()
+            answers(c, _NAMED_CELLS, {**which, "likely": list(likely)[:MOST_CHOICES]})
             if likely
             else []
         )
-        fewest = open_cells.order_by(cell.c.bound, cell.c.ordinal).limit(MOST_CHOICES)
         # the named ones come first
-        by_ordinal = {row.ordinal: row for row in [*named, *c.execute(fewest)]}
-        found = sorted(list(by_ordinal.values())[:MOST_CHOICES], key=lambda row: int(row.ordinal))
-    return tuple((row.ordinal, row.cell_values) for row in found)
+        by_ordinal = {row.ordinal: row for row in [*named, *answers(c, _FEWEST_TICKETS, which)]}
+        cells = sorted(list(by_ordinal.values())[:MOST_CHOICES], key=lambda row: int(row.ordinal))
+    return tuple((row.ordinal, row.cell_values) for row in cells)
 
 
-_ANYBODYS: Mapping[str, None] = dict.fromkeys(("cell_id", "share", "fixed", "retried_from"))
-"""What a ticket says that leaves its cell: what a trial of that cell was to repeat stays behind,
-and `retry` may ask again.
+_CELLS_THAT_FIT = f"""
+    SELECT l.ordinal, l.values AS cell_values
+    FROM orchestrator.cell l LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
+    WHERE {_OPEN_CELL_THAT_FITS}
 """
+_FIRST_CELLS = Statement(f"{_CELLS_THAT_FIT} ORDER BY l.ordinal LIMIT :most")
+_NAMED_CELLS = Statement(
+    f"{_CELLS_THAT_FIT} AND l.ordinal = ANY(CAST(:likely AS int[])) LIMIT :most"
+)
+_FEWEST_TICKETS = Statement(f"{_CELLS_THAT_FIT} ORDER BY l.bound, l.ordinal LIMIT :most")
 
 
 def give_back(c: Connection, ticket_id: int, cell_id: int) -> None:
-    """The ticket is as if nobody had taken it; no failure is counted. One of a cell closed
-    meanwhile goes to the others.
+    """Makes the ticket as if nobody had taken it; no failure is counted. If its cell has closed, it
+    goes to the other cells.
     """
-    mine = ticket.c.ticket_id == ticket_id
-    cell_row = c.execute(
-        sa.select(cell).where(cell.c.cell_id == cell_id).with_for_update(key_share=True)
-    ).one()
-    extra = c.execute(
-        sa.update(ticket).where(mine).values(state="OPEN").returning(ticket.c.extra)
-    ).scalar_one()
-    if cell_row.state == "CLOSED" and not extra:
-        c.execute(sa.update(ticket).where(mine).values(_ANYBODYS))
-        c.execute(sa.update(cell).where(cell.c.cell_id == cell_id).values(bound=cell.c.bound - 1))
+    which = {"ticket_id": ticket_id, "cell_id": cell_id}
+    later(c, LOCK_CELL, which)
+    (row,) = answers(c, _REOPEN, which)
+    if row.closed and not row.extra:
+        later(c, _LEAVE_CELL, which)
+        later(c, _COUNT_FREED, {"cell_id": cell_id, "freed": 1})
+
+
+LOCK_CELL = Statement("SELECT FROM orchestrator.cell WHERE cell_id = :cell_id FOR NO KEY UPDATE")
+_REOPEN = Statement(
+    """
+    UPDATE orchestrator.ticket t SET state = 'OPEN'
+    FROM orchestrator.cell l
+    WHERE t.ticket_id = :ticket_id AND l.cell_id = :cell_id
+    RETURNING t.extra, l.state = 'CLOSED' AS closed
+    """
+)
+# What a trial of the cell was to repeat stays behind, and `retry` may ask again.
+_LEAVE = "cell_id = NULL, share = NULL, fixed = NULL, retried_from = NULL"
+_LEAVE_CELL = Statement(f"UPDATE orchestrator.ticket SET {_LEAVE} WHERE ticket_id = :ticket_id")
+_COUNT_FREED = Statement(
+    "UPDATE orchestrator.cell SET bound = bound - :freed WHERE cell_id = :cell_id"
+)
 
 
 def spend(c: Connection, ticket_id: int, cell_id: int, *, pruned: bool) -> None:
@@ -331,8 +321,8 @@ def last_share(c: Connection, row: Row) -> LastShare | None:
     """The share that waits for a complete trial of its cell though this one of it pruned itself;
     None where none waits.
 
-    None waits once more trials of the cell have pruned themselves than its shares and
-    `budget.max_failures_per_cell`; that is told then. Under the study's lock.
+    None waits once more trials of the cell have pruned themselves than its shares plus
+    `budget.max_failures_per_cell`; an event says so. Under the study's lock.
 
     Args:
         row: of the trial, as `claims.ENDING` reads it; its cell has no complete trial.
@@ -349,13 +339,7 @@ def last_share(c: Connection, row: Row) -> LastShare | None:
         reason = (
             f"{'its one trial' if pruned == 1 else f'all its {pruned} trials'} pruned themselves"
         )
-        told = {
-            "study_id": row.study_id,
-            "cell_id": row.cell_id,
-            "trial_id": row.trial_id,
-            "kind": NO_COMPLETE_TRIAL,
-        }
-        c.execute(sa.insert(event).values(**told, reason=reason))
+        _tell(c, row, NO_COMPLETE_TRIAL, reason)
         return None
     return LastShare(cell_now.share, cell_now.free)
 
@@ -388,78 +372,80 @@ _LAST_SHARE = Statement(
 
 
 def let_share_wait(c: Connection, row: Row, last: LastShare) -> None:
-    """The share goes over to the free ticket, for this one is spent; without one it is this ticket
-    that gets another try.
+    """Hands the share to the free ticket, because this one is spent; without a free one this ticket
+    gets another try.
 
-    Under the study's lock, without which no ticket that has no cell is taken.
+    Under the study's lock, without which no ticket without a cell is taken.
     """
+    which = {"ticket_id": row.ticket_id, "cell_id": row.cell_id}
     if last.free is None:
-        c.execute(_TRY_AGAIN, {"ticket_id": row.ticket_id})
-        c.execute(_NO_FAILURE_IN_A_ROW, {"cell_id": row.cell_id})
+        later(c, _TRY_AGAIN, which)
+        later(c, _NO_FAILURE_IN_A_ROW, which)
     else:
-        c.execute(sa.update(ticket).where(ticket.c.ticket_id == row.ticket_id).values(share=None))
-        c.execute(
-            sa.update(ticket)
-            .where(ticket.c.ticket_id == last.free)
-            .values(cell_id=row.cell_id, share=last.share)
-        )
-        c.execute(
-            sa.update(cell).where(cell.c.cell_id == row.cell_id).values(bound=cell.c.bound + 1)
-        )
-    told = {
-        "study_id": row.study_id,
-        "cell_id": row.cell_id,
-        "trial_id": row.trial_id,
-        "kind": SHARE_WAITS,
-    }
-    c.execute(
-        sa.insert(event).values(
-            **told, reason=f"trial {row.number} pruned itself before its cell had a complete one"
-        )
+        later(c, _LOSE_SHARE, which)
+        later(c, _GET_SHARE, {"ticket_id": last.free, "cell_id": row.cell_id, "share": last.share})
+        later(c, _COUNT_FREED, {"cell_id": row.cell_id, "freed": -1})
+    _tell(
+        c, row, SHARE_WAITS, f"trial {row.number} pruned itself before its cell had a complete one"
     )
 
 
-_TRY_AGAIN = sa.text(
+_TRY_AGAIN = Statement(
     """
     UPDATE orchestrator.ticket SET state = 'OPEN', failures = failures + 1, fixed = NULL,
         retried_from = NULL
     WHERE ticket_id = :ticket_id
     """
 )
-_NO_FAILURE_IN_A_ROW = sa.text(
+_NO_FAILURE_IN_A_ROW = Statement(
     "UPDATE orchestrator.cell SET failures_in_a_row = 0 WHERE cell_id = :cell_id"
+)
+_LOSE_SHARE = Statement("UPDATE orchestrator.ticket SET share = NULL WHERE ticket_id = :ticket_id")
+_GET_SHARE = Statement(
+    "UPDATE orchestrator.ticket SET cell_id = :cell_id, share = :share WHERE ticket_id = :ticket_id"
+)
+
+
+def _tell(c: Connection, row: Row, kind: str, reason: str) -> None:
+    later(
+        c,
+        _EVENT,
+        {
+            "study_id": row.study_id,
+            "trial_id": row.trial_id,
+            "cell_id": row.cell_id,
+            "kind": kind,
+            "reason": reason,
+        },
+    )
+
+
+_EVENT = Statement(
+    """
+    INSERT INTO orchestrator.event (study_id, trial_id, cell_id, kind, reason)
+    VALUES (:study_id, :trial_id, :cell_id, :kind, :reason)
+    """
 )
 
 
 def reopen(c: Connection, row: Row, failure: str, *, in_a_row: bool = True) -> bool:
-    """Gives the ticket of a failed trial another try; closes its cell at more than
-    `budget.max_failures_per_cell` in a row.
+    """Gives the ticket of a failed trial another try; more than `budget.max_failures_per_cell` in a
+    row close its cell.
 
-    The next try is the sampler's again, even if this one was by hand. A ticket on top of the budget
-    gets no other try, and its failure says nothing against the cell: False then.
+    The next try is suggested by the sampler, even if this one was by hand. A ticket on top of the
+    budget gets no other try, and its failure does not count against the cell: then False.
 
     Args:
-        row: of the trial, as `claims.ending` reads it.
+        row: of the trial, as `claims.ENDING` reads it.
         in_a_row: whether the failure is one of those in a row; exhausted memory is counted by
-            device, see `infeasible`.
+            device, see `shortages`.
     """
-    mine = cell.c.cell_id == row.cell_id
-    changed = {
-        "state": "VOID" if row.extra else "OPEN",
-        "failures": ticket.c.failures + 1,
-        "fixed": sa.null(),
-    }
-    later(
-        c,
-        sa.update(ticket)
-        .where(ticket.c.ticket_id == row.ticket_id)
-        .values({**changed, "retried_from": None}),
-    )
+    which = {"ticket_id": row.ticket_id, "cell_id": row.cell_id}
+    later(c, _FAIL_TICKET, {**which, "state": "VOID" if row.extra else "OPEN"})
+    count = row.failures_in_a_row + (in_a_row and not row.extra)
+    later(c, _COUNT_FAILED, {**which, "in_a_row": count})
     if row.extra:
-        later(c, sa.update(cell).where(mine).values(failed=cell.c.failed + 1))
         return False
-    count = row.failures_in_a_row + in_a_row
-    later(c, sa.update(cell).where(mine).values(failed=cell.c.failed + 1, failures_in_a_row=count))
     if row.cell_state == "OPEN":
         if not in_a_row or count <= row.max_failures:
             return True
@@ -467,70 +453,102 @@ def reopen(c: Connection, row: Row, failure: str, *, in_a_row: bool = True) -> b
             f"{count} trials failed in a row; the last: "
             f"{failure.splitlines()[0] if failure else 'unknown'}"
         )
-        c.execute(sa.update(cell).where(mine).values(state="CLOSED", reason=reason))
-        c.execute(
-            sa.insert(event).values(
-                study_id=row.study_id, cell_id=row.cell_id, kind="cell closed", reason=reason
-            )
-        )
-    # What a closed cell leaves unspent goes to the others.
-    left = sa.update(ticket).where(
-        ticket.c.cell_id == row.cell_id, ticket.c.state == "OPEN", ~ticket.c.extra
-    )
-    freed = c.execute(left.values(_ANYBODYS))
-    c.execute(sa.update(cell).where(mine).values(bound=cell.c.bound - freed.rowcount))
+        later(c, _CLOSE_CELL, {**which, "reason": reason})
+        closed = {
+            "study_id": row.study_id,
+            "cell_id": row.cell_id,
+            "kind": "cell closed",
+            "reason": reason,
+        }
+        later(c, _EVENT, {**closed, "trial_id": None})
+    later(c, _FREE_TICKETS, which)
     return True
+
+
+_FAIL_TICKET = Statement(
+    """
+    UPDATE orchestrator.ticket SET state = :state, failures = failures + 1, fixed = NULL,
+        retried_from = NULL
+    WHERE ticket_id = :ticket_id
+    """
+)
+_COUNT_FAILED = Statement(
+    "UPDATE orchestrator.cell SET failed = failed + 1, failures_in_a_row = :in_a_row WHERE "
+    "cell_id = :cell_id"
+)
+_CLOSE_CELL = Statement(
+    "UPDATE orchestrator.cell SET state = 'CLOSED', reason = :reason WHERE cell_id = :cell_id"
+)
+# What a closed cell leaves unspent goes to the others.
+_FREE_TICKETS = Statement(
+    f"""
+    WITH freed AS (
+        UPDATE orchestrator.ticket SET {_LEAVE} WHERE cell_id = :cell_id AND state = 'OPEN'
+            AND NOT extra RETURNING ticket_id
+    )
+    UPDATE orchestrator.cell SET bound = bound - (SELECT count(*) FROM freed)
+        WHERE cell_id = :cell_id
+    """
+)
 
 
 def repeat(
     c: Connection, ticket_id: int, cell_id: int, fixed: Mapping[str, JSONValue], number: int
 ) -> bool | None:
-    """Makes the ticket's next trial one of `fixed` parameters in that cell, if it waits for one;
+    """Gives the ticket's next trial the parameters `fixed` in that cell, if the ticket is open;
     under the study's lock.
 
-    Where it waits for none another ticket of the cell is taken that does. A ticket that was given
-    to an open allocation meanwhile is bound to the cell again. Returns whether the ticket is on top
-    of the budget, None if there is none.
+    Otherwise another open ticket of the cell is taken. A ticket that lost its cell is bound to it
+    again. Returns whether the ticket is on top of the budget, None if there is none.
     """
-    own = ticket.c.ticket_id == ticket_id
-    waits = sa.or_(ticket.c.state == "OPEN", sa.and_(own, ticket.c.state == "VOID", ticket.c.extra))
-    here = sa.or_(
-        sa.and_(own, sa.or_(ticket.c.cell_id == cell_id, ticket.c.cell_id.is_(None))),
-        sa.and_(ticket.c.cell_id == cell_id, ~ticket.c.extra, ticket.c.fixed.is_(None)),
-    )
-    found = sa.select(ticket).where(waits, here, ticket.c.retried_from.is_(None))
-    first = found.order_by(own.desc(), ticket.c.ordinal).limit(1)
-    row = c.execute(first.with_for_update(key_share=True)).one_or_none()
+    row = answer(c, _WAITING, {"ticket_id": ticket_id, "cell_id": cell_id})
     if row is None:
         return None
-    changed = {"state": "OPEN", "cell_id": cell_id, "fixed": dict(fixed), "retried_from": number}
-    c.execute(sa.update(ticket).where(ticket.c.ticket_id == row.ticket_id).values(changed))
+    which = {"ticket_id": row.ticket_id, "cell_id": cell_id}
+    later(c, _REPEAT, {**which, "fixed": json.dumps(dict(fixed)), "number": number})
     if row.cell_id is None:
-        c.execute(sa.update(cell).where(cell.c.cell_id == cell_id).values(bound=cell.c.bound + 1))
+        later(c, _COUNT_FREED, {"cell_id": cell_id, "freed": -1})
     return bool(row.extra)
 
 
-def open_again(c: Connection, cell_row: Row, ticket_id: int, reason: str) -> None:
-    """Opens a closed cell: it gets what it lacks of its shares from tickets that nobody uses,
-    `ticket_id` before others.
+_WAITING = Statement(
+    """
+    SELECT t.ticket_id, t.cell_id, t.extra FROM orchestrator.ticket t
+    WHERE (t.state = 'OPEN' OR (t.ticket_id = :ticket_id AND t.state = 'VOID' AND t.extra))
+        AND t.retried_from IS NULL AND (
+        (t.ticket_id = :ticket_id AND (t.cell_id = :cell_id OR t.cell_id IS NULL))
+        OR (t.cell_id = :cell_id AND NOT t.extra AND t.fixed IS NULL)
+    )
+    ORDER BY t.ticket_id = :ticket_id DESC, t.ordinal LIMIT 1 FOR NO KEY UPDATE
+    """
+)
+_REPEAT = Statement(
+    """
+    UPDATE orchestrator.ticket
+    SET state = 'OPEN', cell_id = :cell_id, fixed = CAST(:fixed AS json), retried_from = :number
+    WHERE ticket_id = :ticket_id
+    """
+)
 
-    Within the budget: of tickets that were void because every cell was closed no more come back
+
+def open_again(c: Connection, cell_row: Row, ticket_id: int, reason: str) -> None:
+    """Opens a closed cell; the shares it lacks come from tickets that nobody uses, `ticket_id`
+    before others.
+
+    Within the budget: of the tickets that became void when every cell was closed, no more come back
     than this cell lacks and `budget.trials` has room for. Under the study's lock.
     """
-    mine = cell.c.cell_id == cell_row.cell_id
-    c.execute(sa.update(cell).where(mine).values(state="OPEN", reason=None, failures_in_a_row=0))
-    which = {"cell_id": cell_row.cell_id, "study_id": cell_row.study_id, "first": ticket_id}
-    bound = c.execute(_BIND_SHARES, which).rowcount
-    c.execute(sa.update(cell).where(mine).values(bound=cell.c.bound + bound))
-    opened = {
-        "study_id": cell_row.study_id,
-        "cell_id": cell_row.cell_id,
-        "kind": "cell opened again",
-    }
-    c.execute(sa.insert(event).values(**opened, reason=reason))
+    which = {"cell_id": cell_row.cell_id, "study_id": cell_row.study_id}
+    later(c, _OPEN_CELL_AGAIN, which)
+    later(c, _BIND_SHARES, {**which, "first": ticket_id})
+    later(c, _EVENT, {**which, "trial_id": None, "kind": "cell opened again", "reason": reason})
 
 
-_BIND_SHARES = sa.text(
+_OPEN_CELL_AGAIN = Statement(
+    "UPDATE orchestrator.cell SET state = 'OPEN', reason = NULL, failures_in_a_row = 0 WHERE "
+    "cell_id = :cell_id"
+)
+_BIND_SHARES = Statement(
     """
     WITH lacking AS (
         SELECT coalesce(max(t.share) FILTER (WHERE t.cell_id = :cell_id), 0) AS highest,
@@ -556,21 +574,25 @@ _BIND_SHARES = sa.text(
             AND NOT t.extra
     ), usable AS (
         SELECT u.ticket_id, row_number() OVER (ORDER BY u.place, u.state, u.of_state) AS k
-        FROM unused u, lacking l
-        WHERE u.state = 'OPEN' OR u.of_state <= l.room
+        FROM unused u, lacking x
+        WHERE u.state = 'OPEN' OR u.of_state <= x.room
+    ), bound AS (
+        UPDATE orchestrator.ticket t SET state = 'OPEN', cell_id = :cell_id, share = x.highest + u.k
+        FROM usable u, lacking x
+        WHERE t.ticket_id = u.ticket_id AND u.k <= x.shares
+        RETURNING t.ticket_id
     )
-    UPDATE orchestrator.ticket t SET state = 'OPEN', cell_id = :cell_id, share = l.highest + u.k
-    FROM usable u, lacking l
-    WHERE t.ticket_id = u.ticket_id AND u.k <= l.shares
+    UPDATE orchestrator.cell SET bound = bound + (SELECT count(*) FROM bound)
+        WHERE cell_id = :cell_id
     """
 )
 
 
 def end_study_if_spent(c: Connection, study_id: int) -> None:
-    """Finishes the study when no ticket is left, or none that an open cell could take; under the
+    """Finishes the study if no ticket is left, or none that an open cell could take; under the
     study's lock.
 
-    One that is being stopped is finished when its last trial is.
+    A study that is being stopped is finished when its last trial has ended.
     """
     for statement in (_VOID_IF_CLOSED, _FINISH_IF_SPENT, _FINISH_IF_STOPPED):
         later(c, statement, {"study_id": study_id})
@@ -596,18 +618,21 @@ _FINISH_IF_SPENT = Statement(
     """
 )
 _FINISH_IF_STOPPED = Statement(
-    """
+    f"""
     UPDATE orchestrator.study SET state = 'FINISHED', halt = false
     WHERE study_id = :study_id AND state = 'STOPPING' AND NOT EXISTS (
-        SELECT FROM orchestrator.trial o WHERE o.study_id = :study_id
-            AND o.state IN ('CLAIMED', 'RUNNING'))
+        SELECT FROM orchestrator.trial o WHERE o.study_id = :study_id AND o.state IN {LIVE})
     """
 )
 
 
 def unspent(c: Connection, study_id: int) -> int:
     """How many tickets of the study are still to be spent."""
-    count = sa.select(sa.func.count()).where(
-        ticket.c.study_id == study_id, ticket.c.state.in_(UNSPENT)
-    )
-    return int(c.execute(count).scalar_one())
+    (row,) = answers(c, _UNSPENT, {"study_id": study_id})
+    return int(row.n)
+
+
+_UNSPENT = Statement(
+    "SELECT count(*) AS n FROM orchestrator.ticket t WHERE t.study_id = :study_id AND t.state "
+    f"IN {UNSPENT}"
+)

@@ -57,8 +57,8 @@ def migrate(database: Database, create_optuna_tables: Callable[[str], None]) -> 
             return
         if not connection.execute(_MAY_CREATE).scalar_one():
             raise SchemaOutdatedError(
-                "the schemas of this database are missing or old, and its role may not change "
-                "them; run as their owner:"
+                "the schemas of this database are missing or outdated, and this role may not "
+                "change them; run as their owner:"
                 " orchestrator db upgrade"
             )
         create_optuna_tables(database.url.render_as_string(hide_password=False))
@@ -85,17 +85,17 @@ def revisions() -> list[str]:
 
 
 def _is_current(connection: Connection) -> bool:
-    known, ours = revisions(), None
+    all_revisions, ours = revisions(), None
     if connection.execute(
         sa.text("SELECT to_regclass(:table)"), {"table": f"{SCHEMA}.{VERSION_TABLE}"}
     ).scalar_one():
         ours = connection.execute(
             sa.text(f"SELECT version_num FROM {SCHEMA}.{VERSION_TABLE}")
         ).scalar_one_or_none()
-    if ours is not None and ours not in known:
+    if ours is not None and ours not in all_revisions:
         raise SchemaOutdatedError(
-            f"the database has our schema in revision {ours}, made by a newer orchestrator: "
-            "install that one"
+            f"the schema of this database has revision {ours}, which a newer orchestrator "
+            "created; install that version"
         )
     has_optuna = (
         connection.execute(sa.text("SELECT to_regclass('alembic_version')")).scalar_one()
@@ -108,9 +108,8 @@ def _is_current(connection: Connection) -> bool:
     ).scalar_one_or_none()
     if revision is not None and revision not in KNOWN_OPTUNA_REVISIONS:
         raise SchemaOutdatedError(
-            f"Optuna's tables in this database are of revision {revision}; this version writes "
-            "only "
+            f"Optuna's tables in this database have revision {revision}; this version only writes "
             f"{', '.join(KNOWN_OPTUNA_REVISIONS)}. For an older one run: optuna storage upgrade "
             "--storage URL"
         )
-    return revision is not None and ours == known[-1]
+    return revision is not None and ours == all_revisions[-1]

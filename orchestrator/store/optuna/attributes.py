@@ -30,14 +30,14 @@ def fact_attrs(facts: Mapping[str, Any]) -> dict[str, JSONValue]:
     duration (s), where known.
     """
     git, device, memory = facts.get("git"), facts.get("device"), facts.get("peak_memory_bytes")
-    told = (
+    values = (
         facts.get("host"),
         device.get("name") if isinstance(device, Mapping) else None,
         _commit(git) if isinstance(git, Mapping) else None,
         round(memory / 1e6, 1) if isinstance(memory, int) else None,
         facts.get("duration_s"),
     )
-    return {key: value for key, value in zip(FACT_KEYS, told, strict=True) if value is not None}
+    return {key: value for key, value in zip(FACT_KEYS, values, strict=True) if value is not None}
 
 
 def _commit(git: Mapping[str, Any]) -> str:

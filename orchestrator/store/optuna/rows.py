@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -132,7 +131,7 @@ def write_constraints(
     c: Connection,
     trial_id: int,
     constraints: Mapping[str, float],
-    artifacts: Mapping[str, JSONValue] = MappingProxyType({}),
+    artifacts: Mapping[str, JSONValue],
 ) -> None:
     """Adds constraints as Optuna's `set_constraint` does, and records of artifacts; what is there
     keeps its value.
@@ -182,3 +181,17 @@ def _stored(value: float, name: str = "value") -> dict[str, Any]:
         else "INF_NEG"
     )
     return {name: value if kind == "FINITE" else None, f"{name}_type": kind}
+
+
+def stored_values(stored: Sequence[Sequence[Any]] | None) -> tuple[float, ...] | None:
+    """The objective values that Optuna stored as pairs of value and type; None if
+    there are none.
+    """
+    return tuple(stored_float(value, kind) for value, kind in stored) if stored else None
+
+
+def stored_float(value: float | None, kind: str) -> float:
+    """The number that Optuna stored as `value` and its type."""
+    if kind == "FINITE" and value is not None:
+        return float(value)
+    return {"INF_POS": math.inf, "INF_NEG": -math.inf}.get(kind, math.nan)

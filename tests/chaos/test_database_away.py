@@ -8,8 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -25,22 +24,6 @@ TTL_S = 8.0
 """Longer than a crowded machine keeps a worker from its renewal: what is given up here is given up
 for the database.
 """
-
-
-@pytest.fixture
-def server() -> Iterator[OwnServer]:
-    with OwnServer() as running:
-        yield running
-
-
-@pytest.fixture
-def commands(server: OwnServer, tmp_path: Path) -> Commands:
-    return Commands(server.url, tmp_path)
-
-
-@pytest.fixture
-def store(server: OwnServer) -> Store:
-    return Store(server.url)
 
 
 def test_restarts_and_an_outage_cost_no_worker_and_no_running_trial(

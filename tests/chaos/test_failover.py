@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,22 +17,6 @@ from tests.support.fleet import TTL_S, Fleet
 from tests.support.own_server import OwnServer
 from tests.support.studies import RUNNER, spec
 from tests.support.waiting import wait_until
-
-
-@pytest.fixture
-def server() -> Iterator[OwnServer]:
-    with OwnServer() as running:
-        yield running
-
-
-@pytest.fixture
-def commands(server: OwnServer, tmp_path: Path) -> Commands:
-    return Commands(server.url, tmp_path)
-
-
-@pytest.fixture
-def store(server: OwnServer) -> Store:
-    return Store(server.url)
 
 
 def test_after_a_failover_that_loses_the_last_seconds_every_value_is_of_its_own_parameters(

@@ -73,10 +73,10 @@ def test_a_worker_holds_one_connection_at_most_and_none_while_it_trains(
     objective = {"_target_": "tests.support.chaos_objective.train", "gate": str(gate)}
     store.studies.launch(spec(cells=1, objective=objective, runner=RUNNER))
     with Proxy(str(commands.url)) as proxy, Fleet(commands) as fleet:
-        fleet.start("worker.lease_ttl_s=30", url=proxy.url)
+        fleet.start("worker.lease_ttl_s=30", "worker.heartbeat_s=2", url=proxy.url)
         wait_until(lambda: list(commands.directory.glob("runs/study-*/trial-0/attempt-*/job.json")))
         # the trial goes on until the gate opens: each look is at a worker that trains
-        for _ in range(3):
+        for _ in range(2):
             before = proxy.accepted
             wait_until(lambda before=before: proxy.accepted > before)  # type: ignore[misc]  # for a renewal or a sweep
             wait_until(lambda: proxy.connections == 0)

@@ -92,7 +92,7 @@ def test_told_to_end_while_the_database_is_away_a_worker_with_a_trial_ends_in_or
         server.stop()
         wait_until(lambda: job.with_name("result.json").exists())
         os.kill(worker.pid, signal.SIGTERM)
-        assert worker.ended(10) == 0
+        assert worker.ended() == 0
         server.start()
         fleet.start(apart=True)
         wait_until(lambda: store.reads.find("study").state == "FINISHED")

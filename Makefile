@@ -1,7 +1,7 @@
 # The tools of the virtual environment here, if there is one, else those on the path.
 BIN ?= $(if $(wildcard .venv/bin/python),.venv/bin/,)
 
-.PHONY: help check check-static format settings fast test chaos docs picture hydra-next secrets
+.PHONY: help check check-static format settings fast test nightly chaos docs picture hydra-next secrets
 .DELETE_ON_ERROR:
 
 help:         ## this list
@@ -25,8 +25,11 @@ settings:     ## write conf/*.yaml and the reference's tables from orchestrator/
 fast:         ## the unit tests alone
 	$(BIN)python -m pytest -n 2 tests/unit
 
-test:         ## all tests
+test:         ## all tests but the nightly ones
 	$(BIN)python -m pytest -n 2 --dist loadgroup
+
+nightly:      ## the tests that a day may wait for: the benchmarks' own, statistics of further samplers
+	$(BIN)python -m pytest -m nightly -n 2 --dist loadgroup
 
 chaos:        ## every fault in full: a quarter of an hour
 	$(BIN)python -m pytest -m chaos tests/chaos -n 2 --chaos=long

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,11 @@ hypothesis.settings.load_profile("any machine")
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
+# Each of the hundreds of interpreters that the tests start would compile all of the program anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+from tests.support.scratch import scratch_directory  # noqa: E402 - after the above
+
 if TYPE_CHECKING:
     from tests.support.postgres import TestServer
 
@@ -38,11 +42,21 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         # Not under pytest's own directory: that is private, and a server started by root runs as
         # another user.
-        config.stash[_SERVER_PATH] = Path(
-            tempfile.mkdtemp(prefix="orchestrator-tests-", dir="/tmp")
-        )
+        config.stash[_SERVER_PATH] = scratch_directory("orchestrator-tests-")
     else:
         config.stash[_SERVER_PATH] = Path(config.workerinput["server_path"])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the nightly tests out, unless ``-m`` names them or a test is asked for by its own
+    name.
+    """
+    if "nightly" in config.option.markexpr or any("::" in argument for argument in config.args):
+        return
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    if nightly:
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
 
 
 @pytest.hookimpl(optionalhook=True)

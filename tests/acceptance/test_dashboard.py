@@ -49,7 +49,7 @@ class Dashboard:
     port: int
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
         told = {name.replace("_", "-"): value for name, value in headers.items()} | {
             "Content-Type": "application/json"
         }
@@ -204,7 +204,7 @@ def test_a_request_too_long_or_not_finished_holds_up_nobody(commands: Commands) 
                 b"POST /api/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
             )
         assert served.ask("POST", "/api/studies", {"study_name": "x" * (1 << 21)})[0] == 413
-        announced = socket.create_connection((served.host, served.port), timeout=10)
+        announced = socket.create_connection((served.host, served.port), timeout=60)
         announced.sendall(
             b"POST /api/studies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000000\r\n\r\n"
         )

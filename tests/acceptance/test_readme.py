@@ -34,16 +34,16 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     assert "make check-static" in script
 
 
-@pytest.mark.timeout(400)
 def test_the_main_job_finds_a_network_that_reads_97_of_100_digits(
     database_url: str, tmp_path: Path
 ) -> None:
     commands = Commands(database_url, tmp_path, fresh=True)
     words = quick_start()[0].split("orchestrator launch ")[1].split()
+    small = ("data.batch_size=32", "budget.trials=2", "budget.per_cell=1")
     said = commands.check(
-        "launch", *words, "budget.trials=6", "budget.per_cell=1", "worker.threads=1", timeout=380
+        "launch", *words, *small, "worker.count=1", "worker.threads=1", timeout=380
     )
-    assert "study digits: 6 trials, 6 cells x 1 guaranteed, sampler tpe" in said
+    assert "study digits: 2 trials, 2 cells x 1 guaranteed, sampler tpe" in said
     report = json.loads(commands.check("best", "--json"))
     assert report["best"][0]["values"]["val_accuracy"] >= 0.97
     assert {cell["completed"] for cell in report["cells"]} == {1}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -69,26 +70,29 @@ def test_the_password_of_the_url_shows_up_nowhere(database_url: str, tmp_path: P
         database_url.replace("postgres@", f"postgres:{CANARY}@"), tmp_path, fresh=True
     )
     slow = (
-        "objective._target_=tests.support.training.slow",
-        "+objective.seconds=2",
+        "objective._target_=tests.support.chaos_objective.train",
+        f"+objective.gate={tmp_path}/gate",
         "worker.count=1",
-        "budget.trials=3",
+        "a=1",
+        "budget.trials=1",
     )
     with commands.started("launch", *TINY, *slow, "budget.per_cell=1") as launch:
-        wait_until(
-            lambda: list(tmp_path.glob("runs/tiny-*/trial-0/attempt-1-*/checkpoints/seen")), 60
-        )
-        family = descendants(launch.pid)
-        said = "\n".join(" ".join(psutil.Process(pid).cmdline()) for pid in family)
+        wait_until(lambda: list(tmp_path.glob("runs/tiny-*/trial-0/attempt-1-*/job.json")), 60)
+        family = wait_until(lambda: found if len(found := descendants(launch.pid)) >= 3 else [])
+        looked_at = [_command_and_environment(pid) for pid in family]
+        said = "\n".join(command for command, _ in looked_at)
         child_environments = [
-            e for pid in family if "keeper" in (e := _command_and_environment(pid))
+            command + environment
+            for command, environment in looked_at
+            if "keeper" in command + environment
         ]
+        (tmp_path / "gate").touch()
         assert launch.wait(timeout=60) == 0
         said += launch.communicate()[0]
-    assert len(family) >= 3, "a worker, a keeper and a child were looked at"
+    assert child_environments, "a worker, a keeper and a child were looked at"
     said += "".join(child_environments)
     said += "".join(
-        commands.check(*words)
+        replace(commands, fresh=False).check(*words)
         for words in (("status",), ("best", "--json"), ("launch", *TINY, *slow, "--cfg", "job"))
     )
     said += "\n".join(
@@ -99,12 +103,12 @@ def test_the_password_of_the_url_shows_up_nowhere(database_url: str, tmp_path: P
     assert CANARY not in said
 
 
-def _command_and_environment(pid: int) -> str:
+def _command_and_environment(pid: int) -> tuple[str, str]:
     try:
         process = psutil.Process(pid)
-        return " ".join(process.cmdline()) + str(process.environ())
+        return " ".join(process.cmdline()), str(process.environ())
     except psutil.NoSuchProcess:
-        return ""
+        return "", ""
 
 
 def _whole_database(url: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator.store import Store
 from tests.support.commands import Commands
+from tests.support.own_server import OwnServer
 
 LONG_TIMEOUT_S = 1800
 FIGURES = "figures"
@@ -89,10 +90,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
-def commands(database_url: str, tmp_path: Path) -> Commands:
-    return Commands(database_url, tmp_path)
+def server() -> Iterator[OwnServer]:
+    """A PostgreSQL of the test's own; `url`, `commands` and `store` are then on it."""
+    with OwnServer() as running:
+        yield running
 
 
 @pytest.fixture
-def store(database_url: str) -> Store:
-    return Store(database_url)
+def url(request: pytest.FixtureRequest) -> str:
+    """The test's database: on its own server if it has one, else on that of all tests."""
+    if "server" in request.fixturenames:
+        server: OwnServer = request.getfixturevalue("server")
+        return server.url
+    shared: str = request.getfixturevalue("database_url")
+    return shared
+
+
+@pytest.fixture
+def commands(url: str, tmp_path: Path) -> Commands:
+    return Commands(url, tmp_path)
+
+
+@pytest.fixture
+def store(url: str) -> Store:
+    return Store(url)

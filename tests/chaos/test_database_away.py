@@ -8,8 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -25,22 +24,6 @@ TTL_S = 8.0
 """Longer than a crowded machine keeps a worker from its renewal: what is given up here is given up
 for the database.
 """
-
-
-@pytest.fixture
-def server() -> Iterator[OwnServer]:
-    with OwnServer() as running:
-        yield running
-
-
-@pytest.fixture
-def commands(server: OwnServer, tmp_path: Path) -> Commands:
-    return Commands(server.url, tmp_path)
-
-
-@pytest.fixture
-def store(server: OwnServer) -> Store:
-    return Store(server.url)
 
 
 def test_restarts_and_an_outage_cost_no_worker_and_no_running_trial(
@@ -109,7 +92,7 @@ def test_told_to_end_while_the_database_is_away_a_worker_with_a_trial_ends_in_or
         server.stop()
         wait_until(lambda: job.with_name("result.json").exists())
         os.kill(worker.pid, signal.SIGTERM)
-        assert worker.ended(10) == 0
+        assert worker.ended() == 0
         server.start()
         fleet.start(apart=True)
         wait_until(lambda: store.reads.find("study").state == "FINISHED")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,22 +19,6 @@ from tests.support.studies import RUNNER, spec
 from tests.support.waiting import wait_until
 
 
-@pytest.fixture
-def server() -> Iterator[OwnServer]:
-    with OwnServer() as running:
-        yield running
-
-
-@pytest.fixture
-def commands(server: OwnServer, tmp_path: Path) -> Commands:
-    return Commands(server.url, tmp_path)
-
-
-@pytest.fixture
-def store(server: OwnServer) -> Store:
-    return Store(server.url)
-
-
 def test_after_a_failover_that_loses_the_last_seconds_every_value_is_of_its_own_parameters(
     server: OwnServer,
     commands: Commands,
@@ -43,7 +27,7 @@ def test_after_a_failover_that_loses_the_last_seconds_every_value_is_of_its_own_
     long: bool,
     figures: Callable[..., None],
 ) -> None:
-    cells, gated, lost_s = (390, 130, 8.0) if long else (45, 15, 1.0)
+    cells, gated, lost_s, count = (390, 130, 8.0, 6) if long else (30, 10, 1.0, 4)
     gates = tmp_path / "gates"
     gates.mkdir()
     given = {"long_s": 6.0 if long else 1.5, "gates": str(gates), "gated": gated}
@@ -54,13 +38,13 @@ def test_after_a_failover_that_loses_the_last_seconds_every_value_is_of_its_own_
     ).study_id
     store.rest()
     with Fleet(commands) as fleet:
-        workers = [fleet.start(apart=True) for _ in range(6)]
+        workers = [fleet.start(apart=True) for _ in range(count)]
         wait_until(lambda: _complete(server) >= gated // 2, 60)
         copy, copied_at = server.backup(), time.monotonic()
         kept = _complete(server)
         (gates / "1").touch()
         wait_until(
-            lambda: time.monotonic() - copied_at >= lost_s and _complete(server) >= kept + 8, 60
+            lambda: time.monotonic() - copied_at >= lost_s and _complete(server) >= kept + count, 60
         )
         lost = _complete(server) - kept
         server.fail_over(copy)

@@ -45,7 +45,7 @@ def test_workers_killed_at_random_lose_and_double_nothing(
     kind: dict[str, Any],
     apart: bool,
 ) -> None:
-    cells, workers, kills, seconds = (300, 6, 200, 1.0) if long else (40, 4, 20, 0.5)
+    cells, workers, kills, seconds = (300, 6, 200, 1.0) if long else (28, 4, 12, 0.5)
     # The last trials wait until all kills are done: the study does not end before, however slow
     # this process is.
     gate = tmp_path / "gate"

@@ -47,7 +47,6 @@ from tests.support.studies import PLACE, RUNNER, spec, suggestion
 MAX_ATTEMPTS, MAX_RETRIES = 2, 1
 _EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "0"))
 SETTINGS = settings(
-    max_examples=_EXAMPLES or 8,
     stateful_step_count=60 if _EXAMPLES else 30,
     derandomize=not _EXAMPLES,
     # to make a failure small takes minutes
@@ -613,13 +612,16 @@ class LedgerMachine(RuleBasedStateMachine):
                 known.state = "FAIL"
 
 
+@pytest.mark.parametrize("examples", [4, pytest.param(40, marks=pytest.mark.nightly)])
 def test_in_any_order_of_steps_and_faults_nothing_is_lost_and_nothing_accepted_twice(
-    database_url: str,
+    database_url: str, examples: int
 ) -> None:
     store, database = Store(database_url), Database(storage_url(database_url))
     try:
         made: Any = partial(LedgerMachine, store, database)  # declared as a class, but called only
-        run_state_machine_as_test(made, settings=SETTINGS)
+        run_state_machine_as_test(
+            made, settings=settings(SETTINGS, max_examples=_EXAMPLES or examples)
+        )
     finally:
         store.rest()
         database.rest()

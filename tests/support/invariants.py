@@ -21,7 +21,7 @@ from tests.support.commands import Commands
 def query(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
     """The rows of one statement, in a connection of its own."""
     plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    connection = psycopg2.connect(plain, connect_timeout=5, application_name="chaos")
+    connection = psycopg2.connect(plain, connect_timeout=30, application_name="chaos")
     try:
         connection.autocommit = True
         with connection.cursor() as cursor:

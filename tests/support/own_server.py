@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pwd
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -20,9 +22,38 @@ from orchestrator.store.embedded.cluster import MAJOR
 from orchestrator.store.embedded.server import EmbeddedServer
 from tests.support.invariants import query
 from tests.support.postgres import prepare
+from tests.support.scratch import scratch_directory
 from tests.support.waiting import wait_until
 
 WORKER_ROLE = "chaos_worker"
+
+
+@cache
+def _prepared_cluster() -> tuple[Path, str]:
+    """The data of a stopped server with a prepared database, made once a process, and the URL that
+    it had.
+    """
+    path = scratch_directory("cluster-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    with EmbeddedServer.open(path) as made:
+        prepare(made.url)
+        for statement in (
+            f"CREATE ROLE {WORKER_ROLE} LOGIN",
+            f"GRANT ALL ON SCHEMA public, orchestrator TO {WORKER_ROLE}",
+            f"GRANT ALL ON ALL TABLES IN SCHEMA public, orchestrator TO {WORKER_ROLE}",
+            f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public, orchestrator TO {WORKER_ROLE}",
+        ):
+            query(made.url, statement)
+    data = path / "pgdata"
+    (data / "pg_hba.conf").write_text("local all all trust\nlocal replication all trust\n")
+    return data, made.url
+
+
+def _moved(url: str, old: Path, new: Path) -> str:
+    """The URL of a server whose socket is in `new` instead."""
+    return url.replace(quote(str(old), safe=""), quote(str(new), safe="")).replace(
+        str(old), str(new)
+    )
 
 
 class OwnServer:
@@ -37,13 +68,11 @@ class OwnServer:
     """
 
     def __init__(self, **settings: object) -> None:
-        self._path = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
-        self._path.chmod(0o711)
-        with EmbeddedServer.open(self._path) as made:
-            self.url = made.url
-            prepare(made.url)
+        self._path = scratch_directory("chaos-")
         self.data = self._path / "pgdata"
-        (self.data / "pg_hba.conf").write_text("local all all trust\nlocal replication all trust\n")
+        data, url = _prepared_cluster()
+        subprocess.run(["cp", "-a", str(data), str(self.data)], check=True)
+        self.url = _moved(url, data, self.data)
         given = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.data),
@@ -52,13 +81,6 @@ class OwnServer:
         }
         self._options = " ".join(f"-c{name}='{value}'" for name, value in given.items())
         self.start()
-        for statement in (
-            f"CREATE ROLE {WORKER_ROLE} LOGIN",
-            f"GRANT ALL ON SCHEMA public, orchestrator TO {WORKER_ROLE}",
-            f"GRANT ALL ON ALL TABLES IN SCHEMA public, orchestrator TO {WORKER_ROLE}",
-            f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public, orchestrator TO {WORKER_ROLE}",
-        ):
-            query(self.url, statement)
         self.worker_url = make_url(self.url).set(username=WORKER_ROLE).render_as_string()
 
     def start(self) -> None:
@@ -120,9 +142,7 @@ class OwnServer:
         options = self._options.replace(str(self.data), str(copy))
         self._control("start", "-w", "-l", str(copy / "server.log"), "-o", options, data=copy)
         try:
-            yield self.url.replace(
-                quote(str(self.data), safe=""), quote(str(copy), safe="")
-            ).replace(str(self.data), str(copy))
+            yield _moved(self.url, self.data, copy)
         finally:
             self._control("stop", "-w", "-m", "immediate", data=copy)
 

@@ -53,8 +53,12 @@ class TestServer:
         with self._connect() as connection, connection.cursor() as cursor:
             # What the tests write is thrown away with the machine's next crash; the server's own
             # default is to be safe.
-            cursor.execute("ALTER SYSTEM SET fsync = off")
+            for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+                cursor.execute(f"ALTER SYSTEM SET {setting} = off")
             cursor.execute("SELECT pg_reload_conf()")
+            # The default since 15 writes each page to the log as well, which pays where a
+            # checkpoint is dear.
+            self._strategy = " STRATEGY file_copy" if connection.server_version >= 150000 else ""
 
     def url(self, database: str) -> str:
         """The URL of a database of this server."""
@@ -93,7 +97,7 @@ class TestServer:
     def _database(self, template: str) -> Iterator[str]:
         name = f"test_{os.getpid()}_{next(_numbers)}"
         with self._connect() as connection, connection.cursor() as cursor:
-            cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+            cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}{self._strategy}")
         try:
             yield self.url(name)
         finally:

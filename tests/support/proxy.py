@@ -24,6 +24,7 @@ class Proxy:
     Attributes:
         url: the same database by way of this proxy.
         hung: set once a connection hangs as `hang_at` says.
+        accepted: how many connections clients have opened so far.
         most: the largest number of connections that were ever open at once.
     """
 
@@ -43,7 +44,7 @@ class Proxy:
         self._hangs_at: bytes | None = None
         self.hung = threading.Event()
         self._lost: Callable[[bytes], bool] | None = None
-        self.most = 0
+        self.accepted = self.most = 0
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -126,6 +127,7 @@ class Proxy:
                 return
             pair = (client, server)
             with self._lock:
+                self.accepted += 1
                 self.most = max(self.most, 1 + sum(not _left(other) for other, _ in self._pairs))
                 self._pairs.add(pair)
             with contextlib.suppress(OSError):

@@ -20,6 +20,7 @@ from tests.benchmarks import methods, regret, suggestion_time
 from tests.benchmarks.problems import PROBLEMS, problem
 from tests.benchmarks.tables import DATA
 
+pytestmark = pytest.mark.nightly
 VARIANTS = [(name, variant) for name in PROBLEMS for variant in (0, 1)]
 
 

@@ -298,7 +298,7 @@ def test_a_last_upload_that_fails_or_hangs_ends_with_a_warning(
         waiting.start()
         wait_until(third._uploader._ending.is_set)  # type: ignore[union-attr]
         third.close(final=False)
-        waiting.join(5)
+        waiting.join(50)
         assert not waiting.is_alive(), "whoever waits for it is let go"
     finally:
         go.set()

@@ -21,6 +21,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Budget, Searched, StudySpec, Suggestion, TrialNews
 from orchestrator.search import Search, by_hand, describe
 from orchestrator.settings import sampler_settings
+from tests.support.samplers import LEARNERS
 
 SAMPLERS = ("tpe", "gp", "random", "qmc", "nsga2")
 GRID = {"model.kind": ["sgd", "adam", "rmsprop"], "data.batch": [32, 64]}
@@ -302,7 +303,7 @@ def test_a_conditional_study_is_reproduced_from_its_news(name: str) -> None:
         assert first.ask(cell, ticket=ticket, retry=1) == second.ask(cell, ticket=ticket, retry=1)
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_cells_without_the_parameter_teach_about_the_others(name: str) -> None:
     near, by_chance = [], []
     for seed in range(5):
@@ -321,7 +322,7 @@ def test_cells_without_the_parameter_teach_about_the_others(name: str) -> None:
     assert statistics.median(near) < 0.5 * statistics.median(by_chance)
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_a_conditional_parameter_is_optimised_where_it_exists(name: str) -> None:
     late = []
     for seed in range(3):
@@ -340,7 +341,7 @@ def test_a_conditional_parameter_is_optimised_where_it_exists(name: str) -> None
     assert statistics.median(abs(momentum - 0.9) for momentum in late) < 0.12
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_where_a_constraint_is_violated_the_sampler_does_not_go(name: str) -> None:
     search, cells, late = (
         Search(replace(SPEC, sampler=sampler_settings(name))),

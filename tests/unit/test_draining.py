@@ -13,7 +13,7 @@ import pytest
 from orchestrator.signals import ENDING, Ending
 from orchestrator.worker.shutdown import Bell, Drain, Draining
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 
 def test_a_signal_in_any_moment_of_the_wait_is_heard_and_nothing_hangs() -> None:
@@ -28,8 +28,8 @@ def test_a_signal_in_any_moment_of_the_wait_is_heard_and_nothing_hangs() -> None
     knocking = threading.Thread(target=knock)
     knocking.start()
     try:
-        end = time.monotonic() + 1.0
-        while time.monotonic() < end:
+        began = time.monotonic()
+        while (took_s := time.monotonic() - began) < 1 or (heard <= 10 and took_s < 60):
             heard += draining.woken.wait(0.0)
             draining.woken.silence()
     finally:
@@ -44,7 +44,7 @@ def test_a_bell_rung_before_the_wait_ends_it_at_once_however_often() -> None:
     bell = Bell()
     for _ in range(100_000):  # more than a socket holds
         bell.ring()
-    assert bell.wait(10)
+    assert bell.wait(60)
     bell.silence()
     assert not bell.wait(0)
 

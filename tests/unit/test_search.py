@@ -28,6 +28,7 @@ from orchestrator.search.gp import surrogate
 from orchestrator.search.gp.process import fit
 from orchestrator.search.trials.mirror import Mirror, blank_trial
 from orchestrator.settings import GPSettings, MedianSettings, sampler_settings
+from tests.support.samplers import LEARNERS
 
 SAMPLERS = ("tpe", "gp", "random", "qmc", "nsga2")
 SPEC = StudySpec(
@@ -173,7 +174,7 @@ def test_the_mirror_holds_its_trials_by_number_whatever_comes_when() -> None:
     assert len(mirror.get_all_trials(0)) == 3
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_cells_of_opposite_optima_get_separate_suggestions(name: str) -> None:
     late: dict[int, list[float]] = {0: [], 1: [], 2: []}
     for seed in range(3):
@@ -189,7 +190,7 @@ def test_cells_of_opposite_optima_get_separate_suggestions(name: str) -> None:
     assert statistics.median(late[2]) > 0.3
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_what_one_cell_has_learnt_moves_the_others_at_a_shared_optimum(name: str) -> None:
     near, by_chance = [], []
     for seed in range(15):
@@ -216,7 +217,7 @@ def training_loss(v: Mapping[str, Any]) -> float:
     )
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_one_model_of_all_cells_beats_a_study_for_each_cell(name: str) -> None:
     keep = ("lr", "dropout", "act")
     spec = replace(SPEC, search=tuple(s for s in SPEC.search if s.path in keep))
@@ -341,7 +342,7 @@ def test_foreign_failed_pruned_and_broken_trials_never_stop_an_ask(name: str) ->
     assert -1 <= search.ask(cell, ticket=60, retry=2).values["x"] <= 1
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp"])
+@pytest.mark.parametrize("name", LEARNERS)
 def test_where_trials_fail_the_sampler_does_not_go(name: str) -> None:
     search, cells, late = Search(with_sampler(ONE, name)), list(ONE.cells()), []
     for number in range(90):

@@ -21,7 +21,9 @@ from orchestrator.search.cells.optima import Optima
 from orchestrator.search.gp import surrogate
 from orchestrator.search.gp.process import fit
 from orchestrator.settings import sampler_settings
+from tests.support.samplers import LEARNERS
 
+OTHERS = [pytest.param(name, marks=pytest.mark.nightly) for name in ("random", "qmc")]
 SPEC = StudySpec(
     "s",
     ("minimize",),
@@ -71,7 +73,7 @@ def drive(
     return search, chosen, reasons
 
 
-@pytest.mark.parametrize("name", ["gp", "tpe", "random", "qmc"])
+@pytest.mark.parametrize("name", [*LEARNERS, *OTHERS])
 def test_the_best_cells_get_the_trials_whatever_samples_them(name: str) -> None:
     _, chosen, _ = drive(replace(SPEC, sampler=sampler_settings(name)), loss, 48)
     counts = Counter(chosen)

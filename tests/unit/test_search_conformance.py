@@ -25,6 +25,7 @@ class TestHybridTPESampler(
         return lambda: HybridTPESampler(n_startup_trials=0, seed=1)
 
 
+@pytest.mark.nightly
 class TestHybridGPSampler(
     BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase
 ):
@@ -33,7 +34,10 @@ class TestHybridGPSampler(
         return lambda: HybridGPSampler(n_startup_trials=0, seed=1)
 
 
-@pytest.mark.parametrize("make", [HybridTPESampler, HybridGPSampler])
+SAMPLERS = (HybridTPESampler, pytest.param(HybridGPSampler, marks=pytest.mark.nightly))
+
+
+@pytest.mark.parametrize("make", SAMPLERS)
 def test_an_enqueued_cell_is_what_a_plain_optuna_study_conditions_on(
     make: type[BaseSampler],
 ) -> None:
@@ -51,7 +55,7 @@ def test_an_enqueued_cell_is_what_a_plain_optuna_study_conditions_on(
     assert statistics.median(asked[1]) > 0.25
 
 
-@pytest.mark.parametrize("make", [HybridTPESampler, HybridGPSampler])
+@pytest.mark.parametrize("make", SAMPLERS)
 def test_several_objectives_are_improved_together(make: type[BaseSampler]) -> None:
     study = optuna.create_study(directions=["minimize", "maximize"], sampler=make(seed=3))  # type: ignore[call-arg]
     study.optimize(

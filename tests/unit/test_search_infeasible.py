@@ -15,6 +15,7 @@ from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.search import Search
 from orchestrator.search.trials.mirror import NO_VERDICT
 from orchestrator.settings import sampler_settings
+from tests.support.samplers import LEARNERS
 
 SIDES = (32, 64)
 LIMIT = 16 * 1024
@@ -56,7 +57,7 @@ def out_of_memory(sampler: str, *, told: bool) -> int:
     return count
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.parametrize("sampler", LEARNERS)
 def test_a_sampler_keeps_away_from_what_ran_out_of_memory(sampler: str) -> None:
     assert out_of_memory(sampler, told=False) >= 12, (
         "better and better, up to where it does not fit"
@@ -104,7 +105,7 @@ def diverged(sampler: str, how: Literal["FAIL", "inf"], edge: float = 0.15) -> i
     return count
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+@pytest.mark.parametrize("sampler", LEARNERS)
 def test_a_study_most_of_which_fails_does_not_wait_for_results_to_learn_of_it(sampler: str) -> None:
     assert diverged(sampler, "FAIL") <= 25, "38 where failed trials were no part of the start-up"
     assert diverged(sampler, "inf") <= 13

@@ -19,15 +19,13 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue
 from orchestrator.passwords import mask
+from orchestrator.runner.files.object_store import ObjectStore
 from orchestrator.runner.protocol.values import as_json, preview
-
-if TYPE_CHECKING:
-    from orchestrator.runner.files.object_store import ObjectStore
 
 UNKNOWN_TYPE: Final = "application/octet-stream"
 _MAX_NAME: Final = 255
@@ -122,9 +120,6 @@ class ArtifactPlace:
         self._directory = None if "://" in place else Path(place)
         self._store: ObjectStore | None = None
         if self._directory is None:
-            # fsspec is slow to import.
-            from orchestrator.runner.files.object_store import ObjectStore
-
             self._store = ObjectStore(place)
 
     def add(self, file: Path, artifact_id: str) -> None:

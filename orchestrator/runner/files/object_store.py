@@ -8,10 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
-import fsspec
-from fsspec.core import url_to_fs
-from fsspec.registry import known_implementations
-
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.passwords import mask
 
@@ -33,6 +29,12 @@ class ObjectStore:
     """
 
     def __init__(self, url: str) -> None:
+        # Not with this module: it takes a quarter of a keeper's start, and most have no object
+        # store.
+        import fsspec
+        from fsspec.core import url_to_fs
+        from fsspec.registry import known_implementations
+
         protocol = url.partition("://")[0]
         available = fsspec.available_protocols()
         if protocol not in available:

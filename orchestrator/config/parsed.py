@@ -16,7 +16,6 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository, IConfigRepository
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
@@ -79,15 +78,14 @@ class _Repository(ConfigRepository):
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is None:
             return None
-        content = None
-        if isinstance(source, FileConfigSource):
-            content = (Path(source.path) / source._normalize_file_name(config_path)).read_bytes()
-        key = self.keys[config_path] = (
-            type(source),
-            source.provider,
-            source.path,
-            config_path,
-            content,
-        )
+        # Not by class: Hydra loads its plugins a second time, as other modules.
+        content: Hashable = None
+        if source.scheme() == "file":
+            name = source._normalize_file_name(config_path)
+            content = (Path(source.path) / name).read_bytes()
+        elif not (source.scheme() == "structured" or source.path.startswith("hydra.")):
+            content = object()  # a package of the user's may change
+        key = (source.scheme(), source.provider, source.path, config_path, content)
+        self.keys[config_path] = key
         found: ConfigResult = _once(key, lambda: super(_Repository, self).load_config(config_path))
         return found

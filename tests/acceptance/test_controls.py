@@ -155,7 +155,7 @@ def test_mistakes_are_one_line_that_names_the_rule(commands: Commands, store: St
         (("enqueue", NAME, "b=1"), "b=1: not in this study's grid or search"),
         (("enqueue", NAME, "a=7"), "a=7: not on the grid; the grid has 0, 1, 2"),
         (("enqueue", NAME, "x=1.5"), "x=1.5: not a value of this study's float from 0 to 1"),
-        (("enqueue", NAME, "x=interval(0, 1)"), "a trial by hand takes one value"),
+        (("enqueue", NAME, "x=interval(0, 1)"), "enqueue takes one value"),
         (("enqueue", NAME, "budget.trials=9"), "enqueue takes study.name"),
         (("retry", NAME), "retry needs trial=N, or trial=failed"),
         (("retry", NAME, "trial=x"), "trial=x: must be a whole number or failed"),

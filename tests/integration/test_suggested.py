@@ -192,7 +192,10 @@ def test_the_commands_know_parameters_that_were_asked_for(
     )
     assert work(store, tmp_path) == 2
     refused = said("enqueue", "study.name=study", "lr=5", code=2)
-    assert "lr=5: not what this study's objective asks for, float from 0.0001 to 1 (log)" in refused
+    assert (
+        "lr=5: outside what this study's objective requests, float from 0.0001 to 1 (log)"
+        in refused
+    )
     assert "enqueued lr=0.125" in said("enqueue", "study.name=study", "lr=0.125")
     assert work(store, tmp_path) == 1
     assert store.reads.trials(study)[2].values == (0.125,)
@@ -314,7 +317,7 @@ def test_a_value_in_params_that_the_objective_does_not_ask_for_is_refused(
     bare = spec(params={name: value}, grid=(), search=(), budget=Budget(1))
     trial = AskedStudy(bare).start(settled=Fixed({name: value}))
     with pytest.raises(
-        ValueError, match=rf"params\.{name}=.*: not what the objective asks for, {wanted}"
+        ValueError, match=rf"params\.{name}=.*: outside what the objective requests, {wanted}"
     ):
         optuna_style.tuned(trial)
 

@@ -150,10 +150,10 @@ def test_null_takes_a_conditional_declaration_back() -> None:
             {"space": [1, 2], "when": {"model.knd": "sgd"}},
             ["search.x.when: model.knd", "did you mean 'model.kind'"],
         ),
-        ({"space": [1, 2], "when": {"model": "sgd"}}, ["model is no axis"]),
+        ({"space": [1, 2], "when": {"model": "sgd"}}, ["model is not an axis"]),
         (
             {"space": [1, 2], "when": {"nothing": 1}},
-            ["nothing is no axis", "the axes are model.kind, data.batch"],
+            ["nothing is not an axis", "the axes are model.kind, data.batch"],
         ),
         (
             {"space": [1, 2], "when": {"optim.lr": 0.1}},
@@ -386,7 +386,7 @@ def test_a_description_says_where_a_parameter_exists() -> None:
 
 def test_a_stored_condition_that_the_grid_does_not_know_is_refused() -> None:
     lost = Searched("x", "float", 0.0, 1.0, when={"nothing": (1,)})
-    with pytest.raises(ConfigError, match=r"search\.x\.when: nothing is no axis"):
+    with pytest.raises(ConfigError, match=r"search\.x\.when: nothing is not an axis"):
         Search(replace(SPEC, search=(lost,)))
     with pytest.raises(ConfigError, match=r"model\.kind=sdg"):
         Search(replace(SPEC, search=(replace(lost, when={"model.kind": ("sdg",)}),)))

@@ -215,7 +215,7 @@ def test_what_an_axis_cannot_mean_is_said_in_one_line(
     [
         (
             "arch.width: {space: 'range(1, 4)', when: {arch: cnn}}",
-            ["arch=cnn has no width", "name in when those that have it: mlp"],
+            ["arch=cnn has no width", "let when name only those that have it: mlp"],
         ),
         (
             "lr: {space: 'interval(0, 1)', when: {arch: cnm}}",
@@ -283,7 +283,7 @@ def test_words_with_something_below_them_are_options_of_the_programs_groups(
 
 def test_a_program_that_gets_no_overrides_has_no_groups(mine: Path) -> None:
     words = ("+model=a,b", "+model.lr=interval(0, 1)")
-    assert "model.lr lies below model, whose values hold nothing" in refusal(
+    assert "model.lr lies below model, whose values are not mappings" in refusal(
         mine, *PROGRAM, "+objective.overrides=false", *words
     )
     assert spec(mine, *PROGRAM, "+model=a,b").grid == (Axis("model", ("a", "b")),)

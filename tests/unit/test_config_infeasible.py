@@ -73,23 +73,22 @@ def test_an_axis_that_the_command_line_fixes_is_left_out(tmp_path: Path) -> None
     [
         (
             "infeasible.monotone.data.batch_sise=memory",
-            "infeasible.monotone.data.batch_sise=memory: data.batch_sise is no axis of the grid "
-            "(did you mean"
-            " 'data.batch_size'?); the grid has data.batch_size, model.kind",
+            "infeasible.monotone.data.batch_sise=memory: data.batch_sise is not an axis of the grid"
+            " (did you mean 'data.batch_size'?); the grid has data.batch_size, model.kind",
         ),
         (
             "infeasible.monotone.optim.lr=memory",
             (
-                "infeasible.monotone.optim.lr=memory: optim.lr is searched, and only an axis of "
-                "the grid makes cells to close"
+                "infeasible.monotone.optim.lr=memory: optim.lr is searched, and only a grid axis "
+                "makes cells that can be closed"
             ),
         ),
-        ("infeasible.monotone.data.workers=memory", "data.workers is no axis of the grid"),
+        ("infeasible.monotone.data.workers=memory", "data.workers is not an axis of the grid"),
         (
             "infeasible.monotone.model.kind=memory",
             (
                 "infeasible.monotone.model.kind=memory: the values of model.kind must be "
-                "numbers, for the order of others is not"
+                "numbers, because other values have no"
             ),
         ),
         (

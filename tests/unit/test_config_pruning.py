@@ -50,7 +50,7 @@ REGEX = {"command": ["train"], "result": {"regex": "final: ([0-9.]+)"}}
         (
             pruner_settings("asha"),
             {"budget": Budget(80, 1), "objective": REGEX},
-            'a step as well, such as {"step": 3, "value": 0.91}',
+            'with a step, such as {"step": 3, "value": 0.91}',
         ),
         (
             pruner_settings("asha"),

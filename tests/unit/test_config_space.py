@@ -61,7 +61,7 @@ def test_yaml_keys_are_dotted_or_nested() -> None:
         ({"a": "relu"}, {}, ["grid.a=relu", "plain value"]),
         ({}, {"a": 0.1}, ["search.a=0.1", "plain value", "interval"]),
         ({}, {"a": "intervl(0, 1)"}, ["search.a=intervl(0, 1)", "intervl"]),
-        ({}, {"a": [1]}, ["one value only", "a=1"]),
+        ({}, {"a": [1]}, ["only one value", "a=1"]),
         ([1], {}, ["grid=[1]"]),
         ({"a..b": [1]}, {}, ["a..b"]),
         ({"a b": [1]}, {}, ["'a b'"]),

@@ -446,7 +446,7 @@ def test_maximising_is_minimising_the_negative() -> None:
         (
             "sampler",
             {"name": "random", "seed": 3},
-            "unknown setting sampler.seed; sampler has name",
+            "unknown setting sampler.seed",
         ),
         ("sampler", {"name": "nsga2", "mutation_prob": 2.0}, "must be from 0 to 1"),
         ("sampler", {"name": "nsga2", "mutation_prob": "much"}, "must be a number or null"),

@@ -198,11 +198,13 @@ def test_a_name_of_the_grid_has_the_value_of_the_cell_however_it_is_asked_for() 
 def test_a_value_of_the_grid_that_is_not_asked_for_is_named_with_what_is() -> None:
     trial = AskedStudy(replace(BARE, grid=(OPT, BATCH))).start()
     with pytest.raises(
-        ValueError, match=r"grid\.opt: sgd is not what the objective asks for, one of adam, lion"
+        ValueError,
+        match=r"grid\.opt: sgd is outside .* objective requests, one of adam, lion",
     ):
         trial.suggest_categorical("opt", ["adam", "lion"])
     with pytest.raises(
-        ValueError, match=r"grid\.batch: 32 is not what the objective asks for, int from 64 to 128"
+        ValueError,
+        match=r"grid\.batch: 32 is outside .* objective requests, int from 64 to 128",
     ):
         trial.suggest_int("batch", 64, 128)
 
@@ -213,7 +215,7 @@ def test_a_searched_name_has_its_own_value_if_all_of_them_are_asked_for() -> Non
     assert trial.suggest_float("lr", 1e-5, 1.0, log=True) == trial.created.params[0].internal
     with pytest.raises(
         ValueError,
-        match=r"search\.lr: 0\.0001 is not what the objective asks for, float from 0\.001 to 1",
+        match=r"search\.lr: 0\.0001 is outside what the objective requests, float from 0\.001 to 1",
     ):
         trial.suggest_float("lr", 1e-3, 1.0, log=True)
 
@@ -235,7 +237,7 @@ def test_values_by_hand_are_what_the_objective_gets() -> None:
     assert trial.suggest_categorical("choice", ["b", "a"]) == "a"
     with pytest.raises(
         ValueError,
-        match="int_step=5 was given by hand; the objective asks for int from 0 to 12, step 3",
+        match="int_step=5 was enqueued; the objective requests int from 0 to 12, step 3",
     ):
         trial.suggest_int("int_step", 0, 12, step=3)
 
@@ -245,13 +247,13 @@ def test_a_word_that_reads_like_a_number_is_told_from_it() -> None:
     with pytest.raises(
         ValueError,
         match=(
-            r'kind=1 was given by hand; the objective asks for one of None, True, "1", '
+            r'kind=1 was enqueued; the objective requests one of None, True, "1", '
             r'"null", 1\.5'
         ),
     ):
         trial.suggest_categorical("kind", [None, True, "1", "null", 1.5])
     with pytest.raises(
-        ValueError, match=r'rate="0\.5" was given by hand; the objective asks for float from 0 to 1'
+        ValueError, match=r'rate="0\.5" was enqueued; the objective requests float from 0 to 1'
     ):
         trial.suggest_float("rate", 0, 1)
 
@@ -263,7 +265,7 @@ def test_values_by_hand_are_checked_by_what_was_asked_for_before() -> None:
     declared = parameters(replace(BARE, search=(LR,)))
     assert values_by_hand(declared, {"log": 0.5, "lr": 7, "new": 1}, asked) == {"log": 0.5}
     with pytest.raises(
-        ConfigError, match="choice=z: not what this study's objective asks for, one of a, None"
+        ConfigError, match="choice=z: outside what this study's objective requests, one of a, None"
     ):
         values_by_hand(declared, {"choice": "z"}, asked)
 

@@ -141,7 +141,7 @@ def test_null_takes_a_conditional_declaration_back() -> None:
 @pytest.mark.parametrize(
     ("declared", "words"),
     [
-        ({"when": {"model.kind": "sgd"}}, ["search.x", "condition and no space"]),
+        ({"when": {"model.kind": "sgd"}}, ["search.x", "condition but no space"]),
         ({"space": [1, 2], "when": {}}, ["search.x.when", "names the axes"]),
         ({"space": [1, 2], "when": None}, ["search.x.when", "names the axes"]),
         ({"space": [1, 2], "when": "sgd"}, ["search.x.when=sgd", "names the axes"]),
@@ -157,7 +157,7 @@ def test_null_takes_a_conditional_declaration_back() -> None:
         ),
         (
             {"space": [1, 2], "when": {"optim.lr": 0.1}},
-            ["optim.lr is searched", "looks at the grid"],
+            ["optim.lr is searched", "may name grid axes only"],
         ),
         ({"space": [1, 2], "when": {"x": 1}}, ["x is searched"]),
         (

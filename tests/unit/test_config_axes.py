@@ -165,7 +165,7 @@ def test_what_lies_inside_an_option_is_searched_swept_or_set(mine: Path) -> None
                 "grid.inputs.data",
             ],
         ),
-        (["params.arch=mlp"], ["arch is a section of params; choose an option", "with arch=…"]),
+        (["params.arch=mlp"], ["arch is a section of params; choose an option", "(arch=…)"]),
         (
             ["grid.arch=[mlp,cnm]"],
             ["grid.arch=cnm", "did you mean 'cnn'", "has cnn, far, lost, mlp, two"],
@@ -178,7 +178,7 @@ def test_what_lies_inside_an_option_is_searched_swept_or_set(mine: Path) -> None
         ),
         (["optim=1,2"], ["grid.optim=1", "section of params"]),
         (["search.optim=[sgd,adam]"], ["search.optim=sgd", "section of params"]),
-        (["arch=mlp,two"], ["arch=two: differs from arch=mlp in params.seed too"]),
+        (["arch=mlp,two"], ["arch=two: also differs from arch=mlp in params.seed"]),
         (
             ["arch=far"],
             [

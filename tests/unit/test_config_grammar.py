@@ -101,8 +101,8 @@ def test_intervals_ranges_and_choices_are_searched(text: str, expected: Searched
         ("range(0, inf)", ["finite"]),
         ("int(interval(1.5, 8))", ["whole numbers"]),
         ("int(range(0.5, 8))", ["whole numbers"]),
-        ("tag(grid, interval(0, 1))", ["no list of values", "x=0,1"]),
-        ("tag(grid, tag(log, range(1, 3)))", ["log is for searched"]),
+        ("tag(grid, interval(0, 1))", ["is not a list of values", "x=0,1"]),
+        ("tag(grid, tag(log, range(1, 3)))", ["the tag log applies to searched intervals only"]),
         ("tag(lgo, interval(1, 2))", ["unknown tag 'lgo'", "did you mean 'log'", "log, grid"]),
         ("shuffle(1, 2)", ["shuffle"]),
         ("shuffle([1, 2])", ["shuffle"]),
@@ -134,7 +134,7 @@ def test_yaml_sections_say_what_a_sweep_is() -> None:
     assert declared("choice(a, b)", "grid") == Axis("x", ("a", "b"))
     assert declared("a,b", "search") == Searched("x", "categorical", choices=("a", "b"))
     assert "contradicts search" in refusal("tag(grid, choice(a, b))", "search")
-    assert "no list of values" in refusal("interval(0, 1)", "grid")
+    assert "is not a list of values" in refusal("interval(0, 1)", "grid")
 
 
 def test_a_quoted_value_is_no_sweep() -> None:

@@ -110,7 +110,7 @@ def test_an_axis_that_the_command_line_fixes_is_left_out(tmp_path: Path) -> None
             "infeasible.monoton={}",
             "unknown setting infeasible.monoton (did you mean 'infeasible.monotone'?)",
         ),
-        ("infeasible.max_per_cell=-1", "infeasible.max_per_cell=-1: must be at least 0"),
+        ("infeasible.max_per_cell=-1", "infeasible.max_per_cell=-1: must be from 0 to 1,000,000"),
         (
             "infeasible.max_per_cell=some",
             "infeasible.max_per_cell='some': must be a whole number or null",

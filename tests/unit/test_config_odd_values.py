@@ -61,13 +61,13 @@ STUDIES: dict[str, tuple[str, Any]] = {
     "a number": ("name: 7", ("7", "value")),
     "101 characters": ("name: " + "n" * 101, Refused("at most 100")),
     "600 characters": (f"name: {LONG}", Refused("at most 100")),
-    "empty": ("name: ''", Refused("study.name='': must be letters")),
-    "newline": (r'name: "a\nb"', Refused(r"study.name='a\nb': must be")),
-    "newline at the end": (r'name: "a\n"', Refused(r"study.name='a\n': must be")),
-    "NUL": (r'name: "a\0b"', Refused(r"study.name='a\x00b': must be")),
-    "escape": (r'name: "\e[31m"', Refused(r"study.name='\x1b[31m': must be")),
-    "lone surrogate": (r'name: "\uD800"', Refused(r"study.name='\ud800': must be")),
-    "path": ("name: ../../etc/passwd", Refused("study.name='../../etc/passwd': must be")),
+    "empty": ("name: ''", Refused("study.name='': must consist of letters")),
+    "newline": (r'name: "a\nb"', Refused(r"study.name='a\nb': must consist")),
+    "newline at the end": (r'name: "a\n"', Refused(r"study.name='a\n': must consist")),
+    "NUL": (r'name: "a\0b"', Refused(r"study.name='a\x00b': must consist")),
+    "escape": (r'name: "\e[31m"', Refused(r"study.name='\x1b[31m': must consist")),
+    "lone surrogate": (r'name: "\uD800"', Refused(r"study.name='\ud800': must consist")),
+    "path": ("name: ../../etc/passwd", Refused("study.name='../../etc/passwd': must consist")),
     "list": ("name: [a]", Refused("study.name=['a']: must be a word")),
     "null": ("name: null", Refused("study.name must be given")),
     "metric of words": (
@@ -76,7 +76,7 @@ STUDIES: dict[str, tuple[str, Any]] = {
     ),
     "metric of 101 characters": (
         "{name: odd, metric: " + "m" * 101 + "}",
-        Refused("must be printable, 100 characters"),
+        Refused("must be printable, at most 100 characters"),
     ),
     "metric with newline": (
         r'{name: odd, metric: "a\nb"}',
@@ -108,7 +108,7 @@ PARAMS: dict[str, tuple[str, Any]] = {
     "nan": ("{v: .nan}", Refused("params.v: nan cannot be stored")),
     "inf in a list": ("{v: [1, .inf]}", Refused("params.v: inf cannot be stored")),
     "beyond a float": ("{v: 1.0e+400}", Refused("params.v: inf cannot be stored")),
-    "bytes": ("{v: !!binary aGk=}", Refused("params.v: b'hi' is a bytes")),
+    "bytes": ("{v: !!binary aGk=}", Refused("params.v: b'hi' is of type bytes")),
     "set": ("{v: !!set {a}}", Refused("not a supported primitive type")),
     "int key": ("{v: {1: 2}}", Refused("params.v: the key 1 must be a string")),
     "null key": ("{null: 2}", Refused("key type 'NoneType'")),
@@ -144,8 +144,8 @@ GRIDS: dict[str, tuple[str, Any]] = {
     "long text": (f"[{LONG}, {LONG}y]", (LONG, LONG + "y")),
     "least and greatest": ("[5.0e-324, 1.0e+308]", (5e-324, 1e308)),
     "nan": ("[.nan, 1]", Refused("nan cannot be stored")),
-    "bytes": ("[!!binary aGk=, 1]", Refused("b'hi' is a bytes")),
-    "empty": ("[]", Refused("there is no value")),
+    "bytes": ("[!!binary aGk=, 1]", Refused("b'hi' is of type bytes")),
+    "empty": ("[]", Refused("no value is given")),
     "scalar": ("5", Refused("a plain value is set under params")),
     "NUL": (r'["a\0b", c]', Refused("text with a NUL character cannot be stored")),
     "lone surrogate": (r'["\uD800", c]', Refused("text with a lone surrogate cannot be stored")),
@@ -185,11 +185,11 @@ WORDS: dict[str, tuple[str, Any]] = {
     "axis of 512 characters": ("+" + "n" * 512 + "=1,2", {}),
     "axis of 513 characters": (
         "+" + "n" * 513 + "=1,2",
-        Refused("at most 512 characters, this one 513"),
+        Refused("at most 512 characters, this one has 513"),
     ),
     "searched with 513 characters": (
         "+" + "n" * 513 + "=interval(0,1)",
-        Refused("at most 512 characters, this one 513"),
+        Refused("at most 512 characters, this one has 513"),
     ),
 }
 # Values for a searched parameter in [0, 1], as `enqueue` takes them.

@@ -54,7 +54,7 @@ def test_yaml_keys_are_dotted_or_nested() -> None:
 @pytest.mark.parametrize(
     ("grid", "search", "words"),
     [
-        ({"a.b": [1], "a": {"b": [2]}}, {}, ["grid.a.b", "two spellings"]),
+        ({"a.b": [1], "a": {"b": [2]}}, {}, ["grid.a.b", "declared twice, dotted and nested"]),
         ({"a.b": [1, 2]}, {"a": {"b": "interval(0, 1)"}}, ["a.b", "grid", "search"]),
         ({"a": []}, {}, ["grid.a", "no value"]),
         ({"a": 3}, {}, ["grid.a=3", "plain value", "[3, …]"]),

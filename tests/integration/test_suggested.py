@@ -336,7 +336,7 @@ def test_a_value_by_hand_that_contradicts_the_one_in_params_is_refused_at_the_do
     asked = {"lr": LR.distribution}
     assert values_by_hand({}, {"lr": 0.25}, asked, {"lr": 0.25}) == {"lr": 0.25}
     assert values_by_hand({}, {"lr": 0.25}, asked, {"lr": None}) == {"lr": 0.25}
-    with pytest.raises(ConfigError, match=r"lr=0\.5: this study fixes it, params\.lr=0\.25"):
+    with pytest.raises(ConfigError, match=r"lr=0\.5: this study fixes it to params\.lr=0\.25"):
         values_by_hand({}, {"lr": 0.5}, asked, {"lr": 0.25})
 
 

@@ -20,7 +20,7 @@ format:       ## format the code and mend what ruff can mend
 	$(BIN)ruff check --fix .
 
 settings:     ## write conf/*.yaml and the reference's tables from orchestrator/settings
-	$(BIN)python tools/settings.py
+	$(BIN)python docs/write_settings.py
 
 fast:         ## the unit tests alone
 	$(BIN)python -m pytest -n 2 tests/unit

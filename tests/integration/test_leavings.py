@@ -212,7 +212,7 @@ class _Ran:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["trial=7"], "trial=7: study study has no trial of that number that this program ran"),
+        (["trial=7"], "trial=7: study study has no trial with that number run by this program"),
         (["trial=x"], "trial=x: must be a whole number or best"),
         (["trial=0"], "trial=0: it has not ended yet"),
         (["study.name=study", "trial=best"], "study study has no complete trial yet"),

@@ -29,7 +29,7 @@ from orchestrator.settings import (
 from orchestrator.settings.describe import written
 from tests.support.commands import ROOT
 from tests.support.studies import spec
-from tools.settings import files
+from docs.write_settings import files
 
 CHOICES = [("sampler", name) for name in SAMPLERS] + [("pruner", name) for name in PRUNERS]
 

@@ -1,6 +1,6 @@
 """Writes the settings where people read them: conf/*.yaml and the tables of docs/reference.md.
 
-    python tools/settings.py
+    python docs/write_settings.py
 
 Everything comes from orchestrator/settings; a test fails when a file is stale.
 """

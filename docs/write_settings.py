@@ -82,8 +82,8 @@ def _with_tables(text: str) -> str:
         block = re.compile(
             rf"(<!-- settings: {name} -->\n\n).*?(\n<!-- end of settings -->)", re.DOTALL
         )
-        assert len(block.findall(text)) == 1, f"docs/reference.md needs one block for {name}"
-        text = block.sub(lambda found, table=table: f"{found[1]}{table}{found[2]}", text)
+        (found,) = block.finditer(text)  # one block per table
+        text = f"{text[: found.end(1)]}{table}{text[found.start(2) :]}"
     return text
 
 

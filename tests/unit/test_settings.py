@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from docs.write_settings import files
 from orchestrator.config import compose, parse_flags, show
 from orchestrator.model import StudySpec
 from orchestrator.settings import (
@@ -29,7 +30,6 @@ from orchestrator.settings import (
 from orchestrator.settings.describe import written
 from tests.support.commands import ROOT
 from tests.support.studies import spec
-from docs.write_settings import files
 
 CHOICES = [("sampler", name) for name in SAMPLERS] + [("pruner", name) for name in PRUNERS]
 

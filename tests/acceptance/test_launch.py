@@ -84,7 +84,10 @@ def test_the_commands_that_read_show_the_study(commands: Commands, tmp_path: Pat
     assert as_json["best"][0]["overrides"] == ["a=0"]
     assert commands.run("logs", "trial=0").returncode == 0
     missing = commands.run("logs", "trial=7")
-    assert (missing.returncode, "no trial of that number" in missing.stderr) == (2, True)
+    assert (missing.returncode, "no worker has run a trial with this number" in missing.stderr) == (
+        2,
+        True,
+    )
 
 
 def test_several_workers_cover_a_grid_exactly(commands: Commands, store: Store) -> None:

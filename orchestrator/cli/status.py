@@ -40,8 +40,9 @@ class _Snapshot:
     All but the first five fields are about the chosen study.
 
     `older` studies are not listed. `held` has what each worker holds, `earlier` the earlier
-    attempts of live trials by number. `mute` counts completed trials if none of them reported
-    anything to the study's pruner. `unserved` has, by study, why no worker serves it.
+    attempts of live trials by number. `best` is read for programs only. `mute` counts completed
+    trials if none of them reported anything to the study's pruner. `unserved` has, by study, why no
+    worker serves it.
     """
 
     studies: list[StudyLine]
@@ -129,7 +130,7 @@ def _read(
     failures.read()
 
     return _Snapshot(
-        studies=store.watch.lines(listed),
+        studies=store.watch.lines(listed, {row.study_id: progress}),
         older=0 if call.study_name is not None else len(studies) - len(listed),
         workers=workers,
         held=store.watch.held(),
@@ -144,7 +145,9 @@ def _read(
             for trial in live
             if trial.attempts > 1
         },
-        best=screen.best_trials(spec, reads.contenders(row.study_id, spec.directions)),
+        best=screen.best_trials(spec, reads.contenders(row.study_id, spec.directions))
+        if call.json
+        else [],
         code=reads.code(row.study_id),
         failures=failures,
         mute=reads.silently_complete(row.study_id) if config.has_pruner(spec) else 0,

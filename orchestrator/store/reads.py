@@ -409,7 +409,15 @@ class Reads:
             part = most is not None and n_cells > most
             order = "DESC" if maximize else "ASC"
             first = _LOOK_FIRST.format(order=order) if part else ""
-            query = sa.text(_CELLS.format(order=order, value=VALUE, feasible=FEASIBLE, first=first))
+            query = sa.text(
+                _CELLS.format(
+                    best="max" if maximize else "min",
+                    order=order,
+                    value=VALUE,
+                    feasible=FEASIBLE,
+                    first=first,
+                )
+            )
             cells = c.execute(
                 query, {"study_id": row.study_id, "most": max(1, most or 0) if part else None}
             ).all()
@@ -855,13 +863,22 @@ _NTH_OPEN = sa.text(
     ORDER BY ordinal OFFSET :skip LIMIT 1
     """
 )
+# The best value of each cell, then the first trial that has it: to sort all trials takes longer.
 _CELLS = """
+    WITH done AS MATERIALIZED (
+        SELECT o.cell_id, o.number, {value} AS value
+        FROM orchestrator.trial o
+        JOIN trial_values v ON v.trial_id = o.optuna_trial_id AND v.objective = 0
+        WHERE o.study_id = :study_id AND o.state = 'COMPLETE' AND {feasible}
+    ), top AS (
+        SELECT cell_id, {best}(value) AS best FROM done GROUP BY cell_id
+    )
     SELECT l.ordinal, l.values, l.state, l.reason, l.bound + coalesce(x.extra, 0) AS bound,
         l.completed, l.failed,
         l.pruned + coalesce(n.waited, 0) AS pruned, l.completed + l.pruned AS spent,
-        coalesce(n.running, 0) AS running, n.best, n.best_trial,
-        first_value(n.best) OVER best AS best_of_all,
-            first_value(n.best_trial) OVER best AS trial_of_all,
+        coalesce(n.running, 0) AS running, m.best, m.best_trial,
+        first_value(m.best) OVER best AS best_of_all,
+            first_value(m.best_trial) OVER best AS trial_of_all,
         count(*) FILTER (WHERE l.state = 'CLOSED') OVER () AS closed_of_all,
         l.bound AS bound_by_budget,
         (SELECT json_agg(json_build_array(h.memory, h.device_name, h.bytes,
@@ -869,19 +886,17 @@ _CELLS = """
            FROM orchestrator.shortage h WHERE h.cell_id = l.cell_id AND h.closed) AS closed_for
     FROM orchestrator.cell l
     LEFT JOIN (
+        SELECT top.cell_id, top.best, min(done.number) AS best_trial
+        FROM top JOIN done ON done.cell_id = top.cell_id AND done.value = top.best
+        GROUP BY top.cell_id, top.best
+    ) m ON m.cell_id = l.cell_id
+    LEFT JOIN (
         SELECT o.cell_id,
             count(*) FILTER (WHERE o.state = 'PRUNED' AND NOT o.holds_ticket
                 AND o.failure IS NULL) AS waited,
-            count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL) AS running,
-            (array_agg({value} ORDER BY {value} {order},
-                o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best,
-            (array_agg(o.number ORDER BY {value} {order},
-                o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best_trial
+            count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL) AS running
         FROM orchestrator.trial o
-        LEFT JOIN trial_values v
-            ON v.trial_id = o.optuna_trial_id AND v.objective = 0 AND o.state = 'COMPLETE'
-                AND {feasible}
-        WHERE o.study_id = :study_id
+        WHERE o.study_id = :study_id AND o.state IN ('PRUNED', 'RUNNING')
         GROUP BY o.cell_id
     ) n ON n.cell_id = l.cell_id
     LEFT JOIN (
@@ -890,8 +905,8 @@ _CELLS = """
         GROUP BY t.cell_id
     ) x ON x.cell_id = l.cell_id
     WHERE l.study_id = :study_id
-    WINDOW best AS (ORDER BY n.best {order} NULLS LAST, n.best_trial)
+    WINDOW best AS (ORDER BY m.best {order} NULLS LAST, m.best_trial)
     ORDER BY {first} l.ordinal
     LIMIT :most
 """
-_LOOK_FIRST = "n.best {order} NULLS LAST, coalesce(n.running, 0) DESC,"
+_LOOK_FIRST = "m.best {order} NULLS LAST, coalesce(n.running, 0) DESC,"

@@ -11,7 +11,7 @@ from orchestrator.model import JSONValue
 from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Row
 from orchestrator.store.optuna.rows import stored_float
-from orchestrator.store.reads import BEST_TRIAL, FEASIBLE, VALUE, StudyRow
+from orchestrator.store.reads import BEST_TRIAL, FEASIBLE, VALUE, Progress, StudyRow
 from orchestrator.store.schema import LIVE, UNSPENT
 
 _LOOKED_AT = 50
@@ -87,29 +87,40 @@ class Watch:
             found.setdefault(row.worker_id, Held(row.study, row.number, row.state))
         return found
 
-    def lines(self, rows: Sequence[StudyRow]) -> list[StudyLine]:
-        """How far each of the studies is, in the same order."""
+    def lines(
+        self, rows: Sequence[StudyRow], known: Mapping[int, Progress] | None = None
+    ) -> list[StudyLine]:
+        """How far each of the studies is, in the same order.
+
+        Args:
+            known: the progress of studies that was read already, by their id: their best trials are
+                not looked for again.
+        """
+        known = known or {}
         ids = [row.study_id for row in rows]
         with self._database.transaction() as c:
             found = {row.study_id: row for row in c.execute(_LINES, {"study_ids": ids})}
             best = {
                 study_id: c.execute(_BEST[line.maximize], {"study_id": study_id}).one_or_none()
                 for study_id, line in found.items()
-                if line.completed
+                if line.completed and study_id not in known
             }
         lines = []
         for row in rows:
             line, top = found.get(row.study_id), best.get(row.study_id)
             if line is None:  # deleted meanwhile
                 continue
+            value, number = (None, None) if top is None else (top.value, top.number)
+            if row.study_id in known:
+                value, number = known[row.study_id].best, known[row.study_id].best_trial
             lines.append(
                 StudyLine(
                     row,
                     total=line.spent + line.unspent,
                     spent=line.spent,
                     running=line.running,
-                    best=None if top is None else top.value,
-                    best_trial=None if top is None else top.number,
+                    best=value,
+                    best_trial=number,
                     idle_s=max(0.0, float(line.idle_s)),
                 )
             )

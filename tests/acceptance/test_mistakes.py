@@ -43,6 +43,10 @@ MISTAKES = {
         "is a generator",
     ),
     "worker of one study": (("worker", "study.name=tiny"), "write worker.studies=[tiny]"),
+    "no place for a database": (
+        ("status", "storage=embedded", "storage.path=/dev/null/postgres"),
+        "set ORCHESTRATOR_DATA_DIR to a directory",
+    ),
     "how many studies": (("status", "n=many"), "must be a whole number or all"),
     "wrong type": (("launch", *TINY, "budget.trials=many"), "budget.trials"),
     "in grid and search": (("launch", *TINY[:1], "experiment=both"), "a"),

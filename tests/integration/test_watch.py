@@ -88,6 +88,8 @@ def test_a_study_in_the_list_tells_progress_best_and_age(store: Store, lease: Wo
     assert (second.row.name, second.spent, second.total, second.running) == ("high", 2, 3, 1)
     assert (second.best, second.best_trial) == (3.0, 1)
     assert 0 <= second.idle_s < 60
+    progress = store.reads.progress(rows[1], maximize=True)
+    assert [line.best for line in store.watch.lines(rows, {high: progress})] == [2.0, 3.0]
     store.studies.launch(spec("new", cells=2))
     (new,) = store.watch.lines([store.reads.find("new")])
     assert (new.spent, new.total, new.best, new.best_trial) == (0, 2, None, None)

@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "launch.run",
         (
             "create or continue a study, run workers on this machine, follow it to its end "
-            "(--dry-run: show the plan only)"
+            "(--dry-run: import the objective and show the plan only)"
         ),
     ),
     "worker": (
@@ -27,7 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "run one worker: claims a device and runs trials of all active studies",
     ),
     "dashboard": ("serve.dashboard", "serve optuna-dashboard on the same storage"),
-    "status": ("status.run", "show studies, cells, running trials, workers, devices"),
+    "status": (
+        "status.run",
+        "show the newest studies (n=50, n=all), cells, running trials, workers, devices",
+    ),
     "best": (
         "best.run",
         "print the best trial as YAML and as overrides (trial=N: another one;"

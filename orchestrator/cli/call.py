@@ -32,6 +32,7 @@ _WORDS = {
     "retry": ("trial",),
     "replay": ("trial",),
     "rerun": ("trial",),
+    "status": ("n",),
 }
 _REVIVE_S = 2.0  # short: a worker that tries this has a trial to look after
 _ACTIONS = {"db": ("start", "stop", "url", "upgrade")}

@@ -1,4 +1,6 @@
-"""Announces that a launch follows its study, and warns when no worker serves the study."""
+"""Announces that a launch follows its study, says what it waits for at the beginning, and warns
+when no worker serves the study.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,11 @@ from typing import Final
 
 from orchestrator.cli import hints
 from orchestrator.cli.call import Call
+from orchestrator.cli.running import Running
 from orchestrator.cli.screen import View
 from orchestrator.errors import OrchestratorError
 from orchestrator.model import count_label, span_label
-from orchestrator.store import Progress, Servers, Store, StudyRow
+from orchestrator.store import Progress, Servers, Store, StudyRow, WorkerRow
 
 FOLLOWED_S: Final = 30.0
 """Time without a sign of life after which a launch counts as gone."""
@@ -35,6 +38,7 @@ class Following:
         self._check_at = 0.0
         self._workers_by = time.monotonic() + _START_S
         self._problem: str | None = None
+        self._began = False
 
     @contextmanager
     def announced(self) -> Iterator[None]:
@@ -77,15 +81,54 @@ class Following:
             self._view.say(problem or f"study {self.row.name} is served again")
             self._problem = problem
 
+    def waits_for(self, progress: Progress, own: Collection[int]) -> str | None:
+        """What this launch's own workers do until its first trial runs, in one line.
+
+        None after that, and if it has no workers.
+
+        Raises:
+            StoreUnavailableError: the database does not answer.
+        """
+        self._began = self._began or bool(progress.running or progress.spent_since)
+        if self._began or progress.study.state != "ACTIVE" or not own:
+            return None
+        here = self._own(own)
+        starting = len(own) - len(here)
+        queued = sum(worker.doing.startswith("waiting for a device") for worker in here)
+        importing = len(here) - queued
+        parts = [
+            f"{count_label(count, 'worker')} {what}"
+            for count, what in (
+                (starting, "starting"),
+                (queued, "waiting for a device"),
+                (importing, "importing the objective and choosing parameters"),
+            )
+            if count
+        ]
+        return f"waiting for the first trial: {', '.join(parts)}"
+
     def _registered(self, own: Collection[int]) -> bool:
+        return len(self._own(own)) == len(own)
+
+    def _own(self, own: Collection[int]) -> list[WorkerRow]:
+        """Those of this launch's own workers that have registered."""
         host = socket.gethostname()
-        return set(own) <= {
-            worker.pid for worker in self._store.reads.workers() if worker.host == host
-        }
+        return [w for w in self._store.reads.workers() if w.host == host and w.pid in own]
 
     def _give_sign(self) -> None:
         self._store.studies.follow(self.row.study_id, FOLLOWED_S)
         self._sign_at = time.monotonic() + _SIGN_EVERY_S
+
+
+def read_running(store: Store, study_id: int) -> Running:
+    """The trials of the study that run now, with what they have reported.
+
+    Raises:
+        StoreUnavailableError: the database does not answer.
+    """
+    trials = store.watch.running(study_id)
+    told = any(trial.last is not None for trial in trials)
+    return Running(trials, store.watch.last_steps(study_id) if told else ())
 
 
 def unserved(call: Call, study: str, servers: Servers) -> str | None:

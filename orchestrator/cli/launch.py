@@ -7,6 +7,8 @@ the loop that follows the study in `launch_loop`, the last lines in `conclusion`
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from orchestrator import config, search
 from orchestrator.cli import controls, preflight, provenance, screen
@@ -16,7 +18,9 @@ from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import Following
 from orchestrator.cli.launch_loop import FollowedStudy, announcement, follow
 from orchestrator.cli.local_workers import LocalWorkers
-from orchestrator.model import StudySpec
+from orchestrator.cli.waiting import waiting
+from orchestrator.model import StudySpec, value_label
+from orchestrator.program import label
 from orchestrator.runner import HYDRA_DIRECTORY, code_now, is_hydra_app
 from orchestrator.signals import Ending
 from orchestrator.store import Store, StudyRow
@@ -27,8 +31,10 @@ INTERRUPTED = 130
 
 def run(call: Call) -> int:
     """Returns 0 if the study has a complete trial at the end, 130 if the user interrupted."""
-    spec, distributions = _checked(call)
+    with waiting("reading the configuration", only_on_terminal=True):
+        spec, distributions = _checked(call)
     if "--dry-run" in call.switches:
+        _import_objective(call, spec)
         remarks = _remarks(spec)
         if call.json:
             print(
@@ -44,10 +50,10 @@ def run(call: Call) -> int:
 def _launch(call: Call, spec: StudySpec, ending: Ending) -> int:
     count = preflight.worker_count(call)
     preflight.check_runs_directory(call, count)
-    preflight.check_objective(call, spec)
+    _import_objective(call, spec)
     output = preflight.output_directory(call)
 
-    with call.store() as store:
+    with _database(call) as store:
         preflight.check_checkpoint_places(call, store, spec, count)
         launched = store.studies.launch(spec)
         row = store.reads.find(spec.name)
@@ -69,6 +75,25 @@ def _launch(call: Call, spec: StudySpec, ending: Ending) -> int:
 
         conclude(call, store, row, spec, failures, interrupted=interrupted)
         return INTERRUPTED if interrupted else 0
+
+
+def _import_objective(call: Call, spec: StudySpec) -> None:
+    """Returns if the objective imports; see `preflight.check_objective`."""
+    with waiting(f"importing the objective: {value_label(label(spec.objective))}"):
+        preflight.check_objective(call, spec)
+
+
+@contextmanager
+def _database(call: Call) -> Iterator[Store]:
+    """The database, as `Call.store` opens it; says that it waits for it."""
+    storage = call.composed.host.storage
+    what = "connecting to the database"
+    if storage.kind == "embedded":
+        what = f"starting the database in {storage.path}"
+    with ExitStack() as stack:
+        with waiting(what):
+            store = stack.enter_context(call.store())
+        yield store
 
 
 def _remarks(spec: StudySpec) -> list[str]:

@@ -14,8 +14,9 @@ from orchestrator import config, signals
 from orchestrator.cli import hints, screen
 from orchestrator.cli.call import RETRY, Call
 from orchestrator.cli.failures import Failures
-from orchestrator.cli.following import Following
+from orchestrator.cli.following import Following, read_running
 from orchestrator.cli.local_workers import LocalWorkers
+from orchestrator.cli.running import Running
 from orchestrator.errors import StoreUnavailableError
 from orchestrator.model import StudySpec, count_label
 from orchestrator.store import Launched, Progress, Store, StudyRow, is_braked
@@ -114,6 +115,7 @@ def follow(
     store, view = followed.store, followed.view
     maintenance = Maintenance(store, every_s=1.0)
     spent, silent, next_read = 0, False, 0.0
+    running, note = Running(), None
 
     with _forwarded_signals(workers, view) as received, view:
         while True:
@@ -123,6 +125,8 @@ def follow(
                 progress, began = None, time.monotonic()
                 if began >= next_read:
                     progress = followed.progress()
+                    running = read_running(store, followed.row.study_id)
+                    note = following.waits_for(progress, workers.pids)
                     took = time.monotonic() - began
                     next_read = time.monotonic() + took / _SHARE_OF_READING
                 following.check(progress, own=workers.pids)
@@ -136,7 +140,7 @@ def follow(
             else:
                 silent = False
                 if progress is not None:
-                    view.update(progress)
+                    view.update(progress, running, note)
                     study = progress.study
                     braked = is_braked(study.state, study.reason) and not progress.running
                     if study.state == "FINISHED" or braked:

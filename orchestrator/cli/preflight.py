@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sys
 import tempfile
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +20,19 @@ from orchestrator.runner.files import Checkpoints
 from orchestrator.runner.files.artifacts import checked_place
 from orchestrator.store import Store
 
+_IMPORTED_LATER: Final = (
+    "alembic",
+    "hydra",
+    "numpy",
+    "omegaconf",
+    "optuna",
+    "psycopg2",
+    "scipy",
+    "sqlalchemy",
+    "torch",
+    "yaml",
+)
+"""Packages that workers or objectives import, although this process may not have done so yet."""
 CPU_WORKERS: Final = 2
 """Workers that `launch` starts on a machine without a GPU."""
 
@@ -70,14 +85,41 @@ def check_objective(call: Call, spec: StudySpec) -> None:
     """Returns if the objective imports; it is imported in a separate process.
 
     Raises:
-        ConfigError: it does not, or `worker.allow_targets` does not allow it.
+        ConfigError: it does not, `worker.allow_targets` does not allow it, or a file of the user's
+            hides a package.
     """
+    check_shadows(Path.cwd())
     check_allowed(spec.objective, call.composed.host.worker.allow_targets)
     runner = Runner(spec.objective, start=spec.runner.start)
     try:
         runner.check()
     finally:
         runner.close()
+
+
+def check_shadows(directory: Path) -> None:
+    """Returns if nothing in the working directory hides a module that workers import.
+
+    Workers and objectives look for modules there first: an ``optuna.py`` of the user's would be
+    imported in place of Optuna.
+
+    Raises:
+        ConfigError: something does.
+    """
+    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != directory.resolve()]
+    loaded = {name.partition(".")[0] for name in sys.modules}
+    for name in sorted({*loaded, *_IMPORTED_LATER} - {"__main__"}):
+        mine = [directory / f"{name}.py", directory / name / "__init__.py"]
+        found = next((path for path in mine if path.exists()), None)
+        if found is None:
+            continue
+        there = PathFinder.find_spec(name, elsewhere)
+        if there is None or there.origin is None or Path(there.origin).resolve() == found.resolve():
+            continue
+        raise ConfigError(
+            f"{found.relative_to(directory)} in the working directory {directory} hides the "
+            f"installed module {name!r}, which workers need; rename it"
+        )
 
 
 def check_checkpoint_places(call: Call, store: Store, spec: StudySpec, count: int) -> None:

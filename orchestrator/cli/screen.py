@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.running import Running
 from orchestrator.config import normal_form
 from orchestrator.model import Axis, Searched, StudySpec, cell_label, count_label, value_label
 from orchestrator.program import label
@@ -30,6 +32,11 @@ if TYPE_CHECKING:
 
 Estimates: TypeAlias = "Sequence[CellEstimate | None]"
 _LINE_EVERY_S = 10.0
+_STEPS_EVERY_S = 60.0
+_NOTE_AFTER_S = 2.0
+_ENDED_FOR_ETA = 3
+_WIDEST_BAR = 60
+_FEWEST_ROWS = 3
 MOST_CELLS = 30
 _MOST_TEXT = 60  # characters of one declaration in a plan
 
@@ -51,12 +58,21 @@ class View:
             else None
         )
         self._last: tuple[int, int] | None = None
+        self._steps = ""
         self._next_line = 0.0
+        self._next_steps = time.monotonic() + _STEPS_EVERY_S
+        self._note: str | None = None
+        self._note_at = 0.0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is a table that changes in place."""
+        return self._live is not None
 
     @property
     def most_cells(self) -> int:
         """How many cells `update` can show."""
-        return 0 if self._live is None else max(3, self._console.height - 6)
+        return 0 if self._live is None else max(_FEWEST_ROWS, self._console.height)
 
     def __enter__(self) -> View:
         if self._live is not None:
@@ -72,23 +88,41 @@ class View:
         with self._unless_gone():
             self._console.print(Text(text))
 
-    def update(self, progress: Progress) -> None:
-        """Shows where the study stands.
+    def update(
+        self, progress: Progress, running: Running | None = None, note: str | None = None
+    ) -> None:
+        """Shows where the study stands, the trials that run, and what it waits for (`note`).
 
-        Without a terminal, it prints at most one line per ten seconds, after trials end.
+        Without a terminal, it prints at most one line per ten seconds, after trials end; and one
+        per minute with the steps of running trials, if they reported new ones. A note is a line
+        once it has been true for two seconds.
         """
+        running = running or Running()
         if self._live is not None:
             with self._unless_gone():
-                self._live.update(self._table(progress), refresh=True)
+                self._live.update(self._table(progress, running, note), refresh=True)
             return
-        now = (progress.spent, progress.failed)
-        if (
-            now != self._last
-            and progress.study.state != "FINISHED"
-            and time.monotonic() >= self._next_line
-        ):
-            self._last, self._next_line = now, time.monotonic() + _LINE_EVERY_S
+        if progress.study.state == "FINISHED":
+            return
+        self._say_note(note)
+        now, clock = (progress.spent, progress.failed), time.monotonic()
+        if now != self._last and clock >= self._next_line:
+            self._last, self._next_line = now, clock + _LINE_EVERY_S
             self.say(headline(self._spec, progress))
+        if clock >= self._next_steps:
+            self._next_steps = clock + _STEPS_EVERY_S
+            steps = running.line(self._spec)
+            if steps and steps != self._steps:
+                self._steps = steps
+                self.say(steps)
+
+    def _say_note(self, note: str | None) -> None:
+        clock = time.monotonic()
+        if note != self._note:
+            self._note, self._note_at = note, clock + _NOTE_AFTER_S
+        elif note is not None and clock >= self._note_at:
+            self._note_at = float("inf")
+            self.say(note)
 
     @contextmanager
     def _unless_gone(self) -> Iterator[None]:
@@ -101,11 +135,60 @@ class View:
         except (OSError, SystemExit):
             self._console, self._live = Console(file=io.StringIO()), None
 
-    def _table(self, progress: Progress) -> RenderableType:
-        return Group(
-            Text(headline(self._spec, progress)),
-            cell_table(self._spec, progress.cells, room=self.most_cells, n_cells=progress.n_cells),
+    def _table(self, progress: Progress, running: Running, note: str | None) -> RenderableType:
+        return live_table(
+            self._spec,
+            progress,
+            running,
+            note,
+            width=self._console.width,
+            height=self._console.height,
         )
+
+
+def live_table(
+    spec: StudySpec,
+    progress: Progress,
+    running: Running,
+    note: str | None,
+    *,
+    width: int,
+    height: int,
+) -> RenderableType:
+    """The study on a terminal of this size: headline, progress bar, running trials, cells.
+
+    A third of the lines is for running trials, and what they leave for cells, the best ones first.
+    """
+    head = Text(headline(spec, progress))
+    parts: list[RenderableType] = [head, _bar(progress, width)]
+    if note is not None:
+        parts.append(Text(note))
+    # The cursor's line, the table's header, and the line that tells how many cells there are more.
+    free = height - 3 - len(parts) - len(head.plain) // max(1, width)
+    if running.trials:
+        room = max(1, free // 3)
+        parts.append(running.table(spec, room, width))
+        hidden = len(running.trials) - room
+        if hidden > 0:
+            parts.append(Text(f"… {hidden} more running"))
+        free -= 1 + min(len(running.trials), room) + (hidden > 0)
+    parts.append(cell_table(spec, progress.cells, room=free, total=progress))
+    return Group(*parts)
+
+
+def _bar(progress: Progress, width: int) -> RenderableType:
+    """``━━━━━━━━━━━━━━━━━━━━  25 %``: the spent part of the budget."""
+    grid = Table.grid(padding=(0, 1))
+    share = progress.spent / progress.total if progress.total else 1.0
+    grid.add_row(
+        ProgressBar(
+            total=max(1, progress.total),
+            completed=progress.spent if progress.total else 1,
+            width=max(10, min(_WIDEST_BAR, width - 7)),
+        ),
+        Text(f"{100 * share:.0f} %"),
+    )
+    return grid
 
 
 def headline(spec: StudySpec, progress: Progress) -> str:
@@ -128,9 +211,12 @@ def headline(spec: StudySpec, progress: Progress) -> str:
 def _seconds_left(progress: Progress) -> float | None:
     """At the pace since the launch.
 
-    None before the first trial has ended, and when none is left.
+    None while too few trials have ended to know it: three, and as many as run at the same time. And
+    when none is left.
     """
-    if progress.spent_since == 0 or progress.spent >= progress.total:
+    if progress.spent_since < max(_ENDED_FOR_ETA, progress.running):
+        return None
+    if progress.spent >= progress.total:
         return None
     left = progress.seconds / progress.spent_since * (progress.total - progress.spent)
     return left if progress.seconds_left is None else min(left, max(0.0, progress.seconds_left))
@@ -147,14 +233,15 @@ def cell_table(
     cells: tuple[CellRow, ...],
     room: int = MOST_CELLS,
     estimates: Estimates = (),
-    n_cells: int | None = None,
+    total: Progress | None = None,
 ) -> RenderableType:
-    """One row per cell: its values, counts, best value.
+    """One row per cell: its values, spent trials of those that it will get, counts, best value.
 
-    If there is no room for all, it shows those that need attention.
+    If there is no room for all, it shows the best ones, then those that run trials. A ``+`` behind
+    the trials that a cell will get: the allocation may give it more.
 
     Args:
-        n_cells: the number of all cells, if `cells` are only some of them.
+        total: the study's progress, if `cells` are only some of its cells.
         estimates: adds the model's estimate of the best value that each cell can reach, and the
             probability that no other cell reaches a better one.
     """
@@ -172,21 +259,10 @@ def cell_table(
         table.add_column(Text(value_label(name)), justify="right" if name else "left")
 
     listed = cells
-    if len(cells) > max(3, room):
+    if len(cells) > max(_FEWEST_ROWS, room):
         sign = -1.0 if spec.directions[0] == "maximize" else 1.0
-        # Closed cells first, then those closed on some devices, those that run trials, the best
-        # ones.
-        ranked = sorted(
-            cells,
-            key=lambda c: (
-                c.state == "OPEN",
-                not c.closed_for,
-                -c.running,
-                c.best is None,
-                sign * (c.best or 0.0),
-            ),
-        )
-        listed = tuple(ranked[: max(3, room)])
+        ranked = sorted(cells, key=lambda c: (c.best is None, sign * (c.best or 0.0), -c.running))
+        listed = tuple(ranked[: max(_FEWEST_ROWS, room)])
 
     for cell in listed:
         names = [value_label(cell.values[axis.path]) for axis in spec.grid] or [
@@ -196,15 +272,20 @@ def cell_table(
         number = "" if cell.best_trial is None else str(cell.best_trial)
         remark = _remark(cell)
         counts = (
-            f"{cell.spent}/{cell.bound}",
+            f"{cell.spent}/{max(cell.bound, cell.share)}{'+' if cell.grows else ''}",
             str(cell.pruned),
             str(cell.failed),
             str(cell.running),
         )
         belief = _belief(believed.get(cell.ordinal)) if believed else ()
         table.add_row(*map(Text, (*names, *counts, best, number, *belief, remark)))
-    more = max(len(cells), n_cells or 0) - len(listed)
-    return Group(table, Text(f"… and {count_label(more, 'cell')} more")) if more else table
+    more = max(len(cells), total.n_cells if total else 0) - len(listed)
+    if not more:
+        return table
+    closed = total.closed if total else sum(cell.state == "CLOSED" for cell in cells)
+    closed -= sum(cell.state == "CLOSED" for cell in listed)
+    note = f" ({closed} closed)" if closed > 0 else ""
+    return Group(table, Text(f"… {more} more cell{'' if more == 1 else 's'}{note}"))
 
 
 def _remark(cell: CellRow) -> str:
@@ -359,9 +440,7 @@ def results(
             console.print(Text(f"\n{describe_trial(spec, trial)}"), soft_wrap=True)
         console.print(Text("\nbest of every cell" if spec.grid else "\nthe study's one cell"))
         console.print(
-            cell_table(
-                spec, progress.cells, room=200, estimates=estimates, n_cells=progress.n_cells
-            )
+            cell_table(spec, progress.cells, room=200, estimates=estimates, total=progress)
         )
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 

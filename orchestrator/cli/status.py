@@ -13,13 +13,16 @@ from orchestrator import config
 from orchestrator.cli import hints, provenance, screen
 from orchestrator.cli.call import Call
 from orchestrator.cli.failures import Failures
-from orchestrator.cli.following import unfollowed, unserved
-from orchestrator.model import StudySpec, count_label
+from orchestrator.cli.following import read_running, unfollowed, unserved
+from orchestrator.cli.running import Running
+from orchestrator.model import StudySpec, count_label, span_label, value_label
 from orchestrator.store import (
     AttemptRow,
     CodeRow,
+    Held,
     Progress,
     Store,
+    StudyLine,
     StudyRow,
     TrialRow,
     WorkerRow,
@@ -27,27 +30,31 @@ from orchestrator.store import (
 )
 
 _MIN_WIDTH = 120
+_MOST_STUDIES = 20
 
 
 @dataclass(frozen=True)
 class _Snapshot:
     """What `status` read from the database.
 
-    All but the first four fields are about the chosen study.
+    All but the first five fields are about the chosen study.
 
-    `held` has what each worker runs, `earlier` the earlier attempts of running trials by number.
-    `mute` counts completed trials if none of them reported anything to the study's pruner.
-    `unserved` has, by study, why no worker serves it.
+    `older` studies are not listed. `held` has what each worker holds, `earlier` the earlier
+    attempts of live trials by number. `best` is read for programs only. `mute` counts completed
+    trials if none of them reported anything to the study's pruner. `unserved` has, by study, why no
+    worker serves it.
     """
 
-    studies: list[StudyRow]
+    studies: list[StudyLine]
+    older: int
     workers: list[WorkerRow]
-    held: dict[int, str]
+    held: dict[int, Held]
     unserved: dict[int, str | None]
     row: StudyRow
     spec: StudySpec
     progress: Progress
     live: list[TrialRow]
+    running: Running
     earlier: dict[int, list[AttemptRow]]
     best: list[TrialRow]
     code: list[CodeRow]
@@ -56,7 +63,10 @@ class _Snapshot:
 
 
 def run(call: Call) -> int:
-    """All studies, the named or newest one with its cells and running trials, and the workers."""
+    """The newest studies, the named or newest one with its cells and running trials, the
+    workers.
+    """
+    most = _most_studies(call)
     with call.store() as store:
         studies, workers = store.reads.studies(), store.reads.workers()
         if not studies and call.study_name is None:
@@ -68,7 +78,7 @@ def run(call: Call) -> int:
             nothing = f"no study yet; start one with: {start} experiment=…"
             print(screen.as_json(data) if call.json else nothing)
             return 0
-        snapshot = _read(call, store, studies, workers)
+        snapshot = _read(call, store, studies, workers, most)
     if call.json:
         print(screen.as_json(_as_data(snapshot)))
     else:
@@ -76,11 +86,38 @@ def run(call: Call) -> int:
     return 0
 
 
-def _read(call: Call, store: Store, studies: list[StudyRow], workers: list[WorkerRow]) -> _Snapshot:
+def _most_studies(call: Call) -> int | None:
+    """How many studies to list; None: all.
+
+    Raises:
+        ConfigError: the word `n` is neither a whole number nor ``all``.
+    """
+    if call.words.get("n") == "all":
+        return None
+    number = call.number("n", or_word="all")
+    return _MOST_STUDIES if number is None else number
+
+
+def _listed(
+    studies: list[StudyRow], chosen: StudyRow, name: str | None, most: int | None
+) -> list[StudyRow]:
+    """The studies to list, the newest first: the named one alone; else the newest ones, and older
+    ones that are still active.
+    """
+    if name is not None:
+        return [chosen]
+    newest = sorted(studies, key=lambda s: (s.created_at, s.study_id), reverse=True)
+    return newest[:most] + ([] if most is None else [s for s in newest[most:] if s.active])
+
+
+def _read(
+    call: Call, store: Store, studies: list[StudyRow], workers: list[WorkerRow], most: int | None
+) -> _Snapshot:
     reads = store.reads
     row = reads.find(call.study_name)
     spec = reads.spec(row.study_id)
-    active = [study for study in studies if study.active]
+    listed = _listed(studies, row, call.study_name, most)
+    active = [study for study in listed if study.active]
     servers = reads.servers([study.study_id for study in active])
     progress = reads.progress(
         row,
@@ -93,35 +130,28 @@ def _read(call: Call, store: Store, studies: list[StudyRow], workers: list[Worke
     failures.read()
 
     return _Snapshot(
-        studies=studies,
+        studies=store.watch.lines(listed, {row.study_id: progress}),
+        older=0 if call.study_name is not None else len(studies) - len(listed),
         workers=workers,
-        held=_held(store, studies),
+        held=store.watch.held(),
         unserved={s.study_id: unserved(call, s.name, servers[s.study_id]) for s in active},
         row=row,
         spec=spec,
         progress=progress,
         live=live,
+        running=read_running(store, row.study_id),
         earlier={
             trial.number: reads.attempts(row.study_id, trial.number)[:-1]
             for trial in live
             if trial.attempts > 1
         },
-        best=screen.best_trials(spec, reads.contenders(row.study_id, spec.directions)),
+        best=screen.best_trials(spec, reads.contenders(row.study_id, spec.directions))
+        if call.json
+        else [],
         code=reads.code(row.study_id),
         failures=failures,
         mute=reads.silently_complete(row.study_id) if config.has_pruner(spec) else 0,
     )
-
-
-def _held(store: Store, studies: list[StudyRow]) -> dict[int, str]:
-    """What each worker runs: ``trial 7 of digits``."""
-    return {
-        trial.worker_id: f"trial {trial.number} of {study.name}"
-        for study in studies
-        if study.state != "FINISHED"
-        for trial in store.reads.trials(study.study_id, live_only=True)
-        if trial.worker_id is not None
-    }
 
 
 def _as_data(snapshot: _Snapshot) -> dict[str, Any]:
@@ -130,15 +160,20 @@ def _as_data(snapshot: _Snapshot) -> dict[str, Any]:
     return {
         "studies": [
             {
-                "name": study.name,
-                "state": study.state,
-                "reason": study.reason,
-                "launched_s": study.launched_s,
-                "followed": study.followed,
-                "unserved": snapshot.unserved.get(study.study_id),
+                "name": line.row.name,
+                "state": line.row.state,
+                "reason": line.row.reason,
+                "launched_s": line.row.launched_s,
+                "followed": line.row.followed,
+                "unserved": snapshot.unserved.get(line.row.study_id),
+                "trials": {"total": line.total, "spent": line.spent, "running": line.running},
+                "best": line.best,
+                "best_trial": line.best_trial,
+                "idle_s": line.idle_s,
             }
-            for study in snapshot.studies
+            for line in snapshot.studies
         ],
+        "older_studies": snapshot.older,
         "study": {
             **screen.as_data(spec, snapshot.progress, snapshot.best),
             "failures": snapshot.failures.data,
@@ -153,6 +188,7 @@ def _as_data(snapshot: _Snapshot) -> dict[str, Any]:
                     {"attempt": a.attempt, "ended": a.outcome, "why": a.reason}
                     for a in snapshot.earlier.get(trial.number, ())
                 ],
+                **snapshot.running.data(spec, trial.number),
             }
             for trial in snapshot.live
         ],
@@ -167,30 +203,63 @@ def _show(call: Call, snapshot: _Snapshot) -> None:
     def line(text: str) -> None:
         console.print(Text(text), soft_wrap=True)
 
+    console.print(_study_table(snapshot))
+    if snapshot.older:
+        more = "study" if snapshot.older == 1 else "studies"
+        line(f"… {snapshot.older} older {more}: {hints.command(call, 'status', 'n=all')}")
     for study in snapshot.studies:
-        mark = ">" if study.study_id == snapshot.row.study_id else " "
-        state = f"{study.state.lower()}{f' ({study.reason})' if study.reason else ''}"
-        notes = filter(None, [state, unfollowed(call, study)])
-        line(f"{mark} {study.name}: {'; '.join(notes)}")
+        if note := unfollowed(call, study.row):
+            line(f"{study.row.name}: {note}")
         # Without any worker, the table of workers says so once, at the end.
-        if snapshot.workers and (why := snapshot.unserved.get(study.study_id)):
-            line(f"  {why}")
+        if snapshot.workers and (why := snapshot.unserved.get(study.row.study_id)):
+            line(why)
     console.print()
 
     spec, progress = snapshot.spec, snapshot.progress
     line(f"{spec.name}: {screen.headline(spec, progress)}")
     if mixed := provenance.changes_within(snapshot.code):
         line(mixed)
-    console.print(screen.cell_table(spec, progress.cells, n_cells=progress.n_cells))
+    console.print(screen.cell_table(spec, progress.cells, total=progress))
     for remark in _remarks(call, snapshot):
         line(remark)
 
+    if snapshot.running.trials:
+        console.print()
+        console.print(snapshot.running.table(spec))
     for trial in snapshot.live:
-        line(_trial_line(trial))
+        if trial.worker_id is None:
+            line(_waiting_line(trial))
         for attempt in snapshot.earlier.get(trial.number, ()):
-            line(f"  attempt {attempt.attempt} {attempt.outcome}: {attempt.reason}")
+            ended = f"attempt {attempt.attempt} {attempt.outcome}: {attempt.reason}"
+            line(f"trial {trial.number}, {ended}")
     console.print()
     console.print(_worker_table(call, snapshot))
+
+
+def _study_table(snapshot: _Snapshot) -> Table:
+    """One row per study; ``>`` marks the one that is shown below."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "study", "trials", "running", "best", "state"):
+        right = name in ("trials", "running", "best")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name == "study")
+    for line in snapshot.studies:
+        row = line.row
+        state = f"{row.state.lower()}{f' ({row.reason})' if row.reason else ''}"
+        table.add_row(
+            ">" if row.study_id == snapshot.row.study_id else "",
+            Text(value_label(row.name)),
+            f"{line.spent}/{line.total}",
+            str(line.running),
+            "" if line.best is None else f"{line.best:.6g}",
+            Text(f"{state}, {_age(line)}"),
+        )
+    return table
+
+
+def _age(line: StudyLine) -> str:
+    """``last trial 3 h ago``: when something last happened in the study."""
+    what = "last activity" if line.spent or line.running else "launched"
+    return f"{what} {span_label(line.idle_s)} ago"
 
 
 def _remarks(call: Call, snapshot: _Snapshot) -> list[str]:
@@ -207,15 +276,28 @@ def _remarks(call: Call, snapshot: _Snapshot) -> list[str]:
     return remarks
 
 
-def _trial_line(trial: TrialRow) -> str:
-    if trial.worker_id:
-        running = f"running for {trial.seconds or 0:.0f} s"
-        return f"trial {trial.number} {running}, attempt {trial.attempts}, worker {trial.worker_id}"
+def _waiting_line(trial: TrialRow) -> str:
     after = f" after {count_label(trial.attempts, 'attempt')}" if trial.attempts else ""
     return f"trial {trial.number} waits for a worker{after}"
 
 
-def _worker_data(worker: WorkerRow, held: dict[int, str]) -> dict[str, Any]:
+def _doing(worker: WorkerRow, held: dict[int, Held]) -> str:
+    """What the worker does: by the rows of the trials, which are current; else by what it said
+    last, and how long ago.
+    """
+    holds = held.get(worker.worker_id)
+    if holds is None:
+        # What it said it ran has ended since.
+        if worker.doing.startswith("trial "):
+            return "between two trials"
+        return f"{worker.doing} ({span_label(worker.doing_s)} ago)"
+    if holds.number is None:
+        return f"choosing the parameters of a trial of {holds.study}"
+    prepared = "preparing " if holds.state == "PREPARED" else ""
+    return f"{prepared}trial {holds.number} of {holds.study}"
+
+
+def _worker_data(worker: WorkerRow, held: dict[int, Held]) -> dict[str, Any]:
     return {
         "worker": worker.worker_id,
         "host": worker.host,
@@ -223,7 +305,7 @@ def _worker_data(worker: WorkerRow, held: dict[int, str]) -> dict[str, Any]:
         "device": worker.device,
         "device_key": worker.device_key,
         "slot": worker.slot,
-        "doing": held.get(worker.worker_id, worker.doing),
+        "doing": _doing(worker, held),
         "lease_overdue_s": worker.silent_s,
     }
 
@@ -235,7 +317,7 @@ def _worker_table(call: Call, snapshot: _Snapshot) -> Table | Text:
     for name in ("worker", "host", "pid", "device", "slot", "doing"):
         table.add_column(name)
     for worker in snapshot.workers:
-        doing = snapshot.held.get(worker.worker_id, worker.doing)
+        doing = _doing(worker, snapshot.held)
         if worker.silent_s > 0:
             doing += f" (silent for {worker.silent_s:.0f} s)"
         slot = "" if worker.slot is None else str(worker.slot)

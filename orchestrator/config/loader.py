@@ -50,6 +50,7 @@ class Loader:
                 anchor=SearchPathQuery(provider="main"),
             )
         self.config_name = config_name.removesuffix(".yaml")
+        self._config_dir = config_dir
         loader = ParsedOnce(path)
         self.hydra = Hydra("orchestrator", loader)
         # hydra.searchpath, in the config or among the overrides, may add directories, and groups
@@ -107,7 +108,7 @@ class Loader:
             if isinstance(option, str) and option not in options and not word.override.is_delete():
                 raise ConfigError(
                     f"{word.path}={option}: there is no such option{did_you_mean(option, options)};"
-                    f" {word.path} has {', '.join(sorted(options))}"
+                    f" {word.path} has {', '.join(sorted(options))}{self._where(word.path)}"
                 )
             if not isinstance(option, str) and not word.override.is_delete():
                 raise ConfigError(
@@ -115,6 +116,12 @@ class Loader:
                     f"{', '.join(sorted(options))}{drop}"
                 )
         return word.text
+
+    def _where(self, group: str) -> str:
+        """How options of one's own are found, for when one is not there."""
+        if self._config_dir is None:
+            return f"; for those in ./conf/{group}/, add --config-dir=conf"
+        return f" (searched {Path(self._config_dir) / group} and the shipped config)"
 
     def packages(self, overrides: Sequence[str]) -> dict[str, str]:
         """Returns where the chosen option of each group lands in the config, by the key that

@@ -242,6 +242,11 @@ def refuse_study_settings(command: str, words: Sequence[Word]) -> None:
             continue
         if command == "enqueue" and (word.role == "param" or word.of_user):
             continue
+        if command == "worker" and word.path == "study.name":
+            raise ConfigError(
+                f"{word.text}: a worker serves every active study; to serve only this one, "
+                f"write worker.studies=[{word.text.partition('=')[2]}]"
+            )
         taken = [
             *(["study.name"] if command in NAMING else []),
             *(f"{section}.*" for section in HOST),

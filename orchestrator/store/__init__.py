@@ -2,7 +2,8 @@
 
 `Store` joins the sides: `studies` (launch), `fleet` (workers and devices), `ledger` (trials),
 `suggested` (parameters that objectives ask for), `interventions` (what people do to a study under
-way), `news` (what samplers read), `reads` (what people and workers read) and `doctor`.
+way), `news` (what samplers read), `reads` (what people and workers read), `watch` (what people
+follow) and `doctor`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from orchestrator.store.reads import (
     TrialRow,
     WorkerRow,
 )
+from orchestrator.store.watch import Held, RunningRow, StudyLine, Watch
 
 __all__ = [
     "MOST_CHOICES",
@@ -50,15 +52,18 @@ __all__ = [
     "Examination",
     "FailureRow",
     "Finding",
+    "Held",
     "Launched",
     "Place",
     "Prepared",
     "Progress",
     "Retried",
+    "RunningRow",
     "Servers",
     "Silent",
     "SlotOffer",
     "Store",
+    "StudyLine",
     "StudyRow",
     "Ticket",
     "TimeLine",
@@ -95,6 +100,7 @@ class Store:
         self.interventions = Interventions(self._database)
         self.news = News(self._database)
         self.reads = Reads(self._database)
+        self.watch = Watch(self._database)
         self.doctor = Doctor(self._database)
 
     def migrate(self, create_optuna_tables: Callable[[str], None]) -> None:

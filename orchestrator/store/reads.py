@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, did_you_mean
 from orchestrator.model import JSONValue, StudySpec
@@ -21,6 +22,7 @@ from orchestrator.store.optuna.attributes import ARTIFACT_KEY
 from orchestrator.store.optuna.rows import stored_values
 from orchestrator.store.schema import (
     LIVE,
+    UNSPENT,
     attempt,
     cell,
     is_active,
@@ -83,7 +85,8 @@ class CellRow:
     """One cell's tally; `best` and `best_trial` of its complete trials by the first objective.
 
     `spent` of the `bound` tickets are; `pruned` trials spend theirs, but for one that pruned itself
-    and left the cell's last share to another try.
+    and left the cell's last share to another try. `share` is how many tickets the cell will have in
+    the end, as far as that is known now; with `grows` an allocation may still give it more.
     """
 
     ordinal: int
@@ -99,6 +102,8 @@ class CellRow:
     best_trial: int | None
     spent: int
     closed_for: tuple[ClosedFor, ...] = ()
+    share: int = 0
+    grows: bool = False
 
     @property
     def only_pruned(self) -> bool:
@@ -143,6 +148,7 @@ class Progress:
     `seconds` passed since the last launch by the database's clock, and `spent_since` tickets were
     spent in them. `best` and `best_trial` are those of the first objective among all `n_cells`
     cells, of which `cells` may be a part. `news` is the study's last news number, which only grows.
+    `closed` of the cells get no more trials.
     """
 
     study: StudyRow
@@ -159,11 +165,12 @@ class Progress:
     best_trial: int | None
     cells: tuple[CellRow, ...]
     news: int = 0
+    closed: int = 0
 
 
 @dataclass(frozen=True)
 class WorkerRow:
-    """A worker of the fleet and what it holds."""
+    """A worker of the fleet and what it holds; `doing` as it said `doing_s` seconds ago."""
 
     worker_id: int
     host: str
@@ -173,6 +180,7 @@ class WorkerRow:
     slot: int | None
     silent_s: float
     device_key: str | None = None
+    doing_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -245,7 +253,12 @@ class Reads:
         """All studies (or those named), in the order workers serve them: by priority, then age."""
         query = (
             sa.select(
-                study,
+                study.c.study_id,
+                study.c.revision,
+                study.c.state,
+                study.c.reason,
+                study.c.created_at,
+                study.c.launched_at,
                 optuna_studies.c.study_name,
                 is_active().label("active"),
                 sa.extract("epoch", sa.func.clock_timestamp() - study.c.launched_at).label(
@@ -339,8 +352,8 @@ class Reads:
         """Counts and cells of a study; the best of a cell is its largest value if `maximize`.
 
         Args:
-            most: of more cells than this only so many are read: closed ones first, then those that
-                run trials, then the best.
+            most: of more cells than this only so many are read: the best ones first, then those
+                that run trials, then the others in their order.
 
         Raises:
             ConfigError: the study was deleted.
@@ -350,6 +363,11 @@ class Reads:
                 sa.select(
                     sa.func.count().filter(ticket.c.state != "VOID").label("total"),
                     sa.func.count().filter(ticket.c.state == "SPENT").label("spent"),
+                    sa.func.count()
+                    .filter(
+                        ticket.c.state.in_(UNSPENT), ticket.c.cell_id.is_(None), ~ticket.c.extra
+                    )
+                    .label("unbound"),
                 ).where(ticket.c.study_id == row.study_id)
             ).one()
             live = c.execute(
@@ -392,11 +410,18 @@ class Reads:
             order = "DESC" if maximize else "ASC"
             first = _LOOK_FIRST.format(order=order) if part else ""
             query = sa.text(
-                _CELLS.format(order=order, value=_VALUE, feasible=_FEASIBLE, first=first)
+                _CELLS.format(
+                    best="max" if maximize else "min",
+                    order=order,
+                    value=VALUE,
+                    feasible=FEASIBLE,
+                    first=first,
+                )
             )
             cells = c.execute(
                 query, {"study_id": row.study_id, "most": max(1, most or 0) if part else None}
             ).all()
+            level = _level(c, row.study_id, counts.unbound)
         return Progress(
             study=StudyRow(**{**row.__dict__, "state": now.state, "reason": now.reason}),
             total=counts.total,
@@ -410,8 +435,9 @@ class Reads:
             n_cells=n_cells,
             best=cells[0].best_of_all if cells else None,
             best_trial=cells[0].trial_of_all if cells else None,
-            cells=tuple(_cell_row(r) for r in cells[:most]),
+            cells=tuple(_cell_row(r, level) for r in cells[:most]),
             news=now.news,
+            closed=cells[0].closed_of_all if cells else 0,
         )
 
     def trials(
@@ -449,10 +475,10 @@ class Reads:
         if len(directions) > 1:
             return self.trials(study_id, state="COMPLETE")
         query = sa.text(
-            _BEST.format(
+            BEST_TRIAL.format(
                 order="DESC" if directions[0] == "maximize" else "ASC",
-                value=_VALUE,
-                feasible=_FEASIBLE,
+                value=VALUE,
+                feasible=FEASIBLE,
             )
         )
         best = self._database.execute(query, {"study_id": study_id})
@@ -583,6 +609,7 @@ class Reads:
                     sa.extract("epoch", sa.func.clock_timestamp() - worker.c.lease_until).label(
                         "late"
                     ),
+                    worker.c.ttl_s,
                 )
                 .outerjoin(slot, slot.c.worker_id == worker.c.worker_id)
                 .where(worker.c.state == "ACTIVE")
@@ -598,6 +625,7 @@ class Reads:
                 r.slot,
                 max(0.0, float(r.late)),
                 r.device,
+                max(0.0, r.ttl_s + float(r.late)),
             )
             for r in rows
         ]
@@ -618,7 +646,50 @@ def _study_row(r: Row) -> StudyRow:
     )
 
 
-def _cell_row(r: Row) -> CellRow:
+@dataclass(frozen=True)
+class _Level:
+    """How the tickets without a cell will be shared out: each open cell with fewer than `tickets`
+    is filled up to that, and those up to `last` (an ordinal) get one more; None: it is not known
+    how, because the study's allocation chooses.
+    """
+
+    tickets: int = 0
+    last: int = -1
+
+    def share(self, bound: int, ordinal: int) -> int:
+        if bound > self.tickets:
+            return bound
+        return self.tickets + (ordinal <= self.last)
+
+
+def _level(c: Connection, study_id: int, unbound: int) -> _Level | None:
+    """Where the tickets that have no cell yet will go; None if an allocation decides it later."""
+    if not unbound:
+        return _Level()
+    allocation = c.execute(_ALLOCATION, {"study_id": study_id}).scalar_one()
+    if allocation != "uniform":
+        return None
+    filled = tickets = 0  # this many cells have `tickets` each
+    for bound, cells in c.execute(_OPEN_BY_BOUND, {"study_id": study_id}):
+        if filled and (bound - tickets) * filled > unbound:
+            break
+        unbound -= (bound - tickets) * filled
+        filled, tickets = filled + cells, bound
+    if not filled:
+        return _Level()
+    more, rest = divmod(unbound, filled)
+    last = -1
+    if rest:
+        which = {"study_id": study_id, "tickets": tickets + more, "skip": rest - 1}
+        last = c.execute(_NTH_OPEN, which).scalar_one()
+    return _Level(tickets + more, last)
+
+
+def _cell_row(r: Row, level: _Level | None) -> CellRow:
+    grows = level is None and r.state == "OPEN"
+    share = r.bound
+    if level is not None and r.state == "OPEN":
+        share += level.share(r.bound_by_budget, r.ordinal) - r.bound_by_budget
     return CellRow(
         r.ordinal,
         r.values,
@@ -633,6 +704,8 @@ def _cell_row(r: Row) -> CellRow:
         r.best_trial,
         r.spent,
         _closed_for(r.closed_for),
+        share,
+        grows,
     )
 
 
@@ -715,7 +788,7 @@ _CODE = sa.text(
     ORDER BY min(f.number)
     """
 )
-_FEASIBLE = """
+FEASIBLE = """
     NOT EXISTS (SELECT FROM trial_system_attributes a WHERE a.trial_id = o.optuna_trial_id
         AND a.key LIKE 'constraints:%' AND CAST(a.value_json AS float8) > 0)
 """
@@ -726,7 +799,7 @@ _TRIALS = sa.text(
         extract(epoch FROM coalesce(o.ended_at, clock_timestamp()) - o.claimed_at) AS seconds,
         (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
            FROM trial_values v WHERE v.trial_id = o.optuna_trial_id) AS values,
-        {_FEASIBLE} AS feasible
+        {FEASIBLE} AS feasible
     FROM orchestrator.trial o JOIN orchestrator.cell l ON l.cell_id = o.cell_id
     WHERE o.study_id = :study_id AND o.number IS NOT NULL AND (NOT :live_only OR o.state IN {LIVE})
         AND o.state = coalesce(:state, o.state) AND o.number = coalesce(:number, o.number)
@@ -751,17 +824,17 @@ _SILENTLY_COMPLETE = sa.text(
     )
     """
 )
-_VALUE = """
+VALUE = """
     CASE v.value_type WHEN 'INF_POS' THEN CAST('Infinity' AS float8)
         WHEN 'INF_NEG' THEN CAST('-Infinity' AS float8)
         ELSE v.value END
 """
 # Sorted first (OFFSET 0 keeps it apart), so that constraints are looked up from the best trial on
 # and seldom further.
-_BEST = """
-    SELECT o.number
+BEST_TRIAL = """
+    SELECT o.number, o.value
     FROM (
-        SELECT o.number, o.optuna_trial_id
+        SELECT o.number, o.optuna_trial_id, {value} AS value
         FROM orchestrator.trial o
         JOIN trial_values v ON v.trial_id = o.optuna_trial_id AND v.objective = 0
         WHERE o.study_id = :study_id AND o.state = 'COMPLETE'
@@ -771,31 +844,59 @@ _BEST = """
     WHERE {feasible}
     LIMIT 1
 """
+_ALLOCATION = sa.text(
+    """
+    SELECT coalesce(spec ->> 'allocation', 'uniform') FROM orchestrator.study
+    WHERE study_id = :study_id
+    """
+)
+_OPEN_BY_BOUND = sa.text(
+    """
+    SELECT bound, count(*) AS cells FROM orchestrator.cell
+    WHERE study_id = :study_id AND state = 'OPEN' GROUP BY bound ORDER BY bound
+    """
+)
+_NTH_OPEN = sa.text(
+    """
+    SELECT ordinal FROM orchestrator.cell
+    WHERE study_id = :study_id AND state = 'OPEN' AND bound <= :tickets
+    ORDER BY ordinal OFFSET :skip LIMIT 1
+    """
+)
+# The best value of each cell, then the first trial that has it: to sort all trials takes longer.
 _CELLS = """
+    WITH done AS MATERIALIZED (
+        SELECT o.cell_id, o.number, {value} AS value
+        FROM orchestrator.trial o
+        JOIN trial_values v ON v.trial_id = o.optuna_trial_id AND v.objective = 0
+        WHERE o.study_id = :study_id AND o.state = 'COMPLETE' AND {feasible}
+    ), top AS (
+        SELECT cell_id, {best}(value) AS best FROM done GROUP BY cell_id
+    )
     SELECT l.ordinal, l.values, l.state, l.reason, l.bound + coalesce(x.extra, 0) AS bound,
         l.completed, l.failed,
         l.pruned + coalesce(n.waited, 0) AS pruned, l.completed + l.pruned AS spent,
-        coalesce(n.running, 0) AS running, n.best, n.best_trial,
-        first_value(n.best) OVER best AS best_of_all,
-            first_value(n.best_trial) OVER best AS trial_of_all,
+        coalesce(n.running, 0) AS running, m.best, m.best_trial,
+        first_value(m.best) OVER best AS best_of_all,
+            first_value(m.best_trial) OVER best AS trial_of_all,
+        count(*) FILTER (WHERE l.state = 'CLOSED') OVER () AS closed_of_all,
+        l.bound AS bound_by_budget,
         (SELECT json_agg(json_build_array(h.memory, h.device_name, h.bytes,
             h.reason) ORDER BY h.closed_at, h.bytes)
            FROM orchestrator.shortage h WHERE h.cell_id = l.cell_id AND h.closed) AS closed_for
     FROM orchestrator.cell l
     LEFT JOIN (
+        SELECT top.cell_id, top.best, min(done.number) AS best_trial
+        FROM top JOIN done ON done.cell_id = top.cell_id AND done.value = top.best
+        GROUP BY top.cell_id, top.best
+    ) m ON m.cell_id = l.cell_id
+    LEFT JOIN (
         SELECT o.cell_id,
             count(*) FILTER (WHERE o.state = 'PRUNED' AND NOT o.holds_ticket
                 AND o.failure IS NULL) AS waited,
-            count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL) AS running,
-            (array_agg({value} ORDER BY {value} {order},
-                o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best,
-            (array_agg(o.number ORDER BY {value} {order},
-                o.number) FILTER (WHERE v.trial_id IS NOT NULL))[1] AS best_trial
+            count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL) AS running
         FROM orchestrator.trial o
-        LEFT JOIN trial_values v
-            ON v.trial_id = o.optuna_trial_id AND v.objective = 0 AND o.state = 'COMPLETE'
-                AND {feasible}
-        WHERE o.study_id = :study_id
+        WHERE o.study_id = :study_id AND o.state IN ('PRUNED', 'RUNNING')
         GROUP BY o.cell_id
     ) n ON n.cell_id = l.cell_id
     LEFT JOIN (
@@ -804,8 +905,8 @@ _CELLS = """
         GROUP BY t.cell_id
     ) x ON x.cell_id = l.cell_id
     WHERE l.study_id = :study_id
-    WINDOW best AS (ORDER BY n.best {order} NULLS LAST, n.best_trial)
+    WINDOW best AS (ORDER BY m.best {order} NULLS LAST, m.best_trial)
     ORDER BY {first} l.ordinal
     LIMIT :most
 """
-_LOOK_FIRST = "l.state = 'OPEN', coalesce(n.running, 0) DESC, n.best {order} NULLS LAST,"
+_LOOK_FIRST = "m.best {order} NULLS LAST, coalesce(n.running, 0) DESC,"

@@ -182,6 +182,8 @@ class Claiming:
             self._rows = self._store.reads.studies(self._settings.studies, active_only=True)
             self._look_at = time.monotonic() + _LOOK_EVERY_S
             self._serving.announce(self._rows)
+            if not self._rows:
+                self._serving.look_for_missing()
             if running is None:
                 self._serving.keep_only(self._rows)
         for row in self._rows:

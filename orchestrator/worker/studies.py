@@ -12,7 +12,12 @@ from datetime import datetime
 
 from orchestrator.config import WorkerConfig, never_prunes
 from orchestrator.devices import describe
-from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
+from orchestrator.errors import (
+    ConfigError,
+    LeaseLostError,
+    StoreUnavailableError,
+    did_you_mean,
+)
 from orchestrator.logs import logger
 from orchestrator.model import (
     ASK_KEY,
@@ -31,6 +36,7 @@ from orchestrator.worker.device_slot import HeldSlot
 
 IMPORT_AGAIN_S = 30.0
 FOREIGN_EVERY_S = 10.0
+MISSING_EVERY_S = 300.0
 _MOST_FOREIGN = 200
 _MOST_WHY = 1000  # characters of a reason that others read
 _MODELS = ("tpe", "gp", "nsga2")  # the samplers that suggest by what they know of the other trials
@@ -160,6 +166,7 @@ class Serving:
         self._refusals: dict[int, tuple[int, str]] = {}
         self._refusals_written: dict[int, tuple[int, str]] = {}
         self._announced: set[tuple[int, datetime]] = set()
+        self._missing_at = 0.0
         self._anew = contact.anew
         self._device = device
 
@@ -193,6 +200,25 @@ class Serving:
             self._served.pop(study_id).runner.close()
         for study_id in self._refusals.keys() - ids:
             del self._refusals[study_id]
+
+    def look_for_missing(self) -> None:
+        """Logs which of `worker.studies` are not in the database; at most every `MISSING_EVERY_S`.
+
+        Raises:
+            StoreUnavailableError: the database does not answer.
+        """
+        wanted = self._settings.studies
+        if wanted is None or time.monotonic() < self._missing_at:
+            return
+        self._missing_at = time.monotonic() + MISSING_EVERY_S
+        names = [row.name for row in self._store.reads.studies()]
+        for name in wanted:
+            if name not in names:
+                logger.warning(
+                    "worker.studies: the database has no study %s%s; waiting for its launch",
+                    value_label(name),
+                    did_you_mean(name, names),
+                )
 
     def announce(self, rows: Collection[StudyRow]) -> None:
         """Logs which studies are served, once per launch of each: how old the launch is, and

@@ -121,8 +121,9 @@ def test_leaving_a_study_says_what_stays_and_workers_and_status_say_that_nobody_
     assert "study tiny stays active with 6 trials left" in said
     assert f"to continue: the same command; to end it: {stop}" in said
     status = commands.check("status")
+    assert re.search(r"> +tiny +0/6 +0 +active, launched \d+ s ago\n", status), status
     assert re.search(
-        rf"> tiny: active; no launch follows it; launched \d+ s ago; '{stop}' ends it\n", status
+        rf"tiny: no launch follows it; launched \d+ s ago; '{stop}' ends it\n", status
     ), status
     done = commands.run("worker", "worker.max_trials=1")
     assert "serves study tiny, launched " in done.stderr

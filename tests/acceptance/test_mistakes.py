@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.cli import main, waiting
 from orchestrator.store import Store
 from tests.support.commands import CONFIG
 
@@ -21,6 +21,33 @@ MISTAKES = {
     "unknown parameter": (("launch", *TINY, "kindd=3"), "did you mean 'kind'"),
     "unknown option": (("launch", *TINY, "sampler=tpee"), "did you mean 'tpe'"),
     "unknown experiment": (("launch", *TINY[:1], "experiment=tinny"), "did you mean 'tiny'"),
+    "experiment of one's own": (("launch", "experiment=mine"), "add --config-dir=conf"),
+    "experiment not in the directory": (
+        ("launch", *TINY[:1], "experiment=mine"),
+        f"(searched {CONFIG / 'experiment'} and the shipped config)",
+    ),
+    "objective elsewhere": (
+        ("launch", *TINY, "objective._target_=nosuch.train"),
+        f"searched the working directory {Path.cwd()}, then the installed packages",
+    ),
+    "wrong target of a dry run": (
+        ("launch", *TINY, "objective._target_=tests.support.training.quik", "--dry-run"),
+        "did you mean",
+    ),
+    "async objective": (
+        ("launch", *TINY, "objective._target_=tests.support.training.later"),
+        "is an async function",
+    ),
+    "generator as objective": (
+        ("launch", *TINY, "objective._target_=tests.support.training.yields"),
+        "is a generator",
+    ),
+    "worker of one study": (("worker", "study.name=tiny"), "write worker.studies=[tiny]"),
+    "no place for a database": (
+        ("status", "storage=embedded", "storage.path=/dev/null/postgres"),
+        "set ORCHESTRATOR_DATA_DIR to a directory",
+    ),
+    "how many studies": (("status", "n=many"), "must be a whole number or all"),
     "wrong type": (("launch", *TINY, "budget.trials=many"), "budget.trials"),
     "in grid and search": (("launch", *TINY[:1], "experiment=both"), "a"),
     "empty grid": (("launch", *TINY, "grid.a=[]"), "a"),
@@ -72,6 +99,7 @@ def test_a_mistake_is_one_line_and_starts_nothing(
     words, named = MISTAKES[mistake]
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", database_url)
     monkeypatch.setenv("ORCHESTRATOR_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(waiting, "MOMENT_S", 1000.0)  # a busy machine is no mistake
     output = [f"hydra.run.dir={tmp_path}/output"] if words[0] == "launch" else []
     code = main([*(word.replace("'", "") if "(" in word else word for word in words), *output])
     error = capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_more_or_fewer_shares_a_cell_are_laid_anew_within_the_budget(
         assert store.doctor.examine().findings == ()
 
 
-def test_of_many_cells_those_that_need_a_look_are_read_and_the_best_of_all_is_known(
+def test_of_many_cells_the_best_are_read_then_what_runs_and_the_best_of_all_is_known(
     store: Store, lease: WorkerLease
 ) -> None:
     study = store.studies.launch(
@@ -109,9 +109,11 @@ def test_of_many_cells_those_that_need_a_look_are_read_and_the_best_of_all_is_kn
     assert start(store, lease, study) is not None  # cell 5 runs
     row = store.reads.find("study")
     few = store.reads.progress(row, maximize=True, most=4)
-    assert [c.ordinal for c in few.cells] == [1, 5, 2, 3], "closed, running, then the best"
-    assert (few.n_cells, few.best, few.best_trial) == (6, 9.0, 2)
-    assert (few.cells[0].state, few.cells[1].running) == ("CLOSED", 1)
+    assert [c.ordinal for c in few.cells] == [2, 3, 0, 4], "the best"
+    assert (few.n_cells, few.best, few.best_trial, few.closed) == (6, 9.0, 2, 1)
+    more = store.reads.progress(row, maximize=True, most=5)
+    assert [c.ordinal for c in more.cells] == [2, 3, 0, 4, 5], "then what runs"
+    assert more.cells[4].running == 1
     none = store.reads.progress(row, maximize=False, most=0)
     assert (none.cells, none.n_cells, none.best, none.best_trial) == ((), 6, 1.0, 4)
     every = store.reads.progress(row, maximize=True, most=6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def breaks(cfg: Any, trial: Any) -> float:
     return 1.0
 
 
+async def later(cfg: Any, trial: Any) -> float:
+    return 1.0
+
+
+def yields(cfg: Any, trial: Any) -> Iterator[float]:
+    yield 1.0
+
+
 def two(cfg: Any, trial: Any) -> dict[str, float]:
     return {"error": (cfg.x - 0.2) ** 2, "cost": (cfg.x - 0.8) ** 2, "note": cfg.a}
 
@@ -109,3 +118,13 @@ def tells_its_config(cfg: Any, trial: Any) -> dict[str, Any]:
         "cfg": OmegaConf.to_container(cfg, resolve=True),
         "seen": dict(trial.params),
     }
+
+
+def epochs(cfg: Any, trial: Any, count: int, seconds: float) -> float | None:
+    """Reports a tenth of the step after each of `count` steps, which take `seconds` each."""
+    for step in range(count):
+        time.sleep(seconds)
+        trial.report(step / 10, step)
+        if trial.should_stop():
+            return None
+    return count / 10

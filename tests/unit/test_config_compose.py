@@ -482,7 +482,7 @@ def test_a_study_setting_is_refused_by_commands_on_stored_studies(word: str) -> 
 def test_readers_take_the_name_of_a_study() -> None:
     assert compose("status", ["study.name=x", "storage=embedded"]).config.study.name == "x"
     assert compose("status", []).config.study.name is None
-    assert "worker takes" in refusal("study.name=x", command="worker")
+    assert "write worker.studies=[x]" in refusal("study.name=x", command="worker")
     assert "did you mean 'study.name'" in refusal("study.nam=x", command="status")
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from orchestrator import search
 from orchestrator.cli import screen
+from orchestrator.cli.running import Running
 from orchestrator.model import (
     Axis,
     Budget,
@@ -21,7 +24,7 @@ from orchestrator.model import (
     count_label,
     value_label,
 )
-from orchestrator.store import CellRow, ClosedFor, Progress, StudyRow
+from orchestrator.store import CellRow, ClosedFor, Progress, RunningRow, StudyRow
 
 SPEC = StudySpec(
     name="s",
@@ -109,18 +112,18 @@ def test_cells_beyond_the_room_are_told_under_the_table() -> None:
         "trial",
     ]
     assert lines[0].startswith("batch  optim.name")  # the last line did not widen the first column
-    assert lines[-1] == "… and 1 cell more"
+    assert lines[-1] == "… 1 more cell"
     assert "a\\nb" in lines[1]
     assert len(lines) == 1 + 3 + 1
     assert not any("more" in line for line in rendered(screen.cell_table(SPEC, cells(SPEC))))
 
 
-def test_a_cell_closed_for_a_device_says_which_and_why_and_comes_first() -> None:
+def test_a_cell_closed_for_a_device_says_which_and_why() -> None:
     short = ClosedFor("H100 (79.6 GiB)", "gpu", 85_000_000_000, "trial 7 ran out of memory")
     *others, last = cells(SPEC)
     shown = (*others, replace(last, closed_for=(short, replace(short, device="A100"))))
-    lines = rendered(screen.cell_table(SPEC, shown, room=3))
-    assert lines[1].endswith(
+    lines = rendered(screen.cell_table(SPEC, shown))
+    assert lines[4].endswith(
         "closed for H100 (79.6 GiB): trial 7 ran out of memory; closed for A100: trial 7 ran out "
         "of memory"
     )
@@ -138,6 +141,101 @@ def test_a_cell_closed_for_a_device_says_which_and_why_and_comes_first() -> None
         "; closed for H100 (79.6 GiB): trial 7"
         in screen.cell_comments(SPEC, shown, [None] * 4).splitlines()[-1]
     )
+
+
+def progress_of(shown: tuple[CellRow, ...], **changes: Any) -> Progress:
+    """12 trials, 3 spent since the launch 30 s ago."""
+    study = StudyRow(1, "s", 1, "ACTIVE", None, True, datetime.now(UTC), datetime.now(UTC))
+    made = Progress(study, 12, 3, 2, 0, 0, 3, 30.0, None, len(shown), None, None, shown)
+    return replace(made, **changes)
+
+
+def test_if_not_all_cells_fit_the_best_come_first_then_those_that_run_trials() -> None:
+    a, b, c, d = cells(SPEC)
+    many = (
+        replace(a, state="CLOSED", reason="3 failures in a row"),
+        replace(b, running=1),
+        replace(c, best=0.5, best_trial=1),
+        replace(d, best=0.75, best_trial=0),
+    )
+    lines = rendered(screen.cell_table(SPEC, many, room=3))
+    assert [line.split()[:2] for line in lines[1:4]] == [["64", "c"], ["64", "a\\nb"], ["32", "c"]]
+    assert lines[4] == "… 1 more cell (1 closed)"
+    lower = replace(SPEC, directions=("minimize",))
+    assert rendered(screen.cell_table(lower, many, room=3))[1].split()[:2] == ["64", "a\\nb"]
+    # of a grid of which only a part was read
+    whole = progress_of(many, n_cells=1000, closed=5)
+    assert rendered(screen.cell_table(SPEC, many, total=whole))[-1] == (
+        "… 996 more cells (4 closed)"
+    )
+
+
+def test_done_is_told_against_what_the_cell_will_get_and_that_it_may_grow() -> None:
+    a, b, *_ = cells(SPEC)
+    shown = (replace(a, spent=2, share=6), replace(b, spent=2, share=3, grows=True))
+    lines = rendered(screen.cell_table(SPEC, shown))
+    assert [line.split()[2] for line in lines[1:]] == ["2/6", "2/3+"]
+
+
+def test_the_time_left_is_told_once_as_many_trials_ended_as_run_and_three_at_least() -> None:
+    def told(**changes: Any) -> str:
+        return screen.headline(SPEC, progress_of(cells(SPEC), **changes))
+
+    assert told().endswith("about 2 min left")
+    assert "left" not in told(spent_since=2)
+    assert "left" not in told(running=4)
+    assert "left" not in told(spent=12)
+
+
+def test_the_live_table_has_a_bar_and_what_it_waits_for_and_fits_the_terminal() -> None:
+    def lines(height: int, note: str | None = None) -> list[str]:
+        trials = [RunningRow(k, 0, {"lr": 0.01}, 1, k, 12.0) for k in range(9)]
+        console = Console(file=io.StringIO(), width=80, height=height, highlight=False)
+        with console.capture() as captured:
+            console.print(
+                screen.live_table(
+                    SPEC,
+                    progress_of(cells(SPEC)),
+                    Running(trials),
+                    note,
+                    width=80,
+                    height=height,
+                )
+            )
+        return [line.rstrip() for line in captured.get().splitlines()]
+
+    tall = lines(40)
+    assert tall[0].startswith("3/12 trials, 2 running")
+    assert re.fullmatch(r"[━╸╺ ]{60} 25 %", tall[1])
+    assert sum("lr=0.01" in line for line in tall) == 9
+    assert not any("more" in line for line in tall)
+    short = lines(12, "waiting for the first trial: 2 workers starting")
+    assert len(short) == 12
+    assert short[2] == "waiting for the first trial: 2 workers starting"
+    assert [line for line in short if line.startswith("…")] == ["… 7 more running", "… 1 more cell"]
+
+
+def test_without_a_terminal_steps_are_a_line_a_minute_and_a_note_once_it_has_lasted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("orchestrator.cli.screen.time.monotonic", lambda: clock[0])
+    view = screen.View(SPEC, as_json=False)
+
+    def said(at: float, last: int, note: str | None = None) -> str:
+        clock[0] = at
+        trial = RunningRow(7, 0, {}, 1, 1, at, last + 1, 0, last, 0.5)
+        view.update(progress_of(cells(SPEC)), Running([trial]), note)
+        return capsys.readouterr().out.strip()
+
+    assert said(1.0, 0, "waits").startswith("3/12 trials")
+    assert said(2.0, 0, "waits") == ""
+    assert said(3.5, 0, "waits") == "waits"
+    assert said(9.0, 0, "waits") == ""
+    assert said(61.0, 5) == "trial 7: step 5, acc[bold] 0.5"
+    assert said(70.0, 6) == ""
+    assert said(125.0, 6) == "trial 7: step 6, acc[bold] 0.5"
+    assert said(190.0, 6) == "", "nothing new"
 
 
 def test_the_plan_says_every_parameter_once_with_its_step() -> None:

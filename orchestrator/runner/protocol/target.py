@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache, partial
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -260,8 +261,13 @@ def _refusal(signature: inspect.Signature, leading: int, names: Iterable[str]) -
 
 def describe_import_error(target: str, error: BaseException) -> str:
     """Why `target` could not be imported, in one line: the exception's message."""
-    unreadable = _unreadable(sys.path) if isinstance(error, ModuleNotFoundError) else ""
-    return f"{_FIELD}: {target!r} cannot be imported: {describe_exception(error)}{unreadable}"
+    note = ""
+    if isinstance(error, ModuleNotFoundError):
+        note = _unreadable(sys.path)
+        # Its own module, not one that it imports.
+        if not note and error.name and f"{target}.".startswith(f"{error.name}."):
+            note = f"; searched the working directory {Path.cwd()}, then the installed packages"
+    return f"{_FIELD}: {target!r} cannot be imported: {describe_exception(error)}{note}"
 
 
 def imports_no_more(problem: str) -> Interrupted:

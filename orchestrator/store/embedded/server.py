@@ -224,6 +224,14 @@ def _users_of(users_fd: int) -> str:
     )
 
 
+def _is_unusable(path: Path, error: OSError) -> bool:
+    """Whether nobody can keep files at `path`: it may not be written, or cannot be made."""
+    on_the_way = error.filename is not None and Path(error.filename) in (path, *path.parents)
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) or (
+        on_the_way and error.errno in (errno.ENOENT, errno.ENOTDIR)
+    )
+
+
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
     """Errors of the system and of the driver become one line that names the path."""
@@ -233,7 +241,7 @@ def _translated(path: Path) -> Iterator[None]:
         where = (
             f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
         )
-        hint = f"; {ELSEWHERE}" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
+        hint = f"; {ELSEWHERE}" if _is_unusable(path, error) else ""
         raise StoreUnavailableError(
             f"embedded database in {path}: {error.strerror or error}{where}{hint}"
         ) from error

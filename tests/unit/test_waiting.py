@@ -1,0 +1,63 @@
+"""What a command says while it waits."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+
+from orchestrator.cli import waiting as module
+from orchestrator.cli.waiting import waiting
+from tests.support.waiting import wait_until
+
+
+def test_what_takes_longer_than_a_moment_is_told_on_standard_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOMENT_S", 0.01)
+    said = []
+
+    def is_told() -> bool:
+        said.append(capsys.readouterr())
+        return bool(said[-1].err)
+
+    with waiting("starting the database"):
+        wait_until(is_told)
+    assert said[-1].err == "starting the database …\n"
+    assert not any(each.out for each in said)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_it_is_erased_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(module, "MOMENT_S", 0.01)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with waiting("reading", only_on_terminal=True):
+        wait_until(terminal.getvalue)
+        assert terminal.getvalue() == "reading …"
+    assert terminal.getvalue() == "reading …\r\x1b[K"
+
+
+def test_what_is_for_terminals_only_is_not_in_a_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOMENT_S", 0.0)
+    with waiting("reading", only_on_terminal=True):
+        time.sleep(0.05)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_takes_no_time_is_not_mentioned(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOMENT_S", 0.2)
+    with waiting("starting the database"):
+        pass
+    time.sleep(0.3)
+    assert capsys.readouterr().err == ""

@@ -63,7 +63,11 @@ class StudyRow:
         """Name of the study's folder among the run directories; another one for a later study of
         the same name.
         """
-        return f"{self.name}-{self.created_at.astimezone(UTC):%Y%m%d-%H%M%S}"
+        return self.folder_of(self.name)
+
+    def folder_of(self, name: str) -> str:
+        """The same under another name that the study has had."""
+        return f"{name}-{self.created_at.astimezone(UTC):%Y%m%d-%H%M%S}"
 
 
 @dataclass(frozen=True)
@@ -391,9 +395,7 @@ class Reads:
             part = most is not None and n_cells > most
             order = "DESC" if maximize else "ASC"
             first = _LOOK_FIRST.format(order=order) if part else ""
-            query = sa.text(
-                _CELLS.format(order=order, value=_VALUE, feasible=_FEASIBLE, first=first)
-            )
+            query = sa.text(_CELLS.format(order=order, value=VALUE, feasible=FEASIBLE, first=first))
             cells = c.execute(
                 query, {"study_id": row.study_id, "most": max(1, most or 0) if part else None}
             ).all()
@@ -451,8 +453,8 @@ class Reads:
         query = sa.text(
             _BEST.format(
                 order="DESC" if directions[0] == "maximize" else "ASC",
-                value=_VALUE,
-                feasible=_FEASIBLE,
+                value=VALUE,
+                feasible=FEASIBLE,
             )
         )
         best = self._database.execute(query, {"study_id": study_id})
@@ -715,7 +717,7 @@ _CODE = sa.text(
     ORDER BY min(f.number)
     """
 )
-_FEASIBLE = """
+FEASIBLE = """
     NOT EXISTS (SELECT FROM trial_system_attributes a WHERE a.trial_id = o.optuna_trial_id
         AND a.key LIKE 'constraints:%' AND CAST(a.value_json AS float8) > 0)
 """
@@ -726,7 +728,7 @@ _TRIALS = sa.text(
         extract(epoch FROM coalesce(o.ended_at, clock_timestamp()) - o.claimed_at) AS seconds,
         (SELECT json_agg(json_build_array(v.value, v.value_type) ORDER BY v.objective)
            FROM trial_values v WHERE v.trial_id = o.optuna_trial_id) AS values,
-        {_FEASIBLE} AS feasible
+        {FEASIBLE} AS feasible
     FROM orchestrator.trial o JOIN orchestrator.cell l ON l.cell_id = o.cell_id
     WHERE o.study_id = :study_id AND o.number IS NOT NULL AND (NOT :live_only OR o.state IN {LIVE})
         AND o.state = coalesce(:state, o.state) AND o.number = coalesce(:number, o.number)
@@ -751,7 +753,7 @@ _SILENTLY_COMPLETE = sa.text(
     )
     """
 )
-_VALUE = """
+VALUE = """
     CASE v.value_type WHEN 'INF_POS' THEN CAST('Infinity' AS float8)
         WHEN 'INF_NEG' THEN CAST('-Infinity' AS float8)
         ELSE v.value END

@@ -39,7 +39,7 @@ def test_a_log_is_followed_to_the_end_of_the_trial_through_a_retry(
             assert logs.returncode == 0
     lines = out.splitlines()
     assert lines[0] == "attempt 1 ends"
-    assert "attempt 1 retried: ConnectionError: the first one fails; waiting for the next" in out
+    assert "attempt 1 retried: exception: ConnectionError: the first one fails; waiting" in out
     (host,) = {a.host for a in store.reads.attempts(store.reads.find("study").study_id, 0)}
     again = lines.index(f"attempt 2 on {host}")
     assert lines[again + 1 :] == ["attempt 2 begins", "attempt 2 ends"]
@@ -48,7 +48,7 @@ def test_a_log_is_followed_to_the_end_of_the_trial_through_a_retry(
     assert commands.check("logs", "-f", "trial=0", "attempt=2", NAME).splitlines() == lines[-2:]
     first = commands.run("logs", "--follow", "trial=0", "attempt=1", NAME)
     assert first.stdout.splitlines()[:2] == ["attempt 1 begins", "attempt 1 ends"]
-    assert first.stderr.startswith("attempt 1 retried: ConnectionError")
+    assert first.stderr.startswith("attempt 1 retried: exception: ConnectionError")
     assert "waiting" not in first.stderr
 
 

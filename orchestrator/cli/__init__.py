@@ -36,7 +36,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "print the best trial as YAML and as overrides (trial=N: another one;"
         " out=file.yaml: write the config to train with, out=-: print it)",
     ),
-    "logs": ("trial_log.run", "print a trial's log: trial=N (attempt=K: of an earlier attempt)"),
+    "trials": (
+        "trials.run",
+        "list the best trials (n=20, n=all; state=failed, cell=key=value, sort=-ended, --csv)",
+    ),
+    "logs": (
+        "trial_log.run",
+        "print a trial's log: trial=N (attempt=K: of an earlier attempt; -f: follow it)",
+    ),
     "pause": (
         "controls.pause",
         "start no more trials of a study (--now: give its running trials back)",
@@ -49,6 +56,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "retry": (
         "controls.retry",
         "run a failed trial again: trial=N, or trial=failed for all of them",
+    ),
+    "delete": (
+        "delete.run",
+        "delete a study that does not run, with its run directories and artifacts (--yes)",
     ),
     "enqueue": ("controls.enqueue", "add a trial by hand, on top of the budget: key=value …"),
     "rerun": (

@@ -21,12 +21,16 @@ _SWITCHES = {
     "launch": ("--json", "--dry-run", RETRY),
     "pause": ("--json", "--now"),
     "stop": ("--json", "--now"),
+    "trials": ("--json", "--csv"),
+    "logs": ("--json", "-f", "--follow"),
+    "delete": ("--json", "--yes"),
     **dict.fromkeys(
-        ("status", "best", "logs", "resume", "retry", "enqueue", "doctor", "replay", "rerun"),
+        ("status", "best", "resume", "retry", "enqueue", "doctor", "replay", "rerun"),
         ("--json",),
     ),
 }
 _WORDS = {
+    "trials": ("n", "cell", "state", "sort"),
     "best": ("trial", "out"),
     "logs": ("trial", "attempt"),
     "retry": ("trial",),

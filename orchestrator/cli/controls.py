@@ -21,14 +21,14 @@ def pause(call: Call) -> int:
     now = "--now" in call.switches
 
     def change(store: Store, study_id: int) -> None:
-        store.interventions.pause(study_id, _user(), now=now)
+        store.interventions.pause(study_id, who(), now=now)
 
     return _change(call, change)
 
 
 def resume(call: Call) -> int:
     """Ends a pause."""
-    return _change(call, lambda store, study_id: store.interventions.resume(study_id, _user()))
+    return _change(call, lambda store, study_id: store.interventions.resume(study_id, who()))
 
 
 def stop(call: Call) -> int:
@@ -39,7 +39,7 @@ def stop(call: Call) -> int:
     now = "--now" in call.switches
 
     def change(store: Store, study_id: int) -> None:
-        store.interventions.stop(study_id, _user(), now=now)
+        store.interventions.stop(study_id, who(), now=now)
         # Otherwise trials of workers that died on this host would hold the study up until their
         # leases expire.
         Maintenance(store, 0.0).sweep()
@@ -49,7 +49,7 @@ def stop(call: Call) -> int:
 
 def enqueue(call: Call) -> int:
     """Adds a trial by hand, on top of the budget."""
-    name = _named(call)
+    name = required_name(call)
     if not call.composed.values:
         raise ConfigError(
             "enqueue needs the trial's parameters: orchestrator enqueue study.name=… optim.lr=0.01"
@@ -76,7 +76,7 @@ def enqueue(call: Call) -> int:
 
 def retry(call: Call) -> int:
     """Runs one failed trial again, or all of them."""
-    name = _named(call)
+    name = required_name(call)
     wanted = call.words.get("trial")
     if wanted is None:
         raise ConfigError(
@@ -112,7 +112,7 @@ def retried_text(retried: list[Retried]) -> str:
 
 
 def _change(call: Call, change: Callable[[Store, int], None]) -> int:
-    name = _named(call)
+    name = required_name(call)
     with call.store() as store:
         row = store.reads.find(name)
         change(store, row.study_id)
@@ -142,7 +142,7 @@ def _report(call: Call, store: Store, row: StudyRow, text: str, data: Mapping[st
         print(f"no worker is running; start one with: {hints.command(call, 'worker')}")
 
 
-def _named(call: Call) -> str:
+def required_name(call: Call) -> str:
     """The name of the study to change.
 
     Raises:
@@ -153,7 +153,8 @@ def _named(call: Call) -> str:
     return call.study_name
 
 
-def _user() -> str:
+def who() -> str:
+    """Who does it, for the records: ``user@host``."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name

@@ -5,31 +5,49 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import time
 from pathlib import Path
+from typing import BinaryIO, Final
 
 from orchestrator.cli.call import Call
-from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError
+from orchestrator.model import count_label
 from orchestrator.runner.protocol import rundir
+from orchestrator.store import AttemptRow, Store, StudyRow
+
+_BLOCK: Final = 1 << 16
+_READ_EVERY_S: Final = 0.2
+_ASK_EVERY_S: Final = 1.0
+_MARK: Final = 256
+_ENDED: Final = ("COMPLETE", "PRUNED", "FAIL")
 
 
 def run(call: Call) -> int:
-    """Prints a trial's log unchanged: of its last attempt, or of `attempt=K`."""
+    """Prints a trial's log unchanged: of its last attempt, or of `attempt=K`.
+
+    With ``-f``, goes on until the trial has ended, or the attempt that was named. All else that is
+    to be said goes to standard error.
+    """
     number, attempt = call.number("trial"), call.number("attempt")
     if number is None:
         raise ConfigError("logs needs the trial's number: orchestrator logs trial=N")
+    follows = bool(call.switches & {"-f", "--follow"})
+    if follows and call.json:
+        raise ConfigError("-f follows the log itself; leave out --json")
     with call.store() as store:
         row = store.reads.find(call.study_name)
         attempts = store.reads.attempts(row.study_id, number)
+        if attempt is not None and all(one.attempt != attempt for one in attempts):
+            had = count_label(len(attempts), "attempt")
+            raise ConfigError(f"attempt={attempt}: trial {number} has had {had}")
+        if follows:
+            _Follower(store, row, number, attempt).run()
+            return 0
 
-    matching = [a for a in attempts if attempt in (None, a.attempt)]
-    if not matching:
-        raise ConfigError(f"attempt={attempt}: trial {number} had {len(attempts)} attempts")
-    chosen = matching[-1]
-    run_dir = rundir.attempt_dir(
-        Path(chosen.runs_dir), row.folder, number, chosen.attempt, chosen.token
-    )
-    path = rundir.log_path(run_dir)
-
+    if not attempts:
+        raise OrchestratorError(f"trial {number} of {row.name} has not begun yet")
+    chosen = next((one for one in attempts if one.attempt == attempt), attempts[-1])
+    path = _path(row, number, chosen)
     if call.json:
         data = {
             "trial": number,
@@ -40,12 +58,173 @@ def run(call: Call) -> int:
         }
         print(json.dumps(data))
         return 0
-    try:
-        with path.open("rb") as log:
-            while block := log.read(1 << 16):
-                sys.stdout.buffer.write(block)
-        sys.stdout.buffer.flush()
-    except FileNotFoundError:
-        elsewhere = "" if chosen.host == socket.gethostname() else f"; it ran on {chosen.host}"
-        raise OrchestratorError(f"trial {number}: no log at {path} here{elsewhere}") from None
+    with _opened(path, number, chosen) as log:
+        printed = _copy(log)
+    if not printed:
+        so_far = " so far" if chosen.outcome is None else ""
+        _say(f"trial {number} printed nothing{so_far}{_which(chosen, attempts)}")
     return 0
+
+
+class _Follower:
+    """Copies a log to standard output as it grows, and goes on with the next attempt's."""
+
+    def __init__(self, store: Store, row: StudyRow, number: int, only: int | None) -> None:
+        self._store = store
+        self._row = row
+        self._number = number
+        self._only = only
+        self._ask_at = 0.0
+        self._attempts: list[AttemptRow] = []
+        self._ended = False
+        self._away = False
+
+    def run(self) -> None:
+        """Returns once the trial has ended, or the one attempt that is followed."""
+        before: int | None = None
+        while True:
+            self._ask(at_once=True)
+            chosen = self._next(before)
+            if chosen is not None:
+                if before is not None or chosen.attempt > 1:
+                    _say(f"attempt {chosen.attempt} on {chosen.host}")
+                outcome = self._follow(chosen)
+                if outcome is not None:
+                    _say(outcome)
+                before = chosen.attempt
+                if self._only is not None:
+                    return
+            elif self._ended:
+                return
+            else:
+                if before is None:
+                    before = 0
+                    _say(f"trial {self._number} has not begun yet; waiting for it")
+                time.sleep(_ASK_EVERY_S)
+
+    def _next(self, before: int | None) -> AttemptRow | None:
+        """The attempt to follow next; the last one to begin with."""
+        if self._only is not None:
+            return next(one for one in self._attempts if one.attempt == self._only)
+        later = [one for one in self._attempts if before is None or one.attempt > before]
+        if not later:
+            return None
+        return later[-1] if before is None else later[0]
+
+    def _follow(self, chosen: AttemptRow) -> str | None:
+        """Prints the attempt's log until it has ended.
+
+        Returns:
+            What to say of its end; None if the trial ended with it.
+        """
+        printed, mark = 0, b""
+        path = _path(self._row, self._number, chosen)
+        while not path.exists() and chosen.host == socket.gethostname() and self._runs(chosen):
+            time.sleep(_READ_EVERY_S)  # it has just begun
+            self._ask()
+        with _opened(path, self._number, chosen) as log:
+            while True:
+                self._ask()
+                now = self._now(chosen)
+                if log.seek(0, 2) < printed:
+                    printed = _after_cut(log, mark)
+                log.seek(printed)
+                while block := log.read(_BLOCK):
+                    sys.stdout.buffer.write(block)
+                    printed += len(block)
+                    mark = (mark + block)[-_MARK:]
+                sys.stdout.buffer.flush()
+                if now.outcome is not None:
+                    break
+                time.sleep(_READ_EVERY_S)
+        if not printed:
+            _say(f"trial {self._number} printed nothing{_which(chosen, self._attempts)}")
+        if self._ended and chosen.attempt == self._attempts[-1].attempt:
+            return None
+        why = f": {now.reason.splitlines()[0]}" if now.reason else ""
+        waiting = "" if self._only is not None else "; waiting for the next attempt"
+        return f"attempt {chosen.attempt} {now.outcome}{why}{waiting}"
+
+    def _now(self, chosen: AttemptRow) -> AttemptRow:
+        return next((a for a in self._attempts if a.attempt == chosen.attempt), chosen)
+
+    def _runs(self, chosen: AttemptRow) -> bool:
+        return self._now(chosen).outcome is None
+
+    def _ask(self, *, at_once: bool = False) -> None:
+        """Reads from the database, from time to time, how the trial stands.
+
+        Raises:
+            ConfigError: the trial is gone.
+        """
+        if not at_once and time.monotonic() < self._ask_at:
+            return
+        try:
+            ended = self._store.reads.trials(self._row.study_id, number=self._number)
+            self._attempts = self._store.reads.attempts(self._row.study_id, self._number)
+            self._ended = bool(ended) and ended[0].state in _ENDED
+            self._away = False
+        except StoreUnavailableError as error:
+            if not self._away:
+                _say(f"{error}; the log is followed nevertheless")
+            self._away = True
+            self._store.revive()
+        self._store.rest()
+        self._ask_at = time.monotonic() + _ASK_EVERY_S
+
+
+def _after_cut(log: BinaryIO, mark: bytes) -> int:
+    """Where to go on in a log that was cut in its middle: after what was printed last (`mark`), or
+    at the end.
+    """
+    end = log.seek(0, 2)
+    start = max(0, end - 16 * _BLOCK)
+    log.seek(start)
+    found = log.read().rfind(mark)
+    if found < 0:
+        _say("the log was cut to its limit (runner.log_limit_mb); some lines are missing here")
+        return end
+    return start + found + len(mark)
+
+
+def _path(row: StudyRow, number: int, chosen: AttemptRow) -> Path:
+    return rundir.log_path(
+        rundir.attempt_dir(Path(chosen.runs_dir), row.folder, number, chosen.attempt, chosen.token)
+    )
+
+
+def _opened(path: Path, number: int, chosen: AttemptRow) -> BinaryIO:
+    """The log.
+
+    Raises:
+        OrchestratorError: it is on another host, or gone, or cannot be read.
+    """
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        if chosen.host == socket.gethostname():
+            raise OrchestratorError(f"trial {number}: no log at {path}; was it deleted?") from None
+        verb = "runs" if chosen.outcome is None else "ran"
+        raise OrchestratorError(
+            f"trial {number} {verb} on {chosen.host}: its log is there, at {path}"
+        ) from None
+    except OSError as error:
+        raise OrchestratorError(f"trial {number}: {error.strerror} ({path})") from error
+
+
+def _copy(log: BinaryIO) -> int:
+    printed = 0
+    while block := log.read(_BLOCK):
+        sys.stdout.buffer.write(block)
+        printed += len(block)
+    sys.stdout.buffer.flush()
+    return printed
+
+
+def _which(chosen: AttemptRow, attempts: list[AttemptRow]) -> str:
+    return f" in attempt {chosen.attempt}" if len(attempts) > 1 else ""
+
+
+def _say(text: str) -> None:
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)

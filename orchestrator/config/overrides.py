@@ -37,6 +37,8 @@ _LISTS = (
 )
 NAMING = (
     "status",
+    "trials",
+    "delete",
     "best",
     "logs",
     "pause",

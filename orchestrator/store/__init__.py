@@ -2,8 +2,8 @@
 
 `Store` joins the sides: `studies` (launch), `fleet` (workers and devices), `ledger` (trials),
 `suggested` (parameters that objectives ask for), `interventions` (what people do to a study under
-way), `news` (what samplers read), `reads` (what people and workers read), `watch` (what people
-follow) and `doctor`.
+way), `deletion` (of a study), `news` (what samplers read), `reads` (what people and workers read),
+`listing` (trials for people), `watch` (what people follow) and `doctor`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from orchestrator.store.connection.database import Database, storage_url
 from orchestrator.store.doctor import Doctor, Examination, Finding
 from orchestrator.store.ledger.brake import is_braked, likeness
 from orchestrator.store.ledger.claims import Attempt, Claim, Place, Prepared, Ticket
+from orchestrator.store.ledger.deletion import Alive, Deletion, Leavings, RunsPlace
 from orchestrator.store.ledger.fleet import Fleet, Silent, SlotOffer, WorkerLease
 from orchestrator.store.ledger.interventions import Interventions, Retried
 from orchestrator.store.ledger.ledger import Ledger
 from orchestrator.store.ledger.studies import Launched, Studies
 from orchestrator.store.ledger.suggested import Suggested
 from orchestrator.store.ledger.tickets import MOST_CHOICES, Choice, Undecided
+from orchestrator.store.listing import STATES, ListedTrial, Listing, Selection, SortKey
 from orchestrator.store.migrations import migrate
 from orchestrator.store.news import News
 from orchestrator.store.reads import (
@@ -42,6 +44,8 @@ from orchestrator.store.watch import Held, RunningRow, StudyLine, Watch
 
 __all__ = [
     "MOST_CHOICES",
+    "STATES",
+    "Alive",
     "Attempt",
     "AttemptRow",
     "CellRow",
@@ -54,14 +58,19 @@ __all__ = [
     "Finding",
     "Held",
     "Launched",
+    "Leavings",
+    "ListedTrial",
     "Place",
     "Prepared",
     "Progress",
     "Retried",
     "RunningRow",
+    "RunsPlace",
+    "Selection",
     "Servers",
     "Silent",
     "SlotOffer",
+    "SortKey",
     "Store",
     "StudyLine",
     "StudyRow",
@@ -98,9 +107,11 @@ class Store:
         self.ledger = Ledger(self._database)
         self.suggested = Suggested(self._database)
         self.interventions = Interventions(self._database)
+        self.deletion = Deletion(self._database)
         self.news = News(self._database)
         self.reads = Reads(self._database)
         self.watch = Watch(self._database)
+        self.listing = Listing(self._database)
         self.doctor = Doctor(self._database)
 
     def migrate(self, create_optuna_tables: Callable[[str], None]) -> None:

@@ -65,7 +65,11 @@ class StudyRow:
         """Name of the study's folder among the run directories; another one for a later study of
         the same name.
         """
-        return f"{self.name}-{self.created_at.astimezone(UTC):%Y%m%d-%H%M%S}"
+        return self.folder_of(self.name)
+
+    def folder_of(self, name: str) -> str:
+        """The same under another name that the study has had."""
+        return f"{name}-{self.created_at.astimezone(UTC):%Y%m%d-%H%M%S}"
 
 
 @dataclass(frozen=True)

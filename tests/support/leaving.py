@@ -81,3 +81,23 @@ def digits(cfg: Any, trial: Any) -> Any:
     note.write_text("digits")
     trial.log_artifact(note)
     return train(cfg, trial)
+
+
+def leaves_files(cfg: Any, trial: Any) -> float:
+    """Prints a line, and leaves a checkpoint and an artifact."""
+    print(f"trial {trial.number} leaves something")
+    file = trial.checkpoint_dir / "weights.bin"
+    file.write_bytes(b"w" * 1000)
+    trial.log_artifact(file)
+    return 1.0
+
+
+def talks(cfg: Any, trial: Any, gate: str) -> float:
+    """Prints a line, and once the file `gate` is there another one; the first attempt fails."""
+    print(f"attempt {trial.attempt} begins")
+    while not Path(gate).exists():
+        time.sleep(0.05)
+    print(f"attempt {trial.attempt} ends")
+    if trial.attempt == 1:
+        raise ConnectionError("the first one fails")
+    return 1.0

@@ -198,6 +198,17 @@ class ArtifactPlace:
                 partial.unlink()
             raise
 
+    def size(self, artifact_id: str) -> int | None:
+        """How many bytes an artifact has; None if this place does not have it."""
+        if not _ID.fullmatch(artifact_id):
+            return None
+        if self._store is not None:
+            return self._store.size(artifact_id)
+        try:
+            return (self._folder / artifact_id).stat().st_size
+        except FileNotFoundError:
+            return None
+
     def remove(self, artifact_id: str) -> None:
         """Removes an artifact; it is not an error if there is none."""
         if self._store is not None:

@@ -104,6 +104,12 @@ class ObjectStore:
             return []
         return [str(name).rstrip("/").rpartition("/")[2] for name in found]
 
+    def size(self, path: str) -> int | None:
+        """How many bytes an object has, or everything under a path; None if there is nothing."""
+        self._fs.invalidate_cache()
+        full = self._full(path)
+        return int(self._fs.du(full)) if self._fs.exists(full) else None
+
     def remove(self, path: str) -> None:
         """Removes an object, or everything under a path; it is not an error if there is nothing."""
         try:

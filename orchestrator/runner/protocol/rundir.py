@@ -63,11 +63,16 @@ def attempt_name(attempt: int, token: int | None) -> str:
 
 
 def trial_dir(root: Path, study: str, number: int) -> Path:
-    """The directory of trial `number` below `root`; the study is one folder, whatever its name."""
+    """The directory of trial `number` below `root`."""
+    return study_dir(root, study) / f"trial-{number}"
+
+
+def study_dir(root: Path, study: str) -> Path:
+    """The directory of a study below `root`: one folder, whatever its name."""
     name = quote(study, safe=" =+,@")
     if name.startswith("."):  # '.', '..' and hidden folders
         name = "%2E" + name[1:]
-    return root / name / f"trial-{number}"
+    return root / name
 
 
 def log_path(run_dir: Path) -> Path:

@@ -15,6 +15,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.model import StudySpec, value_label
 from orchestrator.store.connection.database import Database
 from orchestrator.store.ledger import grid, tickets
+from orchestrator.store.ledger.deletion import DELETING
 from orchestrator.store.schema import (
     event,
     optuna_directions,
@@ -179,6 +180,11 @@ class Studies:
         state, reason = c.execute(
             sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id)
         ).one()
+        if (reason or "").startswith(DELETING):
+            raise ConfigError(
+                f"study.name={new.name}: this study is {reason}; complete that with 'orchestrator "
+                f"delete study.name={new.name}', or choose another name"
+            )
         if differences := _differences(old, new):
             raise ConfigError(
                 f"study.name={new.name}: a study of this name exists with a different "

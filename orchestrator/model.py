@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -28,9 +28,14 @@ from orchestrator.settings import (
 )
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
+Limits: TypeAlias = tuple[float | None, float | None]
+"""The least and the greatest value that a metric can take; None where there is no limit."""
 _UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line and paragraph separators
-# of JSON's other scalars
-_LIKE_ANOTHER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|true|false|null")
+# of other scalars, as JSON, YAML, Hydra or Python write them
+_LIKE_ANOTHER = re.compile(
+    r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)(e[-+]?\d+)?|true|false|null|none|[-+]?\.?(nan|inf)",
+    re.IGNORECASE,
+)
 JSONValue: TypeAlias = Any  # None, bool, int, float, str, and lists and string-keyed dicts of them
 _NODE_INTERPOLATION = re.compile(r"\$\{(?!\s*[\w.]+:)")  # of another value; a resolver has a colon
 
@@ -124,6 +129,8 @@ class StudySpec:
     infeasible: InfeasibleSettings = field(default_factory=InfeasibleSettings)
     seed: int = 0
     priority: int = 0
+    bounds: tuple[Limits, ...] = ()
+    """The limits of each metric; empty: none has any."""
     config: str = ""
     """The composed, unresolved Hydra config (YAML), for people and for `best out=…`."""
 
@@ -133,6 +140,20 @@ class StudySpec:
         """
         for combination in itertools.product(*(axis.values for axis in self.grid)):
             yield dict(zip((axis.path for axis in self.grid), combination, strict=True))
+
+    def out_of_bounds(self, number: int, values: Sequence[float]) -> str | None:
+        """In one sentence, which results of a trial lie outside `bounds`; None if none does."""
+        outside = [
+            f"{metric}={value!r} ({limits_label(limits)})"
+            for metric, value, limits in zip(self.metrics, values, self.bounds, strict=False)
+            if clipped(value, limits) != value
+        ]
+        if not outside:
+            return None
+        return (
+            f"trial {number} has a result outside study.bounds: {', '.join(outside)}; it counts as "
+            "it is. Correct the metric, or launch with other bounds"
+        )
 
     @property
     def n_cells(self) -> int:
@@ -219,6 +240,9 @@ class StudySpec:
             data[section] = data[section].get("stored", data[section])  # of `Unreadable`
         # Axes and parameters are sets of names: their order is not part of a study's identity.
         data["search"].sort(key=lambda s: s["path"])
+        # without bounds it is written as before they existed, so that older workers can read it
+        if not data["bounds"]:
+            del data["bounds"]
         # without a condition it is written as before conditions existed
         for searched in data["search"]:
             if not searched["when"]:
@@ -234,6 +258,7 @@ class StudySpec:
         fields = dict(data)
         fields["directions"] = tuple(data["directions"])
         fields["metrics"] = tuple(data["metrics"])
+        fields["bounds"] = tuple((low, high) for low, high in data.get("bounds", ()))
         fields["grid"] = tuple(_axis(a) for a in data["grid"])
         fields["search"] = tuple(_searched(s) for s in data["search"])
         fields["budget"] = Budget(**data["budget"])
@@ -347,6 +372,23 @@ def value_label(value: JSONValue) -> str:
         c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNSEEN else c
         for c in text
     )
+
+
+def clipped(value: float, limits: Limits) -> float:
+    """The value nearest to `value` that a metric with these limits can take."""
+    low, high = limits
+    value = value if low is None else max(value, low)
+    return value if high is None else min(value, high)
+
+
+def limits_label(limits: Limits) -> str:
+    """Limits for people: ``0 to 1``, ``at least 0``, ``at most 1``, ``no limit``."""
+    low, high = limits
+    if low is None or high is None:
+        if low is None and high is None:
+            return "no limit"
+        return f"at most {high:g}" if low is None else f"at least {low:g}"
+    return f"{low:g} to {high:g}"
 
 
 def count_label(count: int, noun: str) -> str:

@@ -4,7 +4,8 @@ All functions here are pure.
 
 The command is split into words as a shell would split it, but no shell expands them. Within a word,
 ``{optim.lr}`` stands for a parameter, ``{trial.number}`` for a fact about the trial, and ``{{`` and
-``}}`` for literal braces.
+``}}`` for literal braces. The word ``{flag:train.save}`` is ``--save`` where that parameter is true
+and is left out where it is false; ``{flag:train.save:--store:--no-store}`` names the words itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import JSONValue
+from orchestrator.model import JSONValue, value_label
 
 FIELD: Final = "objective.command"
 FACTS: Final = (
@@ -38,7 +39,11 @@ FACTS: Final = (
 PATTERN: Final = "command:"
 """The prefix of a pattern in ``worker.allow_targets`` that is about programs."""
 
-_KEYS: Final = ("command", "result", "overrides", "hydra")
+OPTIONS: Final = ("result", "overrides", "hydra")
+"""The keys of an objective besides ``command``."""
+
+_KEYS: Final = ("command", *OPTIONS)
+_FLAG: Final = "flag:"
 _TOKEN: Final = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
@@ -48,6 +53,28 @@ class Result:
 
     metrics: tuple[str, ...] = ()
     regex: str | None = None
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A word that says whether a parameter is true; `off` of None: no word where it is false."""
+
+    name: str
+    on: str
+    off: str | None = None
+
+    def word(self, value: JSONValue) -> str | None:
+        """The word for the parameter's value, None where there is none.
+
+        Raises:
+            ConfigError: it is neither true nor false.
+        """
+        if not isinstance(value, bool):
+            raise ConfigError(
+                f"{FIELD}: {{{_FLAG}{self.name}}} needs a parameter that is true or false, and "
+                f"{self.name} is {value_label(value)}"
+            )
+        return self.on if value else self.off
 
 
 @dataclass(frozen=True)
@@ -61,9 +88,18 @@ class Program:
 
     @property
     def placeholders(self) -> tuple[str, ...]:
-        """The distinct names of all placeholders, in order."""
-        found = (match[1] for word in self.words for match in _TOKEN.finditer(word))
+        """The distinct names of all placeholders, in order; of a flag the name of its parameter."""
+        found = (
+            flag.name if (flag := _flag(word)) is not None else match[1]
+            for word in self.words
+            for match in _TOKEN.finditer(word)
+        )
         return tuple(dict.fromkeys(name for name in found if name is not None))
+
+    @property
+    def flags(self) -> tuple[Flag, ...]:
+        """The words that are flags, in order."""
+        return tuple(flag for word in self.words if (flag := _flag(word)) is not None)
 
     @property
     def appends_overrides(self) -> bool:
@@ -103,13 +139,23 @@ class Program:
         return any(word in ("-m", "--multirun") for word in words[begin:])
 
     def arguments(self, value_of: Callable[[str], JSONValue]) -> list[str]:
-        """The words with every placeholder replaced by its value."""
-        values = {name: written(value_of(name)) for name in self.placeholders}
+        """The words with every placeholder replaced by its value.
+
+        Raises:
+            ConfigError: the parameter of a flag is neither true nor false.
+        """
+        values = {name: value_of(name) for name in self.placeholders}
 
         def replaced(match: re.Match[str]) -> str:
-            return values[match[1]] if match[1] is not None else match[0][:1]
+            return written(values[match[1]]) if match[1] is not None else match[0][:1]
 
-        return [_TOKEN.sub(replaced, word) for word in self.words]
+        words = []
+        for word in self.words:
+            flag = _flag(word)
+            text = _TOKEN.sub(replaced, word) if flag is None else flag.word(values[flag.name])
+            if text is not None:
+                words.append(text)
+        return words
 
     def result_of(self, metrics: Sequence[str]) -> Result:
         """Where the result comes from, in a study with these metrics.
@@ -180,6 +226,7 @@ def read(objective: Mapping[str, JSONValue]) -> Program:
 
     for word in words:
         _check_braces(word)
+        _flag(word)
     if _TOKEN.search(words[0]):  # the worker must know beforehand what it is asked to start
         raise ConfigError(
             f"{FIELD}: the program itself ({words[0]!r}) must be fixed; placeholders are allowed "
@@ -203,6 +250,12 @@ def check_placeholders(program: Program, has: Callable[[str], bool], known: Iter
             raise ConfigError(
                 f"{FIELD}: {{{name}}} is both a fact about the trial and a parameter; rename the "
                 "parameter"
+            )
+        if ":" in name and not has(name):
+            guess = did_you_mean(name.partition(":")[0], [_FLAG[:-1]])
+            raise ConfigError(
+                f"{FIELD}: {{{name}}} is not a form of placeholder{guess}; there are {{optim.lr}} "
+                f"for a value and {{{_FLAG}train.save}}, a word of its own, for a flag"
             )
         if name not in FACTS and not has(name):
             guess = did_you_mean(name, [*known, *FACTS])
@@ -272,6 +325,26 @@ def _check_braces(word: str) -> None:
                 f"{FIELD}: {word!r} has a placeholder without a name; write '{{{{}}}}' for "
                 "literal braces"
             )
+
+
+def _flag(word: str) -> Flag | None:
+    """The flag that a word is; None for any other word.
+
+    Raises:
+        ConfigError: it is written in a way that has no meaning.
+    """
+    found = next((m for m in _TOKEN.finditer(word) if (m[1] or "").startswith(_FLAG)), None)
+    if found is None:
+        return None
+    name, *words = found[1].removeprefix(_FLAG).split(":")
+    if found[0] != word or not name.strip() or len(words) > 2 or "" in words:
+        raise ConfigError(
+            f"{FIELD}: {word!r} is not a flag; a flag is a word of its own: {{{_FLAG}train.save}} "
+            f"for --save or nothing, {{{_FLAG}train.save:--store}} to name the word, "
+            f"{{{_FLAG}train.save:--store:--no-store}} to name both"
+        )
+    on = words[0] if words else f"--{name.rpartition('.')[2]}"
+    return Flag(name, on, words[1] if len(words) == 2 else None)
 
 
 def _checked_regex(regex: Any, metrics: Sequence[str]) -> str:

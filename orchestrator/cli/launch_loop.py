@@ -53,6 +53,7 @@ class FollowedStudy:
         self._failover = Failover(store)
         self._unsure = False
         self._check_reports = config.has_pruner(spec) and not config.never_prunes(spec)
+        self._check_bounds = bool(spec.bounds)
         self._failed = 0
         self._news = 0
 
@@ -74,7 +75,8 @@ class FollowedStudy:
     def progress(self) -> Progress:
         """Reads where the study stands.
 
-        Prints the trials that failed since the last call, and a warning if the pruner cannot act.
+        Prints the trials that failed since the last call, and a warning if the pruner cannot act or
+        a result lies outside the study's bounds.
         """
         progress = self.store.reads.progress(
             self.row,
@@ -83,6 +85,8 @@ class FollowedStudy:
         )
         if progress.news < self._news:
             self._note_failover(self._failover.note(self.store.reads.server(), behind=True))
+        if self._check_bounds and progress.news > self._news:
+            self._warn_of_bounds(after=self._news)
         self._news = progress.news
         if progress.failed != self._failed:
             self._failures.show(self.view)
@@ -92,6 +96,14 @@ class FollowedStudy:
             if complete := self.store.reads.silently_complete(self.row.study_id):
                 self.view.say(config.nothing_reported(self._spec, complete))
         return progress
+
+    def _warn_of_bounds(self, after: int) -> None:
+        trial = self.store.reads.out_of_bounds(self.row.study_id, self._spec.bounds, after=after)
+        if trial is None:
+            return
+        self._check_bounds = False
+        if warning := self._spec.out_of_bounds(trial.number, trial.values or ()):
+            self.view.say(warning)
 
     def _is_launched(self, found: StudyRow) -> bool:
         same = (found.study_id, found.created_at) == (self.row.study_id, self.row.created_at)

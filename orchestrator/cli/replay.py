@@ -8,7 +8,7 @@ from dataclasses import replace
 from orchestrator import search
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError
-from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews
+from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews, value_label
 from orchestrator.settings import stored_sampler
 from orchestrator.store import Store, StudyRow
 
@@ -54,11 +54,11 @@ def run(call: Call) -> int:
     else:
         sampler, position = inputs["sampler"]["name"], inputs["position"]
         print(f"trial {number} of {row.name}: suggested by {sampler} from news up to {position}")
-        for path, value in derived.items():
-            differs = (
-                "" if stored.get(path) == value else f", but the trial has {stored.get(path)!r}"
-            )
-            print(f"  {path} = {value!r}{differs}")
+        for path, internal in derived.items():
+            parameter, has = declared[path], stored.get(path)
+            there = "none" if has is None else value_label(parameter.true_value(has))
+            differs = "" if has == internal else f", but the trial has {there}"
+            print(f"  {path} = {value_label(parameter.true_value(internal))}{differs}")
         if later:
             print(f"  not replayed, suggested while the objective ran: {', '.join(later)}")
         print("the same suggestion" if same else "differs from the trial's suggestion")

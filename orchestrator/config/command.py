@@ -14,7 +14,8 @@ from orchestrator import program
 from orchestrator.config.grammar import check_finite
 from orchestrator.config.space import Space
 from orchestrator.config.words import program_words
-from orchestrator.model import JSONValue, has, leaf_paths
+from orchestrator.errors import ConfigError
+from orchestrator.model import JSONValue, at, has, leaf_paths
 from orchestrator.overlay import overlay
 
 
@@ -32,6 +33,7 @@ def command_objective(
     check_finite({key: value for key, value in objective.items() if value is not None}, "objective")
     command = program.read(objective)
     command.result_of(metrics)
+    _check_flags(command, params, space)
     options = [axis.path for axis in space.grid.values() if axis.of_program]
     for _, values in space.examples():
         root = OmegaConf.create(dict(params))
@@ -59,6 +61,30 @@ def _check_parameters(command: program.Program, root: DictConfig, options: Colle
     )
     if command.appends_overrides:
         program_words(container)
+
+
+def _check_flags(command: program.Program, params: Mapping[str, JSONValue], space: Space) -> None:
+    """Raises ConfigError where a flag's parameter has a value other than true and false; what is
+    resolved in a trial is checked there.
+    """
+    for flag in command.flags:
+        if flag.name in program.FACTS:
+            if flag.name != "trial.resumed":
+                raise ConfigError(
+                    f"{program.FIELD}: {{flag:{flag.name}}}: {flag.name} is neither true nor false"
+                )
+            continue
+        axis, searched = space.grid.get(flag.name), space.search.get(flag.name)
+        values: tuple[JSONValue, ...] = ()
+        if axis is not None:
+            values = axis.values
+        elif searched is not None:
+            values = searched.choices or (searched.low,)
+        elif has(params, flag.name):
+            values = (at(params, flag.name),)
+        for value in values:
+            if not (isinstance(value, str) and "${" in value):
+                flag.word(value)
 
 
 def _resolves(root: DictConfig, name: str) -> bool:

@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from orchestrator import program
+from orchestrator.config import sweeper
 from orchestrator.config.group_axes import contents_of, groups_in_params
 from orchestrator.config.host import URL_VARIABLE, host_config, interpolated
 from orchestrator.config.infeasible import leave_out_fixed
@@ -117,7 +118,9 @@ def _compose(
         chosen.append("storage=postgres")
     try:
         base = loader.load(chosen)
-    except ConfigError:
+    except ConfigError as error:
+        if re.search(r"hydra[./]sweeper", str(error)):
+            _refuse_sweeper(loader, words)
         # a config of the user's that lacks ours fails at the first choice, with a message that
         # misleads
         if chosen:
@@ -132,10 +135,15 @@ def _compose(
         base = loader.load(chosen)
 
     before: Any = OmegaConf.to_container(base, resolve=False)
+    if (refused := sweeper.refusal(before["hydra"].get("sweeper") or {})) is not None:
+        raise refused
     check_host_sections(before, loader.config_name)
     groups = groups_in_params(loader, chosen, base) if command == "launch" else {}
     refuse_sweeps_of_groups([word for word in words if path_of_group(word, groups) is None])
-    forwarded = [check_setting(word, before) for word in words if word.role == "setting"]
+    commands = _has_command(words, before)
+    forwarded = [
+        check_setting(word, before, of_program=commands) for word in words if word.role == "setting"
+    ]
     space = Space()
     if command == "launch":
         check_sections(before, loader.groups)
@@ -196,6 +204,35 @@ def _shown_config(command: str, full: DictConfig, space: Space, host: HostConfig
 
 def _chooses(words: Sequence[Word], group: str) -> bool:
     return any(word.role == "group" and word.path == group for word in words)
+
+
+def _refuse_sweeper(loader: Loader, words: Sequence[Word]) -> None:
+    """Raises ConfigError if a file that was chosen sets Hydra's sweeper, which Hydra refuses by its
+    first unknown key.
+    """
+    files = [loader.config_name]
+    files += [f"{word.path}/{word.value}" for word in words if word.role == "group"]
+    for file in files:
+        found = loader.raw(file)
+        node = OmegaConf.select(found, "hydra.sweeper") if found is not None else None
+        if isinstance(node, DictConfig):
+            block: Any = OmegaConf.to_container(node, resolve=False)
+            if (refused := sweeper.refusal(block)) is not None:
+                raise refused
+
+
+def _has_command(words: Sequence[Word], base: Mapping[str, Any]) -> bool:
+    """Whether the objective is a program once the words are applied."""
+    objective = base.get("objective")
+    command = objective.get("command") if isinstance(objective, Mapping) else None
+    for word in words:
+        if word.role != "setting":
+            continue
+        if word.path == "objective.command":
+            command = None if word.override.is_delete() else word.value
+        elif word.path == "objective" and isinstance(word.value, dict):
+            command = word.value.get("command", command)
+    return command is not None
 
 
 def _one_choice(loader: Loader, word: Word) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any, NoReturn
@@ -198,6 +199,11 @@ def _parse(text: str, rule: str, source: str) -> Any:
             cause = cause.__cause__
         reason = " ".join(str(error).split()) or "not understood"
         hint = "" if "=" in text or rule == "value" else "; settings are written key=value"
+        if re.match(r"\+{0,2}objective\.command=", text):
+            hint = (
+                "; a command with '=' or other special characters needs quotes inside the shell's: "
+                "'objective.command=\"python train.py +x=1\"'"
+            )
         raise ConfigError(f"{source}: not in Hydra's override grammar ({reason}){hint}") from error
 
 
@@ -358,7 +364,8 @@ def _distinct(values: Iterable[JSONValue], source: str) -> tuple[JSONValue, ...]
         hashable = isinstance(value, (str, int, float, bool)) or value is None
         if value in (seen if hashable else result):
             raise ConfigError(
-                f"{source}: {value!r} is listed twice (true equals 1, and false equals 0)"
+                f"{source}: {value_label(value)} is listed twice (true equals 1, and false "
+                "equals 0)"
             )
         result.append(value)
         if hashable:

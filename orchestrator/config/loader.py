@@ -14,7 +14,7 @@ from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from orchestrator.config.overrides import Word
+from orchestrator.config.overrides import Word, as_parameter
 from orchestrator.config.parsed import ParsedOnce
 from orchestrator.config.schema import SECTIONS
 from orchestrator.config.translate import translated
@@ -82,6 +82,16 @@ class Loader:
             )
         )
 
+    def raw(self, path: str) -> DictConfig | None:
+        """Returns one file as it is, without its defaults list composed; None if there is none.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        found = translated(lambda: self._repository.load_config(path))
+        config = None if found is None else found.config
+        return config if isinstance(config, DictConfig) else None
+
     def options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
         """The options of a group, or the groups below it.
 
@@ -104,16 +114,17 @@ class Loader:
                 f"{', '.join(sorted(options))}"
             )
         drop = "" if word.path in SECTIONS else f", or none with ~{word.path}"
+        hint = as_parameter(word) if word.path in SECTIONS else ""
         for option in chosen if isinstance(chosen, list) else [chosen]:
             if isinstance(option, str) and option not in options and not word.override.is_delete():
                 raise ConfigError(
                     f"{word.path}={option}: there is no such option{did_you_mean(option, options)};"
-                    f" {word.path} has {', '.join(sorted(options))}{self._where(word.path)}"
+                    f" {word.path} has {', '.join(sorted(options))}{self._where(word.path)}{hint}"
                 )
             if not isinstance(option, str) and not word.override.is_delete():
                 raise ConfigError(
                     f"{word.text}: {word.path} is a config group; choose one of "
-                    f"{', '.join(sorted(options))}{drop}"
+                    f"{', '.join(sorted(options))}{drop}{hint}"
                 )
         return word.text
 

@@ -16,6 +16,7 @@ from orchestrator.config.schema import SECTIONS, settings
 from orchestrator.config.space import Group, Space, check_ancestors, check_path, flatten, suggestion
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Axis, at, has, leaf_paths
+from orchestrator.program import OPTIONS
 from orchestrator.settings import HOST
 
 _URL = re.compile(r"\+{0,2}storage\.url=(.*)", re.DOTALL)
@@ -34,6 +35,7 @@ _LISTS = (
     "runner.retry_on",
     "study.direction",
     "study.metric",
+    "study.bounds",
 )
 NAMING = (
     "status",
@@ -157,7 +159,7 @@ def _read(text: str, groups: Collection[str]) -> Word:
             "storage={…}: set its keys one by one: storage.url=…, storage.password_file=…"
         )
     if word.sweep is not None and word.role in ("hydra", "setting"):
-        raise ConfigError(f"{text}: {_no_sweep(key)}")
+        raise ConfigError(f"{text}: {_no_sweep(key)}{as_parameter(word)}")
     return word
 
 
@@ -175,6 +177,14 @@ def _refuse_empty_key(word: Word) -> None:
         raise ConfigError(
             f"{word.text}: the section {word.path} cannot be deleted; change the settings in it"
         )
+
+
+def as_parameter(word: Word) -> str:
+    """How to write a parameter whose name begins like a section or a group of ours."""
+    key = word.override.key_or_group
+    if "/" in key or word.override.package is not None or key.startswith("hydra"):
+        return ""
+    return f"; a parameter of that name is written params.{key}=…"
 
 
 def _no_sweep(key: str) -> str:
@@ -283,15 +293,26 @@ def values_by_hand(words: Sequence[Word]) -> dict[str, Any]:
     return values
 
 
-def check_setting(word: Word, base: Mapping[str, Any]) -> str:
+def check_setting(word: Word, base: Mapping[str, Any], *, of_program: bool = False) -> str:
     """Returns the override of a setting in the form that Hydra accepts.
+
+    Args:
+        of_program: the objective is a program, whose options need no ``+``.
 
     Raises:
         ConfigError: there is no such setting, or the chosen sampler or pruner does not have it.
     """
     section = word.path.split(".")[0]
     if word.path in _CHOSEN:
-        raise ConfigError(f"{word.text}: choose the whole group: {section}={word.value}")
+        raise ConfigError(
+            f"{word.text}: choose the whole group: {section}={word.value}{as_parameter(word)}"
+        )
+    inside = next((name for name in settings() if name.startswith(f"{word.path}.")), None)
+    if inside is not None and isinstance(word.value, str | int | float):
+        raise ConfigError(
+            f"{word.text}: {word.path} is a section; set what is in it, such as "
+            f"{inside}=…{as_parameter(word)}"
+        )
     # maps the user's own names
     if f"{word.path}.".startswith("infeasible.monotone.") and not word.override.is_delete():
         return word.under(word.path, force=True)
@@ -303,10 +324,12 @@ def check_setting(word: Word, base: Mapping[str, Any]) -> str:
             f"delete{did_you_mean(word.path, leaf_paths(base))}"
         )
     if section == "objective":
+        if of_program and word.path.split(".")[1] in OPTIONS:
+            return word.under(word.path, force=True)
         if word.override.type == OverrideType.CHANGE:
             raise ConfigError(
                 f"{word.text}: objective has no argument {word.path.partition('.')[2]}; to add "
-                f"one write +{word.text}"
+                f"one write +{word.text}{as_parameter(word)}"
             )
         return word.text
     if word.path in (*settings(), *SECTIONS):
@@ -320,10 +343,14 @@ def check_setting(word: Word, base: Mapping[str, Any]) -> str:
                 ", ".join(f"{section}.{key}" for key in base[section] if key != "name")
                 or "no options"
             )
-            raise ConfigError(f"{word.text}: {section}={name} has no such option; it has {options}")
+            raise ConfigError(
+                f"{word.text}: {section}={name} has no such option; it has "
+                f"{options}{as_parameter(word)}"
+            )
         return word.under(word.path, force=True)
     raise ConfigError(
-        f"unknown setting {word.path}{did_you_mean(word.path, settings())}, in {word.text}"
+        f"unknown setting {word.path}{did_you_mean(word.path, settings())}, in "
+        f"{word.text}{as_parameter(word)}"
     )
 
 
@@ -571,15 +598,23 @@ def _declare(word: Word, params: Mapping[str, Any], space: Space) -> None:
         for path in gone:
             space.drop(path, below=False)
         return
-    values = (
-        {word.path: word.value} if word.path and not isinstance(word.value, dict) else _nested(word)
-    )
+    try:
+        values = (
+            {word.path: word.value}
+            if word.path and not isinstance(word.value, dict)
+            else _nested(word)
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{error}{as_parameter(word)}") from error
     for path, value in values.items():
         check_path(path, source=word.text)
         if word.override.type == OverrideType.CHANGE and _is_new(path, params, space):
             raise _unknown(word, params, space)
         # A path is declared in one section only: put() moves it.
-        space.declare(section, path, value)
+        try:
+            space.declare(section, path, value)
+        except ConfigError as error:
+            raise ConfigError(f"{error}{as_parameter(word)}") from error
         if word.override.type != OverrideType.CHANGE:
             space.added.add(path)
 
@@ -596,6 +631,8 @@ def _unknown(word: Word, params: Mapping[str, Any], space: Space) -> ConfigError
         if word.override.is_delete()
         else f"; to add it to params write +{word.text.lstrip('+~')}"
     )
+    if word.role in ("grid", "search") and not word.override.is_delete():
+        add = f"; to add {word.path} to {word.role} write +{word.text}{as_parameter(word)}"
     return ConfigError(
         f"{word.text}: {word.path} is neither a setting nor a parameter in params{guess}{add}"
     )

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.errors import ConfigError
 from orchestrator.settings import HOST, PRUNERS, SAMPLERS, SECTIONS_OF_STUDY, type_words, unknown
-from orchestrator.settings.knob import check_rule
+from orchestrator.settings.knob import check_rule, takes_whole
 
 T = TypeVar("T")
 STUDY_SECTIONS = (
@@ -58,10 +58,18 @@ def checked(section: str, schema: type[T], values: Any) -> T:
     filled = OmegaConf.structured(schema)
     OmegaConf.set_readonly(filled, False)  # a frozen dataclass makes a frozen config
     for key, value in values.items():
+        if key == "defaults":
+            raise ConfigError(
+                f"{section}.defaults: a defaults list stands at the top level of its file, not in "
+                "a section"
+            )
         if key not in fields:
             raise unknown(section, str(key), schema)
         if value == "???":
             raise ConfigError(f"{section}.{key} must be given: {section}.{key}=…")
+        # YAML and Hydra read 1e6 as a float
+        if takes_whole(fields[key]) and isinstance(value, float) and value.is_integer():
+            value = int(value)
         try:
             filled[key] = value
         except OmegaConfBaseException as error:

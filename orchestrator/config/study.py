@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -26,7 +27,15 @@ from orchestrator.config.schema import STUDY_SECTIONS, checked
 from orchestrator.config.space import Space
 from orchestrator.config.translate import resolved
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import Budget, Direction, JSONValue, StudySpec, leaf_paths, value_label
+from orchestrator.model import (
+    Budget,
+    Direction,
+    JSONValue,
+    Limits,
+    StudySpec,
+    leaf_paths,
+    value_label,
+)
 from orchestrator.overlay import overlay
 from orchestrator.program import is_program
 from orchestrator.settings import (
@@ -87,6 +96,7 @@ def study_spec(composed: Composed) -> StudySpec:
         runner=_runner(config),
         seed=_seed_of(name) if study.seed is None else study.seed,
         priority=study.priority,
+        bounds=_bounds(study.bounds, metrics),
         config=_stored(config),
     )
 
@@ -138,6 +148,48 @@ def _goals(study: StudySettings) -> tuple[tuple[Direction, ...], tuple[str, ...]
     if len(set(metrics)) < len(metrics):
         raise ConfigError(f"study.metric={metrics}: the names must differ")
     return tuple(directions), tuple(metrics)
+
+
+def _bounds(bounds: Any, metrics: tuple[str, ...]) -> tuple[Limits, ...]:
+    """The limits of each metric; empty if none has any."""
+    if bounds is None:
+        return ()
+    several = len(metrics) > 1
+    pairs = bounds if several else [bounds]
+    of_each = isinstance(pairs, list) and len(pairs) == len(metrics)
+    if not of_each or (several and any(isinstance(pair, int | float | str) for pair in pairs)):
+        raise ConfigError(
+            f"study.bounds={value_label(bounds)}: must be a list of {len(metrics)} pairs, one each "
+            f"for {', '.join(metrics)}, such as [[0,1],[0,null]]; null for a metric without limits"
+        )
+    limits = tuple(_limits(pair, bounds) if pair is not None else (None, None) for pair in pairs)
+    return limits if any(limit != (None, None) for limit in limits) else ()
+
+
+def _limits(pair: Any, bounds: Any) -> Limits:
+    source = f"study.bounds={value_label(bounds)}"
+    numbers = isinstance(pair, list) and all(
+        limit is None
+        or (isinstance(limit, int | float) and not isinstance(limit, bool) and _is_finite(limit))
+        for limit in pair
+    )
+    if not numbers or len(pair) != 2:
+        raise ConfigError(
+            f"{source}: must be the least and the greatest value, such as [0,1]; null for no limit"
+        )
+    low, high = (None if limit is None else float(limit) for limit in pair)
+    if low is not None and high is not None and low >= high:
+        raise ConfigError(
+            f"{source}: the least value {low:g} must be less than the greatest {high:g}"
+        )
+    return low, high
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond any float
+        return False
 
 
 def _mapping(config: DictConfig, section: str) -> dict[str, JSONValue]:

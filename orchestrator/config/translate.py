@@ -53,7 +53,29 @@ def translated(action: Callable[[], T]) -> T:
         )
         parts = [str(error).split("\nSee https:")[0], *([str(cause)] if cause is not None else [])]
         text = _NOISE.sub("", ": ".join(part for part in parts if part.strip()))
-        raise ConfigError(one_line(text) or type(error).__name__) from error
+        text = one_line(text) or type(error).__name__
+        raise ConfigError(f"{text}{_hint_on_defaults(text)}") from error
+
+
+def _hint_on_defaults(message: str) -> str:
+    """What to do about a defaults list that Hydra refuses: its own advice misleads in the files of
+    a group.
+    """
+    found = re.match(r"In '(\w+)/(\S+)': Could not override '([\w/]+)@\1\.", message)
+    if found:
+        return f" The first line of {found[1]}/{found[2]}.yaml must be '# @package _global_'"
+    found = re.match(r"In '(\w+)/\S+': Could not override '\1/([\w/]+)", message)
+    if found:
+        return f" Write it with a slash: 'override /{found[2]}: …'"
+    found = re.match(r"In '\S+': Could not override '([\w/]+)'\. No match", message)
+    if found:
+        return f" To add a group that no defaults list has, write '/{found[1]}: …' without override"
+    found = re.match(r"Multiple values for ([\w/]+)\.", message)
+    if found:
+        return f"; in an experiment, or another group's file, write 'override /{found[1]}: …'"
+    if "defaults must be a list" in message:
+        return ": write defaults: [override /pruner: median]"
+    return ""
 
 
 def resolved(config: DictConfig, section: str) -> Any:

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from orchestrator import __version__
 from orchestrator.errors import ConfigError
-from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews
+from orchestrator.model import ASK_KEY, JSONValue, Limits, StudySpec, Suggestion, TrialNews
 from orchestrator.search.answers import Answers
 from orchestrator.search.cells.allocation import OpenCells, Question, choose
 from orchestrator.search.cells.best import BestOfCells
@@ -223,7 +223,9 @@ class Search:
         for _, values in open_cells:
             self._internal_cell(values)
         entropy = (abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry, 2)
-        question = Question(open_cells, self._spec.directions[0] == "maximize", entropy)
+        question = Question(
+            open_cells, self._spec.directions[0] == "maximize", entropy, self._limits
+        )
         model = self._model()
         with one_thread():
             return choose(model, self._mirror, question)
@@ -246,7 +248,12 @@ class Search:
         model = self._model()
         with one_thread():
             return summarise(
-                model, self._mirror, cells, maximize=maximize, seed=abs(self._spec.seed)
+                model,
+                self._mirror,
+                cells,
+                maximize=maximize,
+                seed=abs(self._spec.seed),
+                limits=self._limits,
             )
 
     def should_prune(self, number: int, *, reports: Mapping[int, float]) -> bool:
@@ -270,6 +277,11 @@ class Search:
             model = CellModel(self._parameters | self._discovered.parameters(), self._fits)
             self._modelled = dict(self._discovered.space), model
         return self._modelled[1]
+
+    @property
+    def _limits(self) -> Limits:
+        """Of the first objective: with several there are no estimates."""
+        return self._spec.bounds[0] if self._spec.bounds else (None, None)
 
     @cached_property
     def _fits(self) -> Fits:

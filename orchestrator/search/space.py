@@ -314,7 +314,7 @@ def _check_values(where: str, values: Sequence[JSONValue]) -> None:
     if not values:
         raise ConfigError(f"{where}: needs at least one value")
     for position, value in enumerate(values):
-        _check_scalar(where, value)
+        _check_scalar(where, value, "; in quotes it is a word, which may be of any length")
         both_numbers = _is_number(value)
         for earlier in values[:position]:
             if _identical(earlier, value) or (
@@ -323,12 +323,13 @@ def _check_values(where: str, values: Sequence[JSONValue]) -> None:
                 raise ConfigError(f"{where}: {value_label(value)} is given twice")
 
 
-def _check_scalar(where: str, value: JSONValue) -> None:
+def _check_scalar(where: str, value: JSONValue, as_text: str = "") -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where}: {value} is not a finite number")
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_EXACT_INT:
         raise ConfigError(
-            f"{where}: {value} is beyond 2**53 and would be rounded; quote it to use it as text"
+            f"{where}: {value} would be rounded: a whole number must be from -{MAX_EXACT_INT} to "
+            f"{MAX_EXACT_INT} (2**53), because Optuna stores it as a float{as_text}"
         )
 
 

@@ -18,12 +18,14 @@ from orchestrator.errors import ConfigError, did_you_mean
 class Rule:
     """What a value must be besides of its type: in words that follow "must be", and as a test.
 
-    `choices` are the only values there are, where there are so few.
+    `choices` are the only values there are, where there are so few; `whole` says that numbers must
+    be whole although the type does not say it.
     """
 
     words: str
     holds: Callable[[Any], bool]
     choices: tuple[str, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def word_or_whole(word: str, low: int, high: int | None = None, *, of: str) -> R
         lambda value: (
             value == word or (_is_whole(value) and low <= value and (high is None or value <= high))
         ),
+        whole=True,
     )
 
 
@@ -179,6 +182,12 @@ def type_words(f: dataclasses.Field[Any]) -> str:
     for name in ("list[int | str]", "list[str]"):
         annotation = annotation.replace(name, name.replace(" | ", "/"))
     return " or ".join(_TYPE_WORDS[part.replace("/", " | ")] for part in annotation.split(" | "))
+
+
+def takes_whole(f: dataclasses.Field[Any]) -> bool:
+    """Whether a number in this field must be whole."""
+    this: Knob = f.metadata["knob"]
+    return str(f.type).split(" | ")[0] == "int" or (this.rule is not None and this.rule.whole)
 
 
 def _is_whole(value: Any) -> bool:

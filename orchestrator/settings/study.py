@@ -43,6 +43,14 @@ class StudySettings:
     metric: Any = knob(
         "value", "name of what the objective returns; a list if there are several objectives"
     )
+    bounds: Any = knob(
+        None,
+        "the values that the metric can take, such as `[0, 1]` or `[0, null]`; with several "
+        "objectives a list of such pairs",
+        null="no limits",
+        more="Estimates stay within them. A result outside them counts, with one warning for each"
+        " study. A later launch may change them",
+    )
     seed: int | None = knob(
         None,
         "seed of every suggestion and every trial",

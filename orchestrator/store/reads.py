@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, did_you_mean
-from orchestrator.model import JSONValue, StudySpec
+from orchestrator.model import JSONValue, Limits, StudySpec
 from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Row, Statement
 from orchestrator.store.ledger.shortages import device_label
@@ -472,6 +472,18 @@ class Reads:
         ((complete,),) = self._database.execute(_SILENTLY_COMPLETE, {"study_id": study_id})
         return int(complete)
 
+    def out_of_bounds(
+        self, study_id: int, bounds: Sequence[Limits], *, after: int = 0
+    ) -> TrialRow | None:
+        """The first complete trial with a result outside the limits of its metric, by its position
+        in the news, from `after` on; None if there is none.
+        """
+        limits = {"lows": [low for low, _ in bounds], "highs": [high for _, high in bounds]}
+        found = self._database.execute(
+            _OUT_OF_BOUNDS, {"study_id": study_id, "after": after, **limits}
+        )
+        return self.trials(study_id, number=found[0].number)[0] if found else None
+
     def contenders(self, study_id: int, directions: Sequence[str]) -> list[TrialRow]:
         """The complete trials among which the best are: where there is one objective, that one
         trial, and none if none is.
@@ -833,6 +845,16 @@ VALUE = """
         WHEN 'INF_NEG' THEN CAST('-Infinity' AS float8)
         ELSE v.value END
 """
+_OUT_OF_BOUNDS = sa.text(
+    f"""
+    SELECT o.number
+    FROM orchestrator.trial o JOIN trial_values v ON v.trial_id = o.optuna_trial_id
+    WHERE o.study_id = :study_id AND o.state = 'COMPLETE' AND o.seq > :after
+        AND ({_VALUE} < (CAST(:lows AS float8[]))[v.objective + 1]
+            OR {_VALUE} > (CAST(:highs AS float8[]))[v.objective + 1])
+    ORDER BY o.seq LIMIT 1
+    """
+)
 # Sorted first (OFFSET 0 keeps it apart), so that constraints are looked up from the best trial on
 # and seldom further.
 BEST_TRIAL = """

@@ -38,6 +38,7 @@ class Delivery:
         self._left = LeftResults()
         self._next_look = 0.0
         self._mute: set[int] = set()
+        self._beyond: set[int] = set()
         self.ended = 0
 
     def earlier_attempts(self, row: StudyRow, attempt: Attempt) -> list[AttemptRow]:
@@ -137,6 +138,10 @@ class Delivery:
             logger.info(
                 "%s: %s", what, ", ".join(f"{metric}={value:.6g}" for metric, value in values)
             )
+            surprise = spec.out_of_bounds(attempt.number, outcome.values)
+            if surprise is not None and row.study_id not in self._beyond:
+                self._beyond.add(row.study_id)
+                logger.warning("study %s: %s", row.name, surprise)
             if (
                 not unwritten.curve
                 and has_pruner(spec)

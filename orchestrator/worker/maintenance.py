@@ -17,6 +17,10 @@ SWEEPERS = 8
 """Up to this many workers check the whole fleet every time; more of them take turns."""
 
 
+STEP_S = 1.0
+"""The database's clock has stepped if it ran this much ahead of ours between two readings."""
+
+
 class Maintenance:
     """Sweeps the fleet at most every `every_s` seconds, and less often the more workers there are.
 
@@ -35,6 +39,7 @@ class Maintenance:
         self._in_contact_since: float | None = None
         self._asleep_s = _slept()
         self._server: datetime | None = None
+        self._seen: tuple[datetime, float] | None = None
 
     def lost_contact(self) -> None:
         """Notes that the database did not answer: no worker counts as silent until contact has
@@ -56,7 +61,7 @@ class Maintenance:
         asleep_s = _slept()
         # the host slept: leases ran on, renewals did not
         if self._in_contact_since is None or asleep_s - self._asleep_s > 1.0:
-            self._in_contact_since = now
+            self._in_contact_since, self._seen = now, None
         self._asleep_s = asleep_s
         if now < self._next:
             return False
@@ -66,8 +71,10 @@ class Maintenance:
             return True
         found = self._store.fleet.silent(now - self._in_contact_since)
         fleet = self._store.fleet
-        # nobody could renew for a while, or what was renewed may be lost
-        if fleet.read_only or fleet.server != self._server:
+        # nobody could renew for a while, or what was renewed may be lost, or leases ran out because
+        # the clock that they are judged by jumped
+        stepped = self._stepped(fleet.now, now)
+        if fleet.read_only or fleet.server != self._server or stepped:
             self._server = fleet.server
             self._in_contact_since = now
             found = [one for one in found if one.dead]
@@ -77,6 +84,30 @@ class Maintenance:
         turns = max(1.0, self._store.fleet.size / SWEEPERS)
         self._next_of_fleet = now + self._every_s * (
             1.0 if turns == 1.0 else turns * random.uniform(0.5, 1.5)
+        )
+        return True
+
+    def _stepped(self, server_now: datetime | None, asked_at: float) -> bool:
+        """Whether the database's clock stepped forward since it was last read.
+
+        Args:
+            server_now: what it says now, read after `asked_at` (monotonic clock).
+        """
+        before, self._seen = self._seen, None
+        if server_now is None:
+            return False
+        self._seen = server_now, asked_at
+        if before is None:
+            return False
+        # The longest that the time between the two readings can have been.
+        passed_s = time.monotonic() - before[1]
+        ahead_s = (server_now - before[0]).total_seconds() - passed_s
+        if ahead_s <= STEP_S:
+            return False
+        logger.warning(
+            "the database server's clock stepped forward by %.0f s: leases that it makes run out "
+            "do not count until every worker has had the time to renew",
+            ahead_s,
         )
         return True
 

@@ -328,6 +328,20 @@ def test_closed_cells_run_again_with_one_word_and_within_the_budget(
     assert Counter(states) == {"FAIL": 4, "COMPLETE": 4}
 
 
+def test_a_result_outside_the_bounds_is_said_once_by_launch_and_by_the_worker(
+    commands: Commands,
+) -> None:
+    said = commands.check("launch", *TINY, "study.bounds=[null,-1]", "worker.count=1")
+    assert said.count("has a result outside study.bounds: value=") == 1
+    assert "(at most -1)" in said
+    assert "6/6 trials" in said
+    (log,) = commands.directory.rglob("worker-1.log")
+    assert log.read_text().count("outside study.bounds") == 1
+    again = commands.check("launch", *TINY, "study.bounds=[null,9]")
+    assert "changed study.bounds: at most -1 -> at most 9" in again
+    assert "outside study.bounds" not in again
+
+
 def test_a_pruner_that_hears_nothing_is_said_once_by_launch_and_by_the_worker(
     commands: Commands,
 ) -> None:

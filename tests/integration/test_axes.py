@@ -4,6 +4,7 @@ were binary.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -116,3 +117,29 @@ def test_a_step_that_an_older_version_stored_in_binary_replays_as_the_same(
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", store.url)
     assert main(["replay", "study.name=old", f"trial={number}", f"paths.data={tmp_path}"]) == 0
     assert "the same suggestion" in capsys.readouterr().out
+
+
+def test_a_replay_shows_values_as_the_objective_got_them(
+    store: Store,
+    lease: WorkerLease,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = Searched("n", "int", 1, 64)
+    kind = Searched("kind", "categorical", choices=("1", 1, None))
+    made = spec("whole", search=(whole, kind), grid=(Axis("size", (64, 32)),), trials=2)
+    study = store.studies.launch(made).study_id
+    row, stored = store.reads.find("whole"), store.reads.spec(study)
+    served: Any = Served(row, stored, Search(stored), runner=None)  # type: ignore[arg-type]
+    claim = take(store, lease, study)
+    assert claim is not None
+    suggested = served.suggest(claim, asks=1)
+    end(store, begun(store, claim, lease, suggested))
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", store.url)
+    assert main(["replay", "study.name=whole", "trial=0", f"paths.data={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    values = suggested.values
+    assert "  size = 64\n" in said
+    assert f"  n = {values['n']}\n" in said
+    assert f"  kind = {json.dumps(values['kind'])}\n" in said

@@ -88,6 +88,32 @@ def test_launching_again_adds_nothing_and_a_larger_budget_goes_on(
     assert len(run_all(store, lease, study)) == 4
 
 
+def test_bounds_change_without_a_new_study_and_results_outside_are_found(
+    store: Store, lease: WorkerLease, database_url: str
+) -> None:
+    study = store.studies.launch(spec(cells=2, trials=5)).study_id
+    values = [0.5, float("inf"), 0.1, -1.0, 0.7]
+    for value in values:
+        claim = start(store, lease, study)
+        assert claim is not None
+        end(store, claim, Completed((value,)))
+    again = store.studies.launch(replace(spec(cells=2, trials=5), bounds=((0.0, 1.0),)))
+    assert (again.created, again.changes) == (False, ("study.bounds: no limit -> 0 to 1",))
+    assert store.reads.spec(study).bounds == ((0.0, 1.0),)
+
+    def first_outside(*limits: float | None, after: int = 0) -> int | None:
+        found = store.reads.out_of_bounds(study, [(limits[0], limits[1])], after=after)
+        return None if found is None else found.number
+
+    ((seq,),) = sql(database_url, "SELECT seq FROM orchestrator.trial WHERE number = 1")
+    assert isinstance(seq, int)
+    assert first_outside(0.0, 1.0) == 1
+    assert first_outside(0.0, 1.0, after=seq) == 3
+    assert first_outside(0.0, None) == 3
+    assert first_outside(None, 0.6, after=seq) == 4
+    assert first_outside(-1.0, None) is None
+
+
 def test_a_smaller_budget_takes_back_only_what_nobody_started(
     store: Store, lease: WorkerLease
 ) -> None:

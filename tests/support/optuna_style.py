@@ -37,7 +37,7 @@ def breaks_once(trial: Any) -> float:
 
 
 def tuned(trial: Any) -> float:
-    """README's function, without the training."""
+    """The function of docs/objectives.md, without the training."""
     lr = trial.suggest_float("lr", 1e-5, 1e-1, log=True)
     widths = [
         trial.suggest_int(f"width{i}", 8, 256, log=True)

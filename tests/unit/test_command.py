@@ -78,6 +78,30 @@ def reports(messages: list[Message]) -> list[tuple[int, float]]:
 # --------------------------------------------------------------------------------- what it is given
 
 
+@pytest.mark.parametrize("save", [True, False])
+def test_a_flag_is_a_word_where_its_parameter_is_true(
+    shell: Runner, tmp_path: Path, save: bool
+) -> None:
+    code = "import json, sys; print(json.dumps({{'value': 1, 'argv': sys.argv[1:]}}))"
+    words = ["{flag:o.save}", "{flag:o.save:-s}", "{flag:o.save:--a b:--no-a}", "{o.save}"]
+    target = {"command": [sys.executable, "-c", code, *words]}
+    params = {"o": {"save": "${on}"}, "on": save, "optim": {"lr": 1}}
+    outcome, messages = finish(shell.start(make_job(tmp_path / "runs", target, params=params)))
+    assert outcome == Completed((1.0,))
+    expected = ["--save", "-s", "--a b", "true"] if save else ["--no-a", "false"]
+    assert attributes(messages)["argv"] == expected
+
+
+def test_a_flag_that_is_neither_true_nor_false_in_a_trial_fails_it(
+    shell: Runner, tmp_path: Path
+) -> None:
+    target = {"command": ["true", "{flag:on}"]}
+    params = {"on": "${optim.lr}", "optim": {"lr": 1}}
+    outcome, _ = finish(shell.start(make_job(tmp_path / "runs", target, params=params)))
+    assert isinstance(outcome, Failed)
+    assert "{flag:on} needs a parameter that is true or false, and on is " in outcome.message
+
+
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
 def test_a_program_gets_parameters_as_arguments_environment_and_file(
     tmp_path: Path, start: str

@@ -124,6 +124,20 @@ def test_the_command_line_gives_a_command_in_place_of_a_function(tmp_path: Path)
             ["objective.result.metric=['a', 'b']", "must be a key"],
         ),
         ({"command": "t"}, ["params.lay er", "objective.overrides=false"]),
+        (
+            {"command": "t {flag:depth}"},
+            ["{flag:depth} needs a parameter that is true or false, and depth is 1"],
+        ),
+        ({"command": "t {flag:presets}"}, ["{flag:presets} needs a parameter that is true"]),
+        ({"command": "t {flag:dept}"}, ["{dept} is not a parameter", "did you mean 'depth'"]),
+        ({"command": "t {flag:trial.seed}"}, ["trial.seed is neither true nor false"]),
+        ({"command": "t {flags:depth}"}, ["{flags:depth} is not a form", "did you mean 'flag'"]),
+        ({"command": "t {bool:depth}"}, ["{bool:depth} is not a form", "{flag:train.save}"]),
+        ({"command": "t --x={flag:depth}"}, ["'--x={flag:depth}' is not a flag", "of its own"]),
+        ({"command": "t {flag:}"}, ["'{flag:}' is not a flag"]),
+        ({"command": "t {flag:depth::--no}"}, ["'{flag:depth::--no}' is not a flag"]),
+        ({"command": "t {flag:depth:-a:-b:-c}"}, ["is not a flag"]),
+        ({"command": "{flag:depth} t"}, ["the program itself ('{flag:depth}') must be fixed"]),
     ],
 )
 def test_a_command_that_no_trial_could_run_is_refused_in_one_line(
@@ -167,3 +181,38 @@ def test_the_shipped_example_is_good() -> None:
         "orchestrator.examples.train_script",
     ]
     assert "{optim.lr}" in shipped.objective["command"]
+
+
+def test_a_flag_may_be_a_default_an_axis_or_searched(tmp_path: Path) -> None:
+    command = {"command": "./t {flag:save} {flag:trial.resumed}"}
+    params = {**STUDY["params"], "save": False}
+    for words in ((), ("save=true,false",), ("save=choice(true,false)",)):
+        assert spec(tmp_path, command, *words, params=params).objective == {
+            "command": ["./t", "{flag:save}", "{flag:trial.resumed}"]
+        }
+    message = refusal(tmp_path, command, "save=true,null", params=params)
+    assert message.endswith("and save is null")
+    late = {**params, "on": True, "save": "${on}"}
+    assert spec(tmp_path, command, params=late).params["save"] == "${on}"
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_options_of_a_program_need_no_plus_on_the_command_line(tmp_path: Path, prefix: str) -> None:
+    words = (f"{prefix}objective.overrides=false", f"{prefix}objective.result.metric=acc")
+    wanted = {"command": ["./t"], "overrides": False, "result": {"metric": "acc"}}
+    assert spec(tmp_path, {"command": "./t"}, *words).objective == wanted
+    typed = ("objective.command=./t", "~objective._target_")
+    assert spec(tmp_path, {"_target_": "my.train"}, *typed, *words).objective == wanted
+
+
+def test_a_function_has_no_options_of_a_program(tmp_path: Path) -> None:
+    message = refusal(tmp_path, {"_target_": "my.train"}, "objective.overrides=true")
+    assert "objective has no argument overrides; to add one write +objective" in message
+
+
+def test_a_command_with_an_equals_sign_is_told_of_its_quotes(tmp_path: Path) -> None:
+    message = refusal(tmp_path, {"command": "./t"}, "objective.command=python t.py +x=1")
+    right = "'objective.command=\"python train.py +x=1\"'"
+    assert f"needs quotes inside the shell's: {right}" in message
+    quoted = 'objective.command="python t.py +x=1 {depth}"'
+    assert spec(tmp_path, {"command": "./t"}, quoted).objective["command"][2] == "+x=1"

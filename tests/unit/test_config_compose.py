@@ -198,7 +198,7 @@ def test_a_mandatory_value_that_is_searched_is_given() -> None:
         ([*OWN, "study.name='a b'"], ["study.name='a b'"]),
         ([*OWN, f"study.name={'x' * 101}"], ["at most 100"]),
         ([*OWN, "objective._target_=train"], ["dotted name"]),
-        ([*OWN, "objective=foo"], ["objective='foo'"]),
+        ([*OWN, "objective=foo"], ["objective is a section"]),
         ([*OWN, "objective.command=x"], ["_target_=my.train and a command", "~objective._target_"]),
         ([*OWN, "+objective._partial_=true"], ["objective._partial_"]),
         ([*OWN, "objective.x=1"], ["+objective.x=1"]),
@@ -331,6 +331,7 @@ def test_a_users_option_goes_before_the_shipped_one_of_its_name(mine: Any) -> No
         ("sampler: {name: gp}", ["sampler=gp has no such option", "'override /sampler: gp'"]),
         ("study: {name: [", ["experiment/mine.yaml"]),
         ("storage: {url: 'postgresql://u:s3cret@h/d', kind: 3}", ["storage.kind"]),
+        ("pruner: {defaults: [override /pruner: asha]}", ["pruner.defaults", "top level"]),
     ],
 )
 def test_mistakes_in_a_file_of_the_users_are_said_in_one_line(
@@ -615,3 +616,136 @@ def test_a_config_file_that_changes_is_read_anew(mine: Any) -> None:
         words = ["experiment=mine", "study.name=s", "budget.trials=1", "w=interval(0, 9)"]
         composed = compose("launch", words, config_dir=directory)
         assert composed.config.params.w == width
+
+
+def test_bounds_are_what_each_metric_can_be() -> None:
+    assert spec(*OWN).bounds == ()
+    assert spec(*OWN, "study.bounds=[0,1]").bounds == ((0.0, 1.0),)
+    assert spec(*OWN, "study.bounds=[null,0.5]").bounds == ((None, 0.5),)
+    assert spec(*OWN, "study.bounds=[null,null]").bounds == ()
+    two = ("study.direction=[maximize,minimize]", "study.metric=[acc,ms]")
+    assert spec(*OWN, *two, "study.bounds=[[0,1],[0,null]]").bounds == ((0.0, 1.0), (0.0, None))
+    assert spec(*OWN, *two, "study.bounds=[null,[0,null]]").bounds == ((None, None), (0.0, None))
+    assert "a list of 2 pairs, one each for acc, ms" in refusal(*OWN, *two, "study.bounds=[0,1]")
+    assert "write a list: study.bounds=[a,b]" in refusal(*OWN, "study.bounds=0,1")
+    reversed_ = refusal(*OWN, "study.bounds=[1,0]")
+    assert reversed_ == "study.bounds=[1,0]: the least value 1 must be less than the greatest 0"
+
+
+@pytest.mark.parametrize("bounds", ["0.5", "[0]", "[a,1]", "[0,1,2]", "[0,true]", "[0,inf]"])
+def test_bounds_are_two_numbers(bounds: str) -> None:
+    message = refusal(*OWN, f"study.bounds={bounds}")
+    assert message.startswith("study.bounds=")
+    assert "must be the least and the greatest value, such as [0,1]" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("defaults:\n- override /pruner: asha", "first line of experiment/mine.yaml must be '# @p"),
+        ("study: {}\n# @package _global_\ndefaults:\n- override /pruner: asha", "first line of"),
+        (
+            "# @package _global_\ndefaults:\n- override pruner: asha",
+            "Write it with a slash: 'override /pruner: …'",
+        ),
+        ("# @package _global_\ndefaults:\n- /pruner: asha", "write 'override /pruner: …'"),
+        (
+            "# @package _global_\ndefaults:\n- override /arch: mlp",
+            "write '/arch: …' without override",
+        ),
+        (
+            "# @package _global_\ndefaults: {override /pruner: asha}",
+            "write defaults: [override /pruner: median]",
+        ),
+    ],
+)
+def test_a_defaults_list_in_the_wrong_place_is_told_the_right_one(
+    mine: Any, text: str, expected: str
+) -> None:
+    assert expected in refusal(mine(experiment__mine=text), "experiment=mine")
+
+
+SWEEPER = """# @package _global_
+hydra:
+  sweeper:
+    params:
+      lr: tag(log, interval(1e-4, 1e-1))
+      +params.bs: 32,64
+      kind: choice(a, b)
+      depth: 2
+      odd: interval(
+"""
+
+
+def test_a_block_of_hydras_sweeper_is_told_where_its_lines_go(mine: Any) -> None:
+    lines = (
+        'grid: {bs: [32, 64]}; search: {lr: "tag(log, interval(1e-4, 1e-1))", '
+        'kind: "choice(a, b)", odd: "interval("}; params: {depth: 2}'
+    )
+    message = refusal(mine(experiment__mine=SWEEPER), *OWN, "experiment=mine")
+    assert message.startswith("hydra.sweeper: launch runs the sweep itself")
+    assert message.endswith(f"write instead {lines}")
+    settings = "n_trials: 20\n    direction: maximize\n    params:\n"
+    optuna = SWEEPER.replace("params:\n", settings, 1)
+    message = refusal(mine(experiment__mine=optuna), *OWN, "experiment=mine")
+    assert message.endswith(f"{lines}; budget.trials=20; study.direction=maximize")
+    chosen = optuna.replace("hydra:\n", "defaults:\n- override /hydra/sweeper: optuna\nhydra:\n")
+    assert refusal(mine(experiment__mine=chosen), *OWN, "experiment=mine") == message
+    spaces = "# @package _global_\nhydra: {sweeper: {sampler: {seed: 1}, search_space: {a: 1}}}"
+    message = refusal(mine(experiment__mine=spaces), *OWN, "experiment=mine")
+    assert "sampler=tpe (or gp" in message
+    assert "search: {…} for search_space" in message
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "objective=1,2",
+        "objective=focal",
+        "sampler=1,2",
+        "+sampler=adam",
+        "search.depth=3",
+        "+search.depth=3",
+        "search=3",
+        "grid.x=1",
+        "budget.epochs=3",
+        "sampler.kind=a",
+        "sampler.population_size=9",
+        "worker.kind=1,2",
+        "+objective.alpha=1,2",
+        "objective.alpha=1",
+        "study=large",
+    ],
+)
+def test_a_parameter_called_like_a_section_gets_a_hint(word: str) -> None:
+    key = word.lstrip("+").partition("=")[0]
+    assert refusal(*OWN, word).endswith(f"; a parameter of that name is written params.{key}=…")
+
+
+def test_parameters_may_be_called_like_sections() -> None:
+    made = spec(*OWN, "++params.objective=focal", "+params.search.depth=1,2", "+params.sampler=a")
+    assert made.params == {"objective": "focal", "sampler": "a"}
+    assert made.grid == (Axis("search.depth", (1, 2)),)
+
+
+def test_a_plus_plus_sets_what_may_or_may_not_be_there() -> None:
+    made = spec("experiment=digits", "++optim.lr=0.5", "++new.key=1", "++new.axis=1,2")
+    assert made.params["new"] == {"key": 1}
+    assert made.params["optim"]["lr"] == 0.5
+    assert made.grid[-1] == Axis("new.axis", (1, 2))
+
+
+def test_whole_numbers_may_be_written_as_floats() -> None:
+    words = ("budget.trials=1e6", "budget.max_failures_at_start=2e1", "study.seed=3.0")
+    chosen = ("worker.count=1e0", "pruner=hyperband", "pruner.max_resource=9.0")
+    composed = launch(*OWN, *words, *chosen)
+    made = study_spec(composed)
+    assert repr(made.budget.trials) == "1000000"
+    assert repr(made.budget.max_failures_at_start) == "20"
+    assert repr(made.seed) == "3"
+    assert repr(composed.host.worker.count) == "1"
+    assert isinstance(made.pruner, HyperbandSettings)
+    assert repr(made.pruner.max_resource) == "9"
+    assert refusal(*OWN, "budget.trials=2.5").endswith("=2.5: must be a whole number or null")
+    assert "must be" in refusal(*OWN, "budget.max_failures_at_start=2.5")
+    assert "must be a whole number" in refusal(*OWN, "budget.trials=1e400")

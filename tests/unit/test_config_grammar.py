@@ -110,7 +110,7 @@ def test_intervals_ranges_and_choices_are_searched(text: str, expected: Searched
         ("sort(range(3, 0, -1))", ["sort"]),
         ("1,2,1", ["1 is listed twice"]),
         ("1,1.0", ["1.0 is listed twice"]),
-        ("1,true", ["True is listed twice"]),
+        ("1,true", ["true is listed twice"]),
         ("[1],[1]", ["[1] is listed twice"]),
         ("1,nan", ["nan cannot be stored"]),
         ("[inf],2", ["inf cannot be stored"]),

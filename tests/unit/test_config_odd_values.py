@@ -131,7 +131,10 @@ PARAMS: dict[str, tuple[str, Any]] = {
 }
 GRIDS: dict[str, tuple[str, Any]] = {
     "2**53": ("[9007199254740992, 1]", (2**53, 1)),
-    "beyond 2**53": ("[9007199254740993, 1]", Refused("beyond 2**53 and would be rounded")),
+    "beyond 2**53": (
+        "[9007199254740993, 1]",
+        Refused("would be rounded: a whole number must be from -9007199254740992"),
+    ),
     "minus zero": ("[-0.0, 1]", (-0.0, 1)),
     "both zeros": ("[-0.0, 0]", Refused("0 is listed twice")),
     "1 and true": ("[true, 1]", Refused("1 is listed twice")),
@@ -159,7 +162,7 @@ SEARCHES: dict[str, tuple[str, Any]] = {
     "whole to 2**53": ("int(interval(-9007199254740992, 9007199254740992))", (-(2**53), 2**53)),
     "whole to 2**62": (
         "int(interval(0, 4611686018427387904))",
-        Refused("beyond 2**53 and would be rounded"),
+        Refused("would be rounded: a whole number must be from -9007199254740992"),
     ),
     "one value": ("interval(1, 1)", Refused("there is only one value")),
     "nan": ("interval(nan, 1)", Refused("bounds must be finite numbers")),

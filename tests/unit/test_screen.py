@@ -77,6 +77,8 @@ def test_labels_tell_a_text_from_the_number_that_it_looks_like() -> None:
     assert list(map(value_label, (1, "1", 0.5, "0.5", "-1e3", True, "true", None, "null"))) == [
         *("1", '"1"', "0.5", '"0.5"', '"-1e3"', "true", '"true"', "null", '"null"')
     ]
+    others = ("True", "NULL", "None", "nan", "-inf", ".nan", ".5", "1_000", "1E5")
+    assert list(map(value_label, others)) == [f'"{text}"' for text in others]
     assert list(map(value_label, ("relu", "1a", "", "v1.0", "1 2"))) == [
         "relu",
         "1a",

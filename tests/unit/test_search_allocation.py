@@ -258,3 +258,33 @@ def test_of_what_no_trial_has_told_the_summary_says_nothing() -> None:
     assert search.summary(cells) == before
     assert [e is None for e in before] == [False, True, False, False, True, True]
     assert not math.isnan(sum(e.probability_best for e in before if e is not None))
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_no_estimate_lies_beyond_what_the_metric_can_be(direction: Any) -> None:
+    # Results close to the limit with noise: without limits the model believes in more.
+    sign = -1.0 if direction == "maximize" else 1.0
+    limits = (0.0, None) if sign > 0 else (None, 0.0)
+    free = replace(SPEC, directions=(direction,))
+    cells = [values for _, values in CELLS]
+    search, _, _ = drive(free, lambda v: sign * loss(v), 40)
+    bounded, _, reasons = drive(replace(free, bounds=(limits,)), lambda v: sign * loss(v), 40)
+
+    beyond = [sign * e.low < 0.0 or sign * e.high < 0.0 for e in search.summary(cells)]
+    assert any(beyond), "nothing to clip: the test proves nothing"
+    for e in bounded.summary(cells):
+        assert all(sign * value >= 0.0 for value in (e.low, e.estimate, e.high))
+        assert e.low <= e.estimate <= e.high
+    modelled = [reason for reason in reasons if "estimate" in reason]
+    assert modelled
+    assert all(sign * reason["estimate"] >= 0.0 for reason in modelled)
+    assert all(sign * reason["leader"]["estimate"] >= 0.0 for reason in modelled)
+
+
+def test_no_gain_is_expected_below_the_least_loss() -> None:
+    mean, covariance = np.array([[0.0], [0.3]]), np.diag([0.0, 0.16])
+    free = expected_gains(Optima(mean, covariance, 0.0))
+    half = expected_gains(Optima(mean, covariance, 0.0), -0.1)
+    assert 0.0 < half[1] < free[1]
+    assert expected_gains(Optima(mean, covariance, 0.0), 0.0).tolist() == [0.0, 0.0]
+    assert expected_gains(Optima(mean - 1.0, covariance, 0.0), 0.0).tolist() == [0.0, 0.0]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,3 +117,22 @@ def test_help_says_what_every_setting_means() -> None:
         for field in dataclasses.fields(schema):
             first = knobs(schema)[field.name].meaning.replace("`", "").split()[:3]
             assert f"# {' '.join(first)}" in text, field.name
+
+
+def test_bounds_are_stored_where_there_are_any_and_are_no_part_of_a_studys_identity() -> None:
+    plain = spec()
+    bounded = replace(plain, bounds=((0.0, None),))
+    assert "bounds" not in plain.to_json(), "older workers could not read it"
+    assert StudySpec.from_json(json.loads(json.dumps(bounded.to_json()))).bounds == ((0.0, None),)
+    assert StudySpec.from_json(as_stored()).bounds == ()
+    assert bounded.spec_hash() == plain.spec_hash()
+
+
+def test_a_result_outside_the_bounds_is_named_with_its_trial() -> None:
+    study = replace(spec(), metrics=("acc", "ms"), bounds=((0.0, 1.0), (0.0, None)))
+    assert study.out_of_bounds(7, (1.0, 1e9)) is None
+    message = study.out_of_bounds(7, (1.0000001, -2.0))
+    assert message is not None
+    assert "trial 7" in message
+    assert "acc=1.0000001 (0 to 1), ms=-2.0 (at least 0)" in message
+    assert spec().out_of_bounds(7, (5.0,)) is None

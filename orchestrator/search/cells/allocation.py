@@ -9,13 +9,14 @@ runner-up; it keeps asking whether the leader leads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.model import JSONValue
+from orchestrator.model import JSONValue, Limits, clipped
 from orchestrator.search.cells.model import N_STARTUP, CellModel, Cells
 from orchestrator.search.cells.optima import Optima
 from orchestrator.search.gp.surrogate import Surrogate
@@ -36,13 +37,22 @@ OpenCells = Sequence[tuple[int, Mapping[str, JSONValue]]]
 
 @dataclass(frozen=True)
 class Question:
-    """One open place: the cells it may go to (ordinal and values), and what makes the answer
-    reproducible.
+    """One open place: the cells it may go to (ordinal and values), what makes the answer
+    reproducible, and the least and the greatest value of the objective.
     """
 
     open_cells: OpenCells
     maximize: bool
     entropy: tuple[int, ...]
+    limits: Limits = (None, None)
+
+    @property
+    def least_loss(self) -> float:
+        low, high = self.limits
+        best = high if self.maximize else low
+        if best is None:
+            return -math.inf
+        return -best if self.maximize else best
 
 
 def fewest_trials(
@@ -79,7 +89,7 @@ def choose(
     surrogate = model.surrogate(history)
     optima = model.optima(surrogate, cells, rng, LIKELY)
     lows = optima.lows(rng, N_DRAWS)
-    gains = expected_gains(optima)
+    gains = expected_gains(optima, surrogate.scale.least(question.least_loss))
     if rng.random() < SHARE_OF_GRADIENT and gains.max() > 0.0:
         rule, which = "knowledge gradient", int(gains.argmax())
     else:
@@ -89,9 +99,12 @@ def choose(
     )
 
 
-def expected_gains(optima: Optima) -> Array:
+def expected_gains(optima: Optima, least: float = -math.inf) -> Array:
     """By how much one more trial in each cell is expected to lower the least posterior mean of all:
     the knowledge gradient.
+
+    Args:
+        least: the lowest loss that there can be, in the model's units; what lies below is no gain.
     """
     mean, covariance = optima.mean.ravel(), optima.covariance
     n_cells, k = optima.mean.shape
@@ -100,8 +113,9 @@ def expected_gains(optima: Optima) -> Array:
     slope = covariance[measured] / spread[:, None]
     expected = np.zeros(len(measured))
     for z, weight in zip(_NODES, _WEIGHTS, strict=True):
-        expected += weight * (mean + z * slope).min(axis=1)
-    result: Array = np.maximum(mean.min() - expected, 0.0).reshape(n_cells, -1).max(axis=1)
+        expected += weight * np.maximum((mean + z * slope).min(axis=1), least)
+    now = max(float(mean.min()), least)
+    result: Array = np.maximum(now - expected, 0.0).reshape(n_cells, -1).max(axis=1)
     return result
 
 
@@ -132,7 +146,8 @@ def _reason(
 ) -> dict[str, JSONValue]:
     sign = -1.0 if question.maximize else 1.0
     shares = np.bincount(lows.argmin(axis=1), minlength=lows.shape[1]) / len(lows)
-    estimates = sign * surrogate.scale.original(np.median(lows, axis=0))
+    medians = surrogate.scale.original(np.median(lows, axis=0))
+    estimates = [clipped(float(sign * loss), question.limits) for loss in medians]
     leader = int(shares.argmax())
     gain = float(gains[which] * surrogate.scale.std)
     n, running = int(cells.trials[which]), int(cells.running[which])
@@ -155,11 +170,11 @@ def _reason(
         "running": running,
         "probability_best": float(shares[which]),
         "expected_gain": gain,
-        "estimate": float(estimates[which]),
+        "estimate": estimates[which],
         "best": float(sign * cells.best[which]) if np.isfinite(cells.best[which]) else None,
         "leader": {
             "cell": question.open_cells[leader][0],
             "probability_best": float(shares[leader]),
-            "estimate": float(estimates[leader]),
+            "estimate": estimates[leader],
         },
     }

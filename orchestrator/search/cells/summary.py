@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from orchestrator.model import JSONValue
+from orchestrator.model import JSONValue, Limits, clipped
 from orchestrator.search.cells.model import CellModel
 from orchestrator.search.trials.mirror import Mirror
 
@@ -46,9 +46,13 @@ def summarise(
     *,
     maximize: bool,
     seed: int,
+    limits: Limits = (None, None),
 ) -> list[CellEstimate | None]:
     """An estimate for each cell, None where no trial has ended with a value; their probabilities
     sum to 1.
+
+    Args:
+        limits: the least and the greatest value of the objective; estimates stay within them.
     """
     history = model.history(mirror)
     state = model.cells(history, cells)
@@ -65,6 +69,6 @@ def summarise(
     if maximize:
         quantiles = -quantiles[::-1]
     for i, cell in enumerate(tried):
-        low, middle, high = (float(q) for q in quantiles[:, i])
+        low, middle, high = (clipped(float(q), limits) for q in quantiles[:, i])
         estimates[cell] = CellEstimate(middle, low, high, float(shares[i]))
     return estimates

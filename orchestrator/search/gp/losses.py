@@ -4,6 +4,7 @@ variance; and the way back.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,6 +59,12 @@ class Scale:
         )
         result: Array = (pressed - self.mean) / self.std
         return result
+
+    def least(self, loss: float) -> float:
+        """The lowest loss that there can be, in the model's units; -inf if there is none."""
+        if math.isinf(loss):
+            return -math.inf
+        return float(self.standard(np.array([loss]), np.array([False]))[0])
 
     def original(self, standard: Array) -> Array:
         """Losses in their own units; no prediction is worse than the worst."""

@@ -104,7 +104,7 @@ class Fleet:
     """Registers workers, renews their leases, hands out device slots.
 
     As of the last call of `silent`: `size` is the number of registered workers, `server` when the
-    server started, and `read_only` whether it rejects writes.
+    server started, `now` the time by its clock, and `read_only` whether it rejects writes.
     """
 
     def __init__(self, database: Database) -> None:
@@ -113,6 +113,7 @@ class Fleet:
         self._here_at = -math.inf
         self.size = 0
         self.server: datetime | None = None
+        self.now: datetime | None = None
         self.read_only = False
 
     def register(
@@ -281,6 +282,7 @@ class Fleet:
         """
         rows = self._database.execute(_SILENT, {"contact_s": contact_s, "scope": process_scope()})
         self.size, self.server, self.read_only = rows[0].size, rows[0].server, rows[0].read_only
+        self.now = rows[0].now
         workers = [row for row in rows if row.worker_id is not None]
         self._know([row for row in workers if row.here])
         dead = {one.worker_id: one for one in self._found_dead()}
@@ -344,7 +346,7 @@ _RENEW = Statement(
 )
 _SILENT = Statement(
     """
-    SELECT a.size, pg_postmaster_start_time() AS server,
+    SELECT a.size, pg_postmaster_start_time() AS server, clock_timestamp() AS now,
         current_setting('transaction_read_only') = 'on' AS read_only, w.*
     FROM (SELECT count(*) AS size FROM orchestrator.worker WHERE state = 'ACTIVE') AS a
     LEFT JOIN (

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import StudySpec, value_label
+from orchestrator.model import StudySpec, limits_label, value_label
 from orchestrator.store.connection.database import Database
 from orchestrator.store.ledger import grid, tickets
 from orchestrator.store.ledger.deletion import DELETING
@@ -233,10 +233,15 @@ def _settings(spec: StudySpec) -> dict[str, Any]:
         "allocation": data["allocation"],
         "study.seed": data["seed"],
         "study.priority": data["priority"],
+        "study.bounds": _bounds_label(spec),
     }
     for section in ("infeasible", "sampler", "pruner", "runner"):
         settings |= {f"{section}.{key}": value for key, value in data[section].items()}
     return settings
+
+
+def _bounds_label(spec: StudySpec) -> str:
+    return ", ".join(map(limits_label, spec.bounds)) or "no limit"
 
 
 def _differences(old: StudySpec, new: StudySpec) -> list[str]:

@@ -179,8 +179,8 @@ class WorkerRow:
 class Servers:
     """The living workers as one study sees them.
 
-    `able` is how many of them may serve it, `refusals` why others cannot: the reason, and how many
-    say it. `elsewhere` are told to serve other studies only.
+    `able` is how many of them may serve it, `elsewhere` how many are set to serve other studies
+    only. `refusals` says why others cannot: each reason, and how many workers give it.
     """
 
     able: int = 0
@@ -190,8 +190,8 @@ class Servers:
 
 @dataclass(frozen=True)
 class CodeRow:
-    """The trials whose value is in the study and that ran one state of the objective's code, by
-    what their facts say of it.
+    """The trials that ran one state of the objective's code, by their facts, and whose value is in
+    the study.
 
     `git` and `source` as the facts of an attempt have them; `numbers` in order.
     """
@@ -206,7 +206,7 @@ class AttemptRow:
     """Where one attempt of a trial ran, and how it ended (None: it runs); `reason` if it ended
     without a result.
 
-    `facts`: what it ran on and took; None if it has not ended, or was lost with its worker. `token`
+    `facts`: what it ran on and used; None if it has not ended, or was lost with its worker. `token`
     names its run directory; None if it is older than that.
     """
 

@@ -56,7 +56,7 @@ def lock_to_end(c: Connection, held: Attempt, server: datetime | None = None) ->
     """
     lock_study(c, held.study_id)
     later(c, LOCK_TRIAL, held.proof)
-    later(c, _LOCK_CELL, {"trial_id": held.trial_id})
+    later(c, _LOCK_CELL_OF_TRIAL, {"trial_id": held.trial_id})
     row = answer(c, ENDING, held.proof)
     if row is not None and server is not None and row.server != server:
         raise StoreUnavailableError(
@@ -146,7 +146,7 @@ def give_back_or_fail(
         outcome = "interrupted"
     may_end = outcome == "lost" and row.state == "RUNNING" and in_optuna
     if may_end and row.lost + 1 >= runner_setting(c, row.study_id, "max_attempts"):
-        later(c, _LOCK_CELL, {"trial_id": row.trial_id})
+        later(c, _LOCK_CELL_OF_TRIAL, {"trial_id": row.trial_id})
         (row,) = answers(c, ENDING, {"trial_id": row.trial_id, "token": row.token})
         why = f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"
         end(c, row, Failed("lost", why), {}, facts)
@@ -291,7 +291,7 @@ def terminate(
     )
 
 
-_LOCK_CELL = Statement(
+_LOCK_CELL_OF_TRIAL = Statement(
     """
     SELECT FROM orchestrator.cell
     WHERE cell_id = (SELECT o.cell_id FROM orchestrator.trial o WHERE o.trial_id = :trial_id)

@@ -1,4 +1,4 @@
-"""The nouns that all rooms share: plain immutable values without any need of a database, Optuna or
+"""The nouns that all packages share: plain immutable values that need no database, no Optuna and no
 Hydra.
 """
 
@@ -37,7 +37,8 @@ _LIKE_ANOTHER = re.compile(
     re.IGNORECASE,
 )
 JSONValue: TypeAlias = Any  # None, bool, int, float, str, and lists and string-keyed dicts of them
-_NODE_INTERPOLATION = re.compile(r"\$\{(?!\s*[\w.]+:)")  # of another value; a resolver has a colon
+# ${other.value}, but not ${resolver:…}
+_NODE_INTERPOLATION = re.compile(r"\$\{(?!\s*[\w.]+:)")
 
 ASK_KEY = "orchestrator:ask"
 """The system attribute of a trial that holds all that is needed to suggest its parameters again."""
@@ -102,7 +103,7 @@ class Searched:
 class Budget(BudgetSettings):
     """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell."""
 
-    trials: int = field()
+    trials: int = field()  # in a spec it is always set; `BudgetSettings` allows None
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,8 @@ class StudySpec:
     def to_json(self) -> dict[str, JSONValue]:
         data: dict[str, JSONValue] = json.loads(json.dumps(asdict(self)))
         for section in ("sampler", "pruner"):
-            data[section] = data[section].get("stored", data[section])  # of `Unreadable`
+            # `Unreadable` settings, of another version, are passed on as they were stored
+            data[section] = data[section].get("stored", data[section])
         # Axes and parameters are sets of names: their order is not part of a study's identity.
         data["search"].sort(key=lambda s: s["path"])
         # without bounds it is written as before they existed, so that older workers can read it
@@ -287,8 +289,8 @@ def _is_earlier_form(stored: Axis, axis: Axis) -> bool:
 
 
 def _was_stored(value: JSONValue, stored: JSONValue) -> bool:
-    """Whether `stored` is what an older version made of `value`: resolvers had run when the study
-    was launched.
+    """Whether `stored` is what an older version made of `value`: it ran resolvers when it launched
+    the study.
     """
     if isinstance(value, str) and value != stored:
         return "${" in value and not _NODE_INTERPOLATION.search(value)
@@ -519,12 +521,12 @@ Outcome: TypeAlias = Completed | Pruned | Failed | Interrupted
 
 @dataclass(frozen=True)
 class Report:
-    """What an attempt says of its trial besides the outcome, as it is written to the database.
+    """What an attempt reports besides its outcome, as it is written to the database.
 
     `intermediate` has the reported value of each step, `constraints` the value of each constraint
     by name, `artifacts` each artifact's record by its id. The rest comes with the end: `suggested`
     are parameters, with their true values, that the objective asked for and that the database may
-    have lost; `facts` tell what the attempt ran on and took.
+    have lost; `facts` say what the attempt ran on and used.
     """
 
     intermediate: Mapping[int, float] = field(default_factory=dict)

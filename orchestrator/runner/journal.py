@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from orchestrator.model import JSONValue
 from orchestrator.runner.files.artifacts import ArtifactRecord
-from orchestrator.runner.protocol.channel import Message
+from orchestrator.runner.protocol.channel import Line
 from orchestrator.runner.protocol.values import as_constraint, as_json, as_key, as_number, as_step
 
 _NAME: Final = "journal.jsonl"
@@ -35,7 +35,7 @@ class Journal:
             )
             self._identity = _identity(self._file)
 
-    def append(self, message: Message) -> None:
+    def append(self, message: Line) -> None:
         """Adds a message so that it survives this process (perhaps not a crash of the machine)."""
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from orchestrator.runner.protocol.channel import Channel, Message
+from orchestrator.runner.protocol.channel import Channel, Line
 from orchestrator.runner.protocol.contract import KeeperOptions
 from orchestrator.signals import held_back
 
@@ -64,12 +64,12 @@ class KeeperHandle:
             target=self._ping, args=[every_s], name="sign-of-life", daemon=True
         ).start()
 
-    def send(self, message: Message, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
+    def send(self, message: Line, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
         """Like `Channel.send`, from any thread; False after `kill` or `end`."""
         with self._sending:
             return not self.channel.closed and self.channel.send(message, fds, wait=wait)
 
-    def read(self) -> list[Message]:
+    def read(self) -> list[Line]:
         """The lines that have arrived and are about an attempt.
 
         Handles those about the keeper itself.

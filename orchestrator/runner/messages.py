@@ -11,7 +11,7 @@ from orchestrator.model import JSONValue
 from orchestrator.runner.child.study import ABOUT
 from orchestrator.runner.child.suggestions import KINDS
 from orchestrator.runner.files.artifacts import ArtifactRecord
-from orchestrator.runner.protocol.channel import Message as Line
+from orchestrator.runner.protocol.channel import Line
 from orchestrator.runner.protocol.values import as_constraint, as_json, as_key, as_number, as_step
 
 

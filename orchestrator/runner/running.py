@@ -21,8 +21,7 @@ from orchestrator.model import Failed, Interrupted, JSONValue, Outcome
 from orchestrator.runner.keeper_handle import MARGIN_S, KeeperHandle
 from orchestrator.runner.messages import EndRequest, Message, message_from
 from orchestrator.runner.protocol import rundir
-from orchestrator.runner.protocol.channel import Channel, wait_readable
-from orchestrator.runner.protocol.channel import Message as Line
+from orchestrator.runner.protocol.channel import Channel, Line, wait_readable
 from orchestrator.runner.protocol.contract import Job
 from orchestrator.runner.protocol.target import imports_no_more
 
@@ -333,6 +332,8 @@ class Running:
         Args:
             code: its exit code, negative for a signal.
             cause: why the keeper ended it, None if it did not.
+            out_of_memory: whether the kernel's out-of-memory killer killed it.
+            peak_bytes: the most memory that it held.
         """
         if cause == "timeout":
             limit = _span(self._max_runtime_s or 0.0)

@@ -43,7 +43,7 @@ class Doctor:
         self._database = database
 
     def older_optuna(self) -> str | None:
-        """What to know of a storage that an Optuna before 5 made, None of any other."""
+        """What to know about a storage that an Optuna before 5 made; None for any other."""
         with self._database.transaction() as c:
             message: str | None = c.execute(
                 sa.text(f"SELECT message FROM ({NOTES['older Optuna']}) AS f(study, message)")
@@ -51,8 +51,8 @@ class Doctor:
         return message
 
     def examine(self, study: str | None = None) -> Examination:
-        """Checks one study and the fleet, or all studies. All statements see one moment, so work
-        under way is no finding.
+        """Checks one study and the fleet, or all studies. All statements see the same moment, so
+        work under way causes no findings.
         """
         with self._database.transaction(statement_s=300) as c:
             c.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -302,7 +302,7 @@ _TICKETS = {
 
 _CELLS = {
     # An older version counted a trial that pruned itself before its cell had a complete one as
-    # failed, and said so of it.
+    # failed, and recorded it as such.
     "tally": """
         SELECT l.study,
             format('cell %s counts %s complete, %s pruned, %s failed, but has %s, %s and %s',

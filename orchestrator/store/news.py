@@ -46,8 +46,8 @@ class News:
         ]
 
     def of(self, study_id: int, number: int) -> TrialNews | None:
-        """One of our trials of the study, with what was written down when it was asked for; None if
-        there is none.
+        """One of our trials of the study, with what the sampler was asked with (`ASK_KEY`); None if
+        there is none of that number.
         """
         rows = self._database.execute(_OF, {"study_id": study_id, "number": number})
         return _news(rows[0].news) if rows else None
@@ -90,9 +90,9 @@ def _news(stored: Sequence[Any]) -> TrialNews:
     )
 
 
-# A trial as one row and one JSON array, so that news cost one round trip, and one call of the
-# decoder a trial, however many parameters and reports there are. What it was asked with is long,
-# and no sampler's business; nor are user attributes.
+# A trial is one row and one JSON array, so that news cost one round trip, and one call of the
+# decoder per trial, however many parameters and reports there are. `_NEWS_OF_TRIAL` leaves out
+# `ASK_KEY`, which is long and which no sampler needs; user attributes are left out too.
 _WITH_ASK = """
     json_build_array(
         q.number, q.state, l.ordinal,
@@ -120,9 +120,9 @@ _OURS = """
     JOIN trials q ON q.trial_id = o.optuna_trial_id
     WHERE o.study_id = :study_id
 """
-# Few of many rows, and not to be planned anew for each cursor: so the server does not see the
-# parameters when it plans, takes a range for small, and looks trials up one by one (OFFSET 0 keeps
-# the join in that order).
+# This reads few of many rows, and must not be planned again for each cursor. The subselects hide
+# the parameters from the planner: it then takes the range for small, and looks trials up one by
+# one (OFFSET 0 keeps the join in that order).
 _SINCE = Statement(
     f"""
     SELECT o.seq, {_NEWS_OF_TRIAL}

@@ -191,8 +191,8 @@ class WorkerRow:
 class Servers:
     """The living workers as one study sees them.
 
-    `able` is how many of them may serve it, `refusals` why others cannot: the reason, and how many
-    say it. `elsewhere` are told to serve other studies only.
+    `able` is how many of them may serve it, `elsewhere` how many are set to serve other studies
+    only. `refusals` says why others cannot: each reason, and how many workers give it.
     """
 
     able: int = 0
@@ -202,8 +202,8 @@ class Servers:
 
 @dataclass(frozen=True)
 class CodeRow:
-    """The trials whose value is in the study and that ran one state of the objective's code, by
-    what their facts say of it.
+    """The trials that ran one state of the objective's code, by their facts, and whose value is in
+    the study.
 
     `git` and `source` as the facts of an attempt have them; `numbers` in order.
     """
@@ -218,7 +218,7 @@ class AttemptRow:
     """Where one attempt of a trial ran, and how it ended (None: it runs); `reason` if it ended
     without a result.
 
-    `facts`: what it ran on and took; None if it has not ended, or was lost with its worker. `token`
+    `facts`: what it ran on and used; None if it has not ended, or was lost with its worker. `token`
     names its run directory; None if it is older than that.
     """
 
@@ -850,8 +850,8 @@ _OUT_OF_BOUNDS = sa.text(
     SELECT o.number
     FROM orchestrator.trial o JOIN trial_values v ON v.trial_id = o.optuna_trial_id
     WHERE o.study_id = :study_id AND o.state = 'COMPLETE' AND o.seq > :after
-        AND ({_VALUE} < (CAST(:lows AS float8[]))[v.objective + 1]
-            OR {_VALUE} > (CAST(:highs AS float8[]))[v.objective + 1])
+        AND ({VALUE} < (CAST(:lows AS float8[]))[v.objective + 1]
+            OR {VALUE} > (CAST(:highs AS float8[]))[v.objective + 1])
     ORDER BY o.seq LIMIT 1
     """
 )

@@ -1,8 +1,8 @@
 """Our tables, and the part of Optuna's that we write.
 
-The unique indexes are the promises: one row a (cell, share), at most one trial that holds a ticket,
-numbers distinct. No foreign key leads from ours into Optuna's tables, so that a dashboard may
-delete a study without asking us.
+The unique indexes are the promises: one row per (cell, share), at most one trial that holds a
+ticket, distinct numbers. No foreign key leads from ours into Optuna's tables, so that a dashboard
+may delete a study without asking us.
 
 Every statement has the same alias for a table: s study, l cell, t ticket, o trial, a attempt, w
 worker, d slot, h shortage, e event; of Optuna's, p studies and q trials.
@@ -262,7 +262,10 @@ or is evicted.
 """
 
 LIVE = ("CLAIMED", "PREPARED", "RUNNING")
-"""States of a trial that has not ended: without parameters yet, not begun yet, begun."""
+"""States of a trial that has not ended: without parameters yet, not begun yet, begun.
+
+Formatted into SQL, such a tuple of several strings reads as a list for ``IN``.
+"""
 _LIVE = f"state IN {LIVE}"
 
 trial = sa.Table(

@@ -22,7 +22,7 @@ from orchestrator.worker.claiming import Claiming
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.delivery import Delivery
 from orchestrator.worker.device_slot import HeldSlot
-from orchestrator.worker.questions import Suggesting
+from orchestrator.worker.questions import Questions
 from orchestrator.worker.shutdown import Drain, Draining
 from orchestrator.worker.studies import Served, Serving
 from orchestrator.worker.unwritten import Unwritten
@@ -71,7 +71,7 @@ class Attempts:
     def checkpoints(
         self, served: Served, attempt: Attempt, earlier: Sequence[AttemptRow]
     ) -> Iterator[Kept]:
-        """This attempt's checkpoint directory, filled from the previous attempt's; if that fails,
+        """This attempt's checkpoint directory, filled from the previous attempt's. If that fails,
         the trial is given back.
         """
         folder, resume = served.row.folder, served.spec.runner.resume
@@ -129,7 +129,7 @@ class Attempts:
 
     def _run(self, served: Served, attempt: Attempt, job: Job) -> tuple[Outcome, Unwritten]:
         unwritten = Unwritten(sent=self._reported(served.row, attempt), anew=self._contact.anew)
-        suggesting = Suggesting(self._store, self._contact, served, attempt, unwritten)
+        questions = Questions(self._store, self._contact, served, attempt, unwritten)
         next_flush = 0.0
         if self._device.gpu is not None:
             self._contact.meanwhile(self._device.settle, hurry=abandon)
@@ -150,10 +150,10 @@ class Attempts:
                 for message in running.poll(self._contact.until_beat(min(1.0, prepare_in_s))):
                     crash_step("mid-run")
                     unwritten.note(message)
-                    suggesting.note(message)
+                    questions.note(message)
                     if isinstance(message, PruneQuestion):
                         running.answer_prune(self._should_prune(served, attempt, unwritten.curve))
-                suggesting.serve(running)
+                questions.serve(running)
                 if (
                     unwritten.anything
                     and time.monotonic() >= next_flush
@@ -179,8 +179,8 @@ class Attempts:
         return self._device.verdict(running.outcome, job.run_dir), unwritten
 
     def _confirm(self, attempt: Attempt) -> None:
-        """Makes sure that the database knows of the running attempt: it may have lost that it
-        began.
+        """Makes sure that the database knows of the running attempt: it may have lost the record
+        that the attempt began.
 
         Raises:
             LeaseLostError: the database has lost the trial, or that this worker holds it.
@@ -191,7 +191,7 @@ class Attempts:
             )
         except StoreUnavailableError as error:
             self._contact.lost(error)
-            return  # the next renewal asks for it again
+            return  # the next renewal finds the same, and this is tried again
         self._contact.confirmed()
         if not confirmed:
             raise LeaseLostError(
@@ -203,7 +203,7 @@ class Attempts:
         )
 
     def _reported(self, row: StudyRow, attempt: Attempt) -> dict[int, float]:
-        """What earlier attempts of the trial reported; its curve continues."""
+        """What earlier attempts of the trial reported: this attempt continues their curve."""
         if not attempt.resumed:
             return {}
         running = self._contact.insist(lambda: self._store.news.running(row.study_id))

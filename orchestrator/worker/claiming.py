@@ -30,18 +30,19 @@ from orchestrator.worker.pace import Pace
 from orchestrator.worker.shutdown import Drain, Draining
 from orchestrator.worker.studies import Served, Serving
 
-ASKS = 3
+MAX_ASKS = 3
 """A sampler is asked at most this often per trial, the last time under the study's lock."""
-_LOOK_EVERY_S = 2.0  # at the list of studies, while they have trials
-# samplers that draw at random: with the same data they rarely suggest the same point
-_DRAW = ("tpe", "nsga2")
+_LOOK_EVERY_S = 2.0  # between readings of the list of studies, while they have trials
+# These samplers draw at random: with the same data they rarely suggest the same point twice.
+_RARELY_ALIKE = ("tpe", "nsga2")
 
 
 class Claiming:
     """The trials of one worker, one after another.
 
     Args:
-        between: is called before each search for a trial; it may raise `StoreUnavailableError`.
+        before_claim: called before each claim while no trial runs, for what must not wait for the
+            next trial. It may raise `StoreUnavailableError`.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Claiming:
         contact: Contact,
         draining: Draining,
         serving: Serving,
-        between: Callable[[], None],
+        before_claim: Callable[[], None],
         place: Place,
     ) -> None:
         self._store = store
@@ -60,22 +61,22 @@ class Claiming:
         self._draining = draining
         self._serving = serving
         self._place = place
-        self._between = between
+        self._before_claim = before_claim
         self._unsure = False
         self._rows: list[StudyRow] = []
-        self._look_at = 0.0
+        self._next_look = 0.0
         self._ahead: Claim | None = None
         self._prepare_again_at = 0.0
         self._paces: defaultdict[int, Pace] = defaultdict(Pace)
 
     def next(self) -> Claim | None:
-        """What to run now, None if there is nothing; see `begun`.
+        """The trial to run now, prepared or not; None if there is nothing. Pass it to `begin`.
 
         Raises:
             StoreUnavailableError: the database does not answer and the worker was told to end.
         """
         ahead, self._ahead = self._ahead, None
-        if isinstance(ahead, Ticket):  # whether its trial was created is not known: back with it
+        if isinstance(ahead, Ticket):  # its trial may or may not have been created: give it back
             self._give_back(ahead, Drain.FINISH)
         elif ahead is not None:
             begun = self._start(ahead, Drain.FINISH) if isinstance(ahead, Prepared) else ahead
@@ -83,9 +84,9 @@ class Claiming:
                 return begun
         return self._contact.insist(self._claim, until=Drain.FINISH)
 
-    def begun(self, claim: Claim) -> Attempt | None:
-        """Creates and begins what `next` returned, as far as that was not done; None if it must not
-        begin, and was given back.
+    def begin(self, claim: Claim) -> Attempt | None:
+        """Creates and starts the trial that `next` returned, unless that is done already. None if
+        it must not start; then it has been given back.
 
         Raises:
             LeaseLostError: the trial belongs to another worker.
@@ -96,7 +97,7 @@ class Claiming:
             return self._start(claim, Drain.NOW)
         made = self._contact.insist(lambda: self._timed_create(claim), until=Drain.NOW)
         crash_step("after-create")
-        # Only prepared: by a call whose answer was lost.
+        # It is only prepared if an earlier call, whose answer was lost, prepared it.
         return made if isinstance(made, Attempt) else self._start(made, Drain.NOW)
 
     def prepare(self, running: Attempt, ran_s: float, *, last: bool) -> float:
@@ -124,7 +125,8 @@ class Claiming:
         left = max(prepare_at - ran_s, self._prepare_again_at - now)
         if left > 0:
             return left
-        # should there be nothing: no connection is held for it
+        # If there is nothing to prepare, the next try is a heartbeat away, so that no connection is
+        # kept open for it.
         self._prepare_again_at = now + self._settings.heartbeat_s
         try:
             self._prepare(running)
@@ -140,13 +142,15 @@ class Claiming:
         self._prepare_again_at = 0.0
 
     def give_back(self) -> None:
-        """Gives back what was prepared: now if the database answers, else when the worker ends."""
+        """Gives back what was prepared. If the database does not answer, the next claim, the next
+        renewal or the end of the worker does it.
+        """
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
             try:
                 self._store.ledger.release(ahead, "prepared but not begun")
             except StoreUnavailableError as error:
-                self._unsure = True  # the next claim, or renewal, gives back what this could not
+                self._unsure = True
                 self._contact.lost(error)
             self._contact.gave(ahead)
 
@@ -157,8 +161,8 @@ class Claiming:
         attempt = self._contact.insist(
             lambda: ledger.start(prepared, lease, self._place), until=until
         )
-        # the study was paused, or another worker took the trial over: then there is nothing to give
-        # back
+        # The study was paused, or another worker took the trial over: then giving back changes
+        # nothing.
         if attempt is None:
             self._give_back(prepared, until)
         return attempt
@@ -176,34 +180,36 @@ class Claiming:
             self._store.ledger.give_back_held(self._contact.lease, why, but=self._contact.held)
             self._unsure = False
         self._contact.sweep()
-        if running is None:  # it may take as long as the database is away
-            self._between()
-        if time.monotonic() >= self._look_at:
+        if running is None:  # a call may take as long as an outage, and a trial must not wait
+            self._before_claim()
+        if time.monotonic() >= self._next_look:
             self._rows = self._store.reads.studies(self._settings.studies, active_only=True)
-            self._look_at = time.monotonic() + _LOOK_EVERY_S
+            self._next_look = time.monotonic() + _LOOK_EVERY_S
             self._serving.announce(self._rows)
             if not self._rows:
                 self._serving.look_for_missing()
             if running is None:
                 self._serving.keep_only(self._rows)
         for row in self._rows:
-            # it comes next, and is imported when nothing runs
+            # This study comes next, but its objective is only imported while no trial runs.
             if running is not None and not self._serving.is_ready(row):
                 return None
-            if self._draining.how == Drain.NO and (running is not None or self._serving.ready(row)):
-                self._unsure = True  # until there is an answer
+            if self._draining.how == Drain.NO and (
+                running is not None or self._serving.make_ready(row)
+            ):
+                self._unsure = True  # stays so if the answer is lost
                 claim = self._claim_of(self._serving.study(row.study_id), ahead=running is not None)
                 self._unsure = False
                 if claim is not None:
                     self._contact.took(claim)
                     crash_step("after-claim")
                     return claim
-        self._look_at = 0.0
+        self._next_look = 0.0
         return None
 
     def _claim_of(self, served: Served, *, ahead: bool) -> Claim | None:
-        """The next trial of one study; with an adaptive allocation the model chooses the cell of a
-        ticket without one.
+        """The next trial of one study. With an adaptive allocation, the model chooses the cell of a
+        ticket that has none.
         """
         ledger, study_id = self._store.ledger, served.row.study_id
         adaptive = served.spec.allocation == "adaptive"
@@ -237,7 +243,7 @@ class Claiming:
         return claimed
 
     def _timed_create(self, ticket: Ticket) -> Prepared | Attempt:
-        # of the try that succeeds: an outage says nothing of how long it takes
+        # Times only the try that succeeds: an outage says nothing about how long preparing takes.
         since = time.monotonic()
         made = self._create(ticket, start=True)
         self._paces[ticket.study_id].prepared(time.monotonic() - since)
@@ -246,9 +252,9 @@ class Claiming:
     def _create(self, ticket: Ticket, *, start: bool) -> Prepared | Attempt:
         """Asks the sampler for parameters in this cell, and creates the Optuna trial.
 
-        If others have created trials in between that matter, the sampler learns them and is asked
-        again, so that no two workers suggest the same. If that happens `ASKS` times, the last ask
-        is under the study's lock, where others wait.
+        If others have created trials meanwhile that matter, the sampler learns of them and is asked
+        again, so that no two workers suggest the same. The last of `MAX_ASKS` asks is under the
+        study's lock, where others wait.
         """
         served, ledger = self._serving.study(ticket.study_id), self._store.ledger
 
@@ -259,12 +265,12 @@ class Claiming:
 
         def learn_and_suggest(news: list[TrialNews], position: int) -> Suggestion:
             served.take_in(news, position)
-            return suggest(ASKS)
+            return suggest(MAX_ASKS)
 
         if not served.current:
             served.learn(self._store)
-        alike = served.spec.sampler.name in _DRAW
-        for asks in range(1, ASKS):
+        alike = served.spec.sampler.name in _RARELY_ALIKE
+        for asks in range(1, MAX_ASKS):
             since = served.cursor if served.learns else None
             created = ledger.create(
                 ticket,
@@ -290,8 +296,9 @@ class Claiming:
         return created
 
     def _prepare_at(self, study_id: int) -> float | None:
-        """How many seconds into a trial the next one is prepared: at once if the sampler learns
-        nothing; None: never.
+        """How many seconds into a trial the next one is prepared; None: never.
+
+        At once if other trials say nothing about the next one.
         """
         if not self._settings.prefetch:
             return None

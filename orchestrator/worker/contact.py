@@ -32,7 +32,7 @@ _KEPT_S = 5.0
 _SWEEP_EVERY_S = 1.0
 
 
-class ToldToEndError(Exception):
+class EndRequestedError(Exception):
     """The worker was told to end while it waited."""
 
 
@@ -84,8 +84,8 @@ class Contact:
 
     `halted_at` is when it became known that a person wants the running trial given back, by the
     monotonic clock; None before. `doubted` says that the database does not know of the attempt that
-    runs. `server` is when the server started that answered last, and `anew` how often that became
-    another one: what was read and written before may be lost then.
+    runs. `server` is when the server started that answered last. `anew` counts how often another
+    server, or another start of it, answered: what was read and written before may be lost then.
 
     Raises:
         ConfigError: `worker.health_file` cannot be written.
@@ -120,7 +120,7 @@ class Contact:
         self._held.clear()
         self._running, self.doubted, self._slotted = None, False, False
         self._health.touch()
-        # soon: it tells how crowded the server is
+        # Soon, because a renewal tells how crowded the server is.
         self._next_beat = time.monotonic() + min(1.0, self._settings.heartbeat_s)
 
     @property
@@ -161,7 +161,7 @@ class Contact:
         self._slotted = True
 
     def expect(self, trial_s: float) -> None:
-        """Trials take about so long: between short ones the connection is kept."""
+        """Trials take about `trial_s` seconds; between short ones the connection is kept."""
         self._brief = trial_s < BRIEF_S
 
     @property
@@ -195,7 +195,7 @@ class Contact:
                     raise
                 self.lost(error)
                 self.wait(pause_s * random.uniform(0.5, 1.5))
-                # a longer one starves those refused at a connection limit
+                # With longer pauses, those refused at a connection limit would starve.
                 pause_s = min(pause_s * 2, 1.0)
 
     def meanwhile(self, step: Callable[[], T], hurry: Callable[[], None] | None = None) -> T:
@@ -241,7 +241,7 @@ class Contact:
         ours.
         """
         self._maintenance.lost_contact()
-        if self._lease is not None:  # who answers next may be another server
+        if self._lease is not None:  # soon, because another server may answer next
             self._next_beat = min(self._next_beat, time.monotonic() + 1.0)
         if not self._lost:
             logger.warning("%s; trying again", error)
@@ -279,10 +279,10 @@ class Contact:
 
         Raises:
             LeaseLostError: the worker was evicted.
-            ToldToEndError: the worker was told to end.
+            EndRequestedError: the worker was told to end.
         """
         if self._draining.how != Drain.NO:
-            raise ToldToEndError
+            raise EndRequestedError
         self.beat()
         self.rest()
 

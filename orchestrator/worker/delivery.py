@@ -37,8 +37,8 @@ class Delivery:
         self._place = place
         self._left = LeftResults()
         self._next_look = 0.0
-        self._mute: set[int] = set()
-        self._beyond: set[int] = set()
+        self._warned_of_no_reports: set[int] = set()
+        self._warned_of_bounds: set[int] = set()
         self.ended = 0
 
     def earlier_attempts(self, row: StudyRow, attempt: Attempt) -> list[AttemptRow]:
@@ -57,7 +57,7 @@ class Delivery:
         instead of running again.
         """
         for earlier in reversed(attempts):
-            # its result is known, and made the trial run again
+            # Any other outcome is in the database already; because of it the trial runs again.
             if earlier.outcome not in ("lost", "interrupted"):
                 break
             left = self._left.result_in(
@@ -103,7 +103,7 @@ class Delivery:
         failed for a transient reason.
         """
         if isinstance(outcome, Interrupted):
-            if unwritten.artifacts:  # their files are there, and nobody would know of them
+            if unwritten.artifacts:  # their files exist already: without records nobody finds them
                 self.flush(attempt, unwritten)
             self.give_back(attempt, outcome, unwritten.facts)
             return False
@@ -120,7 +120,7 @@ class Delivery:
         except (StoreUnavailableError, LeaseLostError):
             raise
         except OrchestratorError as error:
-            # what it reported cannot be stored, but the trial must end
+            # What it reported cannot be stored, but the trial must end.
             outcome = Failed(
                 "value", f"the database took neither the result nor the attributes: {error}"
             )
@@ -139,16 +139,16 @@ class Delivery:
                 "%s: %s", what, ", ".join(f"{metric}={value:.6g}" for metric, value in values)
             )
             surprise = spec.out_of_bounds(attempt.number, outcome.values)
-            if surprise is not None and row.study_id not in self._beyond:
-                self._beyond.add(row.study_id)
+            if surprise is not None and row.study_id not in self._warned_of_bounds:
+                self._warned_of_bounds.add(row.study_id)
                 logger.warning("study %s: %s", row.name, surprise)
             if (
                 not unwritten.curve
                 and has_pruner(spec)
                 and not never_prunes(spec)
-                and row.study_id not in self._mute
+                and row.study_id not in self._warned_of_no_reports
             ):
-                self._mute.add(row.study_id)
+                self._warned_of_no_reports.add(row.study_id)
                 logger.warning("study %s: %s", row.name, nothing_reported(spec, 1))
         return True
 
@@ -158,7 +158,10 @@ class Delivery:
         outcome: Interrupted,
         facts: Mapping[str, JSONValue] = MappingProxyType({}),
     ) -> None:
-        """Gives an unfinished trial back, so that any worker can take it up."""
+        """Gives an unfinished trial back, so that any worker can take it up.
+
+        After a lost attempt it then waits for `worker.poll_s`.
+        """
         ledger = self._store.ledger
         self._contact.insist(
             lambda: ledger.release(claim, outcome.reason, lost=outcome.lost, facts=facts),
@@ -195,15 +198,15 @@ class Delivery:
         self._contact.insist(finish, until=Drain.NOW)
 
     def _catch_up(self, attempt: Attempt, unwritten: Unwritten) -> datetime | None:
-        """Has all that was reported written again if another server answers than before, which may
-        lack some of it.
+        """If another server answers than before, puts all that the attempt reported back into
+        `unwritten`: that server may lack some of it.
 
         Returns:
-            When the server started that has the rest; None if all is in `unwritten`.
+            When the server started that has everything else; None if `unwritten` has it all.
         """
         if unwritten.anew is not None and unwritten.anew != self._contact.anew:
             if attempt.attempt == 1:
-                # that it began may be lost too
+                # That the attempt began may be lost too.
                 self._store.ledger.confirm(attempt, self._contact.lease, self._place)
             unwritten.again(self._contact.anew)
         return None if unwritten.anew is None else self._contact.server

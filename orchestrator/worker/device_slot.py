@@ -59,14 +59,14 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What children get: this device and no other, and a mark by which they are known as the
-        slot's.
+        """Environment variables for children: they see this device only, and carry a mark by which
+        the slot's processes are recognised.
         """
         return {**child_environment(self.device), **slot_environment(self.device, self.slot)}
 
     def check(self) -> None:
-        """Returns if the device is there; of a GPU, call it before each claim of a trial: it asks
-        the open driver library.
+        """Returns if the device is still there. Cheap enough to call before each claim: the driver
+        library is open already.
 
         Raises:
             DeviceError: The device fell off the bus, or its driver does not answer.
@@ -95,8 +95,8 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
         return outcome
 
     def settle(self) -> None:
-        """As `wait_until_free` before an attempt starts, for `FREE_WITHIN_S` at most; then a
-        warning says what is still there.
+        """Waits until the device is free for the next attempt, at most `FREE_WITHIN_S`; then a
+        warning says what still uses it.
 
         Raises:
             DeviceError: The GPU does not answer.
@@ -108,8 +108,9 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
     def wait_until_free(self, timeout_s: float, stop: threading.Event | None = None) -> str | None:
         """Waits until no earlier trial of the slot uses the GPU or its memory.
 
-        Returns None then, at once on a CPU; after `timeout_s`, or when `stop` is set, what is still
-        there, in words.
+        Returns:
+            None once it is free, on a CPU at once. After `timeout_s`, or when `stop` is set, what
+            still uses it, in words.
 
         Raises:
             DeviceError: The GPU does not answer.
@@ -122,8 +123,10 @@ class HeldSlot(AbstractContextManager["HeldSlot"]):
 
 
 class Slots:
-    """The slots of this host that a worker may hold. `why_cpu`: why it is the CPU's, None if nobody
-    need be told.
+    """The slots of this host that a worker may hold.
+
+    `why_cpu` says why there are only slots of the CPU; None if there are others, or if the user
+    chose the CPU.
 
     Raises:
         DeviceError: `worker.devices` names a device this host does not have, or the NVIDIA driver
@@ -148,7 +151,7 @@ class Slots:
             )
             self._offers |= dict.fromkeys(slots, device)
         gpus = any(device.kind == "gpu" for device in self._offers.values())
-        # for the life of the process: to open it for each look takes long
+        # Kept open for the life of the process, because opening it takes long.
         self._nvml = Nvml.open() if gpus else None
         self._in_use: list[str] = []
         self._gone: list[str] = []
@@ -187,7 +190,7 @@ class Slots:
         return None
 
     def holders(self) -> str:
-        """For people: who holds them, or uses them without holding any."""
+        """For people: who holds the slots, or uses a GPU without holding one."""
         lines = [
             line
             for scope in {offer.scope for offer in self._offers}
@@ -200,11 +203,11 @@ class Slots:
         )
 
     def waiting_for(self) -> str:
-        """For `status`: what a worker waits for that could claim none."""
+        """For `status`: what a worker without a slot waits for."""
         return f"waiting for a device{': ' if self._in_use else ''}{'; '.join(self._in_use)}"
 
     def in_use(self) -> list[str]:
-        """For people: the GPUs that no worker holds and others compute on, with who they are.
+        """For people: the GPUs that no worker holds but other programs use, and which programs.
 
         Raises:
             DeviceError: No GPU answers.
@@ -249,7 +252,10 @@ class Slots:
         return Occupancy(self._nvml, self._offers[taken], taken.slot, alone=alone)
 
     def _threads(self, taken: SlotOffer) -> int | None:
-        """CPU workers that each take all cores slow each other down tenfold."""
+        """How many threads a trial may use, None for no limit.
+
+        Without a limit, CPU workers that each use all cores slow each other down tenfold.
+        """
         if self._settings.threads is not None or self._offers[taken].kind != "cpu":
             return self._settings.threads
         sharers = max(

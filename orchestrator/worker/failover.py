@@ -22,7 +22,7 @@ class Failover:
         self._server: datetime | None = None
         self._line: TimeLine | None = None
         self._behind = False
-        self._to_ask = False
+        self._unread = False
 
     def changed(self, server: datetime) -> bool:
         """Whether this server, or its start, differs from the last one noted."""
@@ -37,15 +37,15 @@ class Failover:
             behind: its state was seen to be older than before.
         """
         behind = behind or self._behind
-        if server == self._server and not behind and not self._to_ask:
+        if server == self._server and not behind and not self._unread:
             return None
         before, self._server = self._line, server
         try:
             self._line = self._store.reads.time_line() or before
         except StoreUnavailableError:  # it went away again: the next note asks
-            self._behind, self._to_ask = behind, True
+            self._behind, self._unread = behind, True
             return None
-        self._behind, self._to_ask = False, False
+        self._behind, self._unread = False, False
         if before is None or self._line is None or self._line == before:
             what = "its state is older than before" if behind else None
         elif self._line.system != before.system:

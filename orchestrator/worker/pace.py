@@ -24,9 +24,7 @@ _LATELY = 9
 
 
 class Pace:
-    """How long recent trials of one study ran on one worker, and how long it took to
-    prepare one.
-    """
+    """How long recent trials of one study ran on one worker, and how long preparing one took."""
 
     def __init__(self) -> None:
         self._ran_s: deque[float] = deque(maxlen=_LATELY)
@@ -49,9 +47,9 @@ class Pace:
         """Seconds after the start of a trial at which to prepare the next one: shortly before it
         may end.
 
-        As late as possible, but so that the device is idle for at most `IDLE_SHARE` of its time,
-        judged by recent trials. None if that holds without preparing, and before the first trial
-        has ended, because the duration is unknown then.
+        As late as possible, but early enough that the device, judged by recent trials, is idle for
+        at most `IDLE_SHARE` of its time. None if that holds without preparing. Also None before the
+        first trial has ended, because it is unknown then how long trials run.
         """
         if not self._ran_s or not self._prepared_in_s:
             return None

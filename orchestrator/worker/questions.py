@@ -20,9 +20,9 @@ _AGAIN_S = (0.2, 1.0)
 """Pauses between tries while the database does not answer: the first, and the longest."""
 
 
-class Suggesting:
-    """The questions of one attempt. `serve` is called after each poll, with or without
-    a new one.
+class Questions:
+    """The questions of one attempt, for parameters and about the study. Call `serve` after each
+    poll, because an answer may have to wait for the database.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Suggesting:
         except (ValueError, TypeError) as error:
             kind = "TypeError" if isinstance(error, TypeError) else "ValueError"
             running.answer_suggest(question.name, None, refused=(kind, str(error)))
-        except OrchestratorError as error:  # what no database takes
+        except OrchestratorError as error:  # a value that the database cannot store
             running.answer_suggest(
                 question.name, None, refused=("ValueError", f"parameter {question.name!r}: {error}")
             )
@@ -93,7 +93,7 @@ class Suggesting:
             )
             answers.keep(stored)
             self._unwritten.suggested[stored.name] = (stored, answer.value)
-            # the answer to an earlier try was lost, and this one has other news
+            # An earlier try stored another value and its answer was lost: that value counts.
             if stored != answer.new:
                 answer = answers.answer(
                     question.name, question.kind, question.arguments, question.fixed

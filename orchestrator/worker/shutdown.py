@@ -1,4 +1,4 @@
-"""How urgently a worker is asked to end, and the signals that ask it."""
+"""How urgently a worker is asked to end, and the signals that ask for it."""
 
 from __future__ import annotations
 

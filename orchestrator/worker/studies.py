@@ -31,7 +31,7 @@ from orchestrator.model import (
 from orchestrator.runner import Runner, check_allowed
 from orchestrator.search import FIXED_KEY, Search
 from orchestrator.store import MOST_CHOICES, Store, StudyRow, Ticket
-from orchestrator.worker.contact import Contact, ToldToEndError
+from orchestrator.worker.contact import Contact, EndRequestedError
 from orchestrator.worker.device_slot import HeldSlot
 
 IMPORT_AGAIN_S = 30.0
@@ -39,7 +39,7 @@ FOREIGN_EVERY_S = 10.0
 MISSING_EVERY_S = 300.0
 _MOST_FOREIGN = 200
 _MOST_WHY = 1000  # characters of a reason that others read
-_MODELS = ("tpe", "gp", "nsga2")  # the samplers that suggest by what they know of the other trials
+_LEARNING_SAMPLERS = ("tpe", "gp", "nsga2")  # what they suggest depends on other trials
 LIKELY = 3 * MOST_CHOICES // 4
 """This many of the cells that an allocation chooses among are the best so far, the others those
 with the fewest tickets.
@@ -74,7 +74,7 @@ class Served:
     @property
     def learns(self) -> bool:
         """Whether its sampler learns from other trials."""
-        return self.spec.sampler.name in _MODELS
+        return self.spec.sampler.name in _LEARNING_SAMPLERS
 
     @property
     def informed(self) -> bool:
@@ -109,14 +109,12 @@ class Served:
         self.cursor, self.current = position, True
 
     def declared(self, values: Mapping[str, JSONValue]) -> dict[str, JSONValue]:
-        """Those of a trial's values that are of grid and search; the others its objective asked
-        for.
-        """
+        """A trial's values of grid and search, without those that its objective asked for."""
         return {name: value for name, value in values.items() if self.spec.declares(name)}
 
     def likely_cells(self) -> list[int]:
-        """The best cells so far, from which the allocation chooses if the grid is too large to
-        consider whole.
+        """The best cells so far, for an allocation to choose from if the grid is too large to
+        consider all of it.
         """
         return self.search.likely_cells(LIKELY) if self.spec.n_cells > MOST_CHOICES else []
 
@@ -136,7 +134,7 @@ class Served:
         if later := {
             name: value for name, value in (ticket.fixed or {}).items() if name not in given
         }:
-            # where the objective will ask for it, as Optuna's `enqueue_trial` leaves it
+            # Optuna's `enqueue_trial` leaves it there too, for when the objective asks for it.
             attrs[FIXED_KEY] = later
         return replace(suggestion, system_attrs=attrs)
 
@@ -145,7 +143,7 @@ class Serving:
     """The studies of one worker under one lease; their processes end with the block.
 
     Args:
-        command: writes the command line for some words: ``stop study.name=digits``.
+        command: turns words such as ``stop study.name=digits`` into a command line, for messages.
         device: what their trials run on.
     """
 
@@ -177,7 +175,9 @@ class Serving:
         self.keep_only([])
 
     def study(self, study_id: int) -> Served:
-        """A study that was `ready`."""
+        """A study that `make_ready` returned True for; what was read of it is dropped first if
+        another server answers.
+        """
         self.keep_current()
         return self._served[study_id]
 
@@ -189,7 +189,7 @@ class Serving:
                 served.forget()
 
     def is_ready(self, row: StudyRow) -> bool:
-        """Whether this launch of it was `ready`; asks and changes nothing."""
+        """Whether this launch of the study can be served now; imports and writes nothing."""
         served = self._served.get(row.study_id)
         return served is not None and served.row.launched_at == row.launched_at
 
@@ -240,12 +240,12 @@ class Serving:
                 "serves study %s, launched %s ago%s", row.name, span_label(row.launched_s), alone
             )
 
-    def ready(self, row: StudyRow) -> bool:
-        """Whether the study can be served on this host; if not, that is logged and published once,
-        and tried again later.
+    def make_ready(self, row: StudyRow) -> bool:
+        """Imports the study's objective and reads its history, unless that is done already; returns
+        whether this host can serve it.
 
-        False too if the worker is told to end while the objective is imported, however long that
-        would take.
+        If it cannot, that is logged and written to the database once, and tried again later. Also
+        False if the worker is told to end during the import.
 
         Raises:
             LeaseLostError: the worker was evicted.
@@ -259,7 +259,7 @@ class Serving:
                 able = True
                 self._unservable.pop(key, None)
                 self._refusals.pop(row.study_id, None)
-            except ToldToEndError:
+            except EndRequestedError:
                 return False
             except (LeaseLostError, StoreUnavailableError):
                 raise
@@ -317,8 +317,8 @@ class Serving:
         return runner_for(spec, self._device, self._silence_s(spec.runner.grace_s))
 
     def _silence_s(self, grace_s: float) -> float:
-        """A child whose worker is stopped must end before another worker may take its device, so
-        before the lease runs out.
+        """How long the worker may be silent before its child is ended: the child must be gone when
+        the lease runs out, because another worker may then take the device.
         """
         ttl_s = self._settings.lease_ttl_s
         return max(ttl_s / 3, ttl_s - self._settings.heartbeat_s - grace_s - 1.0)

@@ -1,4 +1,4 @@
-"""What an attempt reported and is not in the database yet."""
+"""What an attempt reported that is not in the database yet."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from orchestrator.runner import ArtifactLogged, AttrSet, ConstraintSet, Message,
 
 @dataclass
 class Unwritten:
-    """What an attempt reported, set and stored, and is not in the database yet.
+    """What an attempt reported, set and stored that is not in the database yet.
 
-    `sent` are the reports that are in the database; `facts` say what an attempt that ended ran on
-    and took. `suggested` are the parameters that were written as it ran. `anew` is `Contact.anew`
-    as of the last write; None for an attempt that is read from its run directory, which has
-    everything.
+    It also remembers what was written, in case the database loses it: `sent` are the reports that
+    are in the database, `suggested` the parameters that were written while the attempt ran. `facts`
+    say what an attempt that ended ran on and used. `anew` is `Contact.anew` as of the last write;
+    None for an attempt that is read from its run directory, which has everything.
     """
 
     reports: dict[int, float] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Unwritten:
 
     @property
     def last_report(self) -> Report:
-        """All of it, with what comes at the end."""
+        """All of it, with what is only written at the end."""
         suggested = tuple(self.suggested.values()) if self._lost else ()
         return replace(self.report, suggested=suggested, facts=self.facts)
 
@@ -72,8 +72,8 @@ class Unwritten:
         self.facts = facts
 
     def again(self, anew: int) -> None:
-        """What was written before that server answered may be lost, so all of it is to be written
-        again.
+        """Makes everything unwritten again, because another server answers and may lack it; `anew`
+        is `Contact.anew` now.
         """
         self.anew = anew
         for report in reversed(self._written):
@@ -86,4 +86,5 @@ class Unwritten:
 
     @property
     def curve(self) -> dict[int, float]:
+        """Every reported value by step, written or not."""
         return {**self.reports, **self.sent}

@@ -42,8 +42,8 @@ class Worker:
         checkpoints: where checkpoints are kept, `paths.checkpoints`.
         artifacts: where artifacts are kept, as `checked_place` returns it; None: in the run
             directories.
-        command: writes the command line that people can type for some words: ``stop
-            study.name=digits``.
+        command: turns words such as ``stop study.name=digits`` into the command line that people
+            have to type, for messages.
 
     Raises:
         ConfigError: checkpoints cannot be kept there, or `worker.health_file` cannot be written.
@@ -157,7 +157,7 @@ class Worker:
         """Takes one trial from its claim to its end in the database, or gives it back."""
         served, delivery = serving.study(claim.study_id), self._delivery
         try:
-            attempt = claiming.begun(claim)
+            attempt = claiming.begin(claim)
             if attempt is None:
                 return
             claim = attempt
@@ -232,8 +232,8 @@ class Worker:
 
     @contextmanager
     def _device_slot(self) -> Iterator[HeldSlot | None]:
-        """Holds a device slot for the block, waiting for one as `worker.on_no_device` says; None if
-        the worker is to end.
+        """Holds a device slot for the block; waits for one if `worker.on_no_device` says so. Yields
+        None if the worker is told to end first.
         """
         lease = self._contact.lease
         held, warned = self._contact.insist(lambda: self._slots.claim(lease)), False

@@ -31,7 +31,7 @@ from orchestrator.runner.child.trial import Trial
 from orchestrator.runner.protocol import rundir
 from orchestrator.runner.protocol.channel import (
     Channel,
-    Message,
+    Line,
     MessageTooLongError,
     wait_readable,
 )
@@ -316,7 +316,7 @@ class _Termination:
         for number in self._free(self._note):
             signal.signal(number, signal.SIG_DFL)
 
-    def listen(self, messages: Iterable[Message]) -> None:
+    def listen(self, messages: Iterable[Line]) -> None:
         """Notes whether the keeper has announced its SIGTERM."""
         self._by_keeper = self._by_keeper or any("end" in message for message in messages)
 

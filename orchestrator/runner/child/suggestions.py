@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from orchestrator.errors import did_you_mean
 from orchestrator.model import JSONValue
-from orchestrator.runner.protocol.channel import Message, MessageTooLongError
+from orchestrator.runner.protocol.channel import Line, MessageTooLongError
 from orchestrator.runner.protocol.values import as_json, as_number, preview
 
 Choice = TypeVar("Choice", bound=bool | int | float | str | None)
@@ -43,10 +43,10 @@ class Suggests:
 
     def __init__(self) -> None:
         # Question and internal number, by name.
-        self._suggestions: dict[str, tuple[Message, Any]] = {}
+        self._suggestions: dict[str, tuple[Line, Any]] = {}
         self._suggesting = threading.RLock()
 
-    def _ask(self, question: Message) -> Message | None:
+    def _ask(self, question: Line) -> Line | None:
         """The worker's answer to a question about a parameter; None if the worker is gone."""
         raise NotImplementedError
 
@@ -157,7 +157,7 @@ class Suggests:
 
     def _suggest(self, name: str, kind: str, arguments: dict[str, JSONValue]) -> float:
         """Optuna's internal number for the value: the number itself, or the index of the choice."""
-        question: Message = {"suggest": [_name(name), kind, arguments]}
+        question: Line = {"suggest": [_name(name), kind, arguments]}
         with self._suggesting:
             earlier = self._suggestions.get(name)
             if earlier is not None and earlier[0] == question:
@@ -191,7 +191,7 @@ class Suggests:
             raise AttributeError(text)
 
 
-def _value(question: Message, internal: float) -> JSONValue:
+def _value(question: Line, internal: float) -> JSONValue:
     _, kind, arguments = question["suggest"]
     if kind == "categorical":
         return arguments["choices"][int(internal)]

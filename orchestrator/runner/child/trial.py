@@ -21,7 +21,7 @@ from orchestrator.runner.files.artifacts import ArtifactPlace, ArtifactRecord
 from orchestrator.runner.journal import Journal
 from orchestrator.runner.protocol.channel import (
     Channel,
-    Message,
+    Line,
     MessageTooLongError,
     wait_readable,
 )
@@ -51,6 +51,9 @@ class Trial(Suggests):
 
     Any thread of the process that got it may use it.
     """
+
+    # Members that only `child.py` uses have a leading underscore too, so that users see nothing but
+    # their own interface.
 
     def __init__(self, job: Job, channel: Channel) -> None:
         super().__init__()
@@ -395,9 +398,9 @@ class Trial(Suggests):
         except (TypeError, ValueError):
             return tuple(map(preview, found))
 
-    def _ask(self, question: Message) -> Message | None:
+    def _ask(self, question: Line) -> Line | None:
         with self._lock:
-            answer: Message | None = self._wait_for("suggest", question)
+            answer: Line | None = self._wait_for("suggest", question)
             # Skip late answers, to earlier questions that a signal interrupted.
             while answer is not None and answer["name"] != question["suggest"][0]:
                 answer = self._wait_for("suggest")
@@ -406,7 +409,7 @@ class Trial(Suggests):
     def _ask_about(self, what: str) -> Any:
         """What the database says about the study or the trial; `what` is one of `ABOUT`."""
         with self._lock:
-            answer: Message | None = self._wait_for("study", {"study": what})
+            answer: Line | None = self._wait_for("study", {"study": what})
             # Skip late answers, as in `_ask`.
             while answer is not None and answer["about"] != what:
                 answer = self._wait_for("study")
@@ -416,7 +419,7 @@ class Trial(Suggests):
             raise ValueError(f"{what}: {answer['refused']}")
         return answer["value"]
 
-    def _wait_for(self, kind: str, question: Message | None = None) -> Any:
+    def _wait_for(self, kind: str, question: Line | None = None) -> Any:
         """The worker's next answer of that kind, after sending `question` if given.
 
         None if the worker is gone.

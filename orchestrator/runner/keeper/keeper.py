@@ -2,8 +2,8 @@
 
 There is one process per worker and study. It imports the objective once, so that a child is a fork
 that takes milliseconds, and never calls it. Its one duty is to end the child's whole process group
-when the worker says so, dies or falls silent, or when the trial's time is up. It runs no user code,
-so user code that holds the interpreter lock cannot block it.
+when the worker says so, dies or falls silent, or when the trial's time is up. After the import it
+runs no user code, so user code that holds the interpreter lock cannot block it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from orchestrator.runner.keeper import forking
 from orchestrator.runner.keeper.child_handle import ChildHandle
 from orchestrator.runner.keeper.output import Output
 from orchestrator.runner.protocol import rundir
-from orchestrator.runner.protocol.channel import Channel, Message, wait_readable
+from orchestrator.runner.protocol.channel import Channel, Line, wait_readable
 from orchestrator.runner.protocol.contract import KeeperOptions
 from orchestrator.runner.protocol.executable import check_program
 from orchestrator.runner.protocol.target import check_call, describe_import_error, locate
@@ -55,11 +55,11 @@ class _SupervisedAttempt:
     """The attempt that runs now, and what the keeper must know to end it."""
 
     child: ChildHandle
-    order: Message
+    order: Line
     ends_at: float | None
     grace_s: float
     oom_kills: int
-    worker: int | None  # the worker's socket, until the child has confirmed the attempt
+    worker_socket: int | None  # its descriptor, until the child has confirmed the attempt
     printed: int
     facts: facts.AttemptFacts
     output: Output | None = None
@@ -93,9 +93,9 @@ class _SupervisedAttempt:
 
     def confirm(self) -> None:
         """Notes that the child has the worker's socket: the keeper's copy is closed."""
-        if self.worker is not None:
-            os.close(self.worker)
-            self.worker = None
+        if self.worker_socket is not None:
+            os.close(self.worker_socket)
+            self.worker_socket = None
 
 
 class _InChildError(BaseException):
@@ -204,7 +204,7 @@ class Keeper:
         if overslept > _TICK_S:
             self._heard_at += overslept
 
-    def _obey(self, message: Message) -> None:
+    def _obey(self, message: Line) -> None:
         attempt = self._attempt
         match message.get("do"):
             case "start" if attempt is None and not self._leaving:
@@ -224,8 +224,8 @@ class Keeper:
     def _start_attempt(
         self,
         child: ChildHandle,
-        order: Message,
-        worker: int,
+        order: Line,
+        worker_socket: int,
         ends_at: float | None,
         *,
         restarted: bool = False,
@@ -233,11 +233,11 @@ class Keeper:
         """Hands the attempt in `order` to the child, and gets the next standby ready.
 
         Args:
-            worker: The descriptor of the worker's socket, for the child.
+            worker_socket: The descriptor of the socket to the worker, for the child.
             ends_at: When its time is up, by the monotonic clock.
             restarted: Whether another child ended before it could take the attempt.
         """
-        printed = child.hand_over(order["job"], worker)
+        printed = child.hand_over(order["job"], worker_socket)
         run_dir = Path(order["job"]).parent
 
         # A spawned child has imported the code as it was when it started, not when the keeper did.
@@ -254,7 +254,7 @@ class Keeper:
             ends_at=ends_at,
             grace_s=self._options.grace_s,
             oom_kills=linux.oom_kills(),
-            worker=worker,
+            worker_socket=worker_socket,
             printed=printed,
             facts=attempt_facts,
             restarted=restarted,
@@ -390,9 +390,9 @@ class Keeper:
         if attempt.ends_at is not None and now >= attempt.ends_at:
             attempt.ends_at = None
             attempt.end("timeout")
-        if attempt.worker is not None and not linux.runs(attempt.child.pid):
+        if attempt.worker_socket is not None and not linux.runs(attempt.child.pid):
             self._hear_child()  # it may have confirmed the attempt before it was stopped
-            if attempt.worker is not None:
+            if attempt.worker_socket is not None:
                 # `_reap` then gives the attempt to another child
                 attempt.child.signal_group(signal.SIGKILL)
         if now - self._heard_at >= self._options.silence_s:
@@ -419,7 +419,11 @@ class Keeper:
             attempt.note_usage(attempt.child.usage)
         attempt.child.close()
         self._end_adopted()
-        if attempt.worker is not None and not attempt.end_requested and not attempt.restarted:
+        if (
+            attempt.worker_socket is not None
+            and not attempt.end_requested
+            and not attempt.restarted
+        ):
             self._restart_attempt(attempt)
         else:
             self._conclude(attempt, code)
@@ -431,11 +435,15 @@ class Keeper:
         That is not the trial's fault.
         """
         assert attempt.output is not None
-        assert attempt.worker is not None
+        assert attempt.worker_socket is not None
         attempt.output.finish(_DRAIN_S)
         self._attempt = None
         self._start_attempt(
-            self._make_child(), attempt.order, attempt.worker, attempt.ends_at, restarted=True
+            self._make_child(),
+            attempt.order,
+            attempt.worker_socket,
+            attempt.ends_at,
+            restarted=True,
         )
 
     def _conclude(self, attempt: _SupervisedAttempt, code: int) -> None:

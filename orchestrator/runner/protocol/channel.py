@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-Message = dict[str, Any]
+Line = dict[str, Any]
 
 MAX_LINE: Final = 1 << 20
 """Maximum length of a line in bytes, including the newline.
@@ -49,7 +49,7 @@ class Channel:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, message: Message, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
+    def send(self, message: Line, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
         """Sends a message; False if the peer is gone, or if `wait` is False and the buffer full.
 
         Raises:
@@ -71,7 +71,7 @@ class Channel:
             return False
         return True
 
-    def receive(self) -> list[Message]:
+    def receive(self) -> list[Line]:
         """Returns the messages that have arrived, without waiting.
 
         Drops whatever is not a JSON object.
@@ -114,7 +114,7 @@ class Channel:
             os.set_inheritable(fd, False)
         self.fds += fds
 
-    def _take_lines(self) -> list[Message]:
+    def _take_lines(self) -> list[Line]:
         *lines, rest = self._buffer.split(b"\n")
         self._buffer = rest
         messages = []

@@ -1,4 +1,14 @@
-"""What worker, keeper and child pass to each other when they start: plain data, sent as JSON."""
+"""What worker, keeper and child pass to each other when they start: plain data, sent as JSON.
+
+What they say to each other later, one JSON object per line:
+
+- worker to keeper: ``do``: start, terminate, linger, ping
+- keeper to worker: ``is``: ready, broken, note, started, signalled, ended
+- keeper to child: ``job`` (with the socket to the worker), ``end``
+- child to keeper: ``is``: took, written, unfit, remark, signalled, free
+- child to worker: those of `messages.message_from`, and ``done`` with the result
+- worker to child: ``prune``, ``suggest``, ``study`` (answers), ``stop``, ``leaving``
+"""
 
 from __future__ import annotations
 

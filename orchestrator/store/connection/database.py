@@ -270,7 +270,7 @@ class Database:
             with _patient(statement_s), self._engine.connect() as connection:
                 below = wire.wire_of(connection)
                 if self._prepares:
-                    wire.grown_up(connection)
+                    wire.allow_preparing(connection)
                 prepared = bool(below.may_prepare)
                 try:
                     yield connection

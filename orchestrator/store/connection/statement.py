@@ -69,8 +69,8 @@ class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyp
     """Keeps back statements whose answers nobody needs, see `later`; remembers which statements are
     prepared on it.
 
-    `may_prepare` says whether prepared statements persist on it; None until `grown_up` has found
-    out.
+    `may_prepare` says whether prepared statements persist on it; None until `allow_preparing` has
+    found out.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -178,9 +178,9 @@ def later(
     wire_of(c).keep_back(statement, parameters or {})
 
 
-def grown_up(c: sa.Connection) -> None:
-    """Lets a long-lived connection prepare statements, unless a pooler stands between; to be called
-    between transactions.
+def allow_preparing(c: sa.Connection) -> None:
+    """Lets a connection that has sent more than a few messages prepare statements, unless a pooler
+    stands between; call it between transactions.
 
     A pooler gives each transaction any free connection to the server. It tells its clients a
     process id of its own, because it has to forward their cancel requests.

@@ -50,7 +50,7 @@ _SETTINGS = {
     # Files under pgdata: logind deletes a user's POSIX shared memory at logout, and a container has
     # 64 MB of it.
     "dynamic_shared_memory_type": "mmap",
-    # starts, stops, crashes; a failed statement is told to the client that sent it
+    # starts, stops, crashes; the client that sent a failed statement gets its error anyway
     "log_min_messages": "log",
     "log_checkpoints": "off",
     "logging_collector": "off",

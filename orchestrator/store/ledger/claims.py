@@ -13,8 +13,8 @@ from orchestrator.store.schema import LIVE
 
 
 def new_token() -> int:
-    """Proves a lease. It is random, because a database that went back in time would draw the same
-    number from a sequence.
+    """A number that proves a lease. It is random: a database that went back in time would draw the
+    same number from a sequence again.
     """
     return secrets.randbits(63)
 
@@ -107,8 +107,8 @@ class Attempt(_Held):
     values: Mapping[str, JSONValue]
     attempt: int
     ran_under: int | None
-    """The token under which it began, which names its run directory; None if it is older than that
-    name.
+    """The token under which it began, which is part of the name of its run directory; None for an
+    attempt of a version whose names had no token.
     """
 
     @property
@@ -143,12 +143,10 @@ TRIALS = """
 ACTIVE = "s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())"
 """SQL: whether the study `s` hands out trials."""
 IDLE = "(o.worker_id IS NULL OR o.state = 'PREPARED')"
-"""SQL: whether nobody runs the trial `o`, which has not ended: it was given back, or
-has not begun.
-"""
+"""SQL: whether nobody runs the unfinished trial `o`: it was given back, or has not begun."""
 LEFT_RESULT_S = 10.0
-"""How long a study that ends waits for the result that a worker may have left on its host when it
-died, seconds.
+"""How long, in seconds, a study that is over waits for a result that a dead worker may have left on
+its host.
 """
 JUST_LOST = f"""EXISTS (
     SELECT FROM orchestrator.trial o JOIN orchestrator.attempt a ON a.trial_id = o.trial_id
@@ -158,7 +156,7 @@ JUST_LOST = f"""EXISTS (
 
 
 def prepared_of(row: Row) -> Prepared:
-    """The trial of that row, without regard to its attempts."""
+    """The trial of a row of `TRIALS`, as if no attempt had begun; `Prepared.begun` adds one."""
     return Prepared(
         study_id=row.study_id,
         trial_id=row.trial_id,
@@ -195,7 +193,7 @@ ENDING = Statement(
     """
 )
 """The trial with what its end depends on: its ticket, its cell, the study's rules."""
-HOLD = Statement(
+HELD_TRIAL = Statement(
     """
     SELECT o.trial_id, o.study_id, o.ticket_id, o.cell_id, o.worker_id, o.state, o.optuna_trial_id,
         o.attempts, o.lost, o.token,

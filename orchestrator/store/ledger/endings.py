@@ -37,8 +37,8 @@ def lock_study(c: Connection, study_id: int) -> None:
     later(c, tickets.LOCK_STUDY, {"study_id": study_id})
 
 
-def has_study(c: Connection, study_id: int) -> bool:
-    """Takes the study's locks; False if the study was deleted from Optuna's tables."""
+def lock_if_exists(c: Connection, study_id: int) -> bool:
+    """Locks the study as `lock_study` does; False if it was deleted from Optuna's tables."""
     lock_study(c, study_id)
     return optuna_rows.has_study(c, study_id)
 
@@ -56,7 +56,7 @@ def lock_to_end(c: Connection, held: Attempt, server: datetime | None = None) ->
     """
     lock_study(c, held.study_id)
     later(c, LOCK_TRIAL, held.proof)
-    later(c, _LOCK_CELL, {"trial_id": held.trial_id})
+    later(c, _LOCK_CELL_OF_TRIAL, {"trial_id": held.trial_id})
     row = answer(c, ENDING, held.proof)
     if row is not None and server is not None and row.server != server:
         raise StoreUnavailableError(
@@ -128,7 +128,7 @@ def give_back_all(c: Connection, worker_id: int, reason: str, *, but: Collection
     """Gives back what a worker holds, except the claims with the tokens in `but`; returns the
     number of trials.
     """
-    rows = answers(c, HELD, {"worker_id": worker_id, "but": list(but)})
+    rows = answers(c, HELD_BY_WORKER, {"worker_id": worker_id, "but": list(but)})
     for row in rows:
         give_back(c, row, "interrupted", reason, in_optuna=False)
     return len(rows)
@@ -146,7 +146,7 @@ def give_back_or_fail(
         outcome = "interrupted"
     may_end = outcome == "lost" and row.state == "RUNNING" and in_optuna
     if may_end and row.lost + 1 >= runner_setting(c, row.study_id, "max_attempts"):
-        later(c, _LOCK_CELL, {"trial_id": row.trial_id})
+        later(c, _LOCK_CELL_OF_TRIAL, {"trial_id": row.trial_id})
         (row,) = answers(c, ENDING, {"trial_id": row.trial_id, "token": row.token})
         why = f"{row.lost + 1} attempts were lost with their workers, the last: {reason}"
         end(c, row, Failed("lost", why), {}, facts)
@@ -175,7 +175,7 @@ def give_back(
     later(c, _RELEASED, {"study_id": row.study_id, "trial_id": row.trial_id, "reason": reason})
 
 
-HELD = Statement(
+HELD_BY_WORKER = Statement(
     f"""
     SELECT o.trial_id, o.study_id, o.ticket_id, o.cell_id, o.worker_id, o.state, o.optuna_trial_id,
         o.attempts, o.lost, o.token
@@ -208,7 +208,9 @@ def end(
     attrs: Mapping[str, JSONValue],
     facts: Facts = NO_FACTS,
 ) -> None:
-    """Writes the terminal state of trial, ticket and cell; under the locks of study and trial."""
+    """Ends a trial with everything that depends on it: attempt, ticket, cell and study; under the
+    locks of study and trial. `terminate` alone ends only the trial.
+    """
     attrs = {**attrs, **fact_attrs(facts)}
     # The pruner prunes no trial of a cell without a complete one, so this trial pruned itself.
     waits = (
@@ -231,14 +233,14 @@ def end(
             tickets.spend(c, row.ticket_id, row.cell_id, pruned=isinstance(outcome, Pruned))
         if waits is not None:
             tickets.let_share_wait(c, row, waits)
-        # else it may have needed no memory
+        # A trial that pruned itself before its first report may not have used the memory yet.
         if isinstance(outcome, Completed) or outcome.step is not None:
             shortages.fitted(c, row)
     tickets.end_study_if_spent(c, row.study_id)
 
 
 def abandon_all(c: Connection, study_id: int, reason: str, *, kind: str = "budget") -> None:
-    """Fails the trials that nobody runs; this does not count as failures of their cells."""
+    """Fails the trials that nobody runs, without counting failures of their cells."""
     for row in answers(c, _UNHELD, {"study_id": study_id}):
         why = (
             reason
@@ -267,7 +269,9 @@ def terminate(
     *,
     holds_ticket: bool,
 ) -> None:
-    """Makes the trial terminal in Optuna's tables and in ours, and news."""
+    """Makes the trial terminal in Optuna's tables and in ours, and part of the news; leaves
+    attempt, ticket and cell alone.
+    """
     attrs, failure = dict(attrs), None
     if isinstance(outcome, Completed):
         attrs |= outcome.attrs
@@ -287,7 +291,7 @@ def terminate(
     )
 
 
-_LOCK_CELL = Statement(
+_LOCK_CELL_OF_TRIAL = Statement(
     """
     SELECT FROM orchestrator.cell
     WHERE cell_id = (SELECT o.cell_id FROM orchestrator.trial o WHERE o.trial_id = :trial_id)

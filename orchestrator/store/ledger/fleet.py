@@ -88,8 +88,8 @@ class SlotOffer:
     """A slot a worker could take: `scope` is who shares the device (the host), `device` its UUID or
     ``cpu``.
 
-    `gpu_bytes` is the slot's share of a GPU's memory (None for the CPU), `host_bytes` what a
-    process of that host may use; 0 where that is not known.
+    `gpu_bytes` is the slot's share of a GPU's memory (None for the CPU), `host_bytes` the memory
+    that a process of that host may use; 0 where that is unknown.
     """
 
     scope: str
@@ -284,8 +284,8 @@ class Fleet:
         self.size, self.server, self.read_only = rows[0].size, rows[0].server, rows[0].read_only
         self.now = rows[0].now
         workers = [row for row in rows if row.worker_id is not None]
-        self._know([row for row in workers if row.here])
-        dead = {one.worker_id: one for one in self._found_dead()}
+        self._remember_here([row for row in workers if row.here])
+        dead = {one.worker_id: one for one in self._take_dead()}
         expired = [
             Silent(
                 row.worker_id,
@@ -303,13 +303,13 @@ class Fleet:
         `HERE_EVERY_S`.
         """
         if time.monotonic() - self._here_at >= HERE_EVERY_S:
-            self._know(self._database.execute(_HERE, {"scope": process_scope()}))
-        return self._found_dead()
+            self._remember_here(self._database.execute(_HERE, {"scope": process_scope()}))
+        return self._take_dead()
 
-    def _know(self, here: Sequence[Row]) -> None:
+    def _remember_here(self, here: Sequence[Row]) -> None:
         self._here, self._here_at = {row.worker_id: row for row in here}, time.monotonic()
 
-    def _found_dead(self) -> list[Silent]:
+    def _take_dead(self) -> list[Silent]:
         """The workers of this host that died, each returned once per reading of the list."""
         dead = [row for row in self._here.values() if _is_dead(row.pid, row.pid_started)]
         for row in dead:

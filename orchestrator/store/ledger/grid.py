@@ -50,30 +50,31 @@ def write_tickets(
 
     Args:
         new: `write_cells` has just made the study's cells, and there is no ticket yet.
-        within: nothing is taken back, shares that do not fit into ``budget.trials`` are not made,
-            and what is for any cell is only made where none is closed.
+        within: do only what fits into the budget. No ticket is removed, shares that exceed
+            ``budget.trials`` are not made, and tickets without a cell are only made if no cell is
+            closed.
 
     Raises:
         ConfigError: the guaranteed shares, or trials that are to run again, do not fit into
             ``budget.trials``.
     """
-    # what is left stays for the cells that are opened again
+    # With every cell closed, the tickets stay as they are, for cells that are opened again.
     if not new and not _has_cell(c, study_id, "OPEN"):
         return 0
     which = {"study_id": study_id, "per_cell": spec.budget.per_cell, "trials": spec.budget.trials}
-    laid_anew = new or within or c.execute(_TO_BE_LAID_ANEW, which).scalar_one()
-    gone = _take_back(c, study_id) if laid_anew and not new and not within else 0
+    rebuilds = new or within or c.execute(_MUST_REBUILD, which).scalar_one()
+    gone = _take_back(c, study_id) if rebuilds and not new and not within else 0
     kept, next_ordinal = c.execute(
         sa.select(
             sa.func.count().filter(ticket.c.state != "VOID", ~ticket.c.extra),
             sa.func.coalesce(sa.func.max(ticket.c.ordinal) + 1, 0),
         ).where(ticket.c.study_id == study_id)
     ).one()
-    waiting = _untouched(c, study_id) if laid_anew and not new and not within else 0
+    waiting = _untouched(c, study_id) if rebuilds and not new and not within else 0
     room = max(0, spec.budget.trials - kept) if within else None
     shares = (
         c.execute(_INSERT_SHARES, {**which, "first": next_ordinal, "room": room}).rowcount
-        if laid_anew
+        if rebuilds
         else 0
     )
     if shares + waiting and kept + shares > spec.budget.trials:
@@ -90,7 +91,7 @@ def write_tickets(
             "or running, and "
             f"{' and '.join(more)}; set budget.trials to at least {kept + shares}"
         )
-    if laid_anew and not new:
+    if rebuilds and not new:
         c.execute(_COUNT_BOUND, {"study_id": study_id})
     rest = (
         0
@@ -147,9 +148,9 @@ _INSERT_CELLS = sa.text(
     """
 )
 
-# Whether tickets must give way: there are too many, a cell lacks a share or has one too many, or
-# some are void.
-_TO_BE_LAID_ANEW = sa.text(
+# Whether unused tickets must be replaced: there are too many, a cell lacks a share or has one too
+# many, or some are void.
+_MUST_REBUILD = sa.text(
     """
     SELECT EXISTS (
             SELECT FROM orchestrator.cell l WHERE l.study_id = :study_id AND l.state = 'OPEN'

@@ -6,7 +6,8 @@ A ticket that another worker is claiming is skipped, never waited for. What a tr
 is read in a statement after the lock, because a statement's snapshot is older than the lock it
 waited for. Our rows are locked FOR NO KEY UPDATE, which lets foreign key checks pass.
 
-Every method may be called again if its answer was lost: it then finds its work done.
+Every method may be called again if its answer was lost: it then finds its work done. `later` sends
+a statement with the next one, see `connection.statement`; the aliases of tables are in `schema`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from orchestrator.store.connection.statement import Statement, answer, answers, 
 from orchestrator.store.ledger import endings, shortages, tickets
 from orchestrator.store.ledger.claims import (
     ACTIVE,
-    HOLD,
+    HELD_TRIAL,
     IDLE,
     JUST_LOST,
     LOCK_TRIAL,
@@ -42,7 +43,7 @@ from orchestrator.store.ledger.claims import (
 from orchestrator.store.ledger.endings import (
     NO_FACTS,
     Facts,
-    has_study,
+    lock_if_exists,
     lock_study,
     lock_to_end,
     refused,
@@ -86,9 +87,9 @@ class Ledger:
         that another has prepared.
 
         None if there is none of these. The worker must have finished what it claimed before, unless
-        it claims ahead; if it got no answer to a claim, it must call `give_back_held` first. Trials
-        by hand come first, then the cells' guaranteed shares: no other ticket is handed out before
-        every share of every open cell is spent.
+        it claims ahead; if it got no answer to a claim, it must call `give_back_held` first. Among
+        tickets, those by hand come first, then the cells' guaranteed shares: no other ticket is
+        handed out before every share of every open cell is spent.
 
         Args:
             adaptive: the caller chooses the cell of a ticket that has none. Then nothing is taken
@@ -110,9 +111,9 @@ class Ledger:
                 )
             if found is None or (ahead and isinstance(found, Found) and found.kind != "ticket"):
                 return None
-            if isinstance(found, Found) and found.kind == "trial":
+            if isinstance(found, Found) and found.kind == "given back":
                 return self._take_up(c, found.row_id, lease, place)
-            if isinstance(found, Found) and found.kind == "ahead":
+            if isinstance(found, Found) and found.kind == "prepared":
                 return self._take_over(c, found.row_id, lease)
             taken = (
                 found
@@ -157,7 +158,7 @@ class Ledger:
         )
         if found.why is not None:
             why = {"ticket_id": found.row_id, "reason": json.dumps(found.why)}
-            later(c, _TELL_ALLOCATED, why)
+            later(c, _RECORD_ALLOCATION, why)
         (row,) = answers(c, _NEW_TRIAL, {"ticket_id": found.row_id})
         return Ticket(
             study_id,
@@ -187,13 +188,19 @@ class Ledger:
         """Creates the Optuna trial of a ticket, RUNNING, with all its parameters, and begins its
         first attempt.
 
-        None, and nothing is created, if others have created trials after the caller read the
-        study's news, up to `since`: it may have suggested what they did. With `alike` only one with
-        the very same parameters counts. A function instead of a suggestion is called under the
-        study's lock, with the news after `since` and their last position; what it suggests is up to
-        date. Without `start` the trial is only prepared: no attempt is counted until `start`. If an
-        earlier call did the work and its answer was lost, the trial is returned as that call left
-        it.
+        If an earlier call did the work and its answer was lost, the trial is returned as that call
+        left it.
+
+        Args:
+            suggestion: the parameters, or a function that suggests them. The function is called
+                under the study's lock, with the news after `since` and their last position, so that
+                what it suggests is up to date.
+            since: how far the caller has read the study's news. If others have created trials since
+                then, the suggestion may repeat theirs: nothing is created, and None is returned.
+                None: that is not checked.
+            alike: only a trial with the very same parameters makes a suggestion outdated.
+            start: begin the first attempt. If False, the trial is only prepared, and no attempt is
+                counted until the method `start` is called.
 
         Raises:
             LeaseLostError: the ticket was given to another worker, or the study was deleted;
@@ -263,8 +270,10 @@ class Ledger:
         return attempt if self.confirm(attempt, lease, place) else None
 
     def confirm(self, first: Attempt, lease: WorkerLease, place: Place) -> bool:
-        """Begins a trial's first attempt again if the database has lost that it began; False where
-        `start` returns None.
+        """Begins a trial's first attempt, or finds that it has begun; False if it must not begin,
+        as in `start`.
+
+        Call it for a running attempt too: the database may have lost the record that it began.
         """
         (row,) = self._database.execute(
             _START, {**first.proof, **_where(lease, place)}, decides=True
@@ -279,7 +288,7 @@ class Ledger:
             LeaseLostError: another attempt holds the trial, or it has ended; nothing was written.
         """
         with self._database.transaction() as c:
-            row = answer(c, HOLD, held.proof)
+            row = answer(c, HELD_TRIAL, held.proof)
             if (
                 row is None
                 or row.state not in ("PREPARED", "RUNNING")
@@ -316,8 +325,8 @@ class Ledger:
 
         Raises:
             StoreUnavailableError: as `transaction` does, and if a different server answers.
-            LeaseLostError: another attempt holds the trial or has ended it, or it has failed;
-                nothing was written.
+            LeaseLostError: another attempt holds the trial, or the trial has ended in another
+                state; nothing was written.
         """
         with self._database.transaction() as c:
             row = lock_to_end(c, held, server)
@@ -354,7 +363,7 @@ class Ledger:
             row = lock_to_end(c, held, server)
             if row.state != "RUNNING":
                 raise LeaseLostError(refused(held))
-            # by a COMMIT whose answer was lost
+            # An earlier call did it, and the answer to its COMMIT was lost.
             if row.worker_id is None and endings.outcome_of_last(c, row) == "retried":
                 return True
             if row.retries >= endings.runner_setting(c, held.study_id, "retries"):
@@ -393,8 +402,8 @@ class Ledger:
         error.
         """
         with self._database.transaction() as c:
-            in_optuna = has_study(c, held.study_id)
-            row = answer(c, HOLD, held.proof)
+            in_optuna = lock_if_exists(c, held.study_id)
+            row = answer(c, HELD_TRIAL, held.proof)
             if row is not None and row.state in LIVE and row.worker_id is not None:
                 endings.give_back_or_fail(
                     c,
@@ -431,8 +440,9 @@ class Ledger:
                 return False
             later(c, _NAME_PREPARED, {"worker_id": silent.worker_id})
             studies = answers(c, _STUDIES_OF, {"worker_id": silent.worker_id})
-            in_optuna = {row.study_id for row in studies if has_study(c, row.study_id)}
-            for row in answers(c, endings.HELD, {"worker_id": silent.worker_id, "but": []}):
+            in_optuna = {row.study_id for row in studies if lock_if_exists(c, row.study_id)}
+            held = {"worker_id": silent.worker_id, "but": []}
+            for row in answers(c, endings.HELD_BY_WORKER, held):
                 endings.give_back_or_fail(
                     c, row, "lost", silent.reason, in_optuna=row.study_id in in_optuna
                 )
@@ -474,11 +484,11 @@ class Ledger:
     # ------------------------------------------------------------------------------------ the parts
 
     def _end_closed_study(self, study_id: int) -> None:
-        """Finishes a study that has no open cell left; giving back a ticket after the last cell
-        closed does not do that.
+        """Finishes a study that has no open cell left; needed because giving back a ticket does not
+        do that, and one may be given back after the last cell closed.
         """
         with self._database.transaction() as c:
-            if has_study(c, study_id):
+            if lock_if_exists(c, study_id):
                 tickets.end_study_if_spent(c, study_id)
 
     def _close_what_fits_nowhere(self, study_id: int) -> None:
@@ -486,7 +496,7 @@ class Ledger:
         tickets go to the others.
         """
         with self._database.transaction() as c:
-            if has_study(c, study_id):
+            if lock_if_exists(c, study_id):
                 reason = shortages.close_for_all(c, study_id)
                 if reason is not None:
                     endings.abandon_all(c, study_id, reason, kind="device")
@@ -497,7 +507,7 @@ class Ledger:
         over, or was finished.
         """
         with self._database.transaction() as c:
-            in_optuna = has_study(c, study_id)
+            in_optuna = lock_if_exists(c, study_id)
             row = answer(c, _IS_OVER, {"study_id": study_id})
             if row is None or not in_optuna:
                 return False
@@ -541,7 +551,7 @@ _EVICTED = Statement(
     "INSERT INTO orchestrator.event (worker_id, kind, reason) VALUES (:worker_id, 'evicted', "
     ":reason)"
 )
-# The result of an attempt that ended otherwise is known.
+# An attempt with any other outcome has delivered its result.
 _LEFT_AT = Statement(
     TRIALS.replace("l.values AS cell_values", "l.values AS cell_values, a.token AS ran_under")
     + """
@@ -591,7 +601,7 @@ _TAKE_TICKET = Statement(
     "UPDATE orchestrator.ticket SET state = 'LIVE', cell_id = coalesce(:cell_id, cell_id) WHERE "
     "ticket_id = :ticket_id"
 )
-_TELL_ALLOCATED = Statement(
+_RECORD_ALLOCATION = Statement(
     """
     INSERT INTO orchestrator.event (study_id, trial_id, cell_id, kind, reason)
     SELECT o.study_id, o.trial_id, o.cell_id, 'allocated', :reason

@@ -59,7 +59,7 @@ def _closed_for(device: str, cell_id: str) -> str:
 def fits(cell_id: str) -> str:
     """SQL: whether the cell is open for the device of the slot `d`, of which there may be none.
 
-    That there is no shortage at all is asked once per statement, and answers for every row.
+    Whether there is any shortage at all is looked up once per statement, not once per row.
     """
     return f"(NOT {SHORT} OR NOT {_closed_for('d', cell_id)})"
 
@@ -74,8 +74,8 @@ TRIAL_FITS = f"""(
 
 
 def memory_attrs(c: Connection, row: Row, failure: Failed) -> dict[str, JSONValue]:
-    """What is known of the memory that ran out, for people and programs; empty for
-    another failure.
+    """What is known about the memory that ran out, for people and programs; empty for any other
+    failure.
     """
     if failure.kind != "oom":
         return {}

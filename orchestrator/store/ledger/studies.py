@@ -149,8 +149,8 @@ class Studies:
         return int(found), False
 
     def _name_metrics(self, c: Connection, study_id: int, spec: StudySpec) -> None:
-        """Tells Optuna's tools how the objectives are called, also of a study made before we did;
-        names that are there stay.
+        """Tells Optuna's tools the names of the objectives, also for a study of a version that did
+        not; existing names stay.
         """
         if not c.execute(
             sa.select(sa.func.has_table_privilege(optuna_study_system_attributes.name, "INSERT"))
@@ -217,7 +217,7 @@ class Studies:
 
 
 def _deadline(spec: StudySpec) -> sa.ColumnElement[Any] | None:
-    """`budget.hours` from now by the database's clock; each launch starts it anew."""
+    """`budget.hours` from now by the database's clock; each launch starts it again."""
     if spec.budget.hours is None:
         return None
     return sa.func.clock_timestamp() + sa.func.make_interval(

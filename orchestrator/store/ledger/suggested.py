@@ -14,7 +14,7 @@ from orchestrator.errors import LeaseLostError
 from orchestrator.model import JSONValue, Param
 from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
-from orchestrator.store.ledger.claims import HOLD, Attempt
+from orchestrator.store.ledger.claims import HELD_TRIAL, Attempt
 from orchestrator.store.optuna import rows as optuna_rows
 
 
@@ -77,7 +77,7 @@ class Suggested:
                 distribution = self._distribution(c, held, param.name)
                 if distribution is not None:
                     check_first(distribution)
-            row = answer(c, HOLD, held.proof)
+            row = answer(c, HELD_TRIAL, held.proof)
             if (
                 row is None
                 or row.state not in ("PREPARED", "RUNNING")

@@ -48,9 +48,9 @@ class Choice:
 class Found:
     """What is next in a study, under lock: the trial or the ticket `row_id`.
 
-    `kind` says which: ``trial`` (given back), ``ahead`` (a trial that another worker has prepared
-    and not begun), ``ticket``. `cell_id` is the cell that an allocation binds the ticket to, and
-    `why`; both None for one that has its cell.
+    `kind` says which: ``given back`` (a trial), ``prepared`` (a trial that another worker has
+    prepared and not begun), ``ticket``. `cell_id` is the cell that an allocation binds the ticket
+    to, and `why` its reason; both are None for a ticket that has its cell.
     """
 
     kind: str
@@ -106,8 +106,7 @@ def look_further(
     # changed it may now hold the study's lock and wait for the row.
     later(c, _UNDO_LOOK)
     # One binding at a time: two that read the same counts would give both tickets to one cell. What
-    # was read before the lock
-    # may be outdated: a launch that held it may have made new shares.
+    # was read before the lock may be outdated: a launch that held it may have made new shares.
     later(c, LOCK_STUDY, {"study_id": study_id})
     chosen = None if choice is None else choice.cell
     which = {
@@ -120,7 +119,7 @@ def look_further(
     if row.kind is None:
         return None
     if row.kind != "rest" or row.cell_id is not None:
-        return Found("ahead" if row.kind == "ahead" else "ticket", row.row_id)
+        return Found("prepared" if row.kind == "prepared" else "ticket", row.row_id)
     if adaptive and choice is None:
         cells = _open_cells(c, study_id, lease.worker_id, likely)
         return Undecided(row.ordinal, row.failures, cells) if cells else None
@@ -151,7 +150,7 @@ _ACTIVE = f"""EXISTS (
 
 
 def _open_ticket(kind: str, which: str) -> str:
-    """SQL: the first open ticket of those, under lock."""
+    """SQL: the first open ticket for which `which` holds, under lock; its rows have this `kind`."""
     return f"""
         SELECT '{kind}' AS kind, t.* FROM (
             SELECT t.ticket_id AS row_id, t.ordinal, t.failures, t.cell_id
@@ -163,7 +162,7 @@ def _open_ticket(kind: str, which: str) -> str:
 
 
 def _next_trial(which: str, order: str) -> str:
-    """SQL: the first trial of those, under lock."""
+    """SQL: the first trial for which `which` holds, by `order`, under lock."""
     return f"""(
         SELECT o.trial_id AS row_id FROM orchestrator.trial o
         WHERE o.study_id = :study_id AND {which} AND {TRIAL_FITS}
@@ -188,7 +187,7 @@ _LOOK = Statement(
         AND held.state = 'ACTIVE'
     LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
     LEFT JOIN LATERAL (
-        SELECT 'trial' AS kind, o.row_id, NULL::int AS ordinal, NULL::int AS failures,
+        SELECT 'given back' AS kind, o.row_id, NULL::int AS ordinal, NULL::int AS failures,
             NULL::bigint AS cell_id
         FROM {_GIVEN_BACK} o
         UNION ALL {_open_ticket("ticket", "t.extra")}
@@ -220,7 +219,7 @@ _LOOK_FURTHER = Statement(
             {_open_ticket("rest", f"t.share IS NULL AND NOT t.extra AND {fits('t.cell_id')}")}
         ) AS rest
         UNION ALL
-        SELECT 'ahead', o.row_id, NULL, NULL, NULL
+        SELECT 'prepared', o.row_id, NULL, NULL, NULL
         FROM {_next_trial("o.state = 'PREPARED' AND o.worker_id <> :worker_id", "o.trial_id")} o
         LIMIT 1
     ) n ON {_ACTIVE}
@@ -281,7 +280,8 @@ _REOPEN = Statement(
     RETURNING t.extra, l.state = 'CLOSED' AS closed
     """
 )
-# What a trial of the cell was to repeat stays behind, and `retry` may ask again.
+# A ticket that leaves its cell also drops the parameters that its trial was to repeat; `retry` can
+# set them again.
 _LEAVE = "cell_id = NULL, share = NULL, fixed = NULL, retried_from = NULL"
 _LEAVE_CELL = Statement(f"UPDATE orchestrator.ticket SET {_LEAVE} WHERE ticket_id = :ticket_id")
 _COUNT_FREED = Statement(
@@ -318,10 +318,10 @@ class LastShare:
 
 
 def last_share(c: Connection, row: Row) -> LastShare | None:
-    """The share that waits for a complete trial of its cell though this one of it pruned itself;
-    None where none waits.
+    """The share that goes on waiting for a complete trial of its cell, although this trial pruned
+    itself; None if no share waits.
 
-    None waits once more trials of the cell have pruned themselves than its shares plus
+    It stops waiting once more trials of the cell have pruned themselves than it has shares plus
     `budget.max_failures_per_cell`; an event says so. Under the study's lock.
 
     Args:
@@ -339,7 +339,7 @@ def last_share(c: Connection, row: Row) -> LastShare | None:
         reason = (
             f"{'its one trial' if pruned == 1 else f'all its {pruned} trials'} pruned themselves"
         )
-        _tell(c, row, NO_COMPLETE_TRIAL, reason)
+        _record_event(c, row, NO_COMPLETE_TRIAL, reason)
         return None
     return LastShare(cell_now.share, cell_now.free)
 
@@ -385,7 +385,7 @@ def let_share_wait(c: Connection, row: Row, last: LastShare) -> None:
         later(c, _LOSE_SHARE, which)
         later(c, _GET_SHARE, {"ticket_id": last.free, "cell_id": row.cell_id, "share": last.share})
         later(c, _COUNT_FREED, {"cell_id": row.cell_id, "freed": -1})
-    _tell(
+    _record_event(
         c, row, SHARE_WAITS, f"trial {row.number} pruned itself before its cell had a complete one"
     )
 
@@ -406,7 +406,7 @@ _GET_SHARE = Statement(
 )
 
 
-def _tell(c: Connection, row: Row, kind: str, reason: str) -> None:
+def _record_event(c: Connection, row: Row, kind: str, reason: str) -> None:
     later(
         c,
         _EVENT,

@@ -19,7 +19,7 @@ LOCK_STUDY = Statement("SELECT FROM studies WHERE study_id = :study_id FOR UPDAT
 """Takes the lock that Optuna takes before it draws a trial's id.
 
 Readers that cache (Optuna's do) ask for ids above the last they saw: drawn before the lock, one
-could commit late and be missed for ever.
+could commit late and be missed forever.
 """
 
 
@@ -29,7 +29,9 @@ def has_study(c: Connection, study_id: int) -> bool:
 
 
 def has_trial(c: Connection, trial_id: int) -> bool:
-    """Whether the trial is still there; a dashboard may have deleted its study."""
+    """Whether the trial is still there, and keeps it there until the transaction ends; a dashboard
+    may have deleted its study.
+    """
     return answer(c, _SHARE_TRIAL, {"trial_id": trial_id}) is not None
 
 
@@ -46,7 +48,7 @@ def create_trial(
 
 _STUDY = Statement("SELECT study_id FROM studies WHERE study_id = :study_id")
 _SHARE_TRIAL = Statement("SELECT trial_id FROM trials WHERE trial_id = :trial_id FOR SHARE")
-# Optuna stores naive UTC. Arrays instead of a row each: 60,000 reports are one statement, whose
+# Optuna stores naive UTC. Arrays instead of one statement per row: 60,000 reports are one, whose
 # text is always the same.
 _INSERT_TRIAL = Statement(
     """

@@ -41,9 +41,12 @@ def run(call: Call) -> int:
         )
     with call.store() as store:
         row = store.reads.find(name)
-        # A worker of this host that died would count as alive until its lease ends.
-        Maintenance(store, 0.0).sweep()
-        leavings = _unless_alive(call, row, store.deletion.examine(row.study_id))
+        found = store.deletion.examine(row.study_id)
+        if isinstance(found, Alive):
+            # A worker of this host that died counts as alive until its lease ends.
+            Maintenance(store, 0.0).sweep()
+            found = store.deletion.examine(row.study_id)
+        leavings = _unless_alive(call, row, found)
         if asks and not _confirmed(call, row, leavings):
             print("nothing was deleted", file=sys.stderr)
             return _CANCELLED

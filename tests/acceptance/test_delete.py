@@ -18,7 +18,7 @@ import pytest
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.runner.files.removal import Removal
 from orchestrator.store import Alive, Leavings, Store
-from tests.support.commands import ROOT, Commands
+from tests.support.commands import ROOT, Commands, kill
 from tests.support.studies import RUNNER, begun, end, spec, start, suggestion, take
 from tests.support.waiting import wait_until
 
@@ -278,7 +278,7 @@ def test_on_a_terminal_the_name_has_to_be_typed(
 def test_a_role_that_may_not_delete_says_so_in_one_sentence(
     commands: Commands, store: Store
 ) -> None:
-    study = store.studies.launch(spec()).study_id
+    store.studies.launch(spec())
     role = f"reader_{os.getpid()}"
     connection = psycopg2.connect(store.url.replace("+psycopg2", ""))
     connection.autocommit = True
@@ -293,17 +293,40 @@ def test_a_role_that_may_not_delete_says_so_in_one_sentence(
         f"GRANT SELECT ON ALL TABLES IN SCHEMA orchestrator, public TO {role}",
     )
     separator = "&" if "?" in store.url else "?"
-    reader = Store(f"{store.url}{separator}options=-c%20role%3D{role}")
+    reader = replace(commands, url=f"{store.url}{separator}options=-c%20role%3D{role}")
     try:
-        with pytest.raises(OrchestratorError, match=f"role {role} may not delete studies"):
-            reader.deletion.examine(study)
-        with pytest.raises(OrchestratorError, match="role that owns the tables"):
-            reader.deletion.begin(study, "me")
+        refused = reader.run("delete", "--yes", NAME)
+        assert refused.returncode == 1
+        assert f"the database role {role} may not delete studies" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+        assert "study study has no trial yet" in reader.check("trials", NAME)
     finally:
-        reader.rest()
         execute(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
         connection.close()
     assert store.reads.find("study").active
+
+
+def test_a_server_that_takes_no_writes_keeps_the_study(commands: Commands, store: Store) -> None:
+    store.studies.launch(spec())
+    separator = "&" if "?" in store.url else "?"
+    read_only = "options=-c%20default_transaction_read_only%3Don"
+    standby = replace(commands, url=f"{store.url}{separator}{read_only}")
+    refused = standby.run("delete", "--yes", NAME)
+    assert refused.returncode == 3
+    assert "does not accept writes" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert store.reads.find("study").active
+
+
+def test_a_worker_that_was_killed_here_does_not_keep_its_study(
+    commands: Commands, store: Store
+) -> None:
+    study = store.studies.launch(spec(cells=1, objective=SLOW)).study_id
+    with commands.started("worker", "worker.lease_ttl_s=600"):
+        wait_until(lambda: [t.state for t in store.reads.trials(study)] == ["RUNNING"], 60)
+        kill(store.reads.workers()[0].pid)
+    commands.check("delete", "--yes", NAME)
+    assert store.reads.studies() == []
 
 
 def test_a_late_result_of_a_deleted_study_is_refused_quietly(store: Store) -> None:

@@ -73,6 +73,10 @@ MISTAKES = {
     "study setting to a worker": (("worker", "budget.trials=3"), "budget"),
     "no such study": (("best", "study.name=nothing"), "nothing"),
     "logs without a number": (("logs",), "trial=N"),
+    "a log followed as JSON": (("logs", "-f", "--json", "trial=0"), "leave out --json"),
+    "no such state": (("trials", "state=fialed"), "did you mean 'failed'"),
+    "two forms of a list": (("trials", "--csv", "--json"), "only one of --json and --csv"),
+    "deletion of nothing": (("delete", "--yes"), "study.name must be given"),
     "db without an action": (("db",), "start, stop, url, upgrade"),
     "a health file of several": (
         ("launch", *TINY, "worker.count=2", "worker.health_file=/tmp/h"),

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import pty
+import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +21,7 @@ from orchestrator.cli import main
 from orchestrator.model import Completed, Direction, Failed, Pruned, Report, StudySpec
 from orchestrator.store import STATES, Attempt, Prepared, Selection, Store, Ticket, WorkerLease
 from orchestrator.store.listing import AT_ONCE
+from tests.support.commands import ROOT, Commands
 from tests.support.large import complete
 from tests.support.plans import watched
 from tests.support.studies import PLACE, spec, start, suggestion, take
@@ -215,6 +220,36 @@ def test_the_table_says_how_many_there_are_and_why_trials_failed(
     assert "step 4: 0.75" in trials("state=running")
     assert "waits for a worker" in trials("state=waiting")
     assert "breaks a constraint" in trials("n=all")
+
+
+def test_a_terminal_gets_lines_that_fit_it(
+    store: Store, lease: WorkerLease, tmp_path: Path
+) -> None:
+    study_id = store.studies.launch(spec(cells=1)).study_id
+    ticket = take(store, lease, study_id)
+    assert ticket is not None
+    values = {"a": 0, "x": 0.5, **{f"optim.p{k}": "word" * 3 for k in range(9)}}
+    made = store.ledger.create(ticket, replace(suggestion(ticket), values=values), lease, PLACE)
+    assert isinstance(made, Attempt)
+    store.ledger.finish(made, Completed((1.0,)), Report())
+    commands = Commands(store.url, tmp_path)
+    screen, terminal = pty.openpty()
+    try:
+        environment = commands.environment() | {"COLUMNS": "60", "TERM": "xterm"}
+        process = subprocess.Popen(
+            commands.line("trials"), cwd=ROOT, env=environment, stdout=terminal, stdin=terminal
+        )
+        assert process.wait(timeout=60) == 0
+        text = os.read(screen, 1 << 16).decode()
+    finally:
+        os.close(screen)
+        os.close(terminal)
+    first, header, line, left_out = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    assert first == "study: 1 complete trial, the best first"
+    assert len(header) <= 60
+    assert len(line) <= 60
+    assert left_out.startswith("no room for optim.p")
+    assert "\x1b[1m" in text, "the header is bold"
 
 
 def test_only_the_listed_trials_are_looked_up_and_a_long_list_comes_in_parts(

@@ -65,11 +65,6 @@ class View:
         self._note_at = 0.0
 
     @property
-    def is_live(self) -> bool:
-        """Whether it is a table that changes in place."""
-        return self._live is not None
-
-    @property
     def most_cells(self) -> int:
         """How many cells `update` can show."""
         return 0 if self._live is None else max(_FEWEST_ROWS, self._console.height)

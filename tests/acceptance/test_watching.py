@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 
 from orchestrator.store import Store
 from tests.support.commands import CONFIG, Commands, line_with
+from tests.support.scratch import scratch_directory
 from tests.support.studies import spec
 from tests.support.waiting import wait_until
 
@@ -94,20 +96,20 @@ def test_a_module_that_hides_a_package_is_noticed_before_the_study_exists(
     assert "dry run" in there.check("launch", *TINY, "--dry-run")
 
 
-def test_a_launch_without_a_database_yet_says_what_it_waits_for_on_standard_error(
-    tmp_path: Path,
-) -> None:
-    commands = Commands(None, tmp_path)
+def test_a_launch_without_a_database_yet_says_what_it_waits_for_on_standard_error() -> None:
+    place = scratch_directory("orchestrator-first-")
+    commands = Commands(None, place)
     try:
         done = commands.run(
             *("launch", *TINY, "--json", "worker.count=1", "budget.trials=3"),
-            *("budget.per_cell=1", f"storage.path={tmp_path}/pg"),
+            *("budget.per_cell=1", f"storage.path={place}/pg"),
         )
         assert done.returncode == 0, done.stderr
-        assert f"starting the database in {tmp_path}/pg …" in done.stderr
+        assert f"starting the database in {place}/pg …" in done.stderr
         json.loads(done.stdout)
     finally:
-        commands.run("db", "stop", f"storage.path={tmp_path}/pg")
+        commands.run("db", "stop", f"storage.path={place}/pg")
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def test_the_live_table_of_a_launch_shows_a_bar_and_its_running_trials(

@@ -216,10 +216,6 @@ class Keeper:
             # The result is there, so the process must end soon.
             case "linger" if attempt is not None:
                 attempt.end_within(self._options.grace_s)
-            case "quit":
-                self._leaving = True
-                if attempt is not None:
-                    attempt.end("terminated")
 
     def _start_attempt(
         self,

@@ -63,7 +63,7 @@ def test_the_commands_that_read_show_the_study(commands: Commands, tmp_path: Pat
         "launch", *TINY, "x=0.25", "a=0,1", "budget.per_cell=1", "budget.trials=2", "worker.count=1"
     )
     status = commands.check("status")
-    assert "tiny: finished (budget spent)" in status
+    assert re.search(r"> +tiny +2/2 +0 +0.9375 +finished \(budget spent\), last activity ", status)
     report = json.loads(commands.check("status", "--json"))
     assert report["study"]["trials"] == {
         "total": 2,

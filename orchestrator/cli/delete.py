@@ -36,8 +36,8 @@ def run(call: Call) -> int:
     asks = "--yes" not in call.switches
     if asks and not sys.stdin.isatty():
         raise ConfigError(
-            "delete asks for the study's name on a terminal, and standard input is none; add --yes "
-            f"to delete without being asked: orchestrator delete study.name={name} --yes"
+            "delete asks for the study's name on a terminal, but standard input is not one; add "
+            f"--yes to delete without being asked: orchestrator delete study.name={name} --yes"
         )
     with call.store() as store:
         row = store.reads.find(name)

@@ -440,7 +440,7 @@ def test_the_gpu_override_shows_every_worker_all_gpus(project: Project) -> None:
 
 def test_workers_told_to_stop_end_in_order_within_the_grace_period(project: Project) -> None:
     workers = project.containers("worker")
-    wait_until(lambda: "holds" in project.compose("logs", "worker"))
+    wait_until(lambda: "slot 0" in project.compose("logs", "worker"))
     project.compose("stop", "worker")
     assert [inspected(container)["State"]["ExitCode"] for container in workers] == [0, 0]
     assert "no workers" in project.orchestrator("status"), "status needs no living worker"

@@ -7,39 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from orchestrator import config, search
+from orchestrator import config
+from orchestrator.cli.commands import COMMANDS, RETRY
 from orchestrator.config import Composed, Flags
 from orchestrator.errors import ConfigError
-from orchestrator.store import Store
-from orchestrator.store.embedded.server import EmbeddedServer
 
-RETRY = "retry=failed"
-"""The word that makes a launch run the failed trials again."""
-# Words that belong to a command and are removed before Hydra parses the rest.
-_SWITCHES = {
-    "launch": ("--json", "--dry-run", RETRY),
-    "pause": ("--json", "--now"),
-    "stop": ("--json", "--now"),
-    "trials": ("--json", "--csv"),
-    "logs": ("--json", "-f", "--follow"),
-    "delete": ("--json", "--yes"),
-    **dict.fromkeys(
-        ("status", "best", "resume", "retry", "enqueue", "doctor", "replay", "rerun"),
-        ("--json",),
-    ),
-}
-_WORDS = {
-    "trials": ("n", "cell", "state", "sort"),
-    "best": ("trial", "out"),
-    "logs": ("trial", "attempt"),
-    "retry": ("trial",),
-    "replay": ("trial",),
-    "rerun": ("trial",),
-    "status": ("n",),
-}
+if TYPE_CHECKING:
+    from orchestrator.store import Store
+
 _REVIVE_S = 2.0  # short: a worker that tries this has a trial to look after
-_ACTIONS = {"db": ("start", "stop", "url", "upgrade")}
 
 
 @dataclass(frozen=True)
@@ -62,9 +40,10 @@ class Call:
         Raises:
             ConfigError: a word is missing or unknown.
         """
+        known = COMMANDS[command]
         rest = list(arguments)
         action = None
-        if actions := _ACTIONS.get(command):
+        if actions := tuple(known.actions):
             if rest and not rest[0].startswith("-") and "=" not in rest[0]:
                 action = rest.pop(0)
             if action not in actions and "--help" not in rest and "-h" not in rest:
@@ -73,10 +52,10 @@ class Call:
                     f"{actions[0]}"
                 )
 
-        switches = frozenset(word for word in rest if word in _SWITCHES.get(command, ()))
+        switches = frozenset(word for word in rest if word in known.switches)
         rest = [word for word in rest if word not in switches]
         words = {}
-        for key in _WORDS.get(command, ()):
+        for key in known.keys:
             found = [w for w in rest if w.startswith(f"{key}=")]
             if len(found) > 1:
                 raise ConfigError(f"{' '.join(found)}: give {key} once")
@@ -90,7 +69,7 @@ class Call:
                 raise ConfigError(
                     f"{other}: must be {RETRY}; for a parameter of that name, write params.retry=…"
                 )
-        own = [switch for switch in _SWITCHES.get(command, ()) if switch.startswith("--")]
+        own = [switch for switch in known.switches if switch.startswith("--")]
         return Call(command, config.parse_flags(rest, own), switches, words, action)
 
     @cached_property
@@ -138,6 +117,10 @@ class Call:
         Raises:
             StoreUnavailableError: it cannot be reached or started.
         """
+        # Slow to import, and not needed for help.
+        from orchestrator.store import Store
+        from orchestrator.store.embedded.server import EmbeddedServer
+
         storage = self.composed.host.storage
         if storage.kind == "embedded":
             assert storage.path is not None
@@ -153,5 +136,11 @@ class Call:
             yield self._migrated(Store(storage.url, storage.password_file))
 
     def _migrated(self, store: Store) -> Store:
-        store.migrate(lambda url: search.create_optuna_tables(url))
+        store.migrate(_create_optuna_tables)
         return store
+
+
+def _create_optuna_tables(url: str) -> None:
+    from orchestrator import search  # slow to import, and seldom needed
+
+    search.create_optuna_tables(url)

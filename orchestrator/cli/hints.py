@@ -7,7 +7,8 @@ import shlex
 from typing import Final
 
 from orchestrator import config
-from orchestrator.cli.call import RETRY, Call
+from orchestrator.cli.call import Call
+from orchestrator.cli.commands import RETRY
 from orchestrator.model import count_label
 
 COMPOSE: Final = "ORCHESTRATOR_IN_COMPOSE"

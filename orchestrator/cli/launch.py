@@ -12,7 +12,8 @@ from contextlib import ExitStack, contextmanager
 
 from orchestrator import config, search
 from orchestrator.cli import controls, preflight, provenance, screen
-from orchestrator.cli.call import RETRY, Call
+from orchestrator.cli.call import Call
+from orchestrator.cli.commands import RETRY
 from orchestrator.cli.conclusion import conclude
 from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import Following

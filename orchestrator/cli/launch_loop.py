@@ -12,7 +12,8 @@ from typing import Final
 
 from orchestrator import config, signals
 from orchestrator.cli import hints, screen
-from orchestrator.cli.call import RETRY, Call
+from orchestrator.cli.call import Call
+from orchestrator.cli.commands import RETRY
 from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import Following, read_running
 from orchestrator.cli.local_workers import LocalWorkers

@@ -127,7 +127,7 @@ def _parser(others: Collection[str] = ()) -> argparse.ArgumentParser:
     return parser
 
 
-def show(flags: Flags, composed: Composed, command: str) -> str:
+def show(flags: Flags, composed: Composed) -> str:
     """Returns the text that ``--cfg``, ``--help``, ``--hydra-help`` or ``--info`` asks for; it
     holds no password.
 
@@ -141,7 +141,11 @@ def show(flags: Flags, composed: Composed, command: str) -> str:
     hydra = Loader(flags.config_dir, flags.config_name).hydra
     node = composed.hydra.hydra_help if flags.hydra_help else composed.hydra.help
     config = (
-        OmegaConf.create({"hydra": _plain_hydra(composed)}) if flags.hydra_help else composed.config
+        OmegaConf.create({"hydra": _plain_hydra(composed)})
+        if flags.hydra_help
+        else OmegaConf.masked_copy(
+            composed.config, [str(key) for key in composed.config if key != "dashboard"]
+        )
     )
     if flags.resolve:
         config = _resolve(config)
@@ -149,7 +153,7 @@ def show(flags: Flags, composed: Composed, command: str) -> str:
     if flags.help:
         yaml = OmegaConf.to_yaml(config)
         text = text.replace(yaml, annotated(yaml))
-    return mask(text.replace("orchestrator COMMAND", f"orchestrator {command}", 1)).rstrip() + "\n"
+    return mask(text).strip() + "\n"
 
 
 def _plain_hydra(composed: Composed) -> Any:

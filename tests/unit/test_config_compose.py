@@ -428,7 +428,7 @@ def test_the_url_of_the_environment_is_used_unless_storage_is_chosen(
         ["--cfg=all", "--resolve", "--package=storage.url"],
         ["--help", "--resolve"],
     ):
-        assert "s3cret" not in show(parse_flags(argv), composed, "worker")
+        assert "s3cret" not in show(parse_flags(argv), composed)
 
 
 @pytest.mark.parametrize(

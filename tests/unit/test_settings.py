@@ -112,7 +112,7 @@ def test_every_default_keeps_its_rule_and_every_setting_says_what_it_means() -> 
 
 def test_help_says_what_every_setting_means() -> None:
     flags = parse_flags(["--help", "pruner=median"])
-    text = show(flags, compose("launch", flags.overrides), "launch")
+    text = show(flags, compose("launch", flags.overrides))
     for schema in (SAMPLERS["tpe"], PRUNERS["median"], RunnerSettings, WorkerConfig):
         for field in dataclasses.fields(schema):
             first = knobs(schema)[field.name].meaning.replace("`", "").split()[:3]

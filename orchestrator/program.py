@@ -182,8 +182,7 @@ class Program:
             return Result(regex=_checked_regex(rule["regex"], metrics))
         raise ConfigError(
             f"objective.result={rule}: must be last, {{metric: KEY}} or {{regex: 'final: "
-            f"([0-9.]+)'}}"
-            f"{did_you_mean(str(rule), ('last',))}"
+            f"([0-9.]+)'}}{did_you_mean(str(rule), ('last',))}"
         )
 
 
@@ -200,8 +199,7 @@ def read(objective: Mapping[str, JSONValue]) -> Program:
     if objective.get("_target_") not in (None, "???"):
         raise ConfigError(
             f"objective has both _target_={objective['_target_']} and a command; remove one of "
-            "them,"
-            " for instance with ~objective._target_"
+            "them, for instance with ~objective._target_"
         )
     options = {key: value for key, value in objective.items() if key != "_target_"}
     for key in options:

@@ -72,8 +72,8 @@ def conclude(
         left = count_label(progress.total - progress.spent, "trial")
         raise OrchestratorError(
             f"study {spec.name} is not finished, {left} left to run: the workers of this launch "
-            "ended by"
-            " themselves (worker.max_trials, worker.idle_timeout_s); the same command continues it"
+            "ended by themselves (worker.max_trials, worker.idle_timeout_s); the same command "
+            "continues it"
         )
     if not standing.best:
         closed = progress.study.reason == "every cell is closed"

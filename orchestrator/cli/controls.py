@@ -104,9 +104,8 @@ def retried_text(retried: list[Retried]) -> str:
     if left:
         parts.append(
             f"not run again: {', '.join(str(r.number) for r in left)}, because other cells have "
-            "used"
-            " the share of budget.trials that their closed cells gave up;"
-            " launch with a larger budget.trials first"
+            "used the share of budget.trials that their closed cells gave up; launch with a "
+            "larger budget.trials first"
         )
     return "; ".join(parts) or "no failed trial is left to run again"
 

@@ -54,8 +54,7 @@ def worker_count(call: Call) -> int:
     if count > 1 and settings.health_file is not None:
         raise ConfigError(
             f"worker.health_file={settings.health_file}: belongs to one worker, but {count} would "
-            "be"
-            " started here; give it to 'orchestrator worker', or set worker.count=1"
+            "be started here; give it to 'orchestrator worker', or set worker.count=1"
         )
     return count
 
@@ -140,10 +139,8 @@ def check_checkpoint_places(call: Call, store: Store, spec: StudySpec, count: in
     if len(places) > 1 and len(hosts) > 1:
         raise ConfigError(
             f"paths.checkpoints: the workers on {', '.join(hosts)} keep checkpoints in different "
-            "places,"
-            " so a trial could not continue on another host; on each host, set it to a directory "
-            "or URL"
-            " that all of them share, or launch with runner.resume=false"
+            "places, so a trial could not continue on another host; on each host, set it to a "
+            "directory or URL that all of them share, or launch with runner.resume=false"
         )
 
 

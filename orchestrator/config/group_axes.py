@@ -79,8 +79,8 @@ def contents_of(
         if (other := _first_difference(first, whole)) is not None:
             raise ConfigError(
                 f"{key}: also differs from {axis.group.lstrip('+')}={axis.values[0]} in {other}, "
-                "but the axis stands for"
-                f" params.{axis.path} alone; keep everything that an option sets in that section"
+                f"but the axis stands for params.{axis.path} alone; keep everything that an "
+                "option sets in that section"
             )
     return tuple(contents)
 

@@ -79,8 +79,7 @@ def _of_numbers(axis: Axis, need: JSONValue) -> JSONValue:
     if odd:
         raise ConfigError(
             f"{_SECTION}.{axis.path}={need}: the values of {axis.path} must be numbers, because "
-            "other values have no order; "
-            f"it has {value_label(odd[0])}"
+            f"other values have no order; it has {value_label(odd[0])}"
         )
     return need
 

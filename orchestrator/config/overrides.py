@@ -230,15 +230,13 @@ def refuse_sweeps_of_groups(words: Sequence[Word]) -> None:
             if word.of_user and isinstance(word.sweep, ChoiceSweep):
                 raise ConfigError(
                     f"{word.text}: options of a config group make an axis if they fill a section "
-                    "of params: let the first"
-                    f" line of each {word.path}/*.yaml be '# @package "
+                    f"of params: let the first line of each {word.path}/*.yaml be '# @package "
                     f"params.{word.path.replace('/', '.')}'"
                 )
             first = getattr(word.sweep, "list", ["…"])[0]
             raise ConfigError(
                 f"{word.text}: a sweep over a config group is not possible; choose one, "
-                f"{word.path}={first},"
-                " and launch once for each (under a study.name of its own)"
+                f"{word.path}={first}, and launch once for each (under a study.name of its own)"
             )
 
 

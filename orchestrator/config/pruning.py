@@ -27,8 +27,7 @@ def never_prunes(spec: StudySpec) -> str | None:
     if most < 2 and spec.grid:
         return (
             f"{name} never acts: nothing is pruned in a cell without a complete trial, and each "
-            "cell has one trial; set a"
-            " larger budget.trials, or remove it (pruner=none)"
+            "cell has one trial; set a larger budget.trials, or remove it (pruner=none)"
         )
     within = getattr(spec.pruner, "within_cell", False) and bool(spec.grid)
     room, whom = (most, "its cell") if within else (spec.budget.trials, "the study")
@@ -44,9 +43,8 @@ def never_prunes(spec: StudySpec) -> str | None:
         be = "is" if needed <= 1 else "are"
         return (
             f"{name} never acts: it compares a trial once {count_label(max(1, needed), 'trial')} "
-            f"of {whom} {be} complete, and"
-            f" {whom} has {count_label(room, 'trial')} in all; set {fewer}{everyone}or a larger "
-            "budget.trials"
+            f"of {whom} {be} complete, and {whom} has {count_label(room, 'trial')} in all; set "
+            f"{fewer}{everyone}or a larger budget.trials"
         )
     if (
         is_program(spec.objective)
@@ -72,8 +70,8 @@ def nothing_reported(spec: StudySpec, complete: int) -> str:
     )
     return (
         f"pruner={spec.pruner.name} has nothing to judge: {count_label(complete, 'trial')} "
-        "completed and the objective has"
-        f" reported no intermediate value; {how}, or remove the pruner (pruner=none)"
+        f"completed and the objective has reported no intermediate value; {how}, or remove the "
+        "pruner (pruner=none)"
     )
 
 

@@ -29,8 +29,7 @@ def check_sections(config: Mapping[str, Any], groups: Collection[str]) -> None:
         if name in groups and name not in SECTIONS:
             raise ConfigError(
                 f"unknown section {name!r}: for parameters the first line of {name}/*.yaml must "
-                f"be '# @package params.{name}',"
-                " for settings '# @package _global_'"
+                f"be '# @package params.{name}', for settings '# @package _global_'"
             )
         if name not in (*SECTIONS, "hydra"):
             guess = did_you_mean(str(name), [*SECTIONS, *settings()])
@@ -46,8 +45,8 @@ def check_host_sections(config: Mapping[str, Any] | DictConfig, name: str) -> No
         if name == "config":
             raise ConfigError(
                 "the config.yaml of --config-dir hides the shipped one and has no "
-                f"{', '.join(missing)}: give it another name,"
-                " let it begin with 'defaults: [config, _self_]', and choose it with --config-name"
+                f"{', '.join(missing)}: give it another name, let it begin with 'defaults: "
+                "[config, _self_]', and choose it with --config-name"
             )
         raise ConfigError(
             f"{name}.yaml has no {', '.join(missing)}: let it begin with 'defaults: [config, "

@@ -403,8 +403,7 @@ class Space:
                 if close and re.sub(r"\d", "", close[0]) != re.sub(r"\d", "", path):
                     raise ConfigError(
                         f"{section}.{path}: params has no {path} (did you mean {close[0]!r}?); if "
-                        "it is new, give it a"
-                        " default in params"
+                        "it is new, give it a default in params"
                     )
 
     def to_yaml(self) -> dict[str, dict[str, Any]]:
@@ -473,16 +472,15 @@ def _of_group(declared: Axis | Searched, group: Group) -> Axis | Searched:
     if isinstance(declared, Searched):
         raise ConfigError(
             f"search.{declared.path}: {key} is a config group, and its options make an axis of "
-            "the grid:"
-            f" {key}={','.join(words)}, or grid: {{{declared.path}: [{', '.join(words)}]}}"
+            f"the grid: {key}={','.join(words)}, or grid: {{{declared.path}: "
+            f"[{', '.join(words)}]}}"
         )
     for value in values:
         if value not in group.options:
             guess = did_you_mean(str(value), group.options)
             raise ConfigError(
                 f"grid.{declared.path}={_short(value)}: the config group {key} fills "
-                f"{declared.path} and has no such option"
-                f"{guess}; it has {listed}"
+                f"{declared.path} and has no such option{guess}; it has {listed}"
             )
     return replace(declared, group=group.key)
 
@@ -502,10 +500,9 @@ def check_replaced(declared: Axis | Searched, section: Any, *, source: str) -> N
         inside = f"{declared.path}.{leaf_paths(section)[0]}"
         raise ConfigError(
             f"{source}{value}: {declared.path} is a section of params, and a plain value would "
-            "replace it; declare the parameters"
-            f" in it ({inside}), or give the axis mappings. Words are options of a config group "
-            "if the first line of"
-            f" {declared.path.replace('.', '/')}/*.yaml is '# @package params.{declared.path}'"
+            f"replace it; declare the parameters in it ({inside}), or give the axis mappings. "
+            "Words are options of a config group if the first line of "
+            f"{declared.path.replace('.', '/')}/*.yaml is '# @package params.{declared.path}'"
         )
 
 

@@ -136,14 +136,13 @@ def _goals(study: StudySettings) -> tuple[tuple[Direction, ...], tuple[str, ...]
         if not metric.isprintable() or metric != metric.strip() or len(metric) > _MAX_METRIC:
             raise ConfigError(
                 f"study.metric={metric[:_MAX_METRIC]!r}: must be printable, at most {_MAX_METRIC} "
-                "characters, without leading or"
-                " trailing blanks"
+                "characters, without leading or trailing blanks"
             )
     if not directions or len(directions) != len(metrics):
         raise ConfigError(
             f"study.direction has {len(directions)} and study.metric {len(metrics)}: name one "
-            "metric for each direction,"
-            " such as study.direction=[maximize,minimize] study.metric=[accuracy,latency]"
+            "metric for each direction, such as study.direction=[maximize,minimize] "
+            "study.metric=[accuracy,latency]"
         )
     if len(set(metrics)) < len(metrics):
         raise ConfigError(f"study.metric={metrics}: the names must differ")
@@ -351,8 +350,7 @@ def _objective(
     if target is None or target == "???":
         raise ConfigError(
             "objective._target_ must be given: objective._target_=package.module.function, or an "
-            "experiment that sets it;"
-            " or objective.command for a program"
+            "experiment that sets it; or objective.command for a program"
         )
     if not isinstance(target, str) or not _TARGET.fullmatch(target):
         raise ConfigError(
@@ -389,8 +387,8 @@ def _budget(config: DictConfig, space: Space) -> Budget:
     if shares > trials:
         raise ConfigError(
             f"budget.per_cell={budget.per_cell} for {cells} cells makes {shares} trials, more "
-            f"than budget.trials={trials};"
-            f" raise budget.trials to {shares}, or lower budget.per_cell or the grid"
+            f"than budget.trials={trials}; raise budget.trials to {shares}, or lower "
+            "budget.per_cell or the grid"
         )
     return Budget(**{**vars(budget), "trials": trials, "per_cell": per_cell})
 
@@ -422,18 +420,15 @@ def _chosen(section: str, schemas: Mapping[str, type[S]], values: Any, default: 
     if not isinstance(values, dict):
         raise ConfigError(
             f"{section}={values!r}: {section} is a section; choose {section}={values} on the "
-            "command line,"
-            f" or 'override /{section}: {values}' in a defaults list"
+            f"command line, or 'override /{section}: {values}' in a defaults list"
         )
     own, every = _names(schema), set().union(*map(_names, schemas.values()))
     # left over from another one
     if foreign := [key for key in values if key not in own and key in every]:
         raise ConfigError(
             f"{section}.{foreign[0]}: {section}={values['name']} has no such option; choose the "
-            "group,"
-            f" {section}={values['name']} or 'override /{section}: {values['name']}' in a "
-            "defaults list, instead of setting"
-            f" {section}.name"
+            f"group, {section}={values['name']} or 'override /{section}: {values['name']}' in a "
+            f"defaults list, instead of setting {section}.name"
         )
     settings = checked(section, schema, values)
     if isinstance(settings, HyperbandSettings) and settings.max_resource != "auto":

@@ -144,8 +144,8 @@ def program_words(params: Mapping[str, Any]) -> list[str]:
         if not same:
             raise ConfigError(
                 f"params.{path}: Hydra's override grammar has no way to write this parameter; use "
-                "it as a placeholder of"
-                f" objective.command, {{{path}}}, or set objective.overrides=false"
+                f"it as a placeholder of objective.command, {{{path}}}, or set "
+                "objective.overrides=false"
             )
         words.append(word)
     return words

@@ -126,8 +126,7 @@ def _name(entry: str) -> str:
         if not _HOST_NAME.fullmatch(entry):
             raise ConfigError(
                 f"dashboard.hosts={entry}: must be a host name or an address without scheme, "
-                "port, path"
-                " or wildcard, such as tuning.example.org"
+                "port, path or wildcard, such as tuning.example.org"
             ) from None
         return entry.lower()
 

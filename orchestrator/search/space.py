@@ -143,8 +143,7 @@ def by_hand(
         if path not in declared:
             raise ConfigError(
                 f"{path}={value_label(values[path])}: not in this study's grid or search, nor "
-                "requested by a trial so far"
-                f"{did_you_mean(path, declared)}"
+                f"requested by a trial so far{did_you_mean(path, declared)}"
             )
     cell, given = {}, {}
     for parameter in declared.values():

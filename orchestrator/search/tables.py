@@ -55,8 +55,7 @@ def _translated() -> Iterator[None]:
             raise
         raise SchemaOutdatedError(
             f"Optuna's tables have a schema that the installed Optuna {optuna.__version__} does "
-            "not know; "
-            "run 'orchestrator db upgrade', or install the Optuna that wrote them"
+            "not know; run 'orchestrator db upgrade', or install the Optuna that wrote them"
         ) from error
     except Exception as error:
         if not type(error).__module__.startswith(("sqlalchemy", "optuna", "psycopg2")):

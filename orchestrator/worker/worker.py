@@ -224,9 +224,9 @@ class Worker:
         )
         if hosts:
             logger.warning(
-                "workers on %s use a different paths.checkpoints; a trial that moves between them "
-                "and this worker restarts from"
-                " scratch (paths.checkpoints may name a place that all workers share)",
+                "workers on %s use a different paths.checkpoints; a trial that moves between "
+                "them and this worker restarts from scratch (paths.checkpoints may name a place "
+                "that all workers share)",
                 ", ".join(hosts),
             )
 

@@ -162,9 +162,9 @@ def test_a_hydra_app_is_told_the_option_first_and_then_what_is_searched_inside_i
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("+seed=1,12345678901234567890", "grid.seed: 12345678901234567890 is beyond 2**53"),
+        ("+seed=1,12345678901234567890", "grid.seed: 12345678901234567890 would be rounded"),
         ("+x=interval(-1e308,1e308)", "search.x: from -1e+308 to 1e+308 is wider"),
-        ("+x=int(interval(0,9007199254740994))", "search.x: 9007199254740994 is beyond 2**53"),
+        ("+x=int(interval(0,9007199254740994))", "search.x: 9007199254740994 would be rounded"),
     ],
 )
 def test_what_a_dry_run_refuses_a_launch_refuses_before_it_writes_anything(

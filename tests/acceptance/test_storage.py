@@ -36,7 +36,7 @@ def test_commands_share_the_embedded_server_and_the_last_one_stops_it(home: Path
     commands.check("launch", *TINY, "worker.count=1")
     server = home / "postgres"
     assert not embedded.running(server), "the last one out stopped it"
-    assert "tiny: finished" in commands.check("status")
+    assert "finished (budget spent)" in commands.check("status")
     url = commands.check("db", "url").strip()
     assert embedded.running(server), "db url keeps it up"
     assert len(optuna.load_study(study_name="tiny", storage=url).trials) == 6

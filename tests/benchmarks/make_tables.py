@@ -218,10 +218,9 @@ def make(table: Table) -> None:
     np.savez_compressed(table.path, **parts)
     print(
         f"{table.name}: {RUNS} runs in {time.perf_counter() - before:.0f} s, losses "
-        f"{losses.min():.3f} to {losses.max():.3f},"
-        f" noise {parts['noise']:.3f}, held-out variance explained {parts['explained']:.3f}, "
-        f"{table.path.stat().st_size} bytes,"
-        f" optima {np.round(parts['optimum'], 3).tolist()}",
+        f"{losses.min():.3f} to {losses.max():.3f}, noise {parts['noise']:.3f}, held-out variance "
+        f"explained {parts['explained']:.3f}, {table.path.stat().st_size} bytes, optima "
+        f"{np.round(parts['optimum'], 3).tolist()}",
         flush=True,
     )
 

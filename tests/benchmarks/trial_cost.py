@@ -265,11 +265,9 @@ _OTHERS = (
     "pg_backend_pid()"
 )
 _BEGAN = (
-    "SELECT extract(epoch FROM w.started_at), array_agg(extract(epoch FROM a.started_at) ORDER BY "
-    "a.started_at) "
-    "FROM orchestrator.worker w JOIN orchestrator.attempt a USING (worker_id) WHERE w.pid = "
-    "ANY(%s) GROUP BY w.worker_id "
-    "ORDER BY w.worker_id DESC LIMIT cardinality(%s)"
+    "SELECT extract(epoch FROM w.started_at), array_agg(extract(epoch FROM a.started_at) ORDER "
+    "BY a.started_at) FROM orchestrator.worker w JOIN orchestrator.attempt a USING (worker_id) "
+    "WHERE w.pid = ANY(%s) GROUP BY w.worker_id ORDER BY w.worker_id DESC LIMIT cardinality(%s)"
 )
 
 
@@ -288,20 +286,17 @@ _COPY = (
     "INSERT INTO studies (study_name) VALUES (%(name)s)",
     "INSERT INTO study_directions (study_id, direction, objective) "
     "SELECT study_id, 'MINIMIZE', 0 FROM studies WHERE study_name = %(name)s",
-    "INSERT INTO trials (study_id, number, state, datetime_start, datetime_complete) "
-    "SELECT s.study_id, t.number, t.state, t.datetime_start, t.datetime_complete FROM trials t, "
-    "studies s "
-    "WHERE t.study_id = %(ours)s AND s.study_name = %(name)s ORDER BY t.number",
-    "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) "
-    "SELECT n.trial_id, p.param_name, p.param_value, p.distribution_json FROM trials t JOIN "
-    "trial_params p USING (trial_id) "
-    "JOIN trials n ON n.number = t.number JOIN studies s ON s.study_id = n.study_id "
-    "WHERE t.study_id = %(ours)s AND s.study_name = %(name)s",
-    "INSERT INTO trial_values (trial_id, objective, value, value_type) "
-    "SELECT n.trial_id, v.objective, v.value, v.value_type FROM trials t JOIN trial_values v "
-    "USING (trial_id) "
-    "JOIN trials n ON n.number = t.number JOIN studies s ON s.study_id = n.study_id "
-    "WHERE t.study_id = %(ours)s AND s.study_name = %(name)s",
+    "INSERT INTO trials (study_id, number, state, datetime_start, datetime_complete) SELECT "
+    "s.study_id, t.number, t.state, t.datetime_start, t.datetime_complete FROM trials t, studies "
+    "s WHERE t.study_id = %(ours)s AND s.study_name = %(name)s ORDER BY t.number",
+    "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) SELECT "
+    "n.trial_id, p.param_name, p.param_value, p.distribution_json FROM trials t JOIN "
+    "trial_params p USING (trial_id) JOIN trials n ON n.number = t.number JOIN studies s ON "
+    "s.study_id = n.study_id WHERE t.study_id = %(ours)s AND s.study_name = %(name)s",
+    "INSERT INTO trial_values (trial_id, objective, value, value_type) SELECT n.trial_id, "
+    "v.objective, v.value, v.value_type FROM trials t JOIN trial_values v USING (trial_id) JOIN "
+    "trials n ON n.number = t.number JOIN studies s ON s.study_id = n.study_id WHERE t.study_id "
+    "= %(ours)s AND s.study_name = %(name)s",
 )
 
 

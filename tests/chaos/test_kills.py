@@ -131,10 +131,8 @@ def _takeovers(commands: Commands, killed: dict[int, float]) -> list[float]:
     rows = invariants.query(
         str(commands.url),
         "SELECT w.pid, extract(epoch FROM next.started_at)::float FROM orchestrator.attempt a "
-        "JOIN orchestrator.worker w USING (worker_id) "
-        "JOIN orchestrator.attempt next ON next.trial_id = a.trial_id AND next.attempt = "
-        "a.attempt + 1 "
-        "WHERE a.outcome = 'lost'",
+        "JOIN orchestrator.worker w USING (worker_id) JOIN orchestrator.attempt next ON "
+        "next.trial_id = a.trial_id AND next.attempt = a.attempt + 1 WHERE a.outcome = 'lost'",
     )
     # A worker that the machine starved for longer than its lease lost its trial too.
     return [at - killed[pid] for pid, at in rows if pid in killed]

@@ -131,9 +131,8 @@ def _done_by(commands: Commands, study_id: int) -> dict[int, int]:
     rows = invariants.query(
         str(commands.url),
         "SELECT w.pid, count(*) FROM orchestrator.attempt a JOIN orchestrator.worker w USING "
-        "(worker_id) "
-        "JOIN orchestrator.trial t USING (trial_id) WHERE t.study_id = %s AND a.outcome = "
-        "'completed' GROUP BY w.pid",
+        "(worker_id) JOIN orchestrator.trial t USING (trial_id) WHERE t.study_id = %s AND "
+        "a.outcome = 'completed' GROUP BY w.pid",
         study_id,
     )
     return dict(rows)

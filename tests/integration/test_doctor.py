@@ -218,9 +218,9 @@ def short(values: str) -> str:
     when.
     """
     return (
-        "INSERT INTO orchestrator.shortage "
-        "(cell_id, memory, device_name, bytes, in_a_row, closed, reason, trial_id, closed_at) "
-        f"SELECT cell_id, 'gpu', 'H100', 80, {values} FROM orchestrator.cell WHERE {cell(0)}"
+        "INSERT INTO orchestrator.shortage (cell_id, memory, device_name, bytes, in_a_row, "
+        f"closed, reason, trial_id, closed_at) SELECT cell_id, 'gpu', 'H100', 80, {values} FROM "
+        f"orchestrator.cell WHERE {cell(0)}"
     )
 
 
@@ -276,9 +276,8 @@ PLANTS = {
     "orphan": [
         Plant(
             f"WITH made AS ({NEW_OPTUNA_TRIAL.format(number=7)} FROM orchestrator.study WHERE "
-            f"{study()} RETURNING trial_id) "
-            "INSERT INTO trial_system_attributes (trial_id, key, value_json) "
-            "SELECT trial_id, 'orchestrator:ask', '1' FROM made",
+            f"{study()} RETURNING trial_id) INSERT INTO trial_system_attributes (trial_id, key, "
+            "value_json) SELECT trial_id, 'orchestrator:ask', '1' FROM made",
             "trial 7 of Optuna was made by a worker",
         )
     ],
@@ -387,19 +386,16 @@ PLANTS = {
         ),
         Plant(
             "UPDATE orchestrator.ticket SET state = 'LIVE', cell_id = (SELECT cell_id FROM "
-            "orchestrator.cell WHERE "
-            f"{cell(0)}) WHERE ordinal = 8 AND {study()}; UPDATE orchestrator.cell SET bound = "
-            f"bound + 1 WHERE {cell(0)}",
+            f"orchestrator.cell WHERE {cell(0)}) WHERE ordinal = 8 AND {study()}; UPDATE "
+            f"orchestrator.cell SET bound = bound + 1 WHERE {cell(0)}",
             "is LIVE, but is held by nobody",
         ),
     ],
     "accepted twice": [
         Plant(
-            "DROP INDEX orchestrator.trial_one_a_ticket; "
-            f"UPDATE orchestrator.ticket SET state = 'OPEN' WHERE {ticket_of(4)}; "
-            "UPDATE orchestrator.trial SET ticket_id = (SELECT ticket_id FROM orchestrator.trial "
-            f"WHERE {trial(0)}) "
-            f"WHERE {trial(4)}",
+            "DROP INDEX orchestrator.trial_one_a_ticket; UPDATE orchestrator.ticket SET state = "
+            f"'OPEN' WHERE {ticket_of(4)}; UPDATE orchestrator.trial SET ticket_id = (SELECT "
+            f"ticket_id FROM orchestrator.trial WHERE {trial(0)}) WHERE {trial(4)}",
             "has several results: trial 0, trial 4",
         )
     ],
@@ -420,10 +416,9 @@ PLANTS = {
     "ahead of shares": [
         Plant(
             "UPDATE orchestrator.trial t SET claimed_at = s.launched_at + interval '1 "
-            "microsecond' FROM orchestrator.study s "
-            "WHERE s.name = 'done' AND t.ticket_id = (SELECT ticket_id FROM orchestrator.ticket "
-            f"k WHERE {study('done')} "
-            "AND share IS NULL)",
+            "microsecond' FROM orchestrator.study s WHERE s.name = 'done' AND t.ticket_id = "
+            f"(SELECT ticket_id FROM orchestrator.ticket k WHERE {study('done')} AND share IS "
+            "NULL)",
             "trial 2 got ticket 2, no share of a cell, before the share 0 was spent",
             "done",
         )
@@ -450,8 +445,7 @@ PLANTS = {
         Plant(
             f"UPDATE orchestrator.cell SET state = 'CLOSED', bound = bound + 1 WHERE {cell(0)}; "
             "UPDATE orchestrator.ticket SET cell_id = (SELECT cell_id FROM orchestrator.cell "
-            f"WHERE {cell(0)}) "
-            f"WHERE ordinal = 8 AND {study()}",
+            f"WHERE {cell(0)}) WHERE ordinal = 8 AND {study()}",
             "ticket 8 is open, but its cell 0 is closed",
         )
     ],
@@ -508,9 +502,8 @@ PLANTS = {
     "runs on": [
         Plant(
             "UPDATE orchestrator.study SET state = 'FINISHED', reason = 'budget.hours is over' "
-            f"WHERE {study()}; "
-            "UPDATE orchestrator.attempt SET started_at = now() - interval '2 minutes' WHERE "
-            f"{attempt_of(5)}",
+            f"WHERE {study()}; UPDATE orchestrator.attempt SET started_at = now() - interval '2 "
+            f"minutes' WHERE {attempt_of(5)}",
             "the study is finished, but trial 5 is RUNNING",
         )
     ],
@@ -547,27 +540,23 @@ PLANTS = {
     "two ahead": [
         Plant(
             "UPDATE orchestrator.trial SET worker_id = 3, state = 'PREPARED', attempts = 0 WHERE "
-            f"{trial(6)}; "
-            f"DELETE FROM orchestrator.attempt WHERE {attempt_of(6)}",
+            f"{trial(6)}; DELETE FROM orchestrator.attempt WHERE {attempt_of(6)}",
             "worker 3 holds trial 6, claim",
         )
     ],
     "not served": [
         Plant(
             "UPDATE orchestrator.worker SET refusals = (SELECT jsonb_build_object(CAST(study_id "
-            "AS text), "
-            "jsonb_build_object('revision', revision, 'why', 'no module train')) "
-            f"FROM orchestrator.study WHERE {study()})",
+            "AS text), jsonb_build_object('revision', revision, 'why', 'no module train')) FROM "
+            f"orchestrator.study WHERE {study()})",
             "none of the workers that might serve it can: no module train",
         )
     ],
     "not run": [
         Plant(
             "UPDATE orchestrator.worker SET holds = '{7}', lease_until = now() + "
-            "make_interval(secs => ttl_s - 10) "
-            f"WHERE {WORKER_1}; "
-            "UPDATE orchestrator.attempt SET started_at = now() - interval '1 minute' WHERE "
-            f"{attempt_of(5)}",
+            f"make_interval(secs => ttl_s - 10) WHERE {WORKER_1}; UPDATE orchestrator.attempt SET "
+            f"started_at = now() - interval '1 minute' WHERE {attempt_of(5)}",
             "trial 5 is held by worker 1 on",
         )
     ],

@@ -231,8 +231,7 @@ def test_a_claim_late_in_a_large_grid_walks_an_index(store: Store, lease: Worker
         for r in sql(
             store.url,
             f"EXPLAIN SELECT * FROM orchestrator.ticket WHERE study_id = {launched.study_id} AND "
-            "state = 'OPEN' "
-            "AND share IS NOT NULL ORDER BY ordinal LIMIT 1 FOR UPDATE SKIP LOCKED",
+            "state = 'OPEN' AND share IS NOT NULL ORDER BY ordinal LIMIT 1 FOR UPDATE SKIP LOCKED",
         )
     )
     assert "ticket_share_open" in plan

@@ -329,12 +329,10 @@ class LedgerMachine(RuleBasedStateMachine):
         to another try.
         """
         ((holds, pruned, free),) = self.sql(
-            "SELECT t.holds_ticket, "
-            "(SELECT count(*) FROM orchestrator.trial o WHERE o.cell_id = t.cell_id AND o.state = "
-            "'PRUNED'), EXISTS ("
-            "SELECT FROM orchestrator.ticket k WHERE k.study_id = t.study_id AND k.state = 'OPEN' "
-            "AND k.cell_id IS NULL) "
-            f"FROM orchestrator.trial t WHERE t.trial_id = {claim.trial_id}"
+            "SELECT t.holds_ticket, (SELECT count(*) FROM orchestrator.trial o WHERE o.cell_id = "
+            "t.cell_id AND o.state = 'PRUNED'), EXISTS (SELECT FROM orchestrator.ticket k WHERE "
+            "k.study_id = t.study_id AND k.state = 'OPEN' AND k.cell_id IS NULL) FROM "
+            f"orchestrator.trial t WHERE t.trial_id = {claim.trial_id}"
         )
         if not holds:
             assert self.complete[known.cell] == 0
@@ -417,9 +415,8 @@ class LedgerMachine(RuleBasedStateMachine):
         """As plain Optuna does."""
         self.sql(
             f"SELECT FROM studies WHERE study_id = {self.study} FOR UPDATE; INSERT INTO trials "
-            "(number, study_id, state) "
-            f"SELECT coalesce(max(number) + 1, 0), {self.study}, 'WAITING' FROM trials WHERE "
-            f"study_id = {self.study}"
+            f"(number, study_id, state) SELECT coalesce(max(number) + 1, 0), {self.study}, "
+            f"'WAITING' FROM trials WHERE study_id = {self.study}"
         )
 
     # ------------------------------------------------------------------------------- what must hold
@@ -481,9 +478,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def every_cell_has_its_share(self) -> None:
         cells = self.sql(
             "SELECT c.state, count(*) FILTER (WHERE k.state = 'SPENT' AND NOT k.extra) FROM "
-            "orchestrator.cell c "
-            f"LEFT JOIN orchestrator.ticket k USING (cell_id) WHERE c.study_id = {self.study} "
-            "GROUP BY c.cell_id"
+            "orchestrator.cell c LEFT JOIN orchestrator.ticket k USING (cell_id) WHERE "
+            f"c.study_id = {self.study} GROUP BY c.cell_id"
         )
         closed = self.sql(
             f"SELECT 1 FROM orchestrator.event WHERE study_id = {self.study} AND kind = 'cell "
@@ -602,9 +598,8 @@ class LedgerMachine(RuleBasedStateMachine):
             row[0]
             for row in self.sql(
                 "SELECT t.trial_id FROM orchestrator.trial t JOIN orchestrator.cell c ON "
-                "c.cell_id = t.cell_id "
-                f"WHERE t.state = 'FAIL' AND t.study_id = {self.study} "
-                f"AND ({finished} OR starts_with(c.reason, 'no living worker has'))"
+                f"c.cell_id = t.cell_id WHERE t.state = 'FAIL' AND t.study_id = {self.study} AND "
+                f"({finished} OR starts_with(c.reason, 'no living worker has'))"
             )
         }
         for trial_id, known in self.trials.items():

@@ -40,8 +40,7 @@ def test_cells_are_sent_in_batches_and_keep_the_order_of_the_grid(
     tickets = query(
         store.url,
         "SELECT t.ordinal, c.ordinal, t.share FROM orchestrator.ticket t LEFT JOIN "
-        "orchestrator.cell c USING (cell_id) "
-        "ORDER BY t.ordinal",
+        "orchestrator.cell c USING (cell_id) ORDER BY t.ordinal",
     )
     assert tickets == [
         *((k, k % 8, k // 8 + 1) for k in range(16)),

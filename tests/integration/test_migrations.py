@@ -104,15 +104,12 @@ def test_a_worker_of_the_version_before_goes_on_while_the_schema_is_upgraded(
     execute(
         database_url,
         "INSERT INTO orchestrator.worker (token, host, process_scope, pid, pid_started, ttl_s, "
-        "lease_until)"
-        " VALUES (nextval('orchestrator.token_seq'), 'host', 'elsewhere', 1, 1, 60, "
-        "clock_timestamp() + interval '60 s');"
-        "UPDATE orchestrator.ticket SET state = 'LIVE';"
-        "INSERT INTO orchestrator.trial (study_id, ticket_id, cell_id, worker_id, token, "
-        "retried_from)"
-        " SELECT t.study_id, t.ticket_id, t.cell_id, w.worker_id, "
-        "nextval('orchestrator.token_seq'), t.retried_from"
-        " FROM orchestrator.ticket t, orchestrator.worker w",
+        "lease_until) VALUES (nextval('orchestrator.token_seq'), 'host', 'elsewhere', 1, 1, 60, "
+        "clock_timestamp() + interval '60 s');UPDATE orchestrator.ticket SET state = "
+        "'LIVE';INSERT INTO orchestrator.trial (study_id, ticket_id, cell_id, worker_id, token, "
+        "retried_from) SELECT t.study_id, t.ticket_id, t.cell_id, w.worker_id, "
+        "nextval('orchestrator.token_seq'), t.retried_from FROM orchestrator.ticket t, "
+        "orchestrator.worker w",
     )
     assert store.doctor.examine().findings == (), (
         "it says nothing of what it holds, and is not held to lie"
@@ -157,11 +154,10 @@ def test_what_the_version_before_has_prepared_is_begun_once_and_counts_as_no_los
     )
     execute(  # how one of those begins
         database_url,
-        "WITH begun AS (UPDATE orchestrator.trial SET attempts = 1"
-        " WHERE state = 'RUNNING' AND attempts = 0 AND number = 0 RETURNING trial_id, token, "
-        "worker_id)"
-        "INSERT INTO orchestrator.attempt (trial_id, attempt, token, worker_id, host, runs_dir)"
-        " SELECT trial_id, 1, token, worker_id, 'host', 'runs' FROM begun",
+        "WITH begun AS (UPDATE orchestrator.trial SET attempts = 1 WHERE state = 'RUNNING' AND "
+        "attempts = 0 AND number = 0 RETURNING trial_id, token, worker_id)INSERT INTO "
+        "orchestrator.attempt (trial_id, attempt, token, worker_id, host, runs_dir) SELECT "
+        "trial_id, 1, token, worker_id, 'host', 'runs' FROM begun",
     )
     assert store.doctor.examine().findings == ()
     assert store.ledger.evict(Silent(leases[1].worker_id, dead=True, reason="died"))

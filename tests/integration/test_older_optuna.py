@@ -55,9 +55,8 @@ def test_trials_that_carry_local_times_are_noticed(store: Store, hours: float, n
     query(
         store.url,
         "UPDATE trials SET datetime_start = datetime_start + make_interval(mins => "
-        f"{int(hours * 60)}), "
-        f"datetime_complete = datetime_complete + make_interval(mins => {int(hours * 60)}) "
-        f"WHERE {OTHERS} AND datetime_start > '2021-01-01'",
+        f"{int(hours * 60)}), datetime_complete = datetime_complete + make_interval(mins => "
+        f"{int(hours * 60)}) WHERE {OTHERS} AND datetime_start > '2021-01-01'",
     )
     found = store.doctor.examine("study")
     assert found.findings == ()

@@ -289,12 +289,10 @@ def test_who_only_reads_has_no_other_right_on_any_table(roles: Roles) -> None:
     writable = roles.execute(
         None,
         "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_namespace n ON n.oid = "
-        "c.relnamespace "
-        f"CROSS JOIN (SELECT '{_here('orchestrator_reader')}'::name AS role) AS r "
-        "WHERE n.nspname IN ('public', 'orchestrator') AND c.relkind = 'r' AND ("
-        "has_table_privilege(r.role, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, "
-        "TRIGGER') "
-        "OR has_any_column_privilege(r.role, c.oid, 'INSERT, UPDATE, REFERENCES'))",
+        f"c.relnamespace CROSS JOIN (SELECT '{_here('orchestrator_reader')}'::name AS role) AS r "
+        "WHERE n.nspname IN ('public', 'orchestrator') AND c.relkind = 'r' AND "
+        "(has_table_privilege(r.role, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, "
+        "TRIGGER') OR has_any_column_privilege(r.role, c.oid, 'INSERT, UPDATE, REFERENCES'))",
     )
     assert writable == []
 
@@ -312,8 +310,7 @@ def test_only_the_roles_may_connect_and_none_is_more_than_it_seems(roles: Roles)
     members = roles.execute(
         None,
         "SELECT r.rolname FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid JOIN "
-        "pg_roles u ON u.oid = m.member "
-        f"WHERE u.rolname IN ({names})",
+        f"pg_roles u ON u.oid = m.member WHERE u.rolname IN ({names})",
     )
     assert members == [(_here("orchestrator_worker"),)], (
         "of another role only who launches is a member"

@@ -81,9 +81,8 @@ def check_ledger(url: str, study: str) -> None:
     accepted = query(
         url,
         "SELECT o.number, o.state, count(*) FILTER (WHERE a.outcome IN ('completed', 'pruned')), "
-        "count(*) FILTER (WHERE a.outcome IS NULL), max(a.attempt), o.attempts "
-        "FROM orchestrator.trial o JOIN orchestrator.attempt a USING (trial_id) WHERE o.study_id "
-        "= %s "
+        "count(*) FILTER (WHERE a.outcome IS NULL), max(a.attempt), o.attempts FROM "
+        "orchestrator.trial o JOIN orchestrator.attempt a USING (trial_id) WHERE o.study_id = %s "
         "AND o.state IN ('COMPLETE', 'PRUNED') GROUP BY o.trial_id",
         study_id,
     )
@@ -93,17 +92,16 @@ def check_ledger(url: str, study: str) -> None:
     tallies = query(
         url,
         "SELECT c.ordinal, c.completed, count(*) FILTER (WHERE o.state = 'COMPLETE') FROM "
-        "orchestrator.cell c "
-        "LEFT JOIN orchestrator.trial o USING (cell_id) WHERE c.study_id = %s GROUP BY c.cell_id",
+        "orchestrator.cell c LEFT JOIN orchestrator.trial o USING (cell_id) WHERE c.study_id = "
+        "%s GROUP BY c.cell_id",
         study_id,
     )
     assert [row for row in tallies if row[1] != row[2]] == [], "the cells' tallies are right"
     twice = query(
         url,
         "SELECT t.ordinal, t.state, count(o.trial_id) FILTER (WHERE o.holds_ticket) FROM "
-        "orchestrator.ticket t "
-        "LEFT JOIN orchestrator.trial o USING (ticket_id) WHERE t.study_id = %s GROUP BY "
-        "t.ticket_id",
+        "orchestrator.ticket t LEFT JOIN orchestrator.trial o USING (ticket_id) WHERE t.study_id "
+        "= %s GROUP BY t.ticket_id",
         study_id,
     )
     assert [row for row in twice if row[2] != (row[1] in ("LIVE", "SPENT"))] == [], (
@@ -112,9 +110,8 @@ def check_ledger(url: str, study: str) -> None:
     silent = query(
         url,
         "SELECT worker_id FROM orchestrator.worker w WHERE state = 'GONE' AND (EXISTS (SELECT "
-        "FROM orchestrator.slot s "
-        "WHERE s.worker_id = w.worker_id) OR EXISTS (SELECT FROM orchestrator.trial t WHERE "
-        "t.worker_id = w.worker_id))",
+        "FROM orchestrator.slot s WHERE s.worker_id = w.worker_id) OR EXISTS (SELECT FROM "
+        "orchestrator.trial t WHERE t.worker_id = w.worker_id))",
     )
     assert silent == [], "who is gone holds nothing"
 

@@ -11,10 +11,9 @@ import psycopg2
 import psycopg2.extensions
 
 _STATEMENTS = (
-    "INSERT INTO orchestrator.worker"
-    " (token, host, process_scope, pid, pid_started, ttl_s, state, reason, lease_until, ended_at)"
-    " SELECT (random() * 9e18)::bigint, 'gone', 'gone', 1, 1, 60, 'GONE', 'ended in order', "
-    "now(), now()",
+    "INSERT INTO orchestrator.worker (token, host, process_scope, pid, pid_started, ttl_s, "
+    "state, reason, lease_until, ended_at) SELECT (random() * 9e18)::bigint, 'gone', 'gone', 1, "
+    "1, 60, 'GONE', 'ended in order', now(), now()",
     """
     INSERT INTO trials (number, study_id, state, datetime_start, datetime_complete)
     SELECT ordinal, study_id, 'COMPLETE', now() AT TIME ZONE 'utc', now() AT TIME ZONE 'utc'

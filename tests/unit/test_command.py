@@ -108,10 +108,9 @@ def test_a_program_gets_parameters_as_arguments_environment_and_file(
 ) -> None:
     code = (
         "import json, os, sys; f = json.load(open(sys.argv[1])); v = {k: w for k, w in "
-        "os.environ.items() if 'ORCH' in k};"
-        "print(json.dumps({'value': 1, 'argv': sys.argv[1:], 'file': f, 'env': v, 'unbuffered': "
-        "os.environ['PYTHONUNBUFFERED'],"
-        " 'cwd': os.getcwd(), 'devices': os.environ['CUDA_VISIBLE_DEVICES']}))"
+        "os.environ.items() if 'ORCH' in k};print(json.dumps({'value': 1, 'argv': sys.argv[1:], "
+        "'file': f, 'env': v, 'unbuffered': os.environ['PYTHONUNBUFFERED'], 'cwd': os.getcwd(), "
+        "'devices': os.environ['CUDA_VISIBLE_DEVICES']}))"
     )
     words = [
         "{params_file}",

@@ -240,8 +240,7 @@ def checked_place(setting: str | None, data: Path) -> str:
             if mask(setting) != setting:  # every trial's run directory would contain it
                 raise ConfigError(
                     "must not contain a password; pass credentials the way the fsspec backend "
-                    "expects"
-                    " (for instance AWS_* variables)"
+                    "expects (for instance AWS_* variables)"
                 )
             ArtifactPlace(setting)
             return setting

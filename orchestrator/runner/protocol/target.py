@@ -127,8 +127,7 @@ def locate(target: str) -> Callable[..., Any]:
         ):
             raise ConfigError(
                 f"{_FIELD}: {target!r} is a method of the class {owner.__name__!r}: instantiate "
-                "it in its module and name the"
-                " method of that instance"
+                "it in its module and name the method of that instance"
             )
         if isinstance(found, ModuleType) and found.__name__.partition(".")[0] != parts[0]:
             # Otherwise `worker.allow_targets=[my_project.*]` would allow `my_project.os.system`.
@@ -227,8 +226,7 @@ def _no_function(found: Callable[..., Any]) -> str | None:
     if inspect.isclass(found):
         return (
             f"is a class: instantiate it in its module, as in objective = {found.__name__}(…), "
-            "and name"
-            " that instance (if it has __call__) or a method of it; or name a function"
+            "and name that instance (if it has __call__) or a method of it; or name a function"
         )
     called = (
         found if inspect.isroutine(found) or isinstance(found, partial) else type(found).__call__
@@ -241,8 +239,7 @@ def _no_function(found: Callable[..., Any]) -> str | None:
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         return (
             "is a generator, so a call runs nothing: return the final result instead of yielding "
-            "it,"
-            " and report intermediate values with trial.report"
+            "it, and report intermediate values with trial.report"
         )
     return None
 
@@ -295,8 +292,7 @@ _INSTEAD = {
     "optuna.artifacts": "Use trial.log_artifact(path) to store a file with the trial.",
     "optuna_integration.pytorch_distributed": (
         "Use the trial directly, only in the process that called the objective, and send its "
-        "values to"
-        " the other processes (torch.distributed.broadcast_object_list)."
+        "values to the other processes (torch.distributed.broadcast_object_list)."
     ),
 }
 

@@ -118,9 +118,8 @@ def storage_url(url: str, password_file: str | None = None) -> URL:
         )
     if "sslpassword" in parsed.query:
         raise ConfigError(
-            "storage.url must not contain sslpassword, which would be visible; use an unencrypted "
-            "key file that only you can"
-            " read"
+            "storage.url must not contain sslpassword, which would be visible; use an "
+            "unencrypted key file that only you can read"
         )
     # libpq's other spelling; here it would be shown
     if isinstance(password := parsed.query.get("password"), str):
@@ -304,12 +303,11 @@ class Database:
         if refused := next((line for line in lines if _WRONG_PASSWORD in line), None):
             return StoreUnavailableError(
                 f"database {self.masked_url} rejects the password: "
-                f"{hide_password(refused, self.url)}. A server keeps the"
-                " password that its data (for a container, its volume) was created with, whatever "
-                "the password file says now."
-                " Use that password, set the new one on the server (ALTER ROLE "
-                f"{self.url.username or 'user'} PASSWORD '…'), or"
-                " remove the volume with all its studies"
+                f"{hide_password(refused, self.url)}. A server keeps the password that its data "
+                "(for a container, its volume) was created with, whatever the password file says "
+                "now. Use that password, set the new one on the server (ALTER ROLE "
+                f"{self.url.username or 'user'} PASSWORD '…'), or remove the volume with all its "
+                "studies"
             )
         lost = isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)
         lost = lost or getattr(error, "connection_invalidated", False)

@@ -47,8 +47,7 @@ def server_account() -> pwd.struct_passwd:
         time.sleep(0.05)
     raise StoreUnavailableError(
         f"PostgreSQL cannot run as root, and the account {SERVER_ACCOUNT!r} could not be created; "
-        "create it, or run as"
-        " another user"
+        "create it, or run as another user"
     )
 
 

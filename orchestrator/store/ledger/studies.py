@@ -67,8 +67,7 @@ class Studies:
             if row is None and not new:
                 raise ConfigError(
                     f"study.name={spec.name}: the database has a study of this name that "
-                    "orchestrator did not create; "
-                    "choose another name: study.name=…"
+                    "orchestrator did not create; choose another name: study.name=…"
                 )
             if row is None:
                 self._create(c, study_id, spec)
@@ -188,8 +187,8 @@ class Studies:
         if differences := _differences(old, new):
             raise ConfigError(
                 f"study.name={new.name}: a study of this name exists with a different "
-                f"{'; a different '.join(differences)}. "
-                "Launch it under another name (study.name=…) or with the settings it has"
+                f"{'; a different '.join(differences)}. Launch it under another name "
+                "(study.name=…) or with the settings it has"
             )
         c.execute(
             sa.update(study)

@@ -58,8 +58,7 @@ def migrate(database: Database, create_optuna_tables: Callable[[str], None]) -> 
         if not connection.execute(_MAY_CREATE).scalar_one():
             raise SchemaOutdatedError(
                 "the schemas of this database are missing or outdated, and this role may not "
-                "change them; run as their owner:"
-                " orchestrator db upgrade"
+                "change them; run as their owner: orchestrator db upgrade"
             )
         create_optuna_tables(database.url.render_as_string(hide_password=False))
         from alembic import command  # slow to import, and seldom needed

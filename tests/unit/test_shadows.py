@@ -34,3 +34,14 @@ def test_other_modules_and_directories_without_a_package_are_left_alone(tmp_path
 
 def test_a_checkout_of_what_is_imported_hides_nothing() -> None:
     check_shadows(ROOT)
+
+
+def test_a_clone_beside_the_installed_program_hides_nothing(tmp_path: Path) -> None:
+    """As in the quick start, which installs a copy and launches in the clone."""
+    clone = tmp_path / "orchestrator" / "__init__.py"
+    clone.parent.mkdir()
+    clone.write_bytes((ROOT / "orchestrator" / "__init__.py").read_bytes())
+    check_shadows(tmp_path)
+    clone.write_text("")
+    with pytest.raises(ConfigError, match="hides the installed module 'orchestrator'"):
+        check_shadows(tmp_path)

@@ -10,30 +10,49 @@ asks for a fresh interpreter: ``Commands(…, fresh=True)``.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import fcntl
 import gc
 import multiprocessing
 import os
+import pickle
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 from unittest import mock
 
 import pytest
 
+from orchestrator.cli.commands import COMMANDS
+from orchestrator.signals import held_back
+
 _ROOT = Path(__file__).parents[2]
+# All that a command or a worker would import by itself in most tests, also what it imports late.
 _PRELOAD = [
-    "orchestrator.cli",
+    *(f"orchestrator.cli.{command.run.partition('.')[0]}" for command in COMMANDS.values()),
+    "orchestrator.search.gp.sampler",
+    "orchestrator.search.tpe.sampler",
+    "orchestrator.store.embedded.server",
     "orchestrator.worker.worker",
     "orchestrator.dashboard",
+    "alembic.command",
+    "joblib",
+    "optuna.storages._rdb.storage",
+    "psycopg2.extras",
+    "pynvml",
+    "scipy.optimize",
+    "scipy.stats",
     "tests.support.fleet",
 ]
 
@@ -57,13 +76,34 @@ def become(
     """Ends this process as ``python -m orchestrator ARGUMENTS`` would, whose outputs are these file
     descriptors.
     """
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    _prepare(environment, cwd)
+    sys.argv[:] = ["orchestrator", *arguments]
+    from orchestrator.cli import local_workers
+    from orchestrator.runner import keeper_handle
+
+    forks = SimpleNamespace(**{**vars(subprocess), "Popen": _LaunchedWorker})
+    mock.patch.object(local_workers, "subprocess", forks).start()
+    if arguments[0] in ("launch", "worker"):
+        # Now, while this process has no other thread.
+        forks = SimpleNamespace(**{**vars(subprocess), "Popen": _Nursery().popen})
+        mock.patch.object(keeper_handle, "subprocess", forks).start()
+    try:
+        runpy.run_module("orchestrator", run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()
+
+
+def _prepare(environment: Mapping[str, str], cwd: Path) -> None:
+    """Gives this fork the session, directory, environment, module path and standard streams of a
+    fresh interpreter, whose outputs are file descriptors 1 and 2.
+    """
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
-    os.dup2(stdout, 1)
-    os.dup2(stderr, 2)
     # Open for as long as the process lives.
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(  # noqa: SIM115
@@ -76,15 +116,6 @@ def become(
         *found,
         *(path for path in sys.path if path not in ("", str(cwd), *found)),
     ]
-    sys.argv[:] = ["orchestrator", *arguments]
-    from orchestrator.cli import local_workers
-
-    forks = SimpleNamespace(**{**vars(subprocess), "Popen": _LaunchedWorker})
-    mock.patch.object(local_workers, "subprocess", forks).start()
-    try:
-        runpy.run_module("orchestrator", run_name="__main__", alter_sys=True)
-    finally:
-        atexit._run_exitfuncs()
 
 
 def forget() -> None:
@@ -97,6 +128,116 @@ def forget() -> None:
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Nursery:
+    """A child of this process, forked while that had no threads, that becomes the first keeper that
+    is started here; later ones are fresh interpreters.
+    """
+
+    def __init__(self) -> None:
+        self._orders, theirs = socket.socketpair()
+        with theirs, held_back():
+            self._pid: int | None = os.fork()
+            if self._pid == 0:
+                self._orders.close()
+                _wait_for_order(theirs)
+
+    def popen(
+        self,
+        command: Sequence[str],
+        *,
+        stdout: IO[bytes],
+        pass_fds: Sequence[int],
+        env: Mapping[str, str],
+        cwd: Path | None,
+        **settings: Any,
+    ) -> _ForkedKeeper | subprocess.Popen[bytes]:
+        """In place of `subprocess.Popen`, for a keeper."""
+        assert list(command[:3]) == [sys.executable, "-m", "orchestrator.runner.keeper"]
+        assert settings == {
+            "stdin": subprocess.DEVNULL,
+            "stderr": stdout,
+            "start_new_session": True,
+        }
+        pid, self._pid = self._pid, None
+        order = pickle.dumps((command[3:], dict(env), cwd or Path.cwd(), list(pass_fds)))
+        if pid is not None:
+            with self._orders, contextlib.suppress(OSError):  # a signal to all has ended it
+                socket.send_fds(
+                    self._orders, [len(order).to_bytes(4, "big")], [stdout.fileno(), *pass_fds]
+                )
+                self._orders.sendall(order)
+                if self._orders.recv(1):
+                    return _ForkedKeeper(pid)
+        return subprocess.Popen(
+            command, stdout=stdout, pass_fds=pass_fds, env=env, cwd=cwd, **settings
+        )
+
+
+class _ForkedKeeper:
+    """What `_Nursery` returns, with as much of a `subprocess.Popen`'s face as the worker needs."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        until = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            if until is not None and time.monotonic() >= until:
+                assert timeout is not None
+                raise subprocess.TimeoutExpired("a forked keeper", timeout)
+            time.sleep(0.005)
+        assert self.returncode is not None
+        return self.returncode
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            reaped, status = os.waitpid(self.pid, os.WNOHANG)
+            if reaped:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _wait_for_order(orders: socket.socket) -> NoReturn:
+    """Becomes the keeper that is asked for, or ends with the process that would ask."""
+    head, received, _, _ = socket.recv_fds(orders, 4, 64)
+    if not head:
+        os._exit(0)
+    size, data = int.from_bytes(head, "big"), b""
+    while len(data) < size:
+        data += orders.recv(size - len(data))
+    arguments, environment, cwd, numbers = pickle.loads(data)
+    orders.send(b"x")
+    orders.detach()
+    keep = [fcntl.fcntl(fd, fcntl.F_DUPFD, 500) for fd in received]
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(keep[0], 1)
+    os.dup2(keep[0], 2)
+    os.closerange(3, 500)
+    for fd, number in zip(keep[1:], numbers, strict=True):
+        os.dup2(fd, number)
+    os.closerange(500, 500 + 2 * len(keep))
+    code = 0
+    try:
+        _prepare(environment, cwd)
+        sys.argv[:] = ["orchestrator.runner.keeper", *arguments]
+        runpy.run_module("orchestrator.runner.keeper", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else end.code is not None
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 class ForkedCommand(subprocess.Popen[str]):

@@ -34,27 +34,10 @@ from unittest import mock
 
 import pytest
 
-from orchestrator.cli.commands import COMMANDS
 from orchestrator.signals import held_back
 
 _ROOT = Path(__file__).parents[2]
-# All that a command or a worker would import by itself in most tests, also what it imports late.
-_PRELOAD = [
-    *(f"orchestrator.cli.{command.run.partition('.')[0]}" for command in COMMANDS.values()),
-    "orchestrator.search.gp.sampler",
-    "orchestrator.search.tpe.sampler",
-    "orchestrator.store.embedded.server",
-    "orchestrator.worker.worker",
-    "orchestrator.dashboard",
-    "alembic.command",
-    "joblib",
-    "optuna.storages._rdb.storage",
-    "psycopg2.extras",
-    "pynvml",
-    "scipy.optimize",
-    "scipy.stats",
-    "tests.support.fleet",
-]
+_PRELOADED = "tests.support.preloaded"
 
 
 def start(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
@@ -62,7 +45,7 @@ def start(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     server.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload([_PRELOADED])
     process = context.Process(target=target, args=arguments)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(_ROOT))  # where the server looks for the program

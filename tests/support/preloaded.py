@@ -1,0 +1,31 @@
+"""What every fork starts with: the program, with all that a command or a worker imports late, and
+with Hydra's plugins found and the shipped config read.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from orchestrator.cli.commands import COMMANDS
+from orchestrator.config.loader import Loader
+
+for _module in (
+    *(f"orchestrator.cli.{command.run.partition('.')[0]}" for command in COMMANDS.values()),
+    "alembic.command",
+    "joblib",
+    "optuna.storages._rdb.storage",
+    "orchestrator.dashboard",
+    "orchestrator.search.gp.sampler",
+    "orchestrator.search.tpe.sampler",
+    "orchestrator.store.embedded.server",
+    "orchestrator.worker.worker",
+    "psycopg2.extras",
+    "pynvml",
+    "rich._emoji_codes",
+    "scipy.optimize",
+    "scipy.stats",
+    "tests.support.fleet",
+):
+    importlib.import_module(_module)
+
+Loader(None, "config").load([])

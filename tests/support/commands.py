@@ -106,6 +106,11 @@ class Commands:
             process.wait()
 
 
+def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The lines on standard error, without those that say what a slow machine makes it wait for."""
+    return [line for line in done.stderr.splitlines() if not line.endswith(" …")]
+
+
 def line_with(process: subprocess.Popen[str], words: str, timeout: float = 60) -> str:
     """The next line of the command's output that holds `words`; what comes before it is passed
     over.

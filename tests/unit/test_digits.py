@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from orchestrator.examples import digits
 from orchestrator.runner import TrialPruned
 from orchestrator.runner.files import Checkpoints
 
@@ -55,9 +53,16 @@ def config(**changes: Any) -> DictConfig:
     return cfg
 
 
+def train(cfg: DictConfig, trial: FakeTrial) -> dict[str, float] | None:
+    # torch takes seconds to import: not while the tests are collected
+    from orchestrator.examples import digits
+
+    return digits.train(cfg, trial)  # type: ignore[arg-type]
+
+
 def test_it_learns_the_digits(tmp_path: Path) -> None:
     trial = FakeTrial(tmp_path)
-    result = digits.train(config(), trial)  # type: ignore[arg-type]
+    result = train(config(), trial)
     assert result is not None
     assert result["val_accuracy"] >= 0.96
     assert result["val_loss"] < 0.2
@@ -66,13 +71,13 @@ def test_it_learns_the_digits(tmp_path: Path) -> None:
     assert trial.reports[11] == result["val_accuracy"]
 
 
-@pytest.mark.parametrize("activation", sorted(digits.ACTIVATIONS))
+@pytest.mark.parametrize("activation", ["gelu", "relu", "tanh"])
 @pytest.mark.parametrize("depth", [1, 3])
 def test_every_model_of_the_search_space_trains(
     tmp_path: Path, activation: str, depth: int
 ) -> None:
     changes = {"model__activation": activation, "model__depth": depth, "train__epochs": 1}
-    result = digits.train(config(**changes), FakeTrial(tmp_path))  # type: ignore[arg-type]
+    result = train(config(**changes), FakeTrial(tmp_path))
     assert result is not None
     assert result["val_accuracy"] > 0.15
 
@@ -81,16 +86,16 @@ def test_every_model_of_the_search_space_trains(
 def test_a_trial_told_to_stop_goes_on_from_its_checkpoint_as_if_it_had_not_been(
     tmp_path: Path, stop_after: int
 ) -> None:
-    whole = digits.train(config(model__dropout=0.4), FakeTrial(tmp_path))  # type: ignore[arg-type]
+    whole = train(config(model__dropout=0.4), FakeTrial(tmp_path))
     checkpoints = Checkpoints(None, tmp_path)
     first = FakeTrial(
         checkpoints.begin("digits", 0, 1, resume=True).directory, stop_after=stop_after
     )
-    assert digits.train(config(model__dropout=0.4), first) is None  # type: ignore[arg-type]
+    assert train(config(model__dropout=0.4), first) is None
     assert max(first.reports) == stop_after
 
     second = FakeTrial(checkpoints.begin("digits", 0, 2, resume=True).directory)
-    assert digits.train(config(model__dropout=0.4), second) == whole  # type: ignore[arg-type]
+    assert train(config(model__dropout=0.4), second) == whole
     assert min(second.reports) == stop_after + 1
 
 
@@ -105,24 +110,28 @@ def test_a_trial_killed_between_checkpoints_repeats_only_what_was_not_saved(tmp_
             return False
 
     with pytest.raises(Killed):
-        digits.train(config(), Dying(tmp_path))  # type: ignore[arg-type]
+        train(config(), Dying(tmp_path))
     second = FakeTrial(tmp_path)
-    digits.train(config(), second)  # type: ignore[arg-type]
+    train(config(), second)
     assert list(second.reports) == [8, 9, 10, 11]
 
 
 def test_asked_to_stop_after_the_last_epoch_it_returns_the_result(tmp_path: Path) -> None:
-    assert digits.train(config(), FakeTrial(tmp_path, stop_after=11)) is not None  # type: ignore[arg-type]
+    assert train(config(), FakeTrial(tmp_path, stop_after=11)) is not None
 
 
 def test_it_prunes_when_the_study_says_so(tmp_path: Path) -> None:
     trial = FakeTrial(tmp_path, prune_after=3)
     with pytest.raises(TrialPruned):
-        digits.train(config(), trial)  # type: ignore[arg-type]
+        train(config(), trial)
     assert max(trial.reports) == 3
 
 
 def test_the_split_is_fixed_and_holds_out_a_fifth_of_every_class() -> None:
+    import torch
+
+    from orchestrator.examples import digits
+
     images, labels, val_images, val_labels = digits.load_split()
     assert (len(images), len(val_images)) == (1437, 360)
     share = torch.bincount(val_labels) / (torch.bincount(labels) + torch.bincount(val_labels))

@@ -23,13 +23,13 @@ settings:     ## write conf/*.yaml and the reference's tables from orchestrator/
 	$(BIN)python docs/write_settings.py
 
 fast:         ## the unit tests alone
-	$(BIN)python -m pytest -n 2 tests/unit
+	$(BIN)python -m pytest -n 4 tests/unit
 
 test:         ## all tests but the nightly ones
-	$(BIN)python -m pytest -n 2 --dist loadgroup
+	$(BIN)python -m pytest -n 4 --dist loadgroup
 
 nightly:      ## the tests that a day may wait for: the benchmarks' own, statistics of further samplers
-	$(BIN)python -m pytest -m nightly -n 2 --dist loadgroup
+	$(BIN)python -m pytest -m nightly -n 4 --dist loadgroup
 
 chaos:        ## every fault in full: a quarter of an hour
 	$(BIN)python -m pytest -m chaos tests/chaos -n 2 --chaos=long
@@ -44,7 +44,7 @@ hydra-next:   ## the unit tests and the example with Hydra's next release candid
 	python3 -m venv build/hydra-next
 	build/hydra-next/bin/pip install -q -c constraints.txt -e '.[dev]'
 	build/hydra-next/bin/pip install -q --upgrade --pre 'hydra-core<1.5'
-	build/hydra-next/bin/python -m pytest -n 2 tests/unit
+	build/hydra-next/bin/python -m pytest -n 4 tests/unit
 	ORCHESTRATOR_DATA_DIR=build/hydra-next/data build/hydra-next/bin/orchestrator launch experiment=digits
 
 # The passwords of docker-compose.yml's database and dashboard; existing ones are kept. The containers' user, who is neither you

@@ -5,9 +5,11 @@ module and config.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -84,53 +86,56 @@ def test_the_config_travels_in_the_wheel_and_nothing_else_is_top_level(wheel: Pa
     assert any(name.startswith("orchestrator/store/migrations/versions/0001") for name in names)
 
 
-def test_a_users_own_module_and_config_run_from_a_directory_outside_the_clone(
-    wheel: Path, tmp_path: Path, database_url: str
-) -> None:
-    site, mine = tmp_path / "site", tmp_path / "mine"
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
     subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-deps",
-            "--no-index",
-            "--target",
-            str(site),
-            str(wheel),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=120,
+        [*pip, "--target", str(folder), str(wheel)], check=True, capture_output=True, timeout=120
     )
-    (mine / "conf" / "experiment").mkdir(parents=True)
-    (mine / "train.py").write_text(TRAIN)
-    (mine / "mylib.py").write_text(LIBRARY)
-    (mine / "conf" / "experiment" / "mine.yaml").write_text(EXPERIMENT)
-    env = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("ORCHESTRATOR_", "PYTEST_", "PYTHON"))
-    }
-    env |= {
-        "PYTHONPATH": str(site),
-        "ORCHESTRATOR_STORAGE_URL": database_url,
-        "ORCHESTRATOR_DATA_DIR": str(tmp_path / "data"),
-    }
+    return folder
 
-    def orchestrator(*words: str) -> str:
+
+@dataclass(frozen=True)
+class Installed:
+    """The installed program, called in a directory of a user's with a study in it."""
+
+    site: Path
+    cwd: Path
+    url: str
+
+    def __post_init__(self) -> None:
+        (self.cwd / "conf" / "experiment").mkdir(parents=True, exist_ok=True)
+        (self.cwd / "train.py").write_text(TRAIN)
+        (self.cwd / "mylib.py").write_text(LIBRARY)
+        (self.cwd / "conf" / "experiment" / "mine.yaml").write_text(EXPERIMENT)
+
+    def __call__(self, *words: str) -> str:
         """Runs commands, with ``then`` between them, in one interpreter: each of its own would
         import all of it again.
         """
+        env = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("ORCHESTRATOR_", "PYTEST_", "PYTHON"))
+        }
+        env |= {
+            "PYTHONPATH": str(self.site),
+            "ORCHESTRATOR_STORAGE_URL": self.url,
+            "ORCHESTRATOR_DATA_DIR": str(self.cwd / "data"),
+        }
         command = [sys.executable, "-P", "-c", COMMANDS, *words]
         done = subprocess.run(
-            command, cwd=mine, env=env, capture_output=True, text=True, timeout=120, check=False
+            command, cwd=self.cwd, env=env, capture_output=True, text=True, timeout=120, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+
+def test_a_users_own_module_and_config_run_from_a_directory_outside_the_clone(
+    site: Path, tmp_path: Path, database_url: str
+) -> None:
+    orchestrator = Installed(site, tmp_path, database_url)
     said = orchestrator("launch", "--config-dir", "conf", "experiment=mine", "worker.count=1")
     assert "study mine: 6 trials, 2 cells x 2 guaranteed" in said
     assert "finished: budget spent" in said
@@ -141,3 +146,13 @@ def test_a_users_own_module_and_config_run_from_a_directory_outside_the_clone(
     assert yaml.safe_load(best)["params"]["model.width"] in (8, 16)
     assert "training with" in log
     assert str(site / "orchestrator" / "conf") in path
+
+
+def test_the_installed_program_runs_in_a_clone_of_the_repository_as_well(
+    site: Path, tmp_path: Path, database_url: str
+) -> None:
+    for package in ("orchestrator", "conf"):
+        unbuilt = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=unbuilt)
+    launch = ("launch", "--config-dir", "conf", "experiment=mine", "worker.count=1")
+    assert "finished: budget spent" in Installed(site, tmp_path, database_url)(*launch)

@@ -62,7 +62,7 @@ def test_an_example_runs_as_it_is_typed(
     database_url: str, tmp_path: Path, page: str, heading: str, study: str, smaller: tuple[str, ...]
 ) -> None:
     words, directory = typed(page, heading, tmp_path)
-    commands = Commands(database_url, tmp_path / "data", cwd=directory, fresh=True)
+    commands = Commands(database_url, tmp_path / "data", cwd=directory)
     plan = commands.check("launch", *words, "--dry-run")
     assert "never acts" not in plan, "its pruner cannot prune"
     said = commands.check("launch", *words, *smaller, timeout=380)

@@ -570,7 +570,9 @@ def test_after_its_hours_a_study_hands_out_nothing_and_ends(
 # --------------------------------------------------------------------------------------- real races
 
 
-@pytest.mark.parametrize(("fail", "release"), [(0.0, 0.0), (0.1, 0.15)])
+@pytest.mark.parametrize(
+    ("fail", "release"), [pytest.param(0.0, 0.0, marks=pytest.mark.nightly), (0.1, 0.15)]
+)
 def test_many_processes_race_for_one_grid_and_every_cell_is_done_exactly_once(
     database_url: str, fail: float, release: float
 ) -> None:

@@ -135,7 +135,7 @@ class _Nursery:
         env: Mapping[str, str],
         cwd: Path | None,
         **settings: Any,
-    ) -> _ForkedKeeper | subprocess.Popen[bytes]:
+    ) -> _ForkedKeeper | subprocess.Popen[Any]:
         """In place of `subprocess.Popen`, for a keeper."""
         assert list(command[:3]) == [sys.executable, "-m", "orchestrator.runner.keeper"]
         assert settings == {
@@ -213,7 +213,7 @@ def _wait_for_order(orders: socket.socket) -> NoReturn:
         runpy.run_module("orchestrator.runner.keeper", run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else end.code is not None
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - ends as Python does
         traceback.print_exc()
         code = 1
     finally:

@@ -219,7 +219,9 @@ def test_lows_are_joint_draws_of_each_cells_best_point() -> None:
     assert (lows[:, 0] < lows[:, 1]).all()
 
 
-@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize(
+    "direction", ["minimize", pytest.param("maximize", marks=pytest.mark.nightly)]
+)
 def test_the_summary_tells_every_cells_optimum(direction: Any) -> None:
     sign = -1.0 if direction == "maximize" else 1.0
     inside, sure = [], []

@@ -119,6 +119,17 @@ def test_the_hash_is_of_the_content_and_is_read_again_when_a_file_changes(projec
     assert "lib.net" not in files.look().digests
 
 
+def test_a_script_that_was_not_there_yet_is_found_when_it_comes(project: Path) -> None:
+    files = Sources({"command": ["sh", "late.sh", "--with=late.cfg"]})
+    assert files.look().facts is None
+    (project / "late.sh").write_text("echo 1\n")
+    assert list(files.look().digests) == ["late.sh"]
+    (project / "late.cfg").write_text("a: 1\n")
+    assert sorted(files.look().digests) == ["late.cfg", "late.sh"]
+    (project / "late.sh").unlink()
+    assert list(files.look().digests) == ["late.cfg"]
+
+
 def test_of_many_files_one_hash_is_told(project: Path) -> None:
     for number in range(MOST_NAMED + 1):
         (project / f"m{number}.py").write_text("")

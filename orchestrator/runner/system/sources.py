@@ -90,7 +90,7 @@ class Source:
 class Sources:
     """The files of one objective, relative to the working directory.
 
-    Reads them again only if one has changed.
+    Reads them again only if one has changed, or if the command names a file that was not there.
     """
 
     def __init__(self, objective: Mapping[str, JSONValue]) -> None:
@@ -98,6 +98,7 @@ class Sources:
         self._target = target_of(objective)[0]
         self._last: Source | None = None
         self._stamps: dict[Path, tuple[int, int] | None] = {}
+        self._named: list[tuple[str, Path]] = []
 
     @property
     def file(self) -> Path | None:
@@ -106,12 +107,13 @@ class Sources:
 
     def look(self) -> Source:
         """The current state of all files."""
+        named = [] if self._words is None else self._scripts()
         stale = any(_stamp(path) != stamp for path, stamp in self._stamps.items())
-        if self._last is None or stale:
+        if self._last is None or stale or named != self._named:
             scan = self._scan(imports=True)
             if self._words is not None:
                 scan.follow(_wrapper(self._words[0]))
-            self._last, self._stamps = scan.source(), scan.stamps
+            self._last, self._stamps, self._named = scan.source(), scan.stamps, named
         return self._last
 
     def look_at_entries(self) -> Source:

@@ -207,9 +207,9 @@ def _seconds_left(progress: Progress) -> float | None:
     """At the pace since the launch.
 
     None while too few trials have ended to know it: three, and as many as run at the same time. And
-    when none is left.
+    when none is left, or none runs.
     """
-    if progress.spent_since < max(_ENDED_FOR_ETA, progress.running):
+    if not progress.running or progress.spent_since < max(_ENDED_FOR_ETA, progress.running):
         return None
     if progress.spent >= progress.total:
         return None
@@ -431,6 +431,8 @@ def results(
         console.print(Text(headline(spec, progress)), soft_wrap=True)
         if progress.study.state == "FINISHED":
             console.print(Text(f"finished: {progress.study.reason}"))
+            if note := repeats(spec, progress, best):
+                console.print(Text(note), soft_wrap=True)
         for trial in best:
             console.print(Text(f"\n{describe_trial(spec, trial)}"), soft_wrap=True)
         console.print(Text("\nbest of every cell" if spec.grid else "\nthe study's one cell"))
@@ -438,6 +440,26 @@ def results(
             cell_table(spec, progress.cells, room=200, estimates=estimates, total=progress)
         )
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def repeats(spec: StudySpec, progress: Progress, best: list[TrialRow]) -> str | None:
+    """Says how many trials repeat the parameters of others, because closed cells left theirs to
+    them and the study searches nothing; None if none does, or the cells are not all in `progress`.
+    """
+    axes = {axis.path for axis in spec.grid}
+    searches = spec.search or any(trial.params.keys() - axes for trial in best)
+    if searches or not progress.closed or len(progress.cells) < progress.n_cells:
+        return None
+    share = spec.budget.per_cell
+    beyond = sum(max(0, cell.spent - share) for cell in progress.cells)
+    left = beyond - (spec.budget.trials - progress.n_cells * share)
+    if left <= 0:
+        return None
+    repeat = "repeats" if left == 1 else "repeat"
+    return (
+        f"{count_label(left, 'trial')} that the closed cells left went to the others; nothing is "
+        f"searched, so {'it' if left == 1 else 'they'} {repeat} their parameters with other seeds"
+    )
 
 
 def describe_trial(spec: StudySpec, trial: TrialRow) -> str:

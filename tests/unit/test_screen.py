@@ -24,7 +24,7 @@ from orchestrator.model import (
     count_label,
     value_label,
 )
-from orchestrator.store import CellRow, ClosedFor, Progress, RunningRow, StudyRow
+from orchestrator.store import CellRow, ClosedFor, Progress, RunningRow, StudyRow, TrialRow
 
 SPEC = StudySpec(
     name="s",
@@ -187,6 +187,30 @@ def test_the_time_left_is_told_once_as_many_trials_ended_as_run_and_three_at_lea
     assert "left" not in told(spent_since=2)
     assert "left" not in told(running=4)
     assert "left" not in told(spent=12)
+    assert "left" not in told(running=0), "a study that nobody works on does not end"
+
+
+def test_trials_of_a_closed_cell_that_repeat_others_are_told() -> None:
+    grid_only = replace(SPEC, search=(), budget=Budget(trials=8, per_cell=2))
+    a, b, c, d = cells(grid_only)
+    closed = replace(d, state="CLOSED", reason="4 trials failed in a row", failed=4)
+    shared = (replace(a, spent=3), replace(b, spent=3), replace(c, spent=2), closed)
+    progress = progress_of(shared, closed=1, n_cells=4)
+    best = TrialRow(1, "COMPLETE", 0, dict(a.values), (1.0,), 1, None, None, 1.0)
+    assert screen.repeats(grid_only, progress, [best]) == (
+        "2 trials that the closed cells left went to the others; nothing is searched, so they "
+        "repeat their parameters with other seeds"
+    )
+    one = (replace(a, spent=3), replace(b, spent=2), replace(c, spent=2), closed)
+    assert (
+        screen.repeats(grid_only, progress_of(one, closed=1, n_cells=4), [best]) or ""
+    ).endswith("so it repeats their parameters with other seeds")
+    assert screen.repeats(SPEC, progress, []) is None, "lr, drop and depth are searched"
+    asked = replace(best, params={**best.params, "momentum": 0.9})
+    assert screen.repeats(grid_only, progress, [asked]) is None, "the objective asks for one"
+    more = replace(grid_only, budget=Budget(trials=10, per_cell=2))
+    assert screen.repeats(more, progress, [best]) is None, "two more than the shares were wanted"
+    assert screen.repeats(grid_only, progress_of(cells(grid_only), n_cells=4), [best]) is None
 
 
 def test_the_live_table_has_a_bar_and_what_it_waits_for_and_fits_the_terminal() -> None:

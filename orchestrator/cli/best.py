@@ -8,7 +8,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +22,9 @@ from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import StudySpec, value_label
 from orchestrator.overlay import overlay
 from orchestrator.runner.child import resolvers
-from orchestrator.store import TrialRow
+
+if TYPE_CHECKING:
+    from orchestrator.store import TrialRow
 
 _STDOUT = "-"
 _COUPLING = re.compile(r"\b(linear|sqrt)_scaling:")
@@ -42,7 +44,7 @@ def run(call: Call) -> int:
         )
     groups = call.composed.groups
 
-    with call.store() as store:
+    with call.reading() as store:
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
         if wanted is None:

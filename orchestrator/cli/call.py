@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +15,7 @@ from orchestrator.config import Composed, Flags
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.store import Store
+    from orchestrator.store import Reading, Store
 
 _REVIVE_S = 2.0  # short: a worker that tries this has a trial to look after
 
@@ -119,25 +119,41 @@ class Call:
         """
         # Slow to import, and not needed for help.
         from orchestrator.store import Store
+
+        with self._server() as (url, password_file, start_again):
+            store = Store(url, password_file, start_again)
+            store.migrate(_create_optuna_tables)
+            yield store
+
+    @contextmanager
+    def reading(self) -> Iterator[Reading]:
+        """The same for a command that reads a little and changes nothing: it is there sooner."""
+        from orchestrator.store import open_to_read
+
+        with (
+            self._server() as (url, password_file, _),
+            open_to_read(url, password_file, _create_optuna_tables) as reading,
+        ):
+            yield reading
+
+    @contextmanager
+    def _server(self) -> Iterator[tuple[str, str | None, Callable[[], None] | None]]:
+        """The server's URL, its password file, and what starts it again if it is ours to start."""
+        storage = self.composed.host.storage
+        if storage.kind != "embedded":
+            assert storage.url is not None
+            yield storage.url, storage.password_file, None
+            return
         from orchestrator.store.embedded.server import EmbeddedServer
 
-        storage = self.composed.host.storage
-        if storage.kind == "embedded":
-            assert storage.path is not None
-            path = storage.path
-            with EmbeddedServer.open(path) as embedded:
+        assert storage.path is not None
+        path = storage.path
+        with EmbeddedServer.open(path) as embedded:
 
-                def start_again() -> None:
-                    EmbeddedServer.open(path, patience_s=_REVIVE_S, new_data=False).close()
+            def start_again() -> None:
+                EmbeddedServer.open(path, patience_s=_REVIVE_S, new_data=False).close()
 
-                yield self._migrated(Store(embedded.url, start_again=start_again))
-        else:
-            assert storage.url is not None
-            yield self._migrated(Store(storage.url, storage.password_file))
-
-    def _migrated(self, store: Store) -> Store:
-        store.migrate(_create_optuna_tables)
-        return store
+            yield embedded.url, None, start_again
 
 
 def _create_optuna_tables(url: str) -> None:

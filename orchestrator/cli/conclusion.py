@@ -14,10 +14,11 @@ from orchestrator.cli.failures import Failures
 from orchestrator.cli.launch_loop import FOLLOW_S
 from orchestrator.errors import OrchestratorError, StoreUnavailableError, StudyFailedError
 from orchestrator.model import StudySpec, count_label
-from orchestrator.store import CodeRow, Progress, Store, StudyRow, TrialRow, is_braked
+from orchestrator.store import is_braked
 
 if TYPE_CHECKING:
     from orchestrator.search import CellEstimate
+    from orchestrator.store import CodeRow, Progress, Store, StudyRow, TrialRow
 
 T = TypeVar("T")
 

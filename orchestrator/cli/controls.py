@@ -6,14 +6,17 @@ import getpass
 import json
 import socket
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from orchestrator import search
 from orchestrator.cli import hints
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError
 from orchestrator.model import cell_label
-from orchestrator.store import Retried, Store, StudyRow
 from orchestrator.worker.maintenance import Maintenance
+
+if TYPE_CHECKING:
+    from orchestrator.store import Retried, Store, StudyRow
 
 
 def pause(call: Call) -> int:

@@ -15,11 +15,13 @@ from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.model import count_label
 from orchestrator.runner.files.removal import Removal
 from orchestrator.runner.protocol import rundir
-from orchestrator.store import Alive, Leavings, RunsPlace, StudyRow
+from orchestrator.store import Alive, Leavings
 from orchestrator.worker.maintenance import Maintenance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from orchestrator.store import RunsPlace, StudyRow
 
 _MB = 1e6
 _MOST_PROBLEMS = 5

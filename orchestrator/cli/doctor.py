@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from orchestrator.cli.call import Call
 from orchestrator.model import value_label
-from orchestrator.store import Examination, Finding
+
+if TYPE_CHECKING:
+    from orchestrator.store import Examination, Finding
 
 _UNWELL = 1
 

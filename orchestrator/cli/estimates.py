@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator import search
-from orchestrator.store import Progress, Store
 
 if TYPE_CHECKING:
     from orchestrator.search import CellEstimate
+    from orchestrator.store import Progress, Reading
 
 MOST_CELLS = 500
 """With more cells than this, nothing is estimated: it would take minutes."""
 
 
-def of_cells(store: Store, progress: Progress) -> list[CellEstimate | None]:
+def of_cells(store: Reading, progress: Progress) -> list[CellEstimate | None]:
     """An estimate for each cell of `progress`, None where there is none.
 
     Repeated calls give the same.

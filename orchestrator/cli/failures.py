@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.screen import View
-from orchestrator.store import Store, StudyRow, likeness
+from orchestrator.store import likeness
+
+if TYPE_CHECKING:
+    from orchestrator.store import Reading, StudyRow
 
 MOST_KINDS = 5
 """Only the most frequent kinds of failure are shown."""
@@ -40,7 +43,7 @@ class Kind:
 class Failures:
     """A study's failed trials since its last launch, by kind, as far as they were read."""
 
-    def __init__(self, store: Store, row: StudyRow) -> None:
+    def __init__(self, store: Reading, row: StudyRow) -> None:
         self._store = store
         self.reset(row)
 

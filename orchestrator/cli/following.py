@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.cli import hints
 from orchestrator.cli.call import Call
@@ -16,7 +16,9 @@ from orchestrator.cli.running import Running
 from orchestrator.cli.screen import View
 from orchestrator.errors import OrchestratorError
 from orchestrator.model import count_label, span_label
-from orchestrator.store import Progress, Servers, Store, StudyRow, WorkerRow
+
+if TYPE_CHECKING:
+    from orchestrator.store import Progress, Reading, Servers, Store, StudyRow, WorkerRow
 
 FOLLOWED_S: Final = 30.0
 """Time without a sign of life after which a launch counts as gone."""
@@ -120,7 +122,7 @@ class Following:
         self._sign_at = time.monotonic() + _SIGN_EVERY_S
 
 
-def read_running(store: Store, study_id: int) -> Running:
+def read_running(store: Reading, study_id: int) -> Running:
     """The trials of the study that run now, with what they have reported.
 
     Raises:

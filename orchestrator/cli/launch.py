@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from orchestrator import config, search
 from orchestrator.cli import controls, preflight, provenance, screen
@@ -24,8 +25,10 @@ from orchestrator.model import StudySpec, value_label
 from orchestrator.program import label
 from orchestrator.runner import HYDRA_DIRECTORY, code_now, is_hydra_app
 from orchestrator.signals import Ending
-from orchestrator.store import Store, StudyRow
 from orchestrator.worker.device_slot import Slots
+
+if TYPE_CHECKING:
+    from orchestrator.store import Store, StudyRow
 
 INTERRUPTED = 130
 

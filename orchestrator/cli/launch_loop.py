@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from orchestrator import config, signals
 from orchestrator.cli import hints, screen
@@ -20,9 +20,12 @@ from orchestrator.cli.local_workers import LocalWorkers
 from orchestrator.cli.running import Running
 from orchestrator.errors import StoreUnavailableError
 from orchestrator.model import StudySpec, count_label
-from orchestrator.store import Launched, Progress, Store, StudyRow, is_braked
+from orchestrator.store import is_braked
 from orchestrator.worker.failover import Failover
 from orchestrator.worker.maintenance import Maintenance
+
+if TYPE_CHECKING:
+    from orchestrator.store import Launched, Progress, Store, StudyRow
 
 FOLLOW_S: Final = 0.5
 """Pause between two rounds of the loop."""

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from omegaconf import OmegaConf
 
@@ -18,7 +18,9 @@ from orchestrator.model import StudySpec
 from orchestrator.runner import Runner, check_allowed
 from orchestrator.runner.files import Checkpoints
 from orchestrator.runner.files.artifacts import checked_place
-from orchestrator.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.store import Store
 
 _IMPORTED_LATER: Final = (
     "alembic",

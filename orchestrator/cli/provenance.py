@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.model import count_label, value_label
-from orchestrator.store import CodeRow, Store, StudyRow, TrialRow
+
+if TYPE_CHECKING:
+    from orchestrator.store import CodeRow, Reading, StudyRow, TrialRow
 
 _MOST_FILES: Final = 5
 _MOST_RANGES: Final = 8
 
 
-def of_trials(store: Store, row: StudyRow, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
+def of_trials(store: Reading, row: StudyRow, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
     """Each trial's seed and facts (None if not recorded), artifacts, and `rerun` command."""
     artifacts = store.reads.artifacts(row.study_id, [trial.number for trial in trials])
     found = []

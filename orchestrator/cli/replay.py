@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from orchestrator import search
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError
 from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews, value_label
 from orchestrator.settings import stored_sampler
-from orchestrator.store import Store, StudyRow
+
+if TYPE_CHECKING:
+    from orchestrator.store import Store, StudyRow
 
 _DIFFERS = 1
 

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import search
 from orchestrator.cli import provenance, replay, screen
@@ -36,8 +36,10 @@ from orchestrator.runner import (
     check_allowed,
 )
 from orchestrator.runner.protocol import rundir
-from orchestrator.store import Store, StudyRow, TrialRow
 from orchestrator.worker.device_slot import HeldSlot
+
+if TYPE_CHECKING:
+    from orchestrator.store import Store, StudyRow, TrialRow
 
 _DIFFERS = 1
 _SILENCE_S = 60.0

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.model import JSONValue, StudySpec, span_label, value_label
-from orchestrator.store import RunningRow
+
+if TYPE_CHECKING:
+    from orchestrator.store import RunningRow
 
 _MOST_VALUE = 16  # characters of one value in a line of parameters
 _GAP = 2  # characters between two columns

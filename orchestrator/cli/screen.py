@@ -25,10 +25,10 @@ from orchestrator.cli.running import Running
 from orchestrator.config import normal_form
 from orchestrator.model import Axis, Searched, StudySpec, cell_label, count_label, value_label
 from orchestrator.program import label
-from orchestrator.store import CellRow, Progress, TrialRow
 
 if TYPE_CHECKING:
     from orchestrator.search import CellEstimate
+    from orchestrator.store import CellRow, Progress, TrialRow
 
 Estimates: TypeAlias = "Sequence[CellEstimate | None]"
 _LINE_EVERY_S = 10.0

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from orchestrator import logs
 from orchestrator.cli import hints
@@ -17,8 +18,10 @@ from orchestrator.logs import logger
 from orchestrator.runner.files.artifacts import ArtifactPlace, checked_place
 from orchestrator.runner.system import linux
 from orchestrator.signals import Ending
-from orchestrator.store import Store
 from orchestrator.worker.contact import HealthFile
+
+if TYPE_CHECKING:
+    from orchestrator.store import Store
 
 LAUNCHER_PID = "ORCHESTRATOR_LAUNCHER_PID"
 """Set by `launch` for the workers it starts: they shut down in an orderly way when it dies."""

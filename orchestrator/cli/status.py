@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,18 +16,20 @@ from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import read_running, unfollowed, unserved
 from orchestrator.cli.running import Running
 from orchestrator.model import StudySpec, count_label, span_label, value_label
-from orchestrator.store import (
-    AttemptRow,
-    CodeRow,
-    Held,
-    Progress,
-    Store,
-    StudyLine,
-    StudyRow,
-    TrialRow,
-    WorkerRow,
-    is_braked,
-)
+from orchestrator.store import is_braked
+
+if TYPE_CHECKING:
+    from orchestrator.store import (
+        AttemptRow,
+        CodeRow,
+        Held,
+        Progress,
+        Reading,
+        StudyLine,
+        StudyRow,
+        TrialRow,
+        WorkerRow,
+    )
 
 _MIN_WIDTH = 120
 _MOST_STUDIES = 20
@@ -67,7 +69,7 @@ def run(call: Call) -> int:
     workers.
     """
     most = _most_studies(call)
-    with call.store() as store:
+    with call.reading() as store:
         studies, workers = store.reads.studies(), store.reads.workers()
         if not studies and call.study_name is None:
             data: dict[str, Any] = {
@@ -111,7 +113,7 @@ def _listed(
 
 
 def _read(
-    call: Call, store: Store, studies: list[StudyRow], workers: list[WorkerRow], most: int | None
+    call: Call, store: Reading, studies: list[StudyRow], workers: list[WorkerRow], most: int | None
 ) -> _Snapshot:
     reads = store.reads
     row = reads.find(call.study_name)

@@ -7,13 +7,15 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError
 from orchestrator.model import count_label
 from orchestrator.runner.protocol import rundir
-from orchestrator.store import AttemptRow, Store, StudyRow
+
+if TYPE_CHECKING:
+    from orchestrator.store import AttemptRow, Reading, Store, StudyRow
 
 _BLOCK: Final = 1 << 16
 _READ_EVERY_S: Final = 0.2
@@ -34,16 +36,14 @@ def run(call: Call) -> int:
     follows = bool(call.switches & {"-f", "--follow"})
     if follows and call.json:
         raise ConfigError("-f follows the log itself; leave out --json")
-    with call.store() as store:
-        row = store.reads.find(call.study_name)
-        attempts = store.reads.attempts(row.study_id, number)
-        if attempt is not None and all(one.attempt != attempt for one in attempts):
-            had = count_label(len(attempts), "attempt")
-            raise ConfigError(f"attempt={attempt}: trial {number} has had {had}")
-        if follows:
+    if follows:
+        with call.store() as store:
+            row, _ = _attempts(call, store, number, attempt)
             _Follower(store, row, number, attempt).run()
-            return 0
+        return 0
 
+    with call.reading() as reading:
+        row, attempts = _attempts(call, reading, number, attempt)
     if not attempts:
         raise OrchestratorError(f"trial {number} of {row.name} has not begun yet")
     chosen = next((one for one in attempts if one.attempt == attempt), attempts[-1])
@@ -64,6 +64,18 @@ def run(call: Call) -> int:
         so_far = " so far" if chosen.outcome is None else ""
         _say(f"trial {number} printed nothing{so_far}{_which(chosen, attempts)}")
     return 0
+
+
+def _attempts(
+    call: Call, reading: Reading, number: int, attempt: int | None
+) -> tuple[StudyRow, list[AttemptRow]]:
+    """The study, and the attempts of the trial, of which `attempt` must be one."""
+    row = reading.reads.find(call.study_name)
+    attempts = reading.reads.attempts(row.study_id, number)
+    if attempt is not None and all(one.attempt != attempt for one in attempts):
+        had = count_label(len(attempts), "attempt")
+        raise ConfigError(f"attempt={attempt}: trial {number} has had {had}")
+    return row, attempts
 
 
 class _Follower:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -33,7 +33,10 @@ from orchestrator.model import (
     span_label,
     value_label,
 )
-from orchestrator.store import STATES, ListedTrial, Selection, SortKey, Store, StudyRow
+from orchestrator.store import STATES, Selection, SortKey
+
+if TYPE_CHECKING:
+    from orchestrator.store import ListedTrial, Reading, StudyRow
 
 _MOST: Final = 20
 _SORTS: Final = ("value", "number", "seconds", "ended")
@@ -69,7 +72,7 @@ def run(call: Call) -> int:
         raise ConfigError("only one of --json and --csv can be given")
     states, (sort, reverse) = _states(call), _sort(call)
     most = _most(call)
-    with call.store() as store:
+    with call.reading() as store:
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
         selection = Selection(spec.directions, states, _cells(call, spec), sort, reverse, (), most)
@@ -261,7 +264,7 @@ def _spooled() -> Iterator[io.TextIOWrapper]:
 
 def _write_json(
     output: io.TextIOWrapper,
-    store: Store,
+    store: Reading,
     row: StudyRow,
     spec: StudySpec,
     selection: Selection,
@@ -311,7 +314,7 @@ def _ended(trial: ListedTrial) -> str | None:
 
 
 def _write_csv(
-    output: io.TextIOWrapper, store: Store, row: StudyRow, spec: StudySpec, selection: Selection
+    output: io.TextIOWrapper, store: Reading, row: StudyRow, spec: StudySpec, selection: Selection
 ) -> None:
     """RFC 4180 with a header: one column per objective and per parameter that any trial has."""
     declared = [*(axis.path for axis in spec.grid), *(searched.path for searched in spec.search)]
@@ -350,7 +353,7 @@ def _field(value: JSONValue) -> str | float:
 
 def _write_table(
     output: io.TextIOWrapper,
-    store: Store,
+    store: Reading,
     row: StudyRow,
     spec: StudySpec,
     selection: Selection,

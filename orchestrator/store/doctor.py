@@ -5,12 +5,16 @@ that nothing answers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
-from orchestrator.store.connection.database import Database
-from orchestrator.store.schema import LIVE
+from orchestrator.store.states import LIVE
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from orchestrator.store.connection.database import Database
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,17 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-
 from orchestrator.model import Direction, JSONValue
-from orchestrator.store.connection.database import Database
-from orchestrator.store.connection.statement import Row
+from orchestrator.store.connection.plain import Source
+from orchestrator.store.connection.statement import (
+    AnyConnection,
+    Row,
+    Statement,
+    answers,
+    later,
+    send,
+    wire_of,
+)
 from orchestrator.store.optuna.attributes import FAILURE_ATTR
 from orchestrator.store.optuna.rows import stored_float, stored_values
 from orchestrator.store.reads import FEASIBLE, VALUE
@@ -85,7 +90,7 @@ class ListedTrial:
 class Listing:
     """Queries, each in one transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Source) -> None:
         self._database = database
 
     def counts(self, study_id: int, cells: Sequence[int] | None = None) -> dict[str, int]:
@@ -97,7 +102,7 @@ class Listing:
         columns = ", ".join(
             f"count(*) FILTER (WHERE {which}) AS {state}" for state, which in STATES.items()
         )
-        query = sa.text(f"SELECT {columns} {_FROM} {_of_cells(cells)}")
+        query = Statement(f"SELECT {columns} {_FROM} {_of_cells(cells)}")
         (row,) = self._database.execute(query, {"study_id": study_id, "cells": _listed(cells)})
         return {state: int(getattr(row, state)) for state in STATES}
 
@@ -105,7 +110,7 @@ class Listing:
         """The names of all parameters that the selected trials have, in alphabetical order; `most`
         is ignored.
         """
-        query = sa.text(
+        query = Statement(
             f"SELECT DISTINCT json_object_keys(o.values) AS name {_FROM} {_of(selection)} "
             "AND o.values IS NOT NULL ORDER BY 1"
         )
@@ -116,7 +121,7 @@ class Listing:
         self, study_id: int, cells: Sequence[int] | None = None
     ) -> list[tuple[int, tuple[float, ...]]]:
         """Number and values of every complete feasible trial of these cells, or of all."""
-        query = sa.text(
+        query = Statement(
             f"SELECT o.number, {_VALUES} AS values {_FROM} {_of_cells(cells)} "
             f"AND o.state = 'COMPLETE' AND {FEASIBLE}"
         )
@@ -223,7 +228,7 @@ def _parts(selection: Selection) -> list[tuple[str, str]]:
 
 
 def _read(
-    c: Connection, study_id: int, selection: Selection, where: str, key: str, most: int | None
+    c: AnyConnection, study_id: int, selection: Selection, where: str, key: str, most: int | None
 ) -> Iterator[Sequence[Row]]:
     largest_first = (key == "value" and selection.directions[0] == "maximize") != selection.reverse
     text = _LIST.format(
@@ -245,18 +250,19 @@ def _read(
         "most": most,
         "failure_attr": FAILURE_ATTR,
     }
+    query = Statement(text)
     if most is not None and most <= AT_ONCE:
-        rows = c.execute(sa.text(text), given).all()
-        if rows:
+        if rows := answers(c, query, given):
             yield rows
         return
 
     # All of them are read, so the plan that is the fastest for all of them is the best.
-    c.execute(sa.text("SET LOCAL cursor_tuple_fraction = 1"))
-    c.execute(sa.text(f"DECLARE listed NO SCROLL CURSOR FOR {text}"), given)
-    while rows := c.execute(sa.text(f"FETCH {AT_ONCE} FROM listed")).all():
+    later(c, b"SET LOCAL cursor_tuple_fraction = 1")
+    declare = Statement(f"DECLARE listed NO SCROLL CURSOR FOR {text}")
+    later(c, wire_of(c).unprepared(declare, given))
+    while rows := query.rows(send(c, f"FETCH {AT_ONCE} FROM listed".encode())):
         yield rows
-    c.execute(sa.text("CLOSE listed"))
+    later(c, b"CLOSE listed")
 
 
 def _of(selection: Selection) -> str:

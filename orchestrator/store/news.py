@@ -6,21 +6,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-from sqlalchemy.engine import Connection
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.model import ASK_KEY, Param, TrialNews
-from orchestrator.store.connection.database import Database
+from orchestrator.store.connection.plain import Source
 from orchestrator.store.connection.statement import Row, Statement, answers
 from orchestrator.store.optuna.attributes import FAILURE_ATTR
 from orchestrator.store.optuna.rows import stored_float, stored_values
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 
 class News:
     """Trials as samplers read them; each call is one short transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Source) -> None:
         self._database = database
 
     def since(self, study_id: int, cursor: int) -> tuple[list[TrialNews], int]:

@@ -4,39 +4,21 @@ Nothing here writes.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, did_you_mean
 from orchestrator.model import JSONValue, Limits, StudySpec
-from orchestrator.store.connection.database import Database
-from orchestrator.store.connection.statement import Row, Statement
+from orchestrator.store.connection.plain import Source
+from orchestrator.store.connection.statement import AnyConnection, Row, Statement, answer, answers
 from orchestrator.store.ledger.shortages import device_label
 from orchestrator.store.optuna.attributes import ARTIFACT_KEY
 from orchestrator.store.optuna.rows import stored_values
-from orchestrator.store.schema import (
-    LIVE,
-    UNSPENT,
-    attempt,
-    cell,
-    is_active,
-    optuna_studies,
-    optuna_study_user_attributes,
-    optuna_trial_params,
-    optuna_trial_system_attributes,
-    optuna_trials,
-    slot,
-    study,
-    ticket,
-    trial,
-    worker,
-)
+from orchestrator.store.states import ACTIVE, LIVE, UNSPENT
 
 
 @dataclass(frozen=True)
@@ -246,7 +228,7 @@ class TimeLine:
 class Reads:
     """Queries, each in one short transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Source) -> None:
         self._database = database
 
     # ---------------------------------------------------------------------------------- for workers
@@ -255,38 +237,12 @@ class Reads:
         self, names: Collection[str] | None = None, *, active_only: bool = False
     ) -> list[StudyRow]:
         """All studies (or those named), in the order workers serve them: by priority, then age."""
-        query = (
-            sa.select(
-                study.c.study_id,
-                study.c.revision,
-                study.c.state,
-                study.c.reason,
-                study.c.created_at,
-                study.c.launched_at,
-                optuna_studies.c.study_name,
-                is_active().label("active"),
-                sa.extract("epoch", sa.func.clock_timestamp() - study.c.launched_at).label(
-                    "launched_s"
-                ),
-                sa.func.coalesce(
-                    study.c.followed_until > sa.func.clock_timestamp(), sa.false()
-                ).label("followed"),
-            )
-            .join(optuna_studies, optuna_studies.c.study_id == study.c.study_id)
-            .order_by(study.c.priority.desc(), study.c.created_at, study.c.study_id)
-        )
-        if names is not None:
-            # By the name it was launched under too: a dashboard may have renamed it meanwhile.
-            query = query.where(
-                sa.or_(optuna_studies.c.study_name.in_(list(names)), study.c.name.in_(list(names)))
-            )
-        if active_only:
-            query = query.where(is_active())
-        return [_study_row(r) for r in self._database.execute(query)]
+        which = {"names": None if names is None else list(names), "active_only": active_only}
+        return [_study_row(r) for r in self._database.execute(_STUDIES, which)]
 
     def spec(self, study_id: int) -> StudySpec:
         """The study as it was last launched."""
-        (row,) = self._database.execute(sa.select(study.c.spec).where(study.c.study_id == study_id))
+        (row,) = self._database.execute(_SPEC, {"study_id": study_id})
         return StudySpec.from_json(row.spec)
 
     def server(self) -> datetime:
@@ -317,13 +273,7 @@ class Reads:
             name: only of workers that serve the study of that name.
         """
         places: dict[str, set[str]] = {}
-        alive = sa.and_(
-            worker.c.state == "ACTIVE", worker.c.lease_until > sa.func.clock_timestamp()
-        )
-        query = sa.select(worker.c.checkpoints, worker.c.host, worker.c.studies).where(
-            alive, worker.c.checkpoints.is_not(None)
-        )
-        for row in self._database.execute(query):
+        for row in self._database.execute(_CHECKPOINT_PLACES):
             if name is None or row.studies is None or name in row.studies:
                 places.setdefault(row.checkpoints, set()).add(row.host)
         return places
@@ -363,68 +313,16 @@ class Reads:
             ConfigError: the study was deleted.
         """
         with self._database.transaction() as c:
-            counts = c.execute(
-                sa.select(
-                    sa.func.count().filter(ticket.c.state != "VOID").label("total"),
-                    sa.func.count().filter(ticket.c.state == "SPENT").label("spent"),
-                    sa.func.count()
-                    .filter(
-                        ticket.c.state.in_(UNSPENT), ticket.c.cell_id.is_(None), ~ticket.c.extra
-                    )
-                    .label("unbound"),
-                ).where(ticket.c.study_id == row.study_id)
-            ).one()
-            live = c.execute(
-                sa.select(
-                    sa.func.count()
-                    .filter(trial.c.state == "RUNNING", trial.c.worker_id.is_not(None))
-                    .label("running"),
-                    sa.func.count()
-                    .filter(trial.c.state.in_(("PREPARED", "RUNNING")), trial.c.worker_id.is_(None))
-                    .label("waiting"),
-                    sa.func.count().filter(trial.c.state == "FAIL").label("failed"),
-                    sa.func.count()
-                    .filter(trial.c.holds_ticket, trial.c.ended_at >= study.c.launched_at)
-                    .label("spent_since"),
-                )
-                .join(study, study.c.study_id == trial.c.study_id)
-                .where(trial.c.study_id == row.study_id)
-            ).one()
-            now = c.execute(
-                sa.select(
-                    study.c.state,
-                    study.c.reason,
-                    study.c.news,
-                    sa.extract("epoch", sa.func.clock_timestamp() - study.c.launched_at).label(
-                        "seconds"
-                    ),
-                    sa.extract("epoch", study.c.deadline_at - sa.func.clock_timestamp()).label(
-                        "left"
-                    ),
-                )
-                .join(optuna_studies, optuna_studies.c.study_id == study.c.study_id)
-                .where(study.c.study_id == row.study_id, study.c.created_at == row.created_at)
-            ).one_or_none()
+            which = {"study_id": row.study_id}
+            (counts,) = answers(c, _TICKETS, which)
+            (live,) = answers(c, _LIVE_TRIALS, which)
+            now = answer(c, _NOW, {**which, "created_at": row.created_at})
             if now is None:
                 raise ConfigError(f"study {row.name} was deleted from the database")
-            n_cells = c.execute(
-                sa.select(sa.func.count()).where(cell.c.study_id == row.study_id)
-            ).scalar_one()
+            (n_cells,) = answers(c, _N_CELLS, which)[0]
             part = most is not None and n_cells > most
-            order = "DESC" if maximize else "ASC"
-            first = _LOOK_FIRST.format(order=order) if part else ""
-            query = sa.text(
-                _CELLS.format(
-                    best="max" if maximize else "min",
-                    order=order,
-                    value=VALUE,
-                    feasible=FEASIBLE,
-                    first=first,
-                )
-            )
-            cells = c.execute(
-                query, {"study_id": row.study_id, "most": max(1, most or 0) if part else None}
-            ).all()
+            query = _cells(maximize=maximize, best_first=part)
+            cells = answers(c, query, {**which, "most": max(1, most or 0) if part else None})
             level = _level(c, row.study_id, counts.unbound)
         return Progress(
             study=StudyRow(**{**row.__dict__, "state": now.state, "reason": now.reason}),
@@ -490,13 +388,7 @@ class Reads:
         """
         if len(directions) > 1:
             return self.trials(study_id, state="COMPLETE")
-        query = sa.text(
-            BEST_TRIAL.format(
-                order="DESC" if directions[0] == "maximize" else "ASC",
-                value=VALUE,
-                feasible=FEASIBLE,
-            )
-        )
+        query = best_trial(maximize=directions[0] == "maximize")
         best = self._database.execute(query, {"study_id": study_id})
         return self.trials(study_id, number=best[0].number) if best else []
 
@@ -516,26 +408,14 @@ class Reads:
                 else None
             )
         if what == "user_attrs":
-            attrs = optuna_study_user_attributes.c
-            rows = self._database.execute(
-                sa.select(attrs.key, attrs.value_json).where(attrs.study_id == study_id)
-            )
+            rows = self._database.execute(_USER_ATTRS, {"study_id": study_id})
             return {row.key: json.loads(row.value_json) for row in rows}
-        mine = sa.and_(optuna_trials.c.study_id == study_id, optuna_trials.c.number == number)
+        mine = {"study_id": study_id, "number": number}
         if what == "started":
-            began = [
-                row.datetime_start
-                for row in self._database.execute(
-                    sa.select(optuna_trials.c.datetime_start).where(mine)
-                )
-            ]
+            began = [row.began for row in self._database.execute(_STARTED, mine)]
             return f"{began[0].isoformat()}+00:00" if began and began[0] is not None else None
-        params = optuna_trial_params.c
-        query = sa.select(params.param_name, params.distribution_json).where(mine)
-        query = query.join(optuna_trials, optuna_trials.c.trial_id == params.trial_id).order_by(
-            params.param_id
-        )
-        return {row.param_name: row.distribution_json for row in self._database.execute(query)}
+        rows = self._database.execute(_DISTRIBUTIONS, mine)
+        return {row.param_name: row.distribution_json for row in rows}
 
     def attempts(self, study_id: int, number: int) -> list[AttemptRow]:
         """The attempts of trial `number`, the first one first.
@@ -543,22 +423,15 @@ class Reads:
         Raises:
             ConfigError: the study has no such trial of ours.
         """
-        with self._database.transaction() as c:
-            trial_id = c.execute(
-                sa.select(trial.c.trial_id).where(
-                    trial.c.study_id == study_id, trial.c.number == number
-                )
-            ).scalar_one_or_none()
-            rows = c.execute(
-                sa.select(attempt).where(attempt.c.trial_id == trial_id).order_by(attempt.c.attempt)
-            ).all()
-        if trial_id is None:
+        rows = self._database.execute(_ATTEMPTS, {"study_id": study_id, "number": number})
+        if not rows:
             raise ConfigError(
                 f"trial={number}: no worker has run a trial with this number in the study"
             )
         return [
             AttemptRow(r.attempt, r.host, r.runs_dir, r.outcome, r.reason, r.facts, r.token)
             for r in rows
+            if r.attempt is not None
         ]
 
     def code(self, study_id: int) -> list[CodeRow]:
@@ -574,23 +447,16 @@ class Reads:
         """The records of the artifacts that these trials of ours have, by number; each as Optuna's
         `ArtifactMeta`.
         """
-        attr = optuna_trial_system_attributes.c
-        query = (
-            sa.select(trial.c.number, attr.value_json)
-            .join(trial, trial.c.optuna_trial_id == attr.trial_id)
-            .where(
-                trial.c.study_id == study_id,
-                trial.c.number.in_(list(numbers)),
-                attr.key.like(ARTIFACT_KEY.format("%")),
-            )
-            .order_by(trial.c.number, attr.key)
-        )
         found: dict[int, list[dict[str, Any]]] = {number: [] for number in numbers}
-        with self._database.transaction() as c:
-            for row in c.execute(query):
-                record = json.loads(json.loads(row.value_json))
-                if record is not None:  # a dashboard writes null when it deletes one
-                    found[row.number].append(record)
+        which = {
+            "study_id": study_id,
+            "numbers": list(numbers),
+            "key": ARTIFACT_KEY.format("%"),
+        }
+        for row in self._database.execute(_ARTIFACTS, which):
+            record = json.loads(json.loads(row.value_json))
+            if record is not None:  # a dashboard writes null when it deletes one
+                found[row.number].append(record)
         return found
 
     def servers(self, study_ids: Collection[int]) -> dict[int, Servers]:
@@ -612,25 +478,6 @@ class Reads:
 
     def workers(self) -> list[WorkerRow]:
         """The workers that are registered now."""
-        with self._database.transaction() as c:
-            rows = c.execute(
-                sa.select(
-                    worker.c.worker_id,
-                    worker.c.host,
-                    worker.c.pid,
-                    worker.c.doing,
-                    slot.c.device_name,
-                    slot.c.device,
-                    slot.c.slot,
-                    sa.extract("epoch", sa.func.clock_timestamp() - worker.c.lease_until).label(
-                        "late"
-                    ),
-                    worker.c.ttl_s,
-                )
-                .outerjoin(slot, slot.c.worker_id == worker.c.worker_id)
-                .where(worker.c.state == "ACTIVE")
-                .order_by(worker.c.worker_id)
-            ).all()
         return [
             WorkerRow(
                 r.worker_id,
@@ -643,7 +490,7 @@ class Reads:
                 r.device,
                 max(0.0, r.ttl_s + float(r.late)),
             )
-            for r in rows
+            for r in self._database.execute(_WORKERS)
         ]
 
 
@@ -678,15 +525,15 @@ class _Level:
         return self.tickets + (ordinal <= self.last)
 
 
-def _level(c: Connection, study_id: int, unbound: int) -> _Level | None:
+def _level(c: AnyConnection, study_id: int, unbound: int) -> _Level | None:
     """Where the tickets that have no cell yet will go; None if an allocation decides it later."""
     if not unbound:
         return _Level()
-    allocation = c.execute(_ALLOCATION, {"study_id": study_id}).scalar_one()
+    (allocation,) = answers(c, _ALLOCATION, {"study_id": study_id})[0]
     if allocation != "uniform":
         return None
     filled = tickets = 0  # this many cells have `tickets` each
-    for bound, cells in c.execute(_OPEN_BY_BOUND, {"study_id": study_id}):
+    for bound, cells in answers(c, _OPEN_BY_BOUND, {"study_id": study_id}):
         if filled and (bound - tickets) * filled > unbound:
             break
         unbound -= (bound - tickets) * filled
@@ -697,7 +544,7 @@ def _level(c: Connection, study_id: int, unbound: int) -> _Level | None:
     last = -1
     if rest:
         which = {"study_id": study_id, "tickets": tickets + more, "skip": rest - 1}
-        last = c.execute(_NTH_OPEN, which).scalar_one()
+        (last,) = answers(c, _NTH_OPEN, which)[0]
     return _Level(tickets + more, last)
 
 
@@ -748,6 +595,99 @@ def _closed_for(stored: Sequence[Sequence[Any]] | None) -> tuple[ClosedFor, ...]
     )
 
 
+# By the name it was launched under too: a dashboard may have renamed it meanwhile.
+_STUDIES = Statement(
+    f"""
+    SELECT s.study_id, s.revision, s.state, s.reason, s.created_at, s.launched_at, p.study_name,
+        ({ACTIVE}) AS active,
+        extract(epoch FROM clock_timestamp() - s.launched_at) AS launched_s,
+        coalesce(s.followed_until > clock_timestamp(), false) AS followed
+    FROM orchestrator.study s JOIN studies p ON p.study_id = s.study_id
+    WHERE (CAST(:names AS text[]) IS NULL
+            OR p.study_name = ANY(CAST(:names AS text[])) OR s.name = ANY(CAST(:names AS text[])))
+        AND (NOT CAST(:active_only AS bool) OR {ACTIVE})
+    ORDER BY s.priority DESC, s.created_at, s.study_id
+    """
+)
+_SPEC = Statement("SELECT spec FROM orchestrator.study WHERE study_id = :study_id")
+_CHECKPOINT_PLACES = Statement(
+    """
+    SELECT checkpoints, host, studies FROM orchestrator.worker
+    WHERE state = 'ACTIVE' AND lease_until > clock_timestamp() AND checkpoints IS NOT NULL
+    """
+)
+_TICKETS = Statement(
+    f"""
+    SELECT count(*) FILTER (WHERE state <> 'VOID') AS total,
+        count(*) FILTER (WHERE state = 'SPENT') AS spent,
+        count(*) FILTER (WHERE state IN {UNSPENT} AND cell_id IS NULL AND NOT extra) AS unbound
+    FROM orchestrator.ticket WHERE study_id = :study_id
+    """
+)
+_LIVE_TRIALS = Statement(
+    """
+    SELECT count(*) FILTER (WHERE o.state = 'RUNNING' AND o.worker_id IS NOT NULL) AS running,
+        count(*) FILTER (WHERE o.state IN ('PREPARED', 'RUNNING') AND o.worker_id IS NULL)
+            AS waiting,
+        count(*) FILTER (WHERE o.state = 'FAIL') AS failed,
+        count(*) FILTER (WHERE o.holds_ticket AND o.ended_at >= s.launched_at) AS spent_since
+    FROM orchestrator.trial o JOIN orchestrator.study s ON s.study_id = o.study_id
+    WHERE o.study_id = :study_id
+    """
+)
+_NOW = Statement(
+    """
+    SELECT s.state, s.reason, s.news,
+        extract(epoch FROM clock_timestamp() - s.launched_at) AS seconds,
+        extract(epoch FROM s.deadline_at - clock_timestamp()) AS left
+    FROM orchestrator.study s JOIN studies p ON p.study_id = s.study_id
+    WHERE s.study_id = :study_id AND s.created_at = :created_at
+    """
+)
+_N_CELLS = Statement("SELECT count(*) AS cells FROM orchestrator.cell WHERE study_id = :study_id")
+_USER_ATTRS = Statement(
+    "SELECT key, value_json FROM study_user_attributes WHERE study_id = :study_id"
+)
+_STARTED = Statement(
+    """
+    SELECT datetime_start AS began FROM trials WHERE study_id = :study_id AND number = :number
+    """
+)
+_DISTRIBUTIONS = Statement(
+    """
+    SELECT r.param_name, r.distribution_json
+    FROM trial_params r JOIN trials q ON q.trial_id = r.trial_id
+    WHERE q.study_id = :study_id AND q.number = :number
+    ORDER BY r.param_id
+    """
+)
+# One row without an attempt for a trial that has none yet.
+_ATTEMPTS = Statement(
+    """
+    SELECT a.attempt, a.host, a.runs_dir, a.outcome, a.reason, a.facts, a.token
+    FROM orchestrator.trial o LEFT JOIN orchestrator.attempt a ON a.trial_id = o.trial_id
+    WHERE o.study_id = :study_id AND o.number = :number
+    ORDER BY a.attempt
+    """
+)
+_ARTIFACTS = Statement(
+    """
+    SELECT o.number, r.value_json
+    FROM trial_system_attributes r
+    JOIN orchestrator.trial o ON o.optuna_trial_id = r.trial_id
+    WHERE o.study_id = :study_id AND o.number = ANY(CAST(:numbers AS int[])) AND r.key LIKE :key
+    ORDER BY o.number, r.key
+    """
+)
+_WORKERS = Statement(
+    """
+    SELECT w.worker_id, w.host, w.pid, w.doing, d.device_name, d.device, d.slot,
+        extract(epoch FROM clock_timestamp() - w.lease_until) AS late, w.ttl_s
+    FROM orchestrator.worker w LEFT JOIN orchestrator.slot d ON d.worker_id = w.worker_id
+    WHERE w.state = 'ACTIVE'
+    ORDER BY w.worker_id
+    """
+)
 _SERVER = Statement("SELECT pg_postmaster_start_time() AS server")
 _TIME_LINE = Statement(
     """
@@ -758,7 +698,7 @@ _TIME_LINE = Statement(
     """
 )
 # A worker that waits for a device cannot serve it either, and says so as what it does.
-_SERVERS = sa.text(
+_SERVERS = Statement(
     """
     SELECT s.study_id, w.elsewhere, CASE WHEN NOT w.elsewhere
         THEN w.why END AS why, count(*) AS workers
@@ -786,7 +726,7 @@ _SERVERS = sa.text(
 )
 # By the hash of the sources where there is one: many commits change nothing that the objective
 # runs.
-_CODE = sa.text(
+_CODE = Statement(
     """
     SELECT (array_agg(f.git ORDER BY f.number DESC))[1] AS git,
         (array_agg(f.source ORDER BY f.number DESC))[1] AS source,
@@ -808,7 +748,7 @@ FEASIBLE = """
     NOT EXISTS (SELECT FROM trial_system_attributes a WHERE a.trial_id = o.optuna_trial_id
         AND a.key LIKE 'constraints:%' AND CAST(a.value_json AS float8) > 0)
 """
-_TRIALS = sa.text(
+_TRIALS = Statement(
     f"""
     SELECT o.number, o.state, l.ordinal AS cell, o.values AS params, o.attempts, o.failure,
         o.worker_id,
@@ -822,7 +762,7 @@ _TRIALS = sa.text(
     ORDER BY o.number
     """
 )
-_FAILURES = sa.text(
+_FAILURES = Statement(
     """
     SELECT o.number, o.seq, coalesce(o.failure, 'unknown') AS failure
     FROM orchestrator.trial o JOIN orchestrator.study s ON s.study_id = o.study_id
@@ -831,7 +771,7 @@ _FAILURES = sa.text(
     ORDER BY o.seq
     """
 )
-_SILENTLY_COMPLETE = sa.text(
+_SILENTLY_COMPLETE = Statement(
     """
     SELECT count(*) FROM orchestrator.trial o
     WHERE o.study_id = :study_id AND o.state = 'COMPLETE' AND NOT EXISTS (
@@ -845,7 +785,7 @@ VALUE = """
         WHEN 'INF_NEG' THEN CAST('-Infinity' AS float8)
         ELSE v.value END
 """
-_OUT_OF_BOUNDS = sa.text(
+_OUT_OF_BOUNDS = Statement(
     f"""
     SELECT o.number
     FROM orchestrator.trial o JOIN trial_values v ON v.trial_id = o.optuna_trial_id
@@ -857,7 +797,7 @@ _OUT_OF_BOUNDS = sa.text(
 )
 # Sorted first (OFFSET 0 keeps it apart), so that constraints are looked up from the best trial on
 # and seldom further.
-BEST_TRIAL = """
+_BEST_TRIAL = """
     SELECT o.number, o.value
     FROM (
         SELECT o.number, o.optuna_trial_id, {value} AS value
@@ -870,19 +810,28 @@ BEST_TRIAL = """
     WHERE {feasible}
     LIMIT 1
 """
-_ALLOCATION = sa.text(
+
+
+@functools.cache
+def best_trial(*, maximize: bool) -> Statement:
+    """The complete feasible trial of a study whose first value is the best, and that value."""
+    order = "DESC" if maximize else "ASC"
+    return Statement(_BEST_TRIAL.format(order=order, value=VALUE, feasible=FEASIBLE))
+
+
+_ALLOCATION = Statement(
     """
-    SELECT coalesce(spec ->> 'allocation', 'uniform') FROM orchestrator.study
+    SELECT coalesce(spec ->> 'allocation', 'uniform') AS allocation FROM orchestrator.study
     WHERE study_id = :study_id
     """
 )
-_OPEN_BY_BOUND = sa.text(
+_OPEN_BY_BOUND = Statement(
     """
     SELECT bound, count(*) AS cells FROM orchestrator.cell
     WHERE study_id = :study_id AND state = 'OPEN' GROUP BY bound ORDER BY bound
     """
 )
-_NTH_OPEN = sa.text(
+_NTH_OPEN = Statement(
     """
     SELECT ordinal FROM orchestrator.cell
     WHERE study_id = :study_id AND state = 'OPEN' AND bound <= :tickets
@@ -936,3 +885,13 @@ _CELLS = """
     LIMIT :most
 """
 _LOOK_FIRST = "m.best {order} NULLS LAST, coalesce(n.running, 0) DESC,"
+
+
+@functools.cache
+def _cells(*, maximize: bool, best_first: bool) -> Statement:
+    order = "DESC" if maximize else "ASC"
+    first = _LOOK_FIRST.format(order=order) if best_first else ""
+    best = "max" if maximize else "min"
+    return Statement(
+        _CELLS.format(best=best, order=order, value=VALUE, feasible=FEASIBLE, first=first)
+    )

@@ -13,9 +13,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ENUM, JSONB
 
-SCHEMA = "orchestrator"
-KNOWN_OPTUNA_REVISIONS = frozenset({"v3.2.0.a"})
-"""Revisions of Optuna's own schema whose tables look as written below; any other is refused."""
+from orchestrator.store.states import LIVE, SCHEMA
 
 metadata = sa.MetaData(schema=SCHEMA)
 _now = sa.text("clock_timestamp()")
@@ -174,9 +172,6 @@ ticket = sa.Table(
     ),
 )
 
-UNSPENT = ("OPEN", "LIVE")
-"""States of a ticket that is still to be spent."""
-
 worker = sa.Table(
     "worker",
     metadata,
@@ -261,11 +256,6 @@ slot = sa.Table(
 or is evicted.
 """
 
-LIVE = ("CLAIMED", "PREPARED", "RUNNING")
-"""States of a trial that has not ended: without parameters yet, not begun yet, begun.
-
-Formatted into SQL, such a tuple of several strings reads as a list for ``IN``.
-"""
 _LIVE = f"state IN {LIVE}"
 
 trial = sa.Table(
@@ -442,12 +432,6 @@ event = sa.Table(
     sa.Column("reason", sa.Text),
     sa.Index("event_by_study", "study_id", "event_id"),
 )
-
-
-def is_active() -> sa.ColumnElement[bool]:
-    """Whether a study hands out trials: it is not finished and its time is not over."""
-    in_time = sa.or_(study.c.deadline_at.is_(None), study.c.deadline_at > sa.func.clock_timestamp())
-    return sa.and_(study.c.state == "ACTIVE", in_time)
 
 
 # ---------------------------------------------------------------------------------- Optuna's tables

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import sqlalchemy as sa
-
 from orchestrator.model import JSONValue
-from orchestrator.store.connection.database import Database
-from orchestrator.store.connection.statement import Row
+from orchestrator.store.connection.plain import Source
+from orchestrator.store.connection.statement import Row, Statement, answer, answers
 from orchestrator.store.optuna.rows import stored_float
-from orchestrator.store.reads import BEST_TRIAL, FEASIBLE, VALUE, Progress, StudyRow
-from orchestrator.store.schema import LIVE, UNSPENT
+from orchestrator.store.reads import Progress, StudyRow, best_trial
+from orchestrator.store.states import LIVE, UNSPENT
 
 _LOOKED_AT = 50
 """This many of the newest complete trials tell how many steps a trial has."""
@@ -67,7 +65,7 @@ class StudyLine:
 class Watch:
     """Queries for those who look at studies under way, each in one short transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Source) -> None:
         self._database = database
 
     def running(self, study_id: int) -> list[RunningRow]:
@@ -99,9 +97,9 @@ class Watch:
         known = known or {}
         ids = [row.study_id for row in rows]
         with self._database.transaction() as c:
-            found = {row.study_id: row for row in c.execute(_LINES, {"study_ids": ids})}
+            found = {row.study_id: row for row in answers(c, _LINES, {"study_ids": ids})}
             best = {
-                study_id: c.execute(_BEST[line.maximize], {"study_id": study_id}).one_or_none()
+                study_id: answer(c, _BEST[line.maximize], {"study_id": study_id})
                 for study_id, line in found.items()
                 if line.completed and study_id not in known
             }
@@ -142,7 +140,7 @@ def _running_row(row: Row) -> RunningRow:
     )
 
 
-_RUNNING = sa.text(
+_RUNNING = Statement(
     """
     SELECT o.number, l.ordinal AS cell, o.values AS params, o.attempts, o.worker_id,
         extract(epoch FROM clock_timestamp() - coalesce(a.started_at, o.claimed_at)) AS seconds,
@@ -161,7 +159,7 @@ _RUNNING = sa.text(
     """
 )
 # From the newest trial back, so that a large study is not read whole.
-_LAST_STEPS = sa.text(
+_LAST_STEPS = Statement(
     """
     SELECT l.ordinal AS cell, r.step
     FROM (
@@ -176,7 +174,7 @@ _LAST_STEPS = sa.text(
     WHERE r.step IS NOT NULL
     """
 )
-_HELD = sa.text(
+_HELD = Statement(
     f"""
     SELECT o.worker_id, p.study_name AS study, o.number, o.state
     FROM orchestrator.trial o JOIN studies p ON p.study_id = o.study_id
@@ -185,7 +183,7 @@ _HELD = sa.text(
     """
 )
 # Spent tickets by the tallies of the cells, of which there are fewer.
-_LINES = sa.text(
+_LINES = Statement(
     f"""
     SELECT s.study_id, l.completed, l.spent, t.unspent, o.running,
         d.direction = 'MAXIMIZE' AS maximize,
@@ -213,9 +211,4 @@ _LINES = sa.text(
     WHERE s.study_id = ANY(CAST(:study_ids AS int[]))
     """
 )
-_BEST = {
-    maximize: sa.text(
-        BEST_TRIAL.format(order="DESC" if maximize else "ASC", value=VALUE, feasible=FEASIBLE)
-    )
-    for maximize in (False, True)
-}
+_BEST = {maximize: best_trial(maximize=maximize) for maximize in (False, True)}

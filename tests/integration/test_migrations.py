@@ -19,7 +19,7 @@ from orchestrator.search import create_optuna_tables, optuna_schema_head
 from orchestrator.store import Prepared, Silent, Store
 from orchestrator.store.connection.database import Database, hide_password, storage_url
 from orchestrator.store.migrations import _config, revisions
-from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS
+from orchestrator.store.states import KNOWN_OPTUNA_REVISIONS
 from tests.support.invariants import query
 from tests.support.studies import PLACE, end, spec, start, suggestion, take, work
 

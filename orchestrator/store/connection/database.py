@@ -5,22 +5,17 @@ become ours.
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
-import select
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psycopg2
-import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.engine import URL, Connection, make_url
 
-from orchestrator import faults
 from orchestrator.errors import (
     ConfigError,
     OrchestratorError,
@@ -28,30 +23,19 @@ from orchestrator.errors import (
     StoreUnavailableError,
 )
 from orchestrator.store.connection import statement as wire
-
-# SET LOCAL ends with the transaction, so that a pooler in transaction mode (PgBouncer) may hand the
-# server connection to anyone afterwards; a session-wide SET could not be trusted there.
-_LIMITS = (
-    "{begin}SET LOCAL statement_timeout = '{statement_s}s'; SET LOCAL lock_timeout = '{lock_s}s'; "
-    "SET LOCAL idle_in_transaction_session_timeout = '{idle_s}s'"
+from orchestrator.store.connection import transactions
+from orchestrator.store.connection.transactions import (
+    CONNECT_ARGS,
+    DURABLE,
+    IDLE_TIMEOUT_S,
+    LOCK_TIMEOUT_S,
+    STATEMENT_TIMEOUT_S,
 )
-STATEMENT_TIMEOUT_S = 30
-LOCK_TIMEOUT_S = 15
-IDLE_TIMEOUT_S = 5
-CONNECT_TIMEOUT_S = 5
-ANSWER_MARGIN_S = 5
+
 RECYCLE_S = 60
 """Connections are replaced after this long: tables grow, and a plan made while they were small may
 be slow later.
 """
-OTHERS_PATIENCE_S = 300  # for statements of others in this process, such as the dashboard's
-
-# A commit waits until its data is on disk, whatever the server's default; stricter levels are kept.
-_DURABLE = (
-    b"SELECT set_config('synchronous_commit', 'on', true)"
-    b" WHERE current_setting('synchronous_commit') = 'off'"
-)
-
 # SQLSTATE classes and codes of transient errors: connection, a server that takes no writes (a
 # standby, or one that protects its full disk), timeouts that ended the session, rollback
 # (deadlock), resources, locks, intervention, system; and, while a server is being set up or kept
@@ -80,16 +64,6 @@ _OF_PREPARED = ("26000", "42P05", _RESULT_CHANGED)
 
 # on connecting, where psycopg2 tells no SQLSTATE (28P01)
 _WRONG_PASSWORD = "password authentication failed"
-
-_CONNECT_ARGS = {
-    "connect_timeout": CONNECT_TIMEOUT_S,
-    "application_name": "orchestrator",
-    "keepalives": 1,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,
-}
 
 
 def storage_url(url: str, password_file: str | None = None) -> URL:
@@ -132,34 +106,6 @@ def storage_url(url: str, password_file: str | None = None) -> URL:
     return parsed
 
 
-def _wait(connection: psycopg2.extensions.connection) -> None:
-    """Waits for the server as libpq does, but with a time limit, and lets Python's signal handlers
-    run meanwhile.
-
-    Neither the server's timeouts nor TCP's notice a stopped pooler, whose kernel still acknowledges
-    packets.
-    """
-    connecting = connection.status == psycopg2.extensions.STATUS_SETUP
-    deadline = time.monotonic() + (
-        CONNECT_TIMEOUT_S if connecting else getattr(_patience, "seconds", OTHERS_PATIENCE_S)
-    )
-    while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            # psycopg2 closes the connection then
-            raise psycopg2.OperationalError("no answer from the server")
-        poller = select.poll()
-        poller.register(
-            connection.fileno(),
-            select.POLLIN if state == psycopg2.extensions.POLL_READ else select.POLLOUT,
-        )
-        poller.poll(left * 1000)
-
-
-_patience = threading.local()
-psycopg2.extensions.set_wait_callback(_wait)
-
-
 class Database:
     """Opens short transactions on one PostgreSQL database; thread-safe, holds at most one idle
     connection.
@@ -174,11 +120,7 @@ class Database:
         # so a transaction costs two round trips and not three.
         self._engine = sa.create_engine(
             url,
-            connect_args={
-                **_CONNECT_ARGS,
-                "connection_factory": wire.Connection,
-                "cursor_factory": wire.Cursor,
-            },
+            connect_args=CONNECT_ARGS,
             isolation_level="AUTOCOMMIT",
             pool_size=1,
             max_overflow=8,
@@ -218,9 +160,10 @@ class Database:
         """
         with self._connected(STATEMENT_TIMEOUT_S) as connection:
             # One message is one transaction, so the limits hold for what comes with them.
-            wire.later(connection, _limits("", STATEMENT_TIMEOUT_S, LOCK_TIMEOUT_S, IDLE_TIMEOUT_S))
+            limits = transactions.limits("", STATEMENT_TIMEOUT_S, LOCK_TIMEOUT_S, IDLE_TIMEOUT_S)
+            wire.later(connection, limits)
             if decides:
-                wire.later(connection, _DURABLE)
+                wire.later(connection, DURABLE)
             if isinstance(statement, wire.Statement):
                 return wire.answers(connection, statement, parameters)
             return connection.execute(statement, parameters).all()
@@ -243,30 +186,23 @@ class Database:
             SchemaOutdatedError: a table or column is missing.
             OrchestratorError: the server rejected a statement; trying again will not help.
         """
-        with self._connected(statement_s) as connection:
-            below = wire.wire_of(connection)
-            wire.later(
+        with (
+            self._connected(statement_s) as connection,
+            transactions.transaction(
                 connection,
-                _limits("BEGIN ISOLATION LEVEL READ COMMITTED; ", statement_s, lock_s, idle_s),
-            )
-            try:
-                yield connection
-                faults.step("before-commit")
-                wire.later(connection, _DURABLE)
-                wire.send(connection, b"COMMIT")  # with what was kept back: its errors come here
-            except BaseException:
-                below.forget()
-                if not below.closed:
-                    with contextlib.suppress(exc.SQLAlchemyError):
-                        wire.send(connection, b"ROLLBACK")
-                raise
-            faults.step("after-commit")
+                statement_s=statement_s,
+                lock_s=lock_s,
+                idle_s=idle_s,
+                errors=exc.SQLAlchemyError,
+            ),
+        ):
+            yield connection
 
     @contextlib.contextmanager
     def _connected(self, statement_s: int) -> Iterator[Connection]:
         prepared = False
         try:
-            with _patient(statement_s), self._engine.connect() as connection:
+            with transactions.patient(statement_s), self._engine.connect() as connection:
                 below = wire.wire_of(connection)
                 if self._prepares:
                     wire.allow_preparing(connection)
@@ -279,6 +215,12 @@ class Database:
         except exc.SQLAlchemyError as error:
             self._engine.dispose()  # what the pool holds is of the same age and likely as dead
             raise self._translate(error, prepared=prepared) from error
+
+    def explained(self, error: psycopg2.Error) -> OrchestratorError:
+        """What an error of psycopg2's means that another connection met."""
+        wrapped = exc.DBAPIError.instance(None, None, error, psycopg2.Error)
+        assert isinstance(wrapped, exc.DBAPIError)
+        return self._translate(wrapped, prepared=False)
 
     def _translate(self, error: exc.SQLAlchemyError, *, prepared: bool) -> OrchestratorError:
         cause = getattr(error, "orig", None) or error
@@ -314,25 +256,6 @@ class Database:
         if sqlstate.startswith(_PASSING) if sqlstate else lost:
             return StoreUnavailableError(f"database {self.masked_url} does not answer: {text}")
         return OrchestratorError(f"database {self.masked_url} reports an error: {text}")
-
-
-@functools.cache
-def _limits(begin: str, statement_s: int, lock_s: int, idle_s: int) -> bytes:
-    return _LIMITS.format(
-        begin=begin, statement_s=statement_s, lock_s=lock_s, idle_s=idle_s
-    ).encode()
-
-
-@contextlib.contextmanager
-def _patient(statement_s: float) -> Iterator[None]:
-    """Within this block the server may take as long as the statement's timeout, plus a margin for
-    the network.
-    """
-    _patience.seconds = statement_s + ANSWER_MARGIN_S
-    try:
-        yield
-    finally:
-        del _patience.seconds
 
 
 def hide_password(text: str, url: URL) -> str:

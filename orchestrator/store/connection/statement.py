@@ -12,12 +12,13 @@ import hashlib
 import re
 from collections import namedtuple
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg2
 import psycopg2.extensions
-import sqlalchemy as sa
-from sqlalchemy import exc
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
 
 Row: TypeAlias = Any
 """A row that a statement returned, its columns by name."""
@@ -107,6 +108,10 @@ class Connection(psycopg2.extensions.connection):  # type: ignore[misc]  # untyp
         self._preparing.add(key)
         return statement.prepare + b";\n" + run
 
+    def unprepared(self, statement: Statement, parameters: Mapping[str, Any]) -> bytes:
+        """A statement that no connection may prepare, such as one that declares a cursor."""
+        return bytes(self.own.mogrify(statement.plain, statement.given(parameters)))
+
     def keep_back(self, statement: Statement | bytes, parameters: Mapping[str, Any]) -> None:
         """Has the statement sent with the next one."""
         text = (
@@ -160,15 +165,21 @@ class Cursor(psycopg2.extensions.cursor):  # type: ignore[misc]
         connection.sent()
 
 
-def wire_of(c: sa.Connection) -> Connection:
+AnyConnection: TypeAlias = "sa.Connection | Connection"
+"""A connection of SQLAlchemy's, or one that does without it."""
+
+
+def wire_of(c: AnyConnection) -> Connection:
     """The connection below SQLAlchemy's."""
+    if isinstance(c, Connection):
+        return c
     connection = c.connection.dbapi_connection
     assert isinstance(connection, Connection)
     return connection
 
 
 def later(
-    c: sa.Connection, statement: Statement | bytes, parameters: Mapping[str, Any] | None = None
+    c: AnyConnection, statement: Statement | bytes, parameters: Mapping[str, Any] | None = None
 ) -> None:
     """Sends a statement with the next one of its transaction, at the latest with COMMIT; its errors
     are raised there too.
@@ -192,13 +203,19 @@ def allow_preparing(c: sa.Connection) -> None:
 
 
 def send(
-    c: sa.Connection, statement: Statement | bytes, parameters: Mapping[str, Any] | None = None
+    c: AnyConnection, statement: Statement | bytes, parameters: Mapping[str, Any] | None = None
 ) -> Cursor:
-    """Sends a statement now, after what was kept back; raises SQLAlchemy's errors."""
+    """Sends a statement now, after what was kept back; raises SQLAlchemy's errors, on a connection
+    without it psycopg2's.
+    """
     connection = wire_of(c)
     try:
         connection.own.execute(statement, parameters)
     except BaseException as error:
+        if isinstance(c, Connection):
+            raise
+        from sqlalchemy import exc
+
         closed = bool(connection.closed)
         if closed:
             c.invalidate(error)
@@ -211,14 +228,14 @@ def send(
 
 
 def answers(
-    c: sa.Connection, statement: Statement, parameters: Mapping[str, Any] | None = None
+    c: AnyConnection, statement: Statement, parameters: Mapping[str, Any] | None = None
 ) -> list[Row]:
     """The rows that a statement returns."""
     return statement.rows(send(c, statement, parameters))
 
 
 def answer(
-    c: sa.Connection, statement: Statement, parameters: Mapping[str, Any] | None = None
+    c: AnyConnection, statement: Statement, parameters: Mapping[str, Any] | None = None
 ) -> Row | None:
     """The one row that a statement returns, None if it returns none."""
     found = answers(c, statement, parameters)

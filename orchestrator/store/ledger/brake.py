@@ -4,39 +4,27 @@ property of its cells.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from orchestrator.store.connection.statement import Row, Statement, answer, answers
 from orchestrator.store.ledger import tickets
 from orchestrator.store.ledger.shortages import NOBODY
 from orchestrator.store.schema import cell, event, study
+from orchestrator.store.states import BRAKED, is_braked, likeness
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 A_WORKER = 4
 """By default this many identical failures per worker that serves the study, but at most `AT_MOST`,
 pull the brake.
 """
 AT_MOST = 20
-BRAKED = "paused by itself: "
-"""How the reason of such a pause begins."""
 # of the machine or the fleet, and memory has rules of its own
 _NOT_ALIKE = ("oom", "lost", "budget", "device", "import")
-_NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|\d+(\.\d+)?([eE][-+]?\d+)?")
-
-
-def likeness(failure: str) -> str:
-    """What failures with the same cause have in common: the first line of the message, with its
-    numbers replaced.
-    """
-    return _NUMBER.sub("0", failure.partition("\n")[0])
-
-
-def is_braked(state: str, reason: str | None) -> bool:
-    """Whether a study of that state and reason paused itself."""
-    return state == "PAUSED" and (reason or "").startswith(BRAKED)
 
 
 def failures_alike(c: Connection, row: Row) -> int | None:

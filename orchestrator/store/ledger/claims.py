@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from orchestrator.model import JSONValue, TrialNews
 from orchestrator.store.connection.statement import Row, Statement
-from orchestrator.store.schema import LIVE
+from orchestrator.store.states import LIVE
 
 
 def new_token() -> int:
@@ -140,8 +140,6 @@ TRIALS = """
     JOIN orchestrator.cell l ON l.cell_id = o.cell_id
 """
 """SQL: trials with their ticket and cell, as `prepared_of` reads them."""
-ACTIVE = "s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())"
-"""SQL: whether the study `s` hands out trials."""
 IDLE = "(o.worker_id IS NULL OR o.state = 'PREPARED')"
 """SQL: whether nobody runs the unfinished trial `o`: it was given back, or has not begun."""
 LEFT_RESULT_S = 10.0

@@ -7,16 +7,20 @@ deletion that was cut short is only to be repeated: nothing is left behind that 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from orchestrator.errors import ConfigError, OrchestratorError
-from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Row
 from orchestrator.store.optuna.attributes import ARTIFACT_KEY
-from orchestrator.store.schema import LIVE, SCHEMA, event, study
+from orchestrator.store.schema import event, study
+from orchestrator.store.states import LIVE, SCHEMA
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from orchestrator.store.connection.database import Database
 
 DELETING: Final = "being deleted by "
 """Begins the reason of a study between `Deletion.begin` and `Deletion.finish`."""

@@ -8,9 +8,7 @@ import json
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import TypeAlias
-
-from sqlalchemy.engine import Connection
+from typing import TYPE_CHECKING, TypeAlias
 
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned
@@ -20,7 +18,10 @@ from orchestrator.store.ledger import brake, shortages, tickets
 from orchestrator.store.ledger.claims import ENDING, IDLE, LOCK_TRIAL, Attempt
 from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.optuna.attributes import FAILURE_ATTR, fact_attrs
-from orchestrator.store.schema import LIVE
+from orchestrator.store.states import LIVE
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 Facts: TypeAlias = Mapping[str, JSONValue]
 NO_FACTS: Facts = MappingProxyType({})

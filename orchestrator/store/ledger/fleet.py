@@ -11,17 +11,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.engine import Connection
 
 from orchestrator.errors import LeaseLostError
-from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Row, Statement
 from orchestrator.store.ledger.claims import new_token
-from orchestrator.store.schema import LIVE, slot, worker
+from orchestrator.store.schema import slot, worker
+from orchestrator.store.states import LIVE
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from orchestrator.store.connection.database import Database
 
 HERE_EVERY_S = 5.0
 """How often a process asks which workers run on its host, between checks of the whole fleet."""

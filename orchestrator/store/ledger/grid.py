@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import StudySpec
 from orchestrator.store.schema import cell, ticket, trial
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 CELLS_AT_ONCE = 10_000
 """At most this many cells are sent in one statement, and held in memory here."""

@@ -10,19 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine import Connection, Row
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue, StudySpec, cell_label
-from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import later
 from orchestrator.store.ledger import grid, shortages, tickets
 from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.schema import cell, event, study, ticket, trial
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, Row
+
+    from orchestrator.store.connection.database import Database
 
 _STOPPED = "stopped by "
 

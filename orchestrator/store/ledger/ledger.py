@@ -16,17 +16,13 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
-
-from sqlalchemy.engine import Connection
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned, Report, Suggestion, TrialNews
-from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Statement, answer, answers, later
 from orchestrator.store.ledger import endings, shortages, tickets
 from orchestrator.store.ledger.claims import (
-    ACTIVE,
     HELD_TRIAL,
     IDLE,
     JUST_LOST,
@@ -54,7 +50,12 @@ from orchestrator.store.ledger.suggested import write_missing
 from orchestrator.store.ledger.tickets import Choice, Found, Undecided
 from orchestrator.store.news import news_after
 from orchestrator.store.optuna import rows as optuna_rows
-from orchestrator.store.schema import LIVE
+from orchestrator.store.states import ACTIVE, LIVE
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from orchestrator.store.connection.database import Database
 
 # User attributes of a trial, for people who look at it in Optuna's tools.
 WHY_ATTR = "orchestrator:why"

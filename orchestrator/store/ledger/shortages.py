@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-
-from sqlalchemy.engine import Connection
+from typing import TYPE_CHECKING
 
 from orchestrator.model import Failed, JSONValue, cell_label
-from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
-from orchestrator.store.ledger.claims import ACTIVE, JUST_LOST
-from orchestrator.store.schema import LIVE, UNSPENT
+from orchestrator.store.ledger.claims import JUST_LOST
+from orchestrator.store.states import ACTIVE, LIVE, UNSPENT
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from orchestrator.store.connection.database import Database
 
 NOBODY = "no living worker has the memory for it"
 """How the reason of a cell begins that is closed for all."""

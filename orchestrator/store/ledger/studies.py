@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.engine import Connection
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import StudySpec, limits_label, value_label
-from orchestrator.store.connection.database import Database
 from orchestrator.store.ledger import grid, tickets
 from orchestrator.store.ledger.deletion import DELETING
 from orchestrator.store.schema import (
@@ -24,6 +22,11 @@ from orchestrator.store.schema import (
     optuna_study_user_attributes,
     study,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from orchestrator.store.connection.database import Database
 
 _METRIC_NAMES = "study:metric_names"
 """The system attribute that Optuna's ``Study.set_metric_names`` sets."""

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-
-from sqlalchemy.engine import Connection
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import JSONValue, Param
-from orchestrator.store.connection.database import Database
 from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
 from orchestrator.store.ledger.claims import HELD_TRIAL, Attempt
 from orchestrator.store.optuna import rows as optuna_rows
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from orchestrator.store.connection.database import Database
 
 
 def write_missing(c: Connection, row: Row, suggested: Sequence[tuple[Param, JSONValue]]) -> None:

@@ -8,15 +8,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-
-from sqlalchemy.engine import Connection
+from typing import TYPE_CHECKING
 
 from orchestrator.model import JSONValue, TrialNews
 from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
-from orchestrator.store.ledger.claims import ACTIVE, Place
+from orchestrator.store.ledger.claims import Place
 from orchestrator.store.ledger.fleet import WorkerLease
 from orchestrator.store.ledger.shortages import TRIAL_FITS, fits
-from orchestrator.store.schema import LIVE, UNSPENT
+from orchestrator.store.states import ACTIVE, LIVE, UNSPENT
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 MOST_CHOICES = 256
 """If more cells are open, an allocation chooses among this many: the likely ones, then those with

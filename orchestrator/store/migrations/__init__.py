@@ -8,24 +8,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-
 from orchestrator.errors import SchemaOutdatedError
-from orchestrator.store.connection.database import Database
-from orchestrator.store.schema import KNOWN_OPTUNA_REVISIONS, SCHEMA
+from orchestrator.store.connection.plain import Source
+from orchestrator.store.connection.statement import AnyConnection, Statement, answer, send
+from orchestrator.store.states import KNOWN_OPTUNA_REVISIONS, SCHEMA
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
+    from orchestrator.store.connection.database import Database
+
 VERSION_TABLE = "version"
 OLDEST_SERVER = 140000
-_MAY_CREATE = sa.text(
+_MAY_CREATE = Statement(
     "SELECT has_schema_privilege('public', 'CREATE') AND "
     "CASE WHEN to_regnamespace('orchestrator') IS NULL THEN "
     "has_database_privilege(current_database(), 'CREATE') "
-    "ELSE has_schema_privilege('orchestrator', 'CREATE') END"
+    "ELSE has_schema_privilege('orchestrator', 'CREATE') END AS may"
 )
+_SERVER = Statement(
+    f"""
+    SELECT CAST(current_setting('server_version_num') AS int) AS version,
+        to_regclass('{SCHEMA}.{VERSION_TABLE}') IS NOT NULL AS has_ours,
+        to_regclass('alembic_version') IS NOT NULL AS has_optunas
+    """
+)
+_OURS = Statement(f"SELECT version_num FROM {SCHEMA}.{VERSION_TABLE}")
+_OPTUNAS = Statement("SELECT version_num FROM alembic_version")
 _LOCK = 0x6F72636865737472  # "orchestr": one migration at a time in a database
 
 
@@ -40,22 +49,16 @@ def migrate(database: Database, create_optuna_tables: Callable[[str], None]) -> 
         SchemaOutdatedError: Optuna's tables, or ours, are of a revision that this version does not
             know.
     """
-    with database.transaction() as connection:
-        version = int(connection.execute(sa.text("SHOW server_version_num")).scalar_one())
-        if version < OLDEST_SERVER:
-            raise SchemaOutdatedError(
-                f"the database server is PostgreSQL {version // 10000}; PostgreSQL "
-                f"{OLDEST_SERVER // 10000} or newer is needed"
-            )
-        if _is_current(connection):
-            return
+    if is_current(database):
+        return
     with database.transaction(statement_s=600, lock_s=600, idle_s=0) as connection:
         # A transaction-level lock: a session-level one would leak through a pooler in transaction
         # mode.
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        send(connection, f"SELECT pg_advisory_xact_lock({_LOCK})".encode())
         if _is_current(connection):
             return
-        if not connection.execute(_MAY_CREATE).scalar_one():
+        allowed = answer(connection, _MAY_CREATE)
+        if allowed is None or not allowed.may:
             raise SchemaOutdatedError(
                 "the schemas of this database are missing or outdated, and this role may not "
                 "change them; run as their owner: orchestrator db upgrade"
@@ -83,28 +86,34 @@ def revisions() -> list[str]:
     return sorted(path.stem[:4] for path in (Path(__file__).parent / "versions").glob("[0-9]*.py"))
 
 
-def _is_current(connection: Connection) -> bool:
-    all_revisions, ours = revisions(), None
-    if connection.execute(
-        sa.text("SELECT to_regclass(:table)"), {"table": f"{SCHEMA}.{VERSION_TABLE}"}
-    ).scalar_one():
-        ours = connection.execute(
-            sa.text(f"SELECT version_num FROM {SCHEMA}.{VERSION_TABLE}")
-        ).scalar_one_or_none()
+def is_current(database: Source) -> bool:
+    """Whether both schemas are as this version needs them.
+
+    Raises:
+        SchemaOutdatedError: as `migrate`.
+    """
+    with database.transaction() as connection:
+        return _is_current(connection)
+
+
+def _is_current(connection: AnyConnection) -> bool:
+    server = answer(connection, _SERVER)
+    assert server is not None
+    if server.version < OLDEST_SERVER:
+        raise SchemaOutdatedError(
+            f"the database server is PostgreSQL {server.version // 10000}; PostgreSQL "
+            f"{OLDEST_SERVER // 10000} or newer is needed"
+        )
+    all_revisions = revisions()
+    ours = _version(connection, _OURS) if server.has_ours else None
     if ours is not None and ours not in all_revisions:
         raise SchemaOutdatedError(
             f"the schema of this database has revision {ours}, which a newer orchestrator "
             "created; install that version"
         )
-    has_optuna = (
-        connection.execute(sa.text("SELECT to_regclass('alembic_version')")).scalar_one()
-        is not None
-    )
-    if not has_optuna:
+    if not server.has_optunas:
         return False
-    revision = connection.execute(
-        sa.text("SELECT version_num FROM alembic_version")
-    ).scalar_one_or_none()
+    revision = _version(connection, _OPTUNAS)
     if revision is not None and revision not in KNOWN_OPTUNA_REVISIONS:
         raise SchemaOutdatedError(
             f"Optuna's tables in this database have revision {revision}; this version only writes "
@@ -112,3 +121,8 @@ def _is_current(connection: Connection) -> bool:
             "--storage URL"
         )
     return revision is not None and ours == all_revisions[-1]
+
+
+def _version(connection: AnyConnection, statement: Statement) -> str | None:
+    found = answer(connection, statement)
+    return None if found is None else str(found.version_num)

@@ -6,7 +6,8 @@ from alembic import context
 from sqlalchemy import text
 
 from orchestrator.store.migrations import VERSION_TABLE
-from orchestrator.store.schema import SCHEMA, metadata
+from orchestrator.store.schema import metadata
+from orchestrator.store.states import SCHEMA
 
 connection = context.config.attributes["connection"]
 connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))

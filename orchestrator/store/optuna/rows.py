@@ -7,13 +7,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from sqlalchemy.engine import Connection
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.model import JSONValue, Param, Suggestion
 from orchestrator.store.connection.statement import Statement, answer, later
 from orchestrator.store.optuna.attributes import artifact_attrs
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
 
 LOCK_STUDY = Statement("SELECT FROM studies WHERE study_id = :study_id FOR UPDATE")
 """Takes the lock that Optuna takes before it draws a trial's id.

@@ -1,0 +1,36 @@
+"""The states of our rows, and what they mean in SQL and in Python; without SQLAlchemy."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+SCHEMA: Final = "orchestrator"
+KNOWN_OPTUNA_REVISIONS: Final = frozenset({"v3.2.0.a"})
+"""Revisions of Optuna's own schema whose tables look as `schema` has them; any other is refused."""
+UNSPENT: Final = ("OPEN", "LIVE")
+"""The states of a ticket that is still to be spent."""
+LIVE: Final = ("CLAIMED", "PREPARED", "RUNNING")
+"""The states of a trial that has not ended: without parameters yet, not begun yet, begun.
+
+Formatted into SQL, such a tuple of several strings reads as a list for ``IN``.
+"""
+ACTIVE: Final = (
+    "s.state = 'ACTIVE' AND (s.deadline_at IS NULL OR s.deadline_at > clock_timestamp())"
+)
+"""SQL: whether the study `s` hands out trials: it is not finished and its time is not over."""
+BRAKED: Final = "paused by itself: "
+"""How the reason begins of a pause that nobody asked for, see `ledger.brake`."""
+_NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|\d+(\.\d+)?([eE][-+]?\d+)?")
+
+
+def likeness(failure: str) -> str:
+    """What failures with the same cause have in common: the first line of the message, with its
+    numbers replaced.
+    """
+    return _NUMBER.sub("0", failure.partition("\n")[0])
+
+
+def is_braked(state: str, reason: str | None) -> bool:
+    """Whether a study of that state and reason paused itself."""
+    return state == "PAUSED" and (reason or "").startswith(BRAKED)

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from omegaconf.resolvers import oc
 
 from orchestrator.cli import estimates, provenance, screen
 from orchestrator.cli.call import Call
 from orchestrator.config import rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import StudySpec, value_label
-from orchestrator.overlay import overlay
-from orchestrator.runner.child import resolvers
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from orchestrator.store import TrialRow
 
 _STDOUT = "-"
@@ -42,7 +39,7 @@ def run(call: Call) -> int:
         raise ConfigError(
             "out=- prints the params to train with and nothing else; leave out --json"
         )
-    groups = call.composed.groups
+    groups = call.groups
 
     with call.reading() as store:
         row = store.reads.find(call.study_name)
@@ -122,6 +119,8 @@ def _write_config(path: str, spec: StudySpec, chosen: list[TrialRow]) -> None:
         raise ConfigError(
             f"out={path}: several trials are best (trials {numbers}); choose one with trial=N"
         )
+    from omegaconf import OmegaConf  # slow to import, and needed only where a file is written
+
     text = OmegaConf.to_yaml(trained_with(spec, chosen[0]))
     if path == _STDOUT:
         print(text, end="")
@@ -144,6 +143,11 @@ def trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
     interpolations stay as they are, and nothing is read from this process's environment, so that
     no secret gets in.
     """
+    from omegaconf import OmegaConf
+
+    from orchestrator.overlay import overlay
+    from orchestrator.runner.child import resolvers
+
     resolvers.register()
     config = OmegaConf.create(dict(spec.params))
     contents = spec.contents(trial.params)
@@ -163,6 +167,9 @@ def trained_with(spec: StudySpec, trial: TrialRow) -> DictConfig:
 
 def _put_suggested(config: DictConfig, name: str, value: Any) -> None:
     """Puts a value where the objective looks for `name`: at that path, else under that key."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     if all(name.split(".")):
         with suppress(OmegaConfBaseException):  # such as a.b next to a plain value called a
             OmegaConf.update(config, name, value, merge=False, force_add=True)
@@ -172,6 +179,8 @@ def _put_suggested(config: DictConfig, name: str, value: Any) -> None:
 
 def _uncoupled(node: Any, raw: Any) -> Any:
     """`raw` with this program's resolvers replaced by their values, read from the config `node`."""
+    from omegaconf.errors import OmegaConfBaseException
+
     for key, value in list(raw.items() if isinstance(raw, dict) else enumerate(raw)):
         if isinstance(value, (dict, list)):
             _uncoupled(node[key], value)
@@ -183,6 +192,9 @@ def _uncoupled(node: Any, raw: Any) -> Any:
 
 @contextmanager
 def _no_environment() -> Iterator[None]:
+    from omegaconf import OmegaConf
+    from omegaconf.resolvers import oc
+
     def refuse(*_: Any) -> NoReturn:
         raise ValueError("the environment is not read here")
 

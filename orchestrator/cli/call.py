@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from orchestrator import config
 from orchestrator.cli.commands import COMMANDS, RETRY
-from orchestrator.config import Composed, Flags
+from orchestrator.config import Flags
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
+    from orchestrator.config import Composed, HostConfig, Plain
     from orchestrator.store import Reading, Store
 
 _REVIVE_S = 2.0  # short: a worker that tries this has a trial to look after
@@ -81,12 +82,32 @@ class Call:
             config_name=self.flags.config_name,
         )
 
+    @cached_property
+    def _plain(self) -> Plain | None:
+        """The same without Hydra, where the command line is plain."""
+        flags = self.flags
+        if flags != Flags(flags.overrides):
+            return None
+        return config.read_plainly(self.command, flags.overrides)
+
+    @property
+    def host(self) -> HostConfig:
+        """The settings of this host, resolved and checked."""
+        return self.composed.host if self._plain is None else self._plain.host
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The names of all config groups there are."""
+        return self.composed.groups if self._plain is None else self._plain.groups
+
     @property
     def json(self) -> bool:
         return "--json" in self.switches
 
     @property
     def study_name(self) -> str | None:
+        if self._plain is not None:
+            return self._plain.study
         name = self.composed.config.study.name
         return None if name is None else str(name)
 
@@ -139,7 +160,7 @@ class Call:
     @contextmanager
     def _server(self) -> Iterator[tuple[str, str | None, Callable[[], None] | None]]:
         """The server's URL, its password file, and what starts it again if it is ours to start."""
-        storage = self.composed.host.storage
+        storage = self.host.storage
         if storage.kind != "embedded":
             assert storage.url is not None
             yield storage.url, storage.password_file, None

@@ -84,8 +84,8 @@ def _confirmed(call: Call, row: StudyRow, leavings: Leavings) -> bool:
     state = f"{row.state.lower()}{f' ({row.reason})' if row.reason else ''}"
     lines = [f"study {row.name}, {state}: {count_label(leavings.trials, 'trial')}"]
     lines += [f"  run directories {folder}" for folder in _run_folders(row, leavings)]
-    if call.composed.host.paths.checkpoints is not None:
-        lines.append(f"  its checkpoints in {call.composed.host.paths.checkpoints}")
+    if call.host.paths.checkpoints is not None:
+        lines.append(f"  its checkpoints in {call.host.paths.checkpoints}")
     if leavings.artifacts:
         artifacts = count_label(len(leavings.artifacts), "artifact")
         lines.append(f"  {artifacts} in {_artifact_place(call)}")
@@ -131,7 +131,7 @@ def _remove_files(call: Call, row: StudyRow, leavings: Leavings) -> Removal:
     removal = Removal()
     for folder in _run_folders(row, leavings):
         removal.folder(folder)
-    if (checkpoints := call.composed.host.paths.checkpoints) is not None:
+    if (checkpoints := call.host.paths.checkpoints) is not None:
         for name in _folders(row, leavings):
             removal.checkpoints(checkpoints, name)
     removal.artifacts_of(_artifact_place(call), leavings.artifacts)
@@ -139,7 +139,7 @@ def _remove_files(call: Call, row: StudyRow, leavings: Leavings) -> Removal:
 
 
 def _artifact_place(call: Call) -> str:
-    paths = call.composed.host.paths
+    paths = call.host.paths
     if paths.artifacts is None:
         return str(paths.data / "artifacts")
     return (

@@ -35,7 +35,7 @@ def _storage_words(call: Call) -> list[str]:
 
     A URL is elided, as it may hold a password.
     """
-    storage = call.composed.host.storage
+    storage = call.host.storage
     if storage.kind == "postgres":
         return [] if storage.url == os.environ.get(config.URL_VARIABLE) else ["storage.url=…"]
     if storage.path == config.default_storage_path():

@@ -142,7 +142,7 @@ def _exit_label(code: int) -> str:
 
 def _host_overrides(call: Call, spec: StudySpec, count: int) -> list[str]:
     """This host's settings as overrides for the workers; never the database's URL."""
-    host = call.composed.host
+    host = call.host
     worker = {key: value for key, value in asdict(host.worker).items() if key != "count"}
     health_file = host.worker.health_file
     worker["health_file"] = None if health_file is None else str(health_file)
@@ -165,7 +165,7 @@ def _host_overrides(call: Call, spec: StudySpec, count: int) -> list[str]:
 
 def _storage_environment(call: Call) -> dict[str, str]:
     """The database's URL for the workers; as an argument, every process list would show it."""
-    storage = call.composed.host.storage
+    storage = call.host.storage
     if storage.kind == "embedded" or storage.url is None:
         return {}
     environment = {"ORCHESTRATOR_STORAGE_URL": storage.url}

@@ -65,7 +65,7 @@ def run(call: Call) -> int:
             for what in ABOUT
         }
 
-    check_allowed(spec.objective, call.composed.host.worker.allow_targets)
+    check_allowed(spec.objective, call.host.worker.allow_targets)
     with _device(call, then) as held:
         threads = (
             "the libraries’ own threads"
@@ -132,7 +132,7 @@ def _seed_of_ask(store: Store, row: StudyRow, number: int) -> int:
 
 def _device(call: Call, then: Mapping[str, Any]) -> HeldSlot:
     """A device of the trial's kind, unless `worker.devices` names one, and its threads."""
-    settings = call.composed.host.worker
+    settings = call.host.worker
     kind = (then.get("device") or {}).get("kind")
     selection = ["cpu"] if settings.devices is None and kind == "cpu" else settings.devices
     threads = settings.threads if settings.threads is not None else then.get("threads")
@@ -151,7 +151,7 @@ def _device(call: Call, then: Mapping[str, Any]) -> HeldSlot:
 def _job(
     call: Call, row: StudyRow, spec: StudySpec, trial: TrialRow, seed: int, device: Device
 ) -> Job:
-    runs = call.composed.host.paths.runs
+    runs = call.host.paths.runs
     place = rundir.trial_dir(runs, row.folder, trial.number)
     try:
         place.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,6 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.running import Running
-from orchestrator.config import normal_form
 from orchestrator.model import Axis, Searched, StudySpec, cell_label, count_label, value_label
 from orchestrator.program import label
 
@@ -394,6 +393,8 @@ def _parameters(
     spec: StudySpec, distributions: list[tuple[str, str]]
 ) -> list[tuple[str, str, str, str]]:
     """Section, path, declaration and distribution of every parameter."""
+    from orchestrator.config import normal_form  # imports Hydra, which others do not need
+
     declared: list[Axis | Searched] = [*spec.grid, *spec.search]
     forms = {
         d.path: ("grid" if isinstance(d, Axis) else "search", normal_form(d)) for d in declared

@@ -36,7 +36,7 @@ def worker(call: Call) -> int:
     """
     logs.configure("worker")
     with Ending(0) as ending, ExitStack() as stack:
-        host = call.composed.host
+        host = call.host
         artifacts = checked_place(host.paths.artifacts, host.paths.data)
         # Checks the path and removes an earlier worker's file before the wait for the database.
         HealthFile(host.worker.health_file)
@@ -68,7 +68,7 @@ def dashboard(call: Call) -> int:
     from orchestrator.dashboard import Access, serve  # slow to import, needed only here
 
     logs.configure("dashboard")
-    host = call.composed.host
+    host = call.host
     access = Access.checked(host.dashboard)
     artifacts = ArtifactPlace(checked_place(host.paths.artifacts, host.paths.data))
     with Ending(0), ExitStack() as stack:

@@ -1,11 +1,13 @@
-"""The config: Hydra composes it, this room checks it and hands on plain typed values."""
+"""The config: Hydra composes it, this room checks it and hands on plain typed values.
 
-from orchestrator.config.compose import Composed, compose
-from orchestrator.config.flags import Flags, parse_flags, show
-from orchestrator.config.host import URL_VARIABLE, default_storage_path
-from orchestrator.config.pruning import has_pruner, never_prunes, nothing_reported
-from orchestrator.config.study import study_spec
-from orchestrator.config.words import hydra_word, normal_form, program_words, rerun_words
+Names are loaded on first use: most commands need no Hydra.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from orchestrator.settings import (
     DashboardConfig,
     HostConfig,
@@ -14,6 +16,16 @@ from orchestrator.settings import (
     WorkerConfig,
 )
 
+if TYPE_CHECKING:
+    from orchestrator.config.composing import Composed, compose
+    from orchestrator.config.flags import Flags, parse_flags
+    from orchestrator.config.places import URL_VARIABLE, default_storage_path
+    from orchestrator.config.plain import Plain, read_plainly
+    from orchestrator.config.pruning import has_pruner, never_prunes, nothing_reported
+    from orchestrator.config.showing import show
+    from orchestrator.config.study import study_spec
+    from orchestrator.config.words import hydra_word, normal_form, program_words, rerun_words
+
 __all__ = [
     "URL_VARIABLE",
     "Composed",
@@ -21,6 +33,7 @@ __all__ = [
     "Flags",
     "HostConfig",
     "PathsConfig",
+    "Plain",
     "StorageConfig",
     "WorkerConfig",
     "compose",
@@ -32,7 +45,46 @@ __all__ = [
     "nothing_reported",
     "parse_flags",
     "program_words",
+    "read_plainly",
     "rerun_words",
     "show",
     "study_spec",
 ]
+_HOME = {
+    "composing": (
+        "Composed",
+        "compose",
+    ),
+    "flags": (
+        "Flags",
+        "parse_flags",
+    ),
+    "places": (
+        "URL_VARIABLE",
+        "default_storage_path",
+    ),
+    "plain": (
+        "Plain",
+        "read_plainly",
+    ),
+    "pruning": (
+        "has_pruner",
+        "never_prunes",
+        "nothing_reported",
+    ),
+    "showing": ("show",),
+    "study": ("study_spec",),
+    "words": (
+        "hydra_word",
+        "normal_form",
+        "program_words",
+        "rerun_words",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

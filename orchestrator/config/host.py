@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import re
-from dataclasses import replace
 from pathlib import Path
 
-import platformdirs
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from orchestrator.config.places import complete, data_directory
 from orchestrator.config.schema import checked
 from orchestrator.config.translate import one_line, resolved
 from orchestrator.errors import ConfigError
 from orchestrator.passwords import mask
-from orchestrator.settings import HOST, HostConfig, StorageConfig
-
-URL_VARIABLE = "ORCHESTRATOR_STORAGE_URL"
-DATA_VARIABLE = "ORCHESTRATOR_DATA_DIR"
-_EMBEDDED = "postgres"
+from orchestrator.settings import HOST, HostConfig
 
 
 def host_config(full: DictConfig, url: str | None, *, typed_embedded: bool) -> HostConfig:
@@ -53,43 +46,7 @@ def host_config(full: DictConfig, url: str | None, *, typed_embedded: bool) -> H
     host = HostConfig(
         **{section: checked(section, schema, values[section]) for section, schema in HOST.items()}
     )
-    host = replace(host, storage=_checked_storage(host, typed_embedded))
-    if host.worker.heartbeat_s >= host.worker.lease_ttl_s / 2:
-        raise ConfigError(
-            f"worker.heartbeat_s={host.worker.heartbeat_s:g}: must be less than half of"
-            f" worker.lease_ttl_s={host.worker.lease_ttl_s:g}"
-        )
-    return host
-
-
-def _checked_storage(host: HostConfig, typed_embedded: bool) -> StorageConfig:
-    """Returns the storage as it is meant: a URL makes it a server's, and an embedded one has a
-    directory.
-    """
-    storage = host.storage
-    if storage.url and storage.kind == "embedded":
-        if typed_embedded:
-            raise ConfigError(
-                "storage=embedded and storage.url exclude each other; leave out one of them"
-            )
-        storage = replace(storage, kind="postgres")
-    if storage.kind == "postgres" and not storage.url:
-        raise ConfigError(
-            "storage=postgres needs storage.url=postgresql+psycopg2://user@host:5432/database,"
-            f" or the environment variable {URL_VARIABLE}"
-        )
-    if storage.url and not re.match(r"postgres(ql)?(\+\w+)?://", storage.url):
-        raise ConfigError(
-            "storage.url must start with postgresql+psycopg2:// (its value is not shown here)"
-        )
-    if storage.kind == "embedded" and storage.path is None:
-        storage = replace(storage, path=host.paths.data / _EMBEDDED)
-    return storage
-
-
-def default_storage_path() -> Path:
-    """Where the embedded server of this user is when nothing on the command line says otherwise."""
-    return Path(_data_directory()).absolute() / _EMBEDDED
+    return complete(host, typed_embedded=typed_embedded)
 
 
 def _typed_url(url: str) -> str | None:
@@ -107,10 +64,4 @@ def interpolated(node: DictConfig, key: str) -> bool:
     return key in node and OmegaConf.is_interpolation(node, key)
 
 
-def _data_directory() -> str:
-    return os.environ.get(DATA_VARIABLE) or platformdirs.user_data_dir(
-        "orchestrator", appauthor=False
-    )
-
-
-OmegaConf.register_new_resolver("orchestrator.data_dir", _data_directory, replace=True)
+OmegaConf.register_new_resolver("orchestrator.data_dir", data_directory, replace=True)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from orchestrator.config.overrides import Word, as_parameter
 from orchestrator.config.parsed import ParsedOnce
+from orchestrator.config.places import shipped_directory
 from orchestrator.config.schema import SECTIONS
 from orchestrator.config.translate import translated
 from orchestrator.errors import ConfigError, denied, did_you_mean
@@ -161,9 +162,3 @@ class Loader:
             result.header.get("package") if result is not None else None for result in found
         }
         return packages.pop() if len(packages) == 1 else None
-
-
-def shipped_directory() -> Path:
-    """The config that comes with the package: inside it when installed, beside it in a checkout."""
-    inside = Path(__file__).parent.parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent.parent / "conf"

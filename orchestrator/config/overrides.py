@@ -12,6 +12,7 @@ from typing import Any, Literal
 from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, Sweep
 
 from orchestrator.config import grammar
+from orchestrator.config.plain import NAMING
 from orchestrator.config.schema import SECTIONS, settings
 from orchestrator.config.space import Group, Space, check_ancestors, check_path, flatten, suggestion
 from orchestrator.errors import ConfigError, did_you_mean
@@ -37,22 +38,6 @@ _LISTS = (
     "study.metric",
     "study.bounds",
 )
-NAMING = (
-    "status",
-    "trials",
-    "delete",
-    "best",
-    "logs",
-    "pause",
-    "resume",
-    "stop",
-    "retry",
-    "enqueue",
-    "doctor",
-    "replay",
-    "rerun",
-)
-"""The commands that take ``study.name`` besides the settings of this host."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from orchestrator.errors import ConfigError
 from orchestrator.settings import HOST, PRUNERS, SAMPLERS, SECTIONS_OF_STUDY, type_words, unknown
 from orchestrator.settings.knob import check_rule, takes_whole
@@ -49,6 +46,9 @@ def checked(section: str, schema: type[T], values: Any) -> T:
     Raises:
         ConfigError: names the field, the value (unless it may hold a password) and the rule.
     """
+    from omegaconf import OmegaConf  # what only reads the names above does not need it
+    from omegaconf.errors import OmegaConfBaseException
+
     fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
         raise ConfigError(

@@ -20,7 +20,7 @@ from omegaconf.errors import (
 )
 
 from orchestrator.config.command import command_objective
-from orchestrator.config.compose import Composed
+from orchestrator.config.composing import Composed
 from orchestrator.config.grammar import check_finite
 from orchestrator.config.infeasible import infeasible
 from orchestrator.config.schema import STUDY_SECTIONS, checked

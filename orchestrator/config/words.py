@@ -1,4 +1,7 @@
-"""Values written as words of a command line: the inverse of reading them."""
+"""Values written as words of a command line: the inverse of reading them.
+
+Hydra's grammar is imported only where a word is not plain.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,14 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from hydra._internal.grammar.utils import escape_special_characters
-from hydra.core.override_parser.types import Quote, QuotedString
-
-from orchestrator.config import grammar
 from orchestrator.config.schema import SECTIONS
-from orchestrator.config.space import check_ancestors, is_path
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, JSONValue, Searched, at, has, value_label
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _RESERVED = ("null", "true", "false", "nan", "inf")
+_PLAIN_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+_PLAIN_FLOAT = re.compile(r"-?\d+\.\d+(e[-+]\d+)?|-?\d+e[-+]\d+")
 
 
 def hydra_word(value: JSONValue) -> str:
@@ -31,6 +31,10 @@ def hydra_word(value: JSONValue) -> str:
             ``ü``).
     """
     word = _written(value)
+    if _is_plain(value, word):
+        return word
+    from orchestrator.config import grammar
+
     try:
         same = repr(grammar.parse_value(word, source=word)) == repr(value)  # == takes 1 for true
     except ConfigError:
@@ -40,6 +44,13 @@ def hydra_word(value: JSONValue) -> str:
             f"{value_label(value)}: Hydra's override grammar has no way to write this"
         )
     return word
+
+
+def _is_plain(value: JSONValue, word: str) -> bool:
+    """Whether a word is well known to mean its value."""
+    if isinstance(value, float):
+        return _PLAIN_FLOAT.fullmatch(word) is not None
+    return value is None or isinstance(value, (bool, int)) or word == value
 
 
 def rerun_words(
@@ -75,6 +86,8 @@ def rerun_words(
             else _set_words(path, value, params, groups)
         )
     for name, value in requested.items():
+        from orchestrator.config.space import is_path
+
         _check_place(name, {**declared, **requested}, params)
         if is_path(name):
             words += _set_words(name, value, params, groups)
@@ -110,6 +123,10 @@ def _fits_params(value: JSONValue) -> bool:
 
 def _checked(key: str, value: str, path: str) -> str:
     word = f"{key}={value}"
+    if _PLAIN_KEY.fullmatch(key) and not set(key.split(".")) & set(_RESERVED):
+        return word
+    from orchestrator.config import grammar
+
     if grammar.parse_override(word).key_or_group != key.lstrip("+"):
         raise ConfigError(f"{path}: Hydra's override grammar has no way to write this parameter")
     return word
@@ -119,6 +136,8 @@ def _check_place(name: str, names: Collection[str], params: Mapping[str, Any]) -
     """Raises ConfigError where `params` cannot hold a plain value of that name beside all the
     others.
     """
+    from orchestrator.config.space import check_ancestors, is_path
+
     check_ancestors(name, params, source=name)
     inside = any(other.startswith(f"{name}.") for other in names)
     if inside or (has(params, name) and isinstance(at(params, name), Mapping)):
@@ -134,6 +153,8 @@ def program_words(params: Mapping[str, Any]) -> list[str]:
     Raises:
         ConfigError: as `hydra_word`, or the grammar has no way to write a path.
     """
+    from orchestrator.config import grammar
+
     words = []
     for path, value in _leaves(params, ""):
         word = f"{path}={hydra_word(value)}"
@@ -157,6 +178,8 @@ def normal_form(declared: Axis | Searched) -> str:
 
     A condition, which only YAML can express, is left out.
     """
+    from orchestrator.config import grammar
+
     form = grammar.normal_form(declared)
     if isinstance(form, dict):
         form = form["space"]
@@ -185,9 +208,14 @@ def _written(value: JSONValue) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, str):
-        plain = _PLAIN.fullmatch(value) and value.lower() not in _RESERVED
-        return value if plain else str(QuotedString(value, Quote.double).with_quotes())
+        if _PLAIN.fullmatch(value) and value.lower() not in _RESERVED:
+            return value
+        from hydra.core.override_parser.types import Quote, QuotedString
+
+        return str(QuotedString(value, Quote.double).with_quotes())
     if isinstance(value, Mapping):
+        from hydra._internal.grammar.utils import escape_special_characters
+
         return (
             "{"
             + ",".join(

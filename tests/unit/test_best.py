@@ -93,7 +93,7 @@ def best(params: dict[str, Any], *words: str, as_json: bool = False, count: int 
         yield SimpleNamespace(reads=Reads(spec, trials))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Call, "store", store)
+        patch.setattr(Call, "reading", store)
         return best_command.run(call)
 
 

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from orchestrator.config import compose, parse_flags, show, study_spec
-from orchestrator.config.compose import Composed
+from orchestrator.config.composing import Composed
 from orchestrator.config.schema import STUDY_SECTIONS
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Searched, StudySpec

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.cli import COMMANDS, main
 from orchestrator.cli.call import Call
-from orchestrator.config.overrides import NAMING
+from orchestrator.config.plain import NAMING
 from orchestrator.errors import ConfigError
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from orchestrator import program
 from orchestrator.config import sweeper
 from orchestrator.config.group_axes import contents_of, groups_in_params
-from orchestrator.config.host import URL_VARIABLE, host_config, interpolated
+from orchestrator.config.host import host_config, interpolated
 from orchestrator.config.infeasible import leave_out_fixed
 from orchestrator.config.loader import Loader
 from orchestrator.config.overrides import (
@@ -32,6 +32,7 @@ from orchestrator.config.overrides import (
     take_url,
     values_by_hand,
 )
+from orchestrator.config.places import URL_VARIABLE
 from orchestrator.config.schema import SECTIONS
 from orchestrator.config.sections import check_host_sections, check_sections, section_of
 from orchestrator.config.space import Space

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bottle import HTTPResponse
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.logs import logger
 from orchestrator.model import count_label
-from orchestrator.store import StudyRow
-from orchestrator.store.reads import Reads
+
+if TYPE_CHECKING:
+    from orchestrator.store import StudyRow
+    from orchestrator.store.reads import Reads
 
 View = Callable[..., Any]
 _NOTES = frozenset(

@@ -17,10 +17,11 @@ from orchestrator.errors import ConfigError
 from orchestrator.logs import logger
 from orchestrator.runner.files.artifacts import ArtifactPlace
 from orchestrator.search import open_storage
-from orchestrator.store import Store
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
+
+    from orchestrator.store import Store
 
 _SERVER = {
     "threads": 8,

@@ -7,10 +7,9 @@ Names are loaded on first use: commands that only read need neither Optuna nor S
 from __future__ import annotations
 
 import importlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from orchestrator.search.trials.threads import without_threads
 
 if TYPE_CHECKING:
     from orchestrator.search.answers import Answers, values_by_hand
@@ -53,23 +52,6 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     for module, names in _HOME.items():
         if name in names:
-            with _without_threads():
+            with without_threads():
                 return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-@contextmanager
-def _without_threads() -> Iterator[None]:
-    """Libraries for linear algebra loaded here start no threads, unless the user's environment says
-    otherwise.
-
-    Starting them takes half a second of processor time, and they are not used (see `threads`).
-    Processes that this one starts later are not affected.
-    """
-    added = {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} - os.environ.keys()
-    os.environ.update(dict.fromkeys(added, "1"))
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]

@@ -32,7 +32,7 @@ from orchestrator.search.tpe.sampler import HybridTPESampler
 from orchestrator.search.trials.history import BOUNDS_KEY, FIXED_KEY
 from orchestrator.search.trials.mirror import Mirror, blank_trial, frozen
 from orchestrator.search.trials.quasirandom import POSITION_KEY, strided
-from orchestrator.search.trials.threads import one_thread
+from orchestrator.search.trials.threads import load_libraries, one_thread
 
 _OWN_KEYS = (FIXED_KEY, BOUNDS_KEY, POSITION_KEY)
 
@@ -86,6 +86,7 @@ class Search:
         """Loads the libraries for fitting a model, if this study fits one; a thread may run it
         beside `feed`, but no other method.
         """
+        load_libraries()
         # Not while `one_thread` inspects the libraries: inspection and loading can deadlock.
         if self._spec.allocation == "adaptive" or isinstance(
             self._sampler, HybridGPSampler | HybridTPESampler

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from orchestrator.config import WorkerConfig
 from orchestrator.devices import torch_device
@@ -17,7 +17,6 @@ from orchestrator.logs import logger
 from orchestrator.model import Outcome, trial_seed
 from orchestrator.runner import EndRequest, Job, PruneQuestion, Running
 from orchestrator.runner.files import CheckpointError, Checkpoints, Kept
-from orchestrator.store import Attempt, AttemptRow, Place, Store, StudyRow
 from orchestrator.worker.claiming import Claiming
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.delivery import Delivery
@@ -26,6 +25,9 @@ from orchestrator.worker.questions import Questions
 from orchestrator.worker.shutdown import Drain, Draining
 from orchestrator.worker.studies import Served, Serving
 from orchestrator.worker.unwritten import Unwritten
+
+if TYPE_CHECKING:
+    from orchestrator.store import Attempt, AttemptRow, Place, Store, StudyRow
 
 REPORTS_EVERY_S = 1.0
 

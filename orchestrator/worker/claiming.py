@@ -8,27 +8,21 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.model import Suggestion, TrialNews
-from orchestrator.store import (
-    Attempt,
-    Choice,
-    Claim,
-    Place,
-    Prepared,
-    Store,
-    StudyRow,
-    Ticket,
-    Undecided,
-)
+from orchestrator.store import Attempt, Choice, Prepared, Ticket, Undecided
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.pace import Pace
 from orchestrator.worker.shutdown import Drain, Draining
 from orchestrator.worker.studies import Served, Serving
+
+if TYPE_CHECKING:
+    from orchestrator.store import Claim, Place, Store, StudyRow
 
 MAX_ASKS = 3
 """A sampler is asked at most this often per trial, the last time under the study's lock."""

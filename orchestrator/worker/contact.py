@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import ConfigError, LeaseLostError, StoreUnavailableError
 from orchestrator.logs import logger
-from orchestrator.store import Attempt, Claim, Store, WorkerLease
 from orchestrator.worker.failover import Failover
 from orchestrator.worker.maintenance import Maintenance
 from orchestrator.worker.shutdown import Drain, Draining
+
+if TYPE_CHECKING:
+    from orchestrator.store import Attempt, Claim, Store, WorkerLease
 
 T = TypeVar("T")
 

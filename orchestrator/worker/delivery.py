@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from orchestrator.config import WorkerConfig, has_pruner, never_prunes, nothing_reported
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
@@ -17,10 +18,13 @@ from orchestrator.model import Completed, Failed, Interrupted, JSONValue, Outcom
 from orchestrator.runner import journal
 from orchestrator.runner.protocol import rundir
 from orchestrator.runner.system import facts
-from orchestrator.store import Attempt, AttemptRow, Claim, Place, Store, StudyRow, Ticket
+from orchestrator.store import Ticket
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.shutdown import Drain
 from orchestrator.worker.unwritten import Unwritten
+
+if TYPE_CHECKING:
+    from orchestrator.store import Attempt, AttemptRow, Claim, Place, Store, StudyRow
 
 LEFT_EVERY_S = 2.0
 

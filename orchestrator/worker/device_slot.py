@@ -8,6 +8,7 @@ import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.config import WorkerConfig
 from orchestrator.devices import (
@@ -29,7 +30,10 @@ from orchestrator.errors import DeviceError
 from orchestrator.logs import logger
 from orchestrator.model import Failed, Interrupted, Outcome
 from orchestrator.runner.protocol import rundir
-from orchestrator.store import SlotOffer, Store, WorkerLease
+from orchestrator.store import SlotOffer
+
+if TYPE_CHECKING:
+    from orchestrator.store import Store, WorkerLease
 
 UNLIMITED_CPU_SLOTS = 1024
 """Every worker that a user starts on a CPU is wanted; `worker.slots_per_device` can set a limit."""

@@ -5,9 +5,12 @@ last seconds.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import StoreUnavailableError
-from orchestrator.store import Store, TimeLine
+
+if TYPE_CHECKING:
+    from orchestrator.store import Store, TimeLine
 
 
 class Failover:

@@ -8,10 +8,13 @@ import random
 import time
 from collections.abc import Iterable
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
-from orchestrator.store import Silent, Store
+
+if TYPE_CHECKING:
+    from orchestrator.store import Silent, Store
 
 SWEEPERS = 8
 """Up to this many workers check the whole fleet every time; more of them take turns."""

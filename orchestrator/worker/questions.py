@@ -5,16 +5,19 @@ worker.
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
 from orchestrator.model import JSONValue
 from orchestrator.runner import Message, Running, StudyQuestion, SuggestQuestion
-from orchestrator.search import Answers
-from orchestrator.store import Attempt, Store
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.studies import Served
 from orchestrator.worker.unwritten import Unwritten
+
+if TYPE_CHECKING:
+    from orchestrator.search import Answers
+    from orchestrator.store import Attempt, Store
 
 _AGAIN_S = (0.2, 1.0)
 """Pauses between tries while the database does not answer: the first, and the longest."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from orchestrator.config import WorkerConfig, never_prunes
 from orchestrator.devices import describe
@@ -29,10 +30,13 @@ from orchestrator.model import (
     value_label,
 )
 from orchestrator.runner import Runner, check_allowed
-from orchestrator.search import FIXED_KEY, Search
-from orchestrator.store import MOST_CHOICES, Store, StudyRow, Ticket
+from orchestrator.store import MOST_CHOICES
 from orchestrator.worker.contact import Contact, EndRequestedError
 from orchestrator.worker.device_slot import HeldSlot
+
+if TYPE_CHECKING:
+    from orchestrator.search import Search
+    from orchestrator.store import Store, StudyRow, Ticket
 
 IMPORT_AGAIN_S = 30.0
 FOREIGN_EVERY_S = 10.0
@@ -67,6 +71,8 @@ class Served:
         """Forgets what was read, because the database may have gone back in time; all of it is read
         again.
         """
+        from orchestrator.search import Search
+
         self.search = Search(self.spec)
         self.cursor, self.foreign, self.foreign_at = 0, set(), 0.0
         self.current = not self.informed
@@ -135,6 +141,8 @@ class Served:
             name: value for name, value in (ticket.fixed or {}).items() if name not in given
         }:
             # Optuna's `enqueue_trial` leaves it there too, for when the objective asks for it.
+            from orchestrator.search import FIXED_KEY
+
             attrs[FIXED_KEY] = later
         return replace(suggestion, system_attrs=attrs)
 
@@ -299,12 +307,17 @@ class Serving:
             ) not in self._unservable:
                 logger.warning("study %s: %s", row.name, idle)
             check_allowed(spec.objective, self._settings.allow_targets)
-            served = self._served[row.study_id] = Served(
-                row, spec, Search(spec), self._runner(spec)
-            )
-            served.runner.begin()
-            # While the objective is imported, and no lock is held for it; but not again and again
-            # where it cannot be.
+            # What follows is done while the objective is imported, and no lock is held for it.
+            runner = self._runner(spec)
+            runner.begin()
+            try:
+                from orchestrator.search import Search  # slow, for it imports Optuna
+
+                served = self._served[row.study_id] = Served(row, spec, Search(spec), runner)
+            except BaseException:
+                runner.close()
+                raise
+            # Not again and again where the objective cannot be imported.
             if (row.study_id, row.launched_at) not in self._unservable:
                 if served.informed:
                     with ThreadPoolExecutor(1) as beside:  # while the database answers

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.config import WorkerConfig
 from orchestrator.errors import (
@@ -21,7 +22,7 @@ from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.model import Interrupted, Pruned, cell_label, count_label
 from orchestrator.runner.files import Checkpoints
-from orchestrator.store import Claim, Place, Store
+from orchestrator.store import Place
 from orchestrator.worker.attempt import AbandonedError, Attempts
 from orchestrator.worker.claiming import Claiming
 from orchestrator.worker.contact import Contact
@@ -29,6 +30,9 @@ from orchestrator.worker.delivery import Delivery
 from orchestrator.worker.device_slot import HeldSlot, Slots
 from orchestrator.worker.shutdown import Drain, Draining
 from orchestrator.worker.studies import Serving
+
+if TYPE_CHECKING:
+    from orchestrator.store import Claim, Store
 
 
 class Worker:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
 
 from orchestrator.search.gp.process import Posterior
 from orchestrator.search.trials.candidates import around, snapped, spread
 from orchestrator.search.trials.history import Array, Column
+from orchestrator.search.trials.threads import Library
+
+linalg = Library("scipy.linalg")
 
 N_SPREAD = 256
 N_SEEN = 64

@@ -6,10 +6,12 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from orchestrator.search.gp.surrogate import Surrogate
 from orchestrator.search.trials.history import Array
+from orchestrator.search.trials.threads import Library
+
+special = Library("scipy.special")
 
 N_FANTASIES = 8
 

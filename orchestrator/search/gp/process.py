@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg
 
 from orchestrator.search.trials.history import Array, Column
+from orchestrator.search.trials.threads import Library
+
+linalg = Library("scipy.linalg")
 
 SQRT5 = math.sqrt(5.0)
 NOISE_FLOOR = 1e-5

@@ -8,10 +8,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
 
 from orchestrator.search.trials.candidates import snapped
 from orchestrator.search.trials.history import Array, Column
+from orchestrator.search.trials.threads import Library
+
+special = Library("scipy.special")
 
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 _TINY = 1e-300

@@ -5,10 +5,14 @@ core cost seconds.
 from __future__ import annotations
 
 import functools
-from contextlib import AbstractContextManager
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
 
-import scipy.linalg  # noqa: F401 - it brings an OpenBLAS of its own, beside NumPy's
-from threadpoolctl import ThreadpoolController
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 
 def one_thread() -> AbstractContextManager[object]:
@@ -24,4 +28,48 @@ def one_thread() -> AbstractContextManager[object]:
 
 @functools.cache
 def _controller() -> ThreadpoolController:
+    from threadpoolctl import ThreadpoolController
+
+    load_libraries()
     return ThreadpoolController()  # of the libraries that are loaded when it is made
+
+
+class Library:
+    """A module that is loaded when it is first used: SciPy's take as long as Optuna, and to check a
+    study needs none of them.
+
+    Not to be used first beside a thread that starts processes, see `without_threads`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        with without_threads():
+            found = getattr(importlib.import_module(self._name), attribute)
+        setattr(self, attribute, found)  # found at once from now on
+        return found
+
+
+def load_libraries() -> None:
+    """Loads what every suggestion of a sampler that learns needs."""
+    with without_threads():
+        for name in ("scipy.linalg", "scipy.special"):  # with an OpenBLAS beside NumPy's
+            importlib.import_module(name)
+
+
+@contextmanager
+def without_threads() -> Iterator[None]:
+    """Libraries for linear algebra loaded here start no threads, unless the user's environment says
+    otherwise.
+
+    Starting them takes half a second of processor time, and they are not used (see `one_thread`).
+    Processes that this one starts later are not affected.
+    """
+    added = {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} - os.environ.keys()
+    os.environ.update(dict.fromkeys(added, "1"))
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

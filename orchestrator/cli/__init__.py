@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import orchestrator
@@ -64,8 +65,9 @@ def _dispatch(arguments: list[str]) -> int:
         )
 
     # What follows is slow to import, and not needed above.
-    from orchestrator import logs
-    from orchestrator.cli.call import Call
+    with _imports():
+        from orchestrator import logs
+        from orchestrator.cli.call import Call
 
     logs.configure("orchestrator")
     call = Call.parse(name, rest)
@@ -76,8 +78,27 @@ def _dispatch(arguments: list[str]) -> int:
         print(_shown(call), end="")
         return 0
     module, run = COMMANDS[name].run.split(".")
-    code: int = getattr(importlib.import_module(f"orchestrator.cli.{module}"), run)(call)
+    with _imports():
+        command = importlib.import_module(f"orchestrator.cli.{module}")
+    code: int = getattr(command, run)(call)
     return code
+
+
+@contextmanager
+def _imports() -> Iterator[None]:
+    """For slow imports: says on a terminal that they take long, on a busy machine.
+
+    Imports create no garbage, and collections during them make them a fifth slower.
+    """
+    from orchestrator.cli.waiting import waiting
+
+    with waiting("starting", only_on_terminal=True):
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.freeze()
+            gc.enable()
 
 
 def _shown(call: Call) -> str:

@@ -104,7 +104,7 @@ def _show(call: Call, spec: StudySpec, standing: _Standing, failures: Failures) 
     if mixed := provenance.changes_within(standing.code):
         print(mixed)
     paths = [o for o in call.composed.overrides if o.startswith("paths.")]
-    where = call.composed.host.dashboard.url or hints.command(call, "dashboard", *paths)
+    where = call.host.dashboard.url or hints.command(call, "dashboard", *paths)
     print(f"browse it: {where}")
 
 

@@ -9,7 +9,7 @@ from orchestrator.store.embedded import server as embedded
 
 def run(call: Call) -> int:
     """Starts or stops the embedded server, prints the URL, or upgrades the schemas."""
-    storage = call.composed.host.storage
+    storage = call.host.storage
     if call.action in ("start", "stop") and storage.kind != "embedded":
         raise ConfigError(
             f"db {call.action} is only for the embedded server; storage.url names a server that "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from orchestrator import config, search
@@ -25,7 +26,6 @@ from orchestrator.model import StudySpec, value_label
 from orchestrator.program import label
 from orchestrator.runner import HYDRA_DIRECTORY, code_now, is_hydra_app
 from orchestrator.signals import Ending
-from orchestrator.worker.device_slot import Slots
 
 if TYPE_CHECKING:
     from orchestrator.store import Store, StudyRow
@@ -35,10 +35,16 @@ INTERRUPTED = 130
 
 def run(call: Call) -> int:
     """Returns 0 if the study has a complete trial at the end, 130 if the user interrupted."""
-    with waiting("reading the configuration", only_on_terminal=True):
-        spec, distributions = _checked(call)
-    if "--dry-run" in call.switches:
-        _import_objective(call, spec)
+    with Ending(INTERRUPTED) as ending, ExitStack() as stack:
+        with waiting("reading the configuration", only_on_terminal=True):
+            spec = config.study_spec(call.composed)
+            importing = stack.enter_context(preflight.Importing(call, spec))
+            distributions = _checked(spec)
+        if ending.requested:  # an import has swallowed the `SystemExit`
+            return INTERRUPTED
+        if "--dry-run" not in call.switches:
+            return _launch(call, spec, importing, ending)
+        _finish(importing, spec)
         remarks = _remarks(spec)
         if call.json:
             print(
@@ -46,15 +52,14 @@ def run(call: Call) -> int:
             )
         else:
             print(screen.plan(spec, distributions, remarks))
-        return 0
-    with Ending(INTERRUPTED) as ending:
-        return _launch(call, spec, ending)
+    return 0
 
 
-def _launch(call: Call, spec: StudySpec, ending: Ending) -> int:
+def _launch(call: Call, spec: StudySpec, importing: preflight.Importing, ending: Ending) -> int:
     count = preflight.worker_count(call)
     preflight.check_runs_directory(call, count)
-    _import_objective(call, spec)
+    import_module("orchestrator.store.store")  # slow, so beside the objective's import
+    _finish(importing, spec)
     output = preflight.output_directory(call)
 
     with _database(call) as store:
@@ -81,16 +86,16 @@ def _launch(call: Call, spec: StudySpec, ending: Ending) -> int:
         return INTERRUPTED if interrupted else 0
 
 
-def _import_objective(call: Call, spec: StudySpec) -> None:
-    """Returns if the objective imports; see `preflight.check_objective`."""
+def _finish(importing: preflight.Importing, spec: StudySpec) -> None:
+    """Returns if the objective imports; see `preflight.Importing`."""
     with waiting(f"importing the objective: {value_label(label(spec.objective))}"):
-        preflight.check_objective(call, spec)
+        importing.finish()
 
 
 @contextmanager
 def _database(call: Call) -> Iterator[Store]:
     """The database, as `Call.store` opens it; says that it waits for it."""
-    storage = call.composed.host.storage
+    storage = call.host.storage
     what = "connecting to the database"
     if storage.kind == "embedded":
         what = f"starting the database in {storage.path}"
@@ -115,17 +120,16 @@ def _retries(call: Call, store: Store, row: StudyRow, view: screen.View) -> bool
     return any(not one.left for one in retried)
 
 
-def _checked(call: Call) -> tuple[StudySpec, list[tuple[str, str]]]:
-    """The study, and its parameters in words.
+def _checked(spec: StudySpec) -> list[tuple[str, str]]:
+    """The study's parameters in words.
 
     A launch runs every check of a dry run, here, before it writes anything.
 
     Raises:
-        ConfigError: a rule of the study is broken, or a worker could not search its space.
+        ConfigError: a worker could not search the study's space.
     """
-    spec = config.study_spec(call.composed)
     search.Search(spec)
-    return spec, search.describe(spec)
+    return search.describe(spec)
 
 
 def _about_code(store: Store, row: StudyRow, spec: StudySpec, *, created: bool) -> list[str]:
@@ -144,7 +148,9 @@ def _about_code(store: Store, row: StudyRow, spec: StudySpec, *, created: bool) 
 
 def _announce_devices(call: Call, store: Store, view: screen.View) -> None:
     """Prints what else only the workers' logs say: no GPU was found, or other programs use it."""
-    settings = call.composed.host.worker
+    from orchestrator.worker.device_slot import Slots  # slow to import, needed only here
+
+    settings = call.host.worker
     here = Slots(store, settings)
     if here.why_cpu is not None:
         view.say(f"{here.why_cpu}: trials run on the CPU")

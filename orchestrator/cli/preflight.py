@@ -5,11 +5,10 @@ from __future__ import annotations
 import socket
 import sys
 import tempfile
+from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-from omegaconf import OmegaConf
 
 from orchestrator.cli.call import Call
 from orchestrator.devices import discover
@@ -46,7 +45,7 @@ def worker_count(call: Call) -> int:
         DeviceError: `worker.devices` names a device that this host does not have.
         ConfigError: several workers would share one `worker.health_file`.
     """
-    settings = call.composed.host.worker
+    settings = call.host.worker
     if settings.count == 0:
         return 0
     gpus = [device for device in discover(settings.devices) if device.kind == "gpu"]
@@ -69,7 +68,7 @@ def check_runs_directory(call: Call, count: int) -> None:
     """
     if not count:
         return
-    paths = call.composed.host.paths
+    paths = call.host.paths
     runs = paths.runs
     checked_place(paths.artifacts, paths.data)
     try:
@@ -82,20 +81,45 @@ def check_runs_directory(call: Call, count: int) -> None:
         ) from error
 
 
-def check_objective(call: Call, spec: StudySpec) -> None:
-    """Returns if the objective imports; it is imported in a separate process.
+class Importing:
+    """The objective's import, in a process of its own that is gone when the block ends.
 
-    Raises:
-        ConfigError: it does not, `worker.allow_targets` does not allow it, or a file of the user's
-            hides a package.
+    It begins with the block, so that it takes no extra time beside slow imports of this process's.
+    What is wrong is only told by `finish`, so that it does not depend on what is faster.
     """
-    check_shadows(Path.cwd())
-    check_allowed(spec.objective, call.composed.host.worker.allow_targets)
-    runner = Runner(spec.objective, start=spec.runner.start)
-    try:
-        runner.check()
-    finally:
-        runner.close()
+
+    def __init__(self, call: Call, spec: StudySpec) -> None:
+        self._objective = spec.objective
+        self._allowed = call.host.worker.allow_targets
+        self._start = spec.runner.start
+        self._runner: Runner | None = None
+
+    def __enter__(self) -> Importing:
+        with suppress(ConfigError):
+            self._begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._runner is not None:
+            self._runner.close()
+
+    def finish(self) -> None:
+        """Returns if the objective imports.
+
+        Raises:
+            ConfigError: it does not, `worker.allow_targets` does not allow it, or a file of the
+                user's hides a package.
+        """
+        self._begin().check()
+        self.__exit__()
+
+    def _begin(self) -> Runner:
+        check_shadows(Path.cwd())
+        check_allowed(self._objective, self._allowed)
+        if self._runner is None:
+            self._runner = Runner(self._objective, start=self._start)
+            self._runner.begin()
+        return self._runner
 
 
 def check_shadows(directory: Path) -> None:
@@ -137,7 +161,7 @@ def check_checkpoint_places(call: Call, store: Store, spec: StudySpec, count: in
         return
     places = store.reads.checkpoint_places(spec.name)
     if count:
-        paths = call.composed.host.paths
+        paths = call.host.paths
         here = Checkpoints(paths.checkpoints, paths.runs).identity()
         places.setdefault(here, set()).add(socket.gethostname())
     hosts = sorted(set().union(*places.values()))
@@ -157,6 +181,8 @@ def output_directory(call: Call) -> Path:
     Raises:
         OrchestratorError: it cannot be written.
     """
+    from omegaconf import OmegaConf
+
     composed = call.composed
     directory = Path(OmegaConf.select(composed.hydra, "run.dir")).absolute()
     visible = [str(key) for key in composed.config if key != "storage"]

@@ -69,8 +69,8 @@ def _dispatch(arguments: list[str]) -> int:
         from orchestrator import logs
         from orchestrator.cli.call import Call
 
-    logs.configure("orchestrator")
-    call = Call.parse(name, rest)
+        logs.configure("orchestrator")
+        call = Call.parse(name, rest)
     if call.flags.version:
         print(f"orchestrator {orchestrator.__version__}")
         return 0
@@ -97,7 +97,6 @@ def _imports() -> Iterator[None]:
         try:
             yield
         finally:
-            gc.freeze()
             gc.enable()
 
 

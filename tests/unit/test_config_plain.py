@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import compose, read_plainly
+from orchestrator.cli.call import Call
+from orchestrator.cli.local_workers import _host_overrides
+from orchestrator.config import compose, read_plainly, study_spec
 from orchestrator.config.plain import NAMING, Plain
 from orchestrator.errors import ConfigError
 
@@ -201,3 +203,25 @@ def split(text: str) -> list[str]:
     if "comma" in text or ", " in text:
         return [text]
     return text.split()
+
+
+def test_what_a_launch_tells_its_workers_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, {"ORCHESTRATOR_DATA_DIR": "/data/of mine"})
+    words = [
+        "objective._target_=math.hypot",
+        "study.name=mine",
+        "budget.trials=1",
+        "worker.devices=[cpu]",
+        "worker.idle_timeout_s=30",
+        "paths.checkpoints='s3://bucket/path'",
+    ]
+    for more in ([], [f"storage.url={URL}"]):
+        call = Call.parse("launch", [*words, *more])
+        told = _host_overrides(call, study_spec(call.composed), 2)
+        if more:
+            monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", URL)
+        found = read_plainly("worker", told)
+        assert found is not None
+        assert found == composed("worker", told)
+        assert found.host.storage == call.host.storage
+        assert found.host.paths == call.host.paths

@@ -3,28 +3,36 @@
 The worker holds a `Runner`. The runner starts one *keeper* process, and the keeper one *child* per
 attempt, which calls the user's function with a `Trial`. The three processes exchange JSON lines
 over sockets and share a run directory.
+
+Names are loaded on first use: what a `Trial` needs, the worker does not.
 """
 
-from orchestrator.runner.child.study import ABOUT
-from orchestrator.runner.child.trial import Trial, TrialPruned
-from orchestrator.runner.messages import (
-    ArtifactLogged,
-    AttrSet,
-    ConstraintSet,
-    EndRequest,
-    Message,
-    PruneQuestion,
-    Reported,
-    StudyQuestion,
-    SuggestQuestion,
-)
-from orchestrator.runner.protocol.contract import Job
-from orchestrator.runner.protocol.rundir import attempt_dir, log_path, read_result
-from orchestrator.runner.protocol.target import check_allowed
-from orchestrator.runner.runner import Runner
-from orchestrator.runner.running import Running
-from orchestrator.runner.system.facts import code_now
-from orchestrator.runner.system.sources import HYDRA_DIRECTORY, is_hydra_app
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.runner.child.study import ABOUT
+    from orchestrator.runner.child.trial import Trial, TrialPruned
+    from orchestrator.runner.messages import (
+        ArtifactLogged,
+        AttrSet,
+        ConstraintSet,
+        EndRequest,
+        Message,
+        PruneQuestion,
+        Reported,
+        StudyQuestion,
+        SuggestQuestion,
+    )
+    from orchestrator.runner.protocol.contract import Job
+    from orchestrator.runner.protocol.rundir import attempt_dir, log_path, read_result
+    from orchestrator.runner.protocol.target import check_allowed
+    from orchestrator.runner.runner import Runner
+    from orchestrator.runner.running import Running
+    from orchestrator.runner.system.facts import code_now
+    from orchestrator.runner.system.sources import HYDRA_DIRECTORY, is_hydra_app
 
 __all__ = [
     "ABOUT",
@@ -50,3 +58,42 @@ __all__ = [
     "log_path",
     "read_result",
 ]
+_HOME = {
+    "child.study": ("ABOUT",),
+    "child.trial": (
+        "Trial",
+        "TrialPruned",
+    ),
+    "messages": (
+        "ArtifactLogged",
+        "AttrSet",
+        "ConstraintSet",
+        "EndRequest",
+        "Message",
+        "PruneQuestion",
+        "Reported",
+        "StudyQuestion",
+        "SuggestQuestion",
+    ),
+    "protocol.contract": ("Job",),
+    "protocol.rundir": (
+        "attempt_dir",
+        "log_path",
+        "read_result",
+    ),
+    "protocol.target": ("check_allowed",),
+    "runner": ("Runner",),
+    "running": ("Running",),
+    "system.facts": ("code_now",),
+    "system.sources": (
+        "HYDRA_DIRECTORY",
+        "is_hydra_app",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

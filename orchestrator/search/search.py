@@ -18,7 +18,7 @@ from orchestrator import __version__
 from orchestrator.errors import ConfigError
 from orchestrator.model import ASK_KEY, JSONValue, Limits, StudySpec, Suggestion, TrialNews
 from orchestrator.search.answers import Answers
-from orchestrator.search.cells.allocation import OpenCells, Question, choose
+from orchestrator.search.cells.allocation import FLOOR, OpenCells, Question, choose
 from orchestrator.search.cells.best import BestOfCells
 from orchestrator.search.cells.model import CellModel
 from orchestrator.search.cells.summary import CellEstimate, summarise
@@ -225,7 +225,11 @@ class Search:
             self._internal_cell(values)
         entropy = (abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry, 2)
         question = Question(
-            open_cells, self._spec.directions[0] == "maximize", entropy, self._limits
+            open_cells,
+            self._spec.directions[0] == "maximize",
+            entropy,
+            self._limits,
+            floor=int(FLOOR * self._spec.budget.trials / self._spec.n_cells),
         )
         model = self._model()
         with one_thread():

@@ -18,13 +18,15 @@ import numpy.typing as npt
 
 from orchestrator.model import JSONValue, Limits, clipped
 from orchestrator.search.cells.model import N_STARTUP, CellModel, Cells
-from orchestrator.search.cells.optima import Optima
+from orchestrator.search.cells.optima import WIDENED, Optima
 from orchestrator.search.gp.surrogate import Surrogate
 from orchestrator.search.trials.history import Array
 from orchestrator.search.trials.mirror import Mirror
 
 N_DRAWS = 256
 SHARE_OF_GRADIENT = 0.5
+FLOOR = 1 / 3
+"""The part of the budget that is spread evenly over the cells before the model decides."""
 LIKELY = 12
 """Likely points that represent a cell."""
 N_MEASURED = 8
@@ -38,13 +40,15 @@ OpenCells = Sequence[tuple[int, Mapping[str, JSONValue]]]
 @dataclass(frozen=True)
 class Question:
     """One open place: the cells it may go to (ordinal and values), what makes the answer
-    reproducible, and the least and the greatest value of the objective.
+    reproducible, the least and the greatest value of the objective, and the trials that every
+    cell gets before the model decides.
     """
 
     open_cells: OpenCells
     maximize: bool
     entropy: tuple[int, ...]
     limits: Limits = (None, None)
+    floor: int = 0
 
     @property
     def least_loss(self) -> float:
@@ -85,10 +89,18 @@ def choose(
             question,
             f"fewer than {N_STARTUP} trials have ended with a value: equal shares",
         )
+    # A cell whose good region lies elsewhere than the others' looks bad after few trials, and the
+    # model would hardly ask it again.
+    if int(cells.trials.min()) < question.floor:
+        return fewest_trials(
+            cells.trials,
+            question,
+            f"fewer than {question.floor} trials, a third of an equal share: equal shares",
+        )
     rng = np.random.default_rng(question.entropy)
     surrogate = model.surrogate(history)
     optima = model.optima(surrogate, cells, rng, LIKELY)
-    lows = optima.lows(rng, N_DRAWS)
+    lows = optima.lows(rng, N_DRAWS, widened=WIDENED)
     gains = expected_gains(optima, surrogate.scale.least(question.least_loss))
     if rng.random() < SHARE_OF_GRADIENT and gains.max() > 0.0:
         rule, which = "knowledge gradient", int(gains.argmax())

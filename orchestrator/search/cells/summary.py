@@ -11,14 +11,11 @@ import numpy as np
 
 from orchestrator.model import JSONValue, Limits, clipped
 from orchestrator.search.cells.model import CellModel
+from orchestrator.search.cells.optima import WIDENED
 from orchestrator.search.trials.mirror import Mirror
 
 N_DRAWS = 2000
 INTERVAL = (0.05, 0.5, 0.95)
-WIDENED = 1.3
-"""The model treats its hyperparameters as certain, which they are not; without this factor,
-intervals are too narrow.
-"""
 LEAST_TRIALS = 3
 """With fewer trials that ended with a value there is no estimate."""
 

@@ -32,7 +32,7 @@ SPEC = StudySpec(
     {},
     (Axis("net", ("small", "large", "wide")), Axis("depth", (2, 4))),
     (Searched("x", "float", -1.0, 1.0), Searched("act", "categorical", choices=("relu", "tanh"))),
-    Budget(60, 2),
+    Budget(36, 2),
     allocation="adaptive",
     sampler=sampler_settings("gp"),
 )
@@ -143,6 +143,14 @@ def test_until_ten_trials_have_a_value_the_shares_are_equal() -> None:
     assert which == 4
     assert reason["rule"] == "fewest trials"
     assert Search(SPEC).choose_cell(CELLS, ticket=0, retry=0)[0] == 0
+
+
+def test_a_third_of_the_budget_is_spread_evenly_before_the_model_decides() -> None:
+    _, chosen, reasons = drive(replace(SPEC, budget=Budget(90, 2)), loss, 48)
+    even = [reason["rule"] == "fewest trials" for reason in reasons]
+    assert even == [True] * 18 + [False] * 18
+    assert Counter(chosen[:18]) == dict.fromkeys(range(6), 3)
+    assert reasons[0]["why"] == "fewer than 5 trials, a third of an equal share: equal shares"
 
 
 def test_several_objectives_get_equal_shares_and_the_reason_says_so() -> None:

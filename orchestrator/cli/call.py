@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from orchestrator import config
 from orchestrator.cli.commands import COMMANDS, RETRY
 from orchestrator.config import Flags
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from orchestrator.config import Composed, HostConfig, Plain
     from orchestrator.store import Reading, Store
 
+_MOST_DIGITS = 18  # of a whole number; more would be too large for PostgreSQL
 _REVIVE_S = 2.0  # short: a worker that tries this has a trial to look after
 
 
@@ -63,6 +64,8 @@ class Call:
             for word in found:
                 words[key] = word.partition("=")[2]
                 rest.remove(word)
+        if not known.overrides:
+            _refuse_misspelt(command, rest)
 
         if command == "launch":
             other = next((word for word in rest if word.startswith("retry=")), None)
@@ -118,7 +121,7 @@ class Call:
             or_word: a word the caller allows as well, for the error message.
 
         Raises:
-            ConfigError: it is not a whole number.
+            ConfigError: it is not a whole number, or too large a one.
         """
         text = self.words.get(key)
         if text is None:
@@ -127,6 +130,8 @@ class Call:
             raise ConfigError(
                 f"{key}={text}: must be a whole number{f' or {or_word}' if or_word else ''}"
             )
+        if len(text) > _MOST_DIGITS:
+            raise ConfigError(f"{key}={text}: is too large")
         return int(text)
 
     @contextmanager
@@ -175,6 +180,17 @@ class Call:
                 EmbeddedServer.open(path, patience_s=_REVIVE_S, new_data=False).close()
 
             yield embedded.url, None, start_again
+
+
+def _refuse_misspelt(command: str, rest: Sequence[str]) -> None:
+    """Raises ConfigError for what looks like one of the command's own words, and is no setting."""
+    known = COMMANDS[command]
+    sections = {setting.partition(".")[0] for setting in known.settings}
+    for word in rest:
+        key, equals, _ = word.partition("=")
+        guess = did_you_mean(key, known.keys)
+        if guess and equals and key.isidentifier() and key not in sections:
+            raise ConfigError(f"{word}: {command} has no word of this name{guess}")
 
 
 def _create_optuna_tables(url: str) -> None:

@@ -440,7 +440,12 @@ def results(
         console.print(
             cell_table(spec, progress.cells, room=200, estimates=estimates, total=progress)
         )
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+    return unpadded(captured.get())
+
+
+def unpadded(text: str) -> str:
+    """`text` without the spaces that a table puts at the end of its lines."""
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
 def repeats(spec: StudySpec, progress: Progress, best: list[TrialRow]) -> str | None:

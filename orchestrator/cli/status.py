@@ -200,8 +200,15 @@ def _as_data(snapshot: _Snapshot) -> dict[str, Any]:
 
 def _show(call: Call, snapshot: _Snapshot) -> None:
     """Prints the snapshot for people."""
-    console = Console(highlight=False, width=max(_MIN_WIDTH, Console().width))
+    terminal = Console()
+    console = Console(highlight=False, width=max(_MIN_WIDTH, terminal.width))
+    with console.capture() as captured:
+        _print(call, snapshot, console)
+    text = captured.get()
+    print(text if terminal.is_terminal else screen.unpadded(text), end="")
 
+
+def _print(call: Call, snapshot: _Snapshot, console: Console) -> None:
     def line(text: str) -> None:
         console.print(Text(text), soft_wrap=True)
 

@@ -48,7 +48,8 @@ def test_status_tells_parameters_step_and_pace_of_a_running_trial(
         said = commands.check("status")
         x = trial["params"]["x"]
         assert re.search(rf"\n +0 +\d+ s +\d+ +[\d.]+ +[\d.]+ s +1 +1 +a=0 x={x:.3g}", said), said
-        assert re.search(r"\n1 .* trial 0 of study *\n", said), said
+        assert re.search(r"\n1 .* trial 0 of study\n", said), said
+        assert not re.search(r"(?m) +$", said), "no spaces at the end of a line"
 
 
 def test_status_lists_the_newest_studies_and_older_ones_that_are_active(

@@ -266,7 +266,9 @@ def test_stop_names_the_commands_that_use_the_server_and_force_stops_it_anyway(
     users = [command(path), command(path)]
     for each in users:
         each.url()
-    with pytest.raises(StoreUnavailableError, match="2 other commands use it") as refusal:
+    with pytest.raises(
+        StoreUnavailableError, match=r"2 other commands use it \(processes "
+    ) as refusal:
         stop(path)
     assert all(str(each.pid) in str(refusal.value) for each in users)
     assert running(path)

@@ -218,10 +218,8 @@ def _users_of(users_fd: int) -> str:
             if lock[1] == "FLOCK" and lock[3] == "READ" and lock[5].endswith(inode)
         }
     )
-    return (
-        f"{len(pids)} other command{' uses' if len(pids) == 1 else 's use'} it (process "
-        f"{', '.join(map(str, pids))})"
-    )
+    use, process = (" uses", "process") if len(pids) == 1 else ("s use", "processes")
+    return f"{len(pids)} other command{use} it ({process} {', '.join(map(str, pids))})"
 
 
 def _is_unusable(path: Path, error: OSError) -> bool:

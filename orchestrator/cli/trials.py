@@ -189,6 +189,10 @@ def _split(text: str) -> list[str]:
     return parts
 
 
+def _is_one_part(text: str) -> bool:
+    return _split(f"{text},") == [text, ""]
+
+
 def _index(axis: Axis, value: str, text: str) -> int:
     """Which value of the axis is meant: a string may be given without quotes where no other value
     of the axis looks like it.
@@ -217,7 +221,11 @@ def _typed(value: str) -> JSONValue:
 
 
 def _example(spec: StudySpec) -> str:
-    values = [f"{axis.path}={value_label(axis.values[0])}" for axis in spec.grid]
+    labels = {axis.path: value_label(axis.values[0]) for axis in spec.grid}
+    values = [
+        f"{path}={label if _is_one_part(label) else json.dumps(label)}"
+        for path, label in labels.items()
+    ]
     return ",".join(values) or "0"
 
 
@@ -368,7 +376,7 @@ def _write_table(
     shown = matching if selection.most is None else min(selection.most, matching)
     of_all = f"{shown} of " if shown < matching else ""
     what = count_label(matching, " ".join(filter(None, [_adjective(selection), "trial"])))
-    output.write(f"{row.name}: {of_all}{what}, {_ORDER[selection.sort, selection.reverse]}\n")
+    output.write(f"{row.name}: {of_all}{what}, {_order(selection)}\n")
     for trials in store.listing.each(row.study_id, selection):
         header, lines, left_out = _lines(spec, selection, trials, room)
         Console(
@@ -381,6 +389,12 @@ def _write_table(
             )
     if shown < matching:
         output.write("n=all shows all of them\n")
+
+
+def _order(selection: Selection) -> str:
+    """Trials that are not complete have no value, and are sorted by their numbers instead."""
+    without_values = selection.sort == "value" and "complete" not in selection.states
+    return _ORDER["number" if without_values else selection.sort, selection.reverse]
 
 
 def _matching(selection: Selection, counts: dict[str, int]) -> int:
@@ -404,9 +418,10 @@ def _nothing(row: StudyRow, spec: StudySpec, selection: Selection, counts: dict[
     if not others:
         return f"{where} {has} no trial yet"
     adjective = _adjective(selection)
+    are, them = ("is", "it") if sum(counts.values()) == 1 else ("are", "them")
     return (
-        f"{where} {has} no {adjective} trial{' yet' if adjective == 'complete' else ''}: there are "
-        f"{', '.join(others)} (state=all shows them)"
+        f"{where} {has} no {adjective} trial{' yet' if adjective == 'complete' else ''}: there "
+        f"{are} {', '.join(others)} (state=all shows {them})"
     )
 
 

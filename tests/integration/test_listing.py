@@ -195,10 +195,10 @@ def test_a_csv_is_read_back_as_it_was(store: Store, lease: WorkerLease, trials: 
 
 def test_an_empty_list_is_said_in_a_sentence(store: Store, study: int, trials: Trials) -> None:
     cell = store.reads.trials(study, number=8)[0].cell
-    none = f"cell a={cell} of study study has no failed trial: there are 1 prepared"
+    none = f"cell a={cell} of study study has no failed trial: there is 1 prepared"
     assert trials(f"cell={cell}", "state=failed").startswith(none)
     assert trials(f"cell={cell}", "state=failed", "--csv").endswith(
-        f"{none} (state=all shows them)\n"
+        f"{none} (state=all shows it)\n"
     )
     assert json.loads(trials(f"cell={cell}", "state=failed", "--json")) == {
         "study": "study",

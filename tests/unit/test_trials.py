@@ -80,6 +80,7 @@ def test_some_values_name_all_cells_that_have_them() -> None:
         ("sort=vlaue", "did you mean 'value'?"),
         ("n=0", "at least 1, or all"),
         ("n=most", "n=most: must be a whole number or all"),
+        (f"n={10**18}", "is too large"),
     ],
 )
 def test_a_wrong_word_is_refused_with_the_right_one(word: str, named: str) -> None:
@@ -88,6 +89,38 @@ def test_a_wrong_word_is_refused_with_the_right_one(word: str, named: str) -> No
         trials._states(given), trials._sort(given), trials._most(given), trials._cells(given, GRID)
     assert named in str(refused.value)
     assert word in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("Sort=value", "sort"), ("stat=failed", "state"), ("cells=3", "cell")]
+)
+def test_a_misspelt_word_is_refused_with_the_right_one(word: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{word}: trials .*did you mean '{meant}'"):
+        call(word)
+
+
+def test_a_setting_is_no_misspelt_word() -> None:
+    assert call("storage=postgres", "storage.path=/x", "study.name=x").words == {}
+
+
+def test_the_example_of_a_cell_names_a_cell_even_if_its_values_contain_commas() -> None:
+    study = spec(grid=(Axis("a", ("x,y", "z")), Axis("b", ("[x", "1")), Axis("c", ([1, 2], 3))))
+    assert trials._cells(call(f"cell={trials._example(study)}"), study) == (0,)
+
+
+@pytest.mark.parametrize(
+    ("states", "sort", "reverse", "said"),
+    [
+        (("failed",), "value", False, "the lowest number first"),
+        (("failed", "pruned"), "value", True, "the highest number first"),
+        (("complete", "failed"), "value", False, "the best first"),
+        (("failed",), "ended", True, "the latest to end first"),
+    ],
+)
+def test_trials_without_values_are_not_called_the_best(
+    states: tuple[str, ...], sort: Any, reverse: bool, said: str
+) -> None:
+    assert trials._order(Selection(("minimize",), states, None, sort, reverse)) == said
 
 
 def test_a_csv_has_all_trials_unless_a_number_is_given() -> None:

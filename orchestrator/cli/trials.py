@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC
@@ -52,6 +52,7 @@ _ORDER: Final = {
 }
 _LONGEST: Final = 40  # characters of one value in the table
 _GAP: Final = 2
+_TABLE: Final = 1_000  # trials under one header
 _IN_MEMORY: Final = 4 << 20
 _KINDS: Final = {
     "oom": "out of memory",
@@ -377,7 +378,7 @@ def _write_table(
     of_all = f"{shown} of " if shown < matching else ""
     what = count_label(matching, " ".join(filter(None, [_adjective(selection), "trial"])))
     output.write(f"{row.name}: {of_all}{what}, {_order(selection)}\n")
-    for trials in store.listing.each(row.study_id, selection):
+    for trials in _joined(store.listing.each(row.study_id, selection)):
         header, lines, left_out = _lines(spec, selection, trials, room)
         Console(
             file=output, width=len(header), force_terminal=terminal.is_terminal, highlight=False
@@ -389,6 +390,18 @@ def _write_table(
             )
     if shown < matching:
         output.write("n=all shows all of them\n")
+
+
+def _joined(lists: Iterable[list[ListedTrial]]) -> Iterator[list[ListedTrial]]:
+    """The trials of `lists` in few lists, of at most `_TABLE` trials or as they are."""
+    joined: list[ListedTrial] = []
+    for trials in lists:
+        if joined and len(joined) + len(trials) > _TABLE:
+            yield joined
+            joined = []
+        joined = [*joined, *trials]
+    if joined:
+        yield joined
 
 
 def _order(selection: Selection) -> str:

@@ -220,6 +220,7 @@ def test_the_table_says_how_many_there_are_and_why_trials_failed(
     assert "step 4: 0.75" in trials("state=running")
     assert "waits for a worker" in trials("state=waiting")
     assert "breaks a constraint" in trials("n=all")
+    assert len(re.findall(r"(?m)^trial ", trials("state=all"))) == 1, "one header"
 
 
 def test_a_terminal_gets_lines_that_fit_it(

@@ -133,6 +133,12 @@ def test_a_csv_has_all_trials_unless_a_number_is_given() -> None:
     assert trials._sort(call("sort=-ended")) == ("ended", True)
 
 
+def test_short_lists_make_one_table_and_long_ones_several() -> None:
+    lists = [[listed(k) for k in range(size)] for size in (1, 2, 1_000, 1_000, 10, 3)]
+    assert [len(table) for table in trials._joined(lists)] == [3, 1_000, 1_000, 13]
+    assert list(trials._joined([])) == []
+
+
 @pytest.mark.parametrize("objectives", [2, 3])
 def test_the_front_is_what_nothing_dominates(objectives: int) -> None:
     directions = (*("maximize", "minimize", "maximize")[:objectives],)

@@ -100,8 +100,9 @@ def test_a_dry_run_loads_nothing_of_the_database_and_no_scipy(tmp_path: Path) ->
 def test_a_url_means_the_same_without_sqlalchemy(url: str, tmp_path: Path) -> None:
     secret = tmp_path / "password"
     secret.write_text("from a file\n")
+    dialect = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
     for file in (None, str(secret)):
-        _, words = PGDialect_psycopg2().create_connect_args(storage_url(url, file))
+        _, words = dialect.create_connect_args(storage_url(url, file))  # type: ignore[no-untyped-call]
         assert connection_words(url, file) == {k: str(v) for k, v in words.items()}
 
 

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     A user's mistake is one line on standard error, never a traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()  # while an error can still be reported
@@ -48,6 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OrchestratorError.exit_code
+
+
+def _open_streams() -> None:
+    """Gives a process that was started without some of its standard streams, as by ``>&-``, ones
+    that lead nowhere: else the first file or connection that it opens would take their place.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -97,3 +99,15 @@ def test_a_command_names_a_study_in_both_of_its_forms_or_in_none() -> None:
 
 def test_help_of_a_command_shows_defaults_and_so_resolves_nothing() -> None:
     assert main(["status", "--help", "--resolve"]) == ConfigError.exit_code
+
+
+@pytest.mark.parametrize(
+    ("closed", "words", "code"),
+    [(">&-", "--help", 0), (">&-", "trials --help", 0), ("<&- >&- 2>&-", "nonsense", 2)],
+)
+def test_a_command_without_standard_streams_ends_as_it_would_with_them(
+    closed: str, words: str, code: int
+) -> None:
+    line = f"{sys.executable} -m orchestrator {words} {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")

@@ -165,7 +165,7 @@ def test_told_to_end_while_it_is_still_imported_a_command_ends_in_order(
     tmp_path: Path, command: str, code: int
 ) -> None:
     begun = tmp_path / "begun"
-    (tmp_path / "hydra.py").write_text(
+    (tmp_path / "yaml.py").write_text(
         f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(300)\n"
     )
     commands = Commands(None, tmp_path, fresh=True)

@@ -1,12 +1,12 @@
 """How long the command line takes to do what was typed, as ratios of two builds.
 
-Processor time (user and system, children included) of short commands, and the time from `launch`
-typed to the first trial running on a database that exists. Both builds run in turn, in pairs, each
-on a database of its own on one server, with the same study. At the end `status` of a study of
-``--trials`` trials: its time and its memory. Prints Markdown tables of medians:
+Processor time (user and system, children included) and time of short commands, and the time from
+`launch` typed to the first trial running on a database that exists. Both builds run in turn, in
+pairs, each on a database of its own on one server, with the same study. At the end `status` of a
+study of ``--trials`` trials: its time and its memory. Prints Markdown tables of medians:
 
     git worktree add /tmp/before REVISION
-    python tests/benchmarks/startup.py /tmp/before .
+    python -m tests.benchmarks.startup /tmp/before .
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg2
 from sqlalchemy.engine import make_url
@@ -32,6 +33,7 @@ from tests.support.large import complete
 from tests.support.own_server import OwnServer
 from tests.support.studies import spec
 
+T = TypeVar("T")
 OBJECTIVE = """
 import os, time
 
@@ -58,6 +60,7 @@ COMMANDS = {
     "launch --dry-run": (*LAUNCH, "--dry-run"),
     "launch of a finished study": LAUNCH,
 }
+FIRST = "launch to the first trial"
 
 
 @dataclass(frozen=True)
@@ -139,17 +142,17 @@ def table(title: str, rows: dict[str, tuple[list[float], list[float]]]) -> None:
         )
 
 
-def cpu_s(build: Build, words: Sequence[str]) -> float:
-    return build.run(*words).cpu_s
+def run(build: Build, words: Sequence[str]) -> Done:
+    return build.run(*words)
 
 
 def in_pairs(
-    builds: tuple[Build, Build], pairs: int, measure: Callable[[Build], float]
-) -> tuple[list[float], list[float]]:
+    builds: tuple[Build, Build], pairs: int, measure: Callable[[Build], T]
+) -> tuple[list[T], list[T]]:
     """What `measure` returns for each build, in turn; the first pair, which fills caches, is left
     out.
     """
-    found: tuple[list[float], list[float]] = ([], [])
+    found: tuple[list[T], list[T]] = ([], [])
     for k in range(pairs + 1):
         for build, values in zip(builds, found, strict=True):
             value = measure(build)
@@ -193,6 +196,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100_000, help="0: no large study")
     parser.add_argument("--only", default="", help="commands whose name holds this")
     options = parser.parse_args()
+    chosen = [name for name in (*COMMANDS, FIRST) if options.only in name]
+    if not chosen:
+        parser.error(f"--only: no name holds that; they are {', '.join((*COMMANDS, FIRST))}")
     with OwnServer() as server, tempfile.TemporaryDirectory() as folder:
         urls = [new_database(server.url, name) for name in ("before", "now")]
         before, now = (
@@ -204,15 +210,18 @@ def main() -> None:
         for build in (before, now):
             build.run("db", "upgrade")
             build.run(*LAUNCH)
-        cpu = {}
-        for name, words in COMMANDS.items():
-            if options.only in name:
-                cpu[name] = in_pairs((before, now), options.pairs, partial(cpu_s, words=words))
+        cpu, wall = {}, {}
+        for name in chosen:
+            if name != FIRST:
+                measure = partial(run, words=COMMANDS[name])
+                first, second = in_pairs((before, now), options.pairs, measure)
+                cpu[name] = ([done.cpu_s for done in first], [done.cpu_s for done in second])
+                wall[name] = ([done.wall_s for done in first], [done.wall_s for done in second])
+        if FIRST in chosen:
+            wall[FIRST] = in_pairs((before, now), options.pairs, Build.first_trial)
         if cpu:
             table("processor time, s", cpu)
-        if options.only in "first trial":
-            first = in_pairs((before, now), options.pairs, Build.first_trial)
-            table("seconds", {"launch to the first trial": first})
+        table("time, s", wall)
         if options.trials:
             large_study(server, now, urls[1], options.trials)
 

@@ -380,7 +380,9 @@ def test_no_tcp_port_is_opened_and_the_settings_keep_data_safe(path: Path) -> No
         assert not psutil.Process(postmaster(path)).net_connections("inet")
 
 
-@pytest.mark.parametrize("name", ["a" * 90, "odd name: 50%, über"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("a" * 90, marks=pytest.mark.nightly), "odd name: 50%, über"]
+)
 def test_a_path_that_fits_no_socket_gets_a_private_one_elsewhere_that_stays_the_same(
     path: Path, name: str
 ) -> None:

@@ -14,6 +14,9 @@ from orchestrator.runner import TrialPruned
 from orchestrator.runner.files import Checkpoints
 
 
+pytestmark = pytest.mark.xdist_group("torch")  # one process imports it, not all
+
+
 class FakeTrial:
     """A trial without a study: keeps what is reported, and asks for an early end after given
     epochs.

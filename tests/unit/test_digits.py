@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from orchestrator.runner import TrialPruned
 from orchestrator.runner.files import Checkpoints
 
-
 pytestmark = pytest.mark.xdist_group("torch")  # one process imports it, not all
 
 

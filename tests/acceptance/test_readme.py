@@ -55,7 +55,10 @@ def typed(page: str, heading: str, directory: Path) -> tuple[list[str], Path]:
     ("page", "heading", "study", "smaller"),
     [
         ("README.md", "Your own study", "mine", ("epochs=3", "budget.trials=12")),
-        ("docs/objectives.md", "A function written for Optuna", "tuned", ("budget.trials=6",)),
+        pytest.param(
+            *("docs/objectives.md", "A function written for Optuna", "tuned", ("budget.trials=6",)),
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_an_example_runs_as_it_is_typed(

@@ -607,7 +607,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 known.state = "FAIL"
 
 
-@pytest.mark.parametrize("examples", [4, pytest.param(40, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("examples", [2, pytest.param(40, marks=pytest.mark.nightly)])
 def test_in_any_order_of_steps_and_faults_nothing_is_lost_and_nothing_accepted_twice(
     database_url: str, examples: int
 ) -> None:

@@ -141,7 +141,7 @@ def test_a_plain_command_line_is_read_as_hydra_reads_it(
 
 
 @pytest.mark.parametrize("variables", ENVIRONMENTS, ids=str)
-@pytest.mark.parametrize("command", ["status", "worker"])
+@pytest.mark.parametrize("command", ["status", pytest.param("worker", marks=pytest.mark.nightly)])
 def test_the_environment_means_the_same(
     variables: dict[str, str], command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

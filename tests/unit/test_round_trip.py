@@ -282,11 +282,16 @@ GROUPS = {
             "lr=interval(0.1, 1)",
         ],
         ["experiment=one", "arch=mlp,cnn", "+arch.hidden=16", "+arch.norm=choice(batch, layer)"],
-        ["experiment=one", "+optim=sgd,adam", "optim.lr=interval(0, 1)"],
         ["experiment=one", "+net@params.net=small,big", "+net@params.other=big,small"],
-        ["experiment=one", "+optim=adam", "arch=mlp,cnn", "optim=sgd,adam"],
         ["experiment=two"],
-        ["experiment=two", "arch=cnn,mlp", "+arch.width=1,2"],
+        *(
+            pytest.param(words, marks=pytest.mark.nightly)
+            for words in (
+                ["experiment=one", "+optim=sgd,adam", "optim.lr=interval(0, 1)"],
+                ["experiment=one", "+optim=adam", "arch=mlp,cnn", "optim=sgd,adam"],
+                ["experiment=two", "arch=cnn,mlp", "+arch.width=1,2"],
+            )
+        ),
     ],
 )
 def test_the_printed_overrides_of_a_study_of_config_groups_run_the_trial(

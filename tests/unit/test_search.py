@@ -190,6 +190,7 @@ def test_cells_of_opposite_optima_get_separate_suggestions(name: str) -> None:
     assert statistics.median(late[2]) > 0.3
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", LEARNERS)
 def test_what_one_cell_has_learnt_moves_the_others_at_a_shared_optimum(name: str) -> None:
     near, by_chance = [], []

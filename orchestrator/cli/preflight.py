@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.cli.call import Call
 from orchestrator.devices import discover
-from orchestrator.errors import ELSEWHERE, ConfigError, OrchestratorError
+from orchestrator.errors import ELSEWHERE, ConfigError, OrchestratorError, denied
 from orchestrator.model import StudySpec
 from orchestrator.runner import Runner, check_allowed
 from orchestrator.runner.files import Checkpoints
@@ -131,23 +131,33 @@ def check_shadows(directory: Path) -> None:
     Raises:
         ConfigError: something does.
     """
+    if denied(directory) is not None:
+        return  # Python finds nothing there; the objective's import tells, if it needs that
     elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != directory.resolve()]
     loaded = {name.partition(".")[0] for name in sys.modules}
     for name in sorted({*loaded, *_IMPORTED_LATER} - {"__main__"}):
         mine = [directory / f"{name}.py", directory / name / "__init__.py"]
-        found = next((path for path in mine if path.exists()), None)
+        found = next((path for path in mine if denied(path.parent) is None and path.exists()), None)
         if found is None:
             continue
         there = PathFinder.find_spec(name, elsewhere)
         if there is None or there.origin is None or Path(there.origin).resolve() == found.resolve():
             continue
         # In a clone of this repository, what hides the installed program is the program itself.
-        if name == "orchestrator" and Path(there.origin).read_bytes() == found.read_bytes():
+        if name == "orchestrator" and _same(Path(there.origin), found):
             continue
         raise ConfigError(
             f"{found.relative_to(directory)} in the working directory {directory} hides the "
             f"installed module {name!r}, which workers need; rename it"
         )
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files have the same content."""
+    try:
+        return one.read_bytes() == other.read_bytes()
+    except OSError:
+        return False
 
 
 def check_checkpoint_places(call: Call, store: Store, spec: StudySpec, count: int) -> None:

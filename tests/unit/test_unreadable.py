@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.preflight import check_shadows
 from orchestrator.config import compose
 from orchestrator.errors import ConfigError, denied
 from orchestrator.runner.protocol.executable import check_program
@@ -130,3 +131,11 @@ def test_code_that_cannot_be_reached_counts_as_not_there(code: Path) -> None:
         assert list(Sources({"_target_": "train.fit"}).look().digests) == ["train"]
         assert not Sources({"_target_": "closed_package.mine.train"}).look().digests
         assert not Sources({"command": "closed_package/train"}).look().digests
+
+
+def test_what_cannot_be_read_hides_no_module(code: Path) -> None:
+    with mode_counts(code):
+        check_shadows(code)
+    (code / "numpy").mkdir()
+    with mode_counts(code / "numpy"):
+        check_shadows(code)

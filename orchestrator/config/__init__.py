@@ -5,9 +5,9 @@ Names are loaded on first use: most commands need no Hydra.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from orchestrator.lazy import names_of
 from orchestrator.settings import (
     DashboardConfig,
     HostConfig,
@@ -82,9 +82,4 @@ _HOME = {
     ),
 }
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_of(__name__, _HOME)

@@ -6,9 +6,9 @@ Names are loaded on first use: commands that only read need neither Optuna nor S
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from orchestrator.lazy import names_of
 from orchestrator.search.trials.threads import without_threads
 
 if TYPE_CHECKING:
@@ -48,10 +48,4 @@ _HOME = {
     "trials.history": ("FIXED_KEY",),
 }
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
-        if name in names:
-            with without_threads():
-                return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_of(__name__, _HOME, without_threads)

@@ -11,8 +11,9 @@ Names are loaded on first use: commands that only read need no SQLAlchemy.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from orchestrator.lazy import names_of
 
 if TYPE_CHECKING:
     from orchestrator.store.doctor import Examination, Finding
@@ -148,9 +149,4 @@ _HOME = {
     ),
 }
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_of(__name__, _HOME)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import psycopg2
@@ -16,33 +13,10 @@ from orchestrator.store import Store, WorkerLease, open_to_read
 from orchestrator.store.connection.database import storage_url
 from orchestrator.store.connection.plain import Plain, connection_words
 from orchestrator.store.connection.statement import Statement
-from tests.support.commands import ROOT
+from tests.support.loaded import loaded
 from tests.support.studies import end, spec, start
 
-LOADED = """
-import sys
-from orchestrator.cli import main
-code = main(sys.argv[1:])
-print("loaded:", *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
-sys.exit(code)
-"""
 SLOW = {"alembic", "hydra", "numpy", "omegaconf", "optuna", "scipy", "sqlalchemy", "torch"}
-
-
-def loaded(url: str, directory: Path, *words: str) -> set[str]:
-    """The packages that a process has loaded once it has done what the words say."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATOR_")}
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, *words],
-        cwd=directory,
-        env={**environment, "PYTHONPATH": str(ROOT), "ORCHESTRATOR_STORAGE_URL": url},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = [text for text in done.stderr.splitlines() if text.startswith("loaded:")]
-    return set(line.split()[1:])
 
 
 @pytest.fixture
@@ -70,19 +44,24 @@ def test_what_shows_studies_loads_nothing_slow(
 ) -> None:
     assert store.reads.studies()[0].study_id == study
     words = [word.replace("=s", f"={store.reads.find(None).name}") for word in words]
-    assert not loaded(store.url, tmp_path, *words) & SLOW
+    assert not loaded(*words, cwd=tmp_path, url=store.url) & SLOW
 
 
 def test_the_best_trial_is_found_without_hydra_and_sqlalchemy(
     store: Store, study: int, tmp_path: Path
 ) -> None:
     assert study
-    assert not loaded(store.url, tmp_path, "best") & {"alembic", "hydra", "omegaconf", "sqlalchemy"}
+    assert not loaded("best", cwd=tmp_path, url=store.url) & {
+        "alembic",
+        "hydra",
+        "omegaconf",
+        "sqlalchemy",
+    }
 
 
 def test_a_dry_run_loads_nothing_of_the_database_and_no_scipy(tmp_path: Path) -> None:
     words = ["launch", "experiment=digits", "--dry-run", "objective._target_=math.hypot"]
-    found = loaded("postgresql://nobody@localhost/nothing", tmp_path, *words)
+    found = loaded(*words, cwd=tmp_path, url="postgresql://nobody@localhost/nothing")
     assert not found & {"alembic", "psycopg2", "scipy", "sqlalchemy", "torch"}
 
 

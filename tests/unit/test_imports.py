@@ -4,13 +4,13 @@ extra, and what prints a text needs little.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
 
 from tests.support.commands import ROOT
+from tests.support.loaded import loaded
 
 LOADS_ALL = """
 import importlib, pkgutil, sys
@@ -29,31 +29,6 @@ def test_no_module_but_the_examples_needs_torch_or_scikit_learn() -> None:
         [sys.executable, "-c", LOADS_ALL], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-
-
-LOADED = """
-import sys
-from orchestrator.cli import main
-code = main(sys.argv[1:])
-print("loaded:", *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
-sys.exit(code)
-"""
-
-
-def loaded(*words: str) -> set[str]:
-    """The packages that a process has loaded once it has done what the words say."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATOR_")}
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, *words],
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = [text for text in done.stderr.splitlines() if text.startswith("loaded:")]
-    return set(line.split()[1:])
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"]])

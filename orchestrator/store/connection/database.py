@@ -159,9 +159,7 @@ class Database:
             StoreUnavailableError, SchemaOutdatedError, OrchestratorError: as `transaction` does.
         """
         with self._connected(STATEMENT_TIMEOUT_S) as connection:
-            # One message is one transaction, so the limits hold for what comes with them.
-            limits = transactions.limits("", STATEMENT_TIMEOUT_S, LOCK_TIMEOUT_S, IDLE_TIMEOUT_S)
-            wire.later(connection, limits)
+            wire.later(connection, transactions.limits_of_one())
             if decides:
                 wire.later(connection, DURABLE)
             if isinstance(statement, wire.Statement):

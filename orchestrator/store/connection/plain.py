@@ -95,9 +95,7 @@ class Plain:
     ) -> Sequence[wire.Row]:
         """The rows that one statement returns, a transaction of its own in one round trip."""
         with self._connected(STATEMENT_TIMEOUT_S) as c:
-            # One message is one transaction, so the limits hold for what comes with them.
-            limits = transactions.limits("", STATEMENT_TIMEOUT_S, LOCK_TIMEOUT_S, IDLE_TIMEOUT_S)
-            wire.later(c, limits)
+            wire.later(c, transactions.limits_of_one())
             return wire.answers(c, statement, parameters)
 
     @contextlib.contextmanager

@@ -89,6 +89,13 @@ def limits(begin: str, statement_s: int, lock_s: int, idle_s: int) -> bytes:
     ).encode()
 
 
+def limits_of_one() -> bytes:
+    """The same for one statement that is a transaction of its own: it goes in one message with it,
+    and one message is one transaction.
+    """
+    return limits("", STATEMENT_TIMEOUT_S, LOCK_TIMEOUT_S, IDLE_TIMEOUT_S)
+
+
 @contextlib.contextmanager
 def patient(statement_s: float) -> Iterator[None]:
     """Within this block the server may take as long as the statement's timeout, plus a margin for

@@ -183,7 +183,7 @@ class Call:
 
 
 def _refuse_misspelt(command: str, rest: Sequence[str]) -> None:
-    """Raises ConfigError for what looks like one of the command's own words, and is no setting."""
+    """Raises ConfigError for a word that looks like one of the command's own and sets nothing."""
     known = COMMANDS[command]
     sections = {setting.partition(".")[0] for setting in known.settings}
     for word in rest:

@@ -204,10 +204,11 @@ class Search:
         self, open_cells: OpenCells, *, ticket: int, retry: int
     ) -> tuple[int, dict[str, JSONValue]]:
         """The cell for the next trial, where it is expected to pay; a function of the news, the
-        seed, `ticket` and `retry`.
+        seed, the budget, `ticket` and `retry`.
 
-        Running trials count as if they ended as predicted. With several objectives, or until ten
-        trials of the study have ended with a value, it is the cell that has had the fewest.
+        Running trials count as if they ended as predicted. It is the cell that has had the fewest
+        trials until ten trials of the study have ended with a value and every cell has had a third
+        of an equal share, and always with several objectives.
 
         Args:
             open_cells: ordinal and values of every cell that may get a trial; at least one.

@@ -116,7 +116,7 @@ def expected_gains(optima: Optima, least: float = -math.inf) -> Array:
     the knowledge gradient.
 
     Args:
-        least: the lowest loss that there can be, in the model's units; what lies below is no gain.
+        least: the lowest loss that there can be, in the model's units; below it nothing is gained.
     """
     mean, covariance = optima.mean.ravel(), optima.covariance
     n_cells, k = optima.mean.shape

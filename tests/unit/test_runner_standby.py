@@ -168,6 +168,26 @@ def test_code_that_changed_while_a_child_stood_by_is_the_code_that_runs(tmp_path
     assert str(standby) not in log
 
 
+def test_code_that_changed_while_a_child_imported_it_is_the_code_that_runs(
+    tmp_path: Path,
+) -> None:
+    # The first imports of the module change its file, whichever processes do them.
+    (tmp_path / "my_code.py").write_text(
+        "with open('imports', 'a+') as file:\n"
+        "    file.write('x')\n"
+        "    count = file.tell()\n"
+        "if count < 4:\n"
+        "    with open(__file__, 'a') as file: file.write(f'VALUE = {count}.0\\n')\n"
+        "VALUE = 0.0\n"
+        "def train(cfg, trial):\n"
+        "    return VALUE\n"
+    )
+    target = {"_target_": "my_code.train"}
+    with running_with(target, cwd=tmp_path, start="spawn") as runner:
+        outcome, _ = finish(runner.start(make_job(tmp_path / "runs", target)))
+    assert outcome == Completed((3.0,))
+
+
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="only Linux tells which signals are blocked"
 )

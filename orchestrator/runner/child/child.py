@@ -15,11 +15,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final, NoReturn
+from types import FrameType, ModuleType
+from typing import Any, Final, NoReturn, Self
 
 from orchestrator import signals
 from orchestrator.errors import ConfigError
@@ -222,20 +222,57 @@ def _import_ahead(options: KeeperOptions) -> dict[str, int]:
 
     A failed import is ignored here: the attempt repeats and reports it.
     """
-    sources: dict[str, int] = {}
     _put_cwd_first()
-    if options.ahead:
-        with contextlib.suppress(BaseException):
-            locate(options.target)
-    if options.start == "spawn":
-        configure_streams()
-        package = options.target.partition(".")[0]
-        for name, module in list(sys.modules.items()):
-            file = getattr(module, "__file__", None)
-            if name.partition(".")[0] == package and isinstance(file, str):
-                sources[file] = _modified(file)
-        gc.freeze()  # later collections then scan only what the attempts allocate
+    package = options.target.partition(".")[0]
+    with _Witness(package) as witness:
+        if options.ahead:
+            with contextlib.suppress(BaseException):
+                locate(options.target)
+    if options.start != "spawn":
+        return {}
+    configure_streams()
+    sources = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name.partition(".")[0] == package and isinstance(file, str):
+            sources[file] = witness.before.get(file) or _modified(file)
+    gc.freeze()  # later collections then scan only what the attempts allocate
     return sources
+
+
+class _Witness:
+    """Notes when the files of a package were modified, before they are imported.
+
+    A file may be changed while it is imported. A look at it afterwards would take the change for
+    what was imported.
+    """
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+        self.before: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        sys.meta_path.insert(0, self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ValueError):  # the objective may have replaced the list
+            sys.meta_path.remove(self)
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
+        """Finds nothing itself: it looks at what the other finders will find."""
+        if name.partition(".")[0] != self._package:
+            return
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                if spec.origin is not None:
+                    self.before[spec.origin] = _modified(spec.origin)
+                return
 
 
 def _changed(sources: Mapping[str, int]) -> bool:

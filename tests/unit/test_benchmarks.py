@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.model import Searched
 from orchestrator.search import Search, distributions
-from tests.benchmarks import methods, regret, suggestion_time
+from tests.benchmarks import methods, pruning, regret, suggestion_time
 from tests.benchmarks.problems import PROBLEMS, problem
 from tests.benchmarks.tables import DATA
 
@@ -255,3 +255,16 @@ def test_the_time_of_a_suggestion_is_measured(method: str) -> None:
     finally:
         optuna.logging.set_verbosity(verbosity)
     assert 0.0 < line["median_ms"] <= line["greatest_ms"] < 60_000
+
+
+@pytest.mark.parametrize("kind", pruning.KINDS)
+def test_a_pruner_that_waits_for_all_trials_runs_them_all_and_another_one_fewer_steps(
+    kind: str,
+) -> None:
+    _, last = pruning.curves(kind, 6, 1)
+    assert pruning.play(kind, 6, 6, 1) == (float(last.min()), 6 * pruning.STEPS)
+    best, run = pruning.play(kind, 6, 1, 1)
+    assert pruning.play(kind, 6, 1, 1) == (best, run)
+    assert best in last
+    assert pruning.STEPS < run < 6 * pruning.STEPS
+    assert (pruning.curves(kind, 50, 2)[1] >= pruning.optimum(kind)).all()

@@ -15,8 +15,10 @@ from typing import Any, Literal, TypeAlias
 
 from orchestrator.settings import (
     ALLOCATION,
+    MOST_STARTUP_TRIALS,
     BudgetSettings,
     InfeasibleSettings,
+    MedianSettings,
     NoPrunerSettings,
     PrunerSettings,
     RunnerSettings,
@@ -163,6 +165,21 @@ class StudySpec:
             count *= len(axis.values)
         return count
 
+    @property
+    def share(self) -> int:
+        """The trials that each cell gets where they are shared out evenly, rounded down."""
+        return self.budget.trials // self.n_cells
+
+    @property
+    def pruner_in_effect(self) -> PrunerSettings:
+        """The pruner with the numbers that `auto` stands for in this study, as it is stored.
+
+        `HyperbandSettings.max_resource` stays `auto`: it is found while trials run.
+        """
+        if isinstance(self.pruner, MedianSettings):
+            return self.pruner.for_share(self.share if self.n_cells > 1 else None)
+        return self.pruner
+
     def declares(self, name: str) -> bool:
         """Whether the parameter is in grid or search; any other is one that the objective requests
         while it runs.
@@ -185,11 +202,13 @@ class StudySpec:
         return tuple(axis.path for axis in self.grid if axis.of_program)
 
     def as_launched_before(self, old: StudySpec) -> StudySpec:
-        """This spec with its axes in the form that the study it continues has (`old`).
+        """This spec with its axes in the form that the study it continues has (`old`), and with
+        the default that it was launched with.
 
         Options of config groups were once stored by their content, with ``${oc.env:…}`` and the
         like resolved at the launch; options of a program's own groups like any other words. A study
-        with trials keeps its form.
+        with trials keeps its form. ``pruner.n_startup_trials`` was once 5 unless set otherwise, and
+        stays 5 unless set otherwise where `auto` would not have given that.
         """
         stored = {axis.path: axis for axis in old.grid if not axis.group}
         kept = {
@@ -215,8 +234,24 @@ class StudySpec:
                 replace(searched, when=when, choices=before if alike else searched.choices)
             )
         return replace(
-            self, grid=tuple(kept.get(axis.path, axis) for axis in self.grid), search=tuple(search)
+            self,
+            grid=tuple(kept.get(axis.path, axis) for axis in self.grid),
+            search=tuple(search),
+            pruner=self._pruner_launched_before(old),
         )
+
+    def _pruner_launched_before(self, old: StudySpec) -> PrunerSettings:
+        new, before = self.pruner, old.pruner
+        if (
+            isinstance(new, MedianSettings)
+            and isinstance(before, MedianSettings)
+            and new.n_startup_trials == "auto"
+            and before.n_startup_trials == MOST_STARTUP_TRIALS
+            and replace(old, pruner=replace(before, n_startup_trials="auto")).pruner_in_effect
+            != before
+        ):
+            return replace(new, n_startup_trials=MOST_STARTUP_TRIALS)
+        return new
 
     def identity(self) -> dict[str, JSONValue]:
         """What must not change under one name: grid, search, direction and metric, objective,
@@ -236,7 +271,9 @@ class StudySpec:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, JSONValue]:
-        data: dict[str, JSONValue] = json.loads(json.dumps(asdict(self)))
+        # with numbers in place of `auto`, so that older workers can read it
+        stored = replace(self, pruner=self.pruner_in_effect)
+        data: dict[str, JSONValue] = json.loads(json.dumps(asdict(stored)))
         for section in ("sampler", "pruner"):
             # `Unreadable` settings, of another version, are passed on as they were stored
             data[section] = data[section].get("stored", data[section])
@@ -517,6 +554,21 @@ class Interrupted:
 
 
 Outcome: TypeAlias = Completed | Pruned | Failed | Interrupted
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What the trials of a study have reported.
+
+    `complete` is how many are complete; `silent`: none of the study, running ones included, has
+    reported a value. `last` is the largest step, and `most` the largest number of values, that one
+    of the newest complete and pruned trials has reported; `last` is None if they reported none.
+    """
+
+    complete: int
+    silent: bool
+    last: int | None = None
+    most: int = 0
 
 
 @dataclass(frozen=True)

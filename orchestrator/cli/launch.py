@@ -64,11 +64,14 @@ def _launch(call: Call, spec: StudySpec, importing: preflight.Importing, ending:
 
     with _database(call) as store:
         preflight.check_checkpoint_places(call, store, spec, count)
+        startup = config.startup_label(spec)  # once stored, it is a plain number
         launched = store.studies.launch(spec)
         row = store.reads.find(spec.name)
         spec = store.reads.spec(row.study_id)  # a study that continues keeps its original form
         view = screen.View(spec, as_json=call.json)
         view.say(announcement(call, spec, launched))
+        if launched.created and startup is not None:
+            view.say(startup)
         for line in [*_about_code(store, row, spec, created=launched.created), *_remarks(spec)]:
             view.say(line)
 

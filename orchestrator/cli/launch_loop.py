@@ -97,8 +97,9 @@ class FollowedStudy:
             self._failed = progress.failed
         if self._check_reports and progress.best is not None:
             self._check_reports = False
-            if complete := self.store.reads.silently_complete(self.row.study_id):
-                self.view.say(config.nothing_reported(self._spec, complete))
+            reported = self.store.reads.reported(self.row.study_id)
+            if mute := config.nothing_to_judge(self._spec, reported):
+                self.view.say(mute)
         return progress
 
     def _warn_of_bounds(self, after: int) -> None:

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.running import Running
+from orchestrator.config import startup_label
 from orchestrator.model import Axis, Searched, StudySpec, cell_label, count_label, value_label
 from orchestrator.program import label
 
@@ -339,6 +340,8 @@ def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequenc
     ]
     lines.append(f"objective {value_label(label(spec.objective))}")
     lines.append(f"sampler {spec.sampler.name}, pruner {spec.pruner.name}, seed {spec.seed}")
+    if startup := startup_label(spec):
+        lines.append(startup)
     rows = [
         (section, path, form if len(form) <= _MOST_TEXT else f"{form[: _MOST_TEXT - 1]}…", text)
         for section, path, form, text in _parameters(spec, distributions)
@@ -375,7 +378,7 @@ def plan_data(spec: StudySpec, distributions: list[tuple[str, str]]) -> dict[str
         "metrics": list(spec.metrics),
         "objective": dict(spec.objective),
         "sampler": asdict(spec.sampler),
-        "pruner": asdict(spec.pruner),
+        "pruner": asdict(spec.pruner_in_effect),
         "seed": spec.seed,
         "priority": spec.priority,
         "parameters": [

@@ -42,9 +42,9 @@ class _Snapshot:
     All but the first five fields are about the chosen study.
 
     `older` studies are not listed. `held` has what each worker holds, `earlier` the earlier
-    attempts of live trials by number. `best` is read for programs only. `mute` counts completed
-    trials if none of them reported anything to the study's pruner. `unserved` has, by study, why no
-    worker serves it.
+    attempts of live trials by number. `best` is read for programs only. `mute` says why the
+    study's pruner could judge none of the trials so far. `unserved` has, by study, why no worker
+    serves it.
     """
 
     studies: list[StudyLine]
@@ -61,7 +61,7 @@ class _Snapshot:
     best: list[TrialRow]
     code: list[CodeRow]
     failures: Failures
-    mute: int
+    mute: str | None
 
 
 def run(call: Call) -> int:
@@ -152,7 +152,9 @@ def _read(
         else [],
         code=reads.code(row.study_id),
         failures=failures,
-        mute=reads.silently_complete(row.study_id) if config.has_pruner(spec) else 0,
+        mute=config.nothing_to_judge(spec, reads.reported(row.study_id))
+        if config.has_pruner(spec)
+        else None,
     )
 
 
@@ -281,7 +283,7 @@ def _remarks(call: Call, snapshot: _Snapshot) -> list[str]:
     if idle := config.never_prunes(spec):
         remarks.append(idle)
     elif snapshot.mute:
-        remarks.append(config.nothing_reported(spec, snapshot.mute))
+        remarks.append(snapshot.mute)
     return remarks
 
 

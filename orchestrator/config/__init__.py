@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from orchestrator.config.flags import Flags, parse_flags
     from orchestrator.config.places import URL_VARIABLE, default_storage_path
     from orchestrator.config.plain import Plain, read_plainly
-    from orchestrator.config.pruning import has_pruner, never_prunes, nothing_reported
+    from orchestrator.config.pruning import (
+        has_pruner,
+        never_prunes,
+        nothing_to_judge,
+        startup_label,
+    )
     from orchestrator.config.showing import show
     from orchestrator.config.study import study_spec
     from orchestrator.config.words import hydra_word, normal_form, program_words, rerun_words
@@ -42,12 +47,13 @@ __all__ = [
     "hydra_word",
     "never_prunes",
     "normal_form",
-    "nothing_reported",
+    "nothing_to_judge",
     "parse_flags",
     "program_words",
     "read_plainly",
     "rerun_words",
     "show",
+    "startup_label",
     "study_spec",
 ]
 _HOME = {
@@ -70,7 +76,8 @@ _HOME = {
     "pruning": (
         "has_pruner",
         "never_prunes",
-        "nothing_reported",
+        "nothing_to_judge",
+        "startup_label",
     ),
     "showing": ("show",),
     "study": ("study_spec",),

@@ -48,7 +48,7 @@ class Judge:
     """
 
     def __init__(self, settings: PrunerSettings) -> None:
-        """Makes the pruner that the study's settings name.
+        """Makes the pruner that the study's settings name (`StudySpec.pruner_in_effect`).
 
         Raises:
             ConfigError: this version has no such pruner or option, or a value breaks its rule.

@@ -57,7 +57,7 @@ class Search:
         self._discovered = Discovered(self._parameters)
         self._sampler_of_discovered: Any = make_sampler(spec.sampler)
         self._modelled: tuple[dict[str, BaseDistribution], CellModel] | None = None
-        self._judge = Judge(spec.pruner)
+        self._judge = Judge(spec.pruner_in_effect)
         self._mirror = Mirror(spec.name, spec.directions)
         self._cells: dict[int, int | None] = {}
         self._best = BestOfCells(spec.directions)

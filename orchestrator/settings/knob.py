@@ -143,7 +143,10 @@ def check_rule(section: str, f: dataclasses.Field[Any], value: Any, typed: Any =
     words = None
     if isinstance(value, float) and not math.isfinite(value):
         words = "a finite number"
-    elif value is not None and this.rule is not None and not this.rule.holds(value):
+    elif value is None:
+        # null is a value where it is said what it stands for
+        words = this.rule.words if this.rule is not None and not this.null else None
+    elif this.rule is not None and not this.rule.holds(value):
         words = this.rule.words + did_you_mean(str(value), this.rule.choices)
     if words is not None:
         raise ConfigError(

@@ -27,6 +27,10 @@ S = TypeVar("S")
 Stored: TypeAlias = Mapping[str, Any]
 """A section as it is stored: JSON values by the names of its settings."""
 MAX_TRIALS = 10_000_000  # a ticket each in the database
+MOST_STARTUP_TRIALS = 5
+"""What ``pruner.n_startup_trials=auto`` is at most, and where trials of all cells are compared.
+Before there was `auto` this was the default.
+"""
 
 
 @dataclass(frozen=True)
@@ -239,10 +243,29 @@ class MedianSettings(PrunerSettings):
     name: str = knob(
         "median", "prunes a trial that is worse than the median of the others", one_of("median")
     )
-    n_startup_trials: int = knob(5, "trials to complete before any is pruned", at_least(0))
+    n_startup_trials: Any = knob(
+        "auto",
+        "trials to complete before any is pruned; `auto`: a third of those that a cell gets, from 1"
+        " to 5, and 5 where trials of all cells are compared",
+        word_or_whole("auto", 0, of="trials"),
+        more="See [decision 34](decisions/0034-pruning-in-small-cells.md)",
+    )
     n_warmup_steps: int = knob(0, "steps of a trial before it may be pruned", at_least(0))
     interval_steps: int = knob(1, "steps between two verdicts", at_least(1))
     within_cell: bool = knob(True, "compare with trials of the same cell only")
+
+    def for_share(self, share: int | None) -> MedianSettings:
+        """Returns these settings with the number that `auto` stands for.
+
+        Args:
+            share: the trials that each cell gets; None if there is only one cell.
+        """
+        if self.n_startup_trials != "auto":
+            return self
+        number = MOST_STARTUP_TRIALS
+        if self.within_cell and share is not None:
+            number = min(max(share // 3, 1), number)
+        return dataclasses.replace(self, n_startup_trials=number)
 
 
 @dataclass(frozen=True)

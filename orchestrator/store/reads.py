@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError, did_you_mean
-from orchestrator.model import JSONValue, Limits, StudySpec
+from orchestrator.model import JSONValue, Limits, Reported, StudySpec
 from orchestrator.store.connection.plain import Source
 from orchestrator.store.connection.statement import AnyConnection, Row, Statement, answer, answers
 from orchestrator.store.ledger.shortages import device_label
@@ -363,12 +363,12 @@ class Reads:
         rows = self._database.execute(_FAILURES, {"study_id": study_id, "after": after})
         return [FailureRow(row.number, row.seq, row.failure) for row in rows]
 
-    def silently_complete(self, study_id: int) -> int:
-        """How many trials are complete, if no trial of the study has reported an intermediate
-        value; else 0.
-        """
-        ((complete,),) = self._database.execute(_SILENTLY_COMPLETE, {"study_id": study_id})
-        return int(complete)
+    def reported(self, study_id: int) -> Reported:
+        """What the trials of the study have reported, as far as a pruner depends on it."""
+        ((complete, silent, last, most),) = self._database.execute(
+            _REPORTED, {"study_id": study_id}
+        )
+        return Reported(int(complete), bool(silent), last, int(most))
 
     def out_of_bounds(
         self, study_id: int, bounds: Sequence[Limits], *, after: int = 0
@@ -771,13 +771,27 @@ _FAILURES = Statement(
     ORDER BY o.seq
     """
 )
-_SILENTLY_COMPLETE = Statement(
+# Of at most 50 trials, so that a long study costs no more.
+_REPORTED = Statement(
     """
-    SELECT count(*) FROM orchestrator.trial o
-    WHERE o.study_id = :study_id AND o.state = 'COMPLETE' AND NOT EXISTS (
-        SELECT FROM trials q JOIN trial_intermediate_values i ON i.trial_id = q.trial_id
+    SELECT (
+            SELECT count(*) FROM orchestrator.trial
+            WHERE study_id = :study_id AND state = 'COMPLETE'
+        ) AS complete,
+        NOT EXISTS (
+            SELECT FROM trials q JOIN trial_intermediate_values i ON i.trial_id = q.trial_id
             WHERE q.study_id = :study_id
-    )
+        ) AS silent,
+        max(r.last) AS last, coalesce(max(r.most), 0) AS most
+    FROM (
+        SELECT optuna_trial_id FROM orchestrator.trial
+        WHERE study_id = :study_id AND state IN ('COMPLETE', 'PRUNED')
+        ORDER BY number DESC LIMIT 50
+    ) AS o
+    CROSS JOIN LATERAL (
+        SELECT max(step) AS last, count(*) AS most
+        FROM trial_intermediate_values WHERE trial_id = o.optuna_trial_id
+    ) AS r
     """
 )
 VALUE = """

@@ -11,10 +11,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from orchestrator.config import WorkerConfig, has_pruner, never_prunes, nothing_reported
+from orchestrator.config import WorkerConfig, never_prunes, nothing_to_judge
 from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavailableError
 from orchestrator.logs import logger
-from orchestrator.model import Completed, Failed, Interrupted, JSONValue, Outcome, Pruned, StudySpec
+from orchestrator.model import (
+    Completed,
+    Failed,
+    Interrupted,
+    JSONValue,
+    Outcome,
+    Pruned,
+    Reported,
+    StudySpec,
+)
 from orchestrator.runner import journal
 from orchestrator.runner.protocol import rundir
 from orchestrator.runner.system import facts
@@ -148,12 +157,12 @@ class Delivery:
                 logger.warning("study %s: %s", row.name, surprise)
             if (
                 not unwritten.curve
-                and has_pruner(spec)
-                and not never_prunes(spec)
                 and row.study_id not in self._warned_of_no_reports
+                and (mute := nothing_to_judge(spec, Reported(1, silent=True)))
+                and not never_prunes(spec)
             ):
                 self._warned_of_no_reports.add(row.study_id)
-                logger.warning("study %s: %s", row.name, nothing_reported(spec, 1))
+                logger.warning("study %s: %s", row.name, mute)
         return True
 
     def give_back(

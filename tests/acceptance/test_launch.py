@@ -355,7 +355,7 @@ def test_a_pruner_that_hears_nothing_is_said_once_by_launch_and_by_the_worker(
         == 1
     )
     assert "pruner=median has nothing to judge: 6 trials completed" in commands.check("status")
-    asleep = ("pruner=median", "study.name=other")
+    asleep = ("pruner=median", "pruner.n_startup_trials=2", "study.name=other")
     assert "pruner=median never acts: it compares" in commands.check(
         "launch", *TINY, *asleep, "--dry-run"
     )
@@ -363,6 +363,22 @@ def test_a_pruner_that_hears_nothing_is_said_once_by_launch_and_by_the_worker(
         "never acts"
         in json.loads(commands.check("launch", *TINY, *asleep, "--dry-run", "--json"))["remarks"][0]
     )
+
+
+def test_a_pruner_that_waits_for_more_steps_than_there_are_is_said_once(
+    commands: Commands,
+) -> None:
+    words = ("objective._target_=tests.support.training.curve", "pruner=median", "a=0,1")
+    late = "pruner.n_warmup_steps=30"
+    said = commands.check("launch", *TINY, *words, late, "worker.count=1")
+    assert "pruner.n_startup_trials=auto is 1: a third of the 3 trials of a cell" in said
+    waits = "it waits until step 30 (pruner.n_warmup_steps), and trials report up to step 9; "
+    change = "set pruner.n_warmup_steps=2"
+    assert said.count(f"pruner=median could not act so far: {waits}{change}") == 1
+    assert waits in " ".join(commands.check("status").split())
+    again = commands.check("launch", *TINY, *words, "budget.trials=12", "worker.count=1")
+    assert "changed pruner.n_startup_trials: 1 -> 2" in again
+    assert "could not act" not in again
 
 
 def test_pruned_trials_count_once_their_cell_has_a_complete_one(

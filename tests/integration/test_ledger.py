@@ -15,6 +15,7 @@ import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
 from orchestrator.model import Axis, Budget, Completed, Direction, Failed, Report, Searched
+from orchestrator.settings import pruner_settings
 from orchestrator.store import Attempt, Silent, SlotOffer, Store, WorkerLease
 from orchestrator.store.ledger import fleet
 from tests.support.counting import count_messages
@@ -112,6 +113,17 @@ def test_bounds_change_without_a_new_study_and_results_outside_are_found(
     assert first_outside(0.0, None) == 3
     assert first_outside(None, 0.6, after=seq) == 4
     assert first_outside(-1.0, None) is None
+
+
+def test_a_study_launched_with_five_startup_trials_keeps_them(store: Store) -> None:
+    """Five was the default of an earlier version, stored like any number."""
+    earlier = spec(cells=4, trials=12, pruner=pruner_settings("median", n_startup_trials=5))
+    study = store.studies.launch(earlier).study_id
+    same = store.studies.launch(replace(earlier, pruner=pruner_settings("median")))
+    assert same.changes == ()
+    assert store.reads.spec(study).pruner == earlier.pruner
+    other = replace(earlier, pruner=pruner_settings("median", n_startup_trials=1))
+    assert store.studies.launch(other).changes == ("pruner.n_startup_trials: 5 -> 1",)
 
 
 def test_a_smaller_budget_takes_back_only_what_nobody_started(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.model import Completed, Pruned, Report
+from orchestrator.model import Completed, Pruned, Report, Reported
 from orchestrator.store import Attempt, Held, Store, WorkerLease
 from tests.support.studies import PLACE, begun, end, spec, start, suggestion, take
 
@@ -54,6 +54,25 @@ def test_last_steps_are_those_of_complete_trials_that_reported(
         report = Report(intermediate=dict.fromkeys(range(steps), 0.5))
         store.ledger.finish(attempt, outcome, report)
     assert store.watch.last_steps(study) == [(1, 6), (0, 2)]
+
+
+def test_what_trials_have_reported_is_told_of_those_that_ended(
+    store: Store, lease: WorkerLease
+) -> None:
+    study = store.studies.launch(spec(cells=4)).study_id
+    assert store.reads.reported(study) == Reported(0, silent=True)
+    end(store, running(store, lease, study))
+    assert store.reads.reported(study) == Reported(1, silent=True)
+    attempt = running(store, lease, study)
+    store.ledger.report(attempt, Report(intermediate={3: 0.5, 9: 0.5}))
+    assert store.reads.reported(study) == Reported(1, silent=False)
+    end(store, attempt, Pruned())
+    assert store.reads.reported(study) == Reported(1, silent=False, last=9, most=2)
+    attempt = running(store, lease, study)
+    store.ledger.finish(
+        attempt, Completed((1.0,)), Report(intermediate=dict.fromkeys((0, 1, 2), 1))
+    )
+    assert store.reads.reported(study) == Reported(2, silent=False, last=9, most=3)
 
 
 def test_what_a_worker_holds_is_the_trial_that_it_runs_before_one_that_it_prepared(

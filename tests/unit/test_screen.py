@@ -24,6 +24,7 @@ from orchestrator.model import (
     count_label,
     value_label,
 )
+from orchestrator.settings import pruner_settings
 from orchestrator.store import CellRow, ClosedFor, Progress, RunningRow, StudyRow, TrialRow
 
 SPEC = StudySpec(
@@ -275,6 +276,15 @@ def test_the_plan_says_every_parameter_once_with_its_step() -> None:
     assert "float from 0 to 4" in drop
     assert "no trial starts after 1.5 h" in lines
     assert "  batch=32 optim.name=a\\nb" in lines
+
+
+def test_the_plan_says_what_auto_stands_for() -> None:
+    pruned = replace(SPEC, pruner=pruner_settings("median"))
+    lines = screen.plan(pruned, search.describe(SPEC)).splitlines()
+    line = "pruner.n_startup_trials=auto is 1: a third of the 3 trials of a cell, from 1 to 5"
+    assert line in lines
+    assert screen.plan_data(pruned, [])["pruner"]["n_startup_trials"] == 1
+    assert "auto" not in screen.plan(SPEC, search.describe(SPEC))
 
 
 def test_the_plan_of_a_study_without_parameters() -> None:

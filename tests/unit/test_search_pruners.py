@@ -151,6 +151,19 @@ def test_a_trial_taken_up_by_another_worker_is_judged_alike() -> None:
     assert second.should_prune(20, reports=good_then_bad)
 
 
+@pytest.mark.parametrize("share", [2, 3, 4])
+def test_a_trial_a_hundred_times_worse_is_pruned_in_a_small_cell(share: int) -> None:
+    """By default, once the other trials of the cell are complete."""
+    news = [trial(n, 1.0 + 0.1 * n, n % 2) for n in range(2 * (share - 1))]
+    news += [trial(20, 0.0, 0, "RUNNING"), trial(21, 0.0, 1, "RUNNING")]
+    small = {"budget": Budget(2 * share)}
+    search = searching({"name": "median"}, news, **small)
+    assert pruned_at(search, 20, curve(100.0)) == 1
+    assert pruned_at(search, 21, curve(0.5)) is None
+    patient = searching({"name": "median", "n_startup_trials": 5}, news, **small)
+    assert pruned_at(patient, 20, curve(100.0)) is None
+
+
 def test_a_trial_that_is_not_known_or_has_not_reported_goes_on() -> None:
     search = searching(
         {"name": "median"}, [trial(n, 1.0, 0) for n in range(8)] + [trial(20, 0.0, 0, "RUNNING")]

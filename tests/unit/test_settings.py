@@ -14,6 +14,7 @@ import yaml
 
 from docs.write_settings import files
 from orchestrator.config import compose, parse_flags, show
+from orchestrator.errors import ConfigError
 from orchestrator.model import StudySpec
 from orchestrator.settings import (
     HOST,
@@ -45,7 +46,8 @@ def test_every_sampler_and_pruner_is_read_as_it_was_written(group: str, name: st
     chosen = sampler_settings(name) if group == "sampler" else pruner_settings(name)
     study = StudySpec.from_json(as_stored(**{group: vars(chosen)}))
     assert getattr(study, group) == chosen
-    assert study.to_json()[group] == vars(chosen)
+    in_effect = study.pruner_in_effect if group == "pruner" else chosen
+    assert study.to_json()[group] == vars(in_effect)
 
 
 def test_what_an_older_version_did_not_store_has_its_default() -> None:
@@ -117,6 +119,12 @@ def test_help_says_what_every_setting_means() -> None:
         for field in dataclasses.fields(schema):
             first = knobs(schema)[field.name].meaning.replace("`", "").split()[:3]
             assert f"# {' '.join(first)}" in text, field.name
+
+
+def test_null_is_refused_where_it_stands_for_nothing() -> None:
+    for pruner, field in (("median", "n_startup_trials"), ("hyperband", "max_resource")):
+        with pytest.raises(ConfigError, match=rf"pruner\.{field}=None: must be 'auto' or a whole"):
+            pruner_settings(pruner, **{field: None})
 
 
 def test_bounds_are_stored_where_there_are_any_and_are_no_part_of_a_studys_identity() -> None:

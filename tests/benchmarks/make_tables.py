@@ -25,6 +25,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from tests.benchmarks.space import from_unit
 from tests.benchmarks.tables import MEMBERS, TABLES, Array, Table
 from tests.benchmarks.tables import losses as answered
 
@@ -107,22 +108,6 @@ def cancer_loss(values: Mapping[str, Any], seed: int) -> float:
     return min(loss, WORST) if np.isfinite(loss) else WORST
 
 
-def from_unit(table: Table, unit: Array) -> list[dict[str, Any]]:
-    """Values of the searched parameters, a row of `unit` (in the cube [0, 1)) each."""
-    columns: dict[str, list[Any]] = {}
-    for item, u in zip(table.search, unit.T, strict=True):
-        if item.choices:
-            columns[item.path] = [item.choices[int(i)] for i in u * len(item.choices)]
-            continue
-        assert item.low is not None
-        assert item.high is not None
-        low, high = np.log([item.low, item.high]) if item.log else (item.low, item.high)
-        numbers = low + u * (high - low)
-        numbers = np.exp(numbers) if item.log else numbers
-        columns[item.path] = [round(v) if item.kind == "int" else float(v) for v in numbers]
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
 def fitted(features: Array, losses: Array) -> dict[str, Array]:
     """The ensemble: networks of two layers that differ in their first weights and in the tenth of
     the runs they miss.
@@ -178,7 +163,7 @@ def best_in_cell(table: Table, fit: Mapping[str, Any], cell: Mapping[str, Any]) 
     they lead.
     """
     unit = qmc.Sobol(len(table.search), seed=1).random(2**14)
-    rows = [{**cell, **values} for values in from_unit(table, unit)]
+    rows = [{**cell, **values} for values in from_unit(table.search, unit)]
     losses = answered(fit, table.features(rows))
     free = [j for j, item in enumerate(table.search) if item.kind == "float"]
     best = float(losses.min())
@@ -188,7 +173,9 @@ def best_in_cell(table: Table, fit: Mapping[str, Any], cell: Mapping[str, Any]) 
             point = start.copy()
             point[free] = moved
             return float(
-                answered(fit, table.features([{**cell, **from_unit(table, point[None])[0]}]))[0]
+                answered(
+                    fit, table.features([{**cell, **from_unit(table.search, point[None])[0]}])
+                )[0]
             )
 
         best = min(
@@ -201,7 +188,7 @@ def make(table: Table) -> None:
     """Trains, fits and writes one table."""
     train = cancer_loss if table.name == "cancer" else digits_loss
     cells, before = table.cells(), time.perf_counter()
-    searched = from_unit(table, qmc.Sobol(len(table.search), seed=0).random(RUNS))
+    searched = from_unit(table.search, qmc.Sobol(len(table.search), seed=0).random(RUNS))
     rows = [{**cells[i % len(cells)], **values} for i, values in enumerate(searched)]
     losses = np.array([train(row, seed) for seed, row in enumerate(rows)])
     features = table.features(rows).astype(np.float16)

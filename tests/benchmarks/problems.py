@@ -1,5 +1,5 @@
-"""What the benchmarks are run on: seven synthetic problems with structure met in practice, and two
-tables of real runs.
+"""What the search was built on: seven synthetic problems with structure met in practice, and two
+tables of real runs. What it was not built on is in `sets.py`.
 
 Every constant of the synthetic ones (where the optimum is, how it moves, which cell is best) is
 drawn from their `variant`: 0 is the one whose figures are published, others show whether a method
@@ -12,14 +12,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from scipy import optimize
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec
 from orchestrator.settings import sampler_settings
-from tests.benchmarks.tables import TABLES
+from tests.benchmarks.tables import TABLES, Table
 
 Values: TypeAlias = Mapping[str, Any]
 Loss: TypeAlias = Callable[[Values], float]
@@ -37,17 +37,26 @@ class Problem:
     loss: Loss
     optimum: Loss
     noise: float
-    multiplied: bool = False
-    """Noise multiplies the loss (and `noise` is the standard deviation of its logarithm) instead of
-    being added to it.
+    """Standard deviation of what is added to a loss, or of what its logarithm differs by, about,
+    where `report` says what is observed.
+    """
+    report: Callable[[Values, float], float] | None = None
+    """What a trial would report, given a draw from the standard normal distribution; None: the loss
+    and `noise` times that draw.
+    """
+    kind: Literal["synthetic", "table", "random family"] = "synthetic"
+    tame: bool = False
+    """No configuration diverges."""
+    resolution: float = 0.0
+    """Regrets below count as this: where configurations are few, the best is found exactly, and the
+    ratio of a regret to none would drown all others.
     """
 
     def observed(self, values: Values, normal: float) -> float:
         """What a trial would report, given a draw from the standard normal distribution."""
-        true = self.loss(values)
-        return (
-            true * math.exp(self.noise * normal) if self.multiplied else true + self.noise * normal
-        )
+        if self.report:
+            return self.report(values, normal)
+        return self.loss(values) + self.noise * normal
 
     def spec(
         self,
@@ -151,7 +160,7 @@ def _moving(rng: np.random.Generator) -> Problem:
         decades, dropout = slope * math.log2(v["batch"] / 32), 0.1 * math.log2(v["width"] / 64)
         return offset(v) + basin(v, decades=decades, dropout=dropout)
 
-    return Problem("moving", (BATCH, WIDTH), (LR, WD, DROPOUT, ACT), loss, offset, 0.01)
+    return Problem("moving", (BATCH, WIDTH), (LR, WD, DROPOUT, ACT), loss, offset, 0.01, tame=True)
 
 
 def _diverging(rng: np.random.Generator) -> Problem:
@@ -188,7 +197,7 @@ def _backbone(rng: np.random.Generator) -> Problem:
     def loss(v: Values) -> float:
         return offset(v) + basin(v, decades=decades[v["net"]])
 
-    return Problem("backbone", (NET, DEPTH), (LR, WD, DROPOUT, ACT), loss, offset, 0.01)
+    return Problem("backbone", (NET, DEPTH), (LR, WD, DROPOUT, ACT), loss, offset, 0.01, tame=True)
 
 
 def _unrelated(rng: np.random.Generator) -> Problem:
@@ -211,14 +220,20 @@ def _unrelated(rng: np.random.Generator) -> Problem:
         cell = (v["net"], v["depth"])
         return offset(v) + basins[cell](v, decades=drawn[cell][0])
 
-    return Problem("unrelated", (NET, DEPTH), (LR, WD, DROPOUT, ACT), loss, offset, 0.01)
+    return Problem("unrelated", (NET, DEPTH), (LR, WD, DROPOUT, ACT), loss, offset, 0.01, tame=True)
 
 
 def _flat(rng: np.random.Generator) -> Problem:
     """The grid makes no difference: sixteen cells are one."""
     basin, widths = Basin.drawn(rng), Axis("width", (64, 128, 256, 512))
     return Problem(
-        "flat", (BATCH, widths), (LR, WD, DROPOUT, ACT, WARMUP), basin, lambda cell: 0.0, 0.01
+        "flat",
+        (BATCH, widths),
+        (LR, WD, DROPOUT, ACT, WARMUP),
+        basin,
+        lambda cell: 0.0,
+        0.01,
+        tame=True,
     )
 
 
@@ -236,7 +251,7 @@ def _deceptive(rng: np.random.Generator) -> Problem:
         deceiving = (v["net"], v["depth"]) == narrow
         return offset(v) + (basin(v, decades=1.2, steep=4.0) if deceiving else basin(v))
 
-    return Problem("deceptive", (NET, DEPTH), (LR, WD, DROPOUT, ACT), loss, offset, 0.01)
+    return Problem("deceptive", (NET, DEPTH), (LR, WD, DROPOUT, ACT), loss, offset, 0.01, tame=True)
 
 
 _H_A = np.array(
@@ -280,7 +295,7 @@ def _hartmann(rng: np.random.Generator) -> Problem:
 
     search = tuple(Searched(path, "float", 0.0, 1.0) for path in rest)
     return Problem(
-        "hartmann", (Axis(a, levels[0]), Axis(b, levels[1])), search, loss, optimum, 0.02
+        "hartmann", (Axis(a, levels[0]), Axis(b, levels[1])), search, loss, optimum, 0.02, tame=True
     )
 
 
@@ -295,7 +310,20 @@ def problem(name: str, variant: int = 0) -> Problem:
     for place, make in enumerate(_SYNTHETIC):
         if make.__name__[1:] == name:
             return make(np.random.default_rng([variant, place]))
-    table = next(table for table in TABLES if table.name == name)
+    return measured(next(table for table in TABLES if table.name == name))
+
+
+def measured(table: Table) -> Problem:
+    """A table as a problem."""
     return Problem(
-        name, table.grid, table.search, table.loss, table.optimum, table.noise, multiplied=True
+        table.name,
+        table.grid,
+        table.search,
+        table.loss,
+        table.optimum,
+        table.noise,
+        report=table.observed,
+        kind="table",
+        tame=table.tame,
+        resolution=table.resolution,
     )

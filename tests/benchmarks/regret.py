@@ -9,11 +9,14 @@ regret, relative to one TPE study a cell; what several workers at once lose agai
 milliseconds of processor time a suggestion, asking and telling. In brackets: the 90 % interval
 under resampled seeds. The two yardsticks are always run. Same arguments, same figures (but for
 times). With ``--lines`` runs are kept, so a long call can be ended and taken up again; with
-``--known`` take lines of its own. Run as
+``--known`` take lines of its own. The same figures follow for the tables, the tame problems (none
+diverges) and the random families among the problems. The building set is what the search was built
+on; nothing may be tuned on the frozen one (`sets.py`). Run as
 
     OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --trials 120 --seeds 20 --jobs 4
     OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --parallel 8 --methods
     hybrid-gp,plain-gp-ordered --problems moving,flat
+    OMP_NUM_THREADS=1 python tests/benchmarks/regret.py --set frozen --slow --slow-seeds 5
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ from rich.progress import track
 from orchestrator.search.gp import surrogate
 from orchestrator.search.gp.surrogate import Surrogate
 from tests.benchmarks.methods import APART, METHODS, YARDSTICK, Row, play
-from tests.benchmarks.problems import PROBLEMS, Problem, problem
+from tests.benchmarks.problems import Problem
+from tests.benchmarks.sets import SETS, problem, subsets
 
 LEAST = 1e-5
 """Regrets below count as this, so that their ratios stay finite."""
@@ -116,7 +120,10 @@ def measure(job: Job) -> list[Result]:
     )
     for at in job.at:
         facts = (job.method, job.problem, job.seed, at, job.workers, job.ahead, job.variant)
-        results.append(Result(*facts, *regrets(task, rows[:at]), ms=1e3 * spent / trials))
+        regret, of_best, by_cell = (
+            max(found, task.resolution) for found in regrets(task, rows[:at])
+        )
+        results.append(Result(*facts, regret, of_best, by_cell, ms=1e3 * spent / trials))
     return results
 
 
@@ -280,15 +287,17 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"of {', '.join(METHODS)}",
     )
     parser.add_argument("--slow", action="store_true", help="also Optuna's GPSampler")
-    parser.add_argument(
-        "--problems",
-        type=names(PROBLEMS),
-        nargs="+",
-        default=[PROBLEMS],
-        help=f"of {', '.join(PROBLEMS)}",
+    of_both = [name for each in SETS.values() for name in each]
+    on = parser.add_mutually_exclusive_group()
+    on.add_argument(
+        "--set", choices=list(SETS), default="building", help="all problems of a set (%(default)s)"
     )
+    on.add_argument("--problems", type=names(of_both), nargs="+", help=f"of {', '.join(of_both)}")
     parser.add_argument(
-        "--variant", type=int, default=0, help="draws other constants of the synthetic problems"
+        "--variant",
+        type=int,
+        default=0,
+        help="draws other constants of the synthetic problems and random families",
     )
     parser.add_argument(
         "--parallel",
@@ -339,7 +348,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     chosen = [YARDSTICK, APART, *(name for part in options.methods for name in part)]
     chosen += [name for name, method in METHODS.items() if method.slow and options.slow]
     options.methods = list(dict.fromkeys(chosen))
-    options.problems = list(dict.fromkeys(name for part in options.problems for name in part))
+    options.problems = list(
+        dict.fromkeys(name for part in options.problems or [SETS[options.set]] for name in part)
+    )
     return options
 
 
@@ -400,14 +411,20 @@ def main(argv: Sequence[str] | None = None) -> None:
                         json.dumps([asdict(job), [asdict(result) for result in results]]) + "\n"
                     )
     all_results = [result for job in wanted for result in done[job]]
-    lines = list(
-        summaries(Figures(all_results, options.problems), options.methods, options.at, ways)
-    )
+
+    def summed(problems: Sequence[str]) -> list[dict[str, Any]]:
+        return list(summaries(Figures(all_results, problems), options.methods, options.at, ways))
+
+    lines = summed(options.problems)
     print(table(lines, options.problems))
+    parts = {title: summed(part) for title, part in subsets(tuple(options.problems)).items()}
+    for title, part in parts.items():
+        print(f"\n{title}\n{table(part, ())}")
     if options.json:
         written = {
             "arguments": vars(options),
             "summaries": lines,
+            "subsets": parts,
             "results": [asdict(result) for result in all_results],
         }
         options.json.write_text(json.dumps(written, default=str, indent=1))

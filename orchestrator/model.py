@@ -103,9 +103,13 @@ class Searched:
 
 @dataclass(frozen=True)
 class Budget(BudgetSettings):
-    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell."""
+    """What may be spent: `trials` in all, of which `per_cell` are guaranteed to every cell, and the
+    last `confirm` repeat leading configurations.
+    """
 
-    trials: int = field()  # in a spec it is always set; `BudgetSettings` allows None
+    # In a spec these two are always set; `BudgetSettings` allows None.
+    trials: int = field()
+    confirm: int = 0
 
 
 @dataclass(frozen=True)
@@ -282,6 +286,9 @@ class StudySpec:
         # without bounds it is written as before they existed, so that older workers can read it
         if not data["bounds"]:
             del data["bounds"]
+        # without confirmation it is written as before there was any
+        if not data["budget"]["confirm"]:
+            del data["budget"]["confirm"]
         # without a condition it is written as before conditions existed
         for searched in data["search"]:
             if not searched["when"]:

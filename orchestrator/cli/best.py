@@ -1,4 +1,6 @@
-"""The command `best`: the best trial, its values as overrides, and the config to train with."""
+"""The command `best`: the trial that is believed to be the best, its values as overrides, and the
+config to train with.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,14 @@ import shlex
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from orchestrator.cli import estimates, provenance, screen
+from orchestrator.cli import beliefs, provenance, screen
+from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
 from orchestrator.config import rerun_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
@@ -30,9 +34,12 @@ _COUPLING = re.compile(r"\b(linear|sqrt)_scaling:")
 def run(call: Call) -> int:
     """The best trial (or `trial=N`) as YAML and as overrides.
 
-    `out=FILE` also writes the params to train with; `out=-` prints only those.
+    The best is the one with the best mean, as the model believes; with `observed=true` the one with
+    the best value. `out=FILE` also writes the params to train with; `out=-` prints only those.
     """
-    wanted = call.number("trial")
+    wanted, observed = call.number("trial"), call.flag("observed")
+    if observed and wanted is not None:
+        raise ConfigError(f"observed=true: trial={wanted} already says which trial; give one")
     if call.words.get("out") == "":
         raise ConfigError("out=: needs a file name, such as out=best.yaml")
     if call.words.get("out") == _STDOUT and call.json:
@@ -44,13 +51,13 @@ def run(call: Call) -> int:
     with call.reading() as store:
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
-        if wanted is None:
-            chosen = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
-        else:
-            chosen = store.reads.trials(row.study_id, number=wanted)
-        most = None if call.json else estimates.MOST_CELLS
+        most = None if call.json else beliefs.MOST_CELLS
         progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
-        believed = estimates.of_cells(store, progress)
+        believed = Beliefs.of(store, spec, progress, observed=observed)
+        if wanted is not None:
+            mine = store.reads.trials(row.study_id, number=wanted)
+            believed = replace(believed, best=mine)
+        chosen = believed.best
         origins = provenance.of_trials(store, row, chosen)
         code = store.reads.code(row.study_id)
 
@@ -67,7 +74,8 @@ def run(call: Call) -> int:
 
     if call.json:
         data = {
-            **screen.as_data(spec, progress, chosen, believed),
+            **screen.as_data(spec, progress, chosen, believed.cells),
+            **believed.data(spec),
             "code": provenance.code_data(code),
         }
         for entry, trial, origin in zip(data["best"], chosen, origins, strict=True):
@@ -80,10 +88,12 @@ def run(call: Call) -> int:
         print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
         print(provenance.comment(origin))
         print(_overrides_comment(overrides(spec, trial, groups)))
+    for line in believed.lines(spec, how="" if observed else "; observed=true shows it"):
+        print(f"# {value_label(line)}")
     if mixed := provenance.changes_within(code):
         print(f"# {value_label(mixed)}")
-    if spec.grid and any(believed):
-        print(screen.cell_comments(spec, progress.cells, believed))
+    if spec.grid and any(believed.cells):
+        print(screen.cell_comments(spec, progress.cells, believed.cells))
     return 0
 
 

@@ -134,6 +134,17 @@ class Call:
             raise ConfigError(f"{key}={text}: is too large")
         return int(text)
 
+    def flag(self, key: str) -> bool:
+        """The command's word `key` as a boolean; False if it was not given.
+
+        Raises:
+            ConfigError: it is neither true nor false.
+        """
+        text = self.words.get(key, "false")
+        if text not in ("true", "false"):
+            raise ConfigError(f"{key}={text}: must be true or false")
+        return text == "true"
+
     @contextmanager
     def store(self) -> Iterator[Store]:
         """The database of the `storage` settings, migrated.

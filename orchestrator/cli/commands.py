@@ -89,6 +89,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
         _JSON,
         {
             "trial=N": "this trial instead of the best one",
+            "observed=true": "the trial with the best value, instead of the one that is believed to"
+            " be the best",
             "out=FILE": "write the config to train with to FILE; out=-: print it and nothing else",
         },
         examples=("best study.name=digits out=best.yaml",),

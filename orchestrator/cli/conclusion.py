@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from orchestrator.cli import estimates, hints, provenance, screen
+from orchestrator.cli import beliefs, hints, provenance, screen
+from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
 from orchestrator.cli.failures import Failures
 from orchestrator.cli.launch_loop import FOLLOW_S
@@ -17,8 +18,7 @@ from orchestrator.model import StudySpec, count_label
 from orchestrator.store import is_braked
 
 if TYPE_CHECKING:
-    from orchestrator.search import CellEstimate
-    from orchestrator.store import CodeRow, Progress, Store, StudyRow, TrialRow
+    from orchestrator.store import CodeRow, Progress, Store, StudyRow
 
 T = TypeVar("T")
 
@@ -28,8 +28,7 @@ class _Standing:
     """What the database has of the study at the end of the launch."""
 
     progress: Progress
-    best: list[TrialRow]
-    estimates: list[CellEstimate | None]
+    beliefs: Beliefs
     code: list[CodeRow]
 
 
@@ -76,7 +75,7 @@ def conclude(
             "ended by themselves (worker.max_trials, worker.idle_timeout_s); the same command "
             "continues it"
         )
-    if not standing.best:
+    if not standing.beliefs.best:
         closed = progress.study.reason == "every cell is closed"
         how = f"; {hints.how_to_retry(call, spec.name)}" if closed else ""
         why = "".join(f"; {kind.line}" for kind in failures.kinds[:1]) or _only_pruned(progress)
@@ -87,10 +86,11 @@ def conclude(
 
 def _show(call: Call, spec: StudySpec, standing: _Standing, failures: Failures) -> None:
     """Prints the results, as JSON or for people."""
-    progress, best = standing.progress, standing.best
+    progress, believed = standing.progress, standing.beliefs
     if call.json:
         data = {
-            **screen.as_data(spec, progress, best, standing.estimates),
+            **screen.as_data(spec, progress, believed.best, believed.cells),
+            **believed.data(spec),
             "failures": failures.data,
             "code": provenance.code_data(standing.code),
         }
@@ -100,7 +100,10 @@ def _show(call: Call, spec: StudySpec, standing: _Standing, failures: Failures) 
     for kind in failures.kinds:
         if len(kind.numbers) > kind.printed:
             print(kind.line)
-    print(screen.results(spec, progress, best, standing.estimates))
+    named = f"study.name={spec.name}"
+    how = f" ({hints.command(call, 'best', named, 'observed=true')})"
+    notes = believed.lines(spec, how=how)
+    print(screen.results(spec, progress, believed.best, believed.cells, notes))
     if mixed := provenance.changes_within(standing.code):
         print(mixed)
     paths = [o for o in call.composed.overrides if o.startswith("paths.")]
@@ -111,14 +114,12 @@ def _show(call: Call, spec: StudySpec, standing: _Standing, failures: Failures) 
 def _read(
     call: Call, store: Store, row: StudyRow, spec: StudySpec, failures: Failures
 ) -> _Standing:
-    most = None if call.json else estimates.MOST_CELLS
+    most = None if call.json else beliefs.MOST_CELLS
     maximize = spec.directions[0] == "maximize"
     progress = store.reads.progress(row, maximize=maximize, most=most)
-    best = screen.best_trials(spec, store.reads.contenders(row.study_id, spec.directions))
     failures.read()
-    return _Standing(
-        progress, best, estimates.of_cells(store, progress), store.reads.code(row.study_id)
-    )
+    believed = Beliefs.of(store, spec, progress)
+    return _Standing(progress, believed, store.reads.code(row.study_id))
 
 
 def _insist(store: Store, read: Callable[[], T], *, once: bool = False) -> T:

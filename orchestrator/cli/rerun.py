@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import search
 from orchestrator.cli import provenance, replay, screen
+from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
 from orchestrator.devices import Device, DeviceLock, discover, torch_device
 from orchestrator.errors import ConfigError, DeviceError, OrchestratorError, StudyFailedError
@@ -103,9 +104,9 @@ def run(call: Call) -> int:
 
 
 def _chosen(store: Store, row: StudyRow, spec: StudySpec, wanted: int | None) -> TrialRow:
-    trials = store.reads.trials(row.study_id)
     if wanted is None:
-        best = screen.best_trials(spec, trials)
+        progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=1)
+        best = Beliefs.of(store, spec, progress).best
         if not best:
             raise StudyFailedError(f"study {row.name} has no complete trial yet")
         if len(best) > 1:
@@ -114,7 +115,7 @@ def _chosen(store: Store, row: StudyRow, spec: StudySpec, wanted: int | None) ->
                 f"several trials are best (trials {numbers}); choose one with trial=N"
             )
         return best[0]
-    for trial in trials:
+    for trial in store.reads.trials(row.study_id, number=wanted):
         if trial.number == wanted and trial.state in _FINAL:
             return trial
         if trial.number == wanted:

@@ -187,7 +187,7 @@ def _bar(progress: Progress, width: int) -> RenderableType:
 
 
 def headline(spec: StudySpec, progress: Progress) -> str:
-    """``12/48 trials, 2 running, best 0.9722 (trial 8), about 1 min left``."""
+    """``12/48 trials, 2 running, best observed accuracy 0.9722 (trial 8), about 1 min left``."""
     parts = [f"{progress.spent}/{progress.total} trials", f"{progress.running} running"]
     if progress.waiting:
         parts.append(f"{progress.waiting} waiting for a worker")
@@ -196,7 +196,8 @@ def headline(spec: StudySpec, progress: Progress) -> str:
     if progress.study.state in ("PAUSED", "STOPPING"):
         parts.append(f"{progress.study.state.lower()} ({progress.study.reason})")
     if progress.best is not None:
-        parts.append(f"best {spec.metrics[0]} {progress.best:.6g} (trial {progress.best_trial})")
+        where = f"(trial {progress.best_trial})"
+        parts.append(f"best observed {spec.metrics[0]} {progress.best:.6g} {where}")
     left = _seconds_left(progress)
     if left is not None:
         parts.append(f"about {_duration(left)} left")
@@ -263,8 +264,9 @@ def cell_table(
         names = [value_label(cell.values[axis.path]) for axis in spec.grid] or [
             cell_label(cell.values)
         ]
-        best = "" if cell.best is None else f"{cell.best:.6g}"
-        number = "" if cell.best_trial is None else str(cell.best_trial)
+        value, trial = _best_of(cell, believed.get(cell.ordinal))
+        best = "" if value is None else f"{value:.6g}"
+        number = "" if trial is None else str(trial)
         remark = _remark(cell)
         counts = (
             f"{cell.spent}/{max(cell.bound, cell.share)}{'+' if cell.grows else ''}",
@@ -301,6 +303,13 @@ def pruned_themselves(count: int) -> str:
     return "its one trial pruned itself" if count == 1 else f"all {count} trials pruned themselves"
 
 
+def _best_of(cell: CellRow, estimate: CellEstimate | None) -> tuple[float | None, int | None]:
+    """Value and number of the cell's best trial: the believed one, or else the best observed."""
+    if estimate is None or estimate.trial is None:
+        return cell.best, cell.best_trial
+    return estimate.value, estimate.trial
+
+
 def _belief(estimate: CellEstimate | None) -> tuple[str, str]:
     if estimate is None:
         return "", ""
@@ -321,7 +330,8 @@ def cell_comments(spec: StudySpec, cells: Sequence[CellRow], estimates: Estimate
         )
     ]
     for cell, estimate in rows[:MOST_CELLS]:
-        best = "none" if cell.best is None else f"{cell.best:.6g}"
+        value, _ = _best_of(cell, estimate)
+        best = "none" if value is None else f"{value:.6g}"
         columns = f"{cell.completed}, {best}, {', '.join(_belief(estimate))}".rstrip(" ,")
         remark = value_label(f"; {_remark(cell)}") if _remark(cell) else ""
         lines.append(f"#   {cell_label(cell.values)}: {columns}{remark}")
@@ -358,7 +368,11 @@ def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequenc
     rest = spec.budget.trials - shares
     cells, guaranteed = count_label(spec.n_cells, "cell"), count_label(shares, "guaranteed trial")
     lines += ["", f"{cells} x budget.per_cell={spec.budget.per_cell} = {guaranteed}"]
-    lines.append(f"{rest} more by allocation={spec.allocation}, {spec.budget.trials} in total")
+    confirm = spec.budget.confirm
+    last = f" (the last {confirm} confirm the leaders: budget.confirm)" if confirm else ""
+    lines.append(
+        f"{rest} more by allocation={spec.allocation}{last}, {spec.budget.trials} in total"
+    )
     if spec.budget.hours is not None:
         lines.append(f"no trial starts after {spec.budget.hours:g} h")
 
@@ -427,9 +441,15 @@ def best_trials(spec: StudySpec, trials: list[TrialRow]) -> list[TrialRow]:
 
 
 def results(
-    spec: StudySpec, progress: Progress, best: list[TrialRow], estimates: Estimates = ()
+    spec: StudySpec,
+    progress: Progress,
+    best: list[TrialRow],
+    estimates: Estimates = (),
+    notes: Sequence[str] = (),
 ) -> str:
-    """The end of a launch: counts, the best trial, and the best and the estimate of every cell."""
+    """The end of a launch: counts, the best trial with `notes` about it, and the best and the
+    estimate of every cell.
+    """
     console = Console(file=io.StringIO(), width=max(150, Console().width), highlight=False)
     with console.capture() as captured:
         console.print(Text(headline(spec, progress)), soft_wrap=True)
@@ -439,6 +459,8 @@ def results(
                 console.print(Text(note), soft_wrap=True)
         for trial in best:
             console.print(Text(f"\n{describe_trial(spec, trial)}"), soft_wrap=True)
+        for line in notes:
+            console.print(Text(line), soft_wrap=True)
         console.print(Text("\nbest of every cell" if spec.grid else "\nthe study's one cell"))
         console.print(
             cell_table(spec, progress.cells, room=200, estimates=estimates, total=progress)

@@ -13,6 +13,7 @@ from orchestrator.search.trials.threads import without_threads
 
 if TYPE_CHECKING:
     from orchestrator.search.answers import Answers, values_by_hand
+    from orchestrator.search.cells.leaders import Leader, Leaders
     from orchestrator.search.cells.summary import CellEstimate
     from orchestrator.search.gp.sampler import HybridGPSampler
     from orchestrator.search.search import Search
@@ -27,6 +28,8 @@ __all__ = [
     "CellEstimate",
     "HybridGPSampler",
     "HybridTPESampler",
+    "Leader",
+    "Leaders",
     "Search",
     "by_hand",
     "create_optuna_tables",
@@ -39,6 +42,7 @@ __all__ = [
 ]
 _HOME = {
     "answers": ("Answers", "values_by_hand"),
+    "cells.leaders": ("Leader", "Leaders"),
     "cells.summary": ("CellEstimate",),
     "gp.sampler": ("HybridGPSampler",),
     "search": ("Search",),

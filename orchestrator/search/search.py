@@ -20,6 +20,7 @@ from orchestrator.model import ASK_KEY, JSONValue, Limits, StudySpec, Suggestion
 from orchestrator.search.answers import Answers
 from orchestrator.search.cells.allocation import FLOOR, OpenCells, Question, choose
 from orchestrator.search.cells.best import BestOfCells
+from orchestrator.search.cells.leaders import Leaders, confirm, leaders
 from orchestrator.search.cells.model import CellModel
 from orchestrator.search.cells.summary import CellEstimate, summarise
 from orchestrator.search.discovered import Discovered
@@ -88,8 +89,10 @@ class Search:
         """
         load_libraries()
         # Not while `one_thread` inspects the libraries: inspection and loading can deadlock.
-        if self._spec.allocation == "adaptive" or isinstance(
-            self._sampler, HybridGPSampler | HybridTPESampler
+        if (
+            self._spec.allocation == "adaptive"
+            or self._spec.budget.confirm > 0
+            or isinstance(self._sampler, HybridGPSampler | HybridTPESampler)
         ):
             importlib.import_module("scipy.optimize")
 
@@ -235,6 +238,59 @@ class Search:
         model = self._model()
         with one_thread():
             return choose(model, self._mirror, question)
+
+    def confirm(
+        self, open_cells: OpenCells, *, ticket: int, retry: int
+    ) -> tuple[int, int, dict[str, JSONValue]] | None:
+        """The trial whose parameters are worth another trial with another seed, to learn which of
+        the leading configurations is the best; a function of the news, the seed, `ticket` and
+        `retry`. Running trials count as if they ended as predicted.
+
+        Args:
+            open_cells: ordinal and values of every cell that may get a trial; at least one.
+            ticket: ordinal of the ticket in the study, from 0.
+            retry: how often this ticket has failed before.
+
+        Returns:
+            The ordinal of the cell, the trial's number, and the reason as JSON, as `choose_cell`
+                gives it. None if one configuration is clearly the best, if there are too few
+                results to say, if nothing is searched, or with several objectives.
+        """
+        model = self._model()
+        if len(self._spec.directions) > 1 or not model.searched:
+            return None
+        cells = {ordinal for ordinal, _ in open_cells}
+        entropy = (abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry, 3)
+        with one_thread():
+            found = confirm(
+                model,
+                self._mirror,
+                np.random.default_rng(entropy),
+                lambda number: self._cells.get(number) in cells,
+            )
+        if found is None:
+            return None
+        number, why = found
+        cell = self._cells[number]
+        assert cell is not None
+        return cell, number, why
+
+    def leaders(self) -> Leaders | None:
+        """What the model believes of the configurations tried, the best one first, and of the
+        noise; None with several objectives, or with fewer than ten complete trials. A function of
+        the finished trials and the study's seed.
+        """
+        if len(self._spec.directions) > 1:
+            return None
+        model = self._model()
+        with one_thread():
+            return leaders(
+                model,
+                self._mirror,
+                maximize=self._spec.directions[0] == "maximize",
+                seed=abs(self._spec.seed),
+                limits=self._limits,
+            )
 
     def summary(self, cells: Sequence[Mapping[str, JSONValue]]) -> list[CellEstimate | None]:
         """An estimate of the best value that each cell can reach; None for a cell without a trial

@@ -105,6 +105,17 @@ class BudgetSettings:
         " two cells, the failures must come from at least two. `auto`: 4 for each worker that"
         " serves it, 20 at most; null: never. `resume` or a launch continues the study",
     )
+    confirm: Any = knob(
+        "auto",
+        "the last trials, which repeat the leading configurations with other seeds until one is "
+        "clearly the best",
+        word_or_whole("auto", 0, MAX_TRIALS, of="trials"),
+        null="none",
+        more="`auto`: a tenth of `trials` from 100 trials on, where `tpe` or `gp` searches for one"
+        " objective. They are part of `trials`, but never of a cell's guaranteed ones. What is not"
+        " needed goes where the other trials go. See [how trials are"
+        " chosen](search.md#noise-and-confirmation)",
+    )
 
 
 @dataclass(frozen=True)

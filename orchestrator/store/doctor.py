@@ -329,7 +329,7 @@ _CELLS = {
         SELECT l.study, format('cell %s counts %s tickets, but has %s', l.ordinal, l.bound,
             count(t.ticket_id))
         FROM cells l LEFT JOIN tickets t ON t.cell_id = l.cell_id AND t.state <> 'VOID'
-            AND NOT t.extra
+            AND NOT t.extra AND t.confirms IS NULL
         GROUP BY l.cell_id, l.study, l.ordinal, l.bound HAVING l.bound <> count(t.ticket_id)""",
     "left in a closed cell": """
         SELECT l.study, format('ticket %s is open, but its cell %s is closed', t.ordinal, l.ordinal)

@@ -512,12 +512,13 @@ def _study_row(r: Row) -> StudyRow:
 @dataclass(frozen=True)
 class _Level:
     """How the tickets without a cell will be shared out: each open cell with fewer than `tickets`
-    is filled up to that, and those up to `last` (an ordinal) get one more; None: it is not known
-    how, because the study's allocation chooses.
+    is filled up to that, and those up to `last` (an ordinal) get one more. With `grows` any of them
+    may get more: trials that repeat leading configurations.
     """
 
     tickets: int = 0
     last: int = -1
+    grows: bool = False
 
     def share(self, bound: int, ordinal: int) -> int:
         if bound > self.tickets:
@@ -529,9 +530,13 @@ def _level(c: AnyConnection, study_id: int, unbound: int) -> _Level | None:
     """Where the tickets that have no cell yet will go; None if an allocation decides it later."""
     if not unbound:
         return _Level()
-    (allocation,) = answers(c, _ALLOCATION, {"study_id": study_id})[0]
-    if allocation != "uniform":
+    (stored,) = answers(c, _ALLOCATION, {"study_id": study_id})
+    if stored.allocation != "uniform":
         return None
+    unbound -= min(unbound, stored.confirm)
+    grows = stored.confirm > 0
+    if not unbound:
+        return _Level(grows=grows)
     filled = tickets = 0  # this many cells have `tickets` each
     for bound, cells in answers(c, _OPEN_BY_BOUND, {"study_id": study_id}):
         if filled and (bound - tickets) * filled > unbound:
@@ -539,17 +544,17 @@ def _level(c: AnyConnection, study_id: int, unbound: int) -> _Level | None:
         unbound -= (bound - tickets) * filled
         filled, tickets = filled + cells, bound
     if not filled:
-        return _Level()
+        return _Level(grows=grows)
     more, rest = divmod(unbound, filled)
     last = -1
     if rest:
         which = {"study_id": study_id, "tickets": tickets + more, "skip": rest - 1}
         (last,) = answers(c, _NTH_OPEN, which)[0]
-    return _Level(tickets + more, last)
+    return _Level(tickets + more, last, grows)
 
 
 def _cell_row(r: Row, level: _Level | None) -> CellRow:
-    grows = level is None and r.state == "OPEN"
+    grows = (level is None or level.grows) and r.state == "OPEN"
     share = r.bound
     if level is not None and r.state == "OPEN":
         share += level.share(r.bound_by_budget, r.ordinal) - r.bound_by_budget
@@ -835,8 +840,9 @@ def best_trial(*, maximize: bool) -> Statement:
 
 _ALLOCATION = Statement(
     """
-    SELECT coalesce(spec ->> 'allocation', 'uniform') AS allocation FROM orchestrator.study
-    WHERE study_id = :study_id
+    SELECT coalesce(spec ->> 'allocation', 'uniform') AS allocation,
+        coalesce(CAST(spec #>> '{budget,confirm}' AS int), 0) AS confirm
+    FROM orchestrator.study WHERE study_id = :study_id
     """
 )
 _OPEN_BY_BOUND = Statement(
@@ -890,7 +896,8 @@ _CELLS = """
     ) n ON n.cell_id = l.cell_id
     LEFT JOIN (
         SELECT t.cell_id, count(*) AS extra FROM orchestrator.ticket t
-        WHERE t.study_id = :study_id AND t.extra AND t.state <> 'VOID'
+        WHERE t.study_id = :study_id AND (t.extra OR t.confirms IS NOT NULL)
+            AND t.state <> 'VOID'
         GROUP BY t.cell_id
     ) x ON x.cell_id = l.cell_id
     WHERE l.study_id = :study_id

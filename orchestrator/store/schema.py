@@ -137,10 +137,19 @@ ticket = sa.Table(
     sa.Column(
         "retried_from", sa.Integer, comment="number of the failed trial that its next one repeats"
     ),
+    sa.Column(
+        "confirms",
+        sa.Integer,
+        comment="number of the trial whose parameters it repeats with another seed",
+    ),
     sa.CheckConstraint("state IN ('OPEN', 'LIVE', 'SPENT', 'VOID')", name="ticket_state"),
     sa.CheckConstraint("share IS NULL OR cell_id IS NOT NULL", name="ticket_share_has_cell"),
     sa.CheckConstraint(
         "NOT extra OR (share IS NULL AND cell_id IS NOT NULL)", name="ticket_extra_has_cell"
+    ),
+    sa.CheckConstraint(
+        "confirms IS NULL OR (share IS NULL AND NOT extra AND state IN ('LIVE', 'SPENT'))",
+        name="ticket_confirms",
     ),
     sa.UniqueConstraint("study_id", "ordinal", name="ticket_ordinal"),
     sa.UniqueConstraint("cell_id", "share", name="ticket_share"),

@@ -15,14 +15,14 @@ from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.model import Suggestion, TrialNews
-from orchestrator.store import Attempt, Choice, Prepared, Ticket, Undecided
+from orchestrator.store import Attempt, Prepared, Ticket, Undecided
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.pace import Pace
 from orchestrator.worker.shutdown import Drain, Draining
 from orchestrator.worker.studies import Served, Serving
 
 if TYPE_CHECKING:
-    from orchestrator.store import Claim, Place, Store, StudyRow
+    from orchestrator.store import Choice, Claim, Place, Store, StudyRow
 
 MAX_ASKS = 3
 """A sampler is asked at most this often per trial, the last time under the study's lock."""
@@ -203,33 +203,34 @@ class Claiming:
 
     def _claim_of(self, served: Served, *, ahead: bool) -> Claim | None:
         """The next trial of one study. With an adaptive allocation, the model chooses the cell of a
-        ticket that has none.
+        ticket that has none; for the last `budget.confirm` it may choose a trial to repeat.
         """
         ledger, study_id = self._store.ledger, served.row.study_id
         adaptive = served.spec.allocation == "adaptive"
         served.look_for_foreign(self._store)
-        likely = served.likely_cells() if adaptive else ()
+        confirm = served.spec.budget.confirm
+        likely = served.likely_cells() if adaptive or confirm else ()
 
-        def claim(since: int | None, choice: Choice | None = None) -> Claim | Undecided | None:
+        def claim(
+            since: int | None, choice: Choice | None = None, confirm: int = 0
+        ) -> Claim | Undecided | None:
             return ledger.claim_one(
                 self._contact.lease,
                 study_id,
                 self._place,
                 choice,
                 adaptive=adaptive,
+                confirm=confirm,
                 likely=likely,
                 ahead=ahead,
                 since=since,
                 launched=served.row.launched_at,
             )
 
-        claimed = claim(served.cursor if served.informed else None)
+        claimed = claim(served.cursor if served.informed else None, confirm=confirm)
         if isinstance(claimed, Undecided):
             served.take_in(*claimed.news or ([], served.cursor))
-            cell, why = served.search.choose_cell(
-                claimed.cells, ticket=claimed.ordinal, retry=claimed.failures
-            )
-            claimed = claim(served.cursor, Choice(cell, {**why, "position": served.cursor}))
+            claimed = claim(served.cursor, served.choose(claimed))
         if isinstance(claimed, Undecided):
             return None
         if isinstance(claimed, Ticket) and claimed.news is not None:

@@ -30,13 +30,13 @@ from orchestrator.model import (
     value_label,
 )
 from orchestrator.runner import Runner, check_allowed
-from orchestrator.store import MOST_CHOICES
+from orchestrator.store import MOST_CHOICES, Choice
 from orchestrator.worker.contact import Contact, EndRequestedError
 from orchestrator.worker.device_slot import HeldSlot
 
 if TYPE_CHECKING:
     from orchestrator.search import Search
-    from orchestrator.store import Store, StudyRow, Ticket
+    from orchestrator.store import Store, StudyRow, Ticket, Undecided
 
 IMPORT_AGAIN_S = 30.0
 FOREIGN_EVERY_S = 10.0
@@ -85,7 +85,7 @@ class Served:
     @property
     def informed(self) -> bool:
         """Whether parameters or cells are chosen by what is known of other trials."""
-        return self.learns or self.spec.allocation == "adaptive"
+        return self.learns or self.spec.allocation == "adaptive" or self.spec.budget.confirm > 0
 
     def learn(self, store: Store) -> None:
         """Feeds the sampler with the news since the last time.
@@ -123,6 +123,22 @@ class Served:
         consider all of it.
         """
         return self.search.likely_cells(LIKELY) if self.spec.n_cells > MOST_CHOICES else []
+
+    def choose(self, undecided: Undecided) -> Choice | None:
+        """The cell of a ticket that has none, or the trial that it repeats; None if the cell with
+        the fewest tickets gets it.
+        """
+        which = {"ticket": undecided.ordinal, "retry": undecided.failures}
+        known = {"position": self.cursor}
+        if undecided.confirms:
+            repeated = self.search.confirm(undecided.cells, **which)
+            if repeated is not None:
+                cell, number, why = repeated
+                return Choice(cell, {**why, **known}, confirms=number)
+        if self.spec.allocation != "adaptive":
+            return None
+        cell, why = self.search.choose_cell(undecided.cells, **which)
+        return Choice(cell, {**why, **known})
 
     def suggest(self, ticket: Ticket, asks: int) -> Suggestion:
         """Parameters for the ticket, with what `orchestrator replay` needs to suggest them again;

@@ -58,6 +58,37 @@ def test_a_seed_and_one_worker_give_the_same_study_again(commands: Commands) -> 
     assert found[0] == found[1]
 
 
+def test_the_last_trials_repeat_the_leaders_with_other_seeds(commands: Commands) -> None:
+    words = ("objective._target_=tests.support.training.noisy", "budget.trials=30")
+    plan = commands.check("launch", *TINY, *words, "budget.confirm=8", "--dry-run")
+    assert "the last 8 confirm the leaders" in plan
+    said = commands.check("launch", *TINY, *words, "budget.confirm=8", "worker.count=2")
+    assert "30/30 trials" in said
+    assert "noise of value from seed to seed: 0." in said
+    study = optuna.load_study(study_name="tiny", storage=str(commands.url))
+    repeats = {t.number: t.user_attrs.get("orchestrator:confirms") for t in study.trials}
+    confirming = {number: of for number, of in repeats.items() if of is not None}
+    assert 0 < len(confirming) <= 8
+    assert min(confirming) >= 21, "one that was prepared early may come before others that end"
+    for number, of in confirming.items():
+        again, first = study.trials[number], study.trials[of]
+        assert again.params == first.params
+        assert again.values != first.values
+        assert again.user_attrs["orchestrator:why"]["confirms"] == of
+    report = json.loads(commands.check("best", "--json"))
+    (best,) = report["best"]
+    assert best["trial"] in report["leaders"][0]["trials"]
+    assert report["noise"]["low"] < report["noise"]["std"] < report["noise"]["high"]
+    assert report["best_observed"][0]["trial"] == study.best_trial.number
+    assert f"best trial {best['trial']}:" in said
+    observed = json.loads(commands.check("best", "--json", "observed=true"))
+    assert observed["best"][0]["trial"] == study.best_trial.number
+    cell = next(c for c in report["cells"] if c["values"] == {"a": best["params"]["a"]})
+    assert cell["estimate"]["trial"] == best["trial"]
+    assert f"trial {best['trial']} of tiny again" in commands.run("rerun").stderr
+    assert "nothing wrong" in commands.check("doctor")
+
+
 def test_the_commands_that_read_show_the_study(commands: Commands, tmp_path: Path) -> None:
     commands.check(
         "launch", *TINY, "x=0.25", "a=0,1", "budget.per_cell=1", "budget.trials=2", "worker.count=1"

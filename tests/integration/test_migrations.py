@@ -144,6 +144,7 @@ def test_what_the_version_before_has_prepared_is_begun_once_and_counts_as_no_los
     execute(
         database_url,
         "ALTER TABLE orchestrator.trial DROP CONSTRAINT trial_prepared;"
+        "ALTER TABLE orchestrator.ticket DROP COLUMN confirms;"
         "UPDATE orchestrator.trial SET state = 'RUNNING';"
         "UPDATE orchestrator.version SET version_num = '0008'",
     )

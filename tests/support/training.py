@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ def quick(cfg: Any, trial: Any) -> float:
     """Takes 20 ms; the value names the cell."""
     time.sleep(0.02)
     return float(cfg.a) - (float(cfg.x) - 0.5) ** 2
+
+
+def noisy(cfg: Any, trial: Any) -> float:
+    """Like `quick`, with noise that hides which of the good values of `x` is the best."""
+    return float(cfg.a) - (float(cfg.x) - 0.5) ** 2 + 0.2 * random.Random(trial.seed).gauss(0, 1)
 
 
 def slow(cfg: Any, trial: Any, seconds: float = 30.0) -> float:

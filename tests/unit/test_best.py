@@ -63,7 +63,7 @@ class Reads:
         return {number: [] for number in numbers}
 
     def progress(self, row: StudyRow, *, maximize: bool, most: int | None) -> Progress:
-        study: Any = SimpleNamespace(state="FINISHED", reason="budget spent")
+        study: Any = SimpleNamespace(study_id=1, state="FINISHED", reason="budget spent")
         counts = {"total": 1, "spent": 1, "running": 0, "waiting": 0, "failed": 0, "n_cells": 0}
         return cast(
             Progress, SimpleNamespace(study=study, cells=(), maximize=maximize, most=most, **counts)

@@ -294,11 +294,20 @@ def test_the_plan_of_a_study_without_parameters() -> None:
     assert "(no grid)" in text
 
 
+def test_the_plan_says_how_many_trials_confirm() -> None:
+    confirming = replace(SPEC, budget=replace(SPEC.budget, confirm=3))
+    text = screen.plan(confirming, search.describe(confirming))
+    assert (
+        "4 more by allocation=uniform (the last 3 confirm the leaders: budget.confirm), 12 in total"
+        in text
+    )
+
+
 def test_the_plan_as_data_is_json_with_every_cell() -> None:
     data = json.loads(json.dumps(screen.plan_data(SPEC, search.describe(SPEC))))
     assert data["study"] == "s"
     failures = {"max_failures_per_cell": 3, "max_failures_at_start": "auto"}
-    assert data["budget"] == {"trials": 12, "per_cell": 2, "hours": 1.5, **failures}
+    assert data["budget"] == {"trials": 12, "per_cell": 2, "hours": 1.5, "confirm": 0, **failures}
     assert data["guaranteed"] == 8
     assert data["cells"][0] == {"batch": 32, "optim.name": "a\nb"}
     assert len(data["cells"]) == 4

@@ -86,15 +86,15 @@ class CellModel:
         points = np.column_stack(each) if each else table
         n = len(self.searched)
         of_finished, of_running = (
-            _places(history.x[:, n:], points),
-            _places(history.pending[:, n:], points),
+            places(history.x[:, n:], points),
+            places(history.pending[:, n:], points),
         )
         valued = of_finished[np.isfinite(history.loss)]
         best = np.full(len(points) + 1, np.inf)
         np.minimum.at(best, of_finished, history.loss)
         useful, finished, running = (
-            np.bincount(places, minlength=len(points) + 1)[:-1]
-            for places in (valued, of_finished, of_running)
+            np.bincount(each, minlength=len(points) + 1)[:-1]
+            for each in (valued, of_finished, of_running)
         )
         exists = [
             [self._parameters[c.name].exists_in(cell) for c in self.searched] for cell in values
@@ -118,7 +118,7 @@ class CellModel:
         return Optima.of(posterior, seen, self.searched, cells.points, cells.fixed, rng, per_cell)
 
 
-def _places(rows: Array, points: Array) -> npt.NDArray[np.intp]:
+def places(rows: Array, points: Array) -> npt.NDArray[np.intp]:
     """For each row the index of the point it equals; `len(points)` where it equals none."""
     rows, points = np.round(rows, 9), np.round(points, 9)
     among, number = np.ones(len(rows), dtype=bool), np.zeros(len(rows), dtype=np.int64)

@@ -104,7 +104,7 @@ class Optima:
         """Joint draws of each cell's lowest true loss, shape (n, cells); deviations are `widened`
         times the model's.
         """
-        factor = widened * _factor(self.covariance)
+        factor = widened * root(self.covariance)
         drawn = self.mean.ravel() + rng.standard_normal((n, self.mean.size)) @ factor.T
         result: Array = drawn.reshape(n, *self.mean.shape).min(axis=2)
         return result
@@ -139,7 +139,7 @@ def _within(points: Array, fixed: Array) -> Array:
     return result
 
 
-def _factor(covariance: Array) -> Array:
+def root(covariance: Array) -> Array:
     """A lower triangular root; likely points lie close together, so the matrix is
     nearly singular.
     """

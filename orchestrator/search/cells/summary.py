@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from orchestrator.model import JSONValue, Limits, clipped
-from orchestrator.search.cells.model import CellModel
+from orchestrator.search.cells.configurations import Configurations, is_enough
+from orchestrator.search.cells.model import CellModel, Cells, places
 from orchestrator.search.cells.optima import WIDENED
+from orchestrator.search.gp.surrogate import Surrogate
+from orchestrator.search.trials.history import History
 from orchestrator.search.trials.mirror import Mirror
 
 N_DRAWS = 2000
@@ -27,13 +30,17 @@ class CellEstimate:
 
     `estimate` is the median, `low` to `high` hold nine tenths of the belief; `probability_best` is
     that of no other cell reaching a better value. True means without noise: a single lucky trial
-    may look better than `low` to `high`.
+    may look better than `low` to `high`. `trial` is the number of the cell's trial that is believed
+    to be its best, and `value` what it observed; None with fewer than ten complete trials of the
+    study.
     """
 
     estimate: float
     low: float
     high: float
     probability_best: float
+    trial: int | None = None
+    value: float | None = None
 
 
 def summarise(
@@ -62,10 +69,29 @@ def summarise(
     surrogate = replace(surrogate, pending=surrogate.pending[:0])
     lows = model.optima(surrogate, state.only(tried), rng).lows(rng, N_DRAWS, widened=WIDENED)
     shares = np.bincount(lows.argmin(axis=1), minlength=len(tried)) / len(lows)
+    leading, trials = _leading(history, surrogate, state), history.trials
     quantiles = surrogate.scale.original(np.quantile(lows, INTERVAL, axis=0))
     if maximize:
         quantiles = -quantiles[::-1]
     for i, cell in enumerate(tried):
         low, middle, high = (clipped(float(q), limits) for q in quantiles[:, i])
-        estimates[cell] = CellEstimate(middle, low, high, float(shares[i]))
+        estimate = CellEstimate(middle, low, high, float(shares[i]))
+        if (row := leading[cell]) is not None:
+            loss = float(history.loss[row])
+            seen = -loss if maximize else loss
+            estimate = replace(estimate, trial=trials[row].number, value=seen)
+        estimates[cell] = estimate
     return estimates
+
+
+def _leading(history: History, surrogate: Surrogate, cells: Cells) -> list[int | None]:
+    """For each cell the place in the history of the trial that is believed to be its best."""
+    found: list[int | None] = [None] * len(cells.points)
+    if not is_enough(history):
+        return found
+    tried = Configurations.of(history, surrogate, surrogate.posterior())
+    n = surrogate.layout.n_searched
+    for rows, cell in zip(tried.rows, places(tried.points[:, n:], cells.points), strict=True):
+        if cell < len(found) and found[cell] is None:
+            found[cell] = int(rows[0])
+    return found

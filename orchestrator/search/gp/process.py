@@ -306,6 +306,25 @@ class Posterior:
         """Variance of what is observed about what is true."""
         return self._h.noise
 
+    def noise_quantiles(self, y: Array, quantiles: Sequence[float]) -> Array:
+        """Quantiles of the belief about the noise variance, given the losses `y` that the process
+        is conditioned on; the other hyperparameters are taken as certain.
+        """
+        n = len(y)
+        kernel = self._factor @ self._factor.T
+        kernel[np.diag_indices(n)] -= self._h.noise
+        variances, vectors = np.linalg.eigh(kernel)
+        squares = (vectors.T @ y) ** 2
+        mean, std = float(_PRIOR_MEAN[3]), float(_PRIOR_STD[3])
+        logs = np.linspace(mean - 5.0 * std, mean + 5.0 * std, 400)
+        each = np.maximum(variances, 0.0) + np.exp(logs)[:, None] + NOISE_FLOOR
+        log_density = -0.5 * (np.log(each) + squares / each).sum(axis=1)
+        log_density -= 0.5 * ((logs - mean) / std) ** 2
+        density = np.exp(log_density - log_density.max())
+        below = np.cumsum(density) / density.sum()
+        result: Array = np.exp(np.interp(quantiles, below, logs)) + NOISE_FLOOR
+        return result
+
     def mean(self, points: Array, cells: Array) -> Array:
         """Posterior mean, shape (points, columns of losses)."""
         result: Array = self._cross(points, cells) @ self._alpha

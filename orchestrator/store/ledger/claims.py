@@ -51,6 +51,8 @@ class Ticket(_Held):
     """
     why: Mapping[str, JSONValue] | None = None
     """Why an allocation chose this cell."""
+    confirms: int | None = None
+    """The number of the trial whose parameters it repeats with another seed."""
     news: tuple[list[TrialNews], int] | None = None
     """The study's news since a position and their last position, if the claim asked for them."""
 

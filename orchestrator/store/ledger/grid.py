@@ -176,7 +176,8 @@ _INSERT_SHARES = sa.text(
     FROM orchestrator.cell l
     LEFT JOIN (
         SELECT t.cell_id, max(t.share) AS highest,
-            count(*) FILTER (WHERE t.state <> 'VOID' AND NOT t.extra) AS n
+            count(*) FILTER (WHERE t.state <> 'VOID' AND NOT t.extra
+                AND t.confirms IS NULL) AS n
         FROM orchestrator.ticket t WHERE t.study_id = :study_id GROUP BY t.cell_id
     ) AS had ON had.cell_id = l.cell_id
     CROSS JOIN LATERAL generate_series(
@@ -197,7 +198,7 @@ _COUNT_BOUND = sa.text(
         SELECT l.cell_id, count(t.ticket_id) AS n
         FROM orchestrator.cell l
         LEFT JOIN orchestrator.ticket t ON t.cell_id = l.cell_id AND t.state <> 'VOID'
-            AND NOT t.extra
+            AND NOT t.extra AND t.confirms IS NULL
         WHERE l.study_id = :study_id
         GROUP BY l.cell_id
     ) AS n

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 # User attributes of a trial, for people who look at it in Optuna's tools.
 WHY_ATTR = "orchestrator:why"
 BY_HAND_ATTR = "orchestrator:by_hand"
+CONFIRMS_ATTR = "orchestrator:confirms"
 RETRIED_FROM_ATTR = "orchestrator:retried_from"
 
 
@@ -79,6 +80,7 @@ class Ledger:
         choice: Choice | None = None,
         *,
         adaptive: bool = False,
+        confirm: int = 0,
         likely: Sequence[int] = (),
         ahead: bool = False,
         since: int | None = None,
@@ -95,6 +97,8 @@ class Ledger:
         Args:
             adaptive: the caller chooses the cell of a ticket that has none. Then nothing is taken
                 yet, and the answer lists the cells; the next call passes the `choice`.
+            confirm: so many of the last tickets may repeat a leading configuration. The answer is
+                as for `adaptive` then, whatever the allocation.
             likely: ordinals of the cells to choose from if there are more than `MOST_CHOICES`.
             ahead: take only a ticket, and only while no trial waits that was given back.
             since: include the study's news since this position in the answer.
@@ -108,7 +112,14 @@ class Ledger:
             found: Found | Undecided | None = tickets.look(c, study_id, place, lease, launched)
             if found is None:
                 found = tickets.look_further(
-                    c, study_id, lease, choice, adaptive=adaptive, likely=likely, launched=launched
+                    c,
+                    study_id,
+                    lease,
+                    choice,
+                    adaptive=adaptive,
+                    confirm=confirm,
+                    likely=likely,
+                    launched=launched,
                 )
             if found is None or (ahead and isinstance(found, Found) and found.kind != "ticket"):
                 return None
@@ -149,9 +160,11 @@ class Ledger:
         self, c: Connection, lease: WorkerLease, study_id: int, found: Found
     ) -> Ticket:
         """Makes a trial for the ticket, in the cell that it has or that was chosen for it."""
-        if found.cell_id is not None:
+        if found.cell_id is not None and found.confirms is None:
             later(c, _COUNT_BOUND, {"cell_id": found.cell_id})
         later(c, _TAKE_TICKET, {"ticket_id": found.row_id, "cell_id": found.cell_id})
+        if found.confirms is not None:
+            later(c, _REPEAT_TRIAL, {"ticket_id": found.row_id, "number": found.confirms})
         later(
             c,
             _INSERT_TRIAL,
@@ -171,6 +184,7 @@ class Ledger:
             row.cell_values,
             fixed=row.fixed,
             why=found.why,
+            confirms=row.confirms,
         )
 
     # -------------------------------------------------------------------------------- while it runs
@@ -249,7 +263,9 @@ class Ledger:
                 },
             )
             origin: dict[str, JSONValue] = {} if held.why is None else {WHY_ATTR: dict(held.why)}
-            if held.fixed is not None:
+            if held.confirms is not None:
+                origin[CONFIRMS_ATTR] = held.confirms
+            elif held.fixed is not None:
                 origin |= (
                     {BY_HAND_ATTR: True}
                     if ours.retried_from is None
@@ -577,7 +593,7 @@ _INSERT_TRIAL = Statement(
 )
 _NEW_TRIAL = Statement(
     """
-    SELECT o.trial_id, o.token, t.ordinal, t.failures, t.fixed, l.ordinal AS cell,
+    SELECT o.trial_id, o.token, t.ordinal, t.failures, t.fixed, t.confirms, l.ordinal AS cell,
         l.values AS cell_values
     FROM orchestrator.trial o
     JOIN orchestrator.ticket t ON t.ticket_id = o.ticket_id
@@ -601,6 +617,20 @@ _COUNT_BOUND = Statement("UPDATE orchestrator.cell SET bound = bound + 1 WHERE c
 _TAKE_TICKET = Statement(
     "UPDATE orchestrator.ticket SET state = 'LIVE', cell_id = coalesce(:cell_id, cell_id) WHERE "
     "ticket_id = :ticket_id"
+)
+# All but the values of its cell, as they were stored.
+_REPEAT_TRIAL = Statement(
+    """
+    UPDATE orchestrator.ticket t
+    SET confirms = o.number, fixed = coalesce(
+        (
+            SELECT json_object_agg(v.key, v.value) FROM json_each(o.values) v
+            WHERE v.key NOT IN (SELECT json_object_keys(l.values))
+        ), '{}')
+    FROM orchestrator.trial o JOIN orchestrator.cell l ON l.cell_id = o.cell_id
+    WHERE t.ticket_id = :ticket_id AND o.study_id = t.study_id AND o.number = :number
+        AND o.cell_id = t.cell_id
+    """
 )
 _RECORD_ALLOCATION = Statement(
     """

@@ -30,20 +30,26 @@ the fewest tickets.
 class Undecided:
     """The next ticket has no cell yet; the study's allocation has to choose one of `cells`, each
     with ordinal and values.
+
+    `confirms` means that it is one of those that may repeat a leading configuration.
     """
 
     ordinal: int
     failures: int
     cells: tuple[tuple[int, Mapping[str, JSONValue]], ...]
+    confirms: bool = False
     news: tuple[list[TrialNews], int] | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The cell that an allocation chose, by its ordinal, and why."""
+    """The cell that an allocation chose, by its ordinal, and why; with `confirms` also the
+    parameters: those of the trial of that number.
+    """
 
     cell: int
     why: Mapping[str, JSONValue]
+    confirms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,15 @@ class Found:
 
     `kind` says which: ``given back`` (a trial), ``prepared`` (a trial that another worker has
     prepared and not begun), ``ticket``. `cell_id` is the cell that an allocation binds the ticket
-    to, and `why` its reason; both are None for a ticket that has its cell.
+    to, and `why` its reason; both are None for a ticket that has its cell. `confirms` is the number
+    of the trial whose parameters it is to repeat.
     """
 
     kind: str
     row_id: int
     cell_id: int | None = None
     why: Mapping[str, JSONValue] | None = None
+    confirms: int | None = None
 
 
 def look(
@@ -96,13 +104,15 @@ def look_further(
     choice: Choice | None = None,
     *,
     adaptive: bool = False,
+    confirm: int = 0,
     likely: Sequence[int] = (),
     launched: datetime | None = None,
 ) -> Found | Undecided | None:
     """Locks the next ticket without a cell, once every share is spent, and chooses its cell; else
     another's prepared trial.
 
-    With `adaptive` such a ticket is not taken before the call has a `choice`.
+    With `adaptive` such a ticket is not taken before the call has a `choice`, and neither is one of
+    the last `confirm`.
     """
     # A row that changed while it was looked at stays locked although it was not returned; whoever
     # changed it may now hold the study's lock and wait for the row.
@@ -116,17 +126,19 @@ def look_further(
         "worker_id": lease.worker_id,
         "chosen": chosen,
         "launched": launched,
+        "confirm": confirm,
     }
     (row,) = answers(c, _LOOK_FURTHER, which)
     if row.kind is None:
         return None
     if row.kind != "rest" or row.cell_id is not None:
         return Found("prepared" if row.kind == "prepared" else "ticket", row.row_id)
-    if adaptive and choice is None:
+    confirms = row.left <= confirm
+    if (adaptive or confirms) and choice is None:
         cells = _open_cells(c, study_id, lease.worker_id, likely)
-        return Undecided(row.ordinal, row.failures, cells) if cells else None
+        return Undecided(row.ordinal, row.failures, cells, confirms) if cells else None
     if choice is not None and row.chosen is not None:
-        return Found("ticket", row.row_id, row.chosen, choice.why)
+        return Found("ticket", row.row_id, row.chosen, choice.why, choice.confirms)
     why: Mapping[str, JSONValue] = {
         "rule": "uniform",
         "why": "it had the fewest trials of the open cells",
@@ -207,7 +219,14 @@ _LOOK_FURTHER = Statement(
                 ORDER BY l.bound, l.ordinal LIMIT 1
         ) AS fewest,
         (SELECT l.cell_id FROM orchestrator.cell l WHERE {_OPEN_CELL_THAT_FITS}
-            AND l.ordinal = :chosen) AS chosen
+            AND l.ordinal = :chosen) AS chosen,
+        (
+            SELECT count(*) FROM (
+                SELECT FROM orchestrator.ticket t WHERE t.study_id = :study_id
+                    AND t.state = 'OPEN' AND t.share IS NULL AND NOT t.extra
+                LIMIT CAST(:confirm AS int) + 1
+            ) AS last
+        ) AS left
     FROM (SELECT) AS one
     LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
     LEFT JOIN LATERAL (
@@ -263,12 +282,13 @@ _FEWEST_TICKETS = Statement(f"{_CELLS_THAT_FIT} ORDER BY l.bound, l.ordinal LIMI
 
 def give_back(c: Connection, ticket_id: int, cell_id: int) -> None:
     """Makes the ticket as if nobody had taken it; no failure is counted. If its cell has closed, it
-    goes to the other cells.
+    goes to the other cells. What it was to confirm is decided anew.
     """
     which = {"ticket_id": ticket_id, "cell_id": cell_id}
     later(c, LOCK_CELL, which)
+    later(c, _CONFIRM_NOTHING, which)
     (row,) = answers(c, _REOPEN, which)
-    if row.closed and not row.extra:
+    if row.bound and row.closed and not row.extra:
         later(c, _LEAVE_CELL, which)
         later(c, _COUNT_FREED, {"cell_id": cell_id, "freed": 1})
 
@@ -279,13 +299,20 @@ _REOPEN = Statement(
     UPDATE orchestrator.ticket t SET state = 'OPEN'
     FROM orchestrator.cell l
     WHERE t.ticket_id = :ticket_id AND l.cell_id = :cell_id
-    RETURNING t.extra, l.state = 'CLOSED' AS closed
+    RETURNING t.extra, t.cell_id IS NOT NULL AS bound, l.state = 'CLOSED' AS closed
     """
 )
 # A ticket that leaves its cell also drops the parameters that its trial was to repeat; `retry` can
 # set them again.
 _LEAVE = "cell_id = NULL, share = NULL, fixed = NULL, retried_from = NULL"
 _LEAVE_CELL = Statement(f"UPDATE orchestrator.ticket SET {_LEAVE} WHERE ticket_id = :ticket_id")
+# It was not counted among the tickets of its cell.
+_CONFIRM_NOTHING = Statement(
+    """
+    UPDATE orchestrator.ticket SET confirms = NULL, cell_id = NULL, fixed = NULL
+    WHERE ticket_id = :ticket_id AND confirms IS NOT NULL
+    """
+)
 _COUNT_FREED = Statement(
     "UPDATE orchestrator.cell SET bound = bound - :freed WHERE cell_id = :cell_id"
 )
@@ -443,6 +470,7 @@ def reopen(c: Connection, row: Row, failure: str, *, in_a_row: bool = True) -> b
             device, see `shortages`.
     """
     which = {"ticket_id": row.ticket_id, "cell_id": row.cell_id}
+    later(c, _CONFIRM_NOTHING, which)
     later(c, _FAIL_TICKET, {**which, "state": "VOID" if row.extra else "OPEN"})
     count = row.failures_in_a_row + (in_a_row and not row.extra)
     later(c, _COUNT_FAILED, {**which, "in_a_row": count})

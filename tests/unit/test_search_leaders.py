@@ -1,0 +1,192 @@
+"""Which configuration is believed to be the best, how noisy the objective is, what is repeated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
+from orchestrator.search import Search
+from orchestrator.settings import sampler_settings
+
+SPEC = StudySpec(
+    "s",
+    ("minimize",),
+    ("loss",),
+    {},
+    {},
+    (Axis("net", ("small", "large")),),
+    (Searched("x", "float", -1.0, 1.0), Searched("act", "categorical", choices=("relu", "tanh"))),
+    Budget(60, 2, confirm=6),
+    sampler=sampler_settings("random"),
+)
+CELLS = list(enumerate(SPEC.cells()))
+Loss = Callable[[Mapping[str, Any]], float]
+
+
+def loss(v: Mapping[str, Any]) -> float:
+    offset = 0.2 * (v["act"] == "tanh") + 0.3 * (v["net"] == "small")
+    return float((v["x"] - 0.3) ** 2 + offset)
+
+
+def tell(
+    search: Search,
+    number: int,
+    cell: int,
+    value: float | None,
+    state: Any = "COMPLETE",
+    **given: Any,
+) -> Mapping[str, Any]:
+    """Feeds a trial of the cell that took `given` or what the sampler suggests; its values."""
+    asked = search.ask(CELLS[cell][1], ticket=number, retry=0, given=given)
+    values = None if value is None else (value,)
+    search.feed([TrialNews(number, state, asked.params, values, cell=cell)])
+    return asked.values
+
+
+def drive(noise: float, trials: int = 60, spec: StudySpec = SPEC, of: Loss = loss) -> Search:
+    search, rng = Search(spec), np.random.default_rng(0)
+    sign = -1.0 if spec.directions[0] == "maximize" else 1.0
+    for number in range(trials):
+        cell = number % len(CELLS)
+        asked = search.ask(CELLS[cell][1], ticket=number, retry=0)
+        value = sign * (of(asked.values) + noise * rng.standard_normal())
+        search.feed([TrialNews(number, "COMPLETE", asked.params, (value,), cell=cell)])
+    return search
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1])
+def test_the_noise_is_found_in_the_objectives_units(noise: float) -> None:
+    for spec in (SPEC, replace(SPEC, directions=("maximize",))):
+        found = drive(noise, 80, spec).leaders()
+        assert found is not None
+        assert found.noise.low <= found.noise.std <= found.noise.high
+        assert found.noise.std == pytest.approx(noise, rel=0.35)
+        assert found.noise.low < noise < found.noise.high
+        scaled = drive(1000 * noise, 80, spec, lambda v: 1000 * loss(v)).leaders()
+        assert scaled is not None
+        assert scaled.noise.std == pytest.approx(1000 * found.noise.std, rel=1e-3)
+
+
+def test_without_noise_the_best_value_is_the_best_and_nothing_is_tied_or_repeated() -> None:
+    search = drive(0.0)
+    found = search.leaders()
+    assert found is not None
+    values = [search._mirror.get_trial(number).values[0] for number in range(60)]
+    assert found.best.trials == (int(np.argmin(values)),)
+    assert found.noise.std < 0.01
+    assert search.confirm(CELLS, ticket=60, retry=0) is None
+
+
+def test_a_lucky_value_far_from_the_good_region_is_not_believed() -> None:
+    search = drive(0.05)
+    lucky = 60
+    tell(search, lucky, 0, -0.15, x=-0.7, act="tanh")
+    found = search.leaders()
+    assert found is not None
+    assert lucky not in found.best.trials
+    values = [search._mirror.get_trial(number).values[0] for number in range(61)]
+    assert int(np.argmin(values)) == lucky
+    assert loss(search._mirror.get_trial(found.best.trials[0]).params | {"net": "large"}) < 0.1
+
+
+def test_trials_of_the_same_parameters_are_one_configuration_the_best_value_first() -> None:
+    search = drive(0.05)
+    for number, value in ((60, 0.01), (61, -0.02), (62, 0.04)):
+        tell(search, number, 1, value, x=0.3, act="relu")
+    found = search.leaders()
+    assert found is not None
+    mine = next(leader for leader in found.configurations if 60 in leader.trials)
+    assert mine.trials == (61, 60, 62)
+    assert mine.low < 0.01 < mine.high
+    numbers = [number for leader in found.configurations for number in leader.trials]
+    assert len(set(numbers)) == len(numbers) == 63
+
+
+def test_probabilities_sum_to_one_and_the_mean_orders_the_leaders() -> None:
+    for spec, sign in ((SPEC, 1.0), (replace(SPEC, directions=("maximize",)), -1.0)):
+        found = drive(0.05, spec=spec).leaders()
+        assert found is not None
+        leaders = found.configurations
+        assert sum(leader.probability_best for leader in leaders) == pytest.approx(1.0)
+        means = [sign * leader.mean for leader in leaders]
+        assert means == sorted(means)
+        assert all(leader.low <= leader.mean <= leader.high for leader in leaders)
+        assert found.best.probability_better == 0.5
+        assert all(not leader.tied for leader in leaders if leader.mean == max(means) * sign)
+        assert set(found.tied) == {leader for leader in leaders[1:] if leader.tied}
+
+
+def test_what_did_not_complete_is_no_configuration() -> None:
+    search = drive(0.05)
+    tell(search, 60, 1, None, "FAIL", x=0.31, act="relu")
+    tell(search, 61, 1, None, "RUNNING", x=0.29, act="relu")
+    found = search.leaders()
+    assert found is not None
+    assert not {60, 61} & {n for leader in found.configurations for n in leader.trials}
+
+
+def test_little_or_several_objectives_say_nothing() -> None:
+    assert drive(0.05, 9).leaders() is None
+    assert drive(0.05, 9).confirm(CELLS, ticket=9, retry=0) is None
+    several = replace(SPEC, directions=("minimize", "minimize"), metrics=("loss", "cost"))
+    assert Search(several).leaders() is None
+    assert Search(several).confirm(CELLS, ticket=0, retry=0) is None
+
+
+def test_where_noise_hides_the_best_a_leader_is_repeated_and_the_reason_said() -> None:
+    search = drive(0.1)
+    found = search.leaders()
+    assert found is not None
+    leading = {n for leader in found.configurations[:20] for n in leader.trials}
+    for ticket in range(60, 70):
+        repeated = search.confirm(CELLS, ticket=ticket, retry=0)
+        assert repeated is not None
+        cell, number, why = repeated
+        assert number in leading
+        assert cell == number % len(CELLS)
+        assert json.loads(json.dumps(why)) == why
+        assert why["rule"] == "confirm"
+        assert why["confirms"] == number
+        assert f"trial {number}'s parameters" in why["why"]
+        assert search.confirm(CELLS, ticket=ticket, retry=0) == repeated, "a function of the news"
+
+
+def test_a_closed_cell_is_not_repeated() -> None:
+    search = drive(0.1)
+    for ticket in range(60, 66):
+        repeated = search.confirm(CELLS[:1], ticket=ticket, retry=0)
+        assert repeated is None or repeated[0] == 0
+
+
+def test_once_the_best_is_clear_nothing_is_repeated() -> None:
+    search = drive(0.02, of=lambda v: loss(v) + (2.0 if abs(v["x"] - 0.3) > 0.01 else 0.0))
+    for number in range(60, 72):
+        tell(search, number, 1, -1.0 + 0.02 * (-1) ** number, x=0.9, act="relu")
+    assert search.confirm(CELLS, ticket=72, retry=0) is None
+
+
+def test_nothing_is_repeated_where_nothing_is_searched() -> None:
+    bare = replace(SPEC, search=())
+    search, rng = Search(bare), np.random.default_rng(0)
+    for number in range(20):
+        asked = search.ask(CELLS[number % 2][1], ticket=number, retry=0)
+        value = float(rng.standard_normal())
+        search.feed([TrialNews(number, "COMPLETE", asked.params, (value,), cell=number % 2)])
+    assert search.confirm(CELLS, ticket=20, retry=0) is None
+    found = search.leaders()
+    assert found is not None
+    assert len(found.configurations) == 2, "each cell is one"
+    assert sum(len(leader.trials) for leader in found.configurations) == 20
+
+
+def test_estimates_stay_within_the_bounds_of_the_metric() -> None:
+    bounded = replace(SPEC, bounds=((0.0, None),))
+    found = drive(0.1, spec=bounded).leaders()
+    assert found is not None
+    assert all(leader.low >= 0.0 and leader.mean >= 0.0 for leader in found.configurations)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,8 @@ from tests.benchmarks.problems import Problem, Values
 
 PER_CELL = 2
 """Trials that adaptive allocation guarantees to every cell."""
+CONFIRM_FROM = 100
+"""From this many trials on, `budget.confirm` is a tenth of them by default."""
 
 MEDIAN_S, SPREAD = 2.0, 0.3
 """Median duration of the trials of several workers, and the standard deviation of its logarithm."""
@@ -31,6 +33,10 @@ prepared for.
 """
 
 Row = tuple[Values, float]
+Reported = tuple[Row | None, list[Row | None]]
+"""The trial that is reported as the best, and as the best of each cell; None: the one with the best
+value.
+"""
 
 
 class Tuner(Protocol):
@@ -41,6 +47,11 @@ class Tuner(Protocol):
 
     def tell(self, number: int, value: float) -> None:
         """The trial ended with that loss."""
+
+    def reported(self) -> tuple[int | None, list[int | None]]:
+        """Number of the trial that it reports as the best, and as the best of each cell, by what it
+        was told so far; None: the one with the best value.
+        """
 
 
 class Ours:
@@ -57,18 +68,40 @@ class Ours:
         )
         self._cells = problem.cells
         self._shares = PER_CELL * len(self._cells) if adaptive else trials
+        self._confirming = trials - (trials // 10 if trials >= CONFIRM_FROM else 0)
         self._asked: dict[int, tuple[int, Suggestion]] = {}
+        self._values: list[Values] = []
 
     def ask(self, number: int) -> Values:
-        cell = number % len(self._cells)
-        if number >= self._shares:
-            cell, _ = self._search.choose_cell(list(enumerate(self._cells)), ticket=number, retry=0)
-        asked = self._search.ask(self._cells[cell], ticket=number, retry=0)
+        cell, given = self._chosen(number)
+        asked = self._search.ask(self._cells[cell], ticket=number, retry=0, given=given)
+        self._values.append(asked.values)
         self._asked[number] = (cell, asked)
         self._search.feed(
             [TrialNews(number, "RUNNING", asked.params, system_attrs=asked.system_attrs, cell=cell)]
         )
         return asked.values
+
+    def _chosen(self, number: int) -> tuple[int, Values]:
+        """The cell of a new trial, and the values that it repeats."""
+        cells = list(enumerate(self._cells))
+        if number >= self._confirming:
+            repeated = self._search.confirm(cells, ticket=number, retry=0)
+            if repeated is not None:
+                cell, of, _ = repeated
+                values = self._values[of].items()
+                return cell, {path: v for path, v in values if path not in self._cells[cell]}
+        if number >= self._shares:
+            return self._search.choose_cell(cells, ticket=number, retry=0)[0], {}
+        return number % len(cells), {}
+
+    def reported(self) -> tuple[int | None, list[int | None]]:
+        leaders = self._search.leaders()
+        each = self._search.summary(self._cells)
+        return (
+            None if leaders is None else leaders.best.trials[0],
+            [None if estimate is None else estimate.trial for estimate in each],
+        )
 
     def tell(self, number: int, value: float) -> None:
         cell, asked = self._asked.pop(number)
@@ -107,6 +140,9 @@ class Plain:
     def tell(self, number: int, value: float) -> None:
         self.study.tell(self._trials.pop(number), value)
 
+    def reported(self) -> tuple[int | None, list[int | None]]:
+        return None, []
+
 
 class Apart:
     """One Optuna study a cell, each in its turn."""
@@ -133,6 +169,9 @@ class Apart:
 
     def tell(self, number: int, value: float) -> None:
         self._studies[number % len(self._cells)].tell(self._trials.pop(number), value)
+
+    def reported(self) -> tuple[int | None, list[int | None]]:
+        return None, []
 
 
 @dataclass(frozen=True)
@@ -169,10 +208,16 @@ METHODS: dict[str, Method] = {
 
 
 def play(
-    problem: Problem, tuner: Tuner, trials: int, seed: int, workers: int = 1, ahead: int = 0
-) -> tuple[list[Row], float]:
-    """Spends the trials; the rows in the order in which trials ended, and the seconds of processor
-    time that the tuner took.
+    problem: Problem,
+    tuner: Tuner,
+    trials: int,
+    seed: int,
+    workers: int = 1,
+    ahead: int = 0,
+    at: Sequence[int] = (),
+) -> tuple[list[Row], float, dict[int, Reported]]:
+    """Spends the trials; the rows in the order in which trials ended, the seconds of processor time
+    that the tuner took, and what it reported once so many trials as in `at` had ended.
 
     With more than one worker every ask finds the other workers' trials running. How long a trial
     takes is drawn from a log-normal distribution. With `ahead` a worker asks for its next trial
@@ -182,6 +227,8 @@ def play(
     normal = np.random.default_rng([seed, 0]).standard_normal(trials)
     lasts = np.random.default_rng([seed, 1]).lognormal(math.log(MEDIAN_S), SPREAD, trials)
     rows: list[Row] = []
+    of_number: dict[int, Row] = {}
+    reported: dict[int, Reported] = {}
     spent, numbers = 0.0, iter(range(trials))
     paces = [Pace() for _ in range(workers)]
     running: list[tuple[int, Values] | None] = [None] * workers
@@ -222,9 +269,16 @@ def play(
         assert ended is not None
         value = problem.observed(ended[1], float(normal[number]))
         rows.append((ended[1], value))
+        of_number[number] = rows[-1]
         before = time.process_time()
         tuner.tell(number, value)
         spent += time.process_time() - before
+        if len(rows) in at:
+            best, each = tuner.reported()
+            reported[len(rows)] = (
+                None if best is None else of_number[best],
+                [None if n is None else of_number[n] for n in each],
+            )
         paces[worker].ran(float(lasts[number]))
         begin(worker, now)
-    return rows, spent
+    return rows, spent, reported

@@ -146,11 +146,14 @@ def test_workers_at_once_are_asked_while_the_others_run() -> None:
         def tell(self, number: int, value: float) -> None:
             running.remove(number)
 
-    rows, _ = methods.play(task, Watched(), 20, 0, workers=8)
+        def reported(self) -> tuple[int | None, list[int | None]]:
+            return None, []
+
+    rows, _, _ = methods.play(task, Watched(), 20, 0, workers=8)
     assert seen == [0, 1, 2, 3, 4, 5, 6, *[7] * 13]
     assert len(rows) == 20
     seen.clear()
-    rows, _ = methods.play(task, Watched(), 30, 0, workers=8, ahead=1)
+    rows, _, _ = methods.play(task, Watched(), 30, 0, workers=8, ahead=1)
     assert seen[:8] == list(range(8)), "nobody prepares before a trial has ended"
     assert min(seen[8:]) >= 7
     assert 7 < max(seen) <= 15, "others have prepared by then, one each"
@@ -160,7 +163,7 @@ def test_workers_at_once_are_asked_while_the_others_run() -> None:
 
 def test_our_shares_are_given_cell_after_cell() -> None:
     task = problem("backbone")
-    rows, _ = methods.play(task, methods.METHODS["hybrid-random"].make(task, 20, 0), 20, 0)
+    rows, _, _ = methods.play(task, methods.METHODS["hybrid-random"].make(task, 20, 0), 20, 0)
     cells = [{axis.path: values[axis.path] for axis in task.grid} for values, _ in rows]
     assert cells == [task.cells[n % len(task.cells)] for n in range(20)]
 
@@ -172,6 +175,33 @@ def test_regret_is_the_true_value_of_what_looked_best_less_the_optimum() -> None
     assert min(true) < true[0]
     assert regret.regrets(task, rows) == pytest.approx((true[0], min(true), np.mean(true[:16])))
     assert regret.regrets(task, rows[:1])[2] == pytest.approx(true[0])
+
+
+def test_regret_is_that_of_what_a_method_reports() -> None:
+    task = problem("flat")
+    rows: list[methods.Row] = [
+        (values, 1.0 + n) for n, values in enumerate(random_values(task, 0, 32))
+    ]
+    true = [task.loss(values) for values, _ in rows]
+    each: list[methods.Row | None] = [rows[16 + place] for place in range(16)]
+    found = regret.regrets(task, rows, (rows[7], each))
+    assert found == pytest.approx((true[7], min(true), np.mean(true[16:32])))
+
+
+def test_our_last_trials_repeat_and_the_believed_one_is_reported() -> None:
+    task = problem("digits")
+    tuner = methods.METHODS["hybrid-tpe"].make(task, 100, 0)
+    rows, _, reported = methods.play(task, tuner, 100, 0, at=(50, 100))
+    fresh, repeats = [v for v, _ in rows[:90]], [v for v, _ in rows[90:]]
+    assert sum(values in fresh for values in repeats) > 5
+    assert sum(values in fresh[:k] for k, values in enumerate(fresh)) == 0
+    for at in (50, 100):
+        best, each = reported[at]
+        assert best in rows[:at]
+        assert best in each, "it is the best of its cell"
+        for cell, row in zip(task.cells, each, strict=True):
+            assert row is not None
+            assert cell.items() <= row[0].items()
 
 
 def test_a_run_prints_every_method_beside_the_yardsticks(

@@ -107,9 +107,7 @@ class Budget(BudgetSettings):
     last `confirm` repeat leading configurations.
     """
 
-    # In a spec these two are always set; `BudgetSettings` allows None.
-    trials: int = field()
-    confirm: int = 0
+    trials: int = field()  # in a spec it is always set; `BudgetSettings` allows None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,6 @@ from orchestrator.settings import (
     BudgetSettings,
     HyperbandSettings,
     RunnerSettings,
-    SamplerSettings,
     StudySettings,
     chosen,
 )
@@ -54,7 +53,6 @@ from orchestrator.settings import (
 S = TypeVar("S")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MAX_METRIC = 100
-_CONFIRM_FROM = 100  # trials: with fewer, confirmation takes more than it gives (docs/search.md)
 _MAX_PARAM = 512  # Optuna's column for parameter names
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
@@ -82,7 +80,6 @@ def study_spec(composed: Composed) -> StudySpec:
     _check_resolution(params, space)
     objective = _objective(config, params, space, metrics)
     grid, search = tuple(space.grid.values()), tuple(space.search.values())
-    sampler = _chosen("sampler", SAMPLERS, resolved(config, "sampler"), "tpe")
     return StudySpec(
         name=name,
         directions=directions,
@@ -91,10 +88,10 @@ def study_spec(composed: Composed) -> StudySpec:
         params=params,
         grid=grid,
         search=search,
-        budget=_budget(config, space, sampler, metrics),
+        budget=_budget(config, space, metrics),
         allocation=_allocation(config),
         infeasible=infeasible(resolved(config, "infeasible"), space),
-        sampler=sampler,
+        sampler=_chosen("sampler", SAMPLERS, resolved(config, "sampler"), "tpe"),
         pruner=_chosen("pruner", PRUNERS, resolved(config, "pruner"), "none"),
         runner=_runner(config),
         seed=_seed_of(name) if study.seed is None else study.seed,
@@ -370,9 +367,7 @@ def _objective(
     return objective
 
 
-def _budget(
-    config: DictConfig, space: Space, sampler: SamplerSettings, metrics: Sequence[str]
-) -> Budget:
+def _budget(config: DictConfig, space: Space, metrics: Sequence[str]) -> Budget:
     budget = checked("budget", BudgetSettings, resolved(config, "budget") or {})
     cells = 1
     for axis in space.grid.values():
@@ -395,23 +390,19 @@ def _budget(
             f"than budget.trials={trials}; raise budget.trials to {shares}, or lower "
             "budget.per_cell or the grid"
         )
-    confirm = budget.confirm or 0
-    if confirm == "auto":
-        searches = sampler.name in ("tpe", "gp") and bool(space.search or not space.grid)
-        pays = searches and len(metrics) == 1 and trials >= _CONFIRM_FROM
-        confirm = min(trials // 10, trials - shares) if pays else 0
-    elif confirm and len(metrics) > 1:
+    if budget.confirm and len(metrics) > 1:
         raise ConfigError(
-            f"budget.confirm={confirm}: with several objectives there is no one best configuration "
-            "to confirm; must be 0 or auto"
+            f"budget.confirm={budget.confirm}: with several objectives there is no one best "
+            "configuration to confirm; must be 0"
         )
-    elif confirm > trials - shares:
+    if budget.confirm > trials - shares:
         raise ConfigError(
-            f"budget.confirm={confirm}: of budget.trials={trials}, {trials - shares} are left "
-            f"beyond the guaranteed ones ({cells} cells with {per_cell} each); raise budget.trials "
-            f"to {shares + confirm}, or lower budget.confirm or budget.per_cell"
+            f"budget.confirm={budget.confirm}: of budget.trials={trials}, {trials - shares} are "
+            f"left beyond the guaranteed ones ({cells} cells with {per_cell} each); raise "
+            f"budget.trials to {shares + budget.confirm}, or lower budget.confirm or "
+            "budget.per_cell"
         )
-    return Budget(**{**vars(budget), "trials": trials, "per_cell": per_cell, "confirm": confirm})
+    return Budget(**{**vars(budget), "trials": trials, "per_cell": per_cell})
 
 
 def _allocation(config: DictConfig) -> str:

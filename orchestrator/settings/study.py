@@ -105,15 +105,13 @@ class BudgetSettings:
         " two cells, the failures must come from at least two. `auto`: 4 for each worker that"
         " serves it, 20 at most; null: never. `resume` or a launch continues the study",
     )
-    confirm: Any = knob(
-        "auto",
-        "the last trials, which repeat the leading configurations with other seeds until one is "
+    confirm: int = knob(
+        0,
+        "so many of the last trials repeat leading configurations with other seeds, until one is "
         "clearly the best",
-        word_or_whole("auto", 0, MAX_TRIALS, of="trials"),
-        null="none",
-        more="`auto`: a tenth of `trials` from 100 trials on, where `tpe` or `gp` searches for one"
-        " objective. They are part of `trials`, but never of a cell's guaranteed ones. What is not"
-        " needed goes where the other trials go. See [how trials are"
+        within(0, MAX_TRIALS),
+        more="They are part of `trials`, but never of a cell's guaranteed ones. What is not needed"
+        " goes where the other trials go. See [how trials are"
         " chosen](search.md#noise-and-confirmation)",
     )
 

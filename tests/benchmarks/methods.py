@@ -22,8 +22,8 @@ from tests.benchmarks.problems import Problem, Values
 
 PER_CELL = 2
 """Trials that adaptive allocation guarantees to every cell."""
-CONFIRM_FROM = 100
-"""From this many trials on, `budget.confirm` is a tenth of them by default."""
+CONFIRMING = 0.1
+"""The share of the trials that confirm, in the methods that do."""
 
 MEDIAN_S, SPREAD = 2.0, 0.3
 """Median duration of the trials of several workers, and the standard deviation of its logarithm."""
@@ -60,7 +60,14 @@ class Ours:
     """
 
     def __init__(
-        self, problem: Problem, trials: int, seed: int, sampler: str, *, adaptive: bool = False
+        self,
+        problem: Problem,
+        trials: int,
+        seed: int,
+        sampler: str,
+        *,
+        adaptive: bool = False,
+        confirm: bool = False,
     ) -> None:
         allocation = "adaptive" if adaptive else "uniform"
         self._search = Search(
@@ -68,7 +75,7 @@ class Ours:
         )
         self._cells = problem.cells
         self._shares = PER_CELL * len(self._cells) if adaptive else trials
-        self._confirming = trials - (trials // 10 if trials >= CONFIRM_FROM else 0)
+        self._confirming = trials - int(CONFIRMING * trials) if confirm else trials
         self._asked: dict[int, tuple[int, Suggestion]] = {}
         self._values: list[Values] = []
 
@@ -184,8 +191,10 @@ class Method:
     slow: bool = False
 
 
-def _ours(sampler: str, *, adaptive: bool = False) -> Method:
-    return Method(lambda p, trials, seed: Ours(p, trials, seed, sampler, adaptive=adaptive))
+def _ours(sampler: str, *, adaptive: bool = False, confirm: bool = False) -> Method:
+    return Method(
+        lambda p, trials, seed: Ours(p, trials, seed, sampler, adaptive=adaptive, confirm=confirm)
+    )
 
 
 _TPE, _GP = optuna.samplers.TPESampler, optuna.samplers.GPSampler
@@ -203,6 +212,10 @@ METHODS: dict[str, Method] = {
     **{
         f"hybrid-{name}-adaptive": _ours(name, adaptive=True)
         for name in ("gp", "tpe", "random", "qmc")
+    },
+    **{
+        f"hybrid-{name}-adaptive-confirm": _ours(name, adaptive=True, confirm=True)
+        for name in ("gp", "tpe")
     },
 }
 

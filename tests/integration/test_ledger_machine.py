@@ -32,6 +32,7 @@ from orchestrator.model import Budget, Completed, Failed, Pruned, Report
 from orchestrator.settings import InfeasibleSettings
 from orchestrator.store import (
     Attempt,
+    Choice,
     Claim,
     Silent,
     SlotOffer,
@@ -141,9 +142,17 @@ class LedgerMachine(RuleBasedStateMachine):
         rest=st.integers(0, 2),
         allowed=st.sampled_from([0, 1, 1000]),
         grows=st.booleans(),
+        confirms=st.booleans(),
     )
-    def launch(self, cells: int, per_cell: int, rest: int, allowed: int, grows: bool) -> None:
-        budget = Budget(cells * per_cell + rest, per_cell, max_failures_per_cell=allowed)
+    def launch(
+        self, cells: int, per_cell: int, rest: int, allowed: int, grows: bool, confirms: bool
+    ) -> None:
+        budget = Budget(
+            cells * per_cell + rest,
+            per_cell,
+            max_failures_per_cell=allowed,
+            confirm=rest if confirms else 0,
+        )
         runner = replace(RUNNER, max_attempts=MAX_ATTEMPTS, retries=MAX_RETRIES)
         infeasible = InfeasibleSettings(monotone={"a": "memory"} if grows else {})
         self.spec = replace(
@@ -230,14 +239,29 @@ class LedgerMachine(RuleBasedStateMachine):
             with self.refused_if(lease.worker_id in self.gone):
                 self.store.ledger.give_back_held(lease, "its answer was lost")
                 self.give_back_all(lease.worker_id)
-                claim = self.store.ledger.claim_one(lease, self.study, PLACE)
-                assert not isinstance(claim, Undecided)
+                claim = self.claim_next(lease)
                 self.idle = claim is None
                 if claim is not None:
                     self.claimed(lease, claim)
         if isinstance(claim, Ticket):
             for _ in range(creates):
                 self.create(len(self.claims) - 1)
+
+    def claim_next(self, lease: WorkerLease) -> Claim | None:
+        """What is next; a trial that may confirm repeats the first complete one."""
+        claim_one, confirm = self.store.ledger.claim_one, self.spec.budget.confirm
+        claim = claim_one(lease, self.study, PLACE, confirm=confirm)
+        if isinstance(claim, Undecided):
+            assert claim.confirms
+            complete = self.sql(
+                "SELECT l.ordinal, o.number FROM orchestrator.trial o JOIN orchestrator.cell l ON "
+                f"l.cell_id = o.cell_id WHERE o.study_id = {self.study} AND o.state = 'COMPLETE' "
+                "ORDER BY o.number LIMIT 1"
+            )
+            choice = Choice(complete[0][0], {}, complete[0][1]) if complete else None
+            claim = claim_one(lease, self.study, PLACE, choice)
+        assert not isinstance(claim, Undecided)
+        return claim
 
     @precondition(lambda self: self.claims)
     @rule(how=st.sampled_from(["evict", "deregister", "release", "retry", "claim"]), by=ANY)

@@ -190,12 +190,12 @@ def test_regret_is_that_of_what_a_method_reports() -> None:
 
 def test_our_last_trials_repeat_and_the_believed_one_is_reported() -> None:
     task = problem("digits")
-    tuner = methods.METHODS["hybrid-tpe"].make(task, 100, 0)
-    rows, _, reported = methods.play(task, tuner, 100, 0, at=(50, 100))
-    fresh, repeats = [v for v, _ in rows[:90]], [v for v, _ in rows[90:]]
-    assert sum(values in fresh for values in repeats) > 5
+    tuner = methods.METHODS["hybrid-tpe-adaptive-confirm"].make(task, 60, 0)
+    rows, _, reported = methods.play(task, tuner, 60, 0, at=(30, 60))
+    fresh, repeats = [v for v, _ in rows[:54]], [v for v, _ in rows[54:]]
+    assert any(values in fresh for values in repeats)
     assert sum(values in fresh[:k] for k, values in enumerate(fresh)) == 0
-    for at in (50, 100):
+    for at in (30, 60):
         best, each = reported[at]
         assert best in rows[:at]
         assert best in each, "it is the best of its cell"

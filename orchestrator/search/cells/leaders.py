@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.model import JSONValue, Limits, clipped
-from orchestrator.search.cells.allocation import top_two
+from orchestrator.search.cells.allocation import gains_of_one_more
 from orchestrator.search.cells.configurations import Configurations, is_enough
 from orchestrator.search.cells.model import CellModel
 from orchestrator.search.cells.optima import WIDENED, root
@@ -23,7 +23,6 @@ from orchestrator.search.trials.mirror import Mirror
 MOST = 128
 """Configurations that are compared jointly: those of the best means."""
 N_DRAWS = 2000
-N_DRAWS_OF_RACE = 512
 TIED = 0.1
 """A configuration is tied with the best one if it is the better of the two with at least this
 probability.
@@ -79,6 +78,11 @@ class _Tried:
         points, n = all_tried.points[:MOST], surrogate.layout.n_searched
         covariance = posterior.at(points[:, :n], points[:, n:]).covariance(slice(None))
         return _Tried(surrogate, all_tried.mean[:MOST], covariance, all_tried.rows[:MOST])
+
+    @property
+    def noise_variance(self) -> float:
+        """In the model's units."""
+        return self.surrogate.hyperparameters.noise
 
     def noise(self) -> Noise:
         """The belief about the noise, in the objective's units."""
@@ -164,38 +168,41 @@ def confirm(
     """The number of the trial to repeat, and the reason as JSON; None if one configuration is
     clearly the best, or there are fewer than ten complete feasible trials.
 
-    By top-two Thompson sampling (Russo, 2020): a configuration is taken in proportion to its
-    chance of being the best or the runner-up.
+    It is the one whose repetition is expected to improve most what is reported in the end: the
+    knowledge gradient over the configurations tried (Frazier et al., 2009).
 
     Args:
+        rng: draws what decides whether one is clearly the best.
         may_run: whether a trial can be repeated, by its number.
     """
     history = model.history(mirror)
     tried = _Tried.of(model, history, pending=True)
     if tried is None:
         return None
-    drawn = tried.draws(rng, N_DRAWS_OF_RACE)
-    shares = _shares(drawn)
+    shares = _shares(tried.draws(rng, N_DRAWS))
     numbers = [trial.number for trial in history.trials]
-    mine = [
-        next((n for n in map(numbers.__getitem__, rows) if may_run(n)), None) for rows in tried.rows
-    ]
-    able = np.array([number is not None for number in mine])
-    if shares.max() >= DECIDED or not able.any():
+    mine = {
+        place: number
+        for place, rows in enumerate(tried.rows)
+        for number in [next((n for n in (numbers[row] for row in rows) if may_run(n)), None)]
+        if number is not None
+    }
+    if shares.max() >= DECIDED or not mine:
         return None
-    _, which = top_two(drawn[:, able], rng)
-    place = int(np.flatnonzero(able)[which])
-    number = mine[place]
-    assert number is not None
-    noise = tried.noise()
+    gains = gains_of_one_more(tried.mean, WIDENED**2 * tried.covariance, tried.noise_variance)
+    place = max(mine, key=lambda k: float(gains[k]))
+    number, noise = mine[place], tried.noise()
+    gain = float(gains[place]) * tried.surrogate.scale.std
     return number, {
         "rule": "confirm",
         "why": (
             f"trial {number}'s parameters with another seed: they are the best of those tried with "
-            f"probability {shares[place]:.2f}, and the noise is {noise.std:.3g}"
+            f"probability {shares[place]:.2f}, and the noise is {noise.std:.3g}; so the best that "
+            f"is reported is expected to improve by {gain:.3g}"
         ),
         "confirms": number,
         "probability_best": float(shares[place]),
+        "expected_gain": gain,
         "trials": len(tried.rows[place]),
         "noise": noise.std,
     }

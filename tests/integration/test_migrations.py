@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 
 import psycopg2
 import pytest
@@ -251,3 +252,22 @@ def test_the_revisions_are_those_of_alembic() -> None:
     script = ScriptDirectory.from_config(_config())
     assert revisions() == sorted(revision.revision for revision in script.walk_revisions())
     assert revisions()[-1] == script.get_current_head()
+
+
+def test_a_role_for_workers_may_write_what_a_later_revision_adds(database_url: str) -> None:
+    role = f"workers_{os.getpid()}"
+    Store(database_url).rest()
+    execute(
+        database_url,
+        "ALTER TABLE orchestrator.ticket DROP COLUMN confirms;"
+        "UPDATE orchestrator.version SET version_num = '0009';"
+        f"CREATE ROLE {role}; GRANT UPDATE (state, fixed) ON orchestrator.ticket TO {role}",
+    )
+    try:
+        migrate(database_url)
+        may = f"has_column_privilege('{role}', 'orchestrator.ticket', '{{}}', 'UPDATE')"
+        columns = ("confirms", "fixed", "extra")
+        asked = ", ".join(may.format(column) for column in columns)
+        assert query(database_url, f"SELECT {asked}") == [(True, True, False)]
+    finally:
+        execute(database_url, f"DROP OWNED BY {role}; DROP ROLE {role}")

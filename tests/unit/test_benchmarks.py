@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.model import Searched
 from orchestrator.search import Search, distributions
-from tests.benchmarks import methods, pruning, regret, suggestion_time
+from tests.benchmarks import methods, pruning, regret, repetitions, suggestion_time
 from tests.benchmarks.problems import PROBLEMS, problem
 from tests.benchmarks.tables import DATA
 
@@ -202,6 +202,17 @@ def test_our_last_trials_repeat_and_the_believed_one_is_reported() -> None:
         for cell, row in zip(task.cells, each, strict=True):
             assert row is not None
             assert cell.items() <= row[0].items()
+
+
+def test_repetitions_are_compared_on_spaces_whose_optima_are_found() -> None:
+    task = repetitions.lattice(1)
+    drawn = random_values(task, 0, 1600)
+    for cell, optimum in zip(task.cells, task.optima, strict=True):
+        tried = [values for values in drawn if cell.items() <= values.items()]
+        assert min(task.loss(values) for values in tried) == pytest.approx(optimum)
+    jobs = [repetitions.Job("hybrid-tpe", 1, 0, repeats) for repeats in (True, False)]
+    done = {job: repetitions.measure(job) for job in jobs}
+    assert done[jobs[0]][1] < done[jobs[1]][1] == 100, "points are only tried again if allowed"
 
 
 def test_a_run_prints_every_method_beside_the_yardsticks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -190,3 +191,25 @@ def test_estimates_stay_within_the_bounds_of_the_metric() -> None:
     found = drive(0.1, spec=bounded).leaders()
     assert found is not None
     assert all(leader.low >= 0.0 and leader.mean >= 0.0 for leader in found.configurations)
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp"])
+def test_in_a_discrete_space_the_good_points_are_tried_again_where_there_is_noise(
+    name: str,
+) -> None:
+    kinds = Searched("kind", "categorical", choices=("a", "b", "c"))
+    space = (Searched("x", "int", 1, 6), kinds)
+    discrete = replace(SPEC, grid=(), search=space, sampler=sampler_settings(name))
+    for noise in (0.0, 0.1):
+        search, rng = Search(discrete), np.random.default_rng(0)
+        seen: Counter[tuple[Any, ...]] = Counter()
+        for number in range(50):
+            asked = search.ask({}, ticket=number, retry=0)
+            x, kind = asked.values["x"], asked.values["kind"]
+            value = 0.05 * (x - 4) ** 2 + 0.3 * (kind != "b") + noise * rng.standard_normal()
+            search.feed([TrialNews(number, "COMPLETE", asked.params, (value,), cell=0)])
+            seen[x, kind] += 1
+            if number == 17 and not noise:
+                assert len(seen) > 14, "the quasi-random start may repeat, the sampler does not"
+        best = sum(seen[x, "b"] for x in (3, 4, 5))
+        assert len(seen) == 18 if not noise else best > 25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,10 @@ from orchestrator.search.trials.threads import Library
 special = Library("scipy.special")
 
 N_FANTASIES = 8
+NOISY = 0.05
+"""A repetition can be worth something where the noise is believed, with a probability of 0.95, to
+have at least this standard deviation; that of all losses is 1.
+"""
 
 
 class Improvement:
@@ -33,7 +38,7 @@ class Improvement:
         posterior, self.x, self.losses = surrogate.imagined(
             rng.standard_normal((len(surrogate.pending), N_FANTASIES))
         )
-        self._posterior, self._cell = posterior, cell[None, :]
+        self._surrogate, self._posterior, self._cell = surrogate, posterior, cell[None, :]
         n = surrogate.layout.n_searched
         self.here: npt.NDArray[np.bool_] = (self.x[:, n:] == cell).all(axis=1)
         among = self.x[self.here] if self.here.any() else self.x
@@ -46,6 +51,26 @@ class Improvement:
         value = log_improvement((self._incumbent - mean) / std) + np.log(std)
         result: Array = special.logsumexp(value, axis=1)
         return result
+
+    def of_repeating(self, points: Array) -> Array:
+        """Of points that were tried, comparable with those of points that were not: only so much as
+        another noisy value is expected to move the mean there (Scott et al., 2011).
+
+        Minus infinity where there is no noise: the same value again teaches nothing.
+        """
+        if not len(points) or not self._noisy:
+            return np.full(len(points), -math.inf)
+        marginal = self._posterior.at(points, self._cell)
+        mean, variance = marginal.mean, marginal.std**2
+        moved = variance / np.sqrt(variance + self._posterior.noise)
+        value = log_improvement((self._incumbent - mean) / moved) + np.log(moved)
+        result: Array = special.logsumexp(value, axis=1)
+        return result
+
+    @cached_property
+    def _noisy(self) -> bool:
+        least = self._surrogate.posterior().noise_quantiles(self._surrogate.y, [0.05])[0]
+        return bool(least > NOISY**2)
 
 
 def log_improvement(z: Array) -> Array:

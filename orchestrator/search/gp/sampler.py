@@ -4,7 +4,6 @@ point of one cell.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,8 +46,9 @@ class HybridGPSampler(BaseSampler):
     failures count as the worst loss, and running trials are imagined to end in all likely ways
     (joint fantasies). Of more than 400 trials the best, those nearest to the cell and a spread of
     the others are kept, so time and memory are bounded. Parameters that a trial does not have are
-    assumed to be in the middle. If all parameters are discrete, no point is suggested twice in a
-    cell while others are left. Studies of several objectives are left to `HybridTPESampler`.
+    assumed to be in the middle. If all parameters are discrete, a point is suggested twice in a
+    cell only where there is noise, and a second value is expected to improve more than a new point.
+    Studies of several objectives are left to `HybridTPESampler`.
 
     Args:
         n_startup_trials: trials of the study (in any cell) that must have ended before the model is
@@ -126,7 +126,8 @@ class HybridGPSampler(BaseSampler):
         def worth(points: Array) -> Array:
             value = improvement(points)
             if whole:
-                value[repeated(searched, points, tried)] = -math.inf
+                again = repeated(searched, points, tried)
+                value[again] = improvement.of_repeating(points[again])
             return value
 
         return self._climb(searched, worth, improvement.x[np.argsort(improvement.losses[:, 0])[:5]])

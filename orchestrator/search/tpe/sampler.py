@@ -193,33 +193,37 @@ class HybridTPESampler(BaseSampler):
         below = Mixture(searched, at_best, near[good], widths)
         above = Mixture(searched, others, weights, SHARPER * widths)
         candidates = below.sample(self._rng, DRAWS * self._n_ei_candidates)
+        had = candidates[:0]
         if whole and all(column.n_choices or column.step for column in searched):
-            had = history.pending[(history.pending[:, n:] == context.point).all(axis=1)]
+            running = history.pending[(history.pending[:, n:] == context.point).all(axis=1)]
+            had = np.vstack([history.coordinates(here), running])[:, :n]
+            had = had[~np.isnan(had).any(axis=1)]
             candidates = np.vstack([candidates, spread(searched, len(candidates), self._rng)])
-            candidates = _untried(candidates, np.vstack([history.coordinates(here), had])[:, :n])
-        _, first = np.unique(candidates.round(9), axis=0, return_index=True)
-        candidates = candidates[np.sort(first)]  # few values are drawn often
+            candidates = _untried(candidates, had)
+        candidates = _distinct(candidates)  # few values are drawn often
         ratio = below.log_density(candidates) - above.log_density(candidates)
         # of a part, or of several losses, the process knows nothing
         if not whole or len(study.directions) > 1:
             best: Array = candidates[int(np.argmax(ratio))]
             return best
         likeliest = candidates[np.argsort(-ratio, kind="stable")[:RANKED]]
-        result: Array = likeliest[
-            int(np.argmax(self._worth(searched, context, history, likeliest)))
-        ]
+        improvement = self._improvement(searched, context, history)
+        worth = improvement(likeliest)
+        if len(had):  # where there is noise, a known point may be worth another trial
+            again = _distinct(had)
+            likeliest = np.vstack([likeliest, again])
+            worth = np.concatenate([worth, improvement.of_repeating(again)])
+        result: Array = likeliest[int(np.argmax(worth))]
         return result
 
-    def _worth(
-        self, searched: Sequence[Column], context: Context, history: History, points: Array
-    ) -> Array:
-        """What the Gaussian process expects of each point."""
+    def _improvement(
+        self, searched: Sequence[Column], context: Context, history: History
+    ) -> Improvement:
+        """What the Gaussian process expects of points."""
         surrogate = Surrogate.of(
             history, searched, context.columns, self.fits, least=self._n_startup_trials
         )
-        return Improvement(surrogate.near(context.point, RANKED_BY), context.point, self._rng)(
-            points
-        )
+        return Improvement(surrogate.near(context.point, RANKED_BY), context.point, self._rng)
 
     def _sharing(
         self, study: Study, searched: Sequence[Column], context: Context, history: History
@@ -248,6 +252,12 @@ class HybridTPESampler(BaseSampler):
             x = first.coordinates(latest)
             self._learnt = key, learn_sharing(searched, context.columns, x, badness[latest])
         return self._learnt[1]
+
+
+def _distinct(points: Array) -> Array:
+    """Each point once, in the order of their first appearance."""
+    _, first = np.unique(points.round(9), axis=0, return_index=True)
+    return points[np.sort(first)]
 
 
 def _untried(candidates: Array, points: Array) -> Array:

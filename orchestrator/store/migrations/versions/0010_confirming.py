@@ -18,6 +18,22 @@ def upgrade() -> None:
         comment="number of the trial whose parameters it repeats with another seed",
     )
     op.add_column("ticket", confirms, schema=SCHEMA)
+    # A role for workers that may write the other columns needs this one as well.
+    op.execute(
+        f"""
+        DO $$
+        DECLARE who text;
+        BEGIN
+            FOR who IN
+                SELECT DISTINCT grantee FROM information_schema.column_privileges
+                WHERE table_schema = '{SCHEMA}' AND table_name = 'ticket'
+                    AND column_name = 'fixed' AND privilege_type = 'UPDATE' AND grantee <> 'PUBLIC'
+            LOOP
+                EXECUTE format('GRANT UPDATE (confirms) ON {SCHEMA}.ticket TO %I', who);
+            END LOOP;
+        END $$
+        """
+    )
     op.create_check_constraint(
         "ticket_confirms",
         "ticket",

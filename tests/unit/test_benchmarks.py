@@ -212,7 +212,10 @@ def test_repetitions_are_compared_on_spaces_whose_optima_are_found() -> None:
         assert min(task.loss(values) for values in tried) == pytest.approx(optimum)
     jobs = [repetitions.Job("hybrid-tpe", 1, 0, repeats) for repeats in (True, False)]
     done = {job: repetitions.measure(job) for job in jobs}
-    assert done[jobs[0]][1] < done[jobs[1]][1] == 100, "points are only tried again if allowed"
+    again, never = (done[job][1] for job in jobs)
+    assert again < 90 < never, (
+        "but for the quasi-random start, points are tried again only if allowed"
+    )
 
 
 def test_a_run_prints_every_method_beside_the_yardsticks(

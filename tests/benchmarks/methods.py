@@ -33,10 +33,30 @@ prepared for.
 """
 
 Row = tuple[Values, float]
-Reported = tuple[Row | None, list[Row | None]]
-"""The trial that is reported as the best, and as the best of each cell; None: the one with the best
-value.
+Belief = tuple[float, float, float]
+"""About a cell's optimum: the ends of a 90 % interval, and the probability that no other cell's is
+better.
 """
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a tuner says: the numbers of the trials that it reports as the best, and as the best of
+    each cell, and what it believes of each cell. None, or nothing: the one with the best value.
+    """
+
+    best: int | None = None
+    each: Sequence[int | None] = ()
+    beliefs: Sequence[Belief | None] = ()
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The same with the trials themselves."""
+
+    best: Row | None = None
+    each: Sequence[Row | None] = ()
+    beliefs: Sequence[Belief | None] = ()
 
 
 class Tuner(Protocol):
@@ -48,10 +68,8 @@ class Tuner(Protocol):
     def tell(self, number: int, value: float) -> None:
         """The trial ended with that loss."""
 
-    def reported(self) -> tuple[int | None, list[int | None]]:
-        """Number of the trial that it reports as the best, and as the best of each cell, by what it
-        was told so far; None: the one with the best value.
-        """
+    def reported(self) -> Said:
+        """By what it was told so far."""
 
 
 class Ours:
@@ -102,12 +120,12 @@ class Ours:
             return self._search.choose_cell(cells, ticket=number, retry=0)[0], {}
         return number % len(cells), {}
 
-    def reported(self) -> tuple[int | None, list[int | None]]:
-        leaders = self._search.leaders()
-        each = self._search.summary(self._cells)
-        return (
+    def reported(self) -> Said:
+        leaders, each = self._search.leaders(), self._search.summary(self._cells)
+        return Said(
             None if leaders is None else leaders.best.trials[0],
-            [None if estimate is None else estimate.trial for estimate in each],
+            [None if e is None else e.trial for e in each],
+            [None if e is None else (e.low, e.high, e.probability_best) for e in each],
         )
 
     def tell(self, number: int, value: float) -> None:
@@ -147,8 +165,8 @@ class Plain:
     def tell(self, number: int, value: float) -> None:
         self.study.tell(self._trials.pop(number), value)
 
-    def reported(self) -> tuple[int | None, list[int | None]]:
-        return None, []
+    def reported(self) -> Said:
+        return Said()
 
 
 class Apart:
@@ -177,8 +195,8 @@ class Apart:
     def tell(self, number: int, value: float) -> None:
         self._studies[number % len(self._cells)].tell(self._trials.pop(number), value)
 
-    def reported(self) -> tuple[int | None, list[int | None]]:
-        return None, []
+    def reported(self) -> Said:
+        return Said()
 
 
 @dataclass(frozen=True)
@@ -287,10 +305,11 @@ def play(
         tuner.tell(number, value)
         spent += time.process_time() - before
         if len(rows) in at:
-            best, each = tuner.reported()
-            reported[len(rows)] = (
-                None if best is None else of_number[best],
-                [None if n is None else of_number[n] for n in each],
+            said = tuner.reported()
+            reported[len(rows)] = Reported(
+                None if said.best is None else of_number[said.best],
+                [None if n is None else of_number[n] for n in said.each],
+                said.beliefs,
             )
         paces[worker].ran(float(lasts[number]))
         begin(worker, now)

@@ -39,13 +39,15 @@ from rich.progress import track
 
 from orchestrator.search.gp import surrogate
 from orchestrator.search.gp.surrogate import Surrogate
-from tests.benchmarks.methods import APART, METHODS, YARDSTICK, Reported, Row, play
+from tests.benchmarks.methods import APART, METHODS, YARDSTICK, Belief, Reported, Row, play
 from tests.benchmarks.problems import Problem
 from tests.benchmarks.sets import SETS, problem, subsets
 
+NOTHING = Reported()
 LEAST = 1e-5
 """Regrets below count as this, so that their ratios stay finite."""
 RESAMPLED = 400
+SURE = 0.95
 
 Array = npt.NDArray[np.float64]
 Way: TypeAlias = tuple[int, int]
@@ -83,10 +85,14 @@ class Result:
     of_best: float
     by_cell: float
     ms: float
+    believed: int = 0
+    held: int = 0
+    sure: int = 0
+    right: int = 0
 
 
 def regrets(
-    task: Problem, rows: Sequence[Row], reported: Reported = (None, [])
+    task: Problem, rows: Sequence[Row], reported: Reported = NOTHING
 ) -> tuple[float, float, float]:
     """Regret of the trial that is reported as the best, of the truly best, and the mean over cells
     of the regret of what is reported as the best there.
@@ -95,7 +101,7 @@ def regrets(
     """
     judged = [(task.loss(values), value, values) for values, value in rows]
     worst, least = max(true for true, _, _ in judged), min(task.optima)
-    best, each = reported
+    best, each = reported.best, reported.each
     of_cells = []
     for place, (cell, optimum) in enumerate(zip(task.cells, task.optima, strict=True)):
         mine = [row for row in judged if all(row[2][path] == value for path, value in cell.items())]
@@ -128,8 +134,24 @@ def measure(job: Job) -> list[Result]:
         regret, of_best, by_cell = (
             max(found, task.resolution) for found in regrets(task, rows[:at], reported[at])
         )
-        results.append(Result(*facts, regret, of_best, by_cell, ms=1e3 * spent / trials))
+        ms, beliefs = 1e3 * spent / trials, reported[at].beliefs
+        found = Result(*facts, regret, of_best, by_cell, ms, **calibration(task, beliefs))
+        results.append(found)
     return results
+
+
+def calibration(task: Problem, beliefs: Sequence[Belief | None]) -> dict[str, Any]:
+    """How many cells there are estimates of, how many of their intervals hold the optimum, and
+    whether a cell that is called the best with a probability of 0.95 is the best.
+    """
+    pairs = [(b, optimum) for b, optimum in zip(beliefs, task.optima, strict=False) if b]
+    sure = [optimum for (_, _, probability), optimum in pairs if probability >= SURE]
+    return {
+        "believed": len(pairs),
+        "held": sum(low <= optimum <= high for (low, high, _), optimum in pairs),
+        "sure": len(sure),
+        "right": sum(optimum <= min(task.optima) + task.resolution for optimum in sure),
+    }
 
 
 class Figures:
@@ -248,6 +270,26 @@ def table(lines: Sequence[dict[str, Any]], problems: Sequence[str]) -> str:
             cell(line[key]) + (f" ({line[key]['seeds']})" if line[key] else "") for key in losses
         ]
         rows.append(row + [f"{line['regret']['problems'][name]:.2f}" for name in problems])
+    return _aligned(rows)
+
+
+def calibrations(results: Sequence[Result]) -> str:
+    """For each method that says what it believes, and each number of trials: the share of cells
+    whose 90 % interval holds their optimum, how often a cell was called the best with a probability
+    of 0.95 or more, and how often it was. Empty if none does.
+    """
+    rows = [["trials", "method", "intervals hold", "called the best", "right"]]
+    for at, method in dict.fromkeys((r.at, r.method) for r in results if r.believed):
+        mine = [r for r in results if (r.at, r.method) == (at, method)]
+        believed, held, sure, right = (
+            sum(getattr(r, name) for r in mine) for name in ("believed", "held", "sure", "right")
+        )
+        share = f"{right / sure:.3f}" if sure else "-"
+        rows.append([str(at), method, f"{held / believed:.3f}", f"{sure} of {len(mine)}", share])
+    return _aligned(rows) if len(rows) > 1 else ""
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
@@ -425,6 +467,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = {title: summed(part) for title, part in subsets(tuple(options.problems)).items()}
     for title, part in parts.items():
         print(f"\n{title}\n{table(part, ())}")
+    if calibrated := calibrations([r for r in all_results if (r.workers, r.ahead) == ALONE]):
+        print(f"\nwhat is believed of the cells\n{calibrated}")
     if options.json:
         written = {
             "arguments": vars(options),

@@ -80,7 +80,7 @@ def measure(job: Job) -> tuple[list[float], int]:
         improvement.NOISY = before
     regrets = []
     for at in AT:
-        best = reported[at][0]
+        best = reported[at].best
         assert best is not None
         regrets.append(task.loss(best[0]) - min(task.optima))
     return regrets, len({tuple(sorted(values.items())) for values, _ in rows})

@@ -146,8 +146,8 @@ def test_workers_at_once_are_asked_while_the_others_run() -> None:
         def tell(self, number: int, value: float) -> None:
             running.remove(number)
 
-        def reported(self) -> tuple[int | None, list[int | None]]:
-            return None, []
+        def reported(self) -> methods.Said:
+            return methods.Said()
 
     rows, _, _ = methods.play(task, Watched(), 20, 0, workers=8)
     assert seen == [0, 1, 2, 3, 4, 5, 6, *[7] * 13]
@@ -184,8 +184,22 @@ def test_regret_is_that_of_what_a_method_reports() -> None:
     ]
     true = [task.loss(values) for values, _ in rows]
     each: list[methods.Row | None] = [rows[16 + place] for place in range(16)]
-    found = regret.regrets(task, rows, (rows[7], each))
+    found = regret.regrets(task, rows, methods.Reported(rows[7], each))
     assert found == pytest.approx((true[7], min(true), np.mean(true[16:32])))
+
+
+def test_calibration_counts_intervals_and_cells_that_are_called_the_best() -> None:
+    task = problem("unrelated")
+    least = min(range(8), key=task.optima.__getitem__)
+    exact: list[methods.Belief | None] = [(o - 0.01, o + 0.01, 0.0) for o in task.optima]
+    off: list[methods.Belief | None] = [(o + 0.01, o + 0.02, 0.0) for o in task.optima]
+    found = regret.calibration(task, exact)
+    assert found == {"believed": 8, "held": 8, "sure": 0, "right": 0}
+    assert regret.calibration(task, [None, *off[1:]])["held"] == 0
+    for sure, right in ((least, 1), ((least + 1) % 8, 0)):
+        called = [(0.0, 1.0, 0.96 if cell == sure else 0.01) for cell in range(8)]
+        found = regret.calibration(task, called)
+        assert (found["sure"], found["right"]) == (1, right)
 
 
 def test_our_last_trials_repeat_and_the_believed_one_is_reported() -> None:
@@ -196,7 +210,7 @@ def test_our_last_trials_repeat_and_the_believed_one_is_reported() -> None:
     assert any(values in fresh for values in repeats)
     assert sum(values in fresh[:k] for k, values in enumerate(fresh)) == 0
     for at in (30, 60):
-        best, each = reported[at]
+        best, each = reported[at].best, reported[at].each
         assert best in rows[:at]
         assert best in each, "it is the best of its cell"
         for cell, row in zip(task.cells, each, strict=True):

@@ -8,8 +8,10 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 
+import optuna
 import pytest
 
+from orchestrator.model import Budget
 from orchestrator.store import Store
 from tests.support import invariants
 from tests.support.commands import Commands
@@ -69,6 +71,35 @@ def test_a_worker_killed_around_a_commit_leaves_nothing_undone(
     reached = [n for n in points if survive(commands, store, f"{side}-commit:{n}", f"study{n}")]
     figures(points=len(points), reached=len(reached))
     assert len(reached) >= 15, "it came to most of them"
+
+
+@pytest.mark.parametrize(
+    ("step", "again"), [("after-claim", 0), ("after-create", 1), ("after-result", 0)]
+)
+def test_a_worker_killed_while_it_confirms_leaves_nothing_undone(
+    commands: Commands, store: Store, step: str, again: int
+) -> None:
+    noisy = {"_target_": "tests.support.training.noisy"}
+    # Twelve trials, so that the model has something to say, and four that may confirm.
+    study = store.studies.launch(
+        spec(cells=3, objective=noisy, budget=Budget(16, 1, confirm=4))
+    ).study_id
+    with Fleet(commands, "worker.idle_timeout_s=0.3", "worker.prefetch=0") as fleet:
+        fleet.start("worker.max_trials=12").ended()
+        doomed = fleet.start(crash_at=step)
+        doomed.expected_dead = True
+        assert doomed.ended() == -signal.SIGKILL
+        fleet.start().ended()
+        fleet.none_crashed()
+    trials = optuna.load_study(study_name="study", storage=str(commands.url)).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 16
+    confirming = [t for t in trials if "orchestrator:confirms" in t.user_attrs]
+    assert 0 < len(confirming) <= 4
+    for trial in confirming:
+        of = trials[trial.user_attrs["orchestrator:confirms"]]
+        assert (trial.params, trial.values != of.values) == (of.params, True)
+    assert sum(t.attempts - 1 for t in store.reads.trials(study)) == again
+    assert store.doctor.examine().findings == ()
 
 
 def test_a_result_that_its_worker_did_not_deliver_is_delivered_and_not_computed_again(

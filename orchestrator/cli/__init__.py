@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import importlib
 import os
 import sys
@@ -12,14 +11,14 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import orchestrator
-from orchestrator.cli.commands import COMMANDS, overview
+from orchestrator.cli.commands import COMMANDS, INTERRUPTED, overview
 from orchestrator.errors import ConfigError, OrchestratorError, did_you_mean
+from orchestrator.lazy import uncollected
 
 if TYPE_CHECKING:
     from orchestrator.cli.call import Call
 
 __all__ = ["COMMANDS", "main"]
-_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"orchestrator: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has closed it, as head does
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -96,18 +95,11 @@ def _dispatch(arguments: list[str]) -> int:
 
 @contextmanager
 def _imports() -> Iterator[None]:
-    """For slow imports: says on a terminal that they take long, on a busy machine.
-
-    Imports create no garbage, and collections during them make them a fifth slower.
-    """
+    """For slow imports: says on a terminal that they take long, on a busy machine."""
     from orchestrator.cli.waiting import waiting
 
-    with waiting("starting", only_on_terminal=True):
-        gc.disable()
-        try:
-            yield
-        finally:
-            gc.enable()
+    with waiting("starting", only_on_terminal=True), uncollected():
+        yield
 
 
 def _shown(call: Call) -> str:

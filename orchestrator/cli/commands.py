@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 RETRY: Final = "retry=failed"
+INTERRUPTED: Final = 130
+"""The exit code of a command that the user interrupted."""
 """The word that makes a launch run the failed trials again."""
 
 _JSON: Final = {"--json": "print JSON, for programs"}

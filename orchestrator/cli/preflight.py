@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
-import tempfile
 from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from orchestrator import config
 from orchestrator.cli.call import Call
-from orchestrator.devices import discover
+from orchestrator.cli.waiting import waiting
 from orchestrator.errors import ELSEWHERE, ConfigError, OrchestratorError, denied
-from orchestrator.model import StudySpec
-from orchestrator.runner import Runner, check_allowed
-from orchestrator.runner.files import Checkpoints
-from orchestrator.runner.files.artifacts import checked_place
+from orchestrator.model import StudySpec, value_label
+from orchestrator.program import label
+from orchestrator.runner import Import, check_allowed
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
 
 _IMPORTED_LATER: Final = (
     "alembic",
+    "colorsys",
+    "getpass",
+    "glob",
     "hydra",
+    "mimetypes",
     "numpy",
     "omegaconf",
     "optuna",
+    "psutil",
     "psycopg2",
+    "resource",
+    "rich",
     "scipy",
     "sqlalchemy",
+    "sysconfig",
+    "termios",
     "torch",
     "yaml",
 )
-"""Packages that workers or objectives import, although this process may not have done so yet."""
+"""Modules that workers or objectives import, although this process may not have done so yet."""
 CPU_WORKERS: Final = 2
 """Workers that `launch` starts on a machine without a GPU."""
 
@@ -45,6 +54,8 @@ def worker_count(call: Call) -> int:
         DeviceError: `worker.devices` names a device that this host does not have.
         ConfigError: several workers would share one `worker.health_file`.
     """
+    from orchestrator.devices import discover  # slow to import, and a dry run needs it not
+
     settings = call.host.worker
     if settings.count == 0:
         return 0
@@ -68,6 +79,10 @@ def check_runs_directory(call: Call, count: int) -> None:
     """
     if not count:
         return
+    import tempfile
+
+    from orchestrator.runner.files.artifacts import checked_place
+
     paths = call.host.paths
     runs = paths.runs
     checked_place(paths.artifacts, paths.data)
@@ -92,7 +107,7 @@ class Importing:
         self._objective = spec.objective
         self._allowed = call.host.worker.allow_targets
         self._start = spec.runner.start
-        self._runner: Runner | None = None
+        self._import: Import | None = None
 
     def __enter__(self) -> Importing:
         with suppress(ConfigError):
@@ -100,8 +115,8 @@ class Importing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._runner is not None:
-            self._runner.close()
+        if self._import is not None:
+            self._import.close()
 
     def finish(self) -> None:
         """Returns if the objective imports.
@@ -110,16 +125,16 @@ class Importing:
             ConfigError: it does not, `worker.allow_targets` does not allow it, or a file of the
                 user's hides a package.
         """
-        self._begin().check()
-        self.__exit__()
+        with waiting(f"importing the objective: {value_label(label(self._objective))}"):
+            self._begin().check()
+            self.__exit__()
 
-    def _begin(self) -> Runner:
+    def _begin(self) -> Import:
         check_shadows(Path.cwd())
         check_allowed(self._objective, self._allowed)
-        if self._runner is None:
-            self._runner = Runner(self._objective, start=self._start)
-            self._runner.begin()
-        return self._runner
+        if self._import is None:
+            self._import = Import(self._objective, start=self._start)
+        return self._import
 
 
 def check_shadows(directory: Path) -> None:
@@ -134,17 +149,23 @@ def check_shadows(directory: Path) -> None:
     if denied(directory) is not None:
         return  # Python finds nothing there; the objective's import tells, if it needs that
     elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != directory.resolve()]
+    try:
+        there = set(os.listdir(directory))  # noqa: PTH208 - names are enough
+    except OSError:
+        return
     loaded = {name.partition(".")[0] for name in sys.modules}
     for name in sorted({*loaded, *_IMPORTED_LATER} - {"__main__"}):
+        if not there & {name, f"{name}.py"}:
+            continue
         mine = [directory / f"{name}.py", directory / name / "__init__.py"]
         found = next((path for path in mine if denied(path.parent) is None and path.exists()), None)
         if found is None:
             continue
-        there = PathFinder.find_spec(name, elsewhere)
-        if there is None or there.origin is None or Path(there.origin).resolve() == found.resolve():
+        other = PathFinder.find_spec(name, elsewhere)
+        if other is None or other.origin is None or Path(other.origin).resolve() == found.resolve():
             continue
         # In a clone of this repository, what hides the installed program is the program itself.
-        if name == "orchestrator" and _same(Path(there.origin), found):
+        if name == "orchestrator" and _same(Path(other.origin), found):
             continue
         raise ConfigError(
             f"{found.relative_to(directory)} in the working directory {directory} hides the "
@@ -160,6 +181,12 @@ def _same(one: Path, other: Path) -> bool:
         return False
 
 
+def remarks(spec: StudySpec) -> list[str]:
+    """Settings that will not have the effect they were chosen for."""
+    idle = config.never_prunes(spec)
+    return [] if idle is None else [idle]
+
+
 def check_checkpoint_places(call: Call, store: Store, spec: StudySpec, count: int) -> None:
     """Returns if a trial finds its checkpoints on whichever host it continues.
 
@@ -171,6 +198,8 @@ def check_checkpoint_places(call: Call, store: Store, spec: StudySpec, count: in
         return
     places = store.reads.checkpoint_places(spec.name)
     if count:
+        from orchestrator.runner.files import Checkpoints
+
         paths = call.host.paths
         here = Checkpoints(paths.checkpoints, paths.runs).identity()
         places.setdefault(here, set()).add(socket.gethostname())

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
 from orchestrator.model import JSONValue, StudySpec, span_label, value_label
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from orchestrator.store import RunningRow
 
 _MOST_VALUE = 16  # characters of one value in a line of parameters
@@ -90,6 +89,9 @@ class Running:
             width: each trial is one line of so many characters, without attempt and worker, and its
                 parameters are cut off; None: they may need several lines.
         """
+        from rich.table import Table  # slow to import, and seldom needed
+        from rich.text import Text
+
         told = any(trial.last is not None for trial in self.trials)
         names = ["running trial", "for"]
         if told:

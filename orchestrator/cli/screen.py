@@ -1,6 +1,7 @@
 """How studies are shown: the plan before a launch, live progress, the results.
 
-Nothing here reads the database.
+Nothing here reads the database. Rich is imported where something is laid out: what only prints
+lines does not need it.
 """
 
 from __future__ import annotations
@@ -15,18 +16,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
-
 from orchestrator.cli.running import Running
 from orchestrator.config import startup_label
 from orchestrator.model import Axis, Searched, StudySpec, cell_label, count_label, value_label
 from orchestrator.program import label
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from orchestrator.search import CellEstimate
     from orchestrator.store import CellRow, Progress, TrialRow
 
@@ -48,6 +45,9 @@ class View:
     """
 
     def __init__(self, spec: StudySpec, *, as_json: bool) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
         self._spec = spec
         self._console = Console(
             file=sys.stderr if as_json else sys.stdout, highlight=False, soft_wrap=True
@@ -80,6 +80,8 @@ class View:
 
     def say(self, text: str) -> None:
         """Prints `text` as it is, above the live table if there is one."""
+        from rich.text import Text
+
         with self._unless_gone():
             self._console.print(Text(text))
 
@@ -125,6 +127,8 @@ class View:
 
         Neither is a reason to end a study.
         """
+        from rich.console import Console
+
         try:
             yield
         except (OSError, SystemExit):
@@ -154,6 +158,9 @@ def live_table(
 
     A third of the lines is for running trials, and what they leave for cells, the best ones first.
     """
+    from rich.console import Group
+    from rich.text import Text
+
     head = Text(headline(spec, progress))
     parts: list[RenderableType] = [head, _bar(progress, width)]
     if note is not None:
@@ -173,6 +180,10 @@ def live_table(
 
 def _bar(progress: Progress, width: int) -> RenderableType:
     """``━━━━━━━━━━━━━━━━━━━━  25 %``: the spent part of the budget."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
     grid = Table.grid(padding=(0, 1))
     share = progress.spent / progress.total if progress.total else 1.0
     grid.add_row(
@@ -241,6 +252,10 @@ def cell_table(
         estimates: adds the model's estimate of the best value that each cell can reach, and the
             probability that no other cell reaches a better one.
     """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
     believed = (
         dict(zip((c.ordinal for c in cells), estimates, strict=False)) if any(estimates) else {}
     )
@@ -450,6 +465,9 @@ def results(
     """The end of a launch: counts, the best trial with `notes` about it, and the best and the
     estimate of every cell.
     """
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console(file=io.StringIO(), width=max(150, Console().width), highlight=False)
     with console.capture() as captured:
         console.print(Text(headline(spec, progress)), soft_wrap=True)

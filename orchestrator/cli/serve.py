@@ -14,6 +14,7 @@ from orchestrator import logs
 from orchestrator.cli import hints
 from orchestrator.cli.call import Call
 from orchestrator.errors import StoreUnavailableError
+from orchestrator.lazy import uncollected
 from orchestrator.logs import logger
 from orchestrator.runner.files.artifacts import ArtifactPlace, checked_place
 from orchestrator.runner.system import linux
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 LAUNCHER_PID = "ORCHESTRATOR_LAUNCHER_PID"
 """Set by `launch` for the workers it starts: they shut down in an orderly way when it dies."""
 _RETRY_S = 2.0
-_COLLECT_EVERY = 20_000
 
 
 def worker(call: Call) -> int:
@@ -43,11 +43,9 @@ def worker(call: Call) -> int:
         if launcher := os.environ.pop(LAUNCHER_PID, None):
             linux.die_with_parent(signal.SIGTERM, int(launcher))
 
-        # A large study is a million long-lived objects. To scan them in a collection takes as long
-        # as to read them from the database, so collect less often.
-        gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
         # Imports Optuna, which most commands do not need.
-        from orchestrator.worker.worker import Worker
+        with uncollected():
+            from orchestrator.worker.worker import Worker
 
         gc.freeze()
         store = _open_patiently(call, stack)

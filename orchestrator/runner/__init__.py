@@ -16,6 +16,7 @@ from orchestrator.lazy import names_of
 if TYPE_CHECKING:
     from orchestrator.runner.child.study import ABOUT
     from orchestrator.runner.child.trial import Trial, TrialPruned
+    from orchestrator.runner.importing import Import
     from orchestrator.runner.messages import (
         ArtifactLogged,
         AttrSet,
@@ -42,6 +43,7 @@ __all__ = [
     "AttrSet",
     "ConstraintSet",
     "EndRequest",
+    "Import",
     "Job",
     "Message",
     "PruneQuestion",
@@ -65,6 +67,7 @@ _HOME = {
         "Trial",
         "TrialPruned",
     ),
+    "importing": ("Import",),
     "messages": (
         "ArtifactLogged",
         "AttrSet",

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from orchestrator.runner.protocol.channel import Channel, Line
+from orchestrator.runner.protocol.channel import Channel, Line, wait_readable
 from orchestrator.runner.protocol.contract import KeeperOptions
 from orchestrator.signals import held_back
 
@@ -23,6 +24,24 @@ logger = logging.getLogger(__name__)
 
 MARGIN_S: Final = 5.0
 """Time that a keeper may need to end a child, in addition to the child's grace, seconds."""
+LONGEST_POLL_S: Final = 0.25
+"""The longest single wait, so that the caller can look at what its signal handlers did."""
+SECRETS: Final = (
+    "ORCHESTRATOR_STORAGE_URL",
+    "ORCHESTRATOR_STORAGE_PASSWORD_FILE",
+    "PGPASSWORD",
+    "PGPASSFILE",
+)
+"""Environment variables that are removed from every process with user code in it."""
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, as processes with user code have it."""
+    env = {key: value for key, value in os.environ.items() if key not in SECRETS}
+    # Without this, torch.cuda.is_available(), which many modules call at import, initialises
+    # CUDA, and the keeper could not be forked any more.
+    env["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    return env
 
 
 class KeeperHandle:
@@ -88,6 +107,22 @@ class KeeperHandle:
                 case _:
                     lines.append(line)
         return lines
+
+    def wait_until_ready(
+        self, target: str, meanwhile: Callable[[], None] = lambda: None
+    ) -> str | None:
+        """Waits until it has imported the objective `target`; returns what is wrong with that.
+
+        Args:
+            meanwhile: called every 0.25 s. An exception that it raises ends the wait.
+        """
+        while not self.ready:
+            meanwhile()
+            wait_readable([self.channel], LONGEST_POLL_S)
+            self.read()
+            if self.problem is not None or self.channel.closed:
+                return self.problem or self.last_words(target)
+        return None
 
     def last_words(self, target: str) -> str:
         """The error message about a keeper that ended before it was ready."""

@@ -12,22 +12,14 @@ from typing import Final
 from orchestrator.errors import ConfigError
 from orchestrator.model import Interrupted, JSONValue
 from orchestrator.runner.keeper.output import MIN_LIMIT
-from orchestrator.runner.keeper_handle import KeeperHandle
+from orchestrator.runner.keeper_handle import KeeperHandle, environment
 from orchestrator.runner.messages import EndRequest
 from orchestrator.runner.protocol import rundir
-from orchestrator.runner.protocol.channel import Channel, wait_readable
+from orchestrator.runner.protocol.channel import Channel
 from orchestrator.runner.protocol.contract import MOMENT_S, Job, KeeperOptions
 from orchestrator.runner.protocol.target import target_of, words_of
-from orchestrator.runner.running import LONGEST_POLL_S, Running
+from orchestrator.runner.running import Running
 from orchestrator.settings import RunnerSettings
-
-SECRETS: Final = (
-    "ORCHESTRATOR_STORAGE_URL",
-    "ORCHESTRATOR_STORAGE_PASSWORD_FILE",
-    "PGPASSWORD",
-    "PGPASSFILE",
-)
-"""Environment variables that are removed from every process with user code in it."""
 
 _THREAD_VARIABLES: Final = (
     "OMP_NUM_THREADS",
@@ -50,7 +42,7 @@ class Runner:
             ``spawn`` starts a new interpreter for each. ``forkserver`` falls back to ``spawn`` if
             the import did something that does not survive a fork.
         env: Environment variables for the children (devices, above all), on top of this process's
-            own without `SECRETS`.
+            own without `keeper_handle.SECRETS`.
         threads: Limit for the thread pools of numerical libraries in a child; None for no limit.
         grace_s: Time from SIGTERM to SIGKILL, seconds.
         max_runtime_s: Time limit of an attempt, seconds; None for no limit.
@@ -142,15 +134,10 @@ class Runner:
                 missing.
         """
         keeper = self._living_keeper()
-        while not keeper.ready:
-            meanwhile()
-            wait_readable([keeper.channel], LONGEST_POLL_S)
-            keeper.read()
-            if keeper.problem is not None or keeper.channel.closed:
-                problem = keeper.problem or keeper.last_words(self._target)
-                self._keeper = None
-                keeper.end(0.0)
-                raise ConfigError(problem)
+        if (problem := keeper.wait_until_ready(self._target, meanwhile)) is not None:
+            self._keeper = None
+            keeper.end(0.0)
+            raise ConfigError(problem)
 
     def start(
         self, job: Job, end_request: Callable[[], EndRequest] = lambda: EndRequest.NONE
@@ -227,10 +214,7 @@ class Runner:
         )
 
     def _environment(self) -> dict[str, str]:
-        env = {key: value for key, value in os.environ.items() if key not in SECRETS}
-        # Without this, torch.cuda.is_available(), which many modules call at import, initialises
-        # CUDA, and the keeper could not be forked any more.
-        env["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+        env = environment()
         if self._threads is not None:
             env |= dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
         return env | self._env

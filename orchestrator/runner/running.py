@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from orchestrator import signals
 from orchestrator.model import Failed, Interrupted, JSONValue, Outcome
-from orchestrator.runner.keeper_handle import MARGIN_S, KeeperHandle
+from orchestrator.runner.keeper_handle import LONGEST_POLL_S, MARGIN_S, KeeperHandle
 from orchestrator.runner.messages import EndRequest, Message, message_from
 from orchestrator.runner.protocol import rundir
 from orchestrator.runner.protocol.channel import Channel, Line, wait_readable
@@ -27,8 +27,6 @@ from orchestrator.runner.protocol.target import imports_no_more
 
 logger = logging.getLogger(__name__)
 
-LONGEST_POLL_S: Final = 0.25
-"""The longest single wait, so that the caller can look at what its signal handlers did."""
 _MAX_ANSWER: Final = 60_000  # bytes that an idle socket's buffer accepts at once on any system
 _VERDICT_CHECK_S: Final = 0.05
 _UNSEEN_S: Final = 0.25

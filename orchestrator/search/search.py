@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from orchestrator import __version__
 from orchestrator.errors import ConfigError
+from orchestrator.lazy import uncollected
 from orchestrator.model import ASK_KEY, JSONValue, Limits, StudySpec, Suggestion, TrialNews
 from orchestrator.search.answers import Answers
 from orchestrator.search.cells.allocation import FLOOR, OpenCells, Question, choose
@@ -94,7 +95,8 @@ class Search:
             or self._spec.budget.confirm > 0
             or isinstance(self._sampler, HybridGPSampler | HybridTPESampler)
         ):
-            importlib.import_module("scipy.optimize")
+            with uncollected():
+                importlib.import_module("scipy.optimize")
 
     def rehearse(self) -> None:
         """Makes a suggestion and discards it, so that the next one finds its libraries loaded;

@@ -82,7 +82,12 @@ class Build:
         (directory / "conf" / "experiment" / "short.yaml").write_text(EXPERIMENT.lstrip())
         (directory / "short.py").write_text(OBJECTIVE)
         self._environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("ORCHESTRATOR_")},
+            # bytecode is kept, as an installation has it
+            **{
+                k: v
+                for k, v in os.environ.items()
+                if not k.startswith("ORCHESTRATOR_") and k != "PYTHONDONTWRITEBYTECODE"
+            },
             "ORCHESTRATOR_DATA_DIR": str(directory / "data"),
             "ORCHESTRATOR_STORAGE_URL": url,
             "PYTHONPATH": os.pathsep.join([str(checkout), str(directory)]),

@@ -17,29 +17,25 @@ import signal
 import socket
 import sys
 import time
-import traceback
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from orchestrator import signals
-from orchestrator.errors import ConfigError
 from orchestrator.runner.child import child
 from orchestrator.runner.child.merge import Template
 from orchestrator.runner.keeper import forking
 from orchestrator.runner.keeper.child_handle import ChildHandle
+from orchestrator.runner.keeper.importing import connect, ignore, import_objective
 from orchestrator.runner.keeper.output import Output
 from orchestrator.runner.protocol import rundir
 from orchestrator.runner.protocol.channel import Channel, Line, wait_readable
 from orchestrator.runner.protocol.contract import KeeperOptions
-from orchestrator.runner.protocol.executable import check_program
-from orchestrator.runner.protocol.target import check_call, describe_import_error, locate
 from orchestrator.runner.system import facts, linux
 from orchestrator.runner.system.memory import peak_host_bytes
 from orchestrator.runner.system.sources import Sources
-from orchestrator.runner.system.streams import configure_streams, flush_streams, open_streams
+from orchestrator.runner.system.streams import configure_streams, flush_streams
 
 _WAKING: Final = (signal.SIGCHLD, *signals.ENDING)
 _TICK_S: Final = 1.0
@@ -144,7 +140,7 @@ class Keeper:
         signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
         for signum in _WAKING:
             self._handlers[signum] = signal.getsignal(signum)
-            signal.signal(signum, _ignore)  # a handler is needed for the wakeup descriptor
+            signal.signal(signum, ignore)  # a handler is needed for the wakeup descriptor
         # The parent of the worker, or the import, may have blocked them.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAKING)
 
@@ -321,7 +317,7 @@ class Keeper:
         signal.set_wakeup_fd(-1)
         # Restores handlers that the objective's import installed, such as faulthandler's.
         for signum, handler in self._handlers.items():
-            ours = signum in (signal.SIGCHLD, signal.SIGTERM) or handler in (_ignore, None)
+            ours = signum in (signal.SIGCHLD, signal.SIGTERM) or handler in (ignore, None)
             signal.signal(signum, signal.SIG_DFL if ours else handler)
         self._channel.close()
         self._wake.close()
@@ -501,32 +497,13 @@ class Keeper:
             time.sleep(0.002)
 
 
-def _ignore(_signal: int, _frame: FrameType | None) -> None:
-    """Does nothing about a signal: the worker decides what follows."""
-
-
-def main() -> None:
-    """``python -m orchestrator.runner.keeper OPTIONS``: a keeper for the worker that starts it."""
-    signals.handle(_ignore)
-    signals.let_in()
-    options = KeeperOptions.from_argument(sys.argv[1])
-    # SIGKILL for now: during the import, user code runs here and there is nothing to clean up yet.
-    linux.die_with_parent(signal.SIGKILL, options.worker_pid)
-    for descriptor in (options.control, *options.held):
-        os.set_inheritable(descriptor, False)
-    channel = Channel(socket.socket(fileno=options.control))
-    open_streams()
-    del sys.argv[1:]  # a module that parses arguments at import must not see ours
-
+def main(options: KeeperOptions) -> None:
+    """Is a keeper for the worker that started this process."""
+    channel = connect(options)
     if not options.checked:
-        if (problem := _import_objective(options)) is not None:
-            channel.send({"is": "broken", "message": problem})
+        if (start := import_objective(options, channel)) is None:
             return
-        reason = forking.reason_to_spawn() if options.start == "forkserver" else None
-        if reason is not None:
-            note = f"every trial starts a new interpreter: {reason}"
-            channel.send({"is": "note", "message": note})
-        if reason is not None or options.start == "spawn":
+        if start == "spawn":
             _start_over(
                 replace(options, start="spawn", checked=True, ahead=not forking.uses_cuda())
             )
@@ -548,22 +525,6 @@ def main() -> None:
     here = Keeper(channel, options).serve()
     if here is not None:
         child.run_attempts(here.control, keeper_pid, options, here.template)
-
-
-def _import_objective(options: KeeperOptions) -> str | None:
-    """Imports the objective into this process; returns what is wrong with it, or None."""
-    cwd = str(Path.cwd())
-    if sys.path[:1] != [cwd]:
-        sys.path.insert(0, cwd)
-    try:
-        check_program(next(iter(options.words), None))
-        check_call(options.target, locate(options.target), options.kwargs)
-    except ConfigError as error:
-        return str(error)
-    except BaseException as error:  # noqa: BLE001 - a module may raise anything when it is imported
-        traceback.print_exc()
-        return describe_import_error(options.target, error)
-    return None
 
 
 def _start_over(options: KeeperOptions) -> None:

@@ -16,9 +16,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.model import Direction, JSONValue
+if TYPE_CHECKING:
+    from orchestrator.model import Direction, JSONValue
 
 MOMENT_S: Final = 3.0
 """The time within which a signal to all processes of a worker reaches each of them, seconds."""
@@ -100,6 +101,7 @@ class KeeperOptions:
         checked: Whether this process imported the objective successfully before it replaced itself
             (see `keeper.main`).
         ahead: Whether a child may import the objective while another one still uses the device.
+        only_checks: Whether the process only tells if the objective imports, and runs no attempt.
     """
 
     control: int
@@ -115,6 +117,7 @@ class KeeperOptions:
     isolation: str = "trial"
     checked: bool = False
     ahead: bool = True
+    only_checks: bool = False
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self))

@@ -25,6 +25,7 @@ from orchestrator.search.trials.history import Array, Column
 from orchestrator.search.trials.threads import Library
 
 linalg = Library("scipy.linalg")
+optimize = Library("scipy.optimize")
 
 SQRT5 = math.sqrt(5.0)
 NOISE_FLOOR = 1e-5
@@ -169,8 +170,6 @@ class _Evidence:
 
     def minimum(self, start: Array, iterations: int) -> Array:
         """Where a descent from `start` ends."""
-        from scipy import optimize  # a quarter of a second: only where a model is fitted
-
         found = optimize.minimize(
             self,
             start,

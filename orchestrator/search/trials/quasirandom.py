@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from optuna.trial import FrozenTrial
 
+from orchestrator.lazy import uncollected
 from orchestrator.search.trials.history import Array, Column
 
 POSITION_KEY = "orchestrator:position"
@@ -44,7 +45,8 @@ def unit_point(
     scramble: bool = True,
 ) -> Array:
     """The `index`-th point in [0, 1)^n of the sequence that `seed` scrambles."""
-    from scipy.stats import qmc  # half a second: only where a study starts
+    with uncollected():
+        from scipy.stats import qmc  # half a second: only where a study starts
 
     make = qmc.Sobol if kind == "sobol" else qmc.Halton
     engine = make(n_columns, scramble=scramble, rng=np.random.default_rng(seed))

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.lazy import uncollected
+
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
@@ -45,7 +47,7 @@ class Library:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        with without_threads():
+        with uncollected(), without_threads():
             found = getattr(importlib.import_module(self._name), attribute)
         setattr(self, attribute, found)  # found at once from now on
         return found
@@ -53,7 +55,7 @@ class Library:
 
 def load_libraries() -> None:
     """Loads what every suggestion of a sampler that learns needs."""
-    with without_threads():
+    with uncollected(), without_threads():
         for name in ("scipy.linalg", "scipy.special"):  # with an OpenBLAS beside NumPy's
             importlib.import_module(name)
 

@@ -1,0 +1,64 @@
+"""Whether an objective imports, found out in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from orchestrator.errors import ConfigError
+from orchestrator.model import JSONValue
+from orchestrator.runner.keeper_handle import KeeperHandle, environment
+from orchestrator.runner.protocol.contract import KeeperOptions
+from orchestrator.runner.protocol.target import target_of, words_of
+from orchestrator.settings import RunnerSettings
+
+_SILENCE_S = 60.0
+
+
+class Import:
+    """A process that imports an objective as a worker's keeper does, and does nothing else.
+
+    It starts at once; this process can do other things in the meantime.
+
+    Args:
+        objective, start: as of `Runner`.
+
+    Raises:
+        ConfigError: The objective has no usable ``_target_`` or command.
+    """
+
+    def __init__(self, objective: Mapping[str, JSONValue], *, start: str) -> None:
+        self._target, kwargs = target_of(objective)
+        options = KeeperOptions(
+            control=-1,
+            worker_pid=os.getpid(),
+            target=self._target,
+            kwargs=tuple(kwargs),
+            start=start,
+            threads=None,
+            grace_s=RunnerSettings.grace_s,
+            silence_s=_SILENCE_S,
+            words=words_of(objective),
+            only_checks=True,
+        )
+        self._process: KeeperHandle | None = KeeperHandle(options, environment(), None)
+
+    def check(self) -> None:
+        """Returns once the objective is imported.
+
+        Raises:
+            ConfigError: as of `Runner.check`.
+        """
+        assert self._process is not None, "closed"
+        if (problem := self._process.wait_until_ready(self._target)) is not None:
+            self._end(0.0)
+            raise ConfigError(problem)
+
+    def close(self) -> None:
+        """Ends the process; it is gone when this returns. Idempotent."""
+        self._end(RunnerSettings.grace_s)
+
+    def _end(self, grace_s: float) -> None:
+        if self._process is not None:
+            self._process.end(grace_s)
+            self._process = None

@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from orchestrator.config import Composed, HostConfig, Plain
-    from orchestrator.store import Reading, Store
+    from orchestrator.store import Reading, Relaunching, Store
 
 _MOST_DIGITS = 18  # of a whole number; more would be too large for PostgreSQL
 _REVIVE_S = 2.0  # short: a worker that tries this has a trial to look after
@@ -172,6 +172,30 @@ class Call:
             open_to_read(url, password_file, _create_optuna_tables) as reading,
         ):
             yield reading
+
+    @contextmanager
+    def relaunching(self) -> Iterator[tuple[Relaunching, Callable[[], None]] | None]:
+        """The database for a launch that may have nothing to do, and what starts its server again;
+        None if the server must be started first, or the database be migrated.
+
+        Raises:
+            StoreUnavailableError: it cannot be reached.
+        """
+        storage = self.host.storage
+        if storage.kind == "embedded":
+            from orchestrator.store.embedded import server
+
+            assert storage.path is not None
+            if not server.running(storage.path):
+                yield None
+                return
+        from orchestrator.store import open_to_relaunch
+
+        with (
+            self._server() as (url, password_file, start_again),
+            open_to_relaunch(url, password_file) as store,
+        ):
+            yield None if store is None else (store, start_again or (lambda: None))
 
     @contextmanager
     def _server(self) -> Iterator[tuple[str, str | None, Callable[[], None] | None]]:

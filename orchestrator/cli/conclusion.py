@@ -12,15 +12,15 @@ from orchestrator.cli import beliefs, hints, provenance, screen
 from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
 from orchestrator.cli.failures import Failures
-from orchestrator.cli.launch_loop import FOLLOW_S
 from orchestrator.errors import OrchestratorError, StoreUnavailableError, StudyFailedError
 from orchestrator.model import StudySpec, count_label
 from orchestrator.store import is_braked
 
 if TYPE_CHECKING:
-    from orchestrator.store import CodeRow, Progress, Store, StudyRow
+    from orchestrator.store import CodeRow, Progress, Reading, StudyRow
 
 T = TypeVar("T")
+_RETRY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,27 @@ class _Standing:
 
 def conclude(
     call: Call,
-    store: Store,
+    store: Reading,
     row: StudyRow,
     spec: StudySpec,
     failures: Failures,
     *,
+    revive: Callable[[], None],
     interrupted: bool,
 ) -> None:
     """Prints how the study stands: failures, best trial, best of every cell, and how to browse it.
+
+    Args:
+        revive: called where the database does not answer, see `Store.revive`.
 
     Raises:
         StudyFailedError: the study paused itself, or no trial completed.
         OrchestratorError: the study is not finished although nobody interrupted.
     """
     try:
-        standing = _insist(store, lambda: _read(call, store, row, spec, failures), once=interrupted)
+        standing = _insist(
+            lambda: _read(call, store, row, spec, failures), None if interrupted else revive
+        )
     except StoreUnavailableError as error:
         print(f"{error}; the study stays", file=sys.stderr)
         return
@@ -112,7 +118,7 @@ def _show(call: Call, spec: StudySpec, standing: _Standing, failures: Failures) 
 
 
 def _read(
-    call: Call, store: Store, row: StudyRow, spec: StudySpec, failures: Failures
+    call: Call, store: Reading, row: StudyRow, spec: StudySpec, failures: Failures
 ) -> _Standing:
     most = None if call.json else beliefs.MOST_CELLS
     maximize = spec.directions[0] == "maximize"
@@ -122,24 +128,24 @@ def _read(
     return _Standing(progress, believed, store.reads.code(row.study_id))
 
 
-def _insist(store: Store, read: Callable[[], T], *, once: bool = False) -> T:
+def _insist(read: Callable[[], T], revive: Callable[[], None] | None) -> T:
     """What `read` returns, retried until the database answers: it may be down as the study ends.
 
     Raises:
-        StoreUnavailableError: it does not answer, and `once` allows one try only.
+        StoreUnavailableError: it does not answer, and without `revive` there is one try only.
     """
     reported = False
     while True:
         try:
             return read()
         except StoreUnavailableError as error:
-            if once:
+            if revive is None:
                 raise
             if not reported:
                 print(f"{error}; trying again", file=sys.stderr)
                 reported = True
-            store.revive()
-        time.sleep(FOLLOW_S)
+            revive()
+        time.sleep(_RETRY_S)
 
 
 def _only_pruned(progress: Progress) -> str:

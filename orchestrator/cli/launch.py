@@ -24,6 +24,12 @@ def run(call: Call) -> int:
     with Ending(INTERRUPTED) as ending, ExitStack() as stack:
         with waiting("reading the configuration", only_on_terminal=True):
             spec = config.study_spec(call.composed)
+        if "--dry-run" not in call.switches:
+            with uncollected():
+                from orchestrator.cli.spent import concluded
+            if concluded(call, spec):
+                return 0
+        with waiting("checking the study", only_on_terminal=True):
             importing = stack.enter_context(preflight.Importing(call, spec))
             distributions = _checked(spec)
         if ending.requested:  # an import has swallowed the `SystemExit`

@@ -11,21 +11,21 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import config, signals
-from orchestrator.cli import hints, screen
+from orchestrator.cli import screen
 from orchestrator.cli.call import Call
-from orchestrator.cli.commands import RETRY
 from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import Following, read_running
 from orchestrator.cli.local_workers import LocalWorkers
+from orchestrator.cli.opening import announcement
 from orchestrator.cli.running import Running
 from orchestrator.errors import StoreUnavailableError
-from orchestrator.model import StudySpec, count_label
+from orchestrator.model import StudySpec
 from orchestrator.store import is_braked
 from orchestrator.worker.failover import Failover
 from orchestrator.worker.maintenance import Maintenance
 
 if TYPE_CHECKING:
-    from orchestrator.store import Launched, Progress, Store, StudyRow
+    from orchestrator.store import Progress, Store, StudyRow
 
 FOLLOW_S: Final = 0.5
 """Pause between two rounds of the loop."""
@@ -168,28 +168,6 @@ def follow(
                 return followed.row, bool(received)
             workers.replace_dead(spent)
             time.sleep(FOLLOW_S)
-
-
-def announcement(call: Call, spec: StudySpec, launched: Launched) -> str:
-    """What the launch did to the study: created it, continued it, or found nothing to add."""
-    changed = "".join(f"\n  changed {change}" for change in launched.changes)
-    if launched.created:
-        trials, cells = count_label(spec.budget.trials, "trial"), "no grid"
-        if spec.grid:
-            cells = f"{count_label(spec.n_cells, 'cell')} x {spec.budget.per_cell} guaranteed"
-        return f"study {spec.name}: {trials}, {cells}, sampler {spec.sampler.name}"
-
-    if launched.open_tickets:
-        more = f"{count_label(launched.added, 'trial')} added, " if launched.added > 0 else ""
-        return f"study {spec.name} continues: {more}{launched.open_tickets} left to run{changed}"
-    if RETRY in call.switches:
-        return f"study {spec.name} continues{changed}"
-
-    spent = launched.reason == "budget spent"
-    why = f"budget.trials={spec.budget.trials} is spent" if spent else launched.reason
-    closed = launched.reason == "every cell is closed"
-    how = f"; {hints.how_to_retry(call, spec.name)}" if closed else ""
-    return f"study {spec.name} exists; nothing to add: {why}{how}{changed}"
 
 
 @contextmanager

@@ -13,17 +13,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from orchestrator import config
-from orchestrator.cli import controls, preflight, provenance, screen
+from orchestrator.cli import controls, preflight, screen
 from orchestrator.cli.call import Call
 from orchestrator.cli.commands import INTERRUPTED, RETRY
 from orchestrator.cli.conclusion import conclude
 from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import Following
-from orchestrator.cli.launch_loop import FollowedStudy, announcement, follow
+from orchestrator.cli.launch_loop import FollowedStudy, follow
 from orchestrator.cli.local_workers import LocalWorkers
+from orchestrator.cli.opening import about_code, announcement
 from orchestrator.cli.waiting import waiting
 from orchestrator.model import StudySpec
-from orchestrator.runner import HYDRA_DIRECTORY, code_now, is_hydra_app
 from orchestrator.signals import Ending
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def launch(call: Call, spec: StudySpec, importing: preflight.Importing, ending: 
         if launched.created and startup is not None:
             view.say(startup)
         for line in [
-            *_about_code(store, row, spec, created=launched.created),
+            *about_code(store, row, spec, created=launched.created),
             *preflight.remarks(spec),
         ]:
             view.say(line)
@@ -64,7 +64,7 @@ def launch(call: Call, spec: StudySpec, importing: preflight.Importing, ending: 
                 row, interrupted = follow(followed, workers, following)
                 ending.requested = interrupted
 
-        conclude(call, store, row, spec, failures, interrupted=interrupted)
+        conclude(call, store, row, spec, failures, revive=store.revive, interrupted=interrupted)
         return INTERRUPTED if interrupted else 0
 
 
@@ -88,20 +88,6 @@ def _retries(call: Call, store: Store, row: StudyRow, view: screen.View) -> bool
     retried = store.interventions.retry(row.study_id, None)
     view.say(controls.retried_text(retried))
     return any(not one.left for one in retried)
-
-
-def _about_code(store: Store, row: StudyRow, spec: StudySpec, *, created: bool) -> list[str]:
-    """Notes on the objective's code: it runs as a Hydra app, or has changed since."""
-    if not created:
-        return provenance.change_since(store.reads.code(row.study_id), code_now(spec.objective))
-    if is_hydra_app(spec.objective):
-        return [
-            (
-                f"a Hydra app: each attempt's output directory is {HYDRA_DIRECTORY}/ in its run "
-                "directory (objective.hydra)"
-            )
-        ]
-    return []
 
 
 def _announce_devices(call: Call, store: Store, view: screen.View) -> None:

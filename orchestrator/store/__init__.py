@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.store.ledger.studies import Launched
     from orchestrator.store.ledger.tickets import MOST_CHOICES, Choice, Undecided
     from orchestrator.store.listing import STATES, ListedTrial, Selection, SortKey
-    from orchestrator.store.reading import Reading, open_to_read
+    from orchestrator.store.reading import Reading, Relaunching, open_to_read, open_to_relaunch
     from orchestrator.store.reads import (
         AttemptRow,
         CellRow,
@@ -64,6 +64,7 @@ __all__ = [
     "Prepared",
     "Progress",
     "Reading",
+    "Relaunching",
     "Retried",
     "RunningRow",
     "RunsPlace",
@@ -84,6 +85,7 @@ __all__ = [
     "is_braked",
     "likeness",
     "open_to_read",
+    "open_to_relaunch",
 ]
 _HOME = {
     "doctor": (
@@ -122,7 +124,9 @@ _HOME = {
     ),
     "reading": (
         "Reading",
+        "Relaunching",
         "open_to_read",
+        "open_to_relaunch",
     ),
     "reads": (
         "AttemptRow",

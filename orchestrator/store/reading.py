@@ -23,6 +23,31 @@ class Reading:
         self.listing = Listing(source)
 
 
+class Relaunching(Reading):
+    """Those, and what launches a study; all without SQLAlchemy."""
+
+    def __init__(self, source: Source) -> None:
+        from orchestrator.store.ledger.studies import Studies  # those who only read need it not
+
+        super().__init__(source)
+        self.studies = Studies(source)
+
+
+@contextmanager
+def open_to_relaunch(url: str, password_file: str | None) -> Iterator[Relaunching | None]:
+    """A database for a launch that may have nothing to do; None if SQLAlchemy is needed to open it.
+
+    Args:
+        url, password_file: as of `Store`.
+
+    Raises:
+        StoreUnavailableError: it cannot be reached.
+        SchemaOutdatedError: as `migrations.migrate`.
+    """
+    with _plainly(url, password_file) as plain:
+        yield None if plain is None else Relaunching(plain)
+
+
 @contextmanager
 def open_to_read(
     url: str, password_file: str | None, create_optuna_tables: Callable[[str], None]
@@ -38,17 +63,26 @@ def open_to_read(
         StoreUnavailableError: it cannot be reached.
         SchemaOutdatedError: as `migrations.migrate`.
     """
-    words = connection_words(url, password_file)
-    if words is not None:
-        plain = Plain(url, password_file, words)
-        try:
-            if is_current(plain):
-                yield Reading(plain)
-                return
-        finally:
-            plain.close()
+    with _plainly(url, password_file) as plain:
+        if plain is not None:
+            yield Reading(plain)
+            return
     from orchestrator.store.store import Store  # slow to import, and seldom needed
 
     store = Store(url, password_file)
     store.migrate(create_optuna_tables)
     yield store
+
+
+@contextmanager
+def _plainly(url: str, password_file: str | None) -> Iterator[Plain | None]:
+    """One connection to the database; None if it must be migrated or the URL is unusual."""
+    words = connection_words(url, password_file)
+    if words is None:
+        yield None
+        return
+    plain = Plain(url, password_file, words)
+    try:
+        yield plain if is_current(plain) else None
+    finally:
+        plain.close()

@@ -1,4 +1,4 @@
-"""Our tables, and the part of Optuna's that we write.
+"""Our tables.
 
 The unique indexes are the promises: one row per (cell, share), at most one trial that holds a
 ticket, distinct numbers. No foreign key leads from ours into Optuna's tables, so that a dashboard
@@ -11,7 +11,7 @@ worker, d slot, h shortage, e event; of Optuna's, p studies and q trials.
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ENUM, JSONB
+from sqlalchemy.dialects.postgresql import JSONB
 
 from orchestrator.store.states import LIVE, SCHEMA
 
@@ -440,62 +440,4 @@ event = sa.Table(
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),
     sa.Index("event_by_study", "study_id", "event_id"),
-)
-
-
-# ---------------------------------------------------------------------------------- Optuna's tables
-
-optuna_metadata = sa.MetaData()
-trial_state = ENUM(
-    "RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING", name="trialstate", create_type=False
-)
-study_direction = ENUM("NOT_SET", "MINIMIZE", "MAXIMIZE", name="studydirection", create_type=False)
-
-optuna_studies = sa.Table(
-    "studies",
-    optuna_metadata,
-    sa.Column("study_id", sa.Integer, primary_key=True),
-    sa.Column("study_name", sa.String(512)),
-)
-optuna_directions = sa.Table(
-    "study_directions",
-    optuna_metadata,
-    sa.Column("study_direction_id", sa.Integer, primary_key=True),
-    sa.Column("direction", study_direction),
-    sa.Column("study_id", sa.Integer),
-    sa.Column("objective", sa.Integer),
-)
-
-
-def _optuna_attributes(table: str, owner: str) -> sa.Table:
-    return sa.Table(
-        table,
-        optuna_metadata,
-        sa.Column(owner, sa.Integer),
-        sa.Column("key", sa.String(512)),
-        sa.Column("value_json", sa.Text),
-    )
-
-
-optuna_study_user_attributes = _optuna_attributes("study_user_attributes", "study_id")
-optuna_study_system_attributes = _optuna_attributes("study_system_attributes", "study_id")
-optuna_trial_system_attributes = _optuna_attributes("trial_system_attributes", "trial_id")
-optuna_trials = sa.Table(
-    "trials",
-    optuna_metadata,
-    sa.Column("trial_id", sa.Integer, primary_key=True),
-    sa.Column("number", sa.Integer),
-    sa.Column("study_id", sa.Integer),
-    sa.Column("state", trial_state),
-    sa.Column("datetime_start", sa.DateTime),
-    sa.Column("datetime_complete", sa.DateTime),
-)
-optuna_trial_params = sa.Table(
-    "trial_params",
-    optuna_metadata,
-    sa.Column("param_id", sa.Integer, primary_key=True),
-    sa.Column("trial_id", sa.Integer),
-    sa.Column("param_name", sa.String(512)),
-    sa.Column("param_value", sa.Double),
-    sa.Column("distribution_json", sa.Text),
 )

@@ -21,6 +21,8 @@ ACTIVE: Final = (
 """SQL: whether the study `s` hands out trials: it is not finished and its time is not over."""
 BRAKED: Final = "paused by itself: "
 """How the reason begins of a pause that nobody asked for, see `ledger.brake`."""
+DELETING: Final = "being deleted by "
+"""How the reason begins of a study between `Deletion.begin` and `Deletion.finish`."""
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|\d+(\.\d+)?([eE][-+]?\d+)?")
 
 

@@ -7,7 +7,7 @@ deletion that was cut short is only to be repeated: nothing is left behind that 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -15,15 +15,13 @@ from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.store.connection.statement import Row
 from orchestrator.store.optuna.attributes import ARTIFACT_KEY
 from orchestrator.store.schema import event, study
-from orchestrator.store.states import LIVE, SCHEMA
+from orchestrator.store.states import DELETING, LIVE, SCHEMA
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from orchestrator.store.connection.database import Database
 
-DELETING: Final = "being deleted by "
-"""Begins the reason of a study between `Deletion.begin` and `Deletion.finish`."""
 _OF_TRIAL = (
     "trial_params",
     "trial_values",

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-import sqlalchemy as sa
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import StudySpec
-from orchestrator.store.schema import cell, ticket, trial
+from orchestrator.store.connection.statement import AnyConnection, Statement, answers, send
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
+    from orchestrator.model import StudySpec
 
 CELLS_AT_ONCE = 10_000
 """At most this many cells are sent in one statement, and held in memory here."""
 
 
-def write_cells(c: Connection, study_id: int, spec: StudySpec) -> None:
+def write_cells(c: AnyConnection, study_id: int, spec: StudySpec) -> None:
     """Makes the cells of a new study; each counts the shares that `write_tickets`
     binds to it next.
     """
@@ -32,7 +29,7 @@ def write_cells(c: Connection, study_id: int, spec: StudySpec) -> None:
             "cells": texts,
             "bound": spec.budget.per_cell,
         }
-        c.execute(_INSERT_CELLS, which)
+        send(c, _INSERT_CELLS, which)
         first += len(texts)
 
 
@@ -42,7 +39,7 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def write_tickets(
-    c: Connection, study_id: int, spec: StudySpec, *, new: bool, within: bool = False
+    c: AnyConnection, study_id: int, spec: StudySpec, *, new: bool, within: bool = False
 ) -> int:
     """Brings the tickets in line with the budget; returns how many were added. Under the study's
     lock.
@@ -65,18 +62,14 @@ def write_tickets(
     if not new and not _has_cell(c, study_id, "OPEN"):
         return 0
     which = {"study_id": study_id, "per_cell": spec.budget.per_cell, "trials": spec.budget.trials}
-    rebuilds = new or within or c.execute(_MUST_REBUILD, which).scalar_one()
+    rebuilds = new or within or _count(c, _MUST_REBUILD, which) > 0
     gone = _take_back(c, study_id) if rebuilds and not new and not within else 0
-    kept, next_ordinal = c.execute(
-        sa.select(
-            sa.func.count().filter(ticket.c.state != "VOID", ~ticket.c.extra),
-            sa.func.coalesce(sa.func.max(ticket.c.ordinal) + 1, 0),
-        ).where(ticket.c.study_id == study_id)
-    ).one()
+    (there,) = answers(c, _TICKETS, which)
+    kept, next_ordinal = int(there.kept), int(there.next_ordinal)
     waiting = _untouched(c, study_id) if rebuilds and not new and not within else 0
     room = max(0, spec.budget.trials - kept) if within else None
     shares = (
-        c.execute(_INSERT_SHARES, {**which, "first": next_ordinal, "room": room}).rowcount
+        send(c, _INSERT_SHARES, {**which, "first": next_ordinal, "room": room}).rowcount
         if rebuilds
         else 0
     )
@@ -94,67 +87,88 @@ def write_tickets(
             f"or running, and {' and '.join(more)}; set budget.trials to at least {kept + shares}"
         )
     if rebuilds and not new:
-        c.execute(_COUNT_BOUND, {"study_id": study_id})
+        send(c, _COUNT_BOUND, which)
     rest = (
         0
         if within and _has_cell(c, study_id, "CLOSED")
         else max(0, spec.budget.trials - kept - shares)
     )
-    c.execute(_INSERT_REST, {"study_id": study_id, "first": next_ordinal + shares, "rest": rest})
+    send(c, _INSERT_REST, {**which, "first": next_ordinal + shares, "rest": rest})
     return max(0, int(shares + rest - gone))
 
 
-def _has_cell(c: Connection, study_id: int, state: str) -> bool:
-    return bool(
-        c.execute(
-            sa.select(sa.exists().where(cell.c.study_id == study_id, cell.c.state == state))
-        ).scalar_one()
-    )
+def _has_cell(c: AnyConnection, study_id: int, state: str) -> bool:
+    return _count(c, _CELLS, {"study_id": study_id, "state": state}) > 0
 
 
-_UNTOUCHED = ~sa.exists().where(trial.c.ticket_id == ticket.c.ticket_id)
-
-
-def _take_back(c: Connection, study_id: int) -> int:
+def _take_back(c: AnyConnection, study_id: int) -> int:
     """Removes the tickets that no trial ever held; returns how many.
 
     Those stay that wait for a complete trial of their cell, or have been given the parameters of a
     failed one.
     """
-    only_pruned = sa.exists().where(
-        cell.c.cell_id == ticket.c.cell_id, cell.c.completed == 0, cell.c.pruned > 0
-    )
-    waits = sa.and_(ticket.c.share.is_not(None), only_pruned)
-    unused = sa.and_(
-        ticket.c.study_id == study_id,
-        ticket.c.state.in_(("OPEN", "VOID")),
-        ~ticket.c.extra,
-        _UNTOUCHED,
-    )
-    return c.execute(sa.delete(ticket).where(unused, ~waits, ticket.c.fixed.is_(None))).rowcount
+    return int(send(c, _DELETE_UNUSED, {"study_id": study_id}).rowcount)
 
 
-def _untouched(c: Connection, study_id: int) -> int:
+def _untouched(c: AnyConnection, study_id: int) -> int:
     """How many tickets wait that no trial ever held."""
-    which = sa.and_(
-        ticket.c.study_id == study_id, ticket.c.state == "OPEN", ~ticket.c.extra, _UNTOUCHED
-    )
-    return int(c.execute(sa.select(sa.func.count()).select_from(ticket).where(which)).scalar_one())
+    return _count(c, _WAITING, {"study_id": study_id})
 
 
-_INSERT_CELLS = sa.text(
+def _count(c: AnyConnection, statement: Statement, which: Mapping[str, Any]) -> int:
+    (row,) = answers(c, statement, which)
+    return int(row.n)
+
+
+_CELLS = Statement(
+    """
+    SELECT count(*) AS n FROM (
+        SELECT FROM orchestrator.cell l WHERE l.study_id = :study_id AND l.state = :state LIMIT 1
+    ) AS found
+    """
+)
+
+_TICKETS = Statement(
+    """
+    SELECT count(*) FILTER (WHERE t.state <> 'VOID' AND NOT t.extra) AS kept,
+        coalesce(max(t.ordinal) + 1, 0) AS next_ordinal
+    FROM orchestrator.ticket t WHERE t.study_id = :study_id
+    """
+)
+
+_UNTOUCHED = "NOT EXISTS (SELECT FROM orchestrator.trial o WHERE o.ticket_id = t.ticket_id)"
+
+_DELETE_UNUSED = Statement(
+    f"""
+    DELETE FROM orchestrator.ticket t
+    WHERE t.study_id = :study_id AND t.state IN ('OPEN', 'VOID') AND NOT t.extra AND {_UNTOUCHED}
+        AND t.fixed IS NULL AND NOT (t.share IS NOT NULL AND EXISTS (
+            SELECT FROM orchestrator.cell l
+            WHERE l.cell_id = t.cell_id AND l.completed = 0 AND l.pruned > 0))
+    """
+)
+
+_WAITING = Statement(
+    f"""
+    SELECT count(*) AS n FROM orchestrator.ticket t
+    WHERE t.study_id = :study_id AND t.state = 'OPEN' AND NOT t.extra AND {_UNTOUCHED}
+    """
+)
+
+_INSERT_CELLS = Statement(
     """
     INSERT INTO orchestrator.cell (study_id, ordinal, values, bound)
-    SELECT :study_id, :first + v.ordinality - 1, CAST(v.text AS json), :bound
+    SELECT CAST(:study_id AS int), :first + v.ordinality - 1, CAST(v.text AS json),
+        CAST(:bound AS int)
     FROM unnest(CAST(:cells AS text[])) WITH ORDINALITY AS v(text, ordinality)
     """
 )
 
 # Whether unused tickets must be replaced: there are too many, a cell lacks a share or has one too
 # many, or some are void.
-_MUST_REBUILD = sa.text(
+_MUST_REBUILD = Statement(
     """
-    SELECT EXISTS (
+    SELECT CAST(EXISTS (
             SELECT FROM orchestrator.cell l WHERE l.study_id = :study_id AND l.state = 'OPEN'
                 AND l.bound < :per_cell
         ) OR (
@@ -162,17 +176,17 @@ _MUST_REBUILD = sa.text(
                 OR count(*) FILTER (WHERE t.state = 'VOID') > 0
                 OR count(*) FILTER (WHERE t.state = 'OPEN' AND t.share > :per_cell) > 0
             FROM orchestrator.ticket t WHERE t.study_id = :study_id AND NOT t.extra
-        )
+        ) AS int) AS n
     """
 )
 
 # The shares a cell still lacks, share-major: every cell's k-th trial comes before any cell's
 # (k+1)-th.
-_INSERT_SHARES = sa.text(
+_INSERT_SHARES = Statement(
     """
     INSERT INTO orchestrator.ticket (study_id, ordinal, cell_id, share)
-    SELECT :study_id, :first + row_number() OVER (ORDER BY s.share, l.ordinal) - 1, l.cell_id,
-        s.share
+    SELECT CAST(:study_id AS int), :first + row_number() OVER (ORDER BY s.share, l.ordinal) - 1,
+        l.cell_id, s.share
     FROM orchestrator.cell l
     LEFT JOIN (
         SELECT t.cell_id, max(t.share) AS highest,
@@ -191,7 +205,7 @@ _INSERT_SHARES = sa.text(
 
 # Written only where it changes: the column is part of an index, and each write leaves a dead row in
 # all of them.
-_COUNT_BOUND = sa.text(
+_COUNT_BOUND = Statement(
     """
     UPDATE orchestrator.cell l SET bound = n.n
     FROM (
@@ -206,9 +220,10 @@ _COUNT_BOUND = sa.text(
     """
 )
 
-_INSERT_REST = sa.text(
+_INSERT_REST = Statement(
     """
     INSERT INTO orchestrator.ticket (study_id, ordinal)
-    SELECT :study_id, :first + i FROM generate_series(0, CAST(:rest AS int) - 1) AS i
+    SELECT CAST(:study_id AS int), CAST(:first AS int) + i
+    FROM generate_series(0, CAST(:rest AS int) - 1) AS i
     """
 )

@@ -7,26 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
-
 from orchestrator.errors import ConfigError
 from orchestrator.model import StudySpec, limits_label, value_label
-from orchestrator.store.ledger import grid, tickets
-from orchestrator.store.ledger.deletion import DELETING
-from orchestrator.store.schema import (
-    event,
-    optuna_directions,
-    optuna_studies,
-    optuna_study_system_attributes,
-    optuna_study_user_attributes,
-    study,
+from orchestrator.store.connection.statement import (
+    AnyConnection,
+    Statement,
+    answer,
+    answers,
+    later,
+    send,
 )
+from orchestrator.store.ledger import grid, tickets
+from orchestrator.store.states import DELETING
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection
-
-    from orchestrator.store.connection.database import Database
+    from orchestrator.store.connection.plain import Source
 
 _METRIC_NAMES = "study:metric_names"
 """The system attribute that Optuna's ``Study.set_metric_names`` sets."""
@@ -50,7 +45,7 @@ class Launched:
 class Studies:
     """The transitions of a study as a whole."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Source) -> None:
         self._database = database
 
     def launch(self, spec: StudySpec) -> Launched:
@@ -64,9 +59,7 @@ class Studies:
         """
         with self._database.transaction(statement_s=300, lock_s=60, idle_s=30) as c:
             study_id, new = self._optuna_study(c, spec)
-            row = c.execute(
-                sa.select(study).where(study.c.study_id == study_id).with_for_update(key_share=True)
-            ).one_or_none()
+            row = answer(c, _LOCK, {"study_id": study_id})
             if row is None and not new:
                 raise ConfigError(
                     f"study.name={spec.name}: the database has a study of this name that "
@@ -83,105 +76,60 @@ class Studies:
             added = grid.write_tickets(c, study_id, spec, new=row is None)
             tickets.end_study_if_spent(c, study_id)
             open_tickets = tickets.unspent(c, study_id)
-            reason = c.execute(
-                sa.select(study.c.reason).where(study.c.study_id == study_id)
-            ).scalar_one()
-            c.execute(
-                sa.insert(event).values(
-                    study_id=study_id,
-                    kind="launched",
-                    reason=f"{added} tickets added; {'; '.join(changes) or 'no change'}",
-                )
-            )
-            return Launched(study_id, new, added, open_tickets, changes, reason)
+            (now,) = answers(c, _STATE, {"study_id": study_id})
+            what = f"{added} tickets added; {'; '.join(changes) or 'no change'}"
+            later(c, _TELL, {"study_id": study_id, "reason": what})
+            return Launched(study_id, new, added, open_tickets, changes, now.reason)
 
     def follow(self, study_id: int, for_s: float) -> None:
         """Notes that a launch follows the study for the next `for_s` seconds; 0: it no
         longer does.
         """
-        until = sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, for_s)
         with self._database.transaction() as c:
-            c.execute(
-                sa.update(study).where(study.c.study_id == study_id).values(followed_until=until)
-            )
+            later(c, _FOLLOW, {"study_id": study_id, "for_s": for_s})
 
-    def _optuna_study(self, c: Connection, spec: StudySpec) -> tuple[int, bool]:
+    def _optuna_study(self, c: AnyConnection, spec: StudySpec) -> tuple[int, bool]:
         """Returns the id of Optuna's study, and whether it was created now; its row is locked as
         Optuna locks it.
         """
-        made = c.execute(
-            insert(optuna_studies)
-            .values(study_name=spec.name)
-            .on_conflict_do_nothing(index_elements=["study_name"])
-            .returning(optuna_studies.c.study_id)
-        ).scalar_one_or_none()
+        made = answer(c, _INSERT_OPTUNAS, {"name": spec.name})
         if made is not None:
-            c.execute(
-                sa.insert(optuna_directions),
-                [
-                    {"study_id": made, "objective": i, "direction": d.upper()}
-                    for i, d in enumerate(spec.directions)
-                ],
-            )
+            directions = [direction.upper() for direction in spec.directions]
+            send(c, _INSERT_DIRECTIONS, {"study_id": made.study_id, "directions": directions})
             attrs = {
                 "grid": [a.path for a in spec.grid],
                 "metrics": list(spec.metrics),
                 "sampler": spec.sampler.name,
             }
-            c.execute(
-                sa.insert(optuna_study_user_attributes),
-                [
-                    {"study_id": made, "key": f"orchestrator:{k}", "value_json": json.dumps(v)}
-                    for k, v in attrs.items()
-                ],
-            )
+            texts = {f"orchestrator:{key}": json.dumps(value) for key, value in attrs.items()}
+            which = {"study_id": made.study_id, "keys": [*texts], "texts": [*texts.values()]}
+            send(c, _INSERT_ATTRIBUTES, which)
             # A study deleted in a dashboard leaves our rows behind; ids are never reused, so they
             # only ever wait for this.
-            c.execute(
-                sa.delete(study).where(
-                    study.c.study_id.not_in(sa.select(optuna_studies.c.study_id))
-                )
-            )
-            return int(made), True
-        found = c.execute(
-            sa.select(optuna_studies.c.study_id)
-            .where(optuna_studies.c.study_name == spec.name)
-            .with_for_update()
-        ).scalar_one()
-        return int(found), False
+            send(c, _DELETE_ABANDONED)
+            return int(made.study_id), True
+        (found,) = answers(c, _LOCK_OPTUNAS, {"name": spec.name})
+        return int(found.study_id), False
 
-    def _name_metrics(self, c: Connection, study_id: int, spec: StudySpec) -> None:
+    def _name_metrics(self, c: AnyConnection, study_id: int, spec: StudySpec) -> None:
         """Tells Optuna's tools the names of the objectives, also for a study of a version that did
         not; existing names stay.
         """
-        if not c.execute(
-            sa.select(sa.func.has_table_privilege(optuna_study_system_attributes.name, "INSERT"))
-        ).scalar_one():
+        (allowed,) = answers(c, _MAY_NAME)
+        if not allowed.may:
             return  # a role from before this needed the right; without names a study works as well
-        named = insert(optuna_study_system_attributes).values(
-            study_id=study_id, key=_METRIC_NAMES, value_json=json.dumps(list(spec.metrics))
-        )
-        c.execute(named.on_conflict_do_nothing(index_elements=["study_id", "key"]))
+        text = json.dumps(list(spec.metrics))
+        send(c, _NAME_METRICS, {"study_id": study_id, "key": _METRIC_NAMES, "text": text})
 
-    def _create(self, c: Connection, study_id: int, spec: StudySpec) -> None:
-        c.execute(
-            sa.insert(study).values(
-                study_id=study_id,
-                name=spec.name,
-                spec=spec.to_json(),
-                spec_hash=spec.spec_hash(),
-                priority=spec.priority,
-                deadline_at=_deadline(spec),
-            )
-        )
+    def _create(self, c: AnyConnection, study_id: int, spec: StudySpec) -> None:
+        send(c, _INSERT, _columns(study_id, spec))
         grid.write_cells(c, study_id, spec)
 
     def _continue(
-        self, c: Connection, study_id: int, old: StudySpec, new: StudySpec
+        self, c: AnyConnection, study_id: int, old: StudySpec, new: StudySpec
     ) -> tuple[str, ...]:
-        state, reason = c.execute(
-            sa.select(study.c.state, study.c.reason).where(study.c.study_id == study_id)
-        ).one()
+        (before_that,) = answers(c, _STATE, {"study_id": study_id})
+        state, reason = before_that.state, before_that.reason
         if (reason or "").startswith(DELETING):
             raise ConfigError(
                 f"study.name={new.name}: this study is {reason}; complete that with 'orchestrator "
@@ -193,22 +141,7 @@ class Studies:
                 f"{'; a different '.join(differences)}. Launch it under another name "
                 "(study.name=…) or with the settings it has"
             )
-        c.execute(
-            sa.update(study)
-            .where(study.c.study_id == study_id)
-            .values(
-                name=new.name,
-                spec=new.to_json(),
-                spec_hash=new.spec_hash(),
-                revision=study.c.revision + 1,
-                state="ACTIVE",
-                reason=None,
-                halt=False,
-                priority=new.priority,
-                launched_at=sa.func.clock_timestamp(),
-                deadline_at=_deadline(new),
-            )
-        )
+        send(c, _UPDATE, _columns(study_id, new))
         before, after = _settings(old), _settings(new)
         resumed = (f"study: {reason} -> active",) if state in ("PAUSED", "STOPPING") else ()
         return resumed + tuple(
@@ -218,13 +151,86 @@ class Studies:
         )
 
 
-def _deadline(spec: StudySpec) -> sa.ColumnElement[Any] | None:
-    """`budget.hours` from now by the database's clock; each launch starts it again."""
-    if spec.budget.hours is None:
-        return None
-    return sa.func.clock_timestamp() + sa.func.make_interval(
-        0, 0, 0, 0, 0, 0, spec.budget.hours * 3600
-    )
+def _columns(study_id: int, spec: StudySpec) -> dict[str, Any]:
+    """What our row of a study says of its spec, as parameters; `hours` is None for no deadline."""
+    return {
+        "study_id": study_id,
+        "name": spec.name,
+        "spec": json.dumps(spec.to_json()),
+        "spec_hash": spec.spec_hash(),
+        "priority": spec.priority,
+        "hours": spec.budget.hours,
+    }
+
+
+_LOCK = Statement(
+    "SELECT s.spec FROM orchestrator.study s WHERE s.study_id = :study_id FOR NO KEY UPDATE"
+)
+_STATE = Statement(
+    "SELECT s.state, s.reason FROM orchestrator.study s WHERE s.study_id = :study_id"
+)
+# By the database's clock; each launch starts it again. NULL without `hours`.
+_DEADLINE = "clock_timestamp() + make_interval(secs => CAST(:hours AS double precision) * 3600)"
+_INSERT = Statement(
+    f"""
+    INSERT INTO orchestrator.study (study_id, name, spec, spec_hash, priority, deadline_at)
+    VALUES (:study_id, :name, CAST(:spec AS json), :spec_hash, :priority, {_DEADLINE})
+    """
+)
+_UPDATE = Statement(
+    f"""
+    UPDATE orchestrator.study
+    SET name = :name, spec = CAST(:spec AS json), spec_hash = :spec_hash,
+        revision = revision + 1, state = 'ACTIVE', reason = NULL, halt = false,
+        priority = :priority, launched_at = clock_timestamp(), deadline_at = {_DEADLINE}
+    WHERE study_id = :study_id
+    """
+)
+_TELL = Statement(
+    """
+    INSERT INTO orchestrator.event (study_id, kind, reason)
+    VALUES (:study_id, 'launched', :reason)
+    """
+)
+_FOLLOW = Statement(
+    """
+    UPDATE orchestrator.study
+    SET followed_until = clock_timestamp()
+        + make_interval(secs => CAST(:for_s AS double precision))
+    WHERE study_id = :study_id
+    """
+)
+_INSERT_OPTUNAS = Statement(
+    """
+    INSERT INTO studies (study_name) VALUES (:name)
+    ON CONFLICT (study_name) DO NOTHING RETURNING study_id
+    """
+)
+_LOCK_OPTUNAS = Statement("SELECT p.study_id FROM studies p WHERE p.study_name = :name FOR UPDATE")
+_INSERT_DIRECTIONS = Statement(
+    """
+    INSERT INTO study_directions (study_id, objective, direction)
+    SELECT CAST(:study_id AS int), d.ordinality - 1, CAST(d.direction AS studydirection)
+    FROM unnest(CAST(:directions AS text[])) WITH ORDINALITY AS d(direction, ordinality)
+    """
+)
+_INSERT_ATTRIBUTES = Statement(
+    """
+    INSERT INTO study_user_attributes (study_id, key, value_json)
+    SELECT CAST(:study_id AS int), v.key, v.text
+    FROM unnest(CAST(:keys AS text[]), CAST(:texts AS text[])) AS v(key, text)
+    """
+)
+_DELETE_ABANDONED = Statement(
+    "DELETE FROM orchestrator.study s WHERE s.study_id NOT IN (SELECT p.study_id FROM studies p)"
+)
+_MAY_NAME = Statement("SELECT has_table_privilege('study_system_attributes', 'INSERT') AS may")
+_NAME_METRICS = Statement(
+    """
+    INSERT INTO study_system_attributes (study_id, key, value_json)
+    VALUES (:study_id, :key, :text) ON CONFLICT (study_id, key) DO NOTHING
+    """
+)
 
 
 def _settings(spec: StudySpec) -> dict[str, Any]:

@@ -11,14 +11,22 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from orchestrator.model import JSONValue, TrialNews
-from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
-from orchestrator.store.ledger.claims import Place
-from orchestrator.store.ledger.fleet import WorkerLease
+from orchestrator.store.connection.statement import (
+    AnyConnection,
+    Row,
+    Statement,
+    answer,
+    answers,
+    later,
+)
 from orchestrator.store.ledger.shortages import TRIAL_FITS, fits
 from orchestrator.store.states import ACTIVE, LIVE, UNSPENT
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
+
+    from orchestrator.store.ledger.claims import Place
+    from orchestrator.store.ledger.fleet import WorkerLease
 
 MOST_CHOICES = 256
 """If more cells are open, an allocation chooses among this many: the likely ones, then those with
@@ -618,7 +626,7 @@ _BIND_SHARES = Statement(
 )
 
 
-def end_study_if_spent(c: Connection, study_id: int) -> None:
+def end_study_if_spent(c: AnyConnection, study_id: int) -> None:
     """Finishes the study if no ticket is left, or none that an open cell could take; under the
     study's lock.
 
@@ -656,7 +664,7 @@ _FINISH_IF_STOPPED = Statement(
 )
 
 
-def unspent(c: Connection, study_id: int) -> int:
+def unspent(c: AnyConnection, study_id: int) -> int:
     """How many tickets of the study are still to be spent."""
     (row,) = answers(c, _UNSPENT, {"study_id": study_id})
     return int(row.n)

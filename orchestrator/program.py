@@ -16,10 +16,12 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import JSONValue, value_label
+
+if TYPE_CHECKING:
+    from orchestrator.model import JSONValue
 
 FIELD: Final = "objective.command"
 FACTS: Final = (
@@ -70,6 +72,8 @@ class Flag:
             ConfigError: it is neither true nor false.
         """
         if not isinstance(value, bool):
+            from orchestrator.model import value_label  # slow to import, and seldom needed
+
             raise ConfigError(
                 f"{FIELD}: {{{_FLAG}{self.name}}} needs a parameter that is true or false, and "
                 f"{self.name} is {value_label(value)}"

@@ -148,7 +148,8 @@ def check_shadows(directory: Path) -> None:
     """
     if denied(directory) is not None:
         return  # Python finds nothing there; the objective's import tells, if it needs that
-    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != directory.resolve()]
+    here = directory.resolve()
+    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
     try:
         there = set(os.listdir(directory))  # noqa: PTH208 - names are enough
     except OSError:

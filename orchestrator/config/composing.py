@@ -118,6 +118,12 @@ def _compose(
     if url is not None and not _chooses(words, "storage"):
         chosen.append("storage=postgres")
     try:
+        if (
+            os.environ.get(URL_VARIABLE)
+            and not _chooses(words, "storage")
+            and loader.choice("storage", chosen) == "embedded"
+        ):
+            chosen.append("storage=postgres")
         base = loader.load(chosen)
     except ConfigError as error:
         if re.search(r"hydra[./]sweeper", str(error)):
@@ -127,13 +133,6 @@ def _compose(
         if chosen:
             check_host_sections(loader.load([]), loader.config_name)
         raise
-    if (
-        os.environ.get(URL_VARIABLE)
-        and not _chooses(words, "storage")
-        and base.hydra.runtime.choices.get("storage") == "embedded"
-    ):
-        chosen.append("storage=postgres")
-        base = loader.load(chosen)
 
     before: Any = OmegaConf.to_container(base, resolve=False)
     if (refused := sweeper.refusal(before["hydra"].get("sweeper") or {})) is not None:

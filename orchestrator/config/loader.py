@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hydra import version
+from hydra._internal.defaults_list import DefaultsList
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
@@ -139,14 +140,23 @@ class Loader:
         """Returns where the chosen option of each group lands in the config, by the key that
         chooses it.
         """
-        defaults = translated(
+        defaults = self._defaults(overrides).defaults
+        return {d.override_key: d.package for d in defaults if d.override_key and d.package}
+
+    def choice(self, group: str, overrides: Sequence[str]) -> str | None:
+        """The option of a group that would be composed, None if there is none.
+
+        Raises:
+            ConfigError: as `load`.
+        """
+        return self._defaults(overrides).overrides.known_choices.get(group)
+
+    def _defaults(self, overrides: Sequence[str]) -> DefaultsList:
+        return translated(
             lambda: self.hydra.config_loader.compute_defaults_list(
                 self.config_name, list(overrides), RunMode.RUN
             )
         )
-        return {
-            d.override_key: d.package for d in defaults.defaults if d.override_key and d.package
-        }
 
     def header_package(self, group: str, options: Sequence[str]) -> str | None:
         """Returns the package that the first lines of a group's options name, if all can be read

@@ -12,11 +12,13 @@ from fnmatch import fnmatchcase
 from functools import cache, partial
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import program
 from orchestrator.errors import ConfigError, denied, did_you_mean
-from orchestrator.model import Interrupted, JSONValue
+
+if TYPE_CHECKING:
+    from orchestrator.model import Interrupted, JSONValue
 
 _FIELD = "objective._target_"
 _RUN_PROGRAM = "orchestrator.runner.program.command.run"
@@ -272,6 +274,8 @@ def imports_no_more(problem: str) -> Interrupted:
 
     That is not the trial's fault.
     """
+    from orchestrator.model import Interrupted  # who only checks an objective needs it not
+
     action = "runs here" if problem.startswith(program.FIELD) else "imports"
     why = problem.removeprefix(f"{_FIELD}: ")
     return Interrupted(f"the objective no longer {action}: {why}", lost=True)

@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from orchestrator import config
 from orchestrator.cli.commands import COMMANDS, RETRY
 from orchestrator.config import Flags
 from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.lazy import uncollected
 
 if TYPE_CHECKING:
     from orchestrator.config import Composed, HostConfig, Plain
@@ -174,9 +175,9 @@ class Call:
             yield reading
 
     @contextmanager
-    def relaunching(self) -> Iterator[tuple[Relaunching, Callable[[], None]] | None]:
-        """The database for a launch that may have nothing to do, and what starts its server again;
-        None if the server must be started first, or the database be migrated.
+    def relaunching(self) -> Iterator[tuple[Relaunching, Callable[[], Store]] | None]:
+        """The database for what a launch does first, and what makes all else possible in it, which
+        is slow to import; None if the server must be started first, or the database be migrated.
 
         Raises:
             StoreUnavailableError: it cannot be reached.
@@ -195,7 +196,17 @@ class Call:
             self._server() as (url, password_file, start_again),
             open_to_relaunch(url, password_file) as store,
         ):
-            yield None if store is None else (store, start_again or (lambda: None))
+            if store is None:
+                yield None
+                return
+
+            @cache
+            def whole() -> Store:
+                with uncollected():
+                    from orchestrator.store import Store
+                return Store(url, password_file, start_again)
+
+            yield store, whole
 
     @contextmanager
     def _server(self) -> Iterator[tuple[str, str | None, Callable[[], None] | None]]:

@@ -18,7 +18,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.model import count_label, span_label
 
 if TYPE_CHECKING:
-    from orchestrator.store import Progress, Reading, Servers, Store, StudyRow, WorkerRow
+    from orchestrator.store import Progress, Reading, Relaunching, Servers, StudyRow, WorkerRow
 
 FOLLOWED_S: Final = 30.0
 """Time without a sign of life after which a launch counts as gone."""
@@ -29,11 +29,13 @@ _MOST_REASONS: Final = 3
 
 
 class Following:
-    """One launch that follows one study; `row` may be replaced if the study is launched again."""
+    """One launch that follows one study; `row` may be replaced if the study is launched again, and
+    `store` by another way to the same database.
+    """
 
-    def __init__(self, call: Call, store: Store, row: StudyRow, view: View) -> None:
+    def __init__(self, call: Call, store: Relaunching, row: StudyRow, view: View) -> None:
         self._call = call
-        self._store = store
+        self.store = store
         self.row = row
         self._view = view
         self._sign_at = 0.0
@@ -54,7 +56,7 @@ class Following:
             yield
         finally:
             with suppress(OrchestratorError):  # the mark expires by itself
-                self._store.studies.follow(self.row.study_id, 0.0)
+                self.store.studies.follow(self.row.study_id, 0.0)
 
     def check(self, progress: Progress | None, own: Collection[int] = ()) -> None:
         """Renews the mark, and prints a warning when the study stalls; cheap to call often.
@@ -75,7 +77,7 @@ class Following:
 
         problem = None
         if progress.study.state == "ACTIVE" and not progress.running:
-            servers = self._store.reads.servers([self.row.study_id])[self.row.study_id]
+            servers = self.store.reads.servers([self.row.study_id])[self.row.study_id]
             problem = unserved(self._call, self.row.name, servers)
             if problem is not None and now < self._workers_by and not self._registered(own):
                 return
@@ -115,10 +117,10 @@ class Following:
     def _own(self, own: Collection[int]) -> list[WorkerRow]:
         """Those of this launch's own workers that have registered."""
         host = socket.gethostname()
-        return [w for w in self._store.reads.workers() if w.host == host and w.pid in own]
+        return [w for w in self.store.reads.workers() if w.host == host and w.pid in own]
 
     def _give_sign(self) -> None:
-        self._store.studies.follow(self.row.study_id, FOLLOWED_S)
+        self.store.studies.follow(self.row.study_id, FOLLOWED_S)
         self._sign_at = time.monotonic() + _SIGN_EVERY_S
 
 

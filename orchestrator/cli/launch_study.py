@@ -7,7 +7,7 @@ study in `launch_loop`, the last lines in `conclusion`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -27,18 +27,20 @@ from orchestrator.model import StudySpec
 from orchestrator.signals import Ending
 
 if TYPE_CHECKING:
-    from orchestrator.store import Store, StudyRow
+    from orchestrator.store import Relaunching, Store, StudyRow
 
 
 def launch(call: Call, spec: StudySpec, importing: preflight.Importing, ending: Ending) -> int:
     """What `launch.run` does after its checks; returns the exit code."""
     count = preflight.worker_count(call)
     preflight.check_runs_directory(call, count)
-    import_module("orchestrator.store.store")  # slow, so beside the objective's import
+    if not importing.over:
+        import_module("orchestrator.store.store")  # slow, so beside the objective's import
     importing.finish()
     output = preflight.output_directory(call)
 
-    with _database(call) as store:
+    with _database(call) as (begun, whole):
+        store: Relaunching = begun
         preflight.check_checkpoint_places(call, store, spec, count)
         startup = config.startup_label(spec)  # once stored, it is a plain number
         launched = store.studies.launch(spec)
@@ -55,37 +57,55 @@ def launch(call: Call, spec: StudySpec, importing: preflight.Importing, ending: 
             view.say(line)
 
         failures, interrupted = Failures(store, row), False
-        if _retries(call, store, row, view) or launched.open_tickets:
-            if count:
-                _announce_devices(call, store, view)
+        if _retries(call, whole, row, view) or launched.open_tickets:
             following = Following(call, store, row, view)
             with following.announced(), LocalWorkers(call, spec, count, output, view) as workers:
-                followed = FollowedStudy(call, store, row, spec, view, failures)
+                # Slow to import, so beside the workers' imports.
+                store = following.store = all_of_it = whole()
+                begun.rest()
+                if count:
+                    _announce_devices(call, all_of_it, view)
+                workers.announce()
+                failures = Failures(store, row)
+                followed = FollowedStudy(call, all_of_it, row, spec, view, failures)
                 row, interrupted = follow(followed, workers, following)
                 ending.requested = interrupted
 
-        conclude(call, store, row, spec, failures, revive=store.revive, interrupted=interrupted)
+        conclude(
+            call,
+            store,
+            row,
+            spec,
+            failures,
+            revive=lambda: whole().revive(),
+            interrupted=interrupted,
+        )
         return INTERRUPTED if interrupted else 0
 
 
 @contextmanager
-def _database(call: Call) -> Iterator[Store]:
-    """The database, as `Call.store` opens it; says that it waits for it."""
+def _database(call: Call) -> Iterator[tuple[Relaunching, Callable[[], Store]]]:
+    """The database for what comes before the workers, and what makes all else possible in it; says
+    that it waits for it.
+    """
     storage = call.host.storage
     what = "connecting to the database"
     if storage.kind == "embedded":
         what = f"starting the database in {storage.path}"
     with ExitStack() as stack:
         with waiting(what):
-            store = stack.enter_context(call.store())
-        yield store
+            opened = stack.enter_context(call.relaunching())
+            if opened is None:
+                store = stack.enter_context(call.store())
+                opened = store, lambda: store
+        yield opened
 
 
-def _retries(call: Call, store: Store, row: StudyRow, view: screen.View) -> bool:
+def _retries(call: Call, whole: Callable[[], Store], row: StudyRow, view: screen.View) -> bool:
     """Whether failed trials run again, as ``retry=failed`` requests."""
     if RETRY not in call.switches:
         return False
-    retried = store.interventions.retry(row.study_id, None)
+    retried = whole().interventions.retry(row.study_id, None)
     view.say(controls.retried_text(retried))
     return any(not one.left for one in retried)
 

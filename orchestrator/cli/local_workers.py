@@ -54,6 +54,10 @@ class LocalWorkers:
     def __enter__(self) -> LocalWorkers:
         for k in range(self._count):
             self._start(k)
+        return self
+
+    def announce(self) -> None:
+        """Says how many there are, and where their logs are."""
         if self._count:
             started = count_label(self._count, "worker")
             self._view.say(f"{started} started; logs: {self._output}/worker-*.log")
@@ -61,7 +65,6 @@ class LocalWorkers:
             self._view.say(
                 "worker.count=0: only following; trials run on the workers already running"
             )
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.signal(signal.SIGTERM)

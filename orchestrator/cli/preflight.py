@@ -19,7 +19,7 @@ from orchestrator.program import label
 from orchestrator.runner import Import, check_allowed
 
 if TYPE_CHECKING:
-    from orchestrator.store import Store
+    from orchestrator.store import Reading
 
 _IMPORTED_LATER: Final = (
     "alembic",
@@ -118,6 +118,11 @@ class Importing:
         if self._import is not None:
             self._import.close()
 
+    @property
+    def over(self) -> bool:
+        """Whether `finish` would return, or raise, at once."""
+        return self._import is None or self._import.over
+
     def finish(self) -> None:
         """Returns if the objective imports.
 
@@ -188,7 +193,7 @@ def remarks(spec: StudySpec) -> list[str]:
     return [] if idle is None else [idle]
 
 
-def check_checkpoint_places(call: Call, store: Store, spec: StudySpec, count: int) -> None:
+def check_checkpoint_places(call: Call, store: Reading, spec: StudySpec, count: int) -> None:
     """Returns if a trial finds its checkpoints on whichever host it continues.
 
     Raises:

@@ -44,7 +44,7 @@ def concluded(call: Call, spec: StudySpec) -> bool:
                     return False
         except OrchestratorError:  # told later, after what comes before it
             return False
-        store, start_again = opened
+        store, whole = opened
         preflight.check_shadows(Path.cwd())
         check_allowed(spec.objective, call.host.worker.allow_targets)
         preflight.output_directory(call)
@@ -61,7 +61,9 @@ def concluded(call: Call, spec: StudySpec) -> bool:
         ]:
             view.say(line)
         failures = Failures(store, row)
-        conclude(call, store, row, spec, failures, revive=start_again, interrupted=False)
+        conclude(
+            call, store, row, spec, failures, revive=lambda: whole().revive(), interrupted=False
+        )
     return True
 
 

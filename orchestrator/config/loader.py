@@ -152,11 +152,12 @@ class Loader:
         return self._defaults(overrides).overrides.known_choices.get(group)
 
     def _defaults(self, overrides: Sequence[str]) -> DefaultsList:
-        return translated(
+        found: DefaultsList = translated(
             lambda: self.hydra.config_loader.compute_defaults_list(
                 self.config_name, list(overrides), RunMode.RUN
             )
         )
+        return found
 
     def header_package(self, group: str, options: Sequence[str]) -> str | None:
         """Returns the package that the first lines of a group's options name, if all can be read

@@ -43,6 +43,14 @@ class Import:
         )
         self._process: KeeperHandle | None = KeeperHandle(options, environment(), None)
 
+    @property
+    def over(self) -> bool:
+        """Whether `check` would return, or raise, at once."""
+        if self._process is None:
+            return True
+        self._process.read()
+        return self._process.ready or self._process.channel.closed
+
     def check(self) -> None:
         """Returns once the objective is imported.
 

@@ -30,12 +30,19 @@ class Relaunching(Reading):
         from orchestrator.store.ledger.studies import Studies  # those who only read need it not
 
         super().__init__(source)
+        self._source = source
         self.studies = Studies(source)
+
+    def rest(self, unused_s: float = 0.0) -> None:
+        """Gives up idle connections that nobody has used for `unused_s` seconds; at once before a
+        long wait.
+        """
+        self._source.rest(unused_s)
 
 
 @contextmanager
 def open_to_relaunch(url: str, password_file: str | None) -> Iterator[Relaunching | None]:
-    """A database for a launch that may have nothing to do; None if SQLAlchemy is needed to open it.
+    """A database for what a launch does first; None if SQLAlchemy is needed to open it.
 
     Args:
         url, password_file: as of `Store`.

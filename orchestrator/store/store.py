@@ -12,13 +12,12 @@ from orchestrator.store.ledger.deletion import Deletion
 from orchestrator.store.ledger.fleet import Fleet
 from orchestrator.store.ledger.interventions import Interventions
 from orchestrator.store.ledger.ledger import Ledger
-from orchestrator.store.ledger.studies import Studies
 from orchestrator.store.ledger.suggested import Suggested
 from orchestrator.store.migrations import migrate
-from orchestrator.store.reading import Reading
+from orchestrator.store.reading import Relaunching
 
 
-class Store(Reading):
+class Store(Relaunching):
     """One database, ready for use.
 
     Args:
@@ -36,7 +35,6 @@ class Store(Reading):
         self._database = Database(storage_url(url, password_file))
         super().__init__(self._database)
         self._start_again = start_again
-        self.studies = Studies(self._database)
         self.fleet = Fleet(self._database)
         self.ledger = Ledger(self._database)
         self.suggested = Suggested(self._database)
@@ -58,12 +56,6 @@ class Store(Reading):
         if self._start_again is not None:
             with contextlib.suppress(StoreUnavailableError):
                 self._start_again()
-
-    def rest(self, unused_s: float = 0.0) -> None:
-        """Gives up idle connections that nobody has used for `unused_s` seconds; at once before a
-        long wait.
-        """
-        self._database.rest(unused_s)
 
     @property
     def url(self) -> str:

@@ -43,6 +43,9 @@ class Source(Protocol):
     ) -> contextlib.AbstractContextManager[wire.AnyConnection]:
         """One transaction."""
 
+    def rest(self, unused_s: float = 0.0) -> None:
+        """Closes connections that were idle for `unused_s` seconds."""
+
 
 def connection_words(url: str, password_file: str | None) -> dict[str, Any] | None:
     """Returns what psycopg2 connects with; None where that is not plain to see, or wrong."""
@@ -83,6 +86,10 @@ class Plain:
         self._password_file = password_file
         self._words = words
         self._connection: wire.Connection | None = None
+
+    def rest(self, unused_s: float = 0.0) -> None:
+        """Closes the connection, however long ago it was used."""
+        self.close()
 
     def close(self) -> None:
         """Closes the connection; the next statement opens another one."""

@@ -5,7 +5,6 @@ Each package translates third-party errors to these.
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 from collections.abc import Iterable
@@ -64,6 +63,8 @@ ELSEWHERE: Final = "set ORCHESTRATOR_DATA_DIR to a directory that you can write"
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """Returns `` (did you mean 'x'?)`` for the closest of `words`; empty if none is close."""
+    import difflib  # only where something is wrong
+
     candidates = list(words)
     close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     if not close:  # both 'optm.lr' and 'lr' should find 'optim.lr'

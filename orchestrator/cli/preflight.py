@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _IMPORTED_LATER: Final = (
     "alembic",
     "colorsys",
+    "difflib",
     "getpass",
     "glob",
     "hydra",
@@ -40,6 +41,7 @@ _IMPORTED_LATER: Final = (
     "sysconfig",
     "termios",
     "torch",
+    "typing_extensions",
     "yaml",
 )
 """Modules that workers or objectives import, although this process may not have done so yet."""

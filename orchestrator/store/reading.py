@@ -4,34 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from orchestrator.store.connection.plain import Plain, Source, connection_words
-from orchestrator.store.listing import Listing
 from orchestrator.store.migrations import is_current
 from orchestrator.store.news import News
 from orchestrator.store.reads import Reads
-from orchestrator.store.watch import Watch
+
+if TYPE_CHECKING:
+    from orchestrator.store.ledger.studies import Studies
+    from orchestrator.store.listing import Listing
+    from orchestrator.store.watch import Watch
 
 
 class Reading:
     """The sides of a database that change nothing."""
 
     def __init__(self, source: Source) -> None:
+        self._source = source
         self.news = News(source)
         self.reads = Reads(source)
-        self.watch = Watch(source)
-        self.listing = Listing(source)
+
+    # Few commands need these two.
+
+    @cached_property
+    def watch(self) -> Watch:
+        from orchestrator.store.watch import Watch
+
+        return Watch(self._source)
+
+    @cached_property
+    def listing(self) -> Listing:
+        from orchestrator.store.listing import Listing
+
+        return Listing(self._source)
 
 
 class Relaunching(Reading):
     """Those, and what launches a study; all without SQLAlchemy."""
 
-    def __init__(self, source: Source) -> None:
-        from orchestrator.store.ledger.studies import Studies  # those who only read need it not
+    @cached_property
+    def studies(self) -> Studies:
+        from orchestrator.store.ledger.studies import Studies
 
-        super().__init__(source)
-        self._source = source
-        self.studies = Studies(source)
+        return Studies(self._source)
 
     def rest(self, unused_s: float = 0.0) -> None:
         """Gives up idle connections that nobody has used for `unused_s` seconds; at once before a

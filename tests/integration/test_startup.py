@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import psycopg2
 import pytest
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
-from orchestrator.errors import OrchestratorError, SchemaOutdatedError, StoreUnavailableError
+from orchestrator.cli.call import Call
+from orchestrator.config import study_spec
+from orchestrator.errors import (
+    ConfigError,
+    OrchestratorError,
+    SchemaOutdatedError,
+    StoreUnavailableError,
+)
 from orchestrator.store import Store, WorkerLease, open_to_read
 from orchestrator.store.connection.database import storage_url
 from orchestrator.store.connection.plain import Plain, connection_words
 from orchestrator.store.connection.statement import Statement
-from tests.support.loaded import loaded
+from tests.support.loaded import MAIN, loaded, run
 from tests.support.studies import end, spec, start
 
 SLOW = {"alembic", "hydra", "numpy", "omegaconf", "optuna", "scipy", "sqlalchemy", "torch"}
@@ -55,6 +63,7 @@ def test_the_best_trial_is_found_without_hydra_and_sqlalchemy(
         "alembic",
         "hydra",
         "omegaconf",
+        "rich",
         "sqlalchemy",
     }
 
@@ -62,7 +71,126 @@ def test_the_best_trial_is_found_without_hydra_and_sqlalchemy(
 def test_a_dry_run_loads_nothing_of_the_database_and_no_scipy(tmp_path: Path) -> None:
     words = ["launch", "experiment=digits", "--dry-run", "objective._target_=math.hypot"]
     found = loaded(*words, cwd=tmp_path, url="postgresql://nobody@localhost/nothing")
-    assert not found & {"alembic", "psycopg2", "scipy", "sqlalchemy", "torch"}
+    slow = {"alembic", "psutil", "psycopg2", "pynvml", "rich", "scipy", "sqlalchemy", "torch"}
+    assert not found & slow
+
+
+OBJECTIVE = """
+from pathlib import Path
+
+Path("imported").touch()
+
+def train(cfg, trial):
+    return cfg.x
+"""
+EXPERIMENT = """
+# @package _global_
+objective: {_target_: mine.train}
+params: {a: 1, x: 0.5}
+grid: {a: [1, 2]}
+search: {x: "interval(0, 1)"}
+"""
+
+
+@pytest.fixture
+def words(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The words that launch a study of two trials, in the directory `tmp_path`."""
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", store.url)
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(EXPERIMENT.lstrip())
+    (tmp_path / "mine.py").write_text(OBJECTIVE)
+    name = f"study.name=s{uuid.uuid4().hex}"
+    where = [f"--config-dir={tmp_path / 'conf'}", f"paths.data={tmp_path / 'data'}"]
+    return [
+        *where,
+        "experiment=mine",
+        "hydra.run.dir=out",
+        "sampler=random",
+        "worker.devices=[cpu]",
+        name,
+    ]
+
+
+@pytest.fixture
+def spent(words: list[str], store: Store) -> str:
+    """The name of that study, launched, with all of its budget spent."""
+    made = study_spec(Call.parse("launch", words).composed)
+    study_id = store.studies.launch(made).study_id
+    lease = store.fleet.register(60)
+    while (attempt := start(store, lease, study_id)) is not None:
+        end(store, attempt)
+    assert store.reads.find(made.name).reason == "budget spent"
+    return made.name
+
+
+def test_a_launch_with_nothing_to_do_needs_neither_the_objective_nor_sqlalchemy(
+    words: list[str], spent: str, store: Store, tmp_path: Path
+) -> None:
+    before = store.reads.find(spent)
+    slow = {"alembic", "psutil", "pynvml", "sqlalchemy", "torch"}
+    assert not loaded("launch", *words, cwd=tmp_path, url=store.url) & slow
+    assert not (tmp_path / "imported").exists()
+    after = store.reads.find(spent)
+    assert (after.state, after.reason) == ("FINISHED", "budget spent")
+    assert after.launched_at > before.launched_at
+
+
+@pytest.mark.parametrize("word", ["budget.trials=3", "params.x=0.25", "x=interval(0,2)"])
+def test_with_any_change_the_objective_is_imported_before_the_study_is_touched(
+    word: str, words: list[str], spent: str, store: Store, tmp_path: Path
+) -> None:
+    before = store.reads.find(spent)
+    (tmp_path / "mine.py").write_text("import nowhere_to_be_found")
+    done = run(MAIN, "launch", *words, word, cwd=tmp_path, url=store.url)
+    assert done.returncode == ConfigError.exit_code
+    assert "'mine.train' cannot be imported: ModuleNotFoundError" in done.stderr
+    assert store.reads.find(spent) == before
+
+
+def test_failed_trials_that_are_to_run_again_need_the_objective(
+    words: list[str], spent: str, store: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").unlink()
+    done = run(MAIN, "launch", *words, "retry=failed", cwd=tmp_path, url=store.url)
+    assert done.returncode == ConfigError.exit_code
+    assert "'mine.train' cannot be imported" in done.stderr
+    assert spent in words[-1]
+
+
+def test_a_launch_with_nothing_to_do_still_asks_what_may_run_here(
+    words: list[str], spent: str, store: Store, tmp_path: Path
+) -> None:
+    done = run(
+        MAIN, "launch", *words, "worker.allow_targets=[other.*]", cwd=tmp_path, url=store.url
+    )
+    assert done.returncode == ConfigError.exit_code
+    assert "'mine.train' may not run on this host" in done.stderr
+    assert spent in words[-1]
+
+
+UNTIL_THE_WORKERS = """
+import subprocess, sys
+from orchestrator.cli import local_workers, main, preflight
+
+def started(self, k):
+    print("loaded:", *sys.modules, file=sys.stderr)
+    self._running[k] = subprocess.Popen([sys.executable, "-c", ""])
+
+preflight.Importing.over = True  # while an objective takes long, it is imported beside that
+local_workers.LocalWorkers._start = started
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_launch_starts_its_workers_before_it_imports_sqlalchemy(
+    words: list[str], store: Store, tmp_path: Path
+) -> None:
+    done = run(UNTIL_THE_WORKERS, "launch", *words, cwd=tmp_path, url=store.url)
+    assert done.returncode == OrchestratorError.exit_code
+    assert "is not finished, 2 trials left to run" in done.stderr
+    lines = [line.split() for line in done.stderr.splitlines() if line.startswith("loaded:")]
+    assert lines
+    assert all("optuna" in line and "sqlalchemy" not in line for line in lines)
 
 
 @pytest.mark.parametrize(

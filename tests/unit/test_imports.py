@@ -4,13 +4,15 @@ extra, and what prints a text needs little.
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
 import pytest
 
+from orchestrator.lazy import uncollected
 from tests.support.commands import ROOT
-from tests.support.loaded import loaded
+from tests.support.loaded import loaded, run
 
 LOADS_ALL = """
 import importlib, pkgutil, sys
@@ -29,6 +31,49 @@ def test_no_module_but_the_examples_needs_torch_or_scikit_learn() -> None:
         [sys.executable, "-c", LOADS_ALL], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_checks_an_objective_loads_little_besides_it() -> None:
+    code = "import sys, orchestrator.runner.keeper.importing; print(*sys.modules)"
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    slow = {"omegaconf", "yaml", "antlr4", "numpy", "orchestrator.model", "orchestrator.settings"}
+    assert not slow & set(done.stdout.split())
+
+
+COUNTS = """
+import gc, runpy, sys
+counts = []
+gc.callbacks.append(lambda phase, info: counts.append(info["generation"]))
+try:
+    runpy.run_module("orchestrator", run_name="__main__", alter_sys=True)
+finally:
+    print("collections:", len(counts), file=sys.stderr)
+"""
+
+
+def test_a_command_collects_no_garbage_while_it_imports() -> None:
+    done = run(COUNTS, "launch", "experiment=digits", "--dry-run", "objective._target_=math.hypot")
+    assert done.returncode == 0, done.stderr
+    (line,) = [text for text in done.stderr.splitlines() if text.startswith("collections:")]
+    assert int(line.split()[1]) < 60, "hundreds, if it did"
+
+
+def test_a_pause_of_collections_ends_with_its_block_and_begins_where_there_were_some() -> None:
+    assert gc.isenabled()
+    with uncollected():
+        assert not gc.isenabled()
+        with uncollected():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"]])

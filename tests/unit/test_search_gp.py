@@ -261,3 +261,13 @@ def test_a_point_of_a_discrete_space_is_not_tried_twice_while_others_are_left() 
         seen.append((asked.values["x"], asked.values["kind"]))
     startup = len(set(seen[:10]))
     assert len(set(seen[: 10 + 12 - startup])) == 12
+
+
+@pytest.mark.parametrize("std", [0.0, 0.03, 0.3])
+def test_noise_is_believed_in_as_far_as_trials_show_it(std: float) -> None:
+    x, _ = some(120)
+    y = 4.0 * (x[:, 0] - 0.3) ** 2 + std * np.random.default_rng(1).standard_normal(120)
+    scale = y.std()
+    found = Posterior(x, (y - y.mean()) / scale, LAYOUT, fit(x, (y - y.mean()) / scale, LAYOUT))
+    believed = float(np.sqrt(found.noise) * scale)
+    assert believed == pytest.approx(std, rel=0.4, abs=0.001)

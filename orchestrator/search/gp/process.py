@@ -28,7 +28,7 @@ linalg = Library("scipy.linalg")
 optimize = Library("scipy.optimize")
 
 SQRT5 = math.sqrt(5.0)
-NOISE_FLOOR = 1e-5
+NOISE_FLOOR = 1e-6
 JITTER = 1e-8
 COARSE = 60
 """A fit to more trials than this starts from a fit to as many of them."""
@@ -134,9 +134,10 @@ def _matern_and_slope(scaled_squared: Array) -> tuple[Array, Array]:
 
 
 # Prior of the logarithms of (shared, offset, particular, noise): means and standard deviations, for
-# data of unit variance.
-_PRIOR_MEAN = np.log([0.5, 0.3, 0.2, 5e-3])
-_PRIOR_STD = np.array([1.0, 1.0, 1.0, 1.5])
+# data of unit variance. Little noise is believed in until trials show it, because what is taken for
+# noise is not searched any further.
+_PRIOR_MEAN = np.log([0.5, 0.3, 0.2, 1e-4])
+_PRIOR_STD = np.array([1.0, 1.0, 1.0, 2.0])
 
 
 def _prior(layout: Layout) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.search import HybridGPSampler, Search
 from orchestrator.search.gp.losses import Scale
 from orchestrator.search.gp.process import Layout, Posterior, _Evidence, _prior, fit
-from orchestrator.search.gp.surrogate import MAX_TRIALS, Fits, Surrogate
+from orchestrator.search.gp.surrogate import ANEW, MAX_TRIALS, Fits, Surrogate
 from orchestrator.search.trials.history import Array, Column
 from orchestrator.settings import sampler_settings
 
@@ -79,7 +79,7 @@ def history(
 
 
 def known(x: Array, loss: Array, pending: Array | None = None) -> Surrogate:
-    return Surrogate.of(history(x, loss, pending), SEARCHED, CONTEXT, Fits(), least=10)
+    return Surrogate.of(history(x, loss, pending), SEARCHED, CONTEXT, Fits())
 
 
 def test_the_gradient_of_the_evidence_is_its_slope() -> None:
@@ -158,16 +158,22 @@ def test_of_many_trials_the_best_and_those_of_the_cell_are_kept() -> None:
     assert known(x[:MAX_TRIALS], y[:MAX_TRIALS]).near(cell).x.shape == (MAX_TRIALS, 4)
 
 
-def test_hyperparameters_are_fitted_anew_only_when_a_tenth_more_is_known() -> None:
+def test_hyperparameters_are_fitted_to_every_trial_and_later_in_steps_of_a_tenth() -> None:
     x, y = some(120)
     fits = Fits()
-    seen = [
-        Surrogate.of(history(x[:n], y[:n]), SEARCHED, CONTEXT, fits, least=10).hyperparameters
-        for n in range(80, 120)
-    ]
-    assert len({id(h) for h in seen}) in (4, 5)
+
+    def fitted(first: int, last: int) -> int:
+        seen = [
+            Surrogate.of(history(x[:n], y[:n]), SEARCHED, CONTEXT, fits).hyperparameters
+            for n in range(first, last)
+        ]
+        return len({id(h) for h in seen})
+
+    assert fitted(ANEW - 10, ANEW + 1) == 11
+    assert fitted(80, 120) in (4, 5)
+    last = Surrogate.of(history(x[:119], y[:119]), SEARCHED, CONTEXT, fits).hyperparameters
     again = known(x[:119], y[:119]).hyperparameters
-    assert np.array_equal(again.inverse_squared, seen[-1].inverse_squared)
+    assert np.array_equal(again.inverse_squared, last.inverse_squared)
 
 
 def test_running_trials_move_no_mean_but_are_no_longer_uncertain() -> None:

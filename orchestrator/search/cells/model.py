@@ -105,9 +105,7 @@ class CellModel:
 
     def surrogate(self, history: History) -> Surrogate:
         """The process of the study, cut to a size that answers questions about all cells."""
-        return Surrogate.of(
-            history, self.searched, self._context, self._fits, least=N_STARTUP
-        ).balanced()
+        return Surrogate.of(history, self.searched, self._context, self._fits).balanced()
 
     def optima(
         self, surrogate: Surrogate, cells: Cells, rng: np.random.Generator, per_cell: int = PER_CELL

@@ -117,9 +117,7 @@ class HybridGPSampler(BaseSampler):
     def _maximise(
         self, searched: Sequence[Column], context: Context, history: History, *, whole: bool
     ) -> Array:
-        surrogate = Surrogate.of(
-            history, searched, context.columns, self.fits, least=self._n_startup_trials
-        ).near(context.point)
+        surrogate = Surrogate.of(history, searched, context.columns, self.fits).near(context.point)
         improvement = Improvement(surrogate, context.point, self._rng)
         tried = improvement.x[improvement.here, : len(searched)]
 

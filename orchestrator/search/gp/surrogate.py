@@ -17,13 +17,15 @@ from orchestrator.search.trials.smallest import smallest
 MAX_TRIALS = 400
 """Inference is exact up to this many trials; of more, this many are kept."""
 MAX_FITTED = 200
+ANEW = 60
+"""Up to this many trials every one that ends changes the hyperparameters."""
 MAX_REMEMBERED = 32
 """Sets of columns remembered: cells differ in theirs if parameters exist only in some of them."""
 
 
 class Fits:
-    """Remembers the last fit to each set of columns: hyperparameters change when the number of
-    trials has grown by a tenth.
+    """Remembers the last fit to each set of columns: hyperparameters change with every trial up to
+    60, and then when the number of trials has grown by a tenth.
 
     Args:
         most: the most trials they are fitted to; the cost grows with more than their square.
@@ -34,14 +36,13 @@ class Fits:
         self._last: dict[tuple[str, ...], tuple[object, Hyperparameters]] = {}
 
     def hyperparameters(
-        self, history: History, losses: Array, columns: Sequence[Column], layout: Layout, least: int
+        self, history: History, losses: Array, columns: Sequence[Column], layout: Layout
     ) -> Hyperparameters:
-        """Fitted to the first n trials, where n (`least` or more, if there are) grows in steps of a
-        tenth.
+        """Fitted to the first n trials; n is all of them up to 60, then grows in steps of a tenth.
 
-        So they are a function of the history, yet seldom computed.
+        So they are a function of the history, yet seldom computed where that takes long.
         """
-        n = max(checkpoint(len(losses)), min(len(losses), least))
+        n = max(checkpoint(len(losses)), min(len(losses), ANEW))
         chosen = np.unique(np.linspace(0, n - 1, min(n, self._most)).astype(int))
         x, loss, pruned = layout.filled(history.x[chosen]), losses[chosen], history.pruned[chosen]
         names = tuple(column.name for column in columns)
@@ -76,8 +77,6 @@ class Surrogate:
         searched: Sequence[Column],
         context: Sequence[Column],
         fits: Fits,
-        *,
-        least: int,
     ) -> Surrogate:
         """Learns from the history, whose columns are those searched and then the cell's."""
         layout = Layout.of(searched, context)
@@ -85,7 +84,7 @@ class Surrogate:
         if not np.isfinite(losses).any():  # nothing feasible yet: first look for something that is
             losses = np.where(history.violation > 0, history.violation, np.inf)
         scale = Scale.of(losses, history.pruned)
-        h = fits.hyperparameters(history, losses, [*searched, *context], layout, least)
+        h = fits.hyperparameters(history, losses, [*searched, *context], layout)
         y = scale.standard(losses, history.pruned)
         return Surrogate(
             layout, h, scale, layout.filled(history.x), y, layout.filled(history.pending)

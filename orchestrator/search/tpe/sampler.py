@@ -220,9 +220,7 @@ class HybridTPESampler(BaseSampler):
         self, searched: Sequence[Column], context: Context, history: History
     ) -> Improvement:
         """What the Gaussian process expects of points."""
-        surrogate = Surrogate.of(
-            history, searched, context.columns, self.fits, least=self._n_startup_trials
-        )
+        surrogate = Surrogate.of(history, searched, context.columns, self.fits)
         return Improvement(surrogate.near(context.point, RANKED_BY), context.point, self._rng)
 
     def _sharing(

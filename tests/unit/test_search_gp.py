@@ -17,7 +17,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.search import HybridGPSampler, Search
 from orchestrator.search.gp.losses import Scale
-from orchestrator.search.gp.process import Layout, Posterior, _Evidence, _prior, fit
+from orchestrator.search.gp.process import SEARCHING, Layout, Posterior, _Evidence, _prior, fit
 from orchestrator.search.gp.surrogate import ANEW, MAX_TRIALS, Fits, Surrogate
 from orchestrator.search.trials.history import Array, Column
 from orchestrator.settings import sampler_settings
@@ -85,8 +85,8 @@ def known(x: Array, loss: Array, pending: Array | None = None) -> Surrogate:
 def test_the_gradient_of_the_evidence_is_its_slope() -> None:
     x, y = some(40)
     evidence, theta = (
-        _Evidence(x, y, LAYOUT),
-        _prior(LAYOUT)[0] + 0.3 * np.random.default_rng(1).standard_normal(8),
+        _Evidence(x, y, LAYOUT, SEARCHING),
+        _prior(LAYOUT, SEARCHING)[0] + 0.3 * np.random.default_rng(1).standard_normal(8),
     )
     _, gradient = evidence(theta)
     slope = [

@@ -4,6 +4,7 @@ trial: noise makes the luckiest of many values look better than it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -72,7 +73,7 @@ class _Tried:
         """
         if not is_enough(history):
             return None
-        surrogate = model.surrogate(history)
+        surrogate = model.surrogate(history, believing=True)
         posterior = surrogate.believing()[0] if pending else surrogate.posterior()
         all_tried = Configurations.of(history, surrogate, posterior)
         points, n = all_tried.points[:MOST], surrogate.layout.n_searched
@@ -87,8 +88,10 @@ class _Tried:
     def noise(self) -> Noise:
         """The belief about the noise, in the objective's units."""
         variances = self.surrogate.posterior().noise_quantiles(self.surrogate.y, INTERVAL)
-        low, middle, high = (np.sqrt(variances) * self.surrogate.scale.std).tolist()
-        return Noise(std=middle, low=low, high=high)
+        middle = math.log(variances[1])
+        logs = 0.5 * (middle + WIDENED * (np.log(variances) - middle))
+        low, std, high = (np.exp(logs) * self.surrogate.scale.std).tolist()
+        return Noise(std=std, low=low, high=high)
 
     def draws(self, rng: np.random.Generator, n: int) -> Array:
         """Joint draws of the true losses, shape (n, k)."""

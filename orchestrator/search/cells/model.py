@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from orchestrator.model import JSONValue
 from orchestrator.search.cells.optima import PER_CELL, Optima
-from orchestrator.search.gp.process import Layout
+from orchestrator.search.gp.process import BELIEVING, Layout
 from orchestrator.search.gp.surrogate import Fits, Surrogate
 from orchestrator.search.space import Parameter
 from orchestrator.search.trials.history import Array, Column, History
@@ -50,6 +50,7 @@ class CellModel:
         self._parameters = parameters
         self._rows = Rows()
         self._fits = fits
+        self._believing = Fits(noise=BELIEVING)
         # In the samplers' order: searched as declared, the cell's by name.
         varied = [p for p in parameters.values() if not p.distribution.single()]
         self.searched = [Column.of(p.path, p.distribution) for p in varied if not p.grid]
@@ -103,9 +104,14 @@ class CellModel:
         fixed = np.where(np.array(exists, dtype=bool).reshape(len(values), n), np.nan, neutral)
         return Cells(points, fixed, useful, finished + running, running, best[:-1])
 
-    def surrogate(self, history: History) -> Surrogate:
-        """The process of the study, cut to a size that answers questions about all cells."""
-        return Surrogate.of(history, self.searched, self._context, self._fits).balanced()
+    def surrogate(self, history: History, *, believing: bool = False) -> Surrogate:
+        """The process of the study, cut to a size that answers questions about all cells.
+
+        Args:
+            believing: for what is reported, not for where to search; see `process.NoisePrior`.
+        """
+        fits = self._believing if believing else self._fits
+        return Surrogate.of(history, self.searched, self._context, fits).balanced()
 
     def optima(
         self, surrogate: Surrogate, cells: Cells, rng: np.random.Generator, per_cell: int = PER_CELL

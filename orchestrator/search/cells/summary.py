@@ -65,7 +65,7 @@ def summarise(
     if int(state.useful.sum()) < LEAST_TRIALS:
         return estimates
     rng = np.random.default_rng(seed)
-    surrogate = model.surrogate(history)
+    surrogate = model.surrogate(history, believing=True)
     surrogate = replace(surrogate, pending=surrogate.pending[:0])
     lows = model.optima(surrogate, state.only(tried), rng).lows(rng, N_DRAWS, widened=WIDENED)
     shares = np.bincount(lows.argmin(axis=1), minlength=len(tried)) / len(lows)

@@ -133,14 +133,31 @@ def _matern_and_slope(scaled_squared: Array) -> tuple[Array, Array]:
     return slope + (root**2 / 3.0) * decay, (-5.0 / 6.0) * slope
 
 
-# Prior of the logarithms of (shared, offset, particular, noise): means and standard deviations, for
-# data of unit variance. Little noise is believed in until trials show it, because what is taken for
-# noise is not searched any further.
-_PRIOR_MEAN = np.log([0.5, 0.3, 0.2, 1e-4])
-_PRIOR_STD = np.array([1.0, 1.0, 1.0, 2.0])
+@dataclass(frozen=True)
+class NoisePrior:
+    """What noise is expected: the median of its variance, for losses of unit variance, and the
+    standard deviation of the logarithm of that.
+    """
+
+    variance: float
+    spread: float
 
 
-def _prior(layout: Layout) -> tuple[Array, Array]:
+SEARCHING = NoisePrior(1e-4, 2.0)
+"""For suggestions: little is believed in until trials show it, because what is taken for noise is
+not searched any further.
+"""
+BELIEVING = NoisePrior(5e-3, 1.5)
+"""For what is reported: with little expected, few trials show too little of it, and intervals are
+too narrow.
+"""
+# Prior of the logarithms of (shared, offset, particular): means and standard deviations, for losses
+# of unit variance.
+_PRIOR_MEAN = np.log([0.5, 0.3, 0.2])
+_PRIOR_STD = np.array([1.0, 1.0, 1.0])
+
+
+def _prior(layout: Layout, noise: NoisePrior) -> tuple[Array, Array]:
     """Log-normal priors; length scales grow with the root of the number of searched columns
     (Hvarfner et al., 2024).
     """
@@ -148,8 +165,8 @@ def _prior(layout: Layout) -> tuple[Array, Array]:
         layout.n_searched, -2.0 * math.log(0.4 * math.sqrt(max(layout.n_searched, 1)))
     )
     mean = np.concatenate([searched, np.zeros(layout.n_context)])
-    return np.concatenate([_PRIOR_MEAN, mean]), np.concatenate(
-        [_PRIOR_STD, np.full(len(mean), 1.5)]
+    return np.concatenate([_PRIOR_MEAN, [math.log(noise.variance)], mean]), np.concatenate(
+        [_PRIOR_STD, [noise.spread], np.full(len(mean), 1.5)]
     )
 
 
@@ -158,7 +175,7 @@ class _Evidence:
     losses.
     """
 
-    def __init__(self, x: Array, y: Array, layout: Layout) -> None:
+    def __init__(self, x: Array, y: Array, layout: Layout, noise: NoisePrior) -> None:
         self._y = y
         self._searched, self._context = layout.split(x)
         n = layout.n_searched
@@ -167,7 +184,7 @@ class _Evidence:
             _owners(layout.choices[:n]),
             _owners(layout.choices[n:]),
         )
-        self._mean, self._std = _prior(layout)
+        self._mean, self._std = _prior(layout, noise)
 
     def minimum(self, start: Array, iterations: int) -> Array:
         """Where a descent from `start` ends."""
@@ -240,17 +257,17 @@ def _by_column(
     return np.bincount(owner, each, n_columns).astype(float)
 
 
-def fit(x: Array, y: Array, layout: Layout) -> Hyperparameters:
+def fit(x: Array, y: Array, layout: Layout, noise: NoisePrior = SEARCHING) -> Hyperparameters:
     """The most probable hyperparameters given standardised losses `y` at `x`; a function of its
     arguments alone.
     """
-    start, _ = _prior(layout)
+    start, _ = _prior(layout, noise)
     n = len(y)
     if n <= COARSE:
-        return Hyperparameters.from_vector(_Evidence(x, y, layout).minimum(start, 40))
+        return Hyperparameters.from_vector(_Evidence(x, y, layout, noise).minimum(start, 40))
     some = np.unique(np.linspace(0, n - 1, COARSE).astype(int))
-    start = _Evidence(x[some], y[some], layout).minimum(start, 40)
-    return Hyperparameters.from_vector(_Evidence(x, y, layout).minimum(start, 12))
+    start = _Evidence(x[some], y[some], layout, noise).minimum(start, 40)
+    return Hyperparameters.from_vector(_Evidence(x, y, layout, noise).minimum(start, 12))
 
 
 class Posterior:
@@ -315,7 +332,7 @@ class Posterior:
         kernel[np.diag_indices(n)] -= self._h.noise
         variances, vectors = np.linalg.eigh(kernel)
         squares = (vectors.T @ y) ** 2
-        mean, std = float(_PRIOR_MEAN[3]), float(_PRIOR_STD[3])
+        mean, std = math.log(BELIEVING.variance), BELIEVING.spread
         logs = np.linspace(mean - 5.0 * std, mean + 5.0 * std, 400)
         each = np.maximum(variances, 0.0) + np.exp(logs)[:, None] + NOISE_FLOOR
         log_density = -0.5 * (np.log(each) + squares / each).sum(axis=1)

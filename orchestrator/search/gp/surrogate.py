@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.search.gp.losses import Scale
-from orchestrator.search.gp.process import Hyperparameters, Layout, Posterior, fit
+from orchestrator.search.gp.process import (
+    SEARCHING,
+    Hyperparameters,
+    Layout,
+    NoisePrior,
+    Posterior,
+    fit,
+)
 from orchestrator.search.trials.history import Array, Column, History
 from orchestrator.search.trials.rows import checkpoint
 from orchestrator.search.trials.smallest import smallest
@@ -29,10 +36,11 @@ class Fits:
 
     Args:
         most: the most trials they are fitted to; the cost grows with more than their square.
+        noise: what noise is expected.
     """
 
-    def __init__(self, most: int = MAX_FITTED) -> None:
-        self._most = most
+    def __init__(self, most: int = MAX_FITTED, noise: NoisePrior = SEARCHING) -> None:
+        self._most, self._noise = most, noise
         self._last: dict[tuple[str, ...], tuple[object, Hyperparameters]] = {}
 
     def hyperparameters(
@@ -53,7 +61,7 @@ class Fits:
                 self._last.clear()
             last = self._last[names] = (
                 key,
-                fit(x, Scale.of(loss, pruned).standard(loss, pruned), layout),
+                fit(x, Scale.of(loss, pruned).standard(loss, pruned), layout, self._noise),
             )
         return last[1]
 

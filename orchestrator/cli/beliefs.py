@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import search
@@ -57,17 +57,19 @@ class Beliefs:
         leaders = model.leaders()
         few = progress.n_cells <= MOST_CELLS
         cells = model.summary([cell.values for cell in progress.cells]) if few else nothing
-        believed = []
-        if leaders is not None and not observed:
-            believed = store.reads.trials(study_id, number=leaders.best.trials[0])
-        return Beliefs(believed or seen, seen, leaders, cells)
+        if observed:
+            # The table of cells then shows what was observed as well.
+            cells = [e and replace(e, trial=None, value=None) for e in cells]
+            return Beliefs(seen, seen, leaders, cells)
+        best = store.reads.trials(study_id, number=leaders.best.trials[0]) if leaders else []
+        return Beliefs(best or seen, seen, leaders, cells)
 
     def data(self, spec: StudySpec) -> dict[str, Any]:
         """For JSON."""
         if self.leaders is None:
             return {"noise": None, "leaders": [], "best_observed": self._observed(spec)}
         return {
-            "noise": asdict(self.leaders.noise),
+            "noise": None if self.leaders.noise is None else asdict(self.leaders.noise),
             "leaders": [
                 {**asdict(leader), "tied": leader.tied}
                 for leader in self.leaders.configurations
@@ -102,10 +104,12 @@ class Beliefs:
                 f"{runs if len(mine.trials) > 1 else ''}"
             )
         lines.append(
-            f"noise of {metric} from seed to seed: {noise.std:.2g} (90 %: {noise.low:.2g} to "
+            f"noise of {metric} from seed to seed: none found"
+            if noise is None
+            else f"noise of {metric} from seed to seed: {noise.std:.2g} (90 %: {noise.low:.2g} to "
             f"{noise.high:.2g})"
         )
-        if mine is best and self.leaders.tied:
+        if mine is best and noise is not None and self.leaders.tied:
             lines.append(
                 f"tied with it, for the noise hides a difference: {_named(self.leaders.tied)}"
             )

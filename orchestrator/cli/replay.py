@@ -56,7 +56,11 @@ def run(call: Call) -> int:
         print(json.dumps(data, indent=2))
     else:
         sampler, position = inputs["sampler"]["name"], inputs["position"]
-        print(f"trial {number} of {row.name}: suggested by {sampler} from news up to {position}")
+        searched = {path for path, parameter in declared.items() if not parameter.grid}
+        how = f"suggested by {sampler} from news up to {position}"
+        if searched and searched & derived.keys() <= inputs["given"].keys():
+            how = "its parameters were given, and are not suggested"
+        print(f"trial {number} of {row.name}: {how}")
         for path, internal in derived.items():
             parameter, has = declared[path], stored.get(path)
             there = "none" if has is None else value_label(parameter.true_value(has))

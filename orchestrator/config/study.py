@@ -53,6 +53,7 @@ from orchestrator.settings import (
 S = TypeVar("S")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MAX_METRIC = 100
+_FEWEST_BEFORE = 10  # with fewer trials, the model does not say which is the best
 _MAX_PARAM = 512  # Optuna's column for parameter names
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
@@ -394,6 +395,11 @@ def _budget(config: DictConfig, space: Space, metrics: Sequence[str]) -> Budget:
         raise ConfigError(
             f"budget.confirm={budget.confirm}: with several objectives there is no one best "
             "configuration to confirm; must be 0"
+        )
+    if budget.confirm and trials - budget.confirm < _FEWEST_BEFORE:
+        raise ConfigError(
+            f"budget.confirm={budget.confirm}: {_FEWEST_BEFORE} trials must come before those that "
+            f"confirm, and budget.trials={trials} leaves {trials - budget.confirm}"
         )
     if budget.confirm > trials - shares:
         raise ConfigError(

@@ -242,24 +242,26 @@ class Search:
             return choose(model, self._mirror, question)
 
     def confirm(
-        self, open_cells: OpenCells, *, ticket: int, retry: int
+        self, open_cells: OpenCells, *, ticket: int, retry: int, running: Sequence[int] = ()
     ) -> tuple[int, int, dict[str, JSONValue]] | None:
-        """The trial whose parameters are worth another trial with another seed, to learn which of
-        the leading configurations is the best; a function of the news, the seed, `ticket` and
-        `retry`. Running trials count as if they ended as predicted.
+        """The trial whose parameters get another trial with another seed, to learn which of the
+        leading configurations is the best; a function of the news, the seed, `ticket`, `retry` and
+        `running`. Running trials count as if they ended as predicted.
 
         Args:
             open_cells: ordinal and values of every cell that may get a trial; at least one.
             ticket: ordinal of the ticket in the study, from 0.
             retry: how often this ticket has failed before.
+            running: numbers of the trials that others are about to repeat, of which there is no
+                news yet.
 
         Returns:
             The ordinal of the cell, the trial's number, and the reason as JSON, as `choose_cell`
-                gives it. None if one configuration is clearly the best, if there are too few
-                results to say, if nothing is searched, or with several objectives.
+                gives it. None if one configuration is clearly the best, without noise, with fewer
+                than ten complete trials, or with several objectives.
         """
         model = self._model()
-        if len(self._spec.directions) > 1 or not model.searched:
+        if len(self._spec.directions) > 1:
             return None
         cells = {ordinal for ordinal, _ in open_cells}
         entropy = (abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry, 3)
@@ -269,6 +271,7 @@ class Search:
                 self._mirror,
                 np.random.default_rng(entropy),
                 lambda number: self._cells.get(number) in cells,
+                running,
             )
         if found is None:
             return None

@@ -176,6 +176,7 @@ ticket = sa.Table(
         "study_id",
         postgresql_where=sa.text("share IS NOT NULL AND state IN ('OPEN', 'LIVE')"),
     ),
+    sa.Index("ticket_confirming", "study_id", postgresql_where=sa.text("confirms IS NOT NULL")),
     sa.Index(
         "ticket_unspent", "study_id", "state", postgresql_where=sa.text("state IN ('OPEN', 'LIVE')")
     ),

@@ -8,6 +8,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.config import WorkerConfig
@@ -228,9 +229,16 @@ class Claiming:
             )
 
         claimed = claim(served.cursor if served.informed else None, confirm=confirm)
-        if isinstance(claimed, Undecided):
+        # What to repeat is chosen again if others have chosen meanwhile, but not for ever.
+        for asks in range(1, MAX_ASKS + 1):
+            if not isinstance(claimed, Undecided):
+                break
             served.take_in(*claimed.news or ([], served.cursor))
-            claimed = claim(served.cursor, served.choose(claimed))
+            choice = served.choose(claimed)
+            repeats = choice is not None and choice.confirms is not None
+            if choice is not None and asks == MAX_ASKS:
+                choice = replace(choice, confirmed=None)
+            claimed = claim(served.cursor, choice, confirm if repeats else 0)
         if isinstance(claimed, Undecided):
             return None
         if isinstance(claimed, Ticket) and claimed.news is not None:

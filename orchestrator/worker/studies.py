@@ -131,10 +131,10 @@ class Served:
         which = {"ticket": undecided.ordinal, "retry": undecided.failures}
         known = {"position": self.cursor}
         if undecided.confirms:
-            repeated = self.search.confirm(undecided.cells, **which)
+            repeated = self.search.confirm(undecided.cells, **which, running=undecided.confirming)
             if repeated is not None:
                 cell, number, why = repeated
-                return Choice(cell, {**why, **known}, confirms=number)
+                return Choice(cell, {**why, **known}, number, undecided.confirmed)
         if self.spec.allocation != "adaptive":
             return None
         cell, why = self.search.choose_cell(undecided.cells, **which)

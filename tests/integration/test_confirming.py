@@ -62,6 +62,26 @@ def test_the_last_trials_repeat_what_the_caller_chooses_and_say_so(
     assert store.doctor.examine().findings == ()
 
 
+def test_a_choice_that_did_not_know_of_another_one_is_made_again(
+    store: Store, lease: WorkerLease, study: int
+) -> None:
+    undecided = next_of(store, lease, study)
+    assert isinstance(undecided, Undecided)
+    assert (undecided.confirming, undecided.confirmed) == ((), 0)
+    other = store.fleet.register(60)
+    theirs = next_of(store, other, study, Choice(2, WHY, 2, confirmed=0))
+    assert isinstance(theirs, Ticket)
+    again = next_of(store, lease, study, Choice(2, WHY, 2, confirmed=0))
+    assert isinstance(again, Undecided), "nothing was taken"
+    assert (again.confirming, again.confirmed) == ((2,), 1)
+    end(store, begun(store, theirs, other, suggestion(theirs, x=0.2)))
+    mine = next_of(store, lease, study, Choice(0, WHY, 0, confirmed=1))
+    assert isinstance(mine, Ticket)
+    assert (mine.cell, mine.confirms) == (0, 0)
+    end(store, begun(store, mine, lease, suggestion(mine, x=0.0)))
+    assert store.doctor.examine().findings == ()
+
+
 def test_they_never_count_against_the_share_of_a_cell(
     store: Store, lease: WorkerLease, study: int
 ) -> None:

@@ -124,7 +124,7 @@ def test_the_last_word_wins_through_hydra() -> None:
 
 
 def test_confirming_trials_are_stored_only_where_there_are_any() -> None:
-    for words, confirm in (((), 0), (("budget.confirm=3",), 3)):
+    for words, confirm in (((), 0), (("budget.confirm=3", "budget.trials=13"), 3)):
         made = spec(*OWN, *words)
         assert made.budget.confirm == confirm
         stored = json.loads(json.dumps(made.to_json()))
@@ -227,9 +227,29 @@ def test_a_mandatory_value_that_is_searched_is_given() -> None:
         ([*OWN, "budget.trials=0"], ["from 1 to 10,000,000"]),
         ([*OWN, "budget.confirm=-1"], ["budget.confirm=-1", "from 0 to"]),
         ([*OWN, "budget.confirm=yes"], ["budget.confirm", "whole number"]),
-        ([*OWN, "budget.confirm=9"], ["budget.confirm=9", "8 are left", "budget.trials to 10"]),
         (
-            [*OWN, "budget.confirm=1", "study.direction=[maximize,minimize]", "study.metric=[a,b]"],
+            [*OWN, "budget.confirm=19", "budget.trials=19"],
+            ["budget.confirm=19", "10 trials must come before", "leaves 0"],
+        ),
+        (
+            [
+                *OWN,
+                "budget.confirm=12",
+                "budget.trials=40",
+                "+params.a=0",
+                "a=1,2",
+                "budget.per_cell=15",
+            ],
+            ["budget.confirm=12", "10 are left", "budget.trials to 42"],
+        ),
+        (
+            [
+                *OWN,
+                "budget.confirm=1",
+                "budget.trials=20",
+                "study.direction=[maximize,minimize]",
+                "study.metric=[a,b]",
+            ],
             ["budget.confirm=1", "several objectives"],
         ),
         ([*OWN, "budget.hours=0"], ["greater than 0"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.search import Search
+from orchestrator.search.cells.configurations import Noise
 from orchestrator.settings import sampler_settings
 
 SPEC = StudySpec(
@@ -61,17 +63,22 @@ def drive(noise: float, trials: int = 60, spec: StudySpec = SPEC, of: Loss = los
     return search
 
 
+def noise_of(search: Search) -> Noise:
+    found = search.leaders()
+    assert found is not None
+    assert found.noise is not None
+    return found.noise
+
+
 @pytest.mark.parametrize("noise", [0.02, 0.1])
 def test_the_noise_is_found_in_the_objectives_units(noise: float) -> None:
     for spec in (SPEC, replace(SPEC, directions=("maximize",))):
-        found = drive(noise, 80, spec).leaders()
-        assert found is not None
-        assert found.noise.low <= found.noise.std <= found.noise.high
-        assert found.noise.std == pytest.approx(noise, rel=0.35)
-        assert found.noise.low < noise < found.noise.high
-        scaled = drive(1000 * noise, 80, spec, lambda v: 1000 * loss(v)).leaders()
-        assert scaled is not None
-        assert scaled.noise.std == pytest.approx(1000 * found.noise.std, rel=1e-3)
+        found = noise_of(drive(noise, 80, spec))
+        assert found.low <= found.std <= found.high
+        assert found.std == pytest.approx(noise, rel=0.35)
+        assert found.low < noise < found.high
+        scaled = noise_of(drive(1000 * noise, 80, spec, lambda v: 1000 * loss(v)))
+        assert scaled.std == pytest.approx(1000 * found.std, rel=1e-3)
 
 
 def test_without_noise_the_best_value_is_the_best_and_nothing_is_tied_or_repeated() -> None:
@@ -80,7 +87,9 @@ def test_without_noise_the_best_value_is_the_best_and_nothing_is_tied_or_repeate
     assert found is not None
     values = [search._mirror.get_trial(number).values[0] for number in range(60)]
     assert found.best.trials == (int(np.argmin(values)),)
-    assert found.noise.std < 0.01
+    assert found.noise is None
+    assert found.tied == ()
+    assert found.best.low == found.best.mean == found.best.high == pytest.approx(min(values))
     assert search.confirm(CELLS, ticket=60, retry=0) is None
 
 
@@ -172,18 +181,91 @@ def test_once_the_best_is_clear_nothing_is_repeated() -> None:
     assert search.confirm(CELLS, ticket=72, retry=0) is None
 
 
-def test_nothing_is_repeated_where_nothing_is_searched() -> None:
+def test_cells_are_the_configurations_where_nothing_is_searched() -> None:
     bare = replace(SPEC, search=())
     search, rng = Search(bare), np.random.default_rng(0)
     for number in range(20):
         asked = search.ask(CELLS[number % 2][1], ticket=number, retry=0)
         value = float(rng.standard_normal())
         search.feed([TrialNews(number, "COMPLETE", asked.params, (value,), cell=number % 2)])
-    assert search.confirm(CELLS, ticket=20, retry=0) is None
     found = search.leaders()
     assert found is not None
     assert len(found.configurations) == 2, "each cell is one"
     assert sum(len(leader.trials) for leader in found.configurations) == 20
+    repeated = search.confirm(CELLS, ticket=20, retry=0)
+    assert repeated is not None
+    assert repeated[1] in found.best.trials + found.configurations[1].trials
+
+
+def test_values_that_are_always_the_same_for_the_same_parameters_have_no_noise() -> None:
+    search = drive(0.1)
+    tell(search, 60, 1, 0.25, x=0.5, act="relu")
+    assert noise_of(search).std > 0.03
+    tell(search, 61, 1, 0.25, x=0.5, act="relu")
+    found = search.leaders()
+    assert found is not None
+    assert found.noise is None, "the surface is rough"
+    tell(search, 62, 1, 0.35, x=0.5, act="relu")
+    assert noise_of(search).std > 0.03
+
+
+def test_trials_that_fail_or_are_pruned_are_not_taken_for_noise() -> None:
+    noise = noise_of(drive(0.05)).std
+    for state, value in (("FAIL", None), ("COMPLETE", math.inf), ("PRUNED", None)):
+        search, rng = drive(0.05), np.random.default_rng(1)
+        for number in range(60, 75):
+            tell(search, number, number % 2, value, state, x=float(rng.uniform(-1, 1)))
+        assert noise_of(search).std == pytest.approx(noise, rel=0.2)
+
+
+def test_the_leader_and_its_likeliest_rivals_get_half_of_the_repetitions_each() -> None:
+    search, rng = drive(0.1), np.random.default_rng(2)
+    leads = 0
+    for ticket in range(60, 80):
+        repeated = search.confirm(CELLS, ticket=ticket, retry=0)
+        if repeated is None:
+            break
+        cell, of, why = repeated
+        leads += "they lead" in why["why"]
+        params = search._mirror.get_trial(of).params
+        given = {"x": params["x"], "act": params["act"]}
+        value = loss({**given, **CELLS[cell][1]}) + 0.1 * rng.standard_normal()
+        tell(search, ticket, cell, value, **given)
+    found = search.leaders()
+    assert found is not None
+    assert len(found.best.trials) > 1, "the winner was repeated"
+    assert 5 <= leads <= 15
+
+
+def test_what_others_are_about_to_repeat_counts() -> None:
+    search = drive(0.1)
+    alone = search.confirm(CELLS, ticket=60, retry=0)
+    assert alone is not None
+    beside = search.confirm(CELLS, ticket=60, retry=0, running=[alone[1], alone[1]])
+    assert beside is not None
+    assert beside[1] != alone[1], "a rival is next"
+
+
+@pytest.mark.parametrize("trials", [1200, pytest.param(3000, marks=pytest.mark.nightly)])
+def test_with_thousands_of_trials_the_expected_value_is_not_that_of_the_lucky_ones(
+    trials: int,
+) -> None:
+    search = drive(0.3, trials)
+    found = search.leaders()
+    assert found is not None
+    assert noise_of(search).std == pytest.approx(0.3, rel=0.1)
+    truth = []
+    for leader in found.configurations[:50]:
+        trial = search._mirror.get_trial(leader.trials[0])
+        truth.append(loss({**trial.params, **CELLS[leader.trials[0] % 2][1]}))
+    held = [
+        leader.low <= true <= leader.high
+        for leader, true in zip(found.configurations, truth, strict=False)
+    ]
+    assert np.mean(held) > 0.7
+    assert found.best.mean == pytest.approx(0.0, abs=0.1)
+    (best,) = [e for e in search.summary([CELLS[1][1]]) if e is not None]
+    assert best.estimate == pytest.approx(0.0, abs=0.12)
 
 
 def test_estimates_stay_within_the_bounds_of_the_metric() -> None:

@@ -2,51 +2,131 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.search.cells.model import N_STARTUP
+from orchestrator.search.cells.model import N_STARTUP, CellModel
+from orchestrator.search.cells.optima import WIDENED, root
 from orchestrator.search.gp.process import Posterior
 from orchestrator.search.gp.surrogate import Surrogate
 from orchestrator.search.trials.history import Array, History
 
+MOST = 128
+"""Configurations that are compared jointly: those of the best means."""
+INTERVAL = (0.05, 0.5, 0.95)
+LEAST_NOISE = 0.003
+"""Less noise than this cannot be told from none; a standard deviation, that of all losses is 1."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """By how much the values of one configuration differ from seed to seed, as the model believes:
+    a standard deviation in the objective's units. `low` to `high` hold nine tenths of the belief.
+    """
+
+    std: float
+    low: float
+    high: float
+
 
 @dataclass(frozen=True)
 class Configurations:
-    """The distinct points of complete trials, with their posterior means, the lowest first.
+    """The distinct points of complete trials, the lowest posterior mean first, and the noise, None
+    where there is none. Without noise a value is the truth, and stands for the mean.
+
+    A trial that failed, was pruned or is infeasible is left out: it says nothing of the value that
+    its parameters reach, and would be taken for noise.
 
     Shapes: points (k, columns) coordinates, mean (k,) of the true losses in the model's units;
-    `rows` holds for each the places of its trials in the history, the lowest loss first.
+    `rows` holds for each the places of its trials in `history`, the lowest loss first.
     """
 
+    history: History
+    surrogate: Surrogate
+    posterior: Posterior
     points: Array
     mean: Array
     rows: list[npt.NDArray[np.intp]]
+    noise: Noise | None
 
     @staticmethod
-    def of(history: History, surrogate: Surrogate, posterior: Posterior) -> Configurations:
-        """All that were tried; a trial that was pruned, failed or infeasible is no evidence that
-        its parameters can be used.
+    def of(
+        model: CellModel, history: History, running: Sequence[int] = ()
+    ) -> Configurations | None:
+        """None with fewer than ten complete feasible trials: the model does not say which is the
+        best.
+
+        Args:
+            running: numbers of complete trials whose parameters run again, besides the running
+                trials of the history. All are assumed to end as predicted.
         """
-        complete = np.flatnonzero(np.isfinite(history.loss) & ~history.pruned & ~history.failed)
-        x, n = surrogate.layout.filled(history.x[complete]), surrogate.layout.n_searched
+        history = history.only(np.isfinite(history.loss) & ~history.pruned & ~history.failed)
+        if len(history.loss) < N_STARTUP:
+            return None
+        surrogate = model.surrogate(history, believing=True)
+        again = [row for row, trial in enumerate(history.trials) if trial.number in running]
+        pending = np.vstack([surrogate.pending, surrogate.layout.filled(history.x[again])])
+        surrogate = replace(surrogate, pending=pending)
+        posterior, _ = surrogate.believing()
+        x, n = surrogate.layout.filled(history.x), surrogate.layout.n_searched
         _, first, which = np.unique(np.round(x, 9), axis=0, return_index=True, return_inverse=True)
-        points = x[first]
-        mean = posterior.mean(points[:, :n], points[:, n:])[:, 0]
-        by_loss = complete[np.argsort(history.loss[complete], kind="stable")]
-        place = np.empty(len(history.loss), dtype=np.intp)
-        place[complete] = which.ravel()
-        grouped = by_loss[np.argsort(place[by_loss], kind="stable")]
-        rows = np.split(grouped, np.cumsum(np.bincount(which.ravel()))[:-1])
+        points, which = x[first], which.ravel()
+        by_loss = np.argsort(history.loss, kind="stable")
+        grouped = by_loss[np.argsort(which[by_loss], kind="stable")]
+        rows = np.split(grouped, np.cumsum(np.bincount(which))[:-1])
+        noise = None if _identical(history, rows) else _noise(surrogate)
+        least = history.loss[[some[0] for some in rows]]
+        mean = (
+            posterior.mean(points[:, :n], points[:, n:])[:, 0]
+            if noise is not None
+            else surrogate.scale.standard(least, np.zeros(len(least), dtype=bool))
+        )
         order = np.argsort(mean, kind="stable")
-        return Configurations(points[order], mean[order], [rows[i] for i in order])
+        in_order = [rows[i] for i in order]
+        return Configurations(
+            history, surrogate, posterior, points[order], mean[order], in_order, noise
+        )
+
+    def numbers(self) -> list[tuple[int, ...]]:
+        """The numbers of the trials of each, the best value first."""
+        trials = self.history.trials
+        return [tuple(trials[row].number for row in rows) for rows in self.rows]
+
+    def runs(self) -> Array:
+        """How many trials each has, running ones too, shape (k,)."""
+        pending = np.round(self.surrogate.pending, 9)
+        running = [(pending == point).all(axis=1).sum() for point in np.round(self.points, 9)]
+        result: Array = np.array([len(rows) for rows in self.rows]) + np.array(running)
+        return result
+
+    def draws(self, rng: np.random.Generator, n: int) -> Array:
+        """Joint draws of the true losses of the first `MOST`, shape (n, at most `MOST`)."""
+        points, searched = self.points[:MOST], self.surrogate.layout.n_searched
+        mean = self.mean[:MOST]
+        if self.noise is None:
+            return np.repeat(mean[None, :], n, axis=0)
+        marginal = self.posterior.at(points[:, :searched], points[:, searched:])
+        normal = rng.standard_normal((n, len(points)))
+        result: Array = mean + WIDENED * (normal @ root(marginal.covariance(slice(None))).T)
+        return result
 
 
-def is_enough(history: History) -> bool:
-    """Whether there are ten complete feasible trials: with fewer, the model does not say which is
-    the best.
-    """
-    complete = np.isfinite(history.loss) & ~history.pruned & ~history.failed
-    return int(complete.sum()) >= N_STARTUP
+def _identical(history: History, rows: Sequence[npt.NDArray[np.intp]]) -> bool:
+    """Whether parameters were repeated, and each time gave the same value."""
+    repeated = [history.loss[some] for some in rows if len(some) > 1]
+    return bool(repeated) and all(float(np.ptp(losses)) == 0.0 for losses in repeated)
+
+
+def _noise(surrogate: Surrogate) -> Noise | None:
+    some = surrogate.thinned()
+    variances = some.posterior().noise_quantiles(some.y, INTERVAL)
+    middle = math.log(variances[1])
+    std = np.exp(0.5 * (middle + WIDENED * (np.log(variances) - middle)))
+    if std[1] < LEAST_NOISE:
+        return None
+    low, median, high = (std * surrogate.scale.std).tolist()
+    return Noise(std=median, low=low, high=high)

@@ -5,7 +5,7 @@ suggests the trials.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,11 @@ class CellModel:
             required=every_cell,
         )
 
+    def finished(self, mirror: Mirror) -> History:
+        """The same without the running trials."""
+        history = self.history(mirror)
+        return replace(history, pending=history.pending[:0])
+
     def cells(self, history: History, values: Sequence[Mapping[str, JSONValue]]) -> Cells:
         """What has been tried in the cells of these values.
 
@@ -111,7 +116,8 @@ class CellModel:
             believing: for what is reported, not for where to search; see `process.NoisePrior`.
         """
         fits = self._believing if believing else self._fits
-        return Surrogate.of(history, self.searched, self._context, fits).balanced()
+        whole = Surrogate.of(history, self.searched, self._context, fits)
+        return whole.unbiased() if believing else whole.balanced()
 
     def optima(
         self, surrogate: Surrogate, cells: Cells, rng: np.random.Generator, per_cell: int = PER_CELL

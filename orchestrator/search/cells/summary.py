@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from orchestrator.model import JSONValue, Limits, clipped
-from orchestrator.search.cells.configurations import Configurations, is_enough
+from orchestrator.search.cells.configurations import INTERVAL, Configurations
 from orchestrator.search.cells.model import CellModel, Cells, places
-from orchestrator.search.cells.optima import WIDENED
-from orchestrator.search.gp.surrogate import Surrogate
 from orchestrator.search.trials.history import History
 from orchestrator.search.trials.mirror import Mirror
 
 N_DRAWS = 2000
-INTERVAL = (0.05, 0.5, 0.95)
+REPORTED = 1.5
+"""Deviations of what is reported are so many times the model's, for the same reason as in `optima`
+and by the benchmark's count of intervals that hold.
+"""
 LEAST_TRIALS = 3
 """With fewer trials that ended with a value there is no estimate."""
 
@@ -58,7 +59,7 @@ def summarise(
     Args:
         limits: the least and the greatest value of the objective; estimates stay within them.
     """
-    history = model.history(mirror)
+    history = model.finished(mirror)
     state = model.cells(history, cells)
     tried = np.flatnonzero(state.useful)
     estimates: list[CellEstimate | None] = [None] * len(cells)
@@ -66,32 +67,30 @@ def summarise(
         return estimates
     rng = np.random.default_rng(seed)
     surrogate = model.surrogate(history, believing=True)
-    surrogate = replace(surrogate, pending=surrogate.pending[:0])
-    lows = model.optima(surrogate, state.only(tried), rng).lows(rng, N_DRAWS, widened=WIDENED)
+    lows = model.optima(surrogate, state.only(tried), rng).lows(rng, N_DRAWS, widened=REPORTED)
     shares = np.bincount(lows.argmin(axis=1), minlength=len(tried)) / len(lows)
-    leading, trials = _leading(history, surrogate, state), history.trials
+    leading = _leading(model, history, state)
     quantiles = surrogate.scale.original(np.quantile(lows, INTERVAL, axis=0))
     if maximize:
         quantiles = -quantiles[::-1]
     for i, cell in enumerate(tried):
         low, middle, high = (clipped(float(q), limits) for q in quantiles[:, i])
         estimate = CellEstimate(middle, low, high, float(shares[i]))
-        if (row := leading[cell]) is not None:
-            loss = float(history.loss[row])
-            seen = -loss if maximize else loss
-            estimate = replace(estimate, trial=trials[row].number, value=seen)
+        if (trial := leading[cell]) is not None:
+            number, loss = trial
+            estimate = replace(estimate, trial=number, value=-loss if maximize else loss)
         estimates[cell] = estimate
     return estimates
 
 
-def _leading(history: History, surrogate: Surrogate, cells: Cells) -> list[int | None]:
-    """For each cell the place in the history of the trial that is believed to be its best."""
-    found: list[int | None] = [None] * len(cells.points)
-    if not is_enough(history):
+def _leading(model: CellModel, history: History, cells: Cells) -> list[tuple[int, float] | None]:
+    """For each cell the number and the loss of the trial that is believed to be its best."""
+    found: list[tuple[int, float] | None] = [None] * len(cells.points)
+    tried = Configurations.of(model, history)
+    if tried is None:
         return found
-    tried = Configurations.of(history, surrogate, surrogate.posterior())
-    n = surrogate.layout.n_searched
-    for rows, cell in zip(tried.rows, places(tried.points[:, n:], cells.points), strict=True):
+    numbers, n = tried.numbers(), tried.surrogate.layout.n_searched
+    for place, cell in enumerate(places(tried.points[:, n:], cells.points)):
         if cell < len(found) and found[cell] is None:
-            found[cell] = int(rows[0])
+            found[cell] = numbers[place][0], float(tried.history.loss[tried.rows[place][0]])
     return found

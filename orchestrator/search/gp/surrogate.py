@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from orchestrator.search.trials.smallest import smallest
 
 MAX_TRIALS = 400
 """Inference is exact up to this many trials; of more, this many are kept."""
+MAX_REPORTED = 1_000
+"""The same for what is reported, which is seldom asked for."""
 MAX_FITTED = 200
 ANEW = 60
 """Up to this many trials every one that ends changes the hyperparameters."""
@@ -116,28 +118,45 @@ class Surrogate:
         """
         if len(self.y) <= MAX_TRIALS:
             return self
+        return self._kept(self._best_of_cells(self.y), MAX_TRIALS)
+
+    def unbiased(self) -> Surrogate:
+        """The same for what is reported. Of thousands of values the best are lucky; so those are
+        kept whose parameters are the best by what a spread of the trials predicts.
+        """
+        n, searched = len(self.y), self.layout.n_searched
+        if n <= MAX_REPORTED:
+            return self
+        rough = self.thinned().posterior()
+        expected = rough.mean(self.x[:, :searched], self.x[:, searched:])[:, 0]
+        return self._kept(self._best_of_cells(expected), MAX_REPORTED, expected)
+
+    def thinned(self) -> Surrogate:
+        """For what needs no particular trials: a spread of them, up to 400."""
+        if len(self.y) <= MAX_TRIALS:
+            return self
+        some = np.sort(_spread(len(self.y), MAX_TRIALS)[:MAX_TRIALS])
+        return replace(self, x=self.x[some], y=self.y[some])
+
+    def _best_of_cells(self, losses: Array) -> npt.NDArray[np.intp]:
+        """The places of the trials that are the best of their cell, then the second best, …"""
         _, which = np.unique(self.x[:, self.layout.n_searched :], axis=0, return_inverse=True)
-        order = np.lexsort((self.y, which.ravel()))
+        order = np.lexsort((losses, which.ravel()))
         first = np.searchsorted(which.ravel()[order], np.arange(which.max() + 1))
         rank = np.empty(len(order), dtype=int)
         rank[order] = np.arange(len(order)) - first[which.ravel()[order]]
-        return self._kept(smallest(MAX_TRIALS, rank, self.y), MAX_TRIALS)
+        return smallest(MAX_REPORTED, rank, losses)
 
-    def _kept(self, preferred: npt.NDArray[np.intp], most: int) -> Surrogate:
+    def _kept(
+        self, preferred: npt.NDArray[np.intp], most: int, losses: Array | None = None
+    ) -> Surrogate:
         n = len(self.y)
         taken = np.zeros(n, dtype=bool)
-        taken[smallest(most // 4, self.y)] = True
+        taken[smallest(most // 4, self.y if losses is None else losses)] = True
         for order, until in ((preferred, 3 * most // 4), (_spread(n, most), most)):
             free = order[~taken[order]]
             taken[free[: until - int(taken.sum())]] = True
-        return Surrogate(
-            self.layout,
-            self.hyperparameters,
-            self.scale,
-            self.x[taken],
-            self.y[taken],
-            self.pending,
-        )
+        return replace(self, x=self.x[taken], y=self.y[taken])
 
     def posterior(self) -> Posterior:
         """Given the finished trials alone."""

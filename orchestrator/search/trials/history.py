@@ -250,6 +250,14 @@ class History:
         }
         return replace(self, **facts)
 
+    def only(self, which: npt.NDArray[np.bool_]) -> History:
+        """As it would be without the other finished trials."""
+        facts: dict[str, Any] = {
+            name: getattr(self, name)[which]
+            for name in ("loss", "pruned", "failed", "step", "violation", "kept")
+        }
+        return replace(self, **facts)
+
     @property
     def trials(self) -> list[FrozenTrial]:
         """Optuna's own trials of the rows."""

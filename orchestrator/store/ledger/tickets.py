@@ -39,25 +39,31 @@ class Undecided:
     """The next ticket has no cell yet; the study's allocation has to choose one of `cells`, each
     with ordinal and values.
 
-    `confirms` means that it is one of those that may repeat a leading configuration.
+    `confirms` means that it is one of those that may repeat a leading configuration; `confirming`
+    are the numbers of the trials that others are about to repeat, of which there is no news yet,
+    and `confirmed` is how many tickets have been given to such repetitions so far.
     """
 
     ordinal: int
     failures: int
     cells: tuple[tuple[int, Mapping[str, JSONValue]], ...]
     confirms: bool = False
+    confirming: tuple[int, ...] = ()
+    confirmed: int = 0
     news: tuple[list[TrialNews], int] | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
     """The cell that an allocation chose, by its ordinal, and why; with `confirms` also the
-    parameters: those of the trial of that number.
+    parameters: those of the trial of that number. That choice is outdated if more tickets than
+    `confirmed` have been given to repetitions since; None: whatever others did.
     """
 
     cell: int
     why: Mapping[str, JSONValue]
     confirms: int | None = None
+    confirmed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,9 +148,18 @@ def look_further(
     if row.kind != "rest" or row.cell_id is not None:
         return Found("prepared" if row.kind == "prepared" else "ticket", row.row_id)
     confirms = row.left <= confirm
-    if (adaptive or confirms) and choice is None:
+    outdated = (
+        choice is not None
+        and choice.confirms is not None
+        and choice.confirmed not in (None, row.confirmed)
+    )
+    if (adaptive or confirms) and (choice is None or outdated):
         cells = _open_cells(c, study_id, lease.worker_id, likely)
-        return Undecided(row.ordinal, row.failures, cells, confirms) if cells else None
+        confirming = tuple(
+            trial.confirms for trial in answers(c, _CONFIRMING, {"study_id": study_id})
+        )
+        undecided = Undecided(row.ordinal, row.failures, cells, confirms, confirming, row.confirmed)
+        return undecided if cells else None
     if choice is not None and row.chosen is not None:
         return Found("ticket", row.row_id, row.chosen, choice.why, choice.confirms)
     why: Mapping[str, JSONValue] = {
@@ -218,6 +233,14 @@ _LOOK = Statement(
     ) n ON held.worker_id IS NOT NULL AND {_ACTIVE}
     """
 )
+_CONFIRMING = Statement(
+    """
+    SELECT t.confirms FROM orchestrator.ticket t
+    JOIN orchestrator.trial o ON o.ticket_id = t.ticket_id AND o.holds_ticket
+    WHERE t.study_id = :study_id AND t.confirms IS NOT NULL AND o.state = 'CLAIMED'
+    ORDER BY t.ticket_id
+    """
+)
 _OPEN_CELL_THAT_FITS = f"l.study_id = :study_id AND l.state = 'OPEN' AND {fits('l.cell_id')}"
 _LOOK_FURTHER = Statement(
     f"""
@@ -234,7 +257,11 @@ _LOOK_FURTHER = Statement(
                     AND t.state = 'OPEN' AND t.share IS NULL AND NOT t.extra
                 LIMIT CAST(:confirm AS int) + 1
             ) AS last
-        ) AS left
+        ) AS left,
+        CASE WHEN :confirm > 0 THEN (
+            SELECT count(*) FROM orchestrator.ticket t
+            WHERE t.study_id = :study_id AND t.confirms IS NOT NULL
+        ) ELSE 0 END AS confirmed
     FROM (SELECT) AS one
     LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
     LEFT JOIN LATERAL (

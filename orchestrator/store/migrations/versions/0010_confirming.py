@@ -18,6 +18,13 @@ def upgrade() -> None:
         comment="number of the trial whose parameters it repeats with another seed",
     )
     op.add_column("ticket", confirms, schema=SCHEMA)
+    op.create_index(
+        "ticket_confirming",
+        "ticket",
+        ["study_id"],
+        schema=SCHEMA,
+        postgresql_where=sa.text("confirms IS NOT NULL"),
+    )
     # A role for workers that may write the other columns needs this one as well.
     op.execute(
         f"""

@@ -97,10 +97,10 @@ class Beliefs:
         mine = next((c for c in self.leaders.configurations if chosen in c.trials), None)
         lines = []
         if mine is not None:
-            interval = f"90 %: {mine.low:.4g} to {mine.high:.4g}"
+            interval = f" (90 %: {mine.low:.4g} to {mine.high:.4g})" if noise else ""
             runs = f"; {len(mine.trials)} trials have these parameters"
             lines.append(
-                f"expected {metric}: {mine.mean:.4g} ({interval})"
+                f"expected {metric}: {mine.mean:.4g}{interval}"
                 f"{runs if len(mine.trials) > 1 else ''}"
             )
         lines.append(

@@ -56,7 +56,7 @@ def worker_count(call: Call) -> int:
         DeviceError: `worker.devices` names a device that this host does not have.
         ConfigError: several workers would share one `worker.health_file`.
     """
-    from orchestrator.devices import discover  # slow to import, and a dry run needs it not
+    from orchestrator.devices import discover  # slow to import, and not needed for a dry run
 
     settings = call.host.worker
     if settings.count == 0:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator import __version__
 from orchestrator.errors import ConfigError
@@ -36,6 +36,7 @@ from orchestrator.search.trials.mirror import Mirror, blank_trial, frozen
 from orchestrator.search.trials.quasirandom import POSITION_KEY, strided
 from orchestrator.search.trials.threads import load_libraries, one_thread
 
+_COMPLETE = TrialState.COMPLETE
 _OWN_KEYS = (FIXED_KEY, BOUNDS_KEY, POSITION_KEY)
 
 
@@ -242,11 +243,17 @@ class Search:
             return choose(model, self._mirror, question)
 
     def confirm(
-        self, open_cells: OpenCells, *, ticket: int, retry: int, running: Sequence[int] = ()
+        self,
+        open_cells: OpenCells,
+        *,
+        ticket: int,
+        retry: int,
+        running: Sequence[int] = (),
+        confirmed: Sequence[int] = (),
     ) -> tuple[int, int, dict[str, JSONValue]] | None:
         """The trial whose parameters get another trial with another seed, to learn which of the
-        leading configurations is the best; a function of the news, the seed, `ticket`, `retry` and
-        `running`. Running trials count as if they ended as predicted.
+        leading configurations is the best; a function of the news, the seed and the arguments.
+        Running trials count as if they ended as predicted.
 
         Args:
             open_cells: ordinal and values of every cell that may get a trial; at least one.
@@ -254,11 +261,14 @@ class Search:
             retry: how often this ticket has failed before.
             running: numbers of the trials that others are about to repeat, of which there is no
                 news yet.
+            confirmed: numbers of all trials that were repeated for this reason, or are about to be,
+                as often as they were.
 
         Returns:
             The ordinal of the cell, the trial's number, and the reason as JSON, as `choose_cell`
-                gives it. None if one configuration is clearly the best, without noise, with fewer
-                than ten complete trials, or with several objectives.
+                gives it. None if one configuration is clearly the best, if those in `open_cells`
+                cannot be, without noise, with fewer than ten complete trials or more than 20,000,
+                or with several objectives.
         """
         model = self._model()
         if len(self._spec.directions) > 1:
@@ -272,6 +282,7 @@ class Search:
                 np.random.default_rng(entropy),
                 lambda number: self._cells.get(number) in cells,
                 running,
+                confirmed,
             )
         if found is None:
             return None
@@ -327,16 +338,27 @@ class Search:
         """The pruner's verdict for the running trial `number` whose reports so far are `reports`
         (step to value).
 
-        Never true for a trial that was not fed, in a cell without a COMPLETE trial, or in a study
-        with several objectives. The order of `reports` does not matter.
+        Never true for a trial that was not fed, in a cell without a COMPLETE trial, in a study with
+        several objectives, or for a repetition: if only lucky ones came to their end, they would
+        tell nothing of the parameters' value. The order of `reports` does not matter.
         """
         stored = self._mirror.find(number)
-        if stored is None or not reports:
+        if stored is None or not reports or self._repeats(stored):
             return False
         trial = copy.copy(stored)
         trial.state = TrialState.RUNNING
         trial.intermediate_values = dict(reports)
         return self._judge.should_prune(self._mirror, trial, self._cells)
+
+    def _repeats(self, trial: FrozenTrial) -> bool:
+        """Whether parameters are searched, and a complete trial of its cell has the same."""
+        cell = self._cells.get(trial.number)
+        axes = {axis.path for axis in self._spec.grid}
+        return bool(trial.params.keys() - axes) and any(
+            other.params == trial.params
+            for other in self._mirror.get_all_trials(0, deepcopy=False, states=(_COMPLETE,))
+            if self._cells.get(other.number) == cell
+        )
 
     def _model(self) -> CellModel:
         """The model of the cells, including the parameters that objectives requested."""

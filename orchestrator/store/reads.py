@@ -241,9 +241,15 @@ class Reads:
         return [_study_row(r) for r in self._database.execute(_STUDIES, which)]
 
     def spec(self, study_id: int) -> StudySpec:
-        """The study as it was last launched."""
-        (row,) = self._database.execute(_SPEC, {"study_id": study_id})
-        return StudySpec.from_json(row.spec)
+        """The study as it was last launched.
+
+        Raises:
+            ConfigError: it was deleted.
+        """
+        rows = self._database.execute(_SPEC, {"study_id": study_id})
+        if not rows:
+            raise ConfigError("the study was deleted from the database")
+        return StudySpec.from_json(rows[0].spec)
 
     def server(self) -> datetime:
         """When the server started that answers."""

@@ -148,7 +148,7 @@ ticket = sa.Table(
         "NOT extra OR (share IS NULL AND cell_id IS NOT NULL)", name="ticket_extra_has_cell"
     ),
     sa.CheckConstraint(
-        "confirms IS NULL OR (share IS NULL AND NOT extra AND state IN ('LIVE', 'SPENT'))",
+        "confirms IS NULL OR (share IS NULL AND NOT extra)",
         name="ticket_confirms",
     ),
     sa.UniqueConstraint("study_id", "ordinal", name="ticket_ordinal"),

@@ -128,16 +128,23 @@ class Served:
         """The cell of a ticket that has none, or the trial that it repeats; None if the cell with
         the fewest tickets gets it.
         """
-        which = {"ticket": undecided.ordinal, "retry": undecided.failures}
         known = {"position": self.cursor}
         if undecided.confirms:
-            repeated = self.search.confirm(undecided.cells, **which, running=undecided.confirming)
+            repeated = self.search.confirm(
+                undecided.cells,
+                ticket=undecided.ordinal,
+                retry=undecided.failures,
+                running=undecided.confirming,
+                confirmed=undecided.confirmed,
+            )
             if repeated is not None:
                 cell, number, why = repeated
-                return Choice(cell, {**why, **known}, number, undecided.confirmed)
+                return Choice(cell, {**why, **known}, number, len(undecided.confirmed))
         if self.spec.allocation != "adaptive":
             return None
-        cell, why = self.search.choose_cell(undecided.cells, **which)
+        cell, why = self.search.choose_cell(
+            undecided.cells, ticket=undecided.ordinal, retry=undecided.failures
+        )
         return Choice(cell, {**why, **known})
 
     def suggest(self, ticket: Ticket, asks: int) -> Suggestion:

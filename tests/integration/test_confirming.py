@@ -67,13 +67,13 @@ def test_a_choice_that_did_not_know_of_another_one_is_made_again(
 ) -> None:
     undecided = next_of(store, lease, study)
     assert isinstance(undecided, Undecided)
-    assert (undecided.confirming, undecided.confirmed) == ((), 0)
+    assert (undecided.confirming, undecided.confirmed) == ((), ())
     other = store.fleet.register(60)
     theirs = next_of(store, other, study, Choice(2, WHY, 2, confirmed=0))
     assert isinstance(theirs, Ticket)
     again = next_of(store, lease, study, Choice(2, WHY, 2, confirmed=0))
     assert isinstance(again, Undecided), "nothing was taken"
-    assert (again.confirming, again.confirmed) == ((2,), 1)
+    assert (again.confirming, again.confirmed) == ((2,), (2,))
     end(store, begun(store, theirs, other, suggestion(theirs, x=0.2)))
     mine = next_of(store, lease, study, Choice(0, WHY, 0, confirmed=1))
     assert isinstance(mine, Ticket)

@@ -258,7 +258,7 @@ def test_a_worker_that_only_lets_its_trial_finish_gets_its_result_and_its_failur
         polled(running, 0.5)
         (checkpoints(tmp_path) / "go").touch()
         assert finish(running)[0] == Completed((3.0,))
-    late = program(SAY + "trap '' INT; while [ ! -e go ]; do sleep 0.01; done; exit 3")
+    late = program("trap '' INT; " + SAY + "while [ ! -e go ]; do sleep 0.01; done; exit 3")
     with running_with(late, moment_s=0.3) as runner:
         running = runner.start(make_job(tmp_path, late, number=1), worker)
         pids_of(tmp_path, 1)

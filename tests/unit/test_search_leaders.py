@@ -169,8 +169,10 @@ def test_where_noise_hides_the_best_a_leader_is_repeated_and_the_reason_said() -
 
 def test_a_closed_cell_is_not_repeated() -> None:
     search = drive(0.1)
+    assert search.confirm(CELLS[:1], ticket=60, retry=0) is None, "what leads cannot run"
+    near = drive(0.5)
     for ticket in range(60, 66):
-        repeated = search.confirm(CELLS[:1], ticket=ticket, retry=0)
+        repeated = near.confirm(CELLS[:1], ticket=ticket, retry=0)
         assert repeated is None or repeated[0] == 0
 
 
@@ -199,14 +201,30 @@ def test_cells_are_the_configurations_where_nothing_is_searched() -> None:
 
 def test_values_that_are_always_the_same_for_the_same_parameters_have_no_noise() -> None:
     search = drive(0.1)
-    tell(search, 60, 1, 0.25, x=0.5, act="relu")
-    assert noise_of(search).std > 0.03
-    tell(search, 61, 1, 0.25, x=0.5, act="relu")
+    for number in range(60, 63):
+        tell(search, number, 1, 0.25, x=0.5, act="relu")
+        assert noise_of(search).std > 0.03, "two that agree may do so by chance"
+    tell(search, 63, 1, 0.25, x=0.5, act="relu")
     found = search.leaders()
     assert found is not None
     assert found.noise is None, "the surface is rough"
-    tell(search, 62, 1, 0.35, x=0.5, act="relu")
+    tell(search, 64, 1, 0.35, x=0.5, act="relu")
     assert noise_of(search).std > 0.03
+
+
+def test_without_noise_equals_are_the_best_alike_and_the_first_of_them_leads() -> None:
+    search = drive(0.0, of=lambda v: float(abs(v["x"]) > 0.5))
+    for number in range(60, 64):
+        tell(search, number, 1, 1.0, x=0.9, act="relu")
+    found = search.leaders()
+    assert found is not None
+    assert found.noise is None
+    values = [search._mirror.get_trial(number).values[0] for number in range(60)]
+    best = [number for number, value in enumerate(values) if value == 0.0]
+    assert [leader.trials[0] for leader in found.configurations[: len(best)]] == best
+    for leader in found.configurations[: len(best)]:
+        assert leader.probability_best == pytest.approx(1 / len(best))
+        assert leader.probability_better == 0.5
 
 
 def test_trials_that_fail_or_are_pruned_are_not_taken_for_noise() -> None:
@@ -220,13 +238,14 @@ def test_trials_that_fail_or_are_pruned_are_not_taken_for_noise() -> None:
 
 def test_the_leader_and_its_likeliest_rivals_get_half_of_the_repetitions_each() -> None:
     search, rng = drive(0.1), np.random.default_rng(2)
-    leads = 0
+    leads, confirmed = 0, list[int]()
     for ticket in range(60, 80):
-        repeated = search.confirm(CELLS, ticket=ticket, retry=0)
+        repeated = search.confirm(CELLS, ticket=ticket, retry=0, confirmed=confirmed)
         if repeated is None:
             break
         cell, of, why = repeated
         leads += "they lead" in why["why"]
+        confirmed.append(of)
         params = search._mirror.get_trial(of).params
         given = {"x": params["x"], "act": params["act"]}
         value = loss({**given, **CELLS[cell][1]}) + 0.1 * rng.standard_normal()
@@ -241,7 +260,7 @@ def test_what_others_are_about_to_repeat_counts() -> None:
     search = drive(0.1)
     alone = search.confirm(CELLS, ticket=60, retry=0)
     assert alone is not None
-    beside = search.confirm(CELLS, ticket=60, retry=0, running=[alone[1], alone[1]])
+    beside = search.confirm(CELLS, ticket=60, retry=0, running=[alone[1]], confirmed=[alone[1]])
     assert beside is not None
     assert beside[1] != alone[1], "a rival is next"
 

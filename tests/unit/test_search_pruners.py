@@ -190,3 +190,12 @@ def test_without_pruner_or_with_several_objectives_nothing_is_pruned() -> None:
     )
     several.feed([replace(item, values=(1.0, 1.0) if item.values else None) for item in news])
     assert not several.should_prune(20, reports=curve(9.0))
+
+
+def test_a_repetition_of_a_complete_trial_is_never_pruned() -> None:
+    search = searching({"name": "median"}, [trial(n, 1.0, 0) for n in range(8)])
+    once, other = (search.ask({"side": -1}, ticket=n, retry=0).params for n in (8, 9))
+    search.feed([replace(trial(8, 1.0, 0), params=once)])
+    for number, params, step in ((20, other, 1), (21, once, None)):
+        search.feed([replace(trial(number, 0.0, 0, "RUNNING"), params=params)])
+        assert pruned_at(search, number, curve(100.0)) == step

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import socket
@@ -19,7 +18,7 @@ from orchestrator.runner.protocol.contract import KeeperOptions
 from orchestrator.runner.protocol.executable import check_program
 from orchestrator.runner.protocol.target import check_call, describe_import_error, locate
 from orchestrator.runner.system import linux
-from orchestrator.runner.system.streams import open_streams
+from orchestrator.runner.system.streams import flush_streams, open_streams
 
 
 def ignore(_signal: int, _frame: FrameType | None) -> None:
@@ -61,11 +60,12 @@ def check(options: KeeperOptions) -> None:
     channel = connect(options)
     if (start := import_objective(options, channel)) is None:
         return
-    gc.freeze()  # the last collection would look at all that the objective has imported
     channel.send({"is": "ready", "start": start})
     while not channel.closed and os.getppid() == options.worker_pid:
         wait_readable([channel], 1.0)
         channel.receive()
+    flush_streams()
+    os._exit(0)  # threads that the objective has started are not waited for
 
 
 def _problem(options: KeeperOptions) -> str | None:

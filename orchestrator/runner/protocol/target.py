@@ -274,7 +274,7 @@ def imports_no_more(problem: str) -> Interrupted:
 
     That is not the trial's fault.
     """
-    from orchestrator.model import Interrupted  # who only checks an objective needs it not
+    from orchestrator.model import Interrupted  # not needed to check an objective
 
     action = "runs here" if problem.startswith(program.FIELD) else "imports"
     why = problem.removeprefix(f"{_FIELD}: ")

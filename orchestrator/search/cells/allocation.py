@@ -118,38 +118,16 @@ def expected_gains(optima: Optima, least: float = -math.inf) -> Array:
     Args:
         least: the lowest loss that there can be, in the model's units; below it nothing is gained.
     """
+    mean, covariance = optima.mean.ravel(), optima.covariance
     n_cells, k = optima.mean.shape
     measured = (np.arange(n_cells)[:, None] * k + np.arange(min(k, N_MEASURED))).ravel()
-    gains = gains_of_one_more(
-        optima.mean.ravel(), optima.covariance, optima.noise, least, measured=measured
-    )
-    result: Array = gains.reshape(n_cells, -1).max(axis=1)
-    return result
-
-
-def gains_of_one_more(
-    mean: Array,
-    covariance: Array,
-    noise: float,
-    least: float = -math.inf,
-    *,
-    measured: npt.NDArray[np.intp] | slice = slice(None),
-) -> Array:
-    """By how much one more trial at each of the `measured` points is expected to lower the least
-    mean of all points, shape (measured,).
-
-    Args:
-        mean: means of the true losses, shape (points,).
-        covariance: of the true losses, shape (points, points).
-        noise: variance of what a trial observes about the true loss.
-        least: the lowest loss that there can be; below it nothing is gained.
-    """
-    spread = np.sqrt(np.maximum(np.diag(covariance)[measured], 0.0) + max(noise, 1e-12))
+    spread = np.sqrt(np.maximum(np.diag(covariance)[measured], 0.0) + max(optima.noise, 1e-12))
     slope = covariance[measured] / spread[:, None]
-    expected = np.zeros(len(spread))
+    expected = np.zeros(len(measured))
     for z, weight in zip(_NODES, _WEIGHTS, strict=True):
         expected += weight * np.maximum((mean + z * slope).min(axis=1), least)
-    result: Array = np.maximum(max(float(mean.min()), least) - expected, 0.0)
+    now = max(float(mean.min()), least)
+    result: Array = np.maximum(now - expected, 0.0).reshape(n_cells, -1).max(axis=1)
     return result
 
 

@@ -17,6 +17,12 @@ from orchestrator.search.trials.history import Array, History
 
 MOST = 128
 """Configurations that are compared jointly: those of the best means."""
+MOST_TRIALS = 20_000
+_BLOCK = 1_000
+FEWEST_REPETITIONS = 3
+"""So many repetitions must have given the same value to show that there is no noise: values of a
+coarse metric agree by chance.
+"""
 INTERVAL = (0.05, 0.5, 0.95)
 LEAST_NOISE = 0.003
 """Less noise than this cannot be told from none; a standard deviation, that of all losses is 1."""
@@ -57,15 +63,15 @@ class Configurations:
     def of(
         model: CellModel, history: History, running: Sequence[int] = ()
     ) -> Configurations | None:
-        """None with fewer than ten complete feasible trials: the model does not say which is the
-        best.
+        """None with fewer than ten complete feasible trials, for then the model does not say which
+        is the best, and with more than `MOST_TRIALS`, for it takes long.
 
         Args:
             running: numbers of complete trials whose parameters run again, besides the running
                 trials of the history. All are assumed to end as predicted.
         """
         history = history.only(np.isfinite(history.loss) & ~history.pruned & ~history.failed)
-        if len(history.loss) < N_STARTUP:
+        if not N_STARTUP <= len(history.loss) <= MOST_TRIALS:
             return None
         surrogate = model.surrogate(history, believing=True)
         again = [row for row, trial in enumerate(history.trials) if trial.number in running]
@@ -81,11 +87,12 @@ class Configurations:
         noise = None if _identical(history, rows) else _noise(surrogate)
         least = history.loss[[some[0] for some in rows]]
         mean = (
-            posterior.mean(points[:, :n], points[:, n:])[:, 0]
+            _means(posterior, points, n)
             if noise is not None
             else surrogate.scale.standard(least, np.zeros(len(least), dtype=bool))
         )
-        order = np.argsort(mean, kind="stable")
+        numbers = np.array([trial.number for trial in history.trials])
+        order = np.lexsort((numbers[[some[0] for some in rows]], mean))
         in_order = [rows[i] for i in order]
         return Configurations(
             history, surrogate, posterior, points[order], mean[order], in_order, noise
@@ -95,13 +102,6 @@ class Configurations:
         """The numbers of the trials of each, the best value first."""
         trials = self.history.trials
         return [tuple(trials[row].number for row in rows) for rows in self.rows]
-
-    def runs(self) -> Array:
-        """How many trials each has, running ones too, shape (k,)."""
-        pending = np.round(self.surrogate.pending, 9)
-        running = [(pending == point).all(axis=1).sum() for point in np.round(self.points, 9)]
-        result: Array = np.array([len(rows) for rows in self.rows]) + np.array(running)
-        return result
 
     def draws(self, rng: np.random.Generator, n: int) -> Array:
         """Joint draws of the true losses of the first `MOST`, shape (n, at most `MOST`)."""
@@ -115,10 +115,19 @@ class Configurations:
         return result
 
 
+def _means(posterior: Posterior, points: Array, n_searched: int) -> Array:
+    """Posterior means, a block of points at a time: all at once take a lot of memory."""
+    each = [points[at : at + _BLOCK] for at in range(0, len(points), _BLOCK)]
+    return np.concatenate(
+        [posterior.mean(some[:, :n_searched], some[:, n_searched:])[:, 0] for some in each]
+    )
+
+
 def _identical(history: History, rows: Sequence[npt.NDArray[np.intp]]) -> bool:
-    """Whether parameters were repeated, and each time gave the same value."""
+    """Whether parameters were repeated often enough, and each time gave the same value."""
     repeated = [history.loss[some] for some in rows if len(some) > 1]
-    return bool(repeated) and all(float(np.ptp(losses)) == 0.0 for losses in repeated)
+    often = sum(len(losses) - 1 for losses in repeated) >= FEWEST_REPETITIONS
+    return often and all(float(np.ptp(losses)) == 0.0 for losses in repeated)
 
 
 def _noise(surrogate: Surrogate) -> Noise | None:

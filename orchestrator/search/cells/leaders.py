@@ -106,9 +106,11 @@ def confirm(
     rng: np.random.Generator,
     may_run: Callable[[int], bool],
     running: Sequence[int] = (),
+    confirmed: Sequence[int] = (),
 ) -> tuple[int, dict[str, JSONValue]] | None:
     """The number of the trial to repeat, and the reason as JSON; None if one configuration is
-    clearly the best, if there is no noise, or with fewer than ten complete feasible trials.
+    clearly the best, if those that can run cannot be the best, without noise, with fewer than ten
+    complete feasible trials, or with too many.
 
     Half of the repetitions go to the leading configuration, so that its value is known, and half
     each to the one that is then the likeliest to be better.
@@ -117,27 +119,28 @@ def confirm(
         rng: draws what the model believes.
         may_run: whether a trial can be repeated, by its number.
         running: numbers of trials that are about to be repeated, and not in the mirror yet.
+        confirmed: numbers of the trials that were repeated, or are about to be, as often as they
+            were.
     """
     tried = Configurations.of(model, model.history(mirror), running)
     if tried is None or tried.noise is None:
         return None
     drawn = tried.draws(rng, N_DRAWS)
-    shares, better, runs = _shares(drawn), _better(drawn), tried.runs()
+    shares, better = _shares(drawn), _better(drawn)
     numbers = tried.numbers()[: len(shares)]
     able = [place for place, some in enumerate(numbers) if any(map(may_run, some))]
-    if shares.max() >= DECIDED or not able:
+    if shares.max() >= DECIDED or not able or better[able[0]] < TIED:
         return None
-    leader, *rivals = able
-    place = leader
-    if rivals and runs[leader] - 1 > (runs - 1).sum() - (runs[leader] - 1):
+    place, *rivals = able
+    mine = sum(number in numbers[place] for number in confirmed)
+    what = f"they lead, the best of those tried with probability {shares[place]:.2f}"
+    if place:
+        what = f"of those that can run here, the likeliest to be the best ({shares[place]:.2f})"
+    if rivals and 2 * mine > len(confirmed):
+        leader, better = numbers[place][0], _better(drawn, place)
         place = max(rivals, key=lambda k: float(better[k]))
+        what = f"the likeliest to be better than those of trial {leader} ({better[place]:.2f})"
     number = next(filter(may_run, numbers[place]))
-    what = (
-        f"they lead, the best of those tried with probability {shares[place]:.2f}"
-        if place == leader
-        else f"the likeliest to be better than those of trial {numbers[leader][0]} "
-        f"(probability {better[place]:.2f})"
-    )
     return number, {
         "rule": "confirm",
         "why": (
@@ -146,20 +149,20 @@ def confirm(
         ),
         "confirms": number,
         "probability_best": float(shares[place]),
-        "probability_better": float(better[place]),
-        "trials": int(runs[place]),
+        "trials": len(tried.rows[place]),
         "noise": tried.noise.std,
     }
 
 
 def _shares(drawn: Array) -> Array:
     """How often each is the lowest; equals share."""
-    result: Array = np.bincount(drawn.argmin(axis=1), minlength=drawn.shape[1]) / len(drawn)
+    lowest = drawn == drawn.min(axis=1, keepdims=True)
+    result: Array = (lowest / lowest.sum(axis=1, keepdims=True)).mean(axis=0)
     return result
 
 
-def _better(drawn: Array) -> Array:
-    """How often each is lower than the first; 0.5 for the first itself."""
-    result: Array = (drawn < drawn[:, :1]).mean(axis=0)
-    result[0] = 0.5
+def _better(drawn: Array, than: int = 0) -> Array:
+    """How often each is lower than one of them; an equal counts half."""
+    one = drawn[:, than : than + 1]
+    result: Array = (drawn < one).mean(axis=0) + 0.5 * (drawn == one).mean(axis=0)
     return result

@@ -199,7 +199,8 @@ class HybridTPESampler(BaseSampler):
             had = np.vstack([history.coordinates(here), running])[:, :n]
             had = had[~np.isnan(had).any(axis=1)]
             candidates = np.vstack([candidates, spread(searched, len(candidates), self._rng)])
-            candidates = _untried(candidates, had)
+            fresh = _untried(candidates, had)
+            candidates = fresh if len(fresh) else candidates
         candidates = _distinct(candidates)  # few values are drawn often
         ratio = below.log_density(candidates) - above.log_density(candidates)
         # of a part, or of several losses, the process knows nothing
@@ -211,8 +212,12 @@ class HybridTPESampler(BaseSampler):
         worth = improvement(likeliest)
         if len(had):  # where there is noise, a known point may be worth another trial
             again = _distinct(had)
-            likeliest = np.vstack([likeliest, again])
-            worth = np.concatenate([worth, improvement.of_repeating(again)])
+            repeating = improvement.of_repeating(again)
+            if not len(_untried(likeliest, had)) and np.isfinite(repeating).any():
+                likeliest, worth = again, repeating  # all have been tried
+            else:
+                likeliest = np.vstack([likeliest, again])
+                worth = np.concatenate([worth, repeating])
         result: Array = likeliest[int(np.argmax(worth))]
         return result
 
@@ -259,10 +264,11 @@ def _distinct(points: Array) -> Array:
 
 
 def _untried(candidates: Array, points: Array) -> Array:
-    """The candidates that are not among the points, if there are any."""
+    """The candidates that are not among the points."""
     tried = set(map(tuple, np.round(points, 9).tolist()))
     fresh = [point not in tried for point in map(tuple, np.round(candidates, 9).tolist())]
-    return candidates[fresh] if any(fresh) else candidates
+    untried: Array = candidates[np.array(fresh, dtype=bool)]
+    return untried
 
 
 def _moved(

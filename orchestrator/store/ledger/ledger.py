@@ -160,11 +160,12 @@ class Ledger:
         self, c: Connection, lease: WorkerLease, study_id: int, found: Found
     ) -> Ticket:
         """Makes a trial for the ticket, in the cell that it has or that was chosen for it."""
-        if found.cell_id is not None and found.confirms is None:
-            later(c, _COUNT_BOUND, {"cell_id": found.cell_id})
         later(c, _TAKE_TICKET, {"ticket_id": found.row_id, "cell_id": found.cell_id})
-        if found.confirms is not None:
-            later(c, _REPEAT_TRIAL, {"ticket_id": found.row_id, "number": found.confirms})
+        which = {"ticket_id": found.row_id, "number": found.confirms}
+        # A trial that a failover has lost cannot be repeated.
+        repeats = found.confirms is not None and answer(c, _REPEAT_TRIAL, which) is not None
+        if found.cell_id is not None and not repeats:
+            later(c, _COUNT_BOUND, {"cell_id": found.cell_id})
         later(
             c,
             _INSERT_TRIAL,
@@ -630,6 +631,7 @@ _REPEAT_TRIAL = Statement(
     FROM orchestrator.trial o JOIN orchestrator.cell l ON l.cell_id = o.cell_id
     WHERE t.ticket_id = :ticket_id AND o.study_id = t.study_id AND o.number = :number
         AND o.cell_id = t.cell_id
+    RETURNING t.ticket_id
     """
 )
 _RECORD_ALLOCATION = Statement(

@@ -41,7 +41,8 @@ class Undecided:
 
     `confirms` means that it is one of those that may repeat a leading configuration; `confirming`
     are the numbers of the trials that others are about to repeat, of which there is no news yet,
-    and `confirmed` is how many tickets have been given to such repetitions so far.
+    and `confirmed` those of all that were repeated for this reason or are about to be, as often as
+    they were.
     """
 
     ordinal: int
@@ -49,7 +50,7 @@ class Undecided:
     cells: tuple[tuple[int, Mapping[str, JSONValue]], ...]
     confirms: bool = False
     confirming: tuple[int, ...] = ()
-    confirmed: int = 0
+    confirmed: tuple[int, ...] = ()
     news: tuple[list[TrialNews], int] | None = None
 
 
@@ -155,10 +156,15 @@ def look_further(
     )
     if (adaptive or confirms) and (choice is None or outdated):
         cells = _open_cells(c, study_id, lease.worker_id, likely)
-        confirming = tuple(
-            trial.confirms for trial in answers(c, _CONFIRMING, {"study_id": study_id})
+        given = answers(c, _CONFIRMING, {"study_id": study_id}) if confirms else ()
+        undecided = Undecided(
+            row.ordinal,
+            row.failures,
+            cells,
+            confirms,
+            tuple(ticket.confirms for ticket in given if ticket.claimed),
+            tuple(ticket.confirms for ticket in given),
         )
-        undecided = Undecided(row.ordinal, row.failures, cells, confirms, confirming, row.confirmed)
         return undecided if cells else None
     if choice is not None and row.chosen is not None:
         return Found("ticket", row.row_id, row.chosen, choice.why, choice.confirms)
@@ -235,9 +241,9 @@ _LOOK = Statement(
 )
 _CONFIRMING = Statement(
     """
-    SELECT t.confirms FROM orchestrator.ticket t
+    SELECT t.confirms, o.state = 'CLAIMED' AS claimed FROM orchestrator.ticket t
     JOIN orchestrator.trial o ON o.ticket_id = t.ticket_id AND o.holds_ticket
-    WHERE t.study_id = :study_id AND t.confirms IS NOT NULL AND o.state = 'CLAIMED'
+    WHERE t.study_id = :study_id AND t.confirms IS NOT NULL
     ORDER BY t.ticket_id
     """
 )

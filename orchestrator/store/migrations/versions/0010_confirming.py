@@ -44,6 +44,6 @@ def upgrade() -> None:
     op.create_check_constraint(
         "ticket_confirms",
         "ticket",
-        "confirms IS NULL OR (share IS NULL AND NOT extra AND state IN ('LIVE', 'SPENT'))",
+        "confirms IS NULL OR (share IS NULL AND NOT extra)",
         schema=SCHEMA,
     )

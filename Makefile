@@ -1,7 +1,7 @@
 # The tools of the virtual environment here, if there is one, else those on the path.
 BIN ?= $(if $(wildcard .venv/bin/python),.venv/bin/,)
 
-.PHONY: help check check-static format settings fast test nightly chaos docs picture hydra-next secrets
+.PHONY: help check check-static format settings fast test random nightly chaos docs picture hydra-next secrets
 .DELETE_ON_ERROR:
 
 help:         ## this list
@@ -27,6 +27,9 @@ fast:         ## the unit tests alone
 
 test:         ## all tests but the nightly ones
 	$(BIN)python -m pytest -n 4 --dist loadgroup
+
+random:       ## the property tests with random examples instead of the same ones
+	RANDOM_EXAMPLES=1 $(BIN)python -m pytest -n 4 --dist loadgroup $$(grep -rl 'hypothesis import' tests/unit tests/integration)
 
 nightly:      ## the tests that a day may wait for: the benchmarks' own, statistics of further samplers
 	$(BIN)python -m pytest -m nightly -n 4 --dist loadgroup

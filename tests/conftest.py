@@ -14,8 +14,13 @@ import pytest
 
 # How long an example takes, or to make one, says something about the machine and what else it does,
 # not about the program.
+# And every run has the same examples, so that a change is blamed for what it broke alone; `make
+# random` looks for others.
 hypothesis.settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any machine",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="RANDOM_EXAMPLES" not in os.environ,
 )
 hypothesis.settings.load_profile("any machine")
 

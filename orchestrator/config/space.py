@@ -339,6 +339,11 @@ class Space:
                     return None
                 continue
             values = self.grid[name].values
+            if _is_ambiguous(wanted, values):
+                raise ConfigError(
+                    f"{source}: is a value of grid.{name}, and also a list of its values; write "
+                    f"[{value_label(wanted)}] for that value, or change the others"
+                )
             chosen = _any_of(wanted, values)
             unknown = [
                 value
@@ -597,6 +602,14 @@ def _condition(path: str, declared: Mapping[str, Any]) -> Mapping[str, Any]:
         )
     result: Mapping[str, Any] = when
     return result
+
+
+def _is_ambiguous(wanted: Any, values: Collection[JSONValue]) -> bool:
+    """Whether `wanted` is one of the values, and a list of such."""
+    return isinstance(wanted, list | tuple) and all(
+        any(same_value(one, value) for one in some for value in values)
+        for some in ([wanted], wanted)
+    )
 
 
 def _any_of(wanted: Any, values: Collection[JSONValue]) -> list[JSONValue]:

@@ -185,6 +185,17 @@ def test_a_condition_without_meaning_is_refused_in_one_line(
         assert word in str(caught.value)
 
 
+def test_a_list_that_is_a_value_and_a_list_of_values_is_refused() -> None:
+    grid = {"layers": [[], [[]], [8]]}
+    with pytest.raises(
+        ConfigError, match=r"when\.layers=\[\[\]\]: is a value of grid\.layers, and"
+    ):
+        space({"x": {"space": [1, 2], "when": {"layers": [[]]}}}, grid)
+    for when, values in (([[[]]], ([[]],)), ([], ([],)), ([8], ([8],)), ([[8]], ([8],))):
+        made = space({"x": {"space": [1, 2], "when": {"layers": when}}}, grid)
+        assert made.search["x"].when == {"layers": values}
+
+
 # ----------------------------------------------------------------------------- changed by a command
 
 

@@ -109,7 +109,9 @@ def studies(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], int]:
         conditional: bool = draw(st.booleans()) if grid else False
         if conditional:
             axis = draw(st.sampled_from(sorted(grid)))
-            search[path] = {"space": search[path], "when": {axis: [grid[axis][0]]}}
+            # As a list, unless that is a value itself: then it would be ambiguous.
+            if not any(same_value([grid[axis][0]], value) for value in grid[axis]):
+                search[path] = {"space": search[path], "when": {axis: [grid[axis][0]]}}
     return {"grid": grid, "search": search}, draw(_ASKED), draw(st.integers(0, 100))
 
 

@@ -42,6 +42,8 @@ JSONValue: TypeAlias = Any  # None, bool, int, float, str, and lists and string-
 # ${other.value}, but not ${resolver:…}
 _NODE_INTERPOLATION = re.compile(r"\$\{(?!\s*[\w.]+:)")
 
+MOST_BELIEVED = 20_000
+"""With more trials than this, no model says which is the best: to read them all takes long."""
 ASK_KEY = "orchestrator:ask"
 """The system attribute of a trial that holds all that is needed to suggest its parameters again."""
 

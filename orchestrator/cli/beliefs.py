@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import search
 from orchestrator.cli import screen
-from orchestrator.model import StudySpec
+from orchestrator.model import MOST_BELIEVED, StudySpec
 
 if TYPE_CHECKING:
     from orchestrator.search import CellEstimate, Leader, Leaders
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 MOST_CELLS = 500
 """With more cells than this, cells are not estimated: it would take minutes."""
-MOST_TRIALS = 20_000
-"""With more trials than this, nothing is believed: to read them all takes long."""
 _FEWEST_TRIALS = 3  # with fewer, the model says nothing
 _MOST_TIED = 5
 
@@ -39,24 +37,31 @@ class Beliefs:
 
     @staticmethod
     def of(
-        store: Reading, spec: StudySpec, progress: Progress, *, observed: bool = False
+        store: Reading,
+        spec: StudySpec,
+        progress: Progress,
+        *,
+        observed: bool = False,
+        estimates: bool = True,
     ) -> Beliefs:
         """Reads the study's trials; repeated calls give the same.
 
         Args:
             observed: the best trial is the one with the best value, whatever is believed.
+            estimates: estimate the cells, too.
         """
         study_id = progress.study.study_id
         seen = screen.best_trials(spec, store.reads.contenders(study_id, spec.directions))
         nothing: list[CellEstimate | None] = [None] * len(progress.cells)
-        if not seen or not _FEWEST_TRIALS <= progress.spent <= MOST_TRIALS:
-            return Beliefs(seen, seen, None, nothing, progress.spent > MOST_TRIALS)
+        if not seen or not _FEWEST_TRIALS <= progress.spent <= MOST_BELIEVED:
+            return Beliefs(seen, seen, None, nothing, progress.spent > MOST_BELIEVED)
         # This imports Optuna, which is slow: only the commands that need it do so.
         model = search.Search(spec)
         model.feed(store.news.since(study_id, 0)[0])
         leaders = model.leaders()
-        few = progress.n_cells <= MOST_CELLS
-        cells = model.summary([cell.values for cell in progress.cells]) if few else nothing
+        cells = nothing
+        if estimates and progress.n_cells <= MOST_CELLS:
+            cells = model.summary([cell.values for cell in progress.cells])
         if observed:
             # The table of cells then shows what was observed as well.
             cells = [e and replace(e, trial=None, value=None) for e in cells]
@@ -89,7 +94,7 @@ class Beliefs:
             how: what shows the best observed trial instead.
         """
         if self.too_many:
-            return [f"with more than {MOST_TRIALS:,} trials, the best is the best observed"]
+            return [f"with more than {MOST_BELIEVED:,} trials, the best is the best observed"]
         if self.leaders is None or len(self.best) != 1:
             return []
         metric, chosen = spec.metrics[0], self.best[0].number

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,10 +25,21 @@ from orchestrator.model import StudySpec, value_label
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from orchestrator.store import TrialRow
+    from orchestrator.store import CodeRow, Progress, TrialRow
 
 _STDOUT = "-"
 _COUPLING = re.compile(r"\b(linear|sqrt)_scaling:")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the database has of a study and its best trials; `origins` are theirs, one each."""
+
+    spec: StudySpec
+    progress: Progress
+    believed: Beliefs
+    origins: list[dict[str, Any]]
+    code: list[CodeRow]
 
 
 def run(call: Call) -> int:
@@ -47,7 +58,25 @@ def run(call: Call) -> int:
             "out=- prints the params to train with and nothing else; leave out --json"
         )
     groups = call.groups
+    found = _read(call, wanted, observed=observed)
+    if "out" in call.words:
+        _write_config(call.words["out"], found.spec, found.believed.best)
+    if call.words.get("out") == _STDOUT:
+        return 0
+    if call.json:
+        print(screen.as_json(_as_data(found, groups)))
+    else:
+        _print(found, groups, how="" if observed else "; observed=true shows it")
+    return 0
 
+
+def _read(call: Call, wanted: int | None, *, observed: bool) -> _Found:
+    """Reads the study.
+
+    Raises:
+        ConfigError: it has no trial `wanted`.
+        StudyFailedError: it has no complete trial.
+    """
     with call.reading() as store:
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
@@ -55,46 +84,43 @@ def run(call: Call) -> int:
         progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
         believed = Beliefs.of(store, spec, progress, observed=observed)
         if wanted is not None:
-            mine = store.reads.trials(row.study_id, number=wanted)
-            believed = replace(believed, best=mine)
-        chosen = believed.best
-        origins = provenance.of_trials(store, row, chosen)
+            believed = replace(believed, best=store.reads.trials(row.study_id, number=wanted))
+        origins = provenance.of_trials(store, row, believed.best)
         code = store.reads.code(row.study_id)
-
-    if not chosen and wanted is not None:
+    if not believed.best and wanted is not None:
         raise ConfigError(
             f"trial={wanted}: study {row.name} has no trial with that number run by this program"
         )
-    if not chosen:
+    if not believed.best:
         raise StudyFailedError(f"study {row.name} has no complete trial yet")
-    if "out" in call.words:
-        _write_config(call.words["out"], spec, chosen)
-    if call.words.get("out") == _STDOUT:
-        return 0
+    return _Found(spec, progress, believed, origins, code)
 
-    if call.json:
-        data = {
-            **screen.as_data(spec, progress, chosen, believed.cells),
-            **believed.data(spec),
-            "code": provenance.code_data(code),
-        }
-        for entry, trial, origin in zip(data["best"], chosen, origins, strict=True):
-            entry |= {"overrides": overrides(spec, trial, groups), **origin}
-        print(screen.as_json(data))
-        return 0
 
-    for trial, origin in zip(chosen, origins, strict=True):
+def _as_data(found: _Found, groups: Collection[str]) -> dict[str, Any]:
+    spec, believed = found.spec, found.believed
+    data = {
+        **screen.as_data(spec, found.progress, believed.best, believed.cells),
+        **believed.data(spec),
+        "code": provenance.code_data(found.code),
+    }
+    for entry, trial, origin in zip(data["best"], believed.best, found.origins, strict=True):
+        entry |= {"overrides": overrides(spec, trial, groups), **origin}
+    return data
+
+
+def _print(found: _Found, groups: Collection[str], *, how: str) -> None:
+    spec, believed = found.spec, found.believed
+    for trial, origin in zip(believed.best, found.origins, strict=True):
         data = {"study": spec.name, **screen.trial_data(spec, trial)}
         print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
         print(provenance.comment(origin))
         print(_overrides_comment(overrides(spec, trial, groups)))
-    for line in believed.lines(spec, how="" if observed else "; observed=true shows it"):
+    for line in believed.lines(spec, how=how):
         print(f"# {value_label(line)}")
-    if mixed := provenance.changes_within(code):
+    if mixed := provenance.changes_within(found.code):
         print(f"# {value_label(mixed)}")
     if spec.grid and any(believed.cells):
-        print(screen.cell_comments(spec, progress.cells, believed.cells))
-    return 0
+        print(screen.cell_comments(spec, found.progress.cells, believed.cells))
 
 
 def overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> list[str] | None:

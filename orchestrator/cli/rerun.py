@@ -106,7 +106,7 @@ def run(call: Call) -> int:
 def _chosen(store: Store, row: StudyRow, spec: StudySpec, wanted: int | None) -> TrialRow:
     if wanted is None:
         progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=1)
-        best = Beliefs.of(store, spec, progress).best
+        best = Beliefs.of(store, spec, progress, estimates=False).best
         if not best:
             raise StudyFailedError(f"study {row.name} has no complete trial yet")
         if len(best) > 1:

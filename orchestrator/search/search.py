@@ -21,6 +21,7 @@ from orchestrator.model import ASK_KEY, JSONValue, Limits, StudySpec, Suggestion
 from orchestrator.search.answers import Answers
 from orchestrator.search.cells.allocation import FLOOR, OpenCells, Question, choose
 from orchestrator.search.cells.best import BestOfCells
+from orchestrator.search.cells.configurations import Configurations
 from orchestrator.search.cells.leaders import Leaders, confirm, leaders
 from orchestrator.search.cells.model import CellModel
 from orchestrator.search.cells.summary import CellEstimate, summarise
@@ -66,11 +67,13 @@ class Search:
         self._best = BestOfCells(spec.directions)
         self._finished = 0
         self._running: set[int] = set()
+        self._tried_before: tuple[Configurations | None] | None = None
 
     def feed(self, news: Iterable[TrialNews]) -> None:
         """Learns trials; idempotent, in any order, with gaps. A trial that has ended is never
         replaced by a running one.
         """
+        self._tried_before = None
         for item in news:
             before = self._mirror.find(item.number)
             trial = frozen(item)
@@ -298,14 +301,17 @@ class Search:
         """
         if len(self._spec.directions) > 1:
             return None
-        model = self._model()
         with one_thread():
-            return leaders(
-                model,
-                self._mirror,
-                maximize=self._spec.directions[0] == "maximize",
-                seed=abs(self._spec.seed),
-                limits=self._limits,
+            tried = self._tried()
+            return (
+                None
+                if tried is None
+                else leaders(
+                    tried,
+                    maximize=self._spec.directions[0] == "maximize",
+                    seed=abs(self._spec.seed),
+                    limits=self._limits,
+                )
             )
 
     def summary(self, cells: Sequence[Mapping[str, JSONValue]]) -> list[CellEstimate | None]:
@@ -329,6 +335,7 @@ class Search:
                 model,
                 self._mirror,
                 cells,
+                self._tried(),
                 maximize=maximize,
                 seed=abs(self._spec.seed),
                 limits=self._limits,
@@ -349,6 +356,13 @@ class Search:
         trial.state = TrialState.RUNNING
         trial.intermediate_values = dict(reports)
         return self._judge.should_prune(self._mirror, trial, self._cells)
+
+    def _tried(self) -> Configurations | None:
+        """The configurations of the trials that have ended; found once until there is news."""
+        if self._tried_before is None:
+            model = self._model()
+            self._tried_before = (Configurations.of(model, model.finished(self._mirror)),)
+        return self._tried_before[0]
 
     def _repeats(self, trial: FrozenTrial) -> bool:
         """Whether parameters are searched, and a complete trial of its cell has the same."""

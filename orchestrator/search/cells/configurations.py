@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.model import MOST_BELIEVED
 from orchestrator.search.cells.model import N_STARTUP, CellModel
 from orchestrator.search.cells.optima import WIDENED, root
 from orchestrator.search.gp.process import Posterior
@@ -17,7 +18,6 @@ from orchestrator.search.trials.history import Array, History
 
 MOST = 128
 """Configurations that are compared jointly: those of the best means."""
-MOST_TRIALS = 20_000
 _BLOCK = 1_000
 FEWEST_REPETITIONS = 3
 """So many repetitions must have given the same value to show that there is no noise: values of a
@@ -64,14 +64,14 @@ class Configurations:
         model: CellModel, history: History, running: Sequence[int] = ()
     ) -> Configurations | None:
         """None with fewer than ten complete feasible trials, for then the model does not say which
-        is the best, and with more than `MOST_TRIALS`, for it takes long.
+        is the best, and with more than `MOST_BELIEVED`.
 
         Args:
             running: numbers of complete trials whose parameters run again, besides the running
                 trials of the history. All are assumed to end as predicted.
         """
         history = history.only(np.isfinite(history.loss) & ~history.pruned & ~history.failed)
-        if not N_STARTUP <= len(history.loss) <= MOST_TRIALS:
+        if not N_STARTUP <= len(history.loss) <= MOST_BELIEVED:
             return None
         surrogate = model.surrogate(history, believing=True)
         again = [row for row, trial in enumerate(history.trials) if trial.number in running]

@@ -68,17 +68,13 @@ class Leaders:
 
 
 def leaders(
-    model: CellModel, mirror: Mirror, *, maximize: bool, seed: int, limits: Limits = (None, None)
-) -> Leaders | None:
-    """What the model believes of the configurations tried; None with fewer than ten complete
-    feasible trials. Of many configurations it looks at those of the best means.
+    tried: Configurations, *, maximize: bool, seed: int, limits: Limits = (None, None)
+) -> Leaders:
+    """What the model believes of the configurations tried; of many, of those of the best means.
 
     Args:
         limits: the least and the greatest value of the objective; estimates stay within them.
     """
-    tried = Configurations.of(model, model.finished(mirror))
-    if tried is None:
-        return None
     drawn = tried.draws(np.random.default_rng(seed), N_DRAWS)
     shares, better = _shares(drawn), _better(drawn)
     low, high = np.quantile(drawn, (0.05, 0.95), axis=0)

@@ -12,7 +12,6 @@ import numpy as np
 from orchestrator.model import JSONValue, Limits, clipped
 from orchestrator.search.cells.configurations import INTERVAL, Configurations
 from orchestrator.search.cells.model import CellModel, Cells, places
-from orchestrator.search.trials.history import History
 from orchestrator.search.trials.mirror import Mirror
 
 N_DRAWS = 2000
@@ -48,6 +47,7 @@ def summarise(
     model: CellModel,
     mirror: Mirror,
     cells: Sequence[Mapping[str, JSONValue]],
+    tried: Configurations | None,
     *,
     maximize: bool,
     seed: int,
@@ -57,23 +57,25 @@ def summarise(
     sum to 1.
 
     Args:
+        tried: the configurations of the same trials, None if the model does not say which of them
+            is the best.
         limits: the least and the greatest value of the objective; estimates stay within them.
     """
     history = model.finished(mirror)
     state = model.cells(history, cells)
-    tried = np.flatnonzero(state.useful)
+    useful = np.flatnonzero(state.useful)
     estimates: list[CellEstimate | None] = [None] * len(cells)
     if int(state.useful.sum()) < LEAST_TRIALS:
         return estimates
     rng = np.random.default_rng(seed)
     surrogate = model.surrogate(history, believing=True)
-    lows = model.optima(surrogate, state.only(tried), rng).lows(rng, N_DRAWS, widened=REPORTED)
-    shares = np.bincount(lows.argmin(axis=1), minlength=len(tried)) / len(lows)
-    leading = _leading(model, history, state)
+    lows = model.optima(surrogate, state.only(useful), rng).lows(rng, N_DRAWS, widened=REPORTED)
+    shares = np.bincount(lows.argmin(axis=1), minlength=len(useful)) / len(lows)
+    leading = _leading(tried, state)
     quantiles = surrogate.scale.original(np.quantile(lows, INTERVAL, axis=0))
     if maximize:
         quantiles = -quantiles[::-1]
-    for i, cell in enumerate(tried):
+    for i, cell in enumerate(useful):
         low, middle, high = (clipped(float(q), limits) for q in quantiles[:, i])
         estimate = CellEstimate(middle, low, high, float(shares[i]))
         if (trial := leading[cell]) is not None:
@@ -83,10 +85,9 @@ def summarise(
     return estimates
 
 
-def _leading(model: CellModel, history: History, cells: Cells) -> list[tuple[int, float] | None]:
+def _leading(tried: Configurations | None, cells: Cells) -> list[tuple[int, float] | None]:
     """For each cell the number and the loss of the trial that is believed to be its best."""
     found: list[tuple[int, float] | None] = [None] * len(cells.points)
-    tried = Configurations.of(model, history)
     if tried is None:
         return found
     numbers, n = tried.numbers(), tried.surrogate.layout.n_searched

@@ -156,16 +156,7 @@ def look_further(
     )
     if (adaptive or confirms) and (choice is None or outdated):
         cells = _open_cells(c, study_id, lease.worker_id, likely)
-        given = answers(c, _CONFIRMING, {"study_id": study_id}) if confirms else ()
-        undecided = Undecided(
-            row.ordinal,
-            row.failures,
-            cells,
-            confirms,
-            tuple(ticket.confirms for ticket in given if ticket.claimed),
-            tuple(ticket.confirms for ticket in given),
-        )
-        return undecided if cells else None
+        return _undecided(c, study_id, row, cells, confirms=confirms) if cells else None
     if choice is not None and row.chosen is not None:
         return Found("ticket", row.row_id, row.chosen, choice.why, choice.confirms)
     why: Mapping[str, JSONValue] = {
@@ -175,6 +166,26 @@ def look_further(
     if choice is not None:
         why = {**why, "why": f"{why['why']}; the chosen cell had been closed"}
     return None if row.fewest is None else Found("ticket", row.row_id, row.fewest, why)
+
+
+def _undecided(
+    c: Connection,
+    study_id: int,
+    row: Row,
+    cells: tuple[tuple[int, Mapping[str, JSONValue]], ...],
+    *,
+    confirms: bool,
+) -> Undecided:
+    """The ticket of `row`, with what others have been given to repeat if it may repeat, too."""
+    given = answers(c, _CONFIRMING, {"study_id": study_id}) if confirms else ()
+    return Undecided(
+        row.ordinal,
+        row.failures,
+        cells,
+        confirms,
+        tuple(ticket.confirms for ticket in given if ticket.claimed),
+        tuple(ticket.confirms for ticket in given),
+    )
 
 
 _LOCK_WORKER = Statement(

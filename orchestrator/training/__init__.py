@@ -3,3 +3,8 @@
 This package knows nothing of studies, workers or databases, and needs only torch. What needs more
 says so: `pip install 'orchestrator[training]'`.
 """
+
+from orchestrator.training.parts import Parts
+from orchestrator.training.state import preserved
+
+__all__ = ["Parts", "preserved"]

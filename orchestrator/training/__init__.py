@@ -4,7 +4,10 @@ This package knows nothing of studies, workers or databases, and needs only torc
 says so: `pip install 'orchestrator[training]'`.
 """
 
+from orchestrator.training.backbones import Backbone, backbone
+from orchestrator.training.heads import mlp_head
 from orchestrator.training.parts import Parts
 from orchestrator.training.state import preserved
+from orchestrator.training.vision import import_torchvision
 
-__all__ = ["Parts", "preserved"]
+__all__ = ["Backbone", "Parts", "backbone", "import_torchvision", "mlp_head", "preserved"]

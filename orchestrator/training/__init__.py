@@ -7,7 +7,8 @@ says so: `pip install 'orchestrator[training]'`.
 from orchestrator.training.backbones import Backbone, backbone
 from orchestrator.training.heads import mlp_head
 from orchestrator.training.parts import Parts
+from orchestrator.training.sam import SAM
 from orchestrator.training.state import preserved
 from orchestrator.training.vision import import_torchvision
 
-__all__ = ["Backbone", "Parts", "backbone", "import_torchvision", "mlp_head", "preserved"]
+__all__ = ["SAM", "Backbone", "Parts", "backbone", "import_torchvision", "mlp_head", "preserved"]

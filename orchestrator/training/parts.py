@@ -102,24 +102,40 @@ class Parts:
             TypeError: without a `step`, the batch is no pair; or the loss is no tensor.
             ValueError: the loss is no single number.
         """
-        if self.step is not None:
-            loss = self.step(self.model, batch)
-        else:
-            assert self.loss_fn is not None
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-                raise TypeError(
-                    f"batches: a {type(batch).__name__}{size} is not a pair (inputs, targets); "
-                    "give a `step` function for batches of another structure"
-                )
-            inputs, targets = moved(batch, device_of(self.model))
-            loss = self.loss_fn(self.model(inputs), targets)
-        name = "loss_fn" if self.step is None else "step"
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"{name}: it returned a {type(loss).__name__}, not a tensor")
-        if loss.numel() != 1:
-            raise ValueError(f"{name}: a loss of shape {tuple(loss.shape)} is not one number")
-        return loss.reshape(())
+        return batch_loss(self.model, self.loss_fn, batch, self.step)
+
+
+def batch_loss(
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor] | None,
+    batch: Any,
+    step: Step | None = None,
+) -> Tensor:
+    """The loss of one batch, a scalar tensor on the model's device: what `step` returns, else
+    ``loss_fn(model(inputs), targets)``.
+
+    Raises:
+        TypeError: without a `step`, the batch is no pair; or the loss is no tensor.
+        ValueError: the loss is no single number.
+    """
+    if step is not None:
+        loss = step(model, batch)
+    else:
+        assert loss_fn is not None
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+            raise TypeError(
+                f"batches: a {type(batch).__name__}{size} is not a pair (inputs, targets); "
+                "give a `step` function for batches of another structure"
+            )
+        inputs, targets = moved(batch, device_of(model))
+        loss = loss_fn(model(inputs), targets)
+    name = "loss_fn" if step is None else "step"
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"{name}: it returned a {type(loss).__name__}, not a tensor")
+    if loss.numel() != 1:
+        raise ValueError(f"{name}: a loss of shape {tuple(loss.shape)} is not one number")
+    return loss.reshape(())
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -18,7 +18,7 @@ _DEVICE_CLASSES = ("OutOfMemoryError", "ResourceExhaustedError")  # of torch and
 _JAX_CLASSES = ("XlaRuntimeError", "JaxRuntimeError")
 _DEVICE_WORDS = re.compile(
     r"\b(CUDA|HIP|XPU) out of memory|\b(CUDA|HIP) error: out of memory|\bMPS backend out of memory"
-    r"|CU(BLAS|DNN|SPARSE|SOLVER|FFT)_(STATUS_)?ALLOC_FAILED|CUDA_ERROR_OUT_OF_MEMORY|(cuda|hip)Error(MemoryAllocation|OutOfMemory)"
+    r"|(CU|HIP)(BLAS|DNN|SPARSE|SOLVER|FFT)_(STATUS_)?ALLOC_FAILED|CUDA_ERROR_OUT_OF_MEMORY|(cuda|hip)Error(MemoryAllocation|OutOfMemory)"
     r"|UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"
 )
 _HOST_WORDS = re.compile(

@@ -1,0 +1,34 @@
+"""Checks of arguments: the number, or one error that names argument, value and rule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """Returns `value`, a whole number of at least `least`.
+
+    Raises:
+        TypeError: it is no whole number; True and 1.0 are none.
+        ValueError: it is smaller.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r}: must be a whole number")
+    if value < least:
+        raise ValueError(f"{name}={value}: must be at least {least}")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """Returns `value`, a finite number, as a float.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}={value!r}: must be a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value!r}: must be finite")
+    return float(value)

@@ -5,10 +5,50 @@ says so: `pip install 'orchestrator[training]'`.
 """
 
 from orchestrator.training.backbones import Backbone, backbone
+from orchestrator.training.batch_size import (
+    BatchSizeFound,
+    ClassesRule,
+    classes_rule,
+    find_batch_size,
+)
 from orchestrator.training.heads import mlp_head
+from orchestrator.training.memory import MemoryModel
+from orchestrator.training.memory_errors import is_memory_error
 from orchestrator.training.parts import Parts
 from orchestrator.training.sam import SAM
+from orchestrator.training.scaling import (
+    Accumulation,
+    accumulation_for,
+    linear_scaling,
+    power_scaling,
+    sqrt_scaling,
+    warmup_steps,
+)
+from orchestrator.training.schedules import SCHEDULES, Schedule, schedule
 from orchestrator.training.state import preserved
 from orchestrator.training.vision import import_torchvision
 
-__all__ = ["SAM", "Backbone", "Parts", "backbone", "import_torchvision", "mlp_head", "preserved"]
+__all__ = [
+    "SAM",
+    "SCHEDULES",
+    "Accumulation",
+    "Backbone",
+    "BatchSizeFound",
+    "ClassesRule",
+    "MemoryModel",
+    "Parts",
+    "Schedule",
+    "accumulation_for",
+    "backbone",
+    "classes_rule",
+    "find_batch_size",
+    "import_torchvision",
+    "is_memory_error",
+    "linear_scaling",
+    "mlp_head",
+    "power_scaling",
+    "preserved",
+    "schedule",
+    "sqrt_scaling",
+    "warmup_steps",
+]

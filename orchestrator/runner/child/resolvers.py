@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from omegaconf import OmegaConf
@@ -18,7 +19,22 @@ def sqrt_scaling(base_lr: float, base_batch: float, batch: float) -> float:
     return float(base_lr) * math.sqrt(float(batch) / float(base_batch))
 
 
-_RESOLVERS: Final = {"linear_scaling": linear_scaling, "sqrt_scaling": sqrt_scaling}
+def power_scaling(base_lr: float, base_batch: float, batch: float, power: float) -> float:
+    """The learning rate, by a power of the batch size that may itself be searched."""
+    return float(base_lr) * math.pow(float(batch) / float(base_batch), float(power))
+
+
+def warmup_steps(samples: float, batch: float) -> int:
+    """The fewest steps that see so many samples: a warm-up that is as long at every batch size."""
+    return math.ceil(float(samples) / float(batch))
+
+
+_RESOLVERS: Final[Mapping[str, Callable[..., float]]] = {
+    "linear_scaling": linear_scaling,
+    "sqrt_scaling": sqrt_scaling,
+    "power_scaling": power_scaling,
+    "warmup_steps": warmup_steps,
+}
 _registered: dict[str, object] = {}  # OmegaConf's wrapper of each
 # A private function; with a version that does not have it, the resolvers are registered each time.
 _resolver_of = getattr(OmegaConf, "_get_resolver", lambda _name: object())

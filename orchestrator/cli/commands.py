@@ -127,6 +127,18 @@ COMMANDS: Final[Mapping[str, Command]] = {
         settings=(*_STORAGE, "paths.runs"),
         examples=("logs trial=3",),
     ),
+    "landscape": Command(
+        "landscape.run",
+        "show the loss landscapes that trials stored, side by side: trials=3,7 out=FILE.html",
+        _JSON,
+        {
+            "trials=N,N": "numbers of the trials, separated by commas",
+            "out=FILE": "write the page, which needs no network, to FILE",
+            "artifact=NAME": "name of the artifact that has the landscape; default: landscape.json",
+        },
+        settings=(*_STORAGE, "paths.artifacts"),
+        examples=("landscape study.name=digits trials=3,7 out=landscapes.html",),
+    ),
     "pause": Command(
         "controls.pause",
         "start no more trials of a study (--now: give its running trials back)",

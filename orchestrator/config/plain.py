@@ -39,6 +39,7 @@ NAMING: Final = (
     "enqueue",
     "doctor",
     "replay",
+    "landscape",
     "rerun",
 )
 """The commands that take ``study.name`` besides the settings of this host."""

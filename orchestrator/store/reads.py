@@ -450,8 +450,8 @@ class Reads:
         return [CodeRow(r.git, r.source, tuple(r.numbers)) for r in rows]
 
     def artifacts(self, study_id: int, numbers: Collection[int]) -> dict[int, list[dict[str, Any]]]:
-        """The records of the artifacts that these trials of ours have, by number; each as Optuna's
-        `ArtifactMeta`.
+        """The records of the artifacts that these trials of ours have, by number, in the order in
+        which they were stored; each as Optuna's `ArtifactMeta`.
         """
         found: dict[int, list[dict[str, Any]]] = {number: [] for number in numbers}
         which = {
@@ -687,7 +687,7 @@ _ARTIFACTS = Statement(
     FROM trial_system_attributes r
     JOIN orchestrator.trial o ON o.optuna_trial_id = r.trial_id
     WHERE o.study_id = :study_id AND o.number = ANY(CAST(:numbers AS int[])) AND r.key LIKE :key
-    ORDER BY o.number, r.key
+    ORDER BY o.number, r.trial_system_attribute_id
     """
 )
 _WORKERS = Statement(

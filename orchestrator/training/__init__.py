@@ -12,6 +12,8 @@ from orchestrator.training.batch_size import (
     find_batch_size,
 )
 from orchestrator.training.heads import mlp_head
+from orchestrator.training.landscape import loss_landscape
+from orchestrator.training.landscape_figures import compare_landscapes
 from orchestrator.training.memory import MemoryModel
 from orchestrator.training.memory_errors import is_memory_error
 from orchestrator.training.parts import Parts
@@ -25,7 +27,9 @@ from orchestrator.training.scaling import (
     warmup_steps,
 )
 from orchestrator.training.schedules import SCHEDULES, Schedule, schedule
+from orchestrator.training.sharpness import average_sharpness
 from orchestrator.training.state import preserved
+from orchestrator.training.surface import LossLandscape, Sharpness
 from orchestrator.training.vision import import_torchvision
 
 __all__ = [
@@ -35,16 +39,21 @@ __all__ = [
     "Backbone",
     "BatchSizeFound",
     "ClassesRule",
+    "LossLandscape",
     "MemoryModel",
     "Parts",
     "Schedule",
+    "Sharpness",
     "accumulation_for",
+    "average_sharpness",
     "backbone",
     "classes_rule",
+    "compare_landscapes",
     "find_batch_size",
     "import_torchvision",
     "is_memory_error",
     "linear_scaling",
+    "loss_landscape",
     "mlp_head",
     "power_scaling",
     "preserved",

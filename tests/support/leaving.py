@@ -101,3 +101,20 @@ def talks(cfg: Any, trial: Any, gate: str) -> float:
     if trial.attempt == 1:
         raise ConnectionError("the first one fails")
     return 1.0
+
+
+def maps_its_loss(cfg: Any, trial: Any) -> float:
+    """Stores the loss landscape of a small network; the second one covers the first."""
+    import torch
+
+    from orchestrator.training import loss_landscape
+
+    torch.manual_seed(trial.number)
+    model = torch.nn.Linear(4, 3)
+    batches = [(torch.randn(8, 4), torch.arange(8) % 3)]
+    file = trial.checkpoint_dir / "landscape.json"
+    for points in (3, 5):
+        found = loss_landscape(model, torch.nn.functional.cross_entropy, batches, points=points)
+        found.save(file)
+        trial.log_artifact(file)
+    return found.centre

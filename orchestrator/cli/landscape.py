@@ -1,0 +1,286 @@
+"""The command `landscape`: the loss landscapes that trials stored, side by side in one page."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator.cli import screen
+from orchestrator.cli.call import Call
+from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.model import count_label, value_label
+from orchestrator.passwords import mask
+
+if TYPE_CHECKING:
+    from orchestrator.model import StudySpec
+    from orchestrator.store import Reading, StudyRow, TrialRow
+    from orchestrator.training import LossLandscape, Sharpness
+
+_ARTIFACT: Final = "landscape.json"
+_RADIUS: Final = 0.5
+_USAGE: Final = "orchestrator landscape study.name=mine trials=3,7 out=landscapes.html"
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A trial and its landscape; `sharpness` if the landscape is complete enough to tell."""
+
+    trial: TrialRow
+    artifact_id: str
+    landscape: LossLandscape
+    sharpness: Sharpness | None
+
+
+def run(call: Call) -> int:
+    """Writes one HTML page, which needs no network, with the landscapes of the trials given.
+
+    They have the same axes and colours. A trial's landscape is its last artifact of the name
+    `artifact`, as `LossLandscape.save` wrote it.
+    """
+    numbers = _numbers(call)
+    out, name = call.words.get("out"), call.words.get("artifact", _ARTIFACT)
+    for word, value in (("out", out), ("artifact", name)):
+        if not value:
+            raise ConfigError(f"{word}= needs a file name: {_USAGE}")
+    assert out is not None
+    from orchestrator.training import compare_landscapes  # slow to import: it brings torch
+    from orchestrator.training.landscape_figures import import_plotly
+
+    try:
+        import_plotly()
+    except ImportError as error:
+        raise OrchestratorError(str(error)) from error
+
+    with call.reading() as store:
+        row = store.reads.find(call.study_name)
+        spec = store.reads.spec(row.study_id)
+        found = _artifacts(store, row, numbers, name)
+        read = [(trial, key, _read(call, store, row, trial, key, name)) for trial, key in found]
+    radius = min(_RADIUS, *(landscape.radius for _, _, landscape in read))
+    shown = [
+        _Shown(trial, key, landscape, _sharpness(landscape, radius))
+        for trial, key, landscape in read
+    ]
+    try:
+        figure = compare_landscapes({f"trial {one.trial.number}": one.landscape for one in shown})
+    except ValueError as error:
+        raise OrchestratorError(f"trials={call.words['trials']}: {error}") from error
+    _write(out, _page(spec, shown, figure))
+
+    if call.json:
+        data = {"study": row.name, "out": out, "trials": [_data(spec, one) for one in shown]}
+        print(screen.as_json(data))
+        return 0
+    for one in shown:
+        print(f"trial {one.trial.number}: loss {one.landscape.centre:.4g}, {_rise(one)}")
+    print(f"wrote {out}")
+    return 0
+
+
+def _numbers(call: Call) -> list[int]:
+    text = call.words.get("trials")
+    if text is None:
+        raise ConfigError(f"landscape needs the numbers of trials: {_USAGE}")
+    if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text):
+        raise ConfigError(
+            f"trials={text}: must be numbers of trials, separated by commas, such as trials=3,7"
+        )
+    numbers = [int(part) for part in text.split(",")]
+    for number in numbers:
+        if numbers.count(number) > 1:
+            raise ConfigError(f"trials={text}: give each trial once, not {number} twice")
+    return numbers
+
+
+def _artifacts(
+    store: Reading, row: StudyRow, numbers: list[int], name: str
+) -> list[tuple[TrialRow, str]]:
+    """Each trial, and the id of its last artifact of that name.
+
+    Raises:
+        ConfigError: a trial is unknown, or has none.
+    """
+    trials = []
+    for number in numbers:
+        one = store.reads.trials(row.study_id, number=number)
+        if not one:
+            raise ConfigError(f"trials: study {row.name} has no trial {number} run by this program")
+        trials += one
+    records = store.reads.artifacts(row.study_id, numbers)
+    found = []
+    for trial in trials:
+        names = [record["filename"] for record in records[trial.number]]
+        if name not in names:
+            others = ", ".join(value_label(other) for other in dict.fromkeys(names))
+            has = f"it has {others}" if others else "it has none"
+            raise ConfigError(
+                f"trial {trial.number} of {row.name} has no artifact {value_label(name)} ({has}); "
+                f"the objective stores one with trial.log_artifact(file), another name is given "
+                "with artifact=NAME"
+            )
+        last = [record for record in records[trial.number] if record["filename"] == name][-1]
+        found.append((trial, last["artifact_id"]))
+    return found
+
+
+def _read(
+    call: Call, store: Reading, row: StudyRow, trial: TrialRow, artifact_id: str, name: str
+) -> LossLandscape:
+    """The landscape in an artifact.
+
+    Raises:
+        OrchestratorError: it is not where this host keeps artifacts, or it is no landscape.
+    """
+    from orchestrator.runner.files.artifacts import ArtifactPlace
+    from orchestrator.training import LossLandscape
+
+    place = call.host.paths.artifacts or str(call.host.paths.data / "artifacts")
+    what = f"trial {trial.number}: its artifact {value_label(name)} ({artifact_id})"
+    where = mask(place)
+    if "://" not in place:
+        place = where = str(Path(place).expanduser().absolute())
+    try:
+        with ArtifactPlace(place).open_reader(artifact_id) as file:
+            content = file.read()
+    except FileNotFoundError:
+        host = store.reads.attempts(row.study_id, trial.number)[-1].host
+        raise OrchestratorError(
+            f"{what} is not in {where}; the trial ran on {host}, which may keep artifacts "
+            "elsewhere: run this command there, or set paths.artifacts"
+        ) from None
+    except OSError as error:
+        raise OrchestratorError(f"{what} cannot be read: {error.strerror} ({where})") from error
+    try:
+        return LossLandscape.from_dict(json.loads(content))
+    except ValueError as error:
+        raise OrchestratorError(f"{what}: {error}") from error
+
+
+def _sharpness(landscape: LossLandscape, radius: float) -> Sharpness | None:
+    try:
+        return landscape.sharpness(radius)
+    except ValueError:  # only a part of it is evaluated yet
+        return None
+
+
+def _rise(one: _Shown) -> str:
+    if one.sharpness is None:
+        done, size = int(one.landscape.evaluated.sum()), one.landscape.evaluated.size
+        return f"{done} of {count_label(size, 'point')} evaluated"
+    mean, maximum, radius, _ = one.sharpness
+    return (
+        f"{radius:g} filter lengths away higher by {mean:.4g} on average and {maximum:.4g} at most"
+    )
+
+
+def _data(spec: StudySpec, one: _Shown) -> dict[str, Any]:
+    landscape, sharp = one.landscape, one.sharpness
+    return {
+        **screen.trial_data(spec, one.trial),
+        "artifact_id": one.artifact_id,
+        "loss": landscape.centre,
+        "sharpness": None
+        if sharp is None
+        else {"mean": sharp.mean, "maximum": sharp.maximum, "radius": sharp.radius},
+        "dimensions": landscape.dimensions,
+        "batch_norm": landscape.batch_norm,
+        "seed": landscape.seed,
+        "evaluated": int(landscape.evaluated.sum()),
+        "points": landscape.evaluated.size,
+    }
+
+
+def _write(out: str, text: str) -> None:
+    try:
+        Path(out).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OrchestratorError(
+            f"out={out}: {error.strerror} ({Path(out).absolute().parent}); give a file that you "
+            "can write"
+        ) from error
+
+
+# ----------------------------------------------------------------------------------------- the page
+
+
+_PAGE: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 24px; color: #222; }}
+table {{ border-collapse: collapse; margin: 12px 0 20px; }}
+th, td {{ padding: 3px 14px 3px 0; text-align: left; vertical-align: top; }}
+th {{ font-weight: 600; }}
+tr.differs td {{ font-weight: 600; }}
+tr.first td, tr.first th {{ border-top: 1px solid #ccc; }}
+td {{ font-variant-numeric: tabular-nums; }}
+p {{ max-width: 60em; color: #555; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<table>
+{rows}
+</table>
+{figure}
+<p>{note}</p>
+</body>
+</html>
+"""
+_NOTE: Final = (
+    "Losses along random directions in which each filter moves relative to its own length; 0 is "
+    "the model. The rises are those {away:g} of that length away, between grid points by linear "
+    "interpolation. Two directions out of very many: another seed gives other numbers."
+)
+
+
+def _page(spec: StudySpec, shown: list[_Shown], figure: Any) -> str:
+    title = f"Loss landscapes of {spec.name}"
+    radius = next((one.sharpness.radius for one in shown if one.sharpness), None)
+    return _PAGE.format(
+        title=html.escape(title),
+        rows="\n".join(_rows(spec, shown)),
+        figure=figure.to_html(
+            full_html=False, include_plotlyjs=True, config={"displaylogo": False}
+        ),
+        note=html.escape(_NOTE.format(away=radius)) if radius else "",
+    )
+
+
+def _rows(spec: StudySpec, shown: list[_Shown]) -> list[str]:
+    """A column for each trial; parameters that differ stand out."""
+    trials = [one.trial for one in shown]
+    rows = [_row("", [f"trial {trial.number}" for trial in trials], "th")]
+    for i, metric in enumerate(spec.metrics):
+        values = ["" if t.values is None else f"{t.values[i]:.6g}" for t in trials]
+        rows.append(_row(metric, values, kind="first" if i == 0 else ""))
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    for i, name in enumerate(names):
+        values = [value_label(t.params[name]) if name in t.params else "" for t in trials]
+        kinds = ["first"] * (i == 0) + ["differs"] * (len(set(values)) > 1)
+        rows.append(_row(name, values, kind=" ".join(kinds)))
+    facts: list[tuple[str, list[str]]] = [
+        ("loss of the model", [f"{one.landscape.centre:.4g}" for one in shown]),
+        ("mean rise", [f"{s.mean:.4g}" if (s := one.sharpness) else "" for one in shown]),
+        ("largest rise", [f"{s.maximum:.4g}" if (s := one.sharpness) else "" for one in shown]),
+        ("batch-norm statistics", [one.landscape.batch_norm for one in shown]),
+        ("seed of the directions", [str(one.landscape.seed) for one in shown]),
+        (
+            "points evaluated",
+            [f"{one.landscape.evaluated.sum()} of {one.landscape.evaluated.size}" for one in shown],
+        ),
+    ]
+    return rows + [
+        _row(name, values, kind="first" if i == 0 else "") for i, (name, values) in enumerate(facts)
+    ]
+
+
+def _row(name: str, values: list[str], cell: str = "td", *, kind: str = "") -> str:
+    cells = "".join(f"<{cell}>{html.escape(value)}</{cell}>" for value in values)
+    return f'<tr class="{kind}"><th>{html.escape(name)}</th>{cells}</tr>'

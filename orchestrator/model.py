@@ -138,6 +138,10 @@ class StudySpec:
     priority: int = 0
     bounds: tuple[Limits, ...] = ()
     """The limits of each metric; empty: none has any."""
+    probes: Mapping[str, Mapping[str, JSONValue]] = field(default_factory=dict)
+    """What each cell is measured by before its first trial: ``_target_`` and keyword arguments, by
+    the probe's name.
+    """
     config: str = ""
     """The composed, unresolved Hydra config (YAML), for people and for `best out=…`."""
 
@@ -286,6 +290,9 @@ class StudySpec:
         # without bounds it is written as before they existed, so that older workers can read it
         if not data["bounds"]:
             del data["bounds"]
+        # without probes it is written as before they existed
+        if not data["probes"]:
+            del data["probes"]
         # without confirmation it is written as before there was any
         if not data["budget"]["confirm"]:
             del data["budget"]["confirm"]

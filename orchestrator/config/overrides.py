@@ -297,7 +297,10 @@ def check_setting(word: Word, base: Mapping[str, Any], *, of_program: bool = Fal
             f"{inside}=…{as_parameter(word)}"
         )
     # maps the user's own names
-    if f"{word.path}.".startswith("infeasible.monotone.") and not word.override.is_delete():
+    if (
+        f"{word.path}.".startswith(("infeasible.monotone.", "probes."))
+        and not word.override.is_delete()
+    ):
         return word.under(word.path, force=True)
     if has(base, word.path) and word.override.type != OverrideType.ADD:
         return word.text

@@ -17,6 +17,7 @@ STUDY_SECTIONS = (
     "params",
     "grid",
     "search",
+    "probes",
     "budget",
     "allocation",
     "infeasible",

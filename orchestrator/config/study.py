@@ -23,6 +23,7 @@ from orchestrator.config.command import command_objective
 from orchestrator.config.composing import Composed
 from orchestrator.config.grammar import check_finite
 from orchestrator.config.infeasible import infeasible
+from orchestrator.config.probes import INSTANTIATE_KEYS, TARGET, probes
 from orchestrator.config.schema import STUDY_SECTIONS, checked
 from orchestrator.config.space import Space
 from orchestrator.config.translate import resolved
@@ -55,12 +56,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MAX_METRIC = 100
 _FEWEST_BEFORE = 10  # with fewer trials, the model does not say which is the best
 _MAX_PARAM = 512  # Optuna's column for parameter names
-_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
 # resolvers that Hydra registers where it runs
 _LAUNCH_ONLY = re.compile(r"\$\{(hydra|now|python_version):")
 _FROM_PARAMS = re.compile(r"(?<!\\)(\$\{\s*(?:oc\.select:\s*)?)params\.")
-_INSTANTIATE_KEYS = ("_args_", "_partial_", "_recursive_", "_convert_")
 
 
 def study_spec(composed: Composed) -> StudySpec:
@@ -98,6 +97,7 @@ def study_spec(composed: Composed) -> StudySpec:
         seed=_seed_of(name) if study.seed is None else study.seed,
         priority=study.priority,
         bounds=_bounds(study.bounds, metrics),
+        probes=_probes(config, params, space),
         config=_stored(config),
     )
 
@@ -353,12 +353,12 @@ def _objective(
             "objective._target_ must be given: objective._target_=package.module.function, or an "
             "experiment that sets it; or objective.command for a program"
         )
-    if not isinstance(target, str) or not _TARGET.fullmatch(target):
+    if not isinstance(target, str) or not TARGET.fullmatch(target):
         raise ConfigError(
             f"objective._target_={target!r}: must be a dotted name such as package.module.function"
         )
     for key, value in objective.items():
-        if key in _INSTANTIATE_KEYS or not isinstance(key, str) or not key.isidentifier():
+        if key in INSTANTIATE_KEYS or not isinstance(key, str) or not key.isidentifier():
             raise ConfigError(
                 f"objective.{key}: every key but _target_ is passed to the function by name, and "
                 "this is not a valid name"
@@ -366,6 +366,17 @@ def _objective(
         check_finite(value, f"objective.{key}")
         _check_interpolations(value, f"objective.{key}", params)
     return objective
+
+
+def _probes(
+    config: DictConfig, params: Mapping[str, JSONValue], space: Space
+) -> dict[str, dict[str, JSONValue]]:
+    declared = probes(_mapping(config, "probes"), space)
+    for name, probe in declared.items():
+        for key, value in probe.items():
+            check_finite(value, f"probes.{name}.{key}")
+            _check_interpolations(value, f"probes.{name}.{key}", params)
+    return declared
 
 
 def _budget(config: DictConfig, space: Space, metrics: Sequence[str]) -> Budget:

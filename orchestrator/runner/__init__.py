@@ -29,12 +29,12 @@ if TYPE_CHECKING:
         SuggestQuestion,
     )
     from orchestrator.runner.protocol.contract import Job
-    from orchestrator.runner.protocol.rundir import attempt_dir, log_path, read_result
-    from orchestrator.runner.protocol.target import check_allowed
+    from orchestrator.runner.protocol.rundir import attempt_dir, log_path, probe_dir, read_result
+    from orchestrator.runner.protocol.target import check_allowed, check_probe_allowed
     from orchestrator.runner.runner import Runner
     from orchestrator.runner.running import Running
     from orchestrator.runner.system.facts import code_now
-    from orchestrator.runner.system.sources import HYDRA_DIRECTORY, is_hydra_app
+    from orchestrator.runner.system.sources import HYDRA_DIRECTORY, is_hydra_app, source_digest
 
 __all__ = [
     "ABOUT",
@@ -56,10 +56,13 @@ __all__ = [
     "TrialPruned",
     "attempt_dir",
     "check_allowed",
+    "check_probe_allowed",
     "code_now",
     "is_hydra_app",
     "log_path",
+    "probe_dir",
     "read_result",
+    "source_digest",
 ]
 _HOME = {
     "child.study": ("ABOUT",),
@@ -83,15 +86,20 @@ _HOME = {
     "protocol.rundir": (
         "attempt_dir",
         "log_path",
+        "probe_dir",
         "read_result",
     ),
-    "protocol.target": ("check_allowed",),
+    "protocol.target": (
+        "check_allowed",
+        "check_probe_allowed",
+    ),
     "runner": ("Runner",),
     "running": ("Running",),
     "system.facts": ("code_now",),
     "system.sources": (
         "HYDRA_DIRECTORY",
         "is_hydra_app",
+        "source_digest",
     ),
 }
 

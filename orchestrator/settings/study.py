@@ -377,6 +377,13 @@ FREE: Mapping[str, Knob] = {
         'parameters left to the sampler: a sweep each, such as `"tag(log, interval(1e-4, 1e-1))"`',
         more="Or a list of choices; with a condition `{space: …, when: …}`, see below",
     ),
+    "probes": Knob(
+        {},
+        "measurements that each cell begins with, such as a learning-rate range test; they narrow "
+        "its search",
+        more="By name: `{lr: {_target_: orchestrator.training.probes.lr_range, build: "
+        "my_project.build, parameter: optim.lr}}`, see [probes](probes.md)",
+    ),
 }
 """What a study says in sections whose contents are the user's own, by the name that the reference
 uses.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.store.ledger.deletion import Alive, Leavings, RunsPlace
     from orchestrator.store.ledger.fleet import Silent, SlotOffer, WorkerLease
     from orchestrator.store.ledger.interventions import Retried
+    from orchestrator.store.ledger.probes import Probe
     from orchestrator.store.ledger.studies import Launched
     from orchestrator.store.ledger.tickets import MOST_CHOICES, Choice, Undecided
     from orchestrator.store.listing import STATES, ListedTrial, Selection, SortKey
@@ -62,6 +63,7 @@ __all__ = [
     "ListedTrial",
     "Place",
     "Prepared",
+    "Probe",
     "Progress",
     "Reading",
     "Relaunching",
@@ -110,6 +112,7 @@ _HOME = {
         "WorkerLease",
     ),
     "ledger.interventions": ("Retried",),
+    "ledger.probes": ("Probe",),
     "ledger.studies": ("Launched",),
     "ledger.tickets": (
         "MOST_CHOICES",

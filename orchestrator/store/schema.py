@@ -5,7 +5,7 @@ ticket, distinct numbers. No foreign key leads from ours into Optuna's tables, s
 may delete a study without asking us.
 
 Every statement has the same alias for a table: s study, l cell, t ticket, o trial, a attempt, w
-worker, d slot, h shortage, e event; of Optuna's, p studies and q trials.
+worker, d slot, h shortage, r probe, e event; of Optuna's, p studies and q trials.
 """
 
 from __future__ import annotations
@@ -421,12 +421,84 @@ shortage = sa.Table(
     ),
     sa.Column("reason", sa.Text, comment="why it is closed"),
     sa.Column("trial_id", sa.BigInteger, comment="the trial that closed it"),
+    sa.Column("probe_id", sa.BigInteger, comment="or the probe that did"),
     sa.Column("closed_at", sa.DateTime(timezone=True)),
     sa.CheckConstraint("memory IN ('gpu', 'cpu', 'host')", name="shortage_memory"),
     sa.CheckConstraint("closed = (reason IS NOT NULL)", name="shortage_has_reason"),
 )
 """A cell that ran out of memory on a device type, which is the name of the device and how much
 memory it has.
+"""
+
+probe = sa.Table(
+    "probe",
+    metadata,
+    sa.Column("probe_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("study_id", sa.ForeignKey(study.c.study_id, ondelete="CASCADE"), nullable=False),
+    sa.Column("cell_id", sa.ForeignKey(cell.c.cell_id, ondelete="CASCADE"), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("device_name", sa.Text, nullable=False, comment="of the slot it was measured on"),
+    sa.Column(
+        "bytes",
+        sa.BigInteger,
+        nullable=False,
+        comment="how much memory that device type has, a GPU's or the host's; 0: not known",
+    ),
+    sa.Column(
+        "key", sa.Text, nullable=False, comment="of the declaration and the code, see probe_key"
+    ),
+    sa.Column(
+        "state",
+        sa.Text,
+        nullable=False,
+        comment="OPEN: to be measured again | RUNNING | DONE | FAILED",
+    ),
+    sa.Column("worker_id", sa.ForeignKey(worker.c.worker_id), comment="of the last attempt"),
+    sa.Column("token", sa.BigInteger, nullable=False, comment="of the last attempt"),
+    sa.Column(
+        "attempts",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="times a child was started",
+    ),
+    sa.Column(
+        "lost",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="attempts whose worker fell silent",
+    ),
+    sa.Column(
+        "retries",
+        sa.Integer,
+        nullable=False,
+        server_default="0",
+        comment="attempts that failed and were run again",
+    ),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column(
+        "runs_dir", sa.Text, nullable=False, comment="root of the run directories on that host"
+    ),
+    sa.Column(
+        "measurement",
+        sa.JSON(none_as_null=True),
+        comment="what it found, see measurement.Measurement",
+    ),
+    sa.Column("reason", sa.Text, comment="why it FAILED, or was given back"),
+    sa.Column("seconds", sa.Double, comment="how long the last attempt ran"),
+    sa.Column("facts", JSONB(none_as_null=True), comment="the code, machine and device it ran on"),
+    sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column("ended_at", sa.DateTime(timezone=True)),
+    sa.CheckConstraint("state IN ('OPEN', 'RUNNING', 'DONE', 'FAILED')", name="probe_state"),
+    sa.CheckConstraint("state <> 'DONE' OR measurement IS NOT NULL", name="probe_has_measurement"),
+    sa.CheckConstraint("state <> 'FAILED' OR reason IS NOT NULL", name="probe_has_reason"),
+    sa.UniqueConstraint("cell_id", "name", "device_name", "bytes", "key", name="probe_once"),
+    sa.Index("probe_by_study", "study_id"),
+    sa.Index("probe_running", "cell_id", postgresql_where=sa.text("state = 'RUNNING'")),
+)
+"""What a probe found in a cell on a device type, or is about to find. Its lease is its worker's: it
+is held while it is RUNNING and its worker ACTIVE.
 """
 
 event = sa.Table(

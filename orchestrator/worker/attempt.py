@@ -15,14 +15,15 @@ from orchestrator.errors import LeaseLostError, OrchestratorError, StoreUnavaila
 from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.model import Outcome, trial_seed
-from orchestrator.runner import EndRequest, Job, PruneQuestion, Running
+from orchestrator.runner import Job, PruneQuestion
 from orchestrator.runner.files import CheckpointError, Checkpoints, Kept
 from orchestrator.worker.claiming import Claiming
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.delivery import Delivery
 from orchestrator.worker.device_slot import HeldSlot
+from orchestrator.worker.end_requests import EndRequests
 from orchestrator.worker.questions import Questions
-from orchestrator.worker.shutdown import Drain, Draining
+from orchestrator.worker.shutdown import Draining
 from orchestrator.worker.studies import Served, Serving
 from orchestrator.worker.unwritten import Unwritten
 
@@ -59,8 +60,8 @@ class Attempts:
     ) -> None:
         self._store = store
         self._settings = settings
+        self._ending = EndRequests(draining, contact, settings.drain_s)
         self._contact = contact
-        self._draining = draining
         self._device = device
         self._serving = serving
         self._claiming = claiming
@@ -136,7 +137,7 @@ class Attempts:
         if self._device.gpu is not None:
             self._contact.meanwhile(self._device.settle, hurry=abandon)
         try:
-            running = served.runner.start(job, self._end_request)
+            running = served.runner.start(job, self._ending.now)
         except OSError as error:
             self._release(attempt, "cannot write its run directory")
             raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
@@ -170,7 +171,7 @@ class Attempts:
                     unwritten.again(self._contact.anew)
                     self._serving.keep_current()
                 self._contact.rest()
-                self._obey(running)
+                self._ending.pass_on(running)
         except BaseException:
             running.terminate()
             raise
@@ -228,23 +229,3 @@ class Attempts:
             self._contact.lost(error)
             return False
         return served.search.should_prune(attempt.number, reports=curve)
-
-    def _end_request(self) -> EndRequest:
-        if self._draining.how >= Drain.STOP or self._contact.halted_at is not None:
-            return EndRequest.STOP
-        return EndRequest.NONE if self._draining.how == Drain.NO else EndRequest.LEAVE
-
-    def _obey(self, running: Running) -> None:
-        """Passes a request to end on to the child, and ends the child when its time is up."""
-        draining = self._draining
-        requests = (
-            [(draining.since, "the worker was told to end")] if draining.how >= Drain.STOP else []
-        )
-        if self._contact.halted_at is not None:
-            requests.append((self._contact.halted_at, "the study was paused or stopped"))
-        if not requests:
-            return
-        since, reason = min(requests)
-        running.ask_to_stop()
-        if draining.how == Drain.NOW or time.monotonic() - since >= self._settings.drain_s:
-            self._contact.meanwhile(lambda: running.terminate(reason))

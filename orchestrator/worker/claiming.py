@@ -16,7 +16,7 @@ from orchestrator.errors import LeaseLostError, StoreUnavailableError
 from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.model import Suggestion, TrialNews
-from orchestrator.store import Attempt, Prepared, Ticket, Undecided
+from orchestrator.store import Attempt, Prepared, Probe, Ticket, Undecided
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.pace import Pace
 from orchestrator.worker.shutdown import Drain, Draining
@@ -64,8 +64,9 @@ class Claiming:
         self._prepare_again_at = 0.0
         self._paces: defaultdict[int, Pace] = defaultdict(Pace)
 
-    def next(self) -> Claim | None:
-        """The trial to run now, prepared or not; None if there is nothing. Pass it to `begin`.
+    def next(self) -> Claim | Probe | None:
+        """The trial to run now, prepared or not, to be passed to `begin`; or the probe to measure
+        first; None if there is nothing.
 
         Raises:
             StoreUnavailableError: the database does not answer and the worker was told to end.
@@ -168,8 +169,10 @@ class Claiming:
         )
         self._contact.gave(ahead)
 
-    def _claim(self, running: Attempt | None = None) -> Claim | None:
-        """The next trial of the first active study that has one and whose objective runs here."""
+    def _claim(self, running: Attempt | None = None) -> Claim | Probe | None:
+        """The next trial, or probe, of the first active study that has one and whose objective runs
+        here.
+        """
         if self._unsure:
             why = "the answer to its claim was lost"
             self._store.ledger.give_back_held(self._contact.lease, why, but=self._contact.held)
@@ -195,6 +198,9 @@ class Claiming:
                 self._unsure = True  # stays so if the answer is lost
                 claim = self._claim_of(self._serving.study(row.study_id), ahead=running is not None)
                 self._unsure = False
+                if isinstance(claim, Probe):
+                    crash_step("after-claim")
+                    return claim
                 if claim is not None:
                     self._contact.took(claim)
                     crash_step("after-claim")
@@ -202,9 +208,10 @@ class Claiming:
         self._next_look = 0.0
         return None
 
-    def _claim_of(self, served: Served, *, ahead: bool) -> Claim | None:
-        """The next trial of one study. With an adaptive allocation, the model chooses the cell of a
-        ticket that has none; for the last `budget.confirm` it may choose a trial to repeat.
+    def _claim_of(self, served: Served, *, ahead: bool) -> Claim | Probe | None:
+        """The next trial of one study, or the probe that must come before it. With an adaptive
+        allocation, the model chooses the cell of a ticket that has none; for the last
+        `budget.confirm` it may choose a trial to repeat.
         """
         ledger, study_id = self._store.ledger, served.row.study_id
         adaptive = served.spec.allocation == "adaptive"
@@ -214,7 +221,7 @@ class Claiming:
 
         def claim(
             since: int | None, choice: Choice | None = None, confirm: int = 0
-        ) -> Claim | Undecided | None:
+        ) -> Claim | Probe | Undecided | None:
             return ledger.claim_one(
                 self._contact.lease,
                 study_id,
@@ -226,6 +233,8 @@ class Claiming:
                 ahead=ahead,
                 since=since,
                 launched=served.row.launched_at,
+                keys=served.probe_keys,
+                max_attempts=served.spec.runner.max_attempts,
             )
 
         claimed = claim(served.cursor if served.informed else None, confirm=confirm)
@@ -310,7 +319,7 @@ class Claiming:
     def _prepare(self, running: Attempt) -> None:
         since = time.monotonic()
         claim = self._ahead or self._claim(running)
-        if claim is None:
+        if claim is None or isinstance(claim, Probe):  # ahead no probe is taken
             return
         self._ahead = claim
         try:

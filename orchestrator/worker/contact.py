@@ -152,6 +152,12 @@ class Contact:
         finally:
             self._running = None
 
+    @contextmanager
+    def measures(self) -> Iterator[None]:
+        """Within the block a probe runs: each renewal asks whether to halt it."""
+        self.halted_at = None
+        yield
+
     def confirmed(self) -> None:
         """The database knows again of the attempt that runs."""
         self.doubted = False

@@ -20,6 +20,7 @@ from orchestrator.errors import (
     did_you_mean,
 )
 from orchestrator.logs import logger
+from orchestrator.measurement import Narrowed, functions_of, probe_key
 from orchestrator.model import (
     ASK_KEY,
     JSONValue,
@@ -29,7 +30,7 @@ from orchestrator.model import (
     span_label,
     value_label,
 )
-from orchestrator.runner import Runner, check_allowed
+from orchestrator.runner import Runner, check_allowed, check_probe_allowed, source_digest
 from orchestrator.store import MOST_CHOICES, Choice
 from orchestrator.worker.contact import Contact, EndRequestedError
 from orchestrator.worker.device_slot import HeldSlot
@@ -66,6 +67,8 @@ class Served:
     foreign: set[int] = field(default_factory=set)
     foreign_at: float = 0.0
     current: bool = True
+    probe_keys: Mapping[str, str] = field(default_factory=dict)
+    """What the study's probes are cached by, see `measurement.probe_key`."""
 
     def forget(self) -> None:
         """Forgets what was read, because the database may have gone back in time; all of it is read
@@ -152,11 +155,20 @@ class Served:
         `asks` counts the tries.
         """
         given = self.declared(ticket.fixed or {})
+        narrowed = Narrowed.by(ticket.measurements, self.spec, ticket.cell_values)
+        given = {**narrowed.fixed, **given}
+        bounds = {path: limits for path, limits in narrowed.bounds.items() if path not in given}
         suggestion = self.search.ask(
-            ticket.cell_values, ticket=ticket.ticket, retry=ticket.failures, given=given
+            ticket.cell_values,
+            ticket=ticket.ticket,
+            retry=ticket.failures,
+            given=given,
+            bounds=bounds,
         )
         knowledge = {"position": self.cursor, "foreign": sorted(self.foreign)[:_MOST_FOREIGN]}
         ask = {"ticket": ticket.ticket, "retry": ticket.failures, "given": given, "asks": asks}
+        if bounds:
+            ask["bounds"] = {path: list(limits) for path, limits in bounds.items()}
         study = {"study_seed": self.spec.seed, "sampler": asdict(self.spec.sampler)}
         attrs = dict(suggestion.system_attrs)
         attrs[ASK_KEY] = {**attrs.get(ASK_KEY, {}), **knowledge, **ask, **study}
@@ -330,13 +342,17 @@ class Serving:
             ) not in self._unservable:
                 logger.warning("study %s: %s", row.name, idle)
             check_allowed(spec.objective, self._settings.allow_targets)
+            for name, probe in spec.probes.items():
+                check_probe_allowed(name, probe, self._settings.allow_targets)
             # What follows is done while the objective is imported, and no lock is held for it.
             runner = self._runner(spec)
             runner.begin()
             try:
                 from orchestrator.search import Search  # slow, for it imports Optuna
 
-                served = self._served[row.study_id] = Served(row, spec, Search(spec), runner)
+                served = self._served[row.study_id] = Served(
+                    row, spec, Search(spec), runner, probe_keys=_probe_keys(spec)
+                )
             except BaseException:
                 runner.close()
                 raise
@@ -358,6 +374,19 @@ class Serving:
         """
         ttl_s = self._settings.lease_ttl_s
         return max(ttl_s / 3, ttl_s - self._settings.heartbeat_s - grace_s - 1.0)
+
+
+def _probe_keys(spec: StudySpec) -> dict[str, str]:
+    """By name, what the study's probes are cached by."""
+    return {
+        name: probe_key(
+            probe,
+            source_digest(
+                [spec.objective, *({"_target_": function} for function in functions_of(probe))]
+            ),
+        )
+        for name, probe in spec.probes.items()
+    }
 
 
 def runner_for(spec: StudySpec, held: HeldSlot, silence_s: float) -> Runner:

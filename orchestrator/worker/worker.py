@@ -22,12 +22,13 @@ from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.model import Interrupted, Pruned, cell_label, count_label
 from orchestrator.runner.files import Checkpoints
-from orchestrator.store import Place
+from orchestrator.store import Place, Probe
 from orchestrator.worker.attempt import AbandonedError, Attempts
 from orchestrator.worker.claiming import Claiming
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.delivery import Delivery
 from orchestrator.worker.device_slot import HeldSlot, Slots
+from orchestrator.worker.probing import Probing
 from orchestrator.worker.shutdown import Drain, Draining
 from orchestrator.worker.studies import Serving
 
@@ -64,6 +65,7 @@ class Worker:
     ) -> None:
         self._store = store
         self._settings = settings
+        self._runs_dir = runs_dir
         self._place = Place(socket.gethostname(), str(runs_dir))
         self._checkpoints = Checkpoints(checkpoints, runs_dir)
         self._artifacts = artifacts
@@ -133,6 +135,9 @@ class Worker:
                 place,
                 self._artifacts,
             )
+            probing = Probing(
+                store, settings, contact, draining, device, place, self._runs_dir, self._artifacts
+            )
             idle_since = time.monotonic()
             while draining.how == Drain.NO:
                 if settings.max_trials is not None and delivery.ended >= settings.max_trials:
@@ -140,7 +145,10 @@ class Worker:
                     break
                 device.check()
                 claim = claiming.next()
-                if claim is not None and draining.how != Drain.NO:  # told to end while it claimed
+                if isinstance(claim, Probe):
+                    self._run_probe(claim, serving, probing)
+                    idle_since = time.monotonic()
+                elif claim is not None and draining.how != Drain.NO:  # told to end while it claimed
                     delivery.give_back(claim, Interrupted("the worker was told to end"))
                 elif claim is not None:
                     self._run_trial(claim, serving, claiming, attempts)
@@ -154,6 +162,16 @@ class Worker:
                 else:
                     contact.say("idle")
                     contact.wait(settings.poll_s)
+
+    def _run_probe(self, held: Probe, serving: Serving, probing: Probing) -> None:
+        """Measures a probe, or gives it back if the worker was told to end."""
+        if self._draining.how != Drain.NO:
+            self._contact.insist(
+                lambda: self._store.probes.release(held, "the worker was told to end"),
+                until=Drain.NOW,
+            )
+            return
+        probing.run(serving.study(held.study_id), held)
 
     def _run_trial(
         self, claim: Claim, serving: Serving, claiming: Claiming, attempts: Attempts

@@ -49,7 +49,13 @@ from orchestrator.runner.protocol.target import (
     undecorated,
     words_of,
 )
-from orchestrator.runner.protocol.values import AttemptFailed, ResultError, as_result, preview
+from orchestrator.runner.protocol.values import (
+    AttemptFailed,
+    ResultError,
+    as_measurement,
+    as_result,
+    preview,
+)
 from orchestrator.runner.system import facts, linux, memory
 from orchestrator.runner.system.streams import configure_streams, flush_streams
 
@@ -428,6 +434,8 @@ def _execute(
         )
         if returned is None and trial.should_stop():
             return Interrupted("stopped when asked")
+        if job.probe is not None:
+            return Completed((), as_measurement(returned))
         completed, left_out = as_result(returned, job.metrics, job.directions)
     except Terminated:
         raise

@@ -78,7 +78,7 @@ class Trial(Suggests):
 
     @property
     def number(self) -> int:
-        """The trial's number in its study, from 0."""
+        """The trial's number in its study, from 0; -1 in a probe, which has no trial."""
         return self._job.number
 
     @property
@@ -200,6 +200,7 @@ class Trial(Suggests):
             ValueError: `step` is out of range.
             NotImplementedError: The study has several objectives.
         """
+        self._refuse_probe("report")
         self._refuse_several("report")
         number = as_number(value)
         step = as_step(step)
@@ -225,6 +226,7 @@ class Trial(Suggests):
         Raises:
             NotImplementedError: The study has several objectives.
         """
+        self._refuse_probe("should_prune")
         self._refuse_several("should_prune")
         with self._lock:
             return bool(self._wait_for("prune", {"prune": self.last_step}))
@@ -257,6 +259,7 @@ class Trial(Suggests):
             ValueError: One of them contains NUL or a lone surrogate, or is too long, or `value`
                 contains itself.
         """
+        self._refuse_probe("set_user_attr")
         key = _explain(key, lambda: as_key(key))
         stored = _explain(key, lambda: as_json(value))
         with self._lock:
@@ -285,6 +288,7 @@ class Trial(Suggests):
             TypeError: `key` is not a string, or `value` is not a number.
             ValueError: `value` is NaN; or `key` contains NUL or a lone surrogate, or is too long.
         """
+        self._refuse_probe("set_constraint")
         key, number = as_constraint(key, value)
         with self._lock:
             self._refuse_fork()
@@ -399,6 +403,7 @@ class Trial(Suggests):
             return tuple(map(preview, found))
 
     def _ask(self, question: Line) -> Line | None:
+        self._refuse_probe("suggest_*")
         with self._lock:
             answer: Line | None = self._wait_for("suggest", question)
             # Skip late answers, to earlier questions that a signal interrupted.
@@ -408,6 +413,7 @@ class Trial(Suggests):
 
     def _ask_about(self, what: str) -> Any:
         """What the database says about the study or the trial; `what` is one of `ABOUT`."""
+        self._refuse_probe(f"study ({what})")
         with self._lock:
             answer: Line | None = self._wait_for("study", {"study": what})
             # Skip late answers, as in `_ask`.
@@ -448,6 +454,13 @@ class Trial(Suggests):
         if len(self._job.metrics) > 1:
             raise NotImplementedError(
                 f"trial.{method} is not supported for a study with several objectives"
+            )
+
+    def _refuse_probe(self, method: str) -> None:
+        if self._job.probe is not None:
+            raise RuntimeError(
+                f"trial.{method}: the probe {self._job.probe} runs before the cell's first trial, "
+                "and has none; return what people should know as facts"
             )
 
     def _refuse_fork(self) -> None:

@@ -44,6 +44,7 @@ class Job:
         moment_s: See `MOMENT_S`.
         contents: For config groups of the study, the content of the chosen option, by path.
         options: The paths of config groups that are the program's own; it gets the option's name.
+        probe: The name of the probe that this is an attempt of; None for a trial's.
     """
 
     study: str
@@ -65,6 +66,7 @@ class Job:
     moment_s: float = MOMENT_S
     contents: Mapping[str, JSONValue] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    probe: str | None = None
 
     def to_json(self) -> dict[str, JSONValue]:
         return {
@@ -75,9 +77,10 @@ class Job:
 
     def facts(self) -> dict[str, JSONValue]:
         """The part of the attempt's facts that comes from the job."""
+        of = {"trial": self.number} if self.probe is None else {"probe": self.probe}
         return {
             "study": self.study,
-            "trial": self.number,
+            **of,
             "attempt": self.attempt,
             "seed": self.seed,
         }

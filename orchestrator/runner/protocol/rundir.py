@@ -52,6 +52,14 @@ def attempt_dir(
     return trial_dir(runs, study, number) / attempt_name(attempt, token)
 
 
+def probe_dir(
+    runs: Path, study: str, name: str, cell: int, attempt: int, token: int | None
+) -> Path:
+    """The run directory of attempt `attempt` (1-based) of a probe in cell `cell`."""
+    probe = study_dir(runs, study) / f"probe-{name}-cell-{cell}"
+    return probe / attempt_name(attempt, token)
+
+
 def attempt_name(attempt: int, token: int | None) -> str:
     """The name of an attempt's folder, unique even if the database goes back in time.
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.model import Interrupted, JSONValue
 
 _FIELD = "objective._target_"
+_OUR_PROBES = "orchestrator.training.probes."
 _RUN_PROGRAM = "orchestrator.runner.program.command.run"
 _CFG = ("cfg", "config", "conf")
 
@@ -82,6 +83,27 @@ def check_allowed(objective: Mapping[str, JSONValue], patterns: Sequence[str] | 
         raise ConfigError(
             f"{field}: {name!r} may not run on this host; worker.allow_targets allows {allowed}"
         )
+
+
+def check_probe_allowed(
+    name: str, probe: Mapping[str, JSONValue], patterns: Sequence[str] | None
+) -> None:
+    """Returns if this host may run the probe: its function, unless it is one of ours, and the
+    user's function that it is to call. As `check_allowed`.
+
+    Raises:
+        ConfigError: no pattern matches.
+    """
+    for key in ("_target_", "build"):
+        function = probe.get(key)
+        if not isinstance(function, str) or function.startswith(_OUR_PROBES) or patterns is None:
+            continue
+        if not any(_allows(pattern, function, None) for pattern in patterns):
+            allowed = ", ".join(patterns) or "nothing"
+            raise ConfigError(
+                f"probes.{name}.{key}: {function!r} may not run on this host; "
+                f"worker.allow_targets allows {allowed}"
+            )
 
 
 def _allows(pattern: str, name: str, started: str | None) -> bool:

@@ -42,6 +42,24 @@ class AttemptFailed(Exception):  # noqa: N818 - an outcome that unwinds, not an 
         self.failed = failed
 
 
+def as_measurement(returned: object) -> dict[str, JSONValue]:
+    """What a probe returned, as plain JSON data.
+
+    Raises:
+        ResultError: it is not a mapping that can be converted.
+    """
+    if not isinstance(returned, Mapping):
+        raise ResultError(
+            f"a probe returns a mapping, such as {{'bounds': {{'optim.lr': [1e-3, 1e-1]}}}}, not "
+            f"{preview(returned)} ({type(returned).__name__})"
+        )
+    try:
+        measured: dict[str, JSONValue] = as_json(returned)
+    except (TypeError, ValueError) as error:
+        raise ResultError(f"what the probe returned cannot be stored: {error}") from error
+    return measured
+
+
 def as_number(value: object) -> float:
     """`value` as the nearest float: any real number, 0-d numpy or torch value, NaN or infinity.
 

@@ -157,6 +157,16 @@ class Sources:
         return found
 
 
+def source_digest(objectives: Iterable[Mapping[str, JSONValue]]) -> str:
+    """A hash of all source files that these objectives have of the user's own; of their content
+    alone, so that it is the same on every host with the same code.
+    """
+    digests: dict[str, str] = {}
+    for objective in objectives:
+        digests |= Sources(objective).look().digests
+    return hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:16]
+
+
 class _Finder:
     """Finds the user's modules as Python would, without importing them."""
 

@@ -53,6 +53,8 @@ class Ticket(_Held):
     """Why an allocation chose this cell."""
     confirms: int | None = None
     """The number of the trial whose parameters it repeats with another seed."""
+    measurements: tuple[Mapping[str, JSONValue], ...] = ()
+    """What the study's probes found in its cell on the worker's device type."""
     news: tuple[list[TrialNews], int] | None = None
     """The study's news since a position and their last position, if the claim asked for them."""
 

@@ -331,6 +331,9 @@ _RENEW = Statement(
     RETURNING EXISTS (
         SELECT FROM orchestrator.trial o JOIN orchestrator.study s ON s.study_id = o.study_id
         WHERE o.worker_id = w.worker_id AND o.state = 'RUNNING' AND s.halt
+    ) OR EXISTS (
+        SELECT FROM orchestrator.probe r JOIN orchestrator.study s ON s.study_id = r.study_id
+        WHERE r.worker_id = w.worker_id AND r.state = 'RUNNING' AND s.halt
     ) AS halted,
     (SELECT sum(d.numbackends) FROM pg_stat_database d) > current_setting('max_connections')::int /
         2 AS crowded,

@@ -16,12 +16,14 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned, Report, Suggestion, TrialNews
 from orchestrator.store.connection.statement import Statement, answer, answers, later
-from orchestrator.store.ledger import endings, shortages, tickets
+from orchestrator.store.ledger import endings, probes, shortages, tickets
 from orchestrator.store.ledger.claims import (
     HELD_TRIAL,
     IDLE,
@@ -45,6 +47,7 @@ from orchestrator.store.ledger.endings import (
     refused,
 )
 from orchestrator.store.ledger.fleet import Silent, WorkerLease, hold_worker
+from orchestrator.store.ledger.probes import Probe
 from orchestrator.store.ledger.shortages import TRIAL_FITS
 from orchestrator.store.ledger.suggested import write_missing
 from orchestrator.store.ledger.tickets import Choice, Found, Undecided
@@ -57,11 +60,21 @@ if TYPE_CHECKING:
 
     from orchestrator.store.connection.database import Database
 
+NO_PROBES: Mapping[str, str] = MappingProxyType({})
 # User attributes of a trial, for people who look at it in Optuna's tools.
 WHY_ATTR = "orchestrator:why"
 BY_HAND_ATTR = "orchestrator:by_hand"
 CONFIRMS_ATTR = "orchestrator:confirms"
 RETRIED_FROM_ATTR = "orchestrator:retried_from"
+
+
+class _Measured(Enum):
+    """Says that a cell has been measured by every probe."""
+
+    YES = 1
+
+
+_MEASURED: Final = _Measured.YES
 
 
 class Ledger:
@@ -85,7 +98,9 @@ class Ledger:
         ahead: bool = False,
         since: int | None = None,
         launched: datetime | None = None,
-    ) -> Claim | Undecided | None:
+        keys: Mapping[str, str] = NO_PROBES,
+        max_attempts: int = 1,
+    ) -> Claim | Probe | Undecided | None:
         """Takes what is next in a study: a trial given back, else the next ticket, else a trial
         that another has prepared.
 
@@ -104,6 +119,10 @@ class Ledger:
             since: include the study's news since this position in the answer.
             launched: when the study was launched, as the caller knows it; None is returned if it
                 was launched again since.
+            keys: of the study's probes by name, see `measurement.probe_key`. If the cell of the
+                next ticket has not been measured by all of them on the worker's device type, the
+                ticket is left, and the next such probe is begun. Ahead nothing is taken then.
+            max_attempts: how many workers a probe may lose.
 
         Raises:
             LeaseLostError: the worker was evicted meanwhile.
@@ -127,10 +146,14 @@ class Ledger:
                 return self._take_up(c, found.row_id, lease, place)
             if isinstance(found, Found) and found.kind == "prepared":
                 return self._take_over(c, found.row_id, lease)
+            if isinstance(found, Found) and keys:
+                due = self._probe(c, lease, place, found, keys, max_attempts, ahead=ahead)
+                if due is not _MEASURED:
+                    return due
             taken = (
                 found
                 if isinstance(found, Undecided)
-                else self._take_ticket(c, lease, study_id, found)
+                else self._take_ticket(c, lease, study_id, found, keys)
             )
             return taken if since is None else replace(taken, news=news_after(c, study_id, since))
 
@@ -156,8 +179,36 @@ class Ledger:
         (row,) = answers(c, _TRIAL, {"trial_id": trial_id})
         return prepared_of(row)
 
+    def _probe(
+        self,
+        c: Connection,
+        lease: WorkerLease,
+        place: Place,
+        found: Found,
+        keys: Mapping[str, str],
+        max_attempts: int,
+        *,
+        ahead: bool,
+    ) -> Probe | _Measured | None:
+        """The probe that the cell of a ticket still needs, begun; None if nothing may be begun now,
+        `_MEASURED` if it needs none.
+        """
+        if ahead:
+            needs = probes.needs(c, found.row_id, found.cell_id, lease, keys)
+            return None if needs else _MEASURED
+        try:
+            due = probes.begin_due(c, found.row_id, found.cell_id, lease, place, keys, max_attempts)
+        except probes.LostRaceError:
+            return None
+        return _MEASURED if due is None else due
+
     def _take_ticket(
-        self, c: Connection, lease: WorkerLease, study_id: int, found: Found
+        self,
+        c: Connection,
+        lease: WorkerLease,
+        study_id: int,
+        found: Found,
+        keys: Mapping[str, str],
     ) -> Ticket:
         """Makes a trial for the ticket, in the cell that it has or that was chosen for it."""
         later(c, _TAKE_TICKET, {"ticket_id": found.row_id, "cell_id": found.cell_id})
@@ -186,6 +237,7 @@ class Ledger:
             fixed=row.fixed,
             why=found.why,
             confirms=row.confirms,
+            measurements=probes.measurements(c, row.cell, study_id, lease, keys) if keys else (),
         )
 
     # -------------------------------------------------------------------------------- while it runs

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.measurement import Measurement
 from orchestrator.model import Failed, JSONValue, cell_label
 from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
 from orchestrator.store.ledger.claims import JUST_LOST
@@ -140,6 +141,121 @@ def fitted(c: Connection, row: Row) -> None:
     was not the reason.
     """
     later(c, _DISPROVE, {"cell_id": row.cell_id, "trial_id": row.trial_id, "attempt": row.attempts})
+
+
+# -------------------------------------------------------------------------------- a probe has ended
+
+
+def close_probed(c: Connection, probe_id: int, name: str, measurement: Measurement) -> list[str]:
+    """Closes, for the device type of a probe, its cell if that is not feasible, and the cells that
+    need more of its memory than there is: those beyond `Measurement.largest` that are alike but for
+    axes of `infeasible.monotone`, on none of which they are smaller. Cells in which a trial ran to
+    its end there stay open.
+
+    Returns:
+        The cells that it closed, in words.
+    """
+    if measurement.infeasible is None and not measurement.largest:
+        return []
+    (row,) = answers(c, _PROBED, {"probe_id": probe_id})
+    _, monotone = _settings(c, row.study_id)
+    device_type = {
+        "memory": "cpu" if row.gpu_bytes is None else "gpu",
+        "device_name": row.device_name,
+        "bytes": row.bytes,
+    }
+    which = {
+        "study_id": row.study_id,
+        "probe_id": probe_id,
+        "label": device_label(device_type["memory"], row.device_name, row.bytes),
+        **device_type,
+    }
+    closed = []
+    if measurement.infeasible is not None:
+        own = {"cell_id": row.cell_id, "reason": f"probe {name}: {measurement.infeasible}"}
+        closed += answers(c, _CLOSE_OWN, {**which, **own})
+    for axis, largest in measurement.largest.items():
+        axes = sorted({*monotone, axis})
+        least = {path: row.cell_values[path] for path in axes if path != axis}
+        beyond = {
+            "axes": axes,
+            "axis": axis,
+            "largest": largest,
+            "least": json.dumps(least),
+            "others": json.dumps(
+                {path: value for path, value in row.cell_values.items() if path not in axes}
+            ),
+            "reason": f"probe {name}: the largest {axis} that fits is {largest:g}",
+        }
+        closed += answers(c, _CLOSE_BEYOND, {**which, **beyond})
+    return list(dict.fromkeys(cell_label(cell.values) for cell in closed))
+
+
+def open_probed(c: Connection, study_id: int, probe_ids: Sequence[int]) -> None:
+    """Opens the cells that these probes closed, for they are to be measured anew."""
+    later(c, _FORGET_PROBED, {"study_id": study_id, "probe_ids": list(probe_ids)})
+
+
+_PROBED = Statement(
+    """
+    SELECT r.study_id, r.cell_id, r.device_name, r.bytes, d.gpu_bytes, l.values AS cell_values
+    FROM orchestrator.probe r JOIN orchestrator.cell l ON l.cell_id = r.cell_id
+    LEFT JOIN orchestrator.slot d ON d.worker_id = r.worker_id
+    WHERE r.probe_id = :probe_id
+    """
+)
+
+
+def _close_probed(which: str) -> Statement:
+    return Statement(
+        f"""
+    WITH closed AS (
+        INSERT INTO orchestrator.shortage AS h
+            (cell_id, memory, device_name, bytes, closed, reason, probe_id, closed_at)
+        SELECT l.cell_id, k.memory, k.device_name, k.bytes, true, CAST(:reason AS text),
+            CAST(:probe_id AS bigint), clock_timestamp()
+        FROM orchestrator.cell l
+        CROSS JOIN (
+            SELECT CAST(:memory AS text) AS memory, CAST(:device_name AS text) AS device_name,
+                CAST(:bytes AS bigint) AS bytes
+        ) AS k
+        WHERE l.study_id = :study_id AND {which} AND NOT EXISTS (
+            SELECT FROM orchestrator.trial o
+            JOIN orchestrator.attempt a ON a.trial_id = o.trial_id AND a.attempt = o.attempts
+            WHERE o.cell_id = l.cell_id AND o.state = 'COMPLETE' AND {_is_short("k", "a")}
+        )
+        ON CONFLICT (cell_id, memory, device_name, bytes) DO UPDATE
+        SET closed = true, reason = excluded.reason, probe_id = excluded.probe_id,
+            trial_id = NULL, closed_at = excluded.closed_at
+        WHERE NOT h.closed
+        RETURNING cell_id, reason
+    ), told AS (
+        INSERT INTO orchestrator.event (study_id, cell_id, kind, reason)
+        SELECT :study_id, cell_id, 'cell closed for a device',
+            CAST(:label AS text) || ': ' || reason FROM closed
+    )
+    SELECT l.values FROM orchestrator.cell l WHERE l.cell_id IN (SELECT cell_id FROM closed)
+    ORDER BY l.ordinal
+    """
+    )
+
+
+_CLOSE_OWN = _close_probed("l.cell_id = :cell_id")
+_CLOSE_BEYOND = _close_probed(
+    """CAST(l.values ->> CAST(:axis AS text) AS numeric) > CAST(:largest AS numeric)
+            AND CAST(l.values AS jsonb) - CAST(:axes AS text[]) = CAST(:others AS jsonb)
+            AND NOT EXISTS (
+                SELECT FROM jsonb_each_text(CAST(:least AS jsonb)) AS x(axis, value)
+                WHERE CAST(l.values ->> x.axis AS numeric) < CAST(x.value AS numeric)
+            )"""
+)
+_FORGET_PROBED = Statement(
+    """
+    DELETE FROM orchestrator.shortage h USING orchestrator.cell l
+    WHERE l.cell_id = h.cell_id AND l.study_id = :study_id
+        AND h.probe_id = ANY(CAST(:probe_ids AS bigint[]))
+    """
+)
 
 
 _NOTE_PEAK = Statement(

@@ -243,6 +243,7 @@ def _settings(spec: StudySpec) -> dict[str, Any]:
         "study.priority": data["priority"],
         "study.bounds": _bounds_label(spec),
     }
+    settings |= {f"probes.{name}": probe for name, probe in data.get("probes", {}).items()}
     for section in ("infeasible", "sampler", "pruner", "runner"):
         settings |= {f"{section}.{key}": value for key, value in data[section].items()}
     return settings

@@ -19,6 +19,7 @@ from orchestrator.store.connection.statement import (
     answers,
     later,
 )
+from orchestrator.store.ledger.device_types import not_probed_elsewhere
 from orchestrator.store.ledger.shortages import TRIAL_FITS, fits
 from orchestrator.store.states import ACTIVE, LIVE, UNSPENT
 
@@ -215,6 +216,11 @@ def _open_ticket(kind: str, which: str) -> str:
     """
 
 
+def _takes(cell_id: str) -> str:
+    """SQL: whether the worker with the slot `d` may take a ticket of the cell now."""
+    return f"{fits(cell_id)} AND {not_probed_elsewhere(cell_id)}"
+
+
 def _next_trial(which: str, order: str) -> str:
     """SQL: the first trial for which `which` holds, by `order`, under lock."""
     return f"""(
@@ -224,7 +230,7 @@ def _next_trial(which: str, order: str) -> str:
     )"""
 
 
-_SHARE = _open_ticket("ticket", f"t.share IS NOT NULL AND {fits('t.cell_id')}")
+_SHARE = _open_ticket("ticket", f"t.share IS NOT NULL AND {_takes('t.cell_id')}")
 # Each part is only run when those before it found nothing, so that nothing is locked in vain.
 _RAN_HERE = """EXISTS (
     SELECT FROM orchestrator.attempt a
@@ -258,7 +264,7 @@ _CONFIRMING = Statement(
     ORDER BY t.ticket_id
     """
 )
-_OPEN_CELL_THAT_FITS = f"l.study_id = :study_id AND l.state = 'OPEN' AND {fits('l.cell_id')}"
+_OPEN_CELL_THAT_FITS = f"l.study_id = :study_id AND l.state = 'OPEN' AND {_takes('l.cell_id')}"
 _LOOK_FURTHER = Statement(
     f"""
     SELECT n.*,
@@ -289,7 +295,7 @@ _LOOK_FURTHER = Statement(
             WHERE t.study_id = :study_id AND t.share IS NOT NULL AND t.state IN ('OPEN', 'LIVE')
         )) AS spent
         CROSS JOIN LATERAL (
-            {_open_ticket("rest", f"t.share IS NULL AND NOT t.extra AND {fits('t.cell_id')}")}
+            {_open_ticket("rest", f"t.share IS NULL AND NOT t.extra AND {_takes('t.cell_id')}")}
         ) AS rest
         UNION ALL
         SELECT 'prepared', o.row_id, NULL, NULL, NULL

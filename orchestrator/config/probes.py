@@ -1,0 +1,91 @@
+"""The section ``probes``: what each cell is measured by before its first trial. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from orchestrator.config.space import Space
+from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.model import JSONValue, value_label
+
+TARGET: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+"""A dotted name of a function."""
+INSTANTIATE_KEYS: Final = ("_args_", "_partial_", "_recursive_", "_convert_")
+"""Keys that mean something to ``hydra.utils.instantiate`` and nothing here."""
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
+_OURS = "orchestrator.training.probes."
+
+
+def probes(declared: Mapping[str, Any], space: Space) -> dict[str, dict[str, JSONValue]]:
+    """Returns the checked section as it is stored; probes that are null are left out.
+
+    Raises:
+        ConfigError: a name, ``_target_`` or key that is none; a probe of ours that names a
+            parameter that is not searched, or an axis that is not on the grid.
+    """
+    checked = {}
+    for name, probe in declared.items():
+        if probe is None:  # cancels a declaration of another file
+            continue
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"probes: the name {name!r} must begin with a letter and consist of at most 40 "
+                "letters, digits, '_' and '-'"
+            )
+        checked[name] = _probe(f"probes.{name}", probe, space)
+    return checked
+
+
+def _probe(where: str, probe: Any, space: Space) -> dict[str, JSONValue]:
+    if not isinstance(probe, dict):
+        raise ConfigError(
+            f"{where}={value_label(probe)}: must be a mapping with _target_, such as {{_target_: "
+            f"{_OURS}lr_range, build: my_project.build, parameter: optim.lr}}"
+        )
+    target = probe.get("_target_")
+    if target is None or target == "???":
+        raise ConfigError(
+            f"{where}._target_ must be given: package.module.function, called as "
+            "function(cfg, trial)"
+        )
+    if not isinstance(target, str) or not TARGET.fullmatch(target):
+        raise ConfigError(
+            f"{where}._target_={value_label(target)}: must be a dotted name such as {_OURS}lr_range"
+        )
+    for key, value in probe.items():
+        if key in INSTANTIATE_KEYS or not isinstance(key, str) or not key.isidentifier():
+            raise ConfigError(
+                f"{where}.{key}: every key but _target_ and version is passed to the function by "
+                "name, and this is not a valid name"
+            )
+        if value == "???":
+            raise ConfigError(f"{where}.{key} must be given: {where}.{key}=…")
+    if target.startswith(_OURS):
+        _check_ours(where, probe, space)
+    return dict(probe)
+
+
+def _check_ours(where: str, probe: Mapping[str, Any], space: Space) -> None:
+    parameter, axis = probe.get("parameter"), probe.get("axis")
+    if parameter is not None:
+        searched = space.search.get(parameter) if isinstance(parameter, str) else None
+        if searched is None:
+            there = ", ".join(space.search) or "nothing"
+            guess = did_you_mean(str(parameter), space.search)
+            raise ConfigError(
+                f"{where}.parameter={value_label(parameter)}: must be a searched "
+                f"parameter{guess}; searched: {there}"
+            )
+        if searched.kind == "categorical":
+            raise ConfigError(
+                f"{where}.parameter={parameter}: must be a number, and this one is one of several "
+                "choices"
+            )
+    if axis is not None and (not isinstance(axis, str) or axis not in space.grid):
+        there = ", ".join(space.grid) or "no axis"
+        raise ConfigError(
+            f"{where}.axis={value_label(axis)}: must be an axis of the "
+            f"grid{did_you_mean(str(axis), space.grid)}; the grid has {there}"
+        )

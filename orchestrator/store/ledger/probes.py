@@ -1,0 +1,373 @@
+"""Probes: each is measured once per cell and device type, before the cell's first trial there.
+
+A row is made when a worker begins to measure. It is held while it is RUNNING and its worker ACTIVE:
+a worker that is evicted holds nothing any more, and another one measures again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import LeaseLostError
+from orchestrator.measurement import Measurement
+from orchestrator.model import JSONValue
+from orchestrator.store.connection.statement import Statement, answer, answers, later
+from orchestrator.store.ledger import endings, shortages
+from orchestrator.store.ledger.claims import Place, new_token
+from orchestrator.store.ledger.device_types import HOLDER_LIVES, SAME_TYPE
+from orchestrator.store.ledger.fleet import WorkerLease
+from orchestrator.store.optuna.attributes import artifact_attrs
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+    from orchestrator.store.connection.database import Database
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe that a worker measures under its lease; every later write must show the `token`.
+
+    `cell` is an ordinal within the study, `attempt` counts from 1.
+    """
+
+    study_id: int
+    probe_id: int
+    token: int
+    name: str
+    cell: int
+    cell_values: Mapping[str, JSONValue]
+    attempt: int
+
+    @property
+    def proof(self) -> dict[str, int]:
+        """What a statement needs to check that the probe is still held."""
+        return {"probe_id": self.probe_id, "token": self.token}
+
+
+def begin_due(
+    c: Connection,
+    ticket_id: int,
+    cell_id: int | None,
+    lease: WorkerLease,
+    place: Place,
+    keys: Mapping[str, str],
+    max_attempts: int,
+) -> Probe | None:
+    """Begins the next probe that the ticket's cell needs on the worker's device type; None if it
+    needs none.
+
+    A ticket whose parameters are given needs none. A probe that lost `max_attempts` workers has
+    failed.
+
+    Args:
+        cell_id: the cell that an allocation chose for the ticket; None: it has its cell.
+        keys: of the probes of the study by name, in their order, see `measurement.probe_key`.
+
+    Raises:
+        LostRaceError: another worker has just begun it.
+    """
+    names = list(keys)
+    which = {
+        "ticket_id": ticket_id,
+        "cell_id": cell_id,
+        "worker_id": lease.worker_id,
+        "names": names,
+        "keys": [keys[name] for name in names],
+    }
+    for due in answers(c, _DUE, which):
+        # Its worker fell silent. Its own row: the answer to an earlier claim was lost.
+        lost = due.lost + (due.state == "RUNNING" and due.worker_id != lease.worker_id)
+        if lost >= max_attempts:
+            reason = f"{lost} workers fell silent while they measured it"
+            later(c, _GIVE_UP, {"probe_id": due.probe_id, "reason": reason, "lost": lost})
+            later(c, _EVENT_OF, {"probe_id": due.probe_id, "kind": FAILED, "reason": reason})
+            continue
+        begun = {
+            "cell_id": due.cell_id,
+            "name": due.name,
+            "key": due.key,
+            "device_name": due.device_name,
+            "bytes": due.bytes,
+            "lost": lost,
+            "worker_id": lease.worker_id,
+            "token": new_token(),
+            "host": place.host,
+            "runs_dir": place.runs_dir,
+        }
+        row = answer(c, _BEGIN, begun)
+        if row is None:
+            raise LostRaceError
+        return Probe(
+            row.study_id,
+            row.probe_id,
+            row.token,
+            row.name,
+            due.cell,
+            due.cell_values,
+            row.attempts,
+        )
+    return None
+
+
+def needs(
+    c: Connection,
+    ticket_id: int,
+    cell_id: int | None,
+    lease: WorkerLease,
+    keys: Mapping[str, str],
+) -> bool:
+    """Whether the ticket's cell needs a probe; arguments as of `begin_due`."""
+    names = list(keys)
+    which = {
+        "ticket_id": ticket_id,
+        "cell_id": cell_id,
+        "worker_id": lease.worker_id,
+        "names": names,
+        "keys": [keys[name] for name in names],
+    }
+    return bool(answers(c, _DUE, which))
+
+
+class LostRaceError(Exception):
+    """Another worker has just begun the same probe."""
+
+
+def measurements(
+    c: Connection, cell: int, study_id: int, lease: WorkerLease, keys: Mapping[str, str]
+) -> tuple[Mapping[str, JSONValue], ...]:
+    """What the study's probes found in a cell on the worker's device type, in their order."""
+    names = list(keys)
+    which = {
+        "study_id": study_id,
+        "cell": cell,
+        "worker_id": lease.worker_id,
+        "names": names,
+        "keys": [keys[name] for name in names],
+    }
+    return tuple(row.measurement for row in answers(c, _MEASUREMENTS, which))
+
+
+class Probes:
+    """The transitions of a probe after it has begun."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def finish(
+        self,
+        held: Probe,
+        measurement: Measurement,
+        seconds: float,
+        facts: Mapping[str, JSONValue],
+        artifacts: Mapping[str, JSONValue],
+    ) -> list[str]:
+        """Writes what the probe found, once; a cell that is not feasible is closed for the device
+        type, as are those that are known to need too much of its memory.
+
+        Returns:
+            The cells that it closed, in words.
+
+        Raises:
+            LeaseLostError: another worker measures it, or the study was deleted; nothing was
+                written.
+        """
+        with self._database.transaction() as c:
+            self._end(c, held, "DONE", measurement.to_json(), None, seconds, facts)
+            for key, text in artifact_attrs(artifacts).items():
+                attr = {"study_id": held.study_id, "key": key, "text": json.dumps(text)}
+                later(c, _ARTIFACT, attr)
+            closed = shortages.close_probed(c, held.probe_id, held.name, measurement)
+            later(
+                c, _EVENT_OF, {"probe_id": held.probe_id, "kind": DONE, "reason": measurement.label}
+            )
+        return closed
+
+    def fail(
+        self, held: Probe, reason: str, seconds: float, facts: Mapping[str, JSONValue]
+    ) -> None:
+        """The probe has failed for good: the trials of the cell have the declared bounds.
+
+        Raises:
+            LeaseLostError: as `finish`.
+        """
+        with self._database.transaction() as c:
+            self._end(c, held, "FAILED", None, reason, seconds, facts)
+            later(c, _EVENT_OF, {"probe_id": held.probe_id, "kind": FAILED, "reason": reason})
+
+    def retry(self, held: Probe, reason: str) -> bool:
+        """Lets the probe be measured again, because its failure was transient; False, and nothing
+        is written, if it has had `runner.retries` retries, or if another worker measures it.
+        """
+        rows = self._database.execute(_RETRY, {**held.proof, "reason": reason})
+        return bool(rows)
+
+    def release(self, held: Probe, reason: str, *, lost: bool = False) -> None:
+        """Gives the probe back unfinished. This is not counted, unless the attempt was `lost` as if
+        with its worker.
+        """
+        self._database.execute(_RELEASE, {**held.proof, "reason": reason, "lost": int(lost)})
+
+    def again(self, study_id: int, cells: list[int] | None, names: list[str] | None) -> int:
+        """Makes workers measure probes anew before the next trial of their cells; returns how many.
+        What they found is kept until then. Those that are being measured are left alone.
+
+        Args:
+            cells: ordinals of the only cells; None: all.
+            names: of the only probes; None: all.
+        """
+        with self._database.transaction() as c:
+            endings.lock_study(c, study_id)
+            rows = answers(c, _AGAIN, {"study_id": study_id, "cells": cells, "names": names})
+            shortages.open_probed(c, study_id, [row.probe_id for row in rows])
+        return len(rows)
+
+    def _end(
+        self,
+        c: Connection,
+        held: Probe,
+        state: str,
+        measurement: Mapping[str, JSONValue] | None,
+        reason: str | None,
+        seconds: float,
+        facts: Mapping[str, JSONValue],
+    ) -> None:
+        exists = endings.lock_if_exists(c, held.study_id)
+        ended = {
+            **held.proof,
+            "state": state,
+            "measurement": None if measurement is None else json.dumps(measurement),
+            "reason": reason,
+            "seconds": seconds,
+            "facts": json.dumps(dict(facts)),
+        }
+        if not exists or answer(c, _END, ended) is None:
+            raise LeaseLostError(
+                f"probe {held.name} of cell {held.cell} is measured by another worker, or its "
+                "study was deleted; what was found here is dropped"
+            )
+
+
+DONE = "probe done"
+"""Kind of the event that tells what a probe found."""
+FAILED = "probe failed"
+"""Kind of the event that tells why a probe failed."""
+
+# The row of the same device type, should there be one: two hosts with nearly the same memory share
+# it.
+_DUE = Statement(
+    f"""
+    SELECT l.cell_id, l.ordinal AS cell, l.values AS cell_values, n.name, n.key, r.probe_id,
+        r.state, r.worker_id, coalesce(r.lost, 0) AS lost,
+        coalesce(r.device_name, d.device_name, 'CPU') AS device_name,
+        coalesce(r.bytes, d.gpu_bytes, d.host_bytes, 0) AS bytes
+    FROM orchestrator.ticket t
+    JOIN orchestrator.cell l ON l.cell_id = coalesce(CAST(:cell_id AS bigint), t.cell_id)
+    CROSS JOIN unnest(CAST(:names AS text[]), CAST(:keys AS text[]))
+        WITH ORDINALITY AS n(name, key, place)
+    LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
+    LEFT JOIN LATERAL (
+        SELECT r.* FROM orchestrator.probe r
+        WHERE r.cell_id = l.cell_id AND r.name = n.name AND r.key = n.key AND {SAME_TYPE}
+        ORDER BY r.probe_id LIMIT 1
+    ) AS r ON true
+    WHERE t.ticket_id = :ticket_id AND t.fixed IS NULL AND NOT t.extra
+        AND (r.state IS NULL OR r.state IN ('OPEN', 'RUNNING'))
+    ORDER BY n.place
+    """
+)
+_BEGIN = Statement(
+    f"""
+    INSERT INTO orchestrator.probe AS r
+        (study_id, cell_id, name, device_name, bytes, key, state, worker_id, token, attempts, lost,
+            host, runs_dir)
+    SELECT l.study_id, l.cell_id, CAST(:name AS text), CAST(:device_name AS text),
+        CAST(:bytes AS bigint), CAST(:key AS text), 'RUNNING', CAST(:worker_id AS bigint),
+        CAST(:token AS bigint), 1, CAST(:lost AS int), CAST(:host AS text),
+        CAST(:runs_dir AS text)
+    FROM orchestrator.cell l WHERE l.cell_id = :cell_id
+    ON CONFLICT (cell_id, name, device_name, bytes, key) DO UPDATE
+    SET state = 'RUNNING', worker_id = excluded.worker_id, token = excluded.token,
+        attempts = r.attempts + 1, lost = excluded.lost, host = excluded.host,
+        runs_dir = excluded.runs_dir, started_at = clock_timestamp(), ended_at = NULL,
+        reason = NULL
+    WHERE r.state = 'OPEN' OR (r.state = 'RUNNING'
+        AND (r.worker_id = excluded.worker_id OR NOT {HOLDER_LIVES}))
+    RETURNING r.study_id, r.probe_id, r.token, r.name, r.attempts
+    """
+)
+_GIVE_UP = Statement(
+    """
+    UPDATE orchestrator.probe SET state = 'FAILED', reason = :reason, lost = :lost,
+        ended_at = clock_timestamp()
+    WHERE probe_id = :probe_id
+    """
+)
+_END = Statement(
+    """
+    UPDATE orchestrator.probe
+    SET state = :state, measurement = CAST(:measurement AS json), reason = :reason,
+        seconds = :seconds, facts = CAST(:facts AS jsonb), ended_at = clock_timestamp()
+    WHERE probe_id = :probe_id AND token = :token AND state = 'RUNNING'
+    RETURNING probe_id
+    """
+)
+_RETRY = Statement(
+    """
+    UPDATE orchestrator.probe r
+    SET state = 'OPEN', retries = r.retries + 1, reason = :reason, ended_at = clock_timestamp()
+    FROM orchestrator.study s
+    WHERE r.probe_id = :probe_id AND r.token = :token AND r.state = 'RUNNING'
+        AND s.study_id = r.study_id
+        AND r.retries < coalesce(CAST(s.spec #>> '{runner,retries}' AS int), 0)
+    RETURNING r.probe_id
+    """
+)
+_RELEASE = Statement(
+    """
+    UPDATE orchestrator.probe
+    SET state = 'OPEN', lost = lost + :lost, attempts = attempts - 1 + :lost, reason = :reason,
+        ended_at = clock_timestamp()
+    WHERE probe_id = :probe_id AND token = :token AND state = 'RUNNING'
+    """
+)
+_AGAIN = Statement(
+    """
+    UPDATE orchestrator.probe r
+    SET state = 'OPEN', attempts = 0, lost = 0, retries = 0, reason = NULL
+    FROM orchestrator.cell l
+    WHERE r.study_id = :study_id AND l.cell_id = r.cell_id AND r.state IN ('DONE', 'FAILED')
+        AND (CAST(:cells AS int[]) IS NULL OR l.ordinal = ANY(CAST(:cells AS int[])))
+        AND (CAST(:names AS text[]) IS NULL OR r.name = ANY(CAST(:names AS text[])))
+    RETURNING r.probe_id
+    """
+)
+_MEASUREMENTS = Statement(
+    f"""
+    SELECT r.measurement
+    FROM unnest(CAST(:names AS text[]), CAST(:keys AS text[]))
+        WITH ORDINALITY AS n(name, key, place)
+    LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
+    JOIN orchestrator.cell l ON l.study_id = :study_id AND l.ordinal = :cell
+    JOIN orchestrator.probe r ON r.cell_id = l.cell_id AND r.name = n.name AND r.key = n.key
+        AND {SAME_TYPE} AND r.measurement IS NOT NULL
+    ORDER BY n.place
+    """
+)
+_ARTIFACT = Statement(
+    """
+    INSERT INTO study_system_attributes (study_id, key, value_json)
+    VALUES (:study_id, :key, :text) ON CONFLICT (study_id, key) DO NOTHING
+    """
+)
+_EVENT_OF = Statement(
+    """
+    INSERT INTO orchestrator.event (study_id, cell_id, worker_id, kind, reason)
+    SELECT r.study_id, r.cell_id, r.worker_id, CAST(:kind AS text), 'probe ' || r.name || ' on '
+        || r.device_name || ': ' || CAST(:reason AS text)
+    FROM orchestrator.probe r WHERE r.probe_id = :probe_id
+    """
+)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from orchestrator.cli import beliefs, provenance, screen
+from orchestrator.cli import beliefs, probes, provenance, screen
 from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
 from orchestrator.config import rerun_words
@@ -25,7 +25,7 @@ from orchestrator.model import StudySpec, value_label
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from orchestrator.store import CodeRow, Progress, TrialRow
+    from orchestrator.store import CodeRow, ProbeRow, Progress, TrialRow
 
 _STDOUT = "-"
 _COUPLING = re.compile(r"\b(linear|sqrt)_scaling:")
@@ -40,6 +40,7 @@ class _Found:
     believed: Beliefs
     origins: list[dict[str, Any]]
     code: list[CodeRow]
+    probes: list[ProbeRow]
 
 
 def run(call: Call) -> int:
@@ -87,13 +88,14 @@ def _read(call: Call, wanted: int | None, *, observed: bool) -> _Found:
             believed = replace(believed, best=store.reads.trials(row.study_id, number=wanted))
         origins = provenance.of_trials(store, row, believed.best)
         code = store.reads.code(row.study_id)
+        measured = store.measured.of(row.study_id) if spec.probes else []
     if not believed.best and wanted is not None:
         raise ConfigError(
             f"trial={wanted}: study {row.name} has no trial with that number run by this program"
         )
     if not believed.best:
         raise StudyFailedError(f"study {row.name} has no complete trial yet")
-    return _Found(spec, progress, believed, origins, code)
+    return _Found(spec, progress, believed, origins, code, measured)
 
 
 def _as_data(found: _Found, groups: Collection[str]) -> dict[str, Any]:
@@ -105,6 +107,8 @@ def _as_data(found: _Found, groups: Collection[str]) -> dict[str, Any]:
     }
     for entry, trial, origin in zip(data["best"], believed.best, found.origins, strict=True):
         entry |= {"overrides": overrides(spec, trial, groups), **origin}
+        if spec.probes:
+            entry["outside_probes"] = _outside(found, trial)
     return data
 
 
@@ -115,12 +119,24 @@ def _print(found: _Found, groups: Collection[str], *, how: str) -> None:
         print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
         print(provenance.comment(origin))
         print(_overrides_comment(overrides(spec, trial, groups)))
+        for remark in _outside(found, trial):
+            print(f"# {value_label(remark)}")
     for line in believed.lines(spec, how=how):
         print(f"# {value_label(line)}")
     if mixed := provenance.changes_within(found.code):
         print(f"# {value_label(mixed)}")
     if spec.grid and any(believed.cells):
         print(screen.cell_comments(spec, found.progress.cells, believed.cells))
+
+
+def _outside(found: _Found, trial: TrialRow) -> list[str]:
+    """Which of the trial's values lie outside what the probes of its cell found."""
+    if not found.probes:
+        return []
+    axes = {axis.path for axis in found.spec.grid}
+    cell = {path: value for path, value in trial.params.items() if path in axes}
+    others = {path: value for path, value in trial.params.items() if path not in axes}
+    return probes.outside(found.spec, found.probes, cell, others)
 
 
 def overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> list[str] | None:

@@ -117,13 +117,19 @@ COMMANDS: Final[Mapping[str, Command]] = {
     ),
     "logs": Command(
         "trial_log.run",
-        "print a trial's log: trial=N (attempt=K: of an earlier attempt; -f: follow it)",
+        "print a trial's log: trial=N (attempt=K: of an earlier attempt; -f: follow it), or a"
+        " probe's: probe=NAME cell=N",
         {
             **_JSON,
             "-f": "print what is added to the log until the trial has ended",
             "--follow": "the same as -f",
         },
-        {**_TRIAL, "attempt=K": "an earlier attempt of it; default: the last one"},
+        {
+            **_TRIAL,
+            "attempt=K": "an earlier attempt of it; default: the last one",
+            "probe=NAME": "instead of a trial, the probe of this name in cell=N",
+            "cell=N": "number of the cell",
+        },
         settings=(*_STORAGE, "paths.runs"),
         examples=("logs trial=3",),
     ),
@@ -181,6 +187,16 @@ COMMANDS: Final[Mapping[str, Command]] = {
         _JSON,
         {"trial=N": "this trial instead of the best one (trial=best)"},
         settings=(*_STORAGE, "paths.runs", "worker.devices", "worker.allow_targets"),
+    ),
+    "probe": Command(
+        "probes.run",
+        "show what the probes of a study have found (--again: have them measured anew)",
+        {**_JSON, "--again": "measure them again, before the next trial of each cell"},
+        {
+            "name=NAME": "only this probe",
+            "cell=N": "only this cell, by its number",
+        },
+        examples=("probe study.name=digits", "probe study.name=digits cell=3 --again"),
     ),
     "replay": Command(
         "replay.run",

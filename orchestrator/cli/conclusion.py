@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from orchestrator.cli import beliefs, hints, provenance, screen
+from orchestrator.cli import beliefs, hints, probes, provenance, screen
 from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
 from orchestrator.cli.failures import Failures
@@ -17,7 +17,7 @@ from orchestrator.model import StudySpec, count_label
 from orchestrator.store import is_braked
 
 if TYPE_CHECKING:
-    from orchestrator.store import CodeRow, Progress, Reading, StudyRow
+    from orchestrator.store import CodeRow, ProbeRow, Progress, Reading, StudyRow
 
 T = TypeVar("T")
 _RETRY_S = 0.5
@@ -30,6 +30,7 @@ class _Standing:
     progress: Progress
     beliefs: Beliefs
     code: list[CodeRow]
+    probes: list[ProbeRow]
 
 
 def conclude(
@@ -100,6 +101,8 @@ def _show(call: Call, spec: StudySpec, standing: _Standing, failures: Failures) 
             "failures": failures.data,
             "code": provenance.code_data(standing.code),
         }
+        if spec.probes:
+            data["probes"] = probes.data(progress.study, standing.probes)
         print(screen.as_json(data))
         return
 
@@ -110,6 +113,9 @@ def _show(call: Call, spec: StudySpec, standing: _Standing, failures: Failures) 
     how = f" ({hints.command(call, 'best', named, 'observed=true')})"
     notes = believed.lines(spec, how=how)
     print(screen.results(spec, progress, believed.best, believed.cells, notes))
+    if spec.probes:
+        how = hints.command(call, "probe", named)
+        print(f"{probes.summary(spec, standing.probes)}; what they found: {how}")
     if mixed := provenance.changes_within(standing.code):
         print(mixed)
     paths = [o for o in call.composed.overrides if o.startswith("paths.")]
@@ -125,7 +131,8 @@ def _read(
     progress = store.reads.progress(row, maximize=maximize, most=most)
     failures.read()
     believed = Beliefs.of(store, spec, progress)
-    return _Standing(progress, believed, store.reads.code(row.study_id))
+    measured = store.measured.of(row.study_id) if spec.probes else []
+    return _Standing(progress, believed, store.reads.code(row.study_id), measured)
 
 
 def _insist(read: Callable[[], T], revive: Callable[[], None] | None) -> T:

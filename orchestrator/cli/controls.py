@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from orchestrator import search
-from orchestrator.cli import hints
+from orchestrator.cli import hints, probes
 from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError
 from orchestrator.model import cell_label
@@ -73,7 +73,11 @@ def enqueue(call: Call) -> int:
 
         store.interventions.enqueue(row.study_id, cell, given)
         values = {**cell, **given}
-        _report(call, store, row, f"enqueued {cell_label(values)}", {"enqueued": values})
+        measured = store.measured.of(row.study_id) if spec.probes else []
+        remarks = probes.outside(spec, measured, cell, given)
+        text = "; ".join([f"enqueued {cell_label(values)}", *remarks])
+        data = {"enqueued": values, **({"remarks": remarks} if remarks else {})}
+        _report(call, store, row, text, data)
     return 0
 
 

@@ -31,10 +31,16 @@ _MOST_REASONS: Final = 3
 class Following:
     """One launch that follows one study; `row` may be replaced if the study is launched again, and
     `store` by another way to the same database.
+
+    Args:
+        probes: whether the study has probes.
     """
 
-    def __init__(self, call: Call, store: Relaunching, row: StudyRow, view: View) -> None:
+    def __init__(
+        self, call: Call, store: Relaunching, row: StudyRow, view: View, *, probes: bool = False
+    ) -> None:
         self._call = call
+        self._probes = probes
         self.store = store
         self.row = row
         self._view = view
@@ -99,12 +105,16 @@ class Following:
         here = self._own(own)
         starting = len(own) - len(here)
         queued = sum(worker.doing.startswith("waiting for a device") for worker in here)
-        importing = len(here) - queued
+        measuring = 0
+        if self._probes:
+            measuring = sum(one.held for one in self.store.measured.of(self.row.study_id))
+        importing = max(0, len(here) - queued - measuring)
         parts = [
             f"{count_label(count, 'worker')} {what}"
             for count, what in (
                 (starting, "starting"),
                 (queued, "waiting for a device"),
+                (min(measuring, len(here)), "measuring a probe"),
                 (importing, "importing the objective and choosing parameters"),
             )
             if count

@@ -45,7 +45,9 @@ def run(call: Call) -> int:
                 json.dumps({**screen.plan_data(spec, distributions), "remarks": remarks}, indent=2)
             )
         else:
-            print(screen.plan(spec, distributions, remarks))
+            from orchestrator.cli.probes import plan_lines  # imports what a launch has no use for
+
+            print(screen.plan(spec, distributions, remarks, plan_lines(spec)))
     return 0
 
 

@@ -58,7 +58,7 @@ def launch(call: Call, spec: StudySpec, importing: preflight.Importing, ending: 
 
         failures, interrupted = Failures(store, row), False
         if _retries(call, whole, row, view) or launched.open_tickets:
-            following = Following(call, store, row, view)
+            following = Following(call, store, row, view, probes=bool(spec.probes))
             with following.announced(), LocalWorkers(call, spec, count, output, view) as workers:
                 # Slow to import, so beside the workers' imports.
                 store = following.store = all_of_it = whole()

@@ -14,9 +14,10 @@ from orchestrator import config
 from orchestrator.cli.call import Call
 from orchestrator.cli.waiting import waiting
 from orchestrator.errors import ELSEWHERE, ConfigError, OrchestratorError, denied
+from orchestrator.measurement import as_objective, functions_of
 from orchestrator.model import StudySpec, value_label
 from orchestrator.program import label
-from orchestrator.runner import Import, check_allowed
+from orchestrator.runner import Import, check_allowed, check_probe_allowed
 
 if TYPE_CHECKING:
     from orchestrator.store import Reading
@@ -110,6 +111,8 @@ class Importing:
         self._allowed = call.host.worker.allow_targets
         self._start = spec.runner.start
         self._import: Import | None = None
+        self._probes = spec.probes
+        self._probe_imports: dict[tuple[str, str], Import] = {}
 
     def __enter__(self) -> Importing:
         with suppress(ConfigError):
@@ -117,23 +120,32 @@ class Importing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._import is not None:
-            self._import.close()
+        for process in (self._import, *self._probe_imports.values()):
+            if process is not None:
+                process.close()
 
     @property
     def over(self) -> bool:
         """Whether `finish` would return, or raise, at once."""
-        return self._import is None or self._import.over
+        processes = (self._import, *self._probe_imports.values())
+        return all(process is None or process.over for process in processes)
 
     def finish(self) -> None:
-        """Returns if the objective imports.
+        """Returns if the objective and what its probes call import.
 
         Raises:
-            ConfigError: it does not, `worker.allow_targets` does not allow it, or a file of the
-                user's hides a package.
+            ConfigError: one does not, or cannot be called with what it is given;
+                `worker.allow_targets` does not allow it; or a file of the user's hides a package.
         """
         with waiting(f"importing the objective: {value_label(label(self._objective))}"):
             self._begin().check()
+            for (name, key), process in self._probe_imports.items():
+                try:
+                    process.check()
+                except ConfigError as error:
+                    text = str(error).replace("objective._target_", f"probes.{name}.{key}")
+                    text = text.replace("objective.", f"probes.{name}.")
+                    raise ConfigError(text.replace("the objective", f"the probe {name}")) from error
             self.__exit__()
 
     def _begin(self) -> Import:
@@ -141,6 +153,13 @@ class Importing:
         check_allowed(self._objective, self._allowed)
         if self._import is None:
             self._import = Import(self._objective, start=self._start)
+            for name, probe in self._probes.items():
+                check_probe_allowed(name, probe, self._allowed)
+                function, *build = functions_of(probe)
+                called = {(name, "_target_"): {**as_objective(probe), "_target_": function}}
+                called |= {(name, "build"): {"_target_": build[0]}} if build else {}
+                for which, objective in called.items():
+                    self._probe_imports[which] = Import(objective, start=self._start)
         return self._import
 
 

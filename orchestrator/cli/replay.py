@@ -60,6 +60,8 @@ def run(call: Call) -> int:
         how = f"suggested by {sampler} from news up to {position}"
         if searched and searched & derived.keys() <= inputs["given"].keys():
             how = "its parameters were given, and are not suggested"
+        for path, (low, high) in inputs.get("bounds", {}).items():
+            how += f"; {path} within {low:.3g} to {high:.3g}, as a probe found"
         print(f"trial {number} of {row.name}: {how}")
         for path, internal in derived.items():
             parameter, has = declared[path], stored.get(path)
@@ -102,6 +104,11 @@ def _suggest_again(
     again.feed(news for news in foreign if news.number in inputs["foreign"])
     cells = list(spec.cells())
     assert trial.cell is not None
+    bounds = {path: (low, high) for path, (low, high) in inputs.get("bounds", {}).items()}
     return again.ask(
-        cells[trial.cell], ticket=inputs["ticket"], retry=inputs["retry"], given=inputs["given"]
+        cells[trial.cell],
+        ticket=inputs["ticket"],
+        retry=inputs["retry"],
+        given=inputs["given"],
+        bounds=bounds,
     )

@@ -355,8 +355,15 @@ def cell_comments(spec: StudySpec, cells: Sequence[CellRow], estimates: Estimate
     return "\n".join(lines)
 
 
-def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequence[str] = ()) -> str:
-    """What `launch` would do: cells, parameters as declared and as stored, shares, `remarks`."""
+def plan(
+    spec: StudySpec,
+    distributions: list[tuple[str, str]],
+    remarks: Sequence[str] = (),
+    probes: Sequence[str] = (),
+) -> str:
+    """What `launch` would do: cells, parameters as declared and as stored, shares, `probes`,
+    `remarks`.
+    """
     lines = [
         (
             f"study {spec.name}: "
@@ -390,6 +397,7 @@ def plan(spec: StudySpec, distributions: list[tuple[str, str]], remarks: Sequenc
     )
     if spec.budget.hours is not None:
         lines.append(f"no trial starts after {spec.budget.hours:g} h")
+    lines += probes
 
     for index, cell in enumerate(spec.cells()):
         if index == MOST_CELLS:
@@ -417,6 +425,7 @@ def plan_data(spec: StudySpec, distributions: list[tuple[str, str]]) -> dict[str
         "budget": asdict(spec.budget),
         "allocation": spec.allocation,
         "guaranteed": spec.n_cells * spec.budget.per_cell,
+        "probes": {name: dict(probe) for name, probe in spec.probes.items()},
         "cells": list(spec.cells()),
     }
 

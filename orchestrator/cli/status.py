@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import config
-from orchestrator.cli import hints, provenance, screen
+from orchestrator.cli import hints, probes, provenance, screen
 from orchestrator.cli.call import Call
 from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import read_running, unfollowed, unserved
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         AttemptRow,
         CodeRow,
         Held,
+        ProbeRow,
         Progress,
         Reading,
         StudyLine,
@@ -62,6 +63,7 @@ class _Snapshot:
     code: list[CodeRow]
     failures: Failures
     mute: str | None
+    probes: list[ProbeRow]
 
 
 def run(call: Call) -> int:
@@ -155,6 +157,7 @@ def _read(
         mute=config.nothing_to_judge(spec, reads.reported(row.study_id))
         if config.has_pruner(spec)
         else None,
+        probes=store.measured.of(row.study_id) if spec.probes else [],
     )
 
 
@@ -182,6 +185,7 @@ def _as_data(snapshot: _Snapshot) -> dict[str, Any]:
             **screen.as_data(spec, snapshot.progress, snapshot.best),
             "failures": snapshot.failures.data,
             "code": provenance.code_data(snapshot.code),
+            "probes": probes.data(snapshot.row, snapshot.probes),
         },
         "running": [
             {
@@ -233,6 +237,11 @@ def _print(call: Call, snapshot: _Snapshot, console: Console) -> None:
     console.print(screen.cell_table(spec, progress.cells, total=progress))
     for remark in _remarks(call, snapshot):
         line(remark)
+    if spec.probes:
+        console.print()
+        line(probes.summary(spec, snapshot.probes))
+        if snapshot.probes:
+            console.print(probes.table(spec, snapshot.probes))
 
     if snapshot.running.trials:
         console.print()

@@ -9,8 +9,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from orchestrator.cli import probes
 from orchestrator.cli.call import Call
-from orchestrator.errors import ConfigError, OrchestratorError, StoreUnavailableError
+from orchestrator.errors import (
+    ConfigError,
+    OrchestratorError,
+    StoreUnavailableError,
+    did_you_mean,
+)
 from orchestrator.model import count_label
 from orchestrator.runner.protocol import rundir
 
@@ -31,6 +37,10 @@ def run(call: Call) -> int:
     to be said goes to standard error.
     """
     number, attempt = call.number("trial"), call.number("attempt")
+    if "probe" in call.words:
+        return _of_probe(call, call.words["probe"])
+    if "cell" in call.words:
+        raise ConfigError(f"cell={call.words['cell']}: belongs to probe=NAME; a trial has a number")
     if number is None:
         raise ConfigError("logs needs the trial's number: orchestrator logs trial=N")
     follows = bool(call.switches & {"-f", "--follow"})
@@ -63,6 +73,45 @@ def run(call: Call) -> int:
     if not printed:
         so_far = " so far" if chosen.outcome is None else ""
         _say(f"trial {number} printed nothing{so_far}{_which(chosen, attempts)}")
+    return 0
+
+
+def _of_probe(call: Call, name: str) -> int:
+    """Prints the log of a probe's last attempt in a cell.
+
+    Raises:
+        ConfigError: a word that does not go with it, or the probe was not measured in that cell.
+    """
+    if others := [word for word in ("trial", "attempt") if word in call.words]:
+        raise ConfigError(f"{others[0]}={call.words[others[0]]}: does not go with probe={name}")
+    if call.switches & {"-f", "--follow"}:
+        raise ConfigError("-f follows a trial's log; a probe's is printed as it is")
+    cell = call.number("cell")
+    if cell is None:
+        raise ConfigError(f"probe={name}: needs the number of a cell: cell=N")
+    with call.reading() as reading:
+        row = reading.reads.find(call.study_name)
+        rows = reading.measured.of(row.study_id)
+    found = [one for one in rows if one.name == name and one.cell == cell]
+    if not found:
+        guess = did_you_mean(name, {one.name for one in rows})
+        raise ConfigError(
+            f"probe={name} cell={cell}: study {row.name} has measured no such probe there{guess}"
+        )
+    chosen = max(found, key=lambda one: one.started_at)
+    path = probes.log_path(row, chosen)
+    if call.json:
+        facts = {"probe": name, "cell": cell, "host": chosen.host, "log": str(path)}
+        print(json.dumps({**facts, "facts": chosen.facts}))
+        return 0
+    try:
+        log = path.open("rb")
+    except OSError as error:
+        there = "" if chosen.host == socket.gethostname() else f"; it ran on {chosen.host}"
+        raise OrchestratorError(f"probe {name}: {error.strerror} ({path}){there}") from error
+    with log:
+        if not _copy(log):
+            _say(f"probe {name} printed nothing")
     return 0
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.store.ledger.studies import Launched
     from orchestrator.store.ledger.tickets import MOST_CHOICES, Choice, Undecided
     from orchestrator.store.listing import STATES, ListedTrial, Selection, SortKey
+    from orchestrator.store.measured import ProbeRow
     from orchestrator.store.reading import Reading, Relaunching, open_to_read, open_to_relaunch
     from orchestrator.store.reads import (
         AttemptRow,
@@ -64,6 +65,7 @@ __all__ = [
     "Place",
     "Prepared",
     "Probe",
+    "ProbeRow",
     "Progress",
     "Reading",
     "Relaunching",
@@ -125,6 +127,7 @@ _HOME = {
         "Selection",
         "SortKey",
     ),
+    "measured": ("ProbeRow",),
     "reading": (
         "Reading",
         "Relaunching",

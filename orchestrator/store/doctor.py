@@ -373,7 +373,8 @@ _SHORTAGES = {
             coalesce('is ' || o.state, 'is not there'))
         FROM cells l JOIN orchestrator.shortage h ON h.cell_id = l.cell_id AND h.closed
         LEFT JOIN ledger o ON o.trial_id = h.trial_id
-        WHERE h.closed_at IS NULL OR o.study_id IS DISTINCT FROM l.study_id OR o.state <> 'FAIL'""",
+        WHERE h.closed_at IS NULL OR (h.probe_id IS NULL
+            AND (o.study_id IS DISTINCT FROM l.study_id OR o.state <> 'FAIL'))""",
     "claimed where closed": """
         SELECT o.study, format('%s was claimed for %s, but its cell %s was closed for that before',
             o.who, a.device_name,

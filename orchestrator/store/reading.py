@@ -15,6 +15,7 @@ from orchestrator.store.reads import Reads
 if TYPE_CHECKING:
     from orchestrator.store.ledger.studies import Studies
     from orchestrator.store.listing import Listing
+    from orchestrator.store.measured import Measured
     from orchestrator.store.watch import Watch
 
 
@@ -26,13 +27,19 @@ class Reading:
         self.news = News(source)
         self.reads = Reads(source)
 
-    # Few commands need these two.
+    # Few commands need these three.
 
     @cached_property
     def watch(self) -> Watch:
         from orchestrator.store.watch import Watch
 
         return Watch(self._source)
+
+    @cached_property
+    def measured(self) -> Measured:
+        from orchestrator.store.measured import Measured
+
+        return Measured(self._source)
 
     @cached_property
     def listing(self) -> Listing:

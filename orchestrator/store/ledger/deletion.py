@@ -220,6 +220,10 @@ _ALIVE = sa.text(
         (SELECT count(*) FROM orchestrator.trial o
             JOIN orchestrator.worker w ON w.worker_id = o.worker_id
             WHERE o.study_id = s.study_id AND o.state IN {LIVE}
+                AND w.state = 'ACTIVE' AND w.lease_until > clock_timestamp())
+            + (SELECT count(*) FROM orchestrator.probe r
+            JOIN orchestrator.worker w ON w.worker_id = r.worker_id
+            WHERE r.study_id = s.study_id AND r.state = 'RUNNING'
                 AND w.state = 'ACTIVE' AND w.lease_until > clock_timestamp()) AS held
     FROM orchestrator.study s WHERE s.study_id = :study_id
     """

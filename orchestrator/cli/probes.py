@@ -1,0 +1,266 @@
+"""The command `probe`, and how other commands show what probes have found."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cli import hints, screen
+from orchestrator.cli.call import Call
+from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.measurement import Measurement, Narrowed
+from orchestrator.model import (
+    JSONValue,
+    StudySpec,
+    cell_label,
+    count_label,
+    span_label,
+    value_label,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from orchestrator.store import ProbeRow, StudyRow
+
+_MOST = 30
+_WIDEST = 80
+
+
+def run(call: Call) -> int:
+    """Shows what the probes of a study have found; with ``--again`` has them measured anew.
+
+    Raises:
+        ConfigError: the study has no probes, or not the one that was named, or no such cell.
+    """
+    again = "--again" in call.switches
+    if not again:
+        with call.reading() as reading:
+            row = reading.reads.find(call.study_name)
+            spec = reading.reads.spec(row.study_id)
+            _check(spec, call)
+            found = _selected(call, spec, reading.measured.of(row.study_id))
+        _print(call, row, spec, found)
+        return 0
+    if call.study_name is None:
+        raise ConfigError("study.name must be given: orchestrator probe study.name=… --again")
+    with call.store() as store:
+        row = store.reads.find(call.study_name)
+        spec = store.reads.spec(row.study_id)
+        _check(spec, call)
+        cells = None if "cell" not in call.words else _cells(call, spec)
+        names = None if "name" not in call.words else [call.words["name"]]
+        count = store.probes.again(row.study_id, cells, names)
+        workers = len(store.reads.workers())
+    if call.json:
+        print(json.dumps({"study": row.name, "again": count, "workers": workers}))
+        return 0
+    when = "before the next trial of its cell" if count == 1 else "before the next trial of each"
+    text = f"{count_label(count, 'probe')} will be measured again, {when}"
+    print(f"study {row.name}: {text if count else 'no probe has been measured yet'}")
+    if count and row.state == "FINISHED":
+        print("it is finished: launch it with more budget.trials, or no trial will come")
+    elif count and not workers:
+        print(f"no worker is running; start one with: {hints.command(call, 'worker')}")
+    return 0
+
+
+def _check(spec: StudySpec, call: Call) -> None:
+    if not spec.probes:
+        raise ConfigError(f"study {spec.name} has no probes")
+    name = call.words.get("name")
+    if name is not None and name not in spec.probes:
+        there = ", ".join(spec.probes)
+        raise ConfigError(
+            f"name={name}: study {spec.name} has no such probe{did_you_mean(name, spec.probes)}; "
+            f"it has {there}"
+        )
+
+
+def _cells(call: Call, spec: StudySpec) -> list[int]:
+    number = call.number("cell")
+    assert number is not None
+    if number >= spec.n_cells:
+        raise ConfigError(
+            f"cell={number}: study {spec.name} has {count_label(spec.n_cells, 'cell')}, from 0 on"
+        )
+    return [number]
+
+
+def _selected(call: Call, spec: StudySpec, rows: Sequence[ProbeRow]) -> list[ProbeRow]:
+    cells = None if "cell" not in call.words else _cells(call, spec)
+    name = call.words.get("name")
+    return [
+        row
+        for row in rows
+        if (cells is None or row.cell in cells) and (name is None or row.name == name)
+    ]
+
+
+def _print(call: Call, row: StudyRow, spec: StudySpec, found: Sequence[ProbeRow]) -> None:
+    if call.json:
+        print(screen.as_json({"study": row.name, "probes": data(row, found)}))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=io.StringIO(), width=max(150, Console().width), highlight=False)
+    with console.capture() as captured:
+        console.print(Text(f"{row.name}: {summary(spec, found)}"), soft_wrap=True)
+        if found:
+            console.print(table(spec, found, room=len(found)))
+        for one in found:
+            for fact in _facts(one):
+                console.print(Text(fact), soft_wrap=True)
+    print(screen.unpadded(captured.get()), end="")
+
+
+def _facts(row: ProbeRow) -> list[str]:
+    facts = (row.measurement or {}).get("facts") or {}
+    if not facts:
+        return []
+    words = ", ".join(f"{name}={_short(value)}" for name, value in facts.items())
+    return [f"{row.name} in {cell_label(row.values)}: {words}"]
+
+
+def _short(value: JSONValue) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else value_label(value)
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+
+
+def summary(spec: StudySpec, rows: Sequence[ProbeRow]) -> str:
+    """``probes: 5 of 6 measured, 1 running, 12 s``; a device type more makes more of them."""
+    per_type = {(row.device_name, row.bytes) for row in rows}
+    total = max(spec.n_cells * len(spec.probes) * max(1, len(per_type)), len(rows))
+    done = sum(row.state == "DONE" for row in rows)
+    failed = sum(row.state == "FAILED" for row in rows)
+    running = sum(row.held for row in rows)
+    took = sum(row.seconds or 0.0 for row in rows)
+    parts = [f"{done} of {total} measured"]
+    parts += [f"{failed} failed"] if failed else []
+    parts += [f"{running} running"] if running else []
+    parts += [f"{span_label(took)} in all"] if took else []
+    return f"probes: {', '.join(parts)}"
+
+
+def table(spec: StudySpec, rows: Sequence[ProbeRow], room: int = _MOST) -> RenderableType:
+    """One row per probe and cell: what it found, or why it did not, and how long it took. If there
+    is no room for all, those that run or failed come first.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    types = {(row.device_name, row.bytes) for row in rows}
+    shown = Table(box=None, pad_edge=False)
+    for name in ("probe", *(axis.path for axis in spec.grid), *(["device"] if types else [])):
+        shown.add_column(Text(name))
+    shown.add_column("seconds", justify="right")
+    shown.add_column("found")
+    ranked = sorted(rows, key=lambda row: (not row.held and row.state != "FAILED", row.cell))
+    for row in ranked[:room]:
+        values = [value_label(row.values[axis.path]) for axis in spec.grid]
+        seconds = row.since_s if row.held else row.seconds
+        took = "" if seconds is None else f"{seconds:.1f}"
+        shown.add_row(*map(Text, (row.name, *values, row.device_name, took, _found(row))))
+    if len(rows) <= room:
+        return shown
+    return Group(shown, Text(f"… {count_label(len(rows) - room, 'probe')} more"))
+
+
+def _found(row: ProbeRow) -> str:
+    if row.held:
+        return f"being measured on {row.host}"
+    if row.state == "FAILED":
+        lines = (row.reason or "").splitlines()
+        log = next((line for line in lines if line.startswith("log: ")), "")
+        return "failed, so the declared bounds apply: " + "; ".join(filter(None, [*lines[:1], log]))
+    if row.state != "DONE":
+        why = f": {row.reason.splitlines()[0]}" if row.reason else ""
+        return f"to be measured again{why}"
+    return label_of(row.measurement or {})
+
+
+def label_of(measurement: Mapping[str, Any]) -> str:
+    """What was found, in words."""
+    return Measurement(
+        bounds={path: (low, high) for path, (low, high) in measurement.get("bounds", {}).items()},
+        fixed=measurement.get("fixed", {}),
+        infeasible=measurement.get("infeasible"),
+        largest=measurement.get("largest", {}),
+        facts=measurement.get("facts", {}),
+    ).label
+
+
+def log_path(row: StudyRow, probe: ProbeRow) -> Path:
+    """Where the last attempt of a probe wrote its log."""
+    from orchestrator.runner.protocol import rundir
+
+    folder = rundir.probe_dir(
+        Path(probe.runs_dir), row.folder, probe.name, probe.cell, probe.attempt, probe.token
+    )
+    return rundir.log_path(folder)
+
+
+def data(row: StudyRow, rows: Sequence[ProbeRow]) -> list[dict[str, Any]]:
+    """The same for programs: plain data for JSON."""
+    return [
+        {
+            "probe": one.name,
+            "cell": one.cell,
+            "values": dict(one.values),
+            "device": one.device_name,
+            "bytes": one.bytes,
+            "state": "RUNNING" if one.held else "OPEN" if one.state == "RUNNING" else one.state,
+            "found": one.measurement,
+            "reason": one.reason,
+            "seconds": one.seconds,
+            "host": one.host,
+            "log": str(log_path(row, one)),
+        }
+        for one in rows
+    ]
+
+
+def narrowed(
+    spec: StudySpec, rows: Sequence[ProbeRow], cell: Mapping[str, JSONValue]
+) -> dict[str, Narrowed]:
+    """What the probes of a cell say about its trials, by device type."""
+    types: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.measurement is not None and dict(row.values) == dict(cell):
+            types.setdefault(row.device_name, []).append(row.measurement)
+    return {device: Narrowed.by(found, spec, cell) for device, found in types.items()}
+
+
+def outside(
+    spec: StudySpec,
+    rows: Sequence[ProbeRow],
+    cell: Mapping[str, JSONValue],
+    given: Mapping[str, JSONValue],
+) -> list[str]:
+    """In words, which of these values lie outside what the probes of the cell found on any device
+    type.
+    """
+    found = [
+        remark for narrow in narrowed(spec, rows, cell).values() for remark in narrow.remarks(given)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def plan_lines(spec: StudySpec) -> list[str]:
+    """What the probes will do, for the plan of a launch."""
+    if not spec.probes:
+        return []
+    lines = [
+        f"{count_label(len(spec.probes), 'probe')} before the first trial of each cell, on each "
+        f"device type: {count_label(spec.n_cells * len(spec.probes), 'measurement')}, within "
+        "budget.hours"
+    ]
+    for name, probe in spec.probes.items():
+        words = ", ".join(f"{k}={value_label(v)}" for k, v in probe.items() if k != "_target_")
+        lines.append(f"  {name}: {probe['_target_']}{f' ({words})' if words else ''}")
+    return lines

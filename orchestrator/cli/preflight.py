@@ -151,10 +151,11 @@ class Importing:
     def _begin(self) -> Import:
         check_shadows(Path.cwd())
         check_allowed(self._objective, self._allowed)
+        for name, probe in self._probes.items():
+            check_probe_allowed(name, probe, self._allowed)
         if self._import is None:
             self._import = Import(self._objective, start=self._start)
             for name, probe in self._probes.items():
-                check_probe_allowed(name, probe, self._allowed)
                 function, *build = functions_of(probe)
                 called = {(name, "_target_"): {**as_objective(probe), "_target_": function}}
                 called |= {(name, "build"): {"_target_": build[0]}} if build else {}

@@ -38,6 +38,7 @@ NAMING: Final = (
     "retry",
     "enqueue",
     "doctor",
+    "probe",
     "replay",
     "landscape",
     "rerun",

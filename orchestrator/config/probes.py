@@ -19,7 +19,8 @@ _OURS = "orchestrator.training.probes."
 
 
 def probes(declared: Mapping[str, Any], space: Space) -> dict[str, dict[str, JSONValue]]:
-    """Returns the checked section as it is stored; probes that are null are left out.
+    """Returns the checked section as it is stored. Probes that are null are left out, and those of
+    ours for a parameter or an axis that the command line has fixed: there is nothing to narrow.
 
     Raises:
         ConfigError: a name, ``_target_`` or key that is none; a probe of ours that names a
@@ -34,11 +35,13 @@ def probes(declared: Mapping[str, Any], space: Space) -> dict[str, dict[str, JSO
                 f"probes: the name {name!r} must begin with a letter and consist of at most 40 "
                 "letters, digits, '_' and '-'"
             )
-        checked[name] = _probe(f"probes.{name}", probe, space)
+        found = _probe(f"probes.{name}", probe, space)
+        if found is not None:
+            checked[name] = found
     return checked
 
 
-def _probe(where: str, probe: Any, space: Space) -> dict[str, JSONValue]:
+def _probe(where: str, probe: Any, space: Space) -> dict[str, JSONValue] | None:
     if not isinstance(probe, dict):
         raise ConfigError(
             f"{where}={value_label(probe)}: must be a mapping with _target_, such as {{_target_: "
@@ -63,6 +66,9 @@ def _probe(where: str, probe: Any, space: Space) -> dict[str, JSONValue]:
         if value == "???":
             raise ConfigError(f"{where}.{key} must be given: {where}.{key}=…")
     if target.startswith(_OURS):
+        parameter, axis = str(probe.get("parameter")), str(probe.get("axis"))
+        if space.was_searched(parameter) or space.was_axis(axis):
+            return None
         _check_ours(where, probe, space)
     return dict(probe)
 

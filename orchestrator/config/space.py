@@ -70,6 +70,7 @@ class Space:
         """Paths that options of an axis above need not have: ``+model.norm=…`` adds them."""
         self._conditions: dict[str, Mapping[str, Any]] = {}
         self._fixed: set[str] = set()
+        self._not_searched: set[str] = set()
         self._chosen: dict[str, str | None] = {
             path: group.chosen for path, group in self.groups.items()
         }
@@ -94,6 +95,7 @@ class Space:
             for path, value in flatten(section, node).items():
                 if value is None:
                     space._fixed.add(path)
+                    space._not_searched.add(path)
                     continue
                 if path in declared:
                     raise ConfigError(
@@ -150,7 +152,8 @@ class Space:
         self._conditions.pop(declared.path, None)
         self.added.discard(declared.path)
         if isinstance(declared, Axis):
-            self.search.pop(declared.path, None)
+            if self.search.pop(declared.path, None) is not None:
+                self._not_searched.add(declared.path)
             self.grid[declared.path] = declared
         else:
             self.grid.pop(declared.path, None)
@@ -166,7 +169,8 @@ class Space:
         for other in gone:
             if self.grid.pop(other, None) is not None:
                 self._fixed.add(other)
-            self.search.pop(other, None)
+            if self.search.pop(other, None) is not None:
+                self._not_searched.add(other)
             self._conditions.pop(other, None)
         return bool(gone)
 
@@ -213,6 +217,10 @@ class Space:
     def was_axis(self, path: str) -> bool:
         """Whether `path` was an axis and has been removed from the grid again."""
         return path in self._fixed and path not in self.grid
+
+    def was_searched(self, path: str) -> bool:
+        """Whether `path` was searched and is not any more."""
+        return path in self._not_searched and path not in self.search
 
     def parent_of(self, path: str) -> str | None:
         """Returns the declared path that `path` lies below, the longest if there are several, or

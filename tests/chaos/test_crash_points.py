@@ -102,6 +102,31 @@ def test_a_worker_killed_while_it_confirms_leaves_nothing_undone(
     assert store.doctor.examine().findings == ()
 
 
+@pytest.mark.parametrize("step", ["after-claim", "mid-probe", "after-probe"])
+def test_a_worker_killed_while_it_measures_leaves_nothing_undone(
+    commands: Commands, store: Store, step: str
+) -> None:
+    measure = {"p": {"_target_": "tests.support.measuring.measures"}}
+    study = store.studies.launch(spec(cells=3, objective=TRAIN, probes=measure)).study_id
+    with Fleet(commands, "worker.idle_timeout_s=0.3", "worker.prefetch=0") as fleet:
+        doomed = fleet.start(crash_at=step)
+        doomed.expected_dead = True
+        assert doomed.ended() == -signal.SIGKILL
+        (lost,) = store.measured.of(study)
+        assert lost.state == "RUNNING"
+        fleet.start().ended()
+        fleet.none_crashed()
+    invariants.check(commands, "study", cells=3)
+    rows = store.measured.of(study)
+    assert [(row.cell, row.state, row.attempt) for row in rows] == [
+        (0, "DONE", 2),
+        (1, "DONE", 1),
+        (2, "DONE", 1),
+    ]
+    within = [trial.params["x"] for trial in store.reads.trials(study)]
+    assert all(0.2 <= x <= 0.4 for x in within)
+
+
 def test_a_result_that_its_worker_did_not_deliver_is_delivered_and_not_computed_again(
     commands: Commands, store: Store
 ) -> None:

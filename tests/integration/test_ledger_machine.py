@@ -34,6 +34,7 @@ from orchestrator.store import (
     Attempt,
     Choice,
     Claim,
+    Probe,
     Silent,
     SlotOffer,
     Store,
@@ -260,7 +261,7 @@ class LedgerMachine(RuleBasedStateMachine):
             )
             choice = Choice(complete[0][0], {}, complete[0][1]) if complete else None
             claim = claim_one(lease, self.study, PLACE, choice)
-        assert not isinstance(claim, Undecided)
+        assert not isinstance(claim, Undecided | Probe)
         return claim
 
     @precondition(lambda self: self.claims)

@@ -38,6 +38,12 @@ def execute(url: str, statement: str) -> None:
     connection.close()
 
 
+BEFORE_PROBES = (
+    "DROP TABLE orchestrator.probe; ALTER TABLE orchestrator.shortage DROP COLUMN probe_id;"
+)
+"""What takes back revision 0011."""
+
+
 def test_ten_that_start_at_once_on_an_empty_database_all_find_it_ready(
     empty_database_url: str,
 ) -> None:
@@ -144,7 +150,7 @@ def test_what_the_version_before_has_prepared_is_begun_once_and_counts_as_no_los
     store.ledger.release(prepared[2], "told to end")
     execute(
         database_url,
-        "ALTER TABLE orchestrator.trial DROP CONSTRAINT trial_prepared;"
+        f"{BEFORE_PROBES}ALTER TABLE orchestrator.trial DROP CONSTRAINT trial_prepared;"
         "ALTER TABLE orchestrator.ticket DROP COLUMN confirms;"
         "UPDATE orchestrator.trial SET state = 'RUNNING';"
         "UPDATE orchestrator.version SET version_num = '0008'",
@@ -259,9 +265,10 @@ def test_a_role_for_workers_may_write_what_a_later_revision_adds(database_url: s
     Store(database_url).rest()
     execute(
         database_url,
-        "ALTER TABLE orchestrator.ticket DROP COLUMN confirms;"
+        f"{BEFORE_PROBES}ALTER TABLE orchestrator.ticket DROP COLUMN confirms;"
         "UPDATE orchestrator.version SET version_num = '0009';"
-        f"CREATE ROLE {role}; GRANT UPDATE (state, fixed) ON orchestrator.ticket TO {role}",
+        f"CREATE ROLE {role}; GRANT UPDATE (state, fixed) ON orchestrator.ticket TO {role};"
+        f"GRANT SELECT, INSERT ON orchestrator.shortage TO {role}",
     )
     try:
         migrate(database_url)
@@ -269,5 +276,10 @@ def test_a_role_for_workers_may_write_what_a_later_revision_adds(database_url: s
         columns = ("confirms", "fixed", "extra")
         asked = ", ".join(may.format(column) for column in columns)
         assert query(database_url, f"SELECT {asked}") == [(True, True, False)]
+        may = f"has_table_privilege('{role}', '{{}}', '{{}}')"
+        rights = [("orchestrator.probe", right) for right in ("SELECT", "INSERT", "UPDATE")]
+        rights += [("orchestrator.probe", "DELETE"), ("study_system_attributes", "INSERT")]
+        asked = ", ".join(may.format(*right) for right in rights)
+        assert query(database_url, f"SELECT {asked}") == [(True, True, True, False, True)]
     finally:
         execute(database_url, f"DROP OWNED BY {role}; DROP ROLE {role}")

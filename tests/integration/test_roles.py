@@ -158,7 +158,8 @@ def test_people_launch_and_change_studies_with_the_role_for_launches(roles: Role
 def test_a_role_without_the_right_to_name_the_objectives_launches_all_the_same(
     roles: Roles,
 ) -> None:
-    change = _here("{} INSERT ON study_system_attributes {} orchestrator_launch")
+    both = "orchestrator_launch, orchestrator_worker"  # the first has the second's rights
+    change = _here(f"{{}} INSERT ON study_system_attributes {{}} {both}")
     roles.execute(None, change.format("REVOKE", "FROM"))
     try:
         with roles.store("orchestrator_launch") as people:

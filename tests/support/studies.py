@@ -21,7 +21,16 @@ from orchestrator.model import (
     Suggestion,
 )
 from orchestrator.settings import RunnerSettings, sampler_settings
-from orchestrator.store import Attempt, Place, Prepared, Store, Ticket, Undecided, WorkerLease
+from orchestrator.store import (
+    Attempt,
+    Place,
+    Prepared,
+    Probe,
+    Store,
+    Ticket,
+    Undecided,
+    WorkerLease,
+)
 
 PLACE = Place("test-host", "/nowhere")
 RUNNER = RunnerSettings(grace_s=1.0, max_attempts=3)
@@ -82,7 +91,7 @@ def take(store: Store, lease: WorkerLease, study_id: int) -> Ticket | None:
 def start(store: Store, lease: WorkerLease, study_id: int) -> Attempt | None:
     """Claims what is next and begins it, as far as that has not been done."""
     claim = store.ledger.claim_one(lease, study_id, PLACE)
-    assert not isinstance(claim, Undecided)
+    assert not isinstance(claim, Undecided | Probe)
     if isinstance(claim, Ticket):
         return begun(store, claim, lease)
     return store.ledger.start(claim, lease, PLACE) if isinstance(claim, Prepared) else claim

@@ -208,7 +208,7 @@ class Ledger:
         lease: WorkerLease,
         study_id: int,
         found: Found,
-        keys: Mapping[str, str],
+        keys: Mapping[str, str] = NO_PROBES,
     ) -> Ticket:
         """Makes a trial for the ticket, in the cell that it has or that was chosen for it."""
         later(c, _TAKE_TICKET, {"ticket_id": found.row_id, "cell_id": found.cell_id})

@@ -19,7 +19,7 @@ from orchestrator.store.ledger import endings, shortages
 from orchestrator.store.ledger.claims import Place, new_token
 from orchestrator.store.ledger.device_types import HOLDER_LIVES, SAME_TYPE
 from orchestrator.store.ledger.fleet import WorkerLease
-from orchestrator.store.optuna.attributes import artifact_attrs
+from orchestrator.store.optuna.attributes import KEEP_STUDY_ATTR, artifact_attrs
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -179,7 +179,7 @@ class Probes:
             self._end(c, held, "DONE", measurement.to_json(), None, seconds, facts)
             for key, text in artifact_attrs(artifacts).items():
                 attr = {"study_id": held.study_id, "key": key, "text": json.dumps(text)}
-                later(c, _ARTIFACT, attr)
+                later(c, KEEP_STUDY_ATTR, attr)
             closed = shortages.close_probed(c, held.probe_id, held.name, measurement)
             later(
                 c, _EVENT_OF, {"probe_id": held.probe_id, "kind": DONE, "reason": measurement.label}
@@ -332,6 +332,7 @@ _RELEASE = Statement(
     SET state = 'OPEN', lost = lost + :lost, attempts = attempts - 1 + :lost, reason = :reason,
         ended_at = clock_timestamp()
     WHERE probe_id = :probe_id AND token = :token AND state = 'RUNNING'
+    RETURNING probe_id
     """
 )
 _AGAIN = Statement(
@@ -355,12 +356,6 @@ _MEASUREMENTS = Statement(
     JOIN orchestrator.probe r ON r.cell_id = l.cell_id AND r.name = n.name AND r.key = n.key
         AND {SAME_TYPE} AND r.measurement IS NOT NULL
     ORDER BY n.place
-    """
-)
-_ARTIFACT = Statement(
-    """
-    INSERT INTO study_system_attributes (study_id, key, value_json)
-    VALUES (:study_id, :key, :text) ON CONFLICT (study_id, key) DO NOTHING
     """
 )
 _EVENT_OF = Statement(

@@ -18,6 +18,7 @@ from orchestrator.store.connection.statement import (
     send,
 )
 from orchestrator.store.ledger import grid, tickets
+from orchestrator.store.optuna.attributes import KEEP_STUDY_ATTR
 from orchestrator.store.states import DELETING
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Studies:
         if not allowed.may:
             return  # a role from before this needed the right; without names a study works as well
         text = json.dumps(list(spec.metrics))
-        send(c, _NAME_METRICS, {"study_id": study_id, "key": _METRIC_NAMES, "text": text})
+        send(c, KEEP_STUDY_ATTR, {"study_id": study_id, "key": _METRIC_NAMES, "text": text})
 
     def _create(self, c: AnyConnection, study_id: int, spec: StudySpec) -> None:
         send(c, _INSERT, _columns(study_id, spec))
@@ -225,12 +226,6 @@ _DELETE_ABANDONED = Statement(
     "DELETE FROM orchestrator.study s WHERE s.study_id NOT IN (SELECT p.study_id FROM studies p)"
 )
 _MAY_NAME = Statement("SELECT has_table_privilege('study_system_attributes', 'INSERT') AS may")
-_NAME_METRICS = Statement(
-    """
-    INSERT INTO study_system_attributes (study_id, key, value_json)
-    VALUES (:study_id, :key, :text) ON CONFLICT (study_id, key) DO NOTHING
-    """
-)
 
 
 def _settings(spec: StudySpec) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.model import JSONValue
+from orchestrator.store.connection.statement import Statement
 
 ARTIFACT_KEY = "artifacts:{}"
 """Of a trial's system attribute; Optuna's `upload_artifact` writes the record below it, as JSON
@@ -23,6 +24,13 @@ FAILURE_ATTR = "orchestrator:failure"
 that.
 """
 _SHORT = 12
+KEEP_STUDY_ATTR = Statement(
+    """
+    INSERT INTO study_system_attributes (study_id, key, value_json)
+    VALUES (:study_id, :key, :text) ON CONFLICT (study_id, key) DO NOTHING
+    """
+)
+"""Adds a system attribute of a study, with its value as JSON; one that is there keeps its value."""
 
 
 def fact_attrs(facts: Mapping[str, Any]) -> dict[str, JSONValue]:

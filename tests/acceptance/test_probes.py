@@ -1,0 +1,135 @@
+"""Probes as a user meets them: whole commands, real processes, a real database."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+
+from orchestrator.store import Store
+from tests.support.commands import CONFIG, Commands
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.acceptance
+TINY = (f"--config-dir={CONFIG}", "experiment=tiny", "study.name=probed")
+MEASURES = "probes.p._target_=tests.support.measuring.measures"
+
+
+def test_a_study_is_measured_first_and_searched_within_what_was_found(commands: Commands) -> None:
+    plan = commands.check("launch", *TINY, MEASURES, "--dry-run")
+    assert (
+        "1 probe before the first trial of each cell, on each device type: 3 measurements" in plan
+    )
+    assert "  p: tests.support.measuring.measures" in plan
+
+    said = commands.check("launch", *TINY, MEASURES)
+    assert "probes: 3 of 3 measured" in said
+    study = optuna.load_study(study_name="probed", storage=str(commands.url))
+    assert len(study.trials) == 6
+    assert all(0.2 <= trial.params["x"] <= 0.4 for trial in study.trials)
+    declared = optuna.distributions.FloatDistribution(0.0, 1.0)
+    assert {str(trial.distributions["x"]) for trial in study.trials} == {str(declared)}
+    assert len(optuna.artifacts.get_all_artifact_meta(study)) == 3
+
+    status = commands.check("status", "study.name=probed")
+    assert "probes: 3 of 3 measured" in status
+    assert status.count("x from 0.2 to 0.4") == 3
+    found = json.loads(commands.check("probe", "study.name=probed", "cell=1", "--json"))
+    (one,) = found["probes"]
+    assert (one["state"], one["found"]["bounds"]) == ("DONE", {"x": [0.2, 0.4]})
+    log = commands.check("logs", "study.name=probed", "probe=p", "cell=1")
+    assert log == "measuring a=1 with x=0.5 as number -1, attempt 1\n"
+    replayed = commands.check("replay", "study.name=probed", "trial=3")
+    assert "x within 0.2 to 0.4, as a probe found" in replayed
+    assert "the same suggestion" in replayed
+    by_hand = commands.check("enqueue", "study.name=probed", "a=1", "x=0.9")
+    assert "x=0.9 lies outside what the cell's probe found: 0.2 to 0.4" in by_hand
+
+    again = commands.check("probe", "study.name=probed", "cell=2", "--again")
+    assert "1 probe will be measured again, before the next trial of its cell" in again
+    more = commands.check("launch", *TINY, MEASURES, "budget.trials=9")
+    assert "probes: 3 of 3 measured" in more
+    attempts = [p["log"] for p in json.loads(commands.check("probe", "--json"))["probes"]]
+    assert len(attempts) == 3
+    commands.check("doctor")
+
+
+def test_a_probe_that_fails_stops_nothing_and_says_why(commands: Commands) -> None:
+    said = commands.check(
+        "launch",
+        *TINY,
+        "a=0,1,2,3",
+        "budget.trials=8",
+        "probes.p._target_=tests.support.measuring.behaves_badly",
+    )
+    assert "finished: budget spent" in said
+    assert "probes: 0 of 4 measured, 4 failed" in said
+    probes = json.loads(commands.check("probe", "--json"))["probes"]
+    assert [one["state"] for one in probes] == ["FAILED"] * 4
+    rules = (
+        "ValueError: nothing to measure here",
+        "bounds: y is not searched in this cell",
+        "a probe returns a mapping, such as",
+        "trial.report: the probe p runs before the cell's first trial, and has none",
+    )
+    for one, rule in zip(probes, rules, strict=True):
+        assert rule in one["reason"]
+    assert "Traceback" in Path(probes[0]["log"]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("probes.p._target_=tests.support.measuring.nothing",), "probes.p._target_"),
+        (
+            (MEASURES, "probes.p.second=3"),
+            "second",
+        ),
+        (
+            (MEASURES, "probes.p.build=tests.support.measuring.builds"),
+            "build",
+        ),
+        (
+            (
+                MEASURES,
+                "worker.allow_targets=[tests.support.objectives.*,tests.support.training.*]",
+            ),
+            "probes.p._target_: 'tests.support.measuring.measures' may not run on this host",
+        ),
+    ],
+)
+def test_one_that_cannot_be_called_is_refused_before_anything_is_written(
+    commands: Commands, words: tuple[str, ...], rule: str
+) -> None:
+    done = commands.run("launch", *TINY, *words)
+    assert done.returncode != 0
+    assert rule in done.stderr
+    assert "Traceback" not in done.stderr
+    store = Store(str(commands.url))
+    assert store.reads.studies() == []
+    store.rest()
+
+
+def test_a_pause_gives_a_probe_back_and_resume_measures_it_again(
+    commands: Commands, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    waits = ("probes.p._target_=tests.support.measuring.waits", f"probes.p.gate={gate}")
+    with commands.started("launch", *TINY, *waits, "worker.count=1") as launch:
+        store = Store(str(commands.url))
+        wait_until(
+            lambda: any(
+                row.held for s in store.reads.studies() for row in store.measured.of(s.study_id)
+            )
+        )
+        commands.check("pause", "study.name=probed", "--now")
+        study = store.reads.find("probed").study_id
+        wait_until(lambda: store.measured.of(study)[0].state == "OPEN")
+        assert store.measured.of(study)[0].reason == "stopped when asked"
+        gate.touch()
+        commands.check("resume", "study.name=probed")
+        assert launch.wait() == 0
+        assert [row.attempt for row in store.measured.of(study)] == [1, 1, 1]
+        store.rest()

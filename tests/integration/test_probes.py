@@ -1,0 +1,356 @@
+"""Probes, on a real PostgreSQL: each is measured once per cell and device type, by one worker,
+before the cell's first trial there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+import pytest
+
+from orchestrator.errors import LeaseLostError
+from orchestrator.measurement import Measurement
+from orchestrator.model import Axis, Budget, Failed, JSONValue
+from orchestrator.settings import InfeasibleSettings
+from orchestrator.store import Probe, Silent, SlotOffer, Store, Ticket, WorkerLease
+from tests.support.invariants import query
+from tests.support.studies import PLACE, RUNNER, begun, end, spec
+
+GIB = 2**30
+PROBES: Mapping[str, Mapping[str, JSONValue]] = {"p": {"_target_": "my.probe"}}
+KEYS = {"p": "key"}
+NARROW = Measurement(bounds={"x": (0.2, 0.4)}, facts={"steps": 300})
+
+
+def worker(store: Store, name: str = "small", gib: float = 24.0) -> WorkerLease:
+    lease = store.fleet.register(60)
+    offer = SlotOffer("host", f"GPU-{lease.worker_id}", 0, name, int(gib * GIB), 256 * GIB)
+    assert store.fleet.claim_slot(lease, [offer]) == offer
+    return lease
+
+
+def claim(
+    store: Store, lease: WorkerLease, study: int, keys: Mapping[str, str] = KEYS, **more: Any
+) -> Probe | Ticket | None:
+    claimed = store.ledger.claim_one(lease, study, PLACE, keys=keys, max_attempts=3, **more)
+    assert claimed is None or isinstance(claimed, Probe | Ticket)
+    return claimed
+
+
+def probe(store: Store, lease: WorkerLease, study: int, keys: Mapping[str, str] = KEYS) -> Probe:
+    claimed = claim(store, lease, study, keys)
+    assert isinstance(claimed, Probe)
+    return claimed
+
+
+def ticket(store: Store, lease: WorkerLease, study: int) -> Ticket:
+    claimed = claim(store, lease, study)
+    assert isinstance(claimed, Ticket)
+    return claimed
+
+
+def finish(store: Store, held: Probe, found: Measurement = NARROW) -> list[str]:
+    return store.probes.finish(held, found, 1.5, {"host": "here"}, {})
+
+
+def evict(store: Store, lease: WorkerLease) -> None:
+    assert store.ledger.evict(
+        Silent(lease.worker_id, dead=True, reason="a test", token=lease.token)
+    )
+
+
+@pytest.fixture
+def study(store: Store) -> int:
+    """Three cells with two trials each."""
+    return store.studies.launch(
+        spec(cells=3, per_cell=2, probes=PROBES, infeasible=InfeasibleSettings(monotone={"a": "m"}))
+    ).study_id
+
+
+def test_each_cell_is_measured_before_its_first_trial_and_its_trials_get_what_was_found(
+    store: Store, study: int
+) -> None:
+    lease, cells = worker(store), []
+    for _ in range(3):
+        held = probe(store, lease, study)
+        cells.append(held.cell)
+        finish(store, held)
+        first = ticket(store, lease, study)
+        assert (first.cell, first.measurements) == (held.cell, (NARROW.to_json(),))
+        end(store, begun(store, first, lease))
+    assert cells == [0, 1, 2]
+    for _ in range(3):
+        end(store, begun(store, ticket(store, lease, study), lease))
+    assert store.reads.find("study").reason == "budget spent"
+    rows = store.measured.of(study)
+    assert [(row.cell, row.state, row.measurement) for row in rows] == [
+        (cell, "DONE", NARROW.to_json()) for cell in range(3)
+    ]
+    assert store.doctor.examine().findings == ()
+
+
+def test_a_study_without_probes_asks_for_none(store: Store, study: int) -> None:
+    assert isinstance(claim(store, worker(store), study, {}), Ticket)
+
+
+def test_while_one_worker_measures_a_cell_the_others_go_on_with_other_cells(
+    store: Store, study: int
+) -> None:
+    first, second, third, fourth = (worker(store) for _ in range(4))
+    held = [probe(store, lease, study) for lease in (first, second, third)]
+    assert [one.cell for one in held] == [0, 1, 2]
+    assert claim(store, fourth, study) is None, "every cell is being measured"
+    finish(store, held[1])
+    mine = ticket(store, fourth, study)
+    assert (mine.cell, mine.measurements) == (1, (NARROW.to_json(),))
+
+
+def test_ahead_nothing_is_taken_of_a_cell_that_was_not_measured(store: Store, study: int) -> None:
+    lease = worker(store)
+    assert claim(store, lease, study, ahead=True) is None
+    assert store.measured.of(study) == []
+    finish(store, probe(store, lease, study))
+    assert isinstance(claim(store, lease, study, ahead=True), Ticket)
+
+
+def test_every_device_type_measures_for_itself(store: Store, study: int) -> None:
+    small, alike, large = worker(store), worker(store, gib=24.1), worker(store, "large", 80.0)
+    finish(store, probe(store, small, study))
+    assert isinstance(claim(store, alike, study), Ticket), "a model's memory differs a little"
+    again = probe(store, large, study)
+    assert again.cell == 1, "the share of the first cell is claimed"
+    wide = Measurement(bounds={"x": (0.1, 0.9)})
+    finish(store, again, wide)
+    assert ticket(store, large, study).measurements == (wide.to_json(),)
+
+
+def test_one_whose_worker_died_is_taken_over_and_a_late_result_is_refused(
+    store: Store, study: int
+) -> None:
+    doomed, other = worker(store), worker(store)
+    lost = probe(store, doomed, study)
+    evict(store, doomed)
+    again = probe(store, other, study)
+    assert (again.probe_id, again.attempt) == (lost.probe_id, 2)
+    with pytest.raises(LeaseLostError, match="measured by another worker"):
+        finish(store, lost)
+    finish(store, again)
+    assert [row.state for row in store.measured.of(study)] == ["DONE"]
+
+
+def test_one_that_kills_its_workers_fails_and_its_cell_keeps_the_declared_bounds(
+    store: Store, study: int
+) -> None:
+    for _ in range(3):
+        lease = worker(store)
+        assert probe(store, lease, study).cell == 0
+        evict(store, lease)
+    lease = worker(store)
+    assert ticket(store, lease, study).measurements == ()
+    (row,) = store.measured.of(study)
+    assert (row.state, row.reason) == ("FAILED", "3 workers fell silent while they measured it")
+
+
+def test_one_that_is_given_back_counts_as_no_attempt(store: Store, study: int) -> None:
+    lease = worker(store)
+    held = probe(store, lease, study)
+    store.probes.release(held, "the worker was told to end")
+    again = probe(store, lease, study)
+    assert (again.probe_id, again.attempt) == (held.probe_id, 1)
+    store.probes.release(again, "its device is gone", lost=True)
+    assert probe(store, lease, study).attempt == 2
+
+
+def test_a_lost_answer_to_a_claim_leaves_nothing_behind(store: Store, study: int) -> None:
+    lease = worker(store)
+    first, again = probe(store, lease, study), probe(store, lease, study)
+    assert (again.probe_id, again.cell) == (first.probe_id, first.cell)
+    with pytest.raises(LeaseLostError):
+        finish(store, first)
+    finish(store, again)
+
+
+def test_a_transient_failure_is_tried_again_as_often_as_that_of_a_trial(store: Store) -> None:
+    once = store.studies.launch(
+        spec(probes=PROBES, runner=RUNNER.__class__(retries=1, max_attempts=3))
+    ).study_id
+    lease = worker(store)
+    assert store.probes.retry(probe(store, lease, once), "the disk was full")
+    held = probe(store, lease, once)
+    assert held.attempt == 2
+    assert not store.probes.retry(held, "again")
+    store.probes.fail(held, "the disk was full again", 0.1, {})
+    assert ticket(store, lease, once).cell == 0
+
+
+def test_other_code_or_another_declaration_measures_anew_and_the_old_answer_is_kept(
+    store: Store, study: int
+) -> None:
+    lease = worker(store)
+    finish(store, probe(store, lease, study))
+    other = probe(store, lease, study, {"p": "other code"})
+    assert other.cell == 0
+    wide = Measurement(bounds={"x": (0.1, 0.9)})
+    finish(store, other, wide)
+    assert ticket(store, lease, study).measurements == (NARROW.to_json(),)
+    assert [row.measurement for row in store.measured.of(study)] == [wide.to_json()], "the last"
+
+
+def test_several_probes_are_measured_in_their_order(store: Store) -> None:
+    study = store.studies.launch(spec(probes={"a": {}, "b": {}})).study_id
+    lease, keys = worker(store), {"a": "1", "b": "2"}
+    held = probe(store, lease, study, keys)
+    assert held.name == "a"
+    finish(store, held)
+    held = probe(store, lease, study, keys)
+    assert (held.name, held.cell) == ("b", 0)
+    wide = Measurement(bounds={"x": (0.1, 0.9)})
+    finish(store, held, wide)
+    claimed = claim(store, lease, study, keys)
+    assert isinstance(claimed, Ticket)
+    assert claimed.measurements == (NARROW.to_json(), wide.to_json())
+
+
+def test_a_trial_by_hand_and_one_that_was_given_back_need_none(store: Store, study: int) -> None:
+    lease = worker(store)
+    store.interventions.enqueue(study, {"a": 2}, {"x": 0.9})
+    by_hand = claim(store, lease, study)
+    assert isinstance(by_hand, Ticket)
+    attempt = begun(store, by_hand, lease)
+    store.ledger.release(attempt, "told to end")
+    again = store.ledger.claim_one(lease, study, PLACE, keys=KEYS)
+    assert again is not None
+    assert not isinstance(again, Probe)
+
+
+def test_a_retried_trial_repeats_its_parameters_without_a_probe(store: Store, study: int) -> None:
+    lease = worker(store)
+    finish(store, probe(store, lease, study))
+    failed = begun(store, ticket(store, lease, study), lease)
+    end(store, failed, Failed("exception", "dice"))
+    store.interventions.retry(study, failed.number)
+    assert store.probes.again(study, None, None) == 1
+    repeated = ticket(store, lease, study)
+    assert repeated.fixed == {"x": 0.5}
+
+
+# ------------------------------------------------------------------------------------- closed cells
+
+
+def closed(store: Store) -> dict[int, Sequence[str]]:
+    progress = store.reads.progress(store.reads.find("study"), maximize=True)
+    return {
+        cell.ordinal: [one.device for one in cell.closed_for]
+        for cell in progress.cells
+        if cell.closed_for
+    }
+
+
+def test_a_cell_that_is_not_feasible_is_closed_for_the_device_type_alone(
+    store: Store, study: int
+) -> None:
+    small, large = worker(store), worker(store, "large", 80.0)
+    says = finish(store, probe(store, small, study), Measurement(infeasible="it needs 30 GiB"))
+    assert says == ["a=0"]
+    assert closed(store) == {0: ["small (24 GiB)"]}
+    assert probe(store, small, study).cell == 1
+    assert probe(store, large, study).cell == 0
+    assert store.doctor.examine().findings == ()
+
+
+def test_what_is_known_to_be_too_large_is_closed_untried(store: Store) -> None:
+    grid = (Axis("a", (0, 1, 2, 3)), Axis("kind", ("s", "l")))
+    study = store.studies.launch(
+        spec(grid=grid, probes=PROBES, budget=Budget(8, 1, max_failures_at_start=None))
+    ).study_id
+    lease = worker(store)
+    held = probe(store, lease, study)
+    assert held.cell_values == {"a": 0, "kind": "s"}
+    assert finish(store, held, Measurement(largest={"a": 1.5})) == ["a=2 kind=s", "a=3 kind=s"]
+    assert sorted(closed(store)) == [4, 6]
+    events = query(
+        store.url,
+        "SELECT reason FROM orchestrator.event WHERE kind = 'cell closed for a device'",
+    )
+    assert ("small (24 GiB): probe p: the largest a that fits is 1.5",) in events
+    assert store.doctor.examine().findings == ()
+
+
+def test_a_cell_in_which_a_trial_ran_to_its_end_there_is_not_closed(
+    store: Store, study: int
+) -> None:
+    lease = worker(store)
+    done = claim(store, lease, study, {})
+    assert isinstance(done, Ticket)
+    end(store, begun(store, done, lease))
+    other = claim(store, lease, study)
+    assert isinstance(other, Probe)
+    finish(store, other, Measurement(largest={"a": -1.0}))
+    assert sorted(closed(store)) == [1, 2], "but not the first, which has run"
+
+
+def test_measured_anew_it_is_open_again(store: Store, study: int) -> None:
+    lease = worker(store)
+    finish(store, probe(store, lease, study), Measurement(infeasible="no", largest={"a": -1.0}))
+    assert sorted(closed(store)) == [0, 1, 2]
+    assert claim(store, lease, study) is None
+    assert store.probes.again(study, [0], ["p"]) == 1
+    assert closed(store) == {}
+    again = probe(store, lease, study)
+    assert (again.cell, again.attempt) == (0, 1)
+    assert store.probes.again(study, None, None) == 0, "it is being measured"
+    finish(store, again)
+    assert ticket(store, lease, study).measurements == (NARROW.to_json(),)
+
+
+# ------------------------------------------------------------------------------------ what is shown
+
+
+def test_its_artifacts_are_those_of_the_study(store: Store, study: int) -> None:
+    lease = worker(store)
+    record: dict[str, Any] = {
+        "artifact_id": "6c2f0c1e-0a53-4a8e-9a57-2f6b1d2b8d33",
+        "filename": "curve.html",
+        "mimetype": "text/html",
+        "encoding": None,
+    }
+    store.probes.finish(
+        probe(store, lease, study), NARROW, 1.0, {}, {record["artifact_id"]: record}
+    )
+    loaded = optuna.load_study(study_name="study", storage=store.url)
+    (found,) = optuna.artifacts.get_all_artifact_meta(loaded)
+    assert (found.artifact_id, found.filename) == (record["artifact_id"], "curve.html")
+
+
+def test_a_person_who_halts_the_study_halts_its_probes(store: Store, study: int) -> None:
+    lease = worker(store)
+    probe(store, lease, study)
+    assert not store.fleet.renew(lease, "measuring").halted
+    store.interventions.pause(study, "a test", now=True)
+    assert store.fleet.renew(lease, "measuring").halted
+
+
+def test_the_events_say_what_was_found_and_what_failed(store: Store, study: int) -> None:
+    lease = worker(store)
+    finish(store, probe(store, lease, study))
+    ticket(store, lease, study)
+    store.probes.fail(probe(store, lease, study), "ValueError: no", 0.1, {})
+    events = query(
+        store.url, "SELECT kind, reason FROM orchestrator.event WHERE kind LIKE 'probe%'"
+    )
+    assert events == [
+        ("probe done", "probe p on small: x from 0.2 to 0.4"),
+        ("probe failed", "probe p on small: ValueError: no"),
+    ]
+
+
+def test_a_study_whose_cell_is_being_measured_cannot_be_deleted(store: Store, study: int) -> None:
+    held = probe(store, worker(store), study)
+    assert json.loads(json.dumps(vars(store.deletion.examine(study)))) == {
+        "followed": False,
+        "held": 1,
+    }
+    finish(store, held)

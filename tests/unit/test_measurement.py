@@ -80,7 +80,7 @@ def test_what_cannot_be_used_is_refused_with_the_rule(returned: Any, rule: str) 
 
 
 def test_several_probes_of_a_cell_are_joined() -> None:
-    stored = [
+    stored: list[dict[str, Any]] = [
         {"bounds": {"lr": [1e-4, 1e-1], "depth": [1, 4]}},
         {"bounds": {"lr": [1e-3, 1.0]}, "fixed": {"depth": 3}},
         {"bounds": {"gone": [0, 1]}},  # of a declaration that has changed since

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from orchestrator import program
 from orchestrator.config import sweeper
-from orchestrator.config.group_axes import contents_of, groups_in_params
+from orchestrator.config.group_axes import contents_of, groups_in_params, read_with_groups
 from orchestrator.config.host import host_config, interpolated
 from orchestrator.config.infeasible import leave_out_fixed
 from orchestrator.config.loader import Loader
@@ -103,7 +103,7 @@ def _compose(
         config_name,
         [text for text in texts if text.startswith(("hydra.", "+hydra.", "++hydra."))],
     )
-    words = read_words(texts, loader.groups)
+    words = read_with_groups(loader, texts)
     if command == "launch":
         words = last_choices(words)
     else:

@@ -10,12 +10,36 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from orchestrator.config.loader import Loader
+from orchestrator.config.loader import SHIPPED_IN_PARAMS, Loader
+from orchestrator.config.overrides import Word, read_words
 from orchestrator.config.schema import SECTIONS
 from orchestrator.config.sections import check_sections
 from orchestrator.config.space import Group
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis
+
+
+def read_with_groups(loader: Loader, texts: Sequence[str]) -> list[Word]:
+    """Returns the words, and takes from the loader's groups those that are none here.
+
+    Raises:
+        ConfigError: as `read_words`.
+    """
+    words = read_words(texts, loader.groups)
+    for group in SHIPPED_IN_PARAMS:
+        named = [word for word in words if word.role == "group" and word.path == group]
+        if not named or any(word.text.startswith("+") for word in named) or _own(loader, group):
+            continue
+        chosen = [word.text for word in words if word.role == "group" and not word.of_user]
+        if not loader.lists(group, chosen):
+            loader.groups -= {group}
+            words = read_words(texts, loader.groups)
+    return words
+
+
+def _own(loader: Loader, group: str) -> list[str]:
+    """The options of a group of ours that are the user's."""
+    return [option for option in loader.options(group) if option not in loader.shipped(group)]
 
 
 def groups_in_params(loader: Loader, chosen: Sequence[str], base: DictConfig) -> dict[str, Group]:
@@ -28,7 +52,9 @@ def groups_in_params(loader: Loader, chosen: Sequence[str], base: DictConfig) ->
         for key, group in listed.items()
     ]
     candidates += [
-        (f"+{group}", group, None) for group in loader.groups if group not in listed.values()
+        (f"+{group}", group, None)
+        for group in loader.groups
+        if group not in listed.values() and (group not in SHIPPED_IN_PARAMS or _own(loader, group))
     ]
     candidates = [
         c for c in candidates if c[1].split("/")[0] not in (*SECTIONS, "experiment", "hydra")
@@ -37,6 +63,10 @@ def groups_in_params(loader: Loader, chosen: Sequence[str], base: DictConfig) ->
     groups: dict[str, Group] = {}
     for key, group, option in candidates:
         options = loader.options(group)
+        if group in SHIPPED_IN_PARAMS and (own := _own(loader, group)):
+            # A group of the user's that fills another place is not ours with more options.
+            ours = loader.header_package(group, loader.shipped(group))
+            options = options if loader.header_package(group, own) == ours else own
         package = (
             packages.get(key.lstrip("+"))
             or (key.split("@")[1] if "@" in key else None)

@@ -23,6 +23,11 @@ from orchestrator.config.translate import translated
 from orchestrator.errors import ConfigError, denied, did_you_mean
 from orchestrator.settings import HOST
 
+SHIPPED_IN_PARAMS = ("schedule",)
+"""Groups of ours that fill a section of params. They are groups only in a config whose defaults
+list has them, or to which ``+`` adds them: elsewhere the name is a parameter like any other.
+"""
+
 
 class Loader:
     """Hydra's loader over the user's directory and the shipped one; touches as little of Hydra's
@@ -102,6 +107,19 @@ class Loader:
         """
         return translated(lambda: list(self._repository.get_group_options(group, kind)))
 
+    def shipped(self, group: str) -> list[str]:
+        """The options of a group that come with the program."""
+        return sorted(path.stem for path in (shipped_directory() / group).glob("*.yaml"))
+
+    def lists(self, group: str, overrides: Sequence[str]) -> bool:
+        """Whether a defaults list names the group; also true where the config cannot be composed,
+        which is reported when it is.
+        """
+        try:
+            return group in self._defaults(overrides).overrides.known_choices
+        except ConfigError:
+            return True
+
     def checked_choice(self, word: Word) -> str:
         """Returns the choice of a group as an override for Hydra.
 
@@ -116,7 +134,7 @@ class Loader:
                 f"{', '.join(sorted(options))}"
             )
         drop = "" if word.path in SECTIONS else f", or none with ~{word.path}"
-        hint = as_parameter(word) if word.path in SECTIONS else ""
+        hint = as_parameter(word) if word.path in (*SECTIONS, *SHIPPED_IN_PARAMS) else ""
         for option in chosen if isinstance(chosen, list) else [chosen]:
             if isinstance(option, str) and option not in options and not word.override.is_delete():
                 raise ConfigError(

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim import lr_scheduler as torchs
 
 from orchestrator.training import SAM, SCHEDULES, Schedule, schedule
+from tests.support.commands import ROOT
 
 LR = 0.5
 T = 21
@@ -408,3 +410,14 @@ def test_bad_arguments_change_nothing(
     with pytest.raises(error, match=message):
         schedule(name, **arguments)
     assert optimizer.param_groups[0] == before
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_each_shipped_option_of_the_config_group_holds_its_own_defaults(name: str) -> None:
+    loaded = OmegaConf.load(ROOT / "conf" / "schedule" / f"{name}.yaml")
+    options: Any = OmegaConf.to_container(loaded)
+    assert options.pop("name") == name
+    assert options == schedule(name, sgd(), T).options
+    used(schedule(name, optimizer=sgd(), total_steps=T, **options), T)
+    shipped = {path.stem for path in (ROOT / "conf" / "schedule").iterdir()}
+    assert shipped == set(SCHEDULES)

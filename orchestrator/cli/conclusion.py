@@ -114,6 +114,8 @@ def _show(call: Call, spec: StudySpec, standing: _Standing, failures: Failures) 
     notes = believed.lines(spec, how=how)
     print(screen.results(spec, progress, believed.best, believed.cells, notes))
     if spec.probes:
+        for line in probes.failures(standing.probes):
+            print(line)
         how = hints.command(call, "probe", named)
         print(f"{probes.summary(spec, standing.probes)}; what they found: {how}")
     if mixed := provenance.changes_within(standing.code):

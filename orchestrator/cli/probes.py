@@ -132,18 +132,45 @@ def _short(value: JSONValue) -> str:
 
 
 def summary(spec: StudySpec, rows: Sequence[ProbeRow]) -> str:
-    """``probes: 5 of 6 measured, 1 running, 12 s``; a device type more makes more of them."""
+    """``probes: 5 of 6 measured, 1 running, 12 s and 1500 steps in all``; each device type has its
+    own.
+    """
     per_type = {(row.device_name, row.bytes) for row in rows}
     total = max(spec.n_cells * len(spec.probes) * max(1, len(per_type)), len(rows))
     done = sum(row.state == "DONE" for row in rows)
     failed = sum(row.state == "FAILED" for row in rows)
     running = sum(row.held for row in rows)
     took = sum(row.seconds or 0.0 for row in rows)
+    steps = sum(map(_steps, rows))
     parts = [f"{done} of {total} measured"]
     parts += [f"{failed} failed"] if failed else []
     parts += [f"{running} running"] if running else []
-    parts += [f"{span_label(took)} in all"] if took else []
+    if took:
+        parts.append(f"{span_label(took)}{f' and {steps} steps' if steps else ''} in all")
     return f"probes: {', '.join(parts)}"
+
+
+def _steps(row: ProbeRow) -> int:
+    """How many training steps the probe says it ran."""
+    steps = ((row.measurement or {}).get("facts") or {}).get("steps")
+    return steps if isinstance(steps, int) and not isinstance(steps, bool) else 0
+
+
+def failures(rows: Sequence[ProbeRow]) -> list[str]:
+    """One line for each way in which probes failed: how many, the cause, the log of the first."""
+    alike: dict[tuple[str, str], list[ProbeRow]] = {}
+    for row in rows:
+        if row.state == "FAILED":
+            alike.setdefault((row.name, (row.reason or "").partition("\n")[0]), []).append(row)
+    lines = []
+    for (name, cause), failed in alike.items():
+        log = next((x for x in (failed[0].reason or "").splitlines() if x.startswith("log: ")), "")
+        where = count_label(len(failed), "cell")
+        lines.append(
+            f"probe {name} failed in {where}, searched as declared: {cause}"
+            f"{f'; {log}' if log else ''}"
+        )
+    return lines
 
 
 def table(spec: StudySpec, rows: Sequence[ProbeRow], room: int = _MOST) -> RenderableType:
@@ -181,7 +208,9 @@ def _found(row: ProbeRow) -> str:
     if row.state != "DONE":
         why = f": {row.reason.splitlines()[0]}" if row.reason else ""
         return f"to be measured again{why}"
-    return label_of(row.measurement or {})
+    found = row.measurement or {}
+    warning = (found.get("facts") or {}).get("warning")
+    return label_of(found) + (f"; {warning}" if isinstance(warning, str) else "")
 
 
 def label_of(measurement: Mapping[str, Any]) -> str:
@@ -263,4 +292,20 @@ def plan_lines(spec: StudySpec) -> list[str]:
     for name, probe in spec.probes.items():
         words = ", ".join(f"{k}={value_label(v)}" for k, v in probe.items() if k != "_target_")
         lines.append(f"  {name}: {probe['_target_']}{f' ({words})' if words else ''}")
+        lines += [f"    {warning}" for warning in _few_samples(spec, probe)]
     return lines
+
+
+def _few_samples(spec: StudySpec, probe: Mapping[str, JSONValue]) -> list[str]:
+    """Which batch sizes of the grid hold too few samples of each class, as the probe will warn."""
+    n_classes, path = probe.get("n_classes"), probe.get("axis")
+    axis = next((axis for axis in spec.grid if axis.path == path), None)
+    if axis is None or not isinstance(n_classes, int) or isinstance(n_classes, bool):
+        return []
+    from orchestrator.training.batch_size import classes_rule  # imports torch
+
+    try:
+        rules = [(value, classes_rule(value, n_classes)) for value in axis.values]
+    except (TypeError, ValueError):
+        return []  # the probe itself says what is wrong
+    return [f"{path}={value}: {rule.warning}" for value, rule in rules if rule.warning]

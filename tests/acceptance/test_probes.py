@@ -66,6 +66,7 @@ def test_a_probe_that_fails_stops_nothing_and_says_why(commands: Commands) -> No
     )
     assert "finished: budget spent" in said
     assert "probes: 0 of 4 measured, 4 failed" in said
+    assert "probe p failed in 1 cell, searched as declared: ValueError: nothing to measure" in said
     probes = json.loads(commands.check("probe", "--json"))["probes"]
     assert [one["state"] for one in probes] == ["FAILED"] * 4
     rules = (

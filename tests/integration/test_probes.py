@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import optuna
@@ -106,6 +107,30 @@ def test_while_one_worker_measures_a_cell_the_others_go_on_with_other_cells(
     finish(store, held[1])
     mine = ticket(store, fourth, study)
     assert (mine.cell, mine.measurements) == (1, (NARROW.to_json(),))
+
+
+def test_ten_workers_at_once_measure_each_cell_once(store: Store) -> None:
+    study = store.studies.launch(spec(cells=6, per_cell=3, probes=PROBES)).study_id
+
+    def work(_: int) -> int:
+        mine = Store(store.url)
+        lease, measured = worker(mine), 0
+        while mine.reads.find("study").state != "FINISHED":
+            claimed = claim(mine, lease, study)
+            if isinstance(claimed, Probe):
+                finish(mine, claimed)
+                measured += 1
+            elif claimed is not None:
+                assert claimed.measurements == (NARROW.to_json(),)
+                end(mine, begun(mine, claimed, lease))
+        mine.ledger.deregister(lease, "done")
+        mine.rest()
+        return measured
+
+    with ThreadPoolExecutor(10) as pool:
+        assert sum(pool.map(work, range(10))) == 6
+    assert [row.attempt for row in store.measured.of(study)] == [1] * 6
+    assert store.doctor.examine().findings == ()
 
 
 def test_ahead_nothing_is_taken_of_a_cell_that_was_not_measured(store: Store, study: int) -> None:

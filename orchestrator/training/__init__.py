@@ -11,9 +11,12 @@ from orchestrator.training.batch_size import (
     classes_rule,
     find_batch_size,
 )
+from orchestrator.training.curve import LRCurve, Reading, Sweep
+from orchestrator.training.curve_rules import NoAnswerError
 from orchestrator.training.heads import mlp_head
 from orchestrator.training.landscape import loss_landscape
 from orchestrator.training.landscape_figures import compare_landscapes
+from orchestrator.training.lr_range import lr_range_test
 from orchestrator.training.memory import MemoryModel
 from orchestrator.training.memory_errors import is_memory_error
 from orchestrator.training.parts import Parts
@@ -39,11 +42,15 @@ __all__ = [
     "Backbone",
     "BatchSizeFound",
     "ClassesRule",
+    "LRCurve",
     "LossLandscape",
     "MemoryModel",
+    "NoAnswerError",
     "Parts",
+    "Reading",
     "Schedule",
     "Sharpness",
+    "Sweep",
     "accumulation_for",
     "average_sharpness",
     "backbone",
@@ -54,6 +61,7 @@ __all__ = [
     "is_memory_error",
     "linear_scaling",
     "loss_landscape",
+    "lr_range_test",
     "mlp_head",
     "power_scaling",
     "preserved",

@@ -36,7 +36,7 @@ def preserved(
     *,
     others: Iterable[Stateful] = (),
     device: torch.device | str | None = None,
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Leaves everything bit for bit as it was before the block, also when the block raises.
 
     That is:
@@ -53,6 +53,9 @@ def preserved(
     Not restored: other attributes that a module sets on itself, hooks, and what the batches were
     read from. Within the block gradients start as ``None``; those of before are set aside, neither
     copied nor touched. Nothing is written to disk.
+
+    Yields a function that puts all but the random numbers back within the block, with gradients of
+    ``None``, so that it can begin anew without another copy.
 
     Extra memory: one copy of the parameters, the buffers and the optimizer's state.
 
@@ -73,17 +76,23 @@ def preserved(
         for restore in _random_numbers():
             stack.callback(restore)
         stack.callback(tensors.give_gradients_back)  # when their parameters fit them again
+        states: list[_Restore] = []
         if model is not None:
-            for module in model.modules():
-                stack.callback(_module(module, tensors))
+            states += [_module(module, tensors) for module in model.modules()]
         if optimizer is not None:
-            for one in _with_wrapped(optimizer):
-                stack.callback(_optimizer(one, tensors))
+            states += [_optimizer(one, tensors) for one in _with_wrapped(optimizer)]
         # Loading a schedule may set learning rates, so the optimizer comes back after it.
-        for other in others:
-            stack.callback(_other(other))
+        states += [_other(other) for other in others]
+        for restore in states:
+            stack.callback(restore)
         tensors.set_gradients_aside()
-        yield
+
+        def begin_anew() -> None:
+            for restore in reversed(states):
+                restore()
+            tensors.drop_gradients()
+
+        yield begin_anew
 
 
 def _check(model: object, optimizer: object, others: Iterable[object]) -> None:
@@ -141,10 +150,13 @@ class _Tensors:
         return restore
 
     def set_gradients_aside(self) -> None:
-        for tensor, _ in self._kept.values():
-            if tensor.is_leaf:
-                self._gradients.append((tensor, tensor.grad))
-                tensor.grad = None
+        leaves = [tensor for tensor, _ in self._kept.values() if tensor.is_leaf]
+        self._gradients = [(leaf, leaf.grad) for leaf in leaves]
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        for tensor, _ in self._gradients:
+            tensor.grad = None
 
     def give_gradients_back(self) -> None:
         for tensor, gradient in self._gradients:

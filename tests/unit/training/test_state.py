@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.training import preserved
+from tests.support.states import everything, raw
 
 torch.set_num_threads(1)
 
@@ -63,39 +64,6 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) ->
 
     for _ in range(steps):
         optimizer.step(closure)  # type: ignore[arg-type]  # its stubs want a float
-
-
-def everything(*objects: Any) -> list[Any]:
-    """All that is to be as before: values as bytes, objects by identity."""
-    seen: list[Any] = [random.getstate(), repr(np.random.get_state()), raw(torch.get_rng_state())]
-    for thing in objects:
-        if isinstance(thing, nn.Module):
-            for name, module in thing.named_modules():
-                seen += [name, id(module), module.training, list(module._modules)]
-            for name, tensor in [*thing.named_parameters(), *thing.named_buffers()]:
-                grad = tensor.grad if tensor.is_leaf else None
-                seen += [name, id(tensor), tensor.data_ptr(), tensor.dtype, tensor.requires_grad]
-                seen += [raw(tensor), id(grad), None if grad is None else raw(grad)]
-        elif isinstance(thing, torch.optim.Optimizer):
-            seen += [id(thing.param_groups), id(thing.state), *map(id, thing.param_groups)]
-            seen += flat(thing.param_groups) + flat(dict(thing.state)) + sorted(vars(thing))
-        else:
-            seen += flat(thing.state_dict())
-    return seen
-
-
-def raw(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().numpy().tobytes()
-
-
-def flat(value: Any) -> list[Any]:
-    if isinstance(value, Tensor):
-        return [id(value), raw(value)]
-    if isinstance(value, dict):
-        return [entry for pair in value.items() for entry in flat(list(pair))]
-    if isinstance(value, list | tuple):
-        return [entry for item in value for entry in flat(item)]
-    return [value]
 
 
 def move_all_random_numbers() -> None:
@@ -214,6 +182,22 @@ def test_state_of_a_higher_precision_than_its_parameter_keeps_it() -> None:
     assert buffer.dtype == torch.float32
     assert buffer.tolist() == torch.full((3,), 1.0001).tolist()
     assert parameter.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_block_can_begin_anew(pair: tuple[Net, torch.optim.Optimizer]) -> None:
+    model, optimizer = pair
+    train(model, optimizer)
+    before = everything(model, optimizer)
+    with preserved(model, optimizer) as begin_anew:
+        weights = []
+        for _ in range(2):
+            begin_anew()
+            torch.manual_seed(1)
+            assert model.first.weight.grad is None
+            train(model, optimizer)
+            weights.append([raw(parameter) for parameter in model.parameters()])
+        assert weights[0] == weights[1]
+    assert everything(model, optimizer) == before
 
 
 class Around(torch.optim.Optimizer):

@@ -105,7 +105,7 @@ def _measured(
         facts["steps"] += 1
         _step(parts, batch if samples is None else _cut(batch, samples, size))
 
-    def preserving() -> AbstractContextManager[None]:
+    def preserving() -> AbstractContextManager[object]:
         held = None if device.type == "cpu" else "cpu"
         return preserved(parts.model, parts.optimizer, device=held)
 

@@ -17,7 +17,15 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator import __version__
 from orchestrator.errors import ConfigError
 from orchestrator.lazy import uncollected
-from orchestrator.model import ASK_KEY, JSONValue, Limits, StudySpec, Suggestion, TrialNews
+from orchestrator.model import (
+    ASK_KEY,
+    JSONValue,
+    Limits,
+    StudySpec,
+    Suggestion,
+    TrialNews,
+    value_label,
+)
 from orchestrator.search.answers import Answers
 from orchestrator.search.cells.allocation import FLOOR, OpenCells, Question, choose
 from orchestrator.search.cells.best import BestOfCells
@@ -30,6 +38,7 @@ from orchestrator.search.gp.sampler import HybridGPSampler
 from orchestrator.search.gp.surrogate import Fits
 from orchestrator.search.pruners import Judge
 from orchestrator.search.samplers import GeneticSampler, make_sampler
+from orchestrator.search.soft_bounds import FREE_EVERY, limits_in_effect
 from orchestrator.search.space import Parameter, check_exist, in_steps, parameters
 from orchestrator.search.tpe.sampler import HybridTPESampler
 from orchestrator.search.trials.history import BOUNDS_KEY, FIXED_KEY
@@ -126,8 +135,13 @@ class Search:
             cell: a value for each axis of the grid.
             ticket: ordinal of the ticket in the study, from 0.
             retry: how often this ticket has failed before.
-            bounds: narrower limits (both included, in the parameter's units) of searched numbers,
-                for this trial.
+            bounds: where searched numbers are expected to be best in this cell (lowest and highest
+                value, in the parameter's units; what lies outside the declared range is cut off).
+                They are soft: every fourth ticket of a cell is searched in the declared range, and
+                from four complete trials of the cell on the bounds stretch until they hold all
+                values within their width (on the parameter's scale) of the best one. With several
+                objectives they do not stretch. What is learnt is learnt in the declared range,
+                whatever the bounds.
             given: values of searched parameters that are fixed; the others are suggested
                 conditionally on them.
 
@@ -138,8 +152,9 @@ class Search:
         """
         given = given or {}
         fixed = self._internal_cell(cell) | self._internal_given(given)
-        limits = self._checked_bounds(bounds or {})
-        check_exist([self._parameters[path] for path in [*given, *limits]], cell)
+        asked = self._checked_bounds(bounds or {})
+        check_exist([self._parameters[path] for path in [*given, *asked]], cell)
+        limits = self._softened(asked, cell, ticket)
         present = {
             path: parameter
             for path, parameter in self._parameters.items()
@@ -168,6 +183,8 @@ class Search:
             "sampler": self._spec.sampler.name,
             "version": __version__,
         }
+        if asked:
+            written[ASK_KEY] |= {"bounds": asked, "limits": limits}
         spaces = {path: self._space[path] for path in drawn}
         internal = fixed | {
             path: in_steps(d, float(d.to_internal_repr(drawn[path]))) for path, d in spaces.items()
@@ -431,6 +448,33 @@ class Search:
         if unknown := set(given) - searched:
             raise ConfigError(f"{', '.join(sorted(unknown))}: not searched in this study")
         return {path: self._parameters[path].internal(value) for path, value in given.items()}
+
+    def _ordinal(self, cell: Mapping[str, JSONValue]) -> int:
+        """The place of a cell among those of the grid."""
+        ordinal = 0
+        for axis in self._spec.grid:
+            internal = self._parameters[axis.path].internal
+            places = [internal(value) for value in axis.values]
+            mine = internal(cell[axis.path])
+            if mine not in places:
+                raise ConfigError(f"{axis.path}={value_label(cell[axis.path])}: not on the grid")
+            ordinal = ordinal * len(places) + places.index(mine)
+        return ordinal
+
+    def _softened(
+        self, bounds: dict[str, list[float]], cell: Mapping[str, JSONValue], ticket: int
+    ) -> dict[str, list[float]]:
+        """The limits of the trial of a ticket, given the bounds that were found for its cell."""
+        if not bounds:
+            return {}
+        number = self._best.number(self._ordinal(cell), FREE_EVERY)
+        best = None if number is None else self._mirror.find(number)
+        # A cell's tickets are a row apart where all cells get equally many; in a row every fourth
+        # cell has a free one.
+        row, place = divmod(ticket, self._spec.n_cells)
+        return limits_in_effect(
+            bounds, self._space, {} if best is None else best.params, row + place
+        )
 
     def _checked_bounds(self, bounds: Mapping[str, tuple[float, float]]) -> dict[str, list[float]]:
         checked = {}

@@ -290,9 +290,11 @@ def test_bounds_narrow_the_suggestion_and_not_the_distribution(name: str) -> Non
             retry=0,
             bounds={"lr": (1e-3, 2e-3), "depth": (2.5, 4.2), "heads": (5, 9)},
         )
-        assert 1e-3 <= asked.values["lr"] <= 2e-3
-        assert asked.values["depth"] in (3, 4)
-        assert asked.values["heads"] in (6, 8)
+        limits: Any = asked.system_attrs[ASK_KEY]
+        if number == 0:
+            assert limits["limits"] == {"lr": [1e-3, 2e-3], "depth": [3.0, 4.0], "heads": [6.0, 8.0]}
+        for path, (low, high) in limits["limits"].items():
+            assert low <= asked.values[path] <= high
         for param in asked.params:
             if param.name in wide:
                 d: Any = json_to_distribution(param.distribution)

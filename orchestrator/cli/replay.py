@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import search
 from orchestrator.cli.call import Call
@@ -60,9 +61,7 @@ def run(call: Call) -> int:
         how = f"suggested by {sampler} from news up to {position}"
         if searched and searched & derived.keys() <= inputs["given"].keys():
             how = "its parameters were given, and are not suggested"
-        for path, (low, high) in inputs.get("bounds", {}).items():
-            how += f"; {path} within {low:.3g} to {high:.3g}, as a probe found"
-        print(f"trial {number} of {row.name}: {how}")
+        print(f"trial {number} of {row.name}: {how}{_searched_where(inputs)}")
         for path, internal in derived.items():
             parameter, has = declared[path], stored.get(path)
             there = "none" if has is None else value_label(parameter.true_value(has))
@@ -72,6 +71,26 @@ def run(call: Call) -> int:
             print(f"  not replayed, suggested while the objective ran: {', '.join(later)}")
         print("the same suggestion" if same else "differs from the trial's suggestion")
     return 0 if same else _DIFFERS
+
+
+def _searched_where(inputs: dict[str, Any]) -> str:
+    """Where parameters with bounds were searched."""
+    said = ""
+    for path, bounds in inputs.get("bounds", {}).items():
+        limits = inputs.get("limits", inputs["bounds"]).get(path)
+        found = _range(bounds)
+        if limits is None:
+            said += f"; {path} in its declared range, in doubt of {found}, as a probe found"
+        elif limits == bounds:
+            said += f"; {path} within {found}, as a probe found"
+        else:
+            said += f"; {path} within {_range(limits)}, around {found}, as a probe found"
+    return said
+
+
+def _range(limits: Sequence[float]) -> str:
+    low, high = limits
+    return f"{low:.3g} to {high:.3g}"
 
 
 def with_suggestion(store: Store, row: StudyRow, number: int) -> TrialNews:

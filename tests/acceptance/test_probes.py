@@ -28,7 +28,9 @@ def test_a_study_is_measured_first_and_searched_within_what_was_found(commands: 
     assert "probes: 3 of 3 measured" in said
     study = optuna.load_study(study_name="probed", storage=str(commands.url))
     assert len(study.trials) == 6
-    assert all(0.2 <= trial.params["x"] <= 0.4 for trial in study.trials)
+    asked = [trial.system_attrs["orchestrator:ask"] for trial in study.trials]
+    assert [one["limits"] for one in asked] == [{"x": [0.2, 0.4]}] * 5 + [{}], "one is free"
+    assert all(0.2 <= trial.params["x"] <= 0.4 for trial in study.trials[:5])
     declared = optuna.distributions.FloatDistribution(0.0, 1.0)
     assert {str(trial.distributions["x"]) for trial in study.trials} == {str(declared)}
     assert len(optuna.artifacts.get_all_artifact_meta(study)) == 3
@@ -43,6 +45,9 @@ def test_a_study_is_measured_first_and_searched_within_what_was_found(commands: 
     assert log == "measuring a=1 with x=0.5 as number -1, attempt 1\n"
     replayed = commands.check("replay", "study.name=probed", "trial=3")
     assert "x within 0.2 to 0.4, as a probe found" in replayed
+    assert "the same suggestion" in replayed
+    replayed = commands.check("replay", "study.name=probed", "trial=5")
+    assert "x in its declared range, in doubt of 0.2 to 0.4, as a probe found" in replayed
     assert "the same suggestion" in replayed
     by_hand = commands.check("enqueue", "study.name=probed", "a=1", "x=0.9")
     assert "x=0.9 lies outside what the cell's probe found: 0.2 to 0.4" in by_hand

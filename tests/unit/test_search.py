@@ -292,7 +292,11 @@ def test_bounds_narrow_the_suggestion_and_not_the_distribution(name: str) -> Non
         )
         limits: Any = asked.system_attrs[ASK_KEY]
         if number == 0:
-            assert limits["limits"] == {"lr": [1e-3, 2e-3], "depth": [3.0, 4.0], "heads": [6.0, 8.0]}
+            assert limits["limits"] == {
+                "lr": [1e-3, 2e-3],
+                "depth": [3.0, 4.0],
+                "heads": [6.0, 8.0],
+            }
         for path, (low, high) in limits["limits"].items():
             assert low <= asked.values[path] <= high
         for param in asked.params:

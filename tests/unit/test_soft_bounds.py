@@ -55,7 +55,7 @@ def ended(number: int, asked: Suggestion, *values: float) -> TrialNews:
 
 
 def limits(asked: Suggestion) -> Any:
-    return asked.system_attrs[ASK_KEY]["limits"]  # type: ignore[index,call-overload]
+    return asked.system_attrs[ASK_KEY]["limits"]
 
 
 def played(
@@ -196,4 +196,4 @@ def test_with_several_objectives_bounds_do_not_stretch() -> None:
 
 def test_what_is_learnt_without_bounds_is_as_it_was() -> None:
     asked = Search(SPEC).ask(CELLS[0], ticket=3, retry=0)
-    assert not {"bounds", "limits"} & set(asked.system_attrs[ASK_KEY])  # type: ignore[arg-type]
+    assert not {"bounds", "limits"} & set(asked.system_attrs[ASK_KEY])

@@ -3,8 +3,9 @@
 Trains in a second or two on one CPU core.
 
 `train` is all that the orchestrator needs from your code: a function of the config and the trial
-that returns the metric. The data are the 1,797 images (8x8 grey levels) of the UCI handwritten
-digits test set, which scikit-learn includes.
+that returns the metric. `build` serves probes, which measure something before a cell's first trial.
+The data are the 1,797 images (8x8 grey levels) of the UCI handwritten digits test set, which
+scikit-learn includes.
 """
 
 # mypy: allow-untyped-calls
@@ -12,7 +13,9 @@ digits test set, which scikit-learn includes.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,10 +25,14 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.examples.checkpoint import load_checkpoint, save_checkpoint
+from orchestrator.examples.optimizers import make_optimizer, make_schedule, step
 from orchestrator.runner import Trial, TrialPruned
+from orchestrator.training import Parts, mlp_head
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 CHECKPOINT_EVERY = 4  # epochs
+ONE_CYCLE: dict[str, Any] = {"final": 1e-4, "momentum": (0.85, 0.95)}
+"""What torch's OneCycleLR does unless told otherwise: the momentum moves against the rate."""
 
 
 def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
@@ -39,36 +46,31 @@ def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
 
     Args:
         cfg: ``data.batch_size``; ``model.hidden_units``, ``.depth``, ``.dropout``, ``.activation``;
-            ``optim.lr`` (the peak), ``.weight_decay``; ``train.epochs``.
+            ``optim.name``, ``.lr`` (the peak), ``.weight_decay``; ``schedule.name``;
+            ``train.epochs``.
         trial: The running trial.
 
     Raises:
         TrialPruned: The study's pruner stopped the trial.
     """
-    images, labels, val_images, val_labels = (tensor.to(trial.device) for tensor in load_split())
-    torch.manual_seed(trial.seed)
-    model = mlp(cfg.model).to(trial.device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=cfg.optim.lr, weight_decay=cfg.optim.weight_decay
-    )
-    steps = cfg.train.epochs * -(-len(images) // cfg.data.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=cfg.optim.lr, total_steps=steps
-    )
+    parts = build(cfg, trial)
+    model, optimizer, batches = parts.model, parts.optimizer, parts.batches
+    assert isinstance(batches, Batches)
+    val_images, val_labels = (tensor.to(trial.device) for tensor in load_split()[2:])
+    steps = cfg.train.epochs * len(batches)
+    defaults = ONE_CYCLE if cfg.schedule.name == "onecycle" else {}
+    schedule = make_schedule({**defaults, **cfg.schedule}, optimizer, steps)
 
     checkpoint = trial.checkpoint_dir / "last.pt"
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    done = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
+    saved = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    done = load_checkpoint(checkpoint, saved)
     accuracy, loss = evaluate(model, val_images, val_labels)
 
     for epoch in range(done, cfg.train.epochs):
         torch.manual_seed(trial.seed + 1 + epoch)  # the order of the images, and dropout
         model.train()
-        for batch in torch.randperm(len(images), device=trial.device).split(cfg.data.batch_size):
-            optimizer.zero_grad()
-            F.cross_entropy(model(images[batch]), labels[batch]).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
-            optimizer.step()
+        for batch in batches:
+            step(parts, batch)
             schedule.step()
 
         accuracy, loss = evaluate(model, val_images, val_labels)
@@ -77,7 +79,7 @@ def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
             raise TrialPruned
         stopping = trial.should_stop()
         if stopping or (epoch + 1) % CHECKPOINT_EVERY == 0:
-            save_checkpoint(checkpoint, parts, epochs=epoch + 1)
+            save_checkpoint(checkpoint, saved, epochs=epoch + 1)
         if stopping and epoch + 1 < cfg.train.epochs:
             return None  # another worker continues from the checkpoint
 
@@ -85,6 +87,44 @@ def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
     return {"val_accuracy": accuracy, "val_loss": loss, "parameters": parameters}
 
 
+def build(cfg: DictConfig, trial: Trial) -> Parts:
+    """The model, optimizer, loss and batches of that training, for `train` and for probes."""
+    images, labels = (tensor.to(trial.device) for tensor in load_split()[:2])
+    torch.manual_seed(trial.seed)
+    model = mlp_head(
+        images.shape[1],
+        10,
+        n_hidden_layers=cfg.model.depth,
+        n_hidden_units=cfg.model.hidden_units,
+        dropout=cfg.model.dropout,
+        activation=cfg.model.activation,
+    ).to(trial.device)
+    return Parts(
+        model=model,
+        optimizer=make_optimizer(model=model, **cfg.optim),
+        loss_fn=F.cross_entropy,
+        batches=Batches(images, labels, cfg.data.batch_size),
+    )
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of one epoch, in another order at each iteration, by torch's random numbers."""
+
+    images: Tensor
+    labels: Tensor
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.images), device=self.images.device)
+        for rows in order.split(self.size):
+            yield self.images[rows], self.labels[rows]
+
+
+@cache
 def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images and labels for training, and the held-out fifth.
 
@@ -104,23 +144,6 @@ def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-def mlp(cfg: DictConfig) -> nn.Sequential:
-    """From 64 pixels to 10 classes, with `depth` hidden layers of `hidden_units`.
-
-    Each hidden layer has an activation and dropout.
-    """
-    layers: list[nn.Module] = []
-    width = 64
-    for _ in range(cfg.depth):
-        layers += [
-            nn.Linear(width, cfg.hidden_units),
-            ACTIVATIONS[cfg.activation](),
-            nn.Dropout(cfg.dropout),
-        ]
-        width = cfg.hidden_units
-    return nn.Sequential(*layers, nn.Linear(width, 10))
-
-
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
     """Accuracy (0 to 1) and mean cross-entropy (nats)."""
@@ -129,20 +152,3 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, f
     return (logits.argmax(1) == labels).float().mean().item(), F.cross_entropy(
         logits, labels
     ).item()
-
-
-def save_checkpoint(path: Path, parts: dict[str, Any], epochs: int) -> None:
-    """Writes the state after `epochs` epochs atomically: the process may be killed at any time."""
-    partial = path.with_suffix(".partial")
-    torch.save(
-        {"epochs": epochs} | {name: part.state_dict() for name, part in parts.items()}, partial
-    )
-    partial.replace(path)
-
-
-def load_checkpoint(path: Path, parts: dict[str, Any]) -> int:
-    """Restores the saved state and returns how many epochs are done."""
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["epochs"])

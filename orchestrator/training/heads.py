@@ -6,6 +6,7 @@ from typing import Final
 
 from torch import nn
 
+from orchestrator.training.arguments import number, whole
 from orchestrator.training.choices import look_up
 
 ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {
@@ -45,19 +46,11 @@ def mlp_head(
         TypeError: An argument has another type.
         ValueError: A value is out of range, or there is no such activation.
     """
-    for argument, value, least in (
-        ("in_features", in_features, 1),
-        ("n_classes", n_classes, 1),
-        ("n_hidden_layers", n_hidden_layers, 0),
-        ("n_hidden_units", n_hidden_units, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{argument}={value!r}: must be a whole number")
-        if value < least:
-            raise ValueError(f"{argument}={value}: must be at least {least}")
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
-        raise TypeError(f"dropout={dropout!r}: must be a number")
-    if not 0 <= dropout < 1:
+    whole("in_features", in_features, 1)
+    whole("n_classes", n_classes, 1)
+    whole("n_hidden_layers", n_hidden_layers, 0)
+    whole("n_hidden_units", n_hidden_units, 1)
+    if not 0 <= number("dropout", dropout) < 1:
         raise ValueError(f"dropout={dropout}: must be in [0, 1)")
     make_activation = look_up("activation", activation, ACTIVATIONS)
 

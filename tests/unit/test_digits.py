@@ -12,33 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.runner import TrialPruned
 from orchestrator.runner.files import Checkpoints
+from tests.support.fake_trial import FakeTrial
 
 pytestmark = pytest.mark.xdist_group("torch")  # one process imports it, not all
-
-
-class FakeTrial:
-    """A trial without a study: keeps what is reported, and asks for an early end after given
-    epochs.
-    """
-
-    device = "cpu"
-    seed = 7
-
-    def __init__(
-        self, checkpoint_dir: Path, *, stop_after: int | None = None, prune_after: int | None = None
-    ) -> None:
-        self.checkpoint_dir = checkpoint_dir
-        self.reports: dict[int, float] = {}
-        self._stop_after, self._prune_after = stop_after, prune_after
-
-    def report(self, value: float, step: int) -> None:
-        self.reports[step] = value
-
-    def should_prune(self) -> bool:
-        return self._prune_after is not None and max(self.reports) >= self._prune_after
-
-    def should_stop(self) -> bool:
-        return self._stop_after is not None and max(self.reports) >= self._stop_after
 
 
 def config(**changes: Any) -> DictConfig:
@@ -46,7 +22,8 @@ def config(**changes: Any) -> DictConfig:
         {
             "data": {"batch_size": 128},
             "model": {"hidden_units": 64, "depth": 1, "dropout": 0.1, "activation": "relu"},
-            "optim": {"lr": 0.03, "weight_decay": 1e-4},
+            "optim": {"name": "adamw", "lr": 0.03, "weight_decay": 1e-4},
+            "schedule": {"name": "onecycle"},
             "train": {"epochs": 12},
         }
     )
@@ -71,6 +48,72 @@ def test_it_learns_the_digits(tmp_path: Path) -> None:
     assert result["parameters"] == 64 * 64 + 64 + 64 * 10 + 10
     assert list(trial.reports) == list(range(12))
     assert trial.reports[11] == result["val_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "schedule"), [("sgd", 0.3, "cosine"), ("sam", 0.3, "wsd")]
+)
+def test_it_learns_with_other_optimizers_and_schedules(
+    tmp_path: Path, optimizer: str, lr: float, schedule: str
+) -> None:
+    changes = {"optim__name": optimizer, "optim__lr": lr, "schedule__name": schedule}
+    result = train(config(**changes), FakeTrial(tmp_path))
+    assert result is not None
+    assert result["val_accuracy"] >= 0.96
+
+
+def test_by_default_rate_and_momentum_are_those_of_torchs_onecycle() -> None:
+    import torch
+
+    from orchestrator.examples.digits import ONE_CYCLE
+    from orchestrator.examples.optimizers import make_optimizer, make_schedule
+
+    model = torch.nn.Linear(2, 2)
+    courses = []
+    for ours in (True, False):
+        optimizer = make_optimizer("adamw", model, lr=0.03, weight_decay=0.0)
+        schedule = (
+            make_schedule({"name": "onecycle", **ONE_CYCLE}, optimizer, 40)
+            if ours
+            else torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.03, total_steps=40)
+        )
+        course = []
+        for _ in range(40):
+            course += [optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"][0]]
+            optimizer.step()
+            if len(course) < 80:  # torch's own goes up again at one step too many
+                schedule.step()
+        courses.append(course)
+    assert courses[0] == pytest.approx(courses[1])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sam"])
+def test_probes_get_the_parts_of_the_training(tmp_path: Path, optimizer: str) -> None:
+    import torch
+
+    from orchestrator.examples import digits
+
+    cfg = config(optim__name=optimizer, optim__lr=1e-3)
+    parts = digits.build(cfg, FakeTrial(tmp_path))  # type: ignore[arg-type]
+    batches = list(parts.batches)
+    assert [len(labels) for _, labels in batches] == [128] * 11 + [29]
+    assert not torch.equal(next(iter(parts.batches))[1], batches[0][1]), "another order each time"
+    assert type(parts.optimizer).__name__ == {"adamw": "AdamW", "sam": "SAM"}[optimizer]
+    assert parts.optimizer.param_groups[0]["lr"] == 1e-3
+    assert 2.0 < parts.loss(batches[0]).item() < 2.6, "about log 10 before training"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim__name": "adam"}, "optim.name='adam': must be one of adamw, sgd, sam"),
+        ({"schedule__name": "cosin"}, "did you mean 'cosine'"),
+        ({"model__activation": "rely"}, "did you mean 'relu'"),
+    ],
+)
+def test_an_unknown_name_is_refused(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(config(**changes), FakeTrial(tmp_path))
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "tanh"])

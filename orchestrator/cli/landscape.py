@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _ARTIFACT: Final = "landscape.json"
 _RADIUS: Final = 0.5
+_TITLE: Final = 60  # of a picture's second line
 _USAGE: Final = "orchestrator landscape study.name=mine trials=3,7 out=landscapes.html"
 
 
@@ -69,6 +71,9 @@ def run(call: Call) -> int:
         figure = compare_landscapes({f"trial {one.trial.number}": one.landscape for one in shown})
     except ValueError as error:
         raise OrchestratorError(f"trials={call.words['trials']}: {error}") from error
+    titles = _titles(shown)
+    figure.for_each_annotation(lambda one: one.update(text=titles[one.text]))
+    figure.for_each_trace(lambda one: one.update(name=titles.get(one.name)))
     _write(out, _page(spec, shown, figure))
 
     if call.json:
@@ -253,6 +258,29 @@ def _page(spec: StudySpec, shown: list[_Shown], figure: Any) -> str:
     )
 
 
+def _titles(shown: list[_Shown]) -> dict[str, str]:
+    """For the picture, each trial's number with what tells it from the others, by the number."""
+    params = [one.trial.params for one in shown]
+    names = [name for name in dict.fromkeys(n for p in params for n in p) if _differs(name, params)]
+    titles = {}
+    for one in shown:
+        number = f"trial {one.trial.number}"
+        told = ", ".join(
+            f"{name}={value_label(one.trial.params[name])}"
+            for name in names
+            if name in one.trial.params
+        )
+        told = f"{told[: _TITLE - 1]}…" if len(told) > _TITLE else told
+        titles[number] = f"{number}<br>{html.escape(told)}" if told else number
+    return titles
+
+
+def _differs(name: str, params: Sequence[Mapping[str, Any]]) -> bool:
+    return any(
+        p.get(name) != params[0].get(name) or (name in p) != (name in params[0]) for p in params
+    )
+
+
 def _rows(spec: StudySpec, shown: list[_Shown]) -> list[str]:
     """A column for each trial; parameters that differ stand out."""
     trials = [one.trial for one in shown]
@@ -263,7 +291,8 @@ def _rows(spec: StudySpec, shown: list[_Shown]) -> list[str]:
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     for i, name in enumerate(names):
         values = [value_label(t.params[name]) if name in t.params else "" for t in trials]
-        kinds = ["first"] * (i == 0) + ["differs"] * (len(set(values)) > 1)
+        differs = _differs(name, [trial.params for trial in trials])
+        kinds = ["first"] * (i == 0) + ["differs"] * differs
         rows.append(_row(name, values, kind=" ".join(kinds)))
     facts: list[tuple[str, list[str]]] = [
         ("loss of the model", [f"{one.landscape.centre:.4g}" for one in shown]),

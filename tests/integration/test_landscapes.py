@@ -111,7 +111,7 @@ def test_the_page_and_the_lines_tell_trials_apart(
     tmp_path: Path,
     command: Callable[..., tuple[int, str, str]],
 ) -> None:
-    store.studies.launch(spec(cells=2, trials=3))
+    store.studies.launch(spec(cells=2, trials=4))
     place = tmp_path / "elsewhere"
     trial_with(store, lease, place, ("landscape.json", stored(rise=9)), ("x.json", stored()))
     trial_with(store, lease, place, ("x.json", stored(5, rise=2)), ("landscape.json", stored()))
@@ -123,15 +123,22 @@ def test_the_page_and_the_lines_tell_trials_apart(
     assert "loss 0.5, 0.5 filter lengths away higher by" in out
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert '<tr class="first differs"><th>a</th><td>0</td><td>1</td></tr>' in page
+    titles = [json.loads(f'"{text}"') for text in re.findall(r'"text":"(trial [^"]*)"', page)]
+    assert [title.partition("<br>")[0] for title in titles] == ["trial 0", "trial 1"]
+    assert titles[0].startswith("trial 0<br>a=0")
     assert "<th>batch-norm statistics</th><td>stored</td><td>stored</td>" in page
 
     code, out, _ = command(*words, "artifact=x.json", "--json")
     assert [trial["points"] for trial in json.loads(out)["trials"]] == [9, 25]
+    trial_with(store, lease, place, ("line.json", stored(losses=[1.0, 0.5, 1.0])))
+    code, out, _ = command("trials=2", "out=c.html", "artifact=line.json", words[2], "--json")
+    assert [trial["dimensions"] for trial in json.loads(out)["trials"]] == [1]
+    assert '"name":"trial 2"' in (tmp_path / "c.html").read_text(encoding="utf-8")
     losses = [[None, None, None], [0.5, 0.5, None], [None, "inf", None]]
     trial_with(store, lease, place, ("part.json", stored(losses=losses)))
-    code, out, _ = command("trials=2", "out=b.html", "artifact=part.json", words[2])
+    code, out, _ = command("trials=3", "out=b.html", "artifact=part.json", words[2])
     assert code == 0
-    assert "trial 2: loss 0.5, 3 of 9 points evaluated" in out
+    assert "trial 3: loss 0.5, 3 of 9 points evaluated" in out
 
 
 def test_each_mistake_is_one_error_that_names_it(

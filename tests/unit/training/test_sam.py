@@ -522,7 +522,7 @@ def test_half_precision_with_a_scaler_on_a_gpu() -> None:
             return loss
 
         optimizer.zero_grad()
-        losses.append(float(scaled()))
+        losses.append(scaled().item())
         with optimizer.perturbed():
             scaled()
         assert same(weights(model), before)

@@ -105,7 +105,7 @@ def loss_landscape(
         losses=np.full(shape, math.nan),
         evaluated=np.zeros(shape, dtype=bool),
         batch_norm=batch_norm,
-        seed=seed,
+        seed=int(seed),
         cosine=cosine(*directions) if dimensions == 2 else None,
         weights=sum(d.numel() for d in directions[0].values()),
         batches=None,

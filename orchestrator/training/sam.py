@@ -168,7 +168,7 @@ class SAM(Optimizer):
         with torch.no_grad():
             length = _length(moved)
             weights = [p.detach().clone() for _, p in moved]
-            buffers = [] if self._model is None else [(b, b.clone()) for b in self._model.buffers()]
+            buffers = [] if self._model is None else _kept(self._model)
         self._perturbed = True
         try:
             with torch.no_grad():
@@ -180,8 +180,9 @@ class SAM(Optimizer):
             with torch.no_grad():
                 for (_, p), weight in zip(moved, weights, strict=True):
                     p.copy_(weight)
-                for buffer, value in buffers:
+                for module, name, buffer, value in buffers:
                     buffer.copy_(value)
+                    setattr(module, name, buffer)  # some modules assign a new one
             self._perturbed = False
         self._pass_on_overflow(length)
         self._ready = True
@@ -280,6 +281,15 @@ class SAM(Optimizer):
         for _, p in second:
             assert p.grad is not None
             p.grad.add_(nothing.to(p.grad.device, p.grad.dtype))
+
+
+def _kept(model: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+    """Each buffer with its module and name, and a copy."""
+    return [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
 
 
 def _length(moved: Sequence[tuple[Mapping[str, Any], Tensor]]) -> Tensor:

@@ -184,7 +184,9 @@ class LossLandscape:
             alphas = np.array(data["alphas"], dtype=np.float64)
             rows = np.array(data["losses"], dtype=object)
             if alphas.ndim != 1 or rows.shape not in (alphas.shape, alphas.shape * 2):
-                raise ValueError(f"losses of shape {rows.shape} for {alphas.shape[:1]} alphas")
+                raise ValueError(f"losses of shape {rows.shape} for alphas of {alphas.shape}")
+            if len(alphas) < 3 or len(alphas) % 2 == 0 or not (np.diff(alphas) > 0).all():
+                raise ValueError("alphas must ascend on both sides of a centre")
             evaluated = np.array([x is not None for x in rows.flat], dtype=bool)
             losses = [_number(x) for x in rows.flat]
             cosine, batches = data["cosine"], data["batches"]

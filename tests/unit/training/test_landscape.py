@@ -341,6 +341,10 @@ def test_a_file_keeps_losses_that_are_not_finite(tmp_path: Path) -> None:
         ("[1]", "not a loss landscape"),
         ('{"format": "orchestrator.loss_landscape", "version": 2}', "version 2; .* reads 1"),
         ('{"format": "orchestrator.loss_landscape", "version": 1}', "damaged: KeyError"),
+        (
+            '{"format": "orchestrator.loss_landscape", "version": 1, "alphas": [0], "losses": [1]}',
+            "damaged: .*both sides of a centre",
+        ),
     ],
 )
 def test_a_file_of_something_else(tmp_path: Path, content: str, message: str) -> None:

@@ -198,6 +198,24 @@ def test_statistics_move_on_after_a_second_pass_inside_another_one_was_refused()
     assert not torch.equal(model[1].running_mean, mean)
 
 
+def test_a_buffer_that_a_module_assigns_anew_counts_the_first_pass_only() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            return inputs
+
+    model: Any = nn.Sequential(Counted(), network())
+    optimizer = SAM(sgd(model), model)
+    optimizer.step(closure_of(model, optimizer))
+    optimizer.step(closure_of(model, optimizer))
+    assert model[0].calls.item() == 2
+    assert "0.calls" in model.state_dict()
+
+
 # ----------------------------------------------------------------------- what a training does too
 
 

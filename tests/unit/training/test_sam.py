@@ -200,6 +200,8 @@ def test_statistics_move_on_after_a_second_pass_inside_another_one_was_refused()
 
 def test_a_buffer_that_a_module_assigns_anew_counts_the_first_pass_only() -> None:
     class Counted(nn.Module):
+        calls: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("calls", torch.zeros(()))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _MOST = 30
 _WIDEST = 80
+_SHORT_S = 10.0
 
 
 def run(call: Call) -> int:
@@ -146,7 +147,8 @@ def summary(spec: StudySpec, rows: Sequence[ProbeRow]) -> str:
     parts += [f"{failed} failed"] if failed else []
     parts += [f"{running} running"] if running else []
     if took:
-        parts.append(f"{span_label(took)}{f' and {steps} steps' if steps else ''} in all")
+        span = f"{took:.1f} s" if took < _SHORT_S else span_label(took)
+        parts.append(f"{span}{f' and {steps} steps' if steps else ''} in all")
     return f"probes: {', '.join(parts)}"
 
 

@@ -393,8 +393,13 @@ def test_sharpness_needs_the_points_it_is_of() -> None:
 def test_average_sharpness_is_the_mean_over_directions_and_their_opposites() -> None:
     model = network()
     found = average_sharpness(model, cross_entropy, batches(), radius=0.5, directions=3)
-    line = landscape(model)  # along the first of the directions
-    assert found.maximum >= (line.losses[[1, 3]] - line.losses[2]).max()
+    two = average_sharpness(model, cross_entropy, batches(), radius=0.5, directions=2)
+    plane = landscape(model, dimensions=2, points=3, radius=0.5)  # along the same directions
+    rises = plane.losses - plane.centre
+    means = [(rises[0, 1] + rises[2, 1]) / 2, (rises[1, 0] + rises[1, 2]) / 2]
+    assert two.mean == pytest.approx(sum(means) / 2)
+    assert two.standard_error == pytest.approx(abs(means[0] - means[1]) / 2)
+    assert two.maximum == pytest.approx(max(rises[[0, 2, 1, 1], [1, 1, 0, 2]]))
     many = average_sharpness(model, cross_entropy, batches(), radius=0.5, directions=48)
     assert found.standard_error is not None
     assert many.standard_error is not None

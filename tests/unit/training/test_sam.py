@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from orchestrator.training import SAM
+from orchestrator.training import SAM, preserved
 
 pytestmark = pytest.mark.xdist_group("torch")  # one process imports it, not all
 
@@ -419,6 +419,19 @@ def test_an_exception_in_the_second_pass_leaves_weights_and_statistics() -> None
         optimizer.step()
     optimizer.step(closure_of(model, optimizer))
     assert not same(weights(model), before)
+
+
+def test_a_preserved_block_gives_back_the_base_optimizer_too() -> None:
+    model = network()
+    optimizer = SAM(BASES["adamw"](model.parameters()), model)
+    optimizer.step(closure_of(model, optimizer))
+    before = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+    with preserved(model, optimizer):
+        optimizer.param_groups[0]["rho"] = 0.5
+        optimizer.step(closure_of(model, optimizer))
+    assert same([model.state_dict(), optimizer.state_dict()], before)
+    assert optimizer.param_groups is optimizer.base.param_groups
+    optimizer.step(closure_of(model, optimizer))
 
 
 def test_new_groups_get_the_options_and_are_perturbed() -> None:

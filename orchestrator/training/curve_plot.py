@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from orchestrator.training.curve_rules import NoAnswerError, moving_average
+from orchestrator.training.curve_rules import FIRST, NoAnswerError, moving_average
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -52,20 +52,25 @@ def figure(curve: LRCurve) -> plotly.graph_objects.Figure:
         if suggestion.note:
             title += f"<br><sup>{suggestion.note}</sup>"
         picture.add_vline(x=suggestion.value, line={"color": _ORANGE, "width": 2})
-        for name in ("steepest", "minimum", "edge"):
+        for row, name in enumerate(("steepest", "minimum", "edge")):
             try:
                 lr = getattr(curve, name)().value
             except NoAnswerError:
                 continue
             picture.add_vline(x=lr, line={"color": _GREY, "width": 1, "dash": "dash"})
             picture.add_annotation(
-                x=_shown(curve, lr), y=1, yref="paper", text=name, textangle=-90, showarrow=False,
-                xanchor="right", yanchor="top", font={"color": _GREY},
-            )  # fmt: skip
+                x=_shown(curve, lr),
+                y=1 - row / 6,
+                yref="paper",
+                text=name,
+                textangle=-90,
+                showarrow=False,
+                xanchor="right",
+                yanchor="top",
+                font={"color": _GREY},
+            )
     else:
         title = f"no suggestion: {title}"
-    finite = [x for sweep in curve.sweeps for x in sweep.losses[:-1]] or [0.0]
-    margin = 0.1 * (max(finite) - min(finite)) or 1.0
     picture.update_xaxes(
         title="learning rate",
         type="log" if curve.growth == "exponential" else "linear",
@@ -73,7 +78,7 @@ def figure(curve: LRCurve) -> plotly.graph_objects.Figure:
     )
     picture.update_yaxes(
         title="measure on held-out batches" if curve.maximize else "loss",
-        range=[min(finite) - margin, max(finite) + margin],
+        range=_seen(curve),
     )
     picture.update_layout(
         title={"text": title, "font": {"size": 15}},
@@ -81,6 +86,18 @@ def figure(curve: LRCurve) -> plotly.graph_objects.Figure:
         legend={"orientation": "h", "y": -0.2},
     )
     return picture
+
+
+def _seen(curve: LRCurve) -> list[float]:
+    """The range in which the fall can be seen, however far up or down a sweep diverged."""
+    losses = [x for sweep in curve.sweeps for x in sweep.losses if math.isfinite(x)] or [0.0]
+    first = [x for sweep in curve.sweeps for x in sweep.losses[:FIRST] if math.isfinite(x)] or [0.0]
+    if curve.maximize:
+        best, worst = max(losses), min(first)
+    else:
+        best, worst = min(losses), max(first)
+    fall = worst - best
+    return sorted([best - 0.1 * fall, worst + 0.6 * fall]) if fall else [best - 1, best + 1]
 
 
 def _shown(curve: LRCurve, lr: float) -> float:

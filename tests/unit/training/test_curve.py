@@ -179,6 +179,8 @@ def test_the_picture_shows_sweeps_and_readings() -> None:
     marks = {note.text: note.x for note in picture.layout.annotations}
     assert marks["edge"] == pytest.approx(math.log10(read.edge().value))
     assert set(marks) == {"steepest", "minimum", "edge"}
+    low, high = picture.layout.yaxis.range
+    assert low < min(read.losses) < 2.3 < high < max(read.losses)  # what diverged is cut off
     nothing = curve(FLAT).plot()
     assert "no suggestion: the curve is flat" in nothing.layout.title.text
     assert not nothing.layout.shapes

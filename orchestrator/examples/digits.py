@@ -31,7 +31,7 @@ from orchestrator.runner import Trial, TrialPruned
 from orchestrator.training import Parts, mlp_head
 
 CHECKPOINT_EVERY = 4  # epochs
-ONE_CYCLE: dict[str, Any] = {"final": 1e-4, "momentum": (0.85, 0.95)}
+ONE_CYCLE: dict[str, Any] = {"momentum": (0.85, 0.95)}
 """What torch's OneCycleLR does unless told otherwise: the momentum moves against the rate."""
 
 

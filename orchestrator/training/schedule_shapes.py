@@ -180,6 +180,6 @@ KINDS: Final[Mapping[str, Kind]] = {
     "triangular2": Kind(_triangular2, _CYCLIC, _two_a_cycle, cycles_momentum=True),
     "exp_range": Kind(_exp_range, _CYCLIC | {"gamma": 0.5}, _two_a_cycle, cycles_momentum=True),
     "sgdr": Kind(_sgdr, {"low": 1e-3, "cycles": 3, "growth": 2.0}, _two_a_cycle),
-    "onecycle": Kind(_onecycle, {"low": 0.04, "rise": 0.3, "final": 0.01}, cycles_momentum=True),
+    "onecycle": Kind(_onecycle, {"low": 0.04, "rise": 0.3, "final": 1e-4}, cycles_momentum=True),
     "wsd": Kind(_wsd, {"low": 1e-3, "decay": 0.2}),
 }

@@ -190,7 +190,7 @@ def schedule(
         gamma: default 0.1 per drop, of ``exp_range`` 0.5 per cycle.
         rise: default 0.3.
         decay: default 0.2.
-        final: default 0.01.
+        final: default 1e-4, as in torch.
         momentum: of a cyclic schedule or ``onecycle``: (lowest, highest) momentum, or first beta,
             which moves against the learning rate. Default: it is left alone.
 

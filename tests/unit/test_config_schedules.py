@@ -59,7 +59,7 @@ def test_a_schedule_is_chosen_by_its_name(mine: Path) -> None:
         "name": "onecycle",
         "low": 0.04,
         "rise": 0.3,
-        "final": 0.01,
+        "final": 1e-4,
     }
     assert spec(mine, "experiment=with", "schedule=wsd").params["schedule"]["name"] == "wsd"
     added = spec(mine, "experiment=without", "+schedule=cosine")
@@ -82,6 +82,15 @@ def test_schedules_are_an_axis_by_their_names(mine: Path, words: tuple[str, ...]
     assert (axis.path, axis.values) == ("schedule", ("cosine", "onecycle"))
     assert [content["name"] for content in axis.contents] == ["cosine", "onecycle"]
     assert [searched.path for searched in study.search] == ["schedule.low"]
+
+
+def test_the_example_has_schedules_as_an_axis() -> None:
+    study = study_spec(compose("launch", ["experiment=digits", "schedule=cosine,onecycle"]))
+    axis = next(axis for axis in study.grid if axis.path == "schedule")
+    assert axis.values == ("cosine", "onecycle")
+    plain = study_spec(compose("launch", ["experiment=digits"]))
+    assert plain.params["schedule"]["name"] == "onecycle"
+    assert [axis.path for axis in plain.grid] == ["data.batch_size", "model.hidden_units"]
 
 
 def test_elsewhere_the_name_is_a_parameter_like_any_other(mine: Path) -> None:

@@ -127,7 +127,7 @@ def find_batch_size(
         raise ValueError(f"margin={margin!r}: must be from 0 to below 1")
     place = _device(device, model)
     if limit_bytes is not None:
-        whole("limit_bytes", limit_bytes, 1)
+        limit_bytes = whole("limit_bytes", limit_bytes, 1)
     available = available_bytes(place) if limit_bytes is None else limit_bytes
     others = tuple(others)  # each try needs them
     search = _Search(
@@ -317,8 +317,8 @@ def classes_rule(batch_size: int, n_classes: int) -> ClassesRule:
         TypeError: an argument is no whole number.
         ValueError: `batch_size` is not above 0, or there are fewer than two classes.
     """
-    whole("batch_size", batch_size, 1)
-    whole("n_classes", n_classes, 2)
+    batch_size = whole("batch_size", batch_size, 1)
+    n_classes = whole("n_classes", n_classes, 2)
     proposal = 1 << (2 * n_classes - 1).bit_length()
     share = batch_size / n_classes
     if share >= 2:

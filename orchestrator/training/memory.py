@@ -41,9 +41,10 @@ class PeakMemory:
 def peak_memory(device: torch.device, limit_bytes: int | None = None) -> Iterator[PeakMemory]:
     """Measures the peak memory of the block; the result is filled in when the block ends.
 
-    On CUDA it is what torch's allocator counted. On the CPU it is the sum of all tensors that torch
-    operations of this thread read or wrote, each counted while it lives, storage shared by views
-    once. That leaves out scratch memory within an operation. Other devices are not measured.
+    On CUDA it is what torch's allocator counted; its statistics of peaks begin anew. On the CPU it
+    is the sum of all tensors that torch operations of this thread read or wrote, each counted while
+    it lives, storage shared by views once. That leaves out scratch memory within an operation.
+    Other devices are not measured.
 
     Args:
         limit_bytes: of the CPU: raise as soon as the tensors take more.

@@ -1,4 +1,8 @@
-"""Which errors mean that memory ran out, however torch, a CUDA library or the host says it."""
+"""Which errors mean that memory ran out, however torch, a CUDA library or the host says it.
+
+Whoever runs trials recognises these too, in a process that must not import torch, which this
+package does. So there are two tables; the tests of both read one list of messages.
+"""
 
 from __future__ import annotations
 

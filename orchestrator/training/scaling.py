@@ -51,7 +51,7 @@ def power_scaling(base_lr: float, base_batch: float, batch: float, power: float)
     for name, value in (("base_lr", base_lr), ("base_batch", base_batch), ("batch", batch)):
         if not number(name, value) > 0:
             raise ValueError(f"{name}={value!r}: must be above 0")
-    return float(base_lr) * math.pow(batch / base_batch, number("power", power))
+    return float(base_lr) * math.pow(float(batch) / float(base_batch), number("power", power))
 
 
 def warmup_steps(samples: int, batch: int) -> int:
@@ -99,8 +99,10 @@ def accumulation_for(batch: int, fits: int, *, smallest: int = 1) -> Accumulatio
         ValueError: an argument is not above 0, or no such micro-batch exists; the message then
             names batch sizes nearby that have one.
     """
-    for name, value in (("batch", batch), ("fits", fits), ("smallest", smallest)):
+    batch, fits, smallest = (
         whole(name, value, 1)
+        for name, value in (("batch", batch), ("fits", fits), ("smallest", smallest))
+    )
     micro = _largest_divisor(batch, fits)
     if micro >= smallest:
         return Accumulation(micro, batch // micro)

@@ -300,7 +300,7 @@ def test_on_a_gpu_it_keeps_within_the_limit_and_survives_real_errors() -> None:
     found = find_batch_size(step, model=model, optimizer=optimizer, limit_bytes=limit)
     assert found.bounded_by == "memory"
     assert found.memory is not None
-    assert found.memory.misfit < 0.02
+    assert found.memory.misfit < 0.05
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     for _ in range(5):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -44,6 +45,14 @@ def test_the_resolvers_say_the_same_as_the_functions() -> None:
     assert config.power_of == pytest.approx(power_scaling(0.1, 256, 96, 0.7))
     assert config.warmup == warmup_steps(10_000, 96) == 105
     assert isinstance(config.warmup, int)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    batch: Any = np.int64(4)
+    rate: Any = np.float32(0.5)
+    assert linear_scaling(rate, 2, batch) == 1.0
+    steps = warmup_steps(65, 8 * batch)
+    assert (steps, type(steps)) == (3, int)
 
 
 @pytest.mark.parametrize(

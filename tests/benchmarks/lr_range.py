@@ -340,18 +340,20 @@ def spread(factors: list[float]) -> str:
 def report_ours(runs: Sequence[tuple[LRCurve, Good]]) -> None:
     readings = [(curve, good) for curve, good in runs if curve.reason is None]
     report_numbers("ours, suggestion", [(c.suggestion().value, good) for c, good in readings])
-    holds_best = overlaps = holds_all = middle = 0
+    holds_best = overlaps = holds_all = middle = probed = 0
     widest = 0.0
     for curve, good in readings:
         low, high = curve.bounds()
         widest = max(widest, math.log10(high / low))
         holds_best += low <= good.best <= high
+        probed += low / 2 <= good.best <= 2 * high
         overlaps += low <= good.high and good.low <= high
         holds_all += low <= good.low * (1 + 1e-9) and good.high <= high * (1 + 1e-9)
         middle += off(math.sqrt(low * high), good) == 1.0
     print(
         f"ours, interval of {widest:.2f} decades, of {len(runs)} runs: holds the best learning "
-        f"rate {holds_best}, overlaps the good range {overlaps}, holds all of it {holds_all}, "
+        f"rate {holds_best} (with the bounds of a probe {probed}), overlaps the good range "
+        f"{overlaps}, holds all of it {holds_all}, "
         f"its middle is good {middle}, no answer {len(runs) - len(readings)}"
     )
     for curve, _ in runs:

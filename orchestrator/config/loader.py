@@ -58,7 +58,8 @@ class Loader:
             )
         self.config_name = config_name.removesuffix(".yaml")
         self._config_dir = config_dir
-        loader = ParsedOnce(path)
+        self._parsed = loader = ParsedOnce(path)
+        self._packages: dict[tuple[str, ...], dict[str, str]] = {}
         self.hydra = Hydra("orchestrator", loader)
         # hydra.searchpath, in the config or among the overrides, may add directories, and groups
         # with them.
@@ -83,11 +84,15 @@ class Loader:
         Raises:
             ConfigError: whatever Hydra, OmegaConf or the YAML parser says, in one line.
         """
-        return translated(
+        config: DictConfig = translated(
             lambda: self.hydra.compose_config(
                 self.config_name, list(overrides), run_mode=RunMode.RUN, from_shell=False
             )
         )
+        self._packages[tuple(overrides)] = {
+            d.override_key: d.package for d in self._parsed.composed if d.override_key and d.package
+        }
+        return config
 
     def raw(self, path: str) -> DictConfig | None:
         """Returns one file as it is, without its defaults list composed; None if there is none.
@@ -158,8 +163,9 @@ class Loader:
         """Returns where the chosen option of each group lands in the config, by the key that
         chooses it.
         """
-        defaults = self._defaults(overrides).defaults
-        return {d.override_key: d.package for d in defaults if d.override_key and d.package}
+        if tuple(overrides) not in self._packages:
+            self.load(overrides)
+        return self._packages[tuple(overrides)]
 
     def choice(self, group: str, overrides: Sequence[str]) -> str | None:
         """The option of a group that would be composed, None if there is none.

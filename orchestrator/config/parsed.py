@@ -44,10 +44,13 @@ class ParsedOnce(ConfigLoaderImpl):
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
         self.repository = _Repository(config_search_path)
+        self.composed: list[ResultDefault] = []
+        """What was composed last, in order."""
 
     def _compose_config_from_defaults_list(
         self, defaults: list[ResultDefault], repo: IConfigRepository
     ) -> DictConfig:
+        self.composed = defaults
         repository: _Repository = repo.delegate  # type: ignore[attr-defined]
         files = tuple((*vars(d).values(), repository.keys.get(d.config_path)) for d in defaults)
         config: DictConfig = _once(

@@ -4,6 +4,7 @@ learns and goes on from its checkpoint as if nothing had happened.
 
 from __future__ import annotations
 
+import fcntl
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,10 +178,13 @@ def test_data_are_downloaded_if_asked_for(
 
     def download(self: Any) -> None:
         asked.append(Path(self.root))
+        # Another trial that starts now waits for this one.
+        with (place / ".cifar10.lock").open("w") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         made.write(Path(self.root))
 
-    monkeypatch.setattr(data_set, "download", download)
     place = tmp_path / "new" / "place"
+    monkeypatch.setattr(data_set, "download", download)
     images = cifar10.load(small(place, data__download=True).data, "cpu")
     assert asked == [place]
     assert len(images.training) == 90

@@ -78,7 +78,7 @@ def figure(curve: LRCurve) -> plotly.graph_objects.Figure:
     )
     picture.update_yaxes(
         title="measure on held-out batches" if curve.maximize else "loss",
-        range=_seen(curve),
+        range=seen(curve),
     )
     picture.update_layout(
         title={"text": title, "font": {"size": 15}},
@@ -88,7 +88,7 @@ def figure(curve: LRCurve) -> plotly.graph_objects.Figure:
     return picture
 
 
-def _seen(curve: LRCurve) -> list[float]:
+def seen(curve: LRCurve) -> list[float]:
     """The range in which the fall can be seen, however far up or down a sweep diverged."""
     losses = [x for sweep in curve.sweeps for x in sweep.losses if math.isfinite(x)] or [0.0]
     first = [x for sweep in curve.sweeps for x in sweep.losses[:FIRST] if math.isfinite(x)] or [0.0]

@@ -16,6 +16,7 @@ from orchestrator.training.arguments import number
 from orchestrator.training.build import built
 from orchestrator.training.curve import LRCurve
 from orchestrator.training.curve_rules import NoAnswerError
+from orchestrator.training.curve_svg import svg
 from orchestrator.training.lr_range import lr_range_test
 
 _NAME = "lr_range"
@@ -47,7 +48,7 @@ def lr_range(
 
     At most ``repeats * steps`` updates; a sweep ends where the loss diverges, usually after about
     85 of 100. The curve is stored as the artifact ``lr_range.json`` (`LRCurve.from_dict` reads it),
-    its picture as ``lr_range.html`` if Plotly is installed.
+    its picture as ``lr_range.svg``; `LRCurve.plot` makes one to move about in.
 
     Args:
         cfg: the cell's configuration.
@@ -67,7 +68,7 @@ def lr_range(
         ``bounds``: the interval of `parameter`, only if the curve gives an answer. ``facts``:
         ``suggestion``, ``low``, ``high`` and ``note`` of the curve, or the ``reason`` why there are
         none; ``steps`` and ``seconds`` that the probe took, ``ended`` of each sweep; ``scale``, by
-        which `build` multiplied the parameter, and ``picture``, why there is none, only if so.
+        which `build` multiplied the parameter, only if so.
 
     Raises:
         TypeError: an argument has the wrong type, or `build` returned no parts.
@@ -96,8 +97,8 @@ def lr_range(
     facts: dict[str, Any] = {
         "steps": sum(len(sweep.lrs) + sweep.skipped for sweep in curve.sweeps),
         "ended": [sweep.ended for sweep in curve.sweeps],
-        **_stored(curve, trial),
     }
+    _store(curve, trial)
     finding: dict[str, Any] = {"facts": facts}
     try:
         suggestion = curve.suggestion()
@@ -135,17 +136,12 @@ def _scale(cfg: Any, parameter: str, optimizer: Optimizer) -> float:
     return 1.0 if math.isclose(lr, node, rel_tol=1e-6) else lr / node
 
 
-def _stored(curve: LRCurve, trial: Any) -> dict[str, str]:
-    """Stores the curve and its picture; what is to be said about the picture."""
+def _store(curve: LRCurve, trial: Any) -> None:
+    """Stores the curve and its picture as artifacts."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, f"{_NAME}.json")
         file.write_text(json.dumps(curve.to_dict(), allow_nan=False), encoding="utf-8")
         trial.log_artifact(file)
-        try:
-            picture = curve.plot()
-        except ImportError as error:
-            return {"picture": str(error)}
-        page = Path(directory, f"{_NAME}.html")
-        picture.write_html(page, include_plotlyjs=True)  # can be opened without a network
-        trial.log_artifact(page)
-    return {}
+        picture = Path(directory, f"{_NAME}.svg")
+        picture.write_text(svg(curve), encoding="utf-8")
+        trial.log_artifact(picture)

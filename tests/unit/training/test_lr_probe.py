@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -49,7 +49,6 @@ CFG = {"lr": 0.1}
 
 
 def test_bounds_are_those_of_the_stored_curve_and_wider() -> None:
-    pytest.importorskip("plotly")
     trial = Trial()
     finding = lr_range(CFG, trial, build=build, parameter="optim.lr", widen=3)
     json.dumps(finding, allow_nan=False)
@@ -61,8 +60,6 @@ def test_bounds_are_those_of_the_stored_curve_and_wider() -> None:
     assert facts["note"] is None
     assert facts["steps"] == sum(len(sweep.lrs) for sweep in curve.sweeps) <= 300
     assert len(facts["ended"]) == 3
-    assert "<html" in trial.artifacts["lr_range.html"]
-    assert 'src="http' not in trial.artifacts["lr_range.html"]
     assert set(facts) == {"suggestion", "low", "high", "note", "steps", "seconds", "ended"}
 
 
@@ -116,14 +113,34 @@ def test_an_edge_beyond_the_sweep_leaves_all_of_it_open() -> None:
     assert finding["bounds"]["lr"][1] >= 0.75 * edge
 
 
-def test_without_plotly_the_curve_is_stored_and_the_missing_picture_said(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+def test_its_picture_shows_every_sweep_and_what_was_read() -> None:
     trial = Trial()
-    finding = lr_range(CFG, trial, build=build, parameter="lr", repeats=1, steps=40)
-    assert list(trial.artifacts) == ["lr_range.json"]
-    assert "pip install 'orchestrator[training]'" in finding["facts"]["picture"]
+    facts = lr_range(CFG, trial, build=build, parameter="optim.lr")["facts"]
+    picture = ElementTree.fromstring(trial.artifacts["lr_range.svg"])
+    of = "{http://www.w3.org/2000/svg}"
+    lines = [line.get("class") for line in picture.iter(f"{of}polyline")]
+    assert (lines.count("raw"), lines.count("mean")) == (3, 3)
+    said = [text.text for text in picture.iter(f"{of}text")]
+    assert {"steepest", "minimum", "edge", "learning rate", "loss", "1e-3"} <= set(said)
+    assert any(str(text).startswith(f"begin at {facts['suggestion']:.2g};") for text in said)
+    uprights = [line for line in picture.iter(f"{of}line") if line.get("class") == "suggestion"]
+    (band,) = [rect for rect in picture.iter(f"{of}rect") if rect.get("class") == "range"]
+    left, width = float(band.get("x", 0)), float(band.get("width", 0))
+    assert left < float(uprights[0].get("x1", 0)) < left + width
+
+
+def test_a_curve_that_says_nothing_has_a_picture_too() -> None:
+    trial = Trial()
+    cfg = {"lr": 0.1}
+
+    def flat(cfg: Any, trial: Any) -> Any:
+        parts = build(cfg, trial)
+        return {**parts, "loss_fn": lambda outputs, targets: 0.0 * outputs.sum() + 1.0}
+
+    reason = lr_range(cfg, trial, build=flat, parameter="lr")["facts"]["reason"]
+    picture = ElementTree.fromstring(trial.artifacts["lr_range.svg"])
+    said = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert f"no suggestion: {reason}" in said
 
 
 @pytest.mark.parametrize(

@@ -514,6 +514,11 @@ def main(options: KeeperOptions) -> None:
         # numpy imports it lazily; otherwise every child would have to, in order to seed it.
         importlib.import_module("numpy.random")
     if options.start == "forkserver":
+        if "torch" in sys.modules:
+            # The first optimizer of a process imports it, which takes as long as importing torch
+            # does: here once, instead of in every child.
+            with contextlib.suppress(Exception):
+                importlib.import_module("torch._dynamo")
         child.rehearse(None)
     gc.collect()
     gc.freeze()  # forked children then share these pages: a collection would copy them

@@ -504,7 +504,8 @@ def test_on_a_gpu_the_curve_is_that_of_the_cpu_and_all_is_as_before(precision: s
     if precision != "float32":
         options["autocast"] = getattr(torch, precision)
     if precision == "float16":
-        options["scaler"] = torch.amp.GradScaler("cuda")
+        # A larger scale overflows at first: then the skipped batches shift the curve.
+        options["scaler"] = torch.amp.GradScaler("cuda", init_scale=2.0**6)
     state = copy.deepcopy(model.state_dict())
     random_numbers = torch.cuda.get_rng_state()
 

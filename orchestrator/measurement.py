@@ -229,7 +229,8 @@ def _bounds(searched: Searched, limits: Any) -> tuple[float, float]:
         raise MeasurementError(
             f"{where}: the first of [{low:g}, {high:g}] must be less than the second"
         )
-    if high < searched.low or low > searched.high:
+    nothing = high <= searched.low or low >= searched.high
+    if nothing or (searched.kind == "int" and math.ceil(low) > math.floor(high)):
         raise MeasurementError(
             f"{where}: [{low:g}, {high:g}] leaves nothing of the declared range from "
             f"{searched.low:g} to {searched.high:g}"
@@ -247,7 +248,7 @@ def _fixed(searched: Searched, value: Any) -> JSONValue:
     assert searched.high is not None
     if not _is_number(value) or not searched.low <= value <= searched.high:
         raise MeasurementError(f"{where}: must be from {searched.low:g} to {searched.high:g}")
-    return value
+    return int(value) if searched.kind == "int" and value == int(value) else value
 
 
 def _largest(spec: StudySpec, path: str, value: Any) -> float:
@@ -263,4 +264,9 @@ def _largest(spec: StudySpec, path: str, value: Any) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False

@@ -54,6 +54,11 @@ def test_a_probe_that_says_nothing_says_why() -> None:
 @pytest.mark.parametrize(
     ("returned", "rule"),
     [
+        ({"largest": {"batch": 10**400}}, "axis and value must be numbers"),
+        ({"bounds": {"lr": [1, 10**400]}}, "must be two finite numbers"),
+        ({"fixed": {"lr": 10**400}}, "must be from 1e-06 to 10"),
+        ({"bounds": {"lr": [1e-9, 1e-6]}}, "leaves nothing of the declared range"),
+        ({"bounds": {"depth": [2.2, 2.8]}}, "leaves nothing of the declared range"),
         (
             {"bound": {}},
             r"'bound' \(did you mean 'bounds'\?\); a probe returns a mapping of",
@@ -111,3 +116,8 @@ def test_its_key_changes_with_the_declaration_and_with_the_code() -> None:
     assert len({probe_key({**declared, "version": v}, c) for v in (1, 2) for c in "ab"}) == 4
     assert as_objective(declared) == {"_target_": "my.probe", "build": "my.build"}
     assert functions_of(declared) == ["my.probe", "my.build"]
+
+
+def test_a_whole_number_is_fixed_as_one() -> None:
+    found = Measurement.of({"fixed": {"depth": 3.0, "lr": 1.0}}, study(), CELL)
+    assert [type(found.fixed[path]) for path in ("depth", "lr")] == [int, float]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from contextlib import suppress
@@ -143,8 +144,10 @@ class Importing:
                 try:
                     process.check()
                 except ConfigError as error:
-                    text = str(error).replace("objective._target_", f"probes.{name}.{key}")
-                    text = text.replace("objective.", f"probes.{name}.")
+                    # Only where the message begins: a module of the user's may be called so.
+                    field = f"probes.{name}.{key}"
+                    text = re.sub(r"\Aobjective\._target_", field, str(error))
+                    text = re.sub(r"\Aobjective\.", f"probes.{name}.", text)
                     raise ConfigError(text.replace("the objective", f"the probe {name}")) from error
             self.__exit__()
 

@@ -198,9 +198,6 @@ class Claiming:
                 self._unsure = True  # stays so if the answer is lost
                 claim = self._claim_of(self._serving.study(row.study_id), ahead=running is not None)
                 self._unsure = False
-                if isinstance(claim, Probe):
-                    crash_step("after-claim")
-                    return claim
                 if claim is not None:
                     self._contact.took(claim)
                     crash_step("after-claim")

@@ -22,7 +22,7 @@ from orchestrator.worker.maintenance import Maintenance
 from orchestrator.worker.shutdown import Drain, Draining
 
 if TYPE_CHECKING:
-    from orchestrator.store import Attempt, Claim, Store, WorkerLease
+    from orchestrator.store import Attempt, Claim, Probe, Store, WorkerLease
 
 T = TypeVar("T")
 
@@ -131,13 +131,13 @@ class Contact:
         assert self._lease is not None
         return self._lease
 
-    def took(self, claim: Claim) -> None:
+    def took(self, claim: Claim | Probe) -> None:
         """The worker holds this claim from now on: each renewal names it, and what a renewal does
         not name is given back.
         """
         self._held.add(claim.token)
 
-    def gave(self, claim: Claim) -> None:
+    def gave(self, claim: Claim | Probe) -> None:
         """The worker is done with the claim, or has lost it."""
         self._held.discard(claim.token)
 
@@ -152,11 +152,9 @@ class Contact:
         finally:
             self._running = None
 
-    @contextmanager
-    def measures(self) -> Iterator[None]:
-        """Within the block a probe runs: each renewal asks whether to halt it."""
+    def measures(self) -> None:
+        """A probe runs from now on: each renewal asks whether to halt it."""
         self.halted_at = None
-        yield
 
     def confirmed(self) -> None:
         """The database knows again of the attempt that runs."""
@@ -336,8 +334,8 @@ class Contact:
                 self._lease, "its worker does not know of it", but=self._held
             )
             logger.warning(
-                "gave back %d trials that the database lists for this worker but that it does "
-                "not run",
+                "gave back %d trials or probes that the database lists for this worker but that it "
+                "does not run",
                 back,
             )
         self.halted_at = (self.halted_at or time.monotonic()) if renewed.halted else None

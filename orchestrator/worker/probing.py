@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import WorkerConfig
 from orchestrator.devices import torch_device
-from orchestrator.errors import ConfigError, LeaseLostError, OrchestratorError
+from orchestrator.errors import (
+    ConfigError,
+    LeaseLostError,
+    OrchestratorError,
+    StoreUnavailableError,
+)
 from orchestrator.faults import step as crash_step
 from orchestrator.logs import logger
 from orchestrator.measurement import Measurement, MeasurementError, as_objective, typical_values
@@ -68,18 +73,22 @@ class Probing:
             LeaseLostError: the worker itself was evicted.
         """
         what = f"probe {held.name} of {served.row.name} in {cell_label(held.cell_values)}"
-        if (missing := self._not_here(served, held)) is not None:
-            self._finish(held, Measurement(facts={"reason": missing}), 0.0, {}, {})
-            return
-        self._contact.say(f"probe {held.name} of {served.row.name}")
-        logger.info("%s starts%s", what, f" (attempt {held.attempt})" if held.attempt > 1 else "")
         try:
+            if (missing := self._not_here(served, held)) is not None:
+                self._finish(held, Measurement(facts={"reason": missing}), 0.0, {}, {})
+                return
+            self._contact.say(f"probe {held.name} of {served.row.name}")
+            again = f" (attempt {held.attempt})" if held.attempt > 1 else ""
+            logger.info("%s starts%s", what, again)
             outcome, seconds, facts, artifacts = self._measure(served, held)
             crash_step("after-probe")
             self._deliver(served, held, what, outcome, seconds, facts, artifacts)
         except LeaseLostError as lost:
             logger.warning("%s", lost)
+            self._contact.gave(held)
             self._contact.insist(self._contact.renew)  # raises if the worker itself is gone
+        finally:
+            self._contact.gave(held)
 
     def _not_here(self, served: Served, held: Probe) -> str | None:
         """Why the probe has nothing to measure in its cell; None if it has."""
@@ -97,24 +106,24 @@ class Probing:
         if self._device.gpu is not None:
             self._contact.meanwhile(self._device.settle)
         since = time.monotonic()
-        with self._contact.measures():
-            try:
-                running = served.runner.start(job, self._ending.now)
-            except OSError as error:
-                reason = f"{self._place.host} cannot write its run directory"
-                self._release(held, Interrupted(reason))
-                raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
-            artifacts: dict[str, Any] = {}
-            try:
-                while running.outcome is None:
-                    self._note(running, artifacts, self._contact.until_beat(1.0))
-                    self._contact.beat()
-                    self._contact.rest()
-                    self._ending.pass_on(running)
-            except BaseException:
-                running.terminate()
-                raise
-            self._note(running, artifacts, 0)
+        self._contact.measures()
+        try:
+            running = served.runner.start(job, self._ending.now)
+        except OSError as error:
+            reason = f"{self._place.host} cannot write its run directory"
+            self._release(held, Interrupted(reason))
+            raise OrchestratorError(f"paths.runs={self._place.runs_dir}: {error}") from error
+        artifacts: dict[str, Any] = {}
+        try:
+            while running.outcome is None:
+                self._note(running, artifacts, self._contact.until_beat(1.0))
+                self._contact.beat()
+                self._contact.rest()
+                self._ending.pass_on(running)
+        except BaseException:
+            running.terminate()
+            raise
+        self._note(running, artifacts, 0)
         outcome = self._device.verdict(running.outcome, job.run_dir)
         return outcome, time.monotonic() - since, running.facts, artifacts
 
@@ -161,6 +170,7 @@ class Probing:
         artifacts: Mapping[str, Any],
     ) -> None:
         if isinstance(outcome, Interrupted):
+            self._keep(held, artifacts)
             self._release(held, outcome)
             logger.info("%s given back: %s", what, outcome.reason)
             if outcome.lost:
@@ -169,14 +179,20 @@ class Probing:
         if isinstance(outcome, Completed):
             try:
                 measured = self._checked(served, held, outcome)
+                closed = self._finish(held, measured, seconds, facts, artifacts)
+            except (StoreUnavailableError, LeaseLostError):
+                raise
             except (MeasurementError, ConfigError) as error:
                 outcome = Failed("value", str(error))
+            except OrchestratorError as error:
+                outcome = Failed("value", f"the database does not take what it found: {error}")
+                artifacts = {}
             else:
-                closed = self._finish(held, measured, seconds, facts, artifacts)
                 logger.info("%s: %s (%.1f s)", what, measured.label, seconds)
                 for cell in closed:
                     logger.warning("%s closes the cell %s for such devices", what, cell)
                 return
+        self._keep(held, artifacts)
         failed = outcome if isinstance(outcome, Failed) else Failed("value", _PRUNED)
         transient = failed.passes(served.spec.runner.retry_on)
         if transient and self._contact.insist(
@@ -216,6 +232,11 @@ class Probing:
             lambda: self._store.probes.finish(held, measured, seconds, facts, artifacts),
             until=Drain.NOW,
         )
+
+    def _keep(self, held: Probe, artifacts: Mapping[str, Any]) -> None:
+        """Records what a probe stored that found nothing: without records nobody finds it."""
+        if artifacts:
+            self._contact.insist(lambda: self._store.probes.keep(held, artifacts), until=Drain.NOW)
 
     def _release(self, held: Probe, outcome: Interrupted) -> None:
         self._contact.insist(

@@ -353,6 +353,7 @@ class Serving:
                 served = self._served[row.study_id] = Served(
                     row, spec, Search(spec), runner, probe_keys=_probe_keys(spec)
                 )
+                self._store.probes.suit(self._contact.lease, row.study_id, served.probe_keys)
             except BaseException:
                 runner.close()
                 raise

@@ -170,6 +170,7 @@ class Worker:
                 lambda: self._store.probes.release(held, "the worker was told to end"),
                 until=Drain.NOW,
             )
+            self._contact.gave(held)
             return
         probing.run(serving.study(held.study_id), held)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -10,6 +11,7 @@ import pytest
 
 from orchestrator.store import Store
 from tests.support.commands import CONFIG, Commands
+from tests.support.invariants import query
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.acceptance
@@ -83,6 +85,34 @@ def test_a_probe_that_fails_stops_nothing_and_says_why(commands: Commands) -> No
     for one, rule in zip(probes, rules, strict=True):
         assert rule in one["reason"]
     assert "Traceback" in Path(probes[0]["log"]).read_text()
+    study = optuna.load_study(study_name="probed", storage=str(commands.url))
+    (picture,) = optuna.artifacts.get_all_artifact_meta(study)
+    assert picture.filename == "curve.txt", "what it left before it failed"
+
+
+def test_what_the_database_does_not_take_ends_the_probe_and_no_worker(
+    commands: Commands, store: Store
+) -> None:
+    refuse = "ALTER TABLE study_system_attributes ADD CHECK (left(key, 10) <> 'artifacts:')"
+    assert query(store.url, refuse) == []
+    said = commands.check("launch", *TINY, MEASURES, "worker.count=1")
+    assert "finished: budget spent" in said
+    assert "probe p failed in 3 cells, searched as declared: the database does not take" in said
+
+
+def test_one_whose_build_is_missing_in_a_module_called_objective_is_named_as_it_is(
+    commands: Commands, tmp_path: Path
+) -> None:
+    functions = ("def train(cfg, trial): return 1.0", "def measure(cfg, trial, build): return {}")
+    (tmp_path / "objective.py").write_text("\n".join(functions))
+    done = replace(commands, cwd=tmp_path).run(
+        "launch",
+        *TINY,
+        "objective._target_=objective.train",
+        "probes.p._target_=objective.measure",
+        "probes.p.build=objective.build",
+    )
+    assert "probes.p.build: 'objective.build': 'objective' has no attribute 'build'" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,16 @@ from orchestrator.errors import LeaseLostError
 from orchestrator.measurement import Measurement
 from orchestrator.model import Axis, Budget, Failed, JSONValue
 from orchestrator.settings import InfeasibleSettings
-from orchestrator.store import Probe, Silent, SlotOffer, Store, Ticket, WorkerLease
+from orchestrator.store import (
+    Choice,
+    Probe,
+    Silent,
+    SlotOffer,
+    Store,
+    Ticket,
+    Undecided,
+    WorkerLease,
+)
 from tests.support.invariants import query
 from tests.support.studies import PLACE, RUNNER, begun, end, spec
 
@@ -177,6 +186,17 @@ def test_one_that_kills_its_workers_fails_and_its_cell_keeps_the_declared_bounds
     assert ticket(store, lease, study).measurements == ()
     (row,) = store.measured.of(study)
     assert (row.state, row.reason) == ("FAILED", "3 workers fell silent while they measured it")
+
+
+def test_one_whose_attempts_are_lost_fails_for_the_reason_of_the_last(
+    store: Store, study: int
+) -> None:
+    lease = worker(store)
+    for _ in range(3):
+        store.probes.release(probe(store, lease, study), "its function is gone", lost=True)
+    assert ticket(store, lease, study).measurements == ()
+    (row,) = store.measured.of(study)
+    assert row.reason == "3 attempts were lost, the last: its function is gone"
 
 
 def test_one_that_is_given_back_counts_as_no_attempt(store: Store, study: int) -> None:
@@ -379,3 +399,116 @@ def test_a_study_whose_cell_is_being_measured_cannot_be_deleted(store: Store, st
         "held": 1,
     }
     finish(store, held)
+
+
+# ------------------------------------------------------------------------------- found in a review
+
+
+def test_a_late_answer_of_an_evicted_worker_closes_the_cell_for_the_gpu_it_ran_on(
+    store: Store, study: int
+) -> None:
+    doomed, other = worker(store), worker(store)
+    held = probe(store, doomed, study)
+    evict(store, doomed)
+    finish(store, held, Measurement(infeasible="it needs 30 GiB"))
+    assert closed(store) == {0: ["small (24 GiB)"]}
+    assert probe(store, other, study).cell == 1
+
+
+def test_another_declaration_measures_a_closed_cell_anew(store: Store, study: int) -> None:
+    lease = worker(store)
+    finish(store, probe(store, lease, study), Measurement(infeasible="no", largest={"a": -1.0}))
+    assert sorted(closed(store)) == [0, 1, 2]
+    store.probes.suit(lease, study, KEYS)
+    assert claim(store, lease, study) is None
+    other = {"p": "other"}
+    store.probes.suit(lease, study, other)
+    assert closed(store) == {}
+    finish(store, probe(store, lease, study, other), Measurement(infeasible="still no"))
+    for keys in (KEYS, other):
+        store.probes.suit(lease, study, keys)
+        assert sorted(closed(store)) == [0], "each version of the code looks for itself, once"
+
+
+def test_measured_anew_a_cell_that_was_closed_for_all_is_open_again(store: Store) -> None:
+    study = store.studies.launch(spec(cells=2, per_cell=2, probes=PROBES)).study_id
+    lease = worker(store)
+    for _ in range(2):
+        finish(store, probe(store, lease, study), Measurement(infeasible="too few samples"))
+    store.ledger.end_studies()
+    assert store.reads.find("study").reason == "every cell is closed"
+    assert store.probes.again(study, [1], None) == 1
+    assert store.reads.find("study").state == "ACTIVE"
+    finish(store, probe(store, lease, study))
+    for _ in range(2):
+        mine = ticket(store, lease, study)
+        assert mine.cell == 1
+        end(store, begun(store, mine, lease))
+    assert store.reads.find("study").reason == "budget spent"
+    assert store.doctor.examine().findings == ()
+
+
+def test_a_study_that_is_stopped_at_once_halts_its_probes(store: Store, study: int) -> None:
+    lease = worker(store)
+    probe(store, lease, study)
+    store.interventions.stop(study, "a test", now=True)
+    store.ledger.end_studies()
+    assert store.reads.find("study").state == "FINISHED"
+    assert store.fleet.renew(lease, "measuring").halted
+
+
+def test_one_that_failed_when_measured_anew_leaves_the_declared_bounds(
+    store: Store, study: int
+) -> None:
+    lease = worker(store)
+    finish(store, probe(store, lease, study))
+    store.probes.again(study, [0], None)
+    for _ in range(3):
+        lease = worker(store)
+        assert probe(store, lease, study).cell == 0
+        evict(store, lease)
+    assert ticket(store, worker(store), study).measurements == ()
+
+
+def test_a_repetition_needs_no_probe(store: Store) -> None:
+    budget = Budget(4, 1, max_failures_at_start=None, confirm=2)
+    study = store.studies.launch(spec(cells=2, probes=PROBES, budget=budget)).study_id
+    lease, other = worker(store), worker(store, "large", 80.0)
+    for _ in range(2):
+        finish(store, probe(store, lease, study))
+        end(store, begun(store, ticket(store, lease, study), lease))
+    asked = store.ledger.claim_one(other, study, PLACE, keys=KEYS, max_attempts=3, confirm=2)
+    assert isinstance(asked, Undecided)
+    choice = Choice(0, {"rule": "confirm"}, confirms=0)
+    claimed = store.ledger.claim_one(
+        other, study, PLACE, choice, keys=KEYS, max_attempts=3, confirm=2
+    )
+    assert isinstance(claimed, Ticket)
+    assert claimed.confirms == 0
+
+
+def test_of_two_types_that_are_alike_one_measurement_counts(store: Store, study: int) -> None:
+    low, high = worker(store, gib=24.0), worker(store, gib=24.6)
+    first = probe(store, low, study)
+    finish(store, first)
+    second = store.ledger.claim_one(high, study, PLACE, keys=KEYS, max_attempts=3)
+    assert isinstance(second, Probe)
+    finish(store, second, Measurement(bounds={"x": (0.1, 0.9)}))
+    between = worker(store, gib=24.3)
+    assert ticket(store, between, study).measurements == (NARROW.to_json(),)
+
+
+def test_what_a_worker_does_not_know_that_it_measures_is_given_back(
+    store: Store, study: int
+) -> None:
+    lease, other = worker(store), worker(store)
+    lost = probe(store, lease, study)
+    assert not store.fleet.renew(lease, "measuring", holds=[lost.token]).strays
+    assert store.fleet.renew(lease, "idle").strays
+    store.ledger.give_back_held(lease, "the answer to its claim was lost", but=[lost.token])
+    assert store.measured.of(study)[0].held
+    store.ledger.give_back_held(lease, "the answer to its claim was lost")
+    again = probe(store, other, study)
+    assert (again.probe_id, again.attempt) == (lost.probe_id, 1)
+    store.ledger.deregister(other, "ended in order")
+    assert probe(store, lease, study).attempt == 1, "not counted as lost either"

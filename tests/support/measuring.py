@@ -20,6 +20,9 @@ def measures(cfg: Any, trial: Any, seconds: float = 0.0) -> dict[str, Any]:
 def behaves_badly(cfg: Any, trial: Any) -> Any:
     """Fails in another way in each cell."""
     if cfg.a == 0:
+        picture = trial.checkpoint_dir / "curve.txt"
+        picture.write_text("a flat curve", encoding="utf-8")
+        trial.log_artifact(picture)
         raise ValueError("nothing to measure here")
     if cfg.a == 1:
         return {"bounds": {"y": [0, 1]}}

@@ -57,11 +57,12 @@ class WorkerLease:
 class Renewed:
     """What a worker learns when it renews its lease.
 
-    `halted`: a person wants its running trial given back at once. `crowded`: more than half of the
-    server's connections are in use. `strays`: the database lists trials for it that it does not
-    hold. `runs`: the database knows of the attempt it runs. `slotted`: it holds a device slot.
-    `server`: when the server started, which identifies it. `transaction`: the number of this
-    renewal's transaction; on one timeline these numbers grow.
+    `halted`: a person wants its running trial given back at once, or the study of the probe that it
+    measures is over. `crowded`: more than half of the server's connections are in use. `strays`:
+    the database lists trials or probes for it that it does not hold. `runs`: the database knows of
+    the attempt it runs. `slotted`: it holds a device slot. `server`: when the server started, which
+    identifies it. `transaction`: the number of this renewal's transaction; on one timeline these
+    numbers grow.
     """
 
     halted: bool
@@ -333,7 +334,8 @@ _RENEW = Statement(
         WHERE o.worker_id = w.worker_id AND o.state = 'RUNNING' AND s.halt
     ) OR EXISTS (
         SELECT FROM orchestrator.probe r JOIN orchestrator.study s ON s.study_id = r.study_id
-        WHERE r.worker_id = w.worker_id AND r.state = 'RUNNING' AND s.halt
+        WHERE r.worker_id = w.worker_id AND r.state = 'RUNNING'
+            AND (s.halt OR s.state = 'FINISHED')
     ) AS halted,
     (SELECT sum(d.numbackends) FROM pg_stat_database d) > current_setting('max_connections')::int /
         2 AS crowded,
@@ -341,6 +343,10 @@ _RENEW = Statement(
         SELECT FROM orchestrator.trial o
         WHERE o.worker_id = w.worker_id AND o.state IN {LIVE}
             AND o.token <> ALL(CAST(:holds AS bigint[]))
+    ) OR EXISTS (
+        SELECT FROM orchestrator.probe r
+        WHERE r.worker_id = w.worker_id AND r.state = 'RUNNING'
+            AND r.token <> ALL(CAST(:holds AS bigint[]))
     ) AS strays,
     CAST(:running AS bigint) IS NULL OR EXISTS (
         SELECT FROM orchestrator.trial o

@@ -146,7 +146,7 @@ class Ledger:
                 return self._take_up(c, found.row_id, lease, place)
             if isinstance(found, Found) and found.kind == "prepared":
                 return self._take_over(c, found.row_id, lease)
-            if isinstance(found, Found) and keys:
+            if isinstance(found, Found) and keys and found.confirms is None:
                 due = self._probe(c, lease, place, found, keys, max_attempts, ahead=ahead)
                 if due is not _MEASURED:
                     return due
@@ -450,7 +450,7 @@ class Ledger:
 
     def give_back_held(self, lease: WorkerLease, reason: str, *, but: Collection[int] = ()) -> int:
         """Gives back what the database lists for the worker, as after a lost answer; returns the
-        number of trials.
+        number of trials and probes.
 
         Args:
             but: the tokens of the claims that the worker does hold.
@@ -460,7 +460,8 @@ class Ledger:
         """
         with self._database.transaction() as c:
             hold_worker(c, lease, alone=True)
-            return endings.give_back_all(c, lease.worker_id, reason, but=but)
+            measured = probes.give_back_all(c, lease.worker_id, reason, but=but)
+            return measured + endings.give_back_all(c, lease.worker_id, reason, but=but)
 
     def release(
         self, held: Claim, reason: str, *, lost: bool = False, facts: Facts = NO_FACTS
@@ -490,6 +491,7 @@ class Ledger:
         """
         with self._database.transaction() as c:
             if self._remove_worker(c, _DEREGISTER, {**lease.proof, "reason": reason}):
+                probes.give_back_all(c, lease.worker_id, reason)
                 endings.give_back_all(c, lease.worker_id, reason)
 
     def evict(self, silent: Silent) -> bool:

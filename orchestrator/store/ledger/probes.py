@@ -7,15 +7,15 @@ a worker that is evicted holds nothing any more, and another one measures again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.measurement import Measurement
-from orchestrator.model import JSONValue
+from orchestrator.model import JSONValue, StudySpec
 from orchestrator.store.connection.statement import Statement, answer, answers, later
-from orchestrator.store.ledger import endings, shortages
+from orchestrator.store.ledger import endings, grid, shortages, tickets
 from orchestrator.store.ledger.claims import Place, new_token
 from orchestrator.store.ledger.device_types import HOLDER_LIVES, SAME_TYPE
 from orchestrator.store.ledger.fleet import WorkerLease
@@ -83,7 +83,11 @@ def begin_due(
         lost = due.lost + (due.state == "RUNNING" and due.worker_id != lease.worker_id)
         if lost >= max_attempts:
             reason = f"{lost} workers fell silent while they measured it"
-            later(c, _GIVE_UP, {"probe_id": due.probe_id, "reason": reason, "lost": lost})
+            if due.state == "OPEN":
+                reason = f"{lost} attempts were lost, the last: {due.reason}"
+            gave_up = {"probe_id": due.probe_id, "token": due.token, "reason": reason, "lost": lost}
+            if answer(c, _GIVE_UP, gave_up) is None:
+                raise LostRaceError
             later(c, _EVENT_OF, {"probe_id": due.probe_id, "kind": FAILED, "reason": reason})
             continue
         begun = {
@@ -151,6 +155,13 @@ def measurements(
     return tuple(row.measurement for row in answers(c, _MEASUREMENTS, which))
 
 
+def give_back_all(c: Connection, worker_id: int, reason: str, *, but: Collection[int] = ()) -> int:
+    """Gives back what a worker measures, except the probes with the tokens in `but`; returns how
+    many.
+    """
+    return len(answers(c, _GIVE_BACK, {"worker_id": worker_id, "reason": reason, "but": list(but)}))
+
+
 class Probes:
     """The transitions of a probe after it has begun."""
 
@@ -177,14 +188,18 @@ class Probes:
         """
         with self._database.transaction() as c:
             self._end(c, held, "DONE", measurement.to_json(), None, seconds, facts)
-            for key, text in artifact_attrs(artifacts).items():
-                attr = {"study_id": held.study_id, "key": key, "text": json.dumps(text)}
-                later(c, KEEP_STUDY_ATTR, attr)
+            _write_artifacts(c, held, artifacts)
             closed = shortages.close_probed(c, held.probe_id, held.name, measurement)
             later(
                 c, _EVENT_OF, {"probe_id": held.probe_id, "kind": DONE, "reason": measurement.label}
             )
         return closed
+
+    def keep(self, held: Probe, artifacts: Mapping[str, JSONValue]) -> None:
+        """Records artifacts of a probe that found nothing, whoever measures it by now."""
+        with self._database.transaction() as c:
+            if endings.lock_if_exists(c, held.study_id):
+                _write_artifacts(c, held, artifacts)
 
     def fail(
         self, held: Probe, reason: str, seconds: float, facts: Mapping[str, JSONValue]
@@ -213,7 +228,8 @@ class Probes:
 
     def again(self, study_id: int, cells: list[int] | None, names: list[str] | None) -> int:
         """Makes workers measure probes anew before the next trial of their cells; returns how many.
-        What they found is kept until then. Those that are being measured are left alone.
+        What they found is kept until then, but the cells that they closed are open again. Those
+        that are being measured are left alone.
 
         Args:
             cells: ordinals of the only cells; None: all.
@@ -222,8 +238,36 @@ class Probes:
         with self._database.transaction() as c:
             endings.lock_study(c, study_id)
             rows = answers(c, _AGAIN, {"study_id": study_id, "cells": cells, "names": names})
-            shortages.open_probed(c, study_id, [row.probe_id for row in rows])
+            closed = shortages.open_probed(c, study_id, [row.probe_id for row in rows])
+            for cell_row in closed:
+                tickets.open_again(c, cell_row, _NO_TICKET, "its probe is measured anew")
+            if closed:
+                (study,) = answers(c, _SPEC, {"study_id": study_id})
+                spec = StudySpec.from_json(study.spec)
+                grid.write_tickets(c, study_id, spec, new=False, within=True)
+                later(c, _WAKE, {"study_id": study_id})
+                tickets.end_study_if_spent(c, study_id)
         return len(rows)
+
+    def suit(self, lease: WorkerLease, study_id: int, keys: Mapping[str, str]) -> None:
+        """Opens for the worker's device type the cells that a probe closed there which was declared
+        otherwise or ran other code, unless that probe was measured anew since.
+
+        Args:
+            keys: of the study's probes by name, as this worker would measure them.
+        """
+        which = {
+            "study_id": study_id,
+            "worker_id": lease.worker_id,
+            "names": list(keys),
+            "keys": list(keys.values()),
+        }
+        if not self._database.execute(_OUTDATED, which):
+            return
+        with self._database.transaction() as c:
+            endings.lock_study(c, study_id)
+            rows = answers(c, _OUTDATED, which)
+            shortages.open_probed(c, study_id, [row.probe_id for row in rows])
 
     def _end(
         self,
@@ -251,6 +295,11 @@ class Probes:
             )
 
 
+def _write_artifacts(c: Connection, held: Probe, artifacts: Mapping[str, JSONValue]) -> None:
+    for key, text in artifact_attrs(artifacts).items():
+        later(c, KEEP_STUDY_ATTR, {"study_id": held.study_id, "key": key, "text": json.dumps(text)})
+
+
 DONE = "probe done"
 """Kind of the event that tells what a probe found."""
 FAILED = "probe failed"
@@ -261,7 +310,7 @@ FAILED = "probe failed"
 _DUE = Statement(
     f"""
     SELECT l.cell_id, l.ordinal AS cell, l.values AS cell_values, n.name, n.key, r.probe_id,
-        r.state, r.worker_id, coalesce(r.lost, 0) AS lost,
+        r.state, r.worker_id, r.token, r.reason, coalesce(r.lost, 0) AS lost,
         coalesce(r.device_name, d.device_name, 'CPU') AS device_name,
         coalesce(r.bytes, d.gpu_bytes, d.host_bytes, 0) AS bytes
     FROM orchestrator.ticket t
@@ -301,9 +350,10 @@ _BEGIN = Statement(
 )
 _GIVE_UP = Statement(
     """
-    UPDATE orchestrator.probe SET state = 'FAILED', reason = :reason, lost = :lost,
-        ended_at = clock_timestamp()
-    WHERE probe_id = :probe_id
+    UPDATE orchestrator.probe SET state = 'FAILED', measurement = NULL, reason = :reason,
+        lost = :lost, ended_at = clock_timestamp()
+    WHERE probe_id = :probe_id AND token = :token AND state IN ('OPEN', 'RUNNING')
+    RETURNING probe_id
     """
 )
 _END = Statement(
@@ -324,6 +374,14 @@ _RETRY = Statement(
         AND s.study_id = r.study_id
         AND r.retries < coalesce(CAST(s.spec #>> '{runner,retries}' AS int), 0)
     RETURNING r.probe_id
+    """
+)
+_GIVE_BACK = Statement(
+    """
+    UPDATE orchestrator.probe
+    SET state = 'OPEN', attempts = attempts - 1, reason = :reason, ended_at = clock_timestamp()
+    WHERE worker_id = :worker_id AND state = 'RUNNING' AND token <> ALL(CAST(:but AS bigint[]))
+    RETURNING probe_id
     """
 )
 _RELEASE = Statement(
@@ -353,11 +411,44 @@ _MEASUREMENTS = Statement(
         WITH ORDINALITY AS n(name, key, place)
     LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
     JOIN orchestrator.cell l ON l.study_id = :study_id AND l.ordinal = :cell
-    JOIN orchestrator.probe r ON r.cell_id = l.cell_id AND r.name = n.name AND r.key = n.key
-        AND {SAME_TYPE} AND r.measurement IS NOT NULL
+    CROSS JOIN LATERAL (
+        SELECT r.measurement FROM orchestrator.probe r
+        WHERE r.cell_id = l.cell_id AND r.name = n.name AND r.key = n.key AND {SAME_TYPE}
+        ORDER BY r.probe_id LIMIT 1
+    ) AS r
+    WHERE r.measurement IS NOT NULL
     ORDER BY n.place
     """
 )
+# Probes of the worker's device type that closed a cell and that it would measure otherwise, but has
+# not yet.
+_OUTDATED = Statement(
+    f"""
+    WITH own AS (
+        SELECT n.* FROM unnest(CAST(:names AS text[]), CAST(:keys AS text[])) AS n(name, key)
+    )
+    SELECT r.probe_id FROM orchestrator.probe r
+    LEFT JOIN orchestrator.slot d ON d.worker_id = :worker_id
+    WHERE r.study_id = :study_id AND {SAME_TYPE}
+        AND EXISTS (SELECT FROM orchestrator.shortage h WHERE h.probe_id = r.probe_id AND h.closed)
+        AND NOT EXISTS (SELECT FROM own WHERE own.name = r.name AND own.key = r.key)
+        AND NOT EXISTS (
+            SELECT FROM orchestrator.probe b JOIN own ON own.name = b.name AND own.key = b.key
+            WHERE b.cell_id = r.cell_id AND b.name = r.name AND b.device_name = r.device_name
+                AND b.state IN ('DONE', 'FAILED'))
+    """
+)
+_SPEC = Statement("SELECT s.spec FROM orchestrator.study s WHERE s.study_id = :study_id")
+# Whoever stopped the study, or gave it so much time, meant it.
+_WAKE = Statement(
+    """
+    UPDATE orchestrator.study SET state = 'ACTIVE', reason = NULL
+    WHERE study_id = :study_id AND state = 'FINISHED'
+        AND reason IN ('budget spent', 'every cell is closed')
+    """
+)
+_NO_TICKET = 0
+"""No ticket has this id."""
 _EVENT_OF = Statement(
     """
     INSERT INTO orchestrator.event (study_id, cell_id, worker_id, kind, reason)

@@ -26,6 +26,8 @@ NOBODY = "no living worker has the memory for it"
 """How the reason of a cell begins that is closed for all."""
 ALIKE = 1.02
 """GPUs of one model report a little more or less memory."""
+CPU = "CPU"
+"""The name of a device that is no GPU."""
 _GIB = 2**30
 
 
@@ -160,7 +162,7 @@ def close_probed(c: Connection, probe_id: int, name: str, measurement: Measureme
     (row,) = answers(c, _PROBED, {"probe_id": probe_id})
     _, monotone = _settings(c, row.study_id)
     device_type = {
-        "memory": "cpu" if row.gpu_bytes is None else "gpu",
+        "memory": "cpu" if row.device_name == CPU else "gpu",
         "device_name": row.device_name,
         "bytes": row.bytes,
     }
@@ -191,16 +193,19 @@ def close_probed(c: Connection, probe_id: int, name: str, measurement: Measureme
     return list(dict.fromkeys(cell_label(cell.values) for cell in closed))
 
 
-def open_probed(c: Connection, study_id: int, probe_ids: Sequence[int]) -> None:
-    """Opens the cells that these probes closed, for they are to be measured anew."""
-    later(c, _FORGET_PROBED, {"study_id": study_id, "probe_ids": list(probe_ids)})
+def open_probed(c: Connection, study_id: int, probe_ids: Sequence[int]) -> list[Row]:
+    """Opens the cells that these probes closed, for they are to be measured anew; returns those
+    that are closed for all.
+    """
+    which = {"study_id": study_id, "probe_ids": list(probe_ids)}
+    cells = {row.cell_id for row in answers(c, _FORGET_PROBED, which)}
+    return answers(c, _FOR_ALL, {"cells": sorted(cells), "reason": f"{NOBODY}%"}) if cells else []
 
 
 _PROBED = Statement(
     """
-    SELECT r.study_id, r.cell_id, r.device_name, r.bytes, d.gpu_bytes, l.values AS cell_values
+    SELECT r.study_id, r.cell_id, r.device_name, r.bytes, l.values AS cell_values
     FROM orchestrator.probe r JOIN orchestrator.cell l ON l.cell_id = r.cell_id
-    LEFT JOIN orchestrator.slot d ON d.worker_id = r.worker_id
     WHERE r.probe_id = :probe_id
     """
 )
@@ -254,6 +259,14 @@ _FORGET_PROBED = Statement(
     DELETE FROM orchestrator.shortage h USING orchestrator.cell l
     WHERE l.cell_id = h.cell_id AND l.study_id = :study_id
         AND h.probe_id = ANY(CAST(:probe_ids AS bigint[]))
+    RETURNING h.cell_id
+    """
+)
+_FOR_ALL = Statement(
+    """
+    SELECT l.cell_id, l.study_id FROM orchestrator.cell l
+    WHERE l.cell_id = ANY(CAST(:cells AS bigint[])) AND l.state = 'CLOSED' AND l.reason LIKE :reason
+    ORDER BY l.ordinal FOR NO KEY UPDATE
     """
 )
 
@@ -329,7 +342,7 @@ def _type(c: Connection, row: Row, failure: Failed) -> tuple[str, str, int]:
     it has, 0: not known.
     """
     (ran,) = answers(c, _DEVICE_OF, {"trial_id": row.trial_id, "attempt": row.attempts})
-    name = ran.device_name or "CPU"
+    name = ran.device_name or CPU
     if ran.gpu_bytes is None:
         return "cpu", name, ran.host_bytes
     return (

@@ -94,7 +94,8 @@ def _of_probe(call: Call, name: str) -> int:
         rows = reading.measured.of(row.study_id)
     found = [one for one in rows if one.name == name and one.cell == cell]
     if not found:
-        guess = did_you_mean(name, {one.name for one in rows})
+        names = {one.name for one in rows}
+        guess = "" if name in names else did_you_mean(name, names)
         raise ConfigError(
             f"probe={name} cell={cell}: study {row.name} has measured no such probe there{guess}"
         )

@@ -56,6 +56,8 @@ def test_a_study_is_measured_first_and_searched_within_what_was_found(commands: 
 
     again = commands.check("probe", "study.name=probed", "cell=2", "--again")
     assert "1 probe will be measured again, before the next trial of its cell" in again
+    log = commands.check("logs", "study.name=probed", "probe=p", "cell=2")
+    assert log == "measuring a=2 with x=0.5 as number -1, attempt 1\n", "of the last one so far"
     more = commands.check("launch", *TINY, MEASURES, "budget.trials=9")
     assert "probes: 3 of 3 measured" in more
     attempts = [p["log"] for p in json.loads(commands.check("probe", "--json"))["probes"]]
@@ -167,5 +169,5 @@ def test_a_pause_gives_a_probe_back_and_resume_measures_it_again(
         gate.touch()
         commands.check("resume", "study.name=probed")
         assert launch.wait() == 0
-        assert [row.attempt for row in store.measured.of(study)] == [1, 1, 1]
+        assert [row.attempt for row in store.measured.of(study)] == [2, 1, 1]
         store.rest()

@@ -221,8 +221,8 @@ class Probes:
         return bool(rows)
 
     def release(self, held: Probe, reason: str, *, lost: bool = False) -> None:
-        """Gives the probe back unfinished. This is not counted, unless the attempt was `lost` as if
-        with its worker.
+        """Gives the probe back unfinished. This counts against it only if the attempt was `lost` as
+        if with its worker.
         """
         self._database.execute(_RELEASE, {**held.proof, "reason": reason, "lost": int(lost)})
 
@@ -379,7 +379,7 @@ _RETRY = Statement(
 _GIVE_BACK = Statement(
     """
     UPDATE orchestrator.probe
-    SET state = 'OPEN', attempts = attempts - 1, reason = :reason, ended_at = clock_timestamp()
+    SET state = 'OPEN', reason = :reason, ended_at = clock_timestamp()
     WHERE worker_id = :worker_id AND state = 'RUNNING' AND token <> ALL(CAST(:but AS bigint[]))
     RETURNING probe_id
     """
@@ -387,8 +387,7 @@ _GIVE_BACK = Statement(
 _RELEASE = Statement(
     """
     UPDATE orchestrator.probe
-    SET state = 'OPEN', lost = lost + :lost, attempts = attempts - 1 + :lost, reason = :reason,
-        ended_at = clock_timestamp()
+    SET state = 'OPEN', lost = lost + :lost, reason = :reason, ended_at = clock_timestamp()
     WHERE probe_id = :probe_id AND token = :token AND state = 'RUNNING'
     RETURNING probe_id
     """
@@ -396,7 +395,7 @@ _RELEASE = Statement(
 _AGAIN = Statement(
     """
     UPDATE orchestrator.probe r
-    SET state = 'OPEN', attempts = 0, lost = 0, retries = 0, reason = NULL
+    SET state = 'OPEN', lost = 0, retries = 0, reason = NULL
     FROM orchestrator.cell l
     WHERE r.study_id = :study_id AND l.cell_id = r.cell_id AND r.state IN ('DONE', 'FAILED')
         AND (CAST(:cells AS int[]) IS NULL OR l.ordinal = ANY(CAST(:cells AS int[])))

@@ -18,6 +18,7 @@ from orchestrator.model import Axis, Budget, Failed, JSONValue
 from orchestrator.settings import InfeasibleSettings
 from orchestrator.store import (
     Choice,
+    Leavings,
     Probe,
     Silent,
     SlotOffer,
@@ -399,6 +400,10 @@ def test_a_study_whose_cell_is_being_measured_cannot_be_deleted(store: Store, st
         "held": 1,
     }
     finish(store, held)
+    leavings = store.deletion.examine(study)
+    assert isinstance(leavings, Leavings)
+    places = [(place.host, place.runs_dir, place.attempts) for place in leavings.places]
+    assert places == [(PLACE.host, PLACE.runs_dir, 0)], "its run directories, and no trial's"
 
 
 # ------------------------------------------------------------------------------- found in a review

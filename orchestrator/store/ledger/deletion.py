@@ -52,7 +52,8 @@ class AttemptFolder:
 
 @dataclass(frozen=True)
 class RunsPlace:
-    """Where `attempts` attempts of a study ran: the host, and the root of its run directories.
+    """Where `attempts` attempts of a study's trials ran, or its probes: the host, and the root of
+    its run directories.
 
     `samples` are the last of them.
     """
@@ -240,15 +241,20 @@ _NAMES = sa.text(
 )
 _PLACES = sa.text(
     """
-    SELECT a.host, a.runs_dir, count(*) AS attempts,
-        (SELECT json_agg(json_build_array(i.number, i.attempt, i.token)) FROM (
+    SELECT a.host, a.runs_dir, count(a.attempt) AS attempts,
+        (SELECT coalesce(json_agg(json_build_array(i.number, i.attempt, i.token)), '[]') FROM (
             SELECT b.attempt, b.token, o.number FROM orchestrator.attempt b
             JOIN orchestrator.trial o ON o.trial_id = b.trial_id
             WHERE o.study_id = :study_id AND b.host = a.host AND b.runs_dir = a.runs_dir
             ORDER BY o.number DESC, b.attempt DESC LIMIT :samples
         ) AS i) AS samples
-    FROM orchestrator.attempt a JOIN orchestrator.trial o ON o.trial_id = a.trial_id
-    WHERE o.study_id = :study_id
+    FROM (
+        SELECT a.host, a.runs_dir, a.attempt
+        FROM orchestrator.attempt a JOIN orchestrator.trial o ON o.trial_id = a.trial_id
+        WHERE o.study_id = :study_id
+        UNION ALL
+        SELECT r.host, r.runs_dir, NULL FROM orchestrator.probe r WHERE r.study_id = :study_id
+    ) AS a
     GROUP BY a.host, a.runs_dir ORDER BY a.host, a.runs_dir
     """
 )

@@ -242,7 +242,7 @@ class Probes:
             for cell_row in closed:
                 tickets.open_again(c, cell_row, _NO_TICKET, "its probe is measured anew")
             if closed:
-                (study,) = answers(c, _SPEC, {"study_id": study_id})
+                (study,) = answers(c, shortages.STUDY_SPEC, {"study_id": study_id})
                 spec = StudySpec.from_json(study.spec)
                 grid.write_tickets(c, study_id, spec, new=False, within=True)
                 later(c, _WAKE, {"study_id": study_id})
@@ -437,7 +437,6 @@ _OUTDATED = Statement(
                 AND b.state IN ('DONE', 'FAILED'))
     """
 )
-_SPEC = Statement("SELECT s.spec FROM orchestrator.study s WHERE s.study_id = :study_id")
 # Whoever stopped the study, or gave it so much time, meant it.
 _WAKE = Statement(
     """

@@ -362,7 +362,7 @@ def _settings(c: Connection, study_id: int) -> tuple[int, list[str]]:
     """How many trials in a row may run out of memory, and the axes along which the need of it
     grows.
     """
-    (row,) = answers(c, _SPEC, {"study_id": study_id})
+    (row,) = answers(c, STUDY_SPEC, {"study_id": study_id})
     settings = row.spec.get("infeasible", {})
     axes = sorted(settings.get("monotone", {}))
     allowed = settings.get("max_per_cell")
@@ -371,7 +371,7 @@ def _settings(c: Connection, study_id: int) -> tuple[int, list[str]]:
     return int(allowed), axes
 
 
-_SPEC = Statement("SELECT s.spec FROM orchestrator.study s WHERE s.study_id = :study_id")
+STUDY_SPEC = Statement("SELECT s.spec FROM orchestrator.study s WHERE s.study_id = :study_id")
 
 
 def device_label(memory: str, device_name: str, size: int) -> str:

@@ -137,7 +137,13 @@ def test_a_worker_writes_what_a_trial_leaves_and_rerun_reproduces_it_bit_for_bit
         "data": {"batch_size": 64},
         "model": {"hidden_units": 32, "depth": 1, "dropout": 0.3, "activation": "relu"},
     }
-    params |= {"optim": {"lr": 0.01, "weight_decay": 0.0}, "train": {"epochs": 1}, "a": 0, "x": 0.0}
+    params |= {
+        "optim": {"name": "adamw", "lr": 0.01, "weight_decay": 0.0},
+        "schedule": {"name": "constant"},
+        "train": {"epochs": 1},
+        "a": 0,
+        "x": 0.0,
+    }
     objective = {"_target_": "tests.support.leaving.digits"}
     store.studies.launch(
         spec(cells=1, params=params, metrics=("val_accuracy",), objective=objective)

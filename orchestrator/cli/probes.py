@@ -258,13 +258,13 @@ def data(row: StudyRow, rows: Sequence[ProbeRow]) -> list[dict[str, Any]]:
 
 def narrowed(
     spec: StudySpec, rows: Sequence[ProbeRow], cell: Mapping[str, JSONValue]
-) -> dict[str, Narrowed]:
-    """What the probes of a cell say about its trials, by device type."""
-    types: dict[str, list[Mapping[str, Any]]] = {}
+) -> list[Narrowed]:
+    """What the probes of a cell say about its trials, one for each device type."""
+    types: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row.measurement is not None and dict(row.values) == dict(cell):
-            types.setdefault(row.device_name, []).append(row.measurement)
-    return {device: Narrowed.by(found, spec, cell) for device, found in types.items()}
+            types.setdefault((row.device_name, row.bytes), []).append(row.measurement)
+    return [Narrowed.by(found, spec, cell) for found in types.values()]
 
 
 def outside(
@@ -277,7 +277,7 @@ def outside(
     type.
     """
     found = [
-        remark for narrow in narrowed(spec, rows, cell).values() for remark in narrow.remarks(given)
+        remark for narrow in narrowed(spec, rows, cell) for remark in narrow.remarks(given)
     ]
     return list(dict.fromkeys(found))
 

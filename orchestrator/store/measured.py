@@ -48,8 +48,8 @@ class Measured:
         self._database = database
 
     def of(self, study_id: int) -> list[ProbeRow]:
-        """The probes of a study by cell, name and device type; of those that were measured with
-        different code or declarations only the last.
+        """The probes that a study declares, by cell, name and device type; of those that were
+        measured with different code or declarations only the last.
         """
         return [ProbeRow(*row) for row in self._database.execute(_OF, {"study_id": study_id})]
 
@@ -62,7 +62,8 @@ _OF = Statement(
         r.started_at, r.state = 'RUNNING' AND {HOLDER_LIVES} AS held,
         CAST(extract(epoch FROM clock_timestamp() - r.started_at) AS double precision) AS since_s
     FROM orchestrator.probe r JOIN orchestrator.cell l ON l.cell_id = r.cell_id
-    WHERE r.study_id = :study_id
+    JOIN orchestrator.study s ON s.study_id = r.study_id
+    WHERE r.study_id = :study_id AND jsonb_exists(CAST(s.spec -> 'probes' AS jsonb), r.name)
     ORDER BY l.ordinal, r.name, r.device_name, r.bytes, r.started_at DESC, r.probe_id DESC
     """
 )

@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import optuna
 import pytest
 
+from orchestrator.cli.probes import outside
 from orchestrator.errors import LeaseLostError
 from orchestrator.measurement import Measurement
 from orchestrator.model import Axis, Budget, Failed, JSONValue
@@ -519,3 +521,27 @@ def test_what_a_worker_does_not_know_that_it_measures_is_given_back(
         store.ledger.deregister(other, "ended in order")
         other = worker(store)
         assert probe(store, other, study).probe_id == lost.probe_id, "never counted as lost"
+
+
+def test_what_the_study_no_longer_measures_is_not_shown(store: Store, study: int) -> None:
+    finish(store, probe(store, worker(store), study))
+    launched = spec(cells=3, per_cell=2, probes={"q": PROBES["p"]})
+    monotone = InfeasibleSettings(monotone={"a": "m"})
+    store.studies.launch(replace(launched, infeasible=monotone))
+    assert store.measured.of(study) == []
+    store.studies.launch(replace(launched, probes=PROBES, infeasible=monotone))
+    assert [row.name for row in store.measured.of(study)] == ["p"]
+
+
+def test_a_value_outside_is_judged_by_each_amount_of_memory_for_itself(
+    store: Store, study: int
+) -> None:
+    finish(store, probe(store, worker(store), study), Measurement(bounds={"x": (0.1, 0.5)}))
+    store.probes.again(study, [0], None)
+    larger = worker(store, gib=80.0)
+    finish(store, probe(store, larger, study), Measurement(bounds={"x": (0.3, 0.9)}))
+    rows = [row for row in store.measured.of(study) if row.cell == 0]
+    assert outside(store.reads.spec(study), rows, {"a": 0}, {"x": 0.4}) == []
+    assert outside(store.reads.spec(study), rows, {"a": 0}, {"x": 0.2}) == [
+        "x=0.2 lies outside what the cell's probe found: 0.3 to 0.9"
+    ]

@@ -55,6 +55,7 @@ def run(call: Call) -> int:
         cells = None if "cell" not in call.words else _cells(call, spec)
         names = None if "name" not in call.words else [call.words["name"]]
         count = store.probes.again(row.study_id, cells, names)
+        row = store.reads.find(call.study_name)  # cells that are open again may have set it going
         workers = len(store.reads.workers())
     if call.json:
         print(json.dumps({"study": row.name, "again": count, "workers": workers}))
@@ -276,9 +277,7 @@ def outside(
     """In words, which of these values lie outside what the probes of the cell found on any device
     type.
     """
-    found = [
-        remark for narrow in narrowed(spec, rows, cell) for remark in narrow.remarks(given)
-    ]
+    found = [remark for narrow in narrowed(spec, rows, cell) for remark in narrow.remarks(given)]
     return list(dict.fromkeys(found))
 
 

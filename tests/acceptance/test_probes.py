@@ -12,6 +12,7 @@ import pytest
 from orchestrator.store import Store
 from tests.support.commands import CONFIG, Commands
 from tests.support.invariants import query
+from tests.support.studies import spec
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.acceptance
@@ -171,3 +172,17 @@ def test_a_pause_gives_a_probe_back_and_resume_measures_it_again(
         assert launch.wait() == 0
         assert [row.attempt for row in store.measured.of(study)] == [2, 1, 1]
         store.rest()
+
+
+def test_a_stop_at_once_ends_a_probe_that_no_trial_waits_for(
+    commands: Commands, store: Store, tmp_path: Path
+) -> None:
+    measure = {"p": {"_target_": "tests.support.measuring.waits", "gate": str(tmp_path / "gate")}}
+    trains = {"_target_": "tests.support.training.quick"}
+    study = store.studies.launch(spec(objective=trains, probes=measure)).study_id
+    with commands.started("worker", "worker.devices=cpu", "worker.heartbeat_s=0.5"):
+        wait_until(lambda: any(row.held for row in store.measured.of(study)))
+        commands.check("stop", "study.name=study", "--now")
+        wait_until(lambda: not any(row.held for row in store.measured.of(study)))
+    assert store.measured.of(study)[0].reason == "stopped when asked"
+    commands.check("delete", "study.name=study", "--yes")

@@ -545,3 +545,17 @@ def test_a_value_outside_is_judged_by_each_amount_of_memory_for_itself(
     assert outside(store.reads.spec(study), rows, {"a": 0}, {"x": 0.2}) == [
         "x=0.2 lies outside what the cell's probe found: 0.3 to 0.9"
     ]
+
+
+def test_a_lost_answer_to_its_end_changes_nothing(store: Store, study: int) -> None:
+    lease = worker(store)
+    held = probe(store, lease, study)
+    assert finish(store, held, Measurement(infeasible="no")) == ["a=0"]
+    assert finish(store, held, Measurement(infeasible="no")) == []
+    failed = probe(store, lease, study)
+    for _ in range(2):
+        store.probes.fail(failed, "ValueError: no", 0.1, {})
+    with pytest.raises(LeaseLostError):
+        finish(store, failed)
+    events = query(store.url, "SELECT kind FROM orchestrator.event WHERE kind LIKE 'probe%'")
+    assert events == [("probe done",), ("probe failed",)]

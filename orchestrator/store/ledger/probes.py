@@ -180,14 +180,16 @@ class Probes:
         type, as are those that are known to need too much of its memory.
 
         Returns:
-            The cells that it closed, in words.
+            The cells that it closed, in words; none if an earlier call did that and its answer was
+            lost.
 
         Raises:
             LeaseLostError: another worker measures it, or the study was deleted; nothing was
                 written.
         """
         with self._database.transaction() as c:
-            self._end(c, held, "DONE", measurement.to_json(), None, seconds, facts)
+            if not self._end(c, held, "DONE", measurement.to_json(), None, seconds, facts):
+                return []
             _write_artifacts(c, held, artifacts)
             closed = shortages.close_probed(c, held.probe_id, held.name, measurement)
             later(
@@ -210,8 +212,8 @@ class Probes:
             LeaseLostError: as `finish`.
         """
         with self._database.transaction() as c:
-            self._end(c, held, "FAILED", None, reason, seconds, facts)
-            later(c, _EVENT_OF, {"probe_id": held.probe_id, "kind": FAILED, "reason": reason})
+            if self._end(c, held, "FAILED", None, reason, seconds, facts):
+                later(c, _EVENT_OF, {"probe_id": held.probe_id, "kind": FAILED, "reason": reason})
 
     def retry(self, held: Probe, reason: str) -> bool:
         """Lets the probe be measured again, because its failure was transient; False, and nothing
@@ -278,7 +280,8 @@ class Probes:
         reason: str | None,
         seconds: float,
         facts: Mapping[str, JSONValue],
-    ) -> None:
+    ) -> bool:
+        """Writes how the probe ended; False if an earlier call did, whose answer was lost."""
         exists = endings.lock_if_exists(c, held.study_id)
         ended = {
             **held.proof,
@@ -288,11 +291,14 @@ class Probes:
             "seconds": seconds,
             "facts": json.dumps(dict(facts)),
         }
-        if not exists or answer(c, _END, ended) is None:
-            raise LeaseLostError(
-                f"probe {held.name} of cell {held.cell} is measured by another worker, or its "
-                "study was deleted; what was found here is dropped"
-            )
+        if exists and answer(c, _END, ended) is not None:
+            return True
+        if exists and answer(c, _HAS_ENDED, {**held.proof, "state": state}) is not None:
+            return False
+        raise LeaseLostError(
+            f"probe {held.name} of cell {held.cell} is measured by another worker, or its "
+            "study was deleted; what was found here is dropped"
+        )
 
 
 def _write_artifacts(c: Connection, held: Probe, artifacts: Mapping[str, JSONValue]) -> None:
@@ -363,6 +369,12 @@ _END = Statement(
         seconds = :seconds, facts = CAST(:facts AS jsonb), ended_at = clock_timestamp()
     WHERE probe_id = :probe_id AND token = :token AND state = 'RUNNING'
     RETURNING probe_id
+    """
+)
+_HAS_ENDED = Statement(
+    """
+    SELECT r.probe_id FROM orchestrator.probe r
+    WHERE r.probe_id = :probe_id AND r.token = :token AND r.state = :state
     """
 )
 _RETRY = Statement(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import WorkerConfig
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from orchestrator.store import Place, Probe, Store
 
+_MAX_NAME = 255  # characters of an artifact's name
 _SEED = 1_000_000_000
 """Added to a cell's ordinal where a trial's seed has its ticket, so that no trial has the same."""
 
@@ -116,14 +118,14 @@ class Probing:
         artifacts: dict[str, Any] = {}
         try:
             while running.outcome is None:
-                self._note(running, artifacts, self._contact.until_beat(1.0))
+                self._note(running, held, artifacts, self._contact.until_beat(1.0))
                 self._contact.beat()
                 self._contact.rest()
                 self._ending.pass_on(running)
         except BaseException:
             running.terminate()
             raise
-        self._note(running, artifacts, 0)
+        self._note(running, held, artifacts, 0)
         outcome = self._device.verdict(running.outcome, job.run_dir)
         return outcome, time.monotonic() - since, running.facts, artifacts
 
@@ -153,11 +155,18 @@ class Probing:
             probe=held.name,
         )
 
-    def _note(self, running: Running, artifacts: dict[str, Any], wait_s: float) -> None:
+    def _note(
+        self, running: Running, held: Probe, artifacts: dict[str, Any], wait_s: float
+    ) -> None:
+        """Keeps the records of artifacts, under names that tell the cells apart: they all become
+        the study's.
+        """
         for message in running.poll(wait_s):
             crash_step("mid-probe")
             if isinstance(message, ArtifactLogged):
-                artifacts[message.record.artifact_id] = message.record.to_json()
+                name = f"{held.name}-cell-{held.cell}-{message.record.filename}"
+                record = replace(message.record, filename=name[:_MAX_NAME])
+                artifacts[record.artifact_id] = record.to_json()
 
     def _deliver(
         self,

@@ -36,7 +36,8 @@ def test_a_study_is_measured_first_and_searched_within_what_was_found(commands: 
     assert all(0.2 <= trial.params["x"] <= 0.4 for trial in study.trials[:5])
     declared = optuna.distributions.FloatDistribution(0.0, 1.0)
     assert {str(trial.distributions["x"]) for trial in study.trials} == {str(declared)}
-    assert len(optuna.artifacts.get_all_artifact_meta(study)) == 3
+    names = {found.filename for found in optuna.artifacts.get_all_artifact_meta(study)}
+    assert names == {f"p-cell-{cell}-curve.txt" for cell in range(3)}
 
     status = commands.check("status", "study.name=probed")
     assert "probes: 3 of 3 measured" in status

@@ -58,8 +58,10 @@ def train(cfg: DictConfig, trial: Trial) -> dict[str, float] | None:
     assert isinstance(batches, Batches)
     val_images, val_labels = (tensor.to(trial.device) for tensor in load_split()[2:])
     steps = cfg.train.epochs * len(batches)
-    defaults = ONE_CYCLE if cfg.schedule.name == "onecycle" else {}
-    schedule = make_schedule({**defaults, **cfg.schedule}, optimizer, steps)
+    # A study from before they could be chosen names neither schedule nor optimizer.
+    chosen = cfg.get("schedule", {"name": "onecycle"})
+    defaults = ONE_CYCLE if chosen["name"] == "onecycle" else {}
+    schedule = make_schedule({**defaults, **chosen}, optimizer, steps)
 
     checkpoint = trial.checkpoint_dir / "last.pt"
     saved = {"model": model, "optimizer": optimizer, "schedule": schedule}
@@ -101,7 +103,7 @@ def build(cfg: DictConfig, trial: Trial) -> Parts:
     ).to(trial.device)
     return Parts(
         model=model,
-        optimizer=make_optimizer(model=model, **cfg.optim),
+        optimizer=make_optimizer(model=model, **{"name": "adamw", **cfg.optim}),
         loss_fn=F.cross_entropy,
         batches=Batches(images, labels, cfg.data.batch_size),
     )

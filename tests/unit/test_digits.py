@@ -50,6 +50,13 @@ def test_it_learns_the_digits(tmp_path: Path) -> None:
     assert trial.reports[11] == result["val_accuracy"]
 
 
+def test_a_study_from_before_optimizers_could_be_chosen_goes_on(tmp_path: Path) -> None:
+    old = config()
+    del old["schedule"], old.optim["name"]
+    now = train(config(), FakeTrial(tmp_path / "now"))
+    assert train(old, FakeTrial(tmp_path / "old")) == now
+
+
 @pytest.mark.parametrize(
     ("optimizer", "lr", "schedule"), [("sgd", 0.3, "cosine"), ("sam", 0.3, "wsd")]
 )

@@ -53,6 +53,8 @@ def test_it_learns_the_digits(tmp_path: Path) -> None:
 def test_a_study_from_before_optimizers_could_be_chosen_goes_on(tmp_path: Path) -> None:
     old = config()
     del old["schedule"], old.optim["name"]
+    for directory in ("now", "old"):
+        (tmp_path / directory).mkdir()
     now = train(config(), FakeTrial(tmp_path / "now"))
     assert train(old, FakeTrial(tmp_path / "old")) == now
 

@@ -22,6 +22,7 @@ from orchestrator.store import (
     Choice,
     Leavings,
     Probe,
+    Progress,
     Silent,
     SlotOffer,
     Store,
@@ -288,11 +289,14 @@ def test_a_retried_trial_repeats_its_parameters_without_a_probe(store: Store, st
 # ------------------------------------------------------------------------------------- closed cells
 
 
+def progress(store: Store) -> Progress:
+    return store.reads.progress(store.reads.find("study"), maximize=True)
+
+
 def closed(store: Store) -> dict[int, Sequence[str]]:
-    progress = store.reads.progress(store.reads.find("study"), maximize=True)
     return {
         cell.ordinal: [one.device for one in cell.closed_for]
-        for cell in progress.cells
+        for cell in progress(store).cells
         if cell.closed_for
     }
 
@@ -559,3 +563,20 @@ def test_a_lost_answer_to_its_end_changes_nothing(store: Store, study: int) -> N
         finish(store, failed)
     events = query(store.url, "SELECT kind FROM orchestrator.event WHERE kind LIKE 'probe%'")
     assert events == [("probe done",), ("probe failed",)]
+
+
+def test_other_code_opens_a_cell_that_was_closed_for_all(store: Store) -> None:
+    budget = Budget(4, 1, max_failures_at_start=None)
+    study = store.studies.launch(spec(cells=2, probes=PROBES, budget=budget)).study_id
+    lease = worker(store)
+    finish(store, probe(store, lease, study), Measurement(infeasible="no"))
+    finish(store, probe(store, lease, study))
+    end(store, begun(store, ticket(store, lease, study), lease))
+    store.ledger.end_studies()
+    assert [cell.state for cell in progress(store).cells] == ["CLOSED", "OPEN"]
+    other = {"p": "other"}
+    store.probes.suit(lease, study, other)
+    assert [cell.state for cell in progress(store).cells] == ["OPEN", "OPEN"]
+    held = probe(store, lease, study, other)
+    assert held.cell == 0
+    assert store.doctor.examine().findings == ()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import LeaseLostError
 from orchestrator.measurement import Measurement
 from orchestrator.model import JSONValue, StudySpec
-from orchestrator.store.connection.statement import Statement, answer, answers, later
+from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
 from orchestrator.store.ledger import endings, grid, shortages, tickets
 from orchestrator.store.ledger.claims import Place, new_token
 from orchestrator.store.ledger.device_types import HOLDER_LIVES, SAME_TYPE
@@ -240,10 +240,7 @@ class Probes:
         with self._database.transaction() as c:
             endings.lock_study(c, study_id)
             rows = answers(c, _AGAIN, {"study_id": study_id, "cells": cells, "names": names})
-            closed = shortages.open_probed(c, study_id, [row.probe_id for row in rows])
-            for cell_row in closed:
-                tickets.open_again(c, cell_row, _NO_TICKET, "its probe is measured anew")
-            if closed:
+            if _open_cells(c, study_id, rows):
                 (study,) = answers(c, shortages.STUDY_SPEC, {"study_id": study_id})
                 spec = StudySpec.from_json(study.spec)
                 grid.write_tickets(c, study_id, spec, new=False, within=True)
@@ -269,7 +266,7 @@ class Probes:
         with self._database.transaction() as c:
             endings.lock_study(c, study_id)
             rows = answers(c, _OUTDATED, which)
-            shortages.open_probed(c, study_id, [row.probe_id for row in rows])
+            _open_cells(c, study_id, rows)
 
     def _end(
         self,
@@ -299,6 +296,16 @@ class Probes:
             f"probe {held.name} of cell {held.cell} is measured by another worker, or its "
             "study was deleted; what was found here is dropped"
         )
+
+
+def _open_cells(c: Connection, study_id: int, probe_rows: list[Row]) -> bool:
+    """Opens the cells that these probes closed, with what they lack of their shares as far as there
+    are tickets; returns whether any had been closed for all.
+    """
+    closed = shortages.open_probed(c, study_id, [row.probe_id for row in probe_rows])
+    for cell_row in closed:
+        tickets.open_again(c, cell_row, _NO_TICKET, "its probe is measured anew")
+    return bool(closed)
 
 
 def _write_artifacts(c: Connection, held: Probe, artifacts: Mapping[str, JSONValue]) -> None:

@@ -91,7 +91,7 @@ def test_a_probe_that_fails_stops_nothing_and_says_why(commands: Commands) -> No
     assert "Traceback" in Path(probes[0]["log"]).read_text()
     study = optuna.load_study(study_name="probed", storage=str(commands.url))
     (picture,) = optuna.artifacts.get_all_artifact_meta(study)
-    assert picture.filename == "curve.txt", "what it left before it failed"
+    assert picture.filename == "p-cell-0-curve.txt", "what it left before it failed"
 
 
 def test_what_the_database_does_not_take_ends_the_probe_and_no_worker(

@@ -4,9 +4,9 @@
 A file of ``data`` holds the validation losses of every training: cells, 22 learning rates, four
 values of a second parameter, three seeds. The true loss in between is that of a monotone cubic in
 the logarithm of their mean (in the learning rate) and a line (in the other). Noise is as strong as
-the seeds differ there. `BUILDING` is what soft bounds were chosen on; `HELD_OUT` are other data
-sets, networks, optimisers and second parameters, looked at once, when everything was chosen.
-`make_probes.py` trains them.
+the seeds differ there. `BUILDING` is what soft bounds were chosen on; `HELD_OUT` are other networks
+and optimisers on other data (on the digits again, but convolutions), searched once, when everything
+was chosen. `make_probes.py` trains them.
 """
 
 from __future__ import annotations

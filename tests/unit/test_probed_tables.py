@@ -61,9 +61,9 @@ OPTIMIZERS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("norm", "activation", "optimizer"),
     [
-        ("none", "relu", "sgd"),
-        ("batch", "tanh", "adamw"),
-        ("layer", "gelu", "rmsprop"),
+        ("none", "relu", "rmsprop"),
+        ("batch", "tanh", "sgd"),  # with AdamW a bias before the norm moves by noise alone
+        ("layer", "gelu", "adamw"),
     ],
 )
 def test_networks_side_by_side_learn_what_torch_learns_one_by_one(

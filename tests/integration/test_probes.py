@@ -30,6 +30,7 @@ from orchestrator.store import (
     Undecided,
     WorkerLease,
 )
+from orchestrator.store.ledger.probes import LostRaceError, begin_due
 from tests.support.invariants import query
 from tests.support.studies import PLACE, RUNNER, begun, end, spec
 
@@ -190,6 +191,25 @@ def test_one_that_kills_its_workers_fails_and_its_cell_keeps_the_declared_bounds
     assert ticket(store, lease, study).measurements == ()
     (row,) = store.measured.of(study)
     assert (row.state, row.reason) == ("FAILED", "3 workers fell silent while they measured it")
+
+
+def test_whoever_chose_a_cell_too_late_does_not_give_up_what_a_living_worker_measures(
+    store: Store, study: int
+) -> None:
+    holder, late = worker(store), worker(store)
+    held = probe(store, holder, study)
+    ((ticket_id, cell_id),) = query(
+        store.url,
+        "SELECT t.ticket_id, r.cell_id FROM orchestrator.ticket t, orchestrator.probe r"
+        " WHERE t.fixed IS NULL ORDER BY t.ticket_id LIMIT 1",
+    )
+    with (
+        store.ledger._database.transaction() as c,
+        pytest.raises(LostRaceError),
+    ):
+        begin_due(c, ticket_id, cell_id, late, PLACE, KEYS, max_attempts=1)
+    finish(store, held)
+    assert [row.state for row in store.measured.of(study)] == ["DONE"]
 
 
 def test_one_whose_attempts_are_lost_fails_for_the_reason_of_the_last(

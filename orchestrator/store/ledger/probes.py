@@ -83,9 +83,17 @@ def begin_due(
         lost = due.lost + (due.state == "RUNNING" and due.worker_id != lease.worker_id)
         if lost >= max_attempts:
             reason = f"{lost} workers fell silent while they measured it"
+            if lost == 1:
+                reason = "the worker that measured it fell silent"
             if due.state == "OPEN":
                 reason = f"{lost} attempts were lost, the last: {due.reason}"
-            gave_up = {"probe_id": due.probe_id, "token": due.token, "reason": reason, "lost": lost}
+            gave_up = {
+                "probe_id": due.probe_id,
+                "token": due.token,
+                "worker_id": lease.worker_id,
+                "reason": reason,
+                "lost": lost,
+            }
             if answer(c, _GIVE_UP, gave_up) is None:
                 raise LostRaceError
             later(c, _EVENT_OF, {"probe_id": due.probe_id, "kind": FAILED, "reason": reason})
@@ -361,12 +369,14 @@ _BEGIN = Statement(
     RETURNING r.study_id, r.probe_id, r.token, r.name, r.attempts
     """
 )
+# Not while another worker measures it that has only just begun.
 _GIVE_UP = Statement(
-    """
-    UPDATE orchestrator.probe SET state = 'FAILED', measurement = NULL, reason = :reason,
+    f"""
+    UPDATE orchestrator.probe r SET state = 'FAILED', measurement = NULL, reason = :reason,
         lost = :lost, ended_at = clock_timestamp()
-    WHERE probe_id = :probe_id AND token = :token AND state IN ('OPEN', 'RUNNING')
-    RETURNING probe_id
+    WHERE r.probe_id = :probe_id AND r.token = :token AND (r.state = 'OPEN'
+        OR (r.state = 'RUNNING' AND (r.worker_id = :worker_id OR NOT {HOLDER_LIVES})))
+    RETURNING r.probe_id
     """
 )
 _END = Statement(

@@ -1,4 +1,4 @@
-"""Checks of arguments: the number, or one error that names argument, value and rule."""
+"""Checks of arguments: the value, or one error that names argument, value and rule."""
 
 from __future__ import annotations
 
@@ -26,10 +26,25 @@ def number(name: str, value: Any) -> float:
 
     Raises:
         TypeError: it is no number.
-        ValueError: it is not finite.
+        ValueError: it is not finite, or too large for a float.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: must be a number")
-    if not math.isfinite(value):
+    try:
+        as_float = float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: must be small enough for a float") from None
+    if not math.isfinite(as_float):
         raise ValueError(f"{name}={value!r}: must be finite")
-    return float(value)
+    return as_float
+
+
+def flag(name: str, value: Any) -> bool:
+    """Returns `value`, True or False.
+
+    Raises:
+        TypeError: it is neither; the text "false" would count as true.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: must be True or False")
+    return value

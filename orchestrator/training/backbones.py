@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from orchestrator.training.arguments import flag
 from orchestrator.training.choices import look_up
 from orchestrator.training.vision import import_torchvision
 
@@ -81,6 +82,8 @@ def backbone(
     make = look_up("name", name, BACKBONES)
     if weights is not None and not isinstance(weights, str | Path):
         raise TypeError(f"weights={weights!r}: must be a file, a name, or null")
+    for argument, value in (("frozen", frozen), ("cifar_stem", cifar_stem), ("download", download)):
+        flag(argument, value)
     trunk, out_features = make(name, cifar_stem)
     made = Backbone(trunk, out_features, frozen=frozen)
     if weights is not None:

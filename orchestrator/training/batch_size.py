@@ -20,8 +20,8 @@ from orchestrator.training.memory import (
     shown_bytes,
 )
 from orchestrator.training.memory_errors import is_memory_error, text_of
-from orchestrator.training.parts import device_of
-from orchestrator.training.state import Stateful, preserved
+from orchestrator.training.parts import device_named, device_of
+from orchestrator.training.state import Stateful, check_restorable, preserved
 
 _STEPS: Final = 2  # an optimizer allocates its state in the first
 _LARGEST: Final = 65_536
@@ -125,11 +125,11 @@ def find_batch_size(
         )
     if not 0 <= number("margin", margin) < 1:
         raise ValueError(f"margin={margin!r}: must be from 0 to below 1")
+    others = check_restorable(model, optimizer, others)  # each try needs them
     place = _device(device, model)
     if limit_bytes is not None:
         limit_bytes = whole("limit_bytes", limit_bytes, 1)
     available = available_bytes(place) if limit_bytes is None else limit_bytes
-    others = tuple(others)  # each try needs them
     search = _Search(
         step,
         place,
@@ -144,7 +144,7 @@ def find_batch_size(
 
 def _device(device: torch.device | str | None, model: nn.Module | None) -> torch.device:
     if device is not None:
-        return torch.device(device)
+        return device_named(device)
     if model is not None:
         return device_of(model)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -95,6 +96,8 @@ class LRCurve:
                 raise ValueError(
                     f"sweeps: {len(sweep.lrs)} learning rates, {len(sweep.losses)} losses"
                 )
+            if not all(low < high for low, high in pairwise((0.0, *sweep.lrs, math.inf))):
+                raise ValueError(f"sweeps: learning rates must rise from above 0, not {sweep.lrs}")
 
     @property
     def lrs(self) -> tuple[float, ...]:
@@ -203,23 +206,28 @@ class LRCurve:
         Raises:
             ValueError: it is not from `to_dict`, or from that of a newer version.
         """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"data: {type(data).__name__} is not what to_dict() returns")
         if data.get("format") != _FORMAT:
             raise ValueError(f"format={data.get('format')!r}: must be {_FORMAT}, from to_dict()")
-        return cls(
-            sweeps=tuple(
-                Sweep(
-                    tuple(sweep["lrs"]),
-                    tuple(map(float, sweep["losses"])),
-                    sweep["ended"],
-                    sweep["skipped"],
-                )
-                for sweep in data["sweeps"]
-            ),
-            growth=data["growth"],
-            smoothing=data["smoothing"],
-            maximize=data["maximize"],
-            batches_taken=data["batches_taken"],
-        )
+        try:
+            return cls(
+                sweeps=tuple(
+                    Sweep(
+                        tuple(map(float, sweep["lrs"])),
+                        tuple(map(float, sweep["losses"])),
+                        sweep["ended"],
+                        sweep["skipped"],
+                    )
+                    for sweep in data["sweeps"]
+                ),
+                growth=data["growth"],
+                smoothing=float(data["smoothing"]),
+                maximize=bool(data["maximize"]),
+                batches_taken=int(data["batches_taken"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"data: this curve is damaged: {error!r}") from error
 
     @cached_property
     def _valleys(self) -> list[rules.Valley | NoAnswerError]:

@@ -37,7 +37,8 @@ def random_direction(
         A tensor for each parameter that is moved, by its name, beside it on its device.
 
     Raises:
-        ValueError: None of the parameters has two dimensions or more, or one is not the model's.
+        ValueError: None of the parameters has two dimensions or more and real numbers, or one is
+            not the model's.
     """
     transposed = {
         id(m.weight): m.groups for m in model.modules() if isinstance(m, _ConvTransposeNd)
@@ -52,6 +53,19 @@ def random_direction(
         noise *= length / _filter_lengths(noise, groups).clamp_min(torch.finfo().tiny)
         direction[name] = noise.to(p.device, p.dtype)
     return direction
+
+
+def listed(parameters: Iterable[nn.Parameter] | None) -> list[nn.Parameter] | None:
+    """The parameters, to be gone through more than once; None where none are given.
+
+    Raises:
+        TypeError: they are nothing to go through.
+    """
+    if parameters is None:
+        return None
+    if not isinstance(parameters, Iterable):
+        raise TypeError(f"parameters={parameters!r}: must be parameters of the model")
+    return list(parameters)
 
 
 def cosine(one: Direction, other: Direction) -> float:
@@ -79,7 +93,7 @@ def _moved(
     if not moved:
         raise ValueError(
             f"{'model' if wanted is None else 'parameters'}: no parameter has two dimensions or "
-            "more, so there is no filter to move"
+            "more and real numbers, so there is no filter to move"
         )
     return moved
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from orchestrator.training.directions import Direction
 from orchestrator.training.parts import Step, batch_loss
-from orchestrator.training.state import preserved
+from orchestrator.training.state import check_restorable, preserved
 
 BATCH_NORM: Final = {"stored": False, "recomputed": True}
 """Which statistics batch-norm layers use, by name; whether they are those of the place."""
@@ -175,6 +175,7 @@ def check_evaluated(model: object, loss_fn: object, step: object, batches: objec
     """Raises TypeError or ValueError where there is nothing to evaluate again and again."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: {type(model).__name__} is not a torch.nn.Module")
+    check_restorable(model)
     if step is None and loss_fn is None:
         raise TypeError("loss_fn: needed where there is no step")
     for name, value in (("loss_fn", loss_fn), ("step", step)):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.training.choices import look_up
-from orchestrator.training.directions import Direction, cosine, random_direction
+from orchestrator.training.directions import Direction, cosine, listed, random_direction
 from orchestrator.training.displaced import BATCH_NORM, SEEDS, Displaced, check_evaluated, displaced
 from orchestrator.training.parts import Step
 from orchestrator.training.surface import LossLandscape
@@ -84,7 +84,7 @@ def loss_landscape(
         any other batch's.
 
     Raises:
-        TypeError: A batch or a loss is not what it should be.
+        TypeError: An argument, a batch or a loss is not what it should be.
         ValueError: An argument is out of range; `batches` is empty or can be iterated over once
             only; no parameter can be moved; or `file` or `resume` is of another model, seed, grid,
             `batch_norm`, or number of batches.
@@ -93,7 +93,7 @@ def loss_landscape(
     _check(arguments, radius)
     check_evaluated(model, loss_fn, step, batches)
     recomputed = look_up("batch_norm", batch_norm, BATCH_NORM)
-    moved = None if parameters is None else list(parameters)
+    moved = listed(parameters)
     directions = [
         random_direction(model, seed=seed + axis * SEEDS, parameters=moved)
         for axis in range(dimensions)
@@ -111,6 +111,10 @@ def loss_landscape(
         batches=None,
         model=_fingerprint(model, directions[0]),
     )
+    if file is not None and not isinstance(file, str | os.PathLike):
+        raise TypeError(f"file={file!r}: must be the path of a file")
+    if resume is not None and not isinstance(resume, LossLandscape):
+        raise TypeError(f"resume: {type(resume).__name__} is no LossLandscape")
     path = None if file is None else Path(file)
     _take_over(landscape, resume, path)
     with displaced(model, loss_fn, batches, step, seed, recomputed=recomputed) as evaluation:

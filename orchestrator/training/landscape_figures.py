@@ -40,9 +40,17 @@ def compare_landscapes(landscapes: Mapping[str, LossLandscape]) -> go.Figure:
 
     Raises:
         ImportError: plotly is not installed.
+        TypeError: It is no mapping of landscapes.
         ValueError: There is none, or they differ in dimensions or in `batch_norm`, so that a
             comparison would mislead.
     """
+    if not isinstance(landscapes, Mapping):
+        raise TypeError(
+            f"landscapes: {type(landscapes).__name__} is no mapping of landscapes by their titles"
+        )
+    for title, one in landscapes.items():
+        if not isinstance(one, LossLandscape):
+            raise TypeError(f"landscapes: {type(one).__name__} of {title!r} is no LossLandscape")
     if not landscapes:
         raise ValueError("landscapes: there is none to compare")
     first_title, first = next(iter(landscapes.items()))

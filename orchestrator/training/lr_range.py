@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from numbers import Real
 from typing import Any, Final, get_args
 
 import torch
@@ -106,7 +106,7 @@ def lr_range_test(
             are too few batches for a curve.
     """
     parts = Parts(model, optimizer, loss_fn, batches, step)
-    rates = _rates(start, end, steps, growth)
+    rate_at = _rate_at(start, end, steps, growth)
     smoothing, divergence = number("smoothing", smoothing), number("divergence", divergence)
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing={smoothing}: must be in [0, 1)")
@@ -119,8 +119,12 @@ def lr_range_test(
     _check_held_out(held_out, measure, maximize)
     if scaler is not None and isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("scaler: L-BFGS evaluates closures, which a scaler cannot scale")
+    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+        raise TypeError(f"scaler: {type(scaler).__name__} is not a torch.amp.GradScaler")
     if autocast is not None and not isinstance(autocast, torch.dtype):
         raise TypeError(f"autocast={autocast!r}: must be a torch.dtype, such as torch.bfloat16")
+    if autocast not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"autocast={autocast}: must be torch.bfloat16 or torch.float16")
     source = Batches(batches)
     test = _Test(
         parts=parts,
@@ -145,7 +149,7 @@ def lr_range_test(
                 if repeat:
                     begin_anew()
                 test.scaler = copy.deepcopy(scaler)
-                sweep = test.sweep(rates)
+                sweep = test.sweep(rate_at, steps)
                 # Where an iterator ends within a sweep, those before it are worth more.
                 if sweep.lrs and not (test.exhausted and sweeps):
                     sweeps.append(sweep)
@@ -178,14 +182,15 @@ class _Test:
     scaler: torch.amp.GradScaler | None = field(default=None, init=False)
     exhausted: bool = field(default=False, init=False)
 
-    def sweep(self, rates: list[float]) -> Sweep:
+    def sweep(self, rate_at: Callable[[int], float], steps: int) -> Sweep:
         self.parts.model.train()
         read_every = _read_every(device_of(self.parts.model))
         divergence = Divergence(self.divergence)
         losses: list[float] = []
         unread: list[Tensor] = []
         ended, skipped, over = None, 0, False
-        for i, rate in enumerate(rates):
+        for i in range(steps):
+            rate = rate_at(i)
             loss, skips = self._update(rate)
             skipped += skips
             if loss is not None:
@@ -194,7 +199,7 @@ class _Test:
                 ended = f"the batches ended after {self.source.taken}"
             else:
                 ended = f"at learning rate {rate:.2g} every update overflowed, whatever the scale"
-            if ended or len(unread) == read_every or i + 1 == len(rates):
+            if ended or len(unread) == read_every or i + 1 == steps:
                 for value in _read(unread):
                     losses.append(value)
                     if divergence.seen(-value if self.maximize else value):
@@ -205,8 +210,8 @@ class _Test:
                 break
         if over:
             what = "diverged" if math.isfinite(losses[-1]) else f"became {losses[-1]}"
-            ended = f"the loss {what} at learning rate {rates[len(losses) - 1]:.2g}"
-        return Sweep(tuple(rates[: len(losses)]), tuple(losses), ended, skipped)
+            ended = f"the loss {what} at learning rate {rate_at(len(losses) - 1):.2g}"
+        return Sweep(tuple(map(rate_at, range(len(losses)))), tuple(losses), ended, skipped)
 
     def _update(self, rate: float) -> tuple[Tensor | None, int]:
         """The loss at one learning rate and how many updates were skipped before one was made; no
@@ -284,8 +289,10 @@ class _Test:
         values = []
         with torch.no_grad(), self._autocast():
             for batch in self.held_out:
-                measured = self.parts.loss if self.measure is None else partial(self.measure, model)
-                values.append(torch.as_tensor(measured(batch), dtype=torch.float64).reshape(()))
+                if self.measure is None:
+                    values.append(self.parts.loss(batch).double())
+                else:
+                    values.append(_measured(self.measure(model, batch)))
         for module, mode in modes:
             module.training = mode
         if not values:
@@ -298,6 +305,16 @@ class _Test:
         return torch.autocast(device_of(self.parts.model).type, dtype=self.autocast)
 
 
+def _measured(value: object) -> Tensor:
+    """What a measure returned, a scalar."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return value.detach().to(torch.float64).reshape(())
+    if isinstance(value, Real):
+        return torch.tensor(float(value), dtype=torch.float64)
+    what = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    raise TypeError(f"measure: it returned a {type(value).__name__}{what}, not one number")
+
+
 def _read_every(device: torch.device) -> int:
     """Steps between two looks at the losses: on a GPU each look waits until it has caught up."""
     return 1 if device.type == "cpu" else 10
@@ -308,7 +325,8 @@ def _read(losses: list[Tensor]) -> list[float]:
     return values
 
 
-def _rates(start: float, end: float, steps: int, growth: str) -> list[float]:
+def _rate_at(start: float, end: float, steps: int, growth: str) -> Callable[[int], float]:
+    """The learning rate of each step; no list, as a sweep may end long before its last step."""
     if growth not in get_args(Growth):
         raise ValueError(f"growth={growth!r}: must be 'exponential' or 'linear'")
     start, end = number("start", start), number("end", end)
@@ -316,11 +334,12 @@ def _rates(start: float, end: float, steps: int, growth: str) -> list[float]:
         raise ValueError(f"start={start}: must be above 0")
     if end <= start:
         raise ValueError(f"end={end}: must be above start={start}")
+    if not math.isfinite(end / start):
+        raise ValueError(f"end={end}: is too far above start={start} for a float")
     whole("steps", steps, 2 * FIRST)
-    fractions = [i / (steps - 1) for i in range(steps)]
     if growth == "linear":
-        return [start + fraction * (end - start) for fraction in fractions]
-    return [start * (end / start) ** fraction for fraction in fractions]
+        return lambda i: start + i / (steps - 1) * (end - start)
+    return lambda i: start * (end / start) ** (i / (steps - 1))
 
 
 def _ratios(parts: Parts) -> list[float]:
@@ -353,7 +372,9 @@ def _check_held_out(held_out: object, measure: object, maximize: bool) -> None:
         if maximize:
             raise ValueError("maximize: a training loss is minimized; give a measure")
         return
-    if not isinstance(held_out, Iterable) or isinstance(held_out, Iterator):
+    if not isinstance(held_out, Iterable) or isinstance(
+        held_out, Iterator | str | bytes | Tensor | Mapping
+    ):
         raise TypeError(f"held_out: {type(held_out).__name__} cannot be iterated again and again")
     if measure is not None and not callable(measure):
         raise TypeError(f"measure: {type(measure).__name__} cannot be called")

@@ -169,9 +169,11 @@ class MemoryModel:
         flat, which only a third size can show.
 
         Raises:
-            TypeError: a size is no whole number, or a peak no number.
+            TypeError: it is no mapping, a size is no whole number, or a peak no number.
             ValueError: fewer than two batch sizes, or a size or peak that is not above 0.
         """
+        if not isinstance(measured, Mapping):
+            raise TypeError(f"measured={measured!r}: must be a mapping of peaks by batch size")
         if len(measured) < 2:
             raise ValueError(f"measured={dict(measured)}: two batch sizes or more are needed")
         for size, peak in measured.items():

@@ -40,7 +40,12 @@ def is_memory_error(error: BaseException, *, smaller_ran: bool = False) -> bool:
         smaller_ran: the same code ran with a smaller batch. Then errors count too that cuDNN,
             cuBLAS and CUDA raise both where memory is short and where something is not supported,
             such as CUDNN_STATUS_NOT_SUPPORTED: what has run at one batch size is supported.
+
+    Raises:
+        TypeError: `error` is no exception.
     """
+    if not isinstance(error, BaseException):
+        raise TypeError(f"error={error!r}: must be an exception")
     return any(_is_one(one, smaller_ran) for one in _with_causes(error))
 
 

@@ -115,7 +115,7 @@ def batch_loss(
     ``loss_fn(model(inputs), targets)``.
 
     Raises:
-        TypeError: without a `step`, the batch is no pair; or the loss is no tensor.
+        TypeError: without a `step`, the batch is no pair; or the loss is no tensor of real numbers.
         ValueError: the loss is no single number.
     """
     if step is not None:
@@ -133,6 +133,8 @@ def batch_loss(
     name = "loss_fn" if step is None else "step"
     if not isinstance(loss, Tensor):
         raise TypeError(f"{name}: it returned a {type(loss).__name__}, not a tensor")
+    if loss.is_complex():
+        raise TypeError(f"{name}: a loss must be real, not {loss.dtype}")
     if loss.numel() != 1:
         raise ValueError(f"{name}: a loss of shape {tuple(loss.shape)} is not one number")
     return loss.reshape(())
@@ -142,6 +144,20 @@ def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter or buffer, else the CPU."""
     first = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def device_named(device: object) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: torch knows no such device.
+    """
+    try:
+        return torch.device(device)  # type: ignore[call-overload, no-any-return]
+    except (RuntimeError, TypeError, ValueError):
+        raise ValueError(
+            f"device={device!r}: must be a device, such as 'cpu' or 'cuda:0'"
+        ) from None
 
 
 def moved(batch: Any, device: torch.device) -> Any:

@@ -46,12 +46,23 @@ def power_scaling(base_lr: float, base_batch: float, batch: float, power: float)
 
     Raises:
         TypeError: an argument is not a number.
-        ValueError: `base_lr`, `base_batch` or `batch` is not above 0, or an argument is not finite.
+        ValueError: `base_lr`, `base_batch` or `batch` is not above 0, an argument is not finite, or
+            the result is no learning rate: 0 or infinite.
     """
     for name, value in (("base_lr", base_lr), ("base_batch", base_batch), ("batch", batch)):
         if not number(name, value) > 0:
             raise ValueError(f"{name}={value!r}: must be above 0")
-    return float(base_lr) * math.pow(float(batch) / float(base_batch), number("power", power))
+    ratio, exponent = float(batch) / float(base_batch), number("power", power)
+    try:
+        lr = float(base_lr) * math.pow(ratio, exponent)
+    except (OverflowError, ValueError):  # the latter of a ratio of 0
+        lr = math.inf
+    if not 0 < lr < math.inf:
+        raise ValueError(
+            f"power={power!r}: leads from base_lr={base_lr!r} at base_batch={base_batch!r} to no "
+            f"learning rate at batch={batch!r}"
+        )
+    return lr
 
 
 def warmup_steps(samples: int, batch: int) -> int:

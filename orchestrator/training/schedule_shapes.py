@@ -119,7 +119,9 @@ def _sgdr(steps: int, options: Mapping[str, Any]) -> Shape:
 
 def _restarts(steps: int, options: Mapping[str, Any]) -> list[int]:
     """The first step of each cycle, and the number of steps; each cycle has two steps or more."""
-    weights = [options["growth"] ** cycle for cycle in range(options["cycles"])]
+    # By the last one: a large power of the growth is too large for a float, never too small.
+    last = options["cycles"] - 1
+    weights = [options["growth"] ** (cycle - last) for cycle in range(options["cycles"])]
     starts = [0]
     for cycle in range(1, len(weights)):
         exact = round(steps * sum(weights[:cycle]) / sum(weights))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, Final, Protocol
 
 import torch
@@ -85,9 +87,12 @@ class Schedule(LRScheduler):
         loaded, nor which of the two states is loaded first.
 
         Raises:
+            TypeError: the state holds what is no number.
             ValueError: the state is of another schedule, of other options, or for another number of
                 steps or parameter groups. Nothing is changed then.
         """
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"state_dict: {type(state_dict).__name__} is not what one is")
         lacking = _SAVED - set(state_dict)
         if lacking:
             raise ValueError(
@@ -101,7 +106,9 @@ class Schedule(LRScheduler):
                     f"state_dict: saved with {key}={state_dict[key]!r}, but this schedule has "
                     f"{mine[key]!r}; a schedule goes on only as it began"
                 )
-        groups, saved = self.optimizer.param_groups, state_dict["base_lrs"]
+        whole("state_dict: last_epoch", state_dict["last_epoch"], 0)
+        groups = self.optimizer.param_groups
+        saved = [number("state_dict: base_lrs", lr) for lr in state_dict["base_lrs"]]
         if len(saved) != len(groups):
             raise ValueError(
                 f"state_dict: saved for {len(saved)} parameter groups; the optimizer has "
@@ -321,6 +328,14 @@ def _check_optimizer(optimizer: Any, options: Mapping[str, Any]) -> None:
             f"optimizer: {type(optimizer).__name__} is no torch.optim.Optimizer; if it wraps one "
             "and shares its param_groups, give that one"
         )
+    if not optimizer.param_groups:
+        raise ValueError("optimizer: it has no parameter groups")
+    for index, group in enumerate(optimizer.param_groups):
+        lr = group.get("initial_lr", group.get("lr"))
+        if isinstance(lr, bool) or not isinstance(lr, Real | Tensor):
+            raise ValueError(f"optimizer: parameter group {index} has no learning rate `lr`")
+        if not math.isfinite(lr):
+            raise ValueError(f"optimizer: parameter group {index} has lr={float(lr)}")
     if options.get("momentum") is not None:
         for index, group in enumerate(optimizer.param_groups):
             if "betas" not in group and "momentum" not in group:

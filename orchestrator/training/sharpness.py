@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from orchestrator.training.choices import look_up
-from orchestrator.training.directions import random_direction
+from orchestrator.training.directions import listed, random_direction
 from orchestrator.training.displaced import BATCH_NORM, SEEDS, check_evaluated, displaced
 from orchestrator.training.parts import Step
 from orchestrator.training.surface import Sharpness
@@ -69,7 +69,7 @@ def average_sharpness(
         raise ValueError(f"radius must be above 0 and finite, got {radius}")
     check_evaluated(model, loss_fn, step, batches)
     recomputed = look_up("batch_norm", batch_norm, BATCH_NORM)
-    moved = None if parameters is None else list(parameters)
+    moved = listed(parameters)
     rises = []
     with displaced(model, loss_fn, batches, step, seed, recomputed=recomputed) as evaluation:
         centre, _ = evaluation.at(())

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from orchestrator.training.parts import device_named
+
 _Restore = Callable[[], Any]
 """Gives back an object, the same one, as it was."""
 
@@ -67,11 +69,11 @@ def preserved(
 
     Raises:
         TypeError: `model`, `optimizer` or one of `others` is not what it should be.
-        ValueError: a parameter or buffer of a lazy module has no shape yet.
+        ValueError: a parameter or buffer of a lazy module has no shape yet, or one on the meta
+            device has no values; or there is no such device.
     """
-    others = tuple(others)
-    _check(model, optimizer, others)
-    tensors = _Tensors(None if device is None else torch.device(device))
+    others = check_restorable(model, optimizer, others)
+    tensors = _Tensors(None if device is None else device_named(device))
     with ExitStack() as stack:  # undone last to first, each also when another one fails
         for restore in _random_numbers():
             stack.callback(restore)
@@ -95,12 +97,18 @@ def preserved(
         yield begin_anew
 
 
-def _check(model: object, optimizer: object, others: Iterable[object]) -> None:
+def check_restorable(
+    model: object, optimizer: object = None, others: object = ()
+) -> tuple[Stateful, ...]:
+    """Returns `others`, to be gone through more than once; raises as `preserved` does."""
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model: {type(model).__name__} is not a torch.nn.Module")
     if optimizer is not None and not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: {type(optimizer).__name__} is not a torch.optim.Optimizer")
-    for other in others:
+    if not isinstance(others, Iterable) or isinstance(others, str | bytes | Tensor):
+        raise TypeError(f"others: {type(others).__name__} is not a list of objects to restore")
+    found = tuple(others)
+    for other in found:
         if not isinstance(other, Stateful):
             raise TypeError(
                 f"others: {type(other).__name__} lacks state_dict and load_state_dict, "
@@ -117,6 +125,12 @@ def _check(model: object, optimizer: object, others: Iterable[object]) -> None:
                         f"model: the {kind} {name} of a lazy module has no shape yet; "
                         "run one batch through the model first"
                     )
+                if tensor.is_meta:
+                    raise ValueError(
+                        f"model: the {kind} {name} is on the meta device and has no values; move "
+                        "the model with to_empty() and initialise it first"
+                    )
+    return found
 
 
 class _Tensors:
@@ -211,10 +225,6 @@ def _module(module: nn.Module, tensors: _Tensors) -> _Restore:
         module.training = training
 
     return restore
-
-
-def _identities(register: dict[str, Any]) -> list[tuple[str, int]]:
-    return [(name, id(member)) for name, member in register.items()]
 
 
 def _with_wrapped(optimizer: Optimizer) -> Iterator[Optimizer]:

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -96,9 +97,12 @@ class LossLandscape:
         how sure that is. Only compare numbers of the same `radius` and `batch_norm`.
 
         Raises:
+            TypeError: `radius` is no number.
             ValueError: `radius` is not above 0 or reaches beyond the landscape, or a point that it
                 needs is not evaluated yet.
         """
+        if not isinstance(radius, Real):
+            raise TypeError(f"radius={radius!r}: must be a number")
         if not 0 < radius <= self.radius:
             raise ValueError(
                 f"radius={radius}: must be above 0 and at most {self.radius:g}, how far the "

@@ -224,6 +224,8 @@ def test_weights_that_do_not_fit_are_refused_with_their_keys(tmp_path: Path) -> 
         ({"name": "resnet81"}, ValueError, "name='resnet81': .*did you mean 'resnet18'"),
         ({"name": 18}, TypeError, "name=18: must be one of small_cnn"),
         ({"weights": "nowhere/weights.pt"}, FileNotFoundError, "nowhere/weights.pt: there is no"),
+        ({"frozen": "false"}, TypeError, "frozen='false': must be True or False"),
+        ({"cifar_stem": 0}, TypeError, "cifar_stem=0: must be True or False"),
         ({"weights": 3}, TypeError, "weights=3: must be a file, a name, or null"),
         ({"weights": "DEFAULT"}, ValueError, "torchvision has none for small_cnn"),
         (

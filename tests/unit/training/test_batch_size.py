@@ -250,7 +250,11 @@ def test_what_a_failed_try_held_is_free_before_the_next() -> None:
         ({"margin": -0.1}, ValueError, "margin=-0.1: must be from 0 to below 1"),
         ({"step": 3}, TypeError, "step=3: must be a function of the batch size"),
         ({"model": 3}, TypeError, "model: int is not a torch.nn.Module"),
+        ({"model": nn.Linear(2, 2, device="meta")}, ValueError, "weight is on the meta device"),
         ({"others": [3]}, TypeError, "others: int lacks state_dict"),
+        ({"others": None}, TypeError, "others: NoneType is not a list"),
+        ({"device": "gpu"}, ValueError, "device='gpu': must be a device"),
+        ({"margin": 10**400}, ValueError, "margin: must be small enough for a float"),
     ],
 )
 def test_bad_arguments(changes: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -164,6 +164,19 @@ def test_what_is_no_curve_is_refused() -> None:
         LRCurve(())
     with pytest.raises(ValueError, match="2 learning rates, 1 losses"):
         LRCurve((Sweep((1.0, 2.0), (1.0,)),))
+    for lrs in ((0.0, 1.0), (2.0, 1.0), (1.0, 1.0), (1.0, math.nan), (1.0, math.inf)):
+        with pytest.raises(ValueError, match="learning rates must rise from above 0"):
+            LRCurve((Sweep(lrs, (1.0, 1.0)),))
+    whole = curve(FLAT).to_dict()
+    for damaged in (
+        {key: value for key, value in whole.items() if key != "growth"},
+        whole | {"sweeps": None},
+        whole | {"smoothing": "x"},
+    ):
+        with pytest.raises(ValueError, match="this curve is damaged"):
+            LRCurve.from_dict(damaged)
+    with pytest.raises(ValueError, match="data: list is not what to_dict"):
+        LRCurve.from_dict([])  # type: ignore[arg-type]
 
 
 def test_the_picture_shows_sweeps_and_readings() -> None:

@@ -437,6 +437,11 @@ def test_average_sharpness_grows_with_curvature() -> None:
         ({"batches": TensorDataset()}, TypeError, "batches"),
         ({"model": nn.BatchNorm1d(3)}, ValueError, "no parameter has two dimensions"),
         ({"model": "net"}, TypeError, "model: str is not"),
+        ({"model": nn.LazyLinear(3)}, ValueError, "the parameter weight of a lazy module"),
+        ({"model": nn.Linear(2, 2, device="meta")}, ValueError, "weight is on the meta device"),
+        ({"parameters": 3}, TypeError, "parameters=3: must be parameters of the model"),
+        ({"file": 3}, TypeError, "file=3: must be the path of a file"),
+        ({"resume": "x"}, TypeError, "resume: str is no LossLandscape"),
         ({"parameters": [nn.Parameter(torch.ones(2, 2))]}, ValueError, "not a parameter of"),
     ],
 )
@@ -504,6 +509,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
     for other, message in ((landscape(), "dimensions is 2 .* 1"), (recomputed, "batch_norm")):
         with pytest.raises(ValueError, match=message):
             compare_landscapes({"a": plane, "b": other})
+    for none, message in (([plane], "list is no mapping"), ({"a": 3}, "int of 'a' is no Loss")):
+        with pytest.raises(TypeError, match=message):
+            compare_landscapes(none)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="none to compare"):
         compare_landscapes({})
 

@@ -431,6 +431,13 @@ def test_a_copy_of_the_model_is_all_the_memory_it_takes(monkeypatch: pytest.Monk
     assert copied == sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_a_sweep_of_many_steps_that_the_batches_end_takes_no_memory_for_the_others() -> None:
+    model = plain()
+    batches = iter(list(loader()) * 10)
+    curve = lr_range_test(model, sgd(model), MSE, batches, steps=10**12)
+    assert 20 <= len(curve.lrs) == curve.batches_taken
+
+
 def frozen(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False)
 
@@ -442,6 +449,7 @@ def frozen(model: nn.Module) -> nn.Module:
         ({"start": 1.0, "end": 0.1}, ValueError, r"end=0\.1: must be above start=1\.0"),
         ({"end": math.inf}, ValueError, "end=inf: must be finite"),
         ({"start": "1e-7"}, TypeError, "start='1e-7': must be a number"),
+        ({"start": 1e-320}, ValueError, "end=10.0: is too far above start=1e-320"),
         ({"steps": 19}, ValueError, "steps=19: must be at least 20"),
         ({"growth": "log"}, ValueError, "growth='log': must be 'exponential' or 'linear'"),
         ({"repeats": 0}, ValueError, "repeats=0: must be at least 1"),
@@ -450,15 +458,22 @@ def frozen(model: nn.Module) -> nn.Module:
         ({"divergence": 0.0}, ValueError, r"divergence=0\.0: must be above 0"),
         ({"clip_norm": -1.0}, ValueError, r"clip_norm=-1\.0: must be above 0"),
         ({"autocast": "bf16"}, TypeError, "autocast='bf16': must be a torch.dtype"),
+        ({"autocast": torch.int32}, ValueError, "autocast=torch.int32: must be torch.bfloat16 or"),
+        ({"scaler": True}, TypeError, "scaler: bool is not a torch.amp.GradScaler"),
         ({"measure": MSE}, ValueError, "measure: it is measured on held_out batches"),
         ({"maximize": True}, ValueError, "maximize: a training loss is minimized"),
         ({"held_out": iter([])}, TypeError, "held_out: list_iterator cannot be iterated again"),
         ({"held_out": []}, ValueError, "held_out: it has no batches"),
         ({"held_out": [1], "measure": 3}, TypeError, "measure: int cannot be called"),
+        ({"held_out": "abc"}, TypeError, "held_out: str cannot be iterated"),
+        ({"held_out": [1], "measure": lambda m, b: "x"}, TypeError, "measure: it returned a str"),
+        ({"held_out": [1], "measure": lambda m, b: torch.ones(3)}, TypeError, r"of shape \(3,\)"),
         ({"held_out": [1], "maximize": True}, ValueError, "maximize: a loss is minimized"),
         ({"others": [3]}, TypeError, "others: int lacks state_dict"),
+        ({"others": None}, TypeError, "others: NoneType is not a list of objects"),
         ({"batches": 3}, TypeError, "batches: int is not an iterable"),
         ({"loss_fn": None}, TypeError, "loss_fn: needed where there is no step"),
+        ({"loss_fn": lambda o, t: MSE(o, t) * 1j}, TypeError, "loss_fn: a loss must be real, not"),
         ({"loss_fn": lambda o, t: torch.ones(())}, ValueError, "loss_fn: the loss depends on no p"),
     ],
 )

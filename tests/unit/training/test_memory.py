@@ -189,6 +189,10 @@ def test_what_cannot_be_fitted_or_foretold() -> None:
     with pytest.raises(ValueError, match="peaks must be above 0"):
         MemoryModel.fit({1: 0, 2: 11})
     model = MemoryModel.fit({1: 10, 2: 20})
+    with pytest.raises(TypeError, match="error=None: must be an exception"):
+        is_memory_error(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"measured=\[1\]: must be a mapping"):
+        MemoryModel.fit([1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch=0: must be at least 1"):
         model.bytes(0)
     with pytest.raises(ValueError, match="limit_bytes=inf: must be finite"):

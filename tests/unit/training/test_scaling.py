@@ -117,6 +117,14 @@ def test_where_no_micro_batch_will_do_the_error_offers_a_batch_nearby() -> None:
         (lambda: power_scaling(0.1, 1, 0, 1), ValueError, "batch=0: must be above 0"),
         (lambda: power_scaling(0.1, 1, 1, float("nan")), ValueError, "power=nan: must be finite"),
         (lambda: power_scaling("a", 1, 1, 1), TypeError, "base_lr='a': must be a number"),  # type: ignore[arg-type]
+        (lambda: power_scaling(10**400, 1, 1, 1), ValueError, "base_lr: must be small enough"),
+        (
+            lambda: power_scaling(1, 1, 1e300, 2),
+            ValueError,
+            "power=2: leads .* to no learning rate",
+        ),
+        (lambda: power_scaling(1, 1e300, 1e-300, -2), ValueError, "power=-2: leads from base_lr=1"),
+        (lambda: power_scaling(1e-300, 1e30, 1, 1), ValueError, "to no learning rate at batch=1"),
         (lambda: warmup_steps(-1, 32), ValueError, "samples=-1: must be at least 0"),
         (lambda: warmup_steps(10, 0), ValueError, "batch=0: must be at least 1"),
         (lambda: accumulation_for(0, 8), ValueError, "batch=0: must be at least 1"),

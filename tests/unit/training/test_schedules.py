@@ -385,6 +385,7 @@ def test_it_drives_sam_and_the_optimizer_within() -> None:
         ("cosine", {"warmup_steps": -1}, ValueError, "warmup_steps=-1: must be at least 0"),
         ("cosine", {"warmup_steps": T}, ValueError, "needs 1 or more after warmup_steps=21"),
         ("cosine", {"optimizer": None}, TypeError, "optimizer: NoneType is no torch.optim.Opti"),
+        ("cosine", {"optimizer": sgd(float("nan"))}, ValueError, "parameter group 0 has lr=nan"),
         (
             "onecycle",
             {"optimizer": torch.optim.Adagrad([torch.ones(1)]), "momentum": (0.8, 0.9)},
@@ -419,3 +420,30 @@ def test_each_shipped_option_of_the_config_group_holds_its_own_defaults(name: st
     used(schedule(name, optimizer=sgd(), total_steps=T, **options), T)
     shipped = {path.stem for path in (ROOT / "conf" / "schedule").iterdir()}
     assert shipped == set(SCHEDULES)
+
+
+def test_an_optimizer_without_groups_or_learning_rates_is_refused() -> None:
+    optimizer = sgd()
+    del optimizer.param_groups[0]["lr"]
+    with pytest.raises(ValueError, match="parameter group 0 has no learning rate"):
+        schedule("cosine", optimizer, T)
+    optimizer.param_groups.clear()
+    with pytest.raises(ValueError, match="it has no parameter groups"):
+        schedule("cosine", optimizer, T, bounds=(0.1, 1))
+
+
+def test_restarts_may_grow_without_bound() -> None:
+    made = schedule("sgdr", sgd(), 10_000, cycles=400, growth=10.0)
+    assert made.lr_at(0) == [LR]
+    assert made.lr_at(9_999) == [pytest.approx(1e-3 * LR)]
+
+
+@pytest.mark.parametrize(
+    "damage", [{"base_lrs": ["x"]}, {"last_epoch": "x"}, {"last_epoch": -1}], ids=str
+)
+def test_a_damaged_state_changes_nothing(damage: dict[str, Any]) -> None:
+    made = schedule("cosine", sgd(), T)
+    before = made.state_dict()
+    with pytest.raises((TypeError, ValueError), match="state_dict: "):
+        made.load_state_dict(before | damage)
+    assert made.state_dict() == before

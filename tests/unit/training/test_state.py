@@ -315,6 +315,7 @@ def nbytes(tensor: Tensor) -> int:
         ({"model": 3}, "model: int is not a torch.nn.Module"),
         ({"optimizer": "sgd"}, "optimizer: str is not a torch.optim.Optimizer"),
         ({"others": [object()]}, "others: object lacks state_dict and load_state_dict"),
+        ({"others": None}, "others: NoneType is not a list of objects to restore"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -328,6 +329,17 @@ def test_a_lazy_model_is_refused_before_anything_is_done() -> None:
     with pytest.raises(ValueError, match=r"parameter 1\.weight of a lazy module"), preserved(model):
         pass
     assert model[0].weight.grad is not None
+
+
+def test_a_model_without_values_and_an_unknown_device_are_refused() -> None:
+    model = nn.Linear(2, 2, device="meta")
+    with (
+        pytest.raises(ValueError, match="parameter weight is on the meta device"),
+        preserved(model),
+    ):
+        pass
+    with pytest.raises(ValueError, match="device='gpu': must be a device"), preserved(device="gpu"):
+        pass
 
 
 @pytest.mark.gpu

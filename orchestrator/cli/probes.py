@@ -111,7 +111,10 @@ def _print(call: Call, row: StudyRow, spec: StudySpec, found: Sequence[ProbeRow]
 
     console = Console(file=io.StringIO(), width=max(150, Console().width), highlight=False)
     with console.capture() as captured:
-        console.print(Text(f"{row.name}: {summary(spec, found)}"), soft_wrap=True)
+        asked = (1 if "cell" in call.words else spec.n_cells) * (
+            1 if "name" in call.words else len(spec.probes)
+        )
+        console.print(Text(f"{row.name}: {summary(spec, found, asked)}"), soft_wrap=True)
         if found:
             console.print(table(spec, found, room=len(found)))
         for one in found:
@@ -124,7 +127,9 @@ def _facts(row: ProbeRow) -> list[str]:
     facts = (row.measurement or {}).get("facts") or {}
     if not facts:
         return []
-    words = ", ".join(f"{name}={_short(value)}" for name, value in facts.items())
+    words = ", ".join(
+        f"{name}={_short(value)}" for name, value in facts.items() if value is not None
+    )
     return [f"{row.name} in {cell_label(row.values)}: {words}"]
 
 
@@ -133,12 +138,16 @@ def _short(value: JSONValue) -> str:
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 
-def summary(spec: StudySpec, rows: Sequence[ProbeRow]) -> str:
+def summary(spec: StudySpec, rows: Sequence[ProbeRow], asked: int | None = None) -> str:
     """``probes: 5 of 6 measured, 1 running, 12 s and 1500 steps in all``; each device type has its
     own.
+
+    Args:
+        asked: how many there are to be on each device type; default all of the study.
     """
     per_type = {(row.device_name, row.bytes) for row in rows}
-    total = max(spec.n_cells * len(spec.probes) * max(1, len(per_type)), len(rows))
+    each = spec.n_cells * len(spec.probes) if asked is None else asked
+    total = max(each * max(1, len(per_type)), len(rows))
     done = sum(row.state == "DONE" for row in rows)
     failed = sum(row.state == "FAILED" for row in rows)
     running = sum(row.held for row in rows)

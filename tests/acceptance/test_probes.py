@@ -45,6 +45,8 @@ def test_a_study_is_measured_first_and_searched_within_what_was_found(commands: 
     found = json.loads(commands.check("probe", "study.name=probed", "cell=1", "--json"))
     (one,) = found["probes"]
     assert (one["state"], one["found"]["bounds"]) == ("DONE", {"x": [0.2, 0.4]})
+    shown = commands.check("probe", "study.name=probed", "cell=1")
+    assert shown.startswith("probed: probes: 1 of 1 measured")
     log = commands.check("logs", "study.name=probed", "probe=p", "cell=1")
     assert log == "measuring a=1 with x=0.5 as number -1, attempt 1\n"
     replayed = commands.check("replay", "study.name=probed", "trial=3")

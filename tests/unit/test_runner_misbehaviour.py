@@ -192,6 +192,13 @@ def test_a_failure_names_its_cause_and_then_its_log(
         assert left.causes == outcome.causes
 
 
+def test_a_probe_that_exits_is_called_what_it_is(bench: Bench, tmp_path: Path) -> None:
+    job = make_job(tmp_path, objective("exits", code=3), probe="lr")
+    outcome, _ = finish(bench.runner.start(job))
+    assert isinstance(outcome, Failed)
+    assert outcome.message.startswith("the probe lr called sys.exit(3) instead of returning")
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs"),
     [

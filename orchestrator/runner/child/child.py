@@ -483,7 +483,8 @@ def _judge_exception(error: BaseException, trial: Trial) -> Outcome:
             return Interrupted("stopped when asked")
         # As the interpreter does.
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        text = f"the objective called sys.exit({preview(error.code)}) instead of returning a result"
+        who = "the objective" if trial._job.probe is None else f"the probe {trial._job.probe}"
+        text = f"{who} called sys.exit({preview(error.code)}) instead of returning a result"
         return _failed("exit", text, f"exit:{code & 0xFF}")
 
     hint = hint_for(error)

@@ -428,8 +428,8 @@ def raw() -> None:
 
 def at_rates(task: Task, seed: int, lrs: list[float]) -> LRCurve:
     """Our test at given learning rates, of which a neighbour may have other ones."""
-    with mock.patch("orchestrator.training.lr_range._rates", return_value=lrs):
-        return lr_range_test(*parts(task, seed, lrs[0]), repeats=1, divergence=1e9)
+    with mock.patch("orchestrator.training.lr_range._rate_at", return_value=lrs.__getitem__):
+        return lr_range_test(*parts(task, seed, lrs[0]), steps=len(lrs), repeats=1, divergence=1e9)
 
 
 def cost() -> None:

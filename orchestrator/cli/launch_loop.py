@@ -186,7 +186,7 @@ def _forwarded_signals(workers: LocalWorkers, view: screen.View) -> Iterator[lis
             _leave_terminal()
         elif number == signal.SIGINT and len(received) == 1 and still_running:
             view.say(
-                "ending: running trials are finished first; press Ctrl-C again to give them back "
+                "ending: what runs is finished first; press Ctrl-C again to give it back "
                 "at once. The study stays."
             )
 

@@ -124,13 +124,14 @@ def _print(call: Call, row: StudyRow, spec: StudySpec, found: Sequence[ProbeRow]
 
 
 def _facts(row: ProbeRow) -> list[str]:
+    """The facts that are one value each, in a line; ``--json`` has them all."""
     facts = (row.measurement or {}).get("facts") or {}
-    if not facts:
-        return []
     words = ", ".join(
-        f"{name}={_short(value)}" for name, value in facts.items() if value is not None
+        f"{name}={_short(value)}"
+        for name, value in facts.items()
+        if value is not None and not isinstance(value, list | dict)
     )
-    return [f"{row.name} in {cell_label(row.values)}: {words}"]
+    return [f"{row.name} in {cell_label(row.values)}: {words}"] if words else []
 
 
 def _short(value: JSONValue) -> str:

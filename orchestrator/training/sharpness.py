@@ -46,7 +46,12 @@ def average_sharpness(
     that batch-norm undoes can change.
 
     Args:
-        model, loss_fn, batches, step, batch_norm, parameters: As of `loss_landscape`.
+        model: The model at the centre, as of `loss_landscape`.
+        loss_fn: Its loss.
+        batches: Passed over again and again.
+        step: In place of `loss_fn`, for batches of another structure.
+        batch_norm: ``stored`` or ``recomputed`` statistics.
+        parameters: Those to move; None: all.
         radius: Of the sphere, as a part of each filter's length.
         directions: How many, at least 2.
         seed: Of the directions, and of random numbers that the loss draws.

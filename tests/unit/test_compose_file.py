@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,17 @@ def test_how_many_workers_run_is_a_setting_that_a_later_up_keeps() -> None:
     page = (ROOT / "docs" / "compose.md").read_text()
     assert re.search(r"^echo WORKERS=3 >> \.env", page, re.M)
     assert "--scale" not in page
+
+
+def test_the_image_installs_what_the_examples_need_and_never_this_package_from_an_index() -> None:
+    """The first RUN that names pyproject.toml, run as a shell runs it."""
+    recipe = (ROOT / "docker" / "Dockerfile").read_text()
+    found = re.search(r"^RUN (python -c .*?) > requirements.txt$", recipe, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    command = found[1].replace("python", sys.executable, 1).replace("\\\n", "")
+    printed = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    names = {re.split(r"[<>=\[]", line)[0] for line in printed if line}
+    assert {"torch", "hydra-core", "scikit-learn", "torchvision", "plotly"} <= names
+    assert "orchestrator" not in names

@@ -468,6 +468,9 @@ def test_measured_anew_a_cell_that_was_closed_for_all_is_open_again(store: Store
         finish(store, probe(store, lease, study), Measurement(infeasible="too few samples"))
     store.ledger.end_studies()
     assert store.reads.find("study").reason == "every cell is closed"
+    progress = store.reads.progress(store.reads.find("study"), maximize=True)
+    why = "no living worker can run it; small (24 GiB): probe p: too few samples"
+    assert [cell.reason for cell in progress.cells] == [why, why], "nothing is said of memory"
     assert store.probes.again(study, [1], None) == 1
     assert store.reads.find("study").state == "ACTIVE"
     finish(store, probe(store, lease, study))

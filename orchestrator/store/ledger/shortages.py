@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from orchestrator.store.connection.database import Database
 
-NOBODY = "no living worker has the memory for it"
-"""How the reason of a cell begins that is closed for all."""
+NOBODY = "no living worker "
+"""How the reason of a cell begins that is closed for all; what follows says what is missing."""
 ALIKE = 1.02
 """GPUs of one model report a little more or less memory."""
 CPU = "CPU"
@@ -414,11 +414,18 @@ def close_for_all(c: Connection, study_id: int) -> str | None:
 
 def _close_all(c: Connection, study_id: int, cells: Sequence[int]) -> None:
     why: dict[int, list[str]] = {}
+    ruled_out = set()  # by a probe, which may have other reasons than memory
     for row in answers(c, _WHY_CLOSED, {"cells": list(cells)}):
         why.setdefault(row.cell_id, []).append(
             f"{device_label(row.memory, row.device_name, row.bytes)}: {row.reason}"
         )
-    reasons = [f"{NOBODY}; {'; '.join(why[cell_id])}" for cell_id in cells]
+        if row.probe_id is not None:
+            ruled_out.add(row.cell_id)
+    reasons = [
+        f"{NOBODY}{'can run it' if cell_id in ruled_out else 'has the memory for it'}; "
+        f"{'; '.join(why[cell_id])}"
+        for cell_id in cells
+    ]
     later(c, _CLOSE_FOR_ALL, {"study_id": study_id, "cells": list(cells), "reasons": reasons})
 
 
@@ -505,7 +512,8 @@ _BLOCKING = Statement(
 )
 _WHY_CLOSED = Statement(
     """
-    SELECT h.cell_id, h.memory, h.device_name, h.bytes, h.reason FROM orchestrator.shortage h
+    SELECT h.cell_id, h.memory, h.device_name, h.bytes, h.reason, h.probe_id
+    FROM orchestrator.shortage h
     WHERE h.cell_id = ANY(CAST(:cells AS bigint[])) AND h.closed ORDER BY h.closed_at
     """
 )

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
+from orchestrator.config.functions import check_function
 from orchestrator.config.space import Space
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import JSONValue, value_label
 
-TARGET: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-"""A dotted name of a function."""
-INSTANTIATE_KEYS: Final = ("_args_", "_partial_", "_recursive_", "_convert_")
-"""Keys that mean something to ``hydra.utils.instantiate`` and nothing here."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 _OURS = "orchestrator.training.probes."
 
@@ -47,22 +44,14 @@ def _probe(where: str, probe: Any, space: Space) -> dict[str, JSONValue] | None:
             f"{where}={value_label(probe)}: must be a mapping with _target_, such as {{_target_: "
             f"{_OURS}lr_range, build: my_project.build, parameter: optim.lr}}"
         )
-    target = probe.get("_target_")
-    if target is None or target == "???":
-        raise ConfigError(
-            f"{where}._target_ must be given: package.module.function, called as "
-            "function(cfg, trial)"
-        )
-    if not isinstance(target, str) or not TARGET.fullmatch(target):
-        raise ConfigError(
-            f"{where}._target_={value_label(target)}: must be a dotted name such as {_OURS}lr_range"
-        )
+    target = check_function(
+        where,
+        probe,
+        missing="package.module.function, called as function(cfg, trial)",
+        example=f"{_OURS}lr_range",
+        own="_target_ and version",
+    )
     for key, value in probe.items():
-        if key in INSTANTIATE_KEYS or not isinstance(key, str) or not key.isidentifier():
-            raise ConfigError(
-                f"{where}.{key}: every key but _target_ and version is passed to the function by "
-                "name, and this is not a valid name"
-            )
         if value == "???":
             raise ConfigError(f"{where}.{key} must be given: {where}.{key}=…")
     if target.startswith(_OURS):

@@ -21,9 +21,10 @@ from omegaconf.errors import (
 
 from orchestrator.config.command import command_objective
 from orchestrator.config.composing import Composed
+from orchestrator.config.functions import check_function
 from orchestrator.config.grammar import check_finite
 from orchestrator.config.infeasible import infeasible
-from orchestrator.config.probes import INSTANTIATE_KEYS, TARGET, probes
+from orchestrator.config.probes import probes
 from orchestrator.config.schema import STUDY_SECTIONS, checked
 from orchestrator.config.space import Space
 from orchestrator.config.translate import resolved
@@ -347,22 +348,14 @@ def _objective(
     if is_program(objective):
         return command_objective(objective, params, space, metrics)
     objective.pop("command", None)
-    target = objective.get("_target_")
-    if target is None or target == "???":
-        raise ConfigError(
-            "objective._target_ must be given: objective._target_=package.module.function, or an "
-            "experiment that sets it; or objective.command for a program"
-        )
-    if not isinstance(target, str) or not TARGET.fullmatch(target):
-        raise ConfigError(
-            f"objective._target_={target!r}: must be a dotted name such as package.module.function"
-        )
+    check_function(
+        "objective",
+        objective,
+        missing="objective._target_=package.module.function, or an experiment that sets it; or "
+        "objective.command for a program",
+        example="package.module.function",
+    )
     for key, value in objective.items():
-        if key in INSTANTIATE_KEYS or not isinstance(key, str) or not key.isidentifier():
-            raise ConfigError(
-                f"objective.{key}: every key but _target_ is passed to the function by name, and "
-                "this is not a valid name"
-            )
         check_finite(value, f"objective.{key}")
         _check_interpolations(value, f"objective.{key}", params)
     return objective

@@ -29,6 +29,7 @@ from orchestrator.model import (
     trial_seed,
 )
 from orchestrator.runner import ArtifactLogged, Job, Running, probe_dir
+from orchestrator.worker.attempt import AbandonedError, abandon
 from orchestrator.worker.contact import Contact
 from orchestrator.worker.device_slot import HeldSlot
 from orchestrator.worker.end_requests import EndRequests
@@ -85,6 +86,8 @@ class Probing:
             outcome, seconds, facts, artifacts = self._measure(served, held)
             crash_step("after-probe")
             self._deliver(served, held, what, outcome, seconds, facts, artifacts)
+        except AbandonedError:
+            self._release(held, Interrupted("the worker was told to end"))
         except LeaseLostError as lost:
             logger.warning("%s", lost)
             self._contact.gave(held)
@@ -106,7 +109,7 @@ class Probing:
         """The outcome of the child, how long it ran in seconds, its facts, its artifacts."""
         job = self._job(served, held)
         if self._device.gpu is not None:
-            self._contact.meanwhile(self._device.settle)
+            self._contact.meanwhile(self._device.settle, hurry=abandon)
         since = time.monotonic()
         self._contact.measures()
         try:

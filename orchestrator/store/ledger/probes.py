@@ -70,33 +70,11 @@ def begin_due(
     Raises:
         LostRaceError: another worker has just begun it.
     """
-    names = list(keys)
-    which = {
-        "ticket_id": ticket_id,
-        "cell_id": cell_id,
-        "worker_id": lease.worker_id,
-        "names": names,
-        "keys": [keys[name] for name in names],
-    }
-    for due in answers(c, _DUE, which):
+    for due in _due(c, ticket_id, cell_id, lease, keys):
         # Its worker fell silent. Its own row: the answer to an earlier claim was lost.
         lost = due.lost + (due.state == "RUNNING" and due.worker_id != lease.worker_id)
         if lost >= max_attempts:
-            reason = f"{lost} workers fell silent while they measured it"
-            if lost == 1:
-                reason = "the worker that measured it fell silent"
-            if due.state == "OPEN":
-                reason = f"{lost} attempts were lost, the last: {due.reason}"
-            gave_up = {
-                "probe_id": due.probe_id,
-                "token": due.token,
-                "worker_id": lease.worker_id,
-                "reason": reason,
-                "lost": lost,
-            }
-            if answer(c, _GIVE_UP, gave_up) is None:
-                raise LostRaceError
-            later(c, _EVENT_OF, {"probe_id": due.probe_id, "kind": FAILED, "reason": reason})
+            _give_up(c, due, lost, lease)
             continue
         begun = {
             "cell_id": due.cell_id,
@@ -133,15 +111,47 @@ def needs(
     keys: Mapping[str, str],
 ) -> bool:
     """Whether the ticket's cell needs a probe; arguments as of `begin_due`."""
-    names = list(keys)
-    which = {
-        "ticket_id": ticket_id,
-        "cell_id": cell_id,
+    return bool(_due(c, ticket_id, cell_id, lease, keys))
+
+
+def _due(
+    c: Connection,
+    ticket_id: int,
+    cell_id: int | None,
+    lease: WorkerLease,
+    keys: Mapping[str, str],
+) -> list[Row]:
+    """The probes that the ticket's cell needs, in their order; arguments as of `begin_due`."""
+    which = {"ticket_id": ticket_id, "cell_id": cell_id, "worker_id": lease.worker_id}
+    return answers(c, _DUE, {**which, **_named(keys)})
+
+
+def _named(keys: Mapping[str, str]) -> dict[str, list[str]]:
+    """Probes and their keys, as statements take them."""
+    return {"names": list(keys), "keys": list(keys.values())}
+
+
+def _give_up(c: Connection, due: Row, lost: int, lease: WorkerLease) -> None:
+    """A probe that lost too many attempts has failed.
+
+    Raises:
+        LostRaceError: another worker has just begun it.
+    """
+    reason = f"{lost} workers fell silent while they measured it"
+    if lost == 1:
+        reason = "the worker that measured it fell silent"
+    if due.state == "OPEN":
+        reason = f"{lost} attempts were lost, the last: {due.reason}"
+    gave_up = {
+        "probe_id": due.probe_id,
+        "token": due.token,
         "worker_id": lease.worker_id,
-        "names": names,
-        "keys": [keys[name] for name in names],
+        "reason": reason,
+        "lost": lost,
     }
-    return bool(answers(c, _DUE, which))
+    if answer(c, _GIVE_UP, gave_up) is None:
+        raise LostRaceError
+    later(c, _EVENT_OF, {"probe_id": due.probe_id, "kind": FAILED, "reason": reason})
 
 
 class LostRaceError(Exception):
@@ -152,14 +162,7 @@ def measurements(
     c: Connection, cell: int, study_id: int, lease: WorkerLease, keys: Mapping[str, str]
 ) -> tuple[Mapping[str, JSONValue], ...]:
     """What the study's probes found in a cell on the worker's device type, in their order."""
-    names = list(keys)
-    which = {
-        "study_id": study_id,
-        "cell": cell,
-        "worker_id": lease.worker_id,
-        "names": names,
-        "keys": [keys[name] for name in names],
-    }
+    which = {"study_id": study_id, "cell": cell, "worker_id": lease.worker_id, **_named(keys)}
     return tuple(row.measurement for row in answers(c, _MEASUREMENTS, which))
 
 
@@ -263,12 +266,7 @@ class Probes:
         Args:
             keys: of the study's probes by name, as this worker would measure them.
         """
-        which = {
-            "study_id": study_id,
-            "worker_id": lease.worker_id,
-            "names": list(keys),
-            "keys": list(keys.values()),
-        }
+        which = {"study_id": study_id, "worker_id": lease.worker_id, **_named(keys)}
         if not self._database.execute(_OUTDATED, which):
             return
         with self._database.transaction() as c:

@@ -1,0 +1,1 @@
+"""What a study says: statements and pictures. Reads `store` and `search`, writes nothing."""

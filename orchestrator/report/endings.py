@@ -1,0 +1,112 @@
+"""Statements about trials that failed or were pruned, and about cells that are closed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.model import StudySpec, count_label
+from orchestrator.report.statement import Statement
+from orchestrator.report.words import listed, settings
+from orchestrator.store import likeness
+
+if TYPE_CHECKING:
+    from orchestrator.store import Progress, TrialRow
+
+_MANY_FAILED = 0.1
+_MANY_PRUNED = 0.8
+
+
+def about_failures(
+    spec: StudySpec, progress: Progress, trials: Sequence[TrialRow]
+) -> list[Statement]:
+    """How many trials failed and why, which cells are closed, and how many trials were pruned."""
+    found = []
+    ended = [t for t in trials if t.state in ("COMPLETE", "PRUNED", "FAIL")]
+    failed = [t for t in ended if t.state == "FAIL"]
+    if failed:
+        found.append(_failed(spec, ended, failed))
+    closed = [cell for cell in progress.cells if cell.state == "CLOSED"]
+    if closed:
+        named = listed([f"{settings(c.values)} ({c.reason})" for c in closed])
+        n = max(progress.closed, len(closed))
+        found.append(
+            Statement(
+                "failures",
+                f"{count_label(n, 'cell')} of {progress.n_cells} "
+                f"{'is' if n == 1 else 'are'} closed and cannot be compared fairly: {named}",
+                "warning",
+                {"closed": n, "cells": progress.n_cells},
+                "the state of the cells",
+                f"`orchestrator retry study.name={spec.name} trial=failed`, once the cause is "
+                "mended",
+            )
+        )
+    for cell in progress.cells:
+        if cell.state != "CLOSED" and cell.closed_for:
+            where = listed([f"{c.device} ({c.reason})" for c in cell.closed_for])
+            found.append(
+                Statement(
+                    "failures",
+                    f"{settings(cell.values)} gets no trials on {where}",
+                    "note",
+                    {"devices": [c.device for c in cell.closed_for]},
+                    "trials that ran out of memory there",
+                )
+            )
+    pruned = sum(t.state == "PRUNED" for t in ended)
+    if pruned:
+        share = pruned / len(ended)
+        much = share >= _MANY_PRUNED
+        found.append(
+            Statement(
+                "failures",
+                f"{count_label(pruned, 'trial')} of {len(ended)} {'was' if pruned == 1 else 'were'}"
+                f" pruned ({100 * share:.0f} %): models know the last reported value of these, and "
+                "take it for no better than the median",
+                "warning" if much else "note",
+                {"pruned": pruned, "ended": len(ended)},
+                "the states of the ended trials",
+                "`pruner=none` or a longer `pruner.n_warmup_steps` lets more of them end"
+                if much
+                else "",
+            )
+        )
+    infeasible = sum(t.state == "COMPLETE" and not t.feasible for t in ended)
+    if infeasible:
+        found.append(
+            Statement(
+                "failures",
+                f"{count_label(infeasible, 'complete trial')} of {len(ended)} broke a constraint "
+                "and cannot be the best",
+                "note",
+                {"infeasible": infeasible, "ended": len(ended)},
+                "the constraints that trials reported",
+            )
+        )
+    return found
+
+
+def _failed(spec: StudySpec, ended: Sequence[TrialRow], failed: Sequence[TrialRow]) -> Statement:
+    alike: dict[str, list[str]] = {}
+    for trial in failed:
+        reason = trial.failure or "no reason recorded"
+        alike.setdefault(likeness(reason), []).append(_in_short(reason))
+    reasons = Counter({messages[0]: len(messages) for messages in alike.values()})
+    share = len(failed) / len(ended)
+    causes = listed([f"{why} ({n})" for why, n in reasons.most_common()], most=3)
+    return Statement(
+        "failures",
+        f"{count_label(len(failed), 'trial')} of {len(ended)} failed ({100 * share:.0f} %): "
+        f"{causes}",
+        "warning" if share >= _MANY_FAILED else "note",
+        {"failed": len(failed), "ended": len(ended), "reasons": dict(reasons)},
+        "the states of the ended trials, with the reason of each",
+        f"`orchestrator logs study.name={spec.name} trial={failed[0].number}` shows the first",
+    )
+
+
+def _in_short(reason: str) -> str:
+    """The first line of why a trial failed."""
+    return reason.partition("\n")[0][:120].replace("`", "'")

@@ -1,0 +1,218 @@
+"""Statements about the best trials: which one leads, what is tied with it, and how often it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.model import MOST_BELIEVED, StudySpec, count_label
+from orchestrator.report.statement import Statement
+from orchestrator.report.words import between, decimals, listed, rounded, settings
+
+if TYPE_CHECKING:
+    from orchestrator.search import Leader, Leaders
+    from orchestrator.store import TrialRow
+
+_SEEDS = 5
+"""What is advised: so many seeds tell a standard deviation to about a third."""
+
+
+def complete(trials: Sequence[TrialRow]) -> list[TrialRow]:
+    """The trials that count: complete, with values, feasible."""
+    return [t for t in trials if t.state == "COMPLETE" and t.values and t.feasible]
+
+
+def about_the_best(
+    spec: StudySpec, leaders: Leaders | None, trials: Sequence[TrialRow]
+) -> list[Statement]:
+    """Of a study with one objective, at least one trial of which is complete."""
+    done = complete(trials)
+    if leaders is None:
+        return [_observed(spec, done), *_once(spec, _first(spec, done), done, None)]
+    best = leaders.best
+    by_number = {trial.number: trial for trial in done}
+    winner = by_number.get(best.trials[0])
+    if winner is None:  # a trial that ended after the model was made, or one of plain Optuna
+        return []
+    found = [_believed(spec, leaders, winner, len(done))]
+    if leaders.tied and leaders.noise is not None:
+        found.append(_tie(spec, best, leaders))
+    if leaders.noise is not None:
+        found += _once(spec, winner, done, leaders)
+    return found
+
+
+def _first(spec: StudySpec, done: Sequence[TrialRow]) -> TrialRow:
+    sign = -1.0 if spec.directions[0] == "maximize" else 1.0
+    return min(done, key=lambda t: (sign * (t.values or (0.0,))[0], t.number))
+
+
+def _observed(spec: StudySpec, done: Sequence[TrialRow]) -> Statement:
+    best = _first(spec, done)
+    value = (best.values or (0.0,))[0]
+    why = (
+        f"with more than {MOST_BELIEVED:,} trials no model says which is the best"
+        if len(done) > MOST_BELIEVED
+        else "with fewer than ten complete trials no model tells luck from merit"
+    )
+    return Statement(
+        "best",
+        f"Trial {best.number} has the best `{spec.metrics[0]}`, {value:.6g}, of "
+        f"{count_label(len(done), 'complete trial')}: {_params(spec, best)}",
+        "note",
+        {"trial": best.number, "value": value, "trials": len(done)},
+        f"what was observed; {why}",
+    )
+
+
+def _believed(spec: StudySpec, leaders: Leaders, winner: TrialRow, n: int) -> Statement:
+    best, metric = leaders.best, spec.metrics[0]
+    value = (winner.values or (0.0,))[0]
+    numbers = {
+        "trial": winner.number,
+        "value": value,
+        "expected": best.mean,
+        "low": best.low,
+        "high": best.high,
+        "probability_best": best.probability_best,
+        "trials": n,
+    }
+    if leaders.noise is None:
+        text = f"Trial {winner.number} is the best, `{metric}` {value:.6g}"
+    else:
+        places = decimals((best.high - best.low) / 2.0)
+        text = (
+            f"Trial {winner.number} is the best of those tried with probability "
+            f"{best.probability_best:.2f}: expected `{metric}` {rounded(best.mean, places)} "
+            f"({between(best.low, best.high, places)})"
+        )
+    return Statement(
+        "best",
+        f"{text}, with {_params(spec, winner)}",
+        "finding",
+        numbers,
+        f"the mean of a Gaussian process over {n} complete trials, not the luckiest value",
+    )
+
+
+def _tie(spec: StudySpec, best: Leader, leaders: Leaders) -> Statement:
+    tied = leaders.tied
+    named = listed([str(leader.trials[0]) for leader in tied])
+    few = len(tied) == 1
+    return Statement(
+        "tie",
+        f"Trial{'' if few else 's'} {named} {'is' if few else 'are'} tied with trial "
+        f"{best.trials[0]}: {'it is' if few else 'each is'} as good or better with a probability "
+        "of at least 0.1",
+        "open",
+        {
+            "trials": [leader.trials[0] for leader in tied],
+            "probability_better": [leader.probability_better for leader in tied],
+            "noise": None if leaders.noise is None else leaders.noise.std,
+        },
+        "joint draws of the expected values of the best configurations tried",
+        f"`budget.confirm={max(2 * (len(tied[:5]) + 1), _SEEDS)}` in another launch repeats the "
+        "leading configurations with other seeds",
+    )
+
+
+def _once(
+    spec: StudySpec, winner: TrialRow, done: Sequence[TrialRow], leaders: Leaders | None
+) -> list[Statement]:
+    runs = sum(t.params == winner.params for t in done)
+    if runs > 1:
+        return []
+    noise = leaders.noise if leaders is not None else None
+    known = (
+        ""
+        if noise is None
+        else f"; the noise of the whole study is about {noise.std:.2g} (90 %: {noise.low:.2g} to "
+        f"{noise.high:.2g})"
+    )
+    return [
+        Statement(
+            "seeds",
+            f"The winner, trial {winner.number}, was run once: its own spread over seeds is "
+            f"unknown{known}",
+            "warning",
+            {
+                "trial": winner.number,
+                "runs": runs,
+                "noise": None if noise is None else noise.std,
+            },
+            "one complete trial has these parameters",
+            f"`orchestrator rerun study.name={spec.name} trial={winner.number} seeds={_SEEDS}`, "
+            f"or `budget.confirm={_SEEDS}` in another launch",
+        )
+    ]
+
+
+def _params(spec: StudySpec, trial: TrialRow) -> str:
+    return settings(trial.params) if trial.params else "no parameters"
+
+
+def about_the_front(spec: StudySpec, trials: Sequence[TrialRow]) -> list[Statement]:
+    """Of a study with several objectives: the Pareto front and its cells."""
+    done = complete(trials)
+    front = pareto(spec, done)
+    axes = [axis.path for axis in spec.grid]
+    cells: dict[str, list[int]] = {}
+    for trial in front:
+        name = settings({path: trial.params[path] for path in axes if path in trial.params})
+        cells.setdefault(name, []).append(trial.number)
+    metrics = listed([f"`{metric}`" for metric in spec.metrics])
+    best = []
+    for place, (metric, direction) in enumerate(zip(spec.metrics, spec.directions, strict=True)):
+        sign = -1.0 if direction == "maximize" else 1.0
+        first = min(front, key=lambda t: (sign * (t.values or ())[place], t.number))
+        best.append(f"`{metric}` {(first.values or ())[place]:.6g} in trial {first.number}")
+    where = listed([f"{name} ({len(numbers)})" for name, numbers in cells.items()])
+    found = [
+        Statement(
+            "front",
+            f"{count_label(len(front), 'trial')} of {len(done)} "
+            f"{'is' if len(front) == 1 else 'are'} on the Pareto front of {metrics}; at its ends: "
+            f"{listed(best)}",
+            "finding",
+            {"front": [t.number for t in front], "trials": len(done)},
+            "observed values of the complete trials; noise may put a lucky one there",
+        )
+    ]
+    if spec.grid:
+        found.append(
+            Statement(
+                "front",
+                f"The front has trials of {count_label(len(cells), 'cell')} of "
+                f"{spec.n_cells}: {where}",
+                "finding",
+                {"cells": dict(cells)},
+                "the cells of the trials on the Pareto front",
+            )
+        )
+    found.append(
+        Statement(
+            "cannot-say",
+            f"With {len(spec.metrics)} objectives there is no single best: no contrasts of the "
+            "axes, no importances and no estimates of the cells are given",
+            "note",
+            {"objectives": len(spec.metrics)},
+            "the model of the cells knows one objective",
+        )
+    )
+    return found
+
+
+def pareto(spec: StudySpec, done: Sequence[TrialRow]) -> list[TrialRow]:
+    """The trials that no other beats in every objective at once, by number."""
+    signs = [-1.0 if d == "maximize" else 1.0 for d in spec.directions]
+    losses = [tuple(s * v for s, v in zip(signs, t.values or (), strict=True)) for t in done]
+    # by the first objective, whoever dominates a trial comes before it
+    front: list[int] = []
+    for place in sorted(range(len(done)), key=lambda i: losses[i]):
+        mine = losses[place]
+        if not any(
+            losses[other] != mine and all(a <= b for a, b in zip(losses[other], mine, strict=True))
+            for other in front
+        ):
+            front.append(place)
+    return [done[place] for place in sorted(front)]

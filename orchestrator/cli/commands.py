@@ -183,10 +183,16 @@ COMMANDS: Final[Mapping[str, Command]] = {
     ),
     "rerun": Command(
         "rerun.run",
-        "run the best trial, or trial=N, again with its seed and compare its value",
+        "run the best trial, or trial=N, again with its seed and compare its value"
+        " (seeds=5: have workers run its parameters with five other seeds)",
         _JSON,
-        {"trial=N": "this trial instead of the best one (trial=best)"},
+        {
+            "trial=N": "this trial instead of the best one (trial=best)",
+            "seeds=N": "add N trials with its parameters and other seeds, on top of the budget; the"
+            " study's workers run them",
+        },
         settings=(*_STORAGE, "paths.runs", "worker.devices", "worker.allow_targets"),
+        examples=("rerun study.name=digits trial=7", "rerun study.name=digits seeds=5"),
     ),
     "probe": Command(
         "probes.run",

@@ -77,7 +77,7 @@ def enqueue(call: Call) -> int:
         remarks = probes.outside(spec, measured, cell, given)
         text = "; ".join([f"enqueued {cell_label(values)}", *remarks])
         data = {"enqueued": values, **({"remarks": remarks} if remarks else {})}
-        _report(call, store, row, text, data)
+        report(call, store, row, text, data)
     return 0
 
 
@@ -96,7 +96,7 @@ def retry(call: Call) -> int:
         retried = store.interventions.retry(row.study_id, number)
         runs = [{"trial": r.number, "on_top_of_budget": r.extra} for r in retried if not r.left]
         data = {"retried": runs, "left": [r.number for r in retried if r.left]}
-        _report(call, store, row, retried_text(retried), data)
+        report(call, store, row, retried_text(retried), data)
     return 0
 
 
@@ -128,11 +128,11 @@ def _change(call: Call, change: Callable[[Store, int], None]) -> int:
             for trial in store.reads.trials(row.study_id, live_only=True):
                 if trial.worker_id is not None:
                     text += f"\ntrial {trial.number} is still held by worker {trial.worker_id}"
-        _report(call, store, row, text, {})
+        report(call, store, row, text, {})
     return 0
 
 
-def _report(call: Call, store: Store, row: StudyRow, text: str, data: Mapping[str, object]) -> None:
+def report(call: Call, store: Store, row: StudyRow, text: str, data: Mapping[str, object]) -> None:
     """Prints what was done, how the study stands, and whether a worker is there to act on it."""
     now = store.reads.find(row.name)
     workers = len(store.reads.workers())

@@ -1,4 +1,6 @@
-"""The command `rerun`: runs a trial again with its parameters and seed, and compares the value."""
+"""The command `rerun`: runs a trial again with its parameters and seed, and compares the value; or
+has the workers repeat it with other seeds.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import search
-from orchestrator.cli import provenance, replay, screen
+from orchestrator.cli import controls, provenance, replay, screen
 from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
 from orchestrator.devices import Device, DeviceLock, discover, torch_device
@@ -24,6 +26,7 @@ from orchestrator.model import (
     Pruned,
     StudySpec,
     TrialNews,
+    cell_label,
     count_label,
     trial_seed,
 )
@@ -45,14 +48,19 @@ if TYPE_CHECKING:
 _DIFFERS = 1
 _SILENCE_S = 60.0
 _FINAL = ("COMPLETE", "PRUNED", "FAIL")
+_MOST_SEEDS = 1000
+_OF_THIS_HOST = ("worker.", "paths.runs=")
+"""How the settings begin that only a trial which runs here has a use for."""
 
 
 def run(call: Call) -> int:
     """Runs trial N, or the best one, again without changing the study.
 
-    Returns 0 if its value is bit-identical, else 1.
+    Returns 0 if its value is bit-identical, else 1. With ``seeds=N`` the study gets N more trials.
     """
-    wanted = None if call.words.get("trial") == "best" else call.number("trial", or_word="best")
+    if "seeds" in call.words:
+        return _with_other_seeds(call)
+    wanted = _wanted(call)
     with call.store() as store:
         row = store.reads.find(call.study_name)
         spec = store.reads.spec(row.study_id)
@@ -101,6 +109,35 @@ def run(call: Call) -> int:
     else:
         _show(spec, trial, values, outcome, differs, running.log_path)
     return 0 if same or (values is not None and trial.values is None) else _DIFFERS
+
+
+def _with_other_seeds(call: Call) -> int:
+    """Adds trials with the parameters of trial N, or of the best one, on top of the budget."""
+    seeds, wanted, name = call.number("seeds"), _wanted(call), controls.required_name(call)
+    assert seeds is not None
+    if not 1 <= seeds <= _MOST_SEEDS:
+        raise ConfigError(f"seeds={seeds}: must be from 1 to {_MOST_SEEDS:,}")
+    for word in call.flags.overrides:
+        if word.lstrip("+").startswith(_OF_THIS_HOST):
+            raise ConfigError(
+                f"{word}: with seeds=… the trials run where the workers are, not here; leave out "
+                "one of the two"
+            )
+    with call.store() as store:
+        row = store.reads.find(name)
+        if wanted is None:
+            wanted = _chosen(store, row, store.reads.spec(row.study_id), None).number
+        values = store.interventions.repeat(row.study_id, wanted, seeds)
+        times = count_label(seeds, "more trial")
+        text = f"{times} with the parameters of trial {wanted}: {cell_label(values)}"
+        data = {"repeated": {"trial": wanted, "seeds": seeds, "params": values}}
+        controls.report(call, store, row, text, data)
+    return 0
+
+
+def _wanted(call: Call) -> int | None:
+    """The number of the trial that is to run again; None for the best one."""
+    return None if call.words.get("trial") == "best" else call.number("trial", or_word="best")
 
 
 def _chosen(store: Store, row: StudyRow, spec: StudySpec, wanted: int | None) -> TrialRow:

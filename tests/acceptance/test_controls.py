@@ -96,6 +96,13 @@ def test_trials_by_hand_and_again(commands: Commands, store: Store) -> None:
     ]
     assert states(store, study) == ["COMPLETE"] * 5
 
+    done = json.loads(commands.check("rerun", "--json", NAME, "trial=1", "seeds=2"))
+    repeated = {"trial": 1, "seeds": 2, "params": {"a": 0, "x": 0.25}}
+    assert (done["state"], done["repeated"], done["workers"]) == ("ACTIVE", repeated, 0)
+    commands.check("worker", "worker.idle_timeout_s=0.5", *SOON)
+    trials = optuna.load_study(study_name="study", storage=store.url).trials
+    assert [t.params for t in trials[5:]] == [trials[1].params] * 2
+
 
 def test_failed_trials_run_again_once_what_broke_them_is_mended(
     commands: Commands, store: Store
@@ -163,6 +170,14 @@ def test_mistakes_are_one_line_that_names_the_rule(commands: Commands, store: St
         (("retry", NAME), "retry needs trial=N, or trial=failed"),
         (("retry", NAME, "trial=x"), "trial=x: must be a whole number or failed"),
         (("retry", NAME, "trial=4"), "trial=4: no worker has run a trial with this number"),
+        (("rerun", "trial=0", "seeds=2"), "study.name must be given: orchestrator rerun"),
+        (("rerun", NAME, "seeds=0"), "seeds=0: must be from 1 to 1,000"),
+        (("rerun", NAME, "seeds=two"), "seeds=two: must be a whole number"),
+        (("rerun", NAME, "trial=4", "seeds=2"), "trial=4: no worker has run a trial"),
+        (
+            ("rerun", NAME, "seeds=2", "worker.devices=[cpu]"),
+            "worker.devices=[cpu]: with seeds=… the trials run where the workers are",
+        ),
         (("resume", NAME, "--now"), "--now"),
     ):
         done = commands.run(*words)

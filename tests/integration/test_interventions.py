@@ -10,10 +10,10 @@ import optuna
 import pytest
 
 from orchestrator.errors import ConfigError, LeaseLostError
-from orchestrator.model import Budget, Completed, Failed, Report
-from orchestrator.store import Attempt, Progress, Silent, Store, WorkerLease
+from orchestrator.model import Budget, Completed, Failed, Pruned, Report, trial_seed
+from orchestrator.store import Attempt, Progress, Silent, Store, Ticket, WorkerLease
 from tests.support.invariants import query
-from tests.support.studies import PLACE, RUNNER, end, spec, start
+from tests.support.studies import PLACE, RUNNER, begun, end, spec, start
 
 BROKEN = Failed("exception", "ValueError: no\nlog: /somewhere", ("exception", "ValueError"))
 
@@ -209,6 +209,57 @@ def test_a_cell_that_is_not_there_and_a_stopped_study_take_no_trial(store: Store
     store.ledger.end_studies()
     with pytest.raises(ConfigError, match="starts no trials: stopped by ada@lab"):
         store.interventions.enqueue(study, {"a": 1}, {})
+
+
+# --------------------------------------------------------------------------------- rerun with seeds
+
+
+def test_a_complete_trial_is_repeated_with_other_seeds_on_top_of_the_budget(
+    store: Store, lease: WorkerLease
+) -> None:
+    study = store.studies.launch(spec(cells=2)).study_id
+    for _ in range(2):
+        claim = start(store, lease, study)
+        assert claim is not None
+        end(store, claim)
+    assert state(store) == ("FINISHED", "budget spent")
+    assert store.interventions.repeat(study, 1, 3) == {"a": 1, "x": 0.5}
+    assert state(store) == ("ACTIVE", None)
+    seeds = set()
+    while (again := store.ledger.claim_one(lease, study, PLACE)) is not None:
+        assert isinstance(again, Ticket)
+        assert (again.cell, again.fixed, again.failures) == (1, {"x": 0.5}, 0)
+        seeds.add(trial_seed(0, again.ticket, again.failures))
+        end(store, begun(store, again, lease), BROKEN if len(seeds) == 1 else None)
+    assert len(seeds | {trial_seed(0, 1, 0)}) == 4
+    assert state(store) == ("FINISHED", "budget spent")
+    assert attrs(store, 3) == {"orchestrator:by_hand": True}
+    progress = store.reads.progress(store.reads.find("study"), maximize=True)
+    assert (progress.spent, progress.total, progress.cells[1].failed) == (4, 4, 1)
+    assert store.studies.launch(spec(cells=2)).added == 0
+
+
+def test_only_a_complete_trial_of_a_study_that_runs_is_repeated(
+    store: Store, lease: WorkerLease
+) -> None:
+    study = store.studies.launch(spec(cells=4)).study_id
+    running, *others = (start(store, lease, study) for _ in range(4))
+    for attempt, outcome in zip(others, (BROKEN, Pruned(1), None), strict=True):
+        assert attempt is not None
+        end(store, attempt, outcome)
+    assert running is not None
+    for number, said in (
+        (0, "has not ended yet"),
+        (1, "failed \\('retry' runs a failed trial again\\)"),
+        (2, "was pruned"),
+        (7, "trial=7: no worker has run a trial with this number"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            store.interventions.repeat(study, number, 1)
+    store.interventions.stop(study, "ada@lab")
+    with pytest.raises(ConfigError, match="starts no trials: stopped by ada@lab"):
+        store.interventions.repeat(study, 3, 1)
+    assert not query(store.url, "SELECT FROM orchestrator.ticket WHERE extra")
 
 
 # -------------------------------------------------------------------------------------------- retry

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
+from orchestrator.model import Axis, Budget, Param, Searched, StudySpec, TrialNews
 from orchestrator.search import Search
 from orchestrator.search.cells.configurations import Noise
 from orchestrator.settings import sampler_settings
@@ -314,3 +314,24 @@ def test_in_a_discrete_space_the_good_points_are_tried_again_where_there_is_nois
                 assert len(seen) > 14, "the quasi-random start may repeat, the sampler does not"
         best = sum(seen[x, "b"] for x in (3, 4, 5))
         assert len(seen) == 18 if not noise else best > 25
+
+
+def test_repetitions_by_hand_are_one_configuration_discovered_parameters_included() -> None:
+    search, rng = Search(replace(SPEC, budget=Budget(60, 2))), np.random.default_rng(0)
+    depth = (
+        '{"name": "IntDistribution", "attributes": {"log": false, "step": 1, "low": 1, "high": 9}}'
+    )
+    params = []
+    for number in range(12):
+        asked = search.ask(CELLS[number % 2][1], ticket=number, retry=0)
+        params.append((*asked.params, Param("depth", float(1 + number % 9), depth)))
+    repeated = [*range(12), 4, 4]
+    for number, of in enumerate(repeated):
+        value = 0.1 * of + 0.01 * rng.standard_normal()
+        search.feed([TrialNews(number, "COMPLETE", params[of], (value,), cell=of % 2)])
+    found = search.leaders()
+    assert found is not None
+    sizes = {frozenset(leader.trials) for leader in found.configurations if len(leader.trials) > 1}
+    assert sizes == {frozenset({4, 12, 13})}
+    search.feed([TrialNews(14, "RUNNING", params[4], cell=0)])
+    assert not search.should_prune(14, reports={1: 1e9})

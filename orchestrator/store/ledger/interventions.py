@@ -2,7 +2,7 @@
 failed one again.
 
 Locks and lost answers as in `ledger`: repeating a call changes nothing more, except that each
-`enqueue` adds a trial.
+`enqueue` adds a trial, and each `repeat` as many as it says.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from orchestrator.errors import ConfigError
-from orchestrator.model import JSONValue, StudySpec, cell_label
+from orchestrator.model import JSONValue, StudySpec, cell_label, count_label
 from orchestrator.store.connection.statement import later
 from orchestrator.store.ledger import grid, shortages, tickets
 from orchestrator.store.optuna import rows as optuna_rows
 from orchestrator.store.schema import cell, event, study, ticket, trial
+from orchestrator.store.states import LIVE
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Row
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from orchestrator.store.connection.database import Database
 
 _STOPPED = "stopped by "
+_NOT = {
+    "FAIL": "failed ('retry' runs a failed trial again)",
+    "PRUNED": "was pruned ('enqueue' runs any parameters)",
+    **dict.fromkeys(LIVE, "has not ended yet"),
+}
+"""What keeps a trial of that state from being repeated, in words."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,35 @@ class Interventions:
             self._wake(c, row)
             self._add(c, study_id, cell_row.cell_id, fixed, None)
             self._tell(c, study_id, "enqueued", cell_label({**cell_values, **fixed}))
+
+    def repeat(self, study_id: int, number: int, seeds: int) -> dict[str, JSONValue]:
+        """Adds `seeds` trials on top of the budget with the parameters of a complete trial, each
+        with a seed of its own; they are the next to run.
+
+        Returns:
+            The parameters, by name.
+
+        Raises:
+            ConfigError: there is no such trial, it is not complete, or the study starts no trials.
+        """
+        with self._study(study_id) as (c, row):
+            one = c.execute(
+                sa.select(trial).where(trial.c.study_id == study_id, trial.c.number == number)
+            ).one_or_none()
+            if one is None:
+                raise ConfigError(
+                    f"trial={number}: no worker has run a trial with this number in the study"
+                )
+            if one.state != "COMPLETE":
+                raise ConfigError(
+                    f"trial={number}: seeds repeat a complete trial, and this one {_NOT[one.state]}"
+                )
+            self._wake(c, row)
+            for _ in range(seeds):
+                self._add(c, study_id, one.cell_id, self._given(c, one), None)
+            what = f"trial {number} is repeated with {count_label(seeds, 'other seed')}"
+            self._tell(c, study_id, "repeated", what)
+            return dict(one.values)
 
     def retry(self, study_id: int, number: int | None) -> list[Retried]:
         """Runs failed trials again with the same parameters, as new trials: the failed ones stay as
@@ -279,12 +315,7 @@ class Interventions:
 
     def _retry(self, c: Connection, row: Row[Any], *, leave: bool) -> Retried:
         """Runs a trial again; with `leave` not on top of the budget."""
-        axes = (
-            c.execute(sa.select(cell.c["values"]).where(cell.c.cell_id == row.cell_id))
-            .scalar_one()
-            .keys()
-        )
-        fixed = {path: value for path, value in row.values.items() if path not in axes}
+        fixed = self._given(c, row)
         extra = tickets.repeat(c, row.ticket_id, row.cell_id, fixed, row.number)
         if extra is None and leave:
             return Retried(row.number, extra=False, left=True)
@@ -292,6 +323,12 @@ class Interventions:
             self._add(c, row.study_id, row.cell_id, fixed, row.number)
         self._tell(c, row.study_id, "retried", f"trial {row.number} is run again")
         return Retried(row.number, extra=extra is not False)
+
+    def _given(self, c: Connection, row: Row[Any]) -> dict[str, JSONValue]:
+        """A trial's parameters but for those of its cell."""
+        of_cell = sa.select(cell.c["values"]).where(cell.c.cell_id == row.cell_id)
+        axes = c.execute(of_cell).scalar_one().keys()
+        return {path: value for path, value in row.values.items() if path not in axes}
 
     def _add(
         self,

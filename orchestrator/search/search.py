@@ -38,6 +38,7 @@ from orchestrator.search.gp.sampler import HybridGPSampler
 from orchestrator.search.gp.surrogate import Fits
 from orchestrator.search.pruners import Judge
 from orchestrator.search.samplers import GeneticSampler, make_sampler
+from orchestrator.search.science.slices import Slices, slices
 from orchestrator.search.soft_bounds import FREE_EVERY, limits_in_effect
 from orchestrator.search.space import Parameter, check_exist, in_steps, parameters
 from orchestrator.search.tpe.sampler import HybridTPESampler
@@ -355,6 +356,37 @@ class Search:
                 self._tried(),
                 maximize=maximize,
                 seed=abs(self._spec.seed),
+                limits=self._limits,
+            )
+
+    def slices(
+        self,
+        cells: Sequence[Mapping[str, JSONValue]],
+        estimates: Sequence[CellEstimate | None],
+    ) -> Slices:
+        """What the model believes along the searched parameters in the best of the cells, when each
+        had had a few trials and now. A function of the finished trials and the study's seed.
+
+        Args:
+            cells: values of each cell.
+            estimates: what `summary` says of each of them.
+
+        Raises:
+            ConfigError: a cell is not one of the grid.
+        """
+        for values in cells:
+            self._internal_cell(values)
+        if len(self._spec.directions) > 1:
+            return Slices(why_not="With several objectives there is no one surrogate to draw.")
+        model = self._model()
+        with one_thread():
+            return slices(
+                model,
+                self._mirror,
+                self._parameters | self._discovered.parameters(),
+                cells,
+                estimates,
+                maximize=self._spec.directions[0] == "maximize",
                 limits=self._limits,
             )
 

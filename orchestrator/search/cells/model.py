@@ -109,13 +109,16 @@ class CellModel:
         fixed = np.where(np.array(exists, dtype=bool).reshape(len(values), n), np.nan, neutral)
         return Cells(points, fixed, useful, finished + running, running, best[:-1])
 
-    def surrogate(self, history: History, *, believing: bool = False) -> Surrogate:
+    def surrogate(
+        self, history: History, *, believing: bool = False, fits: Fits | None = None
+    ) -> Surrogate:
         """The process of the study, cut to a size that answers questions about all cells.
 
         Args:
             believing: for what is reported, not for where to search; see `process.NoisePrior`.
+            fits: where the fit is remembered, if not with those of the whole study.
         """
-        fits = self._believing if believing else self._fits
+        fits = fits or (self._believing if believing else self._fits)
         whole = Surrogate.of(history, self.searched, self._context, fits)
         return whole.unbiased() if believing else whole.balanced()
 

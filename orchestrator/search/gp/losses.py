@@ -68,9 +68,12 @@ class Scale:
 
     def original(self, standard: Array) -> Array:
         """Losses in their own units; no prediction is worse than the worst."""
+        result: Array = np.minimum(self.unlimited(standard), self.worst)
+        return result
+
+    def unlimited(self, standard: Array) -> Array:
+        """The same where what has not been seen may be worse."""
         pressed = standard * self.std + self.mean
         beyond = np.clip((pressed - self.cut) / self.width, 0.0, MAX_PRESSED)
-        result: Array = np.minimum(
-            np.minimum(pressed, self.cut) + self.width * np.expm1(beyond), self.worst
-        )
+        result: Array = np.minimum(pressed, self.cut) + self.width * np.expm1(beyond)
         return result

@@ -387,6 +387,14 @@ class Posterior:
             )
         return result
 
+    def similarity(self, points: Array, others: Array) -> Array:
+        """How alike searched coordinates are, row by row, from 0 to 1: the kernel M, shape
+        (points,).
+        """
+        choices = self._layout.choices[: self._layout.n_searched]
+        difference = _features(points, choices) - _features(others, choices)
+        return _matern(((difference * self._searched_scale) ** 2).sum(axis=1))
+
     def at(self, points: Array, cells: Array) -> Marginal:
         """Its values without noise at points."""
         searched, context = self._scaled(points, cells)

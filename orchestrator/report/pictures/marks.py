@@ -1,0 +1,175 @@
+"""How pictures of the model mark trials, name cells and limit an axis to what matters."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from orchestrator.model import JSONValue, StudySpec
+from orchestrator.report.palette import GREY, ORANGE, RED, number, shown
+from orchestrator.search import Seen
+
+SYMBOLS: Final = {
+    "complete": "circle",
+    "pruned": "square-open",
+    "infeasible": "diamond-open",
+    "failed": "x-thin-open",
+}
+COLORS: Final = {"complete": ORANGE, "pruned": GREY, "infeasible": RED, "failed": RED}
+_WORDS: Final = {
+    "complete": "discs: complete",
+    "pruned": "squares: pruned, by their last report",
+    "infeasible": "diamonds: infeasible",
+    "failed": "crosses: failed",
+}
+_WORSE: Final = 3.0
+_BETTER: Final = 1.5
+"""How far an axis reaches beyond the median trial and beyond the best one, in distances between
+these two.
+"""
+
+_FEW_VALUES: Final = 10
+"""Up to so many values, each is on the axis."""
+
+
+def explained(trials: Iterable[Seen]) -> str:
+    """A sentence on the symbols of these trials; empty if all are complete."""
+    there = {trial.ended for trial in trials}
+    if there <= {"complete"}:
+        return ""
+    return f" Marks: {'; '.join(words for ended, words in _WORDS.items() if ended in there)}."
+
+
+def told(trial: Seen) -> str:
+    """A trial in a few words, for the pointer."""
+    value = "" if trial.value is None else f": {number(trial.value)}"
+    ended = "" if trial.ended == "complete" else f" ({trial.ended})"
+    return f"trial {trial.number}{value}{ended}"
+
+
+def names(spec: StudySpec, cells: Sequence[Mapping[str, JSONValue]]) -> list[str]:
+    """Cells by the last parts of their axes' paths, if these differ: ``batch_size=32 · net=a``."""
+    short = short_names([axis.path for axis in spec.grid])
+    return [
+        " · ".join(f"{shown(short[path])}={shown(value, 20)}" for path, value in cell.items())
+        or "(no grid)"
+        for cell in cells
+    ]
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """The last parts of paths, where these differ."""
+    last = {path: path.rpartition(".")[2] for path in paths}
+    counts = [*last.values()]
+    return {path: name if counts.count(name) == 1 else path for path, name in last.items()}
+
+
+def limits(
+    values: Iterable[float],
+    others: Iterable[float],
+    *,
+    maximize: bool,
+    inside: Sequence[float] = (),
+) -> list[float]:
+    """The range of an axis that shows what is near the best, although some values are far from it.
+
+    Args:
+        values: of trials.
+        others: predictions.
+        inside: what has to be seen, however far it is.
+    """
+    sign = -1.0 if maximize else 1.0
+    losses = sorted(sign * value for value in values)
+    rest = [sign * value for value in others]
+    best, worst = min(losses + rest), max(losses + rest)
+    if losses:
+        middle = statistics.median(losses)
+        apart = middle - losses[0]
+        if apart > 0:
+            best = max(best, losses[0] - _BETTER * apart)
+            worst = min(worst, middle + _WORSE * apart)
+    best = min([best, *(sign * value for value in inside)])
+    worst = max([worst, *(sign * value for value in inside)])
+    if not worst > best:
+        around = 0.05 * abs(best) or 0.5
+        best, worst = best - around, worst + around
+    room = 0.06 * (worst - best)
+    return sorted([sign * (best - room), sign * (worst + room)])
+
+
+def places(span: float) -> int:
+    """Decimals with which a number is drawn on an axis of that span: a thousandth of it is seen."""
+    return 3 - math.floor(math.log10(span)) if span > 0 and math.isfinite(span) else 6
+
+
+def drawn(values: Iterable[float], decimals: int) -> list[float]:
+    """Numbers as they are written: more digits would only make the page larger."""
+    return [round(value, decimals) + 0.0 for value in values]
+
+
+def trials_at(
+    trials: Sequence[Seen],
+    x: Sequence[Any],
+    y: Sequence[float | None],
+    opacity: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Trials as one trace."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "trials",
+        "x": list(x),
+        "y": list(y),
+        "hovertext": [told(trial) for trial in trials],
+        "hoverinfo": "text",
+        "cliponaxis": False,
+        "marker": {
+            "symbol": [SYMBOLS[trial.ended] for trial in trials],
+            "color": [COLORS[trial.ended] for trial in trials],
+            "size": 8,
+            "line": {"width": [0.0 if t.ended == "complete" else 1.5 for t in trials]},
+            **({} if opacity is None else {"opacity": list(opacity)}),
+        },
+    }
+
+
+def axis(path: str, at: Sequence[float], *, log: bool) -> dict[str, Any]:
+    """The axis of a searched number, as wide as its range `at` and a little more."""
+    low, high = (math.log10(end) if log else end for end in (at[0], at[-1]))
+    room = 0.02 * (high - low) or 0.5
+    result: dict[str, Any] = {
+        "title": {"text": shown(path)},
+        "type": "log" if log else "linear",
+        "range": drawn([low - room, high + room], places(high - low) + 1),
+        "zeroline": False,
+    }
+    if log:
+        result["exponentformat"] = "power"
+        if high - low > 2:
+            result["dtick"] = 1
+    elif len(at) <= _FEW_VALUES:
+        result["tickvals"] = list(at)
+    return result
+
+
+def selector(labels: Sequence[str], updates: Sequence[list[Any]]) -> list[dict[str, Any]]:
+    """A list above a picture in which one of several is chosen; none where there is one only."""
+    if len(labels) < 2:
+        return []
+    return [
+        {
+            "type": "dropdown",
+            "x": 0.0,
+            "xanchor": "left",
+            "y": 1.0,
+            "yanchor": "bottom",
+            "pad": {"b": 26},
+            "showactive": True,
+            "buttons": [
+                {"label": label, "method": "update", "args": args}
+                for label, args in zip(labels, updates, strict=True)
+            ],
+        }
+    ]

@@ -1,0 +1,420 @@
+"""What the model believes along searched parameters in the best cells, early in the study and now:
+the surrogate, its uncertainty, and the improvement that it expects of the next trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.model import JSONValue, Limits, clipped
+from orchestrator.search.cells.model import CellModel, Cells, places
+from orchestrator.search.cells.summary import REPORTED, CellEstimate
+from orchestrator.search.gp.improvement import log_improvement
+from orchestrator.search.gp.process import BELIEVING, Layout, Posterior
+from orchestrator.search.gp.surrogate import Fits, Surrogate
+from orchestrator.search.space import Parameter
+from orchestrator.search.trials.history import Array, Column, History
+from orchestrator.search.trials.mirror import Mirror
+
+MOST_CELLS = 6
+COUNTS = (2, 5, 9)
+"""Snapshots are taken when a cell has had so many trials with a value, and now."""
+N_POINTS = 49
+"""Of a line through a cell; of a study with few cells they are twice as many."""
+N_PLANE = 29
+MOST_NUMBERS, MOST_CHOICES = 2, 1
+"""So many searched numbers and categories are shown, those along which the model's prediction
+varies the most.
+"""
+_Z90 = 1.6448536269514722  # the normal distribution's 0.95 quantile
+Ended = Literal["complete", "pruned", "infeasible", "failed"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A finished trial of a cell: its searched values, and what it observed, in the objective's
+    units; None for one without a value. A pruned one has its last report.
+    """
+
+    number: int
+    params: Mapping[str, JSONValue]
+    value: float | None
+    ended: Ended
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The belief when the study's first `finished` trials had ended, in order of their numbers.
+
+    The first `seen` of the cell's trials are among them, `valued` of these with a value. One
+    number per point of the line: `mean`, the true value expected there, that is without noise;
+    `low` to `high`, nine tenths of the belief about it; `improvement`, by how much the next trial
+    there is expected to be better than the best that is predicted where the cell was tried, 0 or
+    more. All in the objective's units.
+    """
+
+    finished: int
+    seen: int
+    valued: int
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    improvement: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One parameter of a cell, the others held: at the values `at`, for numbers ascending.
+
+    `near` says of each of the cell's trials, from 0 to 1, how much it tells of this line: the
+    kernel's similarity to the same trial moved onto the line; 1 with no other parameter.
+    """
+
+    path: str
+    numeric: bool
+    log: bool
+    at: tuple[JSONValue, ...]
+    near: tuple[float, ...]
+    snapshots: tuple[Snapshot, ...]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The true value expected now at `x` and `y`, the other parameters held; one row of `mean` for
+    each of `y`.
+    """
+
+    x_path: str
+    y_path: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    x_log: bool
+    y_log: bool
+    mean: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class CellSlices:
+    """Lines and a plane of one cell through the parameters of one of its trials, the one that is
+    believed to be its best.
+
+    `held` are the searched parameters of that trial; `trials` all finished ones of the cell.
+    """
+
+    cell: Mapping[str, JSONValue]
+    trial: int
+    held: Mapping[str, JSONValue]
+    trials: tuple[Seen, ...]
+    lines: tuple[Line, ...]
+    plane: Plane | None
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The cells shown, the one that is believed to be the best first.
+
+    `paths` are the parameters shown, numbers first, each kind by how much the prediction varies
+    along it. `left_out` counts the other cells that have a trial with a value. `why_not` says in a
+    sentence why there are none; it is empty if there are.
+    """
+
+    cells: tuple[CellSlices, ...] = ()
+    paths: tuple[str, ...] = ()
+    left_out: int = 0
+    why_not: str = ""
+
+
+def slices(
+    model: CellModel,
+    mirror: Mirror,
+    parameters: Mapping[str, Parameter],
+    cells: Sequence[Mapping[str, JSONValue]],
+    estimates: Sequence[CellEstimate | None],
+    *,
+    maximize: bool,
+    limits: Limits = (None, None),
+) -> Slices:
+    """Slices through up to six of the cells, those that are the likeliest to be the best.
+
+    A snapshot of the first trials is the same whatever trials come later, as long as the same
+    values are held; unless later ones are the first to request a parameter.
+
+    Args:
+        parameters: those of the model, by their paths.
+        estimates: of each of the cells, as `summarise` gives them.
+        limits: the least and the greatest value of the objective; predictions stay within them.
+
+    Raises:
+        ConfigError: a cell is not one of the grid.
+    """
+    history = model.finished(mirror)
+    state = model.cells(history, cells)
+    if not model.searched:
+        return Slices(why_not="No parameter is searched, so there is none to draw a slice along.")
+    order = _best_first(state, estimates, maximize)
+    if not order:
+        return Slices(why_not="No trial has a value yet, and a prior alone has no scale to draw.")
+    through = [
+        _Through.of(history, model.searched, cells[i], state, i, estimates[i])
+        for i in order[:MOST_CELLS]
+    ]
+    slicer = _Slicer(model, history, parameters, through, maximize, limits)
+    return Slices(
+        tuple(slicer.cells()),
+        tuple(model.searched[j].name for j in slicer.chosen),
+        left_out=len(order) - len(through),
+    )
+
+
+def _best_first(
+    cells: Cells, estimates: Sequence[CellEstimate | None], maximize: bool
+) -> list[int]:
+    """Places of the cells with a trial that has a value."""
+
+    def rank(place: int) -> tuple[float, ...]:
+        estimate = estimates[place]
+        if estimate is None:
+            return 1.0, 0.0, float(cells.best[place])
+        loss = -estimate.estimate if maximize else estimate.estimate
+        return 0.0, -estimate.probability_best, loss
+
+    return sorted(np.flatnonzero(cells.useful).tolist(), key=rank)
+
+
+@dataclass(frozen=True)
+class _Through:
+    """Where a cell is sliced: its coordinates, the places of its finished trials in the history,
+    and the trial whose searched coordinates are held. `exists` says which columns the cell has.
+    """
+
+    cell: Mapping[str, JSONValue]
+    point: Array
+    rows: npt.NDArray[np.intp]
+    row: int
+    held: Array
+    exists: npt.NDArray[np.bool_]
+
+    @staticmethod
+    def of(
+        history: History,
+        searched: Sequence[Column],
+        cell: Mapping[str, JSONValue],
+        cells: Cells,
+        place: int,
+        estimate: CellEstimate | None,
+    ) -> _Through:
+        n = len(searched)
+        point, fixed = cells.points[place], cells.fixed[place]
+        rows = np.flatnonzero(places(history.x[:, n:], point[None, :]) == 0)
+        loss = history.loss[rows]
+        # a pruned trial only where no other has a value
+        best = np.lexsort((loss, history.pruned[rows], ~np.isfinite(loss)))[0]
+        if estimate is not None and estimate.trial is not None:
+            trials = history.trials
+            best = [trials[row].number for row in rows].index(estimate.trial)
+        row = int(rows[best])
+        held = Layout.of(searched, []).filled(history.x[row, :n])
+        return _Through(cell, point, rows, row, held, np.isnan(fixed))
+
+    def moments(self, history: History) -> list[int]:
+        """How many of the study's trials had ended at each snapshot."""
+        valued = self.rows[np.isfinite(history.loss[self.rows])]
+        early = [int(valued[count - 1]) + 1 for count in COUNTS if count < len(valued)]
+        return [*early, len(history.loss)]
+
+    def points(self, coordinates: Array, *columns: int) -> Array:
+        """Points that differ from what is held in some of the columns."""
+        result: Array = np.repeat(self.held[None, :], len(coordinates), axis=0)
+        result[:, columns] = coordinates
+        return result
+
+
+@dataclass(frozen=True)
+class _Belief:
+    """What the model believes once the first `finished` trials have ended."""
+
+    surrogate: Surrogate
+    posterior: Posterior
+    finished: int
+
+    @staticmethod
+    def of(surrogate: Surrogate, finished: int) -> _Belief:
+        return _Belief(surrogate, surrogate.posterior(), finished)
+
+
+class _Slicer:
+    """Takes the snapshots in the order of time, so that each belief is found once."""
+
+    def __init__(
+        self,
+        model: CellModel,
+        history: History,
+        parameters: Mapping[str, Parameter],
+        through: Sequence[_Through],
+        maximize: bool,
+        limits: Limits,
+    ) -> None:
+        self._model, self._history, self._parameters = model, history, parameters
+        self._through, self._maximize, self._limits = through, maximize, limits
+        self._columns = model.searched
+        n_points = 2 * N_POINTS - 1 if len(through) <= 2 else N_POINTS
+        self._coordinates = [_coordinates(column, n_points) for column in model.searched]
+        surrogate = model.surrogate(history, believing=True)
+        self._now = _Belief.of(surrogate, len(history.loss))
+        self._x = surrogate.layout.filled(history.x)
+        self._internal = history.read.internal(history.kept)[:, : len(model.searched)]
+        self._numbers = [trial.number for trial in history.trials]
+        self.chosen = self._varying()
+
+    def cells(self) -> list[CellSlices]:
+        """The slices of each cell."""
+        taken = self._snapshots()
+        found = []
+        for place, cell in enumerate(self._through):
+            lines = [
+                self._line(cell, j, taken[place, j]) for j in self.chosen if (place, j) in taken
+            ]
+            found.append(
+                CellSlices(
+                    cell.cell,
+                    self._numbers[cell.row],
+                    self._params(cell.row),
+                    tuple(map(self._seen, cell.rows.tolist())),
+                    tuple(lines),
+                    self._plane(cell),
+                )
+            )
+        return found
+
+    def _varying(self) -> list[int]:
+        """The columns along which the mean varies the most in these cells, numbers first."""
+        variation = np.zeros(len(self._columns))
+        for cell in self._through:
+            for j in np.flatnonzero(cell.exists):
+                points = cell.points(self._coordinates[j][:, None], int(j))
+                variation[j] += self._now.posterior.mean(points, cell.point[None, :]).std()
+        order = np.argsort(-variation, kind="stable").tolist()
+        exists = [j for j in order if any(cell.exists[j] for cell in self._through)]
+        numbers = [j for j in exists if not self._columns[j].n_choices]
+        choices = [j for j in exists if self._columns[j].n_choices]
+        return numbers[:MOST_NUMBERS] + choices[:MOST_CHOICES]
+
+    def _snapshots(self) -> dict[tuple[int, int], list[Snapshot]]:
+        """By place of the cell and column."""
+        history, fits = self._history, Fits(noise=BELIEVING)
+        moments = [cell.moments(history) for cell in self._through]
+        taken: dict[tuple[int, int], list[Snapshot]] = {}
+        for finished in sorted(set().union(*moments)):
+            if finished == self._now.finished:
+                belief = self._now
+            else:
+                first = history.first(finished)
+                surrogate = self._model.surrogate(first, believing=True, fits=fits)
+                belief = _Belief.of(surrogate, finished)
+            for place, cell in enumerate(self._through):
+                for j in self.chosen if finished in moments[place] else ():
+                    if cell.exists[j]:
+                        snapshot = self._snapshot(belief, cell, j)
+                        taken.setdefault((place, j), []).append(snapshot)
+        return taken
+
+    def _snapshot(self, belief: _Belief, cell: _Through, column: int) -> Snapshot:
+        point, n = cell.point[None, :], len(self._columns)
+        rows = cell.rows[cell.rows < belief.finished]
+        marginal = belief.posterior.at(
+            cell.points(self._coordinates[column][:, None], column), point
+        )
+        mean, std = marginal.mean[:, 0], marginal.std[:, 0]
+        # as the sampler has it: over the best mean where the cell was tried
+        incumbent = belief.posterior.mean(self._x[rows, :n], point).min()
+        improvement = std * np.exp(log_improvement((incumbent - mean) / std))
+        reach = _Z90 * REPORTED * std
+        low, high = (mean + reach, mean - reach) if self._maximize else (mean - reach, mean + reach)
+        return Snapshot(
+            belief.finished,
+            seen=len(rows),
+            valued=int(np.isfinite(self._history.loss[rows]).sum()),
+            mean=self._values(belief, mean),
+            low=self._values(belief, low),
+            high=self._values(belief, high),
+            improvement=tuple((improvement * belief.surrogate.scale.std).tolist()),
+        )
+
+    def _values(self, belief: _Belief, standard: Array) -> tuple[float, ...]:
+        """Losses in the model's units as values of the objective."""
+        loss = belief.surrogate.scale.unlimited(standard)
+        return tuple(clipped(v, self._limits) for v in (-loss if self._maximize else loss).tolist())
+
+    def _line(self, cell: _Through, j: int, snapshots: Sequence[Snapshot]) -> Line:
+        column, n = self._columns[j], len(self._columns)
+        at = self._x[cell.rows, :n]
+        moved = cell.points(at[:, j : j + 1], j)
+        return Line(
+            column.name,
+            not column.n_choices,
+            column.log,
+            tuple(self._value(j, x) for x in column.decode(self._coordinates[j]).tolist()),
+            tuple(self._now.posterior.similarity(at, moved).tolist()),
+            tuple(snapshots),
+        )
+
+    def _plane(self, cell: _Through) -> Plane | None:
+        """Along the two numbers that vary the most; None if the cell has fewer than two."""
+        numbers = [j for j in self.chosen if not self._columns[j].n_choices and cell.exists[j]]
+        if len(numbers) < MOST_NUMBERS:
+            return None
+        (i, j), columns = numbers, self._columns
+        x, y = (_coordinates(columns[k], N_PLANE) for k in (i, j))
+        both = np.column_stack([np.tile(x, len(y)), np.repeat(y, len(x))])
+        mean = self._now.posterior.mean(cell.points(both, i, j), cell.point[None, :])[:, 0]
+        values = self._values(self._now, mean)
+        return Plane(
+            columns[i].name,
+            columns[j].name,
+            tuple(columns[i].decode(x).tolist()),
+            tuple(columns[j].decode(y).tolist()),
+            columns[i].log,
+            columns[j].log,
+            tuple(values[at : at + len(x)] for at in range(0, len(values), len(x))),
+        )
+
+    def _params(self, row: int) -> dict[str, JSONValue]:
+        internal = self._internal[row]
+        return {
+            column.name: self._value(j, float(internal[j]))
+            for j, column in enumerate(self._columns)
+            if not np.isnan(internal[j])
+        }
+
+    def _value(self, column: int, internal: float) -> JSONValue:
+        return self._parameters[self._columns[column].name].true_value(internal)
+
+    def _seen(self, row: int) -> Seen:
+        history = self._history
+        value = float(history.read.value[history.kept[row]])
+        if history.pruned[row]:
+            ended: Ended = "pruned"
+        elif history.failed[row]:
+            ended = "failed"
+        else:
+            ended = "infeasible" if history.violation[row] > 0 else "complete"
+        return Seen(
+            self._numbers[row],
+            self._params(row),
+            None if np.isnan(value) else value,
+            ended,
+        )
+
+
+def _coordinates(column: Column, most: int) -> Array:
+    """All values of the column, ascending, or as many as asked for, evenly on its scale."""
+    if column.n_choices:
+        return np.arange(column.n_choices, dtype=float)
+    low, high = column.limits()
+    values = np.unique(column.decode(np.linspace(low, high, most)))
+    return column.encode(values)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.search.cells.leaders import Leader, Leaders
     from orchestrator.search.cells.summary import CellEstimate
     from orchestrator.search.gp.sampler import HybridGPSampler
-    from orchestrator.search.science.slices import CellSlices, Line, Plane, Seen, Slices, Snapshot
+    from orchestrator.search.science.sliced import CellSlices, Line, Plane, Seen, Slices, Snapshot
     from orchestrator.search.search import Search
     from orchestrator.search.space import by_hand, describe, distributions, parameters
     from orchestrator.search.tables import create_optuna_tables, open_storage, optuna_schema_head
@@ -52,7 +52,7 @@ _HOME = {
     "cells.leaders": ("Leader", "Leaders"),
     "cells.summary": ("CellEstimate",),
     "gp.sampler": ("HybridGPSampler",),
-    "science.slices": ("CellSlices", "Line", "Plane", "Seen", "Slices", "Snapshot"),
+    "science.sliced": ("CellSlices", "Line", "Plane", "Seen", "Slices", "Snapshot"),
     "search": ("Search",),
     "space": ("by_hand", "describe", "distributions", "parameters"),
     "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),

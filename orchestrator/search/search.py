@@ -38,7 +38,8 @@ from orchestrator.search.gp.sampler import HybridGPSampler
 from orchestrator.search.gp.surrogate import Fits
 from orchestrator.search.pruners import Judge
 from orchestrator.search.samplers import GeneticSampler, make_sampler
-from orchestrator.search.science.slices import Slices, slices
+from orchestrator.search.science.sliced import Slices
+from orchestrator.search.science.slices import slices
 from orchestrator.search.soft_bounds import FREE_EVERY, limits_in_effect
 from orchestrator.search.space import Parameter, check_exist, in_steps, parameters
 from orchestrator.search.tpe.sampler import HybridTPESampler
@@ -363,6 +364,7 @@ class Search:
         self,
         cells: Sequence[Mapping[str, JSONValue]],
         estimates: Sequence[CellEstimate | None],
+        ranking: Sequence[str] = (),
     ) -> Slices:
         """What the model believes along the searched parameters in the best of the cells, when each
         had had a few trials and now. A function of the finished trials and the study's seed.
@@ -370,6 +372,8 @@ class Search:
         Args:
             cells: values of each cell.
             estimates: what `summary` says of each of them.
+            ranking: paths of searched parameters, the most important first; any others follow by
+                how much the prediction varies along them.
 
         Raises:
             ConfigError: a cell is not one of the grid.
@@ -388,6 +392,7 @@ class Search:
                 estimates,
                 maximize=self._spec.directions[0] == "maximize",
                 limits=self._limits,
+                ranking=ranking,
             )
 
     def should_prune(self, number: int, *, reports: Mapping[int, float]) -> bool:

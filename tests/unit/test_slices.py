@@ -186,6 +186,15 @@ def test_the_best_cells_come_first_along_what_matters_and_what_exists_there() ->
     assert slices.left_out == 0
 
 
+def test_the_parameters_that_are_known_to_be_important_are_the_ones_shown() -> None:
+    search, cells = Search(GRID), list(GRID.cells())
+    search.feed(trials(GRID, 24, gridded))
+    estimates = search.summary(cells)
+    assert search.slices(cells, estimates).paths[:2] == ("optim.lr", "x")
+    ranked = search.slices(cells, estimates, ["layers", "nothing", "x"])
+    assert ranked.paths == ("layers", "x", "act")
+
+
 def ended(spec: StudySpec) -> list[TrialNews]:
     """Trials that ended in every way."""
     news = trials(spec, 40, gridded)

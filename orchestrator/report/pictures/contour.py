@@ -42,9 +42,9 @@ def pictures(spec: StudySpec, slices: Slices) -> list[Picture]:
         Picture(
             "contour",
             f"{spec.metrics[0]} over {first.x_path} and {first.y_path}, as the model expects it",
-            "Brighter is better. These are the two numbers along which the prediction varies the "
-            "most; the star is the trial that is believed to be the cell's best, and values far "
-            f"from the best share one colour.{held}{marks}{left}",
+            "Brighter is better; values far from the best share one colour. These are the two "
+            "numbers that matter the most; the star is the trial that is believed to be the cell's "
+            f"best.{held}{marks}{left}",
             _figure(spec, planes),
         )
     ]

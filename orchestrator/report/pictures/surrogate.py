@@ -33,6 +33,10 @@ _TITLE_PX: Final = 40
 _LEGEND_PX: Final = 56
 _UPPER_PX: Final = (190, 200)
 """In a row, where the title ends; where the predictions end and the improvement begins."""
+_USES: Final = {
+    "gp": ", which the sampler maximises over all parameters at once",
+    "tpe": ", by which the sampler picks one of the likely points",
+}
 _NOWHERE: Final = [0.9999, 1.0]
 """Of axes that a panel does not use: their background would cover something anywhere else."""
 _FEW: Final = 3
@@ -78,8 +82,8 @@ def _caption(spec: StudySpec, slices: Slices, panels: Sequence[_Panel]) -> str:
     return (
         f"The {spec.metrics[0]} expected without noise, with 90 % of the belief, after the first "
         f"trials{' of a cell' if spec.grid else ''} and now. Below it the expected improvement by "
-        "the same belief; the gp sampler maximises it over all parameters at once."
-        f"{held}{scales}{marks}{_which(slices) if spec.grid else ''}"
+        f"the same belief{_USES.get(spec.sampler.name, '')}.{held}{scales}{marks}"
+        f"{_which(slices) if spec.grid else ''}"
     )
 
 

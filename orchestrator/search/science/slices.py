@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,15 @@ from orchestrator.search.cells.summary import REPORTED, CellEstimate
 from orchestrator.search.gp.improvement import log_improvement
 from orchestrator.search.gp.process import BELIEVING, Layout, Posterior
 from orchestrator.search.gp.surrogate import Fits, Surrogate
+from orchestrator.search.science.sliced import (
+    CellSlices,
+    Ended,
+    Line,
+    Plane,
+    Seen,
+    Slices,
+    Snapshot,
+)
 from orchestrator.search.space import Parameter
 from orchestrator.search.trials.history import Array, Column, History
 from orchestrator.search.trials.mirror import Mirror
@@ -28,105 +36,8 @@ N_POINTS = 49
 """Of a line through a cell; of a study with few cells they are twice as many."""
 N_PLANE = 29
 MOST_NUMBERS, MOST_CHOICES = 2, 1
-"""So many searched numbers and categories are shown, those along which the model's prediction
-varies the most.
-"""
+"""So many searched numbers and categories are shown."""
 _Z90 = 1.6448536269514722  # the normal distribution's 0.95 quantile
-Ended = Literal["complete", "pruned", "infeasible", "failed"]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A finished trial of a cell: its searched values, and what it observed, in the objective's
-    units; None for one without a value. A pruned one has its last report.
-    """
-
-    number: int
-    params: Mapping[str, JSONValue]
-    value: float | None
-    ended: Ended
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The belief when the study's first `finished` trials had ended, in order of their numbers.
-
-    The first `seen` of the cell's trials are among them, `valued` of these with a value. One
-    number per point of the line: `mean`, the true value expected there, that is without noise;
-    `low` to `high`, nine tenths of the belief about it; `improvement`, by how much the next trial
-    there is expected to be better than the best that is predicted where the cell was tried, 0 or
-    more. All in the objective's units.
-    """
-
-    finished: int
-    seen: int
-    valued: int
-    mean: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    improvement: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One parameter of a cell, the others held: at the values `at`, for numbers ascending.
-
-    `near` says of each of the cell's trials, from 0 to 1, how much it tells of this line: the
-    kernel's similarity to the same trial moved onto the line; 1 with no other parameter.
-    """
-
-    path: str
-    numeric: bool
-    log: bool
-    at: tuple[JSONValue, ...]
-    near: tuple[float, ...]
-    snapshots: tuple[Snapshot, ...]
-
-
-@dataclass(frozen=True)
-class Plane:
-    """The true value expected now at `x` and `y`, the other parameters held; one row of `mean` for
-    each of `y`.
-    """
-
-    x_path: str
-    y_path: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    x_log: bool
-    y_log: bool
-    mean: tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True)
-class CellSlices:
-    """Lines and a plane of one cell through the parameters of one of its trials, the one that is
-    believed to be its best.
-
-    `held` are the searched parameters of that trial; `trials` all finished ones of the cell.
-    """
-
-    cell: Mapping[str, JSONValue]
-    trial: int
-    held: Mapping[str, JSONValue]
-    trials: tuple[Seen, ...]
-    lines: tuple[Line, ...]
-    plane: Plane | None
-
-
-@dataclass(frozen=True)
-class Slices:
-    """The cells shown, the one that is believed to be the best first.
-
-    `paths` are the parameters shown, numbers first, each kind by how much the prediction varies
-    along it. `left_out` counts the other cells that have a trial with a value. `why_not` says in a
-    sentence why there are none; it is empty if there are.
-    """
-
-    cells: tuple[CellSlices, ...] = ()
-    paths: tuple[str, ...] = ()
-    left_out: int = 0
-    why_not: str = ""
 
 
 def slices(
@@ -138,6 +49,7 @@ def slices(
     *,
     maximize: bool,
     limits: Limits = (None, None),
+    ranking: Sequence[str] = (),
 ) -> Slices:
     """Slices through up to six of the cells, those that are the likeliest to be the best.
 
@@ -148,6 +60,8 @@ def slices(
         parameters: those of the model, by their paths.
         estimates: of each of the cells, as `summarise` gives them.
         limits: the least and the greatest value of the objective; predictions stay within them.
+        ranking: paths of parameters, the most important first; any others follow by how much the
+            prediction varies along them.
 
     Raises:
         ConfigError: a cell is not one of the grid.
@@ -163,7 +77,7 @@ def slices(
         _Through.of(history, model.searched, cells[i], state, i, estimates[i])
         for i in order[:MOST_CELLS]
     ]
-    slicer = _Slicer(model, history, parameters, through, maximize, limits)
+    slicer = _Slicer(model, history, parameters, through, maximize, limits, ranking)
     return Slices(
         tuple(slicer.cells()),
         tuple(model.searched[j].name for j in slicer.chosen),
@@ -258,6 +172,7 @@ class _Slicer:
         through: Sequence[_Through],
         maximize: bool,
         limits: Limits,
+        ranking: Sequence[str],
     ) -> None:
         self._model, self._history, self._parameters = model, history, parameters
         self._through, self._maximize, self._limits = through, maximize, limits
@@ -269,7 +184,7 @@ class _Slicer:
         self._x = surrogate.layout.filled(history.x)
         self._internal = history.read.internal(history.kept)[:, : len(model.searched)]
         self._numbers = [trial.number for trial in history.trials]
-        self.chosen = self._varying()
+        self.chosen = self._chosen(list(ranking))
 
     def cells(self) -> list[CellSlices]:
         """The slices of each cell."""
@@ -291,14 +206,20 @@ class _Slicer:
             )
         return found
 
-    def _varying(self) -> list[int]:
-        """The columns along which the mean varies the most in these cells, numbers first."""
+    def _chosen(self, ranking: list[str]) -> list[int]:
+        """The columns to show, numbers first: the most important, or else those along which the
+        mean varies the most in these cells.
+        """
         variation = np.zeros(len(self._columns))
         for cell in self._through:
             for j in np.flatnonzero(cell.exists):
                 points = cell.points(self._coordinates[j][:, None], int(j))
                 variation[j] += self._now.posterior.mean(points, cell.point[None, :]).std()
-        order = np.argsort(-variation, kind="stable").tolist()
+        ranks = {path: rank for rank, path in enumerate(ranking)}
+        order = sorted(
+            range(len(variation)),
+            key=lambda j: (ranks.get(self._columns[j].name, len(ranks)), -variation[j]),
+        )
         exists = [j for j in order if any(cell.exists[j] for cell in self._through)]
         numbers = [j for j in exists if not self._columns[j].n_choices]
         choices = [j for j in exists if self._columns[j].n_choices]

@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from orchestrator.model import Suggestion, TrialNews
-from orchestrator.search import Search, distributions
+from orchestrator.search import Search, Slices, distributions
 from orchestrator.worker.pace import Pace
 from tests.benchmarks.problems import Problem, Values
 
@@ -127,6 +127,10 @@ class Ours:
             [None if e is None else e.trial for e in each],
             [None if e is None else (e.low, e.high, e.probability_best) for e in each],
         )
+
+    def slices(self) -> Slices:
+        """What is believed along the searched parameters of the best cells."""
+        return self._search.slices(self._cells, self._search.summary(self._cells))
 
     def tell(self, number: int, value: float) -> None:
         cell, asked = self._asked.pop(number)

@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.model import Searched
 from orchestrator.search import Search, distributions
-from tests.benchmarks import methods, pruning, regret, repetitions, suggestion_time
+from tests.benchmarks import bands, methods, pruning, regret, repetitions, suggestion_time
 from tests.benchmarks.problems import PROBLEMS, problem
 from tests.benchmarks.tables import DATA
 
@@ -326,3 +326,11 @@ def test_a_pruner_that_waits_for_all_trials_runs_them_all_and_another_one_fewer_
     assert best in last
     assert pruning.STEPS < run < 6 * pruning.STEPS
     assert (pruning.curves(kind, 50, 2)[1] >= pruning.optimum(kind)).all()
+
+
+def test_bands_are_compared_with_the_true_loss_at_every_moment() -> None:
+    task = problem("moving")
+    found = bands.shares(task, bands.sliced(task, 36, 0, "random"))
+    assert {moment for moment, _ in found} == {"2 trials", "now"}
+    assert all(0.0 <= share <= 1.0 for _, share in found)
+    assert np.mean([share for moment, share in found if moment == "now"]) > 0.5

@@ -101,7 +101,8 @@ def check_runs_directory(call: Call, count: int) -> None:
 
 
 class Importing:
-    """The objective's import, in a process of its own that is gone when the block ends.
+    """The import of the objective and of what its probes call, in a process of its own that is gone
+    when the block ends.
 
     It begins with the block, so that it takes no extra time beside slow imports of this process's.
     What is wrong is only told by `finish`, so that it does not depend on what is faster.
@@ -113,7 +114,7 @@ class Importing:
         self._start = spec.runner.start
         self._import: Import | None = None
         self._probes = spec.probes
-        self._probe_imports: dict[tuple[str, str], Import] = {}
+        self._called: list[tuple[str, str]] = []  # the probes' functions: their probes and keys
 
     def __enter__(self) -> Importing:
         with suppress(ConfigError):
@@ -121,15 +122,13 @@ class Importing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in (self._import, *self._probe_imports.values()):
-            if process is not None:
-                process.close()
+        if self._import is not None:
+            self._import.close()
 
     @property
     def over(self) -> bool:
         """Whether `finish` would return, or raise, at once."""
-        processes = (self._import, *self._probe_imports.values())
-        return all(process is None or process.over for process in processes)
+        return self._import is None or self._import.over
 
     def finish(self) -> None:
         """Returns if the objective and what its probes call import.
@@ -139,17 +138,19 @@ class Importing:
                 `worker.allow_targets` does not allow it; or a file of the user's hides a package.
         """
         with waiting(f"importing the objective: {value_label(label(self._objective))}"):
-            self._begin().check()
-            for (name, key), process in self._probe_imports.items():
-                try:
-                    process.check()
-                except ConfigError as error:
-                    # Only where the message begins: a module of the user's may be called so.
-                    field = f"probes.{name}.{key}"
-                    text = re.sub(r"\Aobjective\._target_", field, str(error))
-                    text = re.sub(r"\Aobjective\.", f"probes.{name}.", text)
-                    raise ConfigError(text.replace("the objective", f"the probe {name}")) from error
-            self.__exit__()
+            process = self._begin()
+            try:
+                process.check()
+            except ConfigError as error:
+                if not process.imported:
+                    raise
+                name, key = self._called[process.imported - 1]
+                # Only where the message begins: a module of the user's may be called so.
+                field = f"probes.{name}.{key}"
+                text = re.sub(r"\Aobjective\._target_", field, str(error))
+                text = re.sub(r"\Aobjective\.", f"probes.{name}.", text)
+                raise ConfigError(text.replace("the objective", f"the probe {name}")) from error
+            process.close()
 
     def _begin(self) -> Import:
         check_shadows(Path.cwd())
@@ -157,13 +158,13 @@ class Importing:
         for name, probe in self._probes.items():
             check_probe_allowed(name, probe, self._allowed)
         if self._import is None:
-            self._import = Import(self._objective, start=self._start)
+            also = {}
             for name, probe in self._probes.items():
                 function, *build = functions_of(probe)
-                called = {(name, "_target_"): {**as_objective(probe), "_target_": function}}
-                called |= {(name, "build"): {"_target_": build[0]}} if build else {}
-                for which, objective in called.items():
-                    self._probe_imports[which] = Import(objective, start=self._start)
+                also[name, "_target_"] = {**as_objective(probe), "_target_": function}
+                also |= {(name, "build"): {"_target_": build[0]}} if build else {}
+            self._called = list(also)
+            self._import = Import(self._objective, start=self._start, also=also.values())
         return self._import
 
 

@@ -1,9 +1,9 @@
-"""Whether an objective imports, found out in a process of its own."""
+"""Whether an objective, and what its probes call, import: found out in a process of its own."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import JSONValue
@@ -22,17 +22,31 @@ class Import:
 
     Args:
         objective, start: as of `Runner`.
+        also: Further functions, in the form of an objective. They are imported after it, one after
+            the other and into the same process, as in a worker: most share its slow imports.
+
+    Attributes:
+        imported: How many of these `check` found to import, before the one it raised for.
 
     Raises:
         ConfigError: The objective has no usable ``_target_`` or command.
     """
 
-    def __init__(self, objective: Mapping[str, JSONValue], *, start: str) -> None:
-        self._target, kwargs = target_of(objective)
+    def __init__(
+        self,
+        objective: Mapping[str, JSONValue],
+        *,
+        start: str,
+        also: Iterable[Mapping[str, JSONValue]] = (),
+    ) -> None:
+        target, kwargs = target_of(objective)
+        others = [target_of(one) for one in also]
+        self.imported = 0
+        self._targets = [target, *(name for name, _ in others)]
         options = KeeperOptions(
             control=-1,
             worker_pid=os.getpid(),
-            target=self._target,
+            target=target,
             kwargs=tuple(kwargs),
             start=start,
             threads=None,
@@ -40,6 +54,7 @@ class Import:
             silence_s=_SILENCE_S,
             words=words_of(objective),
             only_checks=True,
+            also=tuple((name, tuple(arguments)) for name, arguments in others),
         )
         self._process: KeeperHandle | None = KeeperHandle(options, environment(), None)
 
@@ -52,13 +67,15 @@ class Import:
         return self._process.ready or self._process.channel.closed
 
     def check(self) -> None:
-        """Returns once the objective is imported.
+        """Returns once everything is imported.
 
         Raises:
             ConfigError: as of `Runner.check`.
         """
         assert self._process is not None, "closed"
-        if (problem := self._process.wait_until_ready(self._target)) is not None:
+        problem = self._process.wait_until_ready(self._targets)
+        self.imported = self._process.imported
+        if problem is not None:
             self._end(0.0)
             raise ConfigError(problem)
 

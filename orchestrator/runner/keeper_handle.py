@@ -49,10 +49,16 @@ class KeeperHandle:
 
     A daemon thread sends signs of life, whatever this process's other threads wait for. So they
     cease only if the process is stopped or dead, and only that makes the keeper end the child.
+
+    Attributes:
+        ready: Whether it has imported all that it is to import.
+        imported: How many functions it has imported so far.
+        problem: What is wrong with the next one; None if nothing is known to be.
     """
 
     def __init__(self, options: KeeperOptions, env: Mapping[str, str], cwd: Path | None) -> None:
         self.ready = False
+        self.imported = 0
         self.problem: str | None = None
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
 
@@ -96,6 +102,8 @@ class KeeperHandle:
         lines = []
         for line in self.channel.receive():
             match line.get("is"):
+                case "imported":
+                    self.imported += 1
                 case "ready":
                     self.ready = True
                     logger.debug("keeper %d is ready (%s)", self._process.pid, line["start"])
@@ -109,11 +117,12 @@ class KeeperHandle:
         return lines
 
     def wait_until_ready(
-        self, target: str, meanwhile: Callable[[], None] = lambda: None
+        self, targets: Sequence[str], meanwhile: Callable[[], None] = lambda: None
     ) -> str | None:
-        """Waits until it has imported the objective `target`; returns what is wrong with that.
+        """Waits until it has imported all of `targets`; returns what is wrong with the next one.
 
         Args:
+            targets: The objective, and what else it was told to import, in that order.
             meanwhile: called every 0.25 s. An exception that it raises ends the wait.
         """
         while not self.ready:
@@ -121,7 +130,8 @@ class KeeperHandle:
             wait_readable([self.channel], LONGEST_POLL_S)
             self.read()
             if self.problem is not None or self.channel.closed:
-                return self.problem or self.last_words(target)
+                next_one = targets[min(self.imported, len(targets) - 1)]
+                return self.problem or self.last_words(next_one)
         return None
 
     def last_words(self, target: str) -> str:

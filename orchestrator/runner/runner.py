@@ -134,7 +134,7 @@ class Runner:
                 missing.
         """
         keeper = self._living_keeper()
-        if (problem := keeper.wait_until_ready(self._target, meanwhile)) is not None:
+        if (problem := keeper.wait_until_ready([self._target], meanwhile)) is not None:
             self._keeper = None
             keeper.end(0.0)
             raise ConfigError(problem)

@@ -20,10 +20,11 @@ def test_cifar10_trains_on_the_files_in_the_directory_of_the_environment(
     monkeypatch.setenv("CIFAR10_DIR", str(tmp_path / "files"))
     commands = Commands(database_url, tmp_path)
     # Everything but the checksums and the sizes is the example's own.
-    words = ("experiment=cifar10", "objective._target_=tests.support.cifar10.train")
-    probes = ("probes.memory.build=tests.support.cifar10.build", "probes.lr=null")
+    words = ("experiment=cifar10", "objective._target_=tests.support.cifar10_objective.train")
+    probes = ("probes.memory.build=tests.support.cifar10_objective.build", "probes.lr=null")
     small = ("model.backbone=small_cnn", "data.batch_size=10,20", "train.epochs=1")
-    said = commands.check("launch", *words, *probes, *small, "budget.per_cell=1", "worker.count=1")
+    worker = ("worker.count=1", "worker.threads=1")
+    said = commands.check("launch", *words, *probes, *small, "budget.per_cell=1", *worker)
     assert "study cifar10: 2 trials, 2 cells x 1 guaranteed" in said
     assert "finished: budget spent" in said
     report = json.loads(commands.check("best", "--json"))

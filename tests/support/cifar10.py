@@ -1,6 +1,4 @@
-"""Small files in CIFAR-10's own format, and the objective with their checksums as the published
-ones.
-"""
+"""Small files in CIFAR-10's own format, and their checksums in place of the published ones."""
 
 from __future__ import annotations
 
@@ -59,28 +57,3 @@ def checksums(directory: Path) -> dict[str, Any]:
             "md5": md5("batches.meta"),
         },
     }
-
-
-def pretend(cfg: Any) -> None:
-    """Makes torchvision take the files in ``data.directory`` for the published ones."""
-    from orchestrator.training import import_torchvision
-
-    published = import_torchvision("torchvision.datasets").CIFAR10
-    for name, value in checksums(Path(cfg.data.directory)).items():
-        setattr(published, name, value)
-
-
-def train(cfg: Any, trial: Any) -> Any:
-    """The objective of ``experiment=cifar10`` on such files."""
-    from orchestrator.examples import cifar10
-
-    pretend(cfg)
-    return cifar10.train(cfg, trial)
-
-
-def build(cfg: Any, trial: Any) -> Any:
-    """What its probes build, from such files."""
-    from orchestrator.examples import cifar10
-
-    pretend(cfg)
-    return cifar10.build(cfg, trial)

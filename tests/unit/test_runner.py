@@ -14,6 +14,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.model import Completed, Failed, Interrupted, Outcome, Pruned
 from orchestrator.runner import (
     AttrSet,
+    Import,
     Job,
     Message,
     PruneQuestion,
@@ -475,6 +476,20 @@ def test_check_survives_whatever_the_import_does(tmp_path: Path, body: str, mess
         pass
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_probe_whose_import_ends_the_process_is_told_from_the_objective_and_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("def train(cfg, trial): ...\ndef measure(cfg, trial): ...")
+    (tmp_path / "abrupt.py").write_text("import os, mine; os.write(2, b'bye\\n'); os._exit(3)")
+    monkeypatch.chdir(tmp_path)
+    probes = [{"_target_": name} for name in ("mine.measure", "abrupt.build", "mine.build")]
+    importing = Import({"_target_": "mine.train"}, start="forkserver", also=probes)
+    with pytest.raises(ConfigError, match=r"'abrupt\.build' ended the process .*3\): bye"):
+        importing.check()
+    assert importing.imported == 2
+    importing.close()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -45,8 +46,7 @@ def import_objective(options: KeeperOptions, channel: Channel) -> str | None:
     Returns:
         How children are made from now on, ``forkserver`` or ``spawn``; None if something is wrong.
     """
-    if (problem := _problem(options)) is not None:
-        channel.send({"is": "broken", "message": problem})
+    if not _imports(options, channel):
         return None
     reason = forking.reason_to_spawn() if options.start == "forkserver" else None
     if reason is None:
@@ -56,16 +56,28 @@ def import_objective(options: KeeperOptions, channel: Channel) -> str | None:
 
 
 def check(options: KeeperOptions) -> None:
-    """Imports the objective, says whether that works, and waits to be told to end."""
+    """Imports the objective and what else is asked for, says whether that works, and waits to be
+    told to end.
+    """
     channel = connect(options)
     if (start := import_objective(options, channel)) is None:
         return
+    for target, kwargs in options.also:
+        if not _imports(replace(options, target=target, kwargs=kwargs, words=()), channel):
+            return
     channel.send({"is": "ready", "start": start})
     while not channel.closed and os.getppid() == options.worker_pid:
         wait_readable([channel], 1.0)
         channel.receive()
     flush_streams()
     os._exit(0)  # threads that the objective has started are not waited for
+
+
+def _imports(options: KeeperOptions, channel: Channel) -> bool:
+    """Whether a function can be imported and called; reports that."""
+    problem = _problem(options)
+    channel.send({"is": "imported"} if problem is None else {"is": "broken", "message": problem})
+    return problem is None
 
 
 def _problem(options: KeeperOptions) -> str | None:

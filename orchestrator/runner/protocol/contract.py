@@ -3,7 +3,7 @@
 What they say to each other later, one JSON object per line:
 
 - worker to keeper: ``do``: start, terminate, linger, ping
-- keeper to worker: ``is``: ready, broken, note, started, signalled, ended
+- keeper to worker: ``is``: imported, ready, broken, note, started, signalled, ended
 - keeper to child: ``job`` (with the socket to the worker), ``end``
 - child to keeper: ``is``: took, written, unfit, remark, signalled, free
 - child to worker: those of `messages.message_from`, and ``done`` with the result
@@ -105,6 +105,7 @@ class KeeperOptions:
             (see `keeper.main`).
         ahead: Whether a child may import the objective while another one still uses the device.
         only_checks: Whether the process only tells if the objective imports, and runs no attempt.
+        also: What else it imports then: further functions, each with the names of its arguments.
     """
 
     control: int
@@ -121,6 +122,7 @@ class KeeperOptions:
     checked: bool = False
     ahead: bool = True
     only_checks: bool = False
+    also: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self))
@@ -128,9 +130,9 @@ class KeeperOptions:
     @staticmethod
     def from_argument(text: str) -> KeeperOptions:
         data = json.loads(text)
-        return KeeperOptions(
-            **{**data, **{key: tuple(data[key]) for key in ("kwargs", "words", "held")}}
-        )
+        lists = {key: tuple(data[key]) for key in ("kwargs", "words", "held")}
+        also = tuple((target, tuple(kwargs)) for target, kwargs in data["also"])
+        return KeeperOptions(**{**data, **lists, "also": also})
 
     @property
     def objective(self) -> dict[str, JSONValue]:

@@ -13,7 +13,6 @@ from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 import optuna
-import optuna_dashboard
 import pytest
 
 from orchestrator.model import Axis, Completed, Report, Searched, StudySpec
@@ -32,6 +31,8 @@ class Database:
         self.store = Store(url)
         self.url = url
         self.lease: WorkerLease = self.store.fleet.register(60)
+        import optuna_dashboard  # takes a second: not while the tests are collected
+
         self._page = optuna_dashboard.wsgi(optuna.storages.RDBStorage(url))
 
     def launch(self, wanted: StudySpec) -> int:

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("torch")  # one process imports it, not all
-
 OUT_FEATURES = {
     "small_cnn": 128,
     "resnet18": 512,

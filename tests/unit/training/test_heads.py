@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("torch")  # one process imports it, not all
-
 
 def head(**arguments: Any) -> Any:
     from orchestrator.training.heads import mlp_head

@@ -26,8 +26,6 @@ from orchestrator.training import (
 )
 from orchestrator.training.directions import cosine, random_direction
 
-pytestmark = pytest.mark.xdist_group("torch")  # one process imports it, not all
-
 Pair = tuple[Tensor, Tensor]
 
 

@@ -16,8 +16,6 @@ from torch.optim import Optimizer
 
 from orchestrator.training import SAM, preserved
 
-pytestmark = pytest.mark.xdist_group("torch")  # one process imports it, not all
-
 Base = Callable[[Any], Optimizer]
 BASES: dict[str, Base] = {
     "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-3),

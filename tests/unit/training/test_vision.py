@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("torch")  # one process imports it, not all
-
 AS_INSTALLED = """
 import logging, warnings
 logging.basicConfig(level="INFO", format="LOG %(message)s")

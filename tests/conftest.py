@@ -32,7 +32,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # Each of the hundreds of interpreters that the tests start would compile all of the program anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-from tests.support.scratch import scratch_directory  # noqa: E402 - after the above
+from tests.support.scratch import scratch_directory, share  # noqa: E402 - after the above
 
 if TYPE_CHECKING:
     from tests.support.postgres import TestServer
@@ -50,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_SERVER_PATH] = scratch_directory("orchestrator-tests-")
     else:
         config.stash[_SERVER_PATH] = Path(config.workerinput["server_path"])
+    share(config.stash[_SERVER_PATH])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -14,7 +14,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
@@ -30,6 +29,8 @@ from orchestrator.errors import StoreUnavailableError
 from orchestrator.store.embedded import cluster
 from orchestrator.store.embedded.server import EmbeddedServer, keep_up, running, stop
 from tests.support import forking
+from tests.support.own_server import new_data
+from tests.support.scratch import scratch_directory
 from tests.support.waiting import wait_until
 
 
@@ -105,15 +106,23 @@ def command() -> Iterator[Callable[..., Command]]:
 @pytest.fixture
 def path() -> Iterator[Path]:
     """A directory with a short name: pytest's own are often too long for a socket."""
-    directory = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-    if os.geteuid() == 0:
-        directory.chmod(0o711)
+    directory = scratch_directory("pg-")
     yield directory
     with contextlib.suppress(StoreUnavailableError):
         stop(directory, force=True)
     for note in directory.rglob("socket-directory"):
         shutil.rmtree(note.read_text())
     shutil.rmtree(directory)
+
+
+@pytest.fixture
+def data(path: Path) -> None:
+    """Puts the data of a server that was stopped there."""
+    new_data(path)
+
+
+old_data = pytest.mark.usefixtures("data")
+"""For what is not about the making of new data, which costs more than all the rest."""
 
 
 def execute(url: str, statement: str) -> list[tuple[object, ...]]:
@@ -148,6 +157,7 @@ def test_two_commands_share_one_server_and_the_last_one_out_stops_it(
     assert not running(path)
 
 
+@old_data
 def test_after_kill_9_of_the_last_user_the_next_command_adopts_the_server(
     path: Path, command: Callable[..., Command]
 ) -> None:
@@ -163,6 +173,7 @@ def test_after_kill_9_of_the_last_user_the_next_command_adopts_the_server(
     assert not running(path)
 
 
+@old_data
 def test_after_kill_9_of_postgres_the_next_open_recovers_what_was_committed(path: Path) -> None:
     with EmbeddedServer.open(path) as survivor:
         execute(survivor.url, "CREATE TABLE kept AS SELECT 42 AS answer")
@@ -176,6 +187,7 @@ def test_after_kill_9_of_postgres_the_next_open_recovers_what_was_committed(path
     assert not running(path)
 
 
+@old_data
 def test_an_impatient_open_gives_up_soon_on_a_lock_that_is_held_and_on_a_server_that_hangs(
     path: Path,
 ) -> None:
@@ -199,6 +211,7 @@ def test_an_impatient_open_gives_up_soon_on_a_lock_that_is_held_and_on_a_server_
         assert execute(survivor.url, "SELECT 1") == [(1,)], "it was left alone"
 
 
+@old_data
 def test_impatient_opens_bring_a_dead_server_back_between_them(path: Path) -> None:
     def opened() -> bool:
         try:
@@ -231,6 +244,7 @@ def test_ten_first_opens_at_once_start_one_server(
     assert not running(path)
 
 
+@old_data
 def test_a_kept_server_stays_up_without_users_until_stop(path: Path) -> None:
     url = keep_up(path)
     with EmbeddedServer.open(path) as server:
@@ -260,6 +274,7 @@ def test_a_directory_that_may_not_be_written_is_named_with_the_way_out(
         EmbeddedServer.open(path)
 
 
+@old_data
 def test_stop_names_the_commands_that_use_the_server_and_force_stops_it_anyway(
     path: Path, command: Callable[..., Command]
 ) -> None:
@@ -283,6 +298,7 @@ def test_stop_and_running_say_no_where_there_never_was_a_server(path: Path) -> N
     assert not missing.exists()
 
 
+@old_data
 def test_another_process_with_the_number_of_a_dead_server_is_not_taken_for_it(path: Path) -> None:
     with EmbeddedServer.open(path) as server:
         lines = (path / "pgdata" / "postmaster.pid").read_text().splitlines()
@@ -307,6 +323,7 @@ def test_an_initialisation_that_was_cut_short_is_begun_anew(path: Path) -> None:
     assert not half.exists()
 
 
+@old_data
 def test_data_that_a_server_of_another_host_holds_is_left_alone(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +339,7 @@ def test_data_that_a_server_of_another_host_holds_is_left_alone(
         assert running(path)
 
 
+@old_data
 def test_closing_twice_gives_up_one_share(path: Path) -> None:
     with EmbeddedServer.open(path):
         other = EmbeddedServer.open(path)
@@ -331,6 +349,7 @@ def test_closing_twice_gives_up_one_share(path: Path) -> None:
     assert not running(path)
 
 
+@old_data
 def test_a_forked_child_holds_no_share_and_its_close_takes_none(path: Path) -> None:
     program = f"""
 import os, sys
@@ -354,6 +373,7 @@ os.wait()
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+@old_data
 def test_ctrl_c_in_the_terminal_of_the_command_that_started_it_does_not_reach_the_server(
     path: Path, command: Callable[..., Command]
 ) -> None:
@@ -395,8 +415,8 @@ def test_a_path_that_fits_no_socket_gets_a_private_one_elsewhere_that_stays_the_
         assert again.url == server.url
 
 
+@old_data
 def test_data_of_another_major_version_is_refused_untouched(path: Path) -> None:
-    EmbeddedServer.open(path).close()
     version = path / "pgdata" / "PG_VERSION"
     version.write_text("17\n")
     with pytest.raises(StoreUnavailableError, match="PostgreSQL 17, this is 18"):
@@ -436,8 +456,8 @@ except StoreUnavailableError as error:
         assert running(path)
 
 
+@old_data
 def test_a_server_that_does_not_start_says_why(path: Path) -> None:
-    EmbeddedServer.open(path).close()
     with (path / "pgdata" / "postgresql.conf").open("a") as file:
         file.write("no_such_setting = on\n")
     with pytest.raises(StoreUnavailableError, match="did not start") as refusal:

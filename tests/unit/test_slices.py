@@ -222,6 +222,18 @@ def test_trials_that_did_not_complete_are_known_and_marked() -> None:
     assert symbols == {"circle", "square-open", "x-thin-open", "diamond-open"}
     for word in ("pruned", "failed", "infeasible"):
         assert word in first.caption
+    titles = [
+        one["text"]
+        for button in first.figure["layout"]["updatemenus"][0]["buttons"]
+        for one in button["args"][1]["annotations"]
+        if one["text"].startswith("now")
+    ]
+    assert sorted(titles) == [
+        "now: 10 trials (study: 40)",
+        "now: 10 trials (study: 40)",
+        "now: 9 trials, 1 infeasible (study: 40)",
+        "now: 9 trials, 1 without a value (study: 40)",
+    ]
 
 
 def test_every_choice_of_cells_shows_its_own_traces_and_rows() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from orchestrator.model import StudySpec, count_label
+from orchestrator.model import StudySpec
 from orchestrator.report.palette import SCALE
 from orchestrator.report.picture import Picture
 from orchestrator.report.pictures.marks import (
     axis,
     drawn,
-    explained,
     limits,
     names,
     places,
@@ -31,20 +30,13 @@ def pictures(spec: StudySpec, slices: Slices) -> list[Picture]:
     if not planes:
         return []
     first = planes[0][1]
-    held = ""
-    if any(len(cell.held) > 2 for cell, _ in planes):
-        held = " The other parameters are held as in the trial at the star."
-    left = ""
-    if spec.grid and slices.left_out:
-        left = f" {count_label(slices.left_out, 'other cell')} left out."
-    marks = explained(trial for cell, _ in planes for trial in cell.trials)
+    held = "; its other parameters are held" if any(len(c.held) > 2 for c, _ in planes) else ""
     return [
         Picture(
             "contour",
             f"{spec.metrics[0]} over {first.x_path} and {first.y_path}, as the model expects it",
-            "Brighter is better; values far from the best share one colour. These are the two "
-            "numbers that matter the most; the star is the trial that is believed to be the cell's "
-            f"best.{held}{marks}{left}",
+            "Brighter is better, and values far from the best share one colour. The star is the "
+            f"trial believed to be the cell's best{held}.",
             _figure(spec, planes),
         )
     ]

@@ -39,7 +39,7 @@ def explained(trials: Iterable[Seen]) -> str:
     there = {trial.ended for trial in trials}
     if there <= {"complete"}:
         return ""
-    return f" Marks: {'; '.join(words for ended, words in _WORDS.items() if ended in there)}."
+    return f"Marks: {'; '.join(words for ended, words in _WORDS.items() if ended in there)}."
 
 
 def told(trial: Seen) -> str:

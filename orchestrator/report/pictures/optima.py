@@ -44,10 +44,9 @@ def pictures(
         Picture(
             "optima",
             f"The best {spec.metrics[0]} that each cell can reach",
-            "The median and nine tenths of what the model believes of each cell's optimum, without "
-            "noise; beside it the probability that no other cell reaches a better one. A ring is "
-            "what the trial that is believed to be the cell's best observed: with noise it may lie "
-            f"outside. Cells are named by {axes}.{more}",
+            f"Median and 90 % of the belief about each cell's optimum without noise ({axes}), and "
+            "the probability that no other cell reaches a better one. A ring is what the trial "
+            f"believed to be the cell's best observed; with noise it may lie outside.{more}",
             _figure(spec, found[:_MOST], maximize=maximize),
         )
     ]

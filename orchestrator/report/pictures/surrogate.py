@@ -50,7 +50,7 @@ _ASIDE: Final = 0.13
 def pictures(spec: StudySpec, slices: Slices) -> list[Picture]:
     """A picture for each parameter shown, with a choice of cells in which it exists."""
     numbers = itertools.count(1)
-    found = []
+    found: list[Picture] = []
     for path in slices.paths:
         panels = [
             _Panel(spec, cell, line)
@@ -63,35 +63,42 @@ def pictures(spec: StudySpec, slices: Slices) -> list[Picture]:
             Picture(
                 f"surrogate-{next(numbers)}" if numeric else "surrogate-choices",
                 f"What the model believes along {path}",
-                _caption(spec, slices, panels),
+                _caption(spec, slices, panels, explained_above=bool(found)),
                 _figure(spec, panels),
             )
         )
     return found
 
 
-def _caption(spec: StudySpec, slices: Slices, panels: Sequence[_Panel]) -> str:
+def _caption(
+    spec: StudySpec, slices: Slices, panels: Sequence[_Panel], *, explained_above: bool
+) -> str:
+    scales = "The rows' scales differ." if any(panel.differ for panel in panels) else ""
+    if explained_above:
+        return scales
     held = ""
     if any(len(panel.cell.held) > 1 for panel in panels):
         held = (
-            " The other parameters are held as in the trial believed to be the cell's best; "
+            "The other parameters are held as in the trial believed to be the cell's best; "
             "fainter trials tell less of this slice."
         )
-    scales = " The rows' scales differ." if any(panel.differ for panel in panels) else ""
-    marks = explained(trial for panel in panels for trial in panel.cell.trials)
-    return (
+    sentences = [
         f"The {spec.metrics[0]} expected without noise, with 90 % of the belief, after the first "
-        f"trials{' of a cell' if spec.grid else ''} and now. Below it the expected improvement by "
-        f"the same belief{_USES.get(spec.sampler.name, '')}.{held}{scales}{marks}"
-        f"{_which(slices) if spec.grid else ''}"
-    )
+        f"trials{' of a cell' if spec.grid else ''} and now.",
+        f"Below it the expected improvement by the same belief{_USES.get(spec.sampler.name, '')}.",
+        held,
+        scales,
+        explained(trial for panel in panels for trial in panel.cell.trials),
+        _which(slices),
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def _which(slices: Slices) -> str:
     if not slices.left_out:
         return ""
     return (
-        f" Only the {len(slices.cells)} cells that are the likeliest to be the best; "
+        f"Only the {len(slices.cells)} cells that are the likeliest to be the best; "
         f"{count_label(slices.left_out, 'other')} left out."
     )
 
@@ -304,8 +311,10 @@ class _Panel:
             }
 
     def _title(self, shot: Snapshot, *, now: bool) -> str:
-        without = shot.seen - shot.valued
-        more = f", {without} without a value" if without else ""
+        infeasible = sum(trial.ended == "infeasible" for trial in self.cell.trials[: shot.seen])
+        without = shot.seen - shot.valued - infeasible
+        more = f", {infeasible} infeasible" if infeasible else ""
+        more += f", {without} without a value" if without else ""
         study = f" (study: {shot.finished})" if shot.finished > shot.seen else ""
         prior = ": almost only the prior" if shot.finished < _FEW else ""
         return f"{'now: ' if now else ''}{count_label(shot.valued, 'trial')}{more}{study}{prior}"

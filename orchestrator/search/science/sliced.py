@@ -27,11 +27,11 @@ class Seen:
 class Snapshot:
     """The belief when the study's first `finished` trials had ended, in order of their numbers.
 
-    The first `seen` of the cell's trials are among them, `valued` of these with a value. One
-    number per point of the line: `mean`, the true value expected there, that is without noise;
-    `low` to `high`, nine tenths of the belief about it; `improvement`, by how much the next trial
-    there is expected to be better than the best that is predicted where the cell was tried, 0 or
-    more. All in the objective's units.
+    The first `seen` of the cell's trials are among them, `valued` of these with a value and
+    feasible. One number per point of the line: `mean`, the true value expected there, that is
+    without noise; `low` to `high`, nine tenths of the belief about it; `improvement`, by how much
+    the next trial there is expected to be better than the best that is predicted where the cell was
+    tried, 0 or more. All in the objective's units.
     """
 
     finished: int

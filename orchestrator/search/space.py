@@ -312,14 +312,21 @@ def _from_searched(item: Searched) -> Parameter:
 def _check_values(where: str, values: Sequence[JSONValue]) -> None:
     if not values:
         raise ConfigError(f"{where}: needs at least one value")
-    for position, value in enumerate(values):
+    given: set[tuple[object, object]] = set()
+    for value in values:
         _check_scalar(where, value, "; in quotes it is a word, which may be of any length")
-        both_numbers = _is_number(value)
-        for earlier in values[:position]:
-            if _identical(earlier, value) or (
-                both_numbers and _is_number(earlier) and earlier == value
-            ):
-                raise ConfigError(f"{where}: {value_label(value)} is given twice")
+        if (alike := _key(value)) in given:
+            raise ConfigError(f"{where}: {value_label(value)} is given twice")
+        given.add(alike)
+
+
+def _key(value: JSONValue) -> tuple[object, object]:
+    """The same for values that an axis must not have both: numbers by size, all others as
+    `_identical` compares them.
+    """
+    if isinstance(value, Mapping | list | tuple):
+        return "container", json.dumps(value, sort_keys=True)
+    return ("number" if _is_number(value) else type(value)), value
 
 
 def _check_scalar(where: str, value: JSONValue, as_text: str = "") -> None:
@@ -353,7 +360,8 @@ def _labels(values: Sequence[JSONValue]) -> tuple[bool | int | float | str | Non
     # Optuna finds a choice by ==, so True would be taken for 1: such lists are labelled as text
     # throughout.
     scalars = [v for v in values if not isinstance(v, list | tuple | dict)]
-    ambiguous = any(a == b for i, a in enumerate(scalars) for b in scalars[:i])
+    ambiguous = len(set(scalars)) < len(scalars)
+    used: set[bool | int | float | str | None] = set()
     labels: list[bool | int | float | str | None] = []
     for value in values:
         label = value
@@ -362,8 +370,9 @@ def _labels(values: Sequence[JSONValue]) -> tuple[bool | int | float | str | Non
         if isinstance(label, str) and len(label) > MAX_LABEL:
             label = label[: MAX_LABEL - 1] + "…"
         unique, again = label, 2
-        while unique in labels:
+        while unique in used:
             unique, again = f"{label} #{again}", again + 1
+        used.add(unique)
         labels.append(unique)
     return tuple(labels)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.search.cells.leaders import Leader, Leaders
     from orchestrator.search.cells.summary import CellEstimate
     from orchestrator.search.gp.sampler import HybridGPSampler
+    from orchestrator.search.plain import true_values, undeclared
     from orchestrator.search.science.sliced import CellSlices, Line, Plane, Seen, Slices, Snapshot
     from orchestrator.search.search import Search
     from orchestrator.search.space import by_hand, describe, distributions, parameters
@@ -45,6 +46,8 @@ __all__ = [
     "open_storage",
     "optuna_schema_head",
     "parameters",
+    "true_values",
+    "undeclared",
     "values_by_hand",
 ]
 _HOME = {
@@ -53,6 +56,7 @@ _HOME = {
     "cells.summary": ("CellEstimate",),
     "gp.sampler": ("HybridGPSampler",),
     "science.sliced": ("CellSlices", "Line", "Plane", "Seen", "Slices", "Snapshot"),
+    "plain": ("true_values", "undeclared"),
     "search": ("Search",),
     "space": ("by_hand", "describe", "distributions", "parameters"),
     "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),

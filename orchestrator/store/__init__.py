@@ -4,7 +4,8 @@
 `suggested` (parameters that objectives ask for), `interventions` (what people do to a study under
 way), `deletion` (of a study) and `doctor`; and those of `Reading`, which changes nothing and needs
 no SQLAlchemy: `news` (what samplers read), `reads` (what people and workers read), `listing`
-(trials for people) and `watch` (what people follow).
+(trials for people), `watch` (what people follow), `course` (what attempts took) and
+`plain_studies` (those that plain Optuna made).
 
 Names are loaded on first use: commands that only read need no SQLAlchemy.
 """
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from orchestrator.lazy import names_of
 
 if TYPE_CHECKING:
+    from orchestrator.store.course import Span
     from orchestrator.store.doctor import Examination, Finding
     from orchestrator.store.ledger.claims import Attempt, Claim, Place, Prepared, Ticket
     from orchestrator.store.ledger.deletion import Alive, Leavings, RunsPlace
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.store.ledger.tickets import MOST_CHOICES, Choice, Undecided
     from orchestrator.store.listing import STATES, ListedTrial, Selection, SortKey
     from orchestrator.store.measured import ProbeRow
+    from orchestrator.store.plain_studies import PlainStudy, PlainTrial
     from orchestrator.store.reading import Reading, Relaunching, open_to_read, open_to_relaunch
     from orchestrator.store.reads import (
         AttemptRow,
@@ -63,6 +66,8 @@ __all__ = [
     "Leavings",
     "ListedTrial",
     "Place",
+    "PlainStudy",
+    "PlainTrial",
     "Prepared",
     "Probe",
     "ProbeRow",
@@ -77,6 +82,7 @@ __all__ = [
     "Silent",
     "SlotOffer",
     "SortKey",
+    "Span",
     "Store",
     "StudyLine",
     "StudyRow",
@@ -92,6 +98,7 @@ __all__ = [
     "open_to_relaunch",
 ]
 _HOME = {
+    "course": ("Span",),
     "doctor": (
         "Examination",
         "Finding",
@@ -128,6 +135,10 @@ _HOME = {
         "SortKey",
     ),
     "measured": ("ProbeRow",),
+    "plain_studies": (
+        "PlainStudy",
+        "PlainTrial",
+    ),
     "reading": (
         "Reading",
         "Relaunching",

@@ -13,9 +13,11 @@ from orchestrator.store.news import News
 from orchestrator.store.reads import Reads
 
 if TYPE_CHECKING:
+    from orchestrator.store.course import Course
     from orchestrator.store.ledger.studies import Studies
     from orchestrator.store.listing import Listing
     from orchestrator.store.measured import Measured
+    from orchestrator.store.plain_studies import PlainStudies
     from orchestrator.store.watch import Watch
 
 
@@ -27,7 +29,7 @@ class Reading:
         self.news = News(source)
         self.reads = Reads(source)
 
-    # Few commands need these three.
+    # Few commands need these.
 
     @cached_property
     def watch(self) -> Watch:
@@ -46,6 +48,18 @@ class Reading:
         from orchestrator.store.listing import Listing
 
         return Listing(self._source)
+
+    @cached_property
+    def course(self) -> Course:
+        from orchestrator.store.course import Course
+
+        return Course(self._source)
+
+    @cached_property
+    def plain_studies(self) -> PlainStudies:
+        from orchestrator.store.plain_studies import PlainStudies
+
+        return PlainStudies(self._source)
 
 
 class Relaunching(Reading):

@@ -5,7 +5,6 @@ config to train with.
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ import yaml
 from orchestrator.cli import beliefs, probes, provenance, screen
 from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
-from orchestrator.config import rerun_words
+from orchestrator.config import trial_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import StudySpec, value_label
 
@@ -106,7 +105,7 @@ def _as_data(found: _Found, groups: Collection[str]) -> dict[str, Any]:
         "code": provenance.code_data(found.code),
     }
     for entry, trial, origin in zip(data["best"], believed.best, found.origins, strict=True):
-        entry |= {"overrides": overrides(spec, trial, groups), **origin}
+        entry |= {"overrides": trial_words(spec, trial.params, groups), **origin}
         if spec.probes:
             entry["outside_probes"] = _outside(found, trial)
     return data
@@ -118,7 +117,7 @@ def _print(found: _Found, groups: Collection[str], *, how: str) -> None:
         data = {"study": spec.name, **screen.trial_data(spec, trial)}
         print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
         print(provenance.comment(origin))
-        print(_overrides_comment(overrides(spec, trial, groups)))
+        print(_overrides_comment(trial_words(spec, trial.params, groups)))
         for remark in _outside(found, trial):
             print(f"# {value_label(remark)}")
     for line in believed.lines(spec, how=how):
@@ -137,20 +136,6 @@ def _outside(found: _Found, trial: TrialRow) -> list[str]:
     cell = {path: value for path, value in trial.params.items() if path in axes}
     others = {path: value for path, value in trial.params.items() if path not in axes}
     return probes.outside(found.spec, found.probes, cell, others)
-
-
-def overrides(spec: StudySpec, trial: TrialRow, groups: Collection[str]) -> list[str] | None:
-    """The overrides that give a launch of the same study this trial's values, quoted for a shell.
-
-    None if a value cannot be written as an override.
-    """
-    try:
-        declared = {name: value for name, value in trial.params.items() if spec.declares(name)}
-        suggested = {name: value for name, value in trial.params.items() if name not in declared}
-        words = rerun_words(declared, suggested, spec.params, groups, spec.grid)
-        return [shlex.quote(word) for word in words]
-    except ConfigError:
-        return None
 
 
 def _overrides_comment(overrides: list[str] | None) -> str:

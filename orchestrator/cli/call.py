@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
-from orchestrator import config
+from orchestrator import api, config
 from orchestrator.cli.commands import COMMANDS, RETRY
 from orchestrator.config import Flags
 from orchestrator.errors import ConfigError, did_you_mean
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from orchestrator.store import Reading, Relaunching, Store
 
 _MOST_DIGITS = 18  # of a whole number; more would be too large for PostgreSQL
-_REVIVE_S = 2.0  # short: a worker that tries this has a trial to look after
 
 
 @dataclass(frozen=True)
@@ -158,21 +157,16 @@ class Call:
         # Slow to import, and not needed for help.
         from orchestrator.store import Store
 
-        with self._server() as (url, password_file, start_again):
+        with api.server(self.host.storage) as (url, password_file, start_again):
             store = Store(url, password_file, start_again)
-            store.migrate(_create_optuna_tables)
+            store.migrate(api.create_optuna_tables)
             yield store
 
     @contextmanager
     def reading(self) -> Iterator[Reading]:
         """The same for a command that reads a little and changes nothing: it is there sooner."""
-        from orchestrator.store import open_to_read
-
-        with (
-            self._server() as (url, password_file, _),
-            open_to_read(url, password_file, _create_optuna_tables) as reading,
-        ):
-            yield reading
+        with api.reading(self.host.storage) as opened:
+            yield opened
 
     @contextmanager
     def relaunching(self) -> Iterator[tuple[Relaunching, Callable[[], Store]] | None]:
@@ -193,7 +187,7 @@ class Call:
         from orchestrator.store import open_to_relaunch
 
         with (
-            self._server() as (url, password_file, start_again),
+            api.server(self.host.storage) as (url, password_file, start_again),
             open_to_relaunch(url, password_file) as store,
         ):
             if store is None:
@@ -208,25 +202,6 @@ class Call:
 
             yield store, whole
 
-    @contextmanager
-    def _server(self) -> Iterator[tuple[str, str | None, Callable[[], None] | None]]:
-        """The server's URL, its password file, and what starts it again if it is ours to start."""
-        storage = self.host.storage
-        if storage.kind != "embedded":
-            assert storage.url is not None
-            yield storage.url, storage.password_file, None
-            return
-        from orchestrator.store.embedded.server import EmbeddedServer
-
-        assert storage.path is not None
-        path = storage.path
-        with EmbeddedServer.open(path) as embedded:
-
-            def start_again() -> None:
-                EmbeddedServer.open(path, patience_s=_REVIVE_S, new_data=False).close()
-
-            yield embedded.url, None, start_again
-
 
 def _refuse_misspelt(command: str, rest: Sequence[str]) -> None:
     """Raises ConfigError for a word that looks like one of the command's own and sets nothing."""
@@ -237,9 +212,3 @@ def _refuse_misspelt(command: str, rest: Sequence[str]) -> None:
         guess = did_you_mean(key, known.keys)
         if guess and equals and key.isidentifier() and key not in sections:
             raise ConfigError(f"{word}: {command} has no word of this name{guess}")
-
-
-def _create_optuna_tables(url: str) -> None:
-    from orchestrator import search  # slow to import, and seldom needed
-
-    search.create_optuna_tables(url)

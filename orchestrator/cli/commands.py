@@ -97,6 +97,17 @@ COMMANDS: Final[Mapping[str, Command]] = {
         },
         examples=("best study.name=digits out=best.yaml",),
     ),
+    "report": Command(
+        "report.run",
+        "write what a study found as one page: statements, pictures, tables (out=FILE.html;"
+        " --markdown, --json)",
+        {**_JSON, "--markdown": "print Markdown instead, without pictures"},
+        {
+            "out=FILE": "write to FILE, Markdown if it ends in .md; out=-: print it; default:"
+            " STUDY-report.html in this directory",
+        },
+        examples=("report study.name=digits", "report study.name=digits --markdown"),
+    ),
     "trials": Command(
         "trials.run",
         "list the best trials (n=20, n=all; state=failed, cell=key=value, sort=-ended, --csv)",

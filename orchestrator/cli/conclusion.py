@@ -43,7 +43,8 @@ def conclude(
     revive: Callable[[], None],
     interrupted: bool,
 ) -> None:
-    """Prints how the study stands: failures, best trial, best of every cell, and how to browse it.
+    """Prints how the study stands: failures, best trial, best of every cell, and how to go
+    on from there.
 
     Args:
         revive: called where the database does not answer, see `Store.revive`.
@@ -122,6 +123,7 @@ def _show(call: Call, spec: StudySpec, standing: _Standing, failures: Failures) 
         print(mixed)
     paths = [o for o in call.composed.overrides if o.startswith("paths.")]
     where = call.host.dashboard.url or hints.command(call, "dashboard", *paths)
+    print(f"what it found, as a page: {hints.report(call, spec.name)}")
     print(f"browse it: {where}")
 
 

@@ -30,6 +30,15 @@ def command(call: Call, name: str, *words: str) -> str:
     return " ".join(["orchestrator", name, *map(shlex.quote, words), *_storage_words(call)])
 
 
+def report(call: Call, study: str) -> str:
+    """How to get the study's report; from a container, past its files."""
+    named = f"study.name={study}"
+    if not os.environ.get(COMPOSE):
+        return command(call, "report", named)
+    words = f"docker compose exec -T dashboard orchestrator report {shlex.quote(named)} out=-"
+    return f"{words} > report.html"
+
+
 def _storage_words(call: Call) -> list[str]:
     """The overrides another command needs to find this storage.
 

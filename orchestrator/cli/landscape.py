@@ -15,6 +15,8 @@ from orchestrator.cli.call import Call
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.model import count_label, value_label
 from orchestrator.passwords import mask
+from orchestrator.report import page
+from orchestrator.report.page import write
 
 if TYPE_CHECKING:
     from orchestrator.model import StudySpec
@@ -50,12 +52,6 @@ def run(call: Call) -> int:
             raise ConfigError(f"{word}= needs a file name: {_USAGE}")
     assert out is not None
     from orchestrator.training import compare_landscapes  # slow to import: it brings torch
-    from orchestrator.training.landscape_figures import import_plotly
-
-    try:
-        import_plotly()
-    except ImportError as error:
-        raise OrchestratorError(str(error)) from error
 
     with call.reading() as store:
         row = store.reads.find(call.study_name)
@@ -74,7 +70,7 @@ def run(call: Call) -> int:
     titles = _titles(shown)
     figure.for_each_annotation(lambda one: one.update(text=titles[one.text]))
     figure.for_each_trace(lambda one: one.update(name=titles.get(one.name)))
-    _write(out, _page(spec, shown, figure))
+    write(out, _page(spec, shown, figure))
 
     if call.json:
         data = {"study": row.name, "out": out, "trials": [_data(spec, one) for one in shown]}
@@ -199,45 +195,9 @@ def _data(spec: StudySpec, one: _Shown) -> dict[str, Any]:
     }
 
 
-def _write(out: str, text: str) -> None:
-    try:
-        Path(out).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OrchestratorError(
-            f"out={out}: {error.strerror} ({Path(out).absolute().parent}); give a file that you "
-            "can write"
-        ) from error
-
-
 # ----------------------------------------------------------------------------------------- the page
 
 
-_PAGE: Final = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 24px; color: #222; }}
-table {{ border-collapse: collapse; margin: 12px 0 20px; }}
-th, td {{ padding: 3px 14px 3px 0; text-align: left; vertical-align: top; }}
-th {{ font-weight: 600; }}
-tr.differs td {{ font-weight: 600; }}
-tr.first td, tr.first th {{ border-top: 1px solid #ccc; }}
-td {{ font-variant-numeric: tabular-nums; }}
-p {{ max-width: 60em; color: #555; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<table>
-{rows}
-</table>
-{figure}
-<p>{note}</p>
-</body>
-</html>
-"""
 _NOTE: Final = (
     "Losses along random directions in which each filter moves relative to its own length; 0 is "
     "the model. The rises are those {away:g} of that length away, between grid points by linear "
@@ -248,14 +208,17 @@ _NOTE: Final = (
 def _page(spec: StudySpec, shown: list[_Shown], figure: Any) -> str:
     title = f"Loss landscapes of {spec.name}"
     radius = next((one.sharpness.radius for one in shown if one.sharpness), None)
-    return _PAGE.format(
-        title=html.escape(title),
-        rows="\n".join(_rows(spec, shown)),
-        figure=figure.to_html(
-            full_html=False, include_plotlyjs=True, config={"displaylogo": False}
-        ),
-        note=html.escape(_NOTE.format(away=radius)) if radius else "",
-    )
+    drawn = json.loads(figure.to_json())
+    del drawn["layout"]["template"]  # the page has its own, for light and dark
+    note = html.escape(_NOTE.format(away=radius)) if radius else ""
+    rows = "\n".join(_rows(spec, shown))
+    body = f"""<h1>{html.escape(title)}</h1>
+<div class="table"><table>
+{rows}
+</table></div>
+<figure>{page.plot("landscapes", drawn, title)}</figure>
+<p class="dim">{note}</p>"""
+    return page.document(title, body, pictures=True)
 
 
 def _titles(shown: list[_Shown]) -> dict[str, str]:

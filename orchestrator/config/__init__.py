@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     )
     from orchestrator.config.showing import show
     from orchestrator.config.study import study_spec
-    from orchestrator.config.words import hydra_word, normal_form, program_words, rerun_words
+    from orchestrator.config.words import (
+        hydra_word,
+        normal_form,
+        program_words,
+        rerun_words,
+        trial_words,
+    )
 
 __all__ = [
     "URL_VARIABLE",
@@ -55,6 +61,7 @@ __all__ = [
     "show",
     "startup_label",
     "study_spec",
+    "trial_words",
 ]
 _HOME = {
     "composing": (
@@ -86,6 +93,7 @@ _HOME = {
         "normal_form",
         "program_words",
         "rerun_words",
+        "trial_words",
     ),
 }
 

@@ -42,6 +42,7 @@ NAMING: Final = (
     "replay",
     "landscape",
     "rerun",
+    "report",
 )
 """The commands that take ``study.name`` besides the settings of this host."""
 _COMPOSED: Final = ("launch", "enqueue")  # these take parameters too

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from orchestrator.config.schema import SECTIONS
 from orchestrator.errors import ConfigError
-from orchestrator.model import Axis, JSONValue, Searched, at, has, value_label
+from orchestrator.model import Axis, JSONValue, Searched, StudySpec, at, has, value_label
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _RESERVED = ("null", "true", "false", "nan", "inf")
@@ -94,6 +95,21 @@ def rerun_words(
         else:
             words.append(f"++params={hydra_word({name: value})}")
     return words
+
+
+def trial_words(
+    spec: StudySpec, params: Mapping[str, JSONValue], groups: Collection[str]
+) -> list[str] | None:
+    """The overrides that give a launch of the same study the values of a trial, quoted for a shell;
+    None if a value cannot be written as an override.
+    """
+    declared = {name: value for name, value in params.items() if spec.declares(name)}
+    requested = {name: value for name, value in params.items() if name not in declared}
+    try:
+        words = rerun_words(declared, requested, spec.params, groups, spec.grid)
+    except ConfigError:
+        return None
+    return [shlex.quote(word) for word in words]
 
 
 def _set_words(

@@ -16,7 +16,8 @@ class Picture:
         key: Its name within the report, in lower case with hyphens; pictures of the same study
             never share one.
         title: A line above it.
-        caption: One or two sentences: what it shows, and what was left out.
+        caption: One or two sentences: what it shows, and what was left out; empty where the picture
+            before it says the same.
         figure: ``data``, a list of plotly's traces, and ``layout``: plain lists, mappings, strings,
             finite numbers and None, nothing else. The page sets width, height unless the layout
             has one, font, the colours of background, text and grid lines, and a trace's colours
@@ -27,3 +28,4 @@ class Picture:
     title: str
     caption: str
     figure: Mapping[str, JSONValue]
+    wide: bool = False

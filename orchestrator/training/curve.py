@@ -171,11 +171,7 @@ class LRCurve:
         return None
 
     def plot(self) -> plotly.graph_objects.Figure:
-        """A Plotly figure of all sweeps, with the readings marked.
-
-        Raises:
-            ImportError: Plotly is not installed.
-        """
+        """A Plotly figure of all sweeps, with the readings marked."""
         from orchestrator.training.curve_plot import figure
 
         return figure(self)

@@ -16,17 +16,9 @@ _BLUE, _ORANGE, _GREY = "#2563a8", "#c2571a", "#8a8f98"
 
 
 def figure(curve: LRCurve) -> plotly.graph_objects.Figure:
-    """A figure of all sweeps: measured losses faint, moving averages bold, readings marked.
+    """A figure of all sweeps: measured losses faint, moving averages bold, readings marked."""
+    import plotly.graph_objects as go  # slow to import
 
-    Raises:
-        ImportError: Plotly is not installed.
-    """
-    try:
-        import plotly.graph_objects as go
-    except ImportError as error:
-        raise ImportError(
-            "the picture needs Plotly: pip install 'orchestrator[training]'"
-        ) from error
     picture = go.Figure()
     for number, sweep in enumerate(curve.sweeps, start=1):
         points = {"x": sweep.lrs, "mode": "lines", "legendgroup": f"sweep {number}"}

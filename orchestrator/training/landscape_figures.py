@@ -39,7 +39,6 @@ def compare_landscapes(landscapes: Mapping[str, LossLandscape]) -> go.Figure:
         landscapes: By the title of each, for instance ``{"SGD": …, "SAM": …}``.
 
     Raises:
-        ImportError: plotly is not installed.
         TypeError: It is no mapping of landscapes.
         ValueError: There is none, or they differ in dimensions or in `batch_norm`, so that a
             comparison would mislead.
@@ -63,22 +62,6 @@ def compare_landscapes(landscapes: Mapping[str, LossLandscape]) -> go.Figure:
                     "they cannot be compared"
                 )
     return _figure(landscapes, _KINDS[first.dimensions])
-
-
-def import_plotly() -> tuple[ModuleType, ModuleType]:
-    """`plotly.graph_objects` and `plotly.subplots`.
-
-    Raises:
-        ImportError: plotly is not installed; the message says what to install.
-    """
-    try:
-        import plotly.graph_objects as go
-        from plotly import subplots
-    except ImportError as error:
-        raise ImportError(
-            "pictures need plotly: pip install 'orchestrator[training]'", name=error.name
-        ) from error
-    return go, subplots
 
 
 @dataclass(frozen=True)
@@ -123,7 +106,9 @@ class _Scale:
 
 
 def _figure(landscapes: Mapping[str, LossLandscape], kinds: Sequence[str]) -> go.Figure:
-    go, subplots = import_plotly()
+    import plotly.graph_objects as go  # slow to import
+    from plotly import subplots
+
     scale = _Scale.of(list(landscapes.values()))
     reach = max(one.radius for one in landscapes.values())
     if kinds == ("curve",):

@@ -138,7 +138,6 @@ class LossLandscape:
         Losses that span more than a factor of 30 are drawn on a log scale, which the axis says.
 
         Raises:
-            ImportError: plotly is not installed.
             ValueError: there is no such kind for a landscape of these dimensions.
         """
         from orchestrator.training.landscape_figures import figure_of

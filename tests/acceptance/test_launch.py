@@ -31,6 +31,7 @@ def test_a_study_runs_to_its_end_and_is_continued_by_the_same_command(commands: 
     assert "study tiny: 6 trials, 3 cells x 2 guaranteed, sampler tpe" in said
     assert "finished: budget spent" in said
     assert "best of every cell" in said
+    assert "as a page: orchestrator report study.name=tiny" in said
     assert "browse it: orchestrator dashboard" in said
     study = optuna.load_study(study_name="tiny", storage=str(commands.url))
     assert Counter(t.params["a"] for t in study.trials) == {0: 2, 1: 2, 2: 2}

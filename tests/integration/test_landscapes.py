@@ -6,7 +6,6 @@ import io
 import json
 import math
 import re
-import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,6 @@ from orchestrator.store import Store, WorkerLease
 from orchestrator.worker.worker import Worker
 from tests.support.studies import spec, start
 
-pytest.importorskip("plotly")
 pytestmark = pytest.mark.xdist_group("torch")  # one process imports it, not all
 
 
@@ -186,11 +184,6 @@ def test_each_mistake_is_one_error_that_names_it(
         assert len(error.splitlines()) == 1
     assert not (tmp_path / "page.html").exists()
     assert key in command("trials=0", out, "--json")[1]
-
-    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
-    code, _, error = command("trials=0", out)
-    assert code == 1
-    assert "pip install 'orchestrator[training]'" in error
 
 
 def test_values_that_json_lacks_and_names_that_html_would_read(

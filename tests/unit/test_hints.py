@@ -57,6 +57,9 @@ def test_in_a_container_of_compose_commands_are_those_of_its_host(
     assert stop() == "docker compose exec dashboard orchestrator stop study.name=mine"
     assert hints.command(call, "worker") == "docker compose up -d worker"
     assert hints.command(call, "launch") == "docker compose run --rm launch"
+    assert hints.report(call, "mine") == (
+        "docker compose exec -T dashboard orchestrator report study.name=mine out=- > report.html"
+    ), "a file in the container would be lost"
     assert "stays active with 1 trial left" in hints.staying(call, "mine", 1)
 
 

@@ -180,7 +180,6 @@ def test_what_is_no_curve_is_refused() -> None:
 
 
 def test_the_picture_shows_sweeps_and_readings() -> None:
-    pytest.importorskip("plotly")
     read = curve(valley(0), valley(1))
     picture = read.plot()
     assert picture.layout.xaxis.type == "log"

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -466,7 +465,6 @@ def test_no_batches_and_no_loss() -> None:
 
 
 def test_pictures_of_one_landscape() -> None:
-    pytest.importorskip("plotly")
     line, plane = landscape(points=3), landscape(dimensions=2, points=3, max_points=8)
     (curve,) = line.plot().data
     assert [*curve.x] == [-1.0, 0.0, 1.0]
@@ -481,7 +479,6 @@ def test_pictures_of_one_landscape() -> None:
 
 
 def test_landscapes_side_by_side_have_the_same_axes_and_colours() -> None:
-    pytest.importorskip("plotly")
     flat, steep = surface(lambda x, y: 1 + x * x), surface(lambda x, y: 1 + 100 * (x * x + y * y))
     figure = compare_landscapes({"SAM": flat, "SGD": steep})
     surfaces = [t for t in figure.data if t.type == "surface"]
@@ -500,7 +497,6 @@ def test_landscapes_side_by_side_have_the_same_axes_and_colours() -> None:
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
-    pytest.importorskip("plotly")
     plane = surface(lambda x, y: x)
     recomputed = surface(lambda x, y: x)
     recomputed.batch_norm = "recomputed"
@@ -512,13 +508,6 @@ def test_what_cannot_be_compared_is_refused() -> None:
             compare_landscapes(none)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="none to compare"):
         compare_landscapes({})
-
-
-def test_without_plotly_one_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
-    with pytest.raises(ImportError, match=r"pip install 'orchestrator\[training\]'"):
-        landscape(points=3).plot()
 
 
 # ---------------------------------------------------------------------------------------------- GPU

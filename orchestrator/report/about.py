@@ -1,0 +1,128 @@
+"""What a study is, in a few lines, and what its report cannot say."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from orchestrator import search
+from orchestrator.errors import ConfigError
+from orchestrator.model import MOST_BELIEVED, count_label, value_label
+from orchestrator.program import label
+from orchestrator.report.pictures.scales import of_time
+from orchestrator.report.subject import MOST_CELLS, Subject
+
+_MOST_VALUES = 12
+
+
+def facts(subject: Subject) -> list[tuple[str, str]]:
+    """Names and values: goal, grid, search, budget, state, time."""
+    spec, progress = subject.spec, subject.progress
+    goal = ", ".join(
+        f"{direction} {metric}"
+        for direction, metric in zip(spec.directions, spec.metrics, strict=True)
+    )
+    lines = [("goal", goal)]
+    if not subject.plain:
+        lines.append(("objective", value_label(label(spec.objective))))
+    for axis in spec.grid:
+        some = ", ".join(map(value_label, axis.values[:_MOST_VALUES]))
+        more = len(axis.values) - _MOST_VALUES
+        lines.append(
+            (
+                f"grid: {value_label(axis.path)}",
+                f"{some}{f' and {more:,} more' if more > 0 else ''}",
+            )
+        )
+    for path, words in _searched(subject):
+        lines.append((f"search: {value_label(path)}", words))
+    if subject.plain:
+        lines.append(("made by", "plain Optuna: no grid, no promised trials, no attempts"))
+    else:
+        cells = count_label(progress.n_cells, "cell")
+        promise = f"{spec.budget.per_cell} promised to each of {cells}" if spec.grid else "one cell"
+        hours = f", no trial starts after {spec.budget.hours:g} h" if spec.budget.hours else ""
+        lines += [
+            ("budget", f"{count_label(spec.budget.trials, 'trial')}, {promise}{hours}"),
+            (
+                "method",
+                f"sampler {spec.sampler.name}, allocation {spec.allocation}, pruner "
+                f"{spec.pruner.name}, seed {spec.seed}",
+            ),
+        ]
+    lines.append(("state", _state(subject)))
+    if subject.device_seconds:
+        unit, size = of_time(subject.device_seconds)
+        lines.append(("device time", f"{subject.device_seconds / size:.3g} {unit}"))
+    if subject.spans:
+        begun = min(span.started_at for span in subject.spans)
+        ended = subject.ended
+        until = f" to {_moment(ended)}" if ended else ""
+        lines.append(("trials ran", f"{_moment(begun)}{until} UTC"))
+    return lines
+
+
+def left_out(subject: Subject) -> list[str]:
+    """What the report cannot say of this study, and why; a sentence each."""
+    spec, progress = subject.spec, subject.progress
+    lines = []
+    if not spec.grid:
+        lines.append("The study has no grid, so there are no cells to compare.")
+    elif progress.n_cells == 1:
+        lines.append("The grid has one cell, so there are no cells to compare.")
+    elif progress.n_cells > MOST_CELLS:
+        lines.append(
+            f"The grid has {progress.n_cells:,} cells. With more than {MOST_CELLS} the model "
+            f"estimates none, and only the {len(subject.cells):,} best ones are looked at one by "
+            "one."
+        )
+    if len(subject.news) > MOST_BELIEVED:
+        lines.append(f"With more than {MOST_BELIEVED:,} trials, no model is fitted.")
+    if subject.sliced is not None and subject.sliced.why_not:
+        lines.append(subject.sliced.why_not)
+    if subject.foreign:
+        are = "was" if subject.foreign == 1 else "were"
+        lines.append(
+            f"{count_label(subject.foreign, 'trial')} that others added to the study {are} not "
+            "counted."
+        )
+    if subject.plain:
+        lines.append(
+            "Plain Optuna made this study: it has no cells, no attempts and no devices, and failed "
+            "trials have no message."
+        )
+    return lines
+
+
+def _searched(subject: Subject) -> list[tuple[str, str]]:
+    try:
+        described = search.describe(subject.spec)
+    except ConfigError:
+        described = []
+    axes = {axis.path for axis in subject.spec.grid}
+    lines = [(path, text.removeprefix("search: ")) for path, text in described if path not in axes]
+    declared = axes | {path for path, _ in lines}
+    names = dict.fromkeys(name for trial in subject.trials for name in trial.params)
+    asked = "varied from trial to trial" if subject.plain else "asked for by the objective"
+    return [*lines, *((name, asked) for name in names if name not in declared)]
+
+
+def _state(subject: Subject) -> str:
+    progress = subject.progress
+    counts = {"complete": 0, "pruned": 0, "failed": 0}
+    for trial in subject.trials:
+        word = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}.get(trial.state)
+        if word:
+            counts[word] += 1
+    words = [f"{count:,} {word}" for word, count in counts.items() if count]
+    words += [f"{progress.running:,} running"] if progress.running else []
+    words += [f"{progress.waiting:,} waiting"] if progress.waiting else []
+    trials = ", ".join(words) or "no trial yet"
+    if subject.plain:
+        return trials
+    reason = f" ({progress.study.reason})" if progress.study.reason else ""
+    spent = f"{progress.spent:,} of {progress.total:,} spent"
+    return f"{progress.study.state.lower()}{reason}; {spent}: {trials}"
+
+
+def _moment(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,63 @@
+"""The report as Markdown: the same statements and tables as on the page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.report.tables import Table, cell_text
+
+if TYPE_CHECKING:
+    from orchestrator.report.report import Report
+    from orchestrator.report.statement import Statement
+
+_SPECIAL = re.compile(r"([\\*_\[\]<>|#])")
+_CODE = re.compile(r"(`[^`]+`)")
+
+
+def markdown(report: Report) -> str:
+    """The whole report."""
+    parts = [f"# {_text(report.title)}", _facts(report.facts), "## What the trials say"]
+    parts.append("\n".join(_statement(k, one) for k, one in enumerate(report.statements, start=1)))
+    if report.left_out:
+        parts += ["## What is left out", "\n".join(f"- {_text(line)}" for line in report.left_out)]
+    for table in report.tables:
+        parts += [f"## {_text(table.title)}", *([_text(table.note)] if table.note else [])]
+        parts.append(_table(table))
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"- {_text(name)}: {_text(value)}" for name, value in facts)
+
+
+def _statement(k: int, one: Statement) -> str:
+    parts = [f"{k}. **{one.verdict.capitalize()}.** {_text(one.text)}"]
+    parts += [_text(one.evidence)] if one.evidence else []
+    parts += [f"*{_text(one.advice)}*"] if one.advice else []
+    return "\n   ".join(parts)
+
+
+def _table(table: Table) -> str:
+    def row(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+    lines = [row([_text(name) for name in table.columns]), row(["---"] * len(table.columns))]
+    for values in table.rows:
+        cells = []
+        for name, value in zip(table.columns, values, strict=True):
+            text = cell_text(value)
+            # a line of a table ends at a bar even within code
+            code = name == table.typed and text and not set(text) & {"|", "`"}
+            cells.append(f"`{text}`" if code else _text(text))
+        lines.append(row(cells))
+    return "\n".join(lines)
+
+
+def _text(text: str) -> str:
+    """Text in which nothing is markup but code between backticks."""
+    return "".join(
+        part if _CODE.fullmatch(part) and "|" not in part else _SPECIAL.sub(r"\\\1", part)
+        for part in _CODE.split(" ".join(text.split()))
+    )

@@ -1,0 +1,199 @@
+"""The tables of a report: cells, the best trials, failures by cause."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from orchestrator import config
+from orchestrator.model import JSONValue, count_label, value_label
+from orchestrator.report.subject import Subject
+from orchestrator.store import CellRow, TrialRow, likeness
+
+_MOST_CELLS: Final = 100
+_MOST_TRIALS: Final = 20
+_MOST_FRONT: Final = 50
+_MOST_CAUSES: Final = 20
+_MOST_COLUMNS: Final = 12
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of plain values; `note` says what is left out.
+
+    `key` names it in JSON. Columns named in `long` hold long text; the one named `typed`, if any,
+    is the last, and holds what one types.
+    """
+
+    key: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[JSONValue, ...], ...]
+    note: str = ""
+    long: tuple[str, ...] = ()
+    typed: str | None = None
+
+    @property
+    def data(self) -> list[dict[str, JSONValue]]:
+        """For JSON: a mapping for each row."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+def cell_text(value: JSONValue) -> str:
+    """One line of text for an entry of a table."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = value if isinstance(value, str) else value_label(value)
+    return " ".join(text.split())
+
+
+def tables(subject: Subject, groups: Collection[str]) -> list[Table]:
+    """Those that have rows.
+
+    Args:
+        groups: the names of all config groups, for overrides.
+    """
+    made = [_cells(subject), _trials(subject, groups), _failures(subject)]
+    return [table for table in made if table is not None and table.rows]
+
+
+def _cells(subject: Subject) -> Table | None:
+    axes = [axis.path for axis in subject.spec.grid]
+    if not axes:
+        return None
+    rows = sorted(
+        zip(subject.cells, subject.estimates, strict=True),
+        key=lambda row: (
+            -(row[1].probability_best if row[1] else -1.0),
+            row[0].best is None,
+            (-1.0 if subject.maximize else 1.0) * (row[0].best or 0.0),
+            row[0].ordinal,
+        ),
+    )
+    believed = any(estimate is not None for _, estimate in rows)
+    names = ["trials", "complete", "pruned", "failed", "best", "of trial"]
+    names += ["can reach", "90 % from", "to", "P(best cell)"] if believed else []
+    table = []
+    for cell, estimate in rows[:_MOST_CELLS]:
+        line: list[JSONValue] = [_value(cell.values.get(axis)) for axis in axes]
+        share = max(cell.share, cell.spent)
+        line += [
+            f"{cell.spent} of {share}{'+' if cell.grows else ''}",
+            cell.completed,
+            cell.pruned,
+            cell.failed,
+            cell.best,
+            cell.best_trial,
+        ]
+        if believed:
+            line += (
+                [None] * 4
+                if estimate is None
+                else [
+                    estimate.estimate,
+                    estimate.low,
+                    estimate.high,
+                    round(estimate.probability_best, 3),
+                ]
+            )
+        table.append((*line, _remark(cell)))
+    more = subject.progress.n_cells - len(table)
+    note = (
+        f"The cells with the best prospects first; {more:,} more {'is' if more == 1 else 'are'} "
+        "not shown."
+        if more
+        else ""
+    )
+    columns = _unique([*axes, *names, "remark"])
+    return Table("cells", "Cells", columns, tuple(table), note, long=columns[-1:])
+
+
+def _remark(cell: CellRow) -> str | None:
+    if cell.state == "CLOSED":
+        return f"closed: {cell.reason}"
+    notes = [f"closed for {short.device}: {short.reason}" for short in cell.closed_for]
+    if cell.only_pruned:
+        notes.insert(0, "no complete trial: they pruned themselves")
+    return "; ".join(notes) or None
+
+
+def _trials(subject: Subject, groups: Collection[str]) -> Table:
+    several = len(subject.spec.directions) > 1
+    ordered = subject.best_first
+    most = min(max(len(subject.front), _MOST_TRIALS), _MOST_FRONT) if several else _MOST_TRIALS
+    shown = ordered[:most]
+    declared = [axis.path for axis in subject.spec.grid]
+    declared += [one.path for one in subject.spec.search]
+    names = list(dict.fromkeys([*declared, *(name for trial in shown for name in trial.params)]))
+    columns = names[:_MOST_COLUMNS]
+    front = set(subject.front) if several else set()
+    rows = []
+    for trial in shown:
+        line: list[JSONValue] = [trial.number, *(trial.values or ())]
+        if several:
+            line.append("yes" if trial.number in front else None)
+        line += [_value(trial.params[n]) if n in trial.params else None for n in columns]
+        if not subject.plain:
+            words = config.trial_words(subject.spec, trial.params, groups)
+            line.append(None if words is None else " ".join(words))
+        rows.append(tuple(line))
+    head = ["trial", *subject.spec.metrics, *(["Pareto front"] if several else []), *columns]
+    titles = _unique([*head, *([] if subject.plain else ["overrides"])])
+    notes = []
+    if subject.leaders is not None and not several:
+        notes.append(
+            "The first is the one that is believed to be the best; the others by their value."
+        )
+    if len(ordered) > len(shown):
+        notes.append(f"{len(ordered) - len(shown):,} more complete trials are not shown.")
+    if len(names) > len(columns):
+        notes.append(f"{len(names) - len(columns)} more parameters have no column.")
+    typed = None if subject.plain else titles[-1]
+    title = "Best trials" if not several else "Trials of the Pareto front"
+    return Table("best", title, titles, tuple(rows), " ".join(notes), typed=typed)
+
+
+def _failures(subject: Subject) -> Table:
+    causes: dict[str, list[TrialRow]] = {}
+    for trial in subject.trials:
+        if trial.state == "FAIL":
+            causes.setdefault(likeness(trial.failure or "unknown"), []).append(trial)
+    ordered = sorted(causes.values(), key=lambda alike: (-len(alike), alike[0].number))
+    rows = tuple(
+        (
+            len(alike),
+            alike[0].number,
+            len({trial.cell for trial in alike}),
+            (alike[0].failure or "unknown").partition("\n")[0],
+        )
+        for alike in ordered[:_MOST_CAUSES]
+    )
+    more = len(ordered) - len(rows)
+    return Table(
+        "failures",
+        "Failures by cause",
+        ("trials", "first trial", "cells", "message of the first"),
+        rows,
+        f"{count_label(more, 'cause')} more." if more else "",
+        long=("message of the first",),
+    )
+
+
+def _value(value: Any) -> JSONValue:
+    """A parameter's value: numbers stay numbers."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    return value_label(value)
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of columns, none of them twice: a parameter may be called like a column of ours."""
+    used: dict[str, int] = {}
+    unique = []
+    for name in map(value_label, names):
+        used[name] = used.get(name, 0) + 1
+        unique.append(name if used[name] == 1 else f"{name} ({used[name]})")
+    return tuple(unique)

@@ -348,7 +348,7 @@ def _figure(spec: StudySpec, panels: Sequence[_Panel]) -> dict[str, Any]:
         }
     layout: dict[str, Any] = {
         "xaxis": x,
-        "margin": {**_MARGIN, "l": 64, "r": 12},
+        "margin": {**_MARGIN, "t": _MARGIN["t"] if len(panels) > 1 else 0, "l": 64, "r": 12},
         "legend": {"orientation": "h", "traceorder": "normal", "yanchor": "top", "x": 0},
         "updatemenus": selector(
             names(spec, [panel.cell.cell for panel in panels]),

@@ -24,6 +24,22 @@ class ConfigError(OrchestratorError):
     exit_code = 2
 
 
+class DifferentStudyError(ConfigError):
+    """A launch declares another study than the one of that name.
+
+    `revision` is the study's, `changes` what would have to change in it, in words; `extendable`
+    whether all of that can be changed.
+    """
+
+    def __init__(
+        self, message: str, revision: int, changes: tuple[str, ...], *, extendable: bool
+    ) -> None:
+        super().__init__(message)
+        self.revision = revision
+        self.changes = changes
+        self.extendable = extendable
+
+
 class StoreUnavailableError(OrchestratorError):
     """The database cannot be reached or refused the work; trying again later may help."""
 

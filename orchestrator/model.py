@@ -54,15 +54,24 @@ class Axis:
     wrote them.
 
     The values of a config group's axis are the names of its options. `contents` has what each of
-    them stands for; it is empty if the group is the program's own, which gets the name. `group` is
-    the group as an override names it (``model``, ``+model``, ``net@params.net``); empty for any
-    other axis.
+    `all_values` stands for; it is empty if the group is the program's own, which gets the name.
+    `group` is the group as an override names it (``model``, ``+model``, ``net@params.net``); empty
+    for any other axis.
     """
 
     path: str
     values: tuple[JSONValue, ...]
     contents: tuple[JSONValue, ...] = ()
     group: str = ""
+    stored: tuple[JSONValue, ...] = ()
+    """Every value that it has had in the study, in the order in which Optuna's tables count them;
+    empty: `values`.
+    """
+
+    @property
+    def all_values(self) -> tuple[JSONValue, ...]:
+        """Every value that it has had in the study, those that were taken from it too."""
+        return self.stored or self.values
 
     @property
     def of_program(self) -> bool:
@@ -70,8 +79,8 @@ class Axis:
         return bool(self.group) and not self.contents
 
     def content(self, value: JSONValue) -> JSONValue:
-        """What ``params`` holds where the axis has this value, which is one of `values`."""
-        return self.contents[self.values.index(value)] if self.contents else value
+        """What ``params`` holds where the axis has this value, which is one of `all_values`."""
+        return self.contents[self.all_values.index(value)] if self.contents else value
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,15 @@ class Searched:
     log: bool = False
     choices: tuple[JSONValue, ...] = ()
     when: Mapping[str, tuple[JSONValue, ...]] = field(default_factory=dict)
+    stored: Searched | None = None
+    """What covers all that it has been in the study, where that is more than what is searched now:
+    the widest range, or every choice in the order in which Optuna's tables count them.
+    """
+
+    @property
+    def whole(self) -> Searched:
+        """The parameter with all that it has been in the study."""
+        return self.stored or self
 
     def exists_in(self, cell: Mapping[str, JSONValue]) -> bool:
         """Whether a trial of that cell has this parameter; `cell` has a value for every axis that
@@ -144,6 +162,8 @@ class StudySpec:
     """
     config: str = ""
     """The composed, unresolved Hydra config (YAML), for people and for `best out=…`."""
+    revision: int = 1
+    """How often the study's identity was changed, plus one; see `orchestrator.revision`."""
 
     def cells(self) -> Iterator[dict[str, JSONValue]]:
         """Every combination of the grid's values, the last axis fastest; one empty cell when there
@@ -262,8 +282,8 @@ class StudySpec:
         return new
 
     def identity(self) -> dict[str, JSONValue]:
-        """What must not change under one name: grid, search, direction and metric, objective,
-        defaults of params.
+        """What a launch does not change by itself: grid, search, direction and metric, objective,
+        defaults of params. See `orchestrator.revision` for what it may be extended by.
         """
         data = self.to_json()
         for axis in data["grid"]:
@@ -296,12 +316,13 @@ class StudySpec:
         # without confirmation it is written as before there was any
         if not data["budget"]["confirm"]:
             del data["budget"]["confirm"]
-        # without a condition it is written as before conditions existed
+        # a study that was never extended is written as before that was possible
+        if data["revision"] == 1:
+            del data["revision"]
         for searched in data["search"]:
-            if not searched["when"]:
-                del searched["when"]
+            _leave_out_what_is_off(searched)
         for axis in data["grid"]:
-            for key in ("contents", "group"):
+            for key in ("contents", "group", "stored"):
                 if not axis[key]:
                     del axis[key]
         return data
@@ -327,9 +348,23 @@ class StudySpec:
         return StudySpec(**fields)
 
 
+def _leave_out_what_is_off(searched: dict[str, Any]) -> None:
+    # without a condition it is written as before conditions existed
+    if not searched["when"]:
+        del searched["when"]
+    if searched["stored"] is None:
+        del searched["stored"]
+    else:
+        _leave_out_what_is_off(searched["stored"])
+
+
 def _axis(data: Mapping[str, Any]) -> Axis:
     return Axis(
-        data["path"], tuple(data["values"]), tuple(data.get("contents", ())), data.get("group", "")
+        data["path"],
+        tuple(data["values"]),
+        tuple(data.get("contents", ())),
+        data.get("group", ""),
+        tuple(data.get("stored", ())),
     )
 
 
@@ -356,7 +391,8 @@ def _was_stored(value: JSONValue, stored: JSONValue) -> bool:
 
 def _searched(data: Mapping[str, Any]) -> Searched:
     when = {axis: tuple(values) for axis, values in data.get("when", {}).items()}
-    return Searched(**{**data, "choices": tuple(data["choices"]), "when": when})
+    stored = _searched(data["stored"]) if "stored" in data else None
+    return Searched(**{**data, "choices": tuple(data["choices"]), "when": when, "stored": stored})
 
 
 def at(node: Any, path: str) -> Any:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from orchestrator import config, signals
+from orchestrator import config, search, signals
 from orchestrator.cli import screen
 from orchestrator.cli.call import Call
 from orchestrator.cli.failures import Failures
@@ -68,7 +68,8 @@ class FollowedStudy:
         self._note_failover(self._failover.note(server))
         if self._unsure:
             if not any(map(self._is_launched, self.store.reads.studies())):
-                launched = self.store.studies.launch(self._spec)
+                # what it has lost may have been a revision of the study
+                launched = self.store.studies.launch(self._spec, search.extension)
                 self.row = self.store.reads.find(self._spec.name)
                 self._failures.reset(self.row)
                 text = announcement(self._call, self._spec, launched)

@@ -17,6 +17,7 @@ from orchestrator.cli import controls, preflight, screen
 from orchestrator.cli.call import Call
 from orchestrator.cli.commands import INTERRUPTED, RETRY
 from orchestrator.cli.conclusion import conclude
+from orchestrator.cli.extending import launch_or_extend
 from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import Following
 from orchestrator.cli.launch_loop import FollowedStudy, follow
@@ -43,7 +44,7 @@ def launch(call: Call, spec: StudySpec, importing: preflight.Importing, ending: 
         store: Relaunching = begun
         preflight.check_checkpoint_places(call, store, spec, count)
         startup = config.startup_label(spec)  # once stored, it is a plain number
-        launched = store.studies.launch(spec)
+        launched = launch_or_extend(call, store, spec)
         row = store.reads.find(spec.name)
         spec = store.reads.spec(row.study_id)  # a study that continues keeps its original form
         view = screen.View(spec, as_json=call.json)
@@ -70,6 +71,7 @@ def launch(call: Call, spec: StudySpec, importing: preflight.Importing, ending: 
                 followed = FollowedStudy(call, all_of_it, row, spec, view, failures)
                 row, interrupted = follow(followed, workers, following)
                 ending.requested = interrupted
+            spec = store.reads.spec(row.study_id)  # another launch may have extended the study
 
         conclude(
             call,

@@ -1,4 +1,6 @@
-"""The command `replay`: makes a suggestion again, from the results that the sampler had then."""
+"""The command `replay`: makes a suggestion again, from the results that the sampler had then and
+under the revision of the study that there was.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,11 @@ def run(call: Call) -> int:
         raise ConfigError("replay needs the trial's number: orchestrator replay trial=N")
     with call.store() as store:
         row = store.reads.find(call.study_name)
-        spec = store.reads.spec(row.study_id)
-        trial = with_suggestion(store, row, number)
+        now = store.reads.spec(row.study_id)
+        spec = store.reads.spec_of(row.study_id, number)
+        trial = search.as_it_was(with_suggestion(store, row, number), spec, now)
         inputs = trial.system_attrs[ASK_KEY]
-        again = _suggest_again(store, row, spec, trial, inputs)
+        again = _suggest_again(store, row, spec, now, trial, inputs)
 
     # Older versions stored 0.3 as 0.30000000000000004: convert to what this version would store.
     declared = search.parameters(spec)
@@ -52,16 +55,18 @@ def run(call: Call) -> int:
             "stored": stored,
             "derived": derived,
             "later": later,
+            "revision": spec.revision,
             "asked": inputs,
         }
         print(json.dumps(data, indent=2))
     else:
         sampler, position = inputs["sampler"]["name"], inputs["position"]
         searched = {path for path, parameter in declared.items() if not parameter.grid}
+        under = f", revision {spec.revision}" if now.revision > 1 else ""
         how = f"suggested by {sampler} from news up to {position}"
         if searched and searched & derived.keys() <= inputs["given"].keys():
             how = "its parameters were given, and are not suggested"
-        print(f"trial {number} of {row.name}: {how}{_searched_where(inputs)}")
+        print(f"trial {number} of {row.name}{under}: {how}{_searched_where(inputs)}")
         for path, internal in derived.items():
             parameter, has = declared[path], stored.get(path)
             there = "none" if has is None else value_label(parameter.true_value(has))
@@ -114,18 +119,25 @@ def with_suggestion(store: Store, row: StudyRow, number: int) -> TrialNews:
 
 
 def _suggest_again(
-    store: Store, row: StudyRow, spec: StudySpec, trial: TrialNews, inputs: dict[str, JSONValue]
+    store: Store,
+    row: StudyRow,
+    spec: StudySpec,
+    now: StudySpec,
+    trial: TrialNews,
+    inputs: dict[str, JSONValue],
 ) -> Suggestion:
+    """Asks as the study's revision `spec` did, of which `now` is the newest one."""
     sampler = stored_sampler(inputs["sampler"])
     again = search.Search(replace(spec, seed=inputs["study_seed"], sampler=sampler))
-    again.feed(store.news.at(row.study_id, inputs["position"]))
     foreign = store.news.foreign(row.study_id, ())
-    again.feed(news for news in foreign if news.number in inputs["foreign"])
-    cells = list(spec.cells())
-    assert trial.cell is not None
+    known = store.news.at(row.study_id, inputs["position"])
+    known += [news for news in foreign if news.number in inputs["foreign"]]
+    again.feed(search.as_it_was(news, spec, now) for news in known)
+    declared, had = search.parameters(spec), {p.name: p.internal for p in trial.params}
+    cell = {axis.path: declared[axis.path].true_value(had[axis.path]) for axis in spec.grid}
     bounds = {path: (low, high) for path, (low, high) in inputs.get("bounds", {}).items()}
     return again.ask(
-        cells[trial.cell],
+        cell,
         ticket=inputs["ticket"],
         retry=inputs["retry"],
         given=inputs["given"],

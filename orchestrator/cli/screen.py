@@ -502,11 +502,13 @@ def unpadded(text: str) -> str:
 
 def repeats(spec: StudySpec, progress: Progress, best: list[TrialRow]) -> str | None:
     """Says how many trials repeat the parameters of others, because closed cells left theirs to
-    them and the study searches nothing; None if none does, or the cells are not all in `progress`.
+    them and the study searches nothing; None if none does, the cells are not all in `progress`, or
+    not all of them have always been in the grid.
     """
     axes = {axis.path for axis in spec.grid}
     searches = spec.search or any(trial.params.keys() - axes for trial in best)
-    if searches or not progress.closed or len(progress.cells) < progress.n_cells:
+    partly = spec.revision > 1 or len(progress.cells) < progress.n_cells
+    if searches or not progress.closed or partly:
         return None
     share = spec.budget.per_cell
     beyond = sum(max(0, cell.spent - share) for cell in progress.cells)

@@ -19,6 +19,7 @@ from orchestrator.cli.opening import about_code, announcement
 from orchestrator.cli.waiting import waiting
 from orchestrator.errors import OrchestratorError
 from orchestrator.model import StudySpec
+from orchestrator.revision import continued
 from orchestrator.runner import check_allowed
 
 if TYPE_CHECKING:
@@ -73,4 +74,4 @@ def _spent(store: Relaunching, spec: StudySpec) -> bool:
     if row is None or (row.state, row.reason) != ("FINISHED", "budget spent"):
         return False
     old = store.reads.spec(row.study_id)
-    return spec.as_launched_before(old).to_json() == old.to_json()
+    return continued(spec, old).to_json() == old.to_json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         ProbeRow,
         Progress,
         Reading,
+        RevisionRow,
         StudyLine,
         StudyRow,
         TrialRow,
@@ -45,7 +47,7 @@ class _Snapshot:
     `older` studies are not listed. `held` has what each worker holds, `earlier` the earlier
     attempts of live trials by number. `best` is read for programs only. `mute` says why the
     study's pruner could judge none of the trials so far. `unserved` has, by study, why no worker
-    serves it.
+    serves it. `revisions` is empty for a study that was never extended.
     """
 
     studies: list[StudyLine]
@@ -61,6 +63,7 @@ class _Snapshot:
     earlier: dict[int, list[AttemptRow]]
     best: list[TrialRow]
     code: list[CodeRow]
+    revisions: list[RevisionRow]
     failures: Failures
     mute: str | None
     probes: list[ProbeRow]
@@ -153,6 +156,7 @@ def _read(
         if call.json
         else [],
         code=reads.code(row.study_id),
+        revisions=reads.revisions(row.study_id) if spec.revision > 1 else [],
         failures=failures,
         mute=config.nothing_to_judge(spec, reads.reported(row.study_id))
         if config.has_pruner(spec)
@@ -185,6 +189,15 @@ def _as_data(snapshot: _Snapshot) -> dict[str, Any]:
             **screen.as_data(spec, snapshot.progress, snapshot.best),
             "failures": snapshot.failures.data,
             "code": provenance.code_data(snapshot.code),
+            "revision": spec.revision,
+            "revisions": [
+                {
+                    "revision": one.revision,
+                    "made": one.made_at.astimezone(UTC).isoformat(),
+                    "changes": list(one.changes),
+                }
+                for one in snapshot.revisions
+            ],
             "probes": probes.data(snapshot.row, snapshot.probes),
         },
         "running": [
@@ -232,6 +245,10 @@ def _print(call: Call, snapshot: _Snapshot, console: Console) -> None:
 
     spec, progress = snapshot.spec, snapshot.progress
     line(f"{spec.name}: {screen.headline(spec, progress)}")
+    if snapshot.revisions:
+        last = snapshot.revisions[-1]
+        made = last.made_at.astimezone()
+        line(f"revision {last.revision} since {made:%Y-%m-%d %H:%M}: {'; '.join(last.changes)}")
     if mixed := provenance.changes_within(snapshot.code):
         line(mixed)
     console.print(screen.cell_table(spec, progress.cells, total=progress))

@@ -139,7 +139,8 @@ def _cells(call: Call, spec: StudySpec) -> tuple[int, ...] | None:
     if text is None:
         return None
     if re.fullmatch(r"\d+", text):
-        if int(text) >= spec.n_cells:
+        # beyond the grid are the cells that have been taken from it
+        if int(text) >= spec.n_cells and spec.revision == 1:
             cells = count_label(spec.n_cells, "cell")
             raise ConfigError(f"cell={text}: the study has {cells}, numbered from 0")
         return (int(text),)
@@ -314,6 +315,7 @@ def _data(spec: StudySpec, trial: ListedTrial, front: set[int]) -> dict[str, Any
         "step": trial.step,
         "last": trial.last,
         "failure": trial.failure,
+        "revision": trial.revision,
         **({"front": trial.number in front} if front else {}),
     }
 
@@ -329,7 +331,7 @@ def _write_csv(
     declared = [*(axis.path for axis in spec.grid), *(searched.path for searched in spec.search)]
     present = store.listing.parameters(row.study_id, selection)
     names = [*declared, *(name for name in present if name not in declared)]
-    last = ("seconds", "ended", "attempts", "host", "feasible", "step", "last", "failure")
+    last = ("seconds", "ended", "attempts", "host", "feasible", "step", "last", "failure", "revision")
     writer = csv.writer(output)
     writer.writerow(
         [
@@ -347,7 +349,7 @@ def _write_csv(
                 *(trial.values or none),
                 *(_field(trial.params[n]) if n in trial.params else None for n in names),
                 *(trial.seconds, _ended(trial), trial.attempts, trial.host),
-                *("true" if trial.feasible else "false", trial.step, trial.last, trial.failure),
+                *("true" if trial.feasible else "false", trial.step, trial.last, trial.failure, trial.revision),
             ]
             for trial in trials
         )
@@ -422,8 +424,9 @@ def _nothing(row: StudyRow, spec: StudySpec, selection: Selection, counts: dict[
     """Says in a sentence that no trial was selected, and what trials there are."""
     where = f"study {row.name}"
     if selection.cells is not None and len(selection.cells) == 1:
-        values = next(itertools.islice(spec.cells(), selection.cells[0], None))
-        where = f"cell {cell_label(values)} of {where}"
+        values = next(itertools.islice(spec.cells(), selection.cells[0], None), None)
+        label = selection.cells[0] if values is None else cell_label(values)
+        where = f"cell {label} of {where}"
     elif selection.cells is not None:
         where = f"these {len(selection.cells)} cells of {where}"
     has = "have" if selection.cells is not None and len(selection.cells) != 1 else "has"

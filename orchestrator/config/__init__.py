@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         startup_label,
     )
     from orchestrator.config.showing import show
-    from orchestrator.config.study import study_spec
+    from orchestrator.config.study import extends, study_spec
     from orchestrator.config.words import (
         hydra_word,
         normal_form,
@@ -49,6 +49,7 @@ __all__ = [
     "WorkerConfig",
     "compose",
     "default_storage_path",
+    "extends",
     "has_pruner",
     "hydra_word",
     "never_prunes",
@@ -87,7 +88,7 @@ _HOME = {
         "startup_label",
     ),
     "showing": ("show",),
-    "study": ("study_spec",),
+    "study": ("extends", "study_spec"),
     "words": (
         "hydra_word",
         "normal_form",

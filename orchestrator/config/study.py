@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import (
     InterpolationKeyError,
     InterpolationResolutionError,
@@ -101,6 +101,12 @@ def study_spec(composed: Composed) -> StudySpec:
         probes=_probes(config, params, space),
         config=_stored(config),
     )
+
+
+def extends(composed: Composed) -> bool:
+    """Whether the launch may change the study of its name (`study.extend`)."""
+    study = checked("study", StudySettings, resolved(composed.config, "study") or {})
+    return study.extend
 
 
 def _name(name: str | None) -> str:
@@ -469,4 +475,6 @@ def _names(schema: type[Any]) -> set[str]:
 def _stored(config: DictConfig) -> str:
     sections = [section for section in STUDY_SECTIONS if section in config]
     ordered = OmegaConf.create({section: config._get_node(section) for section in sections})
+    with open_dict(ordered):
+        ordered.study.pop("extend", None)  # of one launch
     return OmegaConf.to_yaml(ordered, resolve=False)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.search.cells.summary import CellEstimate
     from orchestrator.search.gp.sampler import HybridGPSampler
     from orchestrator.search.plain import true_values, undeclared
+    from orchestrator.search.revising import as_it_was, extension
     from orchestrator.search.science.sliced import CellSlices, Line, Plane, Seen, Slices, Snapshot
     from orchestrator.search.search import Search
     from orchestrator.search.space import by_hand, describe, distributions, parameters
@@ -39,10 +40,12 @@ __all__ = [
     "Seen",
     "Slices",
     "Snapshot",
+    "as_it_was",
     "by_hand",
     "create_optuna_tables",
     "describe",
     "distributions",
+    "extension",
     "open_storage",
     "optuna_schema_head",
     "parameters",
@@ -57,6 +60,7 @@ _HOME = {
     "gp.sampler": ("HybridGPSampler",),
     "science.sliced": ("CellSlices", "Line", "Plane", "Seen", "Slices", "Snapshot"),
     "plain": ("true_values", "undeclared"),
+    "revising": ("as_it_was", "extension"),
     "search": ("Search",),
     "space": ("by_hand", "describe", "distributions", "parameters"),
     "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),

@@ -192,8 +192,8 @@ class Answers:
         internal = self._had[parameter.path][1]
         value = parameter.true_value(internal)
         # For a searched one all values, so that a mistake shows in the first trial.
-        d = parameter.distribution
-        limits = [*parameter.choices] or [d.to_external_repr(end) for end in (d.low, d.high)]  # type: ignore[attr-defined]
+        d = parameter.now
+        limits = [*parameter.choices_now] or [d.to_external_repr(end) for end in (d.low, d.high)]  # type: ignore[attr-defined]
         for one in [value] if parameter.grid else [*limits, value]:
             if internal_in(requested, one) is None:
                 wanted = describe_one(undeclared(parameter.path, requested))

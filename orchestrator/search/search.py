@@ -24,7 +24,7 @@ from orchestrator.model import (
     StudySpec,
     Suggestion,
     TrialNews,
-    value_label,
+    cell_label,
 )
 from orchestrator.search.answers import Answers
 from orchestrator.search.cells.allocation import FLOOR, OpenCells, Question, choose
@@ -74,6 +74,14 @@ class Search:
         self._modelled: tuple[dict[str, BaseDistribution], CellModel] | None = None
         self._judge = Judge(spec.pruner_in_effect)
         self._mirror = Mirror(spec.name, spec.directions)
+        self._places = {
+            axis.path: {
+                self._parameters[axis.path].internal(value): place
+                for place, value in enumerate(axis.values)
+            }
+            for axis in spec.grid
+        }
+        self._elsewhere: dict[tuple[float, ...], int] = {}
         self._cells: dict[int, int | None] = {}
         self._best = BestOfCells(spec.directions)
         self._finished = 0
@@ -94,8 +102,8 @@ class Search:
                 self._finished -= 1
             self._mirror.put(trial)
             self._discovered.learn(trial)
-            self._cells[item.number] = item.cell
-            self._best.note(item)
+            self._cells[item.number] = self._cell_of(item)
+            self._best.note(item, self._cells[item.number])
             self._finished += trial.state.is_finished()
             (self._running.add if item.state == "RUNNING" else self._running.discard)(item.number)
 
@@ -153,7 +161,11 @@ class Search:
                 of a parameter that does not exist in the cell.
         """
         given = given or {}
-        fixed = self._internal_cell(cell) | self._internal_given(given)
+        alike = {path: p.fixed for path, p in self._parameters.items() if not p.grid}
+        fixed = self._internal_cell(cell) | {
+            path: internal for path, internal in alike.items() if internal is not None
+        }
+        fixed |= self._internal_given(given)
         asked = self._checked_bounds(bounds or {})
         check_exist([self._parameters[path] for path in [*given, *asked]], cell)
         limits = self._softened(asked, cell, ticket)
@@ -162,6 +174,7 @@ class Search:
             for path, parameter in self._parameters.items()
             if parameter.exists_in(cell)
         }
+        fixed = {path: internal for path, internal in fixed.items() if path in present}
         entropy = [abs(self._spec.seed), int(self._spec.seed < 0), ticket, retry]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         sequence_seed = int(np.random.SeedSequence([*entropy[:2], retry, 1]).generate_state(1)[0])
@@ -172,7 +185,7 @@ class Search:
                 path: self._space[path].to_external_repr(internal)
                 for path, internal in fixed.items()
             },
-            BOUNDS_KEY: limits,
+            BOUNDS_KEY: self._within_now(limits),
             POSITION_KEY: (strided(ticket, self._spec.n_cells, len(searched)), sequence_seed),
         }
         drawn, written = self._sample(
@@ -486,17 +499,54 @@ class Search:
             raise ConfigError(f"{', '.join(sorted(unknown))}: not searched in this study")
         return {path: self._parameters[path].internal(value) for path, value in given.items()}
 
+    def _cell_of(self, news: TrialNews) -> int | None:
+        """The place of a trial's cell among those of the grid; beyond them, for each cell that has
+        been taken from the grid. None for a trial that is not ours.
+
+        What the ledger says is not taken for it: by a later revision of the study a cell may have
+        another ordinal than by this one.
+        """
+        if news.cell is None:
+            return None
+        values = {param.name: param.internal for param in news.params}
+        if not self._places.keys() <= values.keys():
+            return news.cell
+        key = tuple(values[path] for path in self._places)
+        if (place := self._place(key)) is not None:
+            return place
+        return self._elsewhere.setdefault(key, self._spec.n_cells + len(self._elsewhere))
+
+    def _place(self, internal: Sequence[float]) -> int | None:
+        """The place in the grid of a cell with these values of the axes, in their order."""
+        ordinal = 0
+        for value, places in zip(internal, self._places.values(), strict=True):
+            if value not in places:
+                return None
+            ordinal = ordinal * len(places) + places[value]
+        return ordinal
+
     def _ordinal(self, cell: Mapping[str, JSONValue]) -> int:
         """The place of a cell among those of the grid."""
-        ordinal = 0
-        for axis in self._spec.grid:
-            internal = self._parameters[axis.path].internal
-            places = [internal(value) for value in axis.values]
-            mine = internal(cell[axis.path])
-            if mine not in places:
-                raise ConfigError(f"{axis.path}={value_label(cell[axis.path])}: not on the grid")
-            ordinal = ordinal * len(places) + places.index(mine)
+        internal = self._internal_cell(cell)
+        ordinal = self._place([internal[path] for path in self._places])
+        if ordinal is None:
+            raise ConfigError(f"{cell_label(cell)}: not on the grid")
         return ordinal
+
+    def _within_now(self, limits: Mapping[str, list[float]]) -> dict[str, list[float]]:
+        """The limits of a trial, within what is searched now where that is less than it was."""
+        now = {
+            path: parameter.limits
+            for path, parameter in self._parameters.items()
+            if parameter.limits is not None and not parameter.grid
+        }
+        result = {**limits}
+        for path, limit in now.items():
+            assert limit is not None
+            low, high = result.get(path, limit)[0], result.get(path, limit)[-1]
+            inside = [max(low, limit[0]), min(high, limit[-1])]
+            result[path] = inside if path in limits and inside[0] <= inside[1] else limit
+        return result
 
     def _softened(
         self, bounds: dict[str, list[float]], cell: Mapping[str, JSONValue], ticket: int

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from optuna.distributions import (
@@ -34,6 +34,9 @@ by its logarithm.
 class Parameter:
     """One parameter of the study: its distribution, and the true value behind each choice when it
     is categorical.
+
+    The distribution covers all that the parameter has been in the study; `narrowed` is what is
+    searched now, None if that is all of it.
     """
 
     path: str
@@ -41,6 +44,35 @@ class Parameter:
     grid: bool
     choices: tuple[JSONValue, ...] = ()
     searched: Searched | None = None
+    narrowed: BaseDistribution | None = None
+
+    @property
+    def now(self) -> BaseDistribution:
+        """What new trials get a value of."""
+        return self.narrowed or self.distribution
+
+    @property
+    def choices_now(self) -> tuple[JSONValue, ...]:
+        """The choices that new trials get one of."""
+        return self.searched.choices if self.searched is not None else self.choices
+
+    @property
+    def limits(self) -> list[float] | None:
+        """Where new trials have it: lowest and highest value of a number, the places in `choices`
+        otherwise; None: everywhere.
+        """
+        if isinstance(self.narrowed, CategoricalDistribution):
+            return [self.internal(choice) for choice in self.choices_now]
+        if isinstance(self.narrowed, FloatDistribution | IntDistribution):
+            return [float(self.narrowed.low), float(self.narrowed.high)]
+        return None
+
+    @property
+    def fixed(self) -> float | None:
+        """The internal number that all new trials have where others had another; None if there is
+        no such one.
+        """
+        return self.limits[0] if self.limits and self.limits[0] == self.limits[-1] else None
 
     @property
     def when(self) -> Mapping[str, tuple[JSONValue, ...]]:
@@ -72,6 +104,13 @@ class Parameter:
         raise ConfigError(
             f"{self.path}={value_label(value)}: not a value of this study's {describe_one(self)}"
         )
+
+    def check_now(self, value: JSONValue) -> None:
+        """Raises ConfigError if a new trial does not get that value, because it has been taken from
+        what is searched.
+        """
+        if self.narrowed is not None and self.searched is not None:
+            replace(self, distribution=self.narrowed, choices=self.choices_now).internal(value)
 
     def true_value(self, internal: float) -> JSONValue:
         """The value that user code receives for Optuna's internal number."""
@@ -139,12 +178,13 @@ def by_hand(
             cell; a value outside, or an axis without one.
     """
     declared = parameters(spec)
-    for path in values:
+    for path, value in values.items():
         if path not in declared:
             raise ConfigError(
-                f"{path}={value_label(values[path])}: not in this study's grid or search, nor "
+                f"{path}={value_label(value)}: not in this study's grid or search, nor "
                 f"requested by a trial so far{did_you_mean(path, declared)}"
             )
+        declared[path].check_now(value)
     cell, given = {}, {}
     for parameter in declared.values():
         if not parameter.grid and parameter.path in values:
@@ -223,7 +263,7 @@ def describe_one(parameter: Parameter) -> str:
     model.kind=sgd``.
     """
     condition = f", if {_condition(parameter)}" if parameter.when else ""
-    d = parameter.distribution
+    d = parameter.now
     if isinstance(d, CategoricalDistribution):
         return "one of " + ", ".join(map(unmistakable, d.choices)) + condition
     assert isinstance(d, FloatDistribution | IntDistribution)
@@ -254,29 +294,39 @@ def _reads_as_number(text: str) -> bool:
 
 
 def _from_axis(axis: Axis) -> Parameter:
-    where = f"grid.{axis.path}"
-    _check_values(where, axis.values)
-    if all(_is_number(value) for value in axis.values):
-        low, high = min(axis.values), max(axis.values)
+    distribution, choices = _axis_distribution(axis.path, axis.all_values)
+    narrowed = _axis_distribution(axis.path, axis.values)[0] if axis.stored else None
+    return Parameter(axis.path, distribution, grid=True, choices=choices, narrowed=narrowed)
+
+
+def _axis_distribution(
+    path: str, values: tuple[JSONValue, ...]
+) -> tuple[BaseDistribution, tuple[JSONValue, ...]]:
+    """The distribution of an axis of these values, and the choices if it is categorical."""
+    where = f"grid.{path}"
+    _check_values(where, values)
+    if all(_is_number(value) for value in values):
+        low, high = min(values), max(values)
         _check_width(where, low, high)
         log = low > 0 and high / low >= LOG_RATIO
-        distribution: BaseDistribution
-        if all(isinstance(value, int) for value in axis.values):
-            distribution = IntDistribution(low, high, log=log)
-        else:
-            distribution = FloatDistribution(float(low), float(high), log=log)
-        return Parameter(axis.path, distribution, grid=True)
-    return Parameter(
-        axis.path, CategoricalDistribution(_labels(axis.values)), grid=True, choices=axis.values
-    )
+        if all(isinstance(value, int) for value in values):
+            return IntDistribution(low, high, log=log), ()
+        return FloatDistribution(float(low), float(high), log=log), ()
+    return CategoricalDistribution(_labels(values)), values
 
 
 def _from_searched(item: Searched) -> Parameter:
+    narrowed = None if item.stored is None else _searched_distribution(item)
+    distribution = _searched_distribution(item.whole)
+    choices = item.whole.choices if item.kind == "categorical" else ()
+    return Parameter(item.path, distribution, False, choices, item, narrowed)
+
+
+def _searched_distribution(item: Searched) -> BaseDistribution:
     where = f"search.{item.path}"
     if item.kind == "categorical":
         _check_values(where, item.choices)
-        labels = CategoricalDistribution(_labels(item.choices))
-        return Parameter(item.path, labels, grid=False, choices=item.choices, searched=item)
+        return CategoricalDistribution(_labels(item.choices))
     if item.kind not in ("int", "float"):
         raise ConfigError(f"{where}: kind must be float, int or categorical, not {item.kind!r}")
     for name, limit in (("low", item.low), ("high", item.high)):
@@ -286,27 +336,24 @@ def _from_searched(item: Searched) -> Parameter:
     assert item.low is not None
     assert item.high is not None
     _check_width(where, item.low, item.high)
-    distribution: BaseDistribution
     try:
         if item.kind == "float":
-            distribution = FloatDistribution(
+            return FloatDistribution(
                 float(item.low), float(item.high), log=item.log, step=item.step
             )
-        else:
-            if any(float(limit) != int(limit) for limit in (item.low, item.high, item.step or 1)):
-                raise ConfigError(
-                    f"{where}: an int parameter needs whole numbers as low, high and step"
-                )
-            distribution = IntDistribution(
-                int(item.low), int(item.high), log=item.log, step=int(item.step or 1)
+        if any(float(limit) != int(limit) for limit in (item.low, item.high, item.step or 1)):
+            raise ConfigError(
+                f"{where}: an int parameter needs whole numbers as low, high and step"
             )
+        return IntDistribution(
+            int(item.low), int(item.high), log=item.log, step=int(item.step or 1)
+        )
     except ArithmeticError as error:  # of the decimals in which Optuna counts steps
         raise ConfigError(
             f"{where}: the step {item.step} is too small for a range that wide"
         ) from error
     except ValueError as error:
         raise ConfigError(f"{where}: {str(error).replace('`', '')}") from error
-    return Parameter(item.path, distribution, grid=False, searched=item)
 
 
 def _check_values(where: str, values: Sequence[JSONValue]) -> None:

@@ -68,6 +68,12 @@ class StudySettings:
         "workers serve studies of higher priority first, then older ones",
         within(-(2**31), 2**31 - 1),
     )
+    extend: bool = knob(
+        False,
+        "change the study of that name where this launch declares another grid or search",
+        more="On a terminal a launch asks. It holds for this launch and is not stored. See"
+        " [changing a study](changing.md)",
+    )
 
 
 @dataclass(frozen=True)

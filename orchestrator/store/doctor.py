@@ -482,7 +482,78 @@ _FLEET = {
             AND now() > w.lease_until - make_interval(secs => w.ttl_s) + interval '5 s'""",
 }
 
-INVARIANTS = _IN_OPTUNA | _TRIALS | _TICKETS | _CELLS | _SHORTAGES | _STUDIES | _FLEET
+# What a trial by hand, a repetition or a retry has was given to it, and may be from an earlier
+# revision; what it got since is not in the revision it was made under.
+_REVISIONS = {
+    "revision": """
+        SELECT o.study, format('%s was made under revision %s, which the study has not', o.who,
+            o.revision)
+        FROM ledger o
+        WHERE o.state <> 'CLAIMED' AND NOT EXISTS (SELECT FROM orchestrator.revision v
+            WHERE v.study_id = o.study_id AND v.revision = o.revision)""",
+    "grid differs": """
+        SELECT s.study, format('the grid of revision %s has %s cells, but the study has %s',
+            g.revision, g.n, coalesce(n.n, 0))
+        FROM ours s
+        CROSS JOIN LATERAL (
+            SELECT coalesce(CAST(s.spec ->> 'revision' AS int), 1) AS revision,
+                coalesce((SELECT round(exp(sum(ln(json_array_length(x.axis -> 'values')))))
+                    FROM json_array_elements(s.spec -> 'grid') AS x(axis)), 1) AS n
+        ) AS g
+        LEFT JOIN (
+            SELECT l.study_id, count(*) AS n, max(l.ordinal) AS last FROM cells l
+            WHERE l.removed_in IS NULL GROUP BY l.study_id
+        ) AS n ON n.study_id = s.study_id
+        WHERE g.n <> coalesce(n.n, 0) OR n.last <> n.n - 1""",
+    "off the grid": """
+        SELECT l.study, format('cell %s has %s=%s, which revision %s of the study has not',
+            l.ordinal, x.axis ->> 'path', l.values ->> (x.axis ->> 'path'),
+            coalesce(s.spec ->> 'revision', '1'))
+        FROM ours s JOIN cells l ON l.study_id = s.study_id AND l.removed_in IS NULL
+        CROSS JOIN json_array_elements(s.spec -> 'grid') AS x(axis)
+        WHERE NOT coalesce(CAST(x.axis -> 'values' AS jsonb)
+            @> CAST(l.values -> (x.axis ->> 'path') AS jsonb), false)""",
+    "two distributions": """
+        SELECT s.study, format('%s has %s distributions in the trials of the study', p.param_name,
+            count(DISTINCT p.distribution_json))
+        FROM ours s JOIN ledger o ON o.study_id = s.study_id
+        JOIN trial_params p ON p.trial_id = o.optuna_trial_id
+        WHERE p.param_name IN (
+            SELECT x.item ->> 'path' FROM json_array_elements(s.spec -> 'grid') AS x(item)
+            UNION SELECT x.item ->> 'path' FROM json_array_elements(s.spec -> 'search') AS x(item)
+        )
+        GROUP BY s.study_id, s.study, p.param_name
+        HAVING count(DISTINCT p.distribution_json) > 1""",
+    "outside its revision": """
+        SELECT o.study, format('%s has %s=%s, which revision %s did not search', o.who, x.path,
+            o.values ->> x.path, v.revision)
+        FROM orchestrator.revision v
+        JOIN ledger o ON o.study_id = v.study_id AND o.revision = v.revision
+        CROSS JOIN LATERAL (
+            SELECT a.axis ->> 'path' AS path, 'grid' AS kind, a.axis AS item
+                FROM json_array_elements(v.spec -> 'grid') AS a(axis)
+            UNION ALL SELECT i.item ->> 'path', i.item ->> 'kind', i.item
+                FROM json_array_elements(v.spec -> 'search') AS i(item)
+        ) AS x
+        WHERE o.values -> x.path IS NOT NULL
+            AND (x.kind = 'grid' OR NOT EXISTS (
+                SELECT FROM trial_user_attributes u WHERE u.trial_id = o.optuna_trial_id
+                    AND u.key IN ('orchestrator\\:by_hand', 'orchestrator\\:retried_from',
+                        'orchestrator\\:confirms')
+            ))
+            AND NOT CASE
+                WHEN x.kind = 'grid' THEN CAST(x.item -> 'values' AS jsonb)
+                    @> CAST(o.values -> x.path AS jsonb)
+                WHEN x.kind = 'categorical' THEN CAST(x.item -> 'choices' AS jsonb)
+                    @> CAST(o.values -> x.path AS jsonb)
+                ELSE CAST(o.values ->> x.path AS numeric) BETWEEN
+                    CAST(x.item ->> 'low' AS numeric) AND CAST(x.item ->> 'high' AS numeric)
+            END""",
+}
+
+INVARIANTS = (
+    _IN_OPTUNA | _TRIALS | _TICKETS | _CELLS | _REVISIONS | _SHORTAGES | _STUDIES | _FLEET
+)
 """By kind, the question to which a healthy database has no answer: rows of study and message."""
 
 # Optuna 5 writes naive UTC where earlier ones wrote naive local time, under the same schema

@@ -68,7 +68,7 @@ class ListedTrial:
 
     `seconds` is how long its last attempt took, or has run so far; `step` and `last` are the last
     that it reported of those that run or were pruned. `failure` is why it failed in full, `kind`
-    the same in one word.
+    the same in one word. `revision` is the study's under which its parameters were suggested.
     """
 
     number: int
@@ -85,6 +85,7 @@ class ListedTrial:
     failure: str | None
     kind: str | None
     feasible: bool
+    revision: int = 1
 
 
 class Listing:
@@ -163,6 +164,7 @@ _KEYS: Mapping[str, str] = {
 # alone, and constraints from the best trial on and seldom further.
 _LIST = """
     SELECT o.number, l.ordinal AS cell, o.values AS params, o.attempts, o.failure, o.ended_at,
+        o.revision,
         CASE {states} END AS state,
         v.value, v.value_type, {more} AS more, a.host, {seconds} AS seconds,
         r.step, r.value AS last, r.type AS last_type,
@@ -299,4 +301,5 @@ def _listed_trial(r: Row) -> ListedTrial:
         failure=r.failure,
         kind=r.kind,
         feasible=r.feasible,
+        revision=r.revision,
     )

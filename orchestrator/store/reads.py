@@ -196,6 +196,15 @@ class CodeRow:
 
 
 @dataclass(frozen=True)
+class RevisionRow:
+    """One revision of a study, when it was made, and what it changed in words."""
+
+    revision: int
+    made_at: datetime
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class AttemptRow:
     """Where one attempt of a trial ran, and how it ended (None: it runs); `reason` if it ended
     without a result.
@@ -250,6 +259,18 @@ class Reads:
         if not rows:
             raise ConfigError("the study was deleted from the database")
         return StudySpec.from_json(rows[0].spec)
+
+    def revisions(self, study_id: int) -> list[RevisionRow]:
+        """What the study has been, the first revision first."""
+        rows = self._database.execute(_REVISIONS, {"study_id": study_id})
+        return [RevisionRow(r.revision, r.made_at, tuple(r.changes)) for r in rows]
+
+    def spec_of(self, study_id: int, number: int) -> StudySpec:
+        """The study as it was when the revision began under which the trial of that number was
+        suggested.
+        """
+        rows = self._database.execute(_SPEC_OF, {"study_id": study_id, "number": number})
+        return StudySpec.from_json(rows[0].spec) if rows else self.spec(study_id)
 
     def server(self) -> datetime:
         """When the server started that answers."""
@@ -621,6 +642,19 @@ _STUDIES = Statement(
     """
 )
 _SPEC = Statement("SELECT spec FROM orchestrator.study WHERE study_id = :study_id")
+_REVISIONS = Statement(
+    """
+    SELECT v.revision, v.made_at, v.changes FROM orchestrator.revision v
+    WHERE v.study_id = :study_id ORDER BY v.revision
+    """
+)
+_SPEC_OF = Statement(
+    """
+    SELECT v.spec FROM orchestrator.trial o
+    JOIN orchestrator.revision v ON v.study_id = o.study_id AND v.revision = o.revision
+    WHERE o.study_id = :study_id AND o.number = :number
+    """
+)
 _CHECKPOINT_PLACES = Statement(
     """
     SELECT checkpoints, host, studies FROM orchestrator.worker

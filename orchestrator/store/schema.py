@@ -4,8 +4,8 @@ The unique indexes are the promises: one row per (cell, share), at most one tria
 ticket, distinct numbers. No foreign key leads from ours into Optuna's tables, so that a dashboard
 may delete a study without asking us.
 
-Every statement has the same alias for a table: s study, l cell, t ticket, o trial, a attempt, w
-worker, d slot, h shortage, r probe, e event; of Optuna's, p studies and q trials.
+Every statement has the same alias for a table: s study, v revision, l cell, t ticket, o trial, a
+attempt, w worker, d slot, h shortage, r probe, e event; of Optuna's, p studies and q trials.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ study = sa.Table(
         comment="Optuna's studies.study_id",
     ),
     sa.Column("name", sa.Text, nullable=False),
-    sa.Column("revision", sa.Integer, nullable=False, server_default="1"),
+    sa.Column(
+        "revision",
+        sa.Integer,
+        nullable=False,
+        server_default="1",
+        comment="counts its launches",
+    ),
     sa.Column("spec", sa.JSON, nullable=False, comment="StudySpec.to_json()"),
     sa.Column("spec_hash", sa.Text, nullable=False),
     sa.Column(
@@ -66,6 +72,21 @@ study = sa.Table(
     sa.CheckConstraint("state IN ('ACTIVE', 'PAUSED', 'STOPPING', 'FINISHED')", name="study_state"),
 )
 
+revision = sa.Table(
+    "revision",
+    metadata,
+    sa.Column("study_id", sa.ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
+    sa.Column(
+        "revision", sa.Integer, primary_key=True, autoincrement=False, comment="from 1"
+    ),
+    sa.Column("spec", sa.JSON, nullable=False, comment="StudySpec.to_json(), as it began"),
+    sa.Column("made_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column(
+        "changes", sa.JSON, nullable=False, comment="in words, a list; empty for the first"
+    ),
+)
+"""What a study has been: its identity changes from one revision to the next."""
+
 cell = sa.Table(
     "cell",
     metadata,
@@ -86,7 +107,9 @@ cell = sa.Table(
     sa.Column("pruned", sa.Integer, nullable=False, server_default="0"),
     sa.Column("failed", sa.Integer, nullable=False, server_default="0"),
     sa.Column("failures_in_a_row", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("removed_in", sa.Integer, comment="the revision that took it from the grid"),
     sa.CheckConstraint("state IN ('OPEN', 'CLOSED')", name="cell_state"),
+    sa.CheckConstraint("removed_in IS NULL OR state = 'CLOSED'", name="cell_removed"),
     sa.UniqueConstraint("study_id", "ordinal", name="cell_ordinal"),
     sa.Index(
         "cell_by_bound", "study_id", "bound", "ordinal", postgresql_where=sa.text("state = 'OPEN'")
@@ -330,6 +353,13 @@ trial = sa.Table(
         "retried_from", sa.Integer, comment="number of the failed trial that this one repeats"
     ),
     sa.Column("failure", sa.Text, comment="why it is FAIL"),
+    sa.Column(
+        "revision",
+        sa.Integer,
+        nullable=False,
+        server_default="1",
+        comment="of the study, under which its parameters were suggested",
+    ),
     sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
     sa.Column("ended_at", sa.DateTime(timezone=True)),
     sa.CheckConstraint(

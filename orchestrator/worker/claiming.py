@@ -289,6 +289,7 @@ class Claiming:
                 since=since,
                 alike=alike,
                 start=start,
+                revision=served.spec.revision,
             )
             if created is not None:
                 return created
@@ -300,6 +301,7 @@ class Claiming:
             self._place,
             since=served.cursor,
             start=start,
+            revision=served.spec.revision,
         )
         assert created is not None
         return created

@@ -475,6 +475,41 @@ PLANTS = {
             "since no time by trial 2, which is FAIL",
         ),
     ],
+    "revision": [
+        Plant(
+            f"UPDATE orchestrator.trial SET revision = 7 WHERE {trial(0)}",
+            "trial 0 was made under revision 7, which the study has not",
+        )
+    ],
+    "grid differs": [
+        Plant(
+            "INSERT INTO orchestrator.cell (study_id, ordinal, values) SELECT l.study_id, "
+            "max(l.ordinal) + 1, '{\"a\": 0}' FROM orchestrator.cell l JOIN orchestrator.study s "
+            f"ON s.study_id = l.study_id WHERE s.{study()} GROUP BY l.study_id",
+            "the grid of revision 1 has",
+        )
+    ],
+    "off the grid": [
+        Plant(
+            "UPDATE orchestrator.cell SET values = '{\"a\": 99}' WHERE ordinal = 0 AND study_id = "
+            f"(SELECT study_id FROM orchestrator.study WHERE {study()})",
+            "cell 0 has a=99, which revision 1 of the study has not",
+        )
+    ],
+    "two distributions": [
+        Plant(
+            "UPDATE trial_params SET distribution_json = '{}' WHERE param_name = 'x' AND "
+            f"{of_optuna(0)}",
+            "x has 2 distributions in the trials of the study",
+        )
+    ],
+    "outside its revision": [
+        Plant(
+            "UPDATE orchestrator.trial SET values = '{\"a\": 0, \"x\": 7.5}' WHERE "
+            f"{trial(0)}",
+            "trial 0 has x=7.5, which revision 1 did not search",
+        )
+    ],
     "claimed where closed": [
         Plant(
             f"UPDATE orchestrator.attempt SET gpu_bytes = 80 WHERE {attempt_of(0)}; "

@@ -39,9 +39,11 @@ def execute(url: str, statement: str) -> None:
 
 
 BEFORE_PROBES = (
+    "DROP TABLE orchestrator.revision; ALTER TABLE orchestrator.trial DROP COLUMN revision;"
+    "ALTER TABLE orchestrator.cell DROP COLUMN removed_in;"
     "DROP TABLE orchestrator.probe; ALTER TABLE orchestrator.shortage DROP COLUMN probe_id;"
 )
-"""What takes back revision 0011."""
+"""What takes back revisions 0012 and 0011."""
 
 
 def test_ten_that_start_at_once_on_an_empty_database_all_find_it_ready(
@@ -268,7 +270,7 @@ def test_a_role_for_workers_may_write_what_a_later_revision_adds(database_url: s
         f"{BEFORE_PROBES}ALTER TABLE orchestrator.ticket DROP COLUMN confirms;"
         "UPDATE orchestrator.version SET version_num = '0009';"
         f"CREATE ROLE {role}; GRANT UPDATE (state, fixed) ON orchestrator.ticket TO {role};"
-        f"GRANT SELECT, INSERT ON orchestrator.shortage TO {role}",
+        f"GRANT SELECT, INSERT ON orchestrator.shortage, orchestrator.study TO {role}",
     )
     try:
         migrate(database_url)
@@ -279,7 +281,10 @@ def test_a_role_for_workers_may_write_what_a_later_revision_adds(database_url: s
         may = f"has_table_privilege('{role}', '{{}}', '{{}}')"
         rights = [("orchestrator.probe", right) for right in ("SELECT", "INSERT", "UPDATE")]
         rights += [("orchestrator.probe", "DELETE"), ("study_system_attributes", "INSERT")]
+        rights += [("orchestrator.revision", right) for right in ("SELECT", "INSERT", "UPDATE")]
         asked = ", ".join(may.format(*right) for right in rights)
-        assert query(database_url, f"SELECT {asked}") == [(True, True, True, False, True)]
+        assert query(database_url, f"SELECT {asked}") == [
+            (True, True, True, False, True, True, True, False)
+        ]
     finally:
         execute(database_url, f"DROP OWNED BY {role}; DROP ROLE {role}")

@@ -13,7 +13,7 @@ State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 def told(directions: tuple[str, ...], *trials: tuple[int, State, float]) -> BestOfCells:
     best = BestOfCells(directions)
     for number, (cell, state, value) in enumerate(trials):
-        best.note(TrialNews(number, state, (), (value,) * len(directions), cell=cell))
+        best.note(TrialNews(number, state, (), (value,) * len(directions), cell=cell), cell)
     return best
 
 

@@ -18,17 +18,17 @@ class BestOfCells:
         self._least: dict[int, tuple[float, int]] = {}
         self._numbers: dict[int, set[int]] = {}
 
-    def note(self, news: TrialNews) -> None:
-        """Learns of a trial; idempotent."""
+    def note(self, news: TrialNews, cell: int | None) -> None:
+        """Learns of a trial, and of its cell's place among those of the grid; idempotent."""
         if (
             self._sign is not None
-            and news.cell is not None
+            and cell is not None
             and news.state == "COMPLETE"
             and news.values
         ):
             found = (self._sign * news.values[0], news.number)
-            self._numbers.setdefault(news.cell, set()).add(news.number)
-            self._least[news.cell] = min(found, self._least.get(news.cell, found))
+            self._numbers.setdefault(cell, set()).add(news.number)
+            self._least[cell] = min(found, self._least.get(cell, found))
 
     def number(self, cell: int, among: int) -> int | None:
         """The number of the best complete trial of a cell, of equal ones the first; None with fewer

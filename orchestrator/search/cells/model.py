@@ -53,7 +53,9 @@ class CellModel:
         self._believing = Fits(noise=BELIEVING)
         # In the samplers' order: searched as declared, the cell's by name.
         varied = [p for p in parameters.values() if not p.distribution.single()]
-        self.searched = [Column.of(p.path, p.distribution) for p in varied if not p.grid]
+        self.searched = [
+            Column.of(p.path, p.distribution).within(p.limits) for p in varied if not p.grid
+        ]
         self._context = [
             Column.of(p.path, p.distribution)
             for p in sorted(varied, key=lambda p: p.path)

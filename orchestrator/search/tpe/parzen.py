@@ -88,7 +88,11 @@ class Mixture:
             low, high = column.limits()
             flat, x = low + uniform[:, j] * (high - low), about[:, j]
             if column.n_choices:
-                drawn[:, j] = np.where(np.isnan(x) | slips[:, j], np.rint(flat), x)
+                other = column.spread(uniform[:, j]) if column.allowed else np.rint(flat)
+                away = np.isnan(x) | slips[:, j]
+                if column.allowed:
+                    away |= ~np.isin(x, column.allowed)
+                drawn[:, j] = np.where(away, other, x)
                 continue
             bottom, top = (special.ndtr((end - x) / self._widths[j]) for end in (low, high))
             normal = x + self._widths[j] * special.ndtri(bottom + uniform[:, j] * (top - bottom))

@@ -22,7 +22,7 @@ from orchestrator.search.gp.losses import Scale
 from orchestrator.search.gp.surrogate import Fits, Surrogate
 from orchestrator.search.tpe.kinship import MAX_COMPARED, SHARING, Drift, closeness, learn_sharing
 from orchestrator.search.tpe.parzen import Mixture
-from orchestrator.search.trials.candidates import spread
+from orchestrator.search.trials.candidates import snapped, spread
 from orchestrator.search.trials.history import (
     PART_KEY,
     Array,
@@ -198,6 +198,7 @@ class HybridTPESampler(BaseSampler):
             running = history.pending[(history.pending[:, n:] == context.point).all(axis=1)]
             had = np.vstack([history.coordinates(here), running])[:, :n]
             had = had[~np.isnan(had).any(axis=1)]
+            had = had[np.isclose(snapped(searched, had), had, atol=1e-9).all(axis=1)]
             candidates = np.vstack([candidates, spread(searched, len(candidates), self._rng)])
             fresh = _untried(candidates, had)
             candidates = fresh if len(fresh) else candidates

@@ -45,8 +45,8 @@ class Column:
     """One parameter as models see it: an ordered one on [0, 1] along its (log) scale, a categorical
     one as its index.
 
-    `low` and `high` (own units) limit what `decode` returns; the scale is always that of the whole
-    distribution.
+    `low` and `high` (own units) limit what `decode` returns, and so does `allowed`, the indices of
+    some of the choices; the scale is always that of the whole distribution.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Column:
     high: float = 0.0
     step: float = 0.0
     log: bool = False
+    allowed: tuple[int, ...] = ()
 
     @staticmethod
     def of(name: str, distribution: BaseDistribution) -> Column:
@@ -67,10 +68,12 @@ class Column:
 
     def within(self, bounds: Sequence[float] | None) -> Column:
         """The same column that yields only values inside `bounds` (moved to the nearest values of
-        the distribution).
+        the distribution), or only the choices of these indices.
         """
-        if bounds is None or self.n_choices:
+        if bounds is None:
             return self
+        if self.n_choices:
+            return replace(self, allowed=tuple(sorted(int(index) for index in bounds)))
         low, high = max(self.low, float(bounds[0])), min(self.high, float(bounds[1]))
         if self.step:
             low = self.low + math.ceil((low - self.low) / self.step - 1e-9) * self.step
@@ -102,7 +105,12 @@ class Column:
         allow.
         """
         if self.n_choices:
-            return np.clip(np.rint(coordinate), 0, self.n_choices - 1)
+            index = np.clip(np.rint(coordinate), 0, self.n_choices - 1)
+            if not self.allowed:
+                return index
+            choices = np.array(self.allowed, dtype=float)
+            nearest: Array = choices[np.abs(index[:, None] - choices).argmin(axis=1)]
+            return nearest
         bottom, top = self._ends()
         value = bottom + coordinate * (top - bottom)
         if self.log:
@@ -123,8 +131,16 @@ class Column:
         """Uniform numbers in [0, 1) to coordinates of values drawn uniformly (on the scale of the
         distribution).
         """
+        if self.n_choices and self.allowed:
+            return self.drawn(np.floor(uniform * len(self.allowed)).astype(int))
         low, high = self.limits()
         return self.encode(self.decode(low + uniform * (high - low)))
+
+    def drawn(self, place: npt.NDArray[np.intp]) -> Array:
+        """The choices at these places among those that are allowed, as coordinates."""
+        choices = np.array(self.allowed or range(self.n_choices), dtype=float)
+        result: Array = choices[place]
+        return result
 
     def external(self, coordinate: float) -> Any:
         """The plain Python value (float, int or choice) at a coordinate."""

@@ -118,7 +118,9 @@ class Interventions:
         with self._study(study_id) as (c, row):
             cell_row = c.execute(
                 sa.select(cell).where(
-                    cell.c.study_id == study_id, _same_json(cell.c["values"], dict(cell_values))
+                    cell.c.study_id == study_id,
+                    cell.c.removed_in.is_(None),
+                    _same_json(cell.c["values"], dict(cell_values)),
                 )
             ).one_or_none()
             if cell_row is None:
@@ -170,8 +172,8 @@ class Interventions:
                 tickets for.
 
         Raises:
-            ConfigError: there is no such trial, it did not fail, it is being run again, or the
-                study starts no trials.
+            ConfigError: there is no such trial, it did not fail, it is being run again, its cell is
+                no longer on the grid, or the study starts no trials.
         """
         with self._study(study_id) as (c, row):
             failed = self._failed(c, study_id, number)
@@ -256,6 +258,11 @@ class Interventions:
 
     def _failed(self, c: Connection, study_id: int, number: int | None) -> Sequence[Row[Any]]:
         ours = sa.select(trial).where(trial.c.study_id == study_id).order_by(trial.c.number)
+        on_grid = trial.c.cell_id.in_(
+            sa.select(cell.c.cell_id).where(
+                cell.c.study_id == study_id, cell.c.removed_in.is_(None)
+            )
+        )
         to_be_repeated = sa.select(ticket.c.retried_from).where(
             ticket.c.study_id == study_id, ticket.c.retried_from.is_not(None)
         )
@@ -271,7 +278,9 @@ class Interventions:
             )
             return c.execute(
                 ours.where(
-                    trial.c.number.in_(tries), trial.c.number.not_in(to_be_repeated.union(done))
+                    on_grid,
+                    trial.c.number.in_(tries),
+                    trial.c.number.not_in(to_be_repeated.union(done))
                 )
             ).all()
         rows = c.execute(ours.where(trial.c.number == number)).all()
@@ -283,6 +292,10 @@ class Interventions:
             raise ConfigError(
                 f"trial={number}: the trial is {rows[0].state}; only a failed trial can be run "
                 "again (enqueue runs any parameters)"
+            )
+        if c.execute(ours.where(trial.c.number == number, on_grid)).first() is None:
+            raise ConfigError(
+                f"trial={number}: its cell is no longer on the study's grid, where no trial starts"
             )
         if c.execute(to_be_repeated.where(ticket.c.retried_from == number)).first() is not None:
             raise ConfigError(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.errors import LeaseLostError
 from orchestrator.model import Completed, Failed, JSONValue, Pruned, Report, Suggestion, TrialNews
-from orchestrator.store.connection.statement import Statement, answer, answers, later
+from orchestrator.store.connection.statement import Row, Statement, answer, answers, later
 from orchestrator.store.ledger import endings, probes, shortages, tickets
 from orchestrator.store.ledger.claims import (
     HELD_TRIAL,
@@ -252,6 +252,7 @@ class Ledger:
         since: int | None = None,
         alike: bool = False,
         start: bool = True,
+        revision: int | None = None,
     ) -> Prepared | Attempt | None:
         """Creates the Optuna trial of a ticket, RUNNING, with all its parameters, and begins its
         first attempt.
@@ -269,10 +270,13 @@ class Ledger:
             alike: only a trial with the very same parameters makes a suggestion outdated.
             start: begin the first attempt. If False, the trial is only prepared, and no attempt is
                 counted until the method `start` is called.
+            revision: of the study, under which the suggestion is made. If the study has been
+                extended since, the ticket is given back instead, for its cell may be gone and what
+                is searched may be different. None: that is not checked.
 
         Raises:
-            LeaseLostError: the ticket was given to another worker, or the study was deleted;
-                nothing was created.
+            LeaseLostError: the ticket was given to another worker or given back, or the study was
+                deleted; nothing was created.
         """
         with self._database.transaction() as c:
             lock_study(c, held.study_id)
@@ -293,40 +297,66 @@ class Ledger:
             if ours.state != "CLAIMED":
                 made = held.prepared(ours.number, ours.optuna_trial_id, ours.values)
                 return made if ours.state == "PREPARED" else made.begun(ours.attempts)
-            if callable(suggestion):
-                suggestion = suggestion(*news_after(c, held.study_id, since or 0))
-            elif ours.newer:
-                return None
-            optuna_rows.create_trial(c, held.study_id, ours.next_id, ours.next_number, suggestion)
-            made = held.prepared(ours.next_number, ours.next_id, dict(suggestion.values))
-            created = {
-                "number": made.number,
-                "optuna_trial_id": made.optuna_trial_id,
-                "values": json.dumps(made.values),
-            }
-            which = {"study_id": held.study_id, "trial_id": held.trial_id}
-            later(
-                c,
-                _CREATE,
-                {
-                    **which,
-                    **created,
-                    "state": "RUNNING" if start else "PREPARED",
-                    "attempts": int(start),
-                },
-            )
-            origin: dict[str, JSONValue] = {} if held.why is None else {WHY_ATTR: dict(held.why)}
-            if held.confirms is not None:
-                origin[CONFIRMS_ATTR] = held.confirms
-            elif held.fixed is not None:
-                origin |= (
-                    {BY_HAND_ATTR: True}
-                    if ours.retried_from is None
-                    else {RETRIED_FROM_ATTR: ours.retried_from}
+            if revision is not None and revision != ours.revision:
+                endings.give_back(
+                    c, answers(c, HELD_TRIAL, held.proof)[0], "interrupted", "", in_optuna=True
                 )
-            optuna_rows.write_user_attrs(c, ours.next_id, origin)
-            if start:
-                later(c, _BEGIN_ATTEMPT, {"trial_id": held.trial_id, **_where(lease, place)})
+                extended = ours.revision
+            else:
+                return self._create(c, held, ours, suggestion, lease, place, since, start=start)
+        raise LeaseLostError(
+            f"study {held.study_id} was extended (revision {extended}) after the ticket "
+            f"{held.ticket} was claimed, which was given back"
+        )
+
+    def _create(
+        self,
+        c: Connection,
+        held: Ticket,
+        ours: Row,
+        suggestion: Suggestion | Callable[[list[TrialNews], int], Suggestion],
+        lease: WorkerLease,
+        place: Place,
+        since: int | None,
+        *,
+        start: bool,
+    ) -> Prepared | Attempt | None:
+        """What `create` does once the ticket is known to be free for it."""
+        if callable(suggestion):
+            suggestion = suggestion(*news_after(c, held.study_id, since or 0))
+        elif ours.newer:
+            return None
+        optuna_rows.create_trial(c, held.study_id, ours.next_id, ours.next_number, suggestion)
+        made = held.prepared(ours.next_number, ours.next_id, dict(suggestion.values))
+        created = {
+            "number": made.number,
+            "optuna_trial_id": made.optuna_trial_id,
+            "values": json.dumps(made.values),
+            "revision": ours.revision,
+        }
+        which = {"study_id": held.study_id, "trial_id": held.trial_id}
+        later(
+            c,
+            _CREATE,
+            {
+                **which,
+                **created,
+                "state": "RUNNING" if start else "PREPARED",
+                "attempts": int(start),
+            },
+        )
+        origin: dict[str, JSONValue] = {} if held.why is None else {WHY_ATTR: dict(held.why)}
+        if held.confirms is not None:
+            origin[CONFIRMS_ATTR] = held.confirms
+        elif held.fixed is not None:
+            origin |= (
+                {BY_HAND_ATTR: True}
+                if ours.retried_from is None
+                else {RETRIED_FROM_ATTR: ours.retried_from}
+            )
+        optuna_rows.write_user_attrs(c, ours.next_id, origin)
+        if start:
+            later(c, _BEGIN_ATTEMPT, {"trial_id": held.trial_id, **_where(lease, place)})
         return made.begun() if start else made
 
     def start(self, prepared: Prepared, lease: WorkerLease, place: Place) -> Attempt | None:
@@ -700,6 +730,8 @@ _LOOK_BEFORE_CREATE = Statement(
     """
     SELECT s.study_id AS optuna_study_id, o.state, o.number, o.optuna_trial_id, o.values,
         o.attempts, o.retried_from,
+        coalesce((SELECT max(v.revision) FROM orchestrator.revision v
+            WHERE v.study_id = :study_id), 1) AS revision,
         EXISTS (
             SELECT FROM (
                 SELECT n.values FROM orchestrator.trial n WHERE n.study_id = :study_id
@@ -724,7 +756,7 @@ _CREATE = Statement(
         RETURNING news)
     UPDATE orchestrator.trial
     SET state = :state, number = :number, optuna_trial_id = :optuna_trial_id,
-        values = CAST(:values AS json),
+        values = CAST(:values AS json), revision = :revision,
         attempts = :attempts, seq = next.news, created_seq = next.news
     FROM next WHERE trial_id = :trial_id
     """

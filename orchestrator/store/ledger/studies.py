@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import ConfigError
-from orchestrator.model import StudySpec, limits_label, value_label
+from orchestrator.errors import ConfigError, DifferentStudyError
+from orchestrator.model import StudySpec, limits_label
+from orchestrator.revision import Change, Extend, continued
+from orchestrator.revision import changes as changes_of
 from orchestrator.store.connection.statement import (
     AnyConnection,
     Statement,
@@ -17,7 +19,7 @@ from orchestrator.store.connection.statement import (
     later,
     send,
 )
-from orchestrator.store.ledger import grid, tickets
+from orchestrator.store.ledger import grid, revisions, tickets
 from orchestrator.store.optuna.attributes import KEEP_STUDY_ATTR
 from orchestrator.store.states import DELETING
 
@@ -49,14 +51,22 @@ class Studies:
     def __init__(self, database: Source) -> None:
         self._database = database
 
-    def launch(self, spec: StudySpec) -> Launched:
+    def launch(
+        self, spec: StudySpec, extend: Extend | None = None, *, revision: int | None = None
+    ) -> Launched:
         """Creates the study or continues the one of that name; tickets are added up to
         ``spec.budget``, never beyond.
 
+        Args:
+            extend: makes the study's next revision if the one of that name has a different
+                identity; called under the study's locks. None: that is refused.
+            revision: the revision that the caller has seen and wants to extend; None: any.
+
         Raises:
-            ConfigError: a study of that name has a different identity (the message says what
-                differs), was not created by us, or its guaranteed shares no longer fit into
-                ``budget.trials``.
+            DifferentStudyError: a study of that name has a different identity (the message says
+                what differs), and `extend` is None or the study is of another revision by now.
+            ConfigError: the study was not created by us, cannot be extended so, or its guaranteed
+                shares no longer fit into ``budget.trials``.
         """
         with self._database.transaction(statement_s=300, lock_s=60, idle_s=30) as c:
             study_id, new = self._optuna_study(c, spec)
@@ -71,8 +81,8 @@ class Studies:
                 changes: tuple[str, ...] = ()
             else:
                 old = StudySpec.from_json(row.spec)
-                spec = spec.as_launched_before(old)
-                changes = self._continue(c, study_id, old, spec)
+                spec = continued(spec, old)
+                spec, changes = self._continue(c, study_id, old, spec, extend, revision)
             self._name_metrics(c, study_id, spec)
             added = grid.write_tickets(c, study_id, spec, new=row is None)
             tickets.end_study_if_spent(c, study_id)
@@ -124,11 +134,19 @@ class Studies:
 
     def _create(self, c: AnyConnection, study_id: int, spec: StudySpec) -> None:
         send(c, _INSERT, _columns(study_id, spec))
+        revisions.record(c, study_id, spec)
         grid.write_cells(c, study_id, spec)
 
     def _continue(
-        self, c: AnyConnection, study_id: int, old: StudySpec, new: StudySpec
-    ) -> tuple[str, ...]:
+        self,
+        c: AnyConnection,
+        study_id: int,
+        old: StudySpec,
+        new: StudySpec,
+        extend: Extend | None,
+        revision: int | None,
+    ) -> tuple[StudySpec, tuple[str, ...]]:
+        """Returns the study's spec as it is now, and in words what has changed."""
         (before_that,) = answers(c, _STATE, {"study_id": study_id})
         state, reason = before_that.state, before_that.reason
         if (reason or "").startswith(DELETING):
@@ -136,20 +154,41 @@ class Studies:
                 f"study.name={new.name}: this study is {reason}; complete that with 'orchestrator "
                 f"delete study.name={new.name}', or choose another name"
             )
-        if differences := _differences(old, new):
-            raise ConfigError(
-                f"study.name={new.name}: a study of this name exists with a different "
-                f"{'; a different '.join(differences)}. Launch it under another name "
-                "(study.name=…) or with the settings it has"
-            )
+        extended: tuple[str, ...] = ()
+        if found := changes_of(old, new):
+            if extend is None or revision not in (None, old.revision):
+                raise different(new.name, old.revision, found)
+            extension = extend(old, new)
+            new = extension.spec
+            extended = (*extension.changes, *revisions.extend(c, study_id, old, extension))
         send(c, _UPDATE, _columns(study_id, new))
         before, after = _settings(old), _settings(new)
         resumed = (f"study: {reason} -> active",) if state in ("PAUSED", "STOPPING") else ()
-        return resumed + tuple(
+        settings = tuple(
             f"{key}: {before.get(key)} -> {after.get(key)}"
             for key in sorted(before | after)
             if before.get(key) != after.get(key)
         )
+        return new, (*resumed, *extended, *settings)
+
+
+def different(name: str, revision: int, found: Sequence[Change]) -> DifferentStudyError:
+    """The error of a launch whose declaration differs from the study's revision by `found`."""
+    refused = [change for change in found if change.refusal]
+    how = ", ".join(change.what for change in refused)
+    return DifferentStudyError(
+        f"study.name={name}: a study of this name exists with a different "
+        f"{'; a different '.join(change.difference for change in found)}. Launch it under another "
+        "name (study.name=…) or with the settings it has"
+        + (
+            f". A study cannot be changed in {how}: {refused[0].refusal}"
+            if refused
+            else ", or add study.extend=true to change this study"
+        ),
+        revision,
+        tuple(map(str, found)),
+        extendable=not refused,
+    )
 
 
 def _columns(study_id: int, spec: StudySpec) -> dict[str, Any]:
@@ -246,73 +285,3 @@ def _settings(spec: StudySpec) -> dict[str, Any]:
 
 def _bounds_label(spec: StudySpec) -> str:
     return ", ".join(map(limits_label, spec.bounds)) or "no limit"
-
-
-def _differences(old: StudySpec, new: StudySpec) -> list[str]:
-    """In words, what of the identity differs: ``grid data.batch_size ([32,64] there, [32,128]
-    here)``.
-    """
-    found: list[str] = []
-    if old.spec_hash() == new.spec_hash():
-        return found
-    for word, a, b in (
-        ("study.direction", old.directions, new.directions),
-        ("study.metric", old.metrics, new.metrics),
-    ):
-        if a != b:
-            found.append(f"{word} ({', '.join(a)} there, {', '.join(b)} here)")
-    sections: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any]], ...] = (
-        ("grid", _by_path(old, "grid"), _by_path(new, "grid")),
-        ("search", _by_path(old, "search"), _by_path(new, "search")),
-        ("objective", _flat(old.objective), _flat(new.objective)),
-        ("params", _flat(old.params), _flat(new.params)),
-    )
-    for section, there, here in sections:
-        for key in sorted(there.keys() | here.keys()):
-            if json.dumps(there.get(key, _ABSENT), sort_keys=True) != json.dumps(
-                here.get(key, _ABSENT), sort_keys=True
-            ):  # 1 is not True here
-                found.append(
-                    f"{section} {key} ({_value_text(there, key)} there, {_value_text(here, key)} "
-                    "here)"
-                )
-    return found
-
-
-_ABSENT = {"absent": True}
-
-
-def _value_text(section: Mapping[str, Any], key: str) -> str:
-    if key not in section:
-        return "none"
-    text = value_label(section[key])
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def _by_path(spec: StudySpec, section: str) -> dict[str, Any]:
-    data = spec.to_json()[section]
-    if section == "grid":
-        return {
-            axis["path"]: dict(zip(axis["values"], axis["contents"], strict=True))
-            if "contents" in axis
-            else axis["values"]
-            for axis in data
-        }
-    return {
-        p["path"]: {
-            k: v
-            for k, v in p.items()
-            if k != "path" and v is not None and v is not False and v not in ([], {})
-        }
-        for p in data
-    }
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat

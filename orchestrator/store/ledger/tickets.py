@@ -340,7 +340,8 @@ _FEWEST_TICKETS = Statement(f"{_CELLS_THAT_FIT} ORDER BY l.bound, l.ordinal LIMI
 
 def give_back(c: Connection, ticket_id: int, cell_id: int) -> None:
     """Makes the ticket as if nobody had taken it; no failure is counted. If its cell has closed, it
-    goes to the other cells. What it was to confirm is decided anew.
+    goes to the other cells; one by hand ends if its cell is no longer on the grid. What it was to
+    confirm is decided anew.
     """
     which = {"ticket_id": ticket_id, "cell_id": cell_id}
     later(c, LOCK_CELL, which)
@@ -354,7 +355,8 @@ def give_back(c: Connection, ticket_id: int, cell_id: int) -> None:
 LOCK_CELL = Statement("SELECT FROM orchestrator.cell WHERE cell_id = :cell_id FOR NO KEY UPDATE")
 _REOPEN = Statement(
     """
-    UPDATE orchestrator.ticket t SET state = 'OPEN'
+    UPDATE orchestrator.ticket t
+    SET state = CASE WHEN t.extra AND l.removed_in IS NOT NULL THEN 'VOID' ELSE 'OPEN' END
     FROM orchestrator.cell l
     WHERE t.ticket_id = :ticket_id AND l.cell_id = :cell_id
     RETURNING t.extra, t.cell_id IS NOT NULL AS bound, l.state = 'CLOSED' AS closed

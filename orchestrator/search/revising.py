@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from optuna.distributions import CategoricalDistribution, distribution_to_json
@@ -22,18 +23,11 @@ def extension(old: StudySpec, new: StudySpec) -> Extension:
     """
     found = revision.changes(old, new)
     refused = [f"{change.difference}: {change.refusal}" for change in found if change.refusal]
+    _refuse(new, refused)
     before, after = parameters(old), parameters(new)
-    for path in before.keys() & after.keys():
-        if relabelled(before[path], after[path]):
-            refused.append(
-                f"{path}: with the new value Optuna's tables would show others by another text"
-            )
-    if refused:
-        raise ConfigError(
-            f"study.name={new.name}: the study cannot be extended by a different "
-            f"{'; a different '.join(refused)}. Launch it under another name (study.name=…)"
-        )
     same = before.keys() & after.keys()
+    why = "with the new value Optuna's tables would show others by another text"
+    _refuse(new, [f"{path}: {why}" for path in sorted(same) if _relabels(before[path], after[path])])
     texts = {
         path: tuple(distribution_to_json(p[path].distribution) for p in (before, after))
         for path in same
@@ -66,7 +60,15 @@ def as_it_was(trial: TrialNews, then: StudySpec, now: StudySpec) -> TrialNews:
     return replace(trial, params=params)
 
 
-def relabelled(before: Parameter, after: Parameter) -> bool:
+def _refuse(new: StudySpec, refused: Sequence[str]) -> None:
+    if refused:
+        raise ConfigError(
+            f"study.name={new.name}: the study cannot be extended by a different "
+            f"{'; a different '.join(refused)}. Launch it under another name (study.name=…)"
+        )
+
+
+def _relabels(before: Parameter, after: Parameter) -> bool:
     """Whether choices that stay would be called otherwise in Optuna's tables."""
     was, now = before.distribution, after.distribution
     return (

@@ -144,9 +144,9 @@ def defaults(old: StudySpec, new: StudySpec) -> dict[str, JSONValue]:
     The specs are such that `changes` refuses nothing.
     """
     found = {}
-    for item in [*new.grid, *new.search]:
-        if not old.declares(item.path):
-            (found[item.path],) = _defaults(old, new, item.path)
+    for path in _paths(new):
+        if not old.declares(path):
+            (found[path],) = _defaults(old, new, path)
     values = {axis.path: axis for axis in new.grid}
     return {
         path: _option(values[path], value) if path in values else value
@@ -194,9 +194,7 @@ def _axis(old: Axis, new: Axis) -> Axis:
     stored = (*known, *_others_of(values, known))
     of_old = dict(zip(map(_text, known), old.contents, strict=False))
     contents = tuple((of_old | of_new)[_text(value)] for value in stored) if new.contents else ()
-    return replace(
-        new, values=values, contents=contents, stored=() if stored == values else stored
-    )
+    return replace(new, values=values, contents=contents, stored=() if stored == values else stored)
 
 
 def _searched(old: Searched, new: Searched, axes: Mapping[str, Axis]) -> Searched:
@@ -362,7 +360,7 @@ def _holds(item: Searched, value: JSONValue) -> bool:
 
 def _undeclared(old: StudySpec, new: StudySpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """The defaults in `params` of both, without those that every trial has a value for."""
-    paths = {item.path for spec in (old, new) for item in (*spec.grid, *spec.search)}
+    paths = {*_paths(old), *_paths(new)}
 
     def covered(key: str) -> bool:
         return any(
@@ -397,7 +395,8 @@ def _text(value: Any) -> str:
 def _label(section: Mapping[str, Any], key: str) -> str:
     if key not in section:
         return "none"
-    text = value_label(section[key])
+    value = section[key]
+    text = value if isinstance(value, str) and " " in value else value_label(value)
     return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 3]}…"
 
 
@@ -405,15 +404,21 @@ def _by_path(spec: StudySpec, section: str) -> dict[str, Any]:
     data = spec.to_json()[section]
     if section == "grid":
         return {axis["path"]: _axis_words(axis) for axis in data}
-    return {
-        p["path"]: {
-            k: v
-            for k, v in p.items()
-            if k not in ("path", "stored") and v is not None and v is not False
-            and v not in ([], {})
-        }
-        for p in data
-    }  # fmt: skip
+    return {item["path"]: _searched_words(item) for item in data}
+
+
+def _searched_words(item: Mapping[str, Any]) -> str:
+    """``float from 0.0001 to 0.1 (log)``, ``one of ["relu","gelu"], if model=mlp``."""
+    when = [
+        f"{path}={'|'.join(map(value_label, values))}"
+        for path, values in item.get("when", {}).items()
+    ]
+    condition = f", if {' and '.join(when)}" if when else ""
+    if item["kind"] == "categorical":
+        return f"one of {value_label(item['choices'])}{condition}"
+    step = f", step {item['step']:g}" if item["step"] not in (None, 1) else ""
+    log = " (log)" if item["log"] else ""
+    return f"{item['kind']} from {item['low']!r} to {item['high']!r}{log}{step}{condition}"
 
 
 def _axis_words(axis: Mapping[str, Any]) -> Any:
@@ -431,6 +436,10 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = item
     return flat
+
+
+def _paths(spec: StudySpec) -> list[str]:
+    return [*(axis.path for axis in spec.grid), *(item.path for item in spec.search)]
 
 
 def _named(items: Iterable[Any], path: str) -> Any:

@@ -1,4 +1,4 @@
-"""A launch that may change the study it continues: as `study.extend` says, or as the user answers."""
+"""A launch that may change the study it continues: as `study.extend` says, or the user."""
 
 from __future__ import annotations
 

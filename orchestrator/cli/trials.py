@@ -331,7 +331,17 @@ def _write_csv(
     declared = [*(axis.path for axis in spec.grid), *(searched.path for searched in spec.search)]
     present = store.listing.parameters(row.study_id, selection)
     names = [*declared, *(name for name in present if name not in declared)]
-    last = ("seconds", "ended", "attempts", "host", "feasible", "step", "last", "failure", "revision")
+    last = (
+        "seconds",
+        "ended",
+        "attempts",
+        "host",
+        "feasible",
+        "step",
+        "last",
+        "failure",
+        "revision",
+    )
     writer = csv.writer(output)
     writer.writerow(
         [
@@ -349,7 +359,13 @@ def _write_csv(
                 *(trial.values or none),
                 *(_field(trial.params[n]) if n in trial.params else None for n in names),
                 *(trial.seconds, _ended(trial), trial.attempts, trial.host),
-                *("true" if trial.feasible else "false", trial.step, trial.last, trial.failure, trial.revision),
+                *(
+                    "true" if trial.feasible else "false",
+                    trial.step,
+                    trial.last,
+                    trial.failure,
+                    trial.revision,
+                ),
             ]
             for trial in trials
         )

@@ -27,7 +27,9 @@ def extension(old: StudySpec, new: StudySpec) -> Extension:
     before, after = parameters(old), parameters(new)
     same = before.keys() & after.keys()
     why = "with the new value Optuna's tables would show others by another text"
-    _refuse(new, [f"{path}: {why}" for path in sorted(same) if _relabels(before[path], after[path])])
+    _refuse(
+        new, [f"{path}: {why}" for path in sorted(same) if _relabels(before[path], after[path])]
+    )
     texts = {
         path: tuple(distribution_to_json(p[path].distribution) for p in (before, after))
         for path in same

@@ -551,9 +551,7 @@ _REVISIONS = {
             END""",
 }
 
-INVARIANTS = (
-    _IN_OPTUNA | _TRIALS | _TICKETS | _CELLS | _REVISIONS | _SHORTAGES | _STUDIES | _FLEET
-)
+INVARIANTS = _IN_OPTUNA | _TRIALS | _TICKETS | _CELLS | _REVISIONS | _SHORTAGES | _STUDIES | _FLEET
 """By kind, the question to which a healthy database has no answer: rows of study and message."""
 
 # Optuna 5 writes naive UTC where earlier ones wrote naive local time, under the same schema

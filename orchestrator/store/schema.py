@@ -76,14 +76,10 @@ revision = sa.Table(
     "revision",
     metadata,
     sa.Column("study_id", sa.ForeignKey(study.c.study_id, ondelete="CASCADE"), primary_key=True),
-    sa.Column(
-        "revision", sa.Integer, primary_key=True, autoincrement=False, comment="from 1"
-    ),
+    sa.Column("revision", sa.Integer, primary_key=True, autoincrement=False, comment="from 1"),
     sa.Column("spec", sa.JSON, nullable=False, comment="StudySpec.to_json(), as it began"),
     sa.Column("made_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
-    sa.Column(
-        "changes", sa.JSON, nullable=False, comment="in words, a list; empty for the first"
-    ),
+    sa.Column("changes", sa.JSON, nullable=False, comment="in words, a list; empty for the first"),
 )
 """What a study has been: its identity changes from one revision to the next."""
 

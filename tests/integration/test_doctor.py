@@ -505,8 +505,7 @@ PLANTS = {
     ],
     "outside its revision": [
         Plant(
-            "UPDATE orchestrator.trial SET values = '{\"a\": 0, \"x\": 7.5}' WHERE "
-            f"{trial(0)}",
+            f'UPDATE orchestrator.trial SET values = \'{{"a": 0, "x": 7.5}}\' WHERE {trial(0)}',
             "trial 0 has x=7.5, which revision 1 did not search",
         )
     ],

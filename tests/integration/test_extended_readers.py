@@ -124,7 +124,9 @@ def test_readers_that_had_read_before_stay_right_and_new_ones_see_one_distributi
     assert all(trial.params.keys() == {"a", "lr", "act", "wd"} for trial in ours)
     assert [trial.params["wd"] for trial in ours[:4]] == [0.0] * 4
     # one that had read: values as they are, and what had ended with the distributions it had
-    assert all(t.params.items() >= had.items() for t, had in zip(cached.trials, before, strict=False))
+    assert all(
+        t.params.items() >= had.items() for t, had in zip(cached.trials, before, strict=False)
+    )
     assert [t.params for t in cached.trials[:3]] == before[:3]
     assert [t.values for t in cached.trials] == [t.values for t in fresh.trials]
     assert len(searched(cached.trials, "act")) == 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,10 +35,14 @@ def test_a_value_more_makes_cells_that_get_their_share_and_a_value_less_frees_it
     study = store.studies.launch(declared(trials=6)).study_id
     worker = Suggesting(store, study)
     worker.run(3)
-    with pytest.raises(DifferentStudyError, match=r"grid a \(\[0,1\] there, \[0,5,1\] here\)") as no:
+    with pytest.raises(
+        DifferentStudyError, match=r"grid a \(\[0,1\] there, \[0,5,1\] here\)"
+    ) as no:
         store.studies.launch(declared(trials=6, grid=(Axis("a", (0, 5, 1)),)))
     assert "study.extend=true" in str(no.value)
-    assert store.studies.launch(declared(trials=6)).changes == (), "a refused launch changes nothing"
+    assert store.studies.launch(declared(trials=6)).changes == (), (
+        "a refused launch changes nothing"
+    )
 
     launched = extended(store, declared(trials=6, grid=(Axis("a", (0, 5, 1)),)))
     assert launched.changes == ("grid a: [0,1] -> [0,5,1]", "1 cell added")

@@ -18,7 +18,14 @@ A = Axis("a", (32, 64))
 KIND = Axis("kind", ("sgd", "adam"))
 LR = Searched("lr", "float", 1e-4, 1e-1, log=True)
 ACT = Searched("act", "categorical", choices=("relu", "gelu"))
-PARAMS: dict[str, JSONValue] = {"a": 32, "kind": "sgd", "lr": 0.01, "act": "relu", "wd": 0.0, "n": 3}
+PARAMS: dict[str, JSONValue] = {
+    "a": 32,
+    "kind": "sgd",
+    "lr": 0.01,
+    "act": "relu",
+    "wd": 0.0,
+    "n": 3,
+}
 
 
 def study(**changed: Any) -> StudySpec:
@@ -73,7 +80,9 @@ def test_a_study_without_revisions_is_stored_as_before() -> None:
 
 
 def test_values_are_appended_and_what_is_taken_away_stays_known() -> None:
-    made = extended(study(), grid=(replace(A, values=(16, 64)), replace(KIND, values=("lion", "adam"))))
+    made = extended(
+        study(), grid=(replace(A, values=(16, 64)), replace(KIND, values=("lion", "adam")))
+    )
     a, kind = made.spec.grid
     assert (a.values, a.stored) == ((16, 64), (32, 64, 16))
     assert (kind.values, kind.stored) == (("lion", "adam"), ("sgd", "adam", "lion"))
@@ -82,7 +91,10 @@ def test_values_are_appended_and_what_is_taken_away_stays_known() -> None:
     assert (whole(made, "a").low, whole(made, "a").high, whole(made, "a").log) == (16, 64, True)
     assert made.distributions.keys() == {"a", "kind"}
     assert made.spec.n_cells == 4
-    assert made.changes == ("grid a: [32,64] -> [16,64]", 'grid kind: ["sgd","adam"] -> ["lion","adam"]')
+    assert made.changes == (
+        "grid a: [32,64] -> [16,64]",
+        'grid kind: ["sgd","adam"] -> ["lion","adam"]',
+    )
     back = extended(made.spec, grid=(A, KIND))
     assert back.spec.grid[1].values == ("sgd", "adam")
     assert back.spec.grid[1].stored == ("sgd", "adam", "lion")
@@ -132,7 +144,9 @@ def test_no_sampler_leaves_what_is_searched_now(sampler: str) -> None:
     assert after.summary([{"a": 32, "kind": "sgd"}])[0] is not None
 
 
-def test_a_parameter_that_is_no_longer_searched_has_the_value_of_params_in_every_new_trial() -> None:
+def test_a_parameter_that_is_no_longer_searched_has_the_value_of_params_in_every_new_trial() -> (
+    None
+):
     made = extended(study(), search=(ACT,), params={**PARAMS, "lr": 0.05})
     lr = next(item for item in made.spec.search if item.path == "lr")
     assert (lr.low, lr.high) == (0.05, 0.05)

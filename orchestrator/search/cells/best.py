@@ -20,12 +20,7 @@ class BestOfCells:
 
     def note(self, news: TrialNews, cell: int | None) -> None:
         """Learns of a trial, and of its cell's place among those of the grid; idempotent."""
-        if (
-            self._sign is not None
-            and cell is not None
-            and news.state == "COMPLETE"
-            and news.values
-        ):
+        if self._sign is not None and cell is not None and news.state == "COMPLETE" and news.values:
             found = (self._sign * news.values[0], news.number)
             self._numbers.setdefault(cell, set()).add(news.number)
             self._least[cell] = min(found, self._least.get(cell, found))

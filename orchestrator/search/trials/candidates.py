@@ -38,7 +38,9 @@ def around(
     moving[np.arange(len(points)), rng.integers(len(searched), size=len(points))] = True
     for j, column in enumerate(searched):
         if column.n_choices:
-            other = column.drawn(rng.integers(len(column.allowed) or column.n_choices, size=len(points)))
+            other = column.drawn(
+                rng.integers(len(column.allowed) or column.n_choices, size=len(points))
+            )
             change = moving[:, j] & (rng.random(len(points)) < 0.3)
             points[:, j] = np.where(change, other, points[:, j])
         else:

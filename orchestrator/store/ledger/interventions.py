@@ -280,7 +280,7 @@ class Interventions:
                 ours.where(
                     on_grid,
                     trial.c.number.in_(tries),
-                    trial.c.number.not_in(to_be_repeated.union(done))
+                    trial.c.number.not_in(to_be_repeated.union(done)),
                 )
             ).all()
         rows = c.execute(ours.where(trial.c.number == number)).all()

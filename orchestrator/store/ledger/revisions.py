@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.errors import ConfigError
 from orchestrator.faults import step as crash_step
@@ -56,7 +56,7 @@ def extend(
     return (*words, f"{count_label(freed, 'ticket')} freed") if freed else words
 
 
-# ---------------------------------------------------------------------------------------- the trials
+# --------------------------------------------------------------------------------------- the trials
 
 
 def _rewrite(c: AnyConnection, study_id: int, extension: Extension) -> None:
@@ -78,9 +78,7 @@ def _rewrite(c: AnyConnection, study_id: int, extension: Extension) -> None:
         send(c, _NAME_AXES, {**which, "axes": json.dumps(axes)})
 
 
-def _add(
-    c: AnyConnection, study_id: int, spec: StudySpec, param: Param, value: JSONValue
-) -> None:
+def _add(c: AnyConnection, study_id: int, spec: StudySpec, param: Param, value: JSONValue) -> None:
     """Gives trials so far a parameter, those in whose cell it exists."""
     searched = next((item for item in spec.search if item.path == param.name), None)
     cells = None
@@ -93,7 +91,7 @@ def _add(
     send(c, _ADD_VALUE, {**which, "value": json.dumps(value)})
 
 
-# ----------------------------------------------------------------------------------------- the cells
+# ---------------------------------------------------------------------------------------- the cells
 
 
 def _regrid(
@@ -120,12 +118,11 @@ def _regrid(
     send(c, _LEAVE_PLACES, {"study_id": study_id})
     for some in _batches(found):
         ids, ordinals, texts, gone = (list(column) for column in zip(*some, strict=True))
-        which = {"ids": ids, "ordinals": ordinals, "texts": texts, "gone": gone}
-        send(c, _PLACE_CELLS, {**which, "revision": spec.revision})
+        to = {"ids": ids, "ordinals": ordinals, "texts": texts, "gone": gone}
+        send(c, _PLACE_CELLS, {**to, "revision": spec.revision})
     for new in _batches(places.items()):
-        texts, ordinals = ([key for key, _ in new], [place for _, place in new])
-        which = {"study_id": study_id, "ordinals": ordinals, "texts": texts}
-        send(c, _INSERT_CELLS, which)
+        made = {"texts": [key for key, _ in new], "ordinals": [place for _, place in new]}
+        send(c, _INSERT_CELLS, {**made, "study_id": study_id})
     counts = (
         (len(places), "added"),
         (removed, "taken from the grid, its trials stay" if removed == 1 else

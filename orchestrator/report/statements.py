@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.model import StudySpec, count_label
+from orchestrator.model import MOST_BELIEVED, StudySpec, count_label
+from orchestrator.report.axes import about_axes
+from orchestrator.report.cells import about_cells
+from orchestrator.report.compared import Compared
 from orchestrator.report.endings import about_failures
+from orchestrator.report.parameters import about_parameters
 from orchestrator.report.statement import Statement
 from orchestrator.report.winner import about_the_best, about_the_front, complete
 
@@ -17,18 +21,30 @@ if TYPE_CHECKING:
 __all__ = ["Statement", "statements"]
 
 _RANK = {
-    "cannot-say": 1,
     "best": 0,
     "front": 0,
+    "unpredictable": 1,
+    "contrast": 2,
+    "interaction": 3,
+    "edge": 4,
+    "seeds": 4,
+    "importance": 5,
+    "no-difference": 5,
+    "tie": 6,
+    "cell": 6,
+    "undecided": 6,
+    "failures": 7,
+    "cannot-say": 8,
 }
-"""Statements in this order; of one rank in the order in which they are made."""
+_FEWEST = 10
+"""With fewer complete trials there is no model."""
 
 
 def statements(
     spec: StudySpec, search: Search | None, progress: Progress, trials: Sequence[TrialRow]
 ) -> list[Statement]:
     """Everything that can be said, and what cannot; a function of the finished trials and the
-    study's seed.
+    study's seed. First the best trial, then what is found, what is wrong, what is open.
 
     Args:
         spec: the study; of one that plain Optuna made, a spec with its space.
@@ -43,8 +59,55 @@ def statements(
         found += about_the_front(spec, trials)
     else:
         found += about_the_best(spec, search.leaders() if search is not None else None, trials)
+        compared = Compared.of(spec, progress)
+        science = None if search is None else compared.science(search)
+        if science is None:
+            found.append(_no_model(done))
+        else:
+            found += about_axes(spec, science, compared)
+            found += about_cells(spec, science, compared, progress)
+            found += about_parameters(spec, science, compared)
+            found += _missing(spec)
     found += about_failures(spec, progress, trials)
-    return sorted(found, key=lambda s: _RANK.get(s.kind, 2))
+    return sorted(found, key=_rank)
+
+
+def _rank(statement: Statement) -> tuple[int, bool]:
+    open_ = statement.verdict == "open"
+    return _RANK[statement.kind] if not open_ else max(_RANK[statement.kind], 6), open_
+
+
+def _missing(spec: StudySpec) -> list[Statement]:
+    """What this study cannot be asked."""
+    if spec.n_cells == 1:
+        return [
+            Statement(
+                "cannot-say",
+                "The study has one cell: there is nothing to compare"
+                + ("" if spec.grid else "; put the question into `grid`, as two or more values"),
+                "note",
+                {"cells": 1},
+                "the grid of the study",
+            )
+        ]
+    return []
+
+
+def _no_model(done: Sequence[TrialRow]) -> Statement:
+    n = len(done)
+    if n < _FEWEST:
+        why = f"a model needs {_FEWEST} complete trials, and there {'is' if n == 1 else 'are'} {n}"
+    elif n > MOST_BELIEVED:
+        why = f"there are more than {MOST_BELIEVED:,} complete trials, too many for a model"
+    else:
+        why = "there is no model of these trials"
+    return Statement(
+        "cannot-say",
+        f"Not enough to say what the parameters do: {why}",
+        "open",
+        {"complete": n},
+        "contrasts, importances and the estimates of cells come from a Gaussian process",
+    )
 
 
 def _nothing(trials: Sequence[TrialRow]) -> Statement:

@@ -71,7 +71,8 @@ def value(of: JSONValue) -> str:
 
 
 def _plain(of: JSONValue) -> str:
-    return value_label(of).replace("`", "'")
+    label = f"{of:.4g}" if isinstance(of, float) else value_label(of)
+    return label.replace("`", "'")
 
 
 def listed(words: Sequence[str], most: int = 5) -> str:

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from orchestrator.search.gp.sampler import HybridGPSampler
     from orchestrator.search.plain import true_values, undeclared
     from orchestrator.search.revising import as_it_was, extension
+    from orchestrator.search.science.results import (
+        AxisEffect,
+        CellKnowledge,
+        Contrast,
+        Edge,
+        Importance,
+        Interaction,
+        Science,
+        Share,
+        ValueEffect,
+    )
     from orchestrator.search.science.sliced import CellSlices, Line, Plane, Seen, Slices, Snapshot
     from orchestrator.search.search import Search
     from orchestrator.search.space import by_hand, describe, distributions, parameters
@@ -28,18 +39,27 @@ if TYPE_CHECKING:
 __all__ = [
     "FIXED_KEY",
     "Answers",
+    "AxisEffect",
     "CellEstimate",
+    "CellKnowledge",
     "CellSlices",
+    "Contrast",
+    "Edge",
     "HybridGPSampler",
     "HybridTPESampler",
+    "Importance",
+    "Interaction",
     "Leader",
     "Leaders",
     "Line",
     "Plane",
+    "Science",
     "Search",
     "Seen",
+    "Share",
     "Slices",
     "Snapshot",
+    "ValueEffect",
     "as_it_was",
     "by_hand",
     "create_optuna_tables",
@@ -61,6 +81,17 @@ _HOME = {
     "science.sliced": ("CellSlices", "Line", "Plane", "Seen", "Slices", "Snapshot"),
     "plain": ("true_values", "undeclared"),
     "revising": ("as_it_was", "extension"),
+    "science.results": (
+        "AxisEffect",
+        "CellKnowledge",
+        "Contrast",
+        "Edge",
+        "Importance",
+        "Interaction",
+        "Science",
+        "Share",
+        "ValueEffect",
+    ),
     "search": ("Search",),
     "space": ("by_hand", "describe", "distributions", "parameters"),
     "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),

@@ -32,14 +32,16 @@ from orchestrator.search.cells.best import BestOfCells
 from orchestrator.search.cells.configurations import Configurations
 from orchestrator.search.cells.leaders import Leaders, confirm, leaders
 from orchestrator.search.cells.model import CellModel
-from orchestrator.search.cells.summary import CellEstimate, summarise
+from orchestrator.search.cells.summary import Beliefs, CellEstimate, summarise
 from orchestrator.search.discovered import Discovered
 from orchestrator.search.gp.sampler import HybridGPSampler
 from orchestrator.search.gp.surrogate import Fits
 from orchestrator.search.pruners import Judge
 from orchestrator.search.samplers import GeneticSampler, make_sampler
+from orchestrator.search.science.results import Science
 from orchestrator.search.science.sliced import Slices
 from orchestrator.search.science.slices import slices
+from orchestrator.search.science.study import analyse
 from orchestrator.search.soft_bounds import FREE_EVERY, limits_in_effect
 from orchestrator.search.space import Parameter, check_exist, in_steps, parameters
 from orchestrator.search.tpe.sampler import HybridTPESampler
@@ -360,15 +362,53 @@ class Search:
             self._internal_cell(values)
         if len(self._spec.directions) > 1:
             return [None] * len(cells)
-        maximize = self._spec.directions[0] == "maximize"
         model = self._model()
         with one_thread():
             return summarise(
-                model,
-                self._mirror,
-                cells,
+                Beliefs.of(model, self._mirror, cells, abs(self._spec.seed)),
+                len(cells),
                 self._tried(),
-                maximize=maximize,
+                maximize=self._spec.directions[0] == "maximize",
+                limits=self._limits,
+            )
+
+    def science(
+        self, cells: Sequence[Mapping[str, JSONValue]], *, untried: bool = False
+    ) -> Science | None:
+        """What the trials say about these cells and about the searched parameters: contrasts,
+        interactions, importances, what is known and what is not; cells without a trial that has a
+        value are left out.
+
+        None with several objectives, with fewer than ten complete feasible trials, with more than
+        20,000, or if none of the cells has such a trial. A function of the finished trials and the
+        study's seed; its estimates of cells are those of `summary`.
+
+        Args:
+            cells: those to compare, by their values.
+            untried: also those that no trial has ended in, by what is known of the others.
+
+        Raises:
+            ConfigError: a cell is not one of the grid.
+        """
+        for values in cells:
+            self._internal_cell(values)
+        if len(self._spec.directions) > 1:
+            return None
+        model = self._model()
+        with one_thread():
+            tried = self._tried()
+            if tried is None:
+                return None
+            believed = Beliefs.of(model, self._mirror, cells, abs(self._spec.seed), untried=untried)
+            if believed is None:
+                return None
+            return analyse(
+                model,
+                believed,
+                tried,
+                self._spec.grid,
+                cells,
+                maximize=self._spec.directions[0] == "maximize",
                 seed=abs(self._spec.seed),
                 limits=self._limits,
             )

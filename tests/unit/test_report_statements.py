@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
+from orchestrator.report.axes import about_axes
+from orchestrator.report.compared import Compared
 from orchestrator.report.statements import Statement, statements
 from orchestrator.report.words import between, decimals, rounded, up
 from orchestrator.search import Search
@@ -133,6 +136,8 @@ def test_few_trials_are_called_few() -> None:
     found = statements(SPEC, search, progress(SPEC, trials), trials)
     assert found[0].kind == "best"
     assert "fewer than ten" in found[0].evidence
+    (cannot,) = of_kind(found, "cannot-say")
+    assert "a model needs 10 complete trials, and there is 1" in cannot.text
 
 
 def test_without_a_complete_trial_nothing_can_be_said() -> None:
@@ -168,3 +173,169 @@ def test_failures_closed_cells_and_pruned_trials_are_counted() -> None:
     assert any("1 trial of 4 failed (25 %): ValueError: no (1)" in text for text in texts)
     assert any("`net=large` (3 failures in a row)" in text for text in texts)
     assert any("1 trial of 4 was pruned (25 %)" in text for text in texts)
+
+
+# --------------------------------------------------------------------------- what the model says
+
+
+def told(
+    loss: Loss, spec: StudySpec = SPEC, trials: int = 48, noise: float = 0.01
+) -> list[Statement]:
+    search, rows = played(loss, spec, trials, noise)
+    return statements(spec, search, progress(spec, rows), rows)
+
+
+BATCH = Axis("batch", (32, 64, 128))
+TWO_AXES = replace(SPEC, grid=(NET, BATCH))
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_what_beats_what_follows_the_direction(direction: Any) -> None:
+    spec = replace(SPEC, directions=(direction,))
+    found = told(bowl, spec)
+    (contrast,) = of_kind(found, "contrast")
+    better, worse = ("large", "small") if direction == "minimize" else ("small", "large")
+    assert contrast.text.startswith(f"`net={better}` beats `{worse}` by 0.")
+    assert contrast.verdict == "finding"
+    assert 0.0 < contrast.numbers["low"] < contrast.numbers["difference"]
+    assert contrast.numbers["probability"] >= 0.95
+    assert "48 complete trials" in contrast.evidence
+
+
+def test_an_axis_that_does_nothing_makes_no_difference_within_a_bound() -> None:
+    search, rows = played(bowl, noise=0.05)
+    compared = Compared.of(SPEC, progress(SPEC, rows))
+    science = compared.science(search)
+    assert science is not None
+    small = replace(science, axes=(replace(science.axes[0], largest=0.00301),), margin=0.01)
+    (same,) = about_axes(SPEC, small, compared)
+    assert same.text == "`net` makes no difference within 0.0031"
+    assert "below 0.01 counts as none" in same.evidence
+    large = replace(small, margin=0.003)
+    assert {s.kind for s in about_axes(SPEC, large, compared)} == {"contrast"}
+
+
+def test_what_is_open_is_said_to_be_and_how_many_trials_would_decide() -> None:
+    def close(v: Mapping[str, Any]) -> float:
+        return float((v["x"] - 0.3) ** 2 + 0.02 * (v["net"] == "small"))
+
+    (open_,) = of_kind(told(close, trials=16, noise=0.05), "undecided")
+    assert open_.verdict == "open"
+    assert "not enough to say" in open_.text
+    assert "behind to" in open_.text
+    assert " -" not in open_.text
+    assert "more trial" in open_.text or "further trials" in open_.text
+
+
+def test_an_interaction_says_where_it_turns_round() -> None:
+    def crossing(v: Mapping[str, Any]) -> float:
+        turned = (v["net"] == "small") != (v["batch"] == 128)
+        return float((v["x"] - 0.3) ** 2 + 0.5 * turned)
+
+    (interaction,) = of_kind(told(crossing, TWO_AXES, 60), "interaction")
+    assert interaction.verdict == "finding"
+    assert "`batch=128`" in interaction.text
+    assert "worse by" in interaction.text
+
+
+def test_importance_names_what_matters_and_what_does_not() -> None:
+    spec = replace(SPEC, search=(*SPEC.search, Searched("idle", "float", 0.0, 1.0)))
+    matters, idle = of_kind(told(bowl, spec), "importance")
+    assert matters.text.startswith("What matters most over the searched space: `x` 0.9")
+    assert idle.text.startswith("`idle` hardly matters: at most 0.0")
+    assert "search.idle=null" in idle.advice
+
+
+@pytest.mark.parametrize(
+    ("search", "override", "where"),
+    [
+        (
+            Searched("x", "float", 1e-4, 1e-1, log=True),
+            "`'x=tag(log, interval(0.0001, 0.5))'` with `study.extend=true`",
+            "upper edge of its range, 0.1",
+        ),
+        (
+            Searched("x", "int", 1, 8),
+            "`'x=int(interval(1, 10))'` with `study.extend=true`",
+            "upper edge of its range, 8",
+        ),
+    ],
+)
+def test_a_range_that_is_too_narrow_is_widened(search: Searched, override: str, where: str) -> None:
+    spec = replace(SPEC, search=(search,))
+    edge = of_kind(told(lambda v: -float(np.log(v["x"])), spec), "edge")[0]
+    assert where in edge.text
+    assert edge.verdict == "warning"
+    assert edge.advice == override
+    assert edge.numbers["of"] == 2
+
+
+def test_noise_alone_is_called_unpredictable_and_no_importance_is_told() -> None:
+    found = told(lambda _: 0.0, noise=1.0)
+    (said,) = of_kind(found, "unpredictable")
+    assert "cross-validated R² 0." in said.text
+    assert not of_kind(found, "importance")
+
+
+def test_a_study_without_a_grid_says_what_it_can() -> None:
+    spec = replace(SPEC, grid=())
+    found = told(lambda v: float((v["x"] - 0.3) ** 2), spec)
+    assert {"best", "importance", "cell", "cannot-say"} <= {s.kind for s in found}
+    (cannot,) = of_kind(found, "cannot-say")
+    assert "nothing to compare" in cannot.text
+    (cell,) = of_kind(found, "cell")
+    assert "the study's one cell can reach" in cell.text
+
+
+def test_cells_without_a_complete_trial_are_left_out_by_name() -> None:
+    search, rows = played(bowl, TWO_AXES, 60, 0.01)
+    kept = [row for row in rows if row.cell != 4]
+    some = Search(TWO_AXES)
+    some.feed(
+        TrialNews(
+            t.number,
+            "COMPLETE",
+            search.ask(
+                {"net": "large", "batch": 32} | {path: t.params[path] for path in ("net", "batch")},
+                ticket=t.number,
+                retry=0,
+            ).params,
+            t.values,
+            cell=t.cell,
+        )
+        for t in kept
+    )
+    found = statements(TWO_AXES, some, progress(TWO_AXES, kept), kept)
+    (left,) = of_kind(found, "cannot-say")
+    assert "1 cell of 6 has no complete trial" in left.text
+    assert "`net=large`, `batch=64`" in left.text
+
+
+def test_of_a_large_grid_the_best_cells_and_their_neighbours_are_compared() -> None:
+    axes = tuple(Axis(f"a{i}", tuple(range(10))) for i in range(5))
+    spec = replace(SPEC, grid=axes)
+    rng, rows, search, cells = np.random.default_rng(0), [], Search(spec), []
+    for number in range(60):
+        values = {axis.path: int(rng.integers(10)) for axis in axes}
+        ordinal = int("".join(str(values[axis.path]) for axis in axes))
+        asked = search.ask(values, ticket=number, retry=0)
+        loss = 0.1 * values["a0"] + (asked.values["x"] - 0.3) ** 2
+        search.feed([TrialNews(number, "COMPLETE", asked.params, (loss,), cell=ordinal)])
+        rows.append(
+            TrialRow(number, "COMPLETE", ordinal, dict(asked.values), (loss,), 1, None, None, 1.0)
+        )
+        cells.append(CellRow(ordinal, values, "OPEN", None, 1, 1, 0, 0, 0, loss, number, 1))
+    study = StudyRow(1, "s", 1, "FINISHED", None, False, NOW, NOW)
+    where = Progress(study, 60, 60, 0, 0, 0, 0, 0.0, None, 100_000, None, None, tuple(cells))
+    found = statements(spec, search, where, rows)
+    (cannot,) = of_kind(found, "cannot-say")
+    assert "Of 100,000 cells only" in cannot.text
+    assert any(s.text.startswith("`a0=") for s in of_kind(found, "contrast"))
+
+
+def test_every_statement_is_json_and_has_evidence() -> None:
+    for found in (told(bowl), told(bowl, TWO_AXES), told(bowl, trials=2)):
+        for statement in found:
+            assert statement.evidence
+            assert json.loads(json.dumps(dict(statement.numbers), allow_nan=False)) is not None
+            assert "--" not in statement.text

@@ -38,6 +38,8 @@ SPEC = StudySpec(
 )
 CELLS = list(enumerate(SPEC.cells()))
 Loss = Callable[[Mapping[str, Any]], float]
+NOWHERE = np.zeros((2, 2, 0))
+"""Coordinates of points, where they do not matter."""
 
 
 def loss(v: Mapping[str, Any]) -> float:
@@ -209,17 +211,17 @@ def test_a_cell_outside_the_grid_is_refused() -> None:
 
 def test_the_expected_gain_of_one_uncertain_cell_is_the_expected_improvement() -> None:
     mean, std = np.array([[0.0], [0.3]]), 0.4
-    gains = expected_gains(Optima(mean, np.diag([0.0, std**2]), 0.0))
+    gains = expected_gains(Optima(mean, np.diag([0.0, std**2]), 0.0, NOWHERE))
     z = -0.3 / std
     assert gains[0] == 0.0
     assert gains[1] == pytest.approx(std * (stats.norm.pdf(z) + z * stats.norm.cdf(z)), rel=0.05)
-    noisy = expected_gains(Optima(mean, np.diag([0.0, std**2]), 1.0))
+    noisy = expected_gains(Optima(mean, np.diag([0.0, std**2]), 1.0, NOWHERE))
     assert noisy[1] < 0.5 * gains[1]
 
 
 def test_lows_are_joint_draws_of_each_cells_best_point() -> None:
     covariance = np.full((4, 4), 1.0) + 1e-6 * np.eye(4)
-    lows = Optima(np.array([[0.0, 1.0], [0.5, 9.0]]), covariance, 0.0).lows(
+    lows = Optima(np.array([[0.0, 1.0], [0.5, 9.0]]), covariance, 0.0, NOWHERE).lows(
         np.random.default_rng(0), 4000
     )
     assert lows.mean(axis=0) == pytest.approx([0.0, 0.5], abs=0.05)
@@ -293,8 +295,8 @@ def test_no_estimate_lies_beyond_what_the_metric_can_be(direction: Any) -> None:
 
 def test_no_gain_is_expected_below_the_least_loss() -> None:
     mean, covariance = np.array([[0.0], [0.3]]), np.diag([0.0, 0.16])
-    free = expected_gains(Optima(mean, covariance, 0.0))
-    half = expected_gains(Optima(mean, covariance, 0.0), -0.1)
+    free = expected_gains(Optima(mean, covariance, 0.0, NOWHERE))
+    half = expected_gains(Optima(mean, covariance, 0.0, NOWHERE), -0.1)
     assert 0.0 < half[1] < free[1]
-    assert expected_gains(Optima(mean, covariance, 0.0), 0.0).tolist() == [0.0, 0.0]
-    assert expected_gains(Optima(mean - 1.0, covariance, 0.0), 0.0).tolist() == [0.0, 0.0]
+    assert expected_gains(Optima(mean, covariance, 0.0, NOWHERE), 0.0).tolist() == [0.0, 0.0]
+    assert expected_gains(Optima(mean - 1.0, covariance, 0.0, NOWHERE), 0.0).tolist() == [0.0, 0.0]

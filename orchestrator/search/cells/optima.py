@@ -34,12 +34,13 @@ PER_CELL = 24
 @dataclass(frozen=True)
 class Optima:
     """Means (cells, points) and joint covariance of the true losses at likely points of each cell,
-    in the model's units.
+    in the model's units; and these points' searched coordinates, shape (cells, points, columns).
     """
 
     mean: Array
     covariance: Array
     noise: float
+    points: Array
 
     @staticmethod
     def of(
@@ -98,15 +99,25 @@ class Optima:
         drawn = mean[None] + std[None] * rng.standard_normal((k - 1, *mean.shape))
         chosen[:, 1:] = drawn.argmin(axis=2).T
         covariance = marginal.covariance((chosen + n_points * np.arange(n_cells)[:, None]).ravel())
-        return Optima(np.take_along_axis(mean, chosen, axis=1), covariance, posterior.noise)
+        return Optima(
+            np.take_along_axis(mean, chosen, axis=1),
+            covariance,
+            posterior.noise,
+            np.take_along_axis(points, chosen[:, :, None], axis=1),
+        )
 
-    def lows(self, rng: np.random.Generator, n: int, *, widened: float = 1.0) -> Array:
-        """Joint draws of each cell's lowest true loss, shape (n, cells); deviations are `widened`
-        times the model's.
+    def drawn(self, rng: np.random.Generator, n: int, *, widened: float = 1.0) -> Array:
+        """Joint draws of the true losses at the points, shape (n, cells, points); deviations are
+        `widened` times the model's.
         """
         factor = widened * root(self.covariance)
         drawn = self.mean.ravel() + rng.standard_normal((n, self.mean.size)) @ factor.T
-        result: Array = drawn.reshape(n, *self.mean.shape).min(axis=2)
+        result: Array = drawn.reshape(n, *self.mean.shape)
+        return result
+
+    def lows(self, rng: np.random.Generator, n: int, *, widened: float = 1.0) -> Array:
+        """Joint draws of each cell's lowest true loss, shape (n, cells), likewise."""
+        result: Array = self.drawn(rng, n, widened=widened).min(axis=2)
         return result
 
 

@@ -8,10 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from orchestrator.model import JSONValue, Limits, clipped
 from orchestrator.search.cells.configurations import INTERVAL, Configurations
 from orchestrator.search.cells.model import CellModel, Cells, places
+from orchestrator.search.cells.optima import Optima
+from orchestrator.search.gp.surrogate import Surrogate
+from orchestrator.search.trials.history import Array
 from orchestrator.search.trials.mirror import Mirror
 
 N_DRAWS = 2000
@@ -43,14 +47,67 @@ class CellEstimate:
     value: float | None = None
 
 
+@dataclass(frozen=True)
+class Beliefs:
+    """Joint draws of what the model believes of the cells in which a trial ended with a value.
+
+    Attributes:
+        surrogate: the model, of all finished trials.
+        state: what has been tried in all the cells asked about.
+        useful: the places of those that are believed in.
+        optima: likely points of these.
+        drawn: losses there, in the model's units, shape (draws, cells, points).
+    """
+
+    surrogate: Surrogate
+    state: Cells
+    useful: npt.NDArray[np.intp]
+    optima: Optima
+    drawn: Array
+
+    @staticmethod
+    def of(
+        model: CellModel,
+        mirror: Mirror,
+        cells: Sequence[Mapping[str, JSONValue]],
+        seed: int,
+        *,
+        untried: bool = False,
+    ) -> Beliefs | None:
+        """None with fewer than `LEAST_TRIALS` that ended with a value in these cells; the same for
+        the same trials and seed.
+
+        Pruned trials are left out. What they last reported is not the value that their parameters
+        reach, and would be taken for noise, or for a steep surface.
+
+        Args:
+            untried: also of cells that no trial has ended in, by what is known of others.
+        """
+        history = model.finished(mirror)
+        history = history.only(~history.pruned)
+        state = model.cells(history, cells)
+        useful = np.flatnonzero((state.useful > 0) | (untried & (state.trials == 0)))
+        if int(state.useful.sum()) < LEAST_TRIALS:
+            return None
+        rng = np.random.default_rng(seed)
+        surrogate = model.surrogate(history, believing=True)
+        optima = model.optima(surrogate, state.only(useful), rng)
+        drawn = optima.drawn(rng, N_DRAWS, widened=REPORTED)
+        return Beliefs(surrogate, state, useful, optima, drawn)
+
+    @property
+    def lows(self) -> Array:
+        """Draws of the lowest loss of each cell, shape (draws, cells)."""
+        result: Array = self.drawn.min(axis=2)
+        return result
+
+
 def summarise(
-    model: CellModel,
-    mirror: Mirror,
-    cells: Sequence[Mapping[str, JSONValue]],
+    believed: Beliefs | None,
+    n_cells: int,
     tried: Configurations | None,
     *,
     maximize: bool,
-    seed: int,
     limits: Limits = (None, None),
 ) -> list[CellEstimate | None]:
     """An estimate for each cell, None where no trial has ended with a value; their probabilities
@@ -61,21 +118,16 @@ def summarise(
             is the best.
         limits: the least and the greatest value of the objective; estimates stay within them.
     """
-    history = model.finished(mirror)
-    state = model.cells(history, cells)
-    useful = np.flatnonzero(state.useful)
-    estimates: list[CellEstimate | None] = [None] * len(cells)
-    if int(state.useful.sum()) < LEAST_TRIALS:
+    estimates: list[CellEstimate | None] = [None] * n_cells
+    if believed is None:
         return estimates
-    rng = np.random.default_rng(seed)
-    surrogate = model.surrogate(history, believing=True)
-    lows = model.optima(surrogate, state.only(useful), rng).lows(rng, N_DRAWS, widened=REPORTED)
-    shares = np.bincount(lows.argmin(axis=1), minlength=len(useful)) / len(lows)
-    leading = _leading(tried, state)
-    quantiles = surrogate.scale.original(np.quantile(lows, INTERVAL, axis=0))
+    lows = believed.lows
+    shares = np.bincount(lows.argmin(axis=1), minlength=len(believed.useful)) / len(lows)
+    leading = _leading(tried, believed.state)
+    quantiles = believed.surrogate.scale.original(np.quantile(lows, INTERVAL, axis=0))
     if maximize:
         quantiles = -quantiles[::-1]
-    for i, cell in enumerate(useful):
+    for i, cell in enumerate(believed.useful):
         low, middle, high = (clipped(float(q), limits) for q in quantiles[:, i])
         estimate = CellEstimate(middle, low, high, float(shares[i]))
         if (trial := leading[cell]) is not None:

@@ -1,0 +1,175 @@
+"""The whole analysis of a study; see `results` for what is found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from orchestrator.model import Axis, JSONValue, Limits, same_value
+from orchestrator.search.cells.configurations import Configurations
+from orchestrator.search.cells.model import CellModel
+from orchestrator.search.cells.summary import REPORTED, Beliefs
+from orchestrator.search.gp.process import Posterior
+from orchestrator.search.science.edges import edges
+from orchestrator.search.science.effects import Grid, effects, grid_of, interactions, projected
+from orchestrator.search.science.importance import MOST_CELLS, importances
+from orchestrator.search.science.projection import more_trials
+from orchestrator.search.science.results import AxisEffect, CellKnowledge, Science
+from orchestrator.search.trials.history import Array
+from orchestrator.search.trials.threads import Library
+
+linalg = Library("scipy.linalg")
+
+SMALL = 0.05
+"""Of what tuning gained, the difference between the median trial and the best one, this share is
+taken for nothing.
+"""
+_INTERVAL = (0.05, 0.5, 0.95)
+
+
+def analyse(
+    model: CellModel,
+    believed: Beliefs,
+    tried: Configurations,
+    grid: Sequence[Axis],
+    cells: Sequence[Mapping[str, JSONValue]],
+    *,
+    maximize: bool,
+    seed: int,
+    limits: Limits = (None, None),
+) -> Science:
+    """Everything that the trials say; a function of its arguments alone.
+
+    Args:
+        believed: about these cells.
+        tried: the configurations of the same trials.
+        cells: those to compare.
+        limits: the least and the greatest value of the objective.
+    """
+    rng = np.random.default_rng([seed, 4])
+    sign = -1.0 if maximize else 1.0
+    low, high = (-np.inf if limits[0] is None else limits[0], limits[1])
+    high = np.inf if high is None else high
+
+    def losses_of(lows: Array) -> Array:
+        values = np.clip(sign * believed.surrogate.scale.original(lows), low, high)
+        result: Array = sign * values
+        return result
+
+    losses = losses_of(believed.lows)
+    useful = [int(place) for place in believed.useful]
+    axes = grid_of(
+        [(axis.path, axis.values) for axis in grid], [cells[i] for i in useful], same_value
+    )
+    margin, rule = _margin(tried)
+    found = effects(axes, losses, sign)
+    leader = int(losses.mean(axis=0).argmin())
+    questions = [_weights(axes, effect) for effect in found]
+    against = np.eye(len(useful))[leader] - np.eye(len(useful))
+    more = more_trials(
+        believed.optima,
+        believed.drawn,
+        np.vstack([*questions, against]),
+        losses_of,
+        margin,
+        rng,
+        REPORTED,
+    )
+    done: list[AxisEffect] = []
+    for effect in found:
+        mine, more = more[: len(effect.contrasts)], more[len(effect.contrasts) :]
+        done.append(replace(effect, contrasts=projected(effect.contrasts, mine)))
+    state = believed.state.only(believed.useful)
+    surrogate = believed.surrogate
+    some = np.sort(np.argsort(-state.useful, kind="stable")[:MOST_CELLS])
+    matters = importances(surrogate, model.searched, state.points[some], state.fixed[some], rng)
+    return Science(
+        trials=len(believed.surrogate.y),
+        complete=len(tried.history.loss),
+        margin=margin,
+        margin_rule=rule,
+        noise=None if tried.noise is None else tried.noise.std,
+        predictability=_predictability(tried),
+        deviations=REPORTED,
+        cells=_cells(losses, sign, leader, useful, believed, more),
+        axes=tuple(done),
+        interactions=tuple(interactions(axes, losses)),
+        importances=tuple(
+            replace(m, cells={useful[some[i]]: share for i, share in m.cells.items()})
+            for m in matters
+        ),
+        edges=tuple(edges(believed.optima, believed.drawn, model.searched, state.fixed, useful)),
+    )
+
+
+def _margin(tried: Configurations) -> tuple[float, str]:
+    """What counts as no difference, in the objective's units, and why."""
+    loss = tried.history.loss
+    gained = SMALL * float(np.median(loss) - loss.min())
+    noise = 0.0 if tried.noise is None else tried.noise.std
+    if noise > gained:
+        return noise, "the standard deviation of one configuration from seed to seed"
+    return gained, "a twentieth of the difference between the median trial and the best one"
+
+
+def _weights(axes: Grid, effect: AxisEffect) -> Array:
+    """Each contrast as a weighted sum of the cells' losses, shape (contrasts, cells)."""
+    axis = axes.paths.index(effect.path)
+    table, present = axes.tables(axis)
+    named = [axes.values[axis][place] for place in present]
+    weights = np.zeros((len(effect.contrasts), len(axes.codes)))
+    for k, contrast in enumerate(effect.contrasts):
+        a, b = (
+            next(i for i, value in enumerate(named) if same_value(value, wanted))
+            for wanted in (contrast.better, contrast.worse)
+        )
+        both = (table[:, a] >= 0) & (table[:, b] >= 0)
+        weights[k, table[both, b]], weights[k, table[both, a]] = 1.0, -1.0
+        weights[k] /= both.sum()
+    return weights
+
+
+def _cells(
+    losses: Array,
+    sign: float,
+    leader: int,
+    places: Sequence[int],
+    believed: Beliefs,
+    more: Sequence[int | None],
+) -> tuple[CellKnowledge, ...]:
+    quantiles = np.quantile(sign * losses, _INTERVAL, axis=0)
+    shares = np.bincount(losses.argmin(axis=1), minlength=len(places)) / len(losses)
+    ahead = losses < losses[:, leader : leader + 1]
+    level = losses == losses[:, leader : leader + 1]
+    better = ahead.mean(axis=0) + 0.5 * level.mean(axis=0)
+    return tuple(
+        CellKnowledge(
+            place,
+            estimate=float(quantiles[1, i]),
+            low=float(quantiles[0, i]),
+            high=float(quantiles[2, i]),
+            useful=int(believed.state.useful[place]),
+            probability_best=float(shares[i]),
+            probability_better=float(better[i]),
+            more=0 if i == leader else more[i],
+        )
+        for i, place in enumerate(places)
+    )
+
+
+def _predictability(tried: Configurations) -> float:
+    """The share of the variance of complete trials' values (in the model's units) that the others
+    predict: R² of leave-one-out predictions, in closed form (Rasmussen and Williams, 2006, 5.4.2);
+    hyperparameters stay as they are.
+    """
+    surrogate = tried.surrogate
+    posterior: Posterior = surrogate.posterior()
+    inverse = linalg.cho_solve((posterior._factor, True), np.eye(len(surrogate.y)))
+    errors = (inverse @ surrogate.y) / np.diag(inverse)
+    n = len(surrogate.y)
+    # against the mean of the others, so that the mean alone predicts nothing
+    plain = (surrogate.y - surrogate.y.mean()) * n / (n - 1)
+    total = float(plain @ plain)
+    return 1.0 - float(errors @ errors) / total if total > 0.0 else 0.0

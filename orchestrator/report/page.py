@@ -195,7 +195,7 @@ figcaption { color: var(--dim); font-size: 13px; line-height: 1.4; }
 table { border-collapse: collapse; font-size: 13.5px; }
 th, td { padding: 4px 16px 4px 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
-th { font-weight: 600; white-space: nowrap; }
+th { font-weight: 600; vertical-align: bottom; }
 td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.long { min-width: 40em; max-width: 60em; overflow-wrap: anywhere; white-space: normal; }
 td.long:empty { min-width: 0; }

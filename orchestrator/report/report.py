@@ -192,7 +192,7 @@ def _table(table: Table) -> Iterator[str]:
         kinds.append(' class="number"' if number else ' class="long"' if name in table.long else "")
     yield '<div class="table"><table>\n<thead><tr>'
     for name, kind in zip(columns, kinds, strict=True):
-        yield f"<th{kind}>{html.escape(name)}</th>"
+        yield f"<th{kind}>{_breakable(name)}</th>"
     yield "</tr></thead>\n<tbody>"
     for row in table.rows:
         cells = "".join(
@@ -205,6 +205,11 @@ def _table(table: Table) -> Iterator[str]:
             span = f'colspan="{len(columns)}"'
             yield f'<tr class="under"><td {span}><code>{html.escape(typed)}</code></td></tr>'
     yield "</tbody>\n</table></div>"
+
+
+def _breakable(name: str) -> str:
+    """A name that may be broken after each part of a dotted path."""
+    return html.escape(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def _text(text: str) -> str:

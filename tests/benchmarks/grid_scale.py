@@ -24,10 +24,9 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
-import psycopg2
 
 from orchestrator.store import Store, WorkerLease
-from tests.support.large import complete
+from tests.support.large import complete, vacuum
 from tests.support.own_server import OwnServer
 from tests.support.studies import begun, end, spec, take
 
@@ -133,14 +132,6 @@ def timed(do: Callable[[], object]) -> float:
     began = time.monotonic()
     do()
     return time.monotonic() - began
-
-
-def vacuum(url: str) -> None:
-    """What autovacuum does within its minute."""
-    connection = psycopg2.connect(url.replace("+psycopg2", ""))
-    connection.autocommit = True
-    connection.cursor().execute("VACUUM ANALYZE")
-    connection.close()
 
 
 def line(cells: int, **figures: object) -> None:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from orchestrator.store import Store
-from tests.support.large import complete
+from tests.support.large import complete, vacuum
 from tests.support.own_server import OwnServer
 from tests.support.studies import spec
 from tests.support.told import fill, told
@@ -71,11 +71,13 @@ def main() -> None:
         for trials in args.trials:
             name = f"trials{trials}"
             fill(store, told(name, per_cell=trials // 30))
+            vacuum(server.url)
             line(trials=trials, cells=30, **measure(server.url, name, directory))
         for cells in args.cells:
             name = f"cells{cells}"
             study_id = store.studies.launch(spec(name, cells=cells)).study_id
             complete(server.url, study_id, 0, 999)
+            vacuum(server.url)
             line(trials=1_000, cells=cells, **measure(server.url, name, directory))
         store.rest()
 

@@ -1,4 +1,5 @@
-"""Makes README's pictures: a launch of the digits example in a terminal, and its dashboard page.
+"""Makes the pictures of README and docs: a launch of the digits example in a terminal, its
+dashboard page, and its report.
 
 `make picture` runs the example, so it takes a few minutes. It needs Chromium. The pictures show
 what that run printed and what the dashboard served, with nothing edited. The end of the launch goes
@@ -36,6 +37,7 @@ ROOT = HERE.parents[1]
 COMMAND = "orchestrator launch experiment=digits"
 COLUMNS, ROWS = 96, 24
 PAGE = (1280, 1060)  # pixels
+REPORT = (1180, 1500)
 PAGE_DRAWN_MS = 30_000  # of the page's own clock, which runs ahead while it waits
 UP_WITHIN_S = 60
 
@@ -55,7 +57,11 @@ def main() -> None:
         print(end)
         (HERE / "launch.svg").write_text(drawn(half_way))
         with dashboard(environment) as address:
-            shoot(browser, address, HERE / "dashboard.png", Path(directory))
+            shoot(browser, address, HERE / "dashboard.png", Path(directory), PAGE)
+        page = Path(directory) / "report.html"
+        words = [sys.executable, "-m", "orchestrator", "report", f"out={page}"]
+        subprocess.run(words, cwd=ROOT, env=environment, check=True)
+        shoot(browser, page.as_uri(), HERE / "report.png", Path(directory), REPORT)
 
 
 def launch(environment: dict[str, str], directory: Path) -> str:
@@ -136,11 +142,13 @@ def answered(address: str) -> dict[str, list[dict[str, int]]]:
         time.sleep(0.2)
 
 
-def shoot(browser: str, address: str, picture: Path, directory: Path) -> None:
+def shoot(
+    browser: str, address: str, picture: Path, directory: Path, size: tuple[int, int]
+) -> None:
     quiet = ["quic", "background-networking", "component-update", "sync", "gpu"]
     words = ["--headless", "--no-sandbox", "--no-first-run", "--hide-scrollbars"]
     words += [f"--disable-{name}" for name in quiet]
-    words += [f"--user-data-dir={directory}/browser", f"--window-size={PAGE[0]},{PAGE[1]}"]
+    words += [f"--user-data-dir={directory}/browser", f"--window-size={size[0]},{size[1]}"]
     words += [f"--virtual-time-budget={PAGE_DRAWN_MS}", f"--screenshot={picture}", address]
     subprocess.run([browser, *words], check=True, stderr=subprocess.DEVNULL)
 

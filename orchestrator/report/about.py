@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from orchestrator import search
 from orchestrator.errors import ConfigError
 from orchestrator.model import MOST_BELIEVED, count_label, value_label
 from orchestrator.program import label
 from orchestrator.report.pictures.scales import of_time
-from orchestrator.report.subject import MOST_CELLS, Subject
+from orchestrator.report.subject import MOST_CELLS, Subject, moment
 
 _MOST_VALUES = 12
 
 
 def facts(subject: Subject) -> list[tuple[str, str]]:
     """Names and values: goal, grid, search, budget, state, time."""
-    spec, progress = subject.spec, subject.progress
+    spec = subject.spec
     goal = ", ".join(
         f"{direction} {metric}"
         for direction, metric in zip(spec.directions, spec.metrics, strict=True)
@@ -38,7 +36,7 @@ def facts(subject: Subject) -> list[tuple[str, str]]:
     if subject.plain:
         lines.append(("made by", "plain Optuna: no grid, no promised trials, no attempts"))
     else:
-        cells = count_label(progress.n_cells, "cell")
+        cells = count_label(spec.n_cells, "cell")
         promise = f"{spec.budget.per_cell} promised to each of {cells}" if spec.grid else "one cell"
         hours = f", no trial starts after {spec.budget.hours:g} h" if spec.budget.hours else ""
         lines += [
@@ -56,22 +54,22 @@ def facts(subject: Subject) -> list[tuple[str, str]]:
     if subject.spans:
         begun = min(span.started_at for span in subject.spans)
         ended = subject.ended
-        until = f" to {_moment(ended)}" if ended else ""
-        lines.append(("trials ran", f"{_moment(begun)}{until} UTC"))
+        until = f" to {moment(ended)}" if ended else ""
+        lines.append(("trials ran", f"{moment(begun)}{until} UTC"))
     return lines
 
 
 def left_out(subject: Subject) -> list[str]:
     """What the report cannot say of this study, and why; a sentence each."""
-    spec, progress = subject.spec, subject.progress
+    spec = subject.spec
     lines = []
     if not spec.grid:
         lines.append("The study has no grid, so there are no cells to compare.")
-    elif progress.n_cells == 1:
+    elif spec.n_cells == 1:
         lines.append("The grid has one cell, so there are no cells to compare.")
-    elif progress.n_cells > MOST_CELLS:
+    elif spec.n_cells > MOST_CELLS:
         lines.append(
-            f"The grid has {progress.n_cells:,} cells. With more than {MOST_CELLS} the model "
+            f"The grid has {spec.n_cells:,} cells. With more than {MOST_CELLS} the model "
             f"estimates none, and only the {len(subject.cells):,} best ones are looked at one by "
             "one."
         )
@@ -122,7 +120,3 @@ def _state(subject: Subject) -> str:
     reason = f" ({progress.study.reason})" if progress.study.reason else ""
     spent = f"{progress.spent:,} of {progress.total:,} spent"
     return f"{progress.study.state.lower()}{reason}; {spent}: {trials}"
-
-
-def _moment(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -16,7 +16,7 @@ from orchestrator.store import CellRow, Progress, Span, StudyRow, TrialRow
 
 if TYPE_CHECKING:
     from orchestrator.search import CellEstimate, Leaders, Search, Slices
-    from orchestrator.store import PlainStudy, ProbeRow, Reading
+    from orchestrator.store import PlainStudy, ProbeRow, Reading, RevisionRow
 
 MOST_CELLS = 500
 """Of more cells only the best are read, and none is estimated: it would take minutes."""
@@ -30,8 +30,9 @@ class Subject:
 
     `trials` are those with a number, `news` the same as samplers read them, by number. `cells` are
     all cells, or the `MOST_CELLS` best ones; `estimates` and `leaders` what the model believes,
-    None where it has nothing to say. `foreign` counts trials that others added to the study, which
-    nothing here includes. `plain`: the study has no ledger, and so neither cells nor attempts.
+    None where it has nothing to say. `revisions` is empty unless the study was extended. `foreign`
+    counts trials that others added to the study, which nothing here includes. `plain`: the study
+    has no ledger, and so neither cells nor attempts.
     """
 
     spec: StudySpec
@@ -41,6 +42,7 @@ class Subject:
     news: Mapping[int, TrialNews]
     spans: Sequence[Span]
     probes: Sequence[ProbeRow] = ()
+    revisions: Sequence[RevisionRow] = ()
     foreign: int = 0
     plain: bool = False
     waiting: int = 0
@@ -67,9 +69,15 @@ class Subject:
             store.reads.find(None)
         return _read_plain(store, found[-1])
 
-    @property
+    @cached_property
     def cells(self) -> tuple[CellRow, ...]:
-        return self.progress.cells
+        """Those of the grid as it is now."""
+        return tuple(cell for cell in self.progress.cells if cell.ordinal < self.spec.n_cells)
+
+    @cached_property
+    def removed(self) -> tuple[CellRow, ...]:
+        """Those that a revision took from the grid."""
+        return tuple(cell for cell in self.progress.cells if cell.ordinal >= self.spec.n_cells)
 
     @property
     def maximize(self) -> bool:
@@ -79,7 +87,7 @@ class Subject:
     @cached_property
     def estimates(self) -> list[CellEstimate | None]:
         """Of each of `cells`."""
-        if not self.believed or self.progress.n_cells > MOST_CELLS:
+        if not self.believed or self.spec.n_cells > MOST_CELLS:
             return [None] * len(self.cells)
         return self.search.summary([cell.values for cell in self.cells])
 
@@ -142,6 +150,11 @@ class Subject:
         return sum(span.seconds or 0.0 for span in self.spans)
 
 
+def moment(at: datetime) -> str:
+    """A time, in UTC, for people."""
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
 def _first(trial: TrialRow) -> float:
     assert trial.values
     return trial.values[0]
@@ -161,6 +174,7 @@ def _read(store: Reading, row: StudyRow) -> Subject:
         {one.number: one for one in news},
         store.course.spans(row.study_id),
         store.measured.of(row.study_id) if spec.probes else (),
+        store.reads.revisions(row.study_id) if spec.revision > 1 else (),
         store.course.foreign(row.study_id),
     )
 

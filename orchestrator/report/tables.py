@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import config
 from orchestrator.model import JSONValue, count_label, value_label
-from orchestrator.report.subject import Subject
+from orchestrator.report.subject import Subject, moment
 from orchestrator.store import CellRow, TrialRow, likeness
+
+if TYPE_CHECKING:
+    from orchestrator.search import CellEstimate
 
 _MOST_CELLS: Final = 100
 _MOST_TRIALS: Final = 20
@@ -56,7 +59,7 @@ def tables(subject: Subject, groups: Collection[str]) -> list[Table]:
     Args:
         groups: the names of all config groups, for overrides.
     """
-    made = [_cells(subject), _trials(subject, groups), _failures(subject)]
+    made = [_cells(subject), _trials(subject, groups), _failures(subject), _revisions(subject)]
     return [table for table in made if table is not None and table.rows]
 
 
@@ -64,10 +67,12 @@ def _cells(subject: Subject) -> Table | None:
     axes = [axis.path for axis in subject.spec.grid]
     if not axes:
         return None
+    estimates: list[CellEstimate | None] = [*subject.estimates, *[None] * len(subject.removed)]
     rows = sorted(
-        zip(subject.cells, subject.estimates, strict=True),
+        zip((*subject.cells, *subject.removed), estimates, strict=True),
         key=lambda row: (
             -(row[1].probability_best if row[1] else -1.0),
+            row[0].ordinal >= subject.spec.n_cells,
             row[0].best is None,
             (-1.0 if subject.maximize else 1.0) * (row[0].best or 0.0),
             row[0].ordinal,
@@ -179,6 +184,15 @@ def _failures(subject: Subject) -> Table:
         rows,
         f"{count_label(more, 'cause')} more." if more else "",
         long=("message of the first",),
+    )
+
+
+def _revisions(subject: Subject) -> Table:
+    rows = tuple(
+        (one.revision, moment(one.made_at), "; ".join(one.changes)) for one in subject.revisions
+    )
+    return Table(
+        "revisions", "Revisions", ("revision", "made (UTC)", "changes"), rows, long=("changes",)
     )
 
 

@@ -23,7 +23,7 @@ from orchestrator.report.pictures.scales import ResultScale, Scale, scales, spre
 from orchestrator.report.report import Report, report_on
 from orchestrator.report.subject import Subject
 from orchestrator.report.tables import Table, cell_text
-from orchestrator.store import CellRow, Progress, Span, StudyRow, TrialRow
+from orchestrator.store import CellRow, Progress, RevisionRow, Span, StudyRow, TrialRow
 from tests.support.studies import spec
 
 BEGUN = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
@@ -189,6 +189,33 @@ def test_every_cell_of_three_axes_has_a_place_of_its_own_and_closed_ones_are_mar
     (counts,) = pictures["grid-trials"].figure["data"][:1]
     assert {text for row in counts["text"] for text in row} == {"1 of 2", "0 of 2"}
     assert "promised 2" in pictures["grid-trials"].caption
+
+
+def test_of_an_extended_study_the_grid_is_what_it_is_now_and_no_trial_is_lost() -> None:
+    axis = Axis("a", (1, 2), stored=(1, 2, 3))
+    searched = Searched("x", "float", 0.2, 0.4, stored=Searched("x", "float", 0.0, 1.0))
+    made = spec(grid=(axis,), search=(searched,), budget=Budget(20, 10), revision=2)
+    rows = [trial(k, k % 3, {"a": k % 3 + 1, "x": k / 10}, k / 10) for k in range(10)]
+    whole = subject(made, rows)
+    taken = CellRow(2, {"a": 3}, "CLOSED", "taken from the grid", 3, 3, 0, 0, 0, 0.8, 8, 3, share=3)
+    whole = replace(
+        whole,
+        progress=replace(whole.progress, cells=(*whole.cells, taken), n_cells=3),
+        revisions=[RevisionRow(2, BEGUN, ("grid.a: without 3", "search.x: narrower"))],
+    )
+    assert [cell.ordinal for cell in (*whole.cells, *whole.removed)] == [0, 1, 2]
+    assert grid.pictures(whole)[0].figure["data"][0]["z"] == [[0.9, 0.7]]
+    report = report_on(whole)
+    rows_of = report.data["cells"]
+    assert (rows_of[-1]["a"], rows_of[-1]["remark"]) == (3, "closed: taken from the grid")
+    (revision,) = report.data["revisions"]
+    assert revision["changes"] == "grid.a: without 3; search.x: narrower"
+    slice_ = next(p for p in report.pictures if p.title == "value over x")
+    assert sum(len(t["x"]) for t in slice_.figure["data"] if t["name"] == "complete") == 10
+    low, high = slice_.figure["layout"]["xaxis"]["range"]
+    assert (low < 0, high > 1) == (True, True)
+    time = next(p for p in report.pictures if p.key == "device-time")
+    assert sorted(time.figure["layout"]["yaxis"]["ticktext"]) == ["1", "2", "3"]
 
 
 def test_the_best_cell_is_the_brightest_whatever_the_direction() -> None:

@@ -34,9 +34,10 @@ class _Sides:
     def rows(self) -> list[tuple[JSONValue, ...]]:
         return list(itertools.product(*(axis.values for axis in self.down)))
 
-    def place(self, cell: Mapping[str, JSONValue]) -> tuple[int, int]:
-        """Column and row of a cell."""
-        return _index(self.across, cell), _index(self.down, cell)
+    def place(self, cell: Mapping[str, JSONValue]) -> tuple[int, int] | None:
+        """Column and row of a cell; None for one that the grid no longer has."""
+        x, y = _index(self.across, cell), _index(self.down, cell)
+        return None if x is None or y is None else (x, y)
 
 
 def pictures(subject: Subject) -> list[Picture]:
@@ -44,9 +45,9 @@ def pictures(subject: Subject) -> list[Picture]:
     one that is too large to be drawn.
     """
     axes = subject.spec.grid
-    if not axes or subject.progress.n_cells < 2:
+    if not axes or subject.spec.n_cells < 2:
         return []
-    if len(subject.cells) == subject.progress.n_cells and (sides := _sides(axes)):
+    if len(subject.cells) == subject.spec.n_cells and (sides := _sides(axes)):
         return list(_of_cells(subject, sides))
     if (pair := _pair(axes)) is not None:
         return [_projected(subject, pair)]
@@ -86,7 +87,7 @@ def _pair(axes: Sequence[Axis]) -> _Sides | None:
 
 def _of_cells(subject: Subject, sides: _Sides) -> Iterator[Picture]:
     metric, maximize = subject.spec.metrics[0], subject.maximize
-    cells = [(sides.place(cell.values), cell) for cell in subject.cells]
+    cells = [(place, cell) for cell in subject.cells if (place := sides.place(cell.values))]
     closed = [place for place, cell in cells if cell.state == "CLOSED"]
     marks = " A cross marks a cell that was closed." if closed else ""
     alone = " by the first objective alone" if len(subject.spec.directions) > 1 else ""
@@ -175,7 +176,8 @@ def _projected(subject: Subject, sides: _Sides) -> Picture:
     counts: dict[tuple[int, int], int] = {}
     for trial in subject.complete:
         assert trial.values
-        place = sides.place(trial.params)
+        if (place := sides.place(trial.params)) is None:
+            continue
         counts[place] = counts.get(place, 0) + 1
         value = trial.values[0]
         if place not in best or sign * value > sign * best[place]:
@@ -185,7 +187,7 @@ def _projected(subject: Subject, sides: _Sides) -> Picture:
     return Picture(
         "grid-best",
         f"The grid by two axes: best {subject.spec.metrics[0]} observed",
-        f"The grid has {subject.progress.n_cells:,} cells, too many to show each: this is the best "
+        f"The grid has {subject.spec.n_cells:,} cells, too many to show each: this is the best "
         f"over the other {others} {'axis' if others == 1 else 'axes'} for each value of "
         f"{across.path} and {down.path}; brighter is better.",
         _figure(
@@ -276,10 +278,12 @@ def _title(axes: Sequence[Axis]) -> str:
     return " · ".join(shown(axis.path) for axis in axes)
 
 
-def _index(axes: Sequence[Axis], cell: Mapping[str, JSONValue]) -> int:
+def _index(axes: Sequence[Axis], cell: Mapping[str, JSONValue]) -> int | None:
     index = 0
     for axis in axes:
         value = cell.get(axis.path)
-        place = next((k for k, one in enumerate(axis.values) if same_value(one, value)), 0)
+        place = next((k for k, one in enumerate(axis.values) if same_value(one, value)), None)
+        if place is None:
+            return None
         index = index * len(axis.values) + place
     return index

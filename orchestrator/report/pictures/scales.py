@@ -81,10 +81,10 @@ def scales(spec: StudySpec, trials: Sequence[TrialRow]) -> list[Scale]:
     is searched, then what the trials asked for. Parameters with too many choices have none.
     """
     found = [
-        _of_values(axis.path, axis.values, ordered=len(axis.values) > MOST_CHOICES)
+        _of_values(axis.path, axis.all_values, ordered=len(axis.all_values) > MOST_CHOICES)
         for axis in spec.grid
     ]
-    found += [_of_searched(one) for one in spec.search]
+    found += [_of_searched(one.whole) for one in spec.search]  # trials may lie outside it now
     declared = {scale.path for scale in found if scale is not None}
     declared |= {axis.path for axis in spec.grid} | {one.path for one in spec.search}
     names = dict.fromkeys(name for trial in trials for name in trial.params)

@@ -105,15 +105,14 @@ def _cell_name(subject: Subject, ordinal: int) -> str:
     values = _values(subject, ordinal)
     if not values:
         return "all trials"
-    return shown(", ".join(_short(value) for value in values.values()), 32)
-
-
-def _short(value: JSONValue) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return ", ".join(shown(value, 14) for value in values.values())
 
 
 def _values(subject: Subject, ordinal: int) -> dict[str, JSONValue]:
-    """The values of the cell with that place in the grid."""
+    """The values of the cell with that place in the grid, or of one that was taken from it."""
+    removed = next((cell.values for cell in subject.removed if cell.ordinal == ordinal), None)
+    if removed is not None:
+        return removed
     values: dict[str, JSONValue] = {}
     for axis in reversed(subject.spec.grid):
         ordinal, place = divmod(ordinal, len(axis.values))

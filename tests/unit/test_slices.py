@@ -122,6 +122,35 @@ def test_running_trials_change_nothing() -> None:
     assert sliced(LINE, news) == sliced(LINE, [*news, running])
 
 
+def test_pruned_trials_are_drawn_and_change_no_belief() -> None:
+    news = trials(LINE, 12, smooth)
+    more = [
+        replace(item, state="PRUNED", values=None, intermediate={1: -50.0})
+        for item in trials(LINE, 15, smooth)[12:]
+    ]
+    without, with_pruned = (only(sliced(LINE, some)) for some in (news, news + more))
+    assert [t.ended for t in with_pruned.trials[12:]] == ["pruned"] * 3
+    one, two = (cell.lines[0].snapshots[-1] for cell in (without, with_pruned))
+    assert (one.mean, one.low, one.high, one.improvement) == (
+        two.mean,
+        two.low,
+        two.high,
+        two.improvement,
+    )
+    assert (two.seen, two.valued) == (15, 12)
+
+
+def test_trials_outside_of_the_range_are_on_the_axis() -> None:
+    before = replace(LINE, search=(replace(X, low=-4.0),))
+    (picture,) = drawn(LINE, trials(before, 12, smooth))
+    tried = [
+        x for trace in picture.figure["data"] if trace.get("name") == "trials" for x in trace["x"]
+    ]
+    low, high = picture.figure["layout"]["xaxis"]["range"]
+    assert low < min(tried) < -2.0
+    assert 2.0 < high < 2.5
+
+
 def test_the_improvement_is_none_where_the_best_is_known_and_most_where_little_is() -> None:
     news = trials(LINE, 14, smooth)
     line = only(sliced(LINE, news)).lines[0]
@@ -231,8 +260,8 @@ def test_trials_that_did_not_complete_are_known_and_marked() -> None:
     assert sorted(titles) == [
         "now: 10 trials (study: 40)",
         "now: 10 trials (study: 40)",
-        "now: 9 trials, 1 infeasible (study: 40)",
-        "now: 9 trials, 1 without a value (study: 40)",
+        "now: 8 trials, 1 pruned, 1 infeasible (study: 40)",
+        "now: 9 trials, 1 failed (study: 40)",
     ]
 
 

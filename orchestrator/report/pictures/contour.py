@@ -49,7 +49,7 @@ def _figure(spec: StudySpec, planes: list[tuple[CellSlices, Plane]]) -> dict[str
         for trace in _traces(spec, cell, plane, visible=place == 0)
     ]
     each = len(traces) // len(planes)
-    axes = [_axes(plane) for _, plane in planes]
+    axes = [_axes(cell, plane) for cell, plane in planes]
     updates = [
         [{"visible": [at // each == place for at in range(len(traces))]}, axes[place]]
         for place in range(len(planes))
@@ -128,8 +128,12 @@ def _step(span: float) -> float:
     return next(float(f"{k * unit:.3g}") for k in (1, 2, 5, 10) if k * unit >= least)
 
 
-def _axes(plane: Plane) -> dict[str, dict[str, Any]]:
+def _axes(cell: CellSlices, plane: Plane) -> dict[str, dict[str, Any]]:
+    x, y = (
+        [trial.params[path] for trial in cell.trials if path in trial.params]
+        for path in (plane.x_path, plane.y_path)
+    )
     return {
-        "xaxis": axis(plane.x_path, plane.x, log=plane.x_log),
-        "yaxis": axis(plane.y_path, plane.y, log=plane.y_log),
+        "xaxis": axis(plane.x_path, plane.x, x, log=plane.x_log),
+        "yaxis": axis(plane.y_path, plane.y, y, log=plane.y_log),
     }

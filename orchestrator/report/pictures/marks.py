@@ -20,7 +20,7 @@ SYMBOLS: Final = {
 COLORS: Final = {"complete": ORANGE, "pruned": GREY, "infeasible": RED, "failed": RED}
 _WORDS: Final = {
     "complete": "discs: complete",
-    "pruned": "squares: pruned, by their last report",
+    "pruned": "squares: pruned, by their last report, and unknown to the model",
     "infeasible": "diamonds: infeasible",
     "failed": "crosses: failed",
 }
@@ -135,9 +135,12 @@ def trials_at(
     }
 
 
-def axis(path: str, at: Sequence[float], *, log: bool) -> dict[str, Any]:
-    """The axis of a searched number, as wide as its range `at` and a little more."""
-    low, high = (math.log10(end) if log else end for end in (at[0], at[-1]))
+def axis(path: str, at: Sequence[float], tried: Iterable[float], *, log: bool) -> dict[str, Any]:
+    """The axis of a searched number, a little wider than its range `at`, and than where values were
+    tried that are now outside of that.
+    """
+    ends = min(at[0], *tried), max(at[-1], *tried)
+    low, high = (math.log10(end) if log else end for end in ends)
     room = 0.02 * (high - low) or 0.5
     result: dict[str, Any] = {
         "title": {"text": shown(path)},

@@ -5,6 +5,7 @@ improvement that it expects of the next trial.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -311,10 +312,12 @@ class _Panel:
             }
 
     def _title(self, shot: Snapshot, *, now: bool) -> str:
-        infeasible = sum(trial.ended == "infeasible" for trial in self.cell.trials[: shot.seen])
-        without = shot.seen - shot.valued - infeasible
-        more = f", {infeasible} infeasible" if infeasible else ""
-        more += f", {without} without a value" if without else ""
+        ends = Counter(trial.ended for trial in self.cell.trials[: shot.seen])
+        more = "".join(
+            f", {ends[ended]} {ended}"
+            for ended in ("pruned", "infeasible", "failed")
+            if ends[ended]
+        )
         study = f" (study: {shot.finished})" if shot.finished > shot.seen else ""
         prior = ": almost only the prior" if shot.finished < _FEW else ""
         return f"{'now: ' if now else ''}{count_label(shot.valued, 'trial')}{more}{study}{prior}"
@@ -337,7 +340,8 @@ def _figure(spec: StudySpec, panels: Sequence[_Panel]) -> dict[str, Any]:
     line = panels[0].line
     x: dict[str, Any] = {"anchor": "free", "position": 0}
     if line.numeric:
-        x |= axis(line.path, line.at, log=line.log)
+        tried = [t.params.get(line.path, line.at[0]) for p in panels for t in p.cell.trials]
+        x |= axis(line.path, line.at, tried, log=line.log)
     else:
         x |= {
             "title": {"text": shown(line.path)},

@@ -27,7 +27,7 @@ class Seen:
 class Snapshot:
     """The belief when the study's first `finished` trials had ended, in order of their numbers.
 
-    The first `seen` of the cell's trials are among them, `valued` of these with a value and
+    The first `seen` of the cell's trials are among them, of which `valued` are complete and
     feasible. One number per point of the line: `mean`, the true value expected there, that is
     without noise; `low` to `high`, nine tenths of the belief about it; `improvement`, by how much
     the next trial there is expected to be better than the best that is predicted where the cell was
@@ -95,7 +95,7 @@ class Slices:
     """The cells shown, the one that is believed to be the best first.
 
     `paths` are the parameters shown, numbers first, the most important of each kind first.
-    `left_out` counts the other cells that have a trial with a value. `why_not` says in a
+    `left_out` counts the other cells that have a complete trial. `why_not` says in a
     sentence why there are none; it is empty if there are.
     """
 

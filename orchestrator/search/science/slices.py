@@ -51,7 +51,8 @@ def slices(
     limits: Limits = (None, None),
     ranking: Sequence[str] = (),
 ) -> Slices:
-    """Slices through up to six of the cells, those that are the likeliest to be the best.
+    """Slices through up to six of the cells, those that are the likeliest to be the best. Pruned
+    trials are seen, but the model does not learn from them, as in `Beliefs`.
 
     A snapshot of the first trials is the same whatever trials come later, as long as the same
     values are held; unless later ones are the first to request a parameter.
@@ -67,7 +68,7 @@ def slices(
         ConfigError: a cell is not one of the grid.
     """
     history = model.finished(mirror)
-    state = model.cells(history, cells)
+    state = model.cells(_unpruned(history), cells)
     if not model.searched:
         return Slices(why_not="No parameter is searched, so there is none to draw a slice along.")
     order = _best_first(state, estimates, maximize)
@@ -125,9 +126,7 @@ class _Through:
         n = len(searched)
         point, fixed = cells.points[place], cells.fixed[place]
         rows = np.flatnonzero(places(history.x[:, n:], point[None, :]) == 0)
-        loss = history.loss[rows]
-        # a pruned trial only where no other has a value
-        best = np.lexsort((loss, history.pruned[rows], ~np.isfinite(loss)))[0]
+        best = int(np.argmin(np.where(history.pruned[rows], np.inf, history.loss[rows])))
         if estimate is not None and estimate.trial is not None:
             trials = history.trials
             best = [trials[row].number for row in rows].index(estimate.trial)
@@ -137,7 +136,7 @@ class _Through:
 
     def moments(self, history: History) -> list[int]:
         """How many of the study's trials had ended at each snapshot."""
-        valued = self.rows[np.isfinite(history.loss[self.rows])]
+        valued = self.rows[_valued(history)[self.rows]]
         early = [int(valued[count - 1]) + 1 for count in COUNTS if count < len(valued)]
         return [*early, len(history.loss)]
 
@@ -179,7 +178,7 @@ class _Slicer:
         self._columns = model.searched
         n_points = 2 * N_POINTS - 1 if len(through) <= 2 else N_POINTS
         self._coordinates = [_coordinates(column, n_points) for column in model.searched]
-        surrogate = model.surrogate(history, believing=True)
+        surrogate = model.surrogate(_unpruned(history), believing=True)
         self._now = _Belief.of(surrogate, len(history.loss))
         self._x = surrogate.layout.filled(history.x)
         self._internal = history.read.internal(history.kept)[:, : len(model.searched)]
@@ -234,7 +233,7 @@ class _Slicer:
             if finished == self._now.finished:
                 belief = self._now
             else:
-                first = history.first(finished)
+                first = _unpruned(history.first(finished))
                 surrogate = self._model.surrogate(first, believing=True, fits=fits)
                 belief = _Belief.of(surrogate, finished)
             for place, cell in enumerate(self._through):
@@ -246,7 +245,8 @@ class _Slicer:
 
     def _snapshot(self, belief: _Belief, cell: _Through, column: int) -> Snapshot:
         point, n = cell.point[None, :], len(self._columns)
-        rows = cell.rows[cell.rows < belief.finished]
+        seen = cell.rows[cell.rows < belief.finished]
+        rows = seen[~self._history.pruned[seen]]
         marginal = belief.posterior.at(
             cell.points(self._coordinates[column][:, None], column), point
         )
@@ -258,8 +258,8 @@ class _Slicer:
         low, high = (mean + reach, mean - reach) if self._maximize else (mean - reach, mean + reach)
         return Snapshot(
             belief.finished,
-            seen=len(rows),
-            valued=int(np.isfinite(self._history.loss[rows]).sum()),
+            seen=len(seen),
+            valued=int(_valued(self._history)[seen].sum()),
             mean=self._values(belief, mean),
             low=self._values(belief, low),
             high=self._values(belief, high),
@@ -330,6 +330,16 @@ class _Slicer:
             None if np.isnan(value) else value,
             ended,
         )
+
+
+def _unpruned(history: History) -> History:
+    return history.only(~history.pruned)
+
+
+def _valued(history: History) -> npt.NDArray[np.bool_]:
+    """Which trials are complete and feasible."""
+    result: npt.NDArray[np.bool_] = np.isfinite(history.loss) & ~history.pruned
+    return result
 
 
 def _coordinates(column: Column, most: int) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +25,6 @@ from orchestrator.report.pictures import (
     spent,
 )
 from orchestrator.report.statement import Statement
-from orchestrator.report.statements import statements
 from orchestrator.report.subject import Subject
 from orchestrator.report.tables import Table, cell_text, tables
 
@@ -116,13 +115,10 @@ def report_of(store: Reading, name: str | None, groups: Collection[str] = ()) ->
 
 def report_on(subject: Subject, groups: Collection[str] = ()) -> Report:
     """The same, of what was read."""
-    said = statements(subject.spec, subject.search, subject.progress, subject.trials)
-    if subject.plain:  # no command of ours can change it
-        said = [replace(one, advice="") for one in said]
     return Report(
         subject.spec.name,
         facts(subject),
-        said,
+        subject.statements,
         left_out(subject),
         list(_pictures(subject)),
         tables(subject, groups),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrator import search
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import MOST_BELIEVED, Budget, StudySpec, TrialNews
+from orchestrator.report.statements import Statement, statements
 from orchestrator.report.winner import complete, pareto
 from orchestrator.store import CellRow, Progress, Span, StudyRow, TrialRow
 
@@ -96,11 +97,31 @@ class Subject:
         return self.search.leaders() if self.believed else None
 
     @cached_property
+    def statements(self) -> list[Statement]:
+        """What can be said, and what cannot."""
+        said = statements(self.spec, self.search, self.progress, self.trials)
+        if self.plain:  # no command of ours can change it
+            said = [replace(one, advice="") for one in said]
+        return said
+
+    @cached_property
     def sliced(self) -> Slices | None:
-        """What the model believes along the searched parameters."""
+        """What the model believes along the searched parameters, those first that the statements
+        find important.
+        """
         if not self.believed:
             return None
-        return self.search.slices([cell.values for cell in self.cells], self.estimates)
+        shares = {
+            path: share["share"]
+            for one in self.statements
+            if one.kind == "importance"
+            for path, share in one.numbers.items()
+        }
+        return self.search.slices(
+            [cell.values for cell in self.cells],
+            self.estimates,
+            sorted(shares, key=lambda path: -shares[path]),
+        )
 
     @property
     def believed(self) -> bool:

@@ -17,6 +17,7 @@ from orchestrator.report.picture import Picture
 from orchestrator.report.pictures import (
     believed,
     curves,
+    effects,
     grid,
     parallel,
     pareto,
@@ -126,7 +127,7 @@ def report_on(subject: Subject, groups: Collection[str] = ()) -> Report:
 
 
 def _pictures(subject: Subject) -> Iterator[Picture]:
-    for kind in (grid, pareto, believed, progress, curves, slices, parallel, spent):
+    for kind in (grid, pareto, effects, believed, progress, curves, slices, parallel, spent):
         yield from kind.pictures(subject)
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from orchestrator import search
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import MOST_BELIEVED, Budget, StudySpec, TrialNews
+from orchestrator.report.compared import Compared
 from orchestrator.report.statements import Statement, statements
 from orchestrator.report.winner import complete, pareto
 from orchestrator.store import CellRow, Progress, Span, StudyRow, TrialRow
 
 if TYPE_CHECKING:
-    from orchestrator.search import CellEstimate, Leaders, Search, Slices
+    from orchestrator.search import CellEstimate, Leaders, Science, Search, Slices
     from orchestrator.store import PlainStudy, ProbeRow, Reading, RevisionRow
 
 MOST_CELLS = 500
@@ -106,22 +107,19 @@ class Subject:
 
     @cached_property
     def sliced(self) -> Slices | None:
-        """What the model believes along the searched parameters, those first that the statements
-        find important.
-        """
+        """What the model believes along the searched parameters, the most important ones first."""
         if not self.believed:
             return None
-        shares = {
-            path: share["share"]
-            for one in self.statements
-            if one.kind == "importance"
-            for path, share in one.numbers.items()
-        }
-        return self.search.slices(
-            [cell.values for cell in self.cells],
-            self.estimates,
-            sorted(shares, key=lambda path: -shares[path]),
-        )
+        ranking = [one.path for one in self.science.importances] if self.science else []
+        cells = [cell.values for cell in self.cells]
+        return self.search.slices(cells, self.estimates, ranking)
+
+    @cached_property
+    def science(self) -> Science | None:
+        """What the trials say about axes and parameters."""
+        if not self.believed:
+            return None
+        return Compared.of(self.spec, self.progress).science(self.search)
 
     @property
     def believed(self) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -89,12 +90,13 @@ class Search:
         self._finished = 0
         self._running: set[int] = set()
         self._tried_before: tuple[Configurations | None] | None = None
+        self._analysed: tuple[str, Science | None] | None = None
 
     def feed(self, news: Iterable[TrialNews]) -> None:
         """Learns trials; idempotent, in any order, with gaps. A trial that has ended is never
         replaced by a running one.
         """
-        self._tried_before = None
+        self._tried_before = self._analysed = None
         for item in news:
             before = self._mirror.find(item.number)
             trial = frozen(item)
@@ -381,7 +383,8 @@ class Search:
 
         None with several objectives, with fewer than ten complete feasible trials, with more than
         20,000, or if none of the cells has such a trial. A function of the finished trials and the
-        study's seed; its estimates of cells are those of `summary`.
+        study's seed, computed once until there is news; its estimates of cells are those of
+        `summary`.
 
         Args:
             cells: those to compare, by their values.
@@ -394,24 +397,30 @@ class Search:
             self._internal_cell(values)
         if len(self._spec.directions) > 1:
             return None
-        model = self._model()
-        with one_thread():
-            tried = self._tried()
-            if tried is None:
-                return None
-            believed = Beliefs.of(model, self._mirror, cells, abs(self._spec.seed), untried=untried)
-            if believed is None:
-                return None
-            return analyse(
-                model,
-                believed,
-                tried,
-                self._spec.grid,
-                cells,
-                maximize=self._spec.directions[0] == "maximize",
-                seed=abs(self._spec.seed),
-                limits=self._limits,
-            )
+        question = json.dumps([untried, *cells])
+        if self._analysed is None or self._analysed[0] != question:
+            with one_thread():
+                self._analysed = question, self._analyse(cells, untried)
+        return self._analysed[1]
+
+    def _analyse(self, cells: Sequence[Mapping[str, JSONValue]], untried: bool) -> Science | None:
+        tried, model = self._tried(), self._model()
+        if tried is None:
+            return None
+        seed = abs(self._spec.seed)
+        believed = Beliefs.of(model, self._mirror, cells, seed, untried=untried)
+        if believed is None:
+            return None
+        return analyse(
+            model,
+            believed,
+            tried,
+            self._spec.grid,
+            cells,
+            maximize=self._spec.directions[0] == "maximize",
+            seed=seed,
+            limits=self._limits,
+        )
 
     def slices(
         self,

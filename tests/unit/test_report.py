@@ -12,14 +12,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import numpy as np
 import pytest
 
 from orchestrator import search
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.report import page
 from orchestrator.report.markdown import markdown
-from orchestrator.report.pictures import believed, grid, slices, spent
+from orchestrator.report.pictures import grid, slices, spent
 from orchestrator.report.pictures.scales import ResultScale, Scale, scales, spread
 from orchestrator.report.report import Report, report_on
 from orchestrator.report.subject import Subject
@@ -265,26 +264,6 @@ def test_trials_that_ended_otherwise_are_marked_in_the_slices() -> None:
     spots = second.figure["data"][3]["x"]  # of the axis `a`: beside each other, within its band
     assert len(set(spots)) == len(spots)
     assert all(abs(spot - round(spot)) <= 0.3 for spot in spots)
-
-
-def test_beliefs_are_drawn_along_what_the_statements_find_important() -> None:
-    numbers = [Searched(path, "float", 0.0, 1.0) for path in ("x", "y", "z")]
-    made = spec(grid=(), search=tuple(numbers), budget=Budget(16, 16))
-    draws = np.random.default_rng(0).random((16, 3))
-    rows = [trial(k, 0, {"x": x, "y": y, "z": z}, y + 0.3 * z) for k, (x, y, z) in enumerate(draws)]
-    whole = subject(made, rows)
-    important = next(one for one in whole.statements if one.kind == "importance")
-    assert list(important.numbers) == ["y", "z", "x"]
-    pictures = believed.pictures(whole)
-    assert [picture.title for picture in pictures[:2]] == [
-        "What the model believes along y",
-        "What the model believes along z",
-    ]
-    unsaid = replace(important, numbers={"x": {"share": 0.6}, "z": {"share": 0.4}})
-    other = subject(made, rows)
-    other.__dict__["statements"] = [unsaid]
-    assert other.sliced is not None
-    assert other.sliced.paths == ("x", "z")
 
 
 def test_device_time_is_all_of_the_time_by_how_it_ended() -> None:

@@ -333,8 +333,8 @@ class StudySpec:
         fields["directions"] = tuple(data["directions"])
         fields["metrics"] = tuple(data["metrics"])
         fields["bounds"] = tuple((low, high) for low, high in data.get("bounds", ()))
-        fields["grid"] = tuple(_axis(a) for a in data["grid"])
-        fields["search"] = tuple(_searched(s) for s in data["search"])
+        fields["grid"] = tuple(axis_from_json(a) for a in data["grid"])
+        fields["search"] = tuple(searched_from_json(s) for s in data["search"])
         fields["budget"] = Budget(**data["budget"])
         readers: Mapping[str, Callable[[Any], Any]] = {
             "sampler": stored_sampler,
@@ -358,7 +358,8 @@ def _leave_out_what_is_off(searched: dict[str, Any]) -> None:
         _leave_out_what_is_off(searched["stored"])
 
 
-def _axis(data: Mapping[str, Any]) -> Axis:
+def axis_from_json(data: Mapping[str, Any]) -> Axis:
+    """An axis as a stored spec has it."""
     return Axis(
         data["path"],
         tuple(data["values"]),
@@ -389,9 +390,10 @@ def _was_stored(value: JSONValue, stored: JSONValue) -> bool:
     return json.dumps(value) == json.dumps(stored)  # 1 is not True here
 
 
-def _searched(data: Mapping[str, Any]) -> Searched:
+def searched_from_json(data: Mapping[str, Any]) -> Searched:
+    """A searched parameter as a stored spec has it."""
     when = {axis: tuple(values) for axis, values in data.get("when", {}).items()}
-    stored = _searched(data["stored"]) if "stored" in data else None
+    stored = searched_from_json(data["stored"]) if "stored" in data else None
     return Searched(**{**data, "choices": tuple(data["choices"]), "when": when, "stored": stored})
 
 

@@ -14,17 +14,26 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from orchestrator.cli import beliefs, probes, provenance, screen
+from orchestrator.cli import beliefs, probes, provenance, screen, stage_words
 from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
+from orchestrator.cli.named import study_of
 from orchestrator.config import trial_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
-from orchestrator.model import StudySpec, value_label
+from orchestrator.model import Axis, StudySpec, at, has, value_label
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from orchestrator.store import CodeRow, ProbeRow, Progress, TrialRow
+    from orchestrator.store import (
+        ChainRow,
+        CodeRow,
+        ProbeRow,
+        Progress,
+        Reading,
+        StudyRow,
+        TrialRow,
+    )
 
 _STDOUT = "-"
 _COUPLING = re.compile(r"\b(linear|sqrt)_scaling:")
@@ -32,7 +41,10 @@ _COUPLING = re.compile(r"\b(linear|sqrt)_scaling:")
 
 @dataclass(frozen=True)
 class _Found:
-    """What the database has of a study and its best trials; `origins` are theirs, one each."""
+    """What the database has of a study and its best trials; `origins` are theirs, one each.
+
+    Of a stage, its `chain`, and the best trial of each stage in words, by the id of its study.
+    """
 
     spec: StudySpec
     progress: Progress
@@ -40,6 +52,24 @@ class _Found:
     origins: list[dict[str, Any]]
     code: list[CodeRow]
     probes: list[ProbeRow]
+    chain: ChainRow | None
+    bests: dict[int, str]
+
+    @property
+    def of_stage(self) -> tuple[dict[str, Any], list[Axis]]:
+        """Of a stage, the values of params that earlier stages and it itself have set, by path, and
+        the axes of those that are options of config groups.
+        """
+        place = None if self.chain is None else self.chain.place(self.progress.study.study_id)
+        if self.chain is None or place is None:
+            return {}, []
+        declared = self.chain.stages[place]
+        (inherited,) = (s.inherited for s in self.chain.begun if s.ordinal == place)
+        params = self.spec.params
+        own = {path: at(params, path) for path in declared["own"] if has(params, path)}
+        contents = inherited.params
+        options = [replace(axis, contents=(contents[axis.path],)) for axis in inherited.options]
+        return {**own, **inherited.frozen}, options
 
 
 def run(call: Call) -> int:
@@ -78,7 +108,7 @@ def _read(call: Call, wanted: int | None, *, observed: bool) -> _Found:
         StudyFailedError: it has no complete trial.
     """
     with call.reading() as store:
-        row = store.reads.find(call.study_name)
+        row = _newest_with_results(call, store)
         spec = store.reads.spec(row.study_id)
         most = None if call.json else beliefs.MOST_CELLS
         progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
@@ -88,13 +118,31 @@ def _read(call: Call, wanted: int | None, *, observed: bool) -> _Found:
         origins = provenance.of_trials(store, row, believed.best)
         code = store.reads.code(row.study_id)
         measured = store.measured.of(row.study_id) if spec.probes else []
+        chain = store.chains.of(row.study_id)
+        bests = {} if chain is None else stage_words.bests(store, chain)
+    if chain is not None and believed.best and wanted is None:
+        bests[row.study_id] = stage_words.best_words(believed.best[0], spec.metrics[0])
     if not believed.best and wanted is not None:
         raise ConfigError(
             f"trial={wanted}: study {row.name} has no trial with that number run by this program"
         )
     if not believed.best:
         raise StudyFailedError(f"study {row.name} has no complete trial yet")
-    return _Found(spec, progress, believed, origins, code, measured)
+    return _Found(spec, progress, believed, origins, code, measured, chain, bests)
+
+
+def _newest_with_results(call: Call, store: Reading) -> StudyRow:
+    """The study; of a chain, that of its newest stage with a complete trial."""
+    chain = None if call.study_name is None else store.chains.find(call.study_name)
+    done = [] if chain is None else [stage for stage in chain.begun if stage.complete]
+    if not done or chain is None or done[-1] is chain.newest:
+        return study_of(call, store)
+    print(
+        f"{chain.name} is a chain of stages, and its newest has no complete trial yet; this is "
+        f"about {done[-1].study}",
+        file=sys.stderr,
+    )
+    return store.reads.find(done[-1].study)
 
 
 def _as_data(found: _Found, groups: Collection[str]) -> dict[str, Any]:
@@ -103,9 +151,10 @@ def _as_data(found: _Found, groups: Collection[str]) -> dict[str, Any]:
         **screen.as_data(spec, found.progress, believed.best, believed.cells),
         **believed.data(spec),
         "code": provenance.code_data(found.code),
+        "chain": stage_words.data(found.chain),
     }
     for entry, trial, origin in zip(data["best"], believed.best, found.origins, strict=True):
-        entry |= {"overrides": trial_words(spec, trial.params, groups), **origin}
+        entry |= {"overrides": trial_words(spec, trial.params, groups, *found.of_stage), **origin}
         if spec.probes:
             entry["outside_probes"] = _outside(found, trial)
     return data
@@ -117,13 +166,17 @@ def _print(found: _Found, groups: Collection[str], *, how: str) -> None:
         data = {"study": spec.name, **screen.trial_data(spec, trial)}
         print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
         print(provenance.comment(origin))
-        print(_overrides_comment(trial_words(spec, trial.params, groups)))
+        print(_overrides_comment(trial_words(spec, trial.params, groups, *found.of_stage)))
         for remark in _outside(found, trial):
             print(f"# {value_label(remark)}")
     for line in believed.lines(spec, how=how):
         print(f"# {value_label(line)}")
     if mixed := provenance.changes_within(found.code):
         print(f"# {value_label(mixed)}")
+    if found.chain is not None:
+        print(f"# {stage_words.headline(found.chain)}")
+        for line in stage_words.table(found.chain, found.bests):
+            print(f"# {line}")
     if spec.grid and any(believed.cells):
         print(screen.cell_comments(spec, found.progress.cells, believed.cells))
 

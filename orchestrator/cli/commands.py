@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 RETRY: Final = "retry=failed"
+"""The word that makes a launch run the failed trials again."""
+CONFIRM: Final = "stages.confirm"
+"""The word of a launch with which it asks, or ends, before each stage but the first."""
 INTERRUPTED: Final = 130
 """The exit code of a command that the user interrupted."""
-"""The word that makes a launch run the failed trials again."""
 
 _JSON: Final = {"--json": "print JSON, for programs"}
 _NOW: Final = {"--now": "give the running trials back at once"}
@@ -60,6 +62,10 @@ COMMANDS: Final[Mapping[str, Command]] = {
             **_JSON,
             "--dry-run": "check everything, import the objective and show the plan; write nothing",
             RETRY: "run the failed trials again, with the same parameters",
+        },
+        {
+            f"{CONFIRM}=true": "of an experiment with stages: show how a stage ended, and ask on a"
+            " terminal, or else end, before the next one; the same command goes on with it"
         },
         settings=("storage", "worker", "paths"),
         overrides="settings, parameters, grid axes and searched parameters",

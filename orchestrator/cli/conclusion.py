@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.cli import beliefs, hints, probes, provenance, screen
 from orchestrator.cli.beliefs import Beliefs
@@ -42,12 +42,14 @@ def conclude(
     *,
     revive: Callable[[], None],
     interrupted: bool,
+    give: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Prints how the study stands: failures, best trial, best of every cell, and how to go
     on from there.
 
     Args:
         revive: called where the database does not answer, see `Store.revive`.
+        give: takes the results for programs in place of standard output.
 
     Raises:
         StudyFailedError: the study paused itself, or no trial completed.
@@ -61,7 +63,7 @@ def conclude(
         print(f"{error}; the study stays", file=sys.stderr)
         return
     progress = standing.progress
-    _show(call, spec, standing, failures)
+    _show(call, spec, standing, failures, give)
 
     if interrupted:
         if progress.study.state == "ACTIVE":
@@ -92,7 +94,13 @@ def conclude(
         )
 
 
-def _show(call: Call, spec: StudySpec, standing: _Standing, failures: Failures) -> None:
+def _show(
+    call: Call,
+    spec: StudySpec,
+    standing: _Standing,
+    failures: Failures,
+    give: Callable[[dict[str, Any]], None] | None,
+) -> None:
     """Prints the results, as JSON or for people."""
     progress, believed = standing.progress, standing.beliefs
     if call.json:
@@ -104,7 +112,10 @@ def _show(call: Call, spec: StudySpec, standing: _Standing, failures: Failures) 
         }
         if spec.probes:
             data["probes"] = probes.data(progress.study, standing.probes)
-        print(screen.as_json(data))
+        if give is not None:
+            give(data)
+        else:
+            print(screen.as_json(data))
         return
 
     for kind in failures.kinds:

@@ -6,36 +6,45 @@ import getpass
 import json
 import socket
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator import search
 from orchestrator.cli import hints, probes
 from orchestrator.cli.call import Call
+from orchestrator.cli.named import study_of
 from orchestrator.errors import ConfigError
 from orchestrator.model import cell_label
 from orchestrator.worker.maintenance import Maintenance
 
 if TYPE_CHECKING:
-    from orchestrator.store import Retried, Store, StudyRow
+    from orchestrator.store import ChainRow, Retried, Store, StudyRow
 
 
 def pause(call: Call) -> int:
-    """No trial of the study starts until `resume`; with ``--now`` running trials are given back."""
+    """No trial of the study starts until `resume`; with ``--now`` running trials are given back.
+
+    Of a chain: of its newest stage, and of the next one if that begins.
+    """
     now = "--now" in call.switches
 
     def change(store: Store, study_id: int) -> None:
         store.interventions.pause(study_id, who(), now=now)
 
-    return _change(call, change)
+    return _change(call, change, "PAUSED", f"paused by {who()}")
 
 
 def resume(call: Call) -> int:
-    """Ends a pause."""
-    return _change(call, lambda store, study_id: store.interventions.resume(study_id, who()))
+    """Ends a pause, of a study or a chain."""
+
+    def change(store: Store, study_id: int) -> None:
+        store.interventions.resume(study_id, who())
+
+    return _change(call, change, "ACTIVE", f"resumed by {who()}")
 
 
 def stop(call: Call) -> int:
-    """Ends the study once its running trials have ended.
+    """Ends the study once its running trials have ended; of a chain its newest stage, and no other
+    begins.
 
     With ``--now`` they are given back first.
     """
@@ -47,18 +56,18 @@ def stop(call: Call) -> int:
         # leases expire.
         Maintenance(store, 0.0).sweep()
 
-    return _change(call, change)
+    return _change(call, change, "STOPPED", f"stopped by {who()}")
 
 
 def enqueue(call: Call) -> int:
     """Adds a trial by hand, on top of the budget."""
-    name = required_name(call)
+    required_name(call)
     if not call.composed.values:
         raise ConfigError(
             "enqueue needs the trial's parameters: orchestrator enqueue study.name=… optim.lr=0.01"
         )
     with call.store() as store:
-        row = store.reads.find(name)
+        row = study_of(call, store)
         spec = store.reads.spec(row.study_id)
         named = {axis.group.lstrip("+"): axis.path for axis in spec.grid}
         typed = {named.get(name, name): value for name, value in call.composed.values.items()}
@@ -83,7 +92,7 @@ def enqueue(call: Call) -> int:
 
 def retry(call: Call) -> int:
     """Runs one failed trial again, or all of them."""
-    name = required_name(call)
+    required_name(call)
     wanted = call.words.get("trial")
     if wanted is None:
         raise ConfigError(
@@ -92,7 +101,7 @@ def retry(call: Call) -> int:
         )
     number = None if wanted == "failed" else call.number("trial", or_word="failed")
     with call.store() as store:
-        row = store.reads.find(name)
+        row = study_of(call, store)
         retried = store.interventions.retry(row.study_id, number)
         runs = [{"trial": r.number, "on_top_of_budget": r.extra} for r in retried if not r.left]
         data = {"retried": runs, "left": [r.number for r in retried if r.left]}
@@ -117,19 +126,61 @@ def retried_text(retried: list[Retried]) -> str:
     return "; ".join(parts) or "no failed trial is left to run again"
 
 
-def _change(call: Call, change: Callable[[Store, int], None]) -> int:
+def _change(
+    call: Call,
+    change: Callable[[Store, int], None],
+    state: Literal["ACTIVE", "PAUSED", "STOPPED"],
+    reason: str,
+) -> int:
+    """Changes a study; of a chain first what becomes of its next stages (`state`, and the `reason`
+    for it), then the study of its newest stage, unless that is over.
+    """
     name = required_name(call)
     with call.store() as store:
+        chain = store.chains.find(name)
+        if chain is not None:
+            store.stages.hold(name, state, reason)
+            chain = store.chains.find(name)
+            if chain is not None and (chain.newest is None or chain.newest.state == "FINISHED"):
+                _report_chain(call, chain)
+                return 0
         row = store.reads.find(name)
         change(store, row.study_id)
-        now = store.reads.find(name)
+        now = store.reads.find(row.name)
         text = f"{now.state.lower()}{f' ({now.reason})' if now.reason else ''}"
         if now.state != "ACTIVE":
             for trial in store.reads.trials(row.study_id, live_only=True):
                 if trial.worker_id is not None:
                     text += f"\ntrial {trial.number} is still held by worker {trial.worker_id}"
+        if chain is not None:
+            text += f"\n{_of_next_stages(chain)}"
         report(call, store, row, text, {})
     return 0
+
+
+def _report_chain(call: Call, chain: ChainRow) -> None:
+    """Prints what becomes of a chain of which no stage runs."""
+    if call.json:
+        data = {"chain": chain.name, "state": chain.state, "reason": chain.reason}
+        print(json.dumps(data, indent=2))
+        return
+    newest = chain.newest
+    where = "no stage has begun" if newest is None else f"stage {newest.name} is over"
+    print(f"chain {chain.name}: {where}; {_of_next_stages(chain)}")
+
+
+def _of_next_stages(chain: ChainRow) -> str:
+    """What becomes of the stages of a chain that have not begun."""
+    first = 0 if chain.newest is None else chain.newest.ordinal + 1
+    names = ", ".join(stage["name"] for stage in chain.stages[first:])
+    if not names:
+        return f"it is the last stage of chain {chain.name}"
+    what = {
+        "ACTIVE": "follow it, as long as a launch does",
+        "PAUSED": "begin paused",
+        "STOPPED": "do not begin; launching the chain again continues it",
+    }[chain.state]
+    return f"the next stages of chain {chain.name} ({names}) {what}"
 
 
 def report(call: Call, store: Store, row: StudyRow, text: str, data: Mapping[str, object]) -> None:

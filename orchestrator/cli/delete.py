@@ -15,13 +15,13 @@ from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.model import count_label
 from orchestrator.runner.files.removal import Removal
 from orchestrator.runner.protocol import rundir
-from orchestrator.store import Alive, Leavings
+from orchestrator.store import DELETING, Alive, Leavings
 from orchestrator.worker.maintenance import Maintenance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.store import RunsPlace, StudyRow
+    from orchestrator.store import ChainRow, RunsPlace, Store, StudyRow
 
 _MB = 1e6
 _MOST_PROBLEMS = 5
@@ -32,7 +32,8 @@ def run(call: Call) -> int:
     """Deletes the study's files on this host, then all its rows, ours and Optuna's.
 
     In this order, because the rows say where the files are: whatever ends this half-way, the same
-    command completes it. The study counts as finished as soon as it begins.
+    command completes it. The study counts as finished as soon as it begins. Of a chain, all stages
+    go, the newest first.
     """
     name = required_name(call)
     asks = "--yes" not in call.switches
@@ -42,25 +43,68 @@ def run(call: Call) -> int:
             f"--yes to delete without being asked: orchestrator delete study.name={name} --yes"
         )
     with call.store() as store:
-        row = store.reads.find(name)
-        found = store.deletion.examine(row.study_id)
-        if isinstance(found, Alive):
-            # A worker of this host that died counts as alive until its lease ends.
-            Maintenance(store, 0.0).sweep()
-            found = store.deletion.examine(row.study_id)
-        leavings = _unless_alive(call, row, found)
-        if asks and not _confirmed(call, row, leavings):
+        chain = store.chains.find(name)
+        rows = [store.reads.find(name)] if chain is None else _stages(store, chain)
+        if chain is None:
+            _refuse_stage(call, store, rows[0])
+        found = [(row, _examined(call, store, row)) for row in rows]
+        if asks and not _confirmed(call, name, found):
             print("nothing was deleted", file=sys.stderr)
             return _CANCELLED
-
-        leavings = _unless_alive(call, row, store.deletion.begin(row.study_id, who()))
-        elsewhere = [place for place in leavings.places if not _is_here(row, leavings, place)]
-        removal = _remove_files(call, row, leavings)
-        if removal.problems:
-            raise OrchestratorError(_incomplete(row, removal))
-        store.deletion.finish(row.study_id)
-    _report(call, row, leavings, removal, elsewhere)
+        if chain is not None:
+            store.stages.hold(name, "STOPPED", f"{DELETING}{who()}")
+        for row in rows:
+            _delete(call, store, row)
+        if chain is not None:
+            store.stages.delete(name)
+            _say_chain(call, chain)
     return 0
+
+
+def _stages(store: Store, chain: ChainRow) -> list[StudyRow]:
+    """The studies of a chain's stages, the newest first: what is left is a chain at any time."""
+    return [store.reads.find(stage.study) for stage in reversed(chain.begun)]
+
+
+def _refuse_stage(call: Call, store: Store, row: StudyRow) -> None:
+    """Raises ConfigError for a stage that others have inherited from."""
+    chain = store.chains.of(row.study_id)
+    if chain is None or chain.newest is None or chain.newest.study_id == row.study_id:
+        return
+    whole = hints.command(call, "delete", f"study.name={chain.name}")
+    raise ConfigError(
+        f"study.name={row.name}: is a stage of chain {chain.name} that later stages inherited "
+        f"from; delete the newest first ({chain.newest.study}), or the whole chain: {whole}"
+    )
+
+
+def _say_chain(call: Call, chain: ChainRow) -> None:
+    text = f"deleted chain {chain.name}: {count_label(len(chain.begun), 'stage')}"
+    print(text, file=sys.stderr if call.json else sys.stdout)
+
+
+def _examined(call: Call, store: Store, row: StudyRow) -> Leavings:
+    """What would be deleted of a study.
+
+    Raises:
+        OrchestratorError: it is live.
+    """
+    found = store.deletion.examine(row.study_id)
+    if isinstance(found, Alive):
+        # A worker of this host that died counts as alive until its lease ends.
+        Maintenance(store, 0.0).sweep()
+        found = store.deletion.examine(row.study_id)
+    return _unless_alive(call, row, found)
+
+
+def _delete(call: Call, store: Store, row: StudyRow) -> None:
+    leavings = _unless_alive(call, row, store.deletion.begin(row.study_id, who()))
+    elsewhere = [place for place in leavings.places if not _is_here(row, leavings, place)]
+    removal = _remove_files(call, row, leavings)
+    if removal.problems:
+        raise OrchestratorError(_incomplete(row, removal))
+    store.deletion.finish(row.study_id)
+    _report(call, row, leavings, removal, elsewhere)
 
 
 def _unless_alive(call: Call, row: StudyRow, found: Leavings | Alive) -> Leavings:
@@ -79,19 +123,22 @@ def _unless_alive(call: Call, row: StudyRow, found: Leavings | Alive) -> Leaving
     )
 
 
-def _confirmed(call: Call, row: StudyRow, leavings: Leavings) -> bool:
-    """Whether the user typed the study's name."""
-    state = f"{row.state.lower()}{f' ({row.reason})' if row.reason else ''}"
-    lines = [f"study {row.name}, {state}: {count_label(leavings.trials, 'trial')}"]
-    lines += [f"  run directories {folder}" for folder in _run_folders(row, leavings)]
-    if call.host.paths.checkpoints is not None:
-        lines.append(f"  its checkpoints in {call.host.paths.checkpoints}")
-    if leavings.artifacts:
-        artifacts = count_label(len(leavings.artifacts), "artifact")
-        lines.append(f"  {artifacts} in {_artifact_place(call)}")
+def _confirmed(call: Call, name: str, found: Sequence[tuple[StudyRow, Leavings]]) -> bool:
+    """Whether the user typed the name of the study, or of the chain of these studies."""
+    lines = []
+    for row, leavings in found:
+        state = f"{row.state.lower()}{f' ({row.reason})' if row.reason else ''}"
+        lines.append(f"study {row.name}, {state}: {count_label(leavings.trials, 'trial')}")
+        lines += [f"  run directories {folder}" for folder in _run_folders(row, leavings)]
+        if call.host.paths.checkpoints is not None:
+            lines.append(f"  its checkpoints in {call.host.paths.checkpoints}")
+        if leavings.artifacts:
+            artifacts = count_label(len(leavings.artifacts), "artifact")
+            lines.append(f"  {artifacts} in {_artifact_place(call)}")
     print("\n".join(lines), file=sys.stderr)
-    print("type the study's name to delete all of this: ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().rstrip("\n") == row.name
+    what = "study" if len(found) == 1 and found[0][0].name == name else "chain"
+    print(f"type the {what}'s name to delete all of this: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().rstrip("\n") == name
 
 
 # ---------------------------------------------------------------------------------------- files

@@ -18,11 +18,12 @@ _UNWELL = 1
 def run(call: Call) -> int:
     """Prints what is wrong, one line per finding; returns 0 if nothing is, else 1.
 
-    With `study.name` it checks that study and the workers only.
+    With `study.name` it checks that study, or all stages of that chain, and the workers only.
     """
     with call.store() as store:
-        row = None if call.study_name is None else store.reads.find(call.study_name)
-        examination = store.doctor.examine(None if row is None else row.name)
+        if call.study_name is not None:
+            store.reads.find(call.study_name)
+        examination = store.doctor.examine(call.study_name)
     if call.json:
         print(json.dumps(asdict(examination), indent=2))
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.cli import screen
 from orchestrator.cli.call import Call
+from orchestrator.cli.named import study_of
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.model import count_label, value_label
 from orchestrator.passwords import mask
@@ -54,7 +55,7 @@ def run(call: Call) -> int:
     from orchestrator.training import compare_landscapes  # slow to import: it brings torch
 
     with call.reading() as store:
-        row = store.reads.find(call.study_name)
+        row = study_of(call, store)
         spec = store.reads.spec(row.study_id)
         found = _artifacts(store, row, numbers, name)
         read = [(trial, key, _read(call, store, row, trial, key, name)) for trial, key in found]

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from orchestrator import config, search
 from orchestrator.cli import preflight, screen
 from orchestrator.cli.call import Call
-from orchestrator.cli.commands import INTERRUPTED
+from orchestrator.cli.commands import CONFIRM, INTERRUPTED
 from orchestrator.cli.waiting import waiting
+from orchestrator.errors import ConfigError
 from orchestrator.lazy import uncollected
 from orchestrator.model import StudySpec
 from orchestrator.signals import Ending
@@ -23,7 +24,15 @@ def run(call: Call) -> int:
     """Returns 0 if the study has a complete trial at the end, 130 if the user interrupted."""
     with Ending(INTERRUPTED) as ending, ExitStack() as stack:
         with waiting("reading the configuration", only_on_terminal=True):
-            spec = config.study_spec(call.composed)
+            chain = config.chain(call.composed)
+            spec = config.study_spec(call.composed) if chain is None else None
+        if chain is not None:
+            with uncollected():
+                from orchestrator.cli import launch_stages
+            return launch_stages.run(call, chain, ending)
+        assert spec is not None
+        if CONFIRM in call.words:
+            raise ConfigError(f"{CONFIRM}={call.words[CONFIRM]}: this study has no stages")
         if "--dry-run" not in call.switches:
             with uncollected():
                 from orchestrator.cli.spent import concluded
@@ -31,7 +40,7 @@ def run(call: Call) -> int:
                 return 0
         with waiting("checking the study", only_on_terminal=True):
             importing = stack.enter_context(preflight.Importing(call, spec))
-            distributions = _checked(spec)
+            distributions = checked(spec)
         if ending.requested:  # an import has swallowed the `SystemExit`
             return INTERRUPTED
         if "--dry-run" not in call.switches:
@@ -51,7 +60,7 @@ def run(call: Call) -> int:
     return 0
 
 
-def _checked(spec: StudySpec) -> list[tuple[str, str]]:
+def checked(spec: StudySpec) -> list[tuple[str, str]]:
     """The study's parameters in words.
 
     A launch runs every check of a dry run, here, before it writes anything.

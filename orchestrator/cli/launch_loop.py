@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Final
@@ -25,7 +25,7 @@ from orchestrator.worker.failover import Failover
 from orchestrator.worker.maintenance import Maintenance
 
 if TYPE_CHECKING:
-    from orchestrator.store import Progress, Store, StudyRow
+    from orchestrator.store import Launched, Progress, Store, StudyRow
 
 FOLLOW_S: Final = 0.5
 """Pause between two rounds of the loop."""
@@ -36,7 +36,7 @@ _SHARE_OF_READING: Final = 0.1
 class FollowedStudy:
     """The study of this launch, as the database has it.
 
-    `row` changes if it had to be launched again.
+    `row` changes if it had to be launched again, as `launch_again` does.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class FollowedStudy:
         spec: StudySpec,
         view: screen.View,
         failures: Failures,
+        launch_again: Callable[[Store], Launched] | None = None,
     ) -> None:
         self.row = row
         self.store = store
@@ -54,6 +55,7 @@ class FollowedStudy:
         self._call = call
         self._spec = spec
         self._failures = failures
+        self._launch_again = launch_again or self._launch
         self._failover = Failover(store)
         self._unsure = False
         self._check_reports = config.has_pruner(spec) and not config.never_prunes(spec)
@@ -68,14 +70,17 @@ class FollowedStudy:
         self._note_failover(self._failover.note(server))
         if self._unsure:
             if not any(map(self._is_launched, self.store.reads.studies())):
-                # what it has lost may have been a revision of the study
-                launched = self.store.studies.launch(self._spec, search.extension)
+                launched = self._launch_again(self.store)
                 self.row = self.store.reads.find(self._spec.name)
                 self._failures.reset(self.row)
                 text = announcement(self._call, self._spec, launched)
                 self.view.say(f"the database had lost this launch; {text}")
             self._unsure = False
         return self.row
+
+    def _launch(self, store: Store) -> Launched:
+        # what the database has lost may have been a revision of the study
+        return store.studies.launch(self._spec, search.extension)
 
     def progress(self) -> Progress:
         """Reads where the study stands.

@@ -7,10 +7,12 @@ study in `launch_loop`, the last lines in `conclusion`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import config
 from orchestrator.cli import controls, preflight, screen
@@ -28,65 +30,116 @@ from orchestrator.model import StudySpec
 from orchestrator.signals import Ending
 
 if TYPE_CHECKING:
-    from orchestrator.store import Relaunching, Store, StudyRow
+    from orchestrator.store import Launched, Relaunching, Store, StudyRow
 
 
 def launch(call: Call, spec: StudySpec, importing: preflight.Importing, ending: Ending) -> int:
     """What `launch.run` does after its checks; returns the exit code."""
+    count, output = prepared(call, [importing])
+    with database(call) as (begun, whole):
+        preflight.check_checkpoint_places(call, begun, spec, count)
+        startup = config.startup_label(spec)  # once stored, it is a plain number
+        launched = launch_or_extend(call, begun, spec)
+        way = Way(begun, whole, count, output, ending)
+        return followed(call, way, spec.name, launched, startup=startup)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How this launch reaches its database, at first and then as a whole, and what it has on this
+    host.
+    """
+
+    begun: Relaunching
+    whole: Callable[[], Store]
+    workers: int
+    output: Path
+    ending: Ending
+
+
+def prepared(call: Call, importing: Sequence[preflight.Importing]) -> tuple[int, Path]:
+    """How many workers to start, and the directory of this launch; returns once the objective is
+    known to import.
+
+    Raises:
+        OrchestratorError: this host cannot run the study, or what it runs does not import.
+    """
     count = preflight.worker_count(call)
     preflight.check_runs_directory(call, count)
-    if not importing.over:
+    if not all(one.over for one in importing):
         import_module("orchestrator.store.store")  # slow, so beside the objective's import
-    importing.finish()
-    output = preflight.output_directory(call)
+    for one in importing:
+        one.finish()
+    return count, preflight.output_directory(call)
 
-    with _database(call) as (begun, whole):
-        store: Relaunching = begun
-        preflight.check_checkpoint_places(call, store, spec, count)
-        startup = config.startup_label(spec)  # once stored, it is a plain number
-        launched = launch_or_extend(call, store, spec)
-        row = store.reads.find(spec.name)
-        spec = store.reads.spec(row.study_id)  # a study that continues keeps its original form
-        view = screen.View(spec, as_json=call.json)
-        view.say(announcement(call, spec, launched))
-        if launched.created and startup is not None:
-            view.say(startup)
-        for line in [
-            *about_code(store, row, spec, created=launched.created),
-            *preflight.remarks(spec),
-        ]:
-            view.say(line)
 
-        failures, interrupted = Failures(store, row), False
-        if _retries(call, whole, row, view) or launched.open_tickets:
-            following = Following(call, store, row, view, probes=bool(spec.probes))
-            with following.announced(), LocalWorkers(call, spec, count, output, view) as workers:
-                # Slow to import, so beside the workers' imports.
-                store = following.store = all_of_it = whole()
-                begun.rest()
-                if count:
-                    _announce_devices(call, all_of_it, view)
-                workers.announce()
-                failures = Failures(store, row)
-                followed = FollowedStudy(call, all_of_it, row, spec, view, failures)
-                row, interrupted = follow(followed, workers, following)
-                ending.requested = interrupted
-            spec = store.reads.spec(row.study_id)  # another launch may have extended the study
+def followed(
+    call: Call,
+    way: Way,
+    name: str,
+    launched: Launched,
+    *,
+    launch_again: Callable[[Store], Launched] | None = None,
+    startup: str | None = None,
+    give: Callable[[dict[str, Any]], None] | None = None,
+) -> int:
+    """Runs workers for the study that was just launched, follows it to its end, and prints how it
+    stands; returns the exit code.
 
-        conclude(
-            call,
-            store,
-            row,
-            spec,
-            failures,
-            revive=lambda: whole().revive(),
-            interrupted=interrupted,
-        )
-        return INTERRUPTED if interrupted else 0
+    Args:
+        launch_again: called if the database should have lost the study; None: it is launched as it
+            was.
+        startup: what to say of a pruner that is not stored yet.
+        give: as of `conclude`.
+
+    Raises:
+        OrchestratorError: as `conclude`.
+    """
+    store: Relaunching = way.begun
+    row = store.reads.find(name)
+    spec = store.reads.spec(row.study_id)  # a study that continues keeps its original form
+    view = screen.View(spec, as_json=call.json)
+    view.say(announcement(call, spec, launched))
+    if launched.created and startup is not None:
+        view.say(startup)
+    for line in [
+        *about_code(store, row, spec, created=launched.created),
+        *preflight.remarks(spec),
+    ]:
+        view.say(line)
+
+    failures, interrupted = Failures(store, row), False
+    if _retries(call, way.whole, row, view) or launched.open_tickets:
+        following = Following(call, store, row, view, probes=bool(spec.probes))
+        workers = LocalWorkers(call, spec, way.workers, way.output, view)
+        with following.announced(), workers:
+            # Slow to import, so beside the workers' imports.
+            store = following.store = all_of_it = way.whole()
+            way.begun.rest()
+            if way.workers:
+                _announce_devices(call, all_of_it, view)
+            workers.announce()
+            failures = Failures(store, row)
+            study = FollowedStudy(call, all_of_it, row, spec, view, failures, launch_again)
+            row, interrupted = follow(study, workers, following)
+            way.ending.requested = interrupted
+        spec = store.reads.spec(row.study_id)  # another launch may have extended the study
+
+    conclude(
+        call,
+        store,
+        row,
+        spec,
+        failures,
+        revive=lambda: way.whole().revive(),
+        interrupted=interrupted,
+        give=give,
+    )
+    return INTERRUPTED if interrupted else 0
 
 
 @contextmanager
-def _database(call: Call) -> Iterator[tuple[Relaunching, Callable[[], Store]]]:
+def database(call: Call) -> Iterator[tuple[Relaunching, Callable[[], Store]]]:
     """The database for what comes before the workers, and what makes all else possible in it; says
     that it waits for it.
     """

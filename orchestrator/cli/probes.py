@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli import hints, screen
 from orchestrator.cli.call import Call
+from orchestrator.cli.named import study_of
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.measurement import Measurement, Narrowed
 from orchestrator.model import (
@@ -40,7 +41,7 @@ def run(call: Call) -> int:
     again = "--again" in call.switches
     if not again:
         with call.reading() as reading:
-            row = reading.reads.find(call.study_name)
+            row = study_of(call, reading)
             spec = reading.reads.spec(row.study_id)
             _check(spec, call)
             found = _selected(call, spec, reading.measured.of(row.study_id))
@@ -49,13 +50,13 @@ def run(call: Call) -> int:
     if call.study_name is None:
         raise ConfigError("study.name must be given: orchestrator probe study.name=… --again")
     with call.store() as store:
-        row = store.reads.find(call.study_name)
+        row = study_of(call, store)
         spec = store.reads.spec(row.study_id)
         _check(spec, call)
         cells = None if "cell" not in call.words else _cells(call, spec)
         names = None if "name" not in call.words else [call.words["name"]]
         count = store.probes.again(row.study_id, cells, names)
-        row = store.reads.find(call.study_name)  # cells that are open again may have set it going
+        row = store.reads.find(row.name)  # cells that are open again may have set it going
         workers = len(store.reads.workers())
     if call.json:
         print(json.dumps({"study": row.name, "again": count, "workers": workers}))

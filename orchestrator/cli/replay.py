@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import search
 from orchestrator.cli.call import Call
+from orchestrator.cli.named import study_of
 from orchestrator.errors import ConfigError
 from orchestrator.model import ASK_KEY, JSONValue, StudySpec, Suggestion, TrialNews, value_label
 from orchestrator.settings import stored_sampler
@@ -30,7 +31,7 @@ def run(call: Call) -> int:
     if number is None:
         raise ConfigError("replay needs the trial's number: orchestrator replay trial=N")
     with call.store() as store:
-        row = store.reads.find(call.study_name)
+        row = study_of(call, store)
         now = store.reads.spec(row.study_id)
         spec = store.reads.spec_of(row.study_id, number)
         trial = search.as_it_was(with_suggestion(store, row, number), spec, now)

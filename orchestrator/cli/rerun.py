@@ -14,6 +14,7 @@ from orchestrator import search
 from orchestrator.cli import controls, provenance, replay, screen
 from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
+from orchestrator.cli.named import study_of
 from orchestrator.devices import Device, DeviceLock, discover, torch_device
 from orchestrator.errors import ConfigError, DeviceError, OrchestratorError, StudyFailedError
 from orchestrator.model import (
@@ -62,7 +63,7 @@ def run(call: Call) -> int:
         return _with_other_seeds(call)
     wanted = _wanted(call)
     with call.store() as store:
-        row = store.reads.find(call.study_name)
+        row = study_of(call, store)
         spec = store.reads.spec(row.study_id)
         trial = _chosen(store, row, spec, wanted)
         then = store.reads.attempts(row.study_id, trial.number)[-1].facts or {}
@@ -113,7 +114,8 @@ def run(call: Call) -> int:
 
 def _with_other_seeds(call: Call) -> int:
     """Adds trials with the parameters of trial N, or of the best one, on top of the budget."""
-    seeds, wanted, name = call.number("seeds"), _wanted(call), controls.required_name(call)
+    seeds, wanted = call.number("seeds"), _wanted(call)
+    controls.required_name(call)
     assert seeds is not None
     if not 1 <= seeds <= _MOST_SEEDS:
         raise ConfigError(f"seeds={seeds}: must be from 1 to {_MOST_SEEDS:,}")
@@ -124,7 +126,7 @@ def _with_other_seeds(call: Call) -> int:
                 "one of the two"
             )
     with call.store() as store:
-        row = store.reads.find(name)
+        row = study_of(call, store)
         if wanted is None:
             wanted = _chosen(store, row, store.reads.spec(row.study_id), None).number
         values = store.interventions.repeat(row.study_id, wanted, seeds)

@@ -360,9 +360,11 @@ def plan(
     distributions: list[tuple[str, str]],
     remarks: Sequence[str] = (),
     probes: Sequence[str] = (),
+    *,
+    alone: bool = True,
 ) -> str:
     """What `launch` would do: cells, parameters as declared and as stored, shares, `probes`,
-    `remarks`.
+    `remarks`; at its end, if it stands `alone`, that nothing was done.
     """
     lines = [
         (
@@ -404,7 +406,8 @@ def plan(
             lines.append(f"  … and {count_label(spec.n_cells - index, 'cell')} more")
             break
         lines.append(f"  {cell_label(cell)}")
-    return "\n".join([*lines, "", *remarks, "dry run: nothing was created"])
+    end = ["dry run: nothing was created"] if alone else []
+    return "\n".join([*lines, "", *remarks, *end])
 
 
 def plan_data(spec: StudySpec, distributions: list[tuple[str, str]]) -> dict[str, Any]:

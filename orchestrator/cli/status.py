@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import config
-from orchestrator.cli import hints, probes, provenance, screen
+from orchestrator.cli import hints, probes, provenance, screen, stage_words
 from orchestrator.cli.call import Call
 from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import read_running, unfollowed, unserved
+from orchestrator.cli.named import study_of
 from orchestrator.cli.running import Running
 from orchestrator.model import StudySpec, count_label, span_label, value_label
 from orchestrator.store import is_braked
@@ -22,6 +23,7 @@ from orchestrator.store import is_braked
 if TYPE_CHECKING:
     from orchestrator.store import (
         AttemptRow,
+        ChainRow,
         CodeRow,
         Held,
         ProbeRow,
@@ -47,7 +49,8 @@ class _Snapshot:
     `older` studies are not listed. `held` has what each worker holds, `earlier` the earlier
     attempts of live trials by number. `best` is read for programs only. `mute` says why the
     study's pruner could judge none of the trials so far. `unserved` has, by study, why no worker
-    serves it. `revisions` is empty for a study that was never extended.
+    serves it. `revisions` is empty for a study that was never extended. Of a stage, `chain` is its
+    chain, and `bests` has the best trial of each stage in words.
     """
 
     studies: list[StudyLine]
@@ -67,6 +70,8 @@ class _Snapshot:
     failures: Failures
     mute: str | None
     probes: list[ProbeRow]
+    chain: ChainRow | None
+    bests: dict[int, str]
 
 
 def run(call: Call) -> int:
@@ -121,8 +126,9 @@ def _read(
     call: Call, store: Reading, studies: list[StudyRow], workers: list[WorkerRow], most: int | None
 ) -> _Snapshot:
     reads = store.reads
-    row = reads.find(call.study_name)
+    row = study_of(call, store)
     spec = reads.spec(row.study_id)
+    chain = store.chains.of(row.study_id)
     listed = _listed(studies, row, call.study_name, most)
     active = [study for study in listed if study.active]
     servers = reads.servers([study.study_id for study in active])
@@ -132,6 +138,10 @@ def _read(
         most=None if call.json else screen.MOST_CELLS,
     )
 
+    observed = ""
+    if progress.best is not None:
+        where = f"trial {progress.best_trial}, {spec.metrics[0]}={progress.best:.6g}"
+        observed = f"best observed {where}"
     live = reads.trials(row.study_id, live_only=True)
     failures = Failures(store, row)
     failures.read()
@@ -162,6 +172,8 @@ def _read(
         if config.has_pruner(spec)
         else None,
         probes=store.measured.of(row.study_id) if spec.probes else [],
+        chain=chain,
+        bests={} if chain is None else stage_words.bests(store, chain, observed),
     )
 
 
@@ -200,6 +212,7 @@ def _as_data(snapshot: _Snapshot) -> dict[str, Any]:
             ],
             "probes": probes.data(snapshot.row, snapshot.probes),
         },
+        "chain": stage_words.data(snapshot.chain),
         "running": [
             {
                 **screen.trial_data(spec, trial),
@@ -241,6 +254,11 @@ def _print(call: Call, snapshot: _Snapshot, console: Console) -> None:
         # Without any worker, the table of workers says so once, at the end.
         if snapshot.workers and (why := snapshot.unserved.get(study.row.study_id)):
             line(why)
+    if snapshot.chain is not None:
+        console.print()
+        line(stage_words.headline(snapshot.chain))
+        for text in stage_words.table(snapshot.chain, snapshot.bests):
+            line(text)
     console.print()
 
     spec, progress = snapshot.spec, snapshot.progress

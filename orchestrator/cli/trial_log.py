@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from orchestrator.cli import probes
 from orchestrator.cli.call import Call
+from orchestrator.cli.named import study_of
 from orchestrator.errors import (
     ConfigError,
     OrchestratorError,
@@ -90,7 +91,7 @@ def _of_probe(call: Call, name: str) -> int:
     if cell is None:
         raise ConfigError(f"probe={name}: needs the number of a cell: cell=N")
     with call.reading() as reading:
-        row = reading.reads.find(call.study_name)
+        row = study_of(call, reading)
         rows = reading.measured.of(row.study_id)
     found = [one for one in rows if one.name == name and one.cell == cell]
     if not found:
@@ -120,7 +121,7 @@ def _attempts(
     call: Call, reading: Reading, number: int, attempt: int | None
 ) -> tuple[StudyRow, list[AttemptRow]]:
     """The study, and the attempts of the trial, of which `attempt` must be one."""
-    row = reading.reads.find(call.study_name)
+    row = study_of(call, reading)
     attempts = reading.reads.attempts(row.study_id, number)
     if attempt is not None and all(one.attempt != attempt for one in attempts):
         had = count_label(len(attempts), "attempt")

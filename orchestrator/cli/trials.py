@@ -22,6 +22,7 @@ from rich.text import Text
 
 from orchestrator.cli import screen
 from orchestrator.cli.call import Call
+from orchestrator.cli.named import study_of
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import (
     Axis,
@@ -74,7 +75,7 @@ def run(call: Call) -> int:
     states, (sort, reverse) = _states(call), _sort(call)
     most = _most(call)
     with call.reading() as store:
-        row = store.reads.find(call.study_name)
+        row = study_of(call, store)
         spec = store.reads.spec(row.study_id)
         selection = Selection(spec.directions, states, _cells(call, spec), sort, reverse, (), most)
         counts = store.listing.counts(row.study_id, selection.cells)

@@ -17,6 +17,7 @@ from orchestrator.settings import (
 )
 
 if TYPE_CHECKING:
+    from orchestrator.config.chaining import chain
     from orchestrator.config.composing import Composed, compose
     from orchestrator.config.flags import Flags, parse_flags
     from orchestrator.config.places import URL_VARIABLE, default_storage_path
@@ -47,6 +48,7 @@ __all__ = [
     "Plain",
     "StorageConfig",
     "WorkerConfig",
+    "chain",
     "compose",
     "default_storage_path",
     "extends",
@@ -65,6 +67,7 @@ __all__ = [
     "trial_words",
 ]
 _HOME = {
+    "chaining": ("chain",),
     "composing": (
         "Composed",
         "compose",

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from orchestrator import program
-from orchestrator.config import sweeper
+from orchestrator.config import stages, sweeper
 from orchestrator.config.group_axes import contents_of, groups_in_params, read_with_groups
 from orchestrator.config.host import host_config, interpolated
 from orchestrator.config.infeasible import leave_out_fixed
@@ -35,11 +35,13 @@ from orchestrator.config.overrides import (
 from orchestrator.config.places import URL_VARIABLE
 from orchestrator.config.schema import SECTIONS
 from orchestrator.config.sections import check_host_sections, check_sections, section_of
-from orchestrator.config.space import Space
+from orchestrator.config.space import Group, Space
 from orchestrator.config.translate import declared
 from orchestrator.errors import ConfigError
+from orchestrator.model import Searched
 from orchestrator.passwords import mask
 from orchestrator.settings import HOST, HostConfig
+from orchestrator.stages import Inherits, touches
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Composed:
         values: for ``enqueue``: the values that the words set, parameters by path and options of
             config groups by group.
         space: for ``launch``: grid and search.
+        stages: for ``launch``: the stages in their order; empty if there are none.
     """
 
     config: DictConfig
@@ -66,6 +69,20 @@ class Composed:
     groups: frozenset[str] = frozenset()
     values: Mapping[str, Any] = field(default_factory=dict)
     space: Space = field(default_factory=Space)
+    stages: tuple[ComposedStage, ...] = ()
+
+
+@dataclass(frozen=True)
+class ComposedStage:
+    """One stage, composed as a study of its own; what it inherits is not in it yet.
+
+    `own` are the paths of params that the stage, or the command line, sets itself.
+    """
+
+    name: str
+    composed: Composed
+    inherits: Inherits
+    own: tuple[str, ...]
 
 
 def compose(
@@ -138,6 +155,106 @@ def _compose(
     if (refused := sweeper.refusal(before["hydra"].get("sweeper") or {})) is not None:
         raise refused
     check_host_sections(before, loader.config_name)
+    if command != "launch":
+        return _study(command, loader, words, chosen, base, url, overrides)
+    typed = [word for word in words if stages.of_stages(word)]
+    words = [word for word in words if not stages.of_stages(word)]
+    written = stages.written(before.get("stages"), typed)
+    declared_stages = stages.read(written)
+    whole = _study(command, loader, words, chosen, base, url, overrides)
+    whole.config.stages = written
+    if not declared_stages:
+        return whole
+    groups = groups_in_params(loader, chosen, base)
+    words = stages.without_chains_budget(words)
+    composed: list[ComposedStage] = []
+    kept: list[str] = []
+    params: dict[str, Any] = {}
+    for declared_stage in declared_stages:
+        earlier = composed[-1] if composed else None
+        there = [] if earlier is None else earlier.composed.space.paths()
+        stage = declared_stage.carrying(params, there)
+        try:
+            made = _stage(loader, words, chosen, groups, url, overrides, stage, earlier, kept)
+        except ConfigError as error:
+            raise ConfigError(f"stages.{stage.name}: {error}") from error
+        kept = _frozen_after(made, earlier, kept)
+        paths = made.composed.space.paths()
+        params = {path: v for path, v in stage.params.items() if not touches(path, paths)}
+        composed.append(made)
+    return replace(whole, stages=tuple(composed))
+
+
+def _frozen_after(
+    stage: ComposedStage, earlier: ComposedStage | None, kept: Sequence[str]
+) -> list[str]:
+    """The paths that are frozen once a stage has begun, by it or by earlier ones (`kept`)."""
+    if stage.inherits.anew or earlier is None:
+        return []
+    freeze = stage.inherits.freeze
+    paths = [*kept, *(earlier.composed.space.paths() if isinstance(freeze, str) else freeze)]
+    own = [*stage.composed.space.paths(), *stage.own]
+    return [path for path in dict.fromkeys(paths) if not touches(path, own)]
+
+
+def _stage(
+    loader: Loader,
+    words: Sequence[Word],
+    chosen: Sequence[str],
+    groups: Mapping[str, Group],
+    url: str | None,
+    overrides: Sequence[str],
+    stage: stages.Declared,
+    earlier: ComposedStage | None,
+    kept: Collection[str],
+) -> ComposedStage:
+    """Composes one stage: the whole config, over it what the stage says, over that the words."""
+    its_words = stage.words(groups, words)
+    for word in read_words(its_words, loader.groups):
+        if word.role == "group":
+            loader.checked_choice(word)
+    # A choice of the command line is Hydra's only one of that group.
+    taken = {word.key for word in words if word.role == "group"}
+    its_words = [text for text in its_words if text.partition("=")[0].lstrip("+") not in taken]
+    chosen = [*chosen, *its_words]
+    base = loader.load(chosen)
+    with open_dict(base):
+        for section in ("grid", "search"):
+            if section in stage.sections:
+                base[section] = stage.sections[section]
+    fixed = [w.path for w in words if w.role == "param" and w.path and w.sweep is None]
+    fixed += [path for w in words if w.sweep is None and (path := path_of_group(w, groups))]
+    own = (*stage.params, *fixed)
+    fixed += [] if earlier is None else earlier.own
+    placed: dict[str, Searched] = {}
+
+    def place(space: Space) -> None:
+        if earlier is not None:
+            before = earlier.composed.space
+            placed.update(stages.put_narrowed(stage, space, before, fixed))
+
+    composed = _study("launch", loader, words, chosen, base, url, overrides, place)
+    before = None if earlier is None else earlier.composed.space
+    inherits = stages.settled(stage, composed.space, before, placed, kept=kept, fixed=fixed)
+    return ComposedStage(stage.name, composed, inherits, own)
+
+
+def _study(
+    command: str,
+    loader: Loader,
+    words: Sequence[Word],
+    chosen: Sequence[str],
+    base: DictConfig,
+    url: str | None,
+    overrides: Sequence[str],
+    place: Callable[[Space], None] = lambda _: None,
+) -> Composed:
+    """Applies the words about settings and parameters to `base`, the config with `chosen` options.
+
+    Args:
+        place: puts more parameters into the declared space, before the words.
+    """
+    before: Any = OmegaConf.to_container(base, resolve=False)
     groups = groups_in_params(loader, chosen, base) if command == "launch" else {}
     refuse_sweeps_of_groups([word for word in words if path_of_group(word, groups) is None])
     commands = _has_command(words, before)
@@ -153,6 +270,7 @@ def _compose(
         space = Space.from_yaml(
             declared(base, "grid"), declared(base, "search"), groups, appends_overrides=appends
         )
+        place(space)
         space.check_spelling(params)
         forwarded += apply_to_params(words, params, space)
         space.fill(

@@ -143,7 +143,8 @@ def _read(text: str, groups: Collection[str]) -> Word:
         raise ConfigError(
             "storage={…}: set its keys one by one: storage.url=…, storage.password_file=…"
         )
-    if word.sweep is not None and word.role in ("hydra", "setting"):
+    # What a stage declares may be a sweep.
+    if word.sweep is not None and word.role in ("hydra", "setting") and first != "stages":
         raise ConfigError(f"{text}: {_no_sweep(key)}{as_parameter(word)}")
     return word
 

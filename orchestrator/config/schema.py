@@ -18,6 +18,7 @@ STUDY_SECTIONS = (
     "grid",
     "search",
     "probes",
+    "stages",
     "budget",
     "allocation",
     "infeasible",

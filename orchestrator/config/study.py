@@ -53,7 +53,8 @@ from orchestrator.settings import (
 )
 
 S = TypeVar("S")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MAX_NAME = 100
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MAX_METRIC = 100
 _FEWEST_BEFORE = 10  # with fewer trials, the model does not say which is the best
 _MAX_PARAM = 512  # Optuna's column for parameter names
@@ -71,7 +72,7 @@ def study_spec(composed: Composed) -> StudySpec:
     """
     config = composed.config
     study = checked("study", StudySettings, resolved(config, "study") or {})
-    name = _name(study.name)
+    name = name_of(study.name)
     directions, metrics = _goals(study)
     params = _params(config)
     space = composed.space
@@ -109,16 +110,34 @@ def extends(composed: Composed) -> bool:
     return study.extend
 
 
-def _name(name: str | None) -> str:
+def check_inherited(spec: StudySpec) -> None:
+    """Checks what a stage's study is with values of an earlier stage in place.
+
+    Raises:
+        ConfigError: a path lies below a plain value, or an interpolation finds nothing.
+    """
+    space = Space()
+    space.grid = {axis.path: axis for axis in spec.grid}
+    space.search = {searched.path: searched for searched in spec.search}
+    space.check(spec.params)
+    _check_resolution(spec.params, space)
+
+
+def name_of(name: str | None) -> str:
+    """The name of a study, checked.
+
+    Raises:
+        ConfigError: there is none, or it is not one.
+    """
     if name is None:
         raise ConfigError(
             "study.name must be given: study.name=my-study, or an experiment that sets it "
             "(experiment=digits)"
         )
-    if not _NAME.fullmatch(name):
+    if len(name) > MAX_NAME or not _NAME.fullmatch(name):
         raise ConfigError(
             f"study.name={name!r}: must consist of letters, digits, '.', '_' and '-', at most "
-            "100, and begin with a letter or digit"
+            f"{MAX_NAME}, and begin with a letter or digit"
         )
     return name
 
@@ -474,6 +493,8 @@ def _names(schema: type[Any]) -> set[str]:
 
 def _stored(config: DictConfig) -> str:
     sections = [section for section in STUDY_SECTIONS if section in config]
+    if not config.get("stages"):  # a study is written as before there were any
+        sections = [section for section in sections if section != "stages"]
     ordered = OmegaConf.create({section: config._get_node(section) for section in sections})
     with open_dict(ordered):
         ordered.study.pop("extend", None)  # of one launch

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from orchestrator.config.schema import SECTIONS
@@ -98,15 +99,24 @@ def rerun_words(
 
 
 def trial_words(
-    spec: StudySpec, params: Mapping[str, JSONValue], groups: Collection[str]
+    spec: StudySpec,
+    params: Mapping[str, JSONValue],
+    groups: Collection[str],
+    set_by_stages: Mapping[str, JSONValue] = MappingProxyType({}),
+    options: Sequence[Axis] = (),
 ) -> list[str] | None:
     """The overrides that give a launch of the same study the values of a trial, quoted for a shell;
     None if a value cannot be written as an override.
+
+    Args:
+        set_by_stages: of a stage, the values of params that it and earlier ones have set.
+        options: the axes of those that are options of config groups.
     """
     declared = {name: value for name, value in params.items() if spec.declares(name)}
     requested = {name: value for name, value in params.items() if name not in declared}
     try:
-        words = rerun_words(declared, requested, spec.params, groups, spec.grid)
+        values = {**set_by_stages, **declared}
+        words = rerun_words(values, requested, spec.params, groups, [*spec.grid, *options])
     except ConfigError:
         return None
     return [shlex.quote(word) for word in words]

@@ -390,6 +390,12 @@ FREE: Mapping[str, Knob] = {
         more="By name: `{lr: {_target_: orchestrator.training.probes.lr_range, build: "
         "my_project.build, parameter: optim.lr}}`, see [probes](probes.md)",
     ),
+    "stages": Knob(
+        [],
+        "studies that follow each other, each with a grid and a search of its own; a stage begins "
+        "with what the one before it found",
+        more="See [stages](stages.md)",
+    ),
 }
 """What a study says in sections whose contents are the user's own, by the name that the reference
 uses.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from orchestrator.lazy import names_of
 
 if TYPE_CHECKING:
+    from orchestrator.store.chains import ChainRow, StageRow
     from orchestrator.store.course import Span
     from orchestrator.store.doctor import Examination, Finding
     from orchestrator.store.ledger.claims import Attempt, Claim, Place, Prepared, Ticket
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.store.ledger.fleet import Silent, SlotOffer, WorkerLease
     from orchestrator.store.ledger.interventions import Retried
     from orchestrator.store.ledger.probes import Probe
+    from orchestrator.store.ledger.stages import NotBegun
     from orchestrator.store.ledger.studies import Launched
     from orchestrator.store.ledger.tickets import MOST_CHOICES, Choice, Undecided
     from orchestrator.store.listing import STATES, ListedTrial, Selection, SortKey
@@ -44,17 +46,19 @@ if TYPE_CHECKING:
         TrialRow,
         WorkerRow,
     )
-    from orchestrator.store.states import is_braked, likeness
+    from orchestrator.store.states import DELETING, is_braked, likeness
     from orchestrator.store.store import Store
     from orchestrator.store.watch import Held, RunningRow, StudyLine
 
 __all__ = [
+    "DELETING",
     "MOST_CHOICES",
     "STATES",
     "Alive",
     "Attempt",
     "AttemptRow",
     "CellRow",
+    "ChainRow",
     "Choice",
     "Claim",
     "ClosedFor",
@@ -66,6 +70,7 @@ __all__ = [
     "Launched",
     "Leavings",
     "ListedTrial",
+    "NotBegun",
     "Place",
     "PlainStudy",
     "PlainTrial",
@@ -85,6 +90,7 @@ __all__ = [
     "SlotOffer",
     "SortKey",
     "Span",
+    "StageRow",
     "Store",
     "StudyLine",
     "StudyRow",
@@ -100,6 +106,10 @@ __all__ = [
     "open_to_relaunch",
 ]
 _HOME = {
+    "chains": (
+        "ChainRow",
+        "StageRow",
+    ),
     "course": ("Span",),
     "doctor": (
         "Examination",
@@ -124,6 +134,7 @@ _HOME = {
     ),
     "ledger.interventions": ("Retried",),
     "ledger.probes": ("Probe",),
+    "ledger.stages": ("NotBegun",),
     "ledger.studies": ("Launched",),
     "ledger.tickets": (
         "MOST_CHOICES",
@@ -162,6 +173,7 @@ _HOME = {
         "WorkerRow",
     ),
     "states": (
+        "DELETING",
         "is_braked",
         "likeness",
     ),

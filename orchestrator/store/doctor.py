@@ -88,7 +88,9 @@ WITH ours AS (
         CAST(s.spec #>> '{{budget,trials}}' AS int) AS budget_trials,
             CAST(s.spec #>> '{{budget,per_cell}}' AS int) AS per_cell
     FROM orchestrator.study s JOIN studies p ON p.study_id = s.study_id
-    WHERE CAST(:study AS text) IS NULL OR :study IN (s.name, p.study_name)
+    WHERE CAST(:study AS text) IS NULL OR :study IN (s.name, p.study_name) OR EXISTS (
+        SELECT FROM orchestrator.stage g JOIN orchestrator.chain k ON k.chain_id = g.chain_id
+        WHERE g.study_id = s.study_id AND k.name = :study)
 ), cells AS (
     SELECT l.*, s.study FROM orchestrator.cell l JOIN ours s ON s.study_id = l.study_id
 ), tickets AS (
@@ -551,7 +553,36 @@ _REVISIONS = {
             END""",
 }
 
-INVARIANTS = _IN_OPTUNA | _TRIALS | _TICKETS | _CELLS | _REVISIONS | _SHORTAGES | _STUDIES | _FLEET
+_STAGES = {
+    "stage out of order": """
+        SELECT s.study, format('stage %s of %s began before stage %s, which comes before it',
+            g.name, k.name, f.name)
+        FROM ours s JOIN orchestrator.stage g ON g.study_id = s.study_id
+        JOIN orchestrator.chain k ON k.chain_id = g.chain_id
+        JOIN orchestrator.stage f ON f.chain_id = g.chain_id AND f.ordinal < g.ordinal
+        WHERE f.began_at >= g.began_at""",
+    "inheritance lost": """
+        SELECT s.study, format('stage %s of %s inherited %s=%s, but its study has %s', g.name,
+            k.name, v.path, v.value, coalesce(CAST(CAST(s.spec AS jsonb)
+                #> (ARRAY['params'] || string_to_array(v.path, '.')) AS text), 'nothing'))
+        FROM ours s JOIN orchestrator.stage g ON g.study_id = s.study_id
+        JOIN orchestrator.chain k ON k.chain_id = g.chain_id
+        CROSS JOIN LATERAL jsonb_each(CAST(g.inherited #> '{params}' AS jsonb)) AS v(path, value)
+        WHERE v.value IS DISTINCT FROM CAST(s.spec AS jsonb)
+            #> (ARRAY['params'] || string_to_array(v.path, '.'))""",
+    "range lost": """
+        SELECT s.study, format('stage %s of %s searches %s from %s to %s, but its study does not',
+            g.name, k.name, v.one ->> 'path', v.one ->> 'low', v.one ->> 'high')
+        FROM ours s JOIN orchestrator.stage g ON g.study_id = s.study_id
+        JOIN orchestrator.chain k ON k.chain_id = g.chain_id
+        CROSS JOIN LATERAL jsonb_array_elements(CAST(g.inherited #> '{search}' AS jsonb)) AS v(one)
+        WHERE NOT CAST(s.spec #> '{search}' AS jsonb) @> jsonb_build_array(jsonb_build_object(
+            'path', v.one -> 'path', 'low', v.one -> 'low', 'high', v.one -> 'high'))""",
+}
+
+INVARIANTS = (
+    _IN_OPTUNA | _TRIALS | _TICKETS | _CELLS | _REVISIONS | _SHORTAGES | _STUDIES | _STAGES | _FLEET
+)
 """By kind, the question to which a healthy database has no answer: rows of study and message."""
 
 # Optuna 5 writes naive UTC where earlier ones wrote naive local time, under the same schema

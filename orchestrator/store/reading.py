@@ -13,7 +13,9 @@ from orchestrator.store.news import News
 from orchestrator.store.reads import Reads
 
 if TYPE_CHECKING:
+    from orchestrator.store.chains import Chains
     from orchestrator.store.course import Course
+    from orchestrator.store.ledger.stages import Stages
     from orchestrator.store.ledger.studies import Studies
     from orchestrator.store.listing import Listing
     from orchestrator.store.measured import Measured
@@ -50,6 +52,12 @@ class Reading:
         return Listing(self._source)
 
     @cached_property
+    def chains(self) -> Chains:
+        from orchestrator.store.chains import Chains
+
+        return Chains(self._source)
+
+    @cached_property
     def course(self) -> Course:
         from orchestrator.store.course import Course
 
@@ -70,6 +78,12 @@ class Relaunching(Reading):
         from orchestrator.store.ledger.studies import Studies
 
         return Studies(self._source)
+
+    @cached_property
+    def stages(self) -> Stages:
+        from orchestrator.store.ledger.stages import Stages
+
+        return Stages(self._source)
 
     def rest(self, unused_s: float = 0.0) -> None:
         """Gives up idle connections that nobody has used for `unused_s` seconds; at once before a

@@ -308,7 +308,7 @@ class Reads:
     # ----------------------------------------------------------------------------------- for people
 
     def find(self, name: str | None) -> StudyRow:
-        """The study of that name, or the newest one.
+        """The study of that name, or the newest one; of a chain of that name, its newest stage.
 
         Raises:
             ConfigError: there is none.
@@ -324,9 +324,15 @@ class Reads:
         for row in rows:
             if row.name == name:
                 return row
+        chains = {chain.name: chain.newest for chain in self._database.execute(_NEWEST_STAGES)}
+        for row in rows:
+            if row.study_id == chains.get(name):
+                return row
+        if name in chains:
+            raise ConfigError(f"study.name={name}: no stage of this chain has begun yet")
         raise ConfigError(
             f"study.name={name}: the database has no study of this "
-            f"name{did_you_mean(name, [r.name for r in rows])}"
+            f"name{did_you_mean(name, [*(r.name for r in rows), *chains])}"
         )
 
     def progress(self, row: StudyRow, *, maximize: bool, most: int | None = None) -> Progress:
@@ -639,6 +645,15 @@ _STUDIES = Statement(
             OR p.study_name = ANY(CAST(:names AS text[])) OR s.name = ANY(CAST(:names AS text[])))
         AND (NOT CAST(:active_only AS bool) OR {ACTIVE})
     ORDER BY s.priority DESC, s.created_at, s.study_id
+    """
+)
+_NEWEST_STAGES = Statement(
+    """
+    SELECT k.name, (
+        SELECT g.study_id FROM orchestrator.stage g JOIN studies p ON p.study_id = g.study_id
+        WHERE g.chain_id = k.chain_id ORDER BY g.ordinal DESC LIMIT 1
+    ) AS newest
+    FROM orchestrator.chain k ORDER BY k.name
     """
 )
 _SPEC = Statement("SELECT spec FROM orchestrator.study WHERE study_id = :study_id")

@@ -5,7 +5,8 @@ ticket, distinct numbers. No foreign key leads from ours into Optuna's tables, s
 may delete a study without asking us.
 
 Every statement has the same alias for a table: s study, v revision, l cell, t ticket, o trial, a
-attempt, w worker, d slot, h shortage, r probe, e event; of Optuna's, p studies and q trials.
+attempt, w worker, d slot, h shortage, r probe, k chain, g stage, e event; of Optuna's, p studies
+and q trials.
 """
 
 from __future__ import annotations
@@ -82,6 +83,56 @@ revision = sa.Table(
     sa.Column("changes", sa.JSON, nullable=False, comment="in words, a list; empty for the first"),
 )
 """What a study has been: its identity changes from one revision to the next."""
+
+chain = sa.Table(
+    "chain",
+    metadata,
+    sa.Column("chain_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column(
+        "stages",
+        sa.JSON,
+        nullable=False,
+        comment="every stage as it was last declared, see stages.Stage.to_json",
+    ),
+    sa.Column(
+        "state",
+        sa.Text,
+        nullable=False,
+        server_default="ACTIVE",
+        comment="ACTIVE | PAUSED: its next stage begins paused | STOPPED: none begins",
+    ),
+    sa.Column("reason", sa.Text, comment="why it is not ACTIVE"),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column("launched_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column("deadline_at", sa.DateTime(timezone=True), comment="of all stages together"),
+    sa.CheckConstraint("state IN ('ACTIVE', 'PAUSED', 'STOPPED')", name="chain_state"),
+    sa.UniqueConstraint("name", name="chain_name"),
+)
+"""Studies that follow each other. Its name is none that a study has."""
+
+stage = sa.Table(
+    "stage",
+    metadata,
+    sa.Column("chain_id", sa.ForeignKey(chain.c.chain_id, ondelete="CASCADE"), primary_key=True),
+    sa.Column("ordinal", sa.Integer, primary_key=True, comment="place in the chain, from 0"),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("study_id", sa.ForeignKey(study.c.study_id, ondelete="CASCADE"), nullable=False),
+    sa.Column(
+        "inherited",
+        sa.JSON,
+        nullable=False,
+        comment="what it has of earlier stages, see stages.Inherited.to_json",
+    ),
+    sa.Column("began_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column(
+        "settled_at",
+        sa.DateTime(timezone=True),
+        comment="when a launch found it at its end and said how it stands",
+    ),
+    sa.UniqueConstraint("study_id", name="stage_study"),
+)
+"""A stage that has begun: written with its study, in one transaction."""
 
 cell = sa.Table(
     "cell",

@@ -598,6 +598,43 @@ PLANTS = {
 }
 
 
+def stages() -> str:
+    """Makes `busy` the stage after `done`, which began a second earlier."""
+    return (
+        "INSERT INTO orchestrator.chain (name, stages) VALUES ('chain', '[]');"
+        "INSERT INTO orchestrator.stage (chain_id, ordinal, name, study_id, inherited, began_at) "
+        "SELECT k.chain_id, CASE s.name WHEN 'done' THEN 0 ELSE 1 END, s.name, s.study_id, "
+        "'{\"params\": {}, \"search\": []}', now() - CASE s.name WHEN 'done' THEN "
+        "interval '1 s' ELSE '0 s' END "
+        "FROM orchestrator.study s, orchestrator.chain k WHERE s.name IN ('done', 'busy');"
+    )
+
+
+PLANTS |= {
+    "stage out of order": [
+        Plant(
+            f"{stages()}UPDATE orchestrator.stage SET began_at = now() WHERE ordinal = 0",
+            "stage busy of chain began before stage done, which comes before it",
+        )
+    ],
+    "inheritance lost": [
+        Plant(
+            stages() + 'UPDATE orchestrator.stage SET inherited = \'{"params": {"a": 7, "b.c": 1}, '
+            '"search": []}\' WHERE ordinal = 1',
+            "stage busy of chain inherited b.c=1, but its study has nothing",
+        )
+    ],
+    "range lost": [
+        Plant(
+            stages()
+            + 'UPDATE orchestrator.stage SET inherited = \'{"params": {"x": 0.5}, "search": '
+            '[{"path": "x", "low": 0.25, "high": 0.5}]}\' WHERE ordinal = 1',
+            "stage busy of chain searches x from 0.25 to 0.5, but its study does not",
+        )
+    ],
+}
+
+
 def test_every_invariant_has_a_plant() -> None:
     assert set(PLANTS) == set(INVARIANTS)
 

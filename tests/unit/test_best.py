@@ -90,7 +90,8 @@ def best(params: dict[str, Any], *words: str, as_json: bool = False, count: int 
 
     @contextmanager
     def store(_self: Call) -> Iterator[Any]:
-        yield SimpleNamespace(reads=Reads(spec, trials))
+        chains = SimpleNamespace(of=lambda _: None)
+        yield SimpleNamespace(reads=Reads(spec, trials), chains=chains)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Call, "reading", store)

@@ -66,31 +66,52 @@ class Studies:
             DifferentStudyError: a study of that name has a different identity (the message says
                 what differs), and `extend` is None or the study is of another revision by now.
             ConfigError: the study was not created by us, cannot be extended so, or its guaranteed
-                shares no longer fit into ``budget.trials``.
+                shares no longer fit into ``budget.trials``; or a chain has that name.
         """
         with self._database.transaction(statement_s=300, lock_s=60, idle_s=30) as c:
-            study_id, new = self._optuna_study(c, spec)
-            row = answer(c, _LOCK, {"study_id": study_id})
-            if row is None and not new:
+            later(c, LOCK_NAME, {"name": spec.name})
+            if answer(c, _IS_CHAIN, {"name": spec.name}) is not None:
                 raise ConfigError(
-                    f"study.name={spec.name}: the database has a study of this name that "
-                    "orchestrator did not create; choose another name: study.name=…"
+                    f"study.name={spec.name}: the database has a chain of stages of this name; "
+                    "choose another name: study.name=…"
                 )
-            if row is None:
-                self._create(c, study_id, spec)
-                changes: tuple[str, ...] = ()
-            else:
-                old = StudySpec.from_json(row.spec)
-                spec = continued(spec, old)
-                spec, changes = self._continue(c, study_id, old, spec, extend, revision)
-            self._name_metrics(c, study_id, spec)
-            added = grid.write_tickets(c, study_id, spec, new=row is None)
-            tickets.end_study_if_spent(c, study_id)
-            open_tickets = tickets.unspent(c, study_id)
-            (now,) = answers(c, _STATE, {"study_id": study_id})
-            what = f"{added} tickets added; {'; '.join(changes) or 'no change'}"
-            later(c, _TELL, {"study_id": study_id, "reason": what})
-            return Launched(study_id, new, added, open_tickets, changes, now.reason)
+            return self.register(c, spec, extend, revision)
+
+    def register(
+        self,
+        c: AnyConnection,
+        spec: StudySpec,
+        extend: Extend | None = None,
+        revision: int | None = None,
+    ) -> Launched:
+        """What `launch` does once the name is known to be no chain's, in a transaction of the
+        caller's.
+
+        Raises:
+            ConfigError: as `launch`.
+        """
+        study_id, new = self._optuna_study(c, spec)
+        row = answer(c, _LOCK, {"study_id": study_id})
+        if row is None and not new:
+            raise ConfigError(
+                f"study.name={spec.name}: the database has a study of this name that "
+                "orchestrator did not create; choose another name: study.name=…"
+            )
+        if row is None:
+            self._create(c, study_id, spec)
+            changes: tuple[str, ...] = ()
+        else:
+            old = StudySpec.from_json(row.spec)
+            spec = continued(spec, old)
+            spec, changes = self._continue(c, study_id, old, spec, extend, revision)
+        self._name_metrics(c, study_id, spec)
+        added = grid.write_tickets(c, study_id, spec, new=row is None)
+        tickets.end_study_if_spent(c, study_id)
+        open_tickets = tickets.unspent(c, study_id)
+        (now,) = answers(c, _STATE, {"study_id": study_id})
+        what = f"{added} tickets added; {'; '.join(changes) or 'no change'}"
+        later(c, _TELL, {"study_id": study_id, "reason": what})
+        return Launched(study_id, new, added, open_tickets, changes, now.reason)
 
     def follow(self, study_id: int, for_s: float) -> None:
         """Notes that a launch follows the study for the next `for_s` seconds; 0: it no
@@ -162,7 +183,7 @@ class Studies:
             new = extension.spec
             extended = (*extension.changes, *revisions.extend(c, study_id, old, extension))
         send(c, _UPDATE, _columns(study_id, new))
-        before, after = _settings(old), _settings(new)
+        before, after = settings_of(old), settings_of(new)
         resumed = (f"study: {reason} -> active",) if state in ("PAUSED", "STOPPING") else ()
         settings = tuple(
             f"{key}: {before.get(key)} -> {after.get(key)}"
@@ -203,6 +224,9 @@ def _columns(study_id: int, spec: StudySpec) -> dict[str, Any]:
     }
 
 
+LOCK_NAME = Statement(f"SELECT pg_advisory_xact_lock({0x6E616D65}, hashtext(:name))")  # "name"
+"""Held by whoever makes a study or a chain, so that no two get the same name at once."""
+_IS_CHAIN = Statement("SELECT k.chain_id FROM orchestrator.chain k WHERE k.name = :name")
 _LOCK = Statement(
     "SELECT s.spec FROM orchestrator.study s WHERE s.study_id = :study_id FOR NO KEY UPDATE"
 )
@@ -267,7 +291,7 @@ _DELETE_ABANDONED = Statement(
 _MAY_NAME = Statement("SELECT has_table_privilege('study_system_attributes', 'INSERT') AS may")
 
 
-def _settings(spec: StudySpec) -> dict[str, Any]:
+def settings_of(spec: StudySpec) -> dict[str, Any]:
     """What may change between launches, flattened for the announcement."""
     data = spec.to_json()
     settings = {f"budget.{key}": value for key, value in data["budget"].items()}

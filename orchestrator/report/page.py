@@ -170,7 +170,8 @@ code { font: 0.92em ui-monospace, monospace; overflow-wrap: anywhere; }
 p.dim, .note { color: var(--dim); max-width: 70ch; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 0; }
 dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
-ol.statements { list-style: none; margin: 0; padding: 0; display: grid; gap: 10px; }
+ol.statements { list-style: none; margin: 0; padding: 0; display: grid; gap: 10px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); }
 ol.statements li { background: var(--panel); border-left: 4px solid var(--tone);
   border-radius: 4px; padding: 9px 14px; break-inside: avoid; }
 ol.statements p { margin: 0; max-width: 85ch; overflow-wrap: anywhere; }

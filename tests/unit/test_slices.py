@@ -15,7 +15,7 @@ import pytest
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.report.picture import Picture
 from orchestrator.report.pictures import contour, optima, surrogate
-from orchestrator.search import CellSlices, Search, Slices, Snapshot
+from orchestrator.search import CellEstimate, CellSlices, Search, Slices, Snapshot
 from orchestrator.settings import sampler_settings
 
 X = Searched("x", "float", -2.0, 2.0)
@@ -365,6 +365,16 @@ def test_optima_are_sorted_the_best_first() -> None:
         assert sum(best["x"]) == pytest.approx(1.0, abs=0.01)
         labels = picture.figure["layout"]["yaxis"]["ticktext"]
         assert labels[0].startswith("large")
+
+
+def test_optima_at_the_metrics_limit_leave_their_intervals_in_sight() -> None:
+    lows = [0.90, 0.91, 0.92, 0.93, 0.2]
+    estimates = [CellEstimate(1.0, low, 1.0, 0.2, 7, 0.93) for low in lows]
+    spec = replace(GRID, directions=("maximize",), grid=(Axis("a", (1, 2, 3, 4, 5)),))
+    (picture,) = optima.pictures(spec, list(spec.cells()), estimates)
+    low, high = picture.figure["layout"]["xaxis"]["range"]
+    assert 0.8 < low < 0.9
+    assert 1.0 < high < 1.1
 
 
 def test_a_snapshot_has_one_number_per_point() -> None:

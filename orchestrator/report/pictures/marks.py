@@ -84,12 +84,12 @@ def limits(
     losses = sorted(sign * value for value in values)
     rest = [sign * value for value in others]
     best, worst = min(losses + rest), max(losses + rest)
-    if losses:
-        middle = statistics.median(losses)
+    for middle in _middles(losses):
         apart = middle - losses[0]
         if apart > 0:
             best = max(best, losses[0] - _BETTER * apart)
             worst = min(worst, middle + _WORSE * apart)
+            break
     best = min([best, *(sign * value for value in inside)])
     worst = max([worst, *(sign * value for value in inside)])
     if not worst > best:
@@ -97,6 +97,13 @@ def limits(
         best, worst = best - around, worst + around
     room = 0.06 * (worst - best)
     return sorted([sign * (best - room), sign * (worst + room)])
+
+
+def _middles(ascending: Sequence[float]) -> list[float]:
+    """The median, and the upper quartile in its place where half of the values are equal."""
+    if not ascending:
+        return []
+    return [statistics.median(ascending), ascending[3 * len(ascending) // 4]]
 
 
 def places(span: float) -> int:

@@ -55,8 +55,13 @@ def pictures(
 def _figure(spec: StudySpec, found: Sequence[Estimated], *, maximize: bool) -> dict[str, Any]:
     rows = list(range(len(found)))
     beliefs = [estimate for _, estimate in found]
-    ends = [end for e in beliefs for end in (e.low, e.estimate, e.high)]
-    low, high = limits(ends, (), maximize=maximize)
+    worse = [e.low if maximize else e.high for e in beliefs]
+    low, high = limits(
+        [*worse, *(e.value for e in beliefs if e.value is not None)],
+        (),
+        maximize=maximize,
+        inside=[e.high if maximize else e.low for e in beliefs],
+    )
     decimals = places(high - low)
     middle = drawn((e.estimate for e in beliefs), decimals)
     seen = [(row, e.value) for row, e in enumerate(beliefs) if e.value is not None]

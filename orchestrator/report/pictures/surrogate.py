@@ -44,6 +44,7 @@ _FEW: Final = 3
 """With fewer trials in the study, what is drawn is almost only the prior."""
 _WIDER: Final = 4.0
 """How much wider than the last row's own range that of all rows may be."""
+_FAINT: Final = 0.4
 _ASIDE: Final = 0.13
 """How far a category's prediction and trials stand to the left and right of it."""
 
@@ -230,7 +231,10 @@ class _Panel:
             [trial for trial, _ in known],
             [self._place(trial.params[self.line.path]) for trial, _ in known],
             drawn(y, places(high - low) + 1),
-            [round(0.25 + 0.75 * near, 2) for _, near in known],
+            [
+                round(_FAINT + (1.0 - _FAINT) * (near if t.ended == "complete" else 0.5), 2)
+                for t, near in known
+            ],
         )
 
     def _place(self, value: JSONValue) -> float:

@@ -41,6 +41,9 @@ defaults:
 {budget}
 {allocation}
 
+# what is enough before the budget is spent
+{stop_when}
+
 # trials that run out of memory, by device type
 {infeasible}
 
@@ -70,7 +73,7 @@ def _yaml(knobs: Mapping[str, Knob], indent: str = "") -> str:
 
 
 def _config() -> str:
-    names = ("study", "objective", "budget", "infeasible", "paths", "dashboard")
+    names = ("study", "objective", "budget", "stop_when", "infeasible", "paths", "dashboard")
     blocks = {name: f"{name}:\n{_yaml(section(name), '  ')}".rstrip() for name in names}
     free = {name: knob for name, knob in FREE.items() if "." not in name}
     allocation = _yaml({"allocation": ALLOCATION}).rstrip()
@@ -98,6 +101,7 @@ def _tables() -> dict[str, str]:
         *free,
         *sections["budget"],
         *allocation,
+        *sections["stop_when"],
         *sections["infeasible"],
         *sections["runner"],
     ]

@@ -23,6 +23,7 @@ from orchestrator.settings import (
     PrunerSettings,
     RunnerSettings,
     SamplerSettings,
+    StopSettings,
     TPESettings,
     stored_pruner,
     stored_sampler,
@@ -152,6 +153,7 @@ class StudySpec:
     pruner: PrunerSettings = field(default_factory=NoPrunerSettings)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
     infeasible: InfeasibleSettings = field(default_factory=InfeasibleSettings)
+    stop_when: StopSettings = field(default_factory=StopSettings)
     seed: int = 0
     priority: int = 0
     bounds: tuple[Limits, ...] = ()
@@ -310,6 +312,9 @@ class StudySpec:
         # without bounds it is written as before they existed, so that older workers can read it
         if not data["bounds"]:
             del data["bounds"]
+        # without a rule it is written as before there were any
+        if not self.stop_when.on:
+            del data["stop_when"]
         # without probes it is written as before they existed
         if not data["probes"]:
             del data["probes"]
@@ -341,6 +346,7 @@ class StudySpec:
             "pruner": stored_pruner,
             "runner": lambda stored: stored_section(RunnerSettings, stored),
             "infeasible": lambda stored: stored_section(InfeasibleSettings, stored),
+            "stop_when": lambda stored: stored_section(StopSettings, stored),
         }
         fields |= {
             section: read(data[section]) for section, read in readers.items() if section in data

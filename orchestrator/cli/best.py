@@ -21,6 +21,7 @@ from orchestrator.cli.named import study_of
 from orchestrator.config import trial_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import Axis, StudySpec, at, has, value_label
+from orchestrator.store import is_ended_early
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -171,6 +172,8 @@ def _print(found: _Found, groups: Collection[str], *, how: str) -> None:
             print(f"# {value_label(remark)}")
     for line in believed.lines(spec, how=how):
         print(f"# {value_label(line)}")
+    if is_ended_early(found.progress.study.state, found.progress.study.reason):
+        print(f"# {value_label(f'the study ended early: {found.progress.study.reason}')}")
     if mixed := provenance.changes_within(found.code):
         print(f"# {value_label(mixed)}")
     if found.chain is not None:

@@ -102,6 +102,8 @@ def followed(
     view.say(announcement(call, spec, launched))
     if launched.created and startup is not None:
         view.say(startup)
+    if spec.stop_when.on:
+        view.say(config.stop_label(spec.stop_when))
     for line in [
         *about_code(store, row, spec, created=launched.created),
         *preflight.remarks(spec),

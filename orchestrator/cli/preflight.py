@@ -215,8 +215,8 @@ def _same(one: Path, other: Path) -> bool:
 
 def remarks(spec: StudySpec) -> list[str]:
     """Settings that will not have the effect they were chosen for."""
-    idle = config.never_prunes(spec)
-    return [] if idle is None else [idle]
+    idle = (config.never_prunes(spec), config.stops_nothing(spec))
+    return [remark for remark in idle if remark is not None]
 
 
 def check_checkpoint_places(call: Call, store: Reading, spec: StudySpec, count: int) -> None:

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from orchestrator.cli.running import Running
-from orchestrator.config import startup_label
+from orchestrator.config import startup_label, stop_label
 from orchestrator.model import Axis, Searched, StudySpec, cell_label, count_label, value_label
 from orchestrator.program import label
 
@@ -399,6 +399,8 @@ def plan(
     )
     if spec.budget.hours is not None:
         lines.append(f"no trial starts after {spec.budget.hours:g} h")
+    if spec.stop_when.on:
+        lines.append(stop_label(spec.stop_when))
     lines += probes
 
     for index, cell in enumerate(spec.cells()):
@@ -428,6 +430,7 @@ def plan_data(spec: StudySpec, distributions: list[tuple[str, str]]) -> dict[str
         "budget": asdict(spec.budget),
         "allocation": spec.allocation,
         "guaranteed": spec.n_cells * spec.budget.per_cell,
+        "stop_when": asdict(spec.stop_when),
         "probes": {name: dict(probe) for name, probe in spec.probes.items()},
         "cells": list(spec.cells()),
     }

@@ -21,6 +21,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.model import StudySpec
 from orchestrator.revision import continued
 from orchestrator.runner import check_allowed
+from orchestrator.store import is_ended_early
 
 if TYPE_CHECKING:
     from orchestrator.store import Relaunching
@@ -71,7 +72,10 @@ def concluded(call: Call, spec: StudySpec) -> bool:
 def _spent(store: Relaunching, spec: StudySpec) -> bool:
     """Whether the study is there as `spec` has it, and all that its budget allows has ended."""
     row = next((row for row in store.reads.studies() if row.name == spec.name), None)
-    if row is None or (row.state, row.reason) != ("FINISHED", "budget spent"):
+    if row is None:
+        return False
+    early = is_ended_early(row.state, row.reason)
+    if not early and (row.state, row.reason) != ("FINISHED", "budget spent"):
         return False
     old = store.reads.spec(row.study_id)
     return continued(spec, old).to_json() == old.to_json()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         startup_label,
     )
     from orchestrator.config.showing import show
+    from orchestrator.config.stopping import stop_label, stops_nothing
     from orchestrator.config.study import extends, study_spec
     from orchestrator.config.words import (
         hydra_word,
@@ -63,6 +64,8 @@ __all__ = [
     "rerun_words",
     "show",
     "startup_label",
+    "stop_label",
+    "stops_nothing",
     "study_spec",
     "trial_words",
 ]
@@ -91,6 +94,10 @@ _HOME = {
         "startup_label",
     ),
     "showing": ("show",),
+    "stopping": (
+        "stop_label",
+        "stops_nothing",
+    ),
     "study": ("extends", "study_spec"),
     "words": (
         "hydra_word",

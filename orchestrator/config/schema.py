@@ -21,6 +21,7 @@ STUDY_SECTIONS = (
     "stages",
     "budget",
     "allocation",
+    "stop_when",
     "infeasible",
     "sampler",
     "pruner",

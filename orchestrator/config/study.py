@@ -27,6 +27,7 @@ from orchestrator.config.infeasible import infeasible
 from orchestrator.config.probes import probes
 from orchestrator.config.schema import STUDY_SECTIONS, checked
 from orchestrator.config.space import Space
+from orchestrator.config.stopping import stop_when
 from orchestrator.config.translate import resolved
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import (
@@ -82,6 +83,7 @@ def study_spec(composed: Composed) -> StudySpec:
     _check_resolution(params, space)
     objective = _objective(config, params, space, metrics)
     grid, search = tuple(space.grid.values()), tuple(space.search.values())
+    budget = _budget(config, space, metrics)
     return StudySpec(
         name=name,
         directions=directions,
@@ -90,8 +92,9 @@ def study_spec(composed: Composed) -> StudySpec:
         params=params,
         grid=grid,
         search=search,
-        budget=_budget(config, space, metrics),
+        budget=budget,
         allocation=_allocation(config),
+        stop_when=stop_when(resolved(config, "stop_when"), space, metrics, budget),
         infeasible=infeasible(resolved(config, "infeasible"), space),
         sampler=_chosen("sampler", SAMPLERS, resolved(config, "sampler"), "tpe"),
         pruner=_chosen("pruner", PRUNERS, resolved(config, "pruner"), "none"),

@@ -31,6 +31,7 @@ from orchestrator.search.answers import Answers
 from orchestrator.search.cells.allocation import FLOOR, OpenCells, Question, choose
 from orchestrator.search.cells.best import BestOfCells
 from orchestrator.search.cells.configurations import Configurations
+from orchestrator.search.cells.enough import Enough, Reasons
 from orchestrator.search.cells.leaders import Leaders, confirm, leaders
 from orchestrator.search.cells.model import CellModel
 from orchestrator.search.cells.summary import Beliefs, CellEstimate, summarise
@@ -51,6 +52,8 @@ from orchestrator.search.trials.mirror import Mirror, blank_trial, frozen
 from orchestrator.search.trials.quasirandom import POSITION_KEY, strided
 from orchestrator.search.trials.threads import load_libraries, one_thread
 
+MOST_LIKELY = 256
+"""Of more cells, these many with the best trials are considered where the best one is asked for."""
 _COMPLETE = TrialState.COMPLETE
 _OWN_KEYS = (FIXED_KEY, BOUNDS_KEY, POSITION_KEY)
 
@@ -91,6 +94,7 @@ class Search:
         self._running: set[int] = set()
         self._tried_before: tuple[Configurations | None] | None = None
         self._analysed: tuple[str, Science | None] | None = None
+        self._enough_before: tuple[tuple[int, tuple[int, ...]], Reasons] | None = None
 
     def feed(self, news: Iterable[TrialNews]) -> None:
         """Learns trials; idempotent, in any order, with gaps. A trial that has ended is never
@@ -120,6 +124,7 @@ class Search:
         if (
             self._spec.allocation == "adaptive"
             or self._spec.budget.confirm > 0
+            or self._spec.stop_when.on
             or isinstance(self._sampler, HybridGPSampler | HybridTPESampler)
         ):
             with uncollected():
@@ -330,6 +335,26 @@ class Search:
         assert cell is not None
         return cell, number, why
 
+    def enough(self, open_cells: OpenCells) -> Reasons:
+        """Why the study has had enough trials by its `stop_when`: in words, under None, or with
+        ``stop_when.scope=cell`` for every open cell that has, by its ordinal. Empty if none has, or
+        no rule is set. A function of the news that ended, the seed and `open_cells`.
+
+        That every cell has had its share is for the caller to know.
+
+        Args:
+            open_cells: ordinal and values of every cell that may get a trial; at least one.
+        """
+        known = self._finished, tuple(ordinal for ordinal, _ in open_cells)
+        if self._enough_before is None or self._enough_before[0] != known:
+            model = self._model()
+            with one_thread():
+                reasons = self._enough.reasons(
+                    model, model.finished(self._mirror), open_cells, self._best.first(MOST_LIKELY)
+                )
+            self._enough_before = known, reasons
+        return self._enough_before[1]
+
     def leaders(self) -> Leaders | None:
         """What the model believes of the configurations tried, the best one first, and of the
         noise; None with several objectives, or with fewer than ten complete trials. A function of
@@ -496,6 +521,25 @@ class Search:
             model = CellModel(self._parameters | self._discovered.parameters(), self._fits)
             self._modelled = dict(self._discovered.space), model
         return self._modelled[1]
+
+    @cached_property
+    def _enough(self) -> Enough:
+        return Enough(
+            self._spec.stop_when,
+            abs(self._spec.seed),
+            self._spec.directions[0] == "maximize",
+            self._limits,
+            self._cells.get,
+            self._values_of,
+        )
+
+    def _values_of(self, ordinal: int) -> dict[str, JSONValue]:
+        """The values of the cell of that ordinal, see `_ordinal`."""
+        values: dict[str, JSONValue] = {}
+        for axis in reversed(self._spec.grid):
+            ordinal, place = divmod(ordinal, len(axis.values))
+            values[axis.path] = axis.values[place]
+        return dict(reversed(values.items()))
 
     @property
     def _limits(self) -> Limits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -13,6 +14,7 @@ from orchestrator.settings.knob import (
     SEED,
     SHARE,
     Knob,
+    Rule,
     above,
     at_least,
     check,
@@ -141,6 +143,59 @@ class InfeasibleSettings:
         more="Or `infeasible.monotone.data.batch_size=memory`. When a cell is closed, those above"
         " it are closed too, see [decision 17](decisions/0017-out-of-memory.md)",
     )
+
+
+def _is_gain(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.endswith("%") and 0.0 < _number(value[:-1]) <= 100.0
+    return isinstance(value, int | float) and value is not True and 0.0 < value < math.inf
+
+
+def _number(text: str) -> float:
+    """The number that a text shows; NaN if it shows none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+@dataclass(frozen=True)
+class StopSettings:
+    """When a study has had enough trials before its budget is spent: once any rule holds."""
+
+    gain: Any = knob(
+        None,
+        "the study ends once one more trial is expected to gain less than this, in the metric's "
+        "unit; or `1%` of the spread of its values",
+        Rule("a number greater than 0, or a share of the spread such as 1%", _is_gain),
+        null="never",
+        more="The spread is the distance from the lower to the upper quartile. See [enough is"
+        " enough](search.md#enough-is-enough)",
+    )
+    p: float | None = knob(
+        None,
+        "the study ends once a cell is the best with at least this probability",
+        Rule("greater than 0 and less than 1", lambda value: 0 < value < 1),
+        null="never",
+    )
+    patience: int | None = knob(
+        None,
+        "the study ends once this many trials have ended since the one with the best value",
+        within(1, MAX_TRIALS),
+        null="never",
+    )
+    scope: str = knob(
+        "study",
+        "what the rules end: the `study`, or a `cell`, whose further trials go to the other cells",
+        one_of("study", "cell"),
+        more="With `cell`, gain and patience are those of the cell's own best value, and the study"
+        " ends when every cell has enough",
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether any rule is set."""
+        return (self.gain, self.p, self.patience) != (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -343,6 +398,7 @@ PRUNERS: Mapping[str, type[PrunerSettings]] = {
 SECTIONS_OF_STUDY: Mapping[str, type[Any]] = {
     "study": StudySettings,
     "budget": BudgetSettings,
+    "stop_when": StopSettings,
     "infeasible": InfeasibleSettings,
     "runner": RunnerSettings,
 }

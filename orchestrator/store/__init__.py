@@ -1,7 +1,8 @@
 """The database: who may do what, decided in one place. The only importer of SQLAlchemy.
 
 `Store` joins the sides: `studies` (launch), `fleet` (workers and devices), `ledger` (trials),
-`suggested` (parameters that objectives ask for), `interventions` (what people do to a study under
+`suggested` (parameters that objectives ask for), `stopping` (before a budget is spent),
+`interventions` (what people do to a study under
 way), `deletion` (of a study) and `doctor`; and those of `Reading`, which changes nothing and needs
 no SQLAlchemy: `news` (what samplers read), `reads` (what people and workers read), `listing`
 (trials for people), `watch` (what people follow), `course` (what attempts took) and
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
         TrialRow,
         WorkerRow,
     )
-    from orchestrator.store.states import DELETING, is_braked, likeness
+    from orchestrator.store.states import DELETING, is_braked, is_ended_early, likeness
     from orchestrator.store.store import Store
     from orchestrator.store.watch import Held, RunningRow, StudyLine
 
@@ -101,6 +102,7 @@ __all__ = [
     "WorkerLease",
     "WorkerRow",
     "is_braked",
+    "is_ended_early",
     "likeness",
     "open_to_read",
     "open_to_relaunch",
@@ -175,6 +177,7 @@ _HOME = {
     "states": (
         "DELETING",
         "is_braked",
+        "is_ended_early",
         "likeness",
     ),
     "store": ("Store",),

@@ -346,7 +346,8 @@ _CELLS = {
             count(t.ticket_id), s.per_cell, l.completed)
         FROM ours s JOIN cells l ON l.study_id = s.study_id AND l.state = 'OPEN'
         LEFT JOIN tickets t ON t.cell_id = l.cell_id AND t.state = 'SPENT' AND NOT t.extra
-        WHERE s.state = 'FINISHED' AND s.reason = 'budget spent' AND NOT EXISTS (
+        WHERE s.state = 'FINISHED' AND (s.reason = 'budget spent'
+                OR starts_with(s.reason, 'enough: ')) AND NOT EXISTS (
             SELECT FROM orchestrator.event e
             WHERE e.cell_id = l.cell_id AND e.kind = 'cell opened again' AND e.at > s.launched_at
         )
@@ -397,7 +398,8 @@ _STUDIES = {
             s.reason, count(*),
             string_agg(CAST(t.ordinal AS text), ', ' ORDER BY t.ordinal))
         FROM ours s JOIN tickets t ON t.study_id = s.study_id AND t.state IN ('OPEN', 'LIVE')
-        WHERE s.state = 'FINISHED' AND s.reason IN ('budget spent', 'every cell is closed')
+        WHERE s.state = 'FINISHED' AND (s.reason IN ('budget spent', 'every cell is closed')
+            OR starts_with(s.reason, 'enough: '))
         GROUP BY s.study_id, s.study, s.reason""",
     "never ends": """
         SELECT s.study, 'the study is active, but no ticket is left to spend'

@@ -21,6 +21,10 @@ ACTIVE: Final = (
 """SQL: whether the study `s` hands out trials: it is not finished and its time is not over."""
 BRAKED: Final = "paused by itself: "
 """How the reason begins of a pause that nobody asked for, see `ledger.brake`."""
+ENOUGH: Final = "enough: "
+"""How the reason begins for which a study or a cell ended before its budget was spent, see
+`ledger.stopping`.
+"""
 DELETING: Final = "being deleted by "
 """How the reason begins of a study between `Deletion.begin` and `Deletion.finish`."""
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|\d+(\.\d+)?([eE][-+]?\d+)?")
@@ -31,6 +35,13 @@ def likeness(failure: str) -> str:
     numbers replaced.
     """
     return _NUMBER.sub("0", failure.partition("\n")[0])
+
+
+def is_ended_early(state: str, reason: str | None) -> bool:
+    """Whether a study of that state and reason ended before its budget was spent, because it had
+    enough trials.
+    """
+    return state == "FINISHED" and (reason or "").startswith(ENOUGH)
 
 
 def is_braked(state: str, reason: str | None) -> bool:

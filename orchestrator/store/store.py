@@ -13,6 +13,7 @@ from orchestrator.store.ledger.fleet import Fleet
 from orchestrator.store.ledger.interventions import Interventions
 from orchestrator.store.ledger.ledger import Ledger
 from orchestrator.store.ledger.probes import Probes
+from orchestrator.store.ledger.stopping import Stopping
 from orchestrator.store.ledger.suggested import Suggested
 from orchestrator.store.migrations import migrate
 from orchestrator.store.reading import Relaunching
@@ -39,6 +40,7 @@ class Store(Relaunching):
         self.fleet = Fleet(self._database)
         self.ledger = Ledger(self._database)
         self.probes = Probes(self._database)
+        self.stopping = Stopping(self._database)
         self.suggested = Suggested(self._database)
         self.interventions = Interventions(self._database)
         self.deletion = Deletion(self._database)

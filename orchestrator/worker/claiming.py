@@ -208,16 +208,21 @@ class Claiming:
     def _claim_of(self, served: Served, *, ahead: bool) -> Claim | Probe | None:
         """The next trial of one study, or the probe that must come before it. With an adaptive
         allocation, the model chooses the cell of a ticket that has none; for the last
-        `budget.confirm` it may choose a trial to repeat.
+        `budget.confirm` it may choose a trial to repeat. With `stop_when`, such a ticket is not
+        taken before what is known says that it is needed.
         """
         ledger, study_id = self._store.ledger, served.row.study_id
         adaptive = served.spec.allocation == "adaptive"
         served.look_for_foreign(self._store)
         confirm = served.spec.budget.confirm
-        likely = served.likely_cells() if adaptive or confirm else ()
+        stops = served.spec.stop_when.on
+        likely = served.likely_cells() if adaptive or confirm or stops else ()
 
         def claim(
-            since: int | None, choice: Choice | None = None, confirm: int = 0
+            since: int | None,
+            choice: Choice | None = None,
+            confirm: int = 0,
+            adaptive: bool = adaptive,
         ) -> Claim | Probe | Undecided | None:
             return ledger.claim_one(
                 self._contact.lease,
@@ -234,7 +239,8 @@ class Claiming:
                 max_attempts=served.spec.runner.max_attempts,
             )
 
-        claimed = claim(served.cursor if served.informed else None, confirm=confirm)
+        since = served.cursor if served.informed else None
+        claimed = claim(since, confirm=confirm, adaptive=adaptive or stops)
         # What to repeat is chosen again if others have chosen meanwhile, but not for ever.
         for asks in range(1, MAX_ASKS + 1):
             if not isinstance(claimed, Undecided):
@@ -242,6 +248,8 @@ class Claiming:
             served.take_in(*claimed.news or ([], served.cursor))
             choice = served.choose(claimed)
             repeats = choice is not None and choice.confirms is not None
+            if not repeats and served.end_early(self._store, claimed):
+                return None
             if choice is not None and asks == MAX_ASKS:
                 choice = replace(choice, confirmed=None)
             claimed = claim(served.cursor, choice, confirm if repeats else 0)

@@ -88,7 +88,12 @@ class Served:
     @property
     def informed(self) -> bool:
         """Whether parameters or cells are chosen by what is known of other trials."""
-        return self.learns or self.spec.allocation == "adaptive" or self.spec.budget.confirm > 0
+        return (
+            self.learns
+            or self.spec.allocation == "adaptive"
+            or self.spec.budget.confirm > 0
+            or self.spec.stop_when.on
+        )
 
     def learn(self, store: Store) -> None:
         """Feeds the sampler with the news since the last time.
@@ -149,6 +154,24 @@ class Served:
             undecided.cells, ticket=undecided.ordinal, retry=undecided.failures
         )
         return Choice(cell, {**why, **known})
+
+    def end_early(self, store: Store, undecided: Undecided) -> bool:
+        """Ends the study, or closes cells of it, if there have been enough trials by `stop_when`;
+        whether that was done.
+
+        Raises:
+            StoreUnavailableError: the database does not answer.
+        """
+        if not self.spec.stop_when.on:
+            return False
+        reasons = self.search.enough(undecided.cells)
+        study_id, launched = self.row.study_id, self.row.launched_at
+        if None in reasons:
+            # The last tickets confirm, until there is nothing to confirm.
+            confirm = 0 if undecided.confirms else self.spec.budget.confirm
+            return store.stopping.end_study(study_id, reasons[None], launched, confirm=confirm)
+        of_cells = {cell: reason for cell, reason in reasons.items() if cell is not None}
+        return bool(of_cells) and store.stopping.settle_cells(study_id, of_cells, launched)
 
     def suggest(self, ticket: Ticket, asks: int) -> Suggestion:
         """Parameters for the ticket, with what `orchestrator replay` needs to suggest them again;

@@ -31,8 +31,9 @@ LIKELY = 12
 """Likely points that represent a cell."""
 N_MEASURED = 8
 """Likely points of a cell that are considered for its next trial."""
-_NODES = np.linspace(-3.5, 3.5, 15)
-_WEIGHTS = np.exp(-0.5 * _NODES**2) / np.exp(-0.5 * _NODES**2).sum()
+NODES = np.linspace(-3.5, 3.5, 15)
+WEIGHTS = np.exp(-0.5 * NODES**2) / np.exp(-0.5 * NODES**2).sum()
+"""An expectation over a standard normal variable is the sum of these times values at `NODES`."""
 
 OpenCells = Sequence[tuple[int, Mapping[str, JSONValue]]]
 
@@ -52,11 +53,15 @@ class Question:
 
     @property
     def least_loss(self) -> float:
-        low, high = self.limits
-        best = high if self.maximize else low
-        if best is None:
-            return -math.inf
-        return -best if self.maximize else best
+        return least_loss(self.limits, maximize=self.maximize)
+
+
+def least_loss(limits: Limits, *, maximize: bool) -> float:
+    """The lowest loss of an objective with these limits; -inf if there is none."""
+    best = limits[1] if maximize else limits[0]
+    if best is None:
+        return -math.inf
+    return -best if maximize else best
 
 
 def fewest_trials(
@@ -124,7 +129,7 @@ def expected_gains(optima: Optima, least: float = -math.inf) -> Array:
     spread = np.sqrt(np.maximum(np.diag(covariance)[measured], 0.0) + max(optima.noise, 1e-12))
     slope = covariance[measured] / spread[:, None]
     expected = np.zeros(len(measured))
-    for z, weight in zip(_NODES, _WEIGHTS, strict=True):
+    for z, weight in zip(NODES, WEIGHTS, strict=True):
         expected += weight * np.maximum((mean + z * slope).min(axis=1), least)
     now = max(float(mean.min()), least)
     result: Array = np.maximum(now - expected, 0.0).reshape(n_cells, -1).max(axis=1)

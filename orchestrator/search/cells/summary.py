@@ -14,8 +14,8 @@ from orchestrator.model import JSONValue, Limits, clipped
 from orchestrator.search.cells.configurations import INTERVAL, Configurations
 from orchestrator.search.cells.model import CellModel, Cells, places
 from orchestrator.search.cells.optima import Optima
-from orchestrator.search.gp.surrogate import Surrogate
-from orchestrator.search.trials.history import Array
+from orchestrator.search.gp.surrogate import Fits, Surrogate
+from orchestrator.search.trials.history import Array, History
 from orchestrator.search.trials.mirror import Mirror
 
 N_DRAWS = 2000
@@ -83,14 +83,26 @@ class Beliefs:
         Args:
             untried: also of cells that no trial has ended in, by what is known of others.
         """
-        history = model.finished(mirror)
+        return Beliefs.given(model, model.finished(mirror), cells, seed, untried=untried)
+
+    @staticmethod
+    def given(
+        model: CellModel,
+        history: History,
+        cells: Sequence[Mapping[str, JSONValue]],
+        seed: int,
+        *,
+        untried: bool = False,
+        fits: Fits | None = None,
+    ) -> Beliefs | None:
+        """The same by a history of finished trials; `fits` as of `CellModel.surrogate`."""
         history = history.only(~history.pruned)
         state = model.cells(history, cells)
         useful = np.flatnonzero((state.useful > 0) | (untried & (state.trials == 0)))
         if int(state.useful.sum()) < LEAST_TRIALS:
             return None
         rng = np.random.default_rng(seed)
-        surrogate = model.surrogate(history, believing=True)
+        surrogate = model.surrogate(history, believing=True, fits=fits)
         optima = model.optima(surrogate, state.only(useful), rng)
         drawn = optima.drawn(rng, N_DRAWS, widened=REPORTED)
         return Beliefs(surrogate, state, useful, optima, drawn)
@@ -99,6 +111,13 @@ class Beliefs:
     def lows(self) -> Array:
         """Draws of the lowest loss of each cell, shape (draws, cells)."""
         result: Array = self.drawn.min(axis=2)
+        return result
+
+    @property
+    def shares(self) -> Array:
+        """The probability of each cell that no other one reaches a better value."""
+        lows = self.lows
+        result: Array = np.bincount(lows.argmin(axis=1), minlength=len(self.useful)) / len(lows)
         return result
 
 
@@ -121,8 +140,7 @@ def summarise(
     estimates: list[CellEstimate | None] = [None] * n_cells
     if believed is None:
         return estimates
-    lows = believed.lows
-    shares = np.bincount(lows.argmin(axis=1), minlength=len(believed.useful)) / len(lows)
+    lows, shares = believed.lows, believed.shares
     leading = _leading(tried, believed.state)
     quantiles = believed.surrogate.scale.original(np.quantile(lows, INTERVAL, axis=0))
     if maximize:

@@ -21,7 +21,7 @@ from orchestrator.store.connection.statement import (
 )
 from orchestrator.store.ledger import grid, revisions, tickets
 from orchestrator.store.optuna.attributes import KEEP_STUDY_ATTR
-from orchestrator.store.states import DELETING
+from orchestrator.store.states import DELETING, ENOUGH, is_ended_early
 
 if TYPE_CHECKING:
     from orchestrator.store.connection.plain import Source
@@ -55,7 +55,8 @@ class Studies:
         self, spec: StudySpec, extend: Extend | None = None, *, revision: int | None = None
     ) -> Launched:
         """Creates the study or continues the one of that name; tickets are added up to
-        ``spec.budget``, never beyond.
+        ``spec.budget``, never beyond. A study that has had enough trials is left as it is unless
+        something has changed.
 
         Args:
             extend: makes the study's next revision if the one of that name has a different
@@ -103,6 +104,10 @@ class Studies:
         else:
             old = StudySpec.from_json(row.spec)
             spec = continued(spec, old)
+            (now,) = answers(c, _STATE, {"study_id": study_id})
+            same = spec.to_json() == old.to_json()
+            if same and is_ended_early(now.state, now.reason):
+                return Launched(study_id, False, 0, 0, (), now.reason)
             spec, changes = self._continue(c, study_id, old, spec, extend, revision)
         self._name_metrics(c, study_id, spec)
         added = grid.write_tickets(c, study_id, spec, new=row is None)
@@ -183,6 +188,7 @@ class Studies:
             new = extension.spec
             extended = (*extension.changes, *revisions.extend(c, study_id, old, extension))
         send(c, _UPDATE, _columns(study_id, new))
+        send(c, _OPEN_SETTLED, {"study_id": study_id})
         before, after = settings_of(old), settings_of(new)
         resumed = (f"study: {reason} -> active",) if state in ("PAUSED", "STOPPING") else ()
         settings = tuple(
@@ -250,6 +256,13 @@ _UPDATE = Statement(
     WHERE study_id = :study_id
     """
 )
+# Cells that had enough trials by what the launch before counted as enough.
+_OPEN_SETTLED = Statement(
+    f"""
+    UPDATE orchestrator.cell SET state = 'OPEN', reason = NULL
+    WHERE study_id = :study_id AND state = 'CLOSED' AND starts_with(reason, '{ENOUGH}')
+    """
+)
 _TELL = Statement(
     """
     INSERT INTO orchestrator.event (study_id, kind, reason)
@@ -301,6 +314,7 @@ def settings_of(spec: StudySpec) -> dict[str, Any]:
         "study.priority": data["priority"],
         "study.bounds": _bounds_label(spec),
     }
+    settings |= {f"stop_when.{key}": value for key, value in vars(spec.stop_when).items()}
     settings |= {f"probes.{name}": probe for name, probe in data.get("probes", {}).items()}
     for section in ("infeasible", "sampler", "pruner", "runner"):
         settings |= {f"{section}.{key}": value for key, value in data[section].items()}

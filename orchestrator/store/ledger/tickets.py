@@ -21,7 +21,7 @@ from orchestrator.store.connection.statement import (
 )
 from orchestrator.store.ledger.device_types import not_probed_elsewhere
 from orchestrator.store.ledger.shortages import TRIAL_FITS, fits
-from orchestrator.store.states import ACTIVE, LIVE, UNSPENT
+from orchestrator.store.states import ACTIVE, ENOUGH, LIVE, UNSPENT
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -555,6 +555,16 @@ def reopen(c: Connection, row: Row, failure: str, *, in_a_row: bool = True) -> b
     return True
 
 
+def settle(c: Connection, study_id: int, cell_id: int, reason: str, kind: str) -> None:
+    """Closes a cell that has had enough trials; its open tickets go to the others. Under the locks
+    of study and cell.
+    """
+    which = {"study_id": study_id, "cell_id": cell_id, "reason": reason}
+    later(c, _CLOSE_CELL, which)
+    later(c, _EVENT, {**which, "trial_id": None, "kind": kind})
+    later(c, _FREE_TICKETS, which)
+
+
 _FAIL_TICKET = Statement(
     """
     UPDATE orchestrator.ticket SET state = :state, failures = failures + 1, fixed = NULL,
@@ -697,11 +707,36 @@ _VOID_IF_CLOSED = Statement(
     WHERE study_id = :study_id AND state = 'OPEN' AND NOT extra AND NOT {_OPEN_CELL}
     """
 )
+# Said where the study had enough trials, or a cell had and none is open.
+_ENOUGH = f"""
+    coalesce(
+        (
+            SELECT e.reason FROM orchestrator.event e
+            WHERE e.study_id = s.study_id AND e.kind = 'enough' AND e.at >= s.launched_at
+            ORDER BY e.event_id LIMIT 1
+        ),
+        CASE WHEN NOT {_OPEN_CELL} AND EXISTS (
+            SELECT FROM orchestrator.cell l WHERE l.study_id = s.study_id
+                AND starts_with(l.reason, '{ENOUGH}')
+        ) THEN '{ENOUGH}every cell has had enough trials, or is closed' END
+    ) || (
+        SELECT format('; %s of %s trials saved',
+            greatest(0, s.budget_trials - count(*)), s.budget_trials)
+        FROM orchestrator.ticket t
+        WHERE t.study_id = s.study_id AND t.state <> 'VOID' AND NOT t.extra
+    )"""
 _FINISH_IF_SPENT = Statement(
     f"""
     UPDATE orchestrator.study
-    SET state = 'FINISHED', halt = false, reason = CASE WHEN {_OPEN_CELL} THEN 'budget spent'
-        ELSE 'every cell is closed' END
+    SET state = 'FINISHED', halt = false, reason = coalesce(
+        (
+            SELECT {_ENOUGH} FROM (
+                SELECT s.study_id, s.launched_at,
+                    CAST(s.spec #>> '{{budget,trials}}' AS int) AS budget_trials
+                FROM orchestrator.study s WHERE s.study_id = :study_id
+            ) AS s
+        ),
+        CASE WHEN {_OPEN_CELL} THEN 'budget spent' ELSE 'every cell is closed' END)
     WHERE study_id = :study_id
         AND NOT EXISTS (SELECT FROM orchestrator.ticket t WHERE t.study_id = :study_id
             AND t.state IN ('OPEN', 'LIVE'))

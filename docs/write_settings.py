@@ -51,6 +51,8 @@ defaults:
 {paths}
 
 {dashboard}
+
+{notify}
 """
 
 
@@ -73,7 +75,16 @@ def _yaml(knobs: Mapping[str, Knob], indent: str = "") -> str:
 
 
 def _config() -> str:
-    names = ("study", "objective", "budget", "stop_when", "infeasible", "paths", "dashboard")
+    names = (
+        "study",
+        "objective",
+        "budget",
+        "stop_when",
+        "infeasible",
+        "paths",
+        "dashboard",
+        "notify",
+    )
     blocks = {name: f"{name}:\n{_yaml(section(name), '  ')}".rstrip() for name in names}
     free = {name: knob for name, knob in FREE.items() if "." not in name}
     allocation = _yaml({"allocation": ALLOCATION}).rstrip()

@@ -67,13 +67,13 @@ COMMANDS: Final[Mapping[str, Command]] = {
             f"{CONFIRM}=true": "of an experiment with stages: show how a stage ended, and ask on a"
             " terminal, or else end, before the next one; the same command goes on with it"
         },
-        settings=("storage", "worker", "paths"),
+        settings=("storage", "worker", "paths", "notify"),
         overrides="settings, parameters, grid axes and searched parameters",
     ),
     "worker": Command(
         "serve.worker",
         "run one worker: claims a device and runs trials of all active studies",
-        settings=("worker", "storage", "paths"),
+        settings=("worker", "storage", "paths", "notify"),
         examples=("worker storage.url=postgresql+psycopg2://user@host/orchestrator",),
     ),
     "dashboard": Command(

@@ -26,6 +26,7 @@ from orchestrator.worker.maintenance import Maintenance
 
 if TYPE_CHECKING:
     from orchestrator.store import Launched, Progress, Store, StudyRow
+    from orchestrator.worker.notifying import Notifier
 
 FOLLOW_S: Final = 0.5
 """Pause between two rounds of the loop."""
@@ -128,15 +129,21 @@ class FollowedStudy:
 
 
 def follow(
-    followed: FollowedStudy, workers: LocalWorkers, following: Following
+    followed: FollowedStudy,
+    workers: LocalWorkers,
+    following: Following,
+    notifier: Notifier | None = None,
 ) -> tuple[StudyRow, bool]:
     """Shows the study until it is finished or has paused itself; True if the user ended it earlier.
+
+    Args:
+        notifier: tells people what has happened; None: nobody is told.
 
     Returns:
         The study's row, and whether the user interrupted.
     """
     store, view = followed.store, followed.view
-    maintenance = Maintenance(store, every_s=1.0)
+    maintenance = Maintenance(store, 1.0, notifier)
     spent, silent, next_read = 0, False, 0.0
     running, note = Running(), None
 

@@ -25,6 +25,7 @@ from orchestrator.cli.following import Following
 from orchestrator.cli.launch_loop import FollowedStudy, follow
 from orchestrator.cli.local_workers import LocalWorkers
 from orchestrator.cli.opening import about_code, announcement
+from orchestrator.cli.serve import notifying
 from orchestrator.cli.waiting import waiting
 from orchestrator.model import StudySpec
 from orchestrator.signals import Ending
@@ -64,6 +65,7 @@ def prepared(call: Call, importing: Sequence[preflight.Importing]) -> tuple[int,
     Raises:
         OrchestratorError: this host cannot run the study, or what it runs does not import.
     """
+    notifying(call)  # what is wrong with a webhook is said before anything is written
     count = preflight.worker_count(call)
     preflight.check_runs_directory(call, count)
     if not all(one.over for one in importing):
@@ -123,8 +125,12 @@ def followed(
             workers.announce()
             failures = Failures(store, row)
             study = FollowedStudy(call, all_of_it, row, spec, view, failures, launch_again)
-            row, interrupted = follow(study, workers, following)
+            telling = notifying(call)
+            notifier = None if telling is None else telling(all_of_it, [spec.name])
+            row, interrupted = follow(study, workers, following, notifier)
             way.ending.requested = interrupted
+            if notifier is not None:
+                notifier.close()
         spec = store.reads.spec(row.study_id)  # another launch may have extended the study
 
     conclude(

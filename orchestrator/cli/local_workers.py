@@ -28,6 +28,9 @@ It is doubled each time while no trial is spent.
 """
 
 
+_NOTIFY: Final = "ORCHESTRATOR_NOTIFY_URL"
+
+
 class LocalWorkers:
     """The workers of this launch: started on entry, replaced when they die, ended on exit."""
 
@@ -40,6 +43,7 @@ class LocalWorkers:
             **os.environ,
             LAUNCHER_PID: str(os.getpid()),
             **_storage_environment(call),
+            _NOTIFY: call.host.notify.url or "",
         }
         self._output = output
         self._view = view
@@ -144,7 +148,7 @@ def _exit_label(code: int) -> str:
 
 
 def _host_overrides(call: Call, spec: StudySpec, count: int) -> list[str]:
-    """This host's settings as overrides for the workers; never the database's URL."""
+    """This host's settings as overrides for the workers; never a URL that is a secret."""
     host = call.host
     worker = {key: value for key, value in asdict(host.worker).items() if key != "count"}
     health_file = host.worker.health_file
@@ -158,6 +162,8 @@ def _host_overrides(call: Call, spec: StudySpec, count: int) -> list[str]:
         "paths.runs": str(host.paths.runs),
         "paths.checkpoints": host.paths.checkpoints,
         "paths.artifacts": host.paths.artifacts,
+        "notify.url_file": host.notify.url_file,
+        "notify.form": host.notify.form,
     }
     overrides = [f"{key}={config.hydra_word(value)}" for key, value in settings.items()]
     overrides.append(f"storage={host.storage.kind}")

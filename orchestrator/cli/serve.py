@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from orchestrator.worker.contact import HealthFile
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
+    from orchestrator.worker.notifying import Notifier
 
 LAUNCHER_PID = "ORCHESTRATOR_LAUNCHER_PID"
 """Set by `launch` for the workers it starts: they shut down in an orderly way when it dies."""
@@ -47,18 +49,43 @@ def worker(call: Call) -> int:
         with uncollected():
             from orchestrator.worker.worker import Worker
 
+        telling = notifying(call)
         gc.freeze()
         store = _open_patiently(call, stack)
         command = functools.partial(hints.command, call)
+        notifier = None if telling is None else telling(store, host.worker.studies)
         served = Worker(
-            store, host.worker, host.paths.runs, host.paths.checkpoints, artifacts, command
+            store,
+            host.worker,
+            host.paths.runs,
+            host.paths.checkpoints,
+            artifacts,
+            command,
+            notifier,
         )
         with served.signals():
             # Already requested if an import swallowed the `SystemExit` of an early signal.
             if not ending.requested:
                 served.run()
             ending.requested = True  # a late signal must not cut the shutdown short
+            if notifier is not None:
+                notifier.close()
     return 0
+
+
+def notifying(call: Call) -> Callable[[Store, Sequence[str] | None], Notifier] | None:
+    """What makes the notifier of a database and some studies; None if this host has no webhook.
+
+    Raises:
+        ConfigError: the webhook's URL is wrong, or its file cannot be read.
+    """
+    settings = call.host.notify
+    if not settings.url and settings.url_file is None:
+        return None
+    from orchestrator.worker.notifying import Notifier, webhook  # imports what HTTP needs
+
+    hook = webhook(settings)
+    return None if hook is None else lambda store, studies: Notifier(store, hook, studies)
 
 
 def dashboard(call: Call) -> int:

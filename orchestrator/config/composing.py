@@ -39,7 +39,7 @@ from orchestrator.config.space import Group, Space
 from orchestrator.config.translate import declared
 from orchestrator.errors import ConfigError
 from orchestrator.model import Searched
-from orchestrator.passwords import mask
+from orchestrator.passwords import HIDDEN, mask
 from orchestrator.settings import HOST, HostConfig
 from orchestrator.stages import Inherits, touches
 
@@ -306,6 +306,8 @@ def _shown_config(command: str, full: DictConfig, space: Space, host: HostConfig
         url = host.storage.url
         if url and (url != full.storage.get("url") or not interpolated(full.storage, "url")):
             full.storage.url = mask(url)
+        if host.notify.url is not None:
+            full.notify.url = HIDDEN
         if command == "launch":
             for section, content in space.to_yaml().items():
                 full[section] = content

@@ -17,6 +17,7 @@ from orchestrator.settings import HOST, HostConfig
 
 def host_config(full: DictConfig, url: str | None, *, typed_embedded: bool) -> HostConfig:
     values = {section: resolved(full, section) or {} for section in HOST}
+    _refuse_typed_notify_url(full)
     storage, worker, paths = values["storage"], values["worker"], values["paths"]
     for section in HOST:
         if not isinstance(values[section], dict):
@@ -58,6 +59,20 @@ def _typed_url(url: str) -> str | None:
         return str(OmegaConf.create({"url": url}).url)
     except OmegaConfBaseException as error:
         raise ConfigError(f"storage.url: {one_line(str(error).splitlines()[0])}") from error
+
+
+def _refuse_typed_notify_url(full: DictConfig) -> None:
+    """Raises ConfigError if the webhook's URL stands in a file of the config or on the command
+    line, which are shown and kept.
+    """
+    notify = full.get("notify")
+    if not isinstance(notify, DictConfig) or interpolated(notify, "url"):
+        return
+    if notify.get("url") is not None:
+        raise ConfigError(
+            "notify.url: is a secret (its value is not shown here), and must come from the "
+            "environment, ${oc.env:ORCHESTRATOR_NOTIFY_URL}, or from a file: notify.url_file=…"
+        )
 
 
 def interpolated(node: DictConfig, key: str) -> bool:

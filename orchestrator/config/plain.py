@@ -47,7 +47,7 @@ NAMING: Final = (
 """The commands that take ``study.name`` besides the settings of this host."""
 _COMPOSED: Final = ("launch", "enqueue")  # these take parameters too
 
-_KEY = re.compile(r"(storage|worker|paths|dashboard)\.([a-z_]+)")
+_KEY = re.compile(r"(storage|worker|paths|dashboard|notify)\.([a-z_]+)")
 _ITEM = r"""(?:"[^"\\$]*"|[A-Za-z/_][\w/.-]*|-?(?:0|[1-9]\d*)(?:\.\d+)?)"""
 _VALUE = re.compile(rf"{_ITEM}|\[{_ITEM}(?:,{_ITEM})*\]", re.ASCII)
 _RESERVED: Final = ("nan", "inf", "null", "true", "false")
@@ -111,6 +111,7 @@ def _read(command: str, overrides: Sequence[str]) -> Plain:
         "worker": _yaml("worker/default.yaml"),
         "paths": config["paths"],
         "dashboard": config["dashboard"],
+        "notify": config["notify"],
     }
     for section, schema in HOST.items():
         if set(sections[section]) != {f.name for f in dataclasses.fields(schema)}:
@@ -119,7 +120,11 @@ def _read(command: str, overrides: Sequence[str]) -> Plain:
     typed: dict[str, dict[str, Any]] = {section: {} for section in HOST}
     for key, value in words.items():
         found = _KEY.fullmatch(key)
-        if found is None or found[2] not in sections[found[1]] or key == "storage.kind":
+        if (
+            found is None
+            or found[2] not in sections[found[1]]
+            or key in ("storage.kind", "notify.url")
+        ):
             raise _UnusualError
         typed[found[1]][found[2]] = _value(value)
     if url is not None:

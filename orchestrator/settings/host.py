@@ -211,6 +211,31 @@ class DashboardConfig:
 
 
 @dataclass(frozen=True)
+class NotifyConfig:
+    """Whom this host's workers and launches tell that a study has ended, paused itself or lost a
+    cell.
+    """
+
+    url: str | None = knob(
+        None,
+        "a webhook that is told when a study ends, pauses itself or loses a cell; only from the "
+        "environment",
+        null="`ORCHESTRATOR_NOTIFY_URL`",
+        shipped="${oc.env:ORCHESTRATOR_NOTIFY_URL,null}",
+        secret=True,
+        more="Who knows it may write there, so it is taken from the environment"
+        " (`${oc.env:VARIABLE}`) or from `notify.url_file`, and neither stored nor shown. See"
+        " [notifications](workers.md#notifications)",
+    )
+    url_file: str | None = knob(None, "a file that holds the webhook's URL", null="none")
+    form: str = knob(
+        "auto",
+        "what is sent: `json`, or `slack` (a `text`); `auto`: `slack` to `hooks.slack.com`",
+        one_of("auto", "json", "slack"),
+    )
+
+
+@dataclass(frozen=True)
 class HostConfig:
     """Every setting of this host, resolved and checked."""
 
@@ -218,6 +243,7 @@ class HostConfig:
     worker: WorkerConfig
     paths: PathsConfig
     dashboard: DashboardConfig
+    notify: NotifyConfig
 
 
 HOST: Mapping[str, type[Any]] = {
@@ -225,4 +251,5 @@ HOST: Mapping[str, type[Any]] = {
     "worker": WorkerConfig,
     "paths": PathsConfig,
     "dashboard": DashboardConfig,
+    "notify": NotifyConfig,
 }

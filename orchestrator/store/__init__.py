@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.store.ledger.deletion import Alive, Leavings, RunsPlace
     from orchestrator.store.ledger.fleet import Silent, SlotOffer, WorkerLease
     from orchestrator.store.ledger.interventions import Retried
+    from orchestrator.store.ledger.notices import Notice, Notices
     from orchestrator.store.ledger.probes import Probe
     from orchestrator.store.ledger.stages import NotBegun
     from orchestrator.store.ledger.studies import Launched
@@ -72,6 +73,8 @@ __all__ = [
     "Leavings",
     "ListedTrial",
     "NotBegun",
+    "Notice",
+    "Notices",
     "Place",
     "PlainStudy",
     "PlainTrial",
@@ -135,6 +138,7 @@ _HOME = {
         "WorkerLease",
     ),
     "ledger.interventions": ("Retried",),
+    "ledger.notices": ("Notice", "Notices"),
     "ledger.probes": ("Probe",),
     "ledger.stages": ("NotBegun",),
     "ledger.studies": ("Launched",),

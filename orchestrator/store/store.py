@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from orchestrator.errors import StoreUnavailableError
 from orchestrator.store.connection.database import Database, storage_url
@@ -12,6 +12,7 @@ from orchestrator.store.ledger.deletion import Deletion
 from orchestrator.store.ledger.fleet import Fleet
 from orchestrator.store.ledger.interventions import Interventions
 from orchestrator.store.ledger.ledger import Ledger
+from orchestrator.store.ledger.notices import Notices
 from orchestrator.store.ledger.probes import Probes
 from orchestrator.store.ledger.stopping import Stopping
 from orchestrator.store.ledger.suggested import Suggested
@@ -45,6 +46,10 @@ class Store(Relaunching):
         self.interventions = Interventions(self._database)
         self.deletion = Deletion(self._database)
         self.doctor = Doctor(self._database)
+
+    def notices(self, target: str, studies: Sequence[str] | None = None) -> Notices:
+        """What this process may tell `target` of; see `Notices`."""
+        return Notices(self._database, target, studies)
 
     def migrate(self, create_optuna_tables: Callable[[str], None]) -> None:
         """Creates or upgrades the schemas; see `migrations.migrate`."""

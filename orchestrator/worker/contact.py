@@ -23,6 +23,7 @@ from orchestrator.worker.shutdown import Drain, Draining
 
 if TYPE_CHECKING:
     from orchestrator.store import Attempt, Claim, Probe, Store, WorkerLease
+    from orchestrator.worker.notifying import Notifier
 
 T = TypeVar("T")
 
@@ -93,11 +94,18 @@ class Contact:
         ConfigError: `worker.health_file` cannot be written.
     """
 
-    def __init__(self, store: Store, settings: WorkerConfig, draining: Draining) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: WorkerConfig,
+        draining: Draining,
+        notifier: Notifier | None = None,
+    ) -> None:
         self._store = store
         self._settings = settings
         self._draining = draining
-        self._maintenance = Maintenance(store, min(_SWEEP_EVERY_S, settings.heartbeat_s))
+        every_s = min(_SWEEP_EVERY_S, settings.heartbeat_s)
+        self._maintenance = Maintenance(store, every_s, notifier)
         self._lease: WorkerLease | None = None
         self._next_beat = math.inf  # nothing to renew yet
         self._doing = "starting"

@@ -1,5 +1,5 @@
 """What each worker (and `launch`) does for the whole fleet: evict silent workers, end studies whose
-time is over.
+time is over, tell people what has happened.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from orchestrator.logs import logger
 
 if TYPE_CHECKING:
     from orchestrator.store import Silent, Store
+    from orchestrator.worker.notifying import Notifier
 
 SWEEPERS = 8
 """Up to this many workers check the whole fleet every time; more of them take turns."""
@@ -32,10 +33,12 @@ class Maintenance:
 
     Args:
         every_s: shortest time between two sweeps, seconds.
+        notifier: tells what has happened; None: nobody is told.
     """
 
-    def __init__(self, store: Store, every_s: float) -> None:
+    def __init__(self, store: Store, every_s: float, notifier: Notifier | None = None) -> None:
         self._store = store
+        self._notifier = notifier
         self._every_s = every_s
         self._next = 0.0
         self._next_of_fleet = 0.0
@@ -84,6 +87,8 @@ class Maintenance:
         if not fleet.read_only:
             self._evict(found)
         self._store.ledger.end_studies()
+        if self._notifier is not None:
+            self._notifier.look()
         turns = max(1.0, self._store.fleet.size / SWEEPERS)
         self._next_of_fleet = now + self._every_s * (
             1.0 if turns == 1.0 else turns * random.uniform(0.5, 1.5)

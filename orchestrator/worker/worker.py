@@ -34,6 +34,7 @@ from orchestrator.worker.studies import Serving
 
 if TYPE_CHECKING:
     from orchestrator.store import Claim, Store
+    from orchestrator.worker.notifying import Notifier
 
 
 class Worker:
@@ -49,6 +50,7 @@ class Worker:
             directories.
         command: turns words such as ``stop study.name=digits`` into the command line that people
             have to type, for messages.
+        notifier: tells people what has happened; None: nobody is told.
 
     Raises:
         ConfigError: checkpoints cannot be kept there, or `worker.health_file` cannot be written.
@@ -62,6 +64,7 @@ class Worker:
         checkpoints: str | None = None,
         artifacts: str | None = None,
         command: Callable[..., str] = lambda *words: " ".join(("orchestrator", *words)),
+        notifier: Notifier | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -70,7 +73,7 @@ class Worker:
         self._checkpoints = Checkpoints(checkpoints, runs_dir)
         self._artifacts = artifacts
         self._draining = Draining()
-        self._contact = Contact(store, settings, self._draining)
+        self._contact = Contact(store, settings, self._draining, notifier)
         self._delivery = Delivery(store, settings, self._contact, self._place)
         self._slots = Slots(store, settings)
         self._command = command

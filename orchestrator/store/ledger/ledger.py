@@ -617,7 +617,7 @@ class Ledger:
             endings.abandon_all(c, study_id, f"{why}, and nobody had taken the trial up again")
             if row.state == "FINISHED":
                 return False
-            later(c, _FINISH, {"study_id": study_id, "reason": why})
+            later(c, _FINISH, {"study_id": study_id, "reason": why, "tell": True})
             return True
 
     def _remove_worker(self, c: Connection, removing: Statement, which: Mapping[str, Any]) -> bool:
@@ -824,9 +824,8 @@ _OVER = f"""(
 _IS_OVER = Statement(
     f"SELECT s.state, s.reason FROM orchestrator.study s WHERE s.study_id = :study_id AND {_OVER}"
 )
-_FINISH = Statement(
-    "UPDATE orchestrator.study SET state = 'FINISHED', reason = :reason, halt = false WHERE "
-    "study_id = :study_id"
+_FINISH = tickets.finish(
+    "SET state = 'FINISHED', reason = :reason, halt = false WHERE study_id = :study_id"
 )
 # No cell is open, and no ticket is in use or by hand.
 _CLOSED = """(s.state <> 'FINISHED'

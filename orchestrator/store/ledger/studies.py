@@ -111,7 +111,8 @@ class Studies:
             spec, changes = self._continue(c, study_id, old, spec, extend, revision)
         self._name_metrics(c, study_id, spec)
         added = grid.write_tickets(c, study_id, spec, new=row is None)
-        tickets.end_study_if_spent(c, study_id)
+        # whoever launches it sees that nothing is left to run
+        tickets.end_study_if_spent(c, study_id, tell=False)
         open_tickets = tickets.unspent(c, study_id)
         (now,) = answers(c, _STATE, {"study_id": study_id})
         what = f"{added} tickets added; {'; '.join(changes) or 'no change'}"

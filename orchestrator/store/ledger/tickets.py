@@ -688,14 +688,18 @@ _BIND_SHARES = Statement(
 )
 
 
-def end_study_if_spent(c: AnyConnection, study_id: int) -> None:
+def end_study_if_spent(c: AnyConnection, study_id: int, *, tell: bool = True) -> None:
     """Finishes the study if no ticket is left, or none that an open cell could take; under the
     study's lock.
 
     A study that is being stopped is finished when its last trial has ended.
+
+    Args:
+        tell: record an event that the study has ended.
     """
+    which = {"study_id": study_id, "tell": tell}
     for statement in (_VOID_IF_CLOSED, _FINISH_IF_SPENT, _FINISH_IF_STOPPED):
-        later(c, statement, {"study_id": study_id})
+        later(c, statement, which)
 
 
 _OPEN_CELL = (
@@ -707,6 +711,26 @@ _VOID_IF_CLOSED = Statement(
     WHERE study_id = :study_id AND state = 'OPEN' AND NOT extra AND NOT {_OPEN_CELL}
     """
 )
+
+
+def finish(update: str) -> Statement:
+    """The statement that makes the study FINISHED as `update` says, and records with `tell` an
+    event if it was not.
+    """
+    return Statement(
+        f"""
+        WITH before AS (
+            SELECT s.state FROM orchestrator.study s WHERE s.study_id = :study_id
+        ), ended AS (
+            UPDATE orchestrator.study {update} RETURNING study_id, reason
+        )
+        INSERT INTO orchestrator.event (study_id, kind, reason)
+        SELECT ended.study_id, 'finished', ended.reason FROM ended, before
+        WHERE before.state <> 'FINISHED' AND CAST(:tell AS bool)
+        """
+    )
+
+
 # Said where the study had enough trials, or a cell had and none is open.
 _ENOUGH = f"""
     coalesce(
@@ -725,9 +749,8 @@ _ENOUGH = f"""
         FROM orchestrator.ticket t
         WHERE t.study_id = s.study_id AND t.state <> 'VOID' AND NOT t.extra
     )"""
-_FINISH_IF_SPENT = Statement(
+_FINISH_IF_SPENT = finish(
     f"""
-    UPDATE orchestrator.study
     SET state = 'FINISHED', halt = false, reason = coalesce(
         (
             SELECT {_ENOUGH} FROM (
@@ -737,14 +760,14 @@ _FINISH_IF_SPENT = Statement(
             ) AS s
         ),
         CASE WHEN {_OPEN_CELL} THEN 'budget spent' ELSE 'every cell is closed' END)
-    WHERE study_id = :study_id
-        AND NOT EXISTS (SELECT FROM orchestrator.ticket t WHERE t.study_id = :study_id
+    WHERE study_id = :study_id AND NOT EXISTS (
+        SELECT FROM orchestrator.ticket t WHERE t.study_id = :study_id
             AND t.state IN ('OPEN', 'LIVE'))
     """
 )
-_FINISH_IF_STOPPED = Statement(
+_FINISH_IF_STOPPED = finish(
     f"""
-    UPDATE orchestrator.study SET state = 'FINISHED', halt = false
+    SET state = 'FINISHED', halt = false
     WHERE study_id = :study_id AND state = 'STOPPING' AND NOT EXISTS (
         SELECT FROM orchestrator.trial o WHERE o.study_id = :study_id AND o.state IN {LIVE})
     """

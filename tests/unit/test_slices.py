@@ -151,6 +151,22 @@ def test_trials_outside_of_the_range_are_on_the_axis() -> None:
     assert 2.0 < high < 2.5
 
 
+def test_choices_that_were_taken_back_keep_their_trials_but_are_not_believed_in() -> None:
+    before = Searched("act", "categorical", choices=("relu", "gelu", "tanh"))
+    was = replace(LINE, search=(before,))
+    now = replace(LINE, search=(replace(before, choices=("tanh", "relu"), stored=before),))
+    worth = {"relu": 0.1, "gelu": 0.5, "tanh": 0.9}
+    news = trials(was, 12, lambda v: worth[v["act"]])
+    assert {item.params[0].internal for item in news} == {0.0, 1.0, 2.0}
+    line = only(sliced(now, news)).lines[0]
+    assert set(line.at) == {"relu", "tanh"}
+    (picture,) = drawn(now, news)
+    layout = picture.figure["layout"]
+    assert layout["xaxis"]["ticktext"] == [*line.at, "gelu"]
+    dots = [x for t in picture.figure["data"] if t.get("name") == "trials" for x in t["x"]]
+    assert 2.0 < max(dots) < layout["xaxis"]["range"][1]
+
+
 def test_the_improvement_is_none_where_the_best_is_known_and_most_where_little_is() -> None:
     news = trials(LINE, 14, smooth)
     line = only(sliced(LINE, news)).lines[0]

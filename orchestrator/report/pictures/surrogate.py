@@ -54,13 +54,10 @@ def pictures(spec: StudySpec, slices: Slices) -> list[Picture]:
     numbers = itertools.count(1)
     found: list[Picture] = []
     for path in slices.paths:
-        panels = [
-            _Panel(spec, cell, line)
-            for cell in slices.cells
-            for line in cell.lines
-            if line.path == path
-        ]
-        numeric = panels[0].line.numeric
+        lines = [(cell, line) for cell in slices.cells for line in cell.lines if line.path == path]
+        choices = _choices(lines)
+        panels = [_Panel(spec, cell, line, choices) for cell, line in lines]
+        numeric = lines[0][1].numeric
         found.append(
             Picture(
                 f"surrogate-{next(numbers)}" if numeric else "surrogate-choices",
@@ -69,6 +66,21 @@ def pictures(spec: StudySpec, slices: Slices) -> list[Picture]:
                 _figure(spec, panels),
             )
         )
+    return found
+
+
+def _choices(lines: Sequence[tuple[CellSlices, Line]]) -> list[JSONValue]:
+    """The values of a category: those that a new trial may get, then others that were tried; none
+    of a number.
+    """
+    _, first = lines[0]
+    if first.numeric:
+        return []
+    found = list(first.at)
+    for cell, line in lines:
+        for value in (t.params[line.path] for t in cell.trials if line.path in t.params):
+            if not any(same_value(value, known) for known in found):
+                found.append(value)
     return found
 
 
@@ -107,11 +119,15 @@ def _which(slices: Slices) -> str:
 
 @dataclass(frozen=True)
 class _Panel:
-    """One cell's snapshots along one parameter, each a row of two axes."""
+    """One cell's snapshots along one parameter, each a row of two axes.
+
+    `choices` are the values of a category in the order in which they stand on the axis.
+    """
 
     spec: StudySpec
     cell: CellSlices
     line: Line
+    choices: Sequence[JSONValue]
 
     @property
     def height(self) -> int:
@@ -240,7 +256,7 @@ class _Panel:
     def _place(self, value: JSONValue) -> float:
         if self.line.numeric:
             return float(f"{value:.5g}")
-        return next(i for i, v in enumerate(self.line.at) if same_value(v, value)) + _ASIDE
+        return next(i for i, v in enumerate(self.choices) if same_value(v, value)) + _ASIDE
 
     def _improvement(self, shot: Snapshot) -> Iterator[dict[str, Any]]:
         most = max(shot.improvement)
@@ -341,7 +357,7 @@ def _figure(spec: StudySpec, panels: Sequence[_Panel]) -> dict[str, Any]:
         [own == place for own, g in enumerate(groups) for _ in g] for place in range(len(groups))
     ]
     layouts = [panel.layout(rows) for panel in panels]
-    line = panels[0].line
+    line, choices = panels[0].line, panels[0].choices
     x: dict[str, Any] = {"anchor": "free", "position": 0}
     if line.numeric:
         tried = [t.params.get(line.path, line.at[0]) for p in panels for t in p.cell.trials]
@@ -349,9 +365,9 @@ def _figure(spec: StudySpec, panels: Sequence[_Panel]) -> dict[str, Any]:
     else:
         x |= {
             "title": {"text": shown(line.path)},
-            "tickvals": list(range(len(line.at))),
-            "ticktext": [shown(value, 14) for value in line.at],
-            "range": [-0.5, len(line.at) - 0.5],
+            "tickvals": list(range(len(choices))),
+            "ticktext": [shown(value, 14) for value in choices],
+            "range": [-0.5, len(choices) - 0.5],
             "zeroline": False,
         }
     layout: dict[str, Any] = {

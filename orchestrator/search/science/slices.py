@@ -343,9 +343,11 @@ def _valued(history: History) -> npt.NDArray[np.bool_]:
 
 
 def _coordinates(column: Column, most: int) -> Array:
-    """All values of the column, ascending, or as many as asked for, evenly on its scale."""
+    """All values that a new trial may get, ascending, or as many as asked for, evenly on the
+    column's scale.
+    """
     if column.n_choices:
-        return np.arange(column.n_choices, dtype=float)
+        return column.drawn(np.arange(len(column.allowed) or column.n_choices))
     low, high = column.limits()
     values = np.unique(column.decode(np.linspace(low, high, most)))
     return column.encode(values)

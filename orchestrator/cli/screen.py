@@ -306,7 +306,7 @@ def _remark(cell: CellRow) -> str:
     Empty if all is well.
     """
     if cell.state == "CLOSED":
-        return f"closed: {cell.reason}"
+        return cell.reason or "" if cell.settled else f"closed: {cell.reason}"
     notes = [f"{pruned_themselves(cell.pruned)}; no complete trial"] if cell.only_pruned else []
     return "; ".join(
         [*notes, *(f"closed for {short.device}: {short.reason}" for short in cell.closed_for)]

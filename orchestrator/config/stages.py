@@ -15,7 +15,7 @@ from orchestrator.model import Searched, leaf_paths, same_value, value_label
 from orchestrator.stages import BEST, NOTHING, Inherits, touches
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}")
-_MERGED = ("params", "probes", "budget", "infeasible", "runner")
+_MERGED = ("params", "probes", "budget", "stop_when", "infeasible", "runner")
 _CHOSEN = ("sampler", "pruner")
 SECTIONS = ("grid", "search", *_MERGED, *_CHOSEN, "allocation")
 """The sections that a stage may have; those of the top level are the same for all."""

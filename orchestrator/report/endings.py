@@ -27,10 +27,23 @@ def about_failures(
     failed = [t for t in ended if t.state == "FAIL"]
     if failed:
         found.append(_failed(spec, ended, failed))
-    closed = [cell for cell in progress.cells if cell.state == "CLOSED"]
+    settled = [cell for cell in progress.cells if cell.settled]
+    if settled:
+        n = len(settled)
+        found.append(
+            Statement(
+                "failures",
+                f"{count_label(n, 'cell')} had enough trials before the budget was spent: "
+                f"{listed([settings(c.values) for c in settled])}",
+                "note",
+                {"settled": n, "cells": progress.n_cells},
+                "stop_when, and the state of the cells",
+            )
+        )
+    closed = [cell for cell in progress.cells if cell.state == "CLOSED" and not cell.settled]
     if closed:
         named = listed([f"{settings(c.values)} ({c.reason})" for c in closed])
-        n = max(progress.closed, len(closed))
+        n = max(progress.closed - len(settled), len(closed))
         found.append(
             Statement(
                 "failures",

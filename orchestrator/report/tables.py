@@ -118,7 +118,7 @@ def _cells(subject: Subject) -> Table | None:
 
 def _remark(cell: CellRow) -> str | None:
     if cell.state == "CLOSED":
-        return f"closed: {cell.reason}"
+        return cell.reason or "" if cell.settled else f"closed: {cell.reason}"
     notes = [f"closed for {short.device}: {short.reason}" for short in cell.closed_for]
     if cell.only_pruned:
         notes.insert(0, "no complete trial: they pruned themselves")

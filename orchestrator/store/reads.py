@@ -18,7 +18,7 @@ from orchestrator.store.connection.statement import AnyConnection, Row, Statemen
 from orchestrator.store.ledger.shortages import device_label
 from orchestrator.store.optuna.attributes import ARTIFACT_KEY
 from orchestrator.store.optuna.rows import stored_values
-from orchestrator.store.states import ACTIVE, LIVE, UNSPENT
+from orchestrator.store.states import ACTIVE, ENOUGH, LIVE, UNSPENT
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,11 @@ class CellRow:
         for one no longer.
         """
         return self.completed == 0 and 0 < self.spent == self.bound
+
+    @property
+    def settled(self) -> bool:
+        """Whether it was closed because it had enough trials, see `stop_when`."""
+        return self.state == "CLOSED" and (self.reason or "").startswith(ENOUGH)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import optuna
 import pytest
 
 from orchestrator.model import Budget
+from orchestrator.settings import StopSettings
 from orchestrator.store import Store
 from tests.support.commands import Commands
 from tests.support.studies import RUNNER, spec
@@ -102,6 +103,22 @@ def test_trials_by_hand_and_again(commands: Commands, store: Store) -> None:
     commands.check("worker", "worker.idle_timeout_s=0.5", *SOON)
     trials = optuna.load_study(study_name="study", storage=store.url).trials
     assert [t.params for t in trials[5:]] == [trials[1].params] * 2
+
+
+def test_workers_end_a_study_that_has_had_enough_trials(commands: Commands, store: Store) -> None:
+    enough = spec(cells=2, trials=60, objective=QUICK, stop_when=StopSettings(patience=6))
+    study = store.studies.launch(enough).study_id
+    with commands.started("worker", *SOON), commands.started("worker", *SOON):
+        wait_until(lambda: store.reads.find("study").state == "FINISHED", 60)
+    shown = status(commands)["study"]
+    spent = len(states(store, study))
+    assert 8 <= spent < 60
+    assert shown["trials"]["total"] == spent
+    reason = store.reads.find("study").reason or ""
+    assert reason.startswith("enough: no value better than that of trial ")
+    assert reason.endswith(f"(stop_when.patience=6); {60 - spent} of 60 trials saved")
+    assert f"# the study ended early: {reason}" in commands.check("best", NAME)
+    assert "nothing wrong" in commands.check("doctor")
 
 
 def test_failed_trials_run_again_once_what_broke_them_is_mended(

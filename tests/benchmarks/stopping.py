@@ -101,7 +101,7 @@ def judge(key: Key, rows: Rows, rules: Sequence[str]) -> dict[str, Any]:
                 best = leaders.best.trials[0]
             regrets[n] = max(rows[best][1] - min(task.optima), task.resolution, LEAST)
     low, high = np.quantile([true for _, true, _ in rows], (0.25, 0.75))
-    every = [*rules, *(f"trials={n}" for n in SMALLER)]
+    every = [*rules, *(f"trials={n}" for n in SMALLER if n < trials)]
     return {
         "ends": {rule: ends.get(rule, trials) for rule in every},
         "regrets": {rule: regrets[ends.get(rule, trials)] for rule in every},

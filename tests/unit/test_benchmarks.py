@@ -16,7 +16,15 @@ import pytest
 
 from orchestrator.model import Searched
 from orchestrator.search import Search, distributions
-from tests.benchmarks import bands, methods, pruning, regret, repetitions, suggestion_time
+from tests.benchmarks import (
+    bands,
+    methods,
+    pruning,
+    regret,
+    repetitions,
+    stopping,
+    suggestion_time,
+)
 from tests.benchmarks.problems import PROBLEMS, problem
 from tests.benchmarks.tables import DATA
 
@@ -334,3 +342,20 @@ def test_bands_are_compared_with_the_true_loss_at_every_moment() -> None:
     assert {moment for moment, _ in found} == {"2 trials", "now"}
     assert all(0.0 <= share <= 1.0 for _, share in found)
     assert np.mean([share for moment, share in found if moment == "now"]) > 0.5
+
+
+def test_rules_that_end_a_study_are_asked_of_runs_that_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs.jsonl"
+    words = ["--trials", "30", "--seeds", "1", "--problems", "moving", "--runs", str(runs)]
+    rules = ["--rules", "gain=1%", "patience=20"]
+    stopping.main([*words, *rules])
+    said = capsys.readouterr().out
+    assert said.startswith("\nbuilding: 2 runs, 1 seeds; saved, ended early, regret, ratio\n")
+    assert "frozen" not in said
+    assert [line.split()[0] for line in said.splitlines()[3:]] == ["gain=1%", "patience=20"]
+    assert len(runs.read_text().splitlines()) == 2
+    monkeypatch.setattr(stopping, "play", None)
+    stopping.main([*words, *rules])
+    assert capsys.readouterr().out == said

@@ -175,6 +175,13 @@ def test_failures_closed_cells_and_pruned_trials_are_counted() -> None:
     assert any("1 trial of 4 was pruned (25 %)" in text for text in texts)
 
 
+def test_a_cell_that_had_enough_trials_can_be_compared() -> None:
+    _, trials = played(bowl, trials=4)
+    settled = progress(SPEC, trials, cell1="enough: nothing more to gain")
+    (said,) = of_kind(statements(SPEC, None, settled, trials), "failures")
+    assert said.text == "1 cell had enough trials before the budget was spent: `net=large`"
+
+
 # --------------------------------------------------------------------------- what the model says
 
 

@@ -17,6 +17,7 @@ from orchestrator.model import (
     Searched,
     StudySpec,
     axis_from_json,
+    cell_label,
     searched_from_json,
 )
 from orchestrator.overlay import overlay
@@ -156,6 +157,26 @@ class Inherited:
         """Every frozen path with its value; of an option of a config group, its name."""
         names = {axis.path: axis.values[0] for axis in (*self.options, *self.axes)}
         return {**self.params, **names}
+
+    def lines(self, before: StudySpec | None = None) -> list[str]:
+        """What was inherited in words, one line each; nothing of a first stage.
+
+        Args:
+            before: the study of the stage before, for the ranges that were narrowed.
+        """
+        if self.trial is None:
+            return []
+        of = f"trial {self.trial} of {self.study}"
+        lines = []
+        if self.frozen:
+            lines.append(f"frozen, from {of} and before: {cell_label(self.frozen)}")
+        old = {} if before is None else {searched.path: searched for searched in before.search}
+        for new in self.search:
+            was = old.get(new.path)
+            there = "" if was is None else f" (was {was.low:.4g} to {was.high:.4g})"
+            lines.append(f"narrowed around {of}: {new.path} {new.low:.4g} to {new.high:.4g}{there}")
+        lines += [f"not searched, as {of} has no {path}" for path in self.gone]
+        return lines or [f"nothing of {of}"]
 
     def of(self, stage: Stage) -> StudySpec:
         """The stage's study: what it declares, with what it inherited in place."""

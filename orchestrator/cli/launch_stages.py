@@ -252,7 +252,7 @@ class _Chain:
             return
         earlier = self._stage_row(ordinal - 1)
         before = self._way.begun.reads.spec(earlier.study_id)
-        lines = stage_words.taken(inherited, before)
+        lines = inherited.lines(before)
         lines += stage_words.defaults_again(stage, before, earlier.inherited)
         for line in lines:
             yield f"  {line}"
@@ -264,6 +264,7 @@ class _Chain:
         after = self._chain.stages[ordinal + 1]
         if not self._confirm:
             return True
+        self._say("\n".join(self._findings(ordinal)))
         self._say(f"next is stage {after.name}: {stage_words.intended(after.inherits)}")
         if sys.stdin.isatty() and not self._call.json:
             print(f"begin stage {after.name}? [y/n] ", end="", file=sys.stderr, flush=True)
@@ -271,6 +272,17 @@ class _Chain:
                 return True
         self._say(stage_words.how_to_go_on(self._call, self._chain.name))
         return False
+
+    def _findings(self, ordinal: int) -> Iterator[str]:
+        """What the report of a stage says, in sentences."""
+        from orchestrator.report.subject import Subject  # slow to import, and seldom needed
+
+        stage = self._stage_row(ordinal)
+        yield f"\nwhat stage {stage.name} found"
+        for one in Subject.read(self._way.begun, stage.study).statements:
+            yield f"- {one.text}"
+            if one.advice:
+                yield f"  {one.advice}"
 
     def _tell_end(self, *, finished: bool) -> None:
         name = self._chain.name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli import hints
 from orchestrator.cli.call import Call
-from orchestrator.model import StudySpec, cell_label, count_label, value_label
+from orchestrator.model import StudySpec, count_label, value_label
 from orchestrator.stages import BEST, Inherited, Inherits, Stage, forgotten
 
 if TYPE_CHECKING:
@@ -29,31 +29,6 @@ def intended(inherits: Inherits) -> str:
         for path, share in inherits.narrow.items()
     ]
     return "; ".join(parts) or "inherits nothing new; what is frozen stays frozen"
-
-
-def taken(inherited: Inherited, before: StudySpec | None = None) -> list[str]:
-    """What a stage has inherited, one line each.
-
-    Args:
-        before: the study of the stage before, for the ranges that were narrowed.
-    """
-    if inherited.trial is None:
-        return []
-    of = f"trial {inherited.trial} of {inherited.study}"
-    lines = []
-    if inherited.frozen:
-        lines.append(f"frozen, from {of} and before: {cell_label(inherited.frozen)}")
-    old = {} if before is None else {searched.path: searched for searched in before.search}
-    for new in inherited.search:
-        was = old.get(new.path)
-        there = "" if was is None else f" (was {_end(was.low)} to {_end(was.high)})"
-        lines.append(f"narrowed around {of}: {new.path} {_end(new.low)} to {_end(new.high)}{there}")
-    lines += [f"not searched, as {of} has no {path}" for path in inherited.gone]
-    return lines or [f"nothing of {of}"]
-
-
-def _end(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 def defaults_again(stage: Stage, before: StudySpec, kept: Inherited) -> list[str]:
@@ -80,7 +55,7 @@ def table(chain: ChainRow, bests: Mapping[int, str]) -> list[str]:
         best = bests.get(stage.study_id, "")
         parts = [f"{stage.spent}/{total} trials", state, *([best] if best else [])]
         lines.append(f"  {ordinal + 1} {name} ({stage.study}): {', '.join(parts)}")
-        lines += [f"      {value_label(line)}" for line in taken(stage.inherited)]
+        lines += [f"      {value_label(line)}" for line in stage.inherited.lines()]
     return lines
 
 
@@ -120,7 +95,8 @@ def headline(chain: ChainRow) -> str:
     if chain.state != "ACTIVE":
         where += f"; {chain.state.lower()} ({chain.reason})"
     if newest is not None and newest.state == "FINISHED":
-        where += "; it is over, and the launch that follows it, or the same launch again, goes on"
+        following = "" if chain.state == "STOPPED" else "the launch that follows it, or "
+        where += f"; that stage is over, and {following}the same launch again goes on"
     return where
 
 

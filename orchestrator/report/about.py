@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from orchestrator import search
 from orchestrator.errors import ConfigError
 from orchestrator.model import MOST_BELIEVED, count_label, value_label
@@ -22,6 +24,7 @@ def facts(subject: Subject) -> list[tuple[str, str]]:
     lines = [("goal", goal)]
     if not subject.plain:
         lines.append(("objective", value_label(label(spec.objective))))
+    lines += _stage(subject)
     for axis in spec.grid:
         some = ", ".join(map(value_label, axis.values[:_MOST_VALUES]))
         more = len(axis.values) - _MOST_VALUES
@@ -88,6 +91,22 @@ def left_out(subject: Subject) -> list[str]:
             "Plain Optuna made this study: it has no cells, no attempts and no devices, and failed "
             "trials have no message."
         )
+    return lines
+
+
+def _stage(subject: Subject) -> list[tuple[str, str]]:
+    """Of a stage, its place in the chain, the stages before it, and what it inherited."""
+    chain, study_id = subject.chain, subject.progress.study.study_id
+    stage = next((s for s in chain.begun if s.study_id == study_id), None) if chain else None
+    if chain is None or stage is None:
+        return []
+    place = f"{stage.ordinal + 1} of {len(chain.stages)} of {chain.name}: {stage.name}"
+    lines = [("stage", value_label(place))]
+    for before, after in pairwise(s for s in chain.begun if s.ordinal <= stage.ordinal):
+        best = f"best trial {after.inherited.trial} of {before.study}"
+        lines.append((f"stage {before.name}", value_label(best)))
+    if inherited := stage.inherited.lines():
+        lines.append(("inherited", value_label("; ".join(inherited))))
     return lines
 
 

@@ -18,7 +18,7 @@ from orchestrator.store import CellRow, Progress, Span, StudyRow, TrialRow
 
 if TYPE_CHECKING:
     from orchestrator.search import CellEstimate, Leaders, Science, Search, Slices
-    from orchestrator.store import PlainStudy, ProbeRow, Reading, RevisionRow
+    from orchestrator.store import ChainRow, PlainStudy, ProbeRow, Reading, RevisionRow
 
 MOST_CELLS = 500
 """Of more cells only the best are read, and none is estimated: it would take minutes."""
@@ -32,7 +32,8 @@ class Subject:
 
     `trials` are those with a number, `news` the same as samplers read them, by number. `cells` are
     all cells, or the `MOST_CELLS` best ones; `estimates` and `leaders` what the model believes,
-    None where it has nothing to say. `revisions` is empty unless the study was extended. `foreign`
+    None where it has nothing to say. `revisions` is empty unless the study was extended. `chain` is
+    that of a stage. `foreign`
     counts trials that others added to the study, which nothing here includes. `plain`: the study
     has no ledger, and so neither cells nor attempts.
     """
@@ -48,22 +49,24 @@ class Subject:
     foreign: int = 0
     plain: bool = False
     waiting: int = 0
+    chain: ChainRow | None = None
 
     @staticmethod
     def read(store: Reading, name: str | None) -> Subject:
-        """The study of that name, or the newest one; of our own before those of plain Optuna.
+        """The study of that name, or the newest one; of our own before those of plain Optuna. A
+        chain of stages stands for the newest of them.
 
         Raises:
             ConfigError: there is none.
         """
-        rows = store.reads.studies()
-        if any(name in (None, row.name) for row in rows):
+        rows, chains = store.reads.studies(), store.chains.names()
+        if name in chains or any(name in (None, row.name) for row in rows):
             return _read(store, store.reads.find(name))
         others = store.plain_studies.all()
         found = [study for study in others if name in (None, study.name)]
         if not found:
             if name is not None:
-                known = [*(row.name for row in rows), *(study.name for study in others)]
+                known = [*(row.name for row in rows), *(study.name for study in others), *chains]
                 raise ConfigError(
                     f"study.name={name}: the database has no study of this "
                     f"name{did_you_mean(name, known)}"
@@ -195,6 +198,7 @@ def _read(store: Reading, row: StudyRow) -> Subject:
         store.measured.of(row.study_id) if spec.probes else (),
         store.reads.revisions(row.study_id) if spec.revision > 1 else (),
         store.course.foreign(row.study_id),
+        chain=store.chains.of(row.study_id),
     )
 
 

@@ -73,6 +73,10 @@ class Chains:
         """The chain that a study is a stage of."""
         return self._read(study_id=study_id)
 
+    def names(self) -> list[str]:
+        """The names of all chains."""
+        return [row.name for row in self._database.execute(_CHAINS, _which())]
+
     def all(self) -> list[ChainRow]:
         """All chains, the newest first."""
         return [self._chain(row) for row in self._database.execute(_CHAINS, _which())]

@@ -42,6 +42,7 @@ def test_a_chain_that_is_killed_between_its_stages_goes_on_where_it_was(
 
     asked = commands.check("launch", *CHAIN, "stages.confirm=true")
     assert "stage 2 of 3: fine" in asked
+    assert "what stage fine found\n- " in asked
     assert "to go on: the same command; to end it here: orchestrator stop" in asked
     whole = commands.check("launch", *CHAIN, "stages.confirm=true")
     assert "stage 3 of 3: last" in whole
@@ -75,6 +76,9 @@ def test_a_chain_that_is_killed_between_its_stages_goes_on_where_it_was(
     assert (shown["study"], shown["chain"]["finished"]) == ("chain.last", True)
     assert "a=1" in shown["best"][0]["overrides"]
     assert "chain chain: finished, all 3 stages" in commands.check("status", "study.name=chain")
+    page = commands.check("report", "study.name=chain", "--markdown")
+    assert "Report of study chain.last" in page
+    assert "stage: 3 of 3 of chain: last" in page
     assert "3 studies, 11 trials: nothing wrong" in commands.check("doctor", "study.name=chain")
     assert "it is the last stage of chain chain" in commands.check("pause", "study.name=chain")
     refused = commands.run("delete", "study.name=chain.coarse", "--yes")

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import config
-from orchestrator.cli.stage_words import taken
 from orchestrator.config.stages import read, written
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Budget, Searched, StudySpec
@@ -125,7 +124,7 @@ def test_frozen_values_become_defaults_and_options_what_they_stand_for() -> None
     assert again == replace(inherited, options=again.options)
     assert again.of(stage).to_json() == made.to_json()
     assert BEFORE.params == {"data": {"size": 8}, "lr": 0.1, "wd": 0.0}
-    assert any("schedule=step" in line for line in taken(inherited, BEFORE))
+    assert any("schedule=step" in line for line in inherited.lines(BEFORE))
 
 
 def test_freeze_best_takes_every_parameter_that_the_stage_does_not_declare() -> None:
@@ -148,7 +147,7 @@ def test_a_parameter_that_the_best_trial_does_not_have_is_not_searched() -> None
     inherited = inherit(stage, BEFORE, Inherited(), {"wd": 0.1}, 2)
     assert inherited.gone == ("lr",)
     assert inherited.of(stage).search == ()
-    assert taken(inherited) == ["not searched, as trial 2 of s has no lr"]
+    assert inherited.lines() == ["not searched, as trial 2 of s has no lr"]
 
 
 def test_a_value_is_laid_over_what_an_interpolation_refers_to() -> None:

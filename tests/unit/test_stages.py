@@ -190,6 +190,7 @@ def test_words_change_one_stage_or_all_of_them() -> None:
         "stages.coarse.grid.a=0,1,2",
         "stages.fine.sampler=gp",
         "stages.fine.params.y=5",
+        "stages.fine.stop_when.patience=3",
         "allocation=adaptive",
         "budget.trials=14",
     )
@@ -198,6 +199,7 @@ def test_words_change_one_stage_or_all_of_them() -> None:
     assert [s.sampler.name for s in (coarse, fine, last)] == ["tpe", "gp", "tpe"]
     assert {s.allocation for s in (coarse, fine, last)} == {"adaptive"}
     assert [s.params["y"] for s in (coarse, fine)] == [0, 5]
+    assert [s.stop_when.patience for s in (coarse, fine)] == [None, 3]
 
 
 def test_a_value_of_the_command_line_is_that_of_every_stage() -> None:

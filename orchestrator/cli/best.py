@@ -20,7 +20,7 @@ from orchestrator.cli.call import Call
 from orchestrator.cli.named import study_of
 from orchestrator.config import trial_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
-from orchestrator.model import Axis, StudySpec, at, has, value_label
+from orchestrator.model import Axis, StudySpec, value_label
 from orchestrator.store import is_ended_early
 
 if TYPE_CHECKING:
@@ -58,19 +58,10 @@ class _Found:
 
     @property
     def of_stage(self) -> tuple[dict[str, Any], list[Axis]]:
-        """Of a stage, the values of params that earlier stages and it itself have set, by path, and
-        the axes of those that are options of config groups.
-        """
-        place = None if self.chain is None else self.chain.place(self.progress.study.study_id)
-        if self.chain is None or place is None:
+        """Of a stage, what `ChainRow.set_by` has."""
+        if self.chain is None:
             return {}, []
-        declared = self.chain.stages[place]
-        (inherited,) = (s.inherited for s in self.chain.begun if s.ordinal == place)
-        params = self.spec.params
-        own = {path: at(params, path) for path in declared["own"] if has(params, path)}
-        contents = inherited.params
-        options = [replace(axis, contents=(contents[axis.path],)) for axis in inherited.options]
-        return {**own, **inherited.frozen}, options
+        return self.chain.set_by(self.spec, self.progress.study.study_id)
 
 
 def run(call: Call) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from orchestrator import search
@@ -32,10 +33,10 @@ class Subject:
 
     `trials` are those with a number, `news` the same as samplers read them, by number. `cells` are
     all cells, or the `MOST_CELLS` best ones; `estimates` and `leaders` what the model believes,
-    None where it has nothing to say. `revisions` is empty unless the study was extended. `chain` is
-    that of a stage. `foreign`
+    None where it has nothing to say. `revisions` is empty unless the study was extended. `foreign`
     counts trials that others added to the study, which nothing here includes. `plain`: the study
-    has no ledger, and so neither cells nor attempts.
+    has no ledger, and so neither cells nor attempts. `chain` is the one that it is a stage of, and
+    `inherited` the trial of each stage that the next one began with, by the id of its study.
     """
 
     spec: StudySpec
@@ -50,18 +51,19 @@ class Subject:
     plain: bool = False
     waiting: int = 0
     chain: ChainRow | None = None
+    inherited: Mapping[int, TrialRow] = field(default_factory=dict)
 
     @staticmethod
     def read(store: Reading, name: str | None) -> Subject:
         """The study of that name, or the newest one; of our own before those of plain Optuna. A
-        chain of stages stands for the newest of them.
+        chain of stages stands for the newest of them that has a complete trial.
 
         Raises:
             ConfigError: there is none.
         """
         rows, chains = store.reads.studies(), store.chains.names()
         if name in chains or any(name in (None, row.name) for row in rows):
-            return _read(store, store.reads.find(name))
+            return _read(store, store.reads.find(_with_results(store, name)))
         others = store.plain_studies.all()
         found = [study for study in others if name in (None, study.name)]
         if not found:
@@ -182,10 +184,27 @@ def _first(trial: TrialRow) -> float:
     return trial.values[0]
 
 
+def _with_results(store: Reading, name: str | None) -> str | None:
+    """The study that the name stands for, where it is that of a chain."""
+    chain = None if name is None else store.chains.find(name)
+    done = [stage for stage in chain.begun if stage.complete] if chain is not None else []
+    return done[-1].study if done else name
+
+
+def _inherited(store: Reading, chain: ChainRow | None) -> dict[int, TrialRow]:
+    """The trial of each stage that the stage after it inherited from, by the id of its study."""
+    found: dict[int, TrialRow] = {}
+    for stage, after in pairwise(() if chain is None else chain.begun):
+        for trial in store.reads.trials(stage.study_id, number=after.inherited.trial):
+            found[stage.study_id] = trial
+    return found
+
+
 def _read(store: Reading, row: StudyRow) -> Subject:
     spec = store.reads.spec(row.study_id)
     progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=MOST_CELLS)
     news = store.news.since(row.study_id, 0)[0]
+    chain = store.chains.of(row.study_id)
     model = search.Search(spec)
     model.feed(news)
     return Subject(
@@ -198,7 +217,8 @@ def _read(store: Reading, row: StudyRow) -> Subject:
         store.measured.of(row.study_id) if spec.probes else (),
         store.reads.revisions(row.study_id) if spec.revision > 1 else (),
         store.course.foreign(row.study_id),
-        chain=store.chains.of(row.study_id),
+        chain=chain,
+        inherited=_inherited(store, chain),
     )
 
 

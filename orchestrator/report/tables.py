@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import config
-from orchestrator.model import JSONValue, count_label, value_label
+from orchestrator.model import Axis, JSONValue, count_label, value_label
 from orchestrator.report.subject import Subject, moment
 from orchestrator.store import CellRow, TrialRow, likeness
 
@@ -59,7 +59,13 @@ def tables(subject: Subject, groups: Collection[str]) -> list[Table]:
     Args:
         groups: the names of all config groups, for overrides.
     """
-    made = [_cells(subject), _trials(subject, groups), _failures(subject), _revisions(subject)]
+    made = [
+        _cells(subject),
+        _trials(subject, groups),
+        _failures(subject),
+        _revisions(subject),
+        _stages(subject),
+    ]
     return [table for table in made if table is not None and table.rows]
 
 
@@ -135,6 +141,9 @@ def _trials(subject: Subject, groups: Collection[str]) -> Table:
     names = list(dict.fromkeys([*declared, *(name for trial in shown for name in trial.params)]))
     columns = names[:_MOST_COLUMNS]
     front = set(subject.front) if several else set()
+    of_stage: tuple[dict[str, JSONValue], list[Axis]] = ({}, [])
+    if subject.chain is not None:
+        of_stage = subject.chain.set_by(subject.spec, subject.progress.study.study_id)
     rows = []
     for trial in shown:
         line: list[JSONValue] = [trial.number, *(trial.values or ())]
@@ -142,7 +151,7 @@ def _trials(subject: Subject, groups: Collection[str]) -> Table:
             line.append("yes" if trial.number in front else None)
         line += [_value(trial.params[n]) if n in trial.params else None for n in columns]
         if not subject.plain:
-            words = config.trial_words(subject.spec, trial.params, groups)
+            words = config.trial_words(subject.spec, trial.params, groups, *of_stage)
             line.append(None if words is None else " ".join(words))
         rows.append(tuple(line))
     head = ["trial", *subject.spec.metrics, *(["Pareto front"] if several else []), *columns]
@@ -193,6 +202,46 @@ def _revisions(subject: Subject) -> Table:
     )
     return Table(
         "revisions", "Revisions", ("revision", "made (UTC)", "changes"), rows, long=("changes",)
+    )
+
+
+def _stages(subject: Subject) -> Table | None:
+    """The chain of which the study is a stage."""
+    if subject.chain is None:
+        return None
+    begun = {stage.ordinal: stage for stage in subject.chain.begun}
+    rows: list[tuple[JSONValue, ...]] = []
+    for ordinal, declared in enumerate(subject.chain.stages):
+        total, stage = declared["spec"]["budget"]["trials"], begun.get(ordinal)
+        if stage is None:
+            rows.append(
+                (ordinal + 1, declared["name"], None, f"0 of {total}", "not begun", *[None] * 3)
+            )
+            continue
+        state = f"{stage.state.lower()}{f' ({stage.reason})' if stage.reason else ''}"
+        best = subject.inherited.get(stage.study_id)
+        if best is None and stage.study_id == subject.progress.study.study_id:
+            best = next(iter(subject.best_first), None)
+        rows.append(
+            (
+                ordinal + 1,
+                stage.name,
+                stage.study,
+                f"{stage.spent} of {total}",
+                state,
+                None if best is None else best.number,
+                None if best is None or not best.values else best.values[0],
+                "; ".join(stage.inherited.lines()) or None,
+            )
+        )
+    columns = ("stage", "name", "study", "trials", "state", "best trial", "its value", "inherited")
+    return Table(
+        "stages",
+        f"Stages of {value_label(subject.chain.name)}",
+        columns,
+        tuple(rows),
+        "The best trial of a stage is the one that the next one began with.",
+        long=("inherited",),
     )
 
 

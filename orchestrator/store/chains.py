@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.model import Axis, JSONValue, StudySpec, at, has
 from orchestrator.stages import Inherited
 from orchestrator.store.connection.plain import Source
 from orchestrator.store.connection.statement import Row, Statement
@@ -53,6 +54,22 @@ class ChainRow:
         return len(self.begun) >= len(self.stages) and all(
             s.state == "FINISHED" for s in self.begun
         )
+
+    def set_by(self, spec: StudySpec, study_id: int) -> tuple[dict[str, JSONValue], list[Axis]]:
+        """What a study that is one of the stages has of them: the values of params that earlier
+        stages and it itself have set, by path, and the axes of those that are options of config
+        groups; nothing for another study.
+        """
+        place = self.place(study_id)
+        if place is None:
+            return {}, []
+        declared = self.stages[place]
+        (inherited,) = (stage.inherited for stage in self.begun if stage.ordinal == place)
+        params = spec.params
+        own = {path: at(params, path) for path in declared["own"] if has(params, path)}
+        contents = inherited.params
+        options = [replace(axis, contents=(contents[axis.path],)) for axis in inherited.options]
+        return {**own, **inherited.frozen}, options
 
     def place(self, study_id: int) -> int | None:
         """The place of a study among the stages."""

@@ -31,7 +31,7 @@ pytestmark = [
 ]
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
-    "--disable-background-networking --disable-sync --virtual-time-budget=600000"
+    "--disable-background-networking --disable-sync --virtual-time-budget=5000000"
 )
 DARK = "@media screen and (prefers-color-scheme: dark)"
 _MEDIA = {True: "@media all", False: "@media speech"}
@@ -63,7 +63,7 @@ const seen = frame => {
   };
 };
 const look = () => {
-  if (!frames.every(drawn)) return setTimeout(look, 5);
+  if (!frames.every(drawn)) return setTimeout(look, 2);
   document.getElementById('seen').textContent = JSON.stringify(frames.map(seen));
 };
 look();
@@ -75,7 +75,7 @@ def chromium(directory: Path, page: Path, *words: str) -> str:
         [str(CHROMIUM), *FLAGS.split(), f"--user-data-dir={directory}/profile", *words, str(page)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     return done.stdout

@@ -16,7 +16,9 @@ import orchestrator
 from orchestrator.cli import main
 from orchestrator.model import Failed
 from orchestrator.search import open_storage
+from orchestrator.stages import Inherited
 from orchestrator.store import Store, WorkerLease
+from tests.integration.test_stages import begun, chain, finish, second_of
 from tests.support.studies import end, spec, start
 from tests.support.told import fill, told
 
@@ -120,6 +122,27 @@ def test_a_study_that_plain_optuna_made_has_a_report_of_its_trials(
     assert {"slice-1", "best-by-trials", "learning-curves", "parallel"} <= keys
     assert "time-line" not in keys
     assert json.loads(command("--json")[1])["study"] == "plain"  # there is no other
+
+
+def test_of_a_chain_the_newest_stage_with_results_and_what_each_inherited(
+    store: Store, lease: WorkerLease, command: Command
+) -> None:
+    declared = chain()
+    coarse = begun(store.stages.launch(declared, 0, Inherited()))
+    finish(store, lease, coarse.study_id)
+    fine = begun(store.stages.go_on(declared, 1, second_of(store, declared, x=0.25)))
+    data = json.loads(command("study.name=chain", "--json")[1])
+    assert (data["study"], data["facts"]["stage"]) == ("chain.first", "1 of 3 of chain: first")
+    first, second, third = data["stages"]
+    assert (first["trials"], first["best trial"], first["its value"]) == ("2 of 2", 1, 0.5)
+    assert (second["trials"], second["state"], second["best trial"]) == ("0 of 2", "active", None)
+    assert "frozen, from trial 1 of chain.first and before: a=1; narrowed" in second["inherited"]
+    assert (third["state"], third["study"]) == ("not begun", None)
+    finish(store, lease, fine.study_id)
+    later = json.loads(command("study.name=chain", "--json")[1])
+    assert later["study"] == "chain.second"
+    assert "a=1" in later["best"][0]["overrides"].split(), "what an earlier stage froze"
+    assert [row["its value"] for row in later["stages"]] == [0.5, 0.5, None]
 
 
 def test_mistakes_are_explained_in_one_line_and_write_nothing(

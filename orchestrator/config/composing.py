@@ -306,7 +306,7 @@ def _shown_config(command: str, full: DictConfig, space: Space, host: HostConfig
         url = host.storage.url
         if url and (url != full.storage.get("url") or not interpolated(full.storage, "url")):
             full.storage.url = mask(url)
-        if host.notify.url is not None:
+        if host.notify.url:
             full.notify.url = HIDDEN
         if command == "launch":
             for section, content in space.to_yaml().items():

@@ -162,6 +162,10 @@ class StudySpec:
     """What each cell is measured by before its first trial: ``_target_`` and keyword arguments, by
     the probe's name.
     """
+    warm_start: tuple[str, ...] = ()
+    """The studies whose trials this one learns from; what they found is kept as `Prior`."""
+    enqueue_best: int = 0
+    """How many of their best configurations it began with."""
     config: str = ""
     """The composed, unresolved Hydra config (YAML), for people and for `best out=…`."""
     revision: int = 1
@@ -209,6 +213,13 @@ class StudySpec:
         if isinstance(self.pruner, MedianSettings):
             return self.pruner.for_share(self.share if self.n_cells > 1 else None)
         return self.pruner
+
+    @property
+    def learns(self) -> bool:
+        """Whether where its trials run, or with which parameters, depends on other trials' results,
+        as a model has them.
+        """
+        return self.sampler.name in ("gp", "tpe") or self.allocation == "adaptive"
 
     def declares(self, name: str) -> bool:
         """Whether the parameter is in grid or search; any other is one that the objective requests
@@ -318,6 +329,10 @@ class StudySpec:
         # without probes it is written as before they existed
         if not data["probes"]:
             del data["probes"]
+        # without sources it is written as before there were any
+        for key in ("warm_start", "enqueue_best"):
+            if not data[key]:
+                del data[key]
         # without confirmation it is written as before there was any
         if not data["budget"]["confirm"]:
             del data["budget"]["confirm"]
@@ -337,6 +352,7 @@ class StudySpec:
         fields = dict(data)
         fields["directions"] = tuple(data["directions"])
         fields["metrics"] = tuple(data["metrics"])
+        fields["warm_start"] = tuple(data.get("warm_start", ()))
         fields["bounds"] = tuple((low, high) for low, high in data.get("bounds", ()))
         fields["grid"] = tuple(axis_from_json(a) for a in data["grid"])
         fields["search"] = tuple(searched_from_json(s) for s in data["search"])
@@ -549,6 +565,72 @@ class TrialNews:
     system_attrs: Mapping[str, JSONValue] = field(default_factory=dict)
     cell: int | None = None
     failure: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceStudy:
+    """A study that another one is to be warm started from, as the database has it.
+
+    `spec` is None, and `metrics` empty where nobody named them, for a study that plain Optuna made;
+    `trials` are the finished ones, by number.
+    """
+
+    name: str
+    study_id: int
+    directions: tuple[Direction, ...]
+    metrics: tuple[str, ...]
+    spec: StudySpec | None
+    trials: tuple[TrialNews, ...]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A trial of another study as this one sees it: the values of those parameters of this study
+    that it has, and its result (of a pruned one, its last report).
+    """
+
+    number: int
+    values: Mapping[str, JSONValue]
+    value: float
+    pruned: bool = False
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What a study takes from another one when it is launched; kept with it, so that it stays the
+    same whatever becomes of the source.
+
+    `left_out` counts trials of the source that were not taken, by the reason in words.
+    """
+
+    source: str
+    study_id: int
+    observations: tuple[Observation, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    remark: str = ""
+    """What is to be said of the source, such as another metric; empty: nothing."""
+
+    def to_json(self) -> dict[str, JSONValue]:
+        data: dict[str, JSONValue] = json.loads(json.dumps(asdict(self)))
+        return data
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Prior:
+        return Prior(
+            **{**data, "observations": tuple(Observation(**o) for o in data["observations"])}
+        )
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """A configuration of another study that this one runs first: its cell, by ordinal, and values
+    of searched parameters; the sampler suggests those that the source lacks.
+    """
+
+    cell: int
+    fixed: Mapping[str, JSONValue]
+    source: str
+    number: int
 
 
 # ------------------------------------------------------------------------------ how an attempt ends

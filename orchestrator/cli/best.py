@@ -18,6 +18,7 @@ from orchestrator.cli import beliefs, probes, provenance, screen, stage_words
 from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
 from orchestrator.cli.named import study_of
+from orchestrator.cli.warm_start import Weighed
 from orchestrator.config import trial_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
 from orchestrator.model import Axis, StudySpec, value_label
@@ -55,6 +56,7 @@ class _Found:
     probes: list[ProbeRow]
     chain: ChainRow | None
     bests: dict[int, str]
+    weighed: Weighed
 
     @property
     def of_stage(self) -> tuple[dict[str, Any], list[Axis]]:
@@ -110,6 +112,7 @@ def _read(call: Call, wanted: int | None, *, observed: bool) -> _Found:
         origins = provenance.of_trials(store, row, believed.best)
         code = store.reads.code(row.study_id)
         measured = store.measured.of(row.study_id) if spec.probes else []
+        weighed = Weighed.of(store, row.study_id, spec)
         chain = store.chains.of(row.study_id)
         bests = {} if chain is None else stage_words.bests(store, chain)
     if chain is not None and believed.best and wanted is None:
@@ -120,7 +123,7 @@ def _read(call: Call, wanted: int | None, *, observed: bool) -> _Found:
         )
     if not believed.best:
         raise StudyFailedError(f"study {row.name} has no complete trial yet")
-    return _Found(spec, progress, believed, origins, code, measured, chain, bests)
+    return _Found(spec, progress, believed, origins, code, measured, chain, bests, weighed)
 
 
 def _newest_with_results(call: Call, store: Reading) -> StudyRow:
@@ -144,6 +147,7 @@ def _as_data(found: _Found, groups: Collection[str]) -> dict[str, Any]:
         **believed.data(spec),
         "code": provenance.code_data(found.code),
         "chain": stage_words.data(found.chain),
+        "warm_start": found.weighed.data(),
     }
     for entry, trial, origin in zip(data["best"], believed.best, found.origins, strict=True):
         entry |= {"overrides": trial_words(spec, trial.params, groups, *found.of_stage), **origin}
@@ -167,6 +171,8 @@ def _print(found: _Found, groups: Collection[str], *, how: str) -> None:
         print(f"# {value_label(f'the study ended early: {found.progress.study.reason}')}")
     if mixed := provenance.changes_within(found.code):
         print(f"# {value_label(mixed)}")
+    for line in found.weighed.lines():
+        print(f"# {value_label(line)}")
     if found.chain is not None:
         print(f"# {stage_words.headline(found.chain)}")
         for line in stage_words.table(found.chain, found.bests):

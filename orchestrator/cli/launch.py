@@ -10,7 +10,7 @@ import json
 from contextlib import ExitStack
 
 from orchestrator import config, search
-from orchestrator.cli import preflight, screen
+from orchestrator.cli import preflight, screen, warm_start
 from orchestrator.cli.call import Call
 from orchestrator.cli.commands import CONFIRM, INTERRUPTED
 from orchestrator.cli.waiting import waiting
@@ -49,14 +49,20 @@ def run(call: Call) -> int:
             return launch(call, spec, importing, ending)
         importing.finish()
         remarks = preflight.remarks(spec)
+        taken = warm_start.NOTHING
+        if spec.warm_start:
+            with waiting("reading the studies of warm_start"), call.reading() as store:
+                taken = warm_start.taken(store, spec)
         if call.json:
+            data = screen.plan_data(spec, distributions)
             print(
-                json.dumps({**screen.plan_data(spec, distributions), "remarks": remarks}, indent=2)
+                json.dumps({**data, "warm_start": taken.data(spec), "remarks": remarks}, indent=2)
             )
         else:
             from orchestrator.cli.probes import plan_lines  # imports what a launch has no use for
 
-            print(screen.plan(spec, distributions, remarks, plan_lines(spec)))
+            more = [*taken.lines(spec), *plan_lines(spec)]
+            print(screen.plan(spec, distributions, remarks, more))
     return 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import config
-from orchestrator.cli import controls, preflight, screen
+from orchestrator.cli import controls, preflight, screen, warm_start
 from orchestrator.cli.call import Call
 from orchestrator.cli.commands import INTERRUPTED, RETRY
 from orchestrator.cli.conclusion import conclude
@@ -40,9 +40,18 @@ def launch(call: Call, spec: StudySpec, importing: preflight.Importing, ending: 
     with database(call) as (begun, whole):
         preflight.check_checkpoint_places(call, begun, spec, count)
         startup = config.startup_label(spec)  # once stored, it is a plain number
-        launched = launch_or_extend(call, begun, spec)
+        taken = warm_start.taken(begun, spec)
+        launched = launch_or_extend(call, begun, spec, taken)
         way = Way(begun, whole, count, output, ending)
-        return followed(call, way, spec.name, launched, startup=startup)
+        return followed(
+            call,
+            way,
+            spec.name,
+            launched,
+            launch_again=taken.launcher(spec),
+            startup=startup,
+            taken=taken,
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,7 @@ def followed(
     *,
     launch_again: Callable[[Store], Launched] | None = None,
     startup: str | None = None,
+    taken: warm_start.Taken = warm_start.NOTHING,
     give: Callable[[dict[str, Any]], None] | None = None,
 ) -> int:
     """Runs workers for the study that was just launched, follows it to its end, and prints how it
@@ -92,6 +102,7 @@ def followed(
         launch_again: called if the database should have lost the study; None: it is launched as it
             was.
         startup: what to say of a pruner that is not stored yet.
+        taken: what the launch took from other studies.
         give: as of `conclude`.
 
     Raises:
@@ -107,6 +118,7 @@ def followed(
     if spec.stop_when.on:
         view.say(config.stop_label(spec.stop_when))
     for line in [
+        *taken.lines(spec),
         *about_code(store, row, spec, created=launched.created),
         *preflight.remarks(spec),
     ]:

@@ -65,6 +65,8 @@ def run(call: Call) -> int:
         searched = {path for path, parameter in declared.items() if not parameter.grid}
         under = f", revision {spec.revision}" if now.revision > 1 else ""
         how = f"suggested by {sampler} from news up to {position}"
+        if sources := inputs.get("warm_start"):
+            how += f" and from {', '.join(map(value_label, sources))}"
         if searched and searched & derived.keys() <= inputs["given"].keys():
             how = "its parameters were given, and are not suggested"
         print(f"trial {number} of {row.name}{under}: {how}{_searched_where(inputs)}")
@@ -130,6 +132,8 @@ def _suggest_again(
     """Asks as the study's revision `spec` did, of which `now` is the newest one."""
     sampler = stored_sampler(inputs["sampler"])
     again = search.Search(replace(spec, seed=inputs["study_seed"], sampler=sampler))
+    if sources := inputs.get("warm_start"):
+        again.warm_start(store.news.priors(row.study_id, sources))
     foreign = store.news.foreign(row.study_id, ())
     known = store.news.at(row.study_id, inputs["position"])
     known += [news for news in foreign if news.number in inputs["foreign"]]

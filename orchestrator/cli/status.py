@@ -17,6 +17,7 @@ from orchestrator.cli.failures import Failures
 from orchestrator.cli.following import read_running, unfollowed, unserved
 from orchestrator.cli.named import study_of
 from orchestrator.cli.running import Running
+from orchestrator.cli.warm_start import Weighed
 from orchestrator.model import StudySpec, count_label, span_label, value_label
 from orchestrator.store import is_braked
 
@@ -72,6 +73,7 @@ class _Snapshot:
     probes: list[ProbeRow]
     chain: ChainRow | None
     bests: dict[int, str]
+    weighed: Weighed
 
 
 def run(call: Call) -> int:
@@ -174,6 +176,7 @@ def _read(
         probes=store.measured.of(row.study_id) if spec.probes else [],
         chain=chain,
         bests={} if chain is None else stage_words.bests(store, chain, observed),
+        weighed=Weighed.of(store, row.study_id, spec),
     )
 
 
@@ -211,6 +214,7 @@ def _as_data(snapshot: _Snapshot) -> dict[str, Any]:
                 for one in snapshot.revisions
             ],
             "probes": probes.data(snapshot.row, snapshot.probes),
+            "warm_start": snapshot.weighed.data(),
         },
         "chain": stage_words.data(snapshot.chain),
         "running": [
@@ -270,6 +274,8 @@ def _print(call: Call, snapshot: _Snapshot, console: Console) -> None:
     if mixed := provenance.changes_within(snapshot.code):
         line(mixed)
     console.print(screen.cell_table(spec, progress.cells, total=progress))
+    for source in snapshot.weighed.lines():
+        line(source)
     for remark in _remarks(call, snapshot):
         line(remark)
     if spec.probes:

@@ -33,6 +33,11 @@ def chain(composed: Composed) -> Chain | None:
             "with; launch studies of their own"
         )
     stages = tuple(_stage(name, stage) for stage in composed.stages)
+    if stages[0].spec.warm_start:
+        raise ConfigError(
+            "warm_start: a stage begins with what the one before it found, and takes nothing from "
+            "other studies; leave it out, or launch the stages as studies of their own"
+        )
     budget = checked("budget", BudgetSettings, resolved(composed.config, "budget") or {})
     made = Chain(name, stages, budget.trials, budget.hours)
     if budget.trials is not None and made.trials > budget.trials:

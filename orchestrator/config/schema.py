@@ -18,6 +18,8 @@ STUDY_SECTIONS = (
     "grid",
     "search",
     "probes",
+    "warm_start",
+    "enqueue_best",
     "stages",
     "budget",
     "allocation",
@@ -39,7 +41,8 @@ def settings() -> list[str]:
     names = [
         f"{section}.{f.name}" for section, schema in schemas for f in dataclasses.fields(schema)
     ]
-    return list(dict.fromkeys([*names, "objective._target_", "objective.command", "allocation"]))
+    tops = ("allocation", "warm_start", "enqueue_best")
+    return list(dict.fromkeys([*names, "objective._target_", "objective.command", *tops]))
 
 
 def checked(section: str, schema: type[T], values: Any) -> T:

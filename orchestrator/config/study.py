@@ -29,6 +29,7 @@ from orchestrator.config.schema import STUDY_SECTIONS, checked
 from orchestrator.config.space import Space
 from orchestrator.config.stopping import stop_when
 from orchestrator.config.translate import resolved
+from orchestrator.config.warm_start import warm_start
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import (
     Budget,
@@ -84,7 +85,7 @@ def study_spec(composed: Composed) -> StudySpec:
     objective = _objective(config, params, space, metrics)
     grid, search = tuple(space.grid.values()), tuple(space.search.values())
     budget = _budget(config, space, metrics)
-    return StudySpec(
+    spec = StudySpec(
         name=name,
         directions=directions,
         metrics=metrics,
@@ -105,6 +106,10 @@ def study_spec(composed: Composed) -> StudySpec:
         probes=_probes(config, params, space),
         config=_stored(config),
     )
+    sources, enqueued = warm_start(
+        resolved(config, "warm_start"), resolved(config, "enqueue_best"), spec
+    )
+    return dataclasses.replace(spec, warm_start=sources, enqueue_best=enqueued)
 
 
 def extends(composed: Composed) -> bool:

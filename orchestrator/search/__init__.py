@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.search.cells.summary import CellEstimate
     from orchestrator.search.gp.sampler import HybridGPSampler
     from orchestrator.search.plain import true_values, undeclared
+    from orchestrator.search.priors import best_of, prior_of
     from orchestrator.search.revising import as_it_was, extension
     from orchestrator.search.science.results import (
         AxisEffect,
@@ -61,6 +62,7 @@ __all__ = [
     "Snapshot",
     "ValueEffect",
     "as_it_was",
+    "best_of",
     "by_hand",
     "create_optuna_tables",
     "describe",
@@ -69,6 +71,7 @@ __all__ = [
     "open_storage",
     "optuna_schema_head",
     "parameters",
+    "prior_of",
     "true_values",
     "undeclared",
     "values_by_hand",
@@ -78,6 +81,7 @@ _HOME = {
     "cells.leaders": ("Leader", "Leaders"),
     "cells.summary": ("CellEstimate",),
     "gp.sampler": ("HybridGPSampler",),
+    "priors": ("best_of", "prior_of"),
     "science.sliced": ("CellSlices", "Line", "Plane", "Seen", "Slices", "Snapshot"),
     "plain": ("true_values", "undeclared"),
     "revising": ("as_it_was", "extension"),

@@ -22,6 +22,7 @@ from orchestrator.model import (
     ASK_KEY,
     JSONValue,
     Limits,
+    Prior,
     StudySpec,
     Suggestion,
     TrialNews,
@@ -37,7 +38,9 @@ from orchestrator.search.cells.model import CellModel
 from orchestrator.search.cells.summary import Beliefs, CellEstimate, summarise
 from orchestrator.search.discovered import Discovered
 from orchestrator.search.gp.sampler import HybridGPSampler
+from orchestrator.search.gp.sources import FEW, Sources
 from orchestrator.search.gp.surrogate import Fits
+from orchestrator.search.priors import source_trials
 from orchestrator.search.pruners import Judge
 from orchestrator.search.samplers import GeneticSampler, make_sampler
 from orchestrator.search.science.results import Science
@@ -114,6 +117,32 @@ class Search:
             self._best.note(item, self._cells[item.number])
             self._finished += trial.state.is_finished()
             (self._running.add if item.state == "RUNNING" else self._running.discard)(item.number)
+
+    def warm_start(self, priors: Sequence[Prior]) -> None:
+        """Lets sampler and allocation learn from other studies, before the first suggestion.
+
+        What no longer lies in the study's space is not used. Samplers that do not learn, and
+        parameters that the objective requests while it runs, are not affected.
+        """
+        maximize = self._spec.directions[0] == "maximize"
+        trials = [source_trials(self._parameters, prior, maximize) for prior in priors]
+        self._fits.sources = Sources(trials) if trials else None
+
+    def discounts(self) -> list[float | None]:
+        """How much each source of `warm_start` counts at the moment, from 0, not at all, to about
+        1; None while too few trials have ended. A function of the finished trials.
+        """
+        sources = self._fits.sources
+        if sources is None:
+            return []
+        model = self._model()
+        history = model.finished(self._mirror)
+        if not history.is_enough(FEW):
+            return [None] * len(sources.trials)
+        with one_thread():
+            trend = model.surrogate(history).trend
+        found = {} if trend is None else trend.by_source
+        return [found.get(trials.name, 0.0) for trials in sources.trials]
 
     def load(self) -> None:
         """Loads the libraries for fitting a model, if this study fits one; a thread may run it

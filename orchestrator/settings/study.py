@@ -446,6 +446,18 @@ FREE: Mapping[str, Knob] = {
         more="By name: `{lr: {_target_: orchestrator.training.probes.lr_range, build: "
         "my_project.build, parameter: optim.lr}}`, see [probes](probes.md)",
     ),
+    "warm_start": Knob(
+        [],
+        "other studies of this database, such as `[digits_small]`, from whose trials sampler and "
+        "`allocation=adaptive` learn",
+        more="What they found is copied at the launch. See [warm start](warm-start.md)",
+    ),
+    "enqueue_best": Knob(
+        0,
+        "so many of the best configurations of the studies in `warm_start` run first",
+        within(0, MAX_TRIALS),
+        more="They are part of the budget. See [warm start](warm-start.md#the-best-first)",
+    ),
     "stages": Knob(
         [],
         "studies that follow each other, each with a grid and a search of its own; a stage begins "
@@ -453,6 +465,8 @@ FREE: Mapping[str, Knob] = {
         more="See [stages](stages.md)",
     ),
 }
+MOST_SOURCES = 8
+"""More studies than this are not read to warm start one."""
 """What a study says in sections whose contents are the user's own, by the name that the reference
 uses.
 """

@@ -8,7 +8,16 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.model import ASK_KEY, Param, TrialNews
+from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.model import (
+    ASK_KEY,
+    Param,
+    Prior,
+    SourceStudy,
+    StudySpec,
+    TrialNews,
+    value_label,
+)
 from orchestrator.store.connection.plain import Source
 from orchestrator.store.connection.statement import Row, Statement, answers
 from orchestrator.store.optuna.attributes import FAILURE_ATTR
@@ -63,6 +72,44 @@ class News:
         """
         rows = self._database.execute(_FOREIGN, {"study_id": study_id, "but": list(but)})
         return [_news(row.news) for row in rows]
+
+    def priors(self, study_id: int, sources: Sequence[str]) -> list[Prior]:
+        """What the study took from those sources when it was launched, in their order; of one that
+        it took nothing from there is none.
+        """
+        which = {"study_id": study_id, "sources": list(sources)}
+        return [Prior.from_json(row.prior) for row in self._database.execute(_PRIORS, which)]
+
+    def source(self, name: str) -> SourceStudy:
+        """A study of the database, of whatever origin, with its finished trials.
+
+        Raises:
+            ConfigError: there is none of this name, or a later version wrote its spec.
+        """
+        rows = self._database.execute(_SOURCE, {"name": name})
+        if not rows:
+            names = [row.study_name for row in self._database.execute(_NAMES)]
+            raise ConfigError(
+                f"warm_start={value_label(name)}: the database has no study of this "
+                f"name{did_you_mean(name, names)}"
+            )
+        (row,) = rows
+        try:
+            spec = None if row.spec is None else StudySpec.from_json(row.spec)
+        except (TypeError, KeyError) as error:
+            raise ConfigError(
+                f"warm_start={value_label(name)}: this version cannot read that study: {error}"
+            ) from error
+        named: Sequence[str] = json.loads(row.metrics) if row.metrics else ()
+        trials = self._database.execute(_FINISHED, {"study_id": row.study_id})
+        return SourceStudy(
+            name,
+            row.study_id,
+            tuple("maximize" if d == "MAXIMIZE" else "minimize" for d in row.directions),
+            spec.metrics if spec is not None else tuple(named),
+            spec,
+            tuple(_news(trial.news) for trial in trials),
+        )
 
 
 def news_after(c: Connection, study_id: int, cursor: int) -> tuple[list[TrialNews], int]:
@@ -156,6 +203,33 @@ _FOREIGN = Statement(
     WHERE q.study_id = :study_id AND q.state IN ('COMPLETE', 'PRUNED', 'FAIL')
         AND q.number <> ALL(CAST(:but AS int[]))
         AND NOT EXISTS (SELECT FROM orchestrator.trial o WHERE o.optuna_trial_id = q.trial_id)
+    ORDER BY q.number
+    """
+)
+_PRIORS = Statement(
+    """
+    SELECT i.prior FROM orchestrator.prior i
+    WHERE i.study_id = :study_id AND i.source = ANY(CAST(:sources AS text[]))
+    ORDER BY array_position(CAST(:sources AS text[]), i.source)
+    """
+)
+_SOURCE = Statement(
+    r"""
+    SELECT p.study_id, s.spec,
+        (SELECT json_agg(CAST(d.direction AS text) ORDER BY d.objective)
+            FROM study_directions d WHERE d.study_id = p.study_id) AS directions,
+        (SELECT a.value_json FROM study_system_attributes a
+            WHERE a.study_id = p.study_id AND a.key = 'study\:metric_names') AS metrics
+    FROM studies p LEFT JOIN orchestrator.study s ON s.study_id = p.study_id
+    WHERE p.study_name = :name
+    """
+)
+_NAMES = Statement("SELECT p.study_name FROM studies p")
+_FINISHED = Statement(
+    f"""
+    SELECT {_NEWS_OF_TRIAL}
+    FROM trials q LEFT JOIN orchestrator.cell l ON false
+    WHERE q.study_id = :study_id AND q.state IN ('COMPLETE', 'PRUNED', 'FAIL')
     ORDER BY q.number
     """
 )

@@ -5,8 +5,8 @@ ticket, distinct numbers. No foreign key leads from ours into Optuna's tables, s
 may delete a study without asking us.
 
 Every statement has the same alias for a table: s study, v revision, l cell, t ticket, o trial, a
-attempt, w worker, d slot, h shortage, r probe, k chain, g stage, e event; of Optuna's, p studies
-and q trials.
+attempt, w worker, d slot, h shortage, r probe, k chain, g stage, e event, i prior; of
+Optuna's, p studies and q trials.
 """
 
 from __future__ import annotations
@@ -211,6 +211,11 @@ ticket = sa.Table(
         "confirms",
         sa.Integer,
         comment="number of the trial whose parameters it repeats with another seed",
+    ),
+    sa.Column(
+        "copied_from",
+        sa.JSON(none_as_null=True),
+        comment="study and trial of another study that `fixed` was copied from at the launch",
     ),
     sa.CheckConstraint("state IN ('OPEN', 'LIVE', 'SPENT', 'VOID')", name="ticket_state"),
     sa.CheckConstraint("share IS NULL OR cell_id IS NOT NULL", name="ticket_share_has_cell"),
@@ -576,6 +581,19 @@ probe = sa.Table(
 )
 """What a probe found in a cell on a device type, or is about to find. Its lease is its worker's: it
 is held while it is RUNNING and its worker ACTIVE.
+"""
+
+prior = sa.Table(
+    "prior",
+    metadata,
+    sa.Column("study_id", sa.ForeignKey(study.c.study_id, ondelete="CASCADE"), nullable=False),
+    sa.Column("source", sa.Text, nullable=False, comment="name of the study it was copied from"),
+    sa.Column("taken_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column("prior", sa.JSON, nullable=False, comment="Prior.to_json()"),
+    sa.PrimaryKeyConstraint("study_id", "source"),
+)
+"""What a study learns from another one: its trials as they were at the launch. Never changed, so
+that every worker and `replay` read the same.
 """
 
 event = sa.Table(

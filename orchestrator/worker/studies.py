@@ -5,7 +5,7 @@ objective.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -24,6 +24,7 @@ from orchestrator.measurement import Narrowed, functions_of, probe_key
 from orchestrator.model import (
     ASK_KEY,
     JSONValue,
+    Prior,
     StudySpec,
     Suggestion,
     TrialNews,
@@ -67,6 +68,8 @@ class Served:
     foreign: set[int] = field(default_factory=set)
     foreign_at: float = 0.0
     current: bool = True
+    priors: Sequence[Prior] = ()
+    """What it learns from other studies."""
     probe_keys: Mapping[str, str] = field(default_factory=dict)
     """What the study's probes are cached by, see `measurement.probe_key`."""
 
@@ -77,6 +80,7 @@ class Served:
         from orchestrator.search import Search
 
         self.search = Search(self.spec)
+        self.search.warm_start(self.priors)
         self.cursor, self.foreign, self.foreign_at = 0, set(), 0.0
         self.current = not self.informed
 
@@ -192,6 +196,8 @@ class Served:
         ask = {"ticket": ticket.ticket, "retry": ticket.failures, "given": given, "asks": asks}
         if bounds:
             ask["bounds"] = {path: list(limits) for path, limits in bounds.items()}
+        if self.spec.warm_start:
+            ask["warm_start"] = list(self.spec.warm_start)
         study = {"study_seed": self.spec.seed, "sampler": asdict(self.spec.sampler)}
         attrs = dict(suggestion.system_attrs)
         attrs[ASK_KEY] = {**attrs.get(ASK_KEY, {}), **knowledge, **ask, **study}
@@ -376,6 +382,9 @@ class Serving:
                 served = self._served[row.study_id] = Served(
                     row, spec, Search(spec), runner, probe_keys=_probe_keys(spec)
                 )
+                if spec.warm_start:
+                    served.priors = self._store.news.priors(row.study_id, spec.warm_start)
+                    served.search.warm_start(served.priors)
                 self._store.probes.suit(self._contact.lease, row.study_id, served.probe_keys)
             except BaseException:
                 runner.close()

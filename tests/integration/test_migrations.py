@@ -39,12 +39,13 @@ def execute(url: str, statement: str) -> None:
 
 
 BEFORE_PROBES = (
+    "DROP TABLE orchestrator.prior; ALTER TABLE orchestrator.ticket DROP COLUMN copied_from;"
     "DROP TABLE orchestrator.stage; DROP TABLE orchestrator.chain;"
     "DROP TABLE orchestrator.revision; ALTER TABLE orchestrator.trial DROP COLUMN revision;"
     "ALTER TABLE orchestrator.cell DROP COLUMN removed_in;"
     "DROP TABLE orchestrator.probe; ALTER TABLE orchestrator.shortage DROP COLUMN probe_id;"
 )
-"""What takes back revisions 0013 to 0011."""
+"""What takes back revisions 0014 to 0011."""
 
 
 def test_ten_that_start_at_once_on_an_empty_database_all_find_it_ready(

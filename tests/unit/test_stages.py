@@ -259,6 +259,7 @@ def test_what_a_list_of_stages_may_not_say(node: Any, complaint: str) -> None:
         ("stages.last.budget.trails=3", "stages.last: unknown setting budget.trails (did you mean"),
         ("stages.last.budget.trials=9", "budget.trials=12: the stages have 4 (coarse) + 4 (fine)"),
         ("study.metric=[a,b]", "with several objectives there is no one best trial"),
+        ("warm_start=[other]", "warm_start: a stage begins with what the one before it found"),
         ("study.name=" + "n" * 96, "the study of stage coarse is called"),
         ("stages.last.sampler=gpp", "stages.last: sampler=gpp: there is no such option"),
     ],

@@ -32,6 +32,7 @@ class Improvement:
         x: finished and imagined trials, all columns.
         losses: their losses, one column per imagined outcome.
         here: which of them are of the cell.
+        trend: what other studies expect, where it counts.
     """
 
     def __init__(self, surrogate: Surrogate, cell: Array, rng: np.random.Generator) -> None:
@@ -39,6 +40,7 @@ class Improvement:
             rng.standard_normal((len(surrogate.pending), N_FANTASIES))
         )
         self._surrogate, self._posterior, self._cell = surrogate, posterior, cell[None, :]
+        self.trend = surrogate.trend
         n = surrogate.layout.n_searched
         self.here: npt.NDArray[np.bool_] = (self.x[:, n:] == cell).all(axis=1)
         among = self.x[self.here] if self.here.any() else self.x

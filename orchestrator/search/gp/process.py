@@ -16,13 +16,16 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.search.trials.history import Array, Column
 from orchestrator.search.trials.threads import Library
+
+if TYPE_CHECKING:
+    from orchestrator.search.gp.sources import Trend
 
 linalg = Library("scipy.linalg")
 optimize = Library("scipy.optimize")
@@ -275,12 +278,20 @@ class Posterior:
     factorisation.
 
     Where a method takes `points` and `cells`, these are the searched and the cell's coordinates of
-    the same rows; a single row of `cells` stands for all.
+    the same rows; a single row of `cells` stands for all. `trend` is its mean function; None: 0.
     """
 
-    def __init__(self, x: Array, y: Array, layout: Layout, h: Hyperparameters) -> None:
-        self._layout, self._h = layout, h
+    def __init__(
+        self,
+        x: Array,
+        y: Array,
+        layout: Layout,
+        h: Hyperparameters,
+        trend: Trend | None = None,
+    ) -> None:
+        self._layout, self._h, self._trend = layout, h, trend
         n = layout.n_searched
+        self._trend_there = None if trend is None else trend.mean(x[:, :n], x[:, n:])
         weight = np.sqrt(h.inverse_squared)
         self._searched_scale = weight[:n][_owners(layout.choices[:n])]
         self._context_scale = weight[n:][_owners(layout.choices[n:])]
@@ -289,7 +300,7 @@ class Posterior:
         k[np.diag_indices(len(x))] += h.noise + JITTER
         self._factor: Array = linalg.cholesky(k, lower=True, check_finite=False)
         self._alpha: Array = linalg.cho_solve(
-            (self._factor, True), y.reshape(len(x), -1), check_finite=False
+            (self._factor, True), self._residuals(y.reshape(len(x), -1)), check_finite=False
         )
         self._prior_variance = h.shared + (h.offset + h.particular if layout.n_context else 0.0)
 
@@ -315,8 +326,36 @@ class Posterior:
             np.vstack([self._context, context]),
         )
         further._factor = factor
-        further._alpha = linalg.cho_solve((factor, True), y.reshape(n + q, -1), check_finite=False)
+        if self._trend is not None:
+            m = self._layout.n_searched
+            more = self._trend.mean(x[:, :m], x[:, m:])
+            further._trend_there = np.concatenate([self._trend_there, more])
+        further._alpha = linalg.cho_solve(
+            (factor, True), further._residuals(y.reshape(n + q, -1)), check_finite=False
+        )
         return further
+
+    def _residuals(self, y: Array) -> Array:
+        """What losses, one column per draw, differ by from the trend."""
+        return y if self._trend_there is None else y - self._trend_there[:, None]
+
+    def whitened(self, columns: Array) -> Array:
+        """The inverse of the covariance's root times columns of values at the trials: were they
+        draws from the process, these would be independent and of unit variance.
+        """
+        result: Array = linalg.solve_triangular(
+            self._factor, columns, lower=True, check_finite=False
+        )
+        return result
+
+    def foretold(self) -> float:
+        """Logarithm of the density that each loss has given all others, summed: leave-one-out
+        (Rasmussen & Williams, 2006, equations 5.10 to 5.12).
+        """
+        root = self.whitened(np.eye(len(self._factor)))
+        precision = (root * root).sum(axis=0)
+        error = self._alpha[:, 0] / precision
+        return float(0.5 * (np.log(precision) - error**2 * precision).sum())
 
     @property
     def noise(self) -> float:
@@ -331,7 +370,7 @@ class Posterior:
         kernel = self._factor @ self._factor.T
         kernel[np.diag_indices(n)] -= self._h.noise
         variances, vectors = np.linalg.eigh(kernel)
-        squares = (vectors.T @ y) ** 2
+        squares = (vectors.T @ self._residuals(y[:, None])[:, 0]) ** 2
         mean, std = math.log(BELIEVING.variance), BELIEVING.spread
         logs = np.linspace(mean - 5.0 * std, mean + 5.0 * std, 400)
         each = np.maximum(variances, 0.0) + np.exp(logs)[:, None] + NOISE_FLOOR
@@ -345,6 +384,8 @@ class Posterior:
     def mean(self, points: Array, cells: Array) -> Array:
         """Posterior mean, shape (points, columns of losses)."""
         result: Array = self._cross(points, cells) @ self._alpha
+        if self._trend is not None:
+            result += self._trend.mean(points, cells)[:, None]
         return result
 
     def mean_everywhere(self, points: Array, cells: Array) -> Array:
@@ -354,12 +395,16 @@ class Posterior:
         searched, context = self._scaled(points, cells)
         alpha = self._alpha[:, 0]
         m = _matern(_squared_distances(searched, self._searched))
-        if not self._layout.n_context:
-            return np.repeat(self._h.shared * (m @ alpha)[:, None], len(cells), axis=1)
-        c = _matern(_squared_distances(context, self._context))
-        result: Array = self._h.particular * ((m * alpha) @ c.T)
-        result += self._h.shared * (m @ alpha)[:, None]
-        result += self._h.offset * (c @ alpha)
+        result: Array
+        if self._layout.n_context:
+            c = _matern(_squared_distances(context, self._context))
+            result = self._h.particular * ((m * alpha) @ c.T)
+            result += self._h.shared * (m @ alpha)[:, None]
+            result += self._h.offset * (c @ alpha)
+        else:
+            result = np.repeat(self._h.shared * (m @ alpha)[:, None], len(cells), axis=1)
+        if self._trend is not None:
+            result += self._trend.mean_everywhere(points, cells)
         return result
 
     def mean_by_cell(self, points: Array, cells: Array) -> Array:
@@ -385,6 +430,8 @@ class Posterior:
             result[i] = (
                 _matern(_squared_distances(searched, self._searched)) @ weights[i] + offsets[i]
             )
+        if self._trend is not None:
+            result += self._trend.mean_by_cell(points, cells)
         return result
 
     def similarity(self, points: Array, others: Array) -> Array:
@@ -399,7 +446,10 @@ class Posterior:
         """Its values without noise at points."""
         searched, context = self._scaled(points, cells)
         cross = self._kernel(searched, context, self._searched, self._context)
-        return Marginal(self, searched, context, cross @ self._alpha, self._solved(cross))
+        mean = cross @ self._alpha
+        if self._trend is not None:
+            mean += self._trend.mean(points, cells)[:, None]
+        return Marginal(self, searched, context, mean, self._solved(cross))
 
     def _solved(self, cross: Array) -> Array:
         """The factor's inverse times what points have in common with the trials, one column per

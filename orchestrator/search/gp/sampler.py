@@ -15,6 +15,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from orchestrator.search.gp.improvement import Improvement
+from orchestrator.search.gp.sources import Start
 from orchestrator.search.gp.surrogate import Fits, Surrogate
 from orchestrator.search.tpe.sampler import HybridTPESampler
 from orchestrator.search.trials.candidates import around, repeated, spread
@@ -27,7 +28,6 @@ from orchestrator.search.trials.history import (
     columns,
     single_values,
 )
-from orchestrator.search.trials.quasirandom import point_of
 from orchestrator.search.trials.rows import Rows
 from orchestrator.search.trials.threads import one_thread
 from orchestrator.settings import GPSettings
@@ -103,8 +103,9 @@ class HybridGPSampler(BaseSampler):
         history = History.of(
             study, trial, [*searched, *context.columns], self._rows, required=every_cell
         )
-        if not history.is_enough(self._n_startup_trials):
-            point = point_of(searched, trial, self._seed)
+        start = Start(history, searched, context, self._n_startup_trials, self.fits.sources)
+        if not start.is_over:
+            point = start.point(trial, self._seed, self._rng)
         else:
             with one_thread():
                 point = self._maximise(

@@ -17,6 +17,7 @@ from orchestrator.search.gp.process import (
     Posterior,
     fit,
 )
+from orchestrator.search.gp.sources import Sources, Trend, learn
 from orchestrator.search.trials.history import Array, Column, History
 from orchestrator.search.trials.rows import checkpoint
 from orchestrator.search.trials.smallest import smallest
@@ -39,18 +40,23 @@ class Fits:
     Args:
         most: the most trials they are fitted to; the cost grows with more than their square.
         noise: what noise is expected.
+
+    Attributes:
+        sources: other studies that this one was warm started from; None: there are none.
     """
 
     def __init__(self, most: int = MAX_FITTED, noise: NoisePrior = SEARCHING) -> None:
         self._most, self._noise = most, noise
-        self._last: dict[tuple[str, ...], tuple[object, Hyperparameters]] = {}
+        self._last: dict[tuple[str, ...], tuple[object, Hyperparameters, Trend | None]] = {}
+        self.sources: Sources | None = None
 
-    def hyperparameters(
+    def learnt(
         self, history: History, losses: Array, columns: Sequence[Column], layout: Layout
-    ) -> Hyperparameters:
-        """Fitted to the first n trials; n is all of them up to 60, then grows in steps of a tenth.
+    ) -> tuple[Hyperparameters, Trend | None]:
+        """Hyperparameters, and what the sources are worth, by the first n trials; n is all of them
+        up to 60, then grows in steps of a tenth.
 
-        So they are a function of the history, yet seldom computed where that takes long.
+        So both are a function of the history, yet seldom computed where that takes long.
         """
         n = max(checkpoint(len(losses)), min(len(losses), ANEW))
         chosen = np.unique(np.linspace(0, n - 1, min(n, self._most)).astype(int))
@@ -61,11 +67,15 @@ class Fits:
         if last is None or last[0] != key:
             if len(self._last) >= MAX_REMEMBERED:
                 self._last.clear()
-            last = self._last[names] = (
-                key,
-                fit(x, Scale.of(loss, pruned).standard(loss, pruned), layout, self._noise),
-            )
-        return last[1]
+            y = Scale.of(loss, pruned).standard(loss, pruned)
+            if self.sources is None:
+                last = (key, fit(x, y, layout, self._noise), None)
+            else:
+                k = layout.n_searched
+                models = self.sources.models(columns[:k], columns[k:])
+                last = (key, *learn(x, y, layout, models, self._noise))
+            self._last[names] = last
+        return last[1], last[2]
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ class Surrogate:
     x: Array
     y: Array
     pending: Array
+    trend: Trend | None = None
 
     @staticmethod
     def of(
@@ -94,10 +105,10 @@ class Surrogate:
         if not np.isfinite(losses).any():  # nothing feasible yet: first look for something that is
             losses = np.where(history.violation > 0, history.violation, np.inf)
         scale = Scale.of(losses, history.pruned)
-        h = fits.hyperparameters(history, losses, [*searched, *context], layout)
+        h, trend = fits.learnt(history, losses, [*searched, *context], layout)
         y = scale.standard(losses, history.pruned)
         return Surrogate(
-            layout, h, scale, layout.filled(history.x), y, layout.filled(history.pending)
+            layout, h, scale, layout.filled(history.x), y, layout.filled(history.pending), trend
         )
 
     def near(self, cell: Array, most: int = MAX_TRIALS) -> Surrogate:
@@ -160,7 +171,7 @@ class Surrogate:
 
     def posterior(self) -> Posterior:
         """Given the finished trials alone."""
-        return Posterior(self.x, self.y, self.layout, self.hyperparameters)
+        return Posterior(self.x, self.y, self.layout, self.hyperparameters, self.trend)
 
     def imagined(self, normal: npt.NDArray[np.float64]) -> tuple[Posterior, Array, Array]:
         """Given also ends of the running trials, drawn jointly by standard normals of shape

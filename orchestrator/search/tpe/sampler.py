@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.gp.improvement import Improvement
 from orchestrator.search.gp.losses import Scale
+from orchestrator.search.gp.sources import Start
 from orchestrator.search.gp.surrogate import Fits, Surrogate
 from orchestrator.search.tpe.kinship import MAX_COMPARED, SHARING, Drift, closeness, learn_sharing
 from orchestrator.search.tpe.parzen import Mixture
@@ -32,7 +33,6 @@ from orchestrator.search.trials.history import (
     columns,
     single_values,
 )
-from orchestrator.search.trials.quasirandom import point_of
 from orchestrator.search.trials.rows import Rows, checkpoint
 from orchestrator.search.trials.smallest import smallest
 from orchestrator.search.trials.threads import one_thread
@@ -157,8 +157,9 @@ class HybridTPESampler(BaseSampler):
         history = History.of(
             study, trial, [*searched, *context.columns], self._rows, required=every
         )
-        if not history.is_enough(self._n_startup_trials):
-            point = point_of(searched, trial, self._seed)
+        start = Start(history, searched, context, self._n_startup_trials, self.fits.sources)
+        if not start.is_over:
+            point = start.point(trial, self._seed, self._rng)
         else:
             whole = PART_KEY not in trial.system_attrs
             with one_thread():
@@ -210,6 +211,9 @@ class HybridTPESampler(BaseSampler):
             return best
         likeliest = candidates[np.argsort(-ratio, kind="stable")[:RANKED]]
         improvement = self._improvement(searched, context, history)
+        if improvement.trend is not None:  # and what the sources expect to be good
+            foretold = improvement.trend.least(searched, context.point, RANKED, self._rng)
+            likeliest = np.vstack([likeliest, _untried(foretold, had)])
         worth = improvement(likeliest)
         if len(had):  # where there is noise, a known point may be worth another trial
             again = _distinct(had)

@@ -53,6 +53,8 @@ class Ticket(_Held):
     """Why an allocation chose this cell."""
     confirms: int | None = None
     """The number of the trial whose parameters it repeats with another seed."""
+    copied_from: Mapping[str, JSONValue] | None = None
+    """The trial of another study whose parameters it has: ``study`` and ``trial``."""
     measurements: tuple[Mapping[str, JSONValue], ...] = ()
     """What the study's probes found in its cell on the worker's device type."""
     news: tuple[list[TrialNews], int] | None = None

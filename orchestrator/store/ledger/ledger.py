@@ -65,6 +65,7 @@ NO_PROBES: Mapping[str, str] = MappingProxyType({})
 WHY_ATTR = "orchestrator:why"
 BY_HAND_ATTR = "orchestrator:by_hand"
 CONFIRMS_ATTR = "orchestrator:confirms"
+COPIED_FROM_ATTR = "orchestrator:copied_from"
 RETRIED_FROM_ATTR = "orchestrator:retried_from"
 
 
@@ -237,6 +238,7 @@ class Ledger:
             fixed=row.fixed,
             why=found.why,
             confirms=row.confirms,
+            copied_from=row.copied_from,
             measurements=probes.measurements(c, row.cell, study_id, lease, keys) if keys else (),
         )
 
@@ -349,11 +351,12 @@ class Ledger:
         if held.confirms is not None:
             origin[CONFIRMS_ATTR] = held.confirms
         elif held.fixed is not None:
-            origin |= (
-                {BY_HAND_ATTR: True}
-                if ours.retried_from is None
-                else {RETRIED_FROM_ATTR: ours.retried_from}
-            )
+            if ours.retried_from is not None:
+                origin[RETRIED_FROM_ATTR] = ours.retried_from
+            elif held.copied_from is not None:
+                origin[COPIED_FROM_ATTR] = dict(held.copied_from)
+            else:
+                origin[BY_HAND_ATTR] = True
         optuna_rows.write_user_attrs(c, ours.next_id, origin)
         if start:
             later(c, _BEGIN_ATTEMPT, {"trial_id": held.trial_id, **_where(lease, place)})
@@ -678,8 +681,8 @@ _INSERT_TRIAL = Statement(
 )
 _NEW_TRIAL = Statement(
     """
-    SELECT o.trial_id, o.token, t.ordinal, t.failures, t.fixed, t.confirms, l.ordinal AS cell,
-        l.values AS cell_values
+    SELECT o.trial_id, o.token, t.ordinal, t.failures, t.fixed, t.confirms, t.copied_from,
+        l.ordinal AS cell, l.values AS cell_values
     FROM orchestrator.trial o
     JOIN orchestrator.ticket t ON t.ticket_id = o.ticket_id
     JOIN orchestrator.cell l ON l.cell_id = o.cell_id

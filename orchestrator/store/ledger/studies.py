@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError, DifferentStudyError
-from orchestrator.model import StudySpec, limits_label
+from orchestrator.faults import step as crash_step
+from orchestrator.model import Enqueued, Prior, StudySpec, limits_label, value_label
 from orchestrator.revision import Change, Extend, continued
 from orchestrator.revision import changes as changes_of
 from orchestrator.store.connection.statement import (
@@ -19,7 +20,7 @@ from orchestrator.store.connection.statement import (
     later,
     send,
 )
-from orchestrator.store.ledger import grid, revisions, tickets
+from orchestrator.store.ledger import grid, revisions, sources, tickets
 from orchestrator.store.optuna.attributes import KEEP_STUDY_ATTR
 from orchestrator.store.states import DELETING, ENOUGH, is_ended_early
 
@@ -43,6 +44,8 @@ class Launched:
     changes: tuple[str, ...]
     reason: str | None
     """Why the study is finished already, if it is."""
+    enqueued: int = 0
+    """How many configurations of other studies run first."""
 
 
 class Studies:
@@ -52,7 +55,13 @@ class Studies:
         self._database = database
 
     def launch(
-        self, spec: StudySpec, extend: Extend | None = None, *, revision: int | None = None
+        self,
+        spec: StudySpec,
+        extend: Extend | None = None,
+        *,
+        revision: int | None = None,
+        priors: Sequence[Prior] = (),
+        enqueued: Sequence[Enqueued] = (),
     ) -> Launched:
         """Creates the study or continues the one of that name; tickets are added up to
         ``spec.budget``, never beyond. A study that has had enough trials is left as it is unless
@@ -62,6 +71,10 @@ class Studies:
             extend: makes the study's next revision if the one of that name has a different
                 identity; called under the study's locks. None: that is refused.
             revision: the revision that the caller has seen and wants to extend; None: any.
+            priors: what it takes from the studies of ``spec.warm_start``. What it has taken from
+                one before stays as it was then.
+            enqueued: what runs first, the best first, if the study is created now: each takes a
+                share of its cell, or a ticket that no cell has yet. What finds none is not run.
 
         Raises:
             DifferentStudyError: a study of that name has a different identity (the message says
@@ -76,7 +89,7 @@ class Studies:
                     f"study.name={spec.name}: the database has a chain of stages of this name; "
                     "choose another name: study.name=…"
                 )
-            return self.register(c, spec, extend, revision)
+            return self.register(c, spec, extend, revision, priors, enqueued)
 
     def register(
         self,
@@ -84,6 +97,8 @@ class Studies:
         spec: StudySpec,
         extend: Extend | None = None,
         revision: int | None = None,
+        priors: Sequence[Prior] = (),
+        enqueued: Sequence[Enqueued] = (),
     ) -> Launched:
         """What `launch` does once the name is known to be no chain's, in a transaction of the
         caller's.
@@ -111,13 +126,16 @@ class Studies:
             spec, changes = self._continue(c, study_id, old, spec, extend, revision)
         self._name_metrics(c, study_id, spec)
         added = grid.write_tickets(c, study_id, spec, new=row is None)
+        sources.keep(c, study_id, spec, priors)
+        copied = sources.enqueue(c, study_id, spec, enqueued) if row is None else 0
+        crash_step("mid-launch")
         # whoever launches it sees that nothing is left to run
         tickets.end_study_if_spent(c, study_id, tell=False)
         open_tickets = tickets.unspent(c, study_id)
         (now,) = answers(c, _STATE, {"study_id": study_id})
         what = f"{added} tickets added; {'; '.join(changes) or 'no change'}"
         later(c, _TELL, {"study_id": study_id, "reason": what})
-        return Launched(study_id, new, added, open_tickets, changes, now.reason)
+        return Launched(study_id, new, added, open_tickets, changes, now.reason, copied)
 
     def follow(self, study_id: int, for_s: float) -> None:
         """Notes that a launch follows the study for the next `for_s` seconds; 0: it no
@@ -180,6 +198,12 @@ class Studies:
             raise ConfigError(
                 f"study.name={new.name}: this study is {reason}; complete that with 'orchestrator "
                 f"delete study.name={new.name}', or choose another name"
+            )
+        if new.enqueue_best != old.enqueue_best:
+            raise ConfigError(
+                f"enqueue_best={new.enqueue_best}: the study {new.name} was created with "
+                f"{old.enqueue_best}, and what runs first is chosen when a study is created; set "
+                "enqueue_best to that, and add single configurations with 'orchestrator enqueue'"
             )
         extended: tuple[str, ...] = ()
         if found := changes_of(old, new):
@@ -314,6 +338,7 @@ def settings_of(spec: StudySpec) -> dict[str, Any]:
         "study.seed": data["seed"],
         "study.priority": data["priority"],
         "study.bounds": _bounds_label(spec),
+        "warm_start": ", ".join(map(value_label, spec.warm_start)) or "none",
     }
     settings |= {f"stop_when.{key}": value for key, value in vars(spec.stop_when).items()}
     settings |= {f"probes.{name}": probe for name, probe in data.get("probes", {}).items()}

@@ -24,6 +24,7 @@ from orchestrator.report.report import Report, report_on
 from orchestrator.report.subject import Subject
 from orchestrator.report.tables import Table, cell_text
 from orchestrator.store import CellRow, Progress, RevisionRow, Span, StudyRow, TrialRow
+from orchestrator.store.states import ENOUGH
 from tests.support.studies import spec
 
 BEGUN = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
@@ -179,9 +180,15 @@ def test_every_cell_of_three_axes_has_a_place_of_its_own_and_closed_ones_are_mar
     rows = [trial(k, k, dict(cells[k]), float(k)) for k in range(11)]
     whole = subject(made, rows)
     closed = replace(whole.cells[11], state="CLOSED", reason="<out> of memory")
-    whole = replace(whole, progress=replace(whole.progress, cells=(*whole.cells[:11], closed)))
+    settled = replace(whole.cells[0], state="CLOSED", reason=f"{ENOUGH}gain")
+    whole = replace(
+        whole, progress=replace(whole.progress, cells=(settled, *whole.cells[1:11], closed))
+    )
     pictures = {picture.key: picture for picture in grid.pictures(whole)}
-    heat, cross = pictures["grid-best"].figure["data"]
+    heat, cross, ring = pictures["grid-best"].figure["data"]
+    assert (cross["marker"]["symbol"], len(cross["x"])) == ("x-thin", 1)
+    assert (ring["marker"]["symbol"], len(ring["x"])) == ("circle-open", 1)
+    assert "closed" not in ring["hovertext"][0]
     shown = [value for row in heat["z"] for value in row]
     assert sorted(v for v in shown if v is not None) == [float(k) for k in range(11)]
     assert shown.count(None) == 1

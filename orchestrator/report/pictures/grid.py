@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from orchestrator.model import Axis, JSONValue, same_value
-from orchestrator.report.palette import RED, SCALE, number, shown
+from orchestrator.report.palette import GREEN, RED, SCALE, number, shown
 from orchestrator.report.picture import Picture
 from orchestrator.report.subject import Subject
 from orchestrator.store import CellRow
@@ -88,8 +88,10 @@ def _pair(axes: Sequence[Axis]) -> _Sides | None:
 def _of_cells(subject: Subject, sides: _Sides) -> Iterator[Picture]:
     metric, maximize = subject.spec.metrics[0], subject.maximize
     cells = [(place, cell) for cell in subject.cells if (place := sides.place(cell.values))]
-    closed = [place for place, cell in cells if cell.state == "CLOSED"]
+    closed = [place for place, cell in cells if cell.state == "CLOSED" and not cell.settled]
+    settled = [place for place, cell in cells if cell.settled]
     marks = " A cross marks a cell that was closed." if closed else ""
+    marks += " A ring marks a cell that had enough trials." if settled else ""
     alone = " by the first objective alone" if len(subject.spec.directions) > 1 else ""
     hover = {place: _told(subject, cell, k) for k, (place, cell) in enumerate(cells)}
     best = {place: cell.best for place, cell in cells if cell.best is not None}
@@ -100,7 +102,13 @@ def _of_cells(subject: Subject, sides: _Sides) -> Iterator[Picture]:
             f"The best of each cell's complete trials{alone}; brighter is better. A single lucky "
             f"trial can make a cell look better than it is.{marks}",
             _figure(
-                sides, best, {p: number(v) for p, v in best.items()}, hover, closed, not maximize
+                sides,
+                best,
+                {p: number(v) for p, v in best.items()},
+                hover,
+                closed,
+                settled,
+                not maximize,
             ),
         )
     believed = {
@@ -124,6 +132,7 @@ def _of_cells(subject: Subject, sides: _Sides) -> Iterator[Picture]:
                 },
                 hover,
                 closed,
+                settled,
                 not maximize,
             ),
         )
@@ -139,6 +148,7 @@ def _of_cells(subject: Subject, sides: _Sides) -> Iterator[Picture]:
             {place: _of(cell) for place, cell in cells},
             hover,
             closed,
+            settled,
             False,
         ),
     )
@@ -165,7 +175,7 @@ def _told(subject: Subject, cell: CellRow, k: int) -> str:
     if cell.failed:
         lines.append(f"failed: {cell.failed}")
     if cell.state == "CLOSED":
-        lines.append(f"closed: {shown(cell.reason, 60)}")
+        lines.append(f"{'' if cell.settled else 'closed: '}{shown(cell.reason, 60)}")
     return "<br>".join(lines)
 
 
@@ -196,6 +206,7 @@ def _projected(subject: Subject, sides: _Sides) -> Picture:
             {place: number(value) for place, value in best.items()},
             {place: f"{number(v)}<br>{counts[place]} complete" for place, v in best.items()},
             [],
+            [],
             not subject.maximize,
         ),
     )
@@ -207,6 +218,7 @@ def _figure(
     texts: Mapping[tuple[int, int], str],
     hover: Mapping[tuple[int, int], str],
     closed: Sequence[tuple[int, int]],
+    settled: Sequence[tuple[int, int]],
     reverse: bool,
 ) -> dict[str, Any]:
     columns, rows = sides.columns, sides.rows
@@ -231,20 +243,8 @@ def _figure(
     if written:
         heat["texttemplate"] = "%{text}"
     traces = [heat]
-    crossed = [(x, y) for x, y in closed]
-    if crossed:
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": [x for x, _ in crossed],
-                "y": [y for _, y in crossed],
-                "hovertext": [hover[place] for place in crossed],
-                "hoverinfo": "text",
-                "marker": {"symbol": "x-thin", "size": 22, "line": {"width": 2, "color": RED}},
-                "showlegend": False,
-            }
-        )
+    marks = ((closed, "x-thin", RED), (settled, "circle-open", GREEN))
+    traces += [_marks(places, symbol, color, hover) for places, symbol, color in marks if places]
     return {
         "data": traces,
         "layout": {
@@ -267,6 +267,29 @@ def _figure(
             "height": max(240, min(1400, 110 + 44 * len(rows))),
             "margin": {"t": 10},
         },
+    }
+
+
+def _marks(
+    places: Sequence[tuple[int, int]],
+    symbol: str,
+    color: str,
+    hover: Mapping[tuple[int, int], str],
+) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [x for x, _ in places],
+        "y": [y for _, y in places],
+        "hovertext": [hover[place] for place in places],
+        "hoverinfo": "text",
+        "marker": {
+            "symbol": symbol,
+            "size": 26,
+            "color": color,
+            "line": {"width": 2, "color": color},
+        },
+        "showlegend": False,
     }
 
 

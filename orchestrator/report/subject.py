@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import search
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import MOST_BELIEVED, Budget, StudySpec, TrialNews
+from orchestrator.model import MOST_BELIEVED, Budget, Prior, StudySpec, TrialNews
 from orchestrator.report.compared import Compared
 from orchestrator.report.statements import Statement, statements
 from orchestrator.report.winner import complete, pareto
@@ -37,6 +37,7 @@ class Subject:
     counts trials that others added to the study, which nothing here includes. `plain`: the study
     has no ledger, and so neither cells nor attempts. `chain` is the one that it is a stage of, and
     `inherited` the trial of each stage that the next one began with, by the id of its study.
+    `priors` are what it took from the sources of its warm start.
     """
 
     spec: StudySpec
@@ -52,6 +53,7 @@ class Subject:
     waiting: int = 0
     chain: ChainRow | None = None
     inherited: Mapping[int, TrialRow] = field(default_factory=dict)
+    priors: Sequence[Prior] = ()
 
     @staticmethod
     def read(store: Reading, name: str | None) -> Subject:
@@ -118,6 +120,19 @@ class Subject:
         ranking = [one.path for one in self.science.importances] if self.science else []
         cells = [cell.values for cell in self.cells]
         return self.search.slices(cells, self.estimates, ranking)
+
+    @cached_property
+    def discounts(self) -> list[float | None]:
+        """How much each of `priors` counts: from 0, not at all, to about 1; None where that is not
+        known, or the sampler does not learn. What is believed here rests on the study's own trials,
+        as in `best`.
+        """
+        if not self.priors or not self.spec.learns:
+            return [None] * len(self.priors)
+        model = search.Search(self.spec)
+        model.warm_start(self.priors)
+        model.feed(self.news.values())
+        return list(model.discounts())
 
     @cached_property
     def science(self) -> Science | None:
@@ -219,6 +234,7 @@ def _read(store: Reading, row: StudyRow) -> Subject:
         store.course.foreign(row.study_id),
         chain=chain,
         inherited=_inherited(store, chain),
+        priors=store.news.priors(row.study_id, spec.warm_start) if spec.warm_start else (),
     )
 
 

@@ -65,6 +65,7 @@ def tables(subject: Subject, groups: Collection[str]) -> list[Table]:
         _failures(subject),
         _revisions(subject),
         _stages(subject),
+        _sources(subject),
     ]
     return [table for table in made if table is not None and table.rows]
 
@@ -243,6 +244,33 @@ def _stages(subject: Subject) -> Table | None:
         "The best trial of a stage is the one that the next one began with.",
         long=("inherited",),
     )
+
+
+def _sources(subject: Subject) -> Table:
+    """What the study began with from others."""
+    rows = tuple(
+        (
+            prior.source,
+            len(prior.observations),
+            sum(prior.left_out.values()),
+            None if discount is None else round(discount, 2),
+            "; ".join(
+                [
+                    *(f"{n} {why}" for why, n in prior.left_out.items()),
+                    *filter(None, [prior.remark]),
+                ]
+            )
+            or None,
+        )
+        for prior, discount in zip(subject.priors, subject.discounts, strict=True)
+    )
+    note = (
+        "A source counts from 0, not at all, to about 1, as far as it foretells the study's own "
+        "trials; empty where that is not known. What this report believes rests on the study's own "
+        "trials alone."
+    )
+    columns = ("study", "trials taken", "left out", "counts", "remark")
+    return Table("warm_starts", "Warm starts", columns, rows, note, long=("remark",))
 
 
 def _value(value: Any) -> JSONValue:

@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 
 from orchestrator import search
-from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
+from orchestrator.model import (
+    Axis,
+    Budget,
+    Observation,
+    Prior,
+    Searched,
+    StudySpec,
+    TrialNews,
+)
 from orchestrator.report import page
 from orchestrator.report.markdown import markdown
 from orchestrator.report.pictures import grid, slices, spent
@@ -23,6 +31,7 @@ from orchestrator.report.pictures.scales import ResultScale, Scale, scales, spre
 from orchestrator.report.report import Report, report_on
 from orchestrator.report.subject import Subject
 from orchestrator.report.tables import Table, cell_text
+from orchestrator.settings import sampler_settings
 from orchestrator.store import CellRow, Progress, RevisionRow, Span, StudyRow, TrialRow
 from orchestrator.store.states import ENOUGH
 from tests.support.studies import spec
@@ -223,6 +232,27 @@ def test_of_an_extended_study_the_grid_is_what_it_is_now_and_no_trial_is_lost() 
     assert (low < 0, high > 1) == (True, True)
     time = next(p for p in report.pictures if p.key == "device-time")
     assert sorted(time.figure["layout"]["yaxis"]["ticktext"]) == ["1", "2", "3"]
+
+
+def test_what_a_study_began_with_from_others_is_said_with_how_much_it_counts() -> None:
+    made = spec(cells=2, per_cell=8, warm_start=("old",), sampler=sampler_settings("gp"))
+    seen = tuple(
+        Observation(k, {"a": k % 2, "x": k / 20}, 0.5 - (k / 20 - 0.4) ** 2) for k in range(20)
+    )
+    prior = Prior("old", 7, seen, {"failed": 2, "outside": 1}, "its metric is `loss`")
+    rows = [
+        trial(k, k % 2, {"a": k % 2, "x": k / 12}, 0.5 - (k / 12 - 0.4) ** 2) for k in range(12)
+    ]
+    (row,) = report_on(subject(made, rows, priors=[prior])).data["warm_starts"]
+    assert 0.0 <= row.pop("counts") <= 1.5
+    assert row == {
+        "study": "old",
+        "trials taken": 20,
+        "left out": 3,
+        "remark": "2 failed; 1 outside; its metric is `loss`",
+    }
+    few = report_on(subject(made, rows[:1], priors=[prior])).data["warm_starts"]
+    assert few[0]["counts"] is None
 
 
 def test_the_best_cell_is_the_brightest_whatever_the_direction() -> None:

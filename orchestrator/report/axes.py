@@ -45,7 +45,7 @@ def _about(
     spec: StudySpec, science: Science, axis: AxisEffect, compared: Compared
 ) -> Iterator[Statement]:
     evidence = _evidence(science, axis.contexts, axis.all_contexts, compared)
-    if axis.largest is not None and axis.largest <= science.margin:
+    if trusted(science) and axis.largest is not None and axis.largest <= science.margin:
         yield Statement(
             "no-difference",
             f"`{axis.path}` makes no difference within {short(up(axis.largest))}",
@@ -57,7 +57,7 @@ def _about(
         return
     for contrast in _told(axis):
         yield _contrast(science, axis.path, contrast, compared)
-    yield from _end(spec, axis)
+    yield from _end(spec, science, axis)
 
 
 def _told(axis: AxisEffect) -> list[Contrast]:
@@ -80,39 +80,34 @@ def _contrast(science: Science, path: str, contrast: Contrast, compared: Compare
     one, other = setting(path, contrast.better), value(contrast.worse)
     places = decimals((contrast.high - contrast.low) / 2.0)
     by = rounded(contrast.difference, places)
-    if contrast.probability >= SURE:
-        small = max(-contrast.low, contrast.high) <= science.margin
+    margin = (
+        f"{evidence}; a difference below {short(science.margin)} counts as none: that is "
+        f"{science.margin_rule}"
+    )
+    small = contrast.largest <= science.margin
+    if trusted(science) and contrast.probability >= SURE:
         return Statement(
             "contrast",
             f"{one} beats {other} by {by} ({between(contrast.low, contrast.high, places)}), "
-            f"P {probability(contrast.probability)}"
-            f"{'; that is hardly more than nothing, see the evidence' if small else ''}",
+            f"P {probability(contrast.probability)}{'; that is next to nothing' if small else ''}",
             "finding",
             numbers,
-            evidence
-            + (
-                f"; a difference below {short(science.margin)} counts as none: that is "
-                f"{science.margin_rule}"
-                if small
-                else ""
-            ),
+            margin if small else evidence,
         )
-    largest = max(-contrast.low, contrast.high)
-    if largest <= science.margin:
+    if trusted(science) and small:
         return Statement(
             "no-difference",
-            f"{one} and {other} make no difference within {short(up(largest))}",
+            f"{one} and {other} make no difference within {short(up(contrast.largest))}",
             "finding",
             numbers,
-            f"{evidence}; a difference below {short(science.margin)} counts as none: that is "
-            f"{science.margin_rule}",
+            margin,
         )
     behind = rounded(max(-contrast.low, 0.0), places)
     return Statement(
         "undecided",
         f"{one} or {other}: not enough to say. {one} is ahead by {by} (90 %: {behind} behind to "
         f"{rounded(contrast.high, places)} ahead), P {probability(contrast.probability)}; "
-        f"{_more(contrast.more)}",
+        f"{_more(science, contrast.more)}",
         "open",
         numbers,
         evidence,
@@ -125,13 +120,27 @@ def probability(p: float) -> str:
     return "> 0.999" if p > 0.999 else f"= {p:.2f}" if p < 0.995 else f"= {p:.3f}"
 
 
-def _more(more: int | None) -> str:
+def trusted(science: Science) -> bool:
+    """Whether there are enough trials for the parameters, so that what the model is sure of counts
+    as found.
+    """
+    return science.complete >= science.needed
+
+
+def _more(science: Science, more: int | None) -> str:
+    if not trusted(science):
+        return (
+            f"{science.complete} complete trials are too few for {science.parameters} parameters, "
+            f"at least {science.needed} are needed"
+        )
     if more is None:
         return "more than 50 further trials in each cell would be needed to decide"
     return f"about {count_label(more, 'more trial')} in each cell would decide"
 
 
 def _budget(science: Science, more: int | None, cells: int) -> str:
+    if not trusted(science):
+        more = -(-(science.needed - science.complete) // cells)
     if not more:
         return ""
     return f"launch again with `budget.trials` about {more * cells} larger"
@@ -153,11 +162,11 @@ def _evidence(science: Science, contexts: int, of: int, compared: Compared) -> s
     )
 
 
-def _end(spec: StudySpec, axis: AxisEffect) -> Iterator[Statement]:
+def _end(spec: StudySpec, science: Science, axis: AxisEffect) -> Iterator[Statement]:
     """If the best value of an axis of numbers is its first or last one."""
     declared = next(a for a in spec.grid if a.path == axis.path).values
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in declared)
-    if not numbers or len(axis.values) < 3:
+    if not numbers or len(axis.values) < 3 or not trusted(science):
         return
     best = max(axis.values, key=lambda v: v.probability_best)
     ends = {min(declared): ("smallest", "smaller"), max(declared): ("largest", "larger")}
@@ -183,9 +192,9 @@ def _about_interactions(science: Science, compared: Compared) -> list[Statement]
     )
     for i in science.interactions:
         numbers: dict[str, JSONValue] = {**asdict(i), "margin": science.margin}
-        if i.differs:
+        if i.differs and trusted(science):
             found.append(Statement("interaction", _depends(i), "finding", numbers, evidence))
-        elif i.largest <= science.margin:
+        elif i.largest <= science.margin and trusted(science):
             found.append(
                 Statement(
                     "no-difference",

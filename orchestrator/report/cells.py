@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from orchestrator.model import JSONValue, StudySpec, count_label
-from orchestrator.report.axes import SURE, probability
+from orchestrator.report.axes import SURE, probability, trusted
 from orchestrator.report.compared import Compared
 from orchestrator.report.statement import Statement
 from orchestrator.report.words import between, decimals, listed, rounded, settings, short
@@ -69,7 +69,7 @@ def _leader(
             numbers,
             evidence,
         )
-    sure = leader.probability_best >= SURE
+    sure = leader.probability_best >= SURE and trusted(science)
     return Statement(
         "cell",
         f"The cell {settings(values)} is the best of {len(science.cells)} with P "

@@ -5,7 +5,8 @@ after several numbers of trials a cell against the true optimum of every cell: d
 of the contrasts of two values of an axis (and of the cells) hold the truth, is a value that is
 called better (probability 0.95 or more) better, is the difference of values that are said to make
 none as small as is said, is an interaction that is called one, and do questions get decided with
-as many trials as was projected. Where the truth is that there is no difference, no value is better.
+as many trials as was projected. Of studies with too few trials for their parameters nothing is
+called so. Where the truth is that there is no difference, no value is better.
 
 The half of the building set that the width of intervals was looked at with and the other half are
 told apart; the frozen set was run once. Histories are kept in ``--histories``, so that the analysis
@@ -158,12 +159,13 @@ def judge(task: Problem, said: Science) -> Counter[str]:
             gain = mean(**{axis.path: c.worse}) - mean(**{axis.path: c.better})
             counts["contrasts"] += 1
             counts["contrasts held"] += c.low <= gain <= c.high
-            if c.probability >= SURE:
+            if c.probability >= SURE and said.complete >= said.needed:
                 counts["beats"] += 1
                 counts["beats right"] += gain > NONE
-        if axis.largest is not None and axis.largest <= said.margin:
+        small = axis.largest is not None and axis.largest <= said.margin
+        if small and said.complete >= said.needed:
             counts["same"] += 1
-            counts["same right"] += max(true) - min(true) <= axis.largest + NONE
+            counts["same right"] += max(true) - min(true) <= (axis.largest or 0.0) + NONE
     for i in said.interactions:
         here, there = (
             mean(**{i.path: i.worse, i.other_path: other})
@@ -172,7 +174,7 @@ def judge(task: Problem, said: Science) -> Counter[str]:
         )
         counts["interactions held"] += i.low <= here - there <= i.high
         counts["interactions"] += 1
-        if i.differs:
+        if i.differs and said.complete >= said.needed:
             counts["differs"] += 1
             counts["differs right"] += here - there > NONE
     for cell in said.cells:

@@ -226,12 +226,22 @@ def test_what_is_open_is_said_to_be_and_how_many_trials_would_decide() -> None:
     def close(v: Mapping[str, Any]) -> float:
         return float((v["x"] - 0.3) ** 2 + 0.02 * (v["net"] == "small"))
 
-    (open_,) = of_kind(told(close, trials=16, noise=0.05), "undecided")
+    (open_,) = of_kind(told(close, trials=24, noise=0.05), "undecided")
     assert open_.verdict == "open"
     assert "not enough to say" in open_.text
     assert "behind to" in open_.text
     assert " -" not in open_.text
     assert "more trial" in open_.text or "further trials" in open_.text
+
+
+def test_with_few_trials_for_the_parameters_nothing_is_found_however_sure_the_model_is() -> None:
+    found = told(bowl, trials=19)
+    (open_,) = of_kind(found, "undecided")
+    assert open_.numbers["probability"] >= 0.95
+    assert "19 complete trials are too few for 2 parameters, at least 20 are needed" in open_.text
+    assert "`budget.trials` about 2 larger" in open_.advice
+    assert not of_kind(found, "contrast")
+    assert of_kind(told(bowl, trials=20), "contrast")
 
 
 def test_an_interaction_says_where_it_turns_round() -> None:

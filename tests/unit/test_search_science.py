@@ -210,7 +210,7 @@ def table(heights: Any, spread: float = 0.01) -> tuple[Grid, np.ndarray[Any, Any
 
 def test_a_contrast_is_averaged_over_the_contexts_that_have_both_values() -> None:
     grid, losses = table([[0.0, 0.0, 9.0], [0.2, 0.4, None]])
-    a, b = effects(grid, losses, 1.0)
+    a, b = effects(grid, losses, losses, 1.0)
     (contrast,) = a.contrasts
     assert (contrast.better, contrast.worse, contrast.contexts) == (0, 1, 2)
     assert contrast.difference == pytest.approx(0.3, abs=0.01)
@@ -221,22 +221,22 @@ def test_a_contrast_is_averaged_over_the_contexts_that_have_both_values() -> Non
 
 def test_values_that_never_meet_are_not_compared() -> None:
     grid, losses = table([[0.0, None], [None, 1.0]])
-    for effect in effects(grid, losses, 1.0):
+    for effect in effects(grid, losses, losses, 1.0):
         assert effect.contrasts == ()
         assert effect.largest is None
-    assert interactions(grid, losses) == []
+    assert interactions(grid, losses, losses) == []
 
 
 def test_of_many_values_the_best_is_compared_with_each_other() -> None:
     grid, losses = table([[0.1 * abs(i - 4)] for i in range(15)])
-    (effect,) = effects(grid, losses, 1.0)
+    (effect,) = effects(grid, losses, losses, 1.0)
     assert len(effect.contrasts) == 14
     assert {c.better for c in effect.contrasts} == {4}
 
 
 def test_an_interaction_is_found_where_one_is_and_names_the_values() -> None:
     grid, losses = table([[0.0, 0.0, 0.0], [0.2, 0.2, -0.1]])
-    (found,) = interactions(grid, losses)
+    (found,) = interactions(grid, losses, losses)
     assert found.differs
     assert (found.path, found.better, found.worse, found.other_path) == ("a", 0, 1, "b")
     assert found.otherwise == 2
@@ -250,7 +250,7 @@ def test_additive_axes_do_not_interact_more_often_than_one_time_in_ten() -> None
     for _ in range(100):
         true = np.add.outer(rng.uniform(size=3), rng.uniform(size=3))
         grid, losses = table((true + 0.01 * rng.standard_normal((3, 3))).tolist())
-        wrong += interactions(grid, losses)[0].differs
+        wrong += interactions(grid, losses, losses)[0].differs
     assert wrong <= 18  # 10 expected, standard deviation 3
 
 
@@ -355,6 +355,7 @@ def test_predictability_is_what_leaving_each_trial_out_gives() -> None:
 def test_a_contrast_is_decided_if_it_is_sure_or_small(of_a_study: Science) -> None:
     contrast = of_a_study.axes[0].contrasts[0]
     assert decided(contrast, 0.0)
+    assert contrast.largest >= contrast.high
     assert not decided(replace(contrast, probability=0.9), 0.1)
     assert decided(replace(contrast, probability=0.9), 1.0)
 

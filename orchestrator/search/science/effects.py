@@ -65,17 +65,19 @@ def grid_of(
     return Grid(tuple(axes[j][0] for j in kept), tuple(tuple(axes[j][1]) for j in kept), codes)
 
 
-def effects(grid: Grid, losses: Array, sign: float) -> list[AxisEffect]:
+def effects(grid: Grid, losses: Array, again: Array, sign: float) -> list[AxisEffect]:
     """Of every axis.
 
     Args:
         losses: joint draws of the cells' optima, lower is better, shape (draws, cells).
+        again: the same of functions drawn over the whole space: a difference is no larger than so
+            much if it is not by either.
         sign: turns a loss into the objective's units.
     """
-    return [_effect(grid, axis, losses, sign) for axis in range(len(grid.paths))]
+    return [_effect(grid, axis, losses, again, sign) for axis in range(len(grid.paths))]
 
 
-def _effect(grid: Grid, axis: int, losses: Array, sign: float) -> AxisEffect:
+def _effect(grid: Grid, axis: int, losses: Array, again: Array, sign: float) -> AxisEffect:
     table, present = grid.tables(axis)
     named = [grid.values[axis][place] for place in present]
     whole = (table >= 0).all(axis=1)
@@ -84,7 +86,9 @@ def _effect(grid: Grid, axis: int, losses: Array, sign: float) -> AxisEffect:
     values: tuple[ValueEffect, ...] = ()
     if contexts:
         means = losses[:, table[whole]].mean(axis=1)  # (draws, values)
-        largest = float(np.quantile(np.ptp(means, axis=1), _HIGH))
+        largest = _largest(
+            *(np.ptp(drawn[:, table[whole]].mean(axis=1), axis=1) for drawn in (losses, again))
+        )
         shares = np.bincount(means.argmin(axis=1), minlength=len(named)) / len(means)
         values = tuple(
             _value(value, sign * means[:, i], float(shares[i])) for i, value in enumerate(named)
@@ -92,8 +96,12 @@ def _effect(grid: Grid, axis: int, losses: Array, sign: float) -> AxisEffect:
     contrasts = []
     for a, b in _pairs(losses, table):
         both = (table[:, a] >= 0) & (table[:, b] >= 0)
-        gain = (losses[:, table[both, b]] - losses[:, table[both, a]]).mean(axis=1)
-        contrasts.append(_contrast(named[a], named[b], gain, int(both.sum())))
+        gain, second = (
+            (drawn[:, table[both, b]] - drawn[:, table[both, a]]).mean(axis=1)
+            for drawn in (losses, again)
+        )
+        largest_of_two = _largest(np.abs(gain), np.abs(second))
+        contrasts.append(_contrast(named[a], named[b], gain, largest_of_two, int(both.sum())))
     contrasts.sort(key=lambda c: -c.probability)
     return AxisEffect(grid.paths[axis], values, tuple(contrasts), largest, contexts, len(table))
 
@@ -119,27 +127,33 @@ def _value(value: JSONValue, drawn: Array, share: float) -> ValueEffect:
     return ValueEffect(value, middle, low, high, share)
 
 
-def _contrast(a: JSONValue, b: JSONValue, gain: Array, contexts: int) -> Contrast:
+def _largest(*drawn: Array) -> float:
+    return max(float(np.quantile(each, _HIGH)) for each in drawn)
+
+
+def _contrast(a: JSONValue, b: JSONValue, gain: Array, largest: float, contexts: int) -> Contrast:
     middle = float(np.median(gain))
     if middle < 0.0:
         a, b, gain, middle = b, a, -gain, -middle
     low, high = np.quantile(gain, (_LOW, _HIGH)).tolist()
     better = float((gain > 0.0).mean() + 0.5 * (gain == 0.0).mean())
-    return Contrast(a, b, middle, low, high, better, contexts, None)
+    return Contrast(a, b, middle, low, high, better, largest, contexts, None)
 
 
 def decided(contrast: Contrast, margin: float) -> bool:
     """Whether it is known which value is better, or that it makes no difference."""
-    return contrast.probability >= DECIDED or max(-contrast.low, contrast.high) <= margin
+    return contrast.probability >= DECIDED or contrast.largest <= margin
 
 
-def interactions(grid: Grid, losses: Array) -> list[Interaction]:
-    """Of every two axes whose values all occur together; the surest ones first."""
+def interactions(grid: Grid, losses: Array, again: Array) -> list[Interaction]:
+    """Of every two axes whose values all occur together, the surest ones first; arguments as of
+    `effects`.
+    """
     found = []
     for a, b in itertools.combinations(range(len(grid.paths)), 2):
-        crossed = _crossed(grid, a, b, losses)
+        crossed = _crossed(grid, a, b, np.vstack([losses, again]))
         if crossed is not None:
-            found.append(_interaction(grid, a, b, *crossed))
+            found.append(_interaction(grid, a, b, len(losses), *crossed))
     return [interaction for _, interaction in sorted(found, key=lambda f: -f[0])]
 
 
@@ -167,13 +181,15 @@ def _crossed(grid: Grid, a: int, b: int, losses: Array) -> tuple[Array, Codes, C
 
 
 def _interaction(
-    grid: Grid, a: int, b: int, means: Array, mine: Codes, others: Codes
+    grid: Grid, a: int, b: int, n: int, both: Array, mine: Codes, others: Codes
 ) -> tuple[float, Interaction]:
+    """From `n` draws of optima, and of functions after them; and how sure it is."""
+    means = both[:n]
     pairs_a, pairs_b = (
         np.array(list(itertools.combinations(range(n), 2))) for n in means.shape[1:]
     )
     gain = means[:, pairs_a[:, 1]] - means[:, pairs_a[:, 0]]  # of the first over the second
-    differ = gain[:, :, pairs_b[:, 0]] - gain[:, :, pairs_b[:, 1]]  # (draws, pairs, pairs)
+    differ = _differences(gain, pairs_b)
     centre, spread = differ.mean(axis=0), np.maximum(differ.std(axis=0), 1e-300)
     # all pairs together: the largest deviation of any from its mean, in units of its own
     limit = float(np.quantile((np.abs(differ - centre) / spread).max(axis=(1, 2)), 0.9))
@@ -187,7 +203,10 @@ def _interaction(
     of_here, of_there = (means[:, second, k] - means[:, first, k] for k in (here, there))
     low, middle, high = np.quantile(of_here - of_there, (_LOW, 0.5, _HIGH)).tolist()
     of_a, of_b = grid.values[a], grid.values[b]
-    largest = float(np.quantile(np.abs(differ).max(axis=(1, 2)), _HIGH))
+    of_functions = both[n:, pairs_a[:, 1]] - both[n:, pairs_a[:, 0]]
+    largest = _largest(
+        *(np.abs(d).max(axis=(1, 2)) for d in (differ, _differences(of_functions, pairs_b)))
+    )
     found = Interaction(
         grid.paths[a],
         of_a[mine[first]],
@@ -204,6 +223,12 @@ def _interaction(
         largest,
     )
     return float(surest.max() / limit), found
+
+
+def _differences(gain: Array, pairs: Codes) -> Array:
+    """Of contrasts, shape (draws, pairs, values), between values: shape (draws, pairs, pairs)."""
+    result: Array = gain[:, :, pairs[:, 0]] - gain[:, :, pairs[:, 1]]
+    return result
 
 
 def projected(contrasts: Sequence[Contrast], more: Sequence[int | None]) -> tuple[Contrast, ...]:

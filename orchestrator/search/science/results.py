@@ -28,9 +28,10 @@ class Contrast:
 
     `difference` is not negative: `better` is the value that the model believes in. `low` to `high`
     hold nine tenths of the belief, and below 0 the other value is the better one. `probability` is
-    that of `better` being better. `more` is about how many more trials each cell would need until
-    it is decided which one is, or that it makes no difference; 0 if it is decided, None if that is
-    more than the projection looks ahead.
+    that of `better` being better. `largest`: with a probability of 0.95 the two differ by no more.
+    `more` is about how many more trials each cell would need until it is decided which one is, or
+    that it makes no difference; 0 if it is decided, None if that is more than the projection looks
+    ahead.
     """
 
     better: JSONValue
@@ -39,6 +40,7 @@ class Contrast:
     low: float
     high: float
     probability: float
+    largest: float
     contexts: int
     more: int | None
 
@@ -159,11 +161,14 @@ class Science:
     seed to seed, None where there is none; `predictability` the share of the variance of a trial's
     value that is predicted from its parameters by the other trials. Cells are named by their place
     in those asked about. `deviations`: so many times as wide as the model's own are all intervals
-    of optima.
+    of optima. `parameters` are the axes and the searched parameters that vary; with fewer complete
+    trials than `needed` the model is not to be trusted (see `study.FEWEST`).
     """
 
     trials: int
     complete: int
+    parameters: int
+    needed: int
     margin: float
     margin_rule: str
     noise: float | None

@@ -15,6 +15,7 @@ from orchestrator.search.gp.process import Posterior
 from orchestrator.search.science.edges import edges
 from orchestrator.search.science.effects import Grid, effects, grid_of, interactions, projected
 from orchestrator.search.science.importance import MOST_CELLS, importances
+from orchestrator.search.science.lowest import lowest
 from orchestrator.search.science.projection import more_trials
 from orchestrator.search.science.results import AxisEffect, CellKnowledge, Science
 from orchestrator.search.trials.history import Array
@@ -22,6 +23,10 @@ from orchestrator.search.trials.threads import Library
 
 linalg = Library("scipy.linalg")
 
+FEWEST = 10
+"""So many complete trials are needed for each parameter: with fewer, a Gaussian process is sure of
+what it has not seen (Loeppky et al., "Choosing the sample size of a computer experiment", 2009).
+"""
 SMALL = 0.05
 """Of what tuning gained, the difference between the median trial and the best one, this share is
 taken for nothing.
@@ -64,7 +69,9 @@ def analyse(
         [(axis.path, axis.values) for axis in grid], [cells[i] for i in useful], same_value
     )
     margin, rule = _margin(tried)
-    found = effects(axes, losses, sign)
+    state, surrogate = believed.state.only(believed.useful), believed.surrogate
+    again = losses_of(lowest(surrogate, model.searched, state.points, state.fixed, rng))
+    found = effects(axes, losses, again, sign)
     leader = int(losses.mean(axis=0).argmin())
     questions = [_weights(axes, effect) for effect in found]
     against = np.eye(len(useful))[leader] - np.eye(len(useful))
@@ -81,13 +88,14 @@ def analyse(
     for effect in found:
         mine, more = more[: len(effect.contrasts)], more[len(effect.contrasts) :]
         done.append(replace(effect, contrasts=projected(effect.contrasts, mine)))
-    state = believed.state.only(believed.useful)
-    surrogate = believed.surrogate
+    n_parameters = len(axes.paths) + len(model.searched)
     some = np.sort(np.argsort(-state.useful, kind="stable")[:MOST_CELLS])
     matters = importances(surrogate, model.searched, state.points[some], state.fixed[some], rng)
     return Science(
         trials=len(believed.surrogate.y),
         complete=len(tried.history.loss),
+        parameters=n_parameters,
+        needed=FEWEST * n_parameters,
         margin=margin,
         margin_rule=rule,
         noise=None if tried.noise is None else tried.noise.std,
@@ -95,7 +103,7 @@ def analyse(
         deviations=REPORTED,
         cells=_cells(losses, sign, leader, useful, believed, more),
         axes=tuple(done),
-        interactions=tuple(interactions(axes, losses)),
+        interactions=tuple(interactions(axes, losses, again)),
         importances=tuple(
             replace(m, cells={useful[some[i]]: share for i, share in m.cells.items()})
             for m in matters

@@ -38,12 +38,12 @@ def about_parameters(spec: StudySpec, science: Science, compared: Compared) -> I
             "what else may matter",
         )
     elif science.importances:
-        yield from _importance(science)
+        yield from _importance(spec, science)
     for edge in science.edges:
         yield _edge(spec, edge, compared)
 
 
-def _importance(science: Science) -> Iterator[Statement]:
+def _importance(spec: StudySpec, science: Science) -> Iterator[Statement]:
     evidence = (
         "total shares of the variance of the model's mean, drawn uniformly over the whole declared "
         "space, not from the trials as sampled; what lies far beyond the median of the space is "
@@ -71,11 +71,19 @@ def _importance(science: Science) -> Iterator[Statement]:
             "finding",
             {i.path: numbers[i.path] for i in idle},
             evidence,
-            "; ".join(f"`search.{i.path}=null` in the next study fixes it" for i in idle[:1]),
+            _fixing(spec, idle),
         )
     unsure = [i for i in science.importances if i not in matter and i not in idle]
     if unsure:
         yield _unsure(unsure, numbers, evidence)
+
+
+def _fixing(spec: StudySpec, idle: list[Importance]) -> str:
+    """How the next study leaves them out; nothing for names that only the objective asks for."""
+    named = [f"`search.{i.path}=null`" for i in idle if spec.declares(i.path)]
+    if not named:
+        return ""
+    return f"{listed(named)} in the next study leaves {'it' if len(named) == 1 else 'them'} out"
 
 
 def _unsure(

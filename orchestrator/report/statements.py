@@ -12,7 +12,7 @@ from orchestrator.report.compared import Compared
 from orchestrator.report.endings import about_failures
 from orchestrator.report.parameters import about_parameters
 from orchestrator.report.statement import Statement
-from orchestrator.report.winner import about_the_best, about_the_front, complete
+from orchestrator.report.winner import FEWEST, about_the_best, about_the_front, complete
 
 if TYPE_CHECKING:
     from orchestrator.search import Search
@@ -36,8 +36,6 @@ _RANK = {
     "failures": 7,
     "cannot-say": 8,
 }
-_FEWEST = 10
-"""With fewer complete trials there is no model."""
 
 
 def statements(
@@ -95,8 +93,8 @@ def _missing(spec: StudySpec) -> list[Statement]:
 
 def _no_model(done: Sequence[TrialRow]) -> Statement:
     n = len(done)
-    if n < _FEWEST:
-        why = f"a model needs {_FEWEST} complete trials, and there {'is' if n == 1 else 'are'} {n}"
+    if n < FEWEST:
+        why = f"a model needs {FEWEST} complete trials, and there {'is' if n == 1 else 'are'} {n}"
     elif n > MOST_BELIEVED:
         why = f"there are more than {MOST_BELIEVED:,} complete trials, too many for a model"
     else:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from orchestrator.search import Leader, Leaders
     from orchestrator.store import TrialRow
 
+FEWEST = 10
+"""With fewer complete trials there is no model."""
 _SEEDS = 5
 """What is advised: so many seeds tell a standard deviation to about a third."""
 
@@ -54,6 +56,8 @@ def _observed(spec: StudySpec, done: Sequence[TrialRow]) -> Statement:
         f"with more than {MOST_BELIEVED:,} trials no model says which is the best"
         if len(done) > MOST_BELIEVED
         else "with fewer than ten complete trials no model tells luck from merit"
+        if len(done) < FEWEST
+        else "there is no model that tells luck from merit"
     )
     return Statement(
         "best",

@@ -405,8 +405,8 @@ class Search:
             )
 
     def summary(self, cells: Sequence[Mapping[str, JSONValue]]) -> list[CellEstimate | None]:
-        """An estimate of the best value that each cell can reach; None for a cell without a trial
-        that has a value.
+        """An estimate of the best value that each cell can reach; None for a cell without a
+        complete feasible trial.
 
         None throughout for several objectives. A function of the finished trials and the study's
         seed.
@@ -432,8 +432,8 @@ class Search:
         self, cells: Sequence[Mapping[str, JSONValue]], *, untried: bool = False
     ) -> Science | None:
         """What the trials say about these cells and about the searched parameters: contrasts,
-        interactions, importances, what is known and what is not; cells without a trial that has a
-        value are left out.
+        interactions, importances, what is known and what is not; cells without a complete feasible
+        trial are left out.
 
         None with several objectives, with fewer than ten complete feasible trials, with more than
         20,000, or if none of the cells has such a trial. A function of the finished trials and the

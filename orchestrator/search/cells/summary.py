@@ -24,7 +24,7 @@ REPORTED = 1.5
 and by the benchmark's count of intervals that hold.
 """
 LEAST_TRIALS = 3
-"""With fewer trials that ended with a value there is no estimate."""
+"""With fewer complete feasible trials there is no estimate."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CellEstimate:
 
 @dataclass(frozen=True)
 class Beliefs:
-    """Joint draws of what the model believes of the cells in which a trial ended with a value.
+    """Joint draws of what the model believes of the cells that have a complete feasible trial.
 
     Attributes:
         surrogate: the model, of all finished trials.
@@ -74,8 +74,8 @@ class Beliefs:
         *,
         untried: bool = False,
     ) -> Beliefs | None:
-        """None with fewer than `LEAST_TRIALS` that ended with a value in these cells; the same for
-        the same trials and seed.
+        """None with fewer than `LEAST_TRIALS` complete feasible trials in these cells; the same
+        for the same trials and seed.
 
         Pruned trials are left out. What they last reported is not the value that their parameters
         reach, and would be taken for noise, or for a steep surface.
@@ -129,7 +129,7 @@ def summarise(
     maximize: bool,
     limits: Limits = (None, None),
 ) -> list[CellEstimate | None]:
-    """An estimate for each cell, None where no trial has ended with a value; their probabilities
+    """An estimate for each cell, None where no feasible trial is complete; their probabilities
     sum to 1.
 
     Args:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -169,13 +170,16 @@ def _compose(
     words = stages.without_chains_budget(words)
     composed: list[ComposedStage] = []
     kept: list[str] = []
+    elsewhere = _declared_anywhere(whole, declared_stages)
     params: dict[str, Any] = {}
     for declared_stage in declared_stages:
         earlier = composed[-1] if composed else None
         there = [] if earlier is None else earlier.composed.space.paths()
         stage = declared_stage.carrying(params, there)
         try:
-            made = _stage(loader, words, chosen, groups, url, overrides, stage, earlier, kept)
+            made = _stage(
+                loader, words, chosen, groups, url, overrides, stage, earlier, kept, elsewhere
+            )
         except ConfigError as error:
             raise ConfigError(f"stages.{stage.name}: {error}") from error
         kept = _frozen_after(made, earlier, kept)
@@ -183,6 +187,15 @@ def _compose(
         params = {path: v for path, v in stage.params.items() if not touches(path, paths)}
         composed.append(made)
     return replace(whole, stages=tuple(composed))
+
+
+def _declared_anywhere(whole: Composed, declared: Sequence[stages.Declared]) -> set[str]:
+    """The parameters of the top level and of every stage."""
+    paths = set(whole.space.paths())
+    for stage in declared:
+        with suppress(ConfigError):  # told when the stage is composed
+            paths.update(stage.paths)
+    return paths
 
 
 def _frozen_after(
@@ -207,6 +220,7 @@ def _stage(
     stage: stages.Declared,
     earlier: ComposedStage | None,
     kept: Collection[str],
+    elsewhere: Collection[str],
 ) -> ComposedStage:
     """Composes one stage: the whole config, over it what the stage says, over that the words."""
     its_words = stage.words(groups, words)
@@ -233,7 +247,7 @@ def _stage(
             before = earlier.composed.space
             placed.update(stages.put_narrowed(stage, space, before, fixed))
 
-    composed = _study("launch", loader, words, chosen, base, url, overrides, place)
+    composed = _study("launch", loader, words, chosen, base, url, overrides, place, elsewhere)
     before = None if earlier is None else earlier.composed.space
     inherits = stages.settled(stage, composed.space, before, placed, kept=kept, fixed=fixed)
     return ComposedStage(stage.name, composed, inherits, own)
@@ -248,11 +262,13 @@ def _study(
     url: str | None,
     overrides: Sequence[str],
     place: Callable[[Space], None] = lambda _: None,
+    elsewhere: Collection[str] = (),
 ) -> Composed:
     """Applies the words about settings and parameters to `base`, the config with `chosen` options.
 
     Args:
         place: puts more parameters into the declared space, before the words.
+        elsewhere: the parameters of other stages.
     """
     before: Any = OmegaConf.to_container(base, resolve=False)
     groups = groups_in_params(loader, chosen, base) if command == "launch" else {}
@@ -277,6 +293,7 @@ def _study(
             {axis.path: contents_of(loader, axis, chosen, forwarded) for axis in space.unfilled()}
         )
         space.check(params)
+        space.leave_to_others(elsewhere)
     full = loader.load([*chosen, *forwarded]) if forwarded else base
     HydraConfig.instance().set_config(full)
     if str(full.hydra.get("mode")).endswith("MULTIRUN"):

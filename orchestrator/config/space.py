@@ -214,6 +214,13 @@ class Space:
     def paths(self) -> list[str]:
         return [*self.grid, *self.search]
 
+    def leave_to_others(self, paths: Collection[str]) -> None:
+        """From now on, those of the paths that are not declared count as removed: other stages
+        declare them, so what is said of them for all stages is not meant here.
+        """
+        self._fixed.update(paths)
+        self._not_searched.update(paths)
+
     def was_axis(self, path: str) -> bool:
         """Whether `path` was an axis and has been removed from the grid again."""
         return path in self._fixed and path not in self.grid

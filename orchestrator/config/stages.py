@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.config.overrides import Word
-from orchestrator.config.space import Group, Space
+from orchestrator.config.space import Group, Space, flatten
 from orchestrator.config.words import hydra_word
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Searched, leaf_paths, same_value, value_label
@@ -66,6 +66,16 @@ class Declared:
         return words
 
     @property
+    def paths(self) -> list[str]:
+        """The parameters in its grid and its search, and those that it narrows.
+
+        Raises:
+            ConfigError: as `flatten`.
+        """
+        declared = [flatten(key, self.sections.get(key)) for key in ("grid", "search")]
+        return [*self.inherits.narrow, *(path for paths in declared for path in paths)]
+
+    @property
     def own_params(self) -> dict[str, Any]:
         """The values of params that the stage sets itself, by path."""
         node = self.sections.get("params")
@@ -86,8 +96,10 @@ class Declared:
         """
         if self.inherits.anew:
             return self
-        freeze = earlier if isinstance(self.inherits.freeze, str) else self.inherits.freeze
-        taken = [*freeze, *self.own_params]
+        frozen = self.inherits.freeze
+        if not isinstance(frozen, str):
+            earlier = [path for path in earlier if touches(path, frozen)]
+        taken = [*earlier, *self.own_params]
         carried = {path: value for path, value in params.items() if not touches(path, taken)}
         return replace(self, carried=carried)
 

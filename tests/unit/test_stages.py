@@ -215,6 +215,19 @@ def test_what_a_stage_sets_stays_for_later_ones_unless_they_begin_anew() -> None
     assert chain("stages.coarse.params.y=7", *words).stages[1].spec.params["y"] == 0
 
 
+def test_a_value_that_the_stage_before_set_is_kept_where_it_is_to_be_frozen() -> None:
+    fine = ("stages.coarse.grid={}", "stages.coarse.params.a=1", "stages.coarse.budget.trials=2")
+    stage = chain(*fine).stages[1]
+    assert (stage.inherits.freeze, stage.spec.params["a"]) == ((), 1)
+
+
+def test_what_the_top_level_says_of_a_parameter_is_for_the_stages_that_have_it() -> None:
+    probe = "{_target_: orchestrator.training.probes.lr_range, build: my.build, parameter: x}"
+    made = chain(f"probes.lr={probe}", "infeasible.monotone.a=memory")
+    assert [list(stage.spec.probes) for stage in made.stages] == [["lr"], ["lr"], []]
+    assert [list(s.spec.infeasible.monotone) for s in made.stages] == [["a"], [], []]
+
+
 def test_the_list_is_replaced_from_the_command_line() -> None:
     made = chain("stages=[{name: one, budget: {trials: 2}}]")
     assert [(stage.name, stage.spec.budget.trials) for stage in made.stages] == [("one", 2)]

@@ -530,6 +530,7 @@ def test_the_config_of_a_worker_holds_its_host_only() -> None:
         "worker",
         "paths",
         "dashboard",
+        "notify",
         "study",
     ]
 

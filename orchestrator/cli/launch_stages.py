@@ -99,6 +99,7 @@ class _Chain:
             ordinal, inherited, launched = self._first()
             while True:
                 if code := self._run(ordinal, inherited, launched):
+                    self._say(stage_words.how_to_go_on(self._call, self._chain.name))
                     return code
                 last = ordinal + 1 == len(self._chain.stages)
                 self._way.begun.stages.settle(launched.study_id)

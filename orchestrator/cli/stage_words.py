@@ -137,4 +137,4 @@ def _begun_data(stage: StageRow | None) -> dict[str, Any]:
 def how_to_go_on(call: Call, chain: str) -> str:
     """How to go on with a chain that waits, or to end it."""
     stop = hints.command(call, "stop", f"study.name={chain}")
-    return f"to go on: the same command; to end it here: {stop}"
+    return f"to go on with the stages: the same command; to end them here: {stop}"

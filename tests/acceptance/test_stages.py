@@ -43,7 +43,9 @@ def test_a_chain_that_is_killed_between_its_stages_goes_on_where_it_was(
     asked = commands.check("launch", *CHAIN, "stages.confirm=true")
     assert "stage 2 of 3: fine" in asked
     assert "what stage fine found\n- " in asked
-    assert "to go on: the same command; to end it here: orchestrator stop" in asked
+    assert (
+        "to go on with the stages: the same command; to end them here: orchestrator stop" in asked
+    )
     whole = commands.check("launch", *CHAIN, "stages.confirm=true")
     assert "stage 3 of 3: last" in whole
     assert "chain chain is finished, all 3 stages" in whole

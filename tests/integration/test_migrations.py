@@ -5,7 +5,6 @@ revisions are refused.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 
 import psycopg2
@@ -21,6 +20,7 @@ from orchestrator.store import Prepared, Silent, Store
 from orchestrator.store.connection.database import Database, hide_password, storage_url
 from orchestrator.store.migrations import _config, revisions
 from orchestrator.store.states import KNOWN_OPTUNA_REVISIONS
+from tests.support import forking
 from tests.support.invariants import query
 from tests.support.studies import PLACE, end, spec, start, suggestion, take, work
 
@@ -51,8 +51,10 @@ BEFORE_PROBES = (
 def test_ten_that_start_at_once_on_an_empty_database_all_find_it_ready(
     empty_database_url: str,
 ) -> None:
-    with multiprocessing.get_context("spawn").Pool(10) as pool:
-        pool.map(migrate, [empty_database_url] * 10, chunksize=1)
+    processes = [forking.start(migrate, empty_database_url) for _ in range(10)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * 10
     store = Store(empty_database_url)
     assert store.reads.studies() == []
     store.rest()

@@ -69,8 +69,10 @@ def test_the_best_trial_is_found_without_hydra_and_sqlalchemy(
 
 
 def test_a_dry_run_loads_nothing_of_the_database_and_no_scipy(tmp_path: Path) -> None:
-    words = ["launch", "experiment=digits", "--dry-run", "objective._target_=math.hypot"]
-    found = loaded(*words, cwd=tmp_path, url="postgresql://nobody@localhost/nothing")
+    words = ["experiment=digits", "objective._target_=math.hypot", "probes.lr=null"]
+    found = loaded(
+        "launch", *words, "--dry-run", cwd=tmp_path, url="postgresql://nobody@localhost/nothing"
+    )
     slow = {"alembic", "psutil", "psycopg2", "pynvml", "rich", "scipy", "sqlalchemy", "torch"}
     assert not found & slow
 

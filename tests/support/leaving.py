@@ -73,14 +73,27 @@ def dies(cfg: Any, trial: Any) -> float:
     return 0.0
 
 
-def digits(cfg: Any, trial: Any) -> Any:
-    """The shipped example, which stores its checkpoint-to-be."""
-    from orchestrator.examples.digits import train
+def trains(cfg: Any, trial: Any) -> float:
+    """Trains a small network with dropout and returns its loss; stores a note."""
+    import torch
+    from torch import nn
 
     note = Path(trial.checkpoint_dir, "note.txt")
-    note.write_text("digits")
+    note.write_text("a small network")
     trial.log_artifact(note)
-    return train(cfg, trial)
+    torch.manual_seed(trial.seed)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Dropout(cfg.dropout), nn.Linear(32, 1))
+    inputs = torch.randn(256, 16)
+    targets = inputs.sum(1, keepdim=True).sin()
+    for _ in range(20):
+        model.zero_grad()
+        loss = nn.functional.mse_loss(model(inputs), targets)
+        loss.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():  # an optimizer takes as long to import as torch
+                assert parameter.grad is not None
+                parameter.sub_(parameter.grad, alpha=cfg.lr)
+    return loss.item()
 
 
 def leaves_files(cfg: Any, trial: Any) -> float:

@@ -503,8 +503,16 @@ def test_a_probe_whose_import_ends_the_process_is_told_from_the_objective_and_th
             "starts threads",
         ),
         (
+            (
+                "import ctypes\nlibc, thread = ctypes.CDLL(None), ctypes.c_ulong()\n"
+                "libc.pthread_create(ctypes.byref(thread), None, libc.pause, None)"
+            ),
+            "starts native threads",
+        ),
+        pytest.param(
             "import torch\ntorch.set_num_threads(2)\ntorch.exp(torch.randn(1000000)).sum()",
             "starts native threads",
+            marks=pytest.mark.nightly,
         ),
     ],
 )

@@ -34,6 +34,7 @@ from unittest import mock
 
 import pytest
 
+from orchestrator.runner.system import linux
 from orchestrator.signals import held_back
 
 _ROOT = Path(__file__).parents[2]
@@ -210,6 +211,8 @@ def _wait_for_order(orders: socket.socket) -> NoReturn:
     try:
         _prepare(environment, cwd)
         sys.argv[:] = ["orchestrator.runner.keeper", *arguments]
+        # It would copy what it shares with all forks, a hundred megabytes; see `preloaded`.
+        mock.patch.object(linux, "gather_pages").start()
         runpy.run_module("orchestrator.runner.keeper", run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else end.code is not None

@@ -4,10 +4,12 @@ with Hydra's plugins found and the shipped config read.
 
 from __future__ import annotations
 
+import gc
 import importlib
 
 from orchestrator.cli.commands import COMMANDS
 from orchestrator.config.loader import Loader
+from orchestrator.runner.system import linux
 
 for _module in (
     *(f"orchestrator.cli.{command.run.partition('.')[0]}" for command in COMMANDS.values()),
@@ -38,3 +40,6 @@ for _module in (
     importlib.import_module(_module)
 
 Loader(None, "config").load([])
+gc.collect()
+gc.freeze()
+linux.gather_pages()  # here once, instead of in every keeper

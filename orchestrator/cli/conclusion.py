@@ -25,8 +25,11 @@ _RETRY_S = 0.5
 
 @dataclass(frozen=True)
 class _Standing:
-    """What the database has of the study at the end of the launch."""
+    """What the database has of the study at the end of the launch; another one may have extended it
+    meanwhile.
+    """
 
+    spec: StudySpec
     progress: Progress
     beliefs: Beliefs
     code: list[CodeRow]
@@ -57,13 +60,13 @@ def conclude(
     """
     try:
         standing = _insist(
-            lambda: _read(call, store, row, spec, failures), None if interrupted else revive
+            lambda: _read(call, store, row, failures), None if interrupted else revive
         )
     except StoreUnavailableError as error:
         print(f"{error}; the study stays", file=sys.stderr)
         return
     progress = standing.progress
-    _show(call, spec, standing, failures, give)
+    _show(call, standing, failures, give)
 
     if interrupted:
         if progress.study.state == "ACTIVE":
@@ -96,13 +99,12 @@ def conclude(
 
 def _show(
     call: Call,
-    spec: StudySpec,
     standing: _Standing,
     failures: Failures,
     give: Callable[[dict[str, Any]], None] | None,
 ) -> None:
     """Prints the results, as JSON or for people."""
-    progress, believed = standing.progress, standing.beliefs
+    spec, progress, believed = standing.spec, standing.progress, standing.beliefs
     if call.json:
         data = {
             **screen.as_data(spec, progress, believed.best, believed.cells),
@@ -138,16 +140,15 @@ def _show(
     print(f"browse it: {where}")
 
 
-def _read(
-    call: Call, store: Reading, row: StudyRow, spec: StudySpec, failures: Failures
-) -> _Standing:
+def _read(call: Call, store: Reading, row: StudyRow, failures: Failures) -> _Standing:
+    spec = store.reads.spec(row.study_id)
     most = None if call.json else beliefs.MOST_CELLS
     maximize = spec.directions[0] == "maximize"
     progress = store.reads.progress(row, maximize=maximize, most=most)
     failures.read()
     believed = Beliefs.of(store, spec, progress)
     measured = store.measured.of(row.study_id) if spec.probes else []
-    return _Standing(progress, believed, store.reads.code(row.study_id), measured)
+    return _Standing(spec, progress, believed, store.reads.code(row.study_id), measured)
 
 
 def _insist(read: Callable[[], T], revive: Callable[[], None] | None) -> T:

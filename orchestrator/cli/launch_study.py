@@ -143,7 +143,6 @@ def followed(
             way.ending.requested = interrupted
             if notifier is not None:
                 notifier.close()
-        spec = store.reads.spec(row.study_id)  # another launch may have extended the study
 
     conclude(
         call,

@@ -165,6 +165,14 @@ def test_trials_so_far_have_the_default_of_what_is_new() -> None:
     assert [(p.name, p.internal, value) for p, value in axis.added] == [("n", 3.0, 3)]
 
 
+def test_a_default_that_every_trial_has_a_value_instead_of_may_differ() -> None:
+    made = extended(study(), params={**PARAMS, "lr": 0.02, "a": 64})
+    assert made.changes == ("params a: 32 -> 64", "params lr: 0.01 -> 0.02")
+    conditional = study(search=(replace(LR, when={"kind": ("sgd",)}), ACT))
+    with pytest.raises(ConfigError, match=r"params lr \(0.01 there, 0.02 here\)"):
+        extended(conditional, search=conditional.search, params={**PARAMS, "lr": 0.02})
+
+
 def test_an_axis_that_is_no_longer_one_keeps_the_cells_of_its_value() -> None:
     made = extended(study(), grid=(A,), params={**PARAMS, "kind": "adam"})
     assert [axis.values for axis in made.spec.grid] == [(32, 64), ("adam",)]

@@ -28,7 +28,9 @@ from hypothesis.stateful import (
 )
 
 from orchestrator.errors import ConfigError, LeaseLostError
-from orchestrator.model import Budget, Completed, Failed, Pruned, Report
+from orchestrator.model import Axis, Budget, Completed, Failed, Pruned, Report, StudySpec
+from orchestrator.revision import Extension
+from orchestrator.search import extension
 from orchestrator.settings import InfeasibleSettings
 from orchestrator.store import (
     Attempt,
@@ -73,6 +75,11 @@ OUTCOMES = st.sampled_from(
         Failed("oom", "CUDA out of memory", memory="device"),
     ]
 )
+
+
+def as_written(old: StudySpec, new: StudySpec) -> Extension:
+    """The extension of a study whose trials all have the distributions of `suggestion`."""
+    return replace(extension(old, new), distributions={})
 
 
 BROKEN = Failed("exception", "network\nis away")
@@ -136,6 +143,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.accepted: Counter[int] = Counter()
         self.complete: Counter[int] = Counter()
         self.idle = False
+        self.revision = 1
+        self.under: dict[int, int] = {}
 
     @initialize(
         cells=st.integers(1, 3),
@@ -403,6 +412,20 @@ class LedgerMachine(RuleBasedStateMachine):
             self.spec = larger
             self.idle = False
 
+    @rule(more=st.booleans(), rest=st.integers(0, 2))
+    def extend(self, more: bool, rest: int) -> None:
+        """A value is added to the axis, or its last one is taken from it."""
+        values = len(self.spec.grid[0].values) + (1 if more else -1)
+        if not 1 <= values <= 4:
+            return
+        before = self.spec.budget
+        budget = replace(before, trials=before.trials + rest + more * before.per_cell)
+        other = replace(self.spec, grid=(Axis("a", tuple(range(values))),), budget=budget)
+        with suppress(ConfigError):  # its share does not fit
+            self.store.studies.launch(other, as_written)
+            self.spec, self.idle = other, False
+            self.revision += 1
+
     @precondition(lambda self: len(self.claims) > 2)
     @rule(over=st.booleans(), later=st.booleans())
     def end_studies(self, over: bool, later: bool) -> None:
@@ -492,6 +515,10 @@ class LedgerMachine(RuleBasedStateMachine):
         while len(self.claims) != before:
             before = len(self.claims)
             self.begin(len(self.workers) - 1)
+            if len(self.claims) == before:  # cells that fit no living worker's device are closed
+                self.store.ledger.end_studies()
+                self.see_abandoned()
+                self.begin(len(self.workers) - 1)
             if len(self.claims) != before:
                 self.finish(0, [Completed((1.0,))])
         assert self.store.reads.find(self.name).state == "FINISHED"
@@ -515,7 +542,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert all(n >= budget.per_cell for state, n in cells if state == "OPEN")
         if not closed:
             assert sum(n for _, n in cells) == budget.trials
-            if budget.trials == self.spec.n_cells * budget.per_cell:
+            if self.revision == 1 and budget.trials == self.spec.n_cells * budget.per_cell:
                 assert {n for _, n in cells} == {budget.per_cell}
 
     # ------------------------------------------------------------------------------------ the model
@@ -561,6 +588,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def claimed(self, lease: WorkerLease, claim: Claim) -> None:
         assert claim.token not in self.tokens(), "a token never comes again"
+        self.under[claim.token] = self.revision
         known = self.trials.get(claim.trial_id)
         if known is None:
             assert isinstance(claim, Ticket)
@@ -584,14 +612,21 @@ class LedgerMachine(RuleBasedStateMachine):
     def create(self, index: int) -> None:
         lease, claim = self.claims[index]
         known = self.trials[claim.trial_id]
-        with self.refused_if(not self.holds(claim, known) or not known.live):
+        revision = self.under[claim.token]
+        holds = self.holds(claim, known) and known.live
+        outdated = holds and known.state == "CLAIMED" and revision != self.revision
+        with self.refused_if(not holds or outdated):
             ticket = as_ticket(claim)
-            created = self.store.ledger.create(ticket, suggestion(ticket), lease, PLACE)
+            created = self.store.ledger.create(
+                ticket, suggestion(ticket), lease, PLACE, revision=revision
+            )
             assert isinstance(created, Attempt)
             if known.state == "CLAIMED":
                 known.state, known.attempts, known.values = "RUNNING", 1, created.values
             assert created.values == known.values
             self.claims[index] = (lease, created)
+        if outdated:
+            self.give_back(known, lost=False)
 
     def give_back(self, known: Known, *, lost: bool) -> None:
         if known.state == "CLAIMED":

@@ -87,7 +87,7 @@ def write_tickets(
             f"or running, and {' and '.join(more)}; set budget.trials to at least {kept + shares}"
         )
     if rebuilds and not new:
-        send(c, _COUNT_BOUND, which)
+        count_bound(c, study_id)
     rest = (
         0
         if within and _has_cell(c, study_id, "CLOSED")
@@ -95,6 +95,11 @@ def write_tickets(
     )
     send(c, _INSERT_REST, {**which, "first": next_ordinal + shares, "rest": rest})
     return max(0, int(shares + rest - gone))
+
+
+def count_bound(c: AnyConnection, study_id: int) -> None:
+    """Counts the tickets of each cell anew."""
+    send(c, _COUNT_BOUND, {"study_id": study_id})
 
 
 def _has_cell(c: AnyConnection, study_id: int, state: str) -> bool:

@@ -16,6 +16,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.faults import step as crash_step
 from orchestrator.model import JSONValue, count_label
 from orchestrator.store.connection.statement import AnyConnection, Statement, answers, send
+from orchestrator.store.ledger import grid
 
 if TYPE_CHECKING:
     from orchestrator.model import Param, StudySpec
@@ -51,6 +52,7 @@ def extend(
     crash_step("mid-extend")
     freed = send(c, _FREE_TICKETS, {"study_id": study_id}).rowcount
     send(c, _VOID_BY_HAND, {"study_id": study_id})
+    grid.count_bound(c, study_id)
     record(c, study_id, old)  # of a study that an older version has made since
     record(c, study_id, spec, extension.changes)
     return (*words, f"{count_label(freed, 'ticket')} freed") if freed else words

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import ConfigError, DifferentStudyError, LeaseLostError
-from orchestrator.model import Axis, Budget, Searched, StudySpec
+from orchestrator.faults import CRASH_AT
+from orchestrator.model import Axis, Budget, Failed, Report, Searched, StudySpec
+from orchestrator.search import by_hand, extension
 from orchestrator.store import Attempt, Store
 from tests.support.revised import Suggesting, extended, sql
 from tests.support.studies import PLACE, spec
@@ -123,4 +132,133 @@ def test_a_claim_of_the_revision_before_is_given_back_and_running_trials_finish(
         "SELECT DISTINCT distribution_json::json #>> '{attributes,high}' FROM trial_params "
         "WHERE param_name = 'x'",
     ) == [("2.0",)]
+    assert store.doctor.examine().findings == ()
+
+
+def test_ten_workers_claim_while_two_people_extend_the_study_at_once(database_url: str) -> None:
+    """Neither waits for the other in a circle, no suggestion is made under an old revision, and the
+    shares of all revisions are exact.
+    """
+    store = Store(database_url)
+    study = store.studies.launch(declared(trials=60, per_cell=6)).study_id
+    problems: list[BaseException] = []
+    said: list[tuple[str, ...]] = []
+    begun = threading.Barrier(12)
+
+    def attempt(what: Callable[[Store], None]) -> None:
+        mine = Store(database_url)
+        try:
+            begun.wait(30)
+            what(mine)
+        except BaseException as error:  # noqa: BLE001 - reported by the test
+            problems.append(error)
+        finally:
+            mine.rest()
+
+    def more(value: int, high: float) -> Callable[[Store], None]:
+        changed = declared(
+            trials=60,
+            per_cell=6,
+            grid=(Axis("a", (0, 1, value)),),
+            search=(replace(X, high=high),),
+        )
+        return lambda mine: said.append(extended(mine, changed).changes)
+
+    work: list[Callable[[Store], None]] = [lambda mine: _run(mine, study)] * 10
+    threads = [
+        threading.Thread(target=attempt, args=(what,))
+        for what in [*work, more(5, 2.0), more(9, 3.0)]
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    first, second = sorted(said, key=lambda changes: "[0,1]" not in changes[0])
+    assert first[0].startswith("grid a: [0,1] -> ")
+    kept = first[0].removeprefix("grid a: [0,1] -> ")
+    assert second[0].startswith(f"grid a: {kept} -> "), "the second sees what the first has made"
+    _run(store, study)
+    on_grid = [row[3] for row in cells(store, study) if row[2] == "OPEN"]
+    assert all(completed >= 6 for completed in on_grid)
+    assert sum(row[3] for row in cells(store, study)) == 60
+    assert store.doctor.examine().findings == ()
+    store.rest()
+
+
+def _run(store: Store, study: int) -> None:
+    Suggesting(store, study).run()
+
+
+def test_a_launch_that_is_killed_while_it_extends_has_changed_nothing(database_url: str) -> None:
+    store = Store(database_url)
+    study = store.studies.launch(declared(trials=12)).study_id
+    Suggesting(store, study).run(3)
+    whole = "SELECT ordinal, CAST(values AS text), state, bound, removed_in FROM orchestrator.cell"
+    before = sql(database_url, whole)
+    wider = "grid=(Axis('a', (1, 2)),), search=(replace(X, high=2.0),)"
+    code = (
+        "import sys\nfrom dataclasses import replace\nfrom orchestrator.model import Axis\n"
+        "from orchestrator.store import Store\nfrom tests.support.revised import extended\n"
+        "from tests.integration.test_extending import X, declared\n"
+        f"extended(Store(sys.argv[1]), declared({wider}))"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code, database_url],
+        env={**os.environ, CRASH_AT: "mid-extend"},
+        check=False,
+        timeout=60,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert sql(database_url, whole) == before
+    assert store.reads.spec(study).revision == 1
+    assert store.doctor.examine().findings == ()
+    changed = declared(grid=(Axis("a", (1, 2)),), search=(replace(X, high=2.0),))
+    assert len(extended(store, changed).changes) > 2
+    again = extended(store, changed)  # as one whose answer was lost
+    assert (again.changes, again.added) == ((), 0)
+    _run(store, study)
+    assert store.doctor.examine().findings == ()
+    store.rest()
+
+
+def test_what_was_agreed_to_is_what_is_done(store: Store) -> None:
+    study = store.studies.launch(declared()).study_id
+    mine = declared(grid=(Axis("a", (0, 1, 2)),))
+    with pytest.raises(DifferentStudyError) as shown:
+        store.studies.launch(mine)
+    assert (shown.value.revision, shown.value.changes) == (1, ("grid a: [0,1] -> [0,1,2]",))
+    extended(store, declared(grid=(Axis("a", (0, 1, 7)),)))
+    with pytest.raises(DifferentStudyError, match=r"\[0,1,7\] there") as anew:
+        store.studies.launch(mine, extension, revision=shown.value.revision)
+    store.studies.launch(mine, extension, revision=anew.value.revision)
+    assert [row.changes for row in store.reads.revisions(study)] == [
+        (),
+        ("grid a: [0,1] -> [0,1,7]",),
+        ("grid a: [0,1,7] -> [0,1,2]",),
+    ]
+
+
+def test_nothing_begins_by_hand_where_the_grid_no_longer_is(store: Store) -> None:
+    study = store.studies.launch(declared(trials=8)).study_id
+    worker = Suggesting(store, study)
+    ticket = worker.claim()
+    assert ticket is not None
+    failed = worker.create(ticket)
+    assert isinstance(failed, Attempt)
+    store.ledger.finish(failed, Failed("exception", "broken"), Report())
+    store.interventions.enqueue(study, {"a": 0}, {"x": 0.5})
+    extended(store, declared(trials=8, grid=(Axis("a", (1, 2)),), search=(replace(X, low=0.9),)))
+    with pytest.raises(ConfigError, match="no longer on the study's grid"):
+        store.interventions.retry(study, failed.number)
+    assert store.interventions.retry(study, None) == []
+    with pytest.raises(ConfigError, match="has no cell a=0"):
+        store.interventions.enqueue(study, {"a": 0}, {"x": 0.95})
+    spec_now = store.reads.spec(study)
+    assert by_hand(spec_now, {"a": 1, "x": 0.95}) == ({"a": 1}, {"x": 0.95})
+    with pytest.raises(ConfigError, match=r"x=0.5: not a value"):
+        by_hand(spec_now, {"a": 1, "x": 0.5})
+    worker.run()
+    assert {row[3] for row in cells(store, study) if row[2] == "OPEN"} == {4}
+    assert cells(store, study)[2][3] == 0, "what was enqueued there is dropped"
     assert store.doctor.examine().findings == ()

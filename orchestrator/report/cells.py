@@ -12,7 +12,8 @@ from orchestrator.model import JSONValue, StudySpec, count_label
 from orchestrator.report.axes import SURE, probability, trusted
 from orchestrator.report.compared import Compared
 from orchestrator.report.statement import Statement
-from orchestrator.report.words import between, decimals, listed, rounded, settings, short
+from orchestrator.report.words import between, decimals, listed, rounded, short
+from orchestrator.report.words import cell as named_cell
 
 if TYPE_CHECKING:
     from orchestrator.search import CellKnowledge, Science
@@ -64,7 +65,7 @@ def _leader(
     if len(science.cells) == 1:
         return Statement(
             "cell",
-            f"The best `{spec.metrics[0]}` that {settings(values)} can reach is about {reach}",
+            f"The best `{spec.metrics[0]}` that {named_cell(values)} can reach is about {reach}",
             "finding",
             numbers,
             evidence,
@@ -72,7 +73,7 @@ def _leader(
     sure = leader.probability_best >= SURE and trusted(science)
     return Statement(
         "cell",
-        f"The cell {settings(values)} is the best of {len(science.cells)} with P "
+        f"The cell {named_cell(values)} is the best of {len(science.cells)} with P "
         f"{probability(leader.probability_best)}: its `{spec.metrics[0]}` can reach about {reach}",
         "finding" if sure else "open",
         numbers,
@@ -94,9 +95,10 @@ def _rival(
     )
     return Statement(
         "cell",
-        f"The cell {settings(cells[rival.place])} has {count_label(rival.useful, 'trial')}: its "
-        f"optimum is known to ±{known} only, and it is better than {settings(cells[leader.place])} "
-        f"with P {probability(rival.probability_better)}; {decide}",
+        f"The cell {named_cell(cells[rival.place])} has {count_label(rival.useful, 'trial')}: its "
+        f"optimum is known to ±{known} only, and it is better than "
+        f"{named_cell(cells[leader.place])} with P {probability(rival.probability_better)}; "
+        f"{decide}",
         "open",
         {"cell": dict(cells[rival.place]), **asdict(rival)},
         "joint draws of both optima; how much another trial would tell is projected from the model",
@@ -127,7 +129,7 @@ def _left_out(science: Science, compared: Compared, progress: Progress) -> list[
             f"{count_label(len(missing), 'cell')} of {progress.n_cells} "
             f"{'has' if len(missing) == 1 else 'have'} no complete trial and "
             f"{'is' if len(missing) == 1 else 'are'} left out of all comparisons: "
-            f"{listed([settings(cell) for cell in missing])}",
+            f"{listed([named_cell(cell) for cell in missing])}",
             "warning",
             {"cells": [dict(cell) for cell in missing]},
             "the trials of each cell",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.model import StudySpec, count_label
 from orchestrator.report.statement import Statement
-from orchestrator.report.words import listed, settings
+from orchestrator.report.words import cell as named_cell
+from orchestrator.report.words import listed
 from orchestrator.store import likeness
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def about_failures(
             Statement(
                 "failures",
                 f"{count_label(n, 'cell')} had enough trials before the budget was spent: "
-                f"{listed([settings(c.values) for c in settled])}",
+                f"{listed([named_cell(c.values) for c in settled])}",
                 "note",
                 {"settled": n, "cells": progress.n_cells},
                 "stop_when, and the state of the cells",
@@ -42,7 +43,7 @@ def about_failures(
         )
     closed = [cell for cell in progress.cells if cell.state == "CLOSED" and not cell.settled]
     if closed:
-        named = listed([f"{settings(c.values)} ({c.reason})" for c in closed])
+        named = listed([f"{named_cell(c.values)} ({c.reason})" for c in closed])
         n = max(progress.closed - len(settled), len(closed))
         found.append(
             Statement(
@@ -62,7 +63,7 @@ def about_failures(
             found.append(
                 Statement(
                     "failures",
-                    f"{settings(cell.values)} gets no trials on {where}",
+                    f"{named_cell(cell.values)} gets no trials on {where}",
                     "note",
                     {"devices": [c.device for c in cell.closed_for]},
                     "trials that ran out of memory there",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from orchestrator.model import JSONValue, Searched, StudySpec, count_label
 from orchestrator.report.compared import Compared
 from orchestrator.report.statement import Statement
-from orchestrator.report.words import listed, settings
+from orchestrator.report.words import cell as named_cell
+from orchestrator.report.words import listed
 
 if TYPE_CHECKING:
     from orchestrator.search import Edge, Importance, Science, Share
@@ -118,13 +119,13 @@ def _edge(spec: StudySpec, edge: Edge, compared: Compared) -> Statement:
         if edge.of == 1
         else f" in {len(edge.places)} of {count_label(edge.of, 'cell')}"
         + (
-            f" ({listed([settings(compared.cells[p]) for p in edge.places], most=2)})"
+            f" ({listed([named_cell(compared.cells[p]) for p in edge.places], most=2)})"
             if len(edge.places) < edge.of
             else ""
         )
     )
     widen = (
-        "widen it, if values beyond make sense"
+        "widen it only if values beyond make sense"
         if edge.widened is None
         else f"widen it to {_number(edge.widened)}"
     )
@@ -132,7 +133,7 @@ def _edge(spec: StudySpec, edge: Edge, compared: Compared) -> Statement:
         "edge",
         f"The best `{edge.path}` lies at the {edge.side} edge of its range, "
         f"{_number(edge.limit)},{where}: {widen}".replace(",:", ":"),
-        "warning",
+        "note" if edge.widened is None else "warning",
         numbers,
         "the model's best value lies in the outer twentieth of the range, or is its last value, "
         "with a probability of one half or more",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from orchestrator.model import MOST_BELIEVED, StudySpec, count_label
 from orchestrator.report.statement import Statement
 from orchestrator.report.words import between, decimals, listed, rounded, settings
+from orchestrator.report.words import cell as named_cell
 
 if TYPE_CHECKING:
     from orchestrator.search import Leader, Leaders
@@ -162,7 +163,7 @@ def about_the_front(spec: StudySpec, trials: Sequence[TrialRow]) -> list[Stateme
     axes = [axis.path for axis in spec.grid]
     cells: dict[str, list[int]] = {}
     for trial in front:
-        name = settings({path: trial.params[path] for path in axes if path in trial.params})
+        name = named_cell({path: trial.params[path] for path in axes if path in trial.params})
         cells.setdefault(name, []).append(trial.number)
     metrics = listed([f"`{metric}`" for metric in spec.metrics])
     best = []

@@ -59,10 +59,15 @@ def setting(path: str, value: JSONValue) -> str:
 
 
 def settings(values: Mapping[str, JSONValue]) -> str:
-    """Some settings in backticks; ``the study's one cell`` for none."""
+    """Settings in backticks each, with commas between them."""
+    return ", ".join(setting(path, value) for path, value in values.items())
+
+
+def cell(values: Mapping[str, JSONValue]) -> str:
+    """A cell as one name in backticks; ``the study's one cell`` for that of no grid."""
     if not values:
         return "the study's one cell"
-    return ", ".join(setting(path, value) for path, value in values.items())
+    return f"`{' '.join(f'{path}={_plain(value)}' for path, value in values.items())}`"
 
 
 def value(of: JSONValue) -> str:

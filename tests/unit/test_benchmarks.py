@@ -22,6 +22,7 @@ from tests.benchmarks import (
     pruning,
     regret,
     repetitions,
+    science,
     stopping,
     suggestion_time,
 )
@@ -359,3 +360,17 @@ def test_rules_that_end_a_study_are_asked_of_runs_that_are_kept(
     monkeypatch.setattr(stopping, "play", None)
     stopping.main([*words, *rules])
     assert capsys.readouterr().out == said
+
+
+def test_the_benchmark_of_science_judges_by_the_true_optima(tmp_path: Path) -> None:
+    job = science.Job("moving", "random", 0, (8,), str(tmp_path))
+    (judged,) = science.measure(job)
+    assert list(tmp_path.iterdir())
+    assert science.measure(job) == [judged]  # from the histories kept
+    assert judged.counts["cells"] == 12
+    assert judged.counts["contrasts"] == 6 + 3
+    assert len(judged.contrasts) == 9
+    for name in ("cells", "contrasts", "interactions"):
+        assert 0 <= judged.counts.get(f"{name} held", 0) <= judged.counts[name]
+    rows = list(science.table([judged]))
+    assert rows[2].startswith("| all | random | 8 | 1 |")

@@ -94,10 +94,11 @@ class Interaction:
 class CellKnowledge:
     """How well the optimum of a cell is known.
 
-    `estimate`, `low`, `high`, `probability_best` as `CellEstimate`. `useful` of its trials ended
-    with a value. `probability_better` is that of being better than the leading cell (0.5 for
-    itself), `more` about how many more trials each cell would need until it is decided which of the
-    two is better, or that they do not differ by more than the margin; as in `Contrast`.
+    `estimate`, `low`, `high`, `probability_best` as `CellEstimate`. `useful` of its trials are
+    complete and feasible. `probability_better` is that of being better than the leading cell, the
+    likeliest to be the best (0.5 for itself), `more` about how many more trials each cell would
+    need until it is decided which of the two is better, or that they do not differ by more than
+    the margin; as in `Contrast`.
     """
 
     place: int

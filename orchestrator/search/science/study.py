@@ -72,7 +72,7 @@ def analyse(
     state, surrogate = believed.state.only(believed.useful), believed.surrogate
     again = losses_of(lowest(surrogate, model.searched, state.points, state.fixed, rng))
     found = effects(axes, losses, again, sign)
-    leader = int(losses.mean(axis=0).argmin())
+    leader = int(np.bincount(losses.argmin(axis=1), minlength=len(useful)).argmax())
     questions = [_weights(axes, effect) for effect in found]
     against = np.eye(len(useful))[leader] - np.eye(len(useful))
     more = more_trials(

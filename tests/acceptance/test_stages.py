@@ -49,8 +49,6 @@ def test_a_chain_that_is_killed_between_its_stages_goes_on_where_it_was(
     whole = commands.check("launch", *CHAIN, "stages.confirm=true")
     assert "stage 3 of 3: last" in whole
     assert "chain chain is finished, all 3 stages" in whole
-    again = commands.check("launch", *CHAIN)
-    assert "study chain.last exists; nothing to add: budget.trials=3 is spent" in again
 
     store = Store(str(commands.url))
     row = store.chains.find("chain")
@@ -82,7 +80,6 @@ def test_a_chain_that_is_killed_between_its_stages_goes_on_where_it_was(
     assert "Report of study chain.last" in page
     assert "stage: 3 of 3 of chain: last" in page
     assert "3 studies, 11 trials: nothing wrong" in commands.check("doctor", "study.name=chain")
-    assert "it is the last stage of chain chain" in commands.check("pause", "study.name=chain")
     refused = commands.run("delete", "study.name=chain.coarse", "--yes")
     assert "later stages inherited from" in refused.stderr
     assert "deleted chain chain: 3 stages" in commands.check("delete", "study.name=chain", "--yes")
@@ -96,7 +93,3 @@ def test_a_stage_without_a_complete_trial_ends_the_chain(commands: Commands) -> 
     assert "no trial of study chain.coarse completed (every cell is closed)" in done.stderr
     assert "stage fine" not in done.stdout
     assert optuna.get_all_study_names(str(commands.url)) == ["chain.coarse"]
-    nothing = commands.run(
-        "launch", f"--config-dir={CONFIG}", "experiment=tiny", "stages.confirm=true"
-    )
-    assert "stages.confirm=true: this study has no stages" in nothing.stderr

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import config
+from orchestrator.cli import main
 from orchestrator.config.stages import read, written
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Budget, Searched, StudySpec
@@ -282,6 +283,11 @@ def test_a_mistake_is_told_with_the_stage_the_value_and_the_rule(word: str, comp
         chain(word)
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_only_stages_are_confirmed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", f"--config-dir={CONFIG}", "experiment=tiny", "stages.confirm=true"]) == 2
+    assert "stages.confirm=true: this study has no stages" in capsys.readouterr().err
 
 
 def test_the_digits_in_stages() -> None:

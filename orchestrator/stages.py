@@ -20,7 +20,6 @@ from orchestrator.model import (
     cell_label,
     searched_from_json,
 )
-from orchestrator.overlay import overlay
 
 BEST = "best"
 """The word of ``freeze`` that stands for every parameter of the best trial."""
@@ -183,6 +182,8 @@ class Inherited:
         params: Any = stage.spec.params
         if self.params:
             from omegaconf import OmegaConf  # slow to import, and few studies are stages
+
+            from orchestrator.overlay import overlay
 
             laid = OmegaConf.create(dict(params))
             overlay(laid, self.params)

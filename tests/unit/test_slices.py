@@ -354,6 +354,32 @@ def test_requested_parameters_are_drawn_like_declared_ones() -> None:
     assert only(slices).plane is not None
 
 
+def test_a_contour_is_over_numbers_that_the_best_trial_has() -> None:
+    three = replace(LINE, search=tuple(replace(X, path=path) for path in ("x", "y", "z")))
+    whole = [
+        replace(item, cell=0) for item in trials(three, 16, lambda v: smooth(v) + 9.0 * v["y"])
+    ]
+    best = min(whole, key=lambda item: item.values or ())
+    branch = {"y": ("y",), "both": ("y", "z")}
+    for case, left_out in branch.items():
+        news = [
+            replace(item, params=tuple(p for p in item.params if p.name not in left_out))
+            if item is best
+            else item
+            for item in whole
+        ]
+        cell = only(sliced(LINE, news))
+        assert cell.trial == best.number
+        pictures = {picture.key: picture for picture in drawn(LINE, news)}
+        if case == "both":
+            assert cell.plane is None
+            assert "contour" not in pictures
+        else:
+            assert cell.plane is not None
+            assert {cell.plane.x_path, cell.plane.y_path} == {"x", "z"}
+            assert "z" in pictures["contour"].title
+
+
 def test_far_values_do_not_flatten_the_picture() -> None:
     news = trials(LINE, 12, lambda v: 1e6 if v["x"] < -1 else smooth(v))
     (picture,) = drawn(LINE, news)

@@ -30,11 +30,13 @@ def pictures(spec: StudySpec, slices: Slices) -> list[Picture]:
     if not planes:
         return []
     first = planes[0][1]
+    same = all((p.x_path, p.y_path) == (first.x_path, first.y_path) for _, p in planes)
+    over = f"{first.x_path} and {first.y_path}" if same else "two parameters"
     held = "; its other parameters are held" if any(len(c.held) > 2 for c, _ in planes) else ""
     return [
         Picture(
             "contour",
-            f"{spec.metrics[0]} over {first.x_path} and {first.y_path}, as the model expects it",
+            f"{spec.metrics[0]} over {over}, as the model expects it",
             "Brighter is better, and values far from the best share one colour. The star is the "
             f"trial believed to be the cell's best{held}.",
             _figure(spec, planes),

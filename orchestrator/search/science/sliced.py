@@ -61,8 +61,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Plane:
-    """The true value expected now at `x` and `y`, the other parameters held; one row of `mean` for
-    each of `y`.
+    """The true value expected now at `x` and `y`, two numbers that the held trial has, its other
+    parameters held; one row of `mean` for each of `y`.
     """
 
     x_path: str

@@ -183,7 +183,11 @@ class _Slicer:
         self._x = surrogate.layout.filled(history.x)
         self._internal = history.read.internal(history.kept)[:, : len(model.searched)]
         self._numbers = [trial.number for trial in history.trials]
-        self.chosen = self._chosen(list(ranking))
+        self._ordered = self._in_order(list(ranking))
+        numbers = [j for j in self._ordered if not model.searched[j].n_choices]
+        choices = [j for j in self._ordered if model.searched[j].n_choices]
+        self.chosen = numbers[:MOST_NUMBERS] + choices[:MOST_CHOICES]
+        """The columns to show, numbers first."""
 
     def cells(self) -> list[CellSlices]:
         """The slices of each cell."""
@@ -205,9 +209,9 @@ class _Slicer:
             )
         return found
 
-    def _chosen(self, ranking: list[str]) -> list[int]:
-        """The columns to show, numbers first: the most important, or else those along which the
-        mean varies the most in these cells.
+    def _in_order(self, ranking: list[str]) -> list[int]:
+        """The columns that exist in these cells: the most important first, or else those along
+        which the mean varies the most.
         """
         variation = np.zeros(len(self._columns))
         for cell in self._through:
@@ -219,10 +223,7 @@ class _Slicer:
             range(len(variation)),
             key=lambda j: (ranks.get(self._columns[j].name, len(ranks)), -variation[j]),
         )
-        exists = [j for j in order if any(cell.exists[j] for cell in self._through)]
-        numbers = [j for j in exists if not self._columns[j].n_choices]
-        choices = [j for j in exists if self._columns[j].n_choices]
-        return numbers[:MOST_NUMBERS] + choices[:MOST_CHOICES]
+        return [j for j in order if any(cell.exists[j] for cell in self._through)]
 
     def _snapshots(self) -> dict[tuple[int, int], list[Snapshot]]:
         """By place of the cell and column."""
@@ -285,11 +286,14 @@ class _Slicer:
         )
 
     def _plane(self, cell: _Through) -> Plane | None:
-        """Along the two numbers that vary the most; None if the cell has fewer than two."""
-        numbers = [j for j in self.chosen if not self._columns[j].n_choices and cell.exists[j]]
-        if len(numbers) < MOST_NUMBERS:
+        """Along the first two numbers that the trial has whose parameters are held; None if it has
+        fewer.
+        """
+        columns, held = self._columns, self._params(cell.row)
+        numbers = [j for j in self._ordered if not columns[j].n_choices and columns[j].name in held]
+        if len(numbers) < 2:
             return None
-        (i, j), columns = numbers, self._columns
+        i, j = numbers[:2]
         x, y = (_coordinates(columns[k], N_PLANE) for k in (i, j))
         both = np.column_stack([np.tile(x, len(y)), np.repeat(y, len(x))])
         mean = self._now.posterior.mean(cell.points(both, i, j), cell.point[None, :])[:, 0]

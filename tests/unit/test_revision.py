@@ -251,3 +251,21 @@ def test_a_trial_is_replayed_as_its_revision_had_it() -> None:
     )
     trial = TrialNews(0, "COMPLETE", rewritten, (1.0,), cell=0)
     assert as_it_was(trial, old, made.spec).params == told.params
+
+
+def test_what_a_probe_found_holds_within_what_is_searched_now() -> None:
+    made = extended(study(), search=(replace(LR, low=1e-3, high=1e-2), ACT))
+    search = Search(made.spec)
+
+    def drawn(low: float, high: float) -> list[float]:
+        return [
+            search.ask(
+                {"a": 32, "kind": "sgd"}, ticket=ticket, retry=0, bounds={"lr": (low, high)}
+            ).values["lr"]
+            for ticket in range(12)
+        ]
+
+    assert all(1e-3 <= lr <= 1e-2 for lr in drawn(1e-4, 1e-1)), "wider than the range"
+    inside = [2e-3 <= lr <= 3e-3 for lr in drawn(2e-3, 3e-3)]
+    assert inside.count(True) >= 9, "every fourth ticket of a cell is searched in the whole range"
+    assert all(1e-3 <= lr <= 1e-2 for lr in drawn(2e-2, 1e-1)), "measured before it was narrowed"

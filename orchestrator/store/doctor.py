@@ -102,6 +102,19 @@ WITH ours AS (
             ELSE o.state END AS optuna_state,
         o.state IN ('COMPLETE', 'PRUNED') AND o.holds_ticket AS accepted
     FROM orchestrator.trial o JOIN ours s ON s.study_id = o.study_id
+), items AS MATERIALIZED (
+    -- what each revision declares: the values or choices of a path, or the ends of its range
+    SELECT v.study_id, v.revision, i.item ->> 'path' AS path, i.axis,
+        v.revision = max(v.revision) OVER (PARTITION BY v.study_id) AS newest,
+        CASE WHEN i.axis THEN i.item -> 'values'
+            WHEN i.item ->> 'kind' = 'categorical' THEN i.item -> 'choices' END AS listed,
+        CAST(i.item ->> 'low' AS numeric) AS low, CAST(i.item ->> 'high' AS numeric) AS high
+    FROM orchestrator.revision v JOIN ours s ON s.study_id = v.study_id
+    CROSS JOIN LATERAL (
+        SELECT a.item, true AS axis FROM json_array_elements(v.spec -> 'grid') AS a(item)
+        UNION ALL
+        SELECT b.item, false FROM json_array_elements(v.spec -> 'search') AS b(item)
+    ) AS i
 )"""
 
 _COUNT = (
@@ -509,14 +522,21 @@ _REVISIONS = {
             WHERE l.removed_in IS NULL GROUP BY l.study_id
         ) AS n ON n.study_id = s.study_id
         WHERE g.n <> coalesce(n.n, 0) OR n.last <> n.n - 1""",
+    # By EXCEPT, which needs no estimate: there may be 100,000 cells, and as many values of an axis.
     "off the grid": """
-        SELECT l.study, format('cell %s has %s=%s, which revision %s of the study has not',
-            l.ordinal, x.axis ->> 'path', l.values ->> (x.axis ->> 'path'),
-            coalesce(s.spec ->> 'revision', '1'))
-        FROM ours s JOIN cells l ON l.study_id = s.study_id AND l.removed_in IS NULL
-        CROSS JOIN json_array_elements(s.spec -> 'grid') AS x(axis)
-        WHERE NOT coalesce(CAST(x.axis -> 'values' AS jsonb)
-            @> CAST(l.values -> (x.axis ->> 'path') AS jsonb), false)""",
+        SELECT s.study, format('cell %s has %s=%s, which revision %s of the study has not',
+            l.ordinal, b.path, b.value, coalesce(s.spec ->> 'revision', '1'))
+        FROM (
+            SELECT l.study_id, i.path, CAST(l.values -> i.path AS jsonb) AS value
+            FROM cells l JOIN items i ON i.study_id = l.study_id AND i.axis AND i.newest
+            WHERE l.removed_in IS NULL
+            EXCEPT
+            SELECT i.study_id, i.path, CAST(e.value AS jsonb)
+            FROM items i, json_array_elements(i.listed) AS e(value) WHERE i.axis AND i.newest
+        ) AS b
+        JOIN ours s ON s.study_id = b.study_id
+        JOIN cells l ON l.study_id = b.study_id AND l.removed_in IS NULL
+            AND CAST(l.values -> b.path AS jsonb) = b.value""",
     "two distributions": """
         SELECT s.study, format('%s has %s distributions in the trials of the study', p.param_name,
             count(DISTINCT p.distribution_json))
@@ -529,30 +549,29 @@ _REVISIONS = {
         GROUP BY s.study_id, s.study, p.param_name
         HAVING count(DISTINCT p.distribution_json) > 1""",
     "outside its revision": """
-        SELECT o.study, format('%s has %s=%s, which revision %s did not search', o.who, x.path,
-            o.values ->> x.path, v.revision)
-        FROM orchestrator.revision v
-        JOIN ledger o ON o.study_id = v.study_id AND o.revision = v.revision
-        CROSS JOIN LATERAL (
-            SELECT a.axis ->> 'path' AS path, 'grid' AS kind, a.axis AS item
-                FROM json_array_elements(v.spec -> 'grid') AS a(axis)
-            UNION ALL SELECT i.item ->> 'path', i.item ->> 'kind', i.item
-                FROM json_array_elements(v.spec -> 'search') AS i(item)
-        ) AS x
-        WHERE o.values -> x.path IS NOT NULL
-            AND (x.kind = 'grid' OR NOT EXISTS (
-                SELECT FROM trial_user_attributes u WHERE u.trial_id = o.optuna_trial_id
-                    AND u.key IN ('orchestrator\\:by_hand', 'orchestrator\\:retried_from',
-                        'orchestrator\\:confirms')
-            ))
-            AND NOT CASE
-                WHEN x.kind = 'grid' THEN CAST(x.item -> 'values' AS jsonb)
-                    @> CAST(o.values -> x.path AS jsonb)
-                WHEN x.kind = 'categorical' THEN CAST(x.item -> 'choices' AS jsonb)
-                    @> CAST(o.values -> x.path AS jsonb)
-                ELSE CAST(o.values ->> x.path AS numeric) BETWEEN
-                    CAST(x.item ->> 'low' AS numeric) AND CAST(x.item ->> 'high' AS numeric)
-            END""",
+        SELECT o.study, format('%s has %s=%s, which revision %s did not search', o.who, b.path,
+            o.values ->> b.path, b.revision)
+        FROM (
+            SELECT o.study_id, o.revision, i.path, i.axis, CAST(o.values -> i.path AS jsonb)
+                AS value
+            FROM ledger o JOIN items i ON i.study_id = o.study_id AND i.revision = o.revision
+            WHERE i.listed IS NOT NULL AND o.values -> i.path IS NOT NULL
+            EXCEPT
+            SELECT i.study_id, i.revision, i.path, i.axis, CAST(e.value AS jsonb)
+            FROM items i, json_array_elements(i.listed) AS e(value)
+            UNION ALL
+            SELECT o.study_id, o.revision, i.path, false, CAST(o.values -> i.path AS jsonb)
+            FROM ledger o JOIN items i ON i.study_id = o.study_id AND i.revision = o.revision
+            WHERE i.listed IS NULL
+                AND CAST(o.values ->> i.path AS numeric) NOT BETWEEN i.low AND i.high
+        ) AS b
+        JOIN ledger o ON o.study_id = b.study_id AND o.revision = b.revision
+            AND CAST(o.values -> b.path AS jsonb) = b.value
+        WHERE b.axis OR NOT EXISTS (
+            SELECT FROM trial_user_attributes u WHERE u.trial_id = o.optuna_trial_id
+                AND u.key IN ('orchestrator\\:by_hand', 'orchestrator\\:retried_from',
+                    'orchestrator\\:confirms')
+        )""",
 }
 
 _STAGES = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import search
+from orchestrator import config, search
 from orchestrator.cli import extending
 from orchestrator.cli.warm_start import NOTHING
 from orchestrator.errors import ConfigError, DifferentStudyError
@@ -43,7 +43,7 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         terminal = io.StringIO(typed or "")
         monkeypatch.setattr(terminal, "isatty", lambda: typed is not None, raising=False)
         monkeypatch.setattr(sys, "stdin", terminal)
-        monkeypatch.setattr(extending.config, "extends", lambda composed: extends)
+        monkeypatch.setattr(config, "extends", lambda composed: extends)
         call: Any = SimpleNamespace(composed=None, json=False)
         store: Any = SimpleNamespace(studies=studies)
         spec: Any = SimpleNamespace(name="study")

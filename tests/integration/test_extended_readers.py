@@ -18,6 +18,7 @@ from orchestrator.model import Axis, Budget, Searched, StudySpec
 from orchestrator.store import Attempt, Store
 from tests.support.revised import Suggesting, extended
 from tests.support.studies import spec
+from tests.support.waiting import wait_until
 
 LR = Searched("lr", "float", 1e-4, 1e-1, log=True)
 ACT = Searched("act", "categorical", choices=("relu", "gelu"))
@@ -131,14 +132,14 @@ def test_readers_that_had_read_before_stay_right_and_new_ones_see_one_distributi
     assert [t.values for t in cached.trials] == [t.values for t in fresh.trials]
     assert len(searched(cached.trials, "act")) == 2
     assert searched(cached.trials[3:4], "act") == searched(fresh.trials, "act"), "it was running"
-    # the dashboard reads what it shows
-    now = shown()
-    assert [p["name"] for p in now["trials"][0]["params"]] == ["a", "act", "lr", "wd"]
-    assert {p["name"] for p in now["union_search_space"]} == {"a", "act", "lr", "wd"}
     # a sampler of another process goes on, and so do we, with what it adds
     said, _ = plain.communicate("go on\n", timeout=60)
     assert plain.returncode == 0
     assert said == f"9 {before[0]['act']} True\n"
     worker.run()
     assert store.reads.find("study").reason == "budget spent"
+    # the dashboard reads what it shows, some seconds later
+    names = {"a", "act", "lr", "wd"}
+    wait_until(lambda: {p["name"] for p in shown()["trials"][0]["params"]} == names, 20)
+    assert {p["name"] for p in shown()["union_search_space"]} == names
     assert store.doctor.examine().findings == ()

@@ -6,6 +6,7 @@ import re
 
 HIDDEN = "***"
 """Stands for a secret where one is shown."""
+_KEPT: set[str] = set()
 _PASSWORD = re.compile(r"(://[^:/?#\s]*):\S*@|(password=)[^&\s'\"]*")
 
 
@@ -15,3 +16,15 @@ def mask(text: str) -> str:
         lambda match: f"{match[1]}:{HIDDEN}@" if match[1] is not None else f"{match[2]}{HIDDEN}",
         text,
     )
+
+
+def keep(secret: str) -> None:
+    """Keeps a secret of this host from processes with user code in them, whatever the environment
+    variable that holds it.
+    """
+    _KEPT.add(secret)
+
+
+def is_kept(value: str) -> bool:
+    """Whether the value of an environment variable is one that user code must not see."""
+    return value in _KEPT

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from orchestrator import program
 from orchestrator.config import stages, sweeper
 from orchestrator.config.group_axes import contents_of, groups_in_params, read_with_groups
-from orchestrator.config.host import host_config, interpolated
+from orchestrator.config.host import host_config, interpolated, refuse_typed_notify_url
 from orchestrator.config.infeasible import leave_out_fixed
 from orchestrator.config.loader import Loader
 from orchestrator.config.overrides import (
@@ -115,6 +115,7 @@ def compose(
 def _compose(
     command: str, overrides: Sequence[str], config_dir: str | None, config_name: str
 ) -> Composed:
+    refuse_typed_notify_url(overrides)
     texts, url = take_url(overrides)
     loader = Loader(
         config_dir,

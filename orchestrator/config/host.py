@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -66,13 +67,27 @@ def _refuse_typed_notify_url(full: DictConfig) -> None:
     line, which are shown and kept.
     """
     notify = full.get("notify")
-    if not isinstance(notify, DictConfig) or interpolated(notify, "url"):
+    if not isinstance(notify, DictConfig):
         return
-    if notify.get("url") is not None:
-        raise ConfigError(
-            "notify.url: is a secret (its value is not shown here), and must come from the "
-            "environment, ${oc.env:ORCHESTRATOR_NOTIFY_URL}, or from a file: notify.url_file=…"
-        )
+    written = OmegaConf.to_container(notify, resolve=False)
+    url = written.get("url") if isinstance(written, dict) else None
+    if url is not None and ("://" in str(url) or not interpolated(notify, "url")):
+        raise _notify_url_is_secret()
+
+
+def refuse_typed_notify_url(overrides: Sequence[str]) -> None:
+    """The same of the command line alone, before a message about anything else repeats a word."""
+    for word in overrides:
+        path, _, value = word.partition("=")
+        if path.lstrip("+~").split(".")[0] == "notify" and "://" in value:
+            raise _notify_url_is_secret()
+
+
+def _notify_url_is_secret() -> ConfigError:
+    return ConfigError(
+        "notify.url: is a secret (its value is not shown here), and must come from the "
+        "environment, ${oc.env:ORCHESTRATOR_NOTIFY_URL}, or from a file: notify.url_file=…"
+    )
 
 
 def interpolated(node: DictConfig, key: str) -> bool:

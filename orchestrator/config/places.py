@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.errors import ConfigError
+from orchestrator.passwords import keep
 from orchestrator.settings import HostConfig, StorageConfig
 
 URL_VARIABLE = "ORCHESTRATOR_STORAGE_URL"
@@ -38,11 +39,14 @@ def shipped_directory() -> Path:
 
 
 def complete(host: HostConfig, *, typed_embedded: bool) -> HostConfig:
-    """Returns the settings, each of which is valid, as they are meant together.
+    """Returns the settings, each of which is valid, as they are meant together; what of them is
+    secret is kept from processes with user code.
 
     Raises:
         ConfigError: they do not fit together.
     """
+    if host.notify.url:
+        keep(host.notify.url)
     host = replace(host, storage=_checked_storage(host, typed_embedded))
     if host.worker.heartbeat_s >= host.worker.lease_ttl_s / 2:
         raise ConfigError(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.runner.protocol.channel import Channel, Line, wait_readable
+from orchestrator.passwords import is_kept
 from orchestrator.runner.protocol.contract import KeeperOptions
 from orchestrator.signals import held_back
 
@@ -33,12 +34,18 @@ SECRETS: Final = (
     "PGPASSWORD",
     "PGPASSFILE",
 )
-"""Environment variables that are removed from every process with user code in it."""
+"""Environment variables that are removed from every process with user code in it, as are those
+that hold what is kept (`passwords.keep`).
+"""
 
 
 def environment() -> dict[str, str]:
     """This process's environment, as processes with user code have it."""
-    env = {key: value for key, value in os.environ.items() if key not in SECRETS}
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in SECRETS and not is_kept(value)
+    }
     # Without this, torch.cuda.is_available(), which many modules call at import, initialises
     # CUDA, and the keeper could not be forked any more.
     env["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"

@@ -87,7 +87,7 @@ class Maintenance:
         if not fleet.read_only:
             self._evict(found)
         self._store.ledger.end_studies()
-        if self._notifier is not None:
+        if self._notifier is not None and not fleet.read_only:  # what is told is noted there
             self._notifier.look()
         turns = max(1.0, self._store.fleet.size / SWEEPERS)
         self._next_of_fleet = now + self._every_s * (

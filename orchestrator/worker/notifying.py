@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import queue
+import ssl
 import threading
 import time
 import urllib.error
@@ -114,14 +115,17 @@ class Notifier:
         self._thread: threading.Thread | None = None
         self._silent = False
 
-    def look(self) -> None:
+    def look(self, *, last: bool = False) -> None:
         """Takes what has happened since the last call, and has it told; waits for the database
         alone. The first call only notes where it begins.
+
+        Args:
+            last: there is no further call, as of `Notices.take`.
 
         Raises:
             StoreUnavailableError: the database does not answer.
         """
-        for notice in self._notices.take():
+        for notice in self._notices.take(last=last):
             if self._thread is None:
                 self._thread = threading.Thread(target=self._tell_all, daemon=True)
                 self._thread.start()
@@ -133,7 +137,7 @@ class Notifier:
     def close(self) -> None:
         """Looks once more, and waits a moment for what is still to be told."""
         try:
-            self.look()
+            self.look(last=True)
         except OrchestratorError as error:
             logger.debug("nobody is told of what may have happened last: %s", error)
         if self._thread is None:
@@ -175,11 +179,19 @@ class Notifier:
             )
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would become a GET, which a page to log in answers too."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
 def _post(url: str, message: bytes) -> None:
     request = urllib.request.Request(
         url, message, {"Content-Type": "application/json", "User-Agent": "orchestrator"}
     )
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+    opener = urllib.request.build_opener(_NoRedirects)
+    with opener.open(request, timeout=TIMEOUT_S) as answer:
         answer.read(1)
 
 
@@ -190,13 +202,15 @@ def _reason(error: Exception) -> str:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
         return f"no answer within {TIMEOUT_S:g} s"
+    if isinstance(cause, ssl.SSLError):  # its text may name the host
+        return f"TLS: {type(cause).__name__}"
     strerror = getattr(cause, "strerror", None)
     return str(strerror or type(cause).__name__)
 
 
 def _is_final(why: str) -> bool:
     """Whether the webhook says that it will never take the message; not that it is too busy."""
-    return why.startswith("HTTP 4") and why not in ("HTTP 408", "HTTP 429")
+    return why.startswith(("HTTP 3", "HTTP 4")) and why not in ("HTTP 408", "HTTP 429")
 
 
 def text_of(notice: Notice) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,14 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 
 from orchestrator.config import compose
 from orchestrator.errors import ConfigError
 from orchestrator.passwords import HIDDEN
+from orchestrator.runner.keeper_handle import environment
 from orchestrator.settings import NotifyConfig
 from orchestrator.store import Notice
 from orchestrator.worker import notifying
@@ -40,7 +43,7 @@ class FakeStore:
         self.asked.append((target, studies))
         return self
 
-    def take(self) -> list[Notice]:
+    def take(self, *, last: bool = False) -> list[Notice]:
         taken, self.left = self.left, []
         return taken
 
@@ -65,6 +68,13 @@ class Server:
                     outer.over.wait()
                     return
                 self.send_response(code)
+                if code == 302:
+                    self.send_header("Location", "/login")
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                outer.got.append(self.path)
+                self.send_response(200)
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
@@ -182,6 +192,20 @@ def test_one_that_refuses_for_good_is_not_asked_again(caplog: pytest.LogCaptureF
     assert "(HTTP 404)" in caplog.text
 
 
+def test_a_redirect_is_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(302) as server:
+        one = notifier(FakeStore(ENDED), server.hook)
+        one.look()
+        one.close()
+        assert len(server.got) == 1, "it is neither followed nor asked for again"
+    assert "(HTTP 302)" in caplog.text
+
+
+def test_no_reason_names_the_host() -> None:
+    error = ssl.SSLCertVerificationError(1, "certificate is not valid for 'chat.example.org'")
+    assert notifying._reason(URLError(error)) == "TLS: SSLCertVerificationError"
+
+
 def test_one_that_hangs_delays_neither_a_look_nor_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -226,10 +250,30 @@ def test_its_url_comes_from_the_environment_and_is_shown_nowhere(
     assert webhook(compose(command, []).host.notify) is None
 
 
-def test_it_is_neither_typed_nor_written_in_a_config() -> None:
+@pytest.mark.parametrize("command", ["launch", "worker"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "notify.url=URL",
+        "notify=URL",
+        "++notify.uri=URL",
+        "notify.url=URL,b",
+        "notify.url='${oc.env:NONE,URL}'",
+    ],
+)
+def test_it_is_neither_typed_nor_written_in_a_config(command: str, word: str) -> None:
     with pytest.raises(ConfigError, match=r"notify\.url: is a secret") as error:
-        compose("worker", [f"notify.url=https://chat.example.org/{SECRET}"])
+        compose(command, [word.replace("URL", f"https://chat.example.org/{SECRET}")])
     assert SECRET not in str(error.value)
+
+
+def test_trials_get_no_variable_that_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEAM_HOOK", f"https://chat.example.org/{SECRET}")
+    monkeypatch.setenv("OTHER", "kept")
+    compose("worker", ["notify.url=${oc.env:TEAM_HOOK}"])
+    given = environment()
+    assert "TEAM_HOOK" not in given
+    assert given["OTHER"] == "kept"
 
 
 def test_a_file_may_hold_it(tmp_path: Path) -> None:

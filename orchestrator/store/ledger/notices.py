@@ -61,11 +61,15 @@ class Notices:
         self._studies = studies
         self._seen: int | None = None
 
-    def take(self) -> list[Notice]:
+    def take(self, *, last: bool = False) -> list[Notice]:
         """What has happened since the first call, and that no other process has taken for the same
         target; the first call only notes where it begins.
 
-        What is taken is taken, even if it cannot be told then.
+        What is taken is taken, even if it cannot be told then. While another process takes, this
+        one leaves it to the next call.
+
+        Args:
+            last: there is no next call, so wait for the other one.
 
         Raises:
             StoreUnavailableError: the database does not answer; what the call may have taken is
@@ -76,7 +80,13 @@ class Notices:
                 (now,) = answers(c, _NOW)
                 self._seen = int(now.event_id)
                 return []
-            later(c, _ONE_AT_A_TIME)
+            target = {"target": self._target}
+            if last:
+                later(c, _ONE_AT_A_TIME, target)
+            else:
+                (turn,) = answers(c, _MY_TURN, target)
+                if not turn.mine:
+                    return []
             which = {
                 "seen": self._seen,
                 "target": self._target,
@@ -106,9 +116,11 @@ class Notices:
 
 
 _NOW = Statement("SELECT coalesce(max(e.event_id), 0) AS event_id FROM orchestrator.event e")
-# Two that ask at once would both find nothing noted yet: the second one waits, and its next
-# statement sees what the first one noted.
-_ONE_AT_A_TIME = Statement("SELECT pg_advisory_xact_lock(hashtext('orchestrator notices'))")
+# Two that ask at once would both find nothing noted yet. The second one looks again later: the
+# first may wait for a study that is being deleted.
+_TURN = "hashtext('orchestrator notices'), hashtext(CAST(:target AS text))"
+_MY_TURN = Statement(f"SELECT pg_try_advisory_xact_lock({_TURN}) AS mine")
+_ONE_AT_A_TIME = Statement(f"SELECT pg_advisory_xact_lock({_TURN})")
 _TAKE = Statement(
     f"""
     INSERT INTO orchestrator.event (study_id, kind, reason)

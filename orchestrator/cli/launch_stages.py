@@ -102,8 +102,11 @@ class _Chain:
                     self._say(stage_words.how_to_go_on(self._call, self._chain.name))
                     return code
                 last = ordinal + 1 == len(self._chain.stages)
-                self._way.begun.stages.settle(launched.study_id)
-                if last or not self._goes_on(ordinal):
+                goes_on = not last and self._goes_on(ordinal)
+                crash_step("stage-shown")
+                if last or goes_on or not self._asks:
+                    self._way.begun.stages.settle(launched.study_id)
+                if not goes_on:
                     return 0
                 found = self._next(ordinal)
                 if found is None:
@@ -261,18 +264,27 @@ class _Chain:
     # ------------------------------------------------------------------------------ between stages
 
     def _goes_on(self, ordinal: int) -> bool:
-        """Whether to begin the next stage, as the user wants to confirm it."""
+        """Whether to begin the next stage, as the user wants to confirm it.
+
+        Without a terminal to ask on, the same command again is the answer. One that is killed
+        before it has said how the stage ended, or that is told no, leaves that to the next one.
+        """
         after = self._chain.stages[ordinal + 1]
         if not self._confirm:
             return True
         self._say("\n".join(self._findings(ordinal)))
         self._say(f"next is stage {after.name}: {stage_words.intended(after.inherits)}")
-        if sys.stdin.isatty() and not self._call.json:
+        if self._asks:
             print(f"begin stage {after.name}? [y/n] ", end="", file=sys.stderr, flush=True)
             if sys.stdin.readline().strip().lower() in ("y", "yes"):
                 return True
         self._say(stage_words.how_to_go_on(self._call, self._chain.name))
         return False
+
+    @property
+    def _asks(self) -> bool:
+        """Whether the user is asked between stages."""
+        return self._confirm and sys.stdin.isatty() and not self._call.json
 
     def _findings(self, ordinal: int) -> Iterator[str]:
         """What the report of a stage says, in sentences."""

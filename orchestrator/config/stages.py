@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from orchestrator.config.overrides import Word
@@ -12,6 +12,7 @@ from orchestrator.config.space import Group, Space, flatten
 from orchestrator.config.words import hydra_word
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import Searched, leaf_paths, same_value, value_label
+from orchestrator.settings import SECTIONS_OF_STUDY
 from orchestrator.stages import BEST, NOTHING, Inherits, touches
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}")
@@ -48,7 +49,12 @@ class Declared:
             if node is None:
                 continue
             if not isinstance(node, Mapping):
-                raise ConfigError(f"{section}={value_label(node)}: {section} is a section")
+                schema = SECTIONS_OF_STUDY.get(section)
+                inside = "…" if schema is None else fields(schema)[0].name
+                raise ConfigError(
+                    f"{section}={value_label(node)}: {section} is a section; write a mapping: "
+                    f"{section}: {{{inside}: …}}"
+                )
             if section != "params":
                 for path in leaf_paths(node):
                     words.append(f"++{section}.{path}={hydra_word(_leaf(node, path))}")

@@ -42,9 +42,7 @@ that hold what is kept (`passwords.keep`).
 def environment() -> dict[str, str]:
     """This process's environment, as processes with user code have it."""
     env = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in SECRETS and not is_kept(value)
+        key: value for key, value in os.environ.items() if key not in SECRETS and not is_kept(value)
     }
     # Without this, torch.cuda.is_available(), which many modules call at import, initialises
     # CUDA, and the keeper could not be forked any more.

@@ -15,7 +15,8 @@ from orchestrator.store.connection.statement import Row, Statement
 class StageRow:
     """A stage that has begun: its study as Optuna calls it, and what it inherited.
 
-    `settled`: a launch found it at its end, and said how it stands.
+    `settled`: a launch found it at its end, has said how it stands and, where it asks on a
+    terminal, been told to go on.
     """
 
     ordinal: int

@@ -40,6 +40,8 @@ def test_a_chain_that_is_killed_between_its_stages_goes_on_where_it_was(
         names = optuna.get_all_study_names(str(commands.url))
         assert names == ["chain.coarse", "chain.fine"][:begun]
 
+    shown_only = Crashing(commands.url, commands.directory, at="stage-shown")
+    assert shown_only.run("launch", *CHAIN, "stages.confirm=true").returncode == -signal.SIGKILL
     asked = commands.check("launch", *CHAIN, "stages.confirm=true")
     assert "stage 2 of 3: fine" in asked
     assert "what stage fine found\n- " in asked

@@ -88,6 +88,8 @@ def test_a_stage_begins_once_however_many_ask_at_the_same_time(
     (x,) = stored.search
     assert (x.low, x.high) == pytest.approx((row.begun[1].inherited.search[0].low, x.high))
     assert store.reads.find("chain").study_id == made.study_id, "the newest stage"
+    with pytest.raises(ConfigError, match="is the stage second of chain, whose budget bounds"):
+        store.studies.launch(stored)
     assert store.doctor.examine("chain").findings == ()
     assert store.doctor.examine("chain").studies == 2
 

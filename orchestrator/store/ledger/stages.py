@@ -25,10 +25,11 @@ from orchestrator.store.connection.statement import (
     send,
 )
 from orchestrator.store.ledger.studies import (
+    DEADLINE,
     LOCK_NAME,
     Launched,
     Studies,
-    settings_of,
+    settings_changed,
 )
 from orchestrator.store.states import DELETING
 
@@ -243,7 +244,7 @@ def _changes(stored: Sequence[Mapping[str, Any]], chain: Chain, begun: int) -> t
         before = StudySpec.from_json(old["spec"])
         after = continued(new.spec, before)
         different = [change.difference for change in changes_of(before, after)]
-        changed = _settings_changed(before, after)
+        changed = settings_changed(before, after)
         if k < begun - 1 and different:
             raise ConfigError(
                 f"stages.{name}: this stage is over, and had a different "
@@ -258,15 +259,6 @@ def _changes(stored: Sequence[Mapping[str, Any]], chain: Chain, begun: int) -> t
     more = chain.stages[len(stored) :]
     remarks += [f"stage {len(stored) + k + 1}: none -> {s.name}" for k, s in enumerate(more)]
     return tuple(remarks)
-
-
-def _settings_changed(before: StudySpec, after: StudySpec) -> list[str]:
-    was, now = settings_of(before), settings_of(after)
-    return [
-        f"{key}: {was.get(key)} -> {now.get(key)}"
-        for key in sorted(was | now)
-        if was.get(key) != now.get(key)
-    ]
 
 
 def _refuse_deleted(row: Row, name: str) -> None:
@@ -316,19 +308,17 @@ _BEGUN = Statement(
     """
 )
 _IS_STUDY = Statement("SELECT p.study_id FROM studies p WHERE p.study_name = :name")
-# By the database's clock; each launch starts it again. NULL without `hours`.
-_DEADLINE = "clock_timestamp() + make_interval(secs => CAST(:hours AS double precision) * 3600)"
 _INSERT = Statement(
     f"""
     INSERT INTO orchestrator.chain (name, stages, deadline_at)
-    VALUES (:name, CAST(:stages AS json), {_DEADLINE})
+    VALUES (:name, CAST(:stages AS json), {DEADLINE})
     """
 )
 _DECLARE = Statement(
     f"""
     UPDATE orchestrator.chain
     SET stages = CAST(:stages AS json), state = 'ACTIVE', reason = NULL,
-        launched_at = clock_timestamp(), deadline_at = {_DEADLINE}
+        launched_at = clock_timestamp(), deadline_at = {DEADLINE}
     WHERE chain_id = :chain_id
     """
 )

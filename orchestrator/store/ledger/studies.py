@@ -80,14 +80,22 @@ class Studies:
             DifferentStudyError: a study of that name has a different identity (the message says
                 what differs), and `extend` is None or the study is of another revision by now.
             ConfigError: the study was not created by us, cannot be extended so, or its guaranteed
-                shares no longer fit into ``budget.trials``; or a chain has that name.
+                shares no longer fit into ``budget.trials``; a chain has that name, or it is a
+                stage's.
         """
         with self._database.transaction(statement_s=300, lock_s=60, idle_s=30) as c:
             later(c, LOCK_NAME, {"name": spec.name})
-            if answer(c, _IS_CHAIN, {"name": spec.name}) is not None:
+            held = answer(c, _OF_CHAIN, {"name": spec.name})
+            if held is not None and held.stage is None:
                 raise ConfigError(
                     f"study.name={spec.name}: the database has a chain of stages of this name; "
                     "choose another name: study.name=…"
+                )
+            if held is not None:
+                raise ConfigError(
+                    f"study.name={spec.name}: this study is the stage {held.stage} of "
+                    f"{held.chain}, whose budget bounds all its stages; launch them "
+                    f"(study.name={held.chain}), with stages.{held.stage}.KEY=… to change this one"
                 )
             return self.register(c, spec, extend, revision, priors, enqueued)
 
@@ -100,8 +108,8 @@ class Studies:
         priors: Sequence[Prior] = (),
         enqueued: Sequence[Enqueued] = (),
     ) -> Launched:
-        """What `launch` does once the name is known to be no chain's, in a transaction of the
-        caller's.
+        """What `launch` does once the name is known to be no chain's and no stage's, in a
+        transaction of the caller's.
 
         Raises:
             ConfigError: as `launch`.
@@ -214,14 +222,8 @@ class Studies:
             extended = (*extension.changes, *revisions.extend(c, study_id, old, extension))
         send(c, _UPDATE, _columns(study_id, new))
         send(c, _OPEN_SETTLED, {"study_id": study_id})
-        before, after = settings_of(old), settings_of(new)
         resumed = (f"study: {reason} -> active",) if state in ("PAUSED", "STOPPING") else ()
-        settings = tuple(
-            f"{key}: {before.get(key)} -> {after.get(key)}"
-            for key in sorted(before | after)
-            if before.get(key) != after.get(key)
-        )
-        return new, (*resumed, *extended, *settings)
+        return new, (*resumed, *extended, *settings_changed(old, new))
 
 
 def different(name: str, revision: int, found: Sequence[Change]) -> DifferentStudyError:
@@ -257,7 +259,16 @@ def _columns(study_id: int, spec: StudySpec) -> dict[str, Any]:
 
 LOCK_NAME = Statement(f"SELECT pg_advisory_xact_lock({0x6E616D65}, hashtext(:name))")  # "name"
 """Held by whoever makes a study or a chain, so that no two get the same name at once."""
-_IS_CHAIN = Statement("SELECT k.chain_id FROM orchestrator.chain k WHERE k.name = :name")
+_OF_CHAIN = Statement(
+    """
+    SELECT k.name AS chain, NULL AS stage FROM orchestrator.chain k WHERE k.name = :name
+    UNION ALL
+    SELECT k.name, g.name FROM orchestrator.chain k
+    JOIN orchestrator.stage g ON g.chain_id = k.chain_id
+    JOIN studies p ON p.study_id = g.study_id
+    WHERE p.study_name = :name
+    """
+)
 _LOCK = Statement(
     "SELECT s.spec FROM orchestrator.study s WHERE s.study_id = :study_id FOR NO KEY UPDATE"
 )
@@ -265,11 +276,11 @@ _STATE = Statement(
     "SELECT s.state, s.reason FROM orchestrator.study s WHERE s.study_id = :study_id"
 )
 # By the database's clock; each launch starts it again. NULL without `hours`.
-_DEADLINE = "clock_timestamp() + make_interval(secs => CAST(:hours AS double precision) * 3600)"
+DEADLINE = "clock_timestamp() + make_interval(secs => CAST(:hours AS double precision) * 3600)"
 _INSERT = Statement(
     f"""
     INSERT INTO orchestrator.study (study_id, name, spec, spec_hash, priority, deadline_at)
-    VALUES (:study_id, :name, CAST(:spec AS json), :spec_hash, :priority, {_DEADLINE})
+    VALUES (:study_id, :name, CAST(:spec AS json), :spec_hash, :priority, {DEADLINE})
     """
 )
 _UPDATE = Statement(
@@ -277,7 +288,7 @@ _UPDATE = Statement(
     UPDATE orchestrator.study
     SET name = :name, spec = CAST(:spec AS json), spec_hash = :spec_hash,
         revision = revision + 1, state = 'ACTIVE', reason = NULL, halt = false,
-        priority = :priority, launched_at = clock_timestamp(), deadline_at = {_DEADLINE}
+        priority = :priority, launched_at = clock_timestamp(), deadline_at = {DEADLINE}
     WHERE study_id = :study_id
     """
 )
@@ -329,7 +340,17 @@ _DELETE_ABANDONED = Statement(
 _MAY_NAME = Statement("SELECT has_table_privilege('study_system_attributes', 'INSERT') AS may")
 
 
-def settings_of(spec: StudySpec) -> dict[str, Any]:
+def settings_changed(old: StudySpec, new: StudySpec) -> list[str]:
+    """In words, what differs of that which may change between launches."""
+    was, now = _settings_of(old), _settings_of(new)
+    return [
+        f"{key}: {was.get(key)} -> {now.get(key)}"
+        for key in sorted(was | now)
+        if was.get(key) != now.get(key)
+    ]
+
+
+def _settings_of(spec: StudySpec) -> dict[str, Any]:
     """What may change between launches, flattened for the announcement."""
     data = spec.to_json()
     settings = {f"budget.{key}": value for key, value in data["budget"].items()}

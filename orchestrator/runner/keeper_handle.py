@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from orchestrator.runner.protocol.channel import Channel, Line, wait_readable
 from orchestrator.passwords import is_kept
+from orchestrator.runner.protocol.channel import Channel, Line, wait_readable
 from orchestrator.runner.protocol.contract import KeeperOptions
 from orchestrator.signals import held_back
 

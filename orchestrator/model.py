@@ -45,6 +45,8 @@ _NODE_INTERPOLATION = re.compile(r"\$\{(?!\s*[\w.]+:)")
 
 MOST_BELIEVED = 20_000
 """With more trials than this, no model says which is the best: to read them all takes long."""
+MOST_CELLS = 500
+"""A grid with more cells than this is not estimated whole: it would take minutes."""
 ASK_KEY = "orchestrator:ask"
 """The system attribute of a trial that holds all that is needed to suggest its parameters again."""
 

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import search
 from orchestrator.cli import screen
-from orchestrator.model import MOST_BELIEVED, StudySpec
+from orchestrator.model import MOST_BELIEVED, MOST_CELLS, StudySpec
 
 if TYPE_CHECKING:
     from orchestrator.search import CellEstimate, Leader, Leaders
     from orchestrator.store import Progress, Reading, TrialRow
 
-MOST_CELLS = 500
-"""With more cells than this, cells are not estimated: it would take minutes."""
 _FEWEST_TRIALS = 3  # with fewer, the model says nothing
 _MOST_TIED = 5
 

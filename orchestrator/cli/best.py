@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
-from orchestrator.cli import beliefs, probes, provenance, screen, stage_words
+from orchestrator.cli import probes, provenance, screen, stage_words
 from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
 from orchestrator.cli.named import study_of
 from orchestrator.cli.warm_start import Weighed
 from orchestrator.config import trial_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
-from orchestrator.model import Axis, StudySpec, value_label
+from orchestrator.model import MOST_CELLS, Axis, StudySpec, value_label
 from orchestrator.store import is_ended_early
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _read(call: Call, wanted: int | None, *, observed: bool) -> _Found:
     with call.reading() as store:
         row = _newest_with_results(call, store)
         spec = store.reads.spec(row.study_id)
-        most = None if call.json else beliefs.MOST_CELLS
+        most = None if call.json else MOST_CELLS
         progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=most)
         believed = Beliefs.of(store, spec, progress, observed=observed)
         if wanted is not None:

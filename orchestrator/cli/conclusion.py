@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from orchestrator.cli import beliefs, hints, probes, provenance, screen
+from orchestrator.cli import hints, probes, provenance, screen
 from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
 from orchestrator.cli.failures import Failures
 from orchestrator.errors import OrchestratorError, StoreUnavailableError, StudyFailedError
-from orchestrator.model import StudySpec, count_label
+from orchestrator.model import MOST_CELLS, StudySpec, count_label
 from orchestrator.store import is_braked
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _show(
 
 def _read(call: Call, store: Reading, row: StudyRow, failures: Failures) -> _Standing:
     spec = store.reads.spec(row.study_id)
-    most = None if call.json else beliefs.MOST_CELLS
+    most = None if call.json else MOST_CELLS
     maximize = spec.directions[0] == "maximize"
     progress = store.reads.progress(row, maximize=maximize, most=most)
     failures.read()

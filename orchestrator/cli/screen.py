@@ -333,10 +333,11 @@ def _belief(estimate: CellEstimate | None) -> tuple[str, str]:
 
 
 def cell_comments(spec: StudySpec, cells: Sequence[CellRow], estimates: Estimates) -> str:
-    """The cells as YAML comments, those most likely to be the best first."""
+    """The cells as YAML comments, those of the best estimates first."""
+    maximize = spec.directions[0] == "maximize"
     rows = sorted(
         zip(cells, estimates, strict=True),
-        key=lambda row: -(row[1].probability_best if row[1] else -1.0),
+        key=lambda row: (row[1] is None, row[1].rank(maximize=maximize) if row[1] else ()),
     )
     lines = [
         (

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 from orchestrator import search
 from orchestrator.errors import ConfigError
-from orchestrator.model import MOST_BELIEVED, count_label, value_label
+from orchestrator.model import MOST_BELIEVED, MOST_CELLS, count_label, value_label
 from orchestrator.program import label
 from orchestrator.report.pictures.scales import of_time
-from orchestrator.report.subject import MOST_CELLS, Subject, moment
+from orchestrator.report.subject import Subject, moment
 
 _MOST_VALUES = 12
 
@@ -73,9 +73,15 @@ def left_out(subject: Subject) -> list[str]:
     elif spec.n_cells > MOST_CELLS:
         lines.append(
             f"The grid has {spec.n_cells:,} cells. With more than {MOST_CELLS} the model "
-            f"estimates none, and only the {len(subject.cells):,} best ones are looked at one by "
-            "one."
+            f"estimates only the {len(subject.compared.cells):,} that are compared, and only the "
+            f"{len(subject.cells):,} best ones are looked at one by one."
         )
+    for axis in spec.grid:
+        if count := subject.compared.left_out.get(axis.path):
+            lines.append(
+                f"Of the {len(axis.values):,} values of {value_label(axis.path)} {count:,} "
+                f"{'is' if count == 1 else 'are'} not compared; those of the best cells are."
+            )
     if len(subject.news) > MOST_BELIEVED:
         lines.append(f"With more than {MOST_BELIEVED:,} trials, no model is fitted.")
     if subject.sliced is not None and subject.sliced.why_not:

@@ -27,7 +27,7 @@ def about_cells(
 ) -> list[Statement]:
     """Of the cells that have estimates."""
     cells = compared.cells
-    leader = max(science.cells, key=lambda c: (c.probability_best, -c.place))
+    leader = next(c for c in science.cells if c.place == science.leader)
     found = [_leader(spec, science, leader, cells[leader.place])]
     rivals = [
         c
@@ -70,10 +70,11 @@ def _leader(
             numbers,
             evidence,
         )
-    sure = leader.probability_best >= SURE and trusted(science)
+    sure = leader.probability_best >= SURE and trusted(science) and leader.useful > 0
+    is_best = "is the best" if leader.useful else "has no trial, and is predicted to be the best"
     return Statement(
         "cell",
-        f"The cell {named_cell(values)} is the best of {len(science.cells)} with P "
+        f"The cell {named_cell(values)} {is_best} of {len(science.cells)} with P "
         f"{probability(leader.probability_best)}: its `{spec.metrics[0]}` can reach about {reach}",
         "finding" if sure else "open",
         numbers,
@@ -108,14 +109,21 @@ def _rival(
 
 def _left_out(science: Science, compared: Compared, progress: Progress) -> list[Statement]:
     if compared.about:
+        some = [f"{count:,} values of `{path}`" for path, count in compared.left_out.items()]
+        without = f", without {listed(some)}" if some else ""
         return [
             Statement(
                 "cannot-say",
                 f"Of {progress.n_cells:,} cells only {len(science.cells)} are compared: "
                 f"{count_label(compared.about, 'cell')} with the best values, and those that "
-                "differ from one of them in one axis. What the axes do elsewhere is not said",
+                f"differ from one of them in one axis{without}. What the axes do elsewhere is not "
+                "said",
                 "note",
-                {"cells": progress.n_cells, "compared": len(science.cells)},
+                {
+                    "cells": progress.n_cells,
+                    "compared": len(science.cells),
+                    "values_left_out": dict(compared.left_out),
+                },
                 "to compare all would take minutes; many have no trial",
             )
         ]

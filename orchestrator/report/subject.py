@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import search
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import MOST_BELIEVED, Budget, Prior, StudySpec, TrialNews
+from orchestrator.model import MOST_BELIEVED, MOST_CELLS, Budget, Prior, StudySpec, TrialNews
 from orchestrator.report.compared import Compared
 from orchestrator.report.statements import Statement, statements
 from orchestrator.report.winner import complete, pareto
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from orchestrator.search import CellEstimate, Leaders, Science, Search, Slices
     from orchestrator.store import ChainRow, PlainStudy, ProbeRow, Reading, RevisionRow
 
-MOST_CELLS = 500
-"""Of more cells only the best are read, and none is estimated: it would take minutes."""
 _FEWEST_TRIALS = 3  # with fewer, the model says nothing
 _PLAIN = "made by plain Optuna"
 
@@ -95,10 +94,21 @@ class Subject:
 
     @cached_property
     def estimates(self) -> list[CellEstimate | None]:
-        """Of each of `cells`."""
-        if not self.believed or self.spec.n_cells > MOST_CELLS:
+        """Of each of `cells`; of a large grid those that are compared, others have none."""
+        if not self.believed:
             return [None] * len(self.cells)
-        return self.search.summary([cell.values for cell in self.cells])
+        if self.spec.n_cells <= MOST_CELLS:
+            return self.search.summary([cell.values for cell in self.cells])
+        known = {}
+        for one in self.science.cells if self.science else ():
+            values = self.compared.cells[one.place]
+            known[json.dumps(values, sort_keys=True)] = one.belief
+        return [known.get(json.dumps(cell.values, sort_keys=True)) for cell in self.cells]
+
+    @cached_property
+    def compared(self) -> Compared:
+        """The cells that are compared with each other."""
+        return Compared.of(self.spec, self.progress)
 
     @cached_property
     def leaders(self) -> Leaders | None:
@@ -139,7 +149,7 @@ class Subject:
         """What the trials say about axes and parameters."""
         if not self.believed:
             return None
-        return Compared.of(self.spec, self.progress).science(self.search)
+        return self.compared.science(self.search)
 
     @property
     def believed(self) -> bool:

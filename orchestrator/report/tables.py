@@ -78,7 +78,8 @@ def _cells(subject: Subject) -> Table | None:
     rows = sorted(
         zip((*subject.cells, *subject.removed), estimates, strict=True),
         key=lambda row: (
-            -(row[1].probability_best if row[1] else -1.0),
+            row[1] is None,
+            row[1].rank(maximize=subject.maximize) if row[1] else (),
             row[0].ordinal >= subject.spec.n_cells,
             row[0].best is None,
             (-1.0 if subject.maximize else 1.0) * (row[0].best or 0.0),

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
+from orchestrator.report.about import left_out
 from orchestrator.report.axes import about_axes
 from orchestrator.report.compared import Compared
 from orchestrator.report.statements import Statement, statements
+from orchestrator.report.subject import Subject
 from orchestrator.report.words import between, decimals, rounded, up
 from orchestrator.search import Search
 from orchestrator.settings import sampler_settings
@@ -331,13 +333,14 @@ def test_cells_without_a_complete_trial_are_left_out_by_name() -> None:
 def test_of_a_large_grid_the_best_cells_and_their_neighbours_are_compared() -> None:
     axes = tuple(Axis(f"a{i}", tuple(range(5))) for i in range(5))
     spec = replace(SPEC, grid=axes)
-    rng, rows, search, cells = np.random.default_rng(0), [], Search(spec), []
+    rng, rows, search, cells, news = np.random.default_rng(0), [], Search(spec), [], {}
     for number in range(60):
         values = {axis.path: int(rng.integers(5)) for axis in axes}
         ordinal = int("".join(str(values[axis.path]) for axis in axes), 5)
         asked = search.ask(values, ticket=number, retry=0)
         loss = 0.1 * values["a0"] + (asked.values["x"] - 0.3) ** 2
-        search.feed([TrialNews(number, "COMPLETE", asked.params, (loss,), cell=ordinal)])
+        news[number] = TrialNews(number, "COMPLETE", asked.params, (loss,), cell=ordinal)
+        search.feed([news[number]])
         rows.append(
             TrialRow(number, "COMPLETE", ordinal, dict(asked.values), (loss,), 1, None, None, 1.0)
         )
@@ -348,6 +351,14 @@ def test_of_a_large_grid_the_best_cells_and_their_neighbours_are_compared() -> N
     (cannot,) = of_kind(found, "cannot-say")
     assert "Of 3,125 cells only" in cannot.text
     assert any(s.text.startswith("`a0=") for s in of_kind(found, "contrast"))
+    # and the table says the same of them
+    subject = Subject(spec, where, search, rows, news, ())
+    assert any(subject.estimates)
+    leader = next(s for s in of_kind(found, "cell") if "probability_best" in s.numbers)
+    assert "has no trial, and is predicted to be the best of" in leader.text
+    share = sum(e.probability_best for e in subject.estimates if e)
+    assert 0.0 < share < 1.0 - float(str(leader.numbers["probability_best"]))
+    assert "estimates only the" in " ".join(left_out(subject))
 
 
 def test_every_statement_is_json_and_has_evidence() -> None:
@@ -356,3 +367,44 @@ def test_every_statement_is_json_and_has_evidence() -> None:
             assert statement.evidence
             assert json.loads(json.dumps(dict(statement.numbers), allow_nan=False)) is not None
             assert "--" not in statement.text
+
+
+# --------------------------------------------------------------------------------- which cells
+
+
+def tried(*ordinals: int) -> list[TrialRow]:
+    return [
+        TrialRow(n, "COMPLETE", cell, {}, (float(n),), 1, None, None, 1.0)
+        for n, cell in enumerate(ordinals)
+    ]
+
+
+def test_cells_of_a_large_grid_are_compared_once_each() -> None:
+    spec = replace(SPEC, grid=tuple(Axis(path, tuple(range(25))) for path in "ab"))
+    compared = Compared.of(spec, progress(spec, tried(5, 50, 300)))
+    assert compared.about == 3
+    labels = [json.dumps(cell) for cell in compared.cells]
+    assert len(labels) == len(set(labels)) == 49 + 47 + 23
+    assert not compared.left_out
+
+
+def test_a_long_axis_leaves_room_for_the_others() -> None:
+    spec = replace(SPEC, grid=(Axis("long", tuple(range(1000))), Axis("net", ("x", "y", "z"))))
+    compared = Compared.of(spec, progress(spec, tried(2_999, 2_000)))
+    assert {cell["net"] for cell in compared.cells} == {"x", "y", "z"}
+    of_long = {cell["long"] for cell in compared.cells}
+    assert {999, 666} <= of_long
+    assert compared.left_out == {"long": 1000 - len(of_long)}
+    assert len(compared.cells) <= 500
+    two = replace(spec, grid=(spec.grid[0], Axis("other", tuple(range(400)))))
+    compared = Compared.of(two, progress(two, tried(399_999)))
+    assert set(compared.left_out) == {"long", "other"}
+    assert len({cell["other"] for cell in compared.cells}) > 200
+
+
+def test_cells_taken_from_a_large_grid_are_not_compared() -> None:
+    spec = replace(SPEC, grid=tuple(Axis(path, tuple(range(25))) for path in "ab"))
+    where = progress(spec, tried(5, 50))
+    gone = replace(where.cells[5], ordinal=625, values={"a": 99, "b": 0}, best=-1.0)
+    compared = Compared.of(spec, replace(where, cells=(*where.cells, gone)))
+    assert all(cell["a"] != 99 for cell in compared.cells)

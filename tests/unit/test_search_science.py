@@ -365,3 +365,46 @@ def test_places_on_axes_are_found_for_values_of_any_kind() -> None:
     cells = [{"a": v, "b": w} for v, w in itertools.product(values, [[1], [2]])]
     grid = grid_of([("a", values), ("b", [[1], [2]])], cells, same_value)
     assert grid.codes.tolist() == [[i, j] for i in range(4) for j in range(2)]
+
+
+# ------------------------------------------------------------------------------ the leading cell
+
+
+def test_cells_that_reach_the_limit_of_a_metric_share_being_the_best() -> None:
+    spec = replace(
+        SPEC,
+        directions=("maximize",),
+        grid=(Axis("batch", (16, 32, 64)),),
+        bounds=((0.0, 1.0),),
+    )
+    search = played(lambda v: min(0.05 * (np.log10(v["lr"]) + 2.0) ** 2 - 1.02, -1.0), spec)
+    found = said(search, spec)
+    first, second, third = (cell.probability_best for cell in found.cells)
+    assert first == pytest.approx(second, abs=0.1) == pytest.approx(third, abs=0.1)
+    assert first + second + third == pytest.approx(1.0)
+    for cell, estimate in zip(found.cells, search.summary(list(spec.cells())), strict=True):
+        assert estimate is not None
+        assert cell.belief == replace(estimate, trial=None, value=None)
+    assert [v.probability_best for v in found.axes[0].values] == pytest.approx(
+        [first, second, third]
+    )
+
+
+def test_the_leading_cell_is_that_of_the_best_estimate() -> None:
+    spec = replace(
+        SPEC,
+        seed=1,
+        grid=(Axis("net", ("a", "b", "c", "d")),),
+        search=(Searched("x", "float", -1.0, 1.0), Searched("y", "float", -1.0, 1.0)),
+    )
+    search, rng, cells = Search(spec), np.random.default_rng(1), list(spec.cells())
+    for number, cell in enumerate(rng.permutation([0] * 30 + [1] * 3 + [2] * 3 + [3] * 3)):
+        asked = search.ask(cells[cell], ticket=number, retry=0)
+        value = (asked.values["x"] - 0.3 * cell) ** 2 + (asked.values["y"] + 0.2 * cell) ** 2
+        value += 0.02 * rng.standard_normal()
+        search.feed([TrialNews(number, "COMPLETE", asked.params, (float(value),), cell=int(cell))])
+    found = said(search, spec)
+    leader = min(found.cells, key=lambda c: c.estimate)
+    assert found.leader == leader.place
+    assert max(found.cells, key=lambda c: c.probability_best) != leader
+    assert max(c.probability_better for c in found.cells) == leader.probability_better == 0.5

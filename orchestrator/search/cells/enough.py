@@ -31,7 +31,7 @@ from orchestrator.search.cells.allocation import (
     least_loss,
 )
 from orchestrator.search.cells.model import N_STARTUP, CellModel, places
-from orchestrator.search.cells.summary import Beliefs
+from orchestrator.search.cells.summary import Beliefs, shared
 from orchestrator.search.gp.process import BELIEVING, Posterior
 from orchestrator.search.gp.surrogate import Fits
 from orchestrator.search.trials.history import Array, History
@@ -168,9 +168,11 @@ class Enough:
                 believed = Beliefs.given(model, history.first(n), values, self.seed, fits=fits)
                 if believed is None:
                     return {}
-                place = int(believed.shares.argmax())
+                losses = believed.losses(maximize=self.maximize, limits=self.limits)
+                shares = shared(losses)
+                place = int(shares.argmax())
                 cell = likely[int(believed.useful[place])]
-                self._best[n] = cell, float(believed.shares[place])
+                self._best[n] = cell, float(shares[place])
         first, last = (self._best[n] for n in checks)
         if first[0] != last[0] or min(first[1], last[1]) < (self.settings.p or 0.0):
             return {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.model import JSONValue, Limits, clipped
+from orchestrator.model import JSONValue, Limits
 from orchestrator.search.cells.configurations import INTERVAL, Configurations
 from orchestrator.search.cells.model import CellModel, Cells, places
 from orchestrator.search.cells.optima import Optima
@@ -33,7 +33,8 @@ class CellEstimate:
     believes.
 
     `estimate` is the median, `low` to `high` hold nine tenths of the belief; `probability_best` is
-    that of no other cell reaching a better value. True means without noise: a single lucky trial
+    that of no other cell reaching a better value, shared equally by cells that reach the same one,
+    as at a limit of the metric. True means without noise: a single lucky trial
     may look better than `low` to `high`. `trial` is the number of the cell's trial that is believed
     to be its best, and `value` what it observed; None with fewer than ten complete trials of the
     study.
@@ -45,6 +46,12 @@ class CellEstimate:
     probability_best: float
     trial: int | None = None
     value: float | None = None
+
+    def rank(self, *, maximize: bool) -> tuple[float, float]:
+        """The least is the leading cell: by its estimate, of equal ones by its probability. The
+        likeliest to be the best may be one of which little is known, and worse than another.
+        """
+        return -self.estimate if maximize else self.estimate, -self.probability_best
 
 
 @dataclass(frozen=True)
@@ -113,12 +120,28 @@ class Beliefs:
         result: Array = self.drawn.min(axis=2)
         return result
 
-    @property
-    def shares(self) -> Array:
-        """The probability of each cell that no other one reaches a better value."""
-        lows = self.lows
-        result: Array = np.bincount(lows.argmin(axis=1), minlength=len(self.useful)) / len(lows)
+    def losses(
+        self, lows: Array | None = None, *, maximize: bool, limits: Limits = (None, None)
+    ) -> Array:
+        """`lows`, or others in the model's units, as losses in the objective's units (its negative
+        if it is maximised) that no limit of the objective is exceeded by.
+        """
+        sign = -1.0 if maximize else 1.0
+        own = sign * self.surrogate.scale.original(self.lows if lows is None else lows)
+        low, high = limits
+        result: Array = sign * np.clip(
+            own, -np.inf if low is None else low, np.inf if high is None else high
+        )
         return result
+
+
+def shared(losses: Array) -> Array:
+    """For each column the probability that no other one is lower, by draws of shape (draws,
+    columns). Those that are equally low share a draw, so that they sum to 1.
+    """
+    least = losses == losses.min(axis=1, keepdims=True)
+    result: Array = (least / least.sum(axis=1, keepdims=True)).mean(axis=0)
+    return result
 
 
 def summarise(
@@ -140,13 +163,12 @@ def summarise(
     estimates: list[CellEstimate | None] = [None] * n_cells
     if believed is None:
         return estimates
-    lows, shares = believed.lows, believed.shares
+    losses = believed.losses(maximize=maximize, limits=limits)
+    shares = shared(losses)
     leading = _leading(tried, believed.state)
-    quantiles = believed.surrogate.scale.original(np.quantile(lows, INTERVAL, axis=0))
-    if maximize:
-        quantiles = -quantiles[::-1]
+    quantiles = np.quantile(-losses if maximize else losses, INTERVAL, axis=0)
     for i, cell in enumerate(believed.useful):
-        low, middle, high = (clipped(float(q), limits) for q in quantiles[:, i])
+        low, middle, high = quantiles[:, i].tolist()
         estimate = CellEstimate(middle, low, high, float(shares[i]))
         if (trial := leading[cell]) is not None:
             number, loss = trial

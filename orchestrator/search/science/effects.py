@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.model import JSONValue
+from orchestrator.search.cells.summary import shared
 from orchestrator.search.science.results import AxisEffect, Contrast, Interaction, ValueEffect
 from orchestrator.search.trials.history import Array
 
@@ -89,7 +90,7 @@ def _effect(grid: Grid, axis: int, losses: Array, again: Array, sign: float) -> 
         largest = _largest(
             *(np.ptp(drawn[:, table[whole]].mean(axis=1), axis=1) for drawn in (losses, again))
         )
-        shares = np.bincount(means.argmin(axis=1), minlength=len(named)) / len(means)
+        shares = shared(means)
         values = tuple(
             _value(value, sign * means[:, i], float(shares[i])) for i, value in enumerate(named)
         )

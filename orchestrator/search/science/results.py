@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.model import JSONValue
+from orchestrator.search.cells.summary import CellEstimate
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ class CellKnowledge:
     """How well the optimum of a cell is known.
 
     `estimate`, `low`, `high`, `probability_best` as `CellEstimate`. `useful` of its trials are
-    complete and feasible. `probability_better` is that of being better than the leading cell, the
-    likeliest to be the best (0.5 for itself), `more` about how many more trials each cell would
+    complete and feasible. `probability_better` is that of being better than the leading cell (0.5
+    for itself), `more` about how many more trials each cell would
     need until it is decided which of the two is better, or that they do not differ by more than
     the margin; as in `Contrast`.
     """
@@ -109,6 +110,11 @@ class CellKnowledge:
     probability_best: float
     probability_better: float
     more: int | None
+
+    @property
+    def belief(self) -> CellEstimate:
+        """The same as in a summary."""
+        return CellEstimate(self.estimate, self.low, self.high, self.probability_best)
 
 
 @dataclass(frozen=True)
@@ -161,9 +167,10 @@ class Science:
     `margin` is what counts as no difference, by `margin_rule`; `noise` the standard deviation from
     seed to seed, None where there is none; `predictability` the share of the variance of a trial's
     value that is predicted from its parameters by the other trials. Cells are named by their place
-    in those asked about. `deviations`: so many times as wide as the model's own are all intervals
-    of optima. `parameters` are the axes and the searched parameters that vary; with fewer complete
-    trials than `needed` the model is not to be trusted (see `study.FEWEST`).
+    in those asked about; `leader` is the one with the best estimate. `deviations`: so many times as
+    wide as the model's own are all intervals of optima. `parameters` are the axes and the searched
+    parameters that vary; with fewer complete trials than `needed` the model is not to be trusted
+    (see `study.FEWEST`).
     """
 
     trials: int
@@ -176,6 +183,7 @@ class Science:
     predictability: float
     deviations: float
     cells: tuple[CellKnowledge, ...]
+    leader: int
     axes: tuple[AxisEffect, ...]
     interactions: tuple[Interaction, ...]
     importances: tuple[Importance, ...]

@@ -94,9 +94,8 @@ def _best_first(
     def rank(place: int) -> tuple[float, ...]:
         estimate = estimates[place]
         if estimate is None:
-            return 1.0, 0.0, float(cells.best[place])
-        loss = -estimate.estimate if maximize else estimate.estimate
-        return 0.0, -estimate.probability_best, loss
+            return 1.0, float(cells.best[place])
+        return 0.0, *estimate.rank(maximize=maximize)
 
     return sorted(np.flatnonzero(cells.useful).tolist(), key=rank)
 

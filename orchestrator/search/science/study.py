@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator.model import Axis, JSONValue, Limits, same_value
 from orchestrator.search.cells.configurations import Configurations
 from orchestrator.search.cells.model import CellModel
-from orchestrator.search.cells.summary import REPORTED, Beliefs
+from orchestrator.search.cells.summary import REPORTED, Beliefs, shared
 from orchestrator.search.gp.process import Posterior
 from orchestrator.search.science.edges import edges
 from orchestrator.search.science.effects import Grid, effects, grid_of, interactions, projected
@@ -55,13 +55,9 @@ def analyse(
     """
     rng = np.random.default_rng([seed, 4])
     sign = -1.0 if maximize else 1.0
-    low, high = (-np.inf if limits[0] is None else limits[0], limits[1])
-    high = np.inf if high is None else high
 
     def losses_of(lows: Array) -> Array:
-        values = np.clip(sign * believed.surrogate.scale.original(lows), low, high)
-        result: Array = sign * values
-        return result
+        return believed.losses(lows, maximize=maximize, limits=limits)
 
     losses = losses_of(believed.lows)
     useful = [int(place) for place in believed.useful]
@@ -72,7 +68,8 @@ def analyse(
     state, surrogate = believed.state.only(believed.useful), believed.surrogate
     again = losses_of(lowest(surrogate, model.searched, state.points, state.fixed, rng))
     found = effects(axes, losses, again, sign)
-    leader = int(np.bincount(losses.argmin(axis=1), minlength=len(useful)).argmax())
+    shares = shared(losses)
+    leader = int(np.lexsort((-shares, np.median(losses, axis=0)))[0])  # as `CellEstimate.rank`
     questions = [_weights(axes, effect) for effect in found]
     against = np.eye(len(useful))[leader] - np.eye(len(useful))
     more = more_trials(
@@ -101,7 +98,8 @@ def analyse(
         noise=None if tried.noise is None else tried.noise.std,
         predictability=_predictability(tried),
         deviations=REPORTED,
-        cells=_cells(losses, sign, leader, useful, believed, more),
+        cells=_cells(losses, shares, sign, leader, useful, believed, more),
+        leader=useful[leader],
         axes=tuple(done),
         interactions=tuple(interactions(axes, losses, again)),
         importances=tuple(
@@ -141,6 +139,7 @@ def _weights(axes: Grid, effect: AxisEffect) -> Array:
 
 def _cells(
     losses: Array,
+    shares: Array,
     sign: float,
     leader: int,
     places: Sequence[int],
@@ -148,7 +147,6 @@ def _cells(
     more: Sequence[int | None],
 ) -> tuple[CellKnowledge, ...]:
     quantiles = np.quantile(sign * losses, _INTERVAL, axis=0)
-    shares = np.bincount(losses.argmin(axis=1), minlength=len(places)) / len(losses)
     ahead = losses < losses[:, leader : leader + 1]
     level = losses == losses[:, leader : leader + 1]
     better = ahead.mean(axis=0) + 0.5 * level.mean(axis=0)

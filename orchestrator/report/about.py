@@ -66,9 +66,9 @@ def left_out(subject: Subject) -> list[str]:
     """What the report cannot say of this study, and why; a sentence each."""
     spec = subject.spec
     lines = []
-    if not spec.grid:
+    if not spec.grid and not subject.plain:
         lines.append("The study has no grid, so there are no cells to compare.")
-    elif spec.n_cells == 1:
+    elif spec.grid and spec.n_cells == 1:
         lines.append("The grid has one cell, so there are no cells to compare.")
     elif spec.n_cells > MOST_CELLS:
         lines.append(

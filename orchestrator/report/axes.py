@@ -4,18 +4,20 @@ another axis, and where the trials cannot tell.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.model import JSONValue, StudySpec, count_label, same_value
+from orchestrator.model import JSONValue, StudySpec, count_label
+from orchestrator.report.advice import more_trials
 from orchestrator.report.compared import Compared
-from orchestrator.report.statement import Statement
+from orchestrator.report.statement import SURE, Statement
 from orchestrator.report.words import (
     between,
     capital,
     decimals,
     listed,
+    probability,
     rounded,
     setting,
     short,
@@ -25,99 +27,22 @@ from orchestrator.report.words import (
 
 if TYPE_CHECKING:
     from orchestrator.search import AxisEffect, Contrast, Interaction, Science
+    from orchestrator.store import Progress
 
-SURE = 0.95
-"""A value beats another one if it is better with this probability."""
 _AT_THE_END = 0.9
-_MOST_CONTRASTS = 6
+_MOST_NAMED = 3
+"""Of more values than this, only the nearest one is told with its numbers."""
 
 
-def about_axes(spec: StudySpec, science: Science, compared: Compared) -> list[Statement]:
+def about_axes(
+    spec: StudySpec, science: Science, compared: Compared, progress: Progress
+) -> list[Statement]:
     """Of every axis with at least two values among the cells that have estimates."""
     found = []
     for axis in science.axes:
-        found += list(_about(spec, science, axis, compared))
+        found += list(_about(spec, science, axis, compared, progress))
     found += _about_interactions(science, compared)
     return found
-
-
-def _about(
-    spec: StudySpec, science: Science, axis: AxisEffect, compared: Compared
-) -> Iterator[Statement]:
-    evidence = _evidence(science, axis.contexts, axis.all_contexts, compared)
-    if trusted(science) and axis.largest is not None and axis.largest <= science.margin:
-        yield Statement(
-            "no-difference",
-            f"`{axis.path}` makes no difference within {short(up(axis.largest))}",
-            "finding",
-            {"axis": axis.path, "largest": axis.largest, "margin": science.margin},
-            f"{evidence}; a difference below {short(science.margin)} counts as none: that is "
-            f"{science.margin_rule}",
-        )
-        return
-    for contrast in _told(axis):
-        yield _contrast(science, axis.path, contrast, compared)
-    yield from _end(spec, science, axis)
-
-
-def _told(axis: AxisEffect) -> list[Contrast]:
-    """The contrasts of the best value with the others, nearest first."""
-    best = _best(axis)
-    mine = [c for c in axis.contrasts if any(same_value(v, best) for v in (c.better, c.worse))]
-    return sorted(mine, key=lambda c: c.difference)[:_MOST_CONTRASTS]
-
-
-def _best(axis: AxisEffect) -> JSONValue:
-    if axis.values:
-        return max(axis.values, key=lambda v: v.probability_best).value
-    wins = [c.better for c in axis.contrasts]
-    return max(wins, key=lambda v: sum(same_value(v, other) for other in wins))
-
-
-def _contrast(science: Science, path: str, contrast: Contrast, compared: Compared) -> Statement:
-    numbers: dict[str, JSONValue] = {"axis": path, **asdict(contrast), "margin": science.margin}
-    evidence = _evidence(science, contrast.contexts, contrast.contexts, compared)
-    one, other = setting(path, contrast.better), value(contrast.worse)
-    places = decimals((contrast.high - contrast.low) / 2.0)
-    by = rounded(contrast.difference, places)
-    margin = (
-        f"{evidence}; a difference below {short(science.margin)} counts as none: that is "
-        f"{science.margin_rule}"
-    )
-    small = contrast.largest <= science.margin
-    if trusted(science) and contrast.probability >= SURE:
-        return Statement(
-            "contrast",
-            f"{one} beats {other} by {by} ({between(contrast.low, contrast.high, places)}), "
-            f"P {probability(contrast.probability)}{'; that is next to nothing' if small else ''}",
-            "finding",
-            numbers,
-            margin if small else evidence,
-        )
-    if trusted(science) and small:
-        return Statement(
-            "no-difference",
-            f"{one} and {other} make no difference within {short(up(contrast.largest))}",
-            "finding",
-            numbers,
-            margin,
-        )
-    behind = rounded(max(-contrast.low, 0.0), places)
-    return Statement(
-        "undecided",
-        f"{one} or {other}: not enough to say. {one} is ahead by {by} (90 %: {behind} behind to "
-        f"{rounded(contrast.high, places)} ahead), P {probability(contrast.probability)}; "
-        f"{_more(science, contrast.more)}",
-        "open",
-        numbers,
-        evidence,
-        _budget(science, contrast.more, len(science.cells)),
-    )
-
-
-def probability(p: float) -> str:
-    """A probability after ``P``: ``= 0.97``, ``> 0.999``."""
-    return "> 0.999" if p > 0.999 else f"= {p:.2f}" if p < 0.995 else f"= {p:.3f}"
 
 
 def trusted(science: Science) -> bool:
@@ -127,23 +52,180 @@ def trusted(science: Science) -> bool:
     return science.complete >= science.needed
 
 
-def _more(science: Science, more: int | None) -> str:
-    if not trusted(science):
-        return (
-            f"{science.complete} complete trials are too few for {science.parameters} parameters, "
-            f"at least {science.needed} are needed"
+def _about(
+    spec: StudySpec, science: Science, axis: AxisEffect, compared: Compared, progress: Progress
+) -> Iterator[Statement]:
+    evidence = _evidence(science, axis.contexts, axis.all_contexts, compared)
+    if trusted(science) and axis.largest is not None and axis.largest <= science.margin:
+        yield Statement(
+            "no-difference",
+            f"`{axis.path}` makes no difference within {short(up(axis.largest))}",
+            "finding",
+            {"axis": axis.path, "largest": axis.largest, "margin": science.margin},
+            f"{evidence}; {_margin(science)}",
         )
-    if more is None:
-        return "more than 50 further trials in each cell would be needed to decide"
-    return f"about {count_label(more, 'more trial')} in each cell would decide"
+        return
+    groups: dict[tuple[str, bool, str], list[Contrast]] = {}
+    for contrast in _told(axis):
+        sure, small = contrast.probability >= SURE, contrast.largest <= science.margin
+        kind = (
+            "undecided"
+            if not trusted(science) or not (sure or small)
+            else "contrast"
+            if sure
+            else "no-difference"
+        )
+        flag = sure if kind == "undecided" else small
+        groups.setdefault((kind, flag, value(contrast.better)), []).append(contrast)
+    for (kind, flag, _), contrasts in groups.items():
+        about = _Together(science, axis.path, contrasts, compared)
+        if kind == "contrast":
+            yield about.beats(small=flag)
+        elif kind == "no-difference":
+            yield about.alike()
+        else:
+            yield about.undecided(spec, progress, sure=flag)
+    yield from _end(spec, science, axis)
 
 
-def _budget(science: Science, more: int | None, cells: int) -> str:
-    if not trusted(science):
-        more = -(-(science.needed - science.complete) // cells)
-    if not more:
-        return ""
-    return f"launch again with `budget.trials` about {more * cells} larger"
+def _told(axis: AxisEffect) -> list[Contrast]:
+    """The contrasts of the best value with the others, nearest first."""
+    if not axis.contrasts:
+        return []
+    score: dict[str, int] = {}
+    for contrast in axis.contrasts:
+        for one, wins in ((contrast.better, 1), (contrast.worse, -1)):
+            score[value(one)] = score.get(value(one), 0) + wins
+    best = max(score, key=lambda label: score[label])
+    mine = [c for c in axis.contrasts if best in (value(c.better), value(c.worse))]
+    return sorted(mine, key=lambda c: c.difference)
+
+
+@dataclass(frozen=True)
+class _Together:
+    """What is said at once of one value and several that are worse, nearest first."""
+
+    science: Science
+    path: str
+    contrasts: Sequence[Contrast]
+    compared: Compared
+
+    def beats(self, *, small: bool) -> Statement:
+        """The one is better than the others."""
+        little = "; that is next to nothing" if small else ""
+        return Statement(
+            "contrast",
+            f"{self._one} beats {self._others('', self._by)}{little}",
+            "finding",
+            self._numbers,
+            self._evidence + (f"; {_margin(self.science)}" if small else ""),
+        )
+
+    def alike(self) -> Statement:
+        """They differ by less than the margin."""
+        named = listed([value(c.worse) for c in self.contrasts])
+        largest = short(up(max(c.largest for c in self.contrasts)))
+        text = (
+            f"{self._one} and {named} make no difference within {largest}"
+            if len(self.contrasts) == 1
+            else f"From {self._one}, {named} differ by no more than {largest}: that is no "
+            "difference"
+        )
+        return Statement(
+            "no-difference",
+            text,
+            "finding",
+            self._numbers,
+            f"{self._evidence}; {_margin(self.science)}",
+        )
+
+    def undecided(self, spec: StudySpec, progress: Progress, *, sure: bool) -> Statement:
+        """The trials are not enough to say; `sure`: not in number, the model is certain."""
+        first = self.contrasts[0]
+        if len(self.contrasts) == 1:
+            text = (
+                f"{self._one} or {value(first.worse)}: not enough to say. The first is ahead by "
+                f"{self._ahead(first)}, {_sure(first)}"
+            )
+        else:
+            others = self._others("of ", self._ahead)
+            text = f"`{self.path}`: not enough to say. {value(first.better)} is ahead {others}"
+        advice = ""
+        if not trusted(self.science):
+            text += "; with more trials this would be a finding" if sure else ""
+        else:
+            more = [c.more for c in self.contrasts if c.more is not None]
+            if len(more) == len(self.contrasts):
+                most = max(self.contrasts, key=lambda c: c.more or 0)
+                text += (
+                    f"; about {count_label(most.more or 0, 'more trial')} in each cell would "
+                    f"{_way(self.contrasts)}"
+                )
+                wanted = (most.more or 0) * len(self.science.cells)
+                advice = more_trials(spec, progress, wanted)
+            else:
+                text += (
+                    "; more than 50 further trials in each cell would be needed to decide"
+                    f"{'' if not more else ' all'}"
+                )
+        return Statement("undecided", text, "open", self._numbers, self._evidence, advice)
+
+    @property
+    def _one(self) -> str:
+        return setting(self.path, self.contrasts[0].better)
+
+    @property
+    def _numbers(self) -> dict[str, JSONValue]:
+        """Those of the nearest, and of all."""
+        return {
+            "axis": self.path,
+            **asdict(self.contrasts[0]),
+            "margin": self.science.margin,
+            "contrasts": [asdict(contrast) for contrast in self.contrasts],
+        }
+
+    @property
+    def _evidence(self) -> str:
+        contexts = min(c.contexts for c in self.contrasts)
+        return _evidence(self.science, contexts, contexts, self.compared)
+
+    def _others(self, word: str, by: Callable[[Contrast], str]) -> str:
+        if len(self.contrasts) <= _MOST_NAMED:
+            each = [f"{word}{value(c.worse)} by {by(c)}, {_sure(c)}" for c in self.contrasts]
+            return ", and ".join([", ".join(each[:-1]), each[-1]] if len(each) > 1 else each)
+        named = listed([value(c.worse) for c in self.contrasts])
+        least = min(self.contrasts, key=lambda c: c.probability)
+        return f"{word}{named} by {by(self.contrasts[0])} or more, {_sure(least)} or more"
+
+    def _by(self, contrast: Contrast) -> str:
+        places = decimals((contrast.high - contrast.low) / 2.0)
+        return (
+            f"{rounded(contrast.difference, places)} "
+            f"({between(contrast.low, contrast.high, places)})"
+        )
+
+    def _ahead(self, contrast: Contrast) -> str:
+        if contrast.low >= 0.0:
+            return self._by(contrast)
+        places = decimals((contrast.high - contrast.low) / 2.0)
+        return (
+            f"{rounded(contrast.difference, places)} (90 %: {rounded(-contrast.low, places)} "
+            f"behind to {rounded(contrast.high, places)} ahead)"
+        )
+
+
+def _sure(contrast: Contrast) -> str:
+    return f"P {probability(contrast.probability)}"
+
+
+def _way(contrasts: Sequence[Contrast]) -> str:
+    return "decide" if len(contrasts) == 1 else "decide all"
+
+
+def _margin(science: Science) -> str:
+    return (
+        f"a difference below {short(science.margin)} counts as none: that is {science.margin_rule}"
+    )
 
 
 def _evidence(science: Science, contexts: int, of: int, compared: Compared) -> str:

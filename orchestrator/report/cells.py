@@ -4,15 +4,16 @@ which were left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from orchestrator.model import JSONValue, StudySpec, count_label
-from orchestrator.report.axes import SURE, probability, trusted
+from orchestrator.report.advice import more_trials
+from orchestrator.report.axes import trusted
 from orchestrator.report.compared import Compared
-from orchestrator.report.statement import Statement
-from orchestrator.report.words import between, decimals, listed, rounded, short
+from orchestrator.report.statement import SURE, Statement
+from orchestrator.report.words import between, decimals, listed, probability, rounded, short
 from orchestrator.report.words import cell as named_cell
 
 if TYPE_CHECKING:
@@ -35,19 +36,8 @@ def about_cells(
         if c is not leader and c.more != 0 and c.probability_better > 1.0 - SURE
     ]
     rivals.sort(key=lambda c: -c.probability_better)
-    for rival in rivals[:_MOST_CELLS]:
-        found.append(_rival(science, leader, rival, cells))
-    if len(rivals) > _MOST_CELLS:
-        found.append(
-            Statement(
-                "cell",
-                f"{len(rivals)} of {count_label(len(science.cells), 'cell')} may still be better "
-                "than the leading one",
-                "open",
-                {"open": len(rivals), "cells": len(science.cells)},
-                f"each with a probability of more than {1.0 - SURE:.2f}",
-            )
-        )
+    if rivals and len(science.axes) > 1:  # those of one axis are its values, and told there
+        found.append(_rivals(spec, science, rivals, cells, progress))
     found += _left_out(science, compared, progress)
     return found
 
@@ -58,52 +48,80 @@ def _leader(
     places = decimals((leader.high - leader.low) / 2.0)
     reach = f"{rounded(leader.estimate, places)} ({between(leader.low, leader.high, places)})"
     numbers = {"cell": dict(values), **asdict(leader)}
-    evidence = (
-        f"{count_label(leader.useful, 'trial')} of the cell and what the others say of it; without "
-        "noise, over all values of its searched parameters"
-    )
+    trials = count_label(leader.useful, "complete trial")
     if len(science.cells) == 1:
+        where = named_cell(values) if values else "the search"
         return Statement(
             "cell",
-            f"The best `{spec.metrics[0]}` that {named_cell(values)} can reach is about {reach}",
-            "finding",
+            f"The best `{spec.metrics[0]}` that {where} can reach is about {reach}",
+            "finding" if trusted(science) else "open",
             numbers,
-            evidence,
+            f"{trials}; without noise, over all values of the searched parameters",
         )
+    evidence = (
+        f"{trials} of the cell and what the others say of it; without noise, over all values of "
+        "its searched parameters"
+    )
+    count = len(science.cells)
     sure = leader.probability_best >= SURE and trusted(science) and leader.useful > 0
-    is_best = "is the best" if leader.useful else "has no trial, and is predicted to be the best"
+    lead = min(abs(leader.estimate - c.estimate) for c in science.cells if c is not leader)
+    little = sure and lead <= science.margin
+    if little:
+        evidence += (
+            f"; a difference below {short(science.margin)} counts as none: that is "
+            f"{science.margin_rule}"
+        )
+    is_best = (
+        "has no trial, and is predicted to be the best"
+        if not leader.useful
+        else "is the best"
+        if sure
+        else "is the best bet"
+    )
     return Statement(
         "cell",
-        f"The cell {named_cell(values)} {is_best} of {len(science.cells)} with P "
-        f"{probability(leader.probability_best)}: its `{spec.metrics[0]}` can reach about {reach}",
-        "finding" if sure else "open",
-        numbers,
+        f"The cell {named_cell(values)} {is_best} of {count}, "
+        f"P {probability(leader.probability_best)}: its `{spec.metrics[0]}` can reach about {reach}"
+        f"{'. Its lead is next to nothing' if little else ''}",
+        "note" if little else "finding" if sure else "open",
+        {**numbers, "lead": lead, "margin": science.margin},
         evidence,
     )
 
 
-def _rival(
+def _rivals(
+    spec: StudySpec,
     science: Science,
-    leader: CellKnowledge,
-    rival: CellKnowledge,
-    cells: list[dict[str, JSONValue]],
+    rivals: Sequence[CellKnowledge],
+    cells: Sequence[Mapping[str, JSONValue]],
+    progress: Progress,
 ) -> Statement:
-    known = short((rival.high - rival.low) / 2.0)
-    decide = (
-        "more than 50 further ones in each cell would be needed"
-        if rival.more is None
-        else f"about {rival.more} more in each cell would decide"
-    )
+    named = [
+        f"{named_cell(cells[c.place])} (P {probability(c.probability_better)}; "
+        f"{count_label(c.useful, 'trial')}, known to ±{short((c.high - c.low) / 2.0)})"
+        for c in rivals
+    ]
+    first, decide, advice = rivals[0], "", ""
+    if trusted(science):
+        decide = (
+            "; more than 50 further trials in each cell would be needed to tell the first from it"
+            if first.more is None
+            else f"; about {count_label(first.more, 'more trial')} in each cell would tell the "
+            "first from it"
+        )
+        advice = more_trials(spec, progress, (first.more or 0) * len(science.cells))
     return Statement(
         "cell",
-        f"The cell {named_cell(cells[rival.place])} has {count_label(rival.useful, 'trial')}: its "
-        f"optimum is known to ±{known} only, and it is better than "
-        f"{named_cell(cells[leader.place])} with P {probability(rival.probability_better)}; "
-        f"{decide}",
+        f"{count_label(len(rivals), 'other cell')} may be better than that one: "
+        f"{listed(named, most=_MOST_CELLS)}{decide}",
         "open",
-        {"cell": dict(cells[rival.place]), **asdict(rival)},
-        "joint draws of both optima; how much another trial would tell is projected from the model",
-        "" if rival.more is None else f"`budget.per_cell` {rival.useful + rival.more} or more",
+        {
+            "open": len(rivals),
+            "cells": [{"cell": dict(cells[c.place]), **asdict(c)} for c in rivals],
+        },
+        f"joint draws of the optima: better with a probability of more than {1.0 - SURE:.2f}; how "
+        "much another trial would tell is projected from the model",
+        advice,
     )
 
 

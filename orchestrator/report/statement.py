@@ -9,6 +9,8 @@ from typing import Literal, TypeAlias
 from orchestrator.model import JSONValue
 
 Verdict: TypeAlias = Literal["finding", "open", "warning", "note"]
+SURE = 0.95
+"""What has this probability is a finding."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +18,9 @@ class Statement:
     """What a study says about one question.
 
     Attributes:
-        kind: what it is about, one word: ``best``, ``contrast``, ``no-difference``, ``undecided``,
-            ``interaction``, ``cell``, ``importance``, ``edge``, ``unpredictable``, ``seeds``,
-            ``tie``, ``front``, ``failures`` or ``cannot-say``.
+        kind: what it is about, one word: ``metric``, ``best``, ``front``, ``few-trials``,
+            ``unpredictable``, ``contrast``, ``no-difference``, ``undecided``, ``interaction``,
+            ``cell``, ``importance``, ``edge``, ``seeds``, ``failures`` or ``cannot-say``.
         text: one or two sentences; names are in backticks.
         verdict: ``finding``: the trials show it; ``open``: they are not enough to say; ``warning``:
             something is wrong or wasted; ``note``: what is worth knowing.

@@ -6,36 +6,42 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.model import MOST_BELIEVED, StudySpec, count_label
-from orchestrator.report.axes import about_axes
+from orchestrator.report.advice import more_trials
+from orchestrator.report.axes import about_axes, trusted
 from orchestrator.report.cells import about_cells
 from orchestrator.report.compared import Compared
 from orchestrator.report.endings import about_failures
+from orchestrator.report.metric import about_the_metrics
 from orchestrator.report.parameters import about_parameters
 from orchestrator.report.statement import Statement
 from orchestrator.report.winner import FEWEST, about_the_best, about_the_front, complete
 
 if TYPE_CHECKING:
-    from orchestrator.search import Search
+    from orchestrator.search import Science, Search
     from orchestrator.store import Progress, TrialRow
 
 __all__ = ["Statement", "statements"]
 
-_RANK = {
-    "best": 0,
-    "front": 0,
-    "unpredictable": 1,
-    "contrast": 2,
-    "interaction": 3,
-    "edge": 4,
-    "seeds": 4,
-    "importance": 5,
-    "no-difference": 5,
-    "tie": 6,
-    "cell": 6,
-    "undecided": 6,
-    "failures": 7,
-    "cannot-say": 8,
-}
+_ORDER = (
+    "metric",
+    "best",
+    "front",
+    "few-trials",
+    "unpredictable",
+    "contrast",
+    "interaction",
+    "no-difference",
+    "cell",
+    "importance",
+    "seeds",
+    "edge",
+    "failures",
+    "cannot-say",
+)
+"""What is found and what can be done about it, most important first. What is open comes after it,
+as it is found, but for the best and what keeps everything open; then notes.
+"""
+_FIRST = ("metric", "best", "front", "few-trials", "unpredictable")
 
 
 def statements(
@@ -50,45 +56,57 @@ def statements(
         progress: of all cells, or of the first ones of a large grid.
         trials: all trials of the study.
     """
-    done, found = complete(trials), []
+    done = complete(trials)
+    found: list[Statement] = []
+    unjudged = list(about_the_metrics(spec, done))
     if not done:
         found.append(_nothing(trials))
     elif len(spec.directions) > 1:
-        found += about_the_front(spec, trials)
+        found += [*unjudged, *about_the_front(spec, trials)]
+    elif unjudged:
+        found += unjudged
     else:
-        found += about_the_best(spec, search.leaders() if search is not None else None, trials)
+        leaders = None if search is None else search.leaders()
+        found += about_the_best(spec, leaders, trials, progress)
         compared = Compared.of(spec, progress)
         science = None if search is None else compared.science(search)
         if science is None:
             found.append(_no_model(done))
         else:
-            found += about_axes(spec, science, compared)
+            found += [] if trusted(science) else [_few(spec, science, progress)]
+            found += about_axes(spec, science, compared, progress)
             found += about_cells(spec, science, compared, progress)
             found += about_parameters(spec, science, compared)
-            found += _missing(spec)
     found += about_failures(spec, progress, trials)
     return sorted(found, key=_rank)
 
 
-def _rank(statement: Statement) -> tuple[int, bool]:
-    open_ = statement.verdict == "open"
-    return _RANK[statement.kind] if not open_ else max(_RANK[statement.kind], 6), open_
+def _rank(statement: Statement) -> tuple[int, int]:
+    if statement.kind in _FIRST:
+        return 0, _ORDER.index(statement.kind)
+    if statement.verdict == "open":
+        return 2, 0
+    return 3 if statement.verdict == "note" else 1, _ORDER.index(statement.kind)
 
 
-def _missing(spec: StudySpec) -> list[Statement]:
-    """What this study cannot be asked."""
-    if spec.n_cells == 1:
-        return [
-            Statement(
-                "cannot-say",
-                "The study has one cell: there is nothing to compare"
-                + ("" if spec.grid else "; put the question into `grid`, as two or more values"),
-                "note",
-                {"cells": 1},
-                "the grid of the study",
-            )
-        ]
-    return []
+def _few(spec: StudySpec, science: Science, progress: Progress) -> Statement:
+    missing = science.needed - science.complete
+    each = len(science.cells)
+    wanted = -(-missing // each) * each
+    return Statement(
+        "few-trials",
+        f"{science.complete} complete trials are too few for {science.parameters} parameters: with "
+        f"fewer than {science.needed} no difference counts as found",
+        "open",
+        {
+            "complete": science.complete,
+            "parameters": science.parameters,
+            "needed": science.needed,
+        },
+        "ten trials for each parameter, axes included; with fewer, the model is sure of what it "
+        "has not seen",
+        more_trials(spec, progress, wanted),
+    )
 
 
 def _no_model(done: Sequence[TrialRow]) -> Statement:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.model import MOST_BELIEVED, StudySpec, count_label
-from orchestrator.report.statement import Statement
-from orchestrator.report.words import between, decimals, listed, rounded, settings
+from orchestrator.model import MOST_BELIEVED, JSONValue, StudySpec, count_label
+from orchestrator.report.advice import confirming
+from orchestrator.report.statement import SURE, Statement
+from orchestrator.report.words import between, decimals, listed, probability, rounded, settings
 from orchestrator.report.words import cell as named_cell
 
 if TYPE_CHECKING:
     from orchestrator.search import Leader, Leaders
-    from orchestrator.store import TrialRow
+    from orchestrator.store import Progress, TrialRow
 
 FEWEST = 10
 """With fewer complete trials there is no model."""
@@ -26,23 +27,22 @@ def complete(trials: Sequence[TrialRow]) -> list[TrialRow]:
 
 
 def about_the_best(
-    spec: StudySpec, leaders: Leaders | None, trials: Sequence[TrialRow]
+    spec: StudySpec, leaders: Leaders | None, trials: Sequence[TrialRow], progress: Progress
 ) -> list[Statement]:
     """Of a study with one objective, at least one trial of which is complete."""
     done = complete(trials)
     if leaders is None:
         return [_observed(spec, done), *_once(spec, _first(spec, done), done, None)]
-    best = leaders.best
     by_number = {trial.number: trial for trial in done}
-    winner = by_number.get(best.trials[0])
+    winner = by_number.get(leaders.best.trials[0])
     if winner is None:  # a trial that ended after the model was made, or one of plain Optuna
         return []
-    found = [_believed(spec, leaders, winner, len(done))]
-    if leaders.tied and leaders.noise is not None:
-        found.append(_tie(spec, best, leaders))
-    if leaders.noise is not None:
-        found += _once(spec, winner, done, leaders)
-    return found
+    if leaders.noise is None:
+        return [_exact(spec, leaders.best, winner, len(done))]
+    return [
+        _believed(spec, leaders, winner, len(done), progress),
+        *_once(spec, winner, done, leaders),
+    ]
 
 
 def _first(spec: StudySpec, done: Sequence[TrialRow]) -> TrialRow:
@@ -70,55 +70,65 @@ def _observed(spec: StudySpec, done: Sequence[TrialRow]) -> Statement:
     )
 
 
-def _believed(spec: StudySpec, leaders: Leaders, winner: TrialRow, n: int) -> Statement:
-    best, metric = leaders.best, spec.metrics[0]
+def _exact(spec: StudySpec, best: Leader, winner: TrialRow, n: int) -> Statement:
+    """Without noise, what was observed is so."""
     value = (winner.values or (0.0,))[0]
-    numbers = {
+    return Statement(
+        "best",
+        f"Trial {winner.number} is the best of those tried, `{spec.metrics[0]}` {value:.6g}, with "
+        f"{_params(spec, winner)}",
+        "finding",
+        _numbers(best, winner, n),
+        f"{n} complete trials; the model sees no noise in them",
+    )
+
+
+def _believed(
+    spec: StudySpec, leaders: Leaders, winner: TrialRow, n: int, progress: Progress
+) -> Statement:
+    best, tied = leaders.best, [leader.trials[0] for leader in leaders.tied]
+    places = decimals((best.high - best.low) / 2.0)
+    sure = best.probability_best >= SURE
+    if tied and not sure:
+        others = f"{'trial' if len(tied) == 1 else 'trials'} {listed(list(map(str, tied)))}"
+        text = f"Trial {winner.number} is the best bet, tied with {others}"
+    else:
+        text = (
+            f"Trial {winner.number} is {'' if sure else 'probably '}the best of those tried, "
+            f"P {probability(best.probability_best)}"
+        )
+    evidence = f"the mean of a Gaussian process over {n} complete trials, not the luckiest value"
+    if tied:
+        evidence += (
+            f". Trial {winner.number} is the best of all with P "
+            f"{probability(best.probability_best)}; tied is what is as good or better than it with "
+            "a probability of at least 0.1"
+        )
+    return Statement(
+        "best",
+        f"{text}: expected `{spec.metrics[0]}` {rounded(best.mean, places)} "
+        f"({between(best.low, best.high, places)}), with {_params(spec, winner)}",
+        "finding" if sure else "open",
+        {
+            **_numbers(best, winner, n),
+            "tied": list(tied),
+            "probability_better": [leader.probability_better for leader in leaders.tied],
+        },
+        evidence,
+        confirming(spec, progress, max(2 * (len(tied[:5]) + 1), _SEEDS)) if tied else "",
+    )
+
+
+def _numbers(best: Leader, winner: TrialRow, n: int) -> dict[str, JSONValue]:
+    return {
         "trial": winner.number,
-        "value": value,
+        "value": (winner.values or (0.0,))[0],
         "expected": best.mean,
         "low": best.low,
         "high": best.high,
         "probability_best": best.probability_best,
         "trials": n,
     }
-    if leaders.noise is None:
-        text = f"Trial {winner.number} is the best, `{metric}` {value:.6g}"
-    else:
-        places = decimals((best.high - best.low) / 2.0)
-        text = (
-            f"Trial {winner.number} is the best of those tried with probability "
-            f"{best.probability_best:.2f}: expected `{metric}` {rounded(best.mean, places)} "
-            f"({between(best.low, best.high, places)})"
-        )
-    return Statement(
-        "best",
-        f"{text}, with {_params(spec, winner)}",
-        "finding",
-        numbers,
-        f"the mean of a Gaussian process over {n} complete trials, not the luckiest value",
-    )
-
-
-def _tie(spec: StudySpec, best: Leader, leaders: Leaders) -> Statement:
-    tied = leaders.tied
-    named = listed([str(leader.trials[0]) for leader in tied])
-    few = len(tied) == 1
-    return Statement(
-        "tie",
-        f"Trial{'' if few else 's'} {named} {'is' if few else 'are'} tied with trial "
-        f"{best.trials[0]}: {'it is' if few else 'each is'} as good or better with a probability "
-        "of at least 0.1",
-        "open",
-        {
-            "trials": [leader.trials[0] for leader in tied],
-            "probability_better": [leader.probability_better for leader in tied],
-            "noise": None if leaders.noise is None else leaders.noise.std,
-        },
-        "joint draws of the expected values of the best configurations tried",
-        f"`budget.confirm={max(2 * (len(tied[:5]) + 1), _SEEDS)}` in another launch repeats the "
-        "leading configurations with other seeds",
-    )
 
 
 def _once(
@@ -131,14 +141,13 @@ def _once(
     known = (
         ""
         if noise is None
-        else f"; the noise of the whole study is about {noise.std:.2g} (90 %: {noise.low:.2g} to "
+        else f"; over the whole study the noise is about {noise.std:.2g} (90 %: {noise.low:.2g} to "
         f"{noise.high:.2g})"
     )
     return [
         Statement(
             "seeds",
-            f"The winner, trial {winner.number}, was run once: its own spread over seeds is "
-            f"unknown{known}",
+            f"Trial {winner.number} was run once: its own spread over seeds is unknown{known}",
             "warning",
             {
                 "trial": winner.number,
@@ -146,8 +155,7 @@ def _once(
                 "noise": None if noise is None else noise.std,
             },
             "one complete trial has these parameters",
-            f"`orchestrator rerun study.name={spec.name} trial={winner.number} seeds={_SEEDS}`, "
-            f"or `budget.confirm={_SEEDS}` in another launch",
+            f"`orchestrator rerun study.name={spec.name} trial={winner.number} seeds={_SEEDS}`",
         )
     ]
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from orchestrator.model import JSONValue, value_label
 
 _MOST_DECIMALS = 6
+_SMALL = 1e-4
+"""What is smaller is written as a power of ten."""
 
 
 def decimals(uncertainty: float) -> int:
@@ -22,15 +24,17 @@ def decimals(uncertainty: float) -> int:
 
 
 def rounded(value: float, places: int) -> str:
-    """A number with so many decimals, without a minus before zero; very small ones as powers of
-    ten.
+    """A number with so many decimals, without a minus before zero; of many at most six digits, and
+    very small ones as powers of ten.
     """
     value = round(value, places) + 0.0
     if value == 0.0:
         return "0"
     if places > _MOST_DECIMALS:
+        if abs(value) >= _SMALL:
+            return f"{value:.{_MOST_DECIMALS}g}"
         digits = max(0, math.floor(math.log10(abs(value))) + places)
-        return f"{value:.{digits}e}"
+        return f"{value:.{min(digits, _MOST_DECIMALS - 1)}e}"
     return f"{value:.{max(places, 0)}f}"
 
 
@@ -51,6 +55,11 @@ def short(value: float) -> str:
 def between(low: float, high: float, places: int) -> str:
     """An interval of 90 %: ``90 %: 0.004 to 0.019``."""
     return f"90 %: {rounded(low, places)} to {rounded(high, places)}"
+
+
+def probability(p: float) -> str:
+    """A probability after ``P``: ``= 0.97``, ``> 0.999``."""
+    return "> 0.999" if p > 0.999 else f"= {p:.2f}" if p < 0.995 else f"= {p:.3f}"
 
 
 def setting(path: str, value: JSONValue) -> str:

@@ -14,6 +14,7 @@ import pytest
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.report.about import left_out
 from orchestrator.report.axes import about_axes
+from orchestrator.report.cells import about_cells
 from orchestrator.report.compared import Compared
 from orchestrator.report.statements import Statement, statements
 from orchestrator.report.subject import Subject
@@ -104,6 +105,8 @@ def bowl(v: Mapping[str, Any]) -> float:
         (40.0, 1234.5, "1230"),
         (0.5, -0.01, "0"),
         (3e-9, 1.23456e-7, "1.23e-07"),
+        (1e-12, 0.98, "0.98"),
+        (1e-12, 1.23456789e-7, "1.23457e-07"),
         (0.0, 0.25, "0.250000"),
     ],
 )
@@ -198,6 +201,22 @@ BATCH = Axis("batch", (32, 64, 128))
 TWO_AXES = replace(SPEC, grid=(NET, BATCH))
 
 
+def test_the_best_of_many_that_are_tied_is_a_bet_and_the_advice_is_whole() -> None:
+    def flat(v: Mapping[str, Any]) -> float:
+        return 0.01 * float((v["x"] - 0.3) ** 2)
+
+    search, rows = played(flat, noise=0.05)
+    leaders, where = search.leaders(), progress(SPEC, rows)
+    assert leaders is not None
+    assert leaders.tied
+    best = statements(SPEC, search, where, rows)[0]
+    assert best.verdict == "open"
+    assert best.text.startswith(f"Trial {leaders.best.trials[0]} is the best bet, tied with ")
+    assert best.numbers["tied"] == [leader.trials[0] for leader in leaders.tied]
+    more = int(best.advice.partition("budget.confirm=")[2].partition("`")[0])
+    assert f"`budget.trials={24 + more} budget.confirm={more}`" in best.advice
+
+
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_what_beats_what_follows_the_direction(direction: Any) -> None:
     spec = replace(SPEC, directions=(direction,))
@@ -217,11 +236,12 @@ def test_an_axis_that_does_nothing_makes_no_difference_within_a_bound() -> None:
     science = compared.science(search)
     assert science is not None
     small = replace(science, axes=(replace(science.axes[0], largest=0.00301),), margin=0.01)
-    (same,) = about_axes(SPEC, small, compared)
+    where = progress(SPEC, rows)
+    (same,) = about_axes(SPEC, small, compared, where)
     assert same.text == "`net` makes no difference within 0.0031"
     assert "below 0.01 counts as none" in same.evidence
     large = replace(small, margin=0.003)
-    assert {s.kind for s in about_axes(SPEC, large, compared)} == {"contrast"}
+    assert {s.kind for s in about_axes(SPEC, large, compared, where)} == {"contrast"}
 
 
 def test_what_is_open_is_said_to_be_and_how_many_trials_would_decide() -> None:
@@ -240,9 +260,13 @@ def test_with_few_trials_for_the_parameters_nothing_is_found_however_sure_the_mo
     found = told(bowl, trials=19)
     (open_,) = of_kind(found, "undecided")
     assert open_.numbers["probability"] >= 0.95
-    assert "19 complete trials are too few for 2 parameters, at least 20 are needed" in open_.text
-    assert "`budget.trials` about 2 larger" in open_.advice
+    assert "behind" not in open_.text  # the interval does not hold 0
+    assert open_.text.endswith("with more trials this would be a finding")
+    (few,) = of_kind(found, "few-trials")
+    assert few.text.startswith("19 complete trials are too few for 2 parameters")
+    assert few.advice == "launch again with `budget.trials=26`"  # of 24; the cells get one each
     assert not of_kind(found, "contrast")
+    assert {s.verdict for s in of_kind(found, "cell")} == {"open"}
     assert of_kind(told(bowl, trials=20), "contrast")
 
 
@@ -263,6 +287,50 @@ def test_importance_names_what_matters_and_what_does_not() -> None:
     assert matters.text.startswith("What matters most over the searched space: `x` 0.9")
     assert idle.text.startswith("`idle` hardly matters: at most 0.0")
     assert "search.idle=null" in idle.advice
+
+
+def test_a_metric_that_is_always_the_same_is_all_that_is_said() -> None:
+    (only,) = told(lambda _: 0.5, noise=0.0)
+    assert (only.kind, only.verdict) == ("metric", "warning")
+    assert only.text == (
+        "Each of 48 complete trials has the same `loss`, 0.5: does the objective return the right "
+        "number?"
+    )
+    spec = replace(SPEC, directions=("minimize", "minimize"), metrics=("loss", "size"))
+    first, second, *_ = told(lambda _: 0.5, spec, 12, noise=0.0)
+    assert "`loss`" in first.text
+    assert "`size`" in second.text
+
+
+def test_without_a_finite_value_no_trial_is_the_best() -> None:
+    _, rows = played(bowl, trials=12)
+    rows = [replace(row, values=(float("inf"),)) for row in rows]
+    (only,) = statements(SPEC, None, progress(SPEC, rows), rows)
+    assert only.text == "No trial has a finite `loss`; 12 trials reached the end"
+    assert "seeds" not in only.advice
+
+
+def test_a_long_axis_has_one_statement_and_not_one_of_each_value() -> None:
+    spec = replace(SPEC, grid=(Axis("a", tuple(range(8))),))
+    found = told(lambda v: float((v["x"] - 0.3) ** 2 + (v["a"] > 0)), spec, 48)
+    (contrast,) = of_kind(found, "contrast")
+    assert contrast.text.startswith("`a=0` beats `")
+    assert " and 2 more by " in contrast.text
+    assert " or more, P " in contrast.text
+    assert len(contrast.numbers["contrasts"]) == 7
+    assert len(of_kind(found, "cell")) == 1
+
+
+def test_a_lead_that_counts_as_none_is_no_finding() -> None:
+    search, rows = played(bowl)
+    compared = Compared.of(SPEC, progress(SPEC, rows))
+    science = compared.science(search)
+    assert science is not None
+    for margin, verdict in ((0.01, "finding"), (1.0, "note")):
+        cell, *_ = about_cells(
+            SPEC, replace(science, margin=margin), compared, progress(SPEC, rows)
+        )
+        assert (cell.verdict, "next to nothing" in cell.text) == (verdict, verdict == "note")
 
 
 @pytest.mark.parametrize(
@@ -299,11 +367,10 @@ def test_noise_alone_is_called_unpredictable_and_no_importance_is_told() -> None
 def test_a_study_without_a_grid_says_what_it_can() -> None:
     spec = replace(SPEC, grid=())
     found = told(lambda v: float((v["x"] - 0.3) ** 2), spec)
-    assert {"best", "importance", "cell", "cannot-say"} <= {s.kind for s in found}
-    (cannot,) = of_kind(found, "cannot-say")
-    assert "nothing to compare" in cannot.text
+    assert {"best", "importance", "cell"} <= {s.kind for s in found}
     (cell,) = of_kind(found, "cell")
-    assert "the study's one cell can reach" in cell.text
+    assert "that the search can reach is about" in cell.text
+    assert cell.verdict == "finding"
 
 
 def test_cells_without_a_complete_trial_are_left_out_by_name() -> None:

@@ -1,0 +1,31 @@
+"""What to type so that a study goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.model import StudySpec
+
+if TYPE_CHECKING:
+    from orchestrator.store import Progress
+
+
+def more_trials(spec: StudySpec, progress: Progress, wanted: int) -> str:
+    """How so many trials more are run; empty if as many are still to run."""
+    missing = wanted - _left(progress)
+    return f"launch again with `budget.trials={spec.budget.trials + missing}`" * (missing > 0)
+
+
+def confirming(spec: StudySpec, progress: Progress, wanted: int) -> str:
+    """How so many trials repeat the leading configurations; empty if some still will."""
+    if spec.budget.confirm and _left(progress):
+        return ""
+    trials = spec.budget.trials + wanted
+    return (
+        f"launch again with `budget.trials={trials} budget.confirm={wanted}`: the last {wanted} "
+        "trials repeat the leading configurations with other seeds"
+    )
+
+
+def _left(progress: Progress) -> int:
+    return max(progress.total - progress.spent, 0)

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 def more_trials(spec: StudySpec, progress: Progress, wanted: int) -> str:
     """How so many trials more are run; empty if as many are still to run."""
-    missing = wanted - _left(progress)
+    missing = wanted - _left(spec, progress)
     return f"launch again with `budget.trials={spec.budget.trials + missing}`" * (missing > 0)
 
 
 def confirming(spec: StudySpec, progress: Progress, wanted: int) -> str:
     """How so many trials repeat the leading configurations; empty if some still will."""
-    if spec.budget.confirm and _left(progress):
+    if spec.budget.confirm and _left(spec, progress):
         return ""
     trials = spec.budget.trials + wanted
     return (
@@ -27,5 +27,6 @@ def confirming(spec: StudySpec, progress: Progress, wanted: int) -> str:
     )
 
 
-def _left(progress: Progress) -> int:
-    return max(progress.total - progress.spent, 0)
+def _left(spec: StudySpec, progress: Progress) -> int:
+    """Of the budget; trials beyond it, such as those of a rerun, are no part of it."""
+    return max(min(progress.total, spec.budget.trials) - progress.spent, 0)

@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.report.about import left_out
+from orchestrator.report.advice import more_trials
 from orchestrator.report.axes import about_axes
 from orchestrator.report.cells import about_cells
 from orchestrator.report.compared import Compared
@@ -215,6 +216,22 @@ def test_the_best_of_many_that_are_tied_is_a_bet_and_the_advice_is_whole() -> No
     assert best.numbers["tied"] == [leader.trials[0] for leader in leaders.tied]
     more = int(best.advice.partition("budget.confirm=")[2].partition("`")[0])
     assert f"`budget.trials={24 + more} budget.confirm={more}`" in best.advice
+
+
+@pytest.mark.parametrize(
+    ("total", "spent", "advice"),
+    [
+        (24, 24, "launch again with `budget.trials=34`"),
+        (29, 24, "launch again with `budget.trials=34`"),  # five of a rerun are to come
+        (24, 20, "launch again with `budget.trials=30`"),
+        (24, 14, ""),
+    ],
+)
+def test_a_budget_is_raised_by_what_is_not_to_come_anyway(
+    total: int, spent: int, advice: str
+) -> None:
+    where = replace(progress(SPEC, []), total=total, spent=spent)
+    assert more_trials(SPEC, where, 10) == advice
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])

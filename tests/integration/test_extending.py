@@ -17,7 +17,7 @@ from orchestrator.errors import ConfigError, DifferentStudyError, LeaseLostError
 from orchestrator.faults import CRASH_AT
 from orchestrator.model import Axis, Budget, Failed, Report, Searched, StudySpec
 from orchestrator.search import by_hand, extension
-from orchestrator.store import Attempt, Store
+from orchestrator.store import Attempt, Store, Ticket
 from tests.support.revised import Suggesting, extended, sql
 from tests.support.studies import PLACE, spec
 
@@ -114,8 +114,15 @@ def test_a_claim_of_the_revision_before_is_given_back_and_running_trials_finish(
         store, declared(trials=8, grid=(Axis("a", (1, 2)),), search=(Searched("x", "float", 0, 2),))
     ).changes
     assert "1 cell taken from the grid, its trials stay" in changes
-    with pytest.raises(LeaseLostError, match=r"extended \(revision 2\)"):
+    with pytest.raises(LeaseLostError, match="given back"):
         late.create(claimed)
+    with pytest.raises(LeaseLostError, match="given back"):  # as a worker of an older version
+        store.ledger.create(claimed, late.suggest(claimed), late.lease, PLACE)
+    # as a claim that began before and got its ticket after it
+    overtaken = store.ledger.claim_one(late.lease, study, PLACE)
+    assert isinstance(overtaken, Ticket)
+    with pytest.raises(LeaseLostError, match=r"extended \(revision 2\)"):
+        late.create(overtaken)
     assert isinstance(running, Attempt)
     early.end(running)
     assert prepared is not None
@@ -247,11 +254,18 @@ def test_nothing_begins_by_hand_where_the_grid_no_longer_is(store: Store) -> Non
     failed = worker.create(ticket)
     assert isinstance(failed, Attempt)
     store.ledger.finish(failed, Failed("exception", "broken"), Report())
+    ticket = worker.claim()
+    assert ticket is not None
+    complete = worker.create(ticket)
+    assert isinstance(complete, Attempt)
+    worker.end(complete)
     store.interventions.enqueue(study, {"a": 0}, {"x": 0.5})
     extended(store, declared(trials=8, grid=(Axis("a", (1, 2)),), search=(replace(X, low=0.9),)))
     with pytest.raises(ConfigError, match="no longer on the study's grid"):
         store.interventions.retry(study, failed.number)
     assert store.interventions.retry(study, None) == []
+    with pytest.raises(ConfigError, match=r"trial=1: .* no longer .* choose a trial of the grid"):
+        store.interventions.repeat(study, complete.number, 2)
     with pytest.raises(ConfigError, match="has no cell a=0"):
         store.interventions.enqueue(study, {"a": 0}, {"x": 0.95})
     spec_now = store.reads.spec(study)
@@ -259,6 +273,61 @@ def test_nothing_begins_by_hand_where_the_grid_no_longer_is(store: Store) -> Non
     with pytest.raises(ConfigError, match=r"x=0.5: not a value"):
         by_hand(spec_now, {"a": 1, "x": 0.5})
     worker.run()
-    assert {row[3] for row in cells(store, study) if row[2] == "OPEN"} == {4}
-    assert cells(store, study)[2][3] == 0, "what was enqueued there is dropped"
+    assert {row[3] for row in cells(store, study) if row[2] == "OPEN"} == {3, 4}
+    assert cells(store, study)[2][3] == 1, "what was enqueued there is dropped"
+    assert store.doctor.examine().findings == ()
+
+
+def test_an_axis_and_a_parameter_that_depends_on_it_come_together(store: Store) -> None:
+    study = store.studies.launch(declared(trials=8)).study_id
+    worker = Suggesting(store, study)
+    worker.run(2)
+    depth = Searched("k", "int", 1, 4, when={"m": (1,)})
+    other = declared(
+        trials=12,
+        params={"a": 0, "x": 0.5, "m": 0, "k": 2},
+        grid=(Axis("a", (0, 1)), Axis("m", (0, 1))),
+        search=(X, depth, replace(depth, path="l", when={"m": (0,)})),
+    )
+    with pytest.raises(ConfigError, match="params has no default"):
+        extended(store, other)
+    other = replace(other, params={**other.params, "l": 3})
+    assert "2 cells added" in extended(store, other).changes
+    worker.run()
+    names = "SELECT revision, array_to_string(array_agg(DISTINCT k.key ORDER BY k.key), ' ') "
+    assert sql(
+        store.url,
+        names + "FROM orchestrator.trial o, json_each(o.values) AS k(key, value) "
+        "GROUP BY revision, o.values ->> 'm' ORDER BY revision, o.values ->> 'm'",
+    ) == [(1, "a l m x"), (2, "a l m x"), (2, "a k m x")]
+    assert store.doctor.examine().findings == ()
+
+
+def test_what_repeats_a_trial_gets_the_default_that_the_trial_got(store: Store) -> None:
+    study = store.studies.launch(declared(trials=8)).study_id
+    worker = Suggesting(store, study)
+    worker.run(1)
+    ticket = worker.claim()
+    assert ticket is not None
+    failed = worker.create(ticket)
+    assert isinstance(failed, Attempt)
+    store.ledger.finish(failed, Failed("exception", "broken"), Report())
+    store.interventions.repeat(study, 0, 2)
+    store.interventions.retry(study, failed.number)
+    store.interventions.enqueue(study, {"a": 1}, {})
+    claimed = worker.claim()  # the first repetition, whose worker holds it
+    assert claimed is not None
+    more = Searched("y", "float", 0.0, 1.0)
+    extended(store, declared(trials=8, params={"a": 0, "x": 0.5, "y": 0.3}, search=(X, more)))
+    worker.run()
+    trials = sql(store.url, "SELECT number, values, retried_from FROM orchestrator.trial")
+    values = {number: found for number, found, _ in trials}
+    assert list(values.values()).count(values[0]) == 3, "itself and its two repetitions"
+    assert values[0]["y"] == 0.3
+    (again,) = (found for _, found, number in trials if number == failed.number)
+    assert again == values[failed.number]
+    assert again["y"] == 0.3
+    others = [v for number, v in values.items() if v not in (values[0], values[failed.number])]
+    assert others
+    assert all(v["y"] != 0.3 for v in others), "the others are suggested as ever"
     assert store.doctor.examine().findings == ()

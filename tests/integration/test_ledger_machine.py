@@ -144,7 +144,6 @@ class LedgerMachine(RuleBasedStateMachine):
         self.complete: Counter[int] = Counter()
         self.idle = False
         self.revision = 1
-        self.under: dict[int, int] = {}
 
     @initialize(
         cells=st.integers(1, 3),
@@ -425,6 +424,9 @@ class LedgerMachine(RuleBasedStateMachine):
             self.store.studies.launch(other, as_written)
             self.spec, self.idle = other, False
             self.revision += 1
+            for known in self.trials.values():
+                if known.state == "CLAIMED":
+                    self.give_back(known, lost=False)
 
     @precondition(lambda self: len(self.claims) > 2)
     @rule(over=st.booleans(), later=st.booleans())
@@ -588,7 +590,6 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def claimed(self, lease: WorkerLease, claim: Claim) -> None:
         assert claim.token not in self.tokens(), "a token never comes again"
-        self.under[claim.token] = self.revision
         known = self.trials.get(claim.trial_id)
         if known is None:
             assert isinstance(claim, Ticket)
@@ -612,21 +613,14 @@ class LedgerMachine(RuleBasedStateMachine):
     def create(self, index: int) -> None:
         lease, claim = self.claims[index]
         known = self.trials[claim.trial_id]
-        revision = self.under[claim.token]
-        holds = self.holds(claim, known) and known.live
-        outdated = holds and known.state == "CLAIMED" and revision != self.revision
-        with self.refused_if(not holds or outdated):
+        with self.refused_if(not (self.holds(claim, known) and known.live)):
             ticket = as_ticket(claim)
-            created = self.store.ledger.create(
-                ticket, suggestion(ticket), lease, PLACE, revision=revision
-            )
+            created = self.store.ledger.create(ticket, suggestion(ticket), lease, PLACE)
             assert isinstance(created, Attempt)
             if known.state == "CLAIMED":
                 known.state, known.attempts, known.values = "RUNNING", 1, created.values
             assert created.values == known.values
             self.claims[index] = (lease, created)
-        if outdated:
-            self.give_back(known, lost=False)
 
     def give_back(self, known: Known, *, lost: bool) -> None:
         if known.state == "CLAIMED":

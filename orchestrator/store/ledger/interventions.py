@@ -137,7 +137,8 @@ class Interventions:
             The parameters, by name.
 
         Raises:
-            ConfigError: there is no such trial, it is not complete, or the study starts no trials.
+            ConfigError: there is no such trial, it is not complete, its cell is no longer on the
+                grid, or the study starts no trials.
         """
         with self._study(study_id) as (c, row):
             one = c.execute(
@@ -151,6 +152,7 @@ class Interventions:
                 raise ConfigError(
                     f"trial={number}: seeds repeat a complete trial, and this one {_NOT[one.state]}"
                 )
+            self._refuse_off_grid(c, one)
             self._wake(c, row)
             for _ in range(seeds):
                 self._add(c, study_id, one.cell_id, self._given(c, one), None)
@@ -256,17 +258,26 @@ class Interventions:
                 f"study {row.name} starts no trials: budget.hours is over; launch it again first"
             )
 
+    def _refuse_off_grid(self, c: Connection, row: Row[Any]) -> None:
+        """Raises `ConfigError` if the trial's cell is no longer on the study's grid."""
+        removed = sa.select(cell.c.removed_in).where(cell.c.cell_id == row.cell_id)
+        if c.execute(removed).scalar_one() is not None:
+            raise ConfigError(
+                f"trial={row.number}: its cell is no longer on the study's grid, where no trial "
+                "starts; choose a trial of the grid with trial=N"
+            )
+
     def _failed(self, c: Connection, study_id: int, number: int | None) -> Sequence[Row[Any]]:
         ours = sa.select(trial).where(trial.c.study_id == study_id).order_by(trial.c.number)
-        on_grid = trial.c.cell_id.in_(
-            sa.select(cell.c.cell_id).where(
-                cell.c.study_id == study_id, cell.c.removed_in.is_(None)
-            )
-        )
         to_be_repeated = sa.select(ticket.c.retried_from).where(
             ticket.c.study_id == study_id, ticket.c.retried_from.is_not(None)
         )
         if number is None:
+            on_grid = trial.c.cell_id.in_(
+                sa.select(cell.c.cell_id).where(
+                    cell.c.study_id == study_id, cell.c.removed_in.is_(None)
+                )
+            )
             done = sa.select(trial.c.retried_from).where(
                 trial.c.study_id == study_id, trial.c.retried_from.is_not(None)
             )
@@ -293,10 +304,7 @@ class Interventions:
                 f"trial={number}: the trial is {rows[0].state}; only a failed trial can be run "
                 "again (enqueue runs any parameters)"
             )
-        if c.execute(ours.where(trial.c.number == number, on_grid)).first() is None:
-            raise ConfigError(
-                f"trial={number}: its cell is no longer on the study's grid, where no trial starts"
-            )
+        self._refuse_off_grid(c, rows[0])
         if c.execute(to_be_repeated.where(ticket.c.retried_from == number)).first() is not None:
             raise ConfigError(
                 f"trial={number}: the trial is being run again, or was run again successfully"

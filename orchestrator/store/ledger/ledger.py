@@ -272,9 +272,10 @@ class Ledger:
             alike: only a trial with the very same parameters makes a suggestion outdated.
             start: begin the first attempt. If False, the trial is only prepared, and no attempt is
                 counted until the method `start` is called.
-            revision: of the study, under which the suggestion is made. If the study has been
-                extended since, the ticket is given back instead, for its cell may be gone and what
-                is searched may be different. None: that is not checked.
+            revision: of the study, under which the suggestion is made. If the ticket was claimed
+                while the study was extended, it is given back instead, for its cell may be gone and
+                what is searched may be different; what was claimed before that is lost anyway.
+                None: that is not checked.
 
         Raises:
             LeaseLostError: the ticket was given to another worker or given back, or the study was
@@ -294,7 +295,8 @@ class Ledger:
             endings.refuse_deleted(held.study_id, ours.optuna_study_id)
             if ours.state not in LIVE:
                 raise LeaseLostError(
-                    f"the ticket {held.ticket} of study {held.study_id} was given to another worker"
+                    f"the ticket {held.ticket} of study {held.study_id} was given back, or to "
+                    "another worker"
                 )
             if ours.state != "CLAIMED":
                 made = held.prepared(ours.number, ours.optuna_trial_id, ours.values)

@@ -1,22 +1,22 @@
 """Extends a study: what its trials have in Optuna's tables, its cells and its tickets.
 
-All of it is part of the transaction of a launch, under the study's locks. Trials are written first,
-then cells, then tickets. Every open ticket is locked before the first cell: a claim holds its
-ticket when it refers to the cell, and would wait for one whose ordinal has changed.
+All of it is part of the transaction of a launch, under the study's locks. Every open ticket is
+locked first, so that no claim begins; a claim holds its ticket when it refers to its cell, and
+would wait for one whose ordinal has changed. Then come trials, then cells, then tickets.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.errors import ConfigError
 from orchestrator.faults import step as crash_step
 from orchestrator.model import JSONValue, count_label
 from orchestrator.store.connection.statement import AnyConnection, Statement, answers, send
-from orchestrator.store.ledger import grid
+from orchestrator.store.ledger import grid, tickets
 
 if TYPE_CHECKING:
     from orchestrator.model import Param, StudySpec
@@ -38,16 +38,19 @@ def extend(
     """Makes the study's trials and cells those of its next revision; returns in words what became
     of the cells.
 
-    Trials so far keep their values, and get the default of each parameter that is new. Cells that
-    the grid has no longer are closed, and what they had not begun is free for others. The caller
-    writes the study's row and then the tickets, see `grid.write_tickets`.
+    Trials so far keep their values, and get the default of each parameter that is new; so does what
+    waits with parameters of its own for everything that was searched, as a repetition does. Cells
+    that the grid has no longer are closed, and what they had not begun is free for others. What was
+    claimed and has no parameters yet is given back. The caller writes the study's row and then the
+    tickets, see `grid.write_tickets`.
 
     Raises:
         ConfigError: a trial has a parameter of that name already, which its objective asked for.
     """
     spec = extension.spec
-    _rewrite(c, study_id, extension)
     send(c, _LOCK_TICKETS, {"study_id": study_id})
+    _give_back_claims(c, study_id)
+    _rewrite(c, study_id, old, extension)
     words = _regrid(c, study_id, spec, {p.name: value for p, value in extension.added})
     crash_step("mid-extend")
     freed = send(c, _FREE_TICKETS, {"study_id": study_id}).rowcount
@@ -58,39 +61,77 @@ def extend(
     return (*words, f"{count_label(freed, 'ticket')} freed") if freed else words
 
 
+def _give_back_claims(c: AnyConnection, study_id: int) -> None:
+    """Gives back what was claimed under the revision before and has no parameters yet, whatever the
+    version of the worker that holds it: what it suggests is refused from now on.
+    """
+    for row in answers(c, _CLAIMED, {"study_id": study_id}):
+        send(c, _UNCLAIM, {"trial_id": row.trial_id})
+        tickets.give_back(c, row.ticket_id, row.cell_id)
+
+
 # --------------------------------------------------------------------------------------- the trials
 
 
-def _rewrite(c: AnyConnection, study_id: int, extension: Extension) -> None:
+def _rewrite(c: AnyConnection, study_id: int, old: StudySpec, extension: Extension) -> None:
     which = {"study_id": study_id}
     if extension.distributions:
         names, both = zip(*extension.distributions.items(), strict=True)
         were, are = zip(*both, strict=True)
         texts = {"names": list(names), "were": list(were), "are": list(are)}
         send(c, _SET_DISTRIBUTIONS, {**which, **texts})
-    for param, value in extension.added:
+    added = {param.name: value for param, value in extension.added}
+    for param, _ in extension.added:
         if answers(c, _HAS_PARAMETER, {**which, "name": param.name}):
             raise ConfigError(
                 f"{param.name}: trials of the study have a parameter of that name already, which "
                 "the objective asked for as it ran; it cannot be declared now"
             )
-        _add(c, study_id, extension.spec, param, value)
+        _add(c, study_id, extension.spec, param, added)
+    _complete_given(c, study_id, old, extension.spec, added)
     axes = [axis.path for axis in extension.spec.grid]
     if any(param.name in axes for param, _ in extension.added):
         send(c, _NAME_AXES, {**which, "axes": json.dumps(axes)})
 
 
-def _add(c: AnyConnection, study_id: int, spec: StudySpec, param: Param, value: JSONValue) -> None:
-    """Gives trials so far a parameter, those in whose cell it exists."""
+def _add(
+    c: AnyConnection, study_id: int, spec: StudySpec, param: Param, added: Mapping[str, JSONValue]
+) -> None:
+    """Gives trials so far a parameter, those in whose cell it exists.
+
+    Args:
+        added: the value of every parameter that is new, axes included, which no cell has yet.
+    """
     searched = next((item for item in spec.search if item.path == param.name), None)
     cells = None
     if searched is not None and searched.when:
         rows = answers(c, _CELLS, {"study_id": study_id})
-        cells = [row.cell_id for row in rows if searched.exists_in(row.values)]
+        cells = [row.cell_id for row in rows if searched.exists_in({**added, **row.values})]
     which = {"study_id": study_id, "name": param.name, "cells": cells}
     stored = {"internal": param.internal, "distribution": param.distribution}
     send(c, _ADD_PARAMETER, {**which, **stored})
-    send(c, _ADD_VALUE, {**which, "value": json.dumps(value)})
+    send(c, _ADD_VALUE, {**which, "value": json.dumps(added[param.name])})
+
+
+def _complete_given(
+    c: AnyConnection, study_id: int, old: StudySpec, new: StudySpec, added: Mapping[str, JSONValue]
+) -> None:
+    """Gives the new parameters to tickets that wait with a value for everything that was searched
+    in their cell: they repeat a trial that has them by now, or were written down as a whole.
+    """
+    found = []
+    for row in answers(c, _GIVEN, {"study_id": study_id}):
+        if all(item.path in row.fixed for item in old.search if item.exists_in(row.values)):
+            cell = {**added, **row.values}
+            more = {
+                item.path: added[item.path]
+                for item in new.search
+                if item.path in added and item.exists_in(cell)
+            }
+            found.append((row.ticket_id, json.dumps({**row.fixed, **more})))
+    for some in _batches(found):
+        ids, texts = (list(column) for column in zip(*some, strict=True))
+        send(c, _GIVE, {"ids": ids, "texts": texts})
 
 
 # ---------------------------------------------------------------------------------------- the cells
@@ -189,6 +230,20 @@ _ADD_VALUE = Statement(
     WHERE o.study_id = :study_id AND o.values IS NOT NULL AND {_OF_CELLS}
     """
 )
+_GIVEN = Statement(
+    """
+    SELECT t.ticket_id, t.fixed, l.values FROM orchestrator.ticket t
+    JOIN orchestrator.cell l ON l.cell_id = t.cell_id
+    WHERE t.study_id = :study_id AND t.state = 'OPEN' AND t.fixed IS NOT NULL
+    """
+)
+_GIVE = Statement(
+    """
+    UPDATE orchestrator.ticket t SET fixed = CAST(n.text AS json)
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:texts AS text[])) AS n(ticket_id, text)
+    WHERE t.ticket_id = n.ticket_id
+    """
+)
 _NAME_AXES = Statement(
     r"""
     UPDATE study_user_attributes SET value_json = :axes
@@ -201,6 +256,14 @@ _LOCK_TICKETS = Statement(
     WHERE t.study_id = :study_id AND t.state = 'OPEN' ORDER BY t.ordinal FOR NO KEY UPDATE
     """
 )
+# In a statement after that lock: what was claimed before it is seen here.
+_CLAIMED = Statement(
+    """
+    SELECT o.trial_id, o.ticket_id, o.cell_id FROM orchestrator.trial o
+    WHERE o.study_id = :study_id AND o.state = 'CLAIMED' ORDER BY o.trial_id FOR UPDATE
+    """
+)
+_UNCLAIM = Statement("DELETE FROM orchestrator.trial WHERE trial_id = :trial_id")
 _CELLS = Statement(
     """
     SELECT l.cell_id, l.values, l.removed_in FROM orchestrator.cell l
@@ -235,7 +298,7 @@ _INSERT_CELLS = Statement(
     """
 )
 # What nobody ever tried is made anew where it is needed; the place in the budget of what was tried
-# is free as well. A claim that is given back later finds its cell closed and leaves it, too.
+# is free as well. A trial that ends later without spending its ticket leaves its closed cell, too.
 _FREE_TICKETS = Statement(
     """
     UPDATE orchestrator.ticket t

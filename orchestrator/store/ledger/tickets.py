@@ -338,7 +338,7 @@ _NAMED_CELLS = Statement(
 _FEWEST_TICKETS = Statement(f"{_CELLS_THAT_FIT} ORDER BY l.bound, l.ordinal LIMIT :most")
 
 
-def give_back(c: Connection, ticket_id: int, cell_id: int) -> None:
+def give_back(c: AnyConnection, ticket_id: int, cell_id: int) -> None:
     """Makes the ticket as if nobody had taken it; no failure is counted. If its cell has closed, it
     goes to the other cells; one by hand ends if its cell is no longer on the grid. What it was to
     confirm is decided anew.

@@ -313,6 +313,13 @@ class StudySpec:
         """SHA-256 (hex) of `identity`, independent of the order in which keys were written."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
+    def is_same(self, other: StudySpec) -> bool:
+        """Whether a launch of either has nothing to change in a study of the other.
+
+        `config`, which is for people, may differ: a later version composes more settings.
+        """
+        return replace(self, config="").to_json() == replace(other, config="").to_json()
+
     def to_json(self) -> dict[str, JSONValue]:
         # with numbers in place of `auto`, so that older workers can read it
         stored = replace(self, pruner=self.pruner_in_effect)

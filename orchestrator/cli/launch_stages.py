@@ -148,7 +148,7 @@ class _Chain:
             return False
         old = self._way.begun.reads.spec(newest.study_id)
         new = newest.inherited.of(self._chain.stages[newest.ordinal])
-        return continued(new, old).to_json() == old.to_json()
+        return continued(new, old).is_same(old)
 
     def _may_begin_after(self, newest: StageRow) -> bool:
         """Whether somebody has seen how the newest stage ended, where that is to be confirmed."""

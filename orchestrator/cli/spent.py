@@ -78,4 +78,4 @@ def _spent(store: Relaunching, spec: StudySpec) -> bool:
     if not early and (row.state, row.reason) != ("FINISHED", "budget spent"):
         return False
     old = store.reads.spec(row.study_id)
-    return continued(spec, old).to_json() == old.to_json()
+    return continued(spec, old).is_same(old)

@@ -25,6 +25,10 @@ ENOUGH: Final = "enough: "
 """How the reason begins for which a study or a cell ended before its budget was spent, see
 `ledger.stopping`.
 """
+STOPPED: Final = "enough"
+"""Kind of the event that tells that a study had enough trials, and why."""
+SETTLED: Final = "cell settled"
+"""The same of a cell."""
 DELETING: Final = "being deleted by "
 """How the reason begins of a study between `Deletion.begin` and `Deletion.finish`."""
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|\d+(\.\d+)?([eE][-+]?\d+)?")

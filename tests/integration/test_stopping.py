@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from orchestrator.model import Budget, Failed, StudySpec
+from orchestrator.model import Budget, Enqueued, Failed, Observation, Prior, StudySpec
 from orchestrator.settings import StopSettings
 from orchestrator.store import Attempt, Store, Undecided, WorkerLease
 from tests.support.invariants import query
@@ -67,6 +67,9 @@ def test_what_ten_workers_find_at_once_is_done_once_and_running_trials_end_as_ev
     (told,) = events(store)
     assert told.startswith("enough: found by ")
     assert state(store) == ("ACTIVE", None)
+    again = store.studies.launch(made(config="with: a setting more"))
+    assert (again.added, again.open_tickets) == (0, 1), "the one that runs"
+    launched = store.reads.find("study").launched_at
     assert start(store, lease, study) is None
     end(store, running)
     assert state(store) == ("FINISHED", f"{told}; 5 of 10 trials saved")
@@ -119,7 +122,7 @@ def test_the_same_launch_adds_nothing_and_another_one_continues(
     finish(store, run(store, lease, study, 3))
     assert enough(store, study)
     why = f"enough: {WHY}; 7 of 10 trials saved"
-    again = store.studies.launch(made())
+    again = store.studies.launch(made(config="with: a setting more"))
     assert (again.added, again.open_tickets, again.reason) == (0, 0, why)
     store.interventions.enqueue(study, {"a": 2}, {"x": 0.25})
     finish(store, run(store, lease, study, 1))
@@ -131,6 +134,21 @@ def test_the_same_launch_adds_nothing_and_another_one_continues(
     while (attempt := start(store, lease, study)) is not None:
         end(store, attempt)
     assert state(store) == ("FINISHED", "budget spent")
+    assert store.doctor.examine().findings == ()
+
+
+def test_a_configuration_that_was_promised_to_run_is_run(store: Store, lease: WorkerLease) -> None:
+    first = [Enqueued(0, {"x": x}, "source", k) for k, x in enumerate((0.1, 0.2, 0.3))]
+    prior = Prior("source", 77, (Observation(0, {"x": 0.5, "a": 0}, 1.0),))
+    promised = made(warm_start=("source",), enqueue_best=3)
+    study = store.studies.launch(promised, priors=[prior], enqueued=first).study_id
+    finish(store, run(store, lease, study, 3))
+    assert enough(store, study)
+    assert state(store) == ("ACTIVE", None)
+    left = run(store, lease, study, 2)
+    end(store, left[0])
+    end(store, left[1], BROKEN)
+    assert start(store, lease, study) is not None, "its ticket is one as any other now"
     assert store.doctor.examine().findings == ()
 
 
@@ -166,6 +184,7 @@ def test_a_settled_cell_leaves_its_trials_to_the_others_until_all_are_settled(
     assert running.cell == 0
     assert settle(0, 2)
     assert not settle(0, 2)
+    store.studies.launch(made(stop_when=cells))
     assert events(store, "cell settled") == [f"enough: {WHY}"] * 2
     others = run(store, lease, study, 2)
     assert {attempt.cell for attempt in others} == {1}

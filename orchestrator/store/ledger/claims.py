@@ -54,7 +54,9 @@ class Ticket(_Held):
     confirms: int | None = None
     """The number of the trial whose parameters it repeats with another seed."""
     copied_from: Mapping[str, JSONValue] | None = None
-    """The trial of another study whose parameters it has: ``study`` and ``trial``."""
+    """The trial of another study that `fixed` was copied from: ``study`` and ``trial``; without
+    `fixed` it says nothing, for another trial of the ticket had those parameters.
+    """
     measurements: tuple[Mapping[str, JSONValue], ...] = ()
     """What the study's probes found in its cell on the worker's device type."""
     news: tuple[list[TrialNews], int] | None = None

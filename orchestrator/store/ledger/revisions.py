@@ -300,11 +300,10 @@ _INSERT_CELLS = Statement(
 # What nobody ever tried is made anew where it is needed; the place in the budget of what was tried
 # is free as well. A trial that ends later without spending its ticket leaves its closed cell, too.
 _FREE_TICKETS = Statement(
-    """
+    f"""
     UPDATE orchestrator.ticket t
     SET state = CASE WHEN EXISTS (SELECT FROM orchestrator.trial o WHERE o.ticket_id = t.ticket_id)
-            THEN 'VOID' ELSE 'OPEN' END,
-        cell_id = NULL, share = NULL, fixed = NULL, retried_from = NULL
+            THEN 'VOID' ELSE 'OPEN' END, {tickets.LEAVE}
     FROM orchestrator.cell l
     WHERE t.study_id = :study_id AND l.cell_id = t.cell_id AND l.removed_in IS NOT NULL
         AND t.state = 'OPEN' AND NOT t.extra

@@ -11,17 +11,12 @@ from typing import TYPE_CHECKING
 from orchestrator.store.connection.statement import Statement, answer, answers, later
 from orchestrator.store.ledger import tickets
 from orchestrator.store.ledger.endings import lock_if_exists
-from orchestrator.store.states import ENOUGH
+from orchestrator.store.states import ENOUGH, SETTLED, STOPPED
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from orchestrator.store.connection.database import Database
-
-STOPPED = "enough"
-"""Kind of the event that tells that a study had enough trials, and why."""
-SETTLED = "cell settled"
-"""The same of a cell."""
 
 
 class Stopping:
@@ -38,8 +33,9 @@ class Stopping:
     def end_study(
         self, study_id: int, reason: str, launched: datetime, *, confirm: int = 0
     ) -> bool:
-        """Leaves the study's open tickets unspent, but for the last `confirm` and those of trials
-        that a person had run again; it is finished once its running trials have ended.
+        """Leaves the study's open tickets unspent, but for the last `confirm`, those of trials
+        that a person had run again, and configurations of other studies that were promised to run;
+        it is finished once its running trials have ended.
 
         Args:
             reason: why it has had enough trials, in words.
@@ -103,7 +99,7 @@ _LEAVE_TICKETS = Statement(
     WITH rest AS (
         SELECT t.ticket_id, t.cell_id FROM orchestrator.ticket t
         WHERE t.study_id = :study_id AND t.state = 'OPEN' AND NOT t.extra
-            AND t.retried_from IS NULL
+            AND t.retried_from IS NULL AND (t.copied_from IS NULL OR t.fixed IS NULL)
         ORDER BY t.ordinal DESC OFFSET CAST(:confirm AS int)
     ), freed AS (
         UPDATE orchestrator.cell l SET bound = l.bound - n.n

@@ -14,6 +14,7 @@ from orchestrator.revision import Change, Extend, continued
 from orchestrator.revision import changes as changes_of
 from orchestrator.store.connection.statement import (
     AnyConnection,
+    Row,
     Statement,
     answer,
     answers,
@@ -22,7 +23,7 @@ from orchestrator.store.connection.statement import (
 )
 from orchestrator.store.ledger import grid, revisions, sources, tickets
 from orchestrator.store.optuna.attributes import KEEP_STUDY_ATTR
-from orchestrator.store.states import DELETING, ENOUGH, is_ended_early
+from orchestrator.store.states import DELETING, ENOUGH, STOPPED, is_ended_early
 
 if TYPE_CHECKING:
     from orchestrator.store.connection.plain import Source
@@ -65,7 +66,7 @@ class Studies:
     ) -> Launched:
         """Creates the study or continues the one of that name; tickets are added up to
         ``spec.budget``, never beyond. A study that has had enough trials is left as it is unless
-        something has changed.
+        something has changed, and so is a cell; `config` does not count.
 
         Args:
             extend: makes the study's next revision if the one of that name has a different
@@ -121,6 +122,7 @@ class Studies:
                 f"study.name={spec.name}: the database has a study of this name that "
                 "orchestrator did not create; choose another name: study.name=…"
             )
+        verdict: Row | None = None
         if row is None:
             self._create(c, study_id, spec)
             changes: tuple[str, ...] = ()
@@ -128,12 +130,18 @@ class Studies:
             old = StudySpec.from_json(row.spec)
             spec = continued(spec, old)
             (now,) = answers(c, _STATE, {"study_id": study_id})
-            same = spec.to_json() == old.to_json()
+            same = spec.is_same(old)
             if same and is_ended_early(now.state, now.reason):
                 return Launched(study_id, False, 0, 0, (), now.reason)
+            verdict = answer(c, _VERDICT, {"study_id": study_id}) if same else None
             spec, changes = self._continue(c, study_id, old, spec, extend, revision)
+            if verdict is not None:  # it holds for this launch as well
+                later(c, _UPHOLD, {"study_id": study_id, "reason": verdict.reason})
+            elif not same:
+                send(c, _OPEN_SETTLED, {"study_id": study_id})
         self._name_metrics(c, study_id, spec)
-        added = grid.write_tickets(c, study_id, spec, new=row is None)
+        # What had enough trials leaves its tickets void, which others would take the place of.
+        added = 0 if verdict else grid.write_tickets(c, study_id, spec, new=row is None)
         sources.keep(c, study_id, spec, priors)
         copied = sources.enqueue(c, study_id, spec, enqueued) if row is None else 0
         crash_step("mid-launch")
@@ -221,7 +229,6 @@ class Studies:
             new = extension.spec
             extended = (*extension.changes, *revisions.extend(c, study_id, old, extension))
         send(c, _UPDATE, _columns(study_id, new))
-        send(c, _OPEN_SETTLED, {"study_id": study_id})
         resumed = (f"study: {reason} -> active",) if state in ("PAUSED", "STOPPING") else ()
         return new, (*resumed, *extended, *settings_changed(old, new))
 
@@ -290,6 +297,21 @@ _UPDATE = Statement(
         revision = revision + 1, state = 'ACTIVE', reason = NULL, halt = false,
         priority = :priority, launched_at = clock_timestamp(), deadline_at = {DEADLINE}
     WHERE study_id = :study_id
+    """
+)
+# Why the study has had enough trials, while some of them still run.
+_VERDICT = Statement(
+    f"""
+    SELECT e.reason FROM orchestrator.event e
+    JOIN orchestrator.study s ON s.study_id = e.study_id
+    WHERE e.study_id = :study_id AND e.kind = '{STOPPED}' AND e.at >= s.launched_at
+    ORDER BY e.event_id LIMIT 1
+    """
+)
+_UPHOLD = Statement(
+    f"""
+    INSERT INTO orchestrator.event (study_id, kind, reason)
+    VALUES (:study_id, '{STOPPED}', :reason)
     """
 )
 # Cells that had enough trials by what the launch before counted as enough.

@@ -21,7 +21,7 @@ from orchestrator.store.connection.statement import (
 )
 from orchestrator.store.ledger.device_types import not_probed_elsewhere
 from orchestrator.store.ledger.shortages import TRIAL_FITS, fits
-from orchestrator.store.states import ACTIVE, ENOUGH, LIVE, UNSPENT
+from orchestrator.store.states import ACTIVE, ENOUGH, LIVE, STOPPED, UNSPENT
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -364,8 +364,8 @@ _REOPEN = Statement(
 )
 # A ticket that leaves its cell also drops the parameters that its trial was to repeat; `retry` can
 # set them again.
-_LEAVE = "cell_id = NULL, share = NULL, fixed = NULL, retried_from = NULL"
-_LEAVE_CELL = Statement(f"UPDATE orchestrator.ticket SET {_LEAVE} WHERE ticket_id = :ticket_id")
+LEAVE = "cell_id = NULL, share = NULL, fixed = NULL, retried_from = NULL"
+_LEAVE_CELL = Statement(f"UPDATE orchestrator.ticket SET {LEAVE} WHERE ticket_id = :ticket_id")
 # It was not counted among the tickets of its cell.
 _CONFIRM_NOTHING = Statement(
     """
@@ -583,7 +583,7 @@ _CLOSE_CELL = Statement(
 _FREE_TICKETS = Statement(
     f"""
     WITH freed AS (
-        UPDATE orchestrator.ticket SET {_LEAVE} WHERE cell_id = :cell_id AND state = 'OPEN'
+        UPDATE orchestrator.ticket SET {LEAVE} WHERE cell_id = :cell_id AND state = 'OPEN'
             AND NOT extra RETURNING ticket_id
     )
     UPDATE orchestrator.cell SET bound = bound - (SELECT count(*) FROM freed)
@@ -736,7 +736,7 @@ _ENOUGH = f"""
     coalesce(
         (
             SELECT e.reason FROM orchestrator.event e
-            WHERE e.study_id = s.study_id AND e.kind = 'enough' AND e.at >= s.launched_at
+            WHERE e.study_id = s.study_id AND e.kind = '{STOPPED}' AND e.at >= s.launched_at
             ORDER BY e.event_id LIMIT 1
         ),
         CASE WHEN NOT {_OPEN_CELL} AND EXISTS (

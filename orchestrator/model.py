@@ -33,7 +33,9 @@ from orchestrator.settings import (
 Direction: TypeAlias = Literal["minimize", "maximize"]
 Limits: TypeAlias = tuple[float | None, float | None]
 """The least and the greatest value that a metric can take; None where there is no limit."""
-_UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line and paragraph separators
+# control and format characters, which reorder or hide others, surrogates, line and paragraph
+# separators
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 # of other scalars, as JSON, YAML, Hydra or Python write them
 _LIKE_ANOTHER = re.compile(
     r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)(e[-+]?\d+)?|true|false|null|none|[-+]?\.?(nan|inf)",
@@ -480,16 +482,25 @@ def cell_label(cell: Mapping[str, JSONValue]) -> str:
     """A cell for people: ``data.batch_size=32 model.hidden_units=64``; ``(no grid)`` for the empty
     one.
     """
-    return " ".join(f"{path}={value_label(value)}" for path, value in cell.items()) or "(no grid)"
+    values = (f"{visible(path)}={value_label(value)}" for path, value in cell.items())
+    return " ".join(values) or "(no grid)"
 
 
 def value_label(value: JSONValue) -> str:
-    """One line of short text for a value: compact JSON, control characters escaped.
+    """One line of short text for a value: compact JSON, `visible`.
 
     Strings are bare, except those that could be taken for a number, a boolean or null.
     """
     bare = isinstance(value, str) and not _LIKE_ANOTHER.fullmatch(value)
-    text = str(value) if bare else json.dumps(value, separators=(",", ":"))
+    return visible(str(value) if bare else json.dumps(value, separators=(",", ":")))
+
+
+def visible(text: str) -> str:
+    """The text with what is not seen, ends a line or changes how others are shown as escapes, such
+    as ``\\n`` or ``\\u202e``.
+    """
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNSEEN else c
         for c in text

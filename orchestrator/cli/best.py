@@ -21,7 +21,7 @@ from orchestrator.cli.named import study_of
 from orchestrator.cli.warm_start import Weighed
 from orchestrator.config import trial_words
 from orchestrator.errors import ConfigError, OrchestratorError, StudyFailedError
-from orchestrator.model import MOST_CELLS, Axis, StudySpec, value_label
+from orchestrator.model import MOST_CELLS, Axis, StudySpec, value_label, visible
 from orchestrator.store import is_ended_early
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _print(found: _Found, groups: Collection[str], *, how: str) -> None:
     spec, believed = found.spec, found.believed
     for trial, origin in zip(believed.best, found.origins, strict=True):
         data = {"study": spec.name, **screen.trial_data(spec, trial)}
-        print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
+        print(_yaml(data), end="")
         print(provenance.comment(origin))
         print(_overrides_comment(trial_words(spec, trial.params, groups, *found.of_stage)))
         for remark in _outside(found, trial):
@@ -181,6 +181,14 @@ def _print(found: _Found, groups: Collection[str], *, how: str) -> None:
         print(screen.cell_comments(spec, found.progress.cells, believed.cells))
 
 
+def _yaml(data: Any) -> str:
+    """YAML in which every character is seen."""
+    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    if any(line != visible(line) for line in text.split("\n")):
+        text = yaml.safe_dump(data, sort_keys=False)
+    return text
+
+
 def _outside(found: _Found, trial: TrialRow) -> list[str]:
     """Which of the trial's values lie outside what the probes of its cell found."""
     if not found.probes:
@@ -198,8 +206,11 @@ def _overrides_comment(overrides: list[str] | None) -> str:
             "to train with"
         )
     line = " ".join(overrides)
-    if line != value_label(line):  # a line break would end the comment
-        return "# as overrides: one of them contains a control character; --json shows them"
+    if line != visible(line):  # a line break would end the comment
+        return (
+            "# as overrides: one of them contains a character that is not seen, or a line break; "
+            "--json shows them"
+        )
     return f"# as overrides\n# {line}"
 
 

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from orchestrator.cli.running import Running
 from orchestrator.config import startup_label, stop_label
-from orchestrator.model import Axis, Searched, StudySpec, cell_label, count_label, value_label
+from orchestrator.model import (
+    Axis,
+    Searched,
+    StudySpec,
+    cell_label,
+    count_label,
+    value_label,
+    visible,
+)
 from orchestrator.program import label
 
 if TYPE_CHECKING:
@@ -261,7 +269,7 @@ def cell_table(
     )
     table = Table(box=None, pad_edge=False)
     for axis in spec.grid:
-        table.add_column(Text(axis.path))
+        table.add_column(Text(visible(axis.path)))
     if not spec.grid:
         table.add_column("cell")
     counts_and_best = ("done", "pruned", "failed", "running", f"best {spec.metrics[0]}", "trial")

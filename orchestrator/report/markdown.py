@@ -6,14 +6,16 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.report.tables import Table, cell_text
+from orchestrator.model import visible
+from orchestrator.report.tables import Table, cell_text, typed_text
 
 if TYPE_CHECKING:
     from orchestrator.report.report import Report
     from orchestrator.report.statement import Statement
 
-_SPECIAL = re.compile(r"([\\*_\[\]<>|#])")
+_SPECIAL = re.compile(r"([\\*_\[\]<>#])")
 _CODE = re.compile(r"(`[^`]+`)")
+_ESCAPED_BAR = "\\|"
 
 
 def markdown(report: Report) -> str:
@@ -41,16 +43,15 @@ def _statement(k: int, one: Statement) -> str:
 
 def _table(table: Table) -> str:
     def row(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cells)} |"
+        # a column ends at a bar, even within code
+        return f"| {' | '.join(cell.replace('|', _ESCAPED_BAR) for cell in cells)} |"
 
-    lines = [row([_text(name) for name in table.columns]), row(["---"] * len(table.columns))]
+    lines = [row([*map(_text, table.columns)]), row(["---"] * len(table.columns))]
     for values in table.rows:
         cells = []
         for name, value in zip(table.columns, values, strict=True):
-            text = cell_text(value)
-            # a line of a table ends at a bar even within code
-            code = name == table.typed and text and not set(text) & {"|", "`"}
-            cells.append(f"`{text}`" if code else _text(text))
+            text = typed_text(value) if name == table.typed else _text(cell_text(value))
+            cells.append(_code(text) if name == table.typed and text else text)
         lines.append(row(cells))
     return "\n".join(lines)
 
@@ -58,6 +59,13 @@ def _table(table: Table) -> str:
 def _text(text: str) -> str:
     """Text in which nothing is markup but code between backticks."""
     return "".join(
-        part if _CODE.fullmatch(part) and "|" not in part else _SPECIAL.sub(r"\\\1", part)
-        for part in _CODE.split(" ".join(text.split()))
+        part if _CODE.fullmatch(part) else _SPECIAL.sub(r"\\\1", part)
+        for part in _CODE.split(visible(" ".join(text.split())))
     )
+
+
+def _code(text: str) -> str:
+    """Code between more backticks than there are together in it."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    room = " " if len(fence) > 1 else ""
+    return f"{fence}{room}{text}{room}{fence}"

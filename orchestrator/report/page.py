@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.model import JSONValue
+from orchestrator.model import JSONValue, visible
 from orchestrator.report.palette import SERIES
 
 _HEIGHT: Final = 340
@@ -32,11 +32,20 @@ def document(title: str, body: str, *, pictures: bool) -> str:
         pictures: whether `body` has any from `plot`; plotly, two megabytes, is left out otherwise.
     """
     return _DOCUMENT.format(
-        title=html.escape(title), style=_STYLE, body=body, script=_script() if pictures else ""
+        title=text(title), style=_STYLE, body=body, script=_script() if pictures else ""
     )
 
 
-def write(path: str | Path, text: str) -> Path:
+def text(of: str, *, quote: bool = True) -> str:
+    """Text as HTML, in which every character is seen.
+
+    Args:
+        quote: whether quotes are escaped, too, as within an attribute.
+    """
+    return html.escape(visible(of), quote=quote)
+
+
+def write(path: str | Path, content: str) -> Path:
     """Writes a page to a file; returns its path.
 
     Raises:
@@ -44,7 +53,7 @@ def write(path: str | Path, text: str) -> Path:
     """
     file = Path(path)
     try:
-        file.write_text(text, encoding="utf-8", errors="replace")
+        file.write_text(content, encoding="utf-8", errors="replace")
     except OSError as error:
         raise OrchestratorError(
             f"out={path}: {error.strerror} ({file.absolute().parent}); give a file that you "
@@ -65,7 +74,7 @@ def plot(key: str, figure: Mapping[str, JSONValue], label: str) -> str:
     height = layout.get("height", _HEIGHT) if isinstance(layout, Mapping) else _HEIGHT
     return (
         f'<div class="plot" id="plot-{html.escape(key)}" role="img" '
-        f'aria-label="{html.escape(label)}" style="min-height:{height}px">'
+        f'aria-label="{text(label)}" style="min-height:{height}px">'
         f'<script type="application/json">{script_json(figure)}</script></div>'
     )
 
@@ -75,18 +84,18 @@ def script_json(data: Any) -> str:
 
     What is not finite becomes null.
     """
-    text = json.dumps(_drawable(data), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    code = json.dumps(_drawable(data), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     # so that nothing in it ends the script, or begins a comment
     for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+        code = code.replace(character, f"\\u{ord(character):04x}")
+    return code
 
 
 def _drawable(data: Any) -> Any:
     if isinstance(data, Mapping):
         return {str(key): _drawable(value) for key, value in data.items()}
     if isinstance(data, str):
-        return data.encode("utf-8", "replace").decode()  # without lone surrogates
+        return visible(data)
     if isinstance(data, Iterable):
         return [_drawable(value) for value in data]
     if isinstance(data, float):
@@ -143,6 +152,7 @@ _DOCUMENT: Final = """<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
 <style>{style}</style>
+<noscript><style>.pictures, .plot {{ display: none; }}</style></noscript>
 </head>
 <body>
 <main>
@@ -167,6 +177,7 @@ h1 { font-size: 26px; line-height: 1.25; margin: 0 0 12px; overflow-wrap: anywhe
 h2 { font-size: 19px; margin: 36px 0 12px; }
 h3 { font-size: 15px; margin: 0 0 2px; overflow-wrap: anywhere; }
 code { font: 0.92em ui-monospace, monospace; overflow-wrap: anywhere; }
+code, dt, dd, h3, th, td { unicode-bidi: isolate; }
 p.dim, .note { color: var(--dim); max-width: 70ch; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; margin: 0; }
 dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
@@ -203,6 +214,7 @@ td.long:empty { min-width: 0; }
 .number { text-align: right; }
 tr.differs td { font-weight: 600; }
 tr.under td { padding: 0 0 6px; white-space: normal; overflow-wrap: anywhere; }
+tr.under code { white-space: pre-wrap; }
 tr.over td { border-bottom: 0; }
 tr.first td, tr.first th { border-top: 2px solid var(--line); }
 @media (max-width: 560px) {
@@ -216,19 +228,22 @@ tr.first td, tr.first th { border-top: 2px solid var(--line); }
   .pictures { grid-template-columns: 1fr 1fr; gap: 14px; }
   .plot { zoom: var(--printed, 0.6); }
   .table { overflow: visible; } table { font-size: 8.5pt; } td.long { min-width: 0; }
-  th, td { white-space: normal; padding-right: 8px; } tr { break-inside: avoid; } }
+  th, td { white-space: normal; padding-right: 8px; } tr, tbody.pair { break-inside: avoid; } }
 """
 
 _DRAW: Final = """
 (() => {
   const plots = [...document.querySelectorAll('.plot')];
-  const say = text => plots.forEach(plot => {
-    plot.textContent = text; plot.style.minHeight = 0; plot.classList.add('missing'); });
+  const say = (plot, text) => {
+    plot.textContent = text; plot.style.minHeight = ''; plot.classList.add('missing'); };
   if (!window.DecompressionStream) {
-    say('This browser is too old to draw this picture: it cannot unpack data by itself ' +
-        '(DecompressionStream). The statements and tables of this page are complete without it.');
+    plots.forEach(plot => say(plot,
+      'This browser is too old to draw this picture: it cannot unpack data by itself ' +
+      '(DecompressionStream). The statements and tables of this page are complete without it.'));
     return;
   }
+  const fail = (plot, error) => {
+    console.error(error); say(plot, 'This picture could not be drawn: ' + error); };
   const fine = !matchMedia('(pointer: coarse)').matches;
   const settings = { responsive: true, displayModeBar: false };
   const draw = async code => {
@@ -236,12 +251,16 @@ _DRAW: Final = """
     script.textContent = code;
     document.head.append(script);
     for (const plot of plots) {
-      const figure = JSON.parse(plot.firstChild.textContent);
-      plot.textContent = '';
-      const layout = { height: HEIGHT, dragmode: fine ? 'zoom' : false, ...figure.layout,
-        template: TEMPLATE };
-      await Plotly.newPlot(plot, figure.data, layout, settings);
-      plot.style.minHeight = '';
+      try {
+        const figure = JSON.parse(plot.firstChild.textContent);
+        plot.textContent = '';
+        const layout = { height: HEIGHT, dragmode: fine ? 'zoom' : false, ...figure.layout,
+          template: TEMPLATE };
+        await Plotly.newPlot(plot, figure.data, layout, settings);
+        plot.style.minHeight = '';
+      } catch (error) {
+        fail(plot, error);
+      }
       await new Promise(done => setTimeout(done));
     }
     document.documentElement.dataset.pictures = 'drawn';
@@ -249,12 +268,8 @@ _DRAW: Final = """
   const packed = document.getElementById('plotly').textContent;
   const bytes = Uint8Array.from(atob(packed), character => character.charCodeAt(0));
   const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
-  new Response(unpacked).text().then(draw).catch(error => {
-    console.error(error);
-    plots.filter(plot => !plot.querySelector('svg')).forEach(plot => {
-      plot.textContent = 'This picture could not be drawn: ' + error;
-      plot.classList.add('missing'); });
-  });
+  new Response(unpacked).text().then(draw)
+    .catch(error => plots.forEach(plot => fail(plot, error)));
   // on paper a picture has the width of its column, whatever it has on the screen
   addEventListener('beforeprint', () => plots.forEach(plot => {
     const wide = plot.parentElement.classList.contains('wide');

@@ -27,7 +27,7 @@ from orchestrator.report.pictures import (
 )
 from orchestrator.report.statement import Statement
 from orchestrator.report.subject import Subject
-from orchestrator.report.tables import Table, cell_text, tables
+from orchestrator.report.tables import Table, cell_text, tables, typed_text
 
 if TYPE_CHECKING:
     from orchestrator.store import Reading
@@ -74,7 +74,7 @@ class Report:
                 {"key": one.key, "title": one.title, "caption": one.caption}
                 for one in self.pictures
             ],
-            **{table.key: table.data for table in self.tables},
+            **{table.key: list(table.data) for table in self.tables},
         }
 
     def html(self) -> str:
@@ -135,10 +135,10 @@ def _pictures(subject: Subject) -> Iterator[Picture]:
 
 
 def _body(report: Report) -> Iterator[str]:
-    yield f"<h1>{html.escape(report.title)}</h1>"
+    yield f"<h1>{page.text(report.title)}</h1>"
     yield "<dl>"
     for name, value in report.facts:
-        yield f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
+        yield f"<dt>{page.text(name)}</dt><dd>{page.text(value)}</dd>"
     yield "</dl>"
     yield '<h2>What the trials say</h2>\n<ol class="statements">'
     for one in report.statements:
@@ -154,7 +154,7 @@ def _body(report: Report) -> Iterator[str]:
             yield _figure(picture)
         yield "</div>"
     for table in report.tables:
-        yield f"<h2>{html.escape(table.title)}</h2>"
+        yield f"<h2>{page.text(table.title)}</h2>"
         if table.note:
             yield f'<p class="dim">{_text(table.note)}</p>'
         yield from _table(table)
@@ -175,7 +175,7 @@ def _figure(picture: Picture) -> str:
     wide = ' class="wide"' if picture.wide else ""
     caption = f"<figcaption>{_text(picture.caption)}</figcaption>" if picture.caption else ""
     return (
-        f"<figure{wide}><h3>{html.escape(picture.title)}</h3>{caption}"
+        f"<figure{wide}><h3>{page.text(picture.title)}</h3>{caption}"
         f"{page.plot(picture.key, picture.figure, picture.title)}</figure>"
     )
 
@@ -190,25 +190,29 @@ def _table(table: Table) -> Iterator[str]:
     yield '<div class="table"><table>\n<thead><tr>'
     for name, kind in zip(columns, kinds, strict=True):
         yield f"<th{kind}>{_breakable(name)}</th>"
-    yield "</tr></thead>\n<tbody>"
+    yield "</tr></thead>"
+    if not table.typed:
+        yield "<tbody>"
     for row in table.rows:
         cells = "".join(
-            f"<td{kind}>{html.escape(cell_text(value))}</td>"
+            f"<td{kind}>{page.text(cell_text(value))}</td>"
             for kind, value in zip(kinds, row, strict=False)
         )
-        typed = cell_text(row[-1]) if table.typed else ""
-        yield f'<tr class="over">{cells}</tr>' if typed else f"<tr>{cells}</tr>"
-        if typed:
-            span = f'colspan="{len(columns)}"'
-            yield f'<tr class="under"><td {span}><code>{html.escape(typed)}</code></td></tr>'
-    yield "</tbody>\n</table></div>"
+        if not table.typed:
+            yield f"<tr>{cells}</tr>"
+        elif typed := page.text(typed_text(row[-1])):
+            yield f'<tbody class="pair"><tr class="over">{cells}</tr><tr class="under">'
+            yield f'<td colspan="{len(columns)}"><code>{typed}</code></td></tr></tbody>'
+        else:
+            yield f"<tbody><tr>{cells}</tr></tbody>"
+    yield "</table></div>" if table.typed else "</tbody></table></div>"
 
 
 def _breakable(name: str) -> str:
     """A name that may be broken after each part of a dotted path."""
-    return html.escape(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    return page.text(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def _text(text: str) -> str:
     """Text as HTML, with what is between backticks as code."""
-    return _CODE.sub(r"<code>\1</code>", html.escape(text, quote=False))
+    return _CODE.sub(r"<code>\1</code>", page.text(text, quote=False))

@@ -195,8 +195,9 @@ class Subject:
 
     @property
     def device_seconds(self) -> float:
-        """What all attempts that have ended took together."""
-        return sum(span.seconds or 0.0 for span in self.spans)
+        """What all attempts and probes that have ended took together."""
+        attempts = sum(span.seconds or 0.0 for span in self.spans)
+        return attempts + sum(probe.seconds or 0.0 for probe in self.probes)
 
 
 def moment(at: datetime) -> str:

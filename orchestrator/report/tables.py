@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import config
-from orchestrator.model import Axis, JSONValue, count_label, value_label
+from orchestrator.model import Axis, JSONValue, count_label, value_label, visible
 from orchestrator.report.subject import Subject, moment
 from orchestrator.store import CellRow, TrialRow, likeness
 
@@ -23,24 +24,20 @@ _MOST_COLUMNS: Final = 12
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain values; `note` says what is left out.
+    """Rows of plain values for people; `note` says what is left out.
 
-    `key` names it in JSON. Columns named in `long` hold long text; the one named `typed`, if any,
-    is the last, and holds what one types.
+    `key` names it in JSON, where `data` has a mapping for each row. Columns named in `long` hold
+    long text; the one named `typed`, if any, is the last, and holds what one types.
     """
 
     key: str
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[JSONValue, ...], ...]
+    rows: Sequence[tuple[JSONValue, ...]]
+    data: Sequence[Mapping[str, JSONValue]]
     note: str = ""
     long: tuple[str, ...] = ()
     typed: str | None = None
-
-    @property
-    def data(self) -> list[dict[str, JSONValue]]:
-        """For JSON: a mapping for each row."""
-        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
 def cell_text(value: JSONValue) -> str:
@@ -50,7 +47,13 @@ def cell_text(value: JSONValue) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = value if isinstance(value, str) else value_label(value)
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))
+
+
+def typed_text(value: JSONValue) -> str:
+    """What one types, to the letter; where not every letter is seen, only that."""
+    text = value or ""
+    return text if text == visible(text) else "(has characters that are not seen: --json has them)"
 
 
 def tables(subject: Subject, groups: Collection[str]) -> list[Table]:
@@ -89,7 +92,7 @@ def _cells(subject: Subject) -> Table | None:
     believed = any(estimate is not None for _, estimate in rows)
     names = ["trials", "complete", "pruned", "failed", "best", "of trial"]
     names += ["can reach", "90 % from", "to", "P(best cell)"] if believed else []
-    table = []
+    table, data = [], []
     for cell, estimate in rows[:_MOST_CELLS]:
         line: list[JSONValue] = [_value(cell.values.get(axis)) for axis in axes]
         share = max(cell.share, cell.spent)
@@ -112,7 +115,25 @@ def _cells(subject: Subject) -> Table | None:
                     round(estimate.probability_best, 3),
                 ]
             )
-        table.append((*line, _remark(cell)))
+        table.append((*line, remark := _remark(cell)))
+        data.append(
+            {
+                "values": dict(cell.values),
+                "trials": cell.spent,
+                "share": share,
+                "grows": cell.grows,
+                "complete": cell.completed,
+                "pruned": cell.pruned,
+                "failed": cell.failed,
+                "best": cell.best,
+                "best_trial": cell.best_trial,
+                "estimate": None if estimate is None else estimate.estimate,
+                "low": None if estimate is None else estimate.low,
+                "high": None if estimate is None else estimate.high,
+                "probability_best": None if estimate is None else estimate.probability_best,
+                "remark": remark,
+            }
+        )
     more = subject.progress.n_cells - len(table)
     note = (
         f"The cells with the best prospects first; {more:,} more {'is' if more == 1 else 'are'} "
@@ -121,7 +142,7 @@ def _cells(subject: Subject) -> Table | None:
         else ""
     )
     columns = _unique([*axes, *names, "remark"])
-    return Table("cells", "Cells", columns, tuple(table), note, long=columns[-1:])
+    return Table("cells", "Cells", columns, table, data, note, long=columns[-1:])
 
 
 def _remark(cell: CellRow) -> str | None:
@@ -146,16 +167,21 @@ def _trials(subject: Subject, groups: Collection[str]) -> Table:
     of_stage: tuple[dict[str, JSONValue], list[Axis]] = ({}, [])
     if subject.chain is not None:
         of_stage = subject.chain.set_by(subject.spec, subject.progress.study.study_id)
-    rows = []
+    rows, data = [], []
     for trial in shown:
         line: list[JSONValue] = [trial.number, *(trial.values or ())]
+        values = dict(zip(subject.spec.metrics, trial.values or (), strict=True))
+        record = {"trial": trial.number, "values": values, "params": dict(trial.params)}
         if several:
             line.append("yes" if trial.number in front else None)
+            record["on_front"] = trial.number in front
         line += [_value(trial.params[n]) if n in trial.params else None for n in columns]
         if not subject.plain:
             words = config.trial_words(subject.spec, trial.params, groups, *of_stage)
             line.append(None if words is None else " ".join(words))
+            record["overrides"] = words
         rows.append(tuple(line))
+        data.append(record)
     head = ["trial", *subject.spec.metrics, *(["Pareto front"] if several else []), *columns]
     titles = _unique([*head, *([] if subject.plain else ["overrides"])])
     notes = []
@@ -169,7 +195,7 @@ def _trials(subject: Subject, groups: Collection[str]) -> Table:
         notes.append(f"{len(names) - len(columns)} more parameters have no column.")
     typed = None if subject.plain else titles[-1]
     title = "Best trials" if not several else "Trials of the Pareto front"
-    return Table("best", title, titles, tuple(rows), " ".join(notes), typed=typed)
+    return Table("best", title, titles, rows, data, " ".join(notes), typed=typed)
 
 
 def _failures(subject: Subject) -> Table:
@@ -193,6 +219,7 @@ def _failures(subject: Subject) -> Table:
         "Failures by cause",
         ("trials", "first trial", "cells", "message of the first"),
         rows,
+        _named(("trials", "first_trial", "cells", "message"), rows),
         f"{count_label(more, 'cause')} more." if more else "",
         long=("message of the first",),
     )
@@ -202,9 +229,16 @@ def _revisions(subject: Subject) -> Table:
     rows = tuple(
         (one.revision, moment(one.made_at), "; ".join(one.changes)) for one in subject.revisions
     )
-    return Table(
-        "revisions", "Revisions", ("revision", "made (UTC)", "changes"), rows, long=("changes",)
-    )
+    data = [
+        {
+            "revision": one.revision,
+            "made_at": one.made_at.astimezone(UTC).isoformat(timespec="seconds"),
+            "changes": list(one.changes),
+        }
+        for one in subject.revisions
+    ]
+    columns = ("revision", "made (UTC)", "changes")
+    return Table("revisions", "Revisions", columns, rows, data, long=("changes",))
 
 
 def _stages(subject: Subject) -> Table | None:
@@ -213,17 +247,34 @@ def _stages(subject: Subject) -> Table | None:
         return None
     begun = {stage.ordinal: stage for stage in subject.chain.begun}
     rows: list[tuple[JSONValue, ...]] = []
+    data: list[dict[str, JSONValue]] = []
     for ordinal, declared in enumerate(subject.chain.stages):
         total, stage = declared["spec"]["budget"]["trials"], begun.get(ordinal)
+        record = {"stage": ordinal + 1, "name": declared["name"], "budget": total}
         if stage is None:
             rows.append(
                 (ordinal + 1, declared["name"], None, f"0 of {total}", "not begun", *[None] * 3)
+            )
+            data.append(
+                {
+                    **record,
+                    "study": None,
+                    "trials": 0,
+                    "state": "not begun",
+                    "reason": None,
+                    "best_trial": None,
+                    "best": None,
+                    "inherited": [],
+                }
             )
             continue
         state = f"{stage.state.lower()}{f' ({stage.reason})' if stage.reason else ''}"
         best = subject.inherited.get(stage.study_id)
         if best is None and stage.study_id == subject.progress.study.study_id:
             best = next(iter(subject.best_first), None)
+        number = None if best is None else best.number
+        value = None if best is None or not best.values else best.values[0]
+        inherited = stage.inherited.lines()
         rows.append(
             (
                 ordinal + 1,
@@ -231,17 +282,30 @@ def _stages(subject: Subject) -> Table | None:
                 stage.study,
                 f"{stage.spent} of {total}",
                 state,
-                None if best is None else best.number,
-                None if best is None or not best.values else best.values[0],
-                "; ".join(stage.inherited.lines()) or None,
+                number,
+                value,
+                "; ".join(inherited) or None,
             )
+        )
+        data.append(
+            {
+                **record,
+                "study": stage.study,
+                "trials": stage.spent,
+                "state": stage.state.lower(),
+                "reason": stage.reason,
+                "best_trial": number,
+                "best": value,
+                "inherited": list(inherited),
+            }
         )
     columns = ("stage", "name", "study", "trials", "state", "best trial", "its value", "inherited")
     return Table(
         "stages",
         f"Stages of {value_label(subject.chain.name)}",
         columns,
-        tuple(rows),
+        rows,
+        data,
         "The best trial of a stage is the one that the next one began with.",
         long=("inherited",),
     )
@@ -271,7 +335,23 @@ def _sources(subject: Subject) -> Table:
         "trials alone."
     )
     columns = ("study", "trials taken", "left out", "counts", "remark")
-    return Table("warm_starts", "Warm starts", columns, rows, note, long=("remark",))
+    data = [
+        {
+            "study": prior.source,
+            "trials": len(prior.observations),
+            "left_out": dict(prior.left_out),
+            "counts": discount,
+            "remark": prior.remark or None,
+        }
+        for prior, discount in zip(subject.priors, subject.discounts, strict=True)
+    ]
+    return Table("warm_starts", "Warm starts", columns, rows, data, note, long=("remark",))
+
+
+def _named(
+    keys: Sequence[str], rows: Iterable[tuple[JSONValue, ...]]
+) -> list[dict[str, JSONValue]]:
+    return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
 def _value(value: Any) -> JSONValue:

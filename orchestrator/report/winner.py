@@ -169,17 +169,17 @@ def about_the_front(spec: StudySpec, trials: Sequence[TrialRow]) -> list[Stateme
     done = complete(trials)
     front = pareto(spec, done)
     axes = [axis.path for axis in spec.grid]
-    cells: dict[str, list[int]] = {}
+    cells: dict[str, tuple[dict[str, JSONValue], list[int]]] = {}
     for trial in front:
-        name = named_cell({path: trial.params[path] for path in axes if path in trial.params})
-        cells.setdefault(name, []).append(trial.number)
+        values = {path: trial.params[path] for path in axes if path in trial.params}
+        cells.setdefault(named_cell(values), (values, []))[1].append(trial.number)
     metrics = listed([f"`{metric}`" for metric in spec.metrics])
     best = []
     for place, (metric, direction) in enumerate(zip(spec.metrics, spec.directions, strict=True)):
         sign = -1.0 if direction == "maximize" else 1.0
         first = min(front, key=lambda t: (sign * (t.values or ())[place], t.number))
         best.append(f"`{metric}` {(first.values or ())[place]:.6g} in trial {first.number}")
-    where = listed([f"{name} ({len(numbers)})" for name, numbers in cells.items()])
+    where = listed([f"{name} ({len(numbers)})" for name, (_, numbers) in cells.items()])
     found = [
         Statement(
             "front",
@@ -198,7 +198,11 @@ def about_the_front(spec: StudySpec, trials: Sequence[TrialRow]) -> list[Stateme
                 f"The front has trials of {count_label(len(cells), 'cell')} of "
                 f"{spec.n_cells}: {where}",
                 "finding",
-                {"cells": dict(cells)},
+                {
+                    "cells": [
+                        {"values": values, "trials": numbers} for values, numbers in cells.values()
+                    ]
+                },
                 "the cells of the trials on the Pareto front",
             )
         )

@@ -64,11 +64,11 @@ def test_all_outputs_say_the_same_and_the_same_data_give_the_same_bytes(
             assert said in page
             assert said in words
     assert len(data["cells"]) == 30
-    counts = [int(row["trials"].split(" of ")[0]) for row in data["cells"]]
+    counts = [row["trials"] for row in data["cells"]]
     assert counts == [2] * 30
     best = data["best"][0]
     stored = store.reads.trials(store.reads.find("told").study_id, number=best["trial"])[0]
-    assert stored.values == (best["val_accuracy"],)
+    assert stored.values == (best["values"]["val_accuracy"],)
     assert f"optim.lr={stored.params['optim.lr']}" in best["overrides"]
     assert {"grid-best", "best-by-time", "learning-curves", "time-line"} <= {
         picture["key"] for picture in data["pictures"]
@@ -110,8 +110,8 @@ def test_a_study_that_plain_optuna_made_has_a_report_of_its_trials(
     code, out, _ = command("study.name=plain", "--json")
     assert code == 0
     data = json.loads(out)
-    assert data["best"][0]["accuracy"] == pytest.approx(study.best_value)
-    assert data["best"][0]["lr"] == pytest.approx(study.best_params["lr"])
+    assert data["best"][0]["values"]["accuracy"] == pytest.approx(study.best_value)
+    assert data["best"][0]["params"]["lr"] == pytest.approx(study.best_params["lr"])
     assert "overrides" not in data["best"][0]
     assert data["facts"]["state"] == "12 complete, 1 pruned, 1 failed"
     assert any("Plain Optuna made this study" in line for line in data["left_out"])
@@ -132,15 +132,15 @@ def test_of_a_chain_the_newest_stage_with_results_and_what_each_inherited(
     data = json.loads(command("study.name=chain", "--json")[1])
     assert (data["study"], data["facts"]["stage"]) == ("chain.first", "1 of 3 of chain: first")
     first, second, third = data["stages"]
-    assert (first["trials"], first["best trial"], first["its value"]) == ("2 of 2", 1, 0.5)
-    assert (second["trials"], second["state"], second["best trial"]) == ("0 of 2", "active", None)
-    assert "frozen, from trial 1 of chain.first and before: a=1; narrowed" in second["inherited"]
+    assert (first["trials"], first["budget"], first["best_trial"], first["best"]) == (2, 2, 1, 0.5)
+    assert (second["trials"], second["state"], second["best_trial"]) == (0, "active", None)
+    assert "frozen, from trial 1 of chain.first and before: a=1" in second["inherited"]
     assert (third["state"], third["study"]) == ("not begun", None)
     finish(store, lease, fine.study_id)
     later = json.loads(command("study.name=chain", "--json")[1])
     assert later["study"] == "chain.second"
-    assert "a=1" in later["best"][0]["overrides"].split(), "what an earlier stage froze"
-    assert [row["its value"] for row in later["stages"]] == [0.5, 0.5, None]
+    assert "a=1" in later["best"][0]["overrides"], "what an earlier stage froze"
+    assert [row["best"] for row in later["stages"]] == [0.5, 0.5, None]
 
 
 def test_mistakes_are_explained_in_one_line_and_write_nothing(
@@ -177,9 +177,9 @@ def test_a_study_without_a_trial_and_one_of_failures_have_a_report(
     (failure,) = data["failures"]
     assert failure == {
         "trials": 1,
-        "first trial": 0,
+        "first_trial": 0,
         "cells": 1,
-        "message of the first": "ValueError: <no> 17",
+        "message": "ValueError: <no> 17",
     }
     assert "ValueError: &lt;no&gt; 17" in command("out=-")[1]
 

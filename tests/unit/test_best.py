@@ -189,3 +189,11 @@ def test_out_prints_the_very_config_that_it_would_write(
     capsys.readouterr()
     assert best({"data.batch": 128}, "out=-") == 0
     assert capsys.readouterr().out == (tmp_path / "best.yaml").read_text()
+
+
+def test_text_that_reorders_is_escaped_in_yaml_that_reads_back() -> None:
+    data = {"params": {"a": "\u202eevil", "b": "日本"}}
+    text = best_command._yaml(data)
+    assert text.isascii()
+    assert yaml.safe_load(text) == data
+    assert "日本" in best_command._yaml({"b": "日本"})

@@ -25,6 +25,7 @@ from orchestrator.model import (
     TrialNews,
 )
 from orchestrator.report import page
+from orchestrator.report.about import facts
 from orchestrator.report.markdown import markdown
 from orchestrator.report.pictures import grid, slices, spent
 from orchestrator.report.pictures.scales import ResultScale, Scale, scales, spread
@@ -32,7 +33,15 @@ from orchestrator.report.report import Report, report_on
 from orchestrator.report.subject import Subject
 from orchestrator.report.tables import Table, cell_text
 from orchestrator.settings import sampler_settings
-from orchestrator.store import CellRow, Progress, RevisionRow, Span, StudyRow, TrialRow
+from orchestrator.store import (
+    CellRow,
+    ProbeRow,
+    Progress,
+    RevisionRow,
+    Span,
+    StudyRow,
+    TrialRow,
+)
 from orchestrator.store.states import ENOUGH
 from tests.support.studies import spec
 
@@ -223,9 +232,12 @@ def test_of_an_extended_study_the_grid_is_what_it_is_now_and_no_trial_is_lost() 
     assert grid.pictures(whole)[0].figure["data"][0]["z"] == [[0.9, 0.7]]
     report = report_on(whole)
     rows_of = report.data["cells"]
-    assert (rows_of[-1]["a"], rows_of[-1]["remark"]) == (3, "closed: taken from the grid")
+    assert (rows_of[-1]["values"], rows_of[-1]["remark"]) == (
+        {"a": 3},
+        "closed: taken from the grid",
+    )
     (revision,) = report.data["revisions"]
-    assert revision["changes"] == "grid.a: without 3; search.x: narrower"
+    assert revision["changes"] == ["grid.a: without 3", "search.x: narrower"]
     slice_ = next(p for p in report.pictures if p.title == "value over x")
     assert sum(len(t["x"]) for t in slice_.figure["data"] if t["name"] == "complete") == 10
     low, high = slice_.figure["layout"]["xaxis"]["range"]
@@ -247,9 +259,9 @@ def test_what_a_study_began_with_from_others_is_said_with_how_much_it_counts() -
     assert 0.0 <= row.pop("counts") <= 1.5
     assert row == {
         "study": "old",
-        "trials taken": 20,
-        "left out": 3,
-        "remark": "2 failed; 1 outside; its metric is `loss`",
+        "trials": 20,
+        "left_out": {"failed": 2, "outside": 1},
+        "remark": "its metric is `loss`",
     }
     few = report_on(subject(made, rows[:1], priors=[prior])).data["warm_starts"]
     assert few[0]["counts"] is None
@@ -312,6 +324,13 @@ def test_device_time_is_all_of_the_time_by_how_it_ended() -> None:
     minutes = {t["name"]: sum(t["x"]) for t in bars.figure["data"]}
     assert minutes == {"complete": 9.0, "lost with its worker": 1.0}
     assert "10 device minutes in all, of which 90 %" in bars.caption
+    probe = ProbeRow(
+        *(0, {"a": 0}, "memory", "H200", 0, "FINISHED", None, None, 120.0, 1, 1, "host", "", None),
+        *(BEGUN, False, 0.0),
+    )
+    probed = replace(whole, probes=[probe])
+    assert "12 device minutes in all" in spent.pictures(probed)[0].caption
+    assert ("device time", "12 minutes") in facts(probed)
     assert line.figure["layout"]["yaxis"]["ticktext"] == ["host GPU-12345678"]
     assert sum(len(t["x"]) for t in line.figure["data"]) == 10
     twice = [*whole.spans, *(replace(s, number=s.number + 10) for s in whole.spans)]
@@ -359,8 +378,28 @@ def test_nothing_of_a_user_is_markup() -> None:
 
 def test_numbers_of_pictures_are_finite_and_short() -> None:
     text = page.script_json({"x": [math.nan, 1 / 3, math.inf, 10**20], "y": "</script>\ud800"})
-    assert json.loads(text) == {"x": [None, 0.3333333, None, 10**20], "y": "</script>?"}
+    assert json.loads(text) == {"x": [None, 0.3333333, None, 10**20], "y": "</script>\\ud800"}
     assert "</" not in text
+
+
+def test_what_reorders_text_or_is_not_seen_is_shown_as_an_escape() -> None:
+    evil = "\u202ecod\u2066e\u200b"
+    made = spec(
+        grid=(Axis("a", (evil, "b")),),
+        metrics=(evil,),
+        budget=Budget(12, 6),
+    )
+    rows = [trial(k, k % 2, {"a": (evil, "b")[k % 2], "x": k / 12}, k / 12) for k in range(11)]
+    rows.append(
+        replace(trial(11, 0, {"a": evil, f"of {evil}": 1}, state="FAIL"), failure=f"no {evil}")
+    )
+    report = report_on(subject(made, rows))
+    for text in (report.html(), report.markdown()):
+        assert not set(text) & set(evil) - set("code")
+        assert "\\u202ecod" in text.replace("\\\\u", "\\u")
+        assert "(has characters that are not seen: --json has them)" in text
+    assert any(evil in word for row in report.data["best"] for word in row["overrides"])
+    assert report.data["cells"][0]["values"]["a"] in (evil, "b")
 
 
 def test_the_same_statements_and_tables_everywhere() -> None:
@@ -374,16 +413,42 @@ def test_the_same_statements_and_tables_everywhere() -> None:
         assert plain in bare.replace("&amp;", "&")
         assert plain in re.sub(r"\\(.)", r"\1", words).replace("`", "")
     assert report.data["best"][0]["trial"] in (8, 9)
+    assert {"a", "x"} == set(report.data["best"][0]["params"])
+    for row in report.data["cells"]:
+        assert (row["trials"], row["share"], row["grows"]) == (5, 5, False)
+        assert row["low"] <= row["estimate"] <= row["high"]
     assert len(report.data["best"]) == words.split("## Best trials")[1].count("\n| ") - 2
 
 
 def test_a_table_in_markdown_keeps_its_columns_whatever_is_in_it() -> None:
-    table = Table("t", "T", ("a", "b"), (("x|y", "`"), (1.23456789, None)), typed="b")
+    rows = (("x|y", "a='`|  *'"), (1.23456789, None), ("`a|b`", "\n"))
+    table = Table("t", "T", ("a", "b"), rows, [], typed="b")
     report = replace(small_report(), tables=[table])
     lines = [line for line in markdown(report).splitlines() if line.startswith("|")]
-    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [3, 3, 3, 3]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [3] * 5
+    assert lines[2] == "| x\\|y | `` a='`\\|  *' `` |", "to the letter, as GitHub reads it"
     assert cell_text("two\nlines") == "two lines"
-    assert "1.23457" in lines[-1]
+    assert "1.23457" in lines[3]
+    assert "not seen" in lines[4]
+
+
+def test_code_outside_of_tables_is_to_the_letter() -> None:
+    one = replace(small_report().statements[0], text="`a=x|y_*` and x|y")
+    words = markdown(replace(small_report(), statements=[one], tables=[]))
+    assert "`a=x|y_*` and x|y" in words
+
+
+def test_on_paper_a_trial_stays_with_its_overrides() -> None:
+    text = small_report().html()
+    pairs = re.findall(r'<tbody class="pair">.*?</tbody>', text, re.DOTALL)
+    assert len(pairs) == 10
+    assert all(pair.count("<tr") == 2 and "<code>" in pair for pair in pairs)
+    assert re.search(r"tbody\.pair \{ break-inside: avoid", text)
+
+
+def test_without_scripts_pictures_take_no_room() -> None:
+    head = small_report().html().partition("<body>")[0]
+    assert "<noscript><style>.pictures, .plot { display: none; }</style></noscript>" in head
 
 
 # ---------------------------------------------------------------------- of which little can be said

@@ -166,7 +166,10 @@ def test_several_objectives_have_a_front_and_no_single_best() -> None:
     assert front.numbers["front"] == [0, 1, 3]
     assert "`loss` 1 in trial 0" in front.text
     assert "`speed` 6 in trial 1" in front.text
-    assert cells.numbers["cells"] == {"`net=small`": [0], "`net=large`": [1, 3]}
+    assert cells.numbers["cells"] == [
+        {"values": {"net": "small"}, "trials": [0]},
+        {"values": {"net": "large"}, "trials": [1, 3]},
+    ]
     assert not of_kind(found, "best")
 
 

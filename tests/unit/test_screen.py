@@ -70,8 +70,9 @@ def rendered(table: object) -> list[str]:
 def test_labels_are_one_line_and_cannot_steer_a_terminal() -> None:
     assert value_label("a\nb\tc\x1b[31m\u2028\ud800") == "a\\nb\\tc\\x1b[31m\\u2028\\ud800"
     assert value_label("日本 ü\\n") == "日本 ü\\n"
+    assert value_label("a\u202eb\u2066\u200b") == "a\\u202eb\\u2066\\u200b", "reorders, or hides"
     assert value_label({"a": ["\n"]}) == '{"a":["\\n"]}'
-    assert cell_label({"x": "a\rb", "y": 1}) == "x=a\\rb y=1"
+    assert cell_label({"x": "a\rb", "y\u202e": 1}) == "x=a\\rb y\\u202e=1"
 
 
 def test_labels_tell_a_text_from_the_number_that_it_looks_like() -> None:

@@ -68,13 +68,17 @@ class Search:
     Not thread-safe.
     """
 
-    def __init__(self, spec: StudySpec) -> None:
+    def __init__(self, spec: StudySpec, *, counts_from: int = 0) -> None:
         """Reads the study's space, sampler and pruner.
+
+        Args:
+            counts_from: the number of the first trial that ``stop_when.patience`` counts.
 
         Raises:
             ConfigError: the space or the settings of sampler or pruner are invalid.
         """
         self._spec = spec
+        self._counts_from = counts_from
         self._parameters = parameters(spec)
         self._space = {path: parameter.distribution for path, parameter in self._parameters.items()}
         self._sampler: Any = make_sampler(spec.sampler)
@@ -560,6 +564,7 @@ class Search:
             self._limits,
             self._cells.get,
             self._values_of,
+            self._counts_from,
         )
 
     def _values_of(self, ordinal: int) -> dict[str, JSONValue]:

@@ -183,6 +183,7 @@ class StopSettings:
         "the study ends once this many trials have ended since the one with the best value",
         within(1, MAX_TRIALS),
         null="never",
+        more="Trials from before the last launch that changed the study are not counted",
     )
     scope: str = knob(
         "study",

@@ -25,6 +25,8 @@ ENOUGH: Final = "enough: "
 """How the reason begins for which a study or a cell ended before its budget was spent, see
 `ledger.stopping`.
 """
+NO_CHANGE: Final = "no change"
+"""How the reason ends of the event of a launch that changed nothing, or created its study."""
 STOPPED: Final = "enough"
 """Kind of the event that tells that a study had enough trials, and why."""
 SETTLED: Final = "cell settled"

@@ -72,6 +72,8 @@ class Served:
     """What it learns from other studies."""
     probe_keys: Mapping[str, str] = field(default_factory=dict)
     """What the study's probes are cached by, see `measurement.probe_key`."""
+    counts_from: int = 0
+    """The number of the first trial that ``stop_when.patience`` counts."""
 
     def forget(self) -> None:
         """Forgets what was read, because the database may have gone back in time; all of it is read
@@ -79,7 +81,7 @@ class Served:
         """
         from orchestrator.search import Search
 
-        self.search = Search(self.spec)
+        self.search = Search(self.spec, counts_from=self.counts_from)
         self.search.warm_start(self.priors)
         self.cursor, self.foreign, self.foreign_at = 0, set(), 0.0
         self.current = not self.informed
@@ -379,8 +381,12 @@ class Serving:
             try:
                 from orchestrator.search import Search  # slow, for it imports Optuna
 
+                first = 0
+                if spec.stop_when.patience is not None:
+                    first = self._store.stopping.counts_from(row.study_id)
+                search = Search(spec, counts_from=first)
                 served = self._served[row.study_id] = Served(
-                    row, spec, Search(spec), runner, probe_keys=_probe_keys(spec)
+                    row, spec, search, runner, probe_keys=_probe_keys(spec), counts_from=first
                 )
                 if spec.warm_start:
                     served.priors = self._store.news.priors(row.study_id, spec.warm_start)

@@ -21,10 +21,25 @@ from sqlalchemy.engine import make_url
 
 from orchestrator.dashboard.server import pages
 from orchestrator.errors import OrchestratorError
-from orchestrator.model import Completed, Failed, Pruned, Report
+from orchestrator.model import (
+    Axis,
+    Budget,
+    Completed,
+    Enqueued,
+    Failed,
+    Observation,
+    Prior,
+    Pruned,
+    Report,
+    Searched,
+)
 from orchestrator.search import create_optuna_tables
+from orchestrator.settings import StopSettings
+from orchestrator.stages import Inherited
 from orchestrator.store import Silent, SlotOffer, Store
+from tests.integration.test_stages import begun, chain, finish, second_of
 from tests.support.postgres import TestServer
+from tests.support.revised import Suggesting, extended
 from tests.support.studies import PLACE, RUNNER, end, spec, start
 
 if TYPE_CHECKING:
@@ -92,6 +107,50 @@ def roles(database_server: TestServer) -> Iterator[Roles]:
 
 
 # --------------------------------------------------------------------------------- what they can do
+
+
+def test_studies_are_extended_end_early_and_follow_each_other_with_the_roles(roles: Roles) -> None:
+    source = Prior("source", 77, (Observation(0, {"x": 0.5, "a": 0}, 1.0),))
+    first = [Enqueued(0, {"x": 0.2}, "source", 0)]
+    declared = spec(
+        "changing",
+        cells=2,
+        params={"a": 0, "x": 0.5, "y": 0.3, "b": 1},
+        budget=Budget(12, 2, max_failures_at_start=None),
+        stop_when=StopSettings(patience=2),
+        warm_start=("source",),
+        enqueue_best=1,
+    )
+    other = replace(
+        declared,
+        grid=(Axis("a", (1, 2)), Axis("b", (1, 2))),
+        search=(Searched("x", "float", 0.0, 2.0), Searched("y", "float", 0.0, 1.0)),
+        budget=Budget(16, 2, max_failures_at_start=None),
+    )
+    with roles.store("orchestrator_worker") as store:
+        with roles.store("orchestrator_launch") as people:
+            study = people.studies.launch(declared, priors=[source], enqueued=first).study_id
+            worker = Suggesting(store, study)
+            notices = store.notices("hook")
+            notices.take()
+            worker.run(4)
+            claimed = worker.claim()
+            assert claimed is not None
+            assert len(extended(people, other).changes) > 2
+            people.interventions.repeat(study, 1, 1)
+        worker.run(7)
+        assert store.stopping.counts_from(study) == 4
+        assert store.stopping.end_study(study, "enough", worker.row.launched_at)
+        assert [notice.kind for notice in notices.take()] == ["finished"]
+    stages = chain("rounds")
+    with roles.store("orchestrator_launch") as people:
+        begun_first = begun(people.stages.launch(stages, 0, Inherited()))
+        finish(people, people.fleet.register(60), begun_first.study_id)
+        assert people.stages.settle(begun_first.study_id)
+        begun(people.stages.go_on(stages, 1, second_of(people, stages)))
+        people.stages.hold("rounds", "STOPPED", "by me")
+    with roles.store("orchestrator_reader") as store:
+        assert store.doctor.examine().findings == ()
 
 
 def test_a_worker_lives_its_whole_life_with_the_role_for_workers(roles: Roles) -> None:

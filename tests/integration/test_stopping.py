@@ -128,7 +128,10 @@ def test_the_same_launch_adds_nothing_and_another_one_continues(
     finish(store, run(store, lease, study, 1))
     assert state(store) == ("FINISHED", why), "the trial by hand changes nothing"
 
+    assert store.stopping.counts_from(study) == 0
     continued = store.studies.launch(made(stop_when=StopSettings()))
+    store.studies.launch(made(stop_when=StopSettings()))
+    assert store.stopping.counts_from(study) == 4, "it begins anew with what changes the study"
     assert continued.open_tickets == 7
     assert "stop_when.patience: 5 -> None" in continued.changes
     while (attempt := start(store, lease, study)) is not None:

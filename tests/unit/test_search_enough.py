@@ -126,6 +126,16 @@ def test_patience_counts_the_trials_since_the_best_one() -> None:
     }
 
 
+def test_patience_begins_anew_when_the_study_was_changed() -> None:
+    losses: list[float | None] = [5.0, 4.0, 4.0, 6.0, 4.5, 5.0, 4.5]
+    settings = replace(SPEC, stop_when=StopSettings(patience=3))
+    assert values(Search(settings, counts_from=5), losses) == {}
+    assert values(Search(settings, counts_from=4), losses) == {
+        None: "no value better than that of trial 1 has come from the 3 trials after the study was "
+        "changed (stop_when.patience=3)"
+    }
+
+
 def test_a_cell_is_judged_by_its_own_best() -> None:
     search = Search(replace(SPEC, stop_when=StopSettings(gain=3e-3, scope="cell")))
     found: dict[int | None, str] = {}

@@ -56,6 +56,7 @@ class Enough:
         limits: the least and the greatest value of the objective.
         cell_of: the ordinal of a trial's cell, by its number; None if it has none.
         values_of: a cell's values, by its ordinal.
+        counts_from: the number of the first trial that `patience` counts.
     """
 
     settings: StopSettings
@@ -64,6 +65,7 @@ class Enough:
     limits: Limits
     cell_of: Callable[[int], int | None]
     values_of: Callable[[int], Mapping[str, JSONValue]]
+    counts_from: int = 0
     _fits: Fits = field(default_factory=Fits)
     _gains: dict[int, dict[int | None, float]] = field(default_factory=dict)
     _best: dict[int, tuple[int, float]] = field(default_factory=dict)
@@ -208,12 +210,13 @@ class Enough:
         if patience is None or not np.isfinite(loss).any():
             return None
         best = int(loss.argmin())
-        since = len(loss) - 1 - best
+        since = int(np.count_nonzero(numbers[best + 1 :] >= self.counts_from))
         if since < patience:
             return None
+        after = "it" if numbers[best] >= self.counts_from else "the study was changed"
         return (
             f"no value better than that of trial {numbers[best]} has come from the "
-            f"{since} {noun} after it (stop_when.patience={patience})"
+            f"{since} {noun} after {after} (stop_when.patience={patience})"
         )
 
 

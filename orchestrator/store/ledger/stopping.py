@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrator.store.connection.statement import Statement, answer, answers, later
 from orchestrator.store.ledger import tickets
 from orchestrator.store.ledger.endings import lock_if_exists
-from orchestrator.store.states import ENOUGH, SETTLED, STOPPED
+from orchestrator.store.states import ENOUGH, NO_CHANGE, SETTLED, STOPPED
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -77,12 +77,29 @@ class Stopping:
                 tickets.end_study_if_spent(c, study_id)
             return bool(found)
 
+    def counts_from(self, study_id: int) -> int:
+        """The number of the first trial that ``stop_when.patience`` counts: those from before the
+        last launch that changed the study say nothing about what it is now.
+        """
+        (row,) = self._database.execute(_COUNTS_FROM, {"study_id": study_id})
+        return int(row.number)
+
     def _may_end(self, c: Connection, study_id: int, launched: datetime) -> bool:
         """Locks the study; whether it is as it was launched then, with every share spent."""
         which = {"study_id": study_id, "launched": launched}
         return lock_if_exists(c, study_id) and answer(c, _MAY_END, which) is not None
 
 
+_COUNTS_FROM = Statement(
+    f"""
+    SELECT coalesce(max(o.number) + 1, 0) AS number FROM orchestrator.trial o
+    WHERE o.study_id = :study_id AND o.claimed_at < (
+        SELECT max(e.at) FROM orchestrator.event e
+        WHERE e.study_id = :study_id AND e.kind = 'launched'
+            AND right(e.reason, {len(NO_CHANGE)}) <> '{NO_CHANGE}'
+    )
+    """
+)
 _MAY_END = Statement(
     """
     SELECT s.study_id FROM orchestrator.study s

@@ -23,7 +23,7 @@ from orchestrator.store.connection.statement import (
 )
 from orchestrator.store.ledger import grid, revisions, sources, tickets
 from orchestrator.store.optuna.attributes import KEEP_STUDY_ATTR
-from orchestrator.store.states import DELETING, ENOUGH, STOPPED, is_ended_early
+from orchestrator.store.states import DELETING, ENOUGH, NO_CHANGE, STOPPED, is_ended_early
 
 if TYPE_CHECKING:
     from orchestrator.store.connection.plain import Source
@@ -149,7 +149,7 @@ class Studies:
         tickets.end_study_if_spent(c, study_id, tell=False)
         open_tickets = tickets.unspent(c, study_id)
         (now,) = answers(c, _STATE, {"study_id": study_id})
-        what = f"{added} tickets added; {'; '.join(changes) or 'no change'}"
+        what = f"{added} tickets added; {'; '.join(changes) or NO_CHANGE}"
         later(c, _TELL, {"study_id": study_id, "reason": what})
         return Launched(study_id, new, added, open_tickets, changes, now.reason, copied)
 

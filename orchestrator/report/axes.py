@@ -159,7 +159,7 @@ class _Together:
                 most = max(self.contrasts, key=lambda c: c.more or 0)
                 text += (
                     f"; about {count_label(most.more or 0, 'more trial')} in each cell would "
-                    f"{_way(self.contrasts)}"
+                    f"{_shown(self.contrasts)}"
                 )
                 wanted = (most.more or 0) * len(self.science.cells)
                 advice = more_trials(spec, progress, wanted)
@@ -218,8 +218,13 @@ def _sure(contrast: Contrast) -> str:
     return f"P {probability(contrast.probability)}"
 
 
-def _way(contrasts: Sequence[Contrast]) -> str:
-    return "decide" if len(contrasts) == 1 else "decide all"
+def _shown(contrasts: Sequence[Contrast]) -> str:
+    """What further trials would show of these."""
+    if all(contrast.alike for contrast in contrasts):
+        return "show that the difference is none"
+    if not any(contrast.alike for contrast in contrasts):
+        return "show which is better"
+    return "decide all"
 
 
 def _margin(science: Science) -> str:

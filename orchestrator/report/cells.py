@@ -103,11 +103,15 @@ def _rivals(
     ]
     first, decide, advice = rivals[0], "", ""
     if trusted(science):
+        show = (
+            "show that the first is no better and no worse"
+            if first.alike
+            else "tell the first from it"
+        )
         decide = (
-            "; more than 50 further trials in each cell would be needed to tell the first from it"
+            f"; more than 50 further trials in each cell would be needed to {show}"
             if first.more is None
-            else f"; about {count_label(first.more, 'more trial')} in each cell would tell the "
-            "first from it"
+            else f"; about {count_label(first.more, 'more trial')} in each cell would {show}"
         )
         advice = more_trials(spec, progress, (first.more or 0) * len(science.cells))
     return Statement(

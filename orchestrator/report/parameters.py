@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from orchestrator.model import JSONValue, Searched, StudySpec, count_label
+from orchestrator.report.axes import trusted
 from orchestrator.report.compared import Compared
 from orchestrator.report.statement import Statement
 from orchestrator.report.words import cell as named_cell
@@ -40,7 +41,7 @@ def about_parameters(spec: StudySpec, science: Science, compared: Compared) -> I
         )
     elif science.importances:
         yield from _importance(spec, science)
-    for edge in science.edges:
+    for edge in science.edges if trusted(science) and r2 >= UNPREDICTABLE else ():
         yield _edge(spec, edge, compared)
 
 
@@ -135,8 +136,8 @@ def _edge(spec: StudySpec, edge: Edge, compared: Compared) -> Statement:
         f"{_number(edge.limit)},{where}: {widen}".replace(",:", ":"),
         "note" if edge.widened is None else "warning",
         numbers,
-        "the model's best value lies in the outer twentieth of the range, or is its last value, "
-        "with a probability of one half or more",
+        "the model's best value lies in the outer twentieth of the range, or is its last one, and "
+        "is better than further in with a probability of 0.9",
         _override(spec, edge),
     )
 

@@ -20,7 +20,8 @@ from orchestrator.search.gp.paths import Paths
 from orchestrator.search.gp.process import BELIEVING, Layout, Posterior, fit
 from orchestrator.search.science.edges import edges
 from orchestrator.search.science.effects import Grid, decided, effects, grid_of, interactions
-from orchestrator.search.science.projection import more_trials
+from orchestrator.search.science.projection import Outlook, outlooks
+from orchestrator.search.science.results import Edge
 from orchestrator.search.trials.history import Column
 from orchestrator.settings import sampler_settings
 
@@ -262,22 +263,39 @@ def optima(gap: float, spread: float, noise: float) -> Optima:
     return Optima(np.array([[0.0], [gap]]), spread**2 * np.eye(2), noise**2, np.zeros((2, 1, 1)))
 
 
-def more(belief: Optima, margin: float = 0.0) -> int | None:
+def outlook(belief: Optima, margin: float = 0.0, wider: float = 1.0) -> Outlook:
     rng = np.random.default_rng(0)
     drawn = belief.drawn(rng, 2000)
-    (found,) = more_trials(
-        belief, drawn, np.array([[-1.0, 1.0]]), lambda lows: lows, margin, rng, 1.0
+    (found,) = outlooks(
+        belief,
+        drawn,
+        wider * drawn.min(axis=2),
+        np.array([[-1.0, 1.0]]),
+        lambda lows: lows,
+        margin,
+        rng,
+        1.0,
     )
     return found
 
 
 def test_the_projection_follows_from_the_noise() -> None:
-    assert more(optima(1.0, 0.1, 1.0)) == 0
+    assert outlook(optima(1.0, 0.1, 1.0)) == Outlook(0)
     # the deviation of the difference has to fall from √2 to 1 / 1.645: 1/var is 1 + n
-    assert more(optima(1.0, 1.0, 1.0)) in (4, 6)
-    assert more(optima(1.0, 1.0, 2.0)) in (18, 25)
-    assert more(optima(0.0, 1.0, 3.0)) is None
-    assert more(optima(0.0, 1.0, 1.0), margin=1.0) in (4, 6)
+    assert outlook(optima(1.0, 1.0, 1.0)).more in (4, 6)
+    assert outlook(optima(1.0, 1.0, 2.0)).more in (18, 25)
+    assert outlook(optima(0.0, 1.0, 3.0)) == Outlook()
+
+
+def test_the_projection_has_the_rule_of_what_is_decided() -> None:
+    # 1.96 deviations of the difference within the margin of 1: 1 + n is 2 · 1.96² = 7.7
+    assert outlook(optima(0.0, 1.0, 1.0), margin=1.0) == Outlook(9, alike=True)
+    # what the first look takes for none is open if the second one does not
+    small = optima(0.0, 0.3, 1.0)
+    assert outlook(small, margin=0.9) == Outlook(0, alike=True)
+    later = outlook(small, margin=0.9, wider=2.0)
+    assert later.alike
+    assert later.more in (18, 25, 35)
 
 
 # ------------------------------------------------------------------------------------------- edges
@@ -291,7 +309,14 @@ def test_the_projection_follows_from_the_noise() -> None:
         (FloatDistribution(0.5, 2.5), 1.0, "upper", 3.0),
         (FloatDistribution(0.0, 1.0), 1.0, "upper", None),
         (FloatDistribution(0.0, 0.6), 0.0, "lower", None),
-        (FloatDistribution(0.1, 0.6), 0.0, "lower", 0.0),
+        (FloatDistribution(0.1, 0.6), 0.0, "lower", 0.05),
+        (FloatDistribution(0.0, 0.9), 1.0, "upper", 0.95),
+        (FloatDistribution(0.5, 0.99), 1.0, "upper", 0.995),
+        (FloatDistribution(1e-3, 0.5, log=True), 1.0, "upper", 0.75),
+        (FloatDistribution(0.0, 1.0, step=0.1), 1.0, "upper", None),
+        (IntDistribution(1, 3), 0.0, "lower", None),
+        (IntDistribution(3, 20), 0.0, "lower", 1.0),
+        (IntDistribution(0, 3), 0.0, "lower", None),
         (FloatDistribution(-2.0, 2.0), 0.0, "lower", -3.0),
         (IntDistribution(1, 4), 1.0, "upper", 5.0),
         (IntDistribution(2, 10, step=2), 1.0, "upper", 12.0),
@@ -308,9 +333,30 @@ def test_a_range_is_widened_at_the_end_where_the_best_values_lie(
     drawn[:, 0, 0] = -1.0  # the best is at the end in the first cell
     drawn[:, 1, 1] = -1.0  # and in the middle of the other
     belief = Optima(np.zeros((2, 2)), np.eye(4), 0.0, points)
-    (edge,) = edges(belief, drawn, [column], np.full((2, 1), np.nan), [3, 7])
+
+    def found(probability: float) -> list[Edge]:
+        return edges(
+            belief,
+            drawn,
+            [column],
+            np.zeros((2, 0)),
+            np.full((2, 1), np.nan),
+            [3, 7],
+            lambda points, inner, cells: np.full(len(points), probability),
+        )
+
+    (edge,) = found(0.9)
     assert (edge.side, edge.places, edge.of) == (side, (3,), 2)
     assert edge.widened == pytest.approx(widened)
+    assert found(0.89) == []
+
+
+def test_noise_has_no_best_value_at_the_edge_of_few() -> None:
+    spec = replace(SPEC, search=(Searched("depth", "int", 1, 3), Searched("act", "int", 0, 1)))
+    rng = np.random.default_rng(5)
+    assert said(played(lambda _: float(rng.standard_normal()), spec), spec).edges == ()
+    deep = said(played(lambda v: -0.1 * float(v["depth"]), spec), spec)
+    assert [(edge.path, edge.side, edge.widened) for edge in deep.edges] == [("depth", "upper", 4)]
 
 
 # ----------------------------------------------------------------------------------------- the rest

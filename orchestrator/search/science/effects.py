@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -230,8 +230,3 @@ def _differences(gain: Array, pairs: Codes) -> Array:
     """Of contrasts, shape (draws, pairs, values), between values: shape (draws, pairs, pairs)."""
     result: Array = gain[:, :, pairs[:, 0]] - gain[:, :, pairs[:, 1]]
     return result
-
-
-def projected(contrasts: Sequence[Contrast], more: Sequence[int | None]) -> tuple[Contrast, ...]:
-    """The contrasts with about how many more trials would decide them."""
-    return tuple(replace(c, more=n) for c, n in zip(contrasts, more, strict=True))

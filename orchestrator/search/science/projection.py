@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,33 +18,48 @@ linalg = Library("scipy.linalg")
 STEPS = (1, 2, 3, 4, 6, 9, 13, 18, 25, 35, 50)
 """So many more trials of each cell are looked at."""
 N_DRAWS = 1000
-_TAILS = (0.05, 0.95)
 
 
-def more_trials(
+@dataclass(frozen=True)
+class Outlook:
+    """After how many more trials of each cell a question is expected to be decided: 0 if it is now,
+    None if it is not after the last of `STEPS`; and whether the answer is that there is no
+    difference.
+    """
+
+    more: int | None = None
+    alike: bool = False
+
+
+def outlooks(
     optima: Optima,
     drawn: Array,
+    again: Array,
     questions: Array,
     losses_of: Callable[[Array], Array],
     margin: float,
     rng: np.random.Generator,
     widened: float,
-) -> list[int | None]:
-    """For each question the least number of `STEPS` after which it is expected to be decided: its
-    sign is known with a probability of 0.95, or nine tenths of the belief lie within the margin.
-    0 if it is now, None if it is not after the last.
+) -> list[Outlook]:
+    """For each question the least number of `STEPS` after which it is expected to be decided, by
+    the rule that decides it now (`effects.decided`): its sign is known with a probability of 0.95,
+    or it is no larger than the margin with that probability, by either look.
 
     The trials of a cell are assumed to lie where its optimum may be, as often as it is there by the
-    draws, and to change no mean.
+    draws, and to change no mean. The second look is assumed to narrow as the first one does.
 
     Args:
         drawn: joint draws of the losses at the points of `optima`, shape (draws, cells, points).
+        again: those of the cells' optima by the second look, in the objective's units, shape
+            (draws, cells).
         questions: each is a weighted sum of the cells' optima, shape (questions, cells).
         losses_of: turns draws of optima in the model's units, shape (draws, cells), into the
             objective's.
     """
-    found: list[int | None] = [None] * len(questions)
-    open_ = _open(losses_of(drawn.min(axis=2)), questions, margin, range(len(questions)), found, 0)
+    found = [Outlook()] * len(questions)
+    now = losses_of(drawn.min(axis=2))
+    limits = [margin / _wider(now @ question, again @ question) for question in questions]
+    open_ = _open(now, questions, limits, range(len(questions)), found, 0)
     if not open_:
         return found
     n_cells, n_points = optima.mean.shape
@@ -54,18 +70,28 @@ def more_trials(
         covariance = _after(optima, _counts(frequency, n).ravel())
         values = optima.mean.ravel() + widened * (normal @ root(covariance).T)
         lows = values.reshape(N_DRAWS, n_cells, n_points).min(axis=2)
-        open_ = _open(losses_of(lows), questions, margin, open_, found, n)
+        open_ = _open(losses_of(lows), questions, limits, open_, found, n)
         if not open_:
             break
     return found
 
 
+def _largest(gain: Array) -> float:
+    return float(np.quantile(np.abs(gain), DECIDED))
+
+
+def _wider(gain: Array, second: Array) -> float:
+    """How much larger a difference may be by the second look than by the first one; at least 1."""
+    first = _largest(gain)
+    return max(1.0, _largest(second) / first) if first > 0.0 else 1.0
+
+
 def _open(
     losses: Array,
     questions: Array,
-    margin: float,
+    limits: Sequence[float],
     asked: Sequence[int],
-    found: list[int | None],
+    found: list[Outlook],
     n: int,
 ) -> list[int]:
     """The questions that stay open; writes into `found` which are decided after `n` trials."""
@@ -73,9 +99,10 @@ def _open(
     for q in asked:
         gain = losses @ questions[q]
         better = float((gain > 0.0).mean() + 0.5 * (gain == 0.0).mean())
-        low, high = np.quantile(gain, _TAILS)
-        if max(better, 1.0 - better) >= DECIDED or max(-low, high) <= margin:
-            found[q] = n
+        if max(better, 1.0 - better) >= DECIDED:
+            found[q] = Outlook(n)
+        elif _largest(gain) <= limits[q]:
+            found[q] = Outlook(n, alike=True)
         else:
             left.append(q)
     return left

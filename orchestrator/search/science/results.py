@@ -31,8 +31,8 @@ class Contrast:
     hold nine tenths of the belief, and below 0 the other value is the better one. `probability` is
     that of `better` being better. `largest`: with a probability of 0.95 the two differ by no more.
     `more` is about how many more trials each cell would need until it is decided which one is, or
-    that it makes no difference; 0 if it is decided, None if that is more than the projection looks
-    ahead.
+    that it makes no difference (`alike`); 0 if it is decided, None if that is more than the
+    projection looks ahead.
     """
 
     better: JSONValue
@@ -43,7 +43,8 @@ class Contrast:
     probability: float
     largest: float
     contexts: int
-    more: int | None
+    more: int | None = None
+    alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,8 @@ class CellKnowledge:
 
     `estimate`, `low`, `high`, `probability_best` as `CellEstimate`. `useful` of its trials are
     complete and feasible. `probability_better` is that of being better than the leading cell (0.5
-    for itself), `more` about how many more trials each cell would
-    need until it is decided which of the two is better, or that they do not differ by more than
-    the margin; as in `Contrast`.
+    for itself), `more` about how many more trials each cell would need until it is decided which of
+    the two is better, or that they do not differ by more than the margin; as in `Contrast`.
     """
 
     place: int
@@ -110,6 +110,7 @@ class CellKnowledge:
     probability_best: float
     probability_better: float
     more: int | None
+    alike: bool = False
 
     @property
     def belief(self) -> CellEstimate:
@@ -147,8 +148,9 @@ class Edge:
     """A searched number whose best values lie at an end of its range.
 
     `places` of the `of` cells that have it: those in which the best value is there with a
-    probability of one half or more. `limit` is that end, `widened` a range that goes beyond it by
-    about a fifth of its width on the parameter's scale; None where 0 or 1 may be a natural end.
+    probability of one half or more, and is better than further in with one of 0.9. `limit` is that
+    end, `widened` a range that goes beyond it by about a fifth of its width on the parameter's
+    scale, or half of the way to 0 or 1; None where one of these may be a natural end.
     """
 
     path: str

@@ -12,11 +12,11 @@ from orchestrator.search.cells.configurations import Configurations
 from orchestrator.search.cells.model import CellModel
 from orchestrator.search.cells.summary import REPORTED, Beliefs, shared
 from orchestrator.search.gp.process import Posterior
-from orchestrator.search.science.edges import edges
-from orchestrator.search.science.effects import Grid, effects, grid_of, interactions, projected
+from orchestrator.search.science.edges import edges, lower
+from orchestrator.search.science.effects import Grid, effects, grid_of, interactions
 from orchestrator.search.science.importance import MOST_CELLS, importances
 from orchestrator.search.science.lowest import lowest
-from orchestrator.search.science.projection import more_trials
+from orchestrator.search.science.projection import Outlook, outlooks
 from orchestrator.search.science.results import AxisEffect, CellKnowledge, Science
 from orchestrator.search.trials.history import Array
 from orchestrator.search.trials.threads import Library
@@ -72,9 +72,10 @@ def analyse(
     leader = int(np.lexsort((-shares, np.median(losses, axis=0)))[0])  # as `CellEstimate.rank`
     questions = [_weights(axes, effect) for effect in found]
     against = np.eye(len(useful))[leader] - np.eye(len(useful))
-    more = more_trials(
+    ahead = outlooks(
         believed.optima,
         believed.drawn,
+        again,
         np.vstack([*questions, against]),
         losses_of,
         margin,
@@ -83,8 +84,9 @@ def analyse(
     )
     done: list[AxisEffect] = []
     for effect in found:
-        mine, more = more[: len(effect.contrasts)], more[len(effect.contrasts) :]
-        done.append(replace(effect, contrasts=projected(effect.contrasts, mine)))
+        mine, ahead = ahead[: len(effect.contrasts)], ahead[len(effect.contrasts) :]
+        contrasts = zip(effect.contrasts, mine, strict=True)
+        done.append(replace(effect, contrasts=tuple(replace(c, **vars(o)) for c, o in contrasts)))
     n_parameters = len(axes.paths) + len(model.searched)
     some = np.sort(np.argsort(-state.useful, kind="stable")[:MOST_CELLS])
     matters = importances(surrogate, model.searched, state.points[some], state.fixed[some], rng)
@@ -98,7 +100,7 @@ def analyse(
         noise=None if tried.noise is None else tried.noise.std,
         predictability=_predictability(tried),
         deviations=REPORTED,
-        cells=_cells(losses, shares, sign, leader, useful, believed, more),
+        cells=_cells(losses, shares, sign, leader, useful, believed, ahead),
         leader=useful[leader],
         axes=tuple(done),
         interactions=tuple(interactions(axes, losses, again)),
@@ -106,7 +108,17 @@ def analyse(
             replace(m, cells={useful[some[i]]: share for i, share in m.cells.items()})
             for m in matters
         ),
-        edges=tuple(edges(believed.optima, believed.drawn, model.searched, state.fixed, useful)),
+        edges=tuple(
+            edges(
+                believed.optima,
+                believed.drawn,
+                model.searched,
+                state.points,
+                state.fixed,
+                useful,
+                lower(surrogate.posterior(), REPORTED),
+            )
+        ),
     )
 
 
@@ -144,7 +156,7 @@ def _cells(
     leader: int,
     places: Sequence[int],
     believed: Beliefs,
-    more: Sequence[int | None],
+    of_rivals: Sequence[Outlook],
 ) -> tuple[CellKnowledge, ...]:
     quantiles = np.quantile(sign * losses, _INTERVAL, axis=0)
     ahead = losses < losses[:, leader : leader + 1]
@@ -159,7 +171,8 @@ def _cells(
             useful=int(believed.state.useful[place]),
             probability_best=float(shares[i]),
             probability_better=float(better[i]),
-            more=0 if i == leader else more[i],
+            more=0 if i == leader else of_rivals[i].more,
+            alike=i != leader and of_rivals[i].alike,
         )
         for i, place in enumerate(places)
     )

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 UNPREDICTABLE = 0.1
 """Below this cross-validated R², parameters say nothing of the metric."""
-_NEGLIGIBLE = 0.05
+_NEGLIGIBLE, _IMPORTANT = 0.05, 0.1
+"""Shares of the variance below the one hardly matter, those above the other do."""
 _MOST_NAMED = 4
 
 
@@ -34,8 +35,8 @@ def about_parameters(spec: StudySpec, science: Science, compared: Compared) -> I
             f"{max(r2, 0.0):.2f}): noise, or a parameter that is missing",
             "warning",
             {"r2": r2, "trials": science.complete},
-            f"each of {science.complete} complete trials predicted from the others by the Gaussian "
-            "process",
+            f"each of {science.complete} complete trials predicted from others by the Gaussian "
+            "process, which has not seen it",
             "measure more precisely (a larger validation set, several seeds a trial), or search "
             "what else may matter",
         )
@@ -52,7 +53,8 @@ def _importance(spec: StudySpec, science: Science) -> Iterator[Statement]:
         f"pressed together. Cross-validated R² {science.predictability:.2f}"
     )
     numbers = {i.path: asdict(i.overall) for i in science.importances}
-    matter = [i for i in science.importances if i.overall.share >= _NEGLIGIBLE]
+    known = trusted(science) and science.predictability_low > UNPREDICTABLE
+    matter = [i for i in science.importances if known and i.overall.low > _IMPORTANT]
     if matter:
         named = [f"`{i.path}` {_share(i.overall)}" for i in matter]
         yield Statement(
@@ -60,10 +62,10 @@ def _importance(spec: StudySpec, science: Science) -> Iterator[Statement]:
             f"What matters most over the searched space: {listed(named, most=_MOST_NAMED)} of the "
             "variance",
             "finding",
-            numbers,
+            {i.path: numbers[i.path] for i in matter},
             evidence,
         )
-    idle = [i for i in science.importances if i.overall.high < _NEGLIGIBLE]
+    idle = [i for i in science.importances if known and i.overall.high < _NEGLIGIBLE]
     if idle:
         yield Statement(
             "importance",
@@ -77,7 +79,7 @@ def _importance(spec: StudySpec, science: Science) -> Iterator[Statement]:
         )
     unsure = [i for i in science.importances if i not in matter and i not in idle]
     if unsure:
-        yield _unsure(unsure, numbers, evidence)
+        yield _unsure(science, unsure, numbers, evidence)
 
 
 def _fixing(spec: StudySpec, idle: list[Importance]) -> str:
@@ -89,13 +91,21 @@ def _fixing(spec: StudySpec, idle: list[Importance]) -> str:
 
 
 def _unsure(
-    unsure: list[Importance], numbers: dict[str, dict[str, float]], evidence: str
+    science: Science,
+    unsure: list[Importance],
+    numbers: dict[str, dict[str, float]],
+    evidence: str,
 ) -> Statement:
+    why = ""
+    if not trusted(science):
+        why = f"; {science.complete} complete trials are too few, {science.needed} are needed"
+    elif science.predictability_low <= UNPREDICTABLE:
+        why = "; the parameters do not clearly predict the metric"
     return Statement(
         "importance",
         f"Not enough to say whether {listed([f'`{i.path}`' for i in unsure])} "
         f"{'matters' if len(unsure) == 1 else 'matter'}: up to "
-        f"{max(i.overall.high for i in unsure):.2f} of the variance",
+        f"{max(i.overall.high for i in unsure):.2f} of the variance{why}",
         "open",
         {i.path: numbers[i.path] for i in unsure},
         evidence,

@@ -11,7 +11,8 @@ called so. Where the truth is that there is no difference, no value is better.
 The half of the building set that the width of intervals was looked at with and the other half are
 told apart; the frozen set was run once. Histories are kept in ``--histories``, so that the analysis
 can be run again. Then the importance of an unused parameter, from trials that TPE chose, beside
-Optuna's two evaluators on the same trials. Run as
+Optuna's two evaluators on the same trials; and which parameters a report names where noise is all
+or most of the variance. Run as
 
     OMP_NUM_THREADS=1 python tests/benchmarks/science.py --seeds 20
     OMP_NUM_THREADS=1 python tests/benchmarks/science.py --set frozen --seeds 6 --samplers gp
@@ -22,6 +23,7 @@ Optuna's two evaluators on the same trials. Run as
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import resource
@@ -43,6 +45,8 @@ from optuna.importance import (
 )
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
+from orchestrator.report.compared import Compared
+from orchestrator.report.parameters import about_parameters
 from orchestrator.search import Science, Search, distributions, parameters
 from orchestrator.search.gp.losses import Scale
 from orchestrator.search.science import importance
@@ -348,6 +352,51 @@ def importance_table(seeds: int) -> Iterator[str]:
             yield f"| {sampler} | {trials} | held | {' | '.join(f'{h:.2f}' for h in held)} |"
 
 
+FIVE = tuple(Searched(f"p{k}", "float", 0.0, 1.0) for k in range(5))
+NOISY = ((25, 0.0, 1.0), (60, 0.0, 1.0), (60, 1.0, 0.35), (60, 1.0, 0.1))
+"""Trials, the slope of `p0`, and the deviation of the noise."""
+
+
+def named_table(seeds: int) -> Iterator[str]:
+    """Of five parameters the first one matters, or none: what a report names as found to matter,
+    and as found to hardly matter, by the project's own search.
+    """
+    yield "| trials | slope, noise | studies | unpredictable | `p0` | others | `p0` idle |"
+    yield "|---|---|---|---|---|---|---|"
+    for trials, slope, noise in NOISY:
+        counts: Counter[str] = Counter()
+        for seed in range(seeds):
+            spec = StudySpec(
+                "noisy",
+                ("minimize",),
+                ("loss",),
+                {},
+                {},
+                (),
+                FIVE,
+                Budget(trials, 0),
+                sampler=sampler_settings("tpe"),
+                seed=seed,
+            )
+            search, rng = Search(spec), np.random.default_rng([seed, 0])
+            for number in range(trials):
+                asked = search.ask({}, ticket=number, retry=0)
+                value = slope * asked.values["p0"] + noise * float(rng.standard_normal())
+                search.feed([TrialNews(number, "COMPLETE", asked.params, (value,), cell=0)])
+            said = search.science([{}])
+            assert said is not None
+            for statement in about_parameters(spec, said, Compared([{}])):
+                counts["unpredictable"] += statement.kind == "unpredictable"
+                if statement.kind == "importance" and statement.verdict == "finding":
+                    idle = "hardly" in statement.text
+                    for path in statement.numbers:
+                        counts[f"{'unused' if path != 'p0' or not slope else 'p0'} {idle}"] += 1
+        yield (
+            f"| {trials} | {slope:g}, {noise:g} | {seeds} | {counts['unpredictable']} | "
+            f"{counts['p0 False']} | {counts['unused False']} | {counts['p0 True']} |"
+        )
+
+
 # -------------------------------------------------------------------------------------------- cost
 
 
@@ -397,7 +446,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if options.importances or options.cost:
-        for line in importance_table(options.seeds) if options.importances else cost():
+        seeds = options.seeds
+        if options.importances:
+            lines: Iterator[str] = itertools.chain(
+                importance_table(seeds), [""], named_table(seeds)
+            )
+        else:
+            lines = cost()
+        for line in lines:
             print(line)
         return
     jobs = [

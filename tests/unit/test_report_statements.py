@@ -17,6 +17,7 @@ from orchestrator.report.advice import more_trials
 from orchestrator.report.axes import about_axes
 from orchestrator.report.cells import about_cells
 from orchestrator.report.compared import Compared
+from orchestrator.report.parameters import about_parameters
 from orchestrator.report.statements import Statement, statements
 from orchestrator.report.subject import Subject
 from orchestrator.report.words import between, decimals, rounded, up
@@ -495,3 +496,24 @@ def test_cells_taken_from_a_large_grid_are_not_compared() -> None:
     gone = replace(where.cells[5], ordinal=625, values={"a": 99, "b": 0}, best=-1.0)
     compared = Compared.of(spec, replace(where, cells=(*where.cells, gone)))
     assert all(cell["a"] != 99 for cell in compared.cells)
+
+
+# ---------------------------------------------------------------------------------- importances
+
+
+def test_an_importance_is_found_if_the_model_is_to_be_trusted_and_predicts() -> None:
+    search, _ = played(bowl, trials=60, noise=0.01)
+    science = search.science(list(SPEC.cells()))
+    assert science is not None
+    compared = Compared(list(SPEC.cells()))
+
+    def verdicts(**changes: Any) -> list[str]:
+        said = about_parameters(SPEC, replace(science, **changes), compared)
+        return [s.verdict for s in said if s.kind == "importance"]
+
+    assert verdicts() == ["finding"]
+    assert verdicts(complete=science.needed - 1) == ["open"]
+    assert verdicts(predictability=0.15, predictability_low=-0.02) == ["open"]
+    (x,) = science.importances
+    wide = replace(x, overall=replace(x.overall, low=0.02))
+    assert verdicts(importances=(wide,)) == ["open"]

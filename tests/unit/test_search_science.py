@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from orchestrator.search.gp.paths import Paths
 from orchestrator.search.gp.process import BELIEVING, Layout, Posterior, fit
 from orchestrator.search.science.edges import edges
 from orchestrator.search.science.effects import Grid, decided, effects, grid_of, interactions
+from orchestrator.search.science.predictability import _compared, _one_by_one
 from orchestrator.search.science.projection import Outlook, outlooks
 from orchestrator.search.science.results import Edge
 from orchestrator.search.trials.history import Column
@@ -58,6 +60,10 @@ def played(
         value = sign * (of(asked.values) + 0.01 * float(rng.standard_normal()))
         search.feed([TrialNews(number, "COMPLETE", asked.params, (value,), cell=cell)])
     return search
+
+
+def _normal(rng: np.random.Generator, _: Mapping[str, Any]) -> float:
+    return float(rng.standard_normal())
 
 
 def said(search: Search, spec: StudySpec = SPEC) -> Science:
@@ -380,7 +386,7 @@ def test_functions_drawn_have_the_posteriors_mean_and_deviation() -> None:
         assert values[:, 1:].std(axis=1) == pytest.approx(std, rel=0.3, abs=0.02)
 
 
-def test_predictability_is_what_leaving_each_trial_out_gives() -> None:
+def test_predictability_of_many_is_what_leaving_each_trial_out_gives() -> None:
     search = played(loss)
     tried = search._tried()
     assert tried is not None
@@ -395,7 +401,18 @@ def test_predictability_is_what_leaving_each_trial_out_gives() -> None:
         errors.append(surrogate.y[left] - posterior.mean(one[:, :n], one[:, n:])[0, 0])
     plain = [y - np.delete(surrogate.y, i).mean() for i, y in enumerate(surrogate.y)]
     expected = 1.0 - np.sum(np.square(errors)) / np.sum(np.square(plain))
-    assert said(search).predictability == pytest.approx(expected, abs=1e-6)
+    assert _compared(*_one_by_one(surrogate)).r2 == pytest.approx(expected, abs=1e-6)
+
+
+def test_few_trials_of_noise_alone_are_not_predictable() -> None:
+    spec = replace(
+        SPEC, grid=(), search=tuple(Searched(f"p{i}", "float", 0.0, 1.0) for i in range(5))
+    )
+    for seed in range(3):
+        noise = played(partial(_normal, np.random.default_rng(seed)), spec, 25)
+        found = said(noise, spec)
+        assert found.predictability < 0.1
+        assert found.predictability_low < 0.0
 
 
 def test_a_contrast_is_decided_if_it_is_sure_or_small(of_a_study: Science) -> None:
@@ -454,3 +471,18 @@ def test_the_leading_cell_is_that_of_the_best_estimate() -> None:
     assert found.leader == leader.place
     assert max(found.cells, key=lambda c: c.probability_best) != leader
     assert max(c.probability_better for c in found.cells) == leader.probability_better == 0.5
+
+
+def test_failures_at_random_do_not_widen_what_is_believed() -> None:
+    cells, rng, fails = list(SPEC.cells()), np.random.default_rng(0), np.random.default_rng(3)
+    whole, failing = Search(SPEC), Search(SPEC)
+    for number in range(60):
+        cell = number % len(cells)
+        asked = whole.ask(cells[cell], ticket=number, retry=0)
+        value = (loss(asked.values) + 0.01 * float(rng.standard_normal()),)
+        whole.feed([TrialNews(2 * number, "COMPLETE", asked.params, value, cell=cell)])
+        failing.feed([TrialNews(2 * number, "COMPLETE", asked.params, value, cell=cell)])
+        if fails.random() < 0.2:
+            failing.feed([TrialNews(2 * number + 1, "FAIL", asked.params, None, cell=cell)])
+    assert failing.summary(cells) == whole.summary(cells)
+    assert said(failing) == said(whole)

@@ -59,7 +59,7 @@ class Beliefs:
     """Joint draws of what the model believes of the cells that have a complete feasible trial.
 
     Attributes:
-        surrogate: the model, of all finished trials.
+        surrogate: the model, of all complete feasible trials.
         state: what has been tried in all the cells asked about.
         useful: the places of those that are believed in.
         optima: likely points of these.
@@ -84,8 +84,9 @@ class Beliefs:
         """None with fewer than `LEAST_TRIALS` complete feasible trials in these cells; the same
         for the same trials and seed.
 
-        Pruned trials are left out. What they last reported is not the value that their parameters
-        reach, and would be taken for noise, or for a steep surface.
+        All others are left out. What a pruned trial last reported is not the value that its
+        parameters reach, and a failure is none; both would be taken for noise, or for a steep
+        surface.
 
         Args:
             untried: also of cells that no trial has ended in, by what is known of others.
@@ -103,13 +104,14 @@ class Beliefs:
         fits: Fits | None = None,
     ) -> Beliefs | None:
         """The same by a history of finished trials; `fits` as of `CellModel.surrogate`."""
-        history = history.only(~history.pruned)
+        history = history.only(~history.pruned)  # a cell where all failed is not an untried one
         state = model.cells(history, cells)
         useful = np.flatnonzero((state.useful > 0) | (untried & (state.trials == 0)))
         if int(state.useful.sum()) < LEAST_TRIALS:
             return None
         rng = np.random.default_rng(seed)
-        surrogate = model.surrogate(history, believing=True, fits=fits)
+        valued = history.only(np.isfinite(history.loss))
+        surrogate = model.surrogate(valued, believing=True, fits=fits)
         optima = model.optima(surrogate, state.only(useful), rng)
         drawn = optima.drawn(rng, N_DRAWS, widened=REPORTED)
         return Beliefs(surrogate, state, useful, optima, drawn)

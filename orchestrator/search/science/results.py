@@ -168,7 +168,8 @@ class Science:
 
     `margin` is what counts as no difference, by `margin_rule`; `noise` the standard deviation from
     seed to seed, None where there is none; `predictability` the share of the variance of a trial's
-    value that is predicted from its parameters by the other trials. Cells are named by their place
+    value that is predicted from its parameters by the other trials, with a probability of 0.95 at
+    least `predictability_low`. Cells are named by their place
     in those asked about; `leader` is the one with the best estimate. `deviations`: so many times as
     wide as the model's own are all intervals of optima. `parameters` are the axes and the searched
     parameters that vary; with fewer complete trials than `needed` the model is not to be trusted
@@ -183,6 +184,7 @@ class Science:
     margin_rule: str
     noise: float | None
     predictability: float
+    predictability_low: float
     deviations: float
     cells: tuple[CellKnowledge, ...]
     leader: int

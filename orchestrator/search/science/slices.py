@@ -68,7 +68,7 @@ def slices(
         ConfigError: a cell is not one of the grid.
     """
     history = model.finished(mirror)
-    state = model.cells(_unpruned(history), cells)
+    state = model.cells(_believed(history), cells)
     if not model.searched:
         return Slices(why_not="No parameter is searched, so there is none to draw a slice along.")
     order = _best_first(state, estimates, maximize)
@@ -177,7 +177,7 @@ class _Slicer:
         self._columns = model.searched
         n_points = 2 * N_POINTS - 1 if len(through) <= 2 else N_POINTS
         self._coordinates = [_coordinates(column, n_points) for column in model.searched]
-        surrogate = model.surrogate(_unpruned(history), believing=True)
+        surrogate = model.surrogate(_believed(history), believing=True)
         self._now = _Belief.of(surrogate, len(history.loss))
         self._x = surrogate.layout.filled(history.x)
         self._internal = history.read.internal(history.kept)[:, : len(model.searched)]
@@ -233,7 +233,7 @@ class _Slicer:
             if finished == self._now.finished:
                 belief = self._now
             else:
-                first = _unpruned(history.first(finished))
+                first = _believed(history.first(finished))
                 surrogate = self._model.surrogate(first, believing=True, fits=fits)
                 belief = _Belief.of(surrogate, finished)
             for place, cell in enumerate(self._through):
@@ -335,8 +335,9 @@ class _Slicer:
         )
 
 
-def _unpruned(history: History) -> History:
-    return history.only(~history.pruned)
+def _believed(history: History) -> History:
+    """The trials that the model is given, as for estimates of cells."""
+    return history.only(_valued(history))
 
 
 def _valued(history: History) -> npt.NDArray[np.bool_]:

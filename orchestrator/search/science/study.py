@@ -11,17 +11,14 @@ from orchestrator.model import Axis, JSONValue, Limits, same_value
 from orchestrator.search.cells.configurations import Configurations
 from orchestrator.search.cells.model import CellModel
 from orchestrator.search.cells.summary import REPORTED, Beliefs, shared
-from orchestrator.search.gp.process import Posterior
 from orchestrator.search.science.edges import edges, lower
 from orchestrator.search.science.effects import Grid, effects, grid_of, interactions
 from orchestrator.search.science.importance import MOST_CELLS, importances
 from orchestrator.search.science.lowest import lowest
+from orchestrator.search.science.predictability import predictability
 from orchestrator.search.science.projection import Outlook, outlooks
 from orchestrator.search.science.results import AxisEffect, CellKnowledge, Science
 from orchestrator.search.trials.history import Array
-from orchestrator.search.trials.threads import Library
-
-linalg = Library("scipy.linalg")
 
 FEWEST = 10
 """So many complete trials are needed for each parameter: with fewer, a Gaussian process is sure of
@@ -90,6 +87,7 @@ def analyse(
     n_parameters = len(axes.paths) + len(model.searched)
     some = np.sort(np.argsort(-state.useful, kind="stable")[:MOST_CELLS])
     matters = importances(surrogate, model.searched, state.points[some], state.fixed[some], rng)
+    predicted = predictability(model, tried, np.random.default_rng([seed, 5]))
     return Science(
         trials=len(believed.surrogate.y),
         complete=len(tried.history.loss),
@@ -98,7 +96,8 @@ def analyse(
         margin=margin,
         margin_rule=rule,
         noise=None if tried.noise is None else tried.noise.std,
-        predictability=_predictability(tried),
+        predictability=predicted.r2,
+        predictability_low=predicted.low,
         deviations=REPORTED,
         cells=_cells(losses, shares, sign, leader, useful, believed, ahead),
         leader=useful[leader],
@@ -176,19 +175,3 @@ def _cells(
         )
         for i, place in enumerate(places)
     )
-
-
-def _predictability(tried: Configurations) -> float:
-    """The share of the variance of complete trials' values (in the model's units) that the others
-    predict: R² of leave-one-out predictions, in closed form (Rasmussen and Williams, 2006, 5.4.2);
-    hyperparameters stay as they are.
-    """
-    surrogate = tried.surrogate
-    posterior: Posterior = surrogate.posterior()
-    inverse = linalg.cho_solve((posterior._factor, True), np.eye(len(surrogate.y)))
-    errors = (inverse @ surrogate.y) / np.diag(inverse)
-    n = len(surrogate.y)
-    # against the mean of the others, so that the mean alone predicts nothing
-    plain = (surrogate.y - surrogate.y.mean()) * n / (n - 1)
-    total = float(plain @ plain)
-    return 1.0 - float(errors @ errors) / total if total > 0.0 else 0.0

@@ -24,6 +24,7 @@ from orchestrator.model import (
     count_label,
     value_label,
 )
+from orchestrator.search import CellEstimate
 from orchestrator.settings import pruner_settings
 from orchestrator.store import CellRow, ClosedFor, Progress, RunningRow, StudyRow, TrialRow
 
@@ -145,6 +146,14 @@ def test_a_cell_closed_for_a_device_says_which_and_why() -> None:
         "; closed for H100 (79.6 GiB): trial 7"
         in screen.cell_comments(SPEC, shown, [None] * 4).splitlines()[-1]
     )
+
+
+def test_the_cell_of_the_best_estimate_comes_first_in_comments() -> None:
+    likeliest = CellEstimate(0.90, 0.60, 0.99, 0.5)  # hardly known
+    best = CellEstimate(0.93, 0.92, 0.94, 0.4)
+    lines = screen.cell_comments(SPEC, cells(SPEC), [likeliest, None, best, None]).splitlines()
+    assert "0.93 (0.92 to 0.94)" in lines[1]
+    assert "0.9 (0.6 to 0.99)" in lines[2]
 
 
 def progress_of(shown: tuple[CellRow, ...], **changes: Any) -> Progress:

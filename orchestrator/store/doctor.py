@@ -570,7 +570,7 @@ _REVISIONS = {
         WHERE b.axis OR NOT EXISTS (
             SELECT FROM trial_user_attributes u WHERE u.trial_id = o.optuna_trial_id
                 AND u.key IN ('orchestrator\\:by_hand', 'orchestrator\\:retried_from',
-                    'orchestrator\\:confirms')
+                    'orchestrator\\:confirms', 'orchestrator\\:copied_from')
         )""",
 }
 

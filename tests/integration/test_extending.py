@@ -15,7 +15,17 @@ import pytest
 
 from orchestrator.errors import ConfigError, DifferentStudyError, LeaseLostError
 from orchestrator.faults import CRASH_AT
-from orchestrator.model import Axis, Budget, Failed, Report, Searched, StudySpec
+from orchestrator.model import (
+    Axis,
+    Budget,
+    Enqueued,
+    Failed,
+    Observation,
+    Prior,
+    Report,
+    Searched,
+    StudySpec,
+)
 from orchestrator.search import by_hand, extension
 from orchestrator.store import Attempt, Store, Ticket
 from tests.support.revised import Suggesting, extended, sql
@@ -330,4 +340,16 @@ def test_what_repeats_a_trial_gets_the_default_that_the_trial_got(store: Store) 
     others = [v for number, v in values.items() if v not in (values[0], values[failed.number])]
     assert others
     assert all(v["y"] != 0.3 for v in others), "the others are suggested as ever"
+    assert store.doctor.examine().findings == ()
+
+
+def test_what_was_promised_to_run_first_runs_outside_a_narrower_range(store: Store) -> None:
+    source = Prior("source", 77, (Observation(0, {"x": 0.9, "a": 0}, 1.0),))
+    taken: dict[str, Any] = {"warm_start": ("source",), "enqueue_best": 1}
+    best = [Enqueued(0, {"x": 0.9}, "source", 0)]
+    study = store.studies.launch(declared(**taken), priors=[source], enqueued=best).study_id
+    extended(store, declared(search=(replace(X, high=0.5),), **taken))
+    _run(store, study)
+    trials = sql(store.url, "SELECT values FROM orchestrator.trial")
+    assert trials.count(({"a": 0, "x": 0.9},)) == 1
     assert store.doctor.examine().findings == ()

@@ -224,7 +224,7 @@ tr.first td, tr.first th { border-top: 2px solid var(--line); }
 @media print {
   @page { margin: 14mm; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
-  h2, h3 { break-after: avoid; }
+  h2, h3, h2 + p.dim { break-after: avoid; }
   .pictures { grid-template-columns: 1fr 1fr; gap: 14px; }
   .plot { zoom: var(--printed, 0.6); }
   .table { overflow: visible; } table { font-size: 8.5pt; } td.long { min-width: 0; }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import html
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from orchestrator.model import JSONValue, value_label
@@ -23,8 +26,41 @@ _LONGEST: Final = 28
 
 def shown(value: JSONValue, longest: int = _LONGEST) -> str:
     """A value of a parameter as a label: short, and nothing in it is markup to plotly."""
-    text = f"{value:.4g}" if isinstance(value, float) else value_label(value)
-    return html.escape(text if len(text) <= longest else f"{text[: longest - 1]}…", quote=False)
+    return html.escape(_cut(_text(value), longest), quote=False)
+
+
+def shown_apart(values: Sequence[JSONValue], longest: int) -> list[str]:
+    """The values as labels that differ: names that begin alike are cut at their beginning."""
+    texts = [_text(value) for value in values]
+    short = [_cut(text, longest) for text in texts]
+    for label, count in Counter(short).items():
+        if count == 1:
+            continue
+        alike = [k for k, one in enumerate(short) if one == label]
+        columns = zip(*(texts[k] for k in alike), strict=False)
+        same = sum(1 for _ in itertools.takewhile(lambda chars: len(set(chars)) == 1, columns))
+        begin = max(0, same - longest // 3)
+        for k in alike:
+            short[k] = _cut(f"…{texts[k][begin:]}" if begin else texts[k], longest)
+    again = Counter(short)
+    return [
+        html.escape(label if again[label] == 1 else f"{label} ({k})", quote=False)
+        for k, label in enumerate(short, start=1)
+    ]
+
+
+def namer(values: Sequence[JSONValue], longest: int) -> Callable[[JSONValue], str]:
+    """What labels one of the values, as `shown_apart` does, and any other as `shown`."""
+    known = dict(zip(map(value_label, values), shown_apart(values, longest), strict=True))
+    return lambda value: known.get(value_label(value)) or shown(value, longest)
+
+
+def _text(value: JSONValue) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else value_label(value)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def number(value: float) -> str:

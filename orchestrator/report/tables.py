@@ -194,7 +194,7 @@ def _trials(subject: Subject, groups: Collection[str]) -> Table:
     if len(names) > len(columns):
         notes.append(f"{len(names) - len(columns)} more parameters have no column.")
     typed = None if subject.plain else titles[-1]
-    title = "Best trials" if not several else "Trials of the Pareto front"
+    title = "Best trials" if not several else "Trials, those of the Pareto front first"
     return Table("best", title, titles, rows, data, " ".join(notes), typed=typed)
 
 

@@ -27,7 +27,8 @@ from orchestrator.model import (
 from orchestrator.report import page
 from orchestrator.report.about import facts
 from orchestrator.report.markdown import markdown
-from orchestrator.report.pictures import grid, slices, spent
+from orchestrator.report.palette import namer, shown_apart
+from orchestrator.report.pictures import effects, grid, slices, spent
 from orchestrator.report.pictures.scales import ResultScale, Scale, scales, spread
 from orchestrator.report.report import Report, report_on
 from orchestrator.report.subject import Subject
@@ -180,6 +181,29 @@ def test_parameters_that_trials_asked_for_have_scales_too() -> None:
     assert [scale.path for scale in scales(made, rows)] == ["a", "x", "extra", "mix"]
     many = [trial(k, 0, {"word": f"w{k}"}) for k in range(50)]
     assert "word" not in [scale.path for scale in scales(made, many)]
+
+
+def test_labels_of_names_that_begin_alike_differ() -> None:
+    names = ("vit_large_patch14_224", "vit_large_patch16_224", "resnet")
+    assert shown_apart(names, 14) == ["…tch14_224", "…tch16_224", "resnet"]
+    assert all(len(label) <= 14 for label in shown_apart(names, 14))
+    assert shown_apart((0.123456, 0.123457, "<b>"), 14) == [
+        *("0.1235 (1)", "0.1235 (2)", "&lt;b&gt;")
+    ]
+    name = namer(names, 14)
+    assert (name(names[1]), name("other")) == ("…tch16_224", "other")
+
+
+def test_of_an_axis_with_many_values_the_best_are_drawn() -> None:
+    made = spec(cells=20, per_cell=2)
+    rows = [trial(k, k % 20, {"a": k % 20, "x": k / 40}, float(k % 20)) for k in range(40)]
+    whole = subject(made, rows)
+    assert whole.science is not None
+    (axis,) = whole.science.axes
+    best = sorted(axis.values, key=lambda v: -v.estimate)[:12]
+    (picture,) = (p for p in effects.pictures(whole) if p.key == "axis-effects")
+    drawn = set(picture.figure["layout"]["yaxis"]["ticktext"])
+    assert drawn == {f"a = {v.value}" for v in best}
 
 
 def test_what_is_spread_keeps_its_ends() -> None:

@@ -12,6 +12,6 @@ def pictures(subject: Subject) -> list[Picture]:
     cells = [cell.values for cell in subject.cells]
     found = optima.pictures(subject.spec, cells, subject.estimates)
     if subject.sliced is not None:
-        found += surrogate.pictures(subject.spec, subject.sliced)
+        found += surrogate.pictures(subject.spec, subject.sliced, plain=subject.plain)
         found += contour.pictures(subject.spec, subject.sliced)
     return found

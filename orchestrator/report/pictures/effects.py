@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from orchestrator.model import JSONValue
-from orchestrator.report.palette import BLUE, GREEN, GREY, number, shown
+from orchestrator.report.palette import BLUE, GREEN, GREY, number, shown, shown_apart
 from orchestrator.report.picture import Picture
 from orchestrator.report.pictures.marks import short_names
 from orchestrator.report.subject import Subject
@@ -35,21 +35,23 @@ def _axes(subject: Subject, axes: list[AxisEffect]) -> Picture:
     for axis in axes:
         values = axis.values
         if len(values) > _MOST_VALUES:
-            best = sorted(values, key=lambda v: (-v.probability_best, str(v.value)))[:_MOST_VALUES]
+            sign = -1.0 if subject.maximize else 1.0
+            best = sorted(values, key=lambda v: sign * v.estimate)[:_MOST_VALUES]
             values, cut = tuple(v for v in values if v in best), True
         if rows and len(rows) + len(values) > _MOST_ROWS:
             cut = True
             break
         rows += [None] if rows else []
+        labels = shown_apart([v.value for v in values], 16)
         rows += [
             (
-                f"{shown(short[axis.path])} = {shown(v.value, 16)}",
+                f"{shown(short[axis.path])} = {label}",
                 v.estimate,
                 v.low,
                 v.high,
                 v.probability_best,
             )
-            for v in values
+            for v, label in zip(values, labels, strict=True)
         ]
     known = [(place, row) for place, row in enumerate(rows) if row is not None]
     trace: dict[str, Any] = {
@@ -74,7 +76,7 @@ def _axes(subject: Subject, axes: list[AxisEffect]) -> Picture:
         f"The mean of the best `{subject.spec.metrics[0]}` that the cells with a value can reach, "
         "as the model believes, with 90 % of the belief. Intervals that overlap may still differ: "
         "the cells share what the model does not know."
-        + (" Not all values are shown." if cut else ""),
+        + (" Of many values the best are shown." if cut else ""),
         _figure(trace, [None if row is None else row[0] for row in rows], subject.spec.metrics[0]),
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from orchestrator.model import Axis, JSONValue, same_value
-from orchestrator.report.palette import GREEN, RED, SCALE, number, shown
+from orchestrator.report.palette import GREEN, RED, SCALE, namer, number, shown
 from orchestrator.report.picture import Picture
 from orchestrator.report.subject import Subject
 from orchestrator.store import CellRow
@@ -250,7 +250,7 @@ def _figure(
         "layout": {
             "xaxis": {
                 "tickvals": list(range(len(columns))),
-                "ticktext": [_label(column) for column in columns],
+                "ticktext": _labels(sides.across, columns),
                 "title": {"text": _title(sides.across)},
                 "range": [-0.5, len(columns) - 0.5],
                 "showgrid": False,
@@ -258,7 +258,7 @@ def _figure(
             },
             "yaxis": {
                 "tickvals": list(range(len(rows))),
-                "ticktext": [_label(row) for row in rows],
+                "ticktext": _labels(sides.down, rows),
                 "title": {"text": _title(sides.down)},
                 "range": [len(rows) - 0.5, -0.5],
                 "showgrid": False,
@@ -293,8 +293,12 @@ def _marks(
     }
 
 
-def _label(values: Sequence[JSONValue]) -> str:
-    return " · ".join(shown(value, 14) for value in values)
+def _labels(axes: Sequence[Axis], combinations: Sequence[tuple[JSONValue, ...]]) -> list[str]:
+    names = [namer(axis.values, 14) for axis in axes]
+    return [
+        " · ".join(name(value) for name, value in zip(names, values, strict=True))
+        for values in combinations
+    ]
 
 
 def _title(axes: Sequence[Axis]) -> str:

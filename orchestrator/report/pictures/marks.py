@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from orchestrator.model import JSONValue, StudySpec
-from orchestrator.report.palette import GREY, ORANGE, RED, number, shown
+from orchestrator.report.palette import GREY, ORANGE, RED, namer, number, shown
 from orchestrator.search import Seen
 
 SYMBOLS: Final = {
@@ -52,8 +52,9 @@ def told(trial: Seen) -> str:
 def names(spec: StudySpec, cells: Sequence[Mapping[str, JSONValue]]) -> list[str]:
     """Cells by the last parts of their axes' paths, if these differ: ``batch_size=32 · net=a``."""
     short = short_names([axis.path for axis in spec.grid])
+    of_axis = {axis.path: namer(axis.all_values, 20) for axis in spec.grid}
     return [
-        " · ".join(f"{shown(short[path])}={shown(value, 20)}" for path, value in cell.items())
+        " · ".join(f"{shown(short[path])}={of_axis[path](value)}" for path, value in cell.items())
         or "(no grid)"
         for cell in cells
     ]

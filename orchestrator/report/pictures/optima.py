@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from orchestrator.model import JSONValue, StudySpec, count_label
-from orchestrator.report.palette import BLUE, GREEN, ORANGE, shown
+from orchestrator.report.palette import BLUE, GREEN, ORANGE, namer, shown
 from orchestrator.report.picture import Picture
 from orchestrator.report.pictures.marks import drawn, limits, places, short_names
 from orchestrator.search import CellEstimate
@@ -65,7 +65,8 @@ def _figure(spec: StudySpec, found: Sequence[Estimated], *, maximize: bool) -> d
     decimals = places(high - low)
     middle = drawn((e.estimate for e in beliefs), decimals)
     seen = [(row, e.value) for row, e in enumerate(beliefs) if e.value is not None]
-    labels = [" · ".join(shown(value, 14) for value in cell.values()) for cell, _ in found]
+    names = {axis.path: namer(axis.all_values, 14) for axis in spec.grid}
+    labels = [" · ".join(names[path](value) for path, value in cell.items()) for cell, _ in found]
     interval: dict[str, Any] = {
         "type": "scatter",
         "mode": "markers",

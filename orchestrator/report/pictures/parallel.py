@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from orchestrator.report.palette import number, shown
+from orchestrator.report.palette import number, shown, shown_apart
 from orchestrator.report.picture import Picture
 from orchestrator.report.pictures.scales import ResultScale, Scale, scales, spread
 from orchestrator.report.subject import Subject
@@ -158,7 +158,8 @@ def _ticks(k: int, scale: Scale) -> list[dict[str, Any]]:
     last = max(1, len(scale.choices) - 1)
     few = scale.choices if len(scale.choices) <= 8 else ()
     return [
-        _note(k, i / last, shown(value, 12), "middle", "left", 4) for i, value in enumerate(few)
+        _note(k, i / last, label, "middle", "left", 4)
+        for i, label in enumerate(shown_apart(few, 12))
     ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from orchestrator.model import JSONValue, Searched, StudySpec, same_value
-from orchestrator.report.palette import shown
+from orchestrator.report.palette import shown_apart
 from orchestrator.store import TrialRow
 
 MOST_CHOICES: Final = 24
@@ -60,8 +60,9 @@ class Scale:
         if self.choices:
             return {
                 "tickvals": list(range(len(self.choices))),
-                "ticktext": [shown(one, 16) for one in self.choices],
+                "ticktext": shown_apart(self.choices, 16),
                 "range": [-0.5, len(self.choices) - 0.5],
+                "zeroline": False,
             }
         low, high = (math.log10(x) if self.log else x for x in (self.low, self.high))
         room = _MARGIN * (high - low) or 0.5

@@ -35,7 +35,8 @@ def pictures(subject: Subject) -> list[Picture]:
     left_out = len(ordered) - _MOST_PICTURES
     found = []
     for k, parameter in enumerate(ordered[:_MOST_PICTURES]):
-        words = groups.words + scale.words if k == 0 else ""
+        anywhere = ", in any cell" if subject.spec.grid else ""
+        words = groups.words(anywhere) + scale.words if k == 0 else ""
         if left_out > 0 and k == 0:
             words += f" {left_out} more parameters have no picture."
         found.append(
@@ -87,10 +88,9 @@ class _Groups:
     def count(self) -> int:
         return len(self.complete) + len(self.infeasible) + len(self.pruned) + len(self.failed)
 
-    @property
-    def words(self) -> str:
-        """For a caption: what the marks mean."""
-        words = ["A dot is a complete trial, in any cell; the star is the best one."]
+    def words(self, where: str) -> str:
+        """For a caption: what the marks mean, and where the trials are."""
+        words = [f"A dot is a complete trial{where}; the star is the best one."]
         if self.pruned:
             words.append("Pruned ones are drawn at the last value that they reported.")
         if self.failed:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from orchestrator.model import JSONValue
-from orchestrator.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, shown
+from orchestrator.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, namer, shown
 from orchestrator.report.picture import Picture
 from orchestrator.report.pictures.scales import of_time
 from orchestrator.report.subject import Subject
@@ -105,7 +105,8 @@ def _cell_name(subject: Subject, ordinal: int) -> str:
     values = _values(subject, ordinal)
     if not values:
         return "all trials"
-    return ", ".join(shown(value, 14) for value in values.values())
+    names = {axis.path: namer(axis.all_values, 14) for axis in subject.spec.grid}
+    return ", ".join(names[path](value) for path, value in values.items())
 
 
 def _values(subject: Subject, ordinal: int) -> dict[str, JSONValue]:

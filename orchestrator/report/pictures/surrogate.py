@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from orchestrator.model import JSONValue, StudySpec, count_label, same_value
-from orchestrator.report.palette import BLUE, GREEN, shown
+from orchestrator.report.palette import BLUE, GREEN, shown, shown_apart
 from orchestrator.report.picture import Picture
 from orchestrator.report.pictures.marks import (
     axis,
@@ -49,8 +49,12 @@ _ASIDE: Final = 0.13
 """How far a category's prediction and trials stand to the left and right of it."""
 
 
-def pictures(spec: StudySpec, slices: Slices) -> list[Picture]:
-    """A picture for each parameter shown, with a choice of cells in which it exists."""
+def pictures(spec: StudySpec, slices: Slices, *, plain: bool = False) -> list[Picture]:
+    """A picture for each parameter shown, with a choice of cells in which it exists.
+
+    Args:
+        plain: plain Optuna made the study, with a sampler that is not known.
+    """
     numbers = itertools.count(1)
     found: list[Picture] = []
     for path in slices.paths:
@@ -62,7 +66,13 @@ def pictures(spec: StudySpec, slices: Slices) -> list[Picture]:
             Picture(
                 f"surrogate-{next(numbers)}" if numeric else "surrogate-choices",
                 f"What the model believes along {path}",
-                _caption(spec, slices, panels, explained_above=bool(found)),
+                _caption(
+                    spec,
+                    slices,
+                    panels,
+                    uses="" if plain else _USES.get(spec.sampler.name, ""),
+                    explained_above=bool(found),
+                ),
                 _figure(spec, panels),
             )
         )
@@ -85,7 +95,7 @@ def _choices(lines: Sequence[tuple[CellSlices, Line]]) -> list[JSONValue]:
 
 
 def _caption(
-    spec: StudySpec, slices: Slices, panels: Sequence[_Panel], *, explained_above: bool
+    spec: StudySpec, slices: Slices, panels: Sequence[_Panel], *, uses: str, explained_above: bool
 ) -> str:
     scales = "The rows' scales differ." if any(panel.differ for panel in panels) else ""
     if explained_above:
@@ -99,7 +109,7 @@ def _caption(
     sentences = [
         f"The {spec.metrics[0]} expected without noise, with 90 % of the belief, after the first "
         f"trials{' of a cell' if spec.grid else ''} and now.",
-        f"Below it the expected improvement by the same belief{_USES.get(spec.sampler.name, '')}.",
+        f"Below it the expected improvement by the same belief{uses}.",
         held,
         scales,
         explained(trial for panel in panels for trial in panel.cell.trials),
@@ -366,7 +376,7 @@ def _figure(spec: StudySpec, panels: Sequence[_Panel]) -> dict[str, Any]:
         x |= {
             "title": {"text": shown(line.path)},
             "tickvals": list(range(len(choices))),
-            "ticktext": [shown(value, 14) for value in choices],
+            "ticktext": shown_apart(choices, 14),
             "range": [-0.5, len(choices) - 0.5],
             "zeroline": False,
         }

@@ -34,9 +34,9 @@ def shown_apart(values: Sequence[JSONValue], longest: int) -> list[str]:
     texts = [_text(value) for value in values]
     short = [_cut(text, longest) for text in texts]
     for label, count in Counter(short).items():
-        if count == 1:
+        alike = [k for k, one in enumerate(short) if one == label] if count > 1 else []
+        if len({texts[k] for k in alike}) < 2:
             continue
-        alike = [k for k, one in enumerate(short) if one == label]
         columns = zip(*(texts[k] for k in alike), strict=False)
         same = sum(1 for _ in itertools.takewhile(lambda chars: len(set(chars)) == 1, columns))
         begin = max(0, same - longest // 3)

@@ -116,7 +116,7 @@ def test_a_study_that_plain_optuna_made_has_a_report_of_its_trials(
     assert data["facts"]["state"] == "12 complete, 1 pruned, 1 failed"
     assert any("Plain Optuna made this study" in line for line in data["left_out"])
     assert not any(one["advice"] for one in data["statements"])
-    assert not any("sampler" in picture["caption"] for picture in data["pictures"])
+    assert not any("the sampler picks" in picture["caption"] for picture in data["pictures"])
     keys = {picture["key"] for picture in data["pictures"]}
     assert {"slice-1", "best-by-trials", "learning-curves", "parallel"} <= keys
     assert "time-line" not in keys

@@ -313,6 +313,7 @@ def test_a_large_grid_is_shown_by_two_axes_or_not_at_all() -> None:
     (picture,) = grid.pictures(whole)
     assert picture.figure["data"][0]["z"] == [[None, None, None], [None, 0.7, None]]
     assert "2,400 cells" in picture.caption
+    assert "this is the best over the other axis for each value of b and" in picture.caption
     report = report_on(whole)
     assert any("2,400 cells" in line for line in report.left_out)
     one = replace(made, grid=axes[:1])
@@ -357,6 +358,10 @@ def test_device_time_is_all_of_the_time_by_how_it_ended() -> None:
     assert ("device time", "12 minutes") in facts(probed)
     assert line.figure["layout"]["yaxis"]["ticktext"] == ["host GPU-12345678"]
     assert sum(len(t["x"]) for t in line.figure["data"]) == 10
+    many = [replace(s, number=k, cell=k) for k in range(70) for s in whole.spans[:1]]
+    wide = replace(whole, spec=spec(cells=70), spans=many)
+    (row,) = spent.pictures(wide)[0].figure["layout"]["yaxis"]["ticktext"]
+    assert row == "70 cells", "thirty of them would be less than half"
     twice = [*whole.spans, *(replace(s, number=s.number + 10) for s in whole.spans)]
     _, two = spent.pictures(replace(whole, spans=twice))
     assert len(two.figure["layout"]["yaxis"]["ticktext"]) == 2  # slots of one device

@@ -193,13 +193,13 @@ def _projected(subject: Subject, sides: _Sides) -> Picture:
         if place not in best or sign * value > sign * best[place]:
             best[place] = value
     (across,), (down,) = sides.across, sides.down
-    others = len(subject.spec.grid) - 2
+    left = len(subject.spec.grid) - 2
+    over = f"over the other {f'{left} axes' if left > 1 else 'axis'} " if left else ""
     return Picture(
         "grid-best",
         f"The grid by two axes: best {subject.spec.metrics[0]} observed",
         f"The grid has {subject.spec.n_cells:,} cells, too many to show each: this is the best "
-        f"over the other {others} {'axis' if others == 1 else 'axes'} for each value of "
-        f"{across.path} and {down.path}; brighter is better.",
+        f"{over}for each value of {across.path} and {down.path}; brighter is better.",
         _figure(
             sides,
             best,

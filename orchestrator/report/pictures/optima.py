@@ -38,6 +38,11 @@ def pictures(
     left = len(found) - _MOST
     without = len(cells) - len(found)
     more = f" The {_MOST} best cells; {count_label(left, 'other')} left out." if left > 0 else ""
+    if any(estimate.value is not None for _, estimate in found):
+        more = (
+            " A ring is what the trial believed to be the cell's best observed; with noise it may "
+            f"lie outside.{more}"
+        )
     if without:
         more += f" {count_label(without, 'cell')} without a value left out."
     return [
@@ -45,8 +50,7 @@ def pictures(
             "optima",
             f"The best {spec.metrics[0]} that each cell can reach",
             f"Median and 90 % of the belief about each cell's optimum without noise ({axes}), and "
-            "the probability that no other cell reaches a better one. A ring is what the trial "
-            f"believed to be the cell's best observed; with noise it may lie outside.{more}",
+            f"the probability that no other cell reaches a better one.{more}",
             _figure(spec, found[:_MOST], maximize=maximize),
         )
     ]

@@ -18,6 +18,7 @@ from orchestrator.store import TrialRow
 
 _MOST_LINES: Final = 200
 _MOST_AXES: Final = 10
+_MOST_LABELS: Final = 16
 # Of Viridis, from the worst to the best.
 _SHADES: Final = (
     "#5a4f8f",
@@ -156,7 +157,7 @@ def _ticks(k: int, scale: Scale) -> list[dict[str, Any]]:
     if not scale.choices:
         return _ends(k, scale.low, scale.high)
     last = max(1, len(scale.choices) - 1)
-    few = scale.choices if len(scale.choices) <= 8 else ()
+    few = scale.choices if len(scale.choices) <= _MOST_LABELS else ()
     return [
         _note(k, i / last, label, "middle", "left", 4)
         for i, label in enumerate(shown_apart(few, 12))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -54,9 +54,13 @@ def _by_cell(subject: Subject, spans: Sequence[Span]) -> Picture:
     totals = {cell: sum(parts.values()) for cell, parts in seconds.items()}
     ordered = sorted(totals, key=lambda cell: (-totals[cell], cell))
     first, others = ordered[:_MOST_CELLS], ordered[_MOST_CELLS:]
-    rows = [(_cell_name(subject, cell), seconds[cell]) for cell in first]
-    unit, size = of_time(max(sum(parts.values()) for _, parts in rows))
     total = sum(totals.values())
+    if 2 * sum(totals[cell] for cell in first) < total:  # no few cells say where it went
+        rows = [(f"{len(ordered):,} cells", _together(seconds.values()))]
+        others = []
+    else:
+        rows = [(_cell_name(subject, cell), seconds[cell]) for cell in first]
+    unit, size = of_time(max(sum(parts.values()) for _, parts in rows))
     used = sum(parts.get("complete", 0.0) for parts in seconds.values())
     total_unit, total_size = of_time(total)
     words = (
@@ -99,6 +103,15 @@ def _by_cell(subject: Subject, spans: Sequence[Span]) -> Picture:
             },
         },
     )
+
+
+def _together(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """Seconds by kind, of all cells."""
+    whole: dict[str, float] = {}
+    for one in parts:
+        for kind, seconds in one.items():
+            whole[kind] = whole.get(kind, 0.0) + seconds
+    return whole
 
 
 def _cell_name(subject: Subject, ordinal: int) -> str:

@@ -9,11 +9,25 @@ from orchestrator.model import StudySpec
 if TYPE_CHECKING:
     from orchestrator.store import Progress
 
+_LEAST = 10
+"""Fewer trials say nothing of a wider range."""
+
 
 def more_trials(spec: StudySpec, progress: Progress, wanted: int) -> str:
     """How so many trials more are run; empty if as many are still to run."""
     missing = wanted - _left(spec, progress)
     return f"launch again with `budget.trials={spec.budget.trials + missing}`" * (missing > 0)
+
+
+def extending(spec: StudySpec, progress: Progress, override: str, cells: int) -> str:
+    """How the study is changed by an override, if any, and so many of its cells get trials after
+    that, as many as were promised to them.
+    """
+    wanted = max(cells * spec.budget.per_cell, _LEAST)
+    missing = max(wanted - _left(spec, progress), 0)
+    words = [override] * bool(override) + ["study.extend=true"]
+    words += [f"budget.trials={spec.budget.trials + missing}"] * (missing > 0)
+    return f"launch again with `{' '.join(words)}`"
 
 
 def confirming(spec: StudySpec, progress: Progress, wanted: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.model import JSONValue, StudySpec, count_label
-from orchestrator.report.advice import more_trials
+from orchestrator.report.advice import extending, more_trials
 from orchestrator.report.compared import Compared
 from orchestrator.report.statement import SURE, Statement
 from orchestrator.report.words import (
@@ -85,7 +85,7 @@ def _about(
             yield about.alike()
         else:
             yield about.undecided(spec, progress, sure=flag)
-    yield from _end(spec, science, axis)
+    yield from _end(spec, science, axis, progress)
 
 
 def _told(axis: AxisEffect) -> list[Contrast]:
@@ -249,7 +249,9 @@ def _evidence(science: Science, contexts: int, of: int, compared: Compared) -> s
     )
 
 
-def _end(spec: StudySpec, science: Science, axis: AxisEffect) -> Iterator[Statement]:
+def _end(
+    spec: StudySpec, science: Science, axis: AxisEffect, progress: Progress
+) -> Iterator[Statement]:
     """If the best value of an axis of numbers is its first or last one."""
     declared = next(a for a in spec.grid if a.path == axis.path).values
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in declared)
@@ -267,7 +269,8 @@ def _end(spec: StudySpec, science: Science, axis: AxisEffect) -> Iterator[Statem
             {"axis": axis.path, "value": best.value, "probability_best": best.probability_best},
             f"it is the best of {len(axis.values)} values with P "
             f"{probability(best.probability_best)}",
-            f"add a {further} value to `{axis.path}` and launch with `study.extend=true`",
+            f"add a {further} value to `{axis.path}`: "
+            f"{extending(spec, progress, '', spec.n_cells // len(declared))}",
         )
 
 

@@ -82,9 +82,7 @@ def about_failures(
                 "warning" if much else "note",
                 {"pruned": pruned, "ended": len(ended)},
                 "the states of the ended trials",
-                "`pruner=none` or a longer `pruner.n_warmup_steps` lets more of them end"
-                if much
-                else "",
+                _less_pruning(spec) if much else "",
             )
         )
     infeasible = sum(t.state == "COMPLETE" and not t.feasible for t in ended)
@@ -100,6 +98,12 @@ def about_failures(
             )
         )
     return found
+
+
+def _less_pruning(spec: StudySpec) -> str:
+    warmup = getattr(spec.pruner, "n_warmup_steps", None)
+    later = "" if warmup is None else f", or `pruner.n_warmup_steps` of more than {warmup},"
+    return f"`pruner=none`{later} in the next study lets more of them end"
 
 
 def _failed(spec: StudySpec, ended: Sequence[TrialRow], failed: Sequence[TrialRow]) -> Statement:

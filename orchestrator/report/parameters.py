@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from orchestrator.model import JSONValue, Searched, StudySpec, count_label
+from orchestrator.report.advice import extending
 from orchestrator.report.axes import trusted
 from orchestrator.report.compared import Compared
 from orchestrator.report.statement import Statement
@@ -17,6 +18,7 @@ from orchestrator.report.words import listed
 
 if TYPE_CHECKING:
     from orchestrator.search import Edge, Importance, Science, Share
+    from orchestrator.store import Progress
 
 UNPREDICTABLE = 0.1
 """Below this cross-validated R², parameters say nothing of the metric."""
@@ -25,7 +27,9 @@ _NEGLIGIBLE, _IMPORTANT = 0.05, 0.1
 _MOST_NAMED = 4
 
 
-def about_parameters(spec: StudySpec, science: Science, compared: Compared) -> Iterator[Statement]:
+def about_parameters(
+    spec: StudySpec, science: Science, compared: Compared, progress: Progress
+) -> Iterator[Statement]:
     """Of a study with searched parameters or a grid."""
     r2 = science.predictability
     if r2 < UNPREDICTABLE:
@@ -43,7 +47,7 @@ def about_parameters(spec: StudySpec, science: Science, compared: Compared) -> I
     elif science.importances:
         yield from _importance(spec, science)
     for edge in science.edges if trusted(science) and r2 >= UNPREDICTABLE else ():
-        yield _edge(spec, edge, compared)
+        yield _edge(spec, edge, compared, progress)
 
 
 def _importance(spec: StudySpec, science: Science) -> Iterator[Statement]:
@@ -67,11 +71,11 @@ def _importance(spec: StudySpec, science: Science) -> Iterator[Statement]:
         )
     idle = [i for i in science.importances if known and i.overall.high < _NEGLIGIBLE]
     if idle:
+        each = " each" if len(idle) > 1 else ""
         yield Statement(
             "importance",
-            f"{listed([f'`{i.path}`' for i in idle])} "
-            f"{'hardly matters' if len(idle) == 1 else 'hardly matter'}: at most "
-            f"{max(i.overall.high for i in idle):.2f} of the variance{' each' * (len(idle) > 1)}",
+            f"{listed([f'`{i.path}`' for i in idle])} hardly matter{'' if each else 's'}: "
+            f"{_at_most(max(i.overall.high for i in idle))} of the variance{each}",
             "finding",
             {i.path: numbers[i.path] for i in idle},
             evidence,
@@ -80,6 +84,10 @@ def _importance(spec: StudySpec, science: Science) -> Iterator[Statement]:
     unsure = [i for i in science.importances if i not in matter and i not in idle]
     if unsure:
         yield _unsure(science, unsure, numbers, evidence)
+
+
+def _at_most(share: float) -> str:
+    return "less than 0.01" if share < 0.005 else f"at most {share:.2f}"
 
 
 def _fixing(spec: StudySpec, idle: list[Importance]) -> str:
@@ -116,7 +124,7 @@ def _share(share: Share) -> str:
     return f"{share.share:.2f} (90 %: {share.low:.2f} to {share.high:.2f})"
 
 
-def _edge(spec: StudySpec, edge: Edge, compared: Compared) -> Statement:
+def _edge(spec: StudySpec, edge: Edge, compared: Compared, progress: Progress) -> Statement:
     numbers: dict[str, JSONValue] = {
         "parameter": edge.path,
         "side": edge.side,
@@ -148,11 +156,11 @@ def _edge(spec: StudySpec, edge: Edge, compared: Compared) -> Statement:
         numbers,
         "the model's best value lies in the outer twentieth of the range, or is its last one, and "
         "is better than further in with a probability of 0.9",
-        _override(spec, edge),
+        _advice(spec, edge, progress),
     )
 
 
-def _override(spec: StudySpec, edge: Edge) -> str:
+def _advice(spec: StudySpec, edge: Edge, progress: Progress) -> str:
     """What to write on the command line; nothing where the parameter is not declared so simply."""
     item = next((s for s in spec.search if s.path == edge.path), None)
     if edge.widened is None or item is None or item.when or not _is_interval(item):
@@ -163,7 +171,7 @@ def _override(spec: StudySpec, edge: Edge) -> str:
         text = f"tag(log, {text})"
     if item.kind == "int":
         text = f"int({text})"
-    return f"`'{edge.path}={text}'` with `study.extend=true`"
+    return extending(spec, progress, f"'{edge.path}={text}'", spec.n_cells)
 
 
 def _is_interval(item: Searched) -> bool:

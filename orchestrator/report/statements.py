@@ -76,7 +76,7 @@ def statements(
             found += [] if trusted(science) else [_few(spec, science, progress)]
             found += about_axes(spec, science, compared, progress)
             found += about_cells(spec, science, compared, progress)
-            found += about_parameters(spec, science, compared)
+            found += about_parameters(spec, science, compared, progress)
     found += about_failures(spec, progress, trials)
     return sorted(found, key=_rank)
 

@@ -9,6 +9,7 @@ from orchestrator.model import StudySpec
 if TYPE_CHECKING:
     from orchestrator.store import Progress
 
+AGAIN = "launch again with"
 _LEAST = 10
 """Fewer trials say nothing of a wider range."""
 
@@ -16,7 +17,7 @@ _LEAST = 10
 def more_trials(spec: StudySpec, progress: Progress, wanted: int) -> str:
     """How so many trials more are run; empty if as many are still to run."""
     missing = wanted - _left(spec, progress)
-    return f"launch again with `budget.trials={spec.budget.trials + missing}`" * (missing > 0)
+    return f"{AGAIN} `budget.trials={spec.budget.trials + missing}`" * (missing > 0)
 
 
 def extending(spec: StudySpec, progress: Progress, override: str, cells: int) -> str:
@@ -27,7 +28,7 @@ def extending(spec: StudySpec, progress: Progress, override: str, cells: int) ->
     missing = max(wanted - _left(spec, progress), 0)
     words = [override] * bool(override) + ["study.extend=true"]
     words += [f"budget.trials={spec.budget.trials + missing}"] * (missing > 0)
-    return f"launch again with `{' '.join(words)}`"
+    return f"{AGAIN} `{' '.join(words)}`"
 
 
 def confirming(spec: StudySpec, progress: Progress, wanted: int) -> str:
@@ -36,7 +37,7 @@ def confirming(spec: StudySpec, progress: Progress, wanted: int) -> str:
         return ""
     trials = spec.budget.trials + wanted
     return (
-        f"launch again with `budget.trials={trials} budget.confirm={wanted}`: the last {wanted} "
+        f"{AGAIN} `budget.trials={trials} budget.confirm={wanted}`: the last {wanted} "
         "trials repeat the leading configurations with other seeds"
     )
 

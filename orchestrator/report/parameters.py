@@ -27,10 +27,8 @@ _NEGLIGIBLE, _IMPORTANT = 0.05, 0.1
 _MOST_NAMED = 4
 
 
-def about_parameters(
-    spec: StudySpec, science: Science, compared: Compared, progress: Progress
-) -> Iterator[Statement]:
-    """Of a study with searched parameters or a grid."""
+def about_parameters(spec: StudySpec, science: Science) -> Iterator[Statement]:
+    """Which searched parameters matter, of a study that has any, or a grid."""
     r2 = science.predictability
     if r2 < UNPREDICTABLE:
         yield Statement(
@@ -46,8 +44,15 @@ def about_parameters(
         )
     elif science.importances:
         yield from _importance(spec, science)
-    for edge in science.edges if trusted(science) and r2 >= UNPREDICTABLE else ():
-        yield _edge(spec, edge, compared, progress)
+
+
+def about_edges(
+    spec: StudySpec, science: Science, compared: Compared, progress: Progress
+) -> Iterator[Statement]:
+    """Whose range is too narrow, of a study whose metric is predictable."""
+    if trusted(science) and science.predictability >= UNPREDICTABLE:
+        for edge in science.edges:
+            yield _edge(spec, edge, compared, progress)
 
 
 def _importance(spec: StudySpec, science: Science) -> Iterator[Statement]:
@@ -104,19 +109,22 @@ def _unsure(
     numbers: dict[str, dict[str, float]],
     evidence: str,
 ) -> Statement:
-    why = ""
-    if not trusted(science):
-        why = f"; {science.complete} complete trials are too few, {science.needed} are needed"
-    elif science.predictability_low <= UNPREDICTABLE:
-        why = "; the parameters do not clearly predict the metric"
+    if trusted(science):
+        vague = science.predictability_low <= UNPREDICTABLE
+        why = "; the parameters do not clearly predict the metric" if vague else ""
+        text = (
+            f"Not enough to say whether {listed([f'`{i.path}`' for i in unsure])} "
+            f"{'matters' if len(unsure) == 1 else 'matter'}: up to "
+            f"{max(i.overall.high for i in unsure):.2f} of the variance{why}"
+        )
+    else:
+        shares = [f"`{i.path}` {_share(i.overall)}" for i in unsure]
+        text = (
+            "Not enough to say what matters. So far the model expects "
+            f"{listed(shares, most=_MOST_NAMED - 1)} of the variance"
+        )
     return Statement(
-        "importance",
-        f"Not enough to say whether {listed([f'`{i.path}`' for i in unsure])} "
-        f"{'matters' if len(unsure) == 1 else 'matter'}: up to "
-        f"{max(i.overall.high for i in unsure):.2f} of the variance{why}",
-        "open",
-        {i.path: numbers[i.path] for i in unsure},
-        evidence,
+        "importance", text, "open", {i.path: numbers[i.path] for i in unsure}, evidence
     )
 
 

@@ -12,7 +12,7 @@ from orchestrator.report.cells import about_cells
 from orchestrator.report.compared import Compared
 from orchestrator.report.endings import about_failures
 from orchestrator.report.metric import about_the_metrics
-from orchestrator.report.parameters import about_parameters
+from orchestrator.report.parameters import about_edges, about_parameters
 from orchestrator.report.statement import Statement
 from orchestrator.report.winner import FEWEST, about_the_best, about_the_front, complete
 
@@ -76,7 +76,8 @@ def statements(
             found += [] if trusted(science) else [_few(spec, science, progress)]
             found += about_axes(spec, science, compared, progress)
             found += about_cells(spec, science, compared, progress)
-            found += about_parameters(spec, science, compared, progress)
+            found += about_parameters(spec, science)
+            found += about_edges(spec, science, compared, progress)
     found += about_failures(spec, progress, trials)
     return sorted(found, key=_rank)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from orchestrator import search
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.model import MOST_BELIEVED, MOST_CELLS, Budget, Prior, StudySpec, TrialNews
+from orchestrator.report.advice import AGAIN
 from orchestrator.report.compared import Compared
 from orchestrator.report.statements import Statement, statements
 from orchestrator.report.winner import complete, pareto
@@ -119,7 +120,9 @@ class Subject:
         """What can be said, and what cannot."""
         said = statements(self.spec, self.search, self.progress, self.trials)
         if self.plain:  # no command of ours can change it
-            said = [replace(one, advice="") for one in said]
+            return [replace(one, advice="") for one in said]
+        if self.chain is not None:  # a stage's budget and search are the chain's
+            return [replace(one, advice="") if AGAIN in one.advice else one for one in said]
         return said
 
     @cached_property

@@ -45,7 +45,6 @@ from optuna.importance import (
 )
 
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
-from orchestrator.report.compared import Compared
 from orchestrator.report.parameters import about_parameters
 from orchestrator.search import Science, Search, distributions, parameters
 from orchestrator.search.gp.losses import Scale
@@ -385,7 +384,7 @@ def named_table(seeds: int) -> Iterator[str]:
                 search.feed([TrialNews(number, "COMPLETE", asked.params, (value,), cell=0)])
             said = search.science([{}])
             assert said is not None
-            for statement in about_parameters(spec, said, Compared([{}])):
+            for statement in about_parameters(spec, said):
                 counts["unpredictable"] += statement.kind == "unpredictable"
                 if statement.kind == "importance" and statement.verdict == "finding":
                     idle = "hardly" in statement.text

@@ -22,7 +22,7 @@ from orchestrator.report.statements import Statement, statements
 from orchestrator.report.subject import Subject
 from orchestrator.report.words import between, decimals, rounded, up
 from orchestrator.search import Search
-from orchestrator.settings import sampler_settings
+from orchestrator.settings import pruner_settings, sampler_settings
 from orchestrator.store import CellRow, Progress, StudyRow, TrialRow
 
 Loss = Callable[[Mapping[str, Any]], float]
@@ -185,6 +185,16 @@ def test_failures_closed_cells_and_pruned_trials_are_counted() -> None:
     assert any("1 trial of 4 was pruned (25 %)" in text for text in texts)
 
 
+def test_less_pruning_is_advised_by_what_the_pruner_has() -> None:
+    _, trials = played(bowl, trials=4)
+    pruned = [replace(trial, state="PRUNED", values=None) for trial in trials]
+    for name, advised in (("median", True), ("hyperband", False)):
+        spec = replace(SPEC, pruner=pruner_settings(name))
+        (said,) = of_kind(statements(spec, None, progress(spec, pruned), pruned), "failures")
+        assert "`pruner=none`" in said.advice
+        assert ("n_warmup_steps" in said.advice) is advised
+
+
 def test_a_cell_that_had_enough_trials_can_be_compared() -> None:
     _, trials = played(bowl, trials=4)
     settled = progress(SPEC, trials, cell1="enough: nothing more to gain")
@@ -288,6 +298,8 @@ def test_with_few_trials_for_the_parameters_nothing_is_found_however_sure_the_mo
     assert few.advice == "launch again with `budget.trials=26`"  # of 24; the cells get one each
     assert not of_kind(found, "contrast")
     assert {s.verdict for s in of_kind(found, "cell")} == {"open"}
+    (matters,) = of_kind(found, "importance")
+    assert matters.text.startswith("Not enough to say what matters. So far the model expects `x` ")
     assert of_kind(told(bowl, trials=20), "contrast")
 
 
@@ -505,10 +517,9 @@ def test_an_importance_is_found_if_the_model_is_to_be_trusted_and_predicts() -> 
     search, _ = played(bowl, trials=60, noise=0.01)
     science = search.science(list(SPEC.cells()))
     assert science is not None
-    compared = Compared(list(SPEC.cells()))
 
     def verdicts(**changes: Any) -> list[str]:
-        said = about_parameters(SPEC, replace(science, **changes), compared)
+        said = about_parameters(SPEC, replace(science, **changes))
         return [s.verdict for s in said if s.kind == "importance"]
 
     assert verdicts() == ["finding"]

@@ -556,3 +556,13 @@ def test_a_study_of_which_little_can_be_said_has_a_report_that_says_so(name: str
     assert words in re.sub(r"\\(.)", r"\1", report.markdown()) or words in str(report.facts)
     assert keys <= {picture.key for picture in report.pictures}
     json.dumps(report.data, allow_nan=False)
+
+
+def test_a_stage_is_not_told_to_launch_with_what_its_chain_refuses() -> None:
+    own = subject(spec(cells=2), ten(spec(cells=2)))
+    told = {one.text: one.advice for one in own.statements}
+    assert any("launch again with" in advice for advice in told.values())
+    chain: Any = object()
+    for one in replace(own, chain=chain).statements:
+        assert "launch again" not in one.advice
+        assert one.advice in ("", told[one.text])

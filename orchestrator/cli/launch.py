@@ -13,6 +13,7 @@ from orchestrator import config, search
 from orchestrator.cli import preflight, screen, warm_start
 from orchestrator.cli.call import Call
 from orchestrator.cli.commands import CONFIRM, INTERRUPTED
+from orchestrator.cli.foreseen import foreseen
 from orchestrator.cli.waiting import waiting
 from orchestrator.errors import ConfigError
 from orchestrator.lazy import uncollected
@@ -48,22 +49,45 @@ def run(call: Call) -> int:
                 from orchestrator.cli.launch_study import launch
             return launch(call, spec, importing, ending)
         importing.finish()
-        remarks = preflight.remarks(spec)
-        taken = warm_start.NOTHING
-        if spec.warm_start:
-            with waiting("reading the studies of warm_start"), call.reading() as store:
-                taken = warm_start.taken(store, spec)
-        if call.json:
-            data = screen.plan_data(spec, distributions)
-            print(
-                json.dumps({**data, "warm_start": taken.data(spec), "remarks": remarks}, indent=2)
-            )
-        else:
-            from orchestrator.cli.probes import plan_lines  # imports what a launch has no use for
-
-            more = [*taken.lines(spec), *plan_lines(spec)]
-            print(screen.plan(spec, distributions, remarks, more))
+        _show_plan(call, spec, distributions)
     return 0
+
+
+def _show_plan(call: Call, spec: StudySpec, distributions: list[tuple[str, str]]) -> None:
+    """What the launch would do.
+
+    Raises:
+        ConfigError: it would be refused.
+    """
+    remarks = preflight.remarks(spec)
+    taken = warm_start.NOTHING
+    with ExitStack() as stack:
+        if spec.warm_start:
+            with waiting("reading the studies of warm_start"):
+                taken = warm_start.taken(stack.enter_context(call.reading()), spec)
+        seen = foreseen(
+            call,
+            f"study {spec.name}",
+            [spec.name],
+            lambda store, _: (
+                f"study {spec.name}",
+                store.studies.launch(
+                    spec,
+                    search.extension if config.extends(call.composed) else None,
+                    priors=taken.new,
+                    enqueued=taken.enqueued,
+                ),
+            ),
+        )
+    if call.json:
+        data = screen.plan_data(spec, distributions)
+        told = {"warm_start": taken.data(spec), "remarks": remarks, "stored": seen.data()}
+        print(json.dumps({**data, **told}, indent=2))
+    else:
+        from orchestrator.cli.probes import plan_lines  # imports what a launch has no use for
+
+        more = [*taken.lines(spec), *plan_lines(spec)]
+        print(screen.plan(spec, distributions, [*remarks, *seen.lines()], more))
 
 
 def checked(spec: StudySpec) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import config, search
@@ -20,6 +21,7 @@ from orchestrator.cli import hints, preflight, screen, stage_words
 from orchestrator.cli.beliefs import Beliefs
 from orchestrator.cli.call import Call
 from orchestrator.cli.commands import CONFIRM, INTERRUPTED, RETRY
+from orchestrator.cli.foreseen import Foreseen, foreseen
 from orchestrator.cli.launch import checked
 from orchestrator.cli.launch_study import Way, database, followed, prepared
 from orchestrator.cli.waiting import waiting
@@ -55,7 +57,16 @@ def run(call: Call, chain: Chain, ending: Ending) -> int:
         if "--dry-run" in call.switches:
             for one in importing:
                 one.finish()
-            _show_plan(call, chain, distributions)
+            stages = [chain.name, *(stage.spec.name for stage in chain.stages)]
+            seen = foreseen(
+                call,
+                f"chain {chain.name}",
+                stages,
+                lambda begun, whole: _Chain(
+                    call, chain, Way(begun, whole, 0, Path(), ending), confirm=confirm
+                ).rehearsed(),
+            )
+            _show_plan(call, chain, distributions, seen)
             return 0
         count, output = prepared(call, importing)
         with database(call) as (begun, whole):
@@ -114,6 +125,13 @@ class _Chain:
                 ordinal, inherited, launched = found
         finally:
             self._tell_end(finished=last and not code)
+
+    def rehearsed(self) -> tuple[str, Launched]:
+        """What `run` does first, for a database in which nothing is kept: what it launches, and
+        what became of it.
+        """
+        ordinal, _, launched = self._first()
+        return f"stage {self._chain.stages[ordinal].name} of chain {self._chain.name}", launched
 
     # ----------------------------------------------------------------------------- where it stands
 
@@ -323,9 +341,12 @@ def best_of(store: Reading, row: StudyRow, spec: StudySpec) -> tuple[int, dict[s
     return believed.best[0].number, believed.best[0].params
 
 
-def _show_plan(call: Call, chain: Chain, distributions: list[list[tuple[str, str]]]) -> None:
+def _show_plan(
+    call: Call, chain: Chain, distributions: list[list[tuple[str, str]]], seen: Foreseen
+) -> None:
     if call.json:
-        print(json.dumps(_plan_data(chain, distributions), indent=2))
+        data = {**_plan_data(chain, distributions), "stored": seen.data()}
+        print(json.dumps(data, indent=2))
         return
     from orchestrator.cli.probes import plan_lines  # imports what a launch has no use for
 
@@ -340,6 +361,7 @@ def _show_plan(call: Call, chain: Chain, distributions: list[list[tuple[str, str
                 print(f"  {line}")
         spec, remarks = stage.spec, preflight.remarks(stage.spec)
         print(screen.plan(spec, words, remarks, plan_lines(spec), alone=False))
+    print("\n".join(["", *seen.lines()]))
     print("dry run: nothing was created")
 
 

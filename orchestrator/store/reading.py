@@ -85,6 +85,12 @@ class Relaunching(Reading):
 
         return Stages(self._source)
 
+    def rehearsal(self) -> Relaunching:
+        """The same database for a launch that is only tried: what it writes is rolled back."""
+        from orchestrator.store.rehearsal import Rehearsal
+
+        return Relaunching(Rehearsal(self._source))
+
     def rest(self, unused_s: float = 0.0) -> None:
         """Gives up idle connections that nobody has used for `unused_s` seconds; at once before a
         long wait.

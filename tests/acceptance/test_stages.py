@@ -40,6 +40,9 @@ def test_a_chain_that_is_killed_between_its_stages_goes_on_where_it_was(
         names = optuna.get_all_study_names(str(commands.url))
         assert names == ["chain.coarse", "chain.fine"][:begun]
 
+    plan = commands.check("launch", *CHAIN, "stages.last.budget.trials=2", "--dry-run")
+    assert "stage fine of chain chain is there: 4 left to run" in plan
+    assert "would change stage last, which has not begun: budget.trials: 3 -> 2" in plan
     shown_only = Crashing(commands.url, commands.directory, at="stage-shown")
     assert shown_only.run("launch", *CHAIN, "stages.confirm=true").returncode == -signal.SIGKILL
     asked = commands.check("launch", *CHAIN, "stages.confirm=true")

@@ -9,6 +9,7 @@ import psycopg2
 import pytest
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
+from orchestrator.cli import main
 from orchestrator.cli.call import Call
 from orchestrator.config import study_spec
 from orchestrator.errors import (
@@ -68,13 +69,11 @@ def test_the_best_trial_is_found_without_hydra_and_sqlalchemy(
     }
 
 
-def test_a_dry_run_loads_nothing_of_the_database_and_no_scipy(tmp_path: Path) -> None:
+def test_a_dry_run_loads_no_scipy_and_no_sqlalchemy_and_starts_no_database(tmp_path: Path) -> None:
     words = ["experiment=digits", "objective._target_=math.hypot", "probes.lr=null"]
-    found = loaded(
-        "launch", *words, "--dry-run", cwd=tmp_path, url="postgresql://nobody@localhost/nothing"
-    )
-    slow = {"alembic", "psutil", "psycopg2", "pynvml", "rich", "scipy", "sqlalchemy", "torch"}
-    assert not found & slow
+    found = loaded("launch", *words, f"storage.path={tmp_path}/db", "--dry-run", cwd=tmp_path)
+    assert not found & {"alembic", "pynvml", "rich", "scipy", "sqlalchemy", "torch"}
+    assert not (tmp_path / "db").exists()
 
 
 OBJECTIVE = """
@@ -168,6 +167,39 @@ def test_a_launch_with_nothing_to_do_still_asks_what_may_run_here(
     assert done.returncode == ConfigError.exit_code
     assert "'mine.train' may not run on this host" in done.stderr
     assert spent in words[-1]
+
+
+def test_a_dry_run_says_what_the_launch_would_do_to_a_study_that_is_there(
+    words: list[str],
+    spent: str,
+    store: Store,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = store.reads.find(spent)
+    wider = [*words, "a=1,2,3", "budget.trials=6", "--dry-run"]
+    slow = {"alembic", "psutil", "pynvml", "sqlalchemy", "torch"}
+    assert not loaded("launch", *wider, "study.extend=true", cwd=tmp_path, url=store.url) & slow
+
+    def said(*line: str) -> tuple[int, str]:
+        code = main(["launch", *line])
+        out, err = capsys.readouterr()
+        return code, out + err
+
+    monkeypatch.chdir(tmp_path)
+    code, text = said(*wider, "study.extend=true")
+    assert code == 0
+    assert f"study {spent} is there: 4 trials would be added, 4 left to run" in text
+    assert "would change grid a: [1,2] -> [1,2,3]" in text
+    code, text = said(*wider)
+    assert code == ConfigError.exit_code
+    assert "with a different grid a ([1,2] there, [1,2,3] here)" in text
+    code, text = said(*wider, "study.extend=true", "budget.per_cell=2", "budget.trials=5")
+    assert code == ConfigError.exit_code
+    assert "budget.trials=5" in text
+    assert store.reads.find(spent) == before
+    assert store.doctor.examine().findings == ()
 
 
 UNTIL_THE_WORKERS = """

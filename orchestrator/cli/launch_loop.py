@@ -63,6 +63,8 @@ class FollowedStudy:
         self._check_bounds = bool(spec.bounds)
         self._failed = 0
         self._news = 0
+        self._revision = spec.revision
+        self._launched_at = row.launched_at
 
     def keep_launched(self) -> StudyRow:
         """The study's row; launches it again if another server answers that has lost it."""
@@ -73,8 +75,10 @@ class FollowedStudy:
             if not any(map(self._is_launched, self.store.reads.studies())):
                 launched = self._launch_again(self.store)
                 self.row = self.store.reads.find(self._spec.name)
+                self._revision = self.store.reads.spec(self.row.study_id).revision
+                self._launched_at = self.row.launched_at
                 self._failures.reset(self.row)
-                text = announcement(self._call, self._spec, launched)
+                text = announcement(self._call, self.store, self._spec, launched)
                 self.view.say(f"the database had lost this launch; {text}")
             self._unsure = False
         return self.row
@@ -86,8 +90,8 @@ class FollowedStudy:
     def progress(self) -> Progress:
         """Reads where the study stands.
 
-        Prints the trials that failed since the last call, and a warning if the pruner cannot act or
-        a result lies outside the study's bounds.
+        Prints the trials that failed since the last call, what another launch has changed, and a
+        warning if the pruner cannot act or a result lies outside the study's bounds.
         """
         progress = self.store.reads.progress(
             self.row,
@@ -96,6 +100,9 @@ class FollowedStudy:
         )
         if progress.news < self._news:
             self._note_failover(self._failover.note(self.store.reads.server(), behind=True))
+        if progress.launched_at not in (None, self._launched_at):
+            self._launched_at = progress.launched_at
+            self._tell_of_revision()
         if self._check_bounds and progress.news > self._news:
             self._warn_of_bounds(after=self._news)
         self._news = progress.news
@@ -108,6 +115,17 @@ class FollowedStudy:
             if mute := config.nothing_to_judge(self._spec, reported):
                 self.view.say(mute)
         return progress
+
+    def _tell_of_revision(self) -> None:
+        revision = self.store.reads.spec(self.row.study_id).revision
+        if revision == self._revision:
+            return
+        self._revision = revision
+        last = self.store.reads.revisions(self.row.study_id)[-1]
+        changes = "".join(f"\n  changed {change}" for change in last.changes)
+        self.view.say(
+            f"study {self.row.name} was changed by another launch: revision {revision}{changes}"
+        )
 
     def _warn_of_bounds(self, after: int) -> None:
         trial = self.store.reads.out_of_bounds(self.row.study_id, self._spec.bounds, after=after)

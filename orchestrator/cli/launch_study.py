@@ -112,7 +112,7 @@ def followed(
     row = store.reads.find(name)
     spec = store.reads.spec(row.study_id)  # a study that continues keeps its original form
     view = screen.View(spec, as_json=call.json)
-    view.say(announcement(call, spec, launched))
+    view.say(announcement(call, store, spec, launched))
     if launched.created and startup is not None:
         view.say(startup)
     if spec.stop_when.on:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.store import Launched, Reading, StudyRow
 
 
-def announcement(call: Call, spec: StudySpec, launched: Launched) -> str:
+def announcement(call: Call, store: Reading, spec: StudySpec, launched: Launched) -> str:
     """What the launch did to the study: created it, continued it, or found nothing to add."""
     changed = "".join(f"\n  changed {change}" for change in launched.changes)
     if launched.created:
@@ -25,15 +25,37 @@ def announcement(call: Call, spec: StudySpec, launched: Launched) -> str:
 
     if launched.open_tickets:
         more = f"{count_label(launched.added, 'trial')} added, " if launched.added > 0 else ""
-        return f"study {spec.name} continues: {more}{launched.open_tickets} left to run{changed}"
+        below = below_spent(store, spec, launched)
+        left = f"{launched.open_tickets} left to run{f'; {below}' if below else ''}"
+        return f"study {spec.name} continues: {more}{left}{changed}"
     if RETRY in call.switches:
         return f"study {spec.name} continues{changed}"
 
     spent = launched.reason == "budget spent"
-    why = f"budget.trials={spec.budget.trials} is spent" if spent else launched.reason
+    why = launched.reason
+    if spent:
+        why = below_spent(store, spec, launched) or f"budget.trials={spec.budget.trials} is spent"
+        if launched.changes:
+            return (
+                f"study {spec.name} is changed; no trial is left to run under it: {why}; raise "
+                f"budget.trials{changed}"
+            )
     closed = launched.reason == "every cell is closed"
     how = f"; {hints.how_to_retry(call, spec.name)}" if closed else ""
     return f"study {spec.name} exists; nothing to add: {why}{how}{changed}"
+
+
+def below_spent(store: Reading, spec: StudySpec, launched: Launched) -> str | None:
+    """Says that the launch has set a budget of fewer trials than there have been; None if not."""
+    if not any(change.startswith("budget.trials: ") for change in launched.changes):
+        return None
+    row = store.reads.find(spec.name)
+    spent = store.reads.progress(row, maximize=False, most=0).spent
+    if spent <= spec.budget.trials:
+        return None
+    return (
+        f"{count_label(spent, 'trial')} are spent already, and budget.trials={spec.budget.trials}"
+    )
 
 
 def about_code(store: Reading, row: StudyRow, spec: StudySpec, *, created: bool) -> list[str]:

@@ -56,7 +56,7 @@ def concluded(call: Call, spec: StudySpec) -> bool:
         row = store.reads.find(spec.name)
         spec = store.reads.spec(row.study_id)
         view = screen.View(spec, as_json=call.json)
-        view.say(announcement(call, spec, launched))
+        view.say(announcement(call, store, spec, launched))
         for line in [
             *about_code(store, row, spec, created=launched.created),
             *preflight.remarks(spec),

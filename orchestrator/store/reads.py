@@ -139,7 +139,8 @@ class Progress:
     `seconds` passed since the last launch by the database's clock, and `spent_since` tickets were
     spent in them. `best` and `best_trial` are those of the first objective among all `n_cells`
     cells, of which `cells` may be a part. `news` is the study's last news number, which only grows.
-    `closed` of the cells get no more trials.
+    `closed` of the cells get no more trials. `launched_at` is the newest launch's, where `study`
+    is the one that was asked for.
     """
 
     study: StudyRow
@@ -157,6 +158,7 @@ class Progress:
     cells: tuple[CellRow, ...]
     news: int = 0
     closed: int = 0
+    launched_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -378,6 +380,7 @@ class Reads:
             cells=tuple(_cell_row(r, level) for r in cells[:most]),
             news=now.news,
             closed=cells[0].closed_of_all if cells else 0,
+            launched_at=now.launched_at,
         )
 
     def trials(
@@ -702,7 +705,7 @@ _LIVE_TRIALS = Statement(
 )
 _NOW = Statement(
     """
-    SELECT s.state, s.reason, s.news,
+    SELECT s.state, s.reason, s.news, s.launched_at,
         extract(epoch FROM clock_timestamp() - s.launched_at) AS seconds,
         extract(epoch FROM s.deadline_at - clock_timestamp()) AS left
     FROM orchestrator.study s JOIN studies p ON p.study_id = s.study_id

@@ -9,10 +9,16 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from orchestrator.cli.call import Call
+from orchestrator.cli.failures import Failures
+from orchestrator.cli.launch_loop import FollowedStudy
+from orchestrator.cli.opening import announcement
+from orchestrator.cli.screen import View
 from orchestrator.errors import ConfigError, DifferentStudyError, LeaseLostError
 from orchestrator.faults import CRASH_AT
 from orchestrator.model import (
@@ -353,3 +359,33 @@ def test_what_was_promised_to_run_first_runs_outside_a_narrower_range(store: Sto
     trials = sql(store.url, "SELECT values FROM orchestrator.trial")
     assert trials.count(({"a": 0, "x": 0.9},)) == 1
     assert store.doctor.examine().findings == ()
+
+
+def test_a_launch_says_what_another_has_changed_and_that_no_trial_is_left_under_it(
+    store: Store,
+) -> None:
+    made = declared(trials=6)
+    study = store.studies.launch(made).study_id
+    said: list[str] = []
+    call = cast(Call, SimpleNamespace(switches=frozenset()))
+    view = cast(View, SimpleNamespace(say=said.append, most_cells=100))
+    row = store.reads.find(made.name)
+    followed = FollowedStudy(call, store, row, made, view, Failures(store, row))
+    followed.progress()
+    store.studies.launch(replace(made, seed=made.seed + 1))
+    followed.progress()
+    assert said == [], "no revision"
+    other = declared(trials=6, grid=(Axis("a", (0, 5)),))
+    extended(store, other)
+    followed.progress()
+    followed.progress()
+    (line,) = said
+    assert "was changed by another launch: revision 2\n  changed grid a: [0,1] -> [0,5]" in line
+
+    Suggesting(store, study).run()
+    narrower = replace(other, search=(replace(X, high=0.5),))
+    text = announcement(call, store, narrower, extended(store, narrower))
+    assert "is changed; no trial is left to run under it: budget.trials=6 is spent; raise" in text
+    fewer = replace(narrower, budget=Budget(5, 2, max_failures_at_start=None))
+    text = announcement(call, store, fewer, extended(store, fewer))
+    assert "6 trials are spent already, and budget.trials=5; raise budget.trials" in text

@@ -314,6 +314,8 @@ def test_a_large_grid_is_shown_by_two_axes_or_not_at_all() -> None:
     assert picture.figure["data"][0]["z"] == [[None, None, None], [None, 0.7, None]]
     assert "2,400 cells" in picture.caption
     assert "this is the best over the other axis for each value of b and" in picture.caption
+    assert not picture.wide
+    assert grid.pictures(subject(spec(cells=8), ten(spec(cells=8))))[0].wide
     report = report_on(whole)
     assert any("2,400 cells" in line for line in report.left_out)
     one = replace(made, grid=axes[:1])

@@ -15,6 +15,7 @@ import pytest
 from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
 from orchestrator.report.picture import Picture
 from orchestrator.report.pictures import contour, optima, surrogate
+from orchestrator.report.pictures.marks import names
 from orchestrator.search import CellEstimate, CellSlices, Search, Slices, Snapshot
 from orchestrator.settings import sampler_settings
 
@@ -427,3 +428,10 @@ def test_a_snapshot_has_one_number_per_point() -> None:
                 assert {len(shot.mean), len(shot.low), len(shot.high), len(shot.improvement)} == {
                     len(line.at)
                 }
+
+
+def test_long_names_of_cells_are_their_values() -> None:
+    axes = tuple(Axis(f"of_a_very_long_name_{k}", (k, k + 1)) for k in range(2))
+    long = replace(GRID, grid=axes, search=(X,))
+    assert names(long, list(long.cells()))[:2] == ["0 · 1", "0 · 2"]
+    assert names(GRID, list(GRID.cells()))[0] == "net=small · batch=8"

@@ -17,6 +17,7 @@ from orchestrator.store import CellRow
 _MOST_ACROSS: Final = 12
 _MOST_DOWN: Final = 60
 _MOST_WRITTEN: Final = 10  # with more columns, the numbers are shown by the pointer only
+_MOST_BESIDE: Final = 6  # with more columns, the numbers need the page's whole width
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class _Sides:
     @property
     def rows(self) -> list[tuple[JSONValue, ...]]:
         return list(itertools.product(*(axis.values for axis in self.down)))
+
+    @property
+    def wide(self) -> bool:
+        """Whether the numbers in the cells could not be read in half a page's width."""
+        return _MOST_BESIDE < math.prod(len(axis.values) for axis in self.across) <= _MOST_WRITTEN
 
     def place(self, cell: Mapping[str, JSONValue]) -> tuple[int, int] | None:
         """Column and row of a cell; None for one that the grid no longer has."""
@@ -110,6 +116,7 @@ def _of_cells(subject: Subject, sides: _Sides) -> Iterator[Picture]:
                 settled,
                 not maximize,
             ),
+            sides.wide,
         )
     believed = {
         place: estimate
@@ -135,6 +142,7 @@ def _of_cells(subject: Subject, sides: _Sides) -> Iterator[Picture]:
                 settled,
                 not maximize,
             ),
+            sides.wide,
         )
     promise = subject.spec.budget.per_cell
     yield Picture(
@@ -151,6 +159,7 @@ def _of_cells(subject: Subject, sides: _Sides) -> Iterator[Picture]:
             settled,
             False,
         ),
+        sides.wide,
     )
 
 
@@ -209,6 +218,7 @@ def _projected(subject: Subject, sides: _Sides) -> Picture:
             [],
             not subject.maximize,
         ),
+        sides.wide,
     )
 
 

@@ -30,6 +30,7 @@ _BETTER: Final = 1.5
 these two.
 """
 
+_LONGEST_NAME: Final = 46  # of a cell above a picture on a phone
 _FEW_VALUES: Final = 10
 """Up to so many values, each is on the axis."""
 
@@ -50,14 +51,18 @@ def told(trial: Seen) -> str:
 
 
 def names(spec: StudySpec, cells: Sequence[Mapping[str, JSONValue]]) -> list[str]:
-    """Cells by the last parts of their axes' paths, if these differ: ``batch_size=32 · net=a``."""
+    """Cells by the last parts of their axes' paths, if these differ: ``batch_size=32 · net=a``;
+    where that is long, by their values alone.
+    """
     short = short_names([axis.path for axis in spec.grid])
     of_axis = {axis.path: namer(axis.all_values, 20) for axis in spec.grid}
-    return [
+    whole = [
         " · ".join(f"{shown(short[path])}={of_axis[path](value)}" for path, value in cell.items())
-        or "(no grid)"
         for cell in cells
     ]
+    if max(map(len, whole), default=0) > _LONGEST_NAME:
+        whole = [" · ".join(of_axis[path](value) for path, value in cell.items()) for cell in cells]
+    return [name or "(no grid)" for name in whole]
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
@@ -176,7 +181,7 @@ def selector(labels: Sequence[str], updates: Sequence[list[Any]]) -> list[dict[s
             "xanchor": "left",
             "y": 1.0,
             "yanchor": "bottom",
-            "pad": {"b": 26},
+            "pad": {"b": 26, "l": -56},  # from the picture's edge, for a phone is narrow
             "showactive": True,
             "buttons": [
                 {"label": label, "method": "update", "args": args}

@@ -46,6 +46,12 @@ class StoreUnavailableError(OrchestratorError):
     exit_code = 3
 
 
+class DeadlockError(StoreUnavailableError):
+    """The database undid a transaction because it and others waited for each other; the same again
+    will do.
+    """
+
+
 class SchemaOutdatedError(OrchestratorError):
     """The database holds a schema this version does not know.
 

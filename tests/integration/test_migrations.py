@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 
 import psycopg2
 import pytest
@@ -23,6 +24,7 @@ from orchestrator.store.states import KNOWN_OPTUNA_REVISIONS
 from tests.support import forking
 from tests.support.invariants import query
 from tests.support.studies import PLACE, end, spec, start, suggestion, take, work
+from tests.support.waiting import wait_until
 
 
 def migrate(url: str) -> None:
@@ -186,6 +188,40 @@ def test_what_the_version_before_has_prepared_is_begun_once_and_counts_as_no_los
     assert query(database_url, "SELECT sum(lost) FROM orchestrator.trial") == [(0,)]
     assert store.doctor.examine().findings == ()
     store.rest()
+
+
+def test_a_migration_that_meets_a_deadlock_with_an_older_worker_is_done_again(
+    database_url: str,
+) -> None:
+    execute(database_url, f"{BEFORE_PROBES}UPDATE orchestrator.version SET version_num = '0010'")
+    worker = psycopg2.connect(database_url.replace("+psycopg2", ""))
+    held = worker.cursor()
+    held.execute("SET deadlock_timeout = '30s'")  # so that the migration is what is undone
+    held.execute("LOCK TABLE orchestrator.ticket IN ROW EXCLUSIVE MODE")
+    failed: list[Exception] = []
+
+    def upgrade() -> None:
+        try:
+            migrate(database_url)
+        except StoreUnavailableError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=upgrade)
+    thread.start()
+
+    def waits() -> bool:
+        which = "WHERE NOT granted AND relation = 'orchestrator.ticket'::regclass"
+        return bool(query(database_url, f"SELECT 1 FROM pg_locks {which}"))
+
+    wait_until(waits)
+    held.execute("LOCK TABLE orchestrator.study IN ROW EXCLUSIVE MODE")
+    worker.commit()
+    worker.close()
+    thread.join(60)
+    assert failed == []
+    assert query(database_url, "SELECT version_num FROM orchestrator.version") == [
+        (revisions()[-1],)
+    ]
 
 
 def test_the_installed_optuna_writes_a_revision_we_know() -> None:

@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, Connection, make_url
 
 from orchestrator.errors import (
     ConfigError,
+    DeadlockError,
     OrchestratorError,
     SchemaOutdatedError,
     StoreUnavailableError,
@@ -41,6 +42,7 @@ be slow later.
 # (deadlock), resources, locks, intervention, system; and, while a server is being set up or kept
 # closed, a role (28) or database (3D000, 55000) that is not there for us.
 _READ_ONLY = "25006"
+_DEADLOCK = "40P01"
 _PASSING = (
     "08",
     _READ_ONLY,
@@ -178,6 +180,7 @@ class Database:
         raises.
 
         Raises:
+            DeadlockError: it and others waited for each other; nothing in the block was done.
             StoreUnavailableError: the server cannot be reached, went away, does not accept writes,
                 or a timeout passed. Nothing in the block can be relied on; whether a lost COMMIT
                 took effect is unknown. Trying again may help.
@@ -248,6 +251,10 @@ class Database:
                 "now. Use that password, set the new one on the server (ALTER ROLE "
                 f"{self.url.username or 'user'} PASSWORD '…'), or remove the volume with all its "
                 "studies"
+            )
+        if sqlstate == _DEADLOCK:
+            return DeadlockError(
+                f"database {self.masked_url}: others were in the way, and this was undone: {text}"
             )
         lost = isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)
         lost = lost or getattr(error, "connection_invalidated", False)

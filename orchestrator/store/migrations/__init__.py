@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import SchemaOutdatedError
+from orchestrator.errors import DeadlockError, SchemaOutdatedError
 from orchestrator.store.connection.plain import Source
-from orchestrator.store.connection.statement import AnyConnection, Statement, answer, send
+from orchestrator.store.connection.statement import AnyConnection, Statement, answer, answers, send
 from orchestrator.store.states import KNOWN_OPTUNA_REVISIONS, SCHEMA
 
 if TYPE_CHECKING:
@@ -35,12 +35,20 @@ _SERVER = Statement(
 )
 _OURS = Statement(f"SELECT version_num FROM {SCHEMA}.{VERSION_TABLE}")
 _OPTUNAS = Statement("SELECT version_num FROM alembic_version")
+_OUR_TABLES = Statement(
+    f"""
+    SELECT '{SCHEMA}.' || quote_ident(t.tablename) AS name FROM pg_tables t
+    WHERE t.schemaname = '{SCHEMA}' AND t.tablename <> '{VERSION_TABLE}'
+    ORDER BY t.tablename <> 'study', t.tablename
+    """
+)
+_TRIES = 5
 _LOCK = 0x6F72636865737472  # "orchestr": one migration at a time in a database
 
 
 def migrate(database: Database, create_optuna_tables: Callable[[str], None]) -> None:
     """Brings both schemas up to date; when ten start at once, one does the work and the others wait
-    for it.
+    for it. Workers of an earlier version may run meanwhile: they wait until it is done.
 
     Args:
         create_optuna_tables: creates Optuna's tables at a URL unless they are there.
@@ -51,6 +59,17 @@ def migrate(database: Database, create_optuna_tables: Callable[[str], None]) -> 
     """
     if is_current(database):
         return
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            _upgrade(database, create_optuna_tables)
+            return
+        except DeadlockError:  # with workers, whose transactions are short
+            if not tries_left:
+                raise
+
+
+def _upgrade(database: Database, create_optuna_tables: Callable[[str], None]) -> None:
+    """What `migrate` does, in one transaction."""
     with database.transaction(statement_s=600, lock_s=600, idle_s=0) as connection:
         # A transaction-level lock: a session-level one would leak through a pooler in transaction
         # mode.
@@ -64,6 +83,10 @@ def migrate(database: Database, create_optuna_tables: Callable[[str], None]) -> 
                 "change them; run as their owner: orchestrator db upgrade"
             )
         create_optuna_tables(database.url.render_as_string(hide_password=False))
+        # All of ours at once, before any is changed: a deadlock comes now, where little is lost, or
+        # not at all. Most transactions of workers begin with the study.
+        if tables := [str(row.name) for row in answers(connection, _OUR_TABLES)]:
+            send(connection, f"LOCK TABLE {', '.join(tables)}".encode())
         from alembic import command  # slow to import, and seldom needed
 
         config = _config()

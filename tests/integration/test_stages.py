@@ -193,6 +193,12 @@ def test_a_declaration_may_change_where_nothing_depends_on_it(
         launch(one, replace(larger(two, 3), inherits=Inherits(("a",), {"x": 0.4})), three)
     with pytest.raises(ConfigError, match=r"stages\[1\]: the stage second of chain has begun"):
         launch(one, three, two)
+    with pytest.raises(
+        ConfigError,
+        match=r"^stages\.second\.budget\.trials=2 is too small: .* set "
+        r"stages\.second\.budget\.trials to at least 4",
+    ):
+        launch(one, replace(two, spec=replace(two.spec, budget=Budget(2, per_cell=4))), three)
     other = replace(one, spec=replace(one.spec, search=(Searched("x", "float", 0.0, 2.0),)))
     with pytest.raises(
         ConfigError, match=r"stages\.first: this stage is over, and had a different"

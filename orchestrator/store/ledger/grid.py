@@ -39,7 +39,13 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def write_tickets(
-    c: AnyConnection, study_id: int, spec: StudySpec, *, new: bool, within: bool = False
+    c: AnyConnection,
+    study_id: int,
+    spec: StudySpec,
+    *,
+    new: bool,
+    within: bool = False,
+    section: str = "",
 ) -> int:
     """Brings the tickets in line with the budget; returns how many were added. Under the study's
     lock.
@@ -53,6 +59,7 @@ def write_tickets(
         within: do only what fits into the budget. No ticket is removed, shares that exceed
             ``budget.trials`` are not made, and tickets without a cell are only made if no cell is
             closed.
+        section: what comes before ``budget`` where it is set: ``stages.NAME.`` of a stage.
 
     Raises:
         ConfigError: the guaranteed shares, or trials that are to run again, do not fit into
@@ -75,7 +82,9 @@ def write_tickets(
     )
     if shares + waiting and kept + shares > spec.budget.trials:
         more = (
-            [f"budget.per_cell={spec.budget.per_cell} guarantees {shares} more"] if shares else []
+            [f"{section}budget.per_cell={spec.budget.per_cell} guarantees {shares} more"]
+            if shares
+            else []
         )
         more += (
             [f"{waiting} more are needed for cells without a complete trial, or for 'retry'"]
@@ -83,8 +92,9 @@ def write_tickets(
             else []
         )
         raise ConfigError(
-            f"budget.trials={spec.budget.trials} is too small: {kept - waiting} trials are spent "
-            f"or running, and {' and '.join(more)}; set budget.trials to at least {kept + shares}"
+            f"{section}budget.trials={spec.budget.trials} is too small: {kept - waiting} trials "
+            f"are spent or running, and {' and '.join(more)}; set {section}budget.trials to at "
+            f"least {kept + shares}"
         )
     if rebuilds and not new:
         count_bound(c, study_id)

@@ -176,7 +176,9 @@ class Stages:
         extend: Extend | None = None,
     ) -> Launched:
         stage = chain.stages[ordinal]
-        launched = self._studies.register(c, inherited.of(stage), extend)
+        launched = self._studies.register(
+            c, inherited.of(stage), extend, section=f"stages.{stage.name}."
+        )
         if ordinal == _next(begun):
             if not launched.created:
                 raise ConfigError(

@@ -108,9 +108,13 @@ class Studies:
         revision: int | None = None,
         priors: Sequence[Prior] = (),
         enqueued: Sequence[Enqueued] = (),
+        section: str = "",
     ) -> Launched:
         """What `launch` does once the name is known to be no chain's and no stage's, in a
         transaction of the caller's.
+
+        Args:
+            section: as of `grid.write_tickets`.
 
         Raises:
             ConfigError: as `launch`.
@@ -141,7 +145,11 @@ class Studies:
                 send(c, _OPEN_SETTLED, {"study_id": study_id})
         self._name_metrics(c, study_id, spec)
         # What had enough trials leaves its tickets void, which others would take the place of.
-        added = 0 if verdict else grid.write_tickets(c, study_id, spec, new=row is None)
+        added = (
+            0
+            if verdict
+            else grid.write_tickets(c, study_id, spec, new=row is None, section=section)
+        )
         sources.keep(c, study_id, spec, priors)
         copied = sources.enqueue(c, study_id, spec, enqueued) if row is None else 0
         crash_step("mid-launch")

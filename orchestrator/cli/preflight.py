@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import config
 from orchestrator.cli.call import Call
@@ -245,7 +245,8 @@ def check_checkpoint_places(call: Call, store: Reading, spec: StudySpec, count: 
 
 
 def output_directory(call: Call) -> Path:
-    """Hydra's run directory of this launch, with the composed config in it, as Hydra writes it.
+    """Hydra's run directory of this launch, with the composed config in it, as Hydra writes it. One
+    that is called after the time is this launch's alone: another of the same second has ``…-2``.
 
     The storage settings are left out: their URL may hold a password.
 
@@ -262,10 +263,26 @@ def output_directory(call: Call) -> Path:
         "config.yaml": OmegaConf.masked_copy(composed.config, visible),
         "overrides.yaml": OmegaConf.create(overrides),
     }
+    written: Any = OmegaConf.to_container(composed.hydra.run, resolve=False)
     try:
+        if "${now:" in written["dir"]:
+            directory = _new_directory(directory)
         (directory / ".hydra").mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (directory / ".hydra" / name).write_text(OmegaConf.to_yaml(content), encoding="utf-8")
     except OSError as error:
         raise OrchestratorError(f"hydra.run.dir={directory}: {error.strerror}") from error
     return directory
+
+
+def _new_directory(wanted: Path) -> Path:
+    """Makes a directory that was not there, of this name or with the first free number after it."""
+    directory, number = wanted, 1
+    while True:
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            directory = wanted.with_name(f"{wanted.name}-{number}")
+        else:
+            return directory

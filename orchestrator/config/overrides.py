@@ -9,7 +9,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, Sweep
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Override,
+    OverrideType,
+    QuotedString,
+    Sweep,
+)
 
 from orchestrator.config import grammar
 from orchestrator.config.plain import NAMING
@@ -21,6 +27,7 @@ from orchestrator.program import OPTIONS
 from orchestrator.settings import HOST
 
 _URL = re.compile(r"\+{0,2}storage\.url=(.*)", re.DOTALL)
+_FUNCTION = re.compile(r"\s*\w+\s*\(")  # the grammar's functions: choice(…), interval(…), …
 _PREFIX = {
     OverrideType.CHANGE: "",
     OverrideType.ADD: "+",
@@ -362,6 +369,7 @@ def apply_to_params(words: Sequence[Word], params: dict[str, Any], space: Space)
         if word.role == "param":
             if word.path:
                 check_path(word.path, source=word.text)
+            _refuse_quoted_sweep(word)
             if word.sweep is not None:
                 _sweep(word, word.sweep, params, space)
             elif word.override.is_delete():
@@ -458,6 +466,23 @@ def _sweep(word: Word, sweep: Sweep, params: Mapping[str, Any], space: Space) ->
     space.put(grammar.declaration(word.path, sweep, section=None, source=word.text))
     if word.override.type != OverrideType.CHANGE:
         space.added.add(word.path)
+
+
+def _refuse_quoted_sweep(word: Word) -> None:
+    """Raises ConfigError for ``act="'choice(tanh,gelu)'"``, a pair of quotes too many."""
+    value = word.override._value
+    if not isinstance(value, QuotedString) or not _FUNCTION.match(value.text):
+        return
+    try:
+        meant = grammar.parse_value(value.text, source=word.text)
+    except ConfigError:
+        return
+    if isinstance(meant, Sweep):
+        text = f"{word.text.partition('=')[0]}={value.text}"
+        raise ConfigError(
+            f"{word.text}: this is a quoted word that reads like a sweep; leave the inner quotes "
+            f"out: '{text}'. A word that is meant is written under params in the experiment file"
+        )
 
 
 def _is_new(path: str, params: Mapping[str, Any], space: Space) -> bool:

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from orchestrator.cli.call import Call
+from orchestrator.cli.preflight import output_directory
 from orchestrator.config import compose, parse_flags, show, study_spec
 from orchestrator.config.composing import Composed
 from orchestrator.config.schema import STUDY_SECTIONS
@@ -538,6 +540,19 @@ def test_the_config_of_a_worker_holds_its_host_only() -> None:
 def test_the_run_directory_is_hydras() -> None:
     assert str(launch("experiment=digits").hydra.run.dir).startswith("outputs/")
     assert launch("experiment=digits", "hydra.run.dir=/tmp/here").hydra.run.dir == "/tmp/here"
+
+
+def test_launches_of_one_second_share_no_directory_unless_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call = Call.parse("launch", ["experiment=digits"])
+    first, second, third = (output_directory(call) for _ in range(3))
+    assert second == first.with_name(f"{first.name}-2")
+    assert third == first.with_name(f"{first.name}-3")
+    assert (third / ".hydra" / "config.yaml").exists()
+    named = Call.parse("launch", ["experiment=digits", "hydra.run.dir=mine"])
+    assert output_directory(named) == output_directory(named) == tmp_path / "mine"
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,8 @@ def test_list_elements_are_paths_too() -> None:
         (["model=choice({act: a},{act: b})", "model.act=a,b"], ["model.act lies below model"]),
         (["+data.batch_size.x=1,2"], ["lies below data.batch_size"]),
         (["params=3"], ["params is a section"]),
+        (["optim.lr='tag(log, interval(0.1, 1))'"], ["'optim.lr=tag(log, interval(0.1, 1))'"]),
+        (["+act='choice(tanh,relu)'"], ["inner quotes out: '+act=choice(tanh,relu)'"]),
         (["~optim.lr=1,2"], ["a sweep belongs to one parameter"]),
         (["worker.devices=0,1"], ["worker.devices=[a,b]"]),
         (["budget.trials=10,20"], ["one value"]),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
@@ -114,25 +115,32 @@ class Call:
         name = self.composed.config.study.name
         return None if name is None else str(name)
 
-    def number(self, key: str, *, or_word: str | None = None) -> int | None:
-        """The command's word `key` as a whole number; None if it was not given.
+    def number(
+        self, key: str, *, or_word: str | None = None, within: tuple[int, int] | None = None
+    ) -> int | None:
+        """The command's word `key` as a whole number, which may be written as ``1e3``; None if it
+        was not given.
 
         Args:
             or_word: a word the caller allows as well, for the error message.
+            within: the least and the greatest there may be; None: any from 0.
 
         Raises:
-            ConfigError: it is not a whole number, or too large a one.
+            ConfigError: it is not a whole number, or not within those.
         """
         text = self.words.get(key)
         if text is None:
             return None
-        if not re.fullmatch(r"\d+", text):
-            raise ConfigError(
-                f"{key}={text}: must be a whole number{f' or {or_word}' if or_word else ''}"
-            )
-        if len(text) > _MOST_DIGITS:
+        low, high = within or (0, 10**_MOST_DIGITS - 1)
+        number = _whole(text)
+        if number is not None and number > high and within is None:
             raise ConfigError(f"{key}={text}: is too large")
-        return int(text)
+        if number is None or not low <= number <= high:
+            limits = "" if within is None else f" from {low:,} to {high:,}"
+            raise ConfigError(
+                f"{key}={text}: must be a whole number{limits}{f' or {or_word}' if or_word else ''}"
+            )
+        return number
 
     def flag(self, key: str) -> bool:
         """The command's word `key` as a boolean; False if it was not given.
@@ -201,6 +209,14 @@ class Call:
                 return Store(url, password_file, start_again)
 
             yield store, whole
+
+
+def _whole(text: str) -> int | None:
+    """The whole number from 0 that a text shows, as digits or as ``1e3``; None if it shows none."""
+    if not re.fullmatch(r"\d+|\d+(\.\d+)?[eE]\+?\d\d?", text):
+        return None
+    number = Decimal(text)
+    return int(number) if number == number.to_integral_value() else None
 
 
 def _refuse_misspelt(command: str, rest: Sequence[str]) -> None:

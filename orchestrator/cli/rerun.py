@@ -114,11 +114,9 @@ def run(call: Call) -> int:
 
 def _with_other_seeds(call: Call) -> int:
     """Adds trials with the parameters of trial N, or of the best one, on top of the budget."""
-    seeds, wanted = call.number("seeds"), _wanted(call)
+    seeds, wanted = call.number("seeds", within=(1, _MOST_SEEDS)), _wanted(call)
     controls.required_name(call)
     assert seeds is not None
-    if not 1 <= seeds <= _MOST_SEEDS:
-        raise ConfigError(f"seeds={seeds}: must be from 1 to {_MOST_SEEDS:,}")
     for word in call.flags.overrides:
         if word.lstrip("+").startswith(_OF_THIS_HOST):
             raise ConfigError(

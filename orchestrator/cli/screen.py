@@ -272,7 +272,8 @@ def cell_table(
         table.add_column(Text(visible(axis.path)))
     if not spec.grid:
         table.add_column("cell")
-    counts_and_best = ("done", "pruned", "failed", "running", f"best {spec.metrics[0]}", "trial")
+    best = f"{spec.metrics[0]} of believed best" if believed else f"best {spec.metrics[0]}"
+    counts_and_best = ("done", "pruned", "failed", "running", best, "trial")
     estimate_columns = ("estimated optimum (90 %)", "P(best)") if believed else ()
     for name in (*counts_and_best, *estimate_columns, ""):
         table.add_column(Text(value_label(name)), justify="right" if name else "left")

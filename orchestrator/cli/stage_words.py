@@ -95,8 +95,12 @@ def headline(chain: ChainRow) -> str:
     if chain.state != "ACTIVE":
         where += f"; {chain.state.lower()} ({chain.reason})"
     if newest is not None and newest.state == "FINISHED":
-        following = "" if chain.state == "STOPPED" else "the launch that follows it, or "
-        where += f"; that stage is over, and {following}the same launch again goes on"
+        goes_on = "no launch follows it; to go on: the same launch again"
+        if newest.followed and chain.state != "STOPPED":
+            goes_on = "the launch that follows it goes on"
+        elif chain.state != "STOPPED" and not newest.settled:
+            goes_on += ", or an answer to the one that asks"
+        where += f"; that stage is over: {goes_on}"
     return where
 
 

@@ -54,6 +54,10 @@ def translated(action: Callable[[], T]) -> T:
         parts = [str(error).split("\nSee https:")[0], *([str(cause)] if cause is not None else [])]
         text = _NOISE.sub("", ": ".join(part for part in parts if part.strip()))
         text = one_line(text) or type(error).__name__
+        if found := re.fullmatch(
+            r"Error merging override (.*): Cannot merge DictConfig with ListConfig.*", text
+        ):
+            raise ConfigError(f"{found[1]}: must be a list: [a,b], and not {{a: b}}") from error
         raise ConfigError(f"{text}{_hint_on_defaults(text)}") from error
 
 

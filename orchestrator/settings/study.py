@@ -167,7 +167,10 @@ class StopSettings:
         None,
         "the study ends once one more trial is expected to gain less than this, in the metric's "
         "unit; or `1%` of the spread of its values",
-        Rule("a number greater than 0, or a share of the spread such as 1%", _is_gain),
+        Rule(
+            "a number greater than 0, or a share of the spread from above 0% to 100%, such as 1%",
+            _is_gain,
+        ),
         null="never",
         more="The spread is the distance from the lower to the upper quartile. See [enough is"
         " enough](search.md#enough-is-enough)",

@@ -16,7 +16,7 @@ class StageRow:
     """A stage that has begun: its study as Optuna calls it, and what it inherited.
 
     `settled`: a launch found it at its end, has said how it stands and, where it asks on a
-    terminal, been told to go on.
+    terminal, been told to go on. `followed`: a launch shows it now.
     """
 
     ordinal: int
@@ -29,6 +29,7 @@ class StageRow:
     settled: bool
     spent: int
     complete: int
+    followed: bool
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def _stage(row: Row) -> StageRow:
         row.settled,
         row.spent,
         row.complete,
+        row.followed,
     )
 
 
@@ -147,7 +149,8 @@ _STAGES = Statement(
         (SELECT count(*) FROM orchestrator.ticket t
             WHERE t.study_id = g.study_id AND t.state = 'SPENT') AS spent,
         (SELECT coalesce(sum(l.completed), 0) FROM orchestrator.cell l
-            WHERE l.study_id = g.study_id) AS complete
+            WHERE l.study_id = g.study_id) AS complete,
+        coalesce(s.followed_until > clock_timestamp(), false) AS followed
     FROM orchestrator.stage g JOIN orchestrator.study s ON s.study_id = g.study_id
     JOIN studies p ON p.study_id = s.study_id
     WHERE g.chain_id = :chain_id ORDER BY g.ordinal

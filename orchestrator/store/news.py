@@ -88,6 +88,12 @@ class News:
         """
         rows = self._database.execute(_SOURCE, {"name": name})
         if not rows:
+            for stage in self._database.execute(_NEWEST_STAGE, {"name": name}):
+                raise ConfigError(
+                    f"warm_start={value_label(name)}: this is a chain of stages, and each of them "
+                    f"is a study of its own; name one, such as its newest: "
+                    f"warm_start={value_label(stage.study_name)}"
+                )
             names = [row.study_name for row in self._database.execute(_NAMES)]
             raise ConfigError(
                 f"warm_start={value_label(name)}: the database has no study of this "
@@ -225,6 +231,14 @@ _SOURCE = Statement(
     """
 )
 _NAMES = Statement("SELECT p.study_name FROM studies p")
+_NEWEST_STAGE = Statement(
+    """
+    SELECT p.study_name FROM orchestrator.chain k
+    JOIN orchestrator.stage g ON g.chain_id = k.chain_id
+    JOIN studies p ON p.study_id = g.study_id
+    WHERE k.name = :name ORDER BY g.ordinal DESC LIMIT 1
+    """
+)
 _FINISHED = Statement(
     f"""
     SELECT {_NEWS_OF_TRIAL}

@@ -10,6 +10,7 @@ import psycopg2
 import psycopg2.extras
 import pytest
 
+from orchestrator.cli import stage_words
 from orchestrator.errors import ConfigError
 from orchestrator.model import Budget, Completed, Searched, StudySpec
 from orchestrator.stages import Chain, Inherited, Inherits, Stage, inherit
@@ -110,6 +111,8 @@ def test_a_person_holds_the_stages_that_have_not_begun(store: Store, lease: Work
     store.stages.hold("chain", "STOPPED", "stopped by me")
     inherited = second_of(store, declared)
     assert store.stages.go_on(declared, 1, inherited) == NotBegun("stopped", "stopped by me")
+    with pytest.raises(ConfigError, match=r"a chain of stages.* warm_start=chain\.first$"):
+        store.news.source("chain")
     store.stages.hold("chain", "PAUSED", "paused by me")
     second = begun(store.stages.go_on(declared, 1, inherited))
     assert store.reads.find("chain").state == "PAUSED"
@@ -119,6 +122,20 @@ def test_a_person_holds_the_stages_that_have_not_begun(store: Store, lease: Work
     row = store.chains.find("chain")
     assert row is not None
     assert row.state == "ACTIVE"
+    finish(store, lease, second.study_id)
+    over = "chain chain: stage 2 of 3 (second); that stage is over: "
+    alone = "no launch follows it; to go on: the same launch again"
+    for follows, settled, said in (
+        (True, False, "the launch that follows it goes on"),
+        (False, False, f"{alone}, or an answer to the one that asks"),
+        (False, True, alone),
+    ):
+        store.studies.follow(second.study_id, 60.0 if follows else 0.0)
+        if settled:
+            store.stages.settle(second.study_id)
+        row = store.chains.find("chain")
+        assert row is not None
+        assert stage_words.headline(row) == over + said
     with pytest.raises(ConfigError, match="no chain of this name"):
         store.stages.hold("other", "PAUSED", "paused by me")
 

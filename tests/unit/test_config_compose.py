@@ -224,6 +224,11 @@ def test_a_mandatory_value_that_is_searched_is_given() -> None:
         ([*OWN, "study.seed=-1"], ["study.seed=-1"]),
         ([*OWN, "study=foo"], ["study is a section"]),
         ([*OWN, "allocation=adaptiv"], ["allocation=adaptiv", "did you mean 'adaptive'"]),
+        (
+            [*OWN, "warm_start={a: t}"],
+            ["warm_start={a: t}: must be a list"],
+        ),
+        ([*OWN, "stop_when.gain=500%"], ["share of the spread from above 0% to 100%"]),
         ([*OWN, "budget.trials=abc"], ["budget.trials='abc'", "whole number"]),
         ([*OWN, "budget.trials=3.5"], ["budget.trials=3.5", "whole number"]),
         ([*OWN, "budget.trials=0"], ["from 1 to 10,000,000"]),

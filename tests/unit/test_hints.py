@@ -9,6 +9,8 @@ import pytest
 from orchestrator.cli import hints
 from orchestrator.cli.call import Call
 from orchestrator.cli.following import unserved
+from orchestrator.config import Flags
+from orchestrator.errors import ConfigError
 from orchestrator.model import span_label
 from orchestrator.store import Servers
 
@@ -47,6 +49,21 @@ def test_a_command_names_the_storage_where_that_is_not_the_default_one(
     )
     monkeypatch.setenv("ORCHESTRATOR_STORAGE_URL", url)
     assert stop() == "orchestrator stop study.name=mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("0", 0), ("12", 12), ("1e3", 1000), ("2.5e1", 25), ("1E+2", 100)]
+)
+def test_a_number_of_a_command_may_be_written_like_one_of_a_setting(text: str, number: int) -> None:
+    call = Call("rerun", Flags(()), words={"seeds": text})
+    assert call.number("seeds") == number
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1e9", "1001", "2.5", "1e-1", "five", "9" * 30])
+def test_a_number_that_is_out_of_bounds_is_told_what_they_are(text: str) -> None:
+    call = Call("rerun", Flags(()), words={"seeds": text})
+    with pytest.raises(ConfigError, match=f"^seeds={text}: must be a whole number from 1 to 1,000"):
+        call.number("seeds", within=(1, 1000))
 
 
 def test_in_a_container_of_compose_commands_are_those_of_its_host(

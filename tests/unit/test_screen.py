@@ -151,7 +151,14 @@ def test_a_cell_closed_for_a_device_says_which_and_why() -> None:
 def test_the_cell_of_the_best_estimate_comes_first_in_comments() -> None:
     likeliest = CellEstimate(0.90, 0.60, 0.99, 0.5)  # hardly known
     best = CellEstimate(0.93, 0.92, 0.94, 0.4)
-    lines = screen.cell_comments(SPEC, cells(SPEC), [likeliest, None, best, None]).splitlines()
+    estimates = [likeliest, None, best, None]
+    header = [
+        rendered(screen.cell_table(SPEC, cells(SPEC), estimates=given))[0]
+        for given in (estimates, [None] * 4)
+    ]
+    assert " acc[bold] of believed best " in header[0]
+    assert " best acc[bold] " in header[1], "what is observed and what is believed may differ"
+    lines = screen.cell_comments(SPEC, cells(SPEC), estimates).splitlines()
     assert "0.93 (0.92 to 0.94)" in lines[1]
     assert "0.9 (0.6 to 0.99)" in lines[2]
 

@@ -116,13 +116,13 @@ def test_patience_counts_the_trials_since_the_best_one() -> None:
     assert values(search, losses, 5) == {}, "an equal value is no better; a failed trial is none"
     search = Search(replace(SPEC, stop_when=StopSettings(patience=3)))
     assert values(search, losses) == {
-        None: "no value better than that of trial 1 has come from the 3 trials after it "
-        "(stop_when.patience=3)"
+        None: "no value better than that of trial 1 had come from the 3 trials after it "
+        "when this was decided (after 5 trials; stop_when.patience=3)"
     }
     by_cell = Search(replace(SPEC, stop_when=StopSettings(patience=2, scope="cell")))
     assert values(by_cell, [5.0, 4.0, 4.0, 3.0, 6.0, 2.5, 7.0]) == {
-        0: "no value better than that of trial 2 has come from the 2 trials of this cell after it "
-        "(stop_when.patience=2)"
+        0: "no value better than that of trial 2 had come from the 2 trials of this cell after it "
+        "when this was decided (after 4 trials; stop_when.patience=2)"
     }
 
 
@@ -131,8 +131,8 @@ def test_patience_begins_anew_when_the_study_was_changed() -> None:
     settings = replace(SPEC, stop_when=StopSettings(patience=3))
     assert values(Search(settings, counts_from=5), losses) == {}
     assert values(Search(settings, counts_from=4), losses) == {
-        None: "no value better than that of trial 1 has come from the 3 trials after the study was "
-        "changed (stop_when.patience=3)"
+        None: "no value better than that of trial 1 had come from the 3 trials after the study was "
+        "changed when this was decided (after 7 trials; stop_when.patience=3)"
     }
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from optuna.trial import TrialState
 
-from orchestrator.model import JSONValue, Limits, cell_label
+from orchestrator.model import JSONValue, Limits, cell_label, count_label
 from orchestrator.search.cells.allocation import (
     LIKELY,
     N_MEASURED,
@@ -215,8 +215,9 @@ class Enough:
             return None
         after = "it" if numbers[best] >= self.counts_from else "the study was changed"
         return (
-            f"no value better than that of trial {numbers[best]} has come from the "
-            f"{since} {noun} after {after} (stop_when.patience={patience})"
+            f"no value better than that of trial {numbers[best]} had come from the {since} {noun} "
+            f"after {after} when this was decided (after {count_label(len(numbers), 'trial')}; "
+            f"stop_when.patience={patience})"
         )
 
 

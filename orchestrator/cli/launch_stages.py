@@ -27,7 +27,7 @@ from orchestrator.cli.launch_study import Way, database, followed, prepared
 from orchestrator.cli.waiting import waiting
 from orchestrator.errors import OrchestratorError, StudyFailedError
 from orchestrator.faults import step as crash_step
-from orchestrator.model import StudySpec
+from orchestrator.model import MOST_CELLS, StudySpec
 from orchestrator.revision import continued
 from orchestrator.signals import Ending
 from orchestrator.stages import Chain, Inherited, Stage, example, inherit
@@ -292,12 +292,29 @@ class _Chain:
             return True
         self._say("\n".join(self._findings(ordinal)))
         self._say(f"next is stage {after.name}: {stage_words.intended(after.inherits)}")
+        for line in self._would_inherit(ordinal):
+            self._say(f"  {line}")
         if self._asks:
             print(f"begin stage {after.name}? [y/n] ", end="", file=sys.stderr, flush=True)
             if sys.stdin.readline().strip().lower() in ("y", "yes"):
                 return True
         self._say(stage_words.how_to_go_on(self._call, self._chain.name))
         return False
+
+    def _would_inherit(self, ordinal: int) -> list[str]:
+        """The values that the stage after `ordinal` will begin with, and what speaks against
+        them.
+        """
+        reads, earlier = self._way.begun.reads, self._stage_row(ordinal)
+        inherited, before = self._inherited(ordinal), reads.spec(earlier.study_id)
+        row, maximize = reads.find(earlier.study), before.directions[0] == "maximize"
+        progress = reads.progress(row, maximize=maximize, most=MOST_CELLS)
+        believed = Beliefs.of(self._way.begun, before, progress)
+        after = self._chain.stages[ordinal + 1]
+        return [
+            *inherited.lines(before),
+            *stage_words.likelier(after, inherited, progress.cells, believed.cells),
+        ]
 
     @property
     def _asks(self) -> bool:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli import hints
 from orchestrator.cli.call import Call
-from orchestrator.model import StudySpec, count_label, value_label
+from orchestrator.model import StudySpec, cell_label, count_label, value_label
 from orchestrator.stages import BEST, Inherited, Inherits, Stage, forgotten
 
 if TYPE_CHECKING:
-    from orchestrator.store import ChainRow, Reading, StageRow, TrialRow
+    from orchestrator.search import CellEstimate
+    from orchestrator.store import CellRow, ChainRow, Reading, StageRow, TrialRow
 
 
 def intended(inherits: Inherits) -> str:
@@ -29,6 +30,33 @@ def intended(inherits: Inherits) -> str:
         for path, share in inherits.narrow.items()
     ]
     return "; ".join(parts) or "inherits nothing new; what is frozen stays frozen"
+
+
+def likelier(
+    stage: Stage,
+    inherited: Inherited,
+    cells: Sequence[CellRow],
+    estimates: Sequence[CellEstimate | None],
+) -> list[str]:
+    """Where the best trial, of which a stage freezes the values, is not of the cell of the stage
+    before that is the likeliest to be the best: both, and how to take the other, in one line.
+    """
+    known = [(e.probability_best, c.values) for c, e in zip(cells, estimates, strict=True) if e]
+    if not known:
+        return []
+    p, best = max(known, key=lambda one: one[0])
+    frozen = inherited.frozen
+    other = {path: value for path, value in best.items() if frozen.get(path, value) != value}
+    if not other:
+        return []
+    here = {path: frozen[path] for path in other}
+    words = " ".join(f"stages.{stage.name}.params.{cell_label({k: v})}" for k, v in other.items())
+    listed = "" if stage.inherits.freeze == BEST else ", without it in the stage's freeze"
+    return [
+        f"the best trial has {cell_label(here)}, but the best cell is rather {cell_label(other)} "
+        f"(P(best) {100 * p:.0f} %); to take that instead: "
+        f"{words}{listed}"
+    ]
 
 
 def defaults_again(stage: Stage, before: StudySpec, kept: Inherited) -> list[str]:

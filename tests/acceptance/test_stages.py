@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from dataclasses import dataclass
 
@@ -46,6 +47,9 @@ def test_a_chain_that_is_killed_between_its_stages_goes_on_where_it_was(
     shown_only = Crashing(commands.url, commands.directory, at="stage-shown")
     assert shown_only.run("launch", *CHAIN, "stages.confirm=true").returncode == -signal.SIGKILL
     asked = commands.check("launch", *CHAIN, "stages.confirm=true")
+    assert re.search(
+        r"next is stage last: .*\n  frozen, from trial \d+ of chain.fine and before: a=1,", asked
+    )
     assert "stage 2 of 3: fine" in asked
     assert "what stage fine found\n- " in asked
     assert (

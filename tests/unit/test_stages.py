@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import config
-from orchestrator.cli import main
+from orchestrator.cli import main, stage_words
 from orchestrator.config.stages import read, written
 from orchestrator.errors import ConfigError
 from orchestrator.model import Axis, Budget, Searched, StudySpec
+from orchestrator.search import CellEstimate
 from orchestrator.stages import BEST, Chain, Inherited, Inherits, Stage, inherit, narrowed
+from orchestrator.store import CellRow
 from tests.support.commands import CONFIG
 
 
@@ -294,3 +296,18 @@ def test_the_digits_in_stages() -> None:
     made = config.chain(config.compose("launch", ["experiment=digits_stages"]))
     assert made is not None
     assert made.trials == made.most == 40
+
+
+def test_a_cell_that_is_likelier_the_best_than_the_frozen_one_is_told() -> None:
+    stage = Stage("two", spec(), Inherits(("bs",)))
+    zeros = (None, 0, 0, 0, 0, 0, None, None, 0)
+    cells = [CellRow(k, {"bs": bs}, "OPEN", *zeros) for k, bs in enumerate((16, 32))]
+    estimates = [CellEstimate(0.5, 0.4, 0.6, 0.17), CellEstimate(0.4, 0.3, 0.5, 0.83)]
+    frozen = Inherited({"bs": 16}, study="s.one", trial=0)
+    assert stage_words.likelier(stage, frozen, cells, estimates) == [
+        "the best trial has bs=16, but the best cell is rather bs=32 (P(best) 83 %); to take that "
+        "instead: stages.two.params.bs=32, without it in the stage's freeze"
+    ]
+    same = Inherited({"bs": 32}, study="s.one", trial=1)
+    assert stage_words.likelier(stage, same, cells, estimates) == []
+    assert stage_words.likelier(stage, frozen, cells, [None, None]) == []

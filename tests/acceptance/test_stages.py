@@ -48,7 +48,8 @@ def test_a_chain_that_is_killed_between_its_stages_goes_on_where_it_was(
     assert shown_only.run("launch", *CHAIN, "stages.confirm=true").returncode == -signal.SIGKILL
     asked = commands.check("launch", *CHAIN, "stages.confirm=true")
     assert re.search(
-        r"next is stage last: .*\n  frozen, from trial \d+ of chain.fine and before: a=1,", asked
+        r"next is stage last: .*\n  frozen, from trial \d+ of chain.fine and before: a=1 kind=",
+        asked,
     )
     assert "stage 2 of 3: fine" in asked
     assert "what stage fine found\n- " in asked

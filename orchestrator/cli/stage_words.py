@@ -50,12 +50,14 @@ def likelier(
     if not other:
         return []
     here = {path: frozen[path] for path in other}
-    words = " ".join(f"stages.{stage.name}.params.{cell_label({k: v})}" for k, v in other.items())
-    listed = "" if stage.inherits.freeze == BEST else ", without it in the stage's freeze"
+    words = [f"stages.{stage.name}.params.{cell_label({k: v})}" for k, v in other.items()]
+    if stage.inherits.freeze != BEST:
+        rest = [path for path in stage.inherits.freeze if path not in other]
+        words.append(f"stages.{stage.name}.freeze=[{','.join(rest)}]")
     return [
         f"the best trial has {cell_label(here)}, but the best cell is rather {cell_label(other)} "
         f"(P(best) {100 * p:.0f} %); to take that instead: "
-        f"{words}{listed}"
+        f"{' '.join(words)}"
     ]
 
 

@@ -299,14 +299,14 @@ def test_the_digits_in_stages() -> None:
 
 
 def test_a_cell_that_is_likelier_the_best_than_the_frozen_one_is_told() -> None:
-    stage = Stage("two", spec(), Inherits(("bs",)))
+    stage = Stage("two", spec(), Inherits(("bs", "x")))
     zeros = (None, 0, 0, 0, 0, 0, None, None, 0)
     cells = [CellRow(k, {"bs": bs}, "OPEN", *zeros) for k, bs in enumerate((16, 32))]
     estimates = [CellEstimate(0.5, 0.4, 0.6, 0.17), CellEstimate(0.4, 0.3, 0.5, 0.83)]
     frozen = Inherited({"bs": 16}, study="s.one", trial=0)
     assert stage_words.likelier(stage, frozen, cells, estimates) == [
         "the best trial has bs=16, but the best cell is rather bs=32 (P(best) 83 %); to take that "
-        "instead: stages.two.params.bs=32, without it in the stage's freeze"
+        "instead: stages.two.params.bs=32 stages.two.freeze=[x]"
     ]
     same = Inherited({"bs": 32}, study="s.one", trial=1)
     assert stage_words.likelier(stage, same, cells, estimates) == []

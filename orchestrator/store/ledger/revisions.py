@@ -17,6 +17,7 @@ from orchestrator.faults import step as crash_step
 from orchestrator.model import JSONValue, count_label
 from orchestrator.store.connection.statement import AnyConnection, Statement, answers, send
 from orchestrator.store.ledger import grid, tickets
+from orchestrator.store.ledger.endings import DELETE_TRIAL
 
 if TYPE_CHECKING:
     from orchestrator.model import Param, StudySpec
@@ -66,7 +67,7 @@ def _give_back_claims(c: AnyConnection, study_id: int) -> None:
     version of the worker that holds it: what it suggests is refused from now on.
     """
     for row in answers(c, _CLAIMED, {"study_id": study_id}):
-        send(c, _UNCLAIM, {"trial_id": row.trial_id})
+        send(c, DELETE_TRIAL, {"trial_id": row.trial_id})
         tickets.give_back(c, row.ticket_id, row.cell_id)
 
 
@@ -263,7 +264,6 @@ _CLAIMED = Statement(
     WHERE o.study_id = :study_id AND o.state = 'CLAIMED' ORDER BY o.trial_id FOR UPDATE
     """
 )
-_UNCLAIM = Statement("DELETE FROM orchestrator.trial WHERE trial_id = :trial_id")
 _CELLS = Statement(
     """
     SELECT l.cell_id, l.values, l.removed_in FROM orchestrator.cell l

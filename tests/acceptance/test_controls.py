@@ -116,7 +116,7 @@ def test_workers_end_a_study_that_has_had_enough_trials(commands: Commands, stor
     assert shown["trials"]["total"] == spent
     reason = store.reads.find("study").reason or ""
     assert reason.startswith("enough: no value better than that of trial ")
-    assert reason.endswith(f"(stop_when.patience=6); {60 - spent} of 60 trials saved")
+    assert reason.endswith(f"; stop_when.patience=6); {60 - spent} of 60 trials saved")
     assert f"# the study ended early: {reason}" in commands.check("best", NAME)
     assert "nothing wrong" in commands.check("doctor")
 
@@ -188,7 +188,7 @@ def test_mistakes_are_one_line_that_names_the_rule(commands: Commands, store: St
         (("retry", NAME, "trial=x"), "trial=x: must be a whole number or failed"),
         (("retry", NAME, "trial=4"), "trial=4: no worker has run a trial with this number"),
         (("rerun", "trial=0", "seeds=2"), "study.name must be given: orchestrator rerun"),
-        (("rerun", NAME, "seeds=0"), "seeds=0: must be from 1 to 1,000"),
+        (("rerun", NAME, "seeds=0"), "seeds=0: must be a whole number from 1 to 1,000"),
         (("rerun", NAME, "seeds=two"), "seeds=two: must be a whole number"),
         (("rerun", NAME, "trial=4", "seeds=2"), "trial=4: no worker has run a trial"),
         (

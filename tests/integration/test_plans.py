@@ -73,7 +73,7 @@ def vacuum(store: Store) -> None:
     connection.autocommit = True
     connection.cursor().execute(
         "VACUUM (ANALYZE, PROCESS_TOAST false) orchestrator.cell, orchestrator.ticket, "
-        "orchestrator.trial, trials"
+        "orchestrator.trial, trials, trial_params, trial_values"
     )
     connection.close()
 

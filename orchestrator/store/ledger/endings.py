@@ -162,7 +162,7 @@ def give_back(
     its attempt ended.
     """
     if row.state == "CLAIMED":  # no Optuna trial yet: the ticket is as if never touched
-        later(c, DELETE_TRIAL, {"trial_id": row.trial_id})
+        later(c, tickets.DELETE_TRIAL, {"trial_id": row.trial_id})
         tickets.give_back(c, row.ticket_id, row.cell_id)
         return
     # The token stays: a result of the old attempt is accepted until another worker takes the trial
@@ -186,7 +186,6 @@ HELD_BY_WORKER = Statement(
     """
 )
 """What a worker holds, under lock, except the claims with the tokens in `but`."""
-DELETE_TRIAL = Statement("DELETE FROM orchestrator.trial WHERE trial_id = :trial_id")
 _GIVE_BACK = Statement(
     """
     UPDATE orchestrator.trial SET worker_id = NULL, lost = lost + :lost,

@@ -17,7 +17,6 @@ from orchestrator.faults import step as crash_step
 from orchestrator.model import JSONValue, count_label
 from orchestrator.store.connection.statement import AnyConnection, Statement, answers, send
 from orchestrator.store.ledger import grid, tickets
-from orchestrator.store.ledger.endings import DELETE_TRIAL
 
 if TYPE_CHECKING:
     from orchestrator.model import Param, StudySpec
@@ -67,7 +66,7 @@ def _give_back_claims(c: AnyConnection, study_id: int) -> None:
     version of the worker that holds it: what it suggests is refused from now on.
     """
     for row in answers(c, _CLAIMED, {"study_id": study_id}):
-        send(c, DELETE_TRIAL, {"trial_id": row.trial_id})
+        send(c, tickets.DELETE_TRIAL, {"trial_id": row.trial_id})
         tickets.give_back(c, row.ticket_id, row.cell_id)
 
 

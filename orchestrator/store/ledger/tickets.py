@@ -352,6 +352,8 @@ def give_back(c: AnyConnection, ticket_id: int, cell_id: int) -> None:
         later(c, _COUNT_FREED, {"cell_id": cell_id, "freed": 1})
 
 
+DELETE_TRIAL = Statement("DELETE FROM orchestrator.trial WHERE trial_id = :trial_id")
+"""Of a trial that was never created, whose ticket is given back."""
 LOCK_CELL = Statement("SELECT FROM orchestrator.cell WHERE cell_id = :cell_id FOR NO KEY UPDATE")
 _REOPEN = Statement(
     """

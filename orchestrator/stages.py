@@ -5,7 +5,7 @@ inherit, and what becomes of its study. Pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -91,6 +91,16 @@ class Chain:
     def trials(self) -> int:
         """The trials of all stages together."""
         return sum(stage.spec.budget.trials for stage in self.stages)
+
+    def examples(self) -> Iterator[tuple[Stage, StudySpec]]:
+        """Each stage after the first with a spec that it could come to have: as if the best trial
+        of the stage before had each axis's first value and each range's low end.
+        """
+        kept, before = Inherited(), self.stages[0].spec
+        for stage in self.stages[1:]:
+            kept = inherit(stage, before, kept, _example(before))
+            before = kept.of(stage)
+            yield stage, before
 
 
 @dataclass(frozen=True)
@@ -310,7 +320,7 @@ def touches(path: str, others: Iterable[str]) -> bool:
     )
 
 
-def example(spec: StudySpec) -> dict[str, JSONValue]:
+def _example(spec: StudySpec) -> dict[str, JSONValue]:
     """Values that a trial of the study could have: each axis's first, each range's low end."""
     cell = next(iter(spec.cells()))
     return {

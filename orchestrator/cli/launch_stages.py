@@ -30,7 +30,7 @@ from orchestrator.faults import step as crash_step
 from orchestrator.model import MOST_CELLS, StudySpec
 from orchestrator.revision import continued
 from orchestrator.signals import Ending
-from orchestrator.stages import Chain, Inherited, Stage, example, inherit
+from orchestrator.stages import Chain, Inherited, Stage, inherit
 from orchestrator.store import Launched, NotBegun
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def run(call: Call, chain: Chain, ending: Ending) -> int:
                 stack.enter_context(preflight.Importing(call, spec)) for spec in _distinct(chain)
             ]
             distributions = [checked(stage.spec) for stage in chain.stages]
-            _check_inherited(chain)
+            for _, spec in chain.examples():  # with what a stage inherits it is searched as well
+                checked(spec)
         if ending.requested:  # an import has swallowed the `SystemExit`
             return INTERRUPTED
         if "--dry-run" in call.switches:
@@ -82,15 +83,6 @@ def _distinct(chain: Chain) -> list[StudySpec]:
         key = json.dumps([data["objective"], data.get("probes"), data["runner"]["start"]])
         found.setdefault(key, stage.spec)
     return list(found.values())
-
-
-def _check_inherited(chain: Chain) -> None:
-    """Raises ConfigError if a stage could not be searched once it has inherited."""
-    kept, before = Inherited(), chain.stages[0].spec
-    for stage in chain.stages[1:]:
-        kept = inherit(stage, before, kept, example(before))
-        before = kept.of(stage)
-        checked(before)
 
 
 class _Chain:
@@ -323,11 +315,11 @@ class _Chain:
 
     def _findings(self, ordinal: int) -> Iterator[str]:
         """What the report of a stage says, in sentences."""
-        from orchestrator.report.subject import Subject  # slow to import, and seldom needed
+        from orchestrator.report.reading import read  # slow to import, and seldom needed
 
         stage = self._stage_row(ordinal)
         yield f"\nwhat stage {stage.name} found"
-        for one in Subject.read(self._way.begun, stage.study).statements:
+        for one in read(self._way.begun, stage.study).statements:
             yield f"- {one.text}"
             if one.advice:
                 yield f"  {one.advice}"

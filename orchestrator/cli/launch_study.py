@@ -118,7 +118,7 @@ def followed(
     if spec.stop_when.on:
         view.say(config.stop_label(spec.stop_when))
     for line in [
-        *taken.lines(spec),
+        *taken.lines(spec, created=launched.created),
         *about_code(store, row, spec, created=launched.created),
         *preflight.remarks(spec),
     ]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import search
-from orchestrator.model import Enqueued, Prior, StudySpec, count_label, value_label
+from orchestrator.model import StudySpec, count_label, value_label
+from orchestrator.prior import Enqueued, Prior
 
 if TYPE_CHECKING:
     from orchestrator.store import Launched, Reading, Store
@@ -40,12 +41,16 @@ class Taken:
             spec, search.extension, priors=self.priors, enqueued=self.enqueued
         )
 
-    def lines(self, spec: StudySpec) -> list[str]:
-        """For people: what is taken from where."""
+    def lines(self, spec: StudySpec, *, created: bool = True) -> list[str]:
+        """For people: what is taken from where.
+
+        Args:
+            created: the launch created the study; nothing runs first in one that was there.
+        """
         lines = [line(prior, copied=prior.source in self.kept) for prior in self.priors]
         if lines and not spec.learns:
             lines.append(_does_not_learn(spec))
-        if self.enqueued or self.not_enqueued:
+        if created and (self.enqueued or self.not_enqueued):
             first = ", ".join(
                 f"trial {one.number} of {value_label(one.source)}" for one in self.enqueued[:8]
             )

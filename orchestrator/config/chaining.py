@@ -12,7 +12,7 @@ from orchestrator.config.study import MAX_NAME, check_inherited, name_of, study_
 from orchestrator.config.translate import resolved
 from orchestrator.errors import ConfigError
 from orchestrator.settings import BudgetSettings, StudySettings
-from orchestrator.stages import Chain, Inherited, Stage, example, inherit
+from orchestrator.stages import Chain, Stage
 
 
 def chain(composed: Composed) -> Chain | None:
@@ -46,7 +46,11 @@ def chain(composed: Composed) -> Chain | None:
             f"budget.trials={budget.trials}: the stages have {parts} = {made.trials} trials; raise "
             f"budget.trials to {made.trials}, or lower the budget of a stage"
         )
-    _check_inheritance(made)
+    for stage, spec in made.examples():
+        try:
+            check_inherited(spec)
+        except ConfigError as error:
+            raise ConfigError(f"stages.{stage.name}: with what it inherits: {error}") from error
     return made
 
 
@@ -65,15 +69,3 @@ def _stage(chain: str, stage: ComposedStage) -> Stage:
         return Stage(stage.name, study_spec(stage.composed), stage.inherits, stage.own)
     except ConfigError as error:
         raise ConfigError(f"stages.{stage.name}: {error}") from error
-
-
-def _check_inheritance(chain: Chain) -> None:
-    first, *others = chain.stages
-    kept, before = Inherited(), first.spec
-    for stage in others:
-        kept = inherit(stage, before, kept, example(before))
-        before = kept.of(stage)
-        try:
-            check_inherited(before)
-        except ConfigError as error:
-            raise ConfigError(f"stages.{stage.name}: with what it inherits: {error}") from error

@@ -112,9 +112,47 @@ def compose(
         raise ConfigError("a value is nested too deeply, or contains itself") from None
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What a command is composed from: its words, the options of groups that they choose, the
+    storage's URL, and all of it as it was typed.
+    """
+
+    command: str
+    loader: Loader
+    words: Sequence[Word]
+    chosen: Sequence[str]
+    url: str | None
+    overrides: Sequence[str]
+
+
 def _compose(
     command: str, overrides: Sequence[str], config_dir: str | None, config_name: str
 ) -> Composed:
+    given, base = _read(command, overrides, config_dir, config_name)
+    before: Any = OmegaConf.to_container(base, resolve=False)
+    if (refused := sweeper.refusal(before["hydra"].get("sweeper") or {})) is not None:
+        raise refused
+    check_host_sections(before, given.loader.config_name)
+    if command != "launch":
+        return _study(given, base)
+    typed = [word for word in given.words if stages.of_stages(word)]
+    given = replace(given, words=[w for w in given.words if not stages.of_stages(w)])
+    written = stages.written(before.get("stages"), typed)
+    declared_stages = stages.read(written)
+    whole = _study(given, base)
+    whole.config.stages = written
+    if not declared_stages:
+        return whole
+    given = replace(given, words=stages.without_chains_budget(given.words))
+    groups = groups_in_params(given.loader, given.chosen, base)
+    return replace(whole, stages=tuple(_staged(given, whole, declared_stages, groups)))
+
+
+def _read(
+    command: str, overrides: Sequence[str], config_dir: str | None, config_name: str
+) -> tuple[_Given, DictConfig]:
+    """The command line in words, and the config with the options that they choose."""
     refuse_typed_notify_url(overrides)
     texts, url = take_url(overrides)
     loader = Loader(
@@ -152,23 +190,16 @@ def _compose(
         if chosen:
             check_host_sections(loader.load([]), loader.config_name)
         raise
+    return _Given(command, loader, words, chosen, url, overrides), base
 
-    before: Any = OmegaConf.to_container(base, resolve=False)
-    if (refused := sweeper.refusal(before["hydra"].get("sweeper") or {})) is not None:
-        raise refused
-    check_host_sections(before, loader.config_name)
-    if command != "launch":
-        return _study(command, loader, words, chosen, base, url, overrides)
-    typed = [word for word in words if stages.of_stages(word)]
-    words = [word for word in words if not stages.of_stages(word)]
-    written = stages.written(before.get("stages"), typed)
-    declared_stages = stages.read(written)
-    whole = _study(command, loader, words, chosen, base, url, overrides)
-    whole.config.stages = written
-    if not declared_stages:
-        return whole
-    groups = groups_in_params(loader, chosen, base)
-    words = stages.without_chains_budget(words)
+
+def _staged(
+    given: _Given,
+    whole: Composed,
+    declared_stages: Sequence[stages.Declared],
+    groups: Mapping[str, Group],
+) -> list[ComposedStage]:
+    """The stages, each composed with what the ones before it have set and frozen."""
     composed: list[ComposedStage] = []
     kept: list[str] = []
     elsewhere = _declared_anywhere(whole, declared_stages)
@@ -178,16 +209,14 @@ def _compose(
         there = [] if earlier is None else earlier.composed.space.paths()
         stage = declared_stage.carrying(params, there)
         try:
-            made = _stage(
-                loader, words, chosen, groups, url, overrides, stage, earlier, kept, elsewhere
-            )
+            made = _stage(given, groups, stage, earlier, kept, elsewhere)
         except ConfigError as error:
             raise ConfigError(f"stages.{stage.name}: {error}") from error
         kept = _frozen_after(made, earlier, kept)
         paths = made.composed.space.paths()
         params = {path: v for path, v in stage.params.items() if not touches(path, paths)}
         composed.append(made)
-    return replace(whole, stages=tuple(composed))
+    return composed
 
 
 def _declared_anywhere(whole: Composed, declared: Sequence[stages.Declared]) -> set[str]:
@@ -212,18 +241,15 @@ def _frozen_after(
 
 
 def _stage(
-    loader: Loader,
-    words: Sequence[Word],
-    chosen: Sequence[str],
+    given: _Given,
     groups: Mapping[str, Group],
-    url: str | None,
-    overrides: Sequence[str],
     stage: stages.Declared,
     earlier: ComposedStage | None,
     kept: Collection[str],
     elsewhere: Collection[str],
 ) -> ComposedStage:
     """Composes one stage: the whole config, over it what the stage says, over that the words."""
+    loader, words = given.loader, given.words
     its_words = stage.words(groups, words)
     for word in read_words(its_words, loader.groups):
         if word.role == "group":
@@ -231,8 +257,8 @@ def _stage(
     # A choice of the command line is Hydra's only one of that group.
     taken = {word.key for word in words if word.role == "group"}
     its_words = [text for text in its_words if text.partition("=")[0].lstrip("+") not in taken]
-    chosen = [*chosen, *its_words]
-    base = loader.load(chosen)
+    given = replace(given, chosen=[*given.chosen, *its_words])
+    base = loader.load(given.chosen)
     with open_dict(base):
         for section in ("grid", "search"):
             if section in stage.sections:
@@ -248,29 +274,26 @@ def _stage(
             before = earlier.composed.space
             placed.update(stages.put_narrowed(stage, space, before, fixed))
 
-    composed = _study("launch", loader, words, chosen, base, url, overrides, place, elsewhere)
+    composed = _study(given, base, place, elsewhere)
     before = None if earlier is None else earlier.composed.space
     inherits = stages.settled(stage, composed.space, before, placed, kept=kept, fixed=fixed)
     return ComposedStage(stage.name, composed, inherits, own)
 
 
 def _study(
-    command: str,
-    loader: Loader,
-    words: Sequence[Word],
-    chosen: Sequence[str],
+    given: _Given,
     base: DictConfig,
-    url: str | None,
-    overrides: Sequence[str],
     place: Callable[[Space], None] = lambda _: None,
     elsewhere: Collection[str] = (),
 ) -> Composed:
-    """Applies the words about settings and parameters to `base`, the config with `chosen` options.
+    """Applies the words about settings and parameters to `base`, the config with the options
+    that they choose.
 
     Args:
         place: puts more parameters into the declared space, before the words.
         elsewhere: the parameters of other stages.
     """
+    command, loader, words, chosen = given.command, given.loader, given.words, given.chosen
     before: Any = OmegaConf.to_container(base, resolve=False)
     groups = groups_in_params(loader, chosen, base) if command == "launch" else {}
     refuse_sweeps_of_groups([word for word in words if path_of_group(word, groups) is None])
@@ -301,13 +324,13 @@ def _study(
         raise ConfigError(
             "hydra.mode=MULTIRUN: launch runs a sweep as one study by itself; leave it out"
         )
-    host = host_config(full, url, typed_embedded="storage=embedded" in chosen)
+    host = host_config(full, given.url, typed_embedded="storage=embedded" in chosen)
     config = _shown_config(command, full, space, host)
     values = values_by_hand(words) if command == "enqueue" else {}
     return Composed(
         config,
         full.hydra,
-        tuple(mask(text) for text in overrides),
+        tuple(mask(text) for text in given.overrides),
         host,
         loader.groups,
         values,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.model import StudySpec, count_label
@@ -23,81 +23,87 @@ def about_failures(
     spec: StudySpec, progress: Progress, trials: Sequence[TrialRow]
 ) -> list[Statement]:
     """How many trials failed and why, which cells are closed, and how many trials were pruned."""
-    found = []
     ended = [t for t in trials if t.state in ("COMPLETE", "PRUNED", "FAIL")]
-    failed = [t for t in ended if t.state == "FAIL"]
-    if failed:
-        found.append(_failed(spec, ended, failed))
-    settled = [cell for cell in progress.cells if cell.settled]
-    if settled:
-        n = len(settled)
-        found.append(
-            Statement(
-                "failures",
-                f"{count_label(n, 'cell')} had enough trials before the budget was spent: "
-                f"{listed([named_cell(c.values) for c in settled])}",
-                "note",
-                {"settled": n, "cells": progress.n_cells},
-                "stop_when, and the state of the cells",
-            )
+    return [
+        *_failed(spec, ended),
+        *_settled(progress),
+        *_closed(spec, progress),
+        *_closed_somewhere(progress),
+        *_pruned(spec, ended),
+        *_infeasible(ended),
+    ]
+
+
+def _settled(progress: Progress) -> Iterator[Statement]:
+    cells = [cell for cell in progress.cells if cell.settled]
+    if cells:
+        yield Statement(
+            "failures",
+            f"{count_label(len(cells), 'cell')} had enough trials before the budget was spent: "
+            f"{listed([named_cell(c.values) for c in cells])}",
+            "note",
+            {"settled": len(cells), "cells": progress.n_cells},
+            "stop_when, and the state of the cells",
         )
-    closed = [cell for cell in progress.cells if cell.state == "CLOSED" and not cell.settled]
-    if closed:
-        named = listed([f"{named_cell(c.values)} ({c.reason})" for c in closed])
-        n = max(progress.closed - len(settled), len(closed))
-        found.append(
-            Statement(
-                "failures",
-                f"{count_label(n, 'cell')} of {progress.n_cells} "
-                f"{'is' if n == 1 else 'are'} closed and cannot be compared fairly: {named}",
-                "warning",
-                {"closed": n, "cells": progress.n_cells},
-                "the state of the cells",
-                f"`orchestrator retry study.name={spec.name} trial=failed`, once the cause is "
-                "mended",
-            )
+
+
+def _closed(spec: StudySpec, progress: Progress) -> Iterator[Statement]:
+    cells = [cell for cell in progress.cells if cell.state == "CLOSED" and not cell.settled]
+    if cells:
+        n = max(progress.closed - sum(c.settled for c in progress.cells), len(cells))
+        yield Statement(
+            "failures",
+            f"{count_label(n, 'cell')} of {progress.n_cells} {'is' if n == 1 else 'are'} closed "
+            "and cannot be compared fairly: "
+            f"{listed([f'{named_cell(c.values)} ({c.reason})' for c in cells])}",
+            "warning",
+            {"closed": n, "cells": progress.n_cells},
+            "the state of the cells",
+            f"`orchestrator retry study.name={spec.name} trial=failed`, once the cause is mended",
         )
+
+
+def _closed_somewhere(progress: Progress) -> Iterator[Statement]:
     for cell in progress.cells:
         if cell.state != "CLOSED" and cell.closed_for:
             where = listed([f"{c.device} ({c.reason})" for c in cell.closed_for])
-            found.append(
-                Statement(
-                    "failures",
-                    f"{named_cell(cell.values)} gets no trials on {where}",
-                    "note",
-                    {"devices": [c.device for c in cell.closed_for]},
-                    "trials that ran out of memory there",
-                )
+            yield Statement(
+                "failures",
+                f"{named_cell(cell.values)} gets no trials on {where}",
+                "note",
+                {"devices": [c.device for c in cell.closed_for]},
+                "trials that ran out of memory there",
             )
+
+
+def _pruned(spec: StudySpec, ended: Sequence[TrialRow]) -> Iterator[Statement]:
     pruned = sum(t.state == "PRUNED" for t in ended)
     if pruned:
         share = pruned / len(ended)
         much = share >= _MANY_PRUNED
-        found.append(
-            Statement(
-                "failures",
-                f"{count_label(pruned, 'trial')} of {len(ended)} {'was' if pruned == 1 else 'were'}"
-                f" pruned ({100 * share:.0f} %): models know the last reported value of these, and "
-                "take it for no better than the median",
-                "warning" if much else "note",
-                {"pruned": pruned, "ended": len(ended)},
-                "the states of the ended trials",
-                _less_pruning(spec) if much else "",
-            )
+        yield Statement(
+            "failures",
+            f"{count_label(pruned, 'trial')} of {len(ended)} {'was' if pruned == 1 else 'were'} "
+            f"pruned ({100 * share:.0f} %): what they last reported guides the search, but says "
+            "nothing of the values that are reached here",
+            "warning" if much else "note",
+            {"pruned": pruned, "ended": len(ended)},
+            "the states of the ended trials",
+            _less_pruning(spec) if much else "",
         )
+
+
+def _infeasible(ended: Sequence[TrialRow]) -> Iterator[Statement]:
     infeasible = sum(t.state == "COMPLETE" and not t.feasible for t in ended)
     if infeasible:
-        found.append(
-            Statement(
-                "failures",
-                f"{count_label(infeasible, 'complete trial')} of {len(ended)} broke a constraint "
-                "and cannot be the best",
-                "note",
-                {"infeasible": infeasible, "ended": len(ended)},
-                "the constraints that trials reported",
-            )
+        yield Statement(
+            "failures",
+            f"{count_label(infeasible, 'complete trial')} of {len(ended)} broke a constraint and "
+            "cannot be the best",
+            "note",
+            {"infeasible": infeasible, "ended": len(ended)},
+            "the constraints that trials reported",
         )
-    return found
 
 
 def _less_pruning(spec: StudySpec) -> str:
@@ -106,7 +112,10 @@ def _less_pruning(spec: StudySpec) -> str:
     return f"`pruner=none`{later} in the next study lets more of them end"
 
 
-def _failed(spec: StudySpec, ended: Sequence[TrialRow], failed: Sequence[TrialRow]) -> Statement:
+def _failed(spec: StudySpec, ended: Sequence[TrialRow]) -> Iterator[Statement]:
+    failed = [t for t in ended if t.state == "FAIL"]
+    if not failed:
+        return
     alike: dict[str, list[str]] = {}
     for trial in failed:
         reason = trial.failure or "no reason recorded"
@@ -114,7 +123,7 @@ def _failed(spec: StudySpec, ended: Sequence[TrialRow], failed: Sequence[TrialRo
     reasons = Counter({messages[0]: len(messages) for messages in alike.values()})
     share = len(failed) / len(ended)
     causes = listed([f"{why} ({n})" for why, n in reasons.most_common()], most=3)
-    return Statement(
+    yield Statement(
         "failures",
         f"{count_label(len(failed), 'trial')} of {len(ended)} failed ({100 * share:.0f} %): "
         f"{causes}",

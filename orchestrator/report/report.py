@@ -25,6 +25,7 @@ from orchestrator.report.pictures import (
     slices,
     spent,
 )
+from orchestrator.report.reading import read
 from orchestrator.report.statement import Statement
 from orchestrator.report.subject import Subject
 from orchestrator.report.tables import Table, cell_text, tables, typed_text
@@ -111,7 +112,7 @@ def report_of(store: Reading, name: str | None, groups: Collection[str] = ()) ->
     Raises:
         ConfigError: there is no such study.
     """
-    return report_on(Subject.read(store, name), groups)
+    return report_on(read(store, name), groups)
 
 
 def report_on(subject: Subject, groups: Collection[str] = ()) -> Report:

@@ -1,4 +1,4 @@
-"""All that a report is made from, read once."""
+"""All that a report is made from; `reading` reads it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from orchestrator import search
-from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import MOST_BELIEVED, MOST_CELLS, Budget, Prior, StudySpec, TrialNews
+from orchestrator.model import MOST_BELIEVED, MOST_CELLS, StudySpec, TrialNews
+from orchestrator.prior import Prior
 from orchestrator.report.advice import AGAIN
 from orchestrator.report.compared import Compared
 from orchestrator.report.statements import Statement, statements
 from orchestrator.report.winner import complete, pareto
-from orchestrator.store import CellRow, Progress, Span, StudyRow, TrialRow
+from orchestrator.store import CellRow, Progress, Span, TrialRow
 
 if TYPE_CHECKING:
     from orchestrator.search import CellEstimate, Leaders, Science, Search, Slices
-    from orchestrator.store import ChainRow, PlainStudy, ProbeRow, Reading, RevisionRow
+    from orchestrator.store import ChainRow, ProbeRow, RevisionRow
 
 _FEWEST_TRIALS = 3  # with fewer, the model says nothing
-_PLAIN = "made by plain Optuna"
 
 
 @dataclass(frozen=True)
@@ -54,29 +52,6 @@ class Subject:
     chain: ChainRow | None = None
     inherited: Mapping[int, TrialRow] = field(default_factory=dict)
     priors: Sequence[Prior] = ()
-
-    @staticmethod
-    def read(store: Reading, name: str | None) -> Subject:
-        """The study of that name, or the newest one; of our own before those of plain Optuna. A
-        chain of stages stands for the newest of them that has a complete trial.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        rows, chains = store.reads.studies(), store.chains.names()
-        if name in chains or any(name in (None, row.name) for row in rows):
-            return _read(store, store.reads.find(_with_results(store, name)))
-        others = store.plain_studies.all()
-        found = [study for study in others if name in (None, study.name)]
-        if not found:
-            if name is not None:
-                known = [*(row.name for row in rows), *(study.name for study in others), *chains]
-                raise ConfigError(
-                    f"study.name={name}: the database has no study of this "
-                    f"name{did_you_mean(name, known)}"
-                )
-            store.reads.find(None)
-        return _read_plain(store, found[-1])
 
     @cached_property
     def cells(self) -> tuple[CellRow, ...]:
@@ -211,158 +186,3 @@ def moment(at: datetime) -> str:
 def _first(trial: TrialRow) -> float:
     assert trial.values
     return trial.values[0]
-
-
-def _with_results(store: Reading, name: str | None) -> str | None:
-    """The study that the name stands for, where it is that of a chain."""
-    chain = None if name is None else store.chains.find(name)
-    done = [stage for stage in chain.begun if stage.complete] if chain is not None else []
-    return done[-1].study if done else name
-
-
-def _inherited(store: Reading, chain: ChainRow | None) -> dict[int, TrialRow]:
-    """The trial of each stage that the stage after it inherited from, by the id of its study."""
-    found: dict[int, TrialRow] = {}
-    for stage, after in pairwise(() if chain is None else chain.begun):
-        for trial in store.reads.trials(stage.study_id, number=after.inherited.trial):
-            found[stage.study_id] = trial
-    return found
-
-
-def _read(store: Reading, row: StudyRow) -> Subject:
-    spec = store.reads.spec(row.study_id)
-    progress = store.reads.progress(row, maximize=spec.directions[0] == "maximize", most=MOST_CELLS)
-    news = store.news.since(row.study_id, 0)[0]
-    chain = store.chains.of(row.study_id)
-    model = search.Search(spec)
-    model.feed(news)
-    return Subject(
-        spec,
-        progress,
-        model,
-        store.reads.trials(row.study_id),
-        {one.number: one for one in news},
-        store.course.spans(row.study_id),
-        store.measured.of(row.study_id) if spec.probes else (),
-        store.reads.revisions(row.study_id) if spec.revision > 1 else (),
-        store.course.foreign(row.study_id),
-        chain=chain,
-        inherited=_inherited(store, chain),
-        priors=store.news.priors(row.study_id, spec.warm_start) if spec.warm_start else (),
-    )
-
-
-def _read_plain(store: Reading, study: PlainStudy) -> Subject:
-    """A study without a ledger, as if it were one of ours without a grid."""
-    stored = store.plain_studies.trials(study.study_id)
-    running, waiting = store.plain_studies.unfinished(study.study_id)
-    news = [replace(trial.news, cell=0) for trial in stored]
-    spec = search.undeclared(
-        StudySpec(
-            name=study.name,
-            directions=study.directions,
-            metrics=study.metrics,
-            objective={"_target_": _PLAIN},
-            params={},
-            grid=(),
-            search=(),
-            budget=Budget(len(news) + running + waiting, 0),
-        ),
-        news,
-    )
-    model = search.Search(spec)
-    model.feed(news)
-    spans = [
-        Span(
-            one.news.number,
-            0,
-            one.news.state,
-            1,
-            None,
-            "",
-            None,
-            None,
-            one.started_at,
-            one.ended_at,
-            {"COMPLETE": "completed", "PRUNED": "pruned"}.get(one.news.state, "failed"),
-        )
-        for one in stored
-        if one.started_at is not None
-    ]
-    trials = [_plain_trial(one) for one in news]
-    begun = min((span.started_at for span in spans), default=datetime(1970, 1, 1, tzinfo=UTC))
-    row = StudyRow(study.study_id, study.name, 0, _PLAIN, None, False, begun, begun)
-    return Subject(
-        spec,
-        _plain_progress(row, spec, trials, running, waiting),
-        model,
-        trials,
-        {one.number: one for one in news},
-        spans,
-        plain=True,
-        waiting=waiting,
-    )
-
-
-def _plain_trial(news: TrialNews) -> TrialRow:
-    constraints = [
-        value for key, value in news.system_attrs.items() if key.startswith("constraints:")
-    ]
-    older = news.system_attrs.get("constraints") or []
-    feasible = all(float(value) <= 0 for value in [*constraints, *older])
-    failure = "no message: plain Optuna keeps none" if news.state == "FAIL" else None
-    return TrialRow(
-        news.number,
-        news.state,
-        0,
-        search.true_values(news),
-        news.values,
-        1,
-        failure,
-        None,
-        None,
-        feasible,
-    )
-
-
-def _plain_progress(
-    row: StudyRow, spec: StudySpec, trials: Sequence[TrialRow], running: int, waiting: int
-) -> Progress:
-    counts = {state: sum(t.state == state for t in trials) for state in ("COMPLETE", "PRUNED")}
-    failed = len(trials) - sum(counts.values())
-    done = [t for t in trials if t.state == "COMPLETE" and t.values and t.feasible]
-    sign = -1.0 if spec.directions[0] == "maximize" else 1.0
-    best = min(done, key=lambda t: (sign * _first(t), t.number), default=None)
-    value = None if best is None else _first(best)
-    number = None if best is None else best.number
-    spent = sum(counts.values())
-    cell = CellRow(
-        0,
-        {},
-        "OPEN",
-        None,
-        spent,
-        counts["COMPLETE"],
-        counts["PRUNED"],
-        failed,
-        running,
-        value,
-        number,
-        spent,
-        share=spent,
-    )
-    return Progress(
-        study=row,
-        total=spec.budget.trials,
-        spent=spent,
-        running=running,
-        waiting=waiting,
-        failed=failed,
-        spent_since=0,
-        seconds=0.0,
-        seconds_left=None,
-        n_cells=1,
-        best=value,
-        best_trial=number,
-        cells=(cell,),
-    )

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from orchestrator.search.tables import create_optuna_tables, open_storage, optuna_schema_head
     from orchestrator.search.tpe.sampler import HybridTPESampler
     from orchestrator.search.trials.history import FIXED_KEY
+    from orchestrator.search.trials.mirror import is_feasible
 
 __all__ = [
     "FIXED_KEY",
@@ -68,6 +69,7 @@ __all__ = [
     "describe",
     "distributions",
     "extension",
+    "is_feasible",
     "open_storage",
     "optuna_schema_head",
     "parameters",
@@ -101,6 +103,7 @@ _HOME = {
     "tables": ("create_optuna_tables", "open_storage", "optuna_schema_head"),
     "tpe.sampler": ("HybridTPESampler",),
     "trials.history": ("FIXED_KEY",),
+    "trials.mirror": ("is_feasible",),
 }
 
 __getattr__ = names_of(__name__, _HOME, without_threads)

@@ -16,12 +16,8 @@ from optuna.distributions import json_to_distribution
 
 from orchestrator.errors import ConfigError
 from orchestrator.model import (
-    Enqueued,
     JSONValue,
-    Observation,
     Param,
-    Prior,
-    SourceStudy,
     StudySpec,
     TrialNews,
     at,
@@ -29,11 +25,13 @@ from orchestrator.model import (
     same_value,
     value_label,
 )
+from orchestrator.prior import Enqueued, Observation, Prior, SourceStudy
 from orchestrator.search.gp.losses import Scale
 from orchestrator.search.gp.process import BELIEVING, Layout, Posterior, fit
 from orchestrator.search.gp.sources import SourceTrials
 from orchestrator.search.space import Parameter, parameters
 from orchestrator.search.trials.history import Column
+from orchestrator.search.trials.mirror import is_feasible
 from orchestrator.search.trials.threads import one_thread
 
 MOST_OBSERVATIONS = 400
@@ -186,7 +184,7 @@ class _Reader:
 def _result(trial: TrialNews) -> tuple[float, bool]:
     if trial.state == "FAIL":
         raise _NotTakenError("failed")
-    if any(float(v) > 0 for v in _constraints(trial)):
+    if not is_feasible(trial):
         raise _NotTakenError("infeasible")
     pruned = trial.state == "PRUNED"
     value: float | None = trial.values[0] if trial.values and not pruned else None
@@ -195,11 +193,6 @@ def _result(trial: TrialNews) -> tuple[float, bool]:
     if value is None or not math.isfinite(value):
         raise _NotTakenError("without a finite value")
     return value, pruned
-
-
-def _constraints(trial: TrialNews) -> Sequence[float]:
-    stored = trial.system_attrs.get("constraints")
-    return stored if isinstance(stored, list | tuple) else ()
 
 
 def _bounded(taken: Sequence[Observation], *, maximize: bool) -> list[Observation]:
@@ -236,8 +229,9 @@ def source_trials(here: Mapping[str, Parameter], prior: Prior, maximize: bool) -
 def best_of(
     spec: StudySpec, priors: Sequence[Prior], most: int
 ) -> tuple[list[Enqueued], dict[str, int]]:
-    """The `most` best distinct configurations of the sources that this study can run: the best one
-    of each source, then the second best of each, and so on.
+    """The `most` best distinct configurations of the sources that this study can run, within the
+    shares of their cells and the trials beyond them: the best one of each source, then the second
+    best of each, and so on.
 
     Best is what a Gaussian process of the source believes: of many noisy values the best one is
     lucky.
@@ -250,6 +244,8 @@ def best_of(
     axes = [axis.path for axis in spec.grid]
     found: list[Enqueued] = []
     seen: set[str] = set()
+    of_cell: Counter[int] = Counter()
+    beyond = spec.beyond_shares
     for o, source in _in_turn([_ranked(here, spec, prior) for prior in priors]):
         if len(found) == most:
             break
@@ -264,6 +260,13 @@ def best_of(
         if (key := _key({**cell, **fixed})) in seen:
             continue
         seen.add(key)
+        if of_cell[ordinal] == spec.budget.per_cell:
+            if not beyond:
+                left_out["beyond what the budget has for their cells"] += 1
+                continue
+            beyond -= 1
+        else:
+            of_cell[ordinal] += 1
         found.append(Enqueued(ordinal, fixed, source, o.number))
     return found, dict(left_out)
 

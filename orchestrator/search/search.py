@@ -22,12 +22,12 @@ from orchestrator.model import (
     ASK_KEY,
     JSONValue,
     Limits,
-    Prior,
     StudySpec,
     Suggestion,
     TrialNews,
     cell_label,
 )
+from orchestrator.prior import Prior
 from orchestrator.search.answers import Answers
 from orchestrator.search.cells.allocation import FLOOR, OpenCells, Question, choose
 from orchestrator.search.cells.best import BestOfCells

@@ -9,15 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.model import (
-    ASK_KEY,
-    Param,
-    Prior,
-    SourceStudy,
-    StudySpec,
-    TrialNews,
-    value_label,
-)
+from orchestrator.model import ASK_KEY, Param, StudySpec, TrialNews, value_label
+from orchestrator.prior import Prior, SourceStudy
 from orchestrator.store.connection.plain import Source
 from orchestrator.store.connection.statement import Row, Statement, answers
 from orchestrator.store.optuna.attributes import FAILURE_ATTR

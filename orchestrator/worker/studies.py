@@ -24,13 +24,13 @@ from orchestrator.measurement import Narrowed, functions_of, probe_key
 from orchestrator.model import (
     ASK_KEY,
     JSONValue,
-    Prior,
     StudySpec,
     Suggestion,
     TrialNews,
     span_label,
     value_label,
 )
+from orchestrator.prior import Prior
 from orchestrator.runner import Runner, check_allowed, check_probe_allowed, source_digest
 from orchestrator.store import MOST_CHOICES, Choice
 from orchestrator.worker.contact import Contact, EndRequestedError

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 import optuna
 
-from orchestrator.model import Observation, Prior, Searched
+from orchestrator.model import Searched
+from orchestrator.prior import Observation, Prior
 from tests.benchmarks.methods import Ours, Row, play
 from tests.benchmarks.problems import Problem, Values
 from tests.benchmarks.regret import ALONE, Result, regrets

@@ -21,17 +21,8 @@ from orchestrator.cli.opening import announcement
 from orchestrator.cli.screen import View
 from orchestrator.errors import ConfigError, DifferentStudyError, LeaseLostError
 from orchestrator.faults import CRASH_AT
-from orchestrator.model import (
-    Axis,
-    Budget,
-    Enqueued,
-    Failed,
-    Observation,
-    Prior,
-    Report,
-    Searched,
-    StudySpec,
-)
+from orchestrator.model import Axis, Budget, Failed, Report, Searched, StudySpec
+from orchestrator.prior import Enqueued, Observation, Prior
 from orchestrator.search import by_hand, extension
 from orchestrator.store import Attempt, Store, Ticket
 from tests.support.revised import Suggesting, extended, sql

@@ -21,18 +21,8 @@ from sqlalchemy.engine import make_url
 
 from orchestrator.dashboard.server import pages
 from orchestrator.errors import OrchestratorError
-from orchestrator.model import (
-    Axis,
-    Budget,
-    Completed,
-    Enqueued,
-    Failed,
-    Observation,
-    Prior,
-    Pruned,
-    Report,
-    Searched,
-)
+from orchestrator.model import Axis, Budget, Completed, Failed, Pruned, Report, Searched
+from orchestrator.prior import Enqueued, Observation, Prior
 from orchestrator.search import create_optuna_tables
 from orchestrator.settings import StopSettings
 from orchestrator.stages import Inherited

@@ -8,7 +8,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from orchestrator.model import Budget, Enqueued, Failed, Observation, Prior, StudySpec
+from orchestrator.model import Budget, Failed, StudySpec
+from orchestrator.prior import Enqueued, Observation, Prior
 from orchestrator.settings import StopSettings
 from orchestrator.store import Attempt, Store, Undecided, WorkerLease
 from tests.support.invariants import query

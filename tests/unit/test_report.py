@@ -15,15 +15,8 @@ from typing import Any
 import pytest
 
 from orchestrator import search
-from orchestrator.model import (
-    Axis,
-    Budget,
-    Observation,
-    Prior,
-    Searched,
-    StudySpec,
-    TrialNews,
-)
+from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
+from orchestrator.prior import Observation, Prior
 from orchestrator.report import page
 from orchestrator.report.about import facts
 from orchestrator.report.markdown import markdown
@@ -51,7 +44,7 @@ STORED = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 def subject(made: StudySpec, trials: Sequence[TrialRow], **changes: Any) -> Subject:
-    """What `Subject.read` would have of these trials; each took a minute, one after the other."""
+    """What `reading.read` would have of these trials; each took a minute, one after the other."""
     declared = search.parameters(made)
     cells = list(made.cells())
     news = {}

@@ -13,16 +13,8 @@ from optuna.distributions import FloatDistribution
 from orchestrator.cli import warm_start as words
 from orchestrator.config.warm_start import warm_start
 from orchestrator.errors import ConfigError
-from orchestrator.model import (
-    Axis,
-    Budget,
-    Observation,
-    Prior,
-    Searched,
-    SourceStudy,
-    StudySpec,
-    TrialNews,
-)
+from orchestrator.model import Axis, Budget, Searched, StudySpec, TrialNews
+from orchestrator.prior import Observation, Prior, SourceStudy
 from orchestrator.search import Search, best_of, prior_of
 from orchestrator.search.gp.process import SEARCHING, Layout, fit
 from orchestrator.search.gp.sources import SourceModel, SourceTrials, learn
@@ -130,6 +122,15 @@ def test_of_many_trials_the_best_and_a_spread_are_taken() -> None:
     assert sum(prior.left_out.values()) == 2 * MOST_OBSERVATIONS
 
 
+@pytest.mark.parametrize("stored", [{"constraints:memory": 0.5}, {"constraints": [-1.0, 0.5]}])
+def test_what_broke_a_constraint_is_left_out_whoever_wrote_it(stored: dict[str, Any]) -> None:
+    broken = replace(trial(1, 0.1, net="small", lr=0.1), system_attrs=stored)
+    kept = replace(trial(2, 0.2, net="small", lr=0.1), system_attrs={"constraints:memory": 0.0})
+    prior = prior_of(HERE, there(broken, kept))
+    assert [o.number for o in prior.observations] == [2]
+    assert prior.left_out == {"infeasible": 1}
+
+
 def test_the_best_of_others_are_distinct_on_the_grid_and_in_turn() -> None:
     def prior(name: str, *observations: tuple[float, Mapping[str, Any]]) -> Prior:
         made = (Observation(n, values, loss) for n, (loss, values) in enumerate(observations))
@@ -148,6 +149,12 @@ def test_the_best_of_others_are_distinct_on_the_grid_and_in_turn() -> None:
         ("one", 1, {"lr": 0.5}),
     ]
     assert left_out == {"not on this study's grid": 1, "without a value of batch": 1}
+    # one share a cell, and one trial that belongs to none
+    small = replace(HERE, budget=Budget(3, 1))
+    many = prior("many", *((0.1 * k, {"batch": 32, "lr": 0.1 + 0.1 * k}) for k in range(4)))
+    found, left_out = best_of(small, [many], 4)
+    assert [e.cell for e in found] == [0, 0]
+    assert left_out == {"beyond what the budget has for their cells": 2}
 
 
 # -------------------------------------------------------------------------- how much it is believed

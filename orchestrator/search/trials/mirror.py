@@ -121,6 +121,11 @@ class Mirror(InMemoryStorage):
         return (max if maximize else min)(complete, key=lambda t: t.values[0])
 
 
+def is_feasible(news: TrialNews) -> bool:
+    """Whether the trial broke none of its constraints, in whichever form an Optuna wrote them."""
+    return all(float(value) <= 0 for value in frozen(news).constraints.values())
+
+
 def frozen(news: TrialNews) -> FrozenTrial:
     """News as Optuna's trial; parameters whose distribution this Optuna cannot read
     are left out.

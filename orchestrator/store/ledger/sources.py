@@ -14,7 +14,8 @@ from orchestrator.model import value_label
 from orchestrator.store.connection.statement import AnyConnection, Statement, answers, send
 
 if TYPE_CHECKING:
-    from orchestrator.model import Enqueued, Prior, StudySpec
+    from orchestrator.model import StudySpec
+    from orchestrator.prior import Enqueued, Prior
 
 
 def keep(c: AnyConnection, study_id: int, spec: StudySpec, priors: Sequence[Prior]) -> None:
@@ -38,28 +39,27 @@ def keep(c: AnyConnection, study_id: int, spec: StudySpec, priors: Sequence[Prio
             )
 
 
-def enqueue(c: AnyConnection, study_id: int, spec: StudySpec, enqueued: Sequence[Enqueued]) -> int:
-    """Gives tickets of a study that is being created the parameters of other studies' trials;
-    returns how many found one.
+def enqueue(c: AnyConnection, study_id: int, spec: StudySpec, enqueued: Sequence[Enqueued]) -> None:
+    """Gives tickets of a study that is being created the parameters of other studies' trials.
 
     They take their cells' shares, which then are the first of all; beyond the shares the first of
     the tickets without a cell, but none of those that confirm.
     """
     if not enqueued:
-        return 0
+        return
     cells = sorted({one.cell for one in enqueued})
-    free = spec.budget.trials - spec.n_cells * spec.budget.per_cell - spec.budget.confirm
     shares = defaultdict(list)
     for row in answers(c, _SHARES, {"study_id": study_id, "cells": cells}):
         shares[row.cell].append(row)
-    rest = list(answers(c, _REST, {"study_id": study_id, "most": min(max(0, free), len(enqueued))}))
+    most = min(spec.beyond_shares, len(enqueued))
+    rest = list(answers(c, _REST, {"study_id": study_id, "most": most}))
     taken = []
     for one in enqueued:
         of_cell = shares[one.cell] or rest
         if of_cell:
             taken.append((of_cell.pop(0), one))
     if not taken:
-        return 0
+        return
     first = [row.ordinal for row, _ in taken if row.share is not None]
     send(
         c,
@@ -75,7 +75,6 @@ def enqueue(c: AnyConnection, study_id: int, spec: StudySpec, enqueued: Sequence
     if bound := [one.cell for row, one in taken if row.share is None]:
         send(c, _COUNT, {"study_id": study_id, "cells": bound})
     _bring_forward(c, study_id, first)
-    return len(taken)
 
 
 def _bring_forward(c: AnyConnection, study_id: int, ordinals: Sequence[int]) -> None:

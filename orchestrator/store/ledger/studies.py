@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import ConfigError, DifferentStudyError
 from orchestrator.faults import step as crash_step
-from orchestrator.model import Enqueued, Prior, StudySpec, limits_label, value_label
+from orchestrator.model import StudySpec, limits_label, value_label
+from orchestrator.prior import Enqueued, Prior
 from orchestrator.revision import Change, Extend, continued
 from orchestrator.revision import changes as changes_of
 from orchestrator.store.connection.statement import (
@@ -45,8 +46,6 @@ class Launched:
     changes: tuple[str, ...]
     reason: str | None
     """Why the study is finished already, if it is."""
-    enqueued: int = 0
-    """How many configurations of other studies run first."""
 
 
 class Studies:
@@ -151,7 +150,8 @@ class Studies:
             else grid.write_tickets(c, study_id, spec, new=row is None, section=section)
         )
         sources.keep(c, study_id, spec, priors)
-        copied = sources.enqueue(c, study_id, spec, enqueued) if row is None else 0
+        if row is None:
+            sources.enqueue(c, study_id, spec, enqueued)
         crash_step("mid-launch")
         # whoever launches it sees that nothing is left to run
         tickets.end_study_if_spent(c, study_id, tell=False)
@@ -159,7 +159,7 @@ class Studies:
         (now,) = answers(c, _STATE, {"study_id": study_id})
         what = f"{added} tickets added; {'; '.join(changes) or NO_CHANGE}"
         later(c, _TELL, {"study_id": study_id, "reason": what})
-        return Launched(study_id, new, added, open_tickets, changes, now.reason, copied)
+        return Launched(study_id, new, added, open_tickets, changes, now.reason)
 
     def follow(self, study_id: int, for_s: float) -> None:
         """Notes that a launch follows the study for the next `for_s` seconds; 0: it no

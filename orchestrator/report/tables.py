@@ -92,48 +92,9 @@ def _cells(subject: Subject) -> Table | None:
     believed = any(estimate is not None for _, estimate in rows)
     names = ["trials", "complete", "pruned", "failed", "best", "of trial"]
     names += ["can reach", "90 % from", "to", "P(best cell)"] if believed else []
-    table, data = [], []
-    for cell, estimate in rows[:_MOST_CELLS]:
-        line: list[JSONValue] = [_value(cell.values.get(axis)) for axis in axes]
-        share = max(cell.share, cell.spent)
-        line += [
-            f"{cell.spent} of {share}{'+' if cell.grows else ''}",
-            cell.completed,
-            cell.pruned,
-            cell.failed,
-            cell.best,
-            cell.best_trial,
-        ]
-        if believed:
-            line += (
-                [None] * 4
-                if estimate is None
-                else [
-                    estimate.estimate,
-                    estimate.low,
-                    estimate.high,
-                    round(estimate.probability_best, 3),
-                ]
-            )
-        table.append((*line, remark := _remark(cell)))
-        data.append(
-            {
-                "values": dict(cell.values),
-                "trials": cell.spent,
-                "share": share,
-                "grows": cell.grows,
-                "complete": cell.completed,
-                "pruned": cell.pruned,
-                "failed": cell.failed,
-                "best": cell.best,
-                "best_trial": cell.best_trial,
-                "estimate": None if estimate is None else estimate.estimate,
-                "low": None if estimate is None else estimate.low,
-                "high": None if estimate is None else estimate.high,
-                "probability_best": None if estimate is None else estimate.probability_best,
-                "remark": remark,
-            }
-        )
+    listed = rows[:_MOST_CELLS]
+    table = [_cell_line(cell, estimate, axes, believed=believed) for cell, estimate in listed]
+    data = [_cell_data(cell, estimate) for cell, estimate in listed]
     more = subject.progress.n_cells - len(table)
     note = (
         f"The cells with the best prospects first; {more:,} more {'is' if more == 1 else 'are'} "
@@ -143,6 +104,50 @@ def _cells(subject: Subject) -> Table | None:
     )
     columns = _unique([*axes, *names, "remark"])
     return Table("cells", "Cells", columns, table, data, note, long=columns[-1:])
+
+
+def _cell_line(
+    cell: CellRow, estimate: CellEstimate | None, axes: Sequence[str], *, believed: bool
+) -> tuple[JSONValue, ...]:
+    belief: list[JSONValue] = [None] * 4
+    if estimate is not None:
+        belief = [estimate.estimate, estimate.low, estimate.high]
+        belief.append(round(estimate.probability_best, 3))
+    return (
+        *(_value(cell.values.get(axis)) for axis in axes),
+        f"{cell.spent} of {_share(cell)}{'+' if cell.grows else ''}",
+        cell.completed,
+        cell.pruned,
+        cell.failed,
+        cell.best,
+        cell.best_trial,
+        *(belief if believed else []),
+        _remark(cell),
+    )
+
+
+def _cell_data(cell: CellRow, estimate: CellEstimate | None) -> dict[str, JSONValue]:
+    return {
+        "values": dict(cell.values),
+        "trials": cell.spent,
+        "share": _share(cell),
+        "grows": cell.grows,
+        "complete": cell.completed,
+        "pruned": cell.pruned,
+        "failed": cell.failed,
+        "best": cell.best,
+        "best_trial": cell.best_trial,
+        "estimate": None if estimate is None else estimate.estimate,
+        "low": None if estimate is None else estimate.low,
+        "high": None if estimate is None else estimate.high,
+        "probability_best": None if estimate is None else estimate.probability_best,
+        "remark": _remark(cell),
+    }
+
+
+def _share(cell: CellRow) -> int:
+    """The trials that the cell is to get, or has had if those are more."""
+    return max(cell.share, cell.spent)
 
 
 def _remark(cell: CellRow) -> str | None:

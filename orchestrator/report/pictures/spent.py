@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from orchestrator.model import JSONValue
 from orchestrator.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, namer, shown
@@ -140,17 +140,8 @@ def _values(subject: Subject, ordinal: int) -> dict[str, JSONValue]:
 def _time_line(subject: Subject, spans: Sequence[Span]) -> list[Picture]:
     if subject.plain:
         return []
-    devices: dict[tuple[str, str], list[Span]] = {}
-    for span in spans:
-        devices.setdefault((span.host, span.device or f"worker {span.worker_id}"), []).append(span)
-    lanes: list[tuple[str, list[Span]]] = []
-    for (host, device), ran in sorted(devices.items()):
-        several = _lanes(ran)
-        for k, lane in enumerate(several):
-            which = f" {k + 1}" if len(several) > 1 else ""
-            lanes.append((f"{host} {_device_label(device)}{which}", lane))
-    shown_lanes = lanes[:_MOST_DEVICES]
-    drawn = [(row, span) for row, (_, lane) in enumerate(shown_lanes) for span in lane]
+    lanes = _named_lanes(spans)
+    drawn = [(row, span) for row, (_, lane) in enumerate(lanes[:_MOST_DEVICES]) for span in lane]
     drawn.sort(key=lambda pair: (pair[1].started_at, pair[0]))
     newest = drawn[-_MOST_SPANS:]
     words = "Each bar is one attempt of a trial, on the device that ran it; times are UTC."
@@ -158,11 +149,44 @@ def _time_line(subject: Subject, spans: Sequence[Span]) -> list[Picture]:
         words += f" {_MOST_DEVICES} of {len(lanes)} devices are shown."
     if len(newest) < len(drawn):
         words += f" The last {_MOST_SPANS:,} of {len(drawn):,} attempts are shown."
+    names = [shown(name, 30) for name, _ in lanes[:_MOST_DEVICES]]
+    layout = {
+        "barmode": "overlay",
+        "xaxis": {"type": "date"},
+        "yaxis": {
+            "tickvals": list(range(len(names))),
+            "ticktext": names,
+            "range": [len(names) - 0.5, -0.5],
+            "showgrid": False,
+        },
+        "showlegend": True,
+        "height": max(200, 130 + 26 * len(names)),
+    }
+    figure = {"data": _bars(newest), "layout": layout}
+    return [Picture("time-line", "When each device ran what", words, figure, wide=True)]
+
+
+def _named_lanes(spans: Sequence[Span]) -> list[tuple[str, list[Span]]]:
+    """A row for each slot of each device, with its name."""
+    devices: dict[tuple[str, str], list[Span]] = {}
+    for span in spans:
+        devices.setdefault((span.host, span.device or f"worker {span.worker_id}"), []).append(span)
+    named: list[tuple[str, list[Span]]] = []
+    for (host, device), ran in sorted(devices.items()):
+        several = _lanes(ran)
+        for k, lane in enumerate(several):
+            which = f" {k + 1}" if len(several) > 1 else ""
+            named.append((f"{host} {_device_label(device)}{which}", lane))
+    return named
+
+
+def _bars(drawn: Sequence[tuple[int, Span]]) -> list[dict[str, Any]]:
+    """The attempts as bars in their rows, a trace for each kind of end."""
     traces = []
     for kind, color in _KINDS.items():
         bars = [
             (row, span)
-            for row, span in newest
+            for row, span in drawn
             if _OUTCOMES.get(span.outcome or "", "given back") == kind
         ]
         if bars:
@@ -181,30 +205,7 @@ def _time_line(subject: Subject, spans: Sequence[Span]) -> list[Picture]:
                     "width": 0.72,
                 }
             )
-    names = [shown(name, 30) for name, _ in shown_lanes]
-    return [
-        Picture(
-            "time-line",
-            "When each device ran what",
-            words,
-            {
-                "data": traces,
-                "layout": {
-                    "barmode": "overlay",
-                    "xaxis": {"type": "date"},
-                    "yaxis": {
-                        "tickvals": list(range(len(names))),
-                        "ticktext": names,
-                        "range": [len(names) - 0.5, -0.5],
-                        "showgrid": False,
-                    },
-                    "showlegend": True,
-                    "height": max(200, 130 + 26 * len(names)),
-                },
-            },
-            wide=True,
-        )
-    ]
+    return traces
 
 
 def _lanes(spans: Sequence[Span]) -> list[list[Span]]:

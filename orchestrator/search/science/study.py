@@ -67,23 +67,12 @@ def analyse(
     found = effects(axes, losses, again, sign)
     shares = shared(losses)
     leader = int(np.lexsort((-shares, np.median(losses, axis=0)))[0])  # as `CellEstimate.rank`
-    questions = [_weights(axes, effect) for effect in found]
     against = np.eye(len(useful))[leader] - np.eye(len(useful))
-    ahead = outlooks(
-        believed.optima,
-        believed.drawn,
-        again,
-        np.vstack([*questions, against]),
-        losses_of,
-        margin,
-        rng,
-        REPORTED,
+    questions = np.vstack([*(_weights(axes, effect) for effect in found), against])
+    told = outlooks(
+        believed.optima, believed.drawn, again, questions, losses_of, margin, rng, REPORTED
     )
-    done: list[AxisEffect] = []
-    for effect in found:
-        mine, ahead = ahead[: len(effect.contrasts)], ahead[len(effect.contrasts) :]
-        contrasts = zip(effect.contrasts, mine, strict=True)
-        done.append(replace(effect, contrasts=tuple(replace(c, **vars(o)) for c, o in contrasts)))
+    found, of_rivals = _with_outlooks(found, told)
     n_parameters = len(axes.paths) + len(model.searched)
     some = np.sort(np.argsort(-state.useful, kind="stable")[:MOST_CELLS])
     matters = importances(surrogate, model.searched, state.points[some], state.fixed[some], rng)
@@ -99,9 +88,9 @@ def analyse(
         predictability=predicted.r2,
         predictability_low=predicted.low,
         deviations=REPORTED,
-        cells=_cells(losses, shares, sign, leader, useful, believed, ahead),
+        cells=_cells(losses, shares, sign, leader, useful, believed, of_rivals),
         leader=useful[leader],
-        axes=tuple(done),
+        axes=tuple(found),
         interactions=tuple(interactions(axes, losses, again)),
         importances=tuple(
             replace(m, cells={useful[some[i]]: share for i, share in m.cells.items()})
@@ -119,6 +108,18 @@ def analyse(
             )
         ),
     )
+
+
+def _with_outlooks(
+    found: Sequence[AxisEffect], told: Sequence[Outlook]
+) -> tuple[list[AxisEffect], Sequence[Outlook]]:
+    """The effects with the outlook of each of their contrasts, and the outlooks that are left."""
+    done = []
+    for effect in found:
+        mine, told = told[: len(effect.contrasts)], told[len(effect.contrasts) :]
+        contrasts = zip(effect.contrasts, mine, strict=True)
+        done.append(replace(effect, contrasts=tuple(replace(c, **vars(o)) for c, o in contrasts)))
+    return done, told
 
 
 def _margin(tried: Configurations) -> tuple[float, str]:
